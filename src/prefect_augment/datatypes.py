@@ -1,0 +1,402 @@
+"""Facts: what happened. Frozen, small, written to storage as JSON; the only things that travel.
+
+Wishes live in :mod:`prefect_augment.params`. A class is named by its label value cast to text, so
+the integer class 0 is ``"0"``; a stratum is a class, or a class within one combination of the
+``balance.by`` columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Arm",
+    "ArmScore",
+    "BalancePlan",
+    "Choice",
+    "ClassGate",
+    "ClassPlan",
+    "ColumnFact",
+    "Commit",
+    "DatasetFacts",
+    "DatasetRef",
+    "Difference",
+    "Estimate",
+    "GateReport",
+    "Interval",
+    "LearnerScore",
+    "ModelRef",
+    "Origin",
+    "Part",
+    "Profile",
+    "Recipe",
+    "ReportRef",
+    "RunResult",
+    "ShardFact",
+    "SourceFile",
+    "Verdict",
+]
+
+Part = Literal["fit", "val", "holdout"]
+Split = Literal["train", "holdout"]
+Origin = Literal["real", "copy", "classic", "synthetic"]
+ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque"]
+ArmFamily = Literal[
+    "as_is", "threshold", "weights", "resampling", "classic", "model", "mixture", "given"
+]
+Decision = Literal["accept", "reject", "inconclusive"]
+
+
+class Fact(BaseModel):
+    """Base of all facts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """JSON with sorted keys, for storage and digests: equal facts give equal bytes."""
+        import json
+
+        return (
+            json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False)
+            + "\n"
+        ).encode()
+
+
+class Interval(Fact):
+    """An estimate with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+# --- datasets ---------------------------------------------------------------------------------
+
+
+class ColumnFact(Fact):
+    """What was found about one column of the source."""
+
+    name: str
+    arrow_type: str
+    kind: ColumnKind
+    n_null: int
+    n_unique: int
+    note: str = ""  # why it is an identifier, what happens to it in synthetic records …
+
+
+class SourceFile(Fact):
+    """One object of the source, as it was listed."""
+
+    path: str
+    n_bytes: int
+    etag: str  # the store's etag, or size and modification time where there is none
+    n_records: int
+    n_quarantined: int
+
+
+class ShardFact(Fact):
+    """One immutable object of records."""
+
+    path: str  # relative to the root it lies under
+    split: (
+        str  # train | holdout in a published dataset; fit | val | holdout | candidates in staging
+    )
+    origin: Origin
+    n_records: int
+    n_bytes: int
+    sha256: str
+    class_counts: dict[str, int]
+
+
+class DatasetRef(Fact):
+    """A reference to staged records: what travels between tasks.
+
+    The details (columns, shards, split, quarantine) are in the :class:`DatasetFacts` at ``path``.
+    """
+
+    root: str  # URI of the destination under whose _staging the records lie
+    path: str  # of the stage's outcome, relative to root
+    key: str  # stage key
+    digest: str  # sha256 over the shards' digests
+    label: str
+    n_records: int
+    n_quarantined: int = 0
+    class_counts: dict[str, int]
+    block: str = ""  # name of the Prefect block that opens root, where one is needed
+
+
+class DatasetFacts(Fact):
+    """Everything known about staged records; the outcome of an ingest or sampling stage."""
+
+    stage: str
+    key: str
+    digest: str
+    label: str
+    label_type: str
+    schema_digest: str  # of the source's columns, in order, with their types
+    columns: tuple[ColumnFact, ...]  # without the label
+    shards: tuple[ShardFact, ...]
+    part_counts: dict[str, dict[str, int]]  # part -> class -> records
+    judged: tuple[str, ...]  # classes that stand in all parts
+    n_quarantined: int = 0
+    quarantine: tuple[ShardFact, ...] = ()
+    sources: tuple[SourceFile, ...] = ()
+    holdout_uri: str = ""  # where the hold-out was given and not copied
+    holdout_digest: str = ""
+    ledger: str = ""  # path of the staged split ledger, relative to root
+    group_column: str = ""
+    n_twins: int = 0  # records whose feature values occur more than once
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Profile(Fact):
+    """What was found in a source without writing anything."""
+
+    source: str
+    format: str
+    label: str  # empty where no column could be found or used as the label
+    usable: bool  # whether ingest would take it
+    n_files: int
+    n_bytes: int
+    n_records: int
+    columns: tuple[ColumnFact, ...]
+    class_counts: dict[str, int]
+    imbalance_ratio: float  # 0 where there are no classes
+    n_quarantined: int
+    quarantine: dict[str, int]  # reason -> records
+    notes: tuple[str, ...] = ()  # troubles first
+
+
+# --- plan -------------------------------------------------------------------------------------
+
+
+class ClassPlan(Fact):
+    """What one stratum has and should have, in training records (fit + val)."""
+
+    name: str  # the stratum: the class, or "class | column=value" with balance.by
+    label: str  # the class
+    by: dict[str, str] = Field(default_factory=dict)
+    n_real: int
+    target: int
+    n_synthetic: int  # at most; what the gate drops is not replaced beyond the candidates drawn
+    n_classic: (
+        int  # target - n_real - n_synthetic: copies, SMOTE records or weight, as the recipe has it
+    )
+    judged: bool
+    note: str = ""
+
+
+class Estimate(Fact):
+    """What a run will take, roughly, before it starts."""
+
+    seconds: float
+    output_bytes: int
+    memory_bytes: int
+
+
+class BalancePlan(Fact):
+    """Per stratum: real, target, classic, synthetic."""
+
+    rule: str
+    classes: tuple[ClassPlan, ...]
+    estimate: Estimate
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_synthetic(self) -> int:
+        """Synthetic records wanted over all strata."""
+        return sum(c.n_synthetic for c in self.classes)
+
+
+# --- models and candidates --------------------------------------------------------------------
+
+
+class ModelRef(Fact):
+    """A trained model: checkpoint and encoder by digest."""
+
+    root: str
+    path: str  # of the stage's outcome, relative to root
+    key: str
+    kind: str
+    digest: str  # sha256 of the checkpoint: weights and configuration; aug_model of its records
+    encoder_digest: str
+    checkpoint: str  # path of the safetensors file, relative to root
+    config: str  # path of its JSON
+    strata: tuple[str, ...]  # strata that can be sampled, in the model's order
+    n_fit: int
+    steps: int
+    notes: tuple[str, ...] = ()
+    block: str = ""
+
+
+class ClassGate(Fact):
+    """What the gate did to one stratum's candidates."""
+
+    name: str
+    n_candidates: int
+    n_passed: int
+    n_kept: int  # after the utility filter, at most the plan's n_synthetic
+    reasons: dict[str, int]  # reason -> candidates dropped for it
+    metrics: dict[str, float]  # density, coverage, c2st, near_copy_fraction, …
+
+
+class GateReport(Fact):
+    """Which candidates pass, per stratum and reason. The rows themselves are in ``kept`` and ``dropped``."""
+
+    root: str
+    path: str
+    key: str
+    purpose: str
+    classes: tuple[ClassGate, ...]
+    kept: tuple[ShardFact, ...]
+    dropped: tuple[ShardFact, ...]
+    feature_space: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept_counts(self) -> dict[str, int]:
+        """Records kept per stratum."""
+        return {c.name: c.n_kept for c in self.classes}
+
+
+# --- judging ----------------------------------------------------------------------------------
+
+
+class Arm(Fact):
+    """One way of treating the training part; all arms train the learners with equal steps.
+
+    ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. It is the small
+    search that baselines and models get alike.
+    """
+
+    name: str
+    family: ArmFamily
+    amount: float = 1.0
+    tune_threshold: bool = False
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the arm trains on synthetic records."""
+        return self.family in ("model", "mixture", "given")
+
+
+class LearnerScore(Fact):
+    """One learner's scores over the judged classes; all in [0, 1]."""
+
+    balanced_accuracy: float
+    macro_f1: float
+    auprc: float  # macro-averaged over the classes other than the largest
+    worst_recall: float
+    worst_class: str
+    brier: float
+    recall: dict[str, float]
+
+
+class ArmScore(Fact):
+    """One arm under one seed, on val records only."""
+
+    arm: Arm
+    seed: int
+    score: float  # balanced accuracy, mean over the learners
+    learners: dict[str, LearnerScore]
+    thresholds: dict[str, dict[str, float]] = Field(
+        default_factory=dict
+    )  # learner -> class -> multiplier
+    n_train: int
+    n_val: int
+    seconds: float = 0.0
+    path: str = ""  # the staged predictions behind the scores, relative to root
+
+
+class Choice(Fact):
+    """What val says: fixed before the hold-out is read."""
+
+    chosen: Arm  # the best arm
+    baseline: Arm  # the best arm without synthetic records
+    as_is: Arm
+    model: Arm | None  # the best arm with synthetic records
+    scores: dict[str, float]  # arm -> mean score over seeds
+    reason: str
+
+
+class Recipe(Fact):
+    """How to train on the published data: the winner of the comparison."""
+
+    arm: Arm
+    class_weight: dict[str, float]  # weight of a real record of the stratum; mean 1 over train
+    synthetic: dict[str, int]  # records written per stratum
+    classic: dict[str, int]
+    copies: dict[str, int]
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    sentence: str  # what was done and how to read it, for the log and the card
+
+
+class Difference(Fact):
+    """Balanced accuracy of one arm less another's on the hold-out."""
+
+    arm: str
+    against: str
+    interval: Interval
+
+
+class Verdict(Fact):
+    """The last comparison, on hold-out records that nothing else has read."""
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    chosen: str
+    baseline: str
+    published: str
+    arms: dict[str, dict[str, LearnerScore]]  # arm -> learner -> scores
+    balanced_accuracy: dict[str, Interval]  # arm -> mean over learners and seeds
+    differences: tuple[Difference, ...]
+    minimum_detectable_effect: float
+    class_recall: dict[str, dict[str, Interval]]  # arm -> class
+    class_decisions: dict[str, str]
+    not_judged: dict[str, str]  # class -> why
+    n_holdout: int
+    n_seeds: int
+    without_twins: dict[str, float] = Field(default_factory=dict)  # arm -> balanced accuracy
+    n_without_twins: int = 0
+
+
+# --- published --------------------------------------------------------------------------------
+
+
+class Commit(Fact):
+    """A published version."""
+
+    root: str
+    version: int
+    manifest: str  # path relative to root
+    content_digest: str
+    created: bool  # False: the same inputs had been published before
+
+
+class RunResult(Fact):
+    """What a run says of itself: the object that ``--json`` prints."""
+
+    status: Literal["published", "unchanged", "evaluated", "planned"]
+    version: int | None
+    manifest: str
+    counts: dict[str, dict[str, dict[str, int]]]  # split -> class -> origin -> records
+    quarantined: int
+    plan: BalancePlan
+    arms: tuple[ArmScore, ...]
+    recipe: Recipe | None
+    verdict: Verdict | None
+    report: str
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+class ReportRef(Fact):
+    """A finished report, staged; publishing copies its files to ``_reports/v…``."""
+
+    root: str
+    prefix: str  # folder of the files, relative to root
+    files: tuple[str, ...]  # report.html, report.json, recipe.json, PNGs

@@ -1,0 +1,126 @@
+"""Errors that users meet, one tree.
+
+::
+
+    AugmentError
+    ├── ParameterError          a wish that cannot be granted (exit 2)
+    │   └── MissingExtraError   a part that needs ``pip install 'prefect-augment[extra]'``
+    ├── InputError              the source or hold-out cannot be used (exit 2)
+    │   ├── SchemaError         columns or types are not what was expected
+    │   ├── LabelError          the label column is missing, or cannot be a label
+    │   └── SourceChangedError  an object changed while it was read
+    ├── StorageError            a location cannot be read or written (exit 1)
+    │   ├── IntegrityError      stored bytes do not match their digest
+    │   ├── CommitConflictError another run committed something else first
+    │   └── TransientError      may work when tried again; the only retried error
+    ├── RefusedError            the gate found no gain and was told to fail (exit 3)
+    └── EmptyClassError         a class has too few records for what was asked of it (exit 2)
+
+Each message says what was expected, what was found and what to do. Values a caller may want are
+keyword arguments and stay on the exception as attributes; all of them survive pickling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AugmentError",
+    "CommitConflictError",
+    "EmptyClassError",
+    "InputError",
+    "IntegrityError",
+    "LabelError",
+    "MissingExtraError",
+    "ParameterError",
+    "RefusedError",
+    "SchemaError",
+    "SourceChangedError",
+    "StorageError",
+    "TransientError",
+]
+
+
+class AugmentError(Exception):
+    """Root of all errors that this package raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What was expected, what was found, what to do.
+    **values
+        Facts about the error (column, path, counts ...), kept as attributes.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, **values: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.values = values
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own __reduce__ drops keyword arguments, and process workers send errors pickled.
+        return (_rebuild, (type(self), self.message, self.values))
+
+
+def _rebuild(cls: type[AugmentError], message: str, values: dict[str, Any]) -> AugmentError:
+    return cls(message, **values)
+
+
+class ParameterError(AugmentError):
+    """A parameter has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class MissingExtraError(ParameterError):
+    """An optional part of the package is needed and not installed."""
+
+
+class InputError(AugmentError):
+    """The source or the hold-out cannot be used as it is."""
+
+    exit_code = 2
+
+
+class SchemaError(InputError):
+    """Columns or types are not what was expected."""
+
+
+class LabelError(InputError):
+    """The label column is missing, or what it holds cannot be a label."""
+
+
+class SourceChangedError(InputError):
+    """An object of the source changed since it was listed."""
+
+
+class StorageError(AugmentError):
+    """A location cannot be read or written."""
+
+
+class IntegrityError(StorageError):
+    """Stored bytes are missing or do not match their recorded digest."""
+
+
+class CommitConflictError(StorageError):
+    """Another run committed a different version from the same parent first."""
+
+
+class TransientError(StorageError):
+    """A passing fault: a timeout, a reset connection, a store that asks to slow down."""
+
+
+class RefusedError(AugmentError):
+    """The gate found no gain, and ``gate.on_no_gain`` is ``fail``."""
+
+    exit_code = 3
+
+
+class EmptyClassError(AugmentError):
+    """A class has too few records for what was asked of it."""
+
+    exit_code = 2

@@ -1,0 +1,336 @@
+"""Wishes: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
+
+Facts (what happened) live in :mod:`prefect_augment.datatypes`. Descriptions sit on fields one level
+deep because Prefect's form shows those and drops others; ``Optional`` and ``dict`` render badly
+there, so "not given" is an empty string or list, and per-class wishes are lists of models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AutoModel",
+    "Balance",
+    "Budget",
+    "ClassTarget",
+    "Classic",
+    "ColumnWish",
+    "Compute",
+    "Destination",
+    "Gate",
+    "ModelParams",
+    "NoModel",
+    "PluginModel",
+    "Publish",
+    "Report",
+    "Source",
+    "TreesModel",
+]
+
+Learner = Literal["boosting", "logistic"]
+
+
+class Params(BaseModel):
+    """Base of all wishes: unknown names are refused, so that a typing error is not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ColumnWish(Params):
+    """What a column is, where the tool's own reading of it is wrong."""
+
+    name: str = Field(description="The column's name.")
+    kind: Literal["numeric", "category", "identifier", "opaque", "drop"] = Field(
+        description="numeric or category: learnt by models. identifier: left out, synthetic records get a "
+        "fresh one. opaque: kept in real records, null in synthetic ones. drop: not published."
+    )
+
+
+class Source(Params):
+    """Where the labelled records come from, and how they are split."""
+
+    uri: str = Field(
+        default="",
+        description="A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one "
+        "dataset. Leave empty for the built-in example table.",
+    )
+    label: str = Field(
+        default="",
+        description="The column that holds the class. Empty: found where only one column can be it.",
+    )
+    format: Literal["auto", "parquet", "csv"] = Field(
+        default="auto", description="auto goes by the files' names; csv covers TSV and semicolons."
+    )
+    encoding: str = Field(
+        default="auto", description="Text encoding of CSV files; auto looks at the bytes."
+    )
+    separator: str = Field(
+        default="auto", description="Separator of CSV files; auto looks at the first lines."
+    )
+    decimal: Literal["auto", ".", ","] = Field(
+        default="auto", description="Decimal mark of CSV files."
+    )
+    columns: list[ColumnWish] = Field(
+        default_factory=list,
+        description="Columns that the tool would read wrongly, and what they are.",
+    )
+    holdout_fraction: float = Field(
+        default=0.2,
+        gt=0.0,
+        lt=0.9,
+        description="Share of each class kept aside for the last comparison, where no column or URI is given.",
+    )
+    holdout_column: str = Field(
+        default="",
+        description="A column that marks hold-out records: true/1, or one of holdout, test. It is not published.",
+    )
+    holdout_uri: str = Field(
+        default="", description="Hold-out records of their own; never copied, never trained on."
+    )
+    on_overlap: Literal["error", "drop"] = Field(
+        default="error",
+        description="Records of the source that are also in the hold-out URI: stop, or quarantine them.",
+    )
+    val_fraction: float = Field(
+        default=0.2,
+        gt=0.0,
+        lt=0.9,
+        description="Share of the training records that choose between arms.",
+    )
+    group_column: str = Field(
+        default="",
+        description="Records with the same value (a patient, a machine) stay on one side of the split.",
+    )
+    storage_block: str = Field(
+        default="",
+        description="Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake.",
+    )
+
+    @model_validator(mode="after")
+    def _one_holdout(self) -> Source:
+        if self.holdout_column and self.holdout_uri:
+            raise ValueError("holdout_column and holdout_uri are both given; keep one of them.")
+        return self
+
+
+class Destination(Params):
+    """Where the balanced dataset is published."""
+
+    uri: str = Field(
+        default="",
+        description="A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is "
+        "kept under _staging. Leave empty for a folder 'balanced' beside where the run works.",
+    )
+    storage_block: str = Field(
+        default="", description="Name of a saved Prefect storage block with the credentials."
+    )
+
+
+class ClassTarget(Params):
+    """The target of one class, instead of the general one."""
+
+    name: str = Field(description="The class, as the label column spells it.")
+    target: int = Field(
+        default=-1, ge=-1, description="Training records wanted; -1 keeps the general target."
+    )
+    max_synthetic_per_real: float = Field(
+        default=-1.0,
+        ge=-1.0,
+        description="Cap for this class; -1 keeps the general cap; 0 forbids synthetic records.",
+    )
+
+
+class Balance(Params):
+    """How many records each class should have."""
+
+    target: Literal["median", "majority", "sqrt", "count"] = Field(
+        default="median",
+        description="median or majority of the class counts; sqrt: halfway to the majority on a log scale; "
+        "count: the number below. No class is ever made smaller.",
+    )
+    count: int = Field(default=0, ge=0, description="Training records per class for target=count.")
+    max_synthetic_per_real: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="At most so many synthetic records per real one; the rest of the way to the target is "
+        "resampling. Above 5 a warning says that this has been seen to hurt.",
+    )
+    max_per_class: int = Field(
+        default=0, ge=0, description="No class is brought above this; 0 for no such cap."
+    )
+    by: list[str] = Field(
+        default_factory=list,
+        description="Further columns to balance within, e.g. a site or a sex: each combination is balanced by itself.",
+    )
+    classes: list[ClassTarget] = Field(
+        default_factory=list, description="Classes with a target or cap of their own."
+    )
+
+    @model_validator(mode="after")
+    def _count_is_given(self) -> Balance:
+        if self.target == "count" and self.count < 1:
+            raise ValueError(
+                "target is 'count' but count is 0; say how many records each class should have."
+            )
+        names = [c.name for c in self.classes]
+        if len(names) != len(set(names)):
+            raise ValueError("classes names the same class twice; keep one entry per class.")
+        return self
+
+
+class Classic(Params):
+    """Classic augmentation: the SMOTE family on tables."""
+
+    table: Literal["smote", "none"] = Field(
+        default="smote",
+        description="smote interpolates between neighbours of a class (SMOTENC with categories).",
+    )
+    k_neighbors: int = Field(
+        default=5, ge=1, le=50, description="Neighbours to interpolate with; fewer in tiny classes."
+    )
+    max_memory_mib: int = Field(
+        default=2048,
+        ge=64,
+        description="Refuse, with advice, when the estimate of the memory needed is above this.",
+    )
+
+
+class AutoModel(Params):
+    """Let the tool choose the generative model: sequential trees for tables."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class NoModel(Params):
+    """No generative model: baselines and classic augmentation only."""
+
+    kind: Literal["none"] = "none"
+
+
+class TreesModel(Params):
+    """Sequential trees (synthpop): each column drawn from a tree given the class and the columns before."""
+
+    kind: Literal["trees"] = "trees"
+    min_leaf: int = Field(
+        default=20,
+        ge=2,
+        le=1000,
+        description="Records in a leaf; less where the smallest class is small.",
+    )
+    max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
+
+
+class PluginModel(Params):
+    """A model that another package registers under the entry-point group ``prefect_augment.models``."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: str = Field(description="The entry point's name.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the model's own parameters class."
+    )
+
+
+ModelParams = Annotated[AutoModel | NoModel | TreesModel | PluginModel, Field(discriminator="kind")]
+
+
+class Budget(Params):
+    """How much effort training may take."""
+
+    minutes: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Minutes for the whole run; judging takes at most half. Ignored where steps is set.",
+    )
+    steps: int = Field(
+        default=0,
+        ge=0,
+        description="Training steps instead of minutes: what makes a run repeatable to the byte.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes a GPU where there is one."
+    )
+    batch_size: int = Field(
+        default=0, ge=0, description="Records per step; 0 lets the model choose."
+    )
+
+
+class Gate(Params):
+    """What synthetic records and recipes must pass."""
+
+    on_no_gain: Literal["recipe", "fail", "publish"] = Field(
+        default="recipe",
+        description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
+    )
+    purpose: Literal["utility", "faithful"] = Field(
+        default="utility",
+        description="utility keeps the third of the candidates that a classifier finds most like their class (for "
+        "training); faithful keeps them as the class is (for sharing and testing).",
+    )
+    learners: list[Learner] = Field(
+        default=["boosting", "logistic"],
+        min_length=1,
+        description="Classifiers that judge each arm: gradient boosting, logistic regression.",
+    )
+    n_seeds: int = Field(
+        default=3, ge=1, le=20, description="Seeds for the best three arms and the last comparison."
+    )
+    max_recall_loss: float = Field(
+        default=0.02,
+        ge=0.0,
+        le=1.0,
+        description="Worst-class recall may not fall by more than this.",
+    )
+    near_copy_quantile: float = Field(
+        default=0.05,
+        ge=0.0,
+        lt=1.0,
+        description="A synthetic record nearer to a training record than this quantile of val's distances is dropped.",
+    )
+    fidelity_quantile: float = Field(
+        default=0.05,
+        ge=0.0,
+        lt=1.0,
+        description="A synthetic record that looks less like its class than this quantile of val's records is dropped.",
+    )
+    n_bootstrap: int = Field(
+        default=2000, ge=100, le=100_000, description="Resamples behind each interval."
+    )
+
+
+class Publish(Params):
+    """What is written, and how."""
+
+    materialise: Literal["auto", "copies"] = Field(
+        default="auto",
+        description="auto expresses resampling in the column aug_weight; copies also writes the duplicates, for "
+        "readers that know nothing of weights.",
+    )
+    origins: list[Literal["real", "copy", "classic", "synthetic"]] = Field(
+        default=["real", "copy", "classic", "synthetic"],
+        min_length=1,
+        description="Kinds of records to publish; only synthetic is for sharing.",
+    )
+    shard_records: int = Field(
+        default=1_000_000, ge=1, description="At most so many records in a shard."
+    )
+    shard_mib: int = Field(default=128, ge=1, le=4096, description="About so many MiB in a shard.")
+
+
+class Report(Params):
+    """What the report may show."""
+
+    pictures: Literal["real", "synthetic", "none"] = Field(
+        default="real",
+        description="real shows real records beside synthetic ones; none shows no record.",
+    )
+
+
+class Compute(Params):
+    """How many workers; changes the time a run takes, never its bytes."""
+
+    workers: int = Field(
+        default=2, ge=1, le=256, description="Arms judged and shards written at the same time."
+    )

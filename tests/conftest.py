@@ -1,0 +1,132 @@
+"""What all tests share: an environment of their own, Prefect's harness, the shared data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_temporary_home = pytest.StashKey[str]()
+
+# The same examples in every run: a test that fails here fails for the next reader too.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any test module imports Prefect, which reads it once."""
+    home = tempfile.mkdtemp(prefix="prefect-augment-tests-")
+    config.stash[_temporary_home] = home
+    # A developer's own server, profile and credentials stay out of the tests.
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "AWS_"))]:
+        del os.environ[name]
+    os.environ.update(
+        PREFECT_HOME=home,
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        DO_NOT_TRACK="1",
+        # Accidental use of the API fails at once instead of starting a server.
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",
+        PREFECT_CLI_PROMPT="false",
+        PREFECT_LOGGING_LEVEL="WARNING",
+        MPLBACKEND="Agg",
+        HF_HUB_OFFLINE="1",
+        HF_HOME=f"{home}/huggingface",
+    )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what Prefect wrote."""
+    shutil.rmtree(config.stash.get(_temporary_home, ""), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_harness() -> Iterator[None]:
+    """Prefect's API with a database of its own, started once for all tests marked ``flow``."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    # On a busy machine the server has been seen to take 52 seconds.
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _flow_tests_have_an_api(request: pytest.FixtureRequest) -> None:
+    """Give the harness to every test marked ``flow``, and to no other."""
+    if request.node.get_closest_marker("flow"):
+        request.getfixturevalue("prefect_harness")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets beside the repository; it holds ``tabular`` and ``images``."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this repository: the real data sets are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def releases() -> ModuleType:
+    """Builders of staged records and of what `publish` takes beside them: `tests/releases.py`."""
+    name = "prefect_augment_test_releases"
+    if name not in sys.modules:  # importlib mode puts no folder of tests on the import path
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("releases.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+# --- a small table of every common type, whose classes can be told apart ---
+
+COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
+
+
+@pytest.fixture(scope="session")
+def make_table() -> Callable[..., pa.Table]:
+    """Make a table; another seed gives other records of the same classes."""
+    return _make_table
+
+
+def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table:
+    """A table of every common type; classes differ in two numbers and a category."""
+    rng = np.random.default_rng(seed)
+    names = [name for name, n in (counts or COUNTS).items() for _ in range(n)]
+    shift = np.array([list(COUNTS).index(name) for name in names], dtype=float)
+    n = len(names)
+    load = rng.normal(shift, 1.0)
+    load[rng.random(n) < 0.05] = np.nan
+    return pa.table(
+        {
+            "serial": pa.array([f"sn-{seed}-{i:05d}" for i in range(n)]),
+            "load": pa.array(load, from_pandas=True),
+            "cycles": pa.array(rng.poisson(20 + 10 * shift)),
+            "site": pa.array(rng.choice(["north", "south", "east"], n)).dictionary_encode(),
+            "loud": pa.array(rng.random(n) < 0.2 + 0.2 * (shift > 0)),
+            "since": pa.array(
+                (
+                    np.datetime64("2024-01-01") + rng.integers(0, 400, n).astype("timedelta64[D]")
+                ).astype("datetime64[us]")
+            ),
+            "state": pa.array(names),
+        }
+    )
