@@ -1,0 +1,1 @@
+"""Reading: published datasets for users, staged records for stages."""

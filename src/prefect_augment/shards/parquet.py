@@ -1,0 +1,503 @@
+"""Parquet shards: whole objects in and out, with the source's schema kept to the letter.
+
+Offers the reader of source files, the writer and reader of our own shards, and the two operations on
+columns that keep schema metadata true (:func:`select_columns`, :func:`with_lineage`). What the
+shards mean, and where they go, is decided by the stages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import Origin, ShardFact
+from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
+from prefect_augment.params import Source
+from prefect_augment.shards.base import SourceRecords
+from prefect_augment.storage import Store, sha256_hex
+
+__all__ = [
+    "LINEAGE",
+    "conform",
+    "label_names",
+    "put_once",
+    "read_records",
+    "read_shard",
+    "select_columns",
+    "with_lineage",
+    "write_shards",
+]
+
+LINEAGE = pa.schema(
+    [
+        ("aug_id", pa.string()),
+        ("aug_origin", pa.string()),
+        ("aug_weight", pa.float32()),
+        ("aug_parent", pa.string()),
+        ("aug_model", pa.string()),
+        ("aug_seed", pa.int64()),
+    ]
+)
+
+# pandas_type and numpy_type of the lineage columns. Without Int64, pandas reads a seed column with
+# nulls as float64, and a seed above 2**53 would no longer make its record again.
+_PANDAS_TYPES = {
+    "string": ("unicode", "object"),
+    "float": ("float32", "float32"),
+    "int64": ("int64", "Int64"),
+}
+_HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
+
+# 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
+_ROW_GROUP_BYTES = 3 << 20
+
+
+# --- source files -----------------------------------------------------------------------------
+
+
+def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
+    """Records of one Parquet file of the source, with its types and schema metadata as they stand.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        The file's path, for messages.
+    source : Source
+        Not used by this format: a Parquet file says itself how it is to be read.
+
+    Returns
+    -------
+    SourceRecords
+        ``positions`` count rows from 1. A Parquet file is read as a whole or not at all, so nothing
+        is rejected row by row.
+
+    Raises
+    ------
+    InputError
+        If the file is not whole, not Parquet, or holds text that is not UTF-8.
+    SchemaError
+        If two columns have the same name.
+    """
+    try:
+        reader = pq.ParquetFile(file)
+        _refuse_duplicates(reader.schema_arrow.names, name)
+        table = reader.read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the format: Arrow's own errors carry no errno
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise InputError(
+            f"{name} cannot be read as Parquet ({reason}); it may be cut off or of another format. "
+            "Write it again, or leave it out of the source.",
+            path=name,
+        ) from exc
+    return SourceRecords(table=table, positions=np.arange(1, table.num_rows + 1, dtype=np.int64))
+
+
+def _refuse_duplicates(names: Sequence[str], where: str) -> None:
+    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
+    if repeated:
+        raise SchemaError(
+            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
+            "rename or drop all but one of each.",
+            columns=repeated,
+        )
+
+
+# --- columns and schema metadata --------------------------------------------------------------
+
+
+def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the table with these columns only, and what the schema metadata says of the others removed.
+
+    Where nothing is removed the metadata stays byte for byte.
+    """
+    gone = set(table.column_names) - set(names)
+    selected = table.select(list(names))
+    if not gone:
+        return selected
+    keep: Callable[[Any], bool] = lambda name: name not in gone  # noqa: E731 - one line, used twice
+    return selected.replace_schema_metadata(
+        _edit_metadata(
+            selected.schema.metadata,
+            pandas=lambda found: _trim_pandas(found, keep),
+            features=lambda found: {k: v for k, v in found.items() if keep(k)},
+        )
+    )
+
+
+def with_lineage(
+    table: pa.Table,
+    *,
+    origin: Origin,
+    aug_id: Any,
+    weight: NDArray[np.float32] | None = None,
+    parent: Any = None,
+    model: Any = None,
+    seed: Any = None,
+) -> pa.Table:
+    """Append the lineage columns, and extend the schema metadata by exactly these.
+
+    Parameters
+    ----------
+    table : pyarrow.Table, n_records rows
+        The user's columns only.
+    origin : str
+        One for all records.
+    aug_id, parent, model, seed : array-like of length n_records, optional
+        Text, text, text and int64; None is null throughout.
+    weight : ndarray of float32, shape (n_records,), optional
+        Ones where not given.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns as they came, then :data:`LINEAGE`. The source's ``pandas`` key keeps every word
+        and gets an entry per lineage column (a source without the key gets one that names only
+        these); a ``huggingface`` key with features gets their types, because `datasets` would
+        otherwise guess them apart from the rest.
+
+    Raises
+    ------
+    SchemaError
+        If the table has a column named like a lineage column.
+    """
+    taken = sorted(set(table.column_names) & set(LINEAGE.names))
+    if taken:
+        raise SchemaError(
+            f"columns {', '.join(map(repr, taken))} are named like lineage columns; rename them in the source.",
+            columns=taken,
+        )
+    n = table.num_rows
+    values = {
+        "aug_id": aug_id,
+        "aug_origin": [origin] * n,
+        "aug_weight": np.ones(n, dtype=np.float32) if weight is None else weight,
+        "aug_parent": parent,
+        "aug_model": model,
+        "aug_seed": seed,
+    }
+    for field in LINEAGE:
+        table = table.append_column(field, _as_array(values[field.name], field.type, n))
+    metadata = _edit_metadata(
+        table.schema.metadata,
+        pandas=_extend_pandas,
+        features=lambda found: {**found, **_lineage_features()},
+    )
+    metadata.setdefault(b"pandas", _new_pandas())
+    return table.replace_schema_metadata(metadata)
+
+
+def _as_array(values: Any, kind: pa.DataType, n: int) -> Any:
+    if values is None:
+        return pa.nulls(n, kind)
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.cast(kind)
+    return pa.array(values, kind)
+
+
+def _edit_metadata(
+    metadata: Mapping[bytes, bytes] | None,
+    *,
+    pandas: Callable[[dict[str, Any]], dict[str, Any]],
+    features: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[bytes, bytes]:
+    """Apply the edits to the two keys that list columns; drop one that does not parse, keep all others."""
+    edited = dict(metadata or {})
+    for key, edit in (
+        (b"pandas", pandas),
+        (b"huggingface", lambda found: _edit_features(found, features)),
+    ):
+        if key in edited:
+            try:
+                # json.dumps with its defaults is how pandas and datasets write: the rest stays byte for byte.
+                edited[key] = json.dumps(edit(json.loads(edited[key]))).encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                del edited[key]
+    return edited
+
+
+def _edit_features(
+    found: dict[str, Any], edit: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    info = found["info"]
+    if info.get("features") is None:
+        return found
+    return {**found, "info": {**info, "features": edit(info["features"])}}
+
+
+def _trim_pandas(found: dict[str, Any], keep: Callable[[Any], bool]) -> dict[str, Any]:
+    """Leave out the columns that are gone, also where they were the index."""
+    index = [i for i in found["index_columns"] if isinstance(i, dict) or keep(i)]
+    columns = [c for c in found["columns"] if keep(c.get("field_name", c["name"]))]
+    return {**found, "index_columns": index, "columns": columns}
+
+
+def _extend_pandas(found: dict[str, Any]) -> dict[str, Any]:
+    return {**found, "columns": [*found["columns"], *_lineage_columns()]}
+
+
+def _new_pandas() -> bytes:
+    """A pandas key for a source that has none: the lineage columns only, the others as pandas guesses."""
+    return json.dumps(
+        {
+            "index_columns": [],
+            "column_indexes": [],
+            "columns": _lineage_columns(),
+            "pandas_version": "2.2.0",
+        }
+    ).encode()
+
+
+def _lineage_columns() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": field.name,
+            "field_name": field.name,
+            "pandas_type": _PANDAS_TYPES[str(field.type)][0],
+            "numpy_type": _PANDAS_TYPES[str(field.type)][1],
+            "metadata": None,
+        }
+        for field in LINEAGE
+    ]
+
+
+def _lineage_features() -> dict[str, Any]:
+    return {f.name: {"dtype": _HUGGINGFACE_TYPES[str(f.type)], "_type": "Value"} for f in LINEAGE}
+
+
+def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
+    """Return the columns of ``like`` out of ``table``, with that schema, its metadata and its categories.
+
+    Every difference of type is an error, because a cast could change values.
+
+    Raises
+    ------
+    SchemaError
+        If a column is missing or has another type; names ``where``.
+    """
+    missing = [name for name in like.column_names if name not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"{where} lacks the columns {', '.join(map(repr, missing))} of the source."
+        )
+    for field in like.schema:
+        found = table.schema.field(field.name).type
+        if _plain(found) != _plain(field.type):
+            raise SchemaError(
+                f"column {field.name!r} is {found} in {where} and {field.type} in the source; "
+                "it has to come back as it was."
+            )
+    columns = [_same_categories(table[name], like[name]) for name in like.column_names]
+    return pa.table(columns, schema=like.schema)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values: two dictionaries may count in integers of different width."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _same_categories(column: pa.ChunkedArray, like: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Encode with the dictionary of ``like``: pandas sees the same categories in the same order."""
+    if not pa.types.is_dictionary(like.type) or not like.num_chunks:
+        return column.cast(like.type)
+    values = column.cast(_plain(column.type)).combine_chunks()
+    dictionary = like.unify_dictionaries().chunk(0).dictionary
+    codes = pc.index_in(values, value_set=dictionary)
+    if codes.null_count != values.null_count:
+        return column.cast(like.type)  # a value that is no category yet; the writer merges them
+    indices = codes.cast(like.type.index_type)
+    encoded = pa.DictionaryArray.from_arrays(indices, dictionary, ordered=like.type.ordered)
+    return pa.chunked_array([encoded], like.type)
+
+
+def label_names(column: Any) -> list[str]:
+    """Return the class of each record: the label cast to text, a dictionary decoded first."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+def write_shards(
+    store: Store,
+    table: pa.Table,
+    *,
+    prefix: str,
+    stem: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    max_records: int,
+    max_bytes: int,
+) -> tuple[ShardFact, ...]:
+    """Put the records as immutable Parquet objects named by their content.
+
+    Each shard is built whole in memory and put once: an exception inside a stream to the final key
+    would commit half of it on an object store.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    table : pyarrow.Table
+        The records in the order they are to stand in; none gives no shard.
+    prefix, stem : str
+        The objects are ``{prefix}/{stem}-{i:05d}-{sha12}.parquet``.
+    split, origin : str
+        What all of these records are, for the facts.
+    label : str
+        Column that holds the class; empty where there is none (quarantine, ledgers).
+    max_records : int
+        At most so many records in a shard.
+    max_bytes : int
+        About so many bytes of Arrow data in a shard; less once compressed.
+
+    Returns
+    -------
+    tuple of ShardFact
+        In the order of the records; ``path`` is relative to the store's root.
+
+    Raises
+    ------
+    SchemaError
+        If Parquet has no form for a column's type; names the columns.
+    StorageError
+        If the store cannot be written.
+    """
+    # One chunk and one dictionary per column, so that how the records came does not change the bytes.
+    table = table.unify_dictionaries().combine_chunks()
+    n = table.num_rows
+    if n == 0:
+        return ()
+    n_shards = max(math.ceil(n / max_records), math.ceil(table.nbytes / max_bytes))
+    n_rows = math.ceil(n / min(n_shards, n))
+    facts = []
+    for i, start in enumerate(range(0, n, n_rows)):
+        part = table.slice(start, n_rows)
+        data = _encode(
+            part, n_rows_per_group=max(1, int(_ROW_GROUP_BYTES * n / max(1, table.nbytes)))
+        )
+        sha256 = sha256_hex(data)
+        path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}.parquet"
+        put_once(store, path, data)
+        facts.append(
+            ShardFact(
+                path=path,
+                split=split,
+                origin=origin,
+                n_records=part.num_rows,
+                n_bytes=len(data),
+                sha256=sha256,
+                class_counts=dict(sorted(Counter(label_names(part[label])).items()))
+                if label
+                else {},
+            )
+        )
+    return tuple(facts)
+
+
+def _encode(table: pa.Table, *, n_rows_per_group: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    try:
+        pq.write_table(
+            table, sink, compression="zstd", row_group_size=n_rows_per_group, version="2.6"
+        )
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as exc:
+        kinds = ", ".join(f"{f.name!r} ({f.type})" for f in table.schema if not _writable(f.type))
+        raise SchemaError(
+            f"Parquet cannot hold {kinds or 'these columns'}: {exc}; cast them in the source, or leave them out "
+            "with a columns entry of kind drop."
+        ) from exc
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _writable(kind: pa.DataType) -> bool:
+    try:
+        pq.write_table(pa.table({"x": pa.nulls(0, kind)}), pa.BufferOutputStream())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def put_once(store: Store, path: str, data: bytes) -> None:
+    """Put the object unless one of that name, which holds its digest, and size is there."""
+    try:
+        if store.size(path) == len(data):
+            return
+    except FileNotFoundError:
+        pass
+    store.put(path, data)
+
+
+def read_shard(
+    store: Store, path: str, columns: Sequence[str] | None = None, *, sha256: str = ""
+) -> pa.Table:
+    """Records of one of our own shards.
+
+    Parameters
+    ----------
+    store : Store
+        Where from.
+    path : str
+        Relative to the store's root.
+    columns : sequence of str, optional
+        Only these, in this order.
+    sha256 : str, optional
+        The digest to check the object's bytes against; reads all of them.
+
+    Raises
+    ------
+    IntegrityError
+        If the object is missing, not whole, or not what its digest says.
+    """
+    where = f"{store.uri}/{path}"
+    try:
+        if sha256:
+            data = store.read(path)
+            if sha256_hex(data) != sha256:
+                raise IntegrityError(
+                    f"{where} has other bytes than were published (sha256 {sha256_hex(data)[:12]}…, expected "
+                    f"{sha256[:12]}…); restore it from a copy, or publish again.",
+                    path=path,
+                )
+            return _decode(pa.BufferReader(data), columns)
+        with store.open(path) as file:
+            return _decode(file, columns)
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{where} is missing, though the dataset lists it; restore it from a copy, or publish again.",
+            path=path,
+        ) from exc
+    except (pa.ArrowException, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
+        raise IntegrityError(
+            f"{where} is damaged: {str(exc).strip().splitlines()[0]}; restore it from a copy, or publish again.",
+            path=path,
+        ) from exc
+
+
+def _decode(file: Any, columns: Sequence[str] | None) -> pa.Table:
+    table = pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+    if columns is None:
+        return table
+    unknown = [c for c in columns if c not in table.column_names]
+    if unknown:
+        raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
+    # ParquetFile.read also returns the columns below a dotted prefix, and in the file's order.
+    return table.select(list(columns))
