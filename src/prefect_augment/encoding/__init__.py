@@ -1,0 +1,1 @@
+"""Records to numbers and back, and what names a record."""

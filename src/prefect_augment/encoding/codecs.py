@@ -1,0 +1,316 @@
+"""One column between Arrow and float64: what is learnt of it, and how it comes back as it was.
+
+A codec is fitted on one column, turns values into float64 (NaN for missing) and back into the same
+Arrow type, snapped to what was seen: the range, the grid of a number (whole numbers, decimals,
+multiples of 50, full hours), the known levels of a category. Everything it knows is plain JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.values import (
+    from_integers,
+    is_integer_like,
+    to_integers,
+    values_from_json,
+    values_to_json,
+)
+from prefect_augment.errors import ParameterError, SchemaError
+
+__all__ = [
+    "CategoryCodec",
+    "Codec",
+    "NumberCodec",
+    "codec_from_config",
+    "fit_category",
+    "fit_number",
+]
+
+EXACT = 2**53  # float64 holds every integer up to here
+MAX_DECIMALS = 15  # a float64 with more is taken as continuous
+
+Missing = Literal["null", "nan"]
+Floats = NDArray[np.float64]
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NumberCodec:
+    """A numeric column: floats, integers, decimals, dates, times, timestamps, durations.
+
+    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]; the
+    matrix holds the value itself (a date its day number, a timestamp its ticks since 1970 UTC), or
+    ``k`` where the numbers exceed 2**53 (``offset``), which float64 could not tell apart (and
+    of more than 2**53 steps it holds the nearest it can, so that the last digits are lost). A float
+    column without a grid is continuous in [minimum, maximum].
+    """
+
+    kind: pa.DataType
+    missing: Missing | None  # how a missing value is written; None where none was seen
+    decimals: int | None = None  # None: continuous
+    low: int = 0
+    step: int = 1
+    n_steps: int = 0
+    offset: bool = False
+    minimum: float = math.nan  # NaN: no value was seen
+    maximum: float = math.nan
+
+    is_category = False
+    n_levels = 0
+
+    def encode(self, values: pa.Array) -> Floats:
+        """Return the values as float64, shape (n,); null, NaN and infinite values are NaN."""
+        if pa.types.is_floating(values.type):
+            x = _floats(values)
+            return np.where(np.isfinite(x), x, np.nan)
+        numbers = to_integers(values)
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        if self.offset:
+            x = ((numbers.astype(object) - self.low) / self.step).astype(np.float64)
+        else:
+            x = numbers.astype(np.float64) / 10.0 ** (self.decimals or 0)
+        return np.where(missing, np.nan, x)
+
+    def decode(self, x: Floats) -> pa.Array:
+        """Return values of the column's type: the nearest ones of its domain."""
+        if math.isnan(self.minimum):  # no value was seen, so there is none to give
+            x = np.full(len(x), np.nan)
+        missing = np.isnan(x)
+        if self.decimals is None:
+            return self._as_floats(np.clip(x, self.minimum, self.maximum), missing)
+        numbers = self._on_grid(np.where(missing, 0.0, x))
+        if pa.types.is_floating(self.kind):
+            return self._as_floats(numbers.astype(np.float64) / 10.0**self.decimals, missing)
+        return from_integers(numbers, missing, self.kind)
+
+    def in_domain(self, x: Floats) -> NDArray[np.bool_]:
+        """Tell which values lie in the range that was seen; NaN does where missing values were."""
+        with np.errstate(invalid="ignore"):
+            inside = (x >= self.minimum) & (x <= self.maximum)
+        return inside | (np.isnan(x) & (self.missing is not None))
+
+    def _on_grid(self, x: Floats) -> NDArray[Any]:
+        """Return the nearest whole numbers ``low + k * step``."""
+        if not self.offset:
+            x = (np.rint(x * 10.0 ** (self.decimals or 0)) - self.low) / self.step
+        k = np.clip(np.rint(x), 0, self.n_steps)
+        big = max(abs(self.low), abs(self.low + self.step * self.n_steps), self.n_steps) >= 2**62
+        if big:  # Python integers: float(n_steps) may have been rounded up
+            whole = np.array([min(int(v), self.n_steps) for v in k], dtype=object)
+        else:
+            whole = k.astype(np.int64)
+        return whole * self.step + self.low
+
+    def _as_floats(self, x: Floats, missing: NDArray[np.bool_]) -> pa.Array:
+        dtype = self.kind.to_pandas_dtype()
+        if self.missing == "nan":
+            return pa.array(np.where(missing, np.nan, x).astype(dtype), type=self.kind)
+        return pa.array(np.where(missing, 0.0, x).astype(dtype), mask=missing, type=self.kind)
+
+    def config(self) -> dict[str, Any]:
+        """Return everything but the type as JSON."""
+        known = not math.isnan(self.minimum)
+        return {
+            "codec": "number",
+            "missing": self.missing,
+            "decimals": self.decimals,
+            "low": self.low,
+            "step": self.step,
+            "n_steps": self.n_steps,
+            "offset": self.offset,
+            "minimum": self.minimum if known else None,
+            "maximum": self.maximum if known else None,
+        }
+
+
+def fit_number(values: pa.Array, *, column: str, nullable: bool) -> NumberCodec:
+    """Return the codec of a numeric column.
+
+    Parameters
+    ----------
+    values : pyarrow.Array
+        From :func:`prefect_augment.encoding.values.plain`.
+    column : str
+        For messages.
+    nullable : bool
+        Whether the column's field allows null.
+
+    Raises
+    ------
+    SchemaError
+        If the type is not a number; names the column.
+    """
+    kind = values.type
+    if pa.types.is_floating(kind):
+        return _fit_floats(values, nullable=nullable)
+    if not is_integer_like(kind):
+        raise SchemaError(
+            f"column {column!r} has type {kind}, which is no number; "
+            "give it kind category, opaque or drop in source.columns.",
+            column=column,
+        )
+    missing: Missing | None = "null" if values.null_count else None
+    decimals = kind.scale if pa.types.is_decimal(kind) else 0
+    numbers = to_integers(values.drop_null())
+    if not len(numbers):
+        return NumberCodec(kind, missing, decimals)
+    low, step, n_steps = _grid(numbers)
+    high = low + step * n_steps
+    if max(abs(low), abs(high)) > EXACT:
+        return NumberCodec(kind, missing, decimals, low, step, n_steps, True, 0.0, float(n_steps))
+    scale = 10.0**decimals
+    return NumberCodec(
+        kind, missing, decimals, low, step, n_steps, False, low / scale, high / scale
+    )
+
+
+def _fit_floats(values: pa.Array, *, nullable: bool) -> NumberCodec:
+    x = _floats(values)
+    seen = x[np.isfinite(x)]
+    missing: Missing | None = None
+    if len(seen) < len(x):
+        # NaN and null are both "missing" to a model; nulls win where a column has both.
+        missing = "null" if values.null_count and nullable else "nan"
+    if not len(seen):
+        return NumberCodec(values.type, missing)
+    dtype = values.type.to_pandas_dtype()
+    bounds = float(seen.min()), float(seen.max())
+    decimals = _decimals(seen, dtype)
+    if decimals is None:
+        return NumberCodec(values.type, missing, minimum=bounds[0], maximum=bounds[1])
+    numbers = np.rint(seen * 10.0**decimals).astype(np.int64)
+    low, step, n_steps = _grid(numbers)
+    return NumberCodec(values.type, missing, decimals, low, step, n_steps, False, *bounds)
+
+
+def _floats(values: pa.Array) -> Floats:
+    """Return a float array as float64, NaN for null."""
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _decimals(x: Floats, dtype: Any) -> int | None:
+    """Return the fewest decimals that write every value exactly; None if no number does."""
+    largest = float(np.abs(x).max())
+    # A negative zero has no whole number; as a continuous value it comes back as it was.
+    if np.any((x == 0) & np.signbit(x)):
+        return None
+    for decimals in range(MAX_DECIMALS + 1):
+        scale = 10.0**decimals
+        if largest * scale >= EXACT:
+            return None
+        if np.array_equal((np.rint(x * scale) / scale).astype(dtype), x.astype(dtype)):
+            return decimals
+    return None
+
+
+def _grid(numbers: NDArray[Any]) -> tuple[int, int, int]:
+    """Return lowest number, largest common step and number of steps of whole numbers."""
+    low, high = int(numbers.min()), int(numbers.max())
+    wide = high - low >= 2**63
+    gaps = (numbers.astype(object) if wide else numbers) - low
+    step = math.gcd(*gaps.tolist()) if gaps.dtype == object else int(np.gcd.reduce(gaps))
+    step = max(1, step)
+    return low, step, (high - low) // step
+
+
+# --- categories ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CategoryCodec:
+    """A category column: text, booleans, or any other type that was declared one.
+
+    ``levels`` are the values seen, in their natural order; the matrix holds their index.
+    """
+
+    kind: pa.DataType  # of the values; a dictionary's value type
+    missing: Missing | None
+    levels: pa.Array
+
+    is_category = True
+
+    @property
+    def n_levels(self) -> int:
+        """Values seen."""
+        return len(self.levels)
+
+    def encode(self, values: pa.Array) -> Floats:
+        """Return level codes as float64, shape (n,); null and unseen values are NaN."""
+        codes = pc.index_in(_without_nan(values), value_set=self.levels, skip_nulls=True)
+        return codes.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+    def decode(self, x: Floats) -> pa.Array:
+        """Return the levels of the nearest codes."""
+        missing = np.isnan(x) | (self.n_levels == 0)
+        codes = np.clip(np.rint(np.where(missing, 0, x)), 0, max(0, self.n_levels - 1)).astype(
+            np.int64
+        )
+        taken = self.levels.take(pa.array(codes, mask=missing))
+        return taken.fill_null(math.nan) if self.missing == "nan" else taken
+
+    def in_domain(self, x: Floats) -> NDArray[np.bool_]:
+        """Tell which codes are levels; NaN is in the domain where missing values were seen."""
+        with np.errstate(invalid="ignore"):
+            known: NDArray[np.bool_] = (x >= 0) & (x < self.n_levels) & (x == np.rint(x))
+        return known | (np.isnan(x) & (self.missing is not None))
+
+    def config(self) -> dict[str, Any]:
+        """Return everything but the type as JSON."""
+        return {
+            "codec": "category",
+            "missing": self.missing,
+            "levels": values_to_json(self.levels, column=""),
+        }
+
+
+def fit_category(values: pa.Array, *, column: str, nullable: bool) -> CategoryCodec:
+    """Return the codec of a category column; arguments as of :func:`fit_number`.
+
+    Raises
+    ------
+    SchemaError
+        If values of the type cannot be levels; names the column.
+    """
+    values_to_json(values[:0], column=column)  # refuses a type without levels by name
+    clean = _without_nan(values)
+    missing: Missing | None = None
+    if clean.null_count:
+        missing = "null" if values.null_count and nullable else "nan"
+    written = values_to_json(clean.drop_null().unique(), column=column)
+    floating = pa.types.is_floating(values.type)
+    levels = sorted(written, key=float.fromhex if floating else None)
+    return CategoryCodec(values.type, missing, values_from_json(levels, values.type))
+
+
+def _without_nan(values: pa.Array) -> pa.Array:
+    """Return the values with NaN as null; Arrow's look-ups would take it for a level."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+
+
+Codec = NumberCodec | CategoryCodec
+
+
+def codec_from_config(config: dict[str, Any], kind: pa.DataType) -> Codec:
+    """Return the codec that a ``config()`` describes."""
+    if config["codec"] == "category":
+        return CategoryCodec(kind, config["missing"], values_from_json(config["levels"], kind))
+    if config["codec"] == "number":
+        fields: dict[str, Any] = {name: value for name, value in config.items() if name != "codec"}
+        for name in ("minimum", "maximum"):
+            fields[name] = math.nan if fields[name] is None else fields[name]
+        return NumberCodec(kind, **fields)
+    raise ParameterError(
+        f"unknown codec {config['codec']!r}; the encoder was saved by a newer version."
+    )

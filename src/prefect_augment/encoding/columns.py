@@ -1,0 +1,265 @@
+"""What the columns of a table are: numbers, categories, identifiers, or nothing to learn from.
+
+Kinds are found only where that is unambiguous; a :class:`~prefect_augment.params.ColumnWish` decides
+the rest. Nothing here changes a value. The label is :mod:`prefect_augment.encoding.labels`' matter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.datatypes import ColumnFact, ColumnKind
+from prefect_augment.encoding.keys import plain_array
+from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.params import ColumnWish
+
+__all__ = [
+    "check_wishes",
+    "count_values",
+    "describe_columns",
+    "did_you_mean",
+    "is_comparable",
+    "is_temporal",
+    "is_text",
+    "listing",
+    "require_columns",
+    "value_type_of",
+]
+
+# Below this many values "no two are equal" happens by chance (ten ages, ten postcodes).
+MIN_UNIQUE_RECORDS = 20
+# Text with fewer than two records per value, and more values than this, has nothing to learn from.
+MIN_FREE_TEXT_VALUES = 50
+ID_TOKENS = frozenset(
+    {"id", "ids", "uid", "uuid", "guid", "udi", "pk", "key", "index", "idx", "row", "rownum"}
+)
+
+
+# --- kinds ------------------------------------------------------------------------------------
+
+
+def describe_columns(
+    table: pa.Table, *, label: str, wishes: Sequence[ColumnWish] = ()
+) -> tuple[ColumnFact, ...]:
+    """Return what was found about each column but the label, in the table's order.
+
+    Kinds, the first that fits:
+
+    - ``empty``: only nulls (NaN counts as null);
+    - ``opaque``: nested or binary values, and text of which hardly any two values are equal; kept in
+      real records, null in synthetic ones;
+    - ``constant``: one value and no nulls;
+    - ``identifier``: text without blanks or integers, no two equal, the integers either contiguous
+      or in a column named like an id; synthetic records get a fresh one;
+    - ``category``: text, booleans, dictionaries;
+    - ``numeric``: numbers, decimals, dates, timestamps, times, durations.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Records.
+    label : str
+        The label column; left out.
+    wishes : sequence of ColumnWish
+        What the user says; goes before what is found.
+
+    Returns
+    -------
+    tuple of ColumnFact
+        ``n_unique`` counts values other than null; -1 where values cannot be compared (nested).
+
+    Raises
+    ------
+    ParameterError
+        If a wish names no column, or asks for numbers where there are none.
+    """
+    wished = check_wishes(table, label=label, wishes=wishes)
+    return tuple(
+        _describe(table, name, wished.get(name)) for name in table.column_names if name != label
+    )
+
+
+def check_wishes(
+    table: pa.Table, *, label: str, wishes: Sequence[ColumnWish]
+) -> dict[str, ColumnWish]:
+    """Return the wishes by column name; refuse those that name no column, twice the same, or the label."""
+    wished: dict[str, ColumnWish] = {}
+    for wish in wishes:
+        if wish.name not in table.column_names:
+            raise ParameterError(
+                f"source.columns names {wish.name!r}, which is not a column"
+                f"{did_you_mean(wish.name, table.column_names)}.",
+                column=wish.name,
+            )
+        if wish.name == label:
+            raise ParameterError(
+                f"source.columns names the label {label!r}; the label's kind is fixed.",
+                column=label,
+            )
+        if wish.name in wished:
+            raise ParameterError(
+                f"source.columns names {wish.name!r} twice; keep one entry.", column=wish.name
+            )
+        kind = table.schema.field(wish.name).type
+        if wish.kind == "numeric" and not _is_number_like(value_type_of(kind)):
+            raise ParameterError(
+                f"column {wish.name!r} holds {kind}, which cannot be numeric; "
+                "convert it in the source, or take kind: category.",
+                column=wish.name,
+            )
+        if wish.kind == "category" and not is_comparable(value_type_of(kind)):
+            raise ParameterError(
+                f"column {wish.name!r} holds {kind}, which cannot be a category; take kind: opaque.",
+                column=wish.name,
+            )
+        wished[wish.name] = wish
+    return wished
+
+
+def _describe(table: pa.Table, name: str, wish: ColumnWish | None) -> ColumnFact:
+    arrow_type = table.schema.field(name).type
+    values = plain_array(table.column(name)).drop_null()
+    n_infinite = 0
+    if pa.types.is_floating(values.type):
+        values = values.cast(pa.float64()).filter(pc.invert(pc.is_nan(values.cast(pa.float64()))))
+        n_infinite = pc.sum(pc.is_inf(values)).as_py() or 0
+    n_unique = count_values(values)
+    kind, note = _kind(name, arrow_type, values, n_unique, table.num_rows)
+    if wish is not None and wish.kind != "drop":
+        kind, note = wish.kind, "as wished in source.columns"
+    if n_infinite:
+        infinite = f"{n_infinite} infinite values: kept in real records, read as missing by models and learners"
+        note = f"{note}; {infinite}" if note else infinite
+    return ColumnFact(
+        name=name,
+        arrow_type=str(arrow_type),
+        kind=kind,
+        n_null=table.num_rows - len(values),
+        n_unique=n_unique,
+        note=note,
+    )
+
+
+def count_values(values: pa.Array) -> int:
+    """Distinct values; -1 where Arrow cannot compare them."""
+    if not is_comparable(values.type):
+        return -1
+    return int(pc.count_distinct(values).as_py()) if len(values) else 0
+
+
+def _kind(
+    name: str, arrow_type: pa.DataType, values: pa.Array, n_unique: int, n_records: int
+) -> tuple[ColumnKind, str]:
+    """The kind of one column and why, from its values without nulls."""
+    if len(values) == 0:
+        return "empty", "no value in any record"
+    if n_unique < 0:
+        return (
+            "opaque",
+            f"{arrow_type} is kept untouched in real records and null in synthetic ones",
+        )
+    if n_unique == 1 and len(values) == n_records:
+        return "constant", "one value in every record"
+    if is_text(values.type):
+        return _text_kind(values, n_unique)
+    if pa.types.is_integer(values.type) and not pa.types.is_dictionary(arrow_type):
+        why = _integer_identifier(name, values, n_unique, n_records)
+        return ("identifier", why) if why else ("numeric", "")
+    if pa.types.is_boolean(values.type) or pa.types.is_dictionary(arrow_type):
+        return "category", ""
+    return "numeric", ""
+
+
+def _text_kind(values: pa.Array, n_unique: int) -> tuple[ColumnKind, str]:
+    """Tell categories, identifiers and free text apart."""
+    if n_unique == len(values) >= MIN_UNIQUE_RECORDS:
+        with_blanks = pc.sum(pc.match_substring_regex(values, r"\s")).as_py() or 0
+        if with_blanks == 0:
+            return "identifier", "a text of its own in every record"
+    if n_unique > MIN_FREE_TEXT_VALUES and 2 * n_unique > len(values):
+        return (
+            "opaque",
+            f"free text ({n_unique} different values): kept in real records, null in synthetic ones",
+        )
+    return "category", ""
+
+
+def _integer_identifier(name: str, values: pa.Array, n_unique: int, n_records: int) -> str:
+    """Why an integer column is an identifier; empty if it is not one."""
+    if n_unique < n_records or n_records < MIN_UNIQUE_RECORDS:
+        return ""
+    bounds = pc.min_max(values).as_py()
+    if bounds["max"] - bounds["min"] == n_unique - 1:
+        return f"row number: every integer from {bounds['min']} to {bounds['max']} once"
+    return "named like an identifier, no two values equal" if _is_named_like_id(name) else ""
+
+
+def _is_named_like_id(name: str) -> bool:
+    """Tell ``customer_id``, ``CustomerID`` and ``UUID`` from ``width`` and ``paid``."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    return any(word.lower() in ID_TOKENS for word in words)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether values are text."""
+    t = pa.types
+    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
+
+
+def _is_number_like(kind: pa.DataType) -> bool:
+    t = pa.types
+    return bool(
+        t.is_integer(kind)
+        or t.is_floating(kind)
+        or t.is_decimal(kind)
+        or t.is_null(kind)
+        or t.is_boolean(kind)
+    ) or is_temporal(kind)
+
+
+def is_temporal(kind: pa.DataType) -> bool:
+    """Tell whether values are dates, times or durations."""
+    t = pa.types  # is_temporal also says yes to calendar intervals, which have no order
+    return bool(t.is_date(kind) or t.is_timestamp(kind) or t.is_time(kind) or t.is_duration(kind))
+
+
+def is_comparable(kind: pa.DataType) -> bool:
+    """Tell whether Arrow can find equal values: all but nested and binary ones."""
+    return is_text(kind) or _is_number_like(kind)
+
+
+def value_type_of(kind: pa.DataType) -> pa.DataType:
+    """Type of the values behind a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return ``" (did you mean 'income'?)"`` for the nearest of ``names``, or nothing."""
+    folded = {other.strip().casefold(): other for other in reversed(names)}
+    nearest = difflib.get_close_matches(name.strip().casefold(), list(folded), n=1, cutoff=0.6)
+    return f" (did you mean {folded[nearest[0]]!r}?)" if nearest else ""
+
+
+def listing(names: Sequence[str], limit: int = 40) -> str:
+    """Return the names quoted, with commas, at most ``limit`` of them."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def require_columns(table: pa.Table, names: Sequence[str], *, what: str) -> None:
+    """Refuse a parameter that names a column which is not there."""
+    for name in names:
+        if name and name not in table.column_names:
+            raise SchemaError(
+                f"{what} {name!r} is not a column of the source{did_you_mean(name, table.column_names)}; "
+                f"its columns are: {listing(table.column_names)}.",
+                column=name,
+            )

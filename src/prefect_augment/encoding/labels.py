@@ -1,0 +1,217 @@
+"""The label column: which one it is, its classes, and whether it can be a label at all."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.encoding.columns import (
+    count_values,
+    did_you_mean,
+    is_comparable,
+    is_temporal,
+    is_text,
+    listing,
+    value_type_of,
+)
+from prefect_augment.encoding.keys import plain_array
+from prefect_augment.errors import LabelError
+
+__all__ = [
+    "check_label",
+    "check_label_type",
+    "class_names",
+    "find_label",
+    "label_text",
+    "missing_labels",
+]
+
+# A label has records to learn each class from: more values than this need at least
+# MIN_RECORDS_PER_CLASS records each, in the mean.
+MAX_RARE_CLASSES = 20
+MIN_RECORDS_PER_CLASS = 5
+LABEL_NAMES = ("label", "target", "class", "y", "labels", "category", "outcome", "diagnosis")
+
+
+def find_label(table: pa.Table, given: str = "") -> str:
+    """Return the name of the label column.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Records.
+    given : str
+        The user's name of it; empty to look for one column named label, target, class, y …
+
+    Raises
+    ------
+    LabelError
+        If the given column is not there, or no single column can be it.
+    """
+    names: list[str] = table.column_names
+    if given:
+        if given in names:
+            return given
+        raise LabelError(
+            f"label column {given!r} is not in the source{did_you_mean(given, names)}; "
+            f"its columns are: {listing(names)}.",
+            label=given,
+            columns=names,
+        )
+    named = [name for name in names if name.strip().casefold() in LABEL_NAMES]
+    usable = [name for name in named if _can_be_label(table.column(name))]
+    if len(usable) == 1:
+        return usable[0]
+    candidates = usable or [name for name in names if _has_few_values(table.column(name))]
+    raise LabelError(
+        f"no label column is given, and {'several' if usable else 'none'} of the columns is named like one; "
+        f"say which it is with label (--label). Columns with few values: {listing(candidates) or 'none'}.",
+        label="",
+        columns=names,
+    )
+
+
+def _can_be_label(column: pa.ChunkedArray) -> bool:
+    try:
+        check_label(column, name="")
+    except LabelError:
+        return False
+    return True
+
+
+def _has_few_values(column: pa.ChunkedArray) -> bool:
+    values = plain_array(column).drop_null()
+    if (
+        pa.types.is_floating(values.type)
+        or not is_comparable(values.type)
+        or is_temporal(values.type)
+    ):
+        return False
+    return 2 <= count_values(values) <= MAX_RARE_CLASSES
+
+
+def label_text(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return the class name of each record: its label as text, null where there is no label."""
+    values = plain_array(column)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(
+            pc.is_nan(values.cast(pa.float64())), pa.scalar(None, values.type), values
+        )
+    return values.cast(pa.string())
+
+
+def missing_labels(column: pa.ChunkedArray | pa.Array) -> pa.BooleanArray:
+    """Return which records have no label: null, NaN or blank text."""
+    text = label_text(column)
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True)
+
+
+def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
+    """Return the classes in the order of their values: numbers by size, false before true, else as text.
+
+    Examples
+    --------
+    >>> class_names(pa.array([10, 9, 10]))
+    ('9', '10')
+    """
+    distinct = plain_array(column).unique().drop_null()
+    if not is_text(distinct.type) and not pa.types.is_null(distinct.type):
+        order = distinct.cast(pa.int8()) if pa.types.is_boolean(distinct.type) else distinct
+        distinct = distinct.take(pc.array_sort_indices(order))
+    names = [name for name in label_text(distinct).to_pylist() if name is not None]
+    return tuple(sorted(names) if is_text(distinct.type) else names)
+
+
+def check_label(column: pa.ChunkedArray | pa.Array, *, name: str) -> None:
+    """Refuse a label that cannot be one; nulls and blanks are passed over.
+
+    Parameters
+    ----------
+    column : pyarrow array
+        The label of every record.
+    name : str
+        The column's name, for messages.
+
+    Raises
+    ------
+    LabelError
+        If it is nested, binary or a date; has no value or only one; looks like an identifier or a
+        continuous value; or has classes that differ only by case, blanks or Unicode form.
+    """
+    check_label_type(column.type, name=name)
+    values = plain_array(column)
+    values = values.filter(pc.invert(missing_labels(values)))
+    names = class_names(values)
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no value"
+        raise LabelError(
+            f"label column {name!r} has {found} in {len(column)} records; expected at least two classes.",
+            label=name,
+            classes=names,
+        )
+    _refuse_identifier(values, len(names), name)
+    _refuse_continuous(values, len(names), name)
+    _refuse_variants(names, name)
+
+
+def check_label_type(kind: pa.DataType, *, name: str) -> None:
+    """Refuse a label column whose values are no classes: nested, binary, dates."""
+    value_type = value_type_of(kind)
+    if not is_comparable(value_type) or is_temporal(value_type):
+        raise LabelError(
+            f"label column {name!r} holds {kind}; expected text, whole numbers or booleans. "
+            "Choose another column, or derive a class from it.",
+            label=name,
+        )
+
+
+def _refuse_identifier(values: pa.Array, n_classes: int, name: str) -> None:
+    text = is_text(values.type)
+    if (n_classes == len(values) > 2) or (text and n_classes > 10 and 2 * n_classes > len(values)):
+        what = "an identifier" if text or pa.types.is_integer(values.type) else "a continuous value"
+        raise LabelError(
+            f"label column {name!r} looks like {what}: {n_classes} different values in {len(values)} records. "
+            "Choose the column that holds the class.",
+            label=name,
+        )
+
+
+def _refuse_continuous(values: pa.Array, n_classes: int, name: str) -> None:
+    few_records_each = n_classes > MAX_RARE_CLASSES and n_classes * MIN_RECORDS_PER_CLASS > len(
+        values
+    )
+    fractional = False
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        x = values.cast(pa.float64())
+        fractional = n_classes > MAX_RARE_CLASSES and bool(
+            pc.any(pc.not_equal(x, pc.floor(x))).as_py()
+        )
+    if few_records_each or fractional:
+        what = "a continuous value" if not is_text(values.type) else "free text or an identifier"
+        raise LabelError(
+            f"label column {name!r} looks like {what}: {n_classes} different values in {len(values)} records. "
+            "Cut it into classes first, or choose another column.",
+            label=name,
+        )
+
+
+def _refuse_variants(names: Sequence[str], name: str) -> None:
+    """Refuse ``Yes`` beside ``yes ``: one class by mistake in two spellings would be balanced as two."""
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for spelled in names:
+        folded = unicodedata.normalize("NFKC", spelled).casefold()
+        spellings[" ".join(folded.split())].append(spelled)
+    pairs = [group for group in spellings.values() if len(group) > 1]
+    if pairs:
+        shown = "; ".join(" and ".join(repr(s) for s in group) for group in pairs[:5])
+        raise LabelError(
+            f"label column {name!r} has classes that differ only by case or blanks: {shown}. "
+            f"Give each class one spelling in the source, e.g. with str.strip() and str.lower(); "
+            "if they are different classes, name them so that they can be told apart.",
+            label=name,
+            pairs=pairs,
+        )

@@ -1,0 +1,390 @@
+"""Tables as matrices and back: one fitted encoder, shared by models, gates and learners.
+
+The encoder is fitted on some records (for a model: the fit records only) and remembers the source's
+schema, what each column is, and the classes. ``encode`` gives the matrix form, ``decode`` a table
+with the source's columns, order, types and schema metadata, every value from its column's domain.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.balancing import class_order, stratum_names
+from prefect_augment.datatypes import ColumnFact
+from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
+from prefect_augment.encoding.fill import fit_fill, made_column
+from prefect_augment.encoding.values import plain, values_from_json, values_to_json
+from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.storage import sha256_hex
+
+__all__ = ["TableEncoder", "table_strata"]
+
+FORMAT = 1
+LEARNT = ("numeric", "category")
+
+
+def table_strata(table: pa.Table, *, label: str, by: Sequence[str] = ()) -> list[str]:
+    """Return the stratum of each record of a table, see :func:`balancing.stratum_names`."""
+    return stratum_names(_texts(table, label), {name: _texts(table, name) for name in by})
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    return plain(table.column(name)).cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+class TableEncoder:
+    """What is known of a table's columns, to turn records into float64 and back.
+
+    Numeric columns are encoded as their value in float64 (dates as days, timestamps as ticks since
+    1970 UTC, durations as ticks, decimals as numbers), or as the number of grid steps above the
+    smallest value where numbers exceed 2**53; infinite values become NaN, as nulls do. Category
+    columns are encoded as the index of the level, null and unseen values as NaN.
+
+    Made by :meth:`fit` or :meth:`from_config`.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: pa.Schema,
+        label: str,
+        by: Sequence[str],
+        codecs: Mapping[str, Codec],
+        fills: Mapping[str, dict[str, Any]],
+        dictionaries: Mapping[str, pa.Array],
+        strata: Mapping[str, dict[str, Any]],
+    ) -> None:
+        self.schema = schema
+        self.label = label
+        self.by = tuple(by)
+        self._codecs = dict(codecs)
+        self._fills = dict(fills)
+        self._dictionaries = dict(dictionaries)
+        self._strata = dict(strata)
+        self._digest = ""
+
+    @classmethod
+    def fit(
+        cls, table: pa.Table, *, columns: Sequence[ColumnFact], label: str, by: Sequence[str] = ()
+    ) -> TableEncoder:
+        """Return the encoder of these records.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Records; columns that are neither the label nor in ``columns`` (ids of staged records)
+            are left out.
+        columns : sequence of ColumnFact
+            What each column is. Those of kind numeric and category are learnt, but for the ``by``
+            columns, which the stratum fixes.
+        label : str
+            The label column.
+        by : sequence of str
+            Further columns that make up the strata.
+
+        Raises
+        ------
+        SchemaError
+            If a column is missing, or is of a type that cannot be learnt.
+        ParameterError
+            If a column that may not be null has no rule for new records.
+        """
+        kinds = {fact.name: fact.kind for fact in columns}
+        _check_columns(table, [*kinds, label, *by])
+        schema = pa.schema(
+            [f for f in table.schema if f.name in kinds or f.name == label], table.schema.metadata
+        )
+        codecs: dict[str, Codec] = {}
+        fills: dict[str, dict[str, Any]] = {}
+        for field in schema:
+            if field.name == label or field.name in by:
+                continue
+            kind = kinds[field.name]
+            if kind in LEARNT:
+                fit = fit_number if kind == "numeric" else fit_category
+                codecs[field.name] = fit(
+                    plain(table.column(field.name)), column=field.name, nullable=field.nullable
+                )
+            else:
+                fills[field.name] = fit_fill(field, table.column(field.name), kind)
+        return cls(
+            schema=schema,
+            label=label,
+            by=by,
+            codecs=codecs,
+            fills=fills,
+            dictionaries=_dictionaries(table, schema),
+            strata=_strata_values(table, label, by),
+        )
+
+    # --- what siblings need to know ---
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Learnt columns, in the order of the matrix."""
+        return tuple(self._codecs)
+
+    @property
+    def is_category(self) -> NDArray[np.bool_]:
+        """Which columns of the matrix hold level codes, shape (n_columns,)."""
+        return np.array([c.is_category for c in self._codecs.values()], dtype=bool)
+
+    @property
+    def n_levels(self) -> NDArray[np.int64]:
+        """Levels per column of the matrix, 0 for numeric ones, shape (n_columns,)."""
+        return np.array([c.n_levels for c in self._codecs.values()], dtype=np.int64)
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """Strata seen, in their natural order."""
+        return tuple(self._strata)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the encoder's JSON, 64 hexadecimal digits."""
+        if not self._digest:
+            self._digest = sha256_hex(self.to_json())
+        return self._digest
+
+    # --- records to matrix and back ---
+
+    def encode(self, table: pa.Table) -> NDArray[np.float64]:
+        """Return the matrix form of records.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Has at least the learnt columns, in any order.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records, n_columns)
+            NaN where a value is null, NaN, infinite, or a level that was not seen.
+
+        Raises
+        ------
+        SchemaError
+            If a learnt column is missing or has another type.
+        """
+        _check_columns(table, self.names)
+        X = np.empty((table.num_rows, len(self._codecs)), dtype=np.float64)
+        for j, (name, codec) in enumerate(self._codecs.items()):
+            X[:, j] = codec.encode(_as_type(plain(table.column(name)), codec.kind, name))
+        return X
+
+    def decode(
+        self,
+        X: NDArray[np.float64],
+        *,
+        strata: Sequence[str],
+        ordinals: NDArray[np.int64] | None = None,
+        aug_ids: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Return records with the source's exact schema.
+
+        Parameters
+        ----------
+        X : ndarray of float64, shape (n, n_columns)
+            The matrix form; values are snapped to their column's domain.
+        strata : sequence of str, length n
+            Each record's stratum; gives the label and the ``by`` columns.
+        ordinals : ndarray of int64, shape (n,), optional
+            Place of each record within its stratum, for integer identifiers: a record's identifier
+            is the same however many are made. By position where not given.
+        aug_ids : sequence of str, length n, optional
+            For text identifiers that may not be null.
+
+        Raises
+        ------
+        ParameterError
+            If a stratum is unknown, or a missing value meets a column that may not be null.
+        """
+        index = {name: k for k, name in enumerate(self._strata)}
+        unknown = sorted(set(strata) - set(index))
+        if unknown:
+            raise ParameterError(
+                f"unknown strata {unknown}; the encoder has seen: {', '.join(map(repr, index))}."
+            )
+        codes = np.array([index[name] for name in strata], dtype=np.int64)
+        ordinals = _positions(strata) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
+        places = ordinals * len(index) + codes  # distinct, and independent of how many are made
+        made: list[pa.Array] = []
+        for field in self.schema:
+            if field.name in self._codecs:
+                column = self._codecs[field.name].decode(X[:, self.names.index(field.name)])
+            elif field.name in self._fills:
+                column = made_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
+            else:
+                column = self._of_stratum(field, codes)
+            made.append(self._conform(field, column))
+        return pa.table(made, schema=self.schema)
+
+    def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which records hold only values of their columns' domains.
+
+        Parameters
+        ----------
+        X : ndarray of float64, shape (n, n_columns)
+            The matrix form.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            False where a number is out of the range that was seen, a level is unknown, or a value
+            is missing in a column that had none missing.
+        """
+        valid = np.ones(len(X), dtype=bool)
+        for j, codec in enumerate(self._codecs.values()):
+            valid &= codec.in_domain(X[:, j])
+        return valid
+
+    def _of_stratum(self, field: pa.Field, codes: NDArray[np.int64]) -> pa.Array:
+        values = [entry[field.name] for entry in self._strata.values()]
+        return values_from_json(values, _value_type(field.type)).take(pa.array(codes))
+
+    def _conform(self, field: pa.Field, column: pa.Array) -> pa.Array:
+        """Return the column in its field's own type; refuse a null that the field forbids."""
+        if column.null_count and not field.nullable:
+            raise ParameterError(
+                f"column {field.name!r} may not be null, and a record has no value for it; "
+                "a model may leave a value out only where it has seen that."
+            )
+        if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
+            indices = _index_in(column, self._dictionaries[field.name]).cast(field.type.index_type)
+            return pa.DictionaryArray.from_arrays(
+                indices, self._dictionaries[field.name], ordered=field.type.ordered
+            )
+        return column if column.type == field.type else column.cast(field.type)
+
+    # --- to storage and back ---
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
+        return {
+            "format": FORMAT,
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "types": {field.name: str(field.type) for field in self.schema},  # for people
+            "label": self.label,
+            "by": list(self.by),
+            "learnt": {name: codec.config() for name, codec in self._codecs.items()},
+            "not_learnt": self._fills,
+            "dictionaries": {k: values_to_json(v, column=k) for k, v in self._dictionaries.items()},
+            "strata": self._strata,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TableEncoder:
+        """Return the encoder that :meth:`to_config` wrote down."""
+        if config.get("format") != FORMAT:
+            raise ParameterError(
+                f"the encoder has format {config.get('format')!r}, this version reads {FORMAT}; "
+                "train the model again."
+            )
+        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
+        types = {field.name: _value_type(field.type) for field in schema}
+        order = [
+            name for name in schema.names if name in config["learnt"]
+        ]  # JSON objects have no order
+        return cls(
+            schema=schema,
+            label=config["label"],
+            by=config["by"],
+            codecs={name: codec_from_config(config["learnt"][name], types[name]) for name in order},
+            fills=config["not_learnt"],
+            dictionaries={
+                k: values_from_json(v, types[k]) for k, v in config["dictionaries"].items()
+            },
+            strata={name: config["strata"][name] for name in class_order(config["strata"])},
+        )
+
+    def to_json(self) -> bytes:
+        """Return the encoder as JSON bytes; equal encoders give equal bytes."""
+        return (
+            json.dumps(self.to_config(), sort_keys=True, indent=1, ensure_ascii=True) + "\n"
+        ).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> TableEncoder:
+        """Return the encoder that :meth:`to_json` wrote down."""
+        return cls.from_config(json.loads(data))
+
+
+def _check_columns(table: pa.Table, names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"columns {missing} are missing; the table has {table.column_names}. "
+            "It has to have the columns that the encoder was fitted on.",
+            columns=missing,
+        )
+
+
+def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
+    """Return the values in the type that the encoder was fitted on, where that loses nothing."""
+    if values.type == kind:
+        return values
+    try:
+        return values.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise SchemaError(
+            f"column {column!r} is {values.type} and was {kind} when the encoder was fitted: "
+            f"{exc}; "
+            "cast it to that type.",
+            column=column,
+        ) from exc
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
+        return kind.value_type
+    return kind
+
+
+def _dictionaries(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
+    """Return each dictionary column's values, unused ones included: pandas shows them all.
+
+    Their order is the source's, which is what pandas shows and sorts by.
+    """
+    found = {}
+    for field in schema:
+        if pa.types.is_dictionary(field.type):
+            chunks = table.column(field.name).unify_dictionaries().chunks
+            found[field.name] = (
+                chunks[0].dictionary if chunks else pa.array([], field.type.value_type)
+            )
+    return found
+
+
+def _index_in(values: pa.Array, levels: pa.Array) -> pa.Array:
+    return pc.index_in(values, value_set=levels, skip_nulls=True)
+
+
+def _strata_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return per stratum the values of label and ``by`` columns: the most frequent of its name."""
+    names = table_strata(table, label=label, by=by)
+    columns = [values_to_json(plain(table.column(name)), column=name) for name in (label, *by)]
+    counts = Counter(zip(names, *columns, strict=True))
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], repr(item[0])))
+    found: dict[str, dict[str, Any]] = {}
+    for (stratum, *values), _ in ordered:
+        found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
+    return {name: found[name] for name in class_order(found)}
+
+
+def _positions(strata: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each record among those of its stratum."""
+    seen: Counter[str] = Counter()
+    places = []
+    for name in strata:
+        places.append(seen[name])
+        seen[name] += 1
+    return np.array(places, dtype=np.int64)

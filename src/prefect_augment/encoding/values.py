@@ -1,0 +1,138 @@
+"""Arrow values as plain arrays, whole numbers and JSON, and back, without losing a bit."""
+
+from __future__ import annotations
+
+import base64
+import decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.errors import SchemaError
+
+__all__ = [
+    "from_integers",
+    "is_integer_like",
+    "plain",
+    "to_integers",
+    "values_from_json",
+    "values_to_json",
+]
+
+
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return the column as one array of values, dictionaries and run ends decoded."""
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column
+
+
+def is_integer_like(kind: pa.DataType) -> bool:
+    """Tell whether values are whole numbers underneath: integers, decimals, moments, spans."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_decimal(kind)
+        or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
+    )
+
+
+def to_integers(values: pa.Array) -> NDArray[Any]:
+    """Return the whole numbers underneath, 0 for null; int64, or Python integers if too large."""
+    kind = values.type
+    if pa.types.is_decimal(kind):
+        with decimal.localcontext(prec=100):
+            numbers = [0 if v is None else int(v.scaleb(kind.scale)) for v in values.to_pylist()]
+        return _int64_or_object(numbers)
+    if not pa.types.is_integer(kind):
+        values = values.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    array = np.asarray(values.fill_null(0).to_numpy(zero_copy_only=False))
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        return array.astype(object)
+    return array.astype(np.int64)
+
+
+def _int64_or_object(numbers: list[int]) -> NDArray[Any]:
+    small = all(-(2**63) <= v < 2**63 for v in numbers)
+    return np.array(numbers, dtype=np.int64 if small else object)
+
+
+def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+    """Return whole numbers as values of the type; the inverse of :func:`to_integers`."""
+    if pa.types.is_decimal(kind):
+        with decimal.localcontext(prec=100):
+            made = [
+                None if gone else decimal.Decimal(int(v)).scaleb(-kind.scale)
+                for v, gone in zip(numbers.tolist(), missing.tolist(), strict=True)
+            ]
+        return pa.array(made, type=kind)
+    if pa.types.is_integer(kind):
+        if numbers.dtype == object:
+            numbers = numbers.astype(np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64)
+        return pa.array(np.where(missing, np.zeros_like(numbers), numbers), mask=missing).cast(kind)
+    width = pa.int32() if kind.bit_width == 32 else pa.int64()
+    return pa.array(numbers.astype(np.int64), mask=missing).cast(width).view(kind)
+
+
+def values_to_json(values: pa.Array, *, column: str) -> list[Any]:
+    """Return an array as plain JSON values, exactly; null is None.
+
+    Raises
+    ------
+    SchemaError
+        If the type has no such form; names the column.
+    """
+    kind = values.type
+    if is_integer_like(kind):
+        numbers = to_integers(values).tolist()
+        return [
+            v if valid else None
+            for v, valid in zip(numbers, values.is_valid().to_pylist(), strict=True)
+        ]
+    if pa.types.is_floating(kind):
+        return [None if v is None else float(v).hex() for v in values.to_pylist()]
+    if _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        return values.to_pylist()  # type: ignore[no-any-return]
+    if _is_binary(kind):
+        return [None if v is None else base64.b64encode(v).decode() for v in values.to_pylist()]
+    raise SchemaError(
+        f"column {column!r} has type {kind}, whose values cannot be learnt; "
+        "give it kind opaque or drop in source.columns.",
+        column=column,
+    )
+
+
+def values_from_json(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return the array that :func:`values_to_json` wrote down."""
+    if is_integer_like(kind):
+        missing = np.array([v is None for v in values], dtype=bool)
+        numbers = [0 if v is None else v for v in values]
+        return from_integers(_int64_or_object(numbers), missing, kind)
+    if pa.types.is_floating(kind):
+        return pa.array(
+            [None if v is None else float.fromhex(v) for v in values], pa.float64()
+        ).cast(kind)
+    if _is_binary(kind):
+        return pa.array([None if v is None else base64.b64decode(v) for v in values], type=kind)
+    return pa.array(values, type=kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )

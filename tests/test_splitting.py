@@ -1,0 +1,241 @@
+"""The split is sticky, free of order, and fills the shares."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_augment.errors import InputError
+from prefect_augment.splitting import (
+    FIT,
+    HOLDOUT,
+    MIN_JUDGED,
+    PARTS,
+    VAL,
+    Assignment,
+    Ledger,
+    assign,
+    make_salt,
+)
+
+SALT = make_salt(0)
+Record = tuple[str, str]
+
+# Few keys, so that twins and twins with different labels are frequent.
+records = st.lists(
+    st.tuples(
+        st.integers(0, 60).map("k{}".format), st.sampled_from(["head"] * 6 + ["mid", "mid", "tail"])
+    ),
+    min_size=1,
+    max_size=150,
+)
+
+
+def split(rows: list[Record], ledger: Ledger | None = None, **kwargs: object) -> Assignment:
+    options: dict[str, object] = {"holdout_fraction": 0.2, "val_fraction": 0.2, **kwargs}
+    keys, labels = [r[0] for r in rows], [r[1] for r in rows]
+    return assign(keys, labels, ledger=ledger or Ledger(SALT), **options)  # type: ignore[arg-type]
+
+
+def sides(rows: list[Record], result: Assignment) -> Counter[tuple[Record, int]]:
+    """Multiset of records with their parts: equal records are interchangeable."""
+    return Counter(zip(rows, result.parts.tolist(), strict=True))
+
+
+def distinct(n: int, label: str, start: int = 0) -> list[Record]:
+    return [(f"{label}{i}", label) for i in range(start, start + n)]
+
+
+@given(rows=records, seed=st.integers(0, 1000))
+def test_split_does_not_depend_on_row_order(rows: list[Record], seed: int) -> None:
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    one, other = split(rows), split(shuffled)
+    assert sides(rows, one) == sides(shuffled, other)
+    assert one.ledger == other.ledger
+
+
+@given(rows=records, more=records)
+def test_records_keep_their_part_when_the_source_grows(
+    rows: list[Record], more: list[Record]
+) -> None:
+    first = split(rows)
+    second = split([*rows, *more], first.ledger)
+    before, after = sides(rows, first), sides([*rows, *more], second)
+    assert all(after[record] >= n for record, n in before.items())
+    assert second.n_new == len(more)
+
+
+@given(rows=records, more=records)
+def test_a_ledger_only_grows(rows: list[Record], more: list[Record]) -> None:
+    first = split(rows).ledger
+    second = split([*rows, *more], first).ledger
+    old = set(zip(first.keys, first.occurrences, first.parts, strict=True))
+    new = list(zip(second.keys, second.occurrences, second.parts, strict=True))
+    assert old <= set(new)
+    assert [n[:2] for n in new] == sorted({n[:2] for n in new})
+
+
+@given(rows=records)
+def test_every_record_is_in_exactly_one_part(rows: list[Record]) -> None:
+    result = split(rows)
+    assert set(result.parts.tolist()) <= set(range(len(PARTS)))
+    names = list(zip((r[0] for r in rows), result.occurrences.tolist(), strict=True))
+    assert len(set(names)) == len(rows)
+    assert sorted(names) == list(zip(result.ledger.keys, result.ledger.occurrences, strict=True))
+
+
+@given(rows=records)
+def test_an_unchanged_source_leaves_the_ledger_as_it_is(rows: list[Record]) -> None:
+    first = split(rows)
+    again = split(rows, first.ledger)
+    assert again.ledger is first.ledger
+    assert again.n_new == 0
+    assert sides(rows, again) == sides(rows, first)
+
+
+@given(n=st.integers(MIN_JUDGED, 400), holdout=st.floats(0.05, 0.5), val=st.floats(0.05, 0.5))
+def test_shares_are_met_within_a_record(n: int, holdout: float, val: float) -> None:
+    counts = np.bincount(
+        split(distinct(n, "a"), holdout_fraction=holdout, val_fraction=val).parts, minlength=3
+    )
+    assert counts[HOLDOUT] == max(1, round(holdout * n))
+    assert counts[VAL] == max(1, round(val * (n - counts[HOLDOUT])))
+
+
+def test_shares_are_approached_again_as_a_class_grows() -> None:
+    ledger = split(distinct(50, "a")).ledger
+    for n in (80, 81, 200):
+        result = split(distinct(n, "a"), ledger)
+        ledger = result.ledger
+        assert np.count_nonzero(result.parts == HOLDOUT) == round(0.2 * n)
+
+
+def test_a_small_class_stays_in_fit_until_it_grows() -> None:
+    few = distinct(MIN_JUDGED - 1, "tail")
+    first = split(few)
+    assert set(first.parts.tolist()) == {FIT}
+    second = split([*few, *distinct(20, "tail", start=100)], first.ledger)
+    assert set(second.parts[: len(few)].tolist()) == {FIT}
+    assert set(second.parts.tolist()) == {FIT, VAL, HOLDOUT}
+
+
+def test_a_corrected_label_does_not_move_a_record() -> None:
+    rows = distinct(100, "a")
+    first = split(rows)
+    corrected = [(key, "b" if i < 30 else label) for i, (key, label) in enumerate(rows)]
+    second = split(corrected, first.ledger)
+    assert second.parts.tolist() == first.parts.tolist()
+    assert second.n_new == 0
+    assert Counter(second.ledger.labels) == {"a": 70, "b": 30}
+
+
+def test_a_record_that_was_gone_comes_back_to_its_part() -> None:
+    rows = distinct(60, "a")
+    first = split(rows)
+    without = split(rows[:30], first.ledger)
+    back = split(rows, without.ledger)
+    assert back.parts.tolist() == first.parts.tolist()
+
+
+def test_twins_may_stand_on_both_sides() -> None:
+    assert set(split([("same", "a")] * 50).parts.tolist()) == {FIT, VAL, HOLDOUT}
+
+
+def test_another_salt_gives_another_split() -> None:
+    rows = distinct(100, "a")
+    other = split(rows, Ledger(make_salt(1)))
+    assert other.parts.tolist() != split(rows).parts.tolist()
+
+
+def test_marked_records_are_the_holdout_whatever_the_size_of_their_class() -> None:
+    rows = [*distinct(40, "a"), *distinct(4, "tail")]
+    marked = np.arange(len(rows)) % 4 == 0
+    result = split(rows, marked=marked)
+    assert ((result.parts == HOLDOUT) == marked).all()
+    assert np.count_nonzero(result.parts[:40] == VAL) == round(0.2 * 30)
+
+
+@given(rows=records, seed=st.integers(0, 1000))
+def test_marks_are_respected_for_twins_and_in_any_order(rows: list[Record], seed: int) -> None:
+    marked = [random.Random(f"{seed}{i}").random() < 0.3 for i in range(len(rows))]
+    result = split(rows, marked=np.array(marked))
+    assert ((result.parts == HOLDOUT) == np.array(marked)).all()
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    shuffled = [rows[i] for i in order]
+    other = split(shuffled, marked=np.array([marked[i] for i in order]))
+    assert sides(rows, result) == sides(shuffled, other)
+    assert result.ledger == other.ledger
+
+
+def test_the_ledger_goes_before_a_moved_mark() -> None:
+    rows = distinct(20, "a")
+    first = split(rows, marked=np.arange(20) < 5)
+    second = split(rows, first.ledger, marked=np.arange(20) < 4)
+    assert second.parts.tolist() == first.parts.tolist()
+    assert second.n_kept_against_mark == 1
+
+
+def test_a_holdout_elsewhere_leaves_only_fit_and_val() -> None:
+    result = split(distinct(100, "a"), holdout_fraction=0.0)
+    assert np.bincount(result.parts).tolist() == [80, 20]
+
+
+def grouped(n_groups: int, size: int = 5) -> tuple[list[Record], list[str]]:
+    rows = [(f"k{i}", "tail" if i % size == 0 else "head") for i in range(n_groups * size)]
+    return rows, [f"g{i // size}" for i in range(n_groups * size)]
+
+
+@pytest.mark.parametrize("n_groups", [3, 12, 100])
+def test_groups_stay_together_and_fill_the_shares(n_groups: int) -> None:
+    rows, groups = grouped(n_groups)
+    result = split(rows, groups=groups)
+    part_of = dict(zip(groups, result.parts.tolist(), strict=True))
+    assert [part_of[g] for g in groups] == result.parts.tolist()
+    if n_groups == 100:
+        counts = np.bincount(result.parts, minlength=3) / len(rows)
+        assert counts == pytest.approx([0.64, 0.16, 0.2], abs=0.03)
+
+
+def test_groups_do_not_depend_on_row_order_and_stick() -> None:
+    rows, groups = grouped(40)
+    first = split(rows, groups=groups)
+    order = random.Random(1).sample(range(len(rows)), len(rows))
+    other = split([rows[i] for i in order], groups=[groups[i] for i in order])
+    assert other.ledger == first.ledger
+    more, more_groups = grouped(60)
+    grown = split(more, first.ledger, groups=more_groups)
+    assert grown.parts[: len(rows)].tolist() == first.parts.tolist()
+
+
+def test_a_group_with_a_record_of_a_small_class_stays_in_fit() -> None:
+    rows = [*distinct(100, "head"), ("x", "tiny")]
+    groups = [f"g{i // 5}" for i in range(100)] + ["g0"]
+    result = split(rows, groups=groups)
+    assert set(result.parts[[0, 1, 2, 3, 4, 100]].tolist()) == {FIT}
+    assert HOLDOUT in result.parts
+
+
+def test_a_class_in_two_groups_cannot_stand_in_three_parts() -> None:
+    rows = distinct(40, "a")
+    assert set(split(rows, groups=["g", "h"] * 20).parts.tolist()) == {FIT}
+
+
+def test_marks_that_cut_through_a_group_are_refused() -> None:
+    rows, groups = grouped(4)
+    marked = np.zeros(len(rows), dtype=bool)
+    marked[0] = True
+    with pytest.raises(
+        InputError, match=r"1 groups have records both inside and outside the hold-out, e.g. 'g0'"
+    ):
+        split(rows, groups=groups, marked=marked)
+
+
+def test_equal_ledgers_have_equal_digests_and_others_do_not() -> None:
+    rows = distinct(30, "a")
+    assert split(rows).ledger.digest == split(rows).ledger.digest
+    assert split(rows).ledger.digest != split(rows[1:]).ledger.digest
