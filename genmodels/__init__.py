@@ -1,0 +1,1 @@
+"""One generative algorithm per file; knows neither Prefect nor shards."""

@@ -1,0 +1,177 @@
+"""What every generative model offers, and what it is given: arrays, never files or Arrow tables.
+
+A model of tables sees the matrix form of :mod:`prefect_augment.encoding.tables`: float64, NaN where
+a value is missing, level codes in category columns. Its classes are strata: the label's classes, or
+their combinations with the columns of ``balance.by``. Decoding, types and domains belong to the
+encoder, storage to the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "MIN_SAMPLED_RECORDS",
+    "Arrays",
+    "Config",
+    "FitContext",
+    "GenerativeModel",
+    "TableData",
+    "TableSpec",
+]
+
+# Fit records that a stratum needs before it is sampled: balancing.MIN_SAMPLED training records less
+# the fifth of them that is val by default. With fewer, a draw is close to a copy.
+MIN_SAMPLED_RECORDS = 8
+
+Config = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Shapes, column kinds and classes of an encoded table.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Learnt columns, in the order of the matrix.
+    is_category : tuple of bool
+        Whether the column holds level codes.
+    n_levels : tuple of int
+        Levels of each category column, 0 for a numeric one.
+    classes : tuple of str
+        Strata; ``y`` holds indices into them.
+    class_counts : tuple of int
+        Fit records per stratum.
+    """
+
+    names: tuple[str, ...]
+    is_category: tuple[bool, ...]
+    n_levels: tuple[int, ...]
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+    def to_config(self) -> Config:
+        """Return the spec as plain JSON."""
+        return {
+            "names": list(self.names),
+            "is_category": list(self.is_category),
+            "n_levels": list(self.n_levels),
+            "classes": list(self.classes),
+            "class_counts": list(self.class_counts),
+        }
+
+    @classmethod
+    def from_config(cls, config: Config) -> TableSpec:
+        """Return the spec that :meth:`to_config` wrote down."""
+        return cls(**{name: tuple(values) for name, values in config.items()})
+
+    @property
+    def n_columns(self) -> int:
+        """Learnt columns."""
+        return len(self.names)
+
+    @property
+    def n_classes(self) -> int:
+        """Strata."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class TableData:
+    """The fit records of a table.
+
+    Parameters
+    ----------
+    X : ndarray of float64, shape (n_records, n_columns)
+        The matrix form; NaN is missing.
+    y : ndarray of int64, shape (n_records,)
+        Index of each record's stratum in ``TableSpec.classes``.
+    """
+
+    X: NDArray[np.float64]
+    y: NDArray[np.int64]
+
+
+def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a model is given for training beside the data.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of everything random in training.
+    steps : int
+        Budget of a model that is trained in steps; others take no notice.
+    device : str
+        Where to train, ``cpu`` or ``cuda``.
+    report : callable
+        Called with the step and named scalars, for progress and curves.
+    """
+
+    seed: int
+    steps: int = 0
+    device: str = "cpu"
+    report: Callable[[int, Mapping[str, float]], None] = _report_nothing
+
+
+class GenerativeModel(Protocol):
+    """A class-conditional model that draws records exactly as asked, without rejection.
+
+    One record depends on the fitted model, its class and its own seed alone, so that any of them
+    can be made again by itself, in a batch of any size and order, bit for bit.
+    """
+
+    trained_in_steps: ClassVar[bool]
+
+    @classmethod
+    def build(cls, params: Any, spec: TableSpec) -> Self:
+        """Return an untrained model; ``ParameterError`` where the params do not fit the spec."""
+        ...
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train on fit records."""
+        ...
+
+    def sample(
+        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Draw one record per condition.
+
+        Parameters
+        ----------
+        conditions : ndarray of int64, shape (n,)
+            The stratum of each record, an index into ``spec.classes``.
+        seeds : ndarray of int64, shape (n,)
+            Each record's own seed.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, n_columns)
+            The matrix form, in the order of ``conditions``.
+        """
+        ...
+
+    def state(self) -> tuple[Config, Arrays]:
+        """Return all that :meth:`from_state` needs: plain JSON and named arrays, no pickle."""
+        ...
+
+    @classmethod
+    def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
+        """Return the model whose state this is; it samples the same bits."""
+        ...
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps taken (trees: the number of trees)."""
+        ...

@@ -1,0 +1,61 @@
+"""Random numbers by counter: the k-th number of a record depends on the record's seed and k alone.
+
+A stream that is drawn one number after the other would tie a record to those drawn before it; here
+any record can be made again by itself, in a batch of any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["record_keys", "seeds_from", "uniform"]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return splitmix64's output function of each number (Steele, Lea & Flood 2014, OOPSLA)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def record_keys(seeds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return each record's key: its seed mixed, so that neighbouring seeds have unrelated numbers.
+
+    Parameters
+    ----------
+    seeds : ndarray of int64, shape (n,)
+        Any numbers, negative ones included.
+    """
+    return _mix(np.asarray(seeds, np.int64).view(np.uint64) + np.uint64(_GOLDEN))
+
+
+def uniform(keys: NDArray[np.uint64], counter: int) -> NDArray[np.float64]:
+    """Return number ``counter`` of each record, uniform in [0, 1) with 53 bits.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64, shape (n,)
+        From :func:`record_keys`.
+    counter : int
+        Which of a record's numbers, from 0.
+    """
+    step = np.uint64(_GOLDEN * (counter + 1) & _MASK)
+    return (_mix(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seeds_from(key: int, start: int, n: int) -> NDArray[np.int64]:
+    """Return numbers ``start`` to ``start + n - 1`` of a sequence of seeds, all distinct.
+
+    Parameters
+    ----------
+    key : int
+        Which sequence, in [0, 2**64).
+    start, n : int
+        The part of it.
+    """
+    counters = np.arange(start + 1, start + n + 1, dtype=np.uint64)
+    return _mix(np.uint64(key) + counters * np.uint64(_GOLDEN)).view(np.int64)

@@ -1,0 +1,223 @@
+"""Names of models and source formats, and where their code is: strings only, imported on use.
+
+A model's line gives its kind in the params, ``module:Class``, the extra that its imports need, and
+the kind of data it makes. Models of other packages come by the entry-point group
+``prefect_augment.models`` and are asked for with ``PluginModel``; such a class may carry its own
+pydantic class of params as ``Params``, which then checks the options.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.params import AutoModel, ModelParams, NoModel, PluginModel, TreesModel
+
+__all__ = [
+    "ENTRY_POINTS",
+    "FORMATS",
+    "MODELS",
+    "ModelEntry",
+    "load_model_class",
+    "load_reader",
+    "model_params",
+    "resolve_model",
+]
+
+ENTRY_POINTS = "prefect_augment.models"
+
+Modality = Literal["table", "image"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Where a model's code is."""
+
+    target: str  # module:Class
+    modality: Modality
+    extra: str = ""  # of prefect-augment, that its imports need
+
+
+MODELS: dict[str, ModelEntry] = {
+    "trees": ModelEntry("prefect_augment.genmodels.table_trees:TableTrees", "table"),
+}
+
+# What AutoModel stands for.
+_AUTO: dict[Modality, TreesModel] = {"table": TreesModel()}
+
+# Format -> function with the signature of shards.base.SourceReader.
+FORMATS: dict[str, str] = {
+    "parquet": "prefect_augment.shards.parquet:read_records",
+    "csv": "prefect_augment.shards.csv:read_records",
+}
+
+
+def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str | None:
+    """Return the kind of model that the params ask for.
+
+    Parameters
+    ----------
+    params : ModelParams
+        The wish.
+    modality : str
+        The kind of data: table or image.
+
+    Returns
+    -------
+    str or None
+        A kind of :data:`MODELS` or a plug-in's name; ``auto`` is sequential trees for tables; None
+        where no model is wanted.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such model for the modality.
+    """
+    if isinstance(params, NoModel):
+        return None
+    if isinstance(params, PluginModel):
+        return params.name
+    if isinstance(params, AutoModel):
+        if modality not in _AUTO:
+            raise ParameterError(
+                f"there is no model for {modality} data yet; use model kind 'none'."
+            )
+        return _AUTO[modality].kind
+    if MODELS[params.kind].modality != modality:
+        raise ParameterError(
+            f"model {params.kind!r} makes {MODELS[params.kind].modality} data and the source holds "
+            f"{modality} data; "
+            f"choose one of: {', '.join(_kinds(modality))}."
+        )
+    return params.kind
+
+
+def model_params(params: ModelParams, *, modality: Modality = "table") -> Any:
+    """Return what the model's ``build`` takes.
+
+    Its own params; defaults for ``auto``; the checked options of a plug-in.
+
+    Raises
+    ------
+    ParameterError
+        If no model is wanted, or a plug-in does not accept its options.
+    """
+    if isinstance(params, NoModel):
+        raise ParameterError(
+            "model kind 'none' has nothing to train; choose 'auto' or another kind."
+        )
+    resolve_model(params, modality=modality)
+    if isinstance(params, AutoModel):
+        return _AUTO[modality]
+    if isinstance(params, PluginModel):
+        return _plugin_options(params, _load_plugin(params.name))
+    return params
+
+
+def load_model_class(model: str | ModelParams) -> Any:
+    """Return the class of a model, importing it now.
+
+    Parameters
+    ----------
+    model : str or ModelParams
+        A kind, a plug-in's name (both stand in ``ModelRef.kind``), or the wish itself; a plug-in's
+        options are then checked too.
+
+    Raises
+    ------
+    MissingExtraError
+        If a package that the model needs is not installed.
+    ParameterError
+        If there is no such model.
+    """
+    kind = model if isinstance(model, str) else resolve_model(model)
+    if kind is None:
+        raise ParameterError("model kind 'none' has no class; choose 'auto' or another kind.")
+    if kind in MODELS and not isinstance(model, PluginModel):
+        return _load(MODELS[kind].target, what=f"model {kind!r}", extra=MODELS[kind].extra)
+    found = _load_plugin(kind)
+    if isinstance(model, PluginModel):
+        _plugin_options(model, found)
+    return found
+
+
+def load_reader(source_format: str) -> Any:
+    """Return the function that reads objects of a source format, importing it now.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such format.
+    """
+    if source_format not in FORMATS:
+        raise ParameterError(
+            f"unknown source format {source_format!r}; there are: {', '.join(FORMATS)}."
+        )
+    return _load(FORMATS[source_format], what=f"source format {source_format!r}", extra="")
+
+
+def _kinds(modality: str) -> list[str]:
+    return sorted(kind for kind, entry in MODELS.items() if entry.modality == modality)
+
+
+def _load(target: str, *, what: str, extra: str) -> Any:
+    module, name = target.split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        # A missing module of our own is a broken installation and not a missing extra.
+        if not extra or (exc.name or "").partition(".")[0] == "prefect_augment":
+            raise
+        raise MissingExtraError(
+            f"{what} needs {exc.name}: pip install 'prefect-augment[{extra}]'", extra=extra
+        ) from exc
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _load_plugin(name: str) -> Any:
+    plugins = _plugins()
+    if name not in plugins:
+        raise ParameterError(
+            f"there is no model {name!r}: built in are {', '.join(sorted(MODELS))}; installed "
+            "packages offer "
+            f"{', '.join(sorted(plugins)) or 'none'} in the entry-point group {ENTRY_POINTS!r}.",
+            kind=name,
+        )
+    if name in MODELS:
+        raise ParameterError(
+            f"plug-in {plugins[name].value} is named {name!r} like a built-in model, so its "
+            "records could not be "
+            "told apart; rename its entry point.",
+            kind=name,
+        )
+    try:
+        return plugins[name].load()
+    except (ImportError, AttributeError) as exc:
+        raise ParameterError(
+            f"plug-in model {name!r} ({plugins[name].value}) cannot be imported: {exc}; mend or "
+            "reinstall its package.",
+            kind=name,
+        ) from exc
+
+
+def _plugin_options(params: PluginModel, model_class: Any) -> Any:
+    """Return the options as the plug-in's own params, where it has a class for them."""
+    own = getattr(model_class, "Params", None)
+    if not (isinstance(own, type) and issubclass(own, BaseModel)):
+        return params.options
+    try:
+        return own.model_validate(params.options)
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise ParameterError(
+            f"plug-in model {params.name!r} does not accept its options: {problems}.",
+            kind=params.name,
+        ) from exc

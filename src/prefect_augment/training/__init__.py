@@ -1,0 +1,1 @@
+"""What models that are trained share."""

@@ -1,0 +1,209 @@
+"""What every registered model promises, whatever its algorithm."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prefect_augment.errors import AugmentError
+from prefect_augment.genmodels.base import FitContext, GenerativeModel, TableData, TableSpec
+from prefect_augment.params import Budget, TreesModel
+from prefect_augment.registry import MODELS, load_model_class
+from prefect_augment.stages.train import fit_table_model
+
+# A new model adds its params with an effort that ends within a second or two.
+SMALL: dict[str, tuple[Any, Budget]] = {"trees": (TreesModel(), Budget())}
+
+N_LEVELS = 4
+SPEC = TableSpec(
+    names=("number", "atoms", "category", "whole", "constant", "empty", "lone"),
+    is_category=(False, False, True, False, False, False, True),
+    n_levels=(0, 0, N_LEVELS, 0, 0, 0, 1),
+    classes=("head", "middle", "tail"),
+    class_counts=(180, 80, 8),
+)
+
+
+def records(counts: tuple[int, ...] = SPEC.class_counts) -> TableData:
+    """Columns of all kinds whose mean or levels follow the class; level 3 never occurs."""
+    rng = np.random.default_rng(5)
+    y = np.repeat(np.arange(len(counts)), counts)
+    n = len(y)
+    number = rng.normal(loc=10.0 * y)
+    X = np.column_stack(
+        [
+            np.where(rng.random(n) < 0.2, np.nan, number),
+            np.where(rng.random(n) < 0.5, 0.0, rng.exponential(size=n)),
+            np.where(rng.random(n) < 0.1, np.nan, np.minimum(2, y + rng.integers(0, 2, n))),
+            np.round(number * 3),
+            np.full(n, 7.0),
+            np.full(n, np.nan),
+            np.zeros(n),
+        ]
+    )
+    return TableData(X, y.astype(np.int64))
+
+
+def fitted(kind: str, data: TableData, spec: TableSpec = SPEC, *, seed: int = 1) -> GenerativeModel:
+    params, budget = SMALL[kind]
+    return fit_table_model(data.X, data.y, spec, params, seed, budget=budget)
+
+
+def seeds(n: int, start: int = -3) -> NDArray[np.int64]:
+    return np.arange(start, start + n, dtype=np.int64) * 7_919
+
+
+@pytest.fixture(
+    scope="module", params=sorted(k for k, e in MODELS.items() if e.modality == "table")
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> GenerativeModel:
+    return fitted(kind, records())
+
+
+CONDITIONS = np.array([2, 0, 0, 1, 2, 1] * 20, dtype=np.int64)
+
+
+def test_every_registered_table_model_is_under_contract() -> None:
+    assert {k for k, e in MODELS.items() if e.modality == "table"} == set(SMALL)
+
+
+def test_one_record_per_condition_in_their_order(model: GenerativeModel) -> None:
+    X = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
+    assert X.shape == (len(CONDITIONS), SPEC.n_columns)
+    assert X.dtype == np.float64
+    means = [np.nanmean(X[k == CONDITIONS, 0]) for k in range(3)]
+    assert means == sorted(means)
+    assert means[1] - means[0] > 5  # the classes' means are 10 apart: the label steers the record
+
+
+def test_values_stay_in_their_columns_domain(model: GenerativeModel) -> None:
+    data, X = records(), model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
+    seen = set(data.X[~np.isnan(data.X[:, 2]), 2])
+    assert set(X[~np.isnan(X[:, 2]), 2]) <= seen
+    assert (X[:, 4] == 7.0).all()
+    assert np.isnan(X[:, 5]).all()
+    assert (X[:, 6] == 0.0).all()
+    assert not np.isnan(X[:, [1, 3]]).any(), "nothing is missing where nothing was"
+    for j in (0, 1, 3):
+        drawn = X[~np.isnan(X[:, j]), j]
+        assert drawn.min() >= np.nanmin(data.X[:, j])
+        assert drawn.max() <= np.nanmax(data.X[:, j])
+
+
+def test_missing_values_are_drawn_about_as_often_as_seen(model: GenerativeModel) -> None:
+    X = model.sample(np.zeros(2000, dtype=np.int64), seeds=seeds(2000))
+    assert np.isnan(X[:, 0]).mean() == pytest.approx(0.2, abs=0.08)
+
+
+def test_same_seed_same_record_and_other_seeds_other_records(model: GenerativeModel) -> None:
+    once = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
+    again = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
+    other = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS), start=10_000))
+    assert once.tobytes() == again.tobytes()
+    assert len(np.unique(once[:, 1])) > len(once) / 4
+    assert once.tobytes() != other.tobytes()
+
+
+def test_a_record_does_not_depend_on_the_others_of_its_batch(model: GenerativeModel) -> None:
+    """Any candidate can be made again by itself, from model, class and seed."""
+    all_at_once = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
+    order = np.random.default_rng(0).permutation(len(CONDITIONS))
+    shuffled = model.sample(CONDITIONS[order], seeds=seeds(len(CONDITIONS))[order])
+    assert shuffled.tobytes() == all_at_once[order].tobytes()
+    for i in (0, 1, 7):
+        alone = model.sample(CONDITIONS[i : i + 1], seeds=seeds(len(CONDITIONS))[i : i + 1])
+        assert alone.tobytes() == all_at_once[i : i + 1].tobytes()
+
+
+def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -> None:
+    config, arrays = model.state()
+    again_config, again = fitted(kind, records()).state()
+    assert again_config == config
+    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
+
+
+def test_state_is_json_and_arrays_and_samples_the_same_bits(
+    kind: str, model: GenerativeModel
+) -> None:
+    config, arrays = model.state()
+    assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
+    loaded = load_model_class(kind).from_state(json.loads(json.dumps(config)), arrays, device="cpu")
+    drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (model, loaded)]
+    assert drawn[0].tobytes() == drawn[1].tobytes()
+    assert loaded.n_steps == model.n_steps > 0
+
+
+def test_an_empty_request_gives_no_record(model: GenerativeModel) -> None:
+    X = model.sample(np.empty(0, dtype=np.int64), seeds=np.empty(0, dtype=np.int64))
+    assert X.shape == (0, SPEC.n_columns)
+
+
+def test_a_single_class_is_enough(kind: str) -> None:
+    spec = TableSpec(SPEC.names, SPEC.is_category, SPEC.n_levels, ("only",), (60,))
+    X = fitted(kind, records((60,)), spec).sample(np.zeros(5, dtype=np.int64), seeds=seeds(5))
+    assert X.shape == (5, SPEC.n_columns)
+
+
+@pytest.mark.parametrize("n_tail", [1, 2, 5])
+def test_a_class_too_small_to_be_sampled_does_not_spoil_the_others(kind: str, n_tail: int) -> None:
+    counts = (100, 40, n_tail)
+    spec = TableSpec(SPEC.names, SPEC.is_category, SPEC.n_levels, SPEC.classes, counts)
+    X = fitted(kind, records(counts), spec).sample(np.repeat([0, 1], 50), seeds=seeds(100))
+    assert np.nanmean(X[50:, 0]) - np.nanmean(X[:50, 0]) > 5
+
+
+def test_a_class_without_records_among_these_is_no_obstacle(kind: str) -> None:
+    """A fold may lack a class that the spec names."""
+    data = records()
+    rows = data.y != 2
+    X = fitted(kind, TableData(data.X[rows], data.y[rows])).sample(np.array([0, 1]), seeds=seeds(2))
+    assert X.shape == (2, SPEC.n_columns)
+
+
+def test_only_the_class_and_no_column_is_a_table_too(kind: str) -> None:
+    spec = TableSpec((), (), (), ("a", "b"), (5, 5))
+    model = fitted(kind, TableData(np.empty((10, 0)), np.repeat([0, 1], 5)), spec)
+    assert model.sample(np.array([0, 1, 1]), seeds=seeds(3)).shape == (3, 0)
+
+
+def test_unknown_classes_missing_seeds_and_no_records_are_refused(
+    kind: str, model: GenerativeModel
+) -> None:
+    with pytest.raises(AugmentError, match="classes 0 to 2"):
+        model.sample(np.array([3]), seeds=seeds(1))
+    with pytest.raises(AugmentError, match="seeds"):
+        model.sample(np.array([0, 1]), seeds=seeds(1))
+    with pytest.raises(AugmentError, match="0 fit records"):
+        fitted(kind, TableData(np.empty((0, SPEC.n_columns)), np.empty(0, dtype=np.int64)))
+
+
+def test_an_unfitted_model_says_so(kind: str) -> None:
+    model = load_model_class(kind).build(SMALL[kind][0], SPEC)
+    with pytest.raises(AugmentError, match="fitted"):
+        model.sample(np.array([0]), seeds=seeds(1))
+
+
+def test_params_of_another_model_are_refused(kind: str) -> None:
+    with pytest.raises(AugmentError):
+        load_model_class(kind).build(Budget(), SPEC)
+
+
+def test_progress_is_reported_in_steps(kind: str) -> None:
+    heard: list[int] = []
+    params, budget = SMALL[kind]
+    model = load_model_class(kind).build(params, SPEC)
+    context = FitContext(
+        seed=0, steps=budget.steps, report=lambda step, scalars: heard.append(step)
+    )
+    model.fit(records(), context)
+    assert heard == sorted(heard)
+    assert heard[-1] == model.n_steps

@@ -1,0 +1,123 @@
+"""The registry: strings until a model is used, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from prefect_augment import registry
+from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.params import AutoModel, NoModel, PluginModel, TreesModel
+from prefect_augment.registry import (
+    FORMATS,
+    MODELS,
+    ModelEntry,
+    load_model_class,
+    load_reader,
+    model_params,
+    resolve_model,
+)
+
+
+def test_auto_is_trees_for_tables_and_none_is_none() -> None:
+    assert resolve_model(AutoModel(), modality="table") == "trees"
+    assert resolve_model(NoModel(), modality="table") is None
+    assert resolve_model(TreesModel(), modality="table") == "trees"
+    assert model_params(AutoModel()) == TreesModel()
+    assert model_params(TreesModel(min_leaf=7)).min_leaf == 7
+
+
+def test_a_model_of_tables_is_refused_for_images() -> None:
+    with pytest.raises(ParameterError, match="'trees' makes table data"):
+        resolve_model(TreesModel(), modality="image")
+    with pytest.raises(ParameterError, match="image"):
+        resolve_model(AutoModel(), modality="image")
+
+
+def test_every_registered_target_can_be_imported() -> None:
+    for kind in MODELS:
+        assert callable(load_model_class(kind).from_state)
+    for name in FORMATS:
+        assert callable(load_reader(name))
+
+
+@pytest.mark.parametrize("wish", [AutoModel(), TreesModel(), "trees"])
+def test_class_is_found_by_wish_and_by_kind(wish: object) -> None:
+    assert load_model_class(wish) is TableTrees  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_answered_with_those_there_are() -> None:
+    with pytest.raises(ParameterError, match="built in are trees"):
+        load_model_class("forest")
+    with pytest.raises(ParameterError, match="parquet, csv"):
+        load_reader("xlsx")
+    with pytest.raises(ParameterError, match="'none'"):
+        load_model_class(NoModel())
+
+
+def test_a_missing_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(MODELS, "more", ModelEntry("needs_more:Model", "table", extra="torch"))
+    with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[torch\]'"):
+        load_model_class("more")
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installed package that offers three models."""
+    (tmp_path / "other_models.py").write_text(
+        "from pydantic import BaseModel\n"
+        "class Params(BaseModel):\n    width: int = 3\n"
+        "class Wide:\n    Params = Params\n"
+        "class Plain:\n    pass\n"
+    )
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{registry.ENTRY_POINTS}]\nwide = other_models:Wide\nplain = other_models:Plain\n"
+        "gone = other_models:Gone\ntrees = other_models:Plain\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("plugins")
+def test_plugins_come_by_entry_point_and_check_their_options() -> None:
+    wish = PluginModel(name="wide", options={"width": 5})
+    assert load_model_class(wish).__name__ == "Wide"
+    params = model_params(wish)
+    assert isinstance(params, BaseModel)
+    assert params.model_dump() == {"width": 5}
+    assert model_params(PluginModel(name="plain", options={"a": 1})) == {"a": 1}
+    with pytest.raises(ParameterError, match="'wide' does not accept its options: width"):
+        load_model_class(PluginModel(name="wide", options={"width": "broad"}))
+
+
+@pytest.mark.usefixtures("plugins")
+def test_broken_and_shadowing_plugins_are_named() -> None:
+    with pytest.raises(ParameterError, match=r"'gone'.*cannot be imported"):
+        load_model_class(PluginModel(name="gone"))
+    with pytest.raises(ParameterError, match="'trees' like a built-in"):
+        load_model_class(PluginModel(name="trees"))
+    with pytest.raises(ParameterError, match="gone, plain, trees, wide"):
+        load_model_class(PluginModel(name="missing"))
+
+
+def test_importing_the_registry_loads_no_model() -> None:
+    code = "import sys, prefect_augment.registry; print('sklearn' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "False"]
