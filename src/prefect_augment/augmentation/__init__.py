@@ -1,0 +1,1 @@
+"""Classic augmentation: new records made from one real record each."""
