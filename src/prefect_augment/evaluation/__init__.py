@@ -1,0 +1,1 @@
+"""Metrics, learners, gates, the comparison of arms, and the report."""

@@ -1,0 +1,247 @@
+"""Intervals for balanced accuracy and for differences between arms on the same records.
+
+One set of draws serves all arms, so that a difference is paired by record and by seed. The draws
+have two levels: groups of records (single records where there are no groups), and training seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import Interval
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.threads import single_threaded
+
+__all__ = ["Bootstrap", "paired_bootstrap"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+CHUNK_BYTES = 32 << 20
+# Agresti & Min 2005: half a record in each cell of the two-by-two table "first arm right or wrong,
+# second arm right or wrong", so two records a class in all.
+PRIOR_RECORDS = 2.0
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of every arm's recall per class; intervals are read off them.
+
+    Attributes
+    ----------
+    arms : tuple of str
+    classes : ndarray of int64, shape (n_present,)
+        Codes of the judged classes that have records.
+    recall : ndarray of float64, shape (n_arms, n_present)
+        The plain estimates, mean over seeds.
+    draws : ndarray of float64, shape (n_bootstrap, n_arms, n_present)
+    """
+
+    arms: tuple[str, ...]
+    classes: Int
+    recall: Float
+    draws: Float
+
+    def balanced_accuracy(self, arm: str) -> Interval:
+        """Mean recall of an arm with its 95 % interval."""
+        a = self.arms.index(arm)
+        return _interval(self.recall[a].mean(), self.draws[:, a].mean(axis=1))
+
+    def difference(self, arm: str, against: str) -> Interval:
+        """Balanced accuracy of ``arm`` less that of ``against``, paired by record and seed."""
+        a, b = self.arms.index(arm), self.arms.index(against)
+        estimate = (self.recall[a] - self.recall[b]).mean()
+        return _interval(estimate, (self.draws[:, a] - self.draws[:, b]).mean(axis=1))
+
+    def worst_recall_difference(self, arm: str, against: str) -> Interval:
+        """Lowest recall over the classes of ``arm`` less that of ``against``."""
+        a, b = self.arms.index(arm), self.arms.index(against)
+        estimate = self.recall[a].min() - self.recall[b].min()
+        return _interval(estimate, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
+
+    def class_recall(self, arm: str) -> dict[int, Interval]:
+        """Recall of each class code with its own 95 % interval, not corrected for their number."""
+        a = self.arms.index(arm)
+        return {
+            int(k): _interval(self.recall[a, j], self.draws[:, a, j])
+            for j, k in enumerate(self.classes)
+        }
+
+    def class_difference(self, arm: str, against: str) -> dict[int, Interval]:
+        """Difference in recall per class code; together the intervals hold at 95 % (Bonferroni)."""
+        a, b = self.arms.index(arm), self.arms.index(against)
+        return {
+            int(k): _interval(
+                self.recall[a, j] - self.recall[b, j],
+                self.draws[:, a, j] - self.draws[:, b, j],
+                level=1 - 0.05 / len(self.classes),
+            )
+            for j, k in enumerate(self.classes)
+        }
+
+
+def paired_bootstrap(
+    y: Int,
+    hits: Mapping[str, Float],
+    *,
+    judged: Bool,
+    groups: Any = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Bootstrap:
+    """Bootstrap of the arms' recalls over groups (or records) and seeds, the same for all arms.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+        True class codes.
+    hits : mapping of str to ndarray of float64, shape (n_seeds, n_records)
+        Per arm: the share of learners that were right about a record under a seed, in [0, 1]. All
+        arms have the same seeds in the same order.
+    judged : ndarray of bool, shape (n_classes,)
+        Classes that count.
+    groups : sequence, length n_records, optional
+        Records with an equal value are drawn together.
+    n_bootstrap : int
+        Number of draws.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    Bootstrap
+        Draws from which intervals are read.
+
+    Raises
+    ------
+    EmptyClassError
+        If no record belongs to a judged class.
+    ParameterError
+        If the arms' shapes differ.
+
+    Notes
+    -----
+    Groups get exponential weights (the Bayesian bootstrap) instead of whole counts: no class can
+    vanish from a draw, however few groups hold it. Records that all arms and seeds treat alike
+    share one gamma weight, which is the same distribution for much less work. A resampled class of
+    which every record is right has no spread at all, so each class also gets ``PRIOR_RECORDS``
+    (two) imaginary records spread over all ways in which the arms can be right or wrong: with three
+    records in a class, nothing is shown. Seeds are drawn with replacement, one fewer than there
+    are, which makes the spread of their mean unbiased.
+
+    References
+    ----------
+    Rubin 1981, "The Bayesian Bootstrap"; Agresti & Min 2005, "Simple improved confidence intervals
+    for comparing matched proportions"; Rao & Wu 1988, "Resampling inference with complex survey
+    data" (n - 1 draws).
+    """
+    arms = tuple(hits)
+    shapes = {hits[arm].shape for arm in arms}
+    if len(shapes) != 1 or shapes != {(hits[arms[0]].shape[0], len(y))}:
+        raise ParameterError(
+            f"expected hits of one shape (n_seeds, {len(y)}) for every arm; found {sorted(shapes)}."
+        )
+    counted = np.flatnonzero(judged[y])
+    if not len(counted):
+        raise EmptyClassError(
+            "no record belongs to a judged class, so there is nothing to compare."
+        )
+    n_seeds = hits[arms[0]].shape[0]
+    flat = np.concatenate([hits[arm][:, counted] for arm in arms]).T  # (n_counted, arms * seeds)
+    classes, y_dense = np.unique(y[counted], return_inverse=True)
+    if groups is None:
+        units = _units_of_records(y_dense, flat)
+    else:
+        units = _units_of_groups(
+            y_dense, flat, np.unique(np.asarray(groups)[counted], return_inverse=True)[1]
+        )
+
+    rng = np.random.default_rng(seed)
+    with single_threaded():
+        draws = _draw_recalls(units, len(classes), len(arms), n_seeds, n_bootstrap, rng)
+    n_k = np.bincount(y_dense)
+    recall = np.stack([np.bincount(y_dense, weights=column) / n_k for column in flat.T])
+    by_arm = recall.reshape(len(arms), n_seeds, len(classes)).mean(axis=1)
+    return Bootstrap(arms, classes, by_arm, draws)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What is drawn together, and what each unit holds of each class."""
+
+    size: Float  # (n_units,) identical units that this one stands for
+    unit: Int  # (n_entries,) an entry is one unit's records of one class
+    klass: Int  # (n_entries,)
+    n: Float  # (n_entries,) records
+    hits: Float  # (n_entries, n_columns) sums of hits
+
+
+def _units_of_records(y: Int, flat: Float) -> _Units:
+    """Records of one class with the same hits throughout are one unit of their number."""
+    table = np.column_stack([y, flat])
+    order = np.lexsort(table.T)
+    table = table[order]
+    starts = np.flatnonzero(np.r_[True, (table[1:] != table[:-1]).any(axis=1)])
+    size = np.diff(np.r_[starts, len(y)]).astype(np.float64)
+    rows: Float = table[starts]
+    return _Units(
+        size, np.arange(len(rows)), rows[:, 0].astype(np.int64), np.ones(len(rows)), rows[:, 1:]
+    )
+
+
+def _units_of_groups(y: Int, flat: Float, group: Int) -> _Units:
+    """Each group is a unit; it may hold several classes."""
+    n_classes = int(y.max()) + 1
+    entries, place = np.unique(group * n_classes + y, return_inverse=True)
+    n = np.bincount(place).astype(np.float64)
+    hits: Float = np.stack([np.bincount(place, weights=column) for column in flat.T], axis=1)
+    return _Units(np.ones(int(group.max()) + 1), entries // n_classes, entries % n_classes, n, hits)
+
+
+def _draw_recalls(
+    units: _Units,
+    n_classes: int,
+    n_arms: int,
+    n_seeds: int,
+    n_bootstrap: int,
+    rng: np.random.Generator,
+) -> Float:
+    """Recall per draw, arm and class, shape (n_bootstrap, n_arms, n_classes)."""
+    of_class = [np.flatnonzero(units.klass == k) for k in range(n_classes)]
+    # cell c of the imaginary records: arm a is right where bit a of c is set
+    cells = (np.arange(2**n_arms)[:, None] >> np.arange(n_arms)) & 1
+    draws = np.empty((n_bootstrap, n_arms, n_classes))
+    chunk = max(1, CHUNK_BYTES // (8 * (len(units.size) + len(units.unit))))
+    for start in range(0, n_bootstrap, chunk):
+        n_draws = min(chunk, n_bootstrap - start)
+        weight = rng.standard_gamma(units.size, size=(n_draws, len(units.size)))
+        seed_weight = rng.multinomial(
+            max(1, n_seeds - 1), np.full(n_seeds, 1 / n_seeds), size=n_draws
+        )
+        seed_weight = seed_weight / seed_weight.sum(axis=1, keepdims=True)
+        for k, entries in enumerate(of_class):
+            w = weight[:, units.unit[entries]]
+            right = (w @ units.hits[entries]).reshape(n_draws, n_arms, n_seeds)
+            total = w @ units.n[entries]
+            # An imaginary unit is as large as the class's units are on average.
+            per_unit = np.average(units.n[entries], weights=units.size[units.unit[entries]])
+            shape = np.full(len(cells), PRIOR_RECORDS / len(cells))
+            prior = per_unit * rng.standard_gamma(shape, size=(n_draws, len(cells)))
+            right_mean = (right * seed_weight[:, None, :]).sum(axis=2) + prior @ cells
+            draws[start : start + n_draws, :, k] = right_mean / (total + prior.sum(axis=1))[:, None]
+    return draws
+
+
+def _interval(estimate: float, draws: Float, level: float = 0.95) -> Interval:
+    """Percentile interval that holds its estimate."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # The imaginary records pull draws off an estimate at the edge, such as a recall of 1.
+    return Interval(
+        estimate=float(estimate), low=float(min(low, estimate)), high=float(max(high, estimate))
+    )

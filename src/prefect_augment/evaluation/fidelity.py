@@ -1,0 +1,138 @@
+"""Does a record look like its class: two classifiers from disjoint halves of the fit records.
+
+One half trains the filter that picks records for *utility*, the other the judge of labels, so that
+records are not picked for the quirks of the classifier that then judges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.learners import Learner, balanced_weights, fit_learner
+from prefect_augment.evaluation.neighbours import MIN_VAL
+
+__all__ = ["Halves", "Labelled", "label_limits", "utility_scores"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+MIN_TO_CLASSIFY = 5  # of a class, in the half that the classifier learns from
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Records as a matrix with the stratum of each.
+
+    Attributes
+    ----------
+    X : ndarray of float64, shape (n_records, n_columns)
+        NaN for null, level codes in category columns.
+    stratum : ndarray of int64, shape (n_records,)
+    """
+
+    X: Float
+    stratum: Int
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Two classifiers from disjoint halves of the fit records: one filters, the other judges."""
+
+    filter: Learner
+    judge: Learner
+    unseen_by_judge: Labelled  # the filter's half: real records to compare with, where val is small
+    n_judge: Int  # records per class that the judge learnt from
+
+    @classmethod
+    def of(
+        cls,
+        fit: Labelled,
+        keys: Sequence[str] | NDArray[np.str_],
+        groups: Any,
+        stratum_class: Int,
+        is_category: Bool,
+        n_levels: Int,
+        seed: int,
+    ) -> Halves:
+        """Both classifiers, trained on fit records that are split by key."""
+        n_classes = int(stratum_class.max()) + 1
+        y = stratum_class[fit.stratum]
+        fold = stratified_folds(y, groups, 2, seed, keys)
+
+        def train(rows: Bool) -> Learner:
+            # A half can be empty where one record is all there is.
+            rows = rows if rows.any() else np.ones(len(y), dtype=bool)
+            return fit_learner(
+                "boosting",
+                fit.X[rows],
+                y[rows],
+                weights=balanced_weights(y[rows]),
+                is_category=is_category,
+                n_levels=n_levels,
+                n_classes=n_classes,
+                seed=seed,
+            )
+
+        a, b = fold == 0, fold == 1
+        n_judge = np.bincount(y[b], minlength=n_classes)
+        return cls(train(a), train(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
+
+
+def utility_scores(classifier: Learner, X: Float, wanted_class: Int) -> Float:
+    """Probability that the utility filter gives to the class each candidate was asked for.
+
+    Parameters
+    ----------
+    classifier : Learner
+        Trained on real fit records, class-balanced.
+    X : ndarray of float64, shape (n_candidates, n_columns)
+    wanted_class : ndarray of int64, shape (n_candidates,)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_candidates,)
+        In [0, 1]; 0 for a class the classifier has not seen.
+    """
+    return classifier.predict_proba(X)[np.arange(len(X)), wanted_class]
+
+
+def label_limits(halves: Halves, val: Labelled, stratum_class: Int, quantile: float) -> Float:
+    """Lowest probability of its class that a record may have, per class.
+
+    Parameters
+    ----------
+    halves : Halves
+    val : Labelled
+        Real records that neither classifier has seen. Where a class has fewer than 20 of them, its
+        records of the filter's half, which the judge has not seen either, join in.
+    stratum_class : ndarray of int64, shape (n_strata,)
+    quantile : float in [0, 1)
+        Share of real records that would fall below.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_classes,)
+        NaN where a class has too few records to tell.
+    """
+    unseen = halves.unseen_by_judge
+    y_val, y_unseen = stratum_class[val.stratum], stratum_class[unseen.stratum]
+    p_val = halves.judge.predict_proba(val.X)
+    p_unseen = halves.judge.predict_proba(unseen.X)
+    limits = np.full(len(halves.n_judge), np.nan)
+    for k in range(len(limits)):
+        real = p_val[y_val == k, k]
+        if len(real) < MIN_VAL:
+            real = np.concatenate([real, p_unseen[y_unseen == k, k]])
+        if halves.n_judge[k] >= MIN_TO_CLASSIFY and len(real) >= MIN_TO_CLASSIFY:
+            limits[k] = np.quantile(real, quantile)
+    return limits

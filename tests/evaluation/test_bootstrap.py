@@ -1,0 +1,124 @@
+"""Intervals: they cover what is known, are paired, and stay honest with few records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.bootstrap import paired_bootstrap
+
+BOTH = np.ones(2, dtype=bool)
+
+
+def two_arms(n_k, right, seed, *, n_seeds=1, group_size=1):
+    """Hits of arms a and b with given recalls; half of the luck is shared, within groups too."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat([0, 1], n_k)
+    shared = np.repeat(rng.random(len(y) // group_size + 1), group_size)[: len(y)]
+    hits = {}
+    for arm, recall in right.items():
+        luck = np.where(rng.random((n_seeds, len(y))) < 0.5, shared, rng.random((n_seeds, len(y))))
+        hits[arm] = (luck < recall).astype(float)
+    return y, hits
+
+
+@pytest.mark.parametrize("n_k", [(200, 12), (800, 60)])
+def test_intervals_cover_the_known_difference_at_their_rate(n_k):
+    """a is right on 80 %, b on 70 %: 95 % of the intervals hold the 10 points, 200 draws of data."""
+    covered = 0
+    for s in range(200):
+        y, hits = two_arms(n_k, {"a": 0.8, "b": 0.7}, s)
+        gap = paired_bootstrap(y, hits, judged=BOTH, n_bootstrap=400, seed=s).difference("a", "b")
+        covered += gap.low <= 0.1 <= gap.high
+    assert 0.90 <= covered / 200 <= 0.995
+
+
+def test_intervals_cover_where_groups_share_their_luck():
+    """Treating groups of five as single records would make intervals far too narrow."""
+    covered = {"groups": 0, "records": 0}
+    for s in range(100):
+        y, hits = two_arms((400, 100), {"a": 0.7}, s, group_size=5)
+        for name, groups in (("groups", np.arange(500) // 5), ("records", None)):
+            boot = paired_bootstrap(y, hits, judged=BOTH, groups=groups, n_bootstrap=300, seed=s)
+            interval = boot.balanced_accuracy("a")
+            covered[name] += interval.low <= 0.7 <= interval.high
+    assert covered["groups"] >= 90
+    assert covered["records"] <= 85
+
+
+def test_groups_of_one_record_are_records():
+    y, hits = two_arms((500, 80), {"a": 0.8, "b": 0.7}, 0, n_seeds=3)
+    a, b = (
+        paired_bootstrap(y, hits, judged=BOTH, groups=g, n_bootstrap=4000).difference("a", "b")
+        for g in (None, np.arange(len(y)))
+    )
+    assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.005)
+
+
+def test_pairing_makes_a_difference_narrower_than_its_parts():
+    y, hits = two_arms((500, 80), {"a": 0.8, "b": 0.8}, 0)
+    hits["b"] = np.where(np.arange(len(y)) % 50 == 0, 1 - hits["a"], hits["a"])
+    boot = paired_bootstrap(y, hits, judged=BOTH)
+    gap, own = boot.difference("a", "b"), boot.balanced_accuracy("a")
+    assert gap.high - gap.low < 0.6 * (own.high - own.low)
+
+
+def test_estimates_are_plain_means():
+    y = np.array([0, 0, 0, 0, 1, 1])
+    hits = {"a": np.array([[1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]], dtype=float)}
+    boot = paired_bootstrap(y, hits, judged=BOTH)
+    assert boot.balanced_accuracy("a").estimate == pytest.approx((5 / 8 + 1 / 4) / 2)
+    assert boot.class_recall("a")[1].estimate == pytest.approx(1 / 4)
+
+
+def test_seeds_widen_an_interval():
+    """Two seeds, one right and one wrong throughout: records alone would call 0.5 certain."""
+    y = np.repeat([0, 1], 2000)
+    hits = {"a": np.stack([np.ones(4000), np.zeros(4000)])}
+    interval = paired_bootstrap(y, hits, judged=BOTH).balanced_accuracy("a")
+    assert interval.low < 0.01
+    assert interval.high > 0.99
+
+
+@pytest.mark.parametrize(("n_tail", "shown"), [(1, False), (3, False), (8, True)])
+def test_a_handful_of_records_shows_nothing(n_tail, shown):
+    """Arm a is right on every tail record and b on none: a plain bootstrap sees no doubt at all."""
+    y = np.array([0] * 500 + [1] * n_tail)
+    hits = {"a": np.ones((1, len(y))), "b": (y == 0)[None].astype(float)}
+    gap = paired_bootstrap(y, hits, judged=BOTH).difference("a", "b")
+    assert gap.estimate == 0.5
+    assert (gap.low > 0) is shown
+
+
+def test_unjudged_classes_do_not_enter():
+    y, hits = two_arms((100, 50), {"a": 0.8}, 0)
+    boot = paired_bootstrap(y, hits, judged=np.array([True, False]))
+    assert list(boot.classes) == [0]
+    assert boot.balanced_accuracy("a").estimate == pytest.approx(hits["a"][0, :100].mean())
+
+
+def test_draws_do_not_depend_on_the_order_of_records():
+    y, hits = two_arms((300, 40), {"a": 0.8, "b": 0.7}, 0, n_seeds=2)
+    order = np.random.default_rng(1).permutation(len(y))
+    a = paired_bootstrap(y, hits, judged=BOTH, seed=5)
+    b = paired_bootstrap(y[order], {k: h[:, order] for k, h in hits.items()}, judged=BOTH, seed=5)
+    assert np.array_equal(a.draws, b.draws)
+
+
+def test_class_differences_are_corrected_for_their_number():
+    y, hits = two_arms((300, 40), {"a": 0.8, "b": 0.7}, 0)
+    boot = paired_bootstrap(y, hits, judged=BOTH)
+    j = list(boot.classes).index(1)
+    plain = np.quantile(boot.draws[:, 0, j] - boot.draws[:, 1, j], [0.025, 0.975])
+    corrected = boot.class_difference("a", "b")[1]
+    assert corrected.low < plain[0]
+    assert corrected.high > plain[1]
+
+
+def test_nothing_to_compare_is_an_error():
+    y, hits = two_arms((10, 5), {"a": 0.8}, 0)
+    with pytest.raises(EmptyClassError):
+        paired_bootstrap(y, hits, judged=~BOTH)
+    with pytest.raises(ParameterError, match="one shape"):
+        paired_bootstrap(y, {"a": hits["a"], "b": np.ones((2, 15))}, judged=BOTH)

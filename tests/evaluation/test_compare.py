@@ -1,0 +1,105 @@
+"""The choice among arms on val."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_augment.datatypes import Arm, ArmScore
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.compare import choose_arm
+
+
+def scores(name, family, values, *, amount=1.0, n_val=1000):
+    arm = Arm(name=name, family=family, amount=amount)
+    return [
+        ArmScore(arm=arm, seed=s, score=v, learners={}, n_train=100, n_val=n_val)
+        for s, v in enumerate(values)
+    ]
+
+
+def test_best_of_each_kind_is_named():
+    choice = choose_arm(
+        scores("as is", "as_is", [0.70])
+        + scores("weights", "weights", [0.80])
+        + scores("smote", "classic", [0.78])
+        + scores("trees", "model", [0.85])
+        + scores("trees half", "model", [0.83], amount=0.5)
+    )
+    assert (choice.best.name, choice.baseline.name) == ("trees", "weights")
+    assert choice.model is not None
+    assert choice.model.name == "trees"
+    assert choice.mean["smote"] == 0.78
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.0015, -0.0015])
+def test_ties_go_to_the_simpler_arm(gap):
+    choice = choose_arm(
+        scores("mix", "mixture", [0.80 + gap])
+        + scores("over", "resampling", [0.80 + gap / 2])
+        + scores("weights", "weights", [0.80])
+        + scores("as is", "as_is", [0.70])
+    )
+    assert choice.best.name == "weights"
+
+
+def test_ties_within_a_family_go_to_the_smaller_amount():
+    choice = choose_arm(
+        scores("as is", "as_is", [0.70])
+        + scores("a", "model", [0.8], amount=1.0)
+        + scores("b", "model", [0.8], amount=0.5)
+    )
+    assert choice.best.name == "b"
+
+
+def test_one_record_of_val_is_a_tie():
+    """With 50 val records, 1.5 points are less than one record of an average class."""
+    arms = scores("as is", "as_is", [0.80], n_val=50) + scores("trees", "model", [0.815], n_val=50)
+    assert choose_arm(arms).best.name == "as is"
+    arms = scores("as is", "as_is", [0.80], n_val=500) + scores(
+        "trees", "model", [0.815], n_val=500
+    )
+    assert choose_arm(arms).best.name == "trees"
+
+
+def test_a_gap_within_the_noise_of_seeds_is_a_tie():
+    noisy = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
+        "trees", "model", [0.80, 0.72, 0.76]
+    )
+    steady = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
+        "trees", "model", [0.71, 0.81, 0.76]
+    )
+    assert choose_arm(noisy).best.name == "as is"
+    assert choose_arm(steady).best.name == "trees"
+
+
+def test_an_arm_of_one_seed_does_not_beat_finalists():
+    choice = choose_arm(
+        scores("as is", "as_is", [0.70, 0.71, 0.70])
+        + scores("weights", "weights", [0.80, 0.78, 0.76])
+        + scores("trees", "model", [0.79])
+    )
+    assert choice.best.name == "weights"
+    assert choice.model is not None
+    assert choice.model.name == "trees"
+
+
+def test_order_of_scores_does_not_matter():
+    given = (
+        scores("as is", "as_is", [0.70, 0.72])
+        + scores("weights", "weights", [0.80, 0.78])
+        + scores("trees", "model", [0.79, 0.79])
+    )
+    assert choose_arm(given) == choose_arm(given[::-1])
+
+
+def test_publishing_anyway_takes_the_model_to_the_holdout():
+    choice = choose_arm(scores("as is", "as_is", [0.9]) + scores("trees", "model", [0.5]))
+    assert choice.to_verify("recipe").name == "as is"
+    assert choice.to_verify("fail").name == "as is"
+    assert choice.to_verify("publish").name == "trees"
+    assert choose_arm(scores("as is", "as_is", [0.9])).to_verify("publish").name == "as is"
+
+
+def test_something_must_be_there_to_compare_with():
+    with pytest.raises(ParameterError, match="as is"):
+        choose_arm(scores("trees", "model", [0.5]))

@@ -1,0 +1,221 @@
+"""Generators whose fault is known meet the gate that must catch it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.gates import REASONS, Labelled, gate_candidates
+
+N_COLUMNS = 6
+IS_CATEGORY = np.arange(N_COLUMNS) == 5
+N_LEVELS = np.where(IS_CATEGORY, 4, 0)
+
+
+def world(n_k, seed):
+    """Two classes on curved sheets, well apart, with nulls and a category that tells a little."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat([0, 1], n_k)
+    t = rng.normal(size=(len(y), 2))
+    X = np.column_stack(
+        [t, t[:, 0] ** 2, t.sum(axis=1), t[:, 0] * t[:, 1], rng.integers(0, 3, len(y))]
+    )
+    X[:, :5] += 0.15 * rng.normal(size=(len(y), 5))
+    X[:, 2] += 3.0 * y
+    X[:, 5] += y * (rng.random(len(y)) < 0.5)
+    X[rng.random(len(y)) < 0.05, 1] = np.nan
+    return Labelled(X, y)
+
+
+FIT, VAL, FRESH = world((500, 250), 0), world((150, 150), 1), world((200, 250), 2)
+
+
+@pytest.fixture(scope="module")
+def fresh_outcome():
+    """What the gate makes of fresh real records."""
+    return judge(FRESH, wanted=(50, 100))
+
+
+def judge(candidates, *, fit=FIT, val=VAL, wanted=(300, 300), **kwargs):
+    kwargs.setdefault("strata", ["head", "tail"])
+    kwargs.setdefault("stratum_class", np.arange(len(kwargs["strata"])))
+    return gate_candidates(
+        fit,
+        val,
+        candidates,
+        wanted=np.array(wanted),
+        ordinals=np.arange(len(candidates)),
+        fit_keys=[f"key-{i}" for i in range(len(fit))],
+        is_category=IS_CATEGORY,
+        n_levels=N_LEVELS,
+        **kwargs,
+    )
+
+
+def share(outcome, candidates, reason, stratum=1):
+    return float((outcome.reason[candidates.stratum == stratum] == reason).mean())
+
+
+def test_fresh_real_records_pass_at_the_nominal_rate(fresh_outcome):
+    """Each of three checks drops about 5 %."""
+    for stratum in (0, 1):
+        for reason in ("near copy", "outlier", "label"):
+            assert share(fresh_outcome, FRESH, reason, stratum) == pytest.approx(0.05, abs=0.05)
+        assert share(fresh_outcome, FRESH, "repeat", stratum) == 0
+        assert fresh_outcome.passed[FRESH.stratum == stratum].mean() > 0.75
+
+
+def test_copies_of_training_records_are_caught():
+    copies = Labelled(FIT.X[-200:], FIT.stratum[-200:])
+    outcome = judge(copies)
+    assert (outcome.reason == "near copy").all()
+    assert outcome.strata[1].metrics["exact_copy_fraction"] == 1.0
+
+
+def test_copies_with_a_little_noise_are_caught():
+    rng = np.random.default_rng(0)
+    X = FIT.X[-200:] + 1e-3 * rng.normal(size=(200, N_COLUMNS)) * ~IS_CATEGORY
+    outcome = judge(Labelled(X, FIT.stratum[-200:]))
+    assert share(outcome, Labelled(X, FIT.stratum[-200:]), "near copy") > 0.95
+
+
+def test_swapped_labels_are_caught():
+    swapped = Labelled(FRESH.X, 1 - FRESH.stratum)
+    assert judge(swapped).passed.mean() < 0.05
+
+
+def test_noise_is_caught():
+    rng = np.random.default_rng(0)
+    low, high = np.nanmin(FIT.X, axis=0), np.nanmax(FIT.X, axis=0)
+    X = rng.uniform(low, high, (300, N_COLUMNS))
+    X[:, 5] = np.round(X[:, 5])
+    outcome = judge(Labelled(X, np.ones(300, dtype=np.int64)))
+    assert outcome.passed.mean() < 0.05
+
+
+def test_a_collapsed_generator_is_caught(fresh_outcome):
+    """One good record again and again, and 50 others: of the one, a share as of real ones stays."""
+    first = int(np.flatnonzero(fresh_outcome.passed & (FRESH.stratum == 1))[0])
+    X = np.vstack([np.repeat(FRESH.X[[first]], 250, axis=0), FRESH.X[FRESH.stratum == 1][:50]])
+    candidates = Labelled(X, np.ones(300, dtype=np.int64))
+    outcome = judge(candidates)
+    assert (outcome.reason[:250] == "repeat").sum() >= 248
+    assert outcome.passed[250:].mean() > 0.7
+
+
+def test_candidates_outside_the_domain_are_dropped_first():
+    in_domain = np.arange(len(FRESH)) % 2 == 0
+    outcome = judge(FRESH, in_domain=in_domain)
+    assert (outcome.reason[~in_domain] == "domain").all()
+    assert (outcome.reason[in_domain] != "domain").all()
+
+
+def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_outcome):
+    utility, faithful = fresh_outcome, judge(FRESH, wanted=(50, 100), purpose="faithful")
+    for outcome in (utility, faithful):
+        assert [c.n_kept for c in outcome.strata] == [50, 100]
+    tail = FRESH.stratum == 1
+    surplus = tail & (utility.reason == "surplus")
+    assert utility.score[tail & utility.kept].min() >= utility.score[surplus].max()
+    passed = np.flatnonzero(tail & faithful.passed)
+    assert np.array_equal(np.flatnonzero(tail & faithful.kept), passed[:100])
+
+
+def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
+    rng = np.random.default_rng(0)
+    fit_order, val_order, order = (rng.permutation(len(t)) for t in (FIT, VAL, FRESH))
+    b = gate_candidates(
+        Labelled(FIT.X[fit_order], FIT.stratum[fit_order]),
+        Labelled(VAL.X[val_order], VAL.stratum[val_order]),
+        Labelled(FRESH.X[order], FRESH.stratum[order]),
+        strata=["head", "tail"],
+        stratum_class=np.arange(2),
+        wanted=np.array([50, 100]),
+        ordinals=order,
+        fit_keys=[f"key-{i}" for i in fit_order],
+        is_category=IS_CATEGORY,
+        n_levels=N_LEVELS,
+    )
+    # A tree's sums run in the order of the rows; a candidate at a limit may fall the other way.
+    assert (b.passed == fresh_outcome.passed[order]).mean() > 0.99
+
+
+def test_every_candidate_is_accounted_for(fresh_outcome):
+    outcome = fresh_outcome
+    assert outcome.kept.sum() == sum(c.n_kept for c in outcome.strata)
+    assert set(outcome.reason) <= {"", *REASONS}
+    assert np.array_equal(outcome.kept, outcome.reason == "")
+    for c in outcome.strata:
+        assert c.n_candidates == c.n_kept + sum(c.reasons.values())
+        assert c.n_passed == c.n_kept + c.reasons.get("surplus", 0)
+        assert {"density", "coverage", "c2st_auc"} <= set(c.metrics)
+    assert outcome.notes == ()
+
+
+@pytest.mark.parametrize("n_tail", [0, 1, 2, 7])
+def test_tiny_classes_are_judged_by_what_there_is(n_tail):
+    """No val record, one or two fit records: only exact copies can be told, and that is said."""
+    rows = np.flatnonzero((FIT.stratum == 0) | (np.arange(len(FIT)) >= len(FIT) - n_tail))
+    fit = Labelled(FIT.X[rows], FIT.stratum[rows])
+    val = Labelled(VAL.X[VAL.stratum == 0], VAL.stratum[VAL.stratum == 0])
+    tail = FRESH.X[FRESH.stratum == 1][:40]
+    X = np.vstack([tail, FIT.X[-1:]])
+    outcome = judge(Labelled(X, np.ones(41, dtype=np.int64)), fit=fit, val=val)
+    assert outcome.passed[:40].all()
+    assert outcome.passed[40] == (n_tail == 0)
+    assert any("only exact copies" in n for n in outcome.notes)
+    assert any("labels are not checked" in n for n in outcome.notes)
+
+
+def test_a_single_class_is_judged_without_a_classifier():
+    fit, val, fresh = (
+        Labelled(t.X[t.stratum == 1], np.zeros((t.stratum == 1).sum(), int))
+        for t in (FIT, VAL, FRESH)
+    )
+    outcome = judge(fresh, fit=fit, val=val, wanted=(150,), strata=["only"])
+    assert outcome.passed.mean() > 0.8
+    assert outcome.kept.sum() == 150
+
+
+def test_nothing_to_judge_is_not_an_error():
+    empty = Labelled(np.empty((0, N_COLUMNS)), np.empty(0, dtype=np.int64))
+    outcome = judge(empty)
+    assert [c.n_candidates for c in outcome.strata] == [0, 0]
+    assert not len(outcome.kept)
+
+
+def test_strata_of_one_class_share_its_classifier():
+    """Distances go by stratum (class within a site), labels by class."""
+    site = (np.arange(2000) % 2).astype(np.int64)
+    fit, val, fresh = (Labelled(t.X, 2 * t.stratum + site[: len(t)]) for t in (FIT, VAL, FRESH))
+    strata = [f"{c} | site={s}" for c in ("head", "tail") for s in (0, 1)]
+    outcome = judge(
+        fresh,
+        fit=fit,
+        val=val,
+        wanted=(10, 10, 10, 10),
+        strata=strata,
+        stratum_class=np.array([0, 0, 1, 1]),
+    )
+    assert [c.name for c in outcome.strata] == strata
+    assert [c.n_kept for c in outcome.strata] == [10, 10, 10, 10]
+    swapped = Labelled(fresh.X, 3 - fresh.stratum)
+    assert (
+        judge(
+            swapped,
+            fit=fit,
+            val=val,
+            wanted=(1,) * 4,
+            strata=strata,
+            stratum_class=np.array([0, 0, 1, 1]),
+        ).passed.mean()
+        < 0.05
+    )
+
+
+def test_unusable_wishes_are_refused():
+    with pytest.raises(ParameterError, match="near_copy_quantile"):
+        judge(FRESH, near_copy_quantile=1.0)
+    with pytest.raises(ParameterError, match="wanted counts"):
+        judge(FRESH, wanted=(1,))

@@ -1,0 +1,139 @@
+"""Threshold tuning: finds what is there, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation import thresholds
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.metrics import score_predictions
+from prefect_augment.evaluation.thresholds import cross_fitted_multipliers, tune_multipliers
+
+
+def gaussians(counts, seed, *, sharpness=1.0):
+    """Classes on a line, one apart, with their true posterior probabilities to a power."""
+    rng = np.random.default_rng(seed)
+    counts = np.asarray(counts)
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = 1.5 * y + rng.normal(size=len(y))
+    logits = -0.5 * (x[:, None] - 1.5 * np.arange(len(counts))) ** 2 + np.log(counts / counts.sum())
+    proba = np.exp(sharpness * (logits - logits.max(axis=1, keepdims=True)))
+    return y, proba / proba.sum(axis=1, keepdims=True)
+
+
+def balanced_accuracy(y, proba, multipliers=None):
+    n_classes = proba.shape[1]
+    return score_predictions(
+        y,
+        proba,
+        classes=[str(k) for k in range(n_classes)],
+        judged=np.ones(n_classes, dtype=bool),
+        multipliers=multipliers,
+    ).balanced_accuracy
+
+
+def separable():
+    """All rare records have a probability of 0.3, all others at most 0.2."""
+    y = np.array([0] * 950 + [1] * 50)
+    p = np.r_[np.linspace(0.0, 0.2, 950), np.full(50, 0.3)]
+    return y, np.column_stack([1 - p, p])
+
+
+def test_scan_is_exact_without_shrinkage(monkeypatch):
+    monkeypatch.setattr(thresholds, "SHRINKAGE", 0.0)
+    y, proba = separable()
+    m = tune_multipliers(y, proba, judged=np.ones(2, dtype=bool))
+    assert balanced_accuracy(y, proba, m) == 1.0
+    assert 0.7 / 0.3 < m[1] / m[0] < 0.8 / 0.2
+
+
+def test_shrinkage_costs_a_fraction_of_a_standard_error():
+    """One standard error is about 1 point here."""
+    y, proba = separable()
+    m = tune_multipliers(y, proba, judged=np.ones(2, dtype=bool))
+    assert balanced_accuracy(y, proba, m) > 0.995
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("counts", [(9500, 500), (7000, 2000, 1000)])
+def test_tuned_multipliers_are_near_the_best_possible_on_fresh_records(counts, sharpness):
+    """With true posteriors, weighting by the inverse shares is optimal; here they are distorted."""
+    ones = np.ones(len(counts), dtype=bool)
+    y, proba = gaussians(counts, 0, sharpness=sharpness)
+    y_new, proba_new = gaussians(counts, 1, sharpness=sharpness)
+    m = tune_multipliers(y, proba, judged=ones)
+    best = balanced_accuracy(y_new, proba_new, (sum(counts) / np.array(counts)) ** sharpness)
+    assert balanced_accuracy(y_new, proba_new, m) > best - 0.02
+    assert balanced_accuracy(y_new, proba_new) < best - 0.05
+
+
+def test_few_records_do_not_over_fit_more_than_they_gain():
+    """Eight rare records: over 40 draws the tuned threshold is far better than none on fresh ones."""
+    y_new, proba_new = gaussians((9500, 500), 999)
+    tuned = [
+        balanced_accuracy(
+            y_new, proba_new, tune_multipliers(*gaussians((152, 8), s), judged=np.ones(2, bool))
+        )
+        for s in range(40)
+    ]
+    assert np.mean(tuned) > balanced_accuracy(y_new, proba_new) + 0.1
+
+
+def test_order_of_records_does_not_matter():
+    y, proba = gaussians((300, 60, 20), 3)
+    ones = np.ones(3, dtype=bool)
+    shuffled = np.random.default_rng(0).permutation(len(y))
+    a = tune_multipliers(y, proba, judged=ones)
+    b = tune_multipliers(y[shuffled], proba[shuffled], judged=ones)
+    assert a == pytest.approx(b, rel=1e-9)
+
+
+def test_classes_that_are_not_judged_keep_their_probability():
+    y, proba = gaussians((300, 60, 20), 4)
+    m = tune_multipliers(y, proba, judged=np.array([True, True, False]))
+    assert m[2] == 1.0
+    assert list(tune_multipliers(y, proba, judged=np.array([True, False, False]))) == [1, 1, 1]
+
+
+def test_many_classes_share_one_power_of_the_prior_correction():
+    counts = np.r_[500, np.full(39, 20)]
+    y, proba = gaussians(counts, 5)
+    m = tune_multipliers(y, proba, judged=np.ones(40, dtype=bool))
+    assert m[0] == 1.0
+    assert np.ptp(m[1:]) == pytest.approx(0)
+
+
+def test_cross_fitting_gains_nothing_from_noise():
+    """Tuned and scored on the same noise there is a gain; cross-fitted there is none."""
+    honest, flattered = [], []
+    for s in range(40):
+        rng = np.random.default_rng(s)
+        y = np.array([0] * 180 + [1] * 20)
+        proba = rng.dirichlet([1, 1], size=200)
+        folds = stratified_folds(y, None, 5, s, [str(i) for i in range(200)])
+        ones = np.ones(2, dtype=bool)
+        m = cross_fitted_multipliers(y, proba, folds, ones)
+        honest.append(balanced_accuracy(y, proba, m))
+        flattered.append(balanced_accuracy(y, proba, tune_multipliers(y, proba, judged=ones)))
+    standard_error = np.std(honest) / np.sqrt(40)
+    assert abs(np.mean(honest) - 0.5) < 3 * standard_error
+    assert np.mean(flattered) > 0.53
+
+
+def test_a_record_has_no_part_in_its_own_multipliers():
+    y, proba = gaussians((180, 20), 6)
+    folds = stratified_folds(y, None, 4, 0, [str(i) for i in range(200)])
+    ones = np.ones(2, dtype=bool)
+    before = cross_fitted_multipliers(y, proba, folds, ones)
+    changed = np.where(folds == 2, 1 - y, y)
+    after = cross_fitted_multipliers(changed, proba, folds, ones)
+    assert np.array_equal(before[folds == 2], after[folds == 2])
+    assert not np.array_equal(before[folds != 2], after[folds != 2])
+
+
+def test_cross_fitting_needs_two_folds():
+    y, proba = gaussians((18, 2), 7)
+    with pytest.raises(ParameterError, match="at least 2 folds"):
+        cross_fitted_multipliers(y, proba, np.zeros(20, int), np.ones(2, bool))

@@ -1,0 +1,206 @@
+"""The hold-out's verdict: its truth table, its guard, and what it publishes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from prefect_augment.datatypes import Arm
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.verdict import ArmPredictions, decide
+
+CLASSES = ["head", "mid", "tail"]
+N_K = (600, 200, 100)
+Y = np.repeat(np.arange(3), N_K)
+FAMILIES = {"as is": "as_is", "weights": "weights", "trees": "model"}
+MIDDLING = (0.80, 0.80, 0.80)
+
+
+def arm(name, recall, *, n_seeds=2, y=Y):
+    """Predictions that are right on the first records of each class, up to its recall."""
+    predicted = (y + 1) % 3
+    for k, r in enumerate(recall):
+        of_class = np.flatnonzero(y == k)
+        predicted[of_class[: round(r * len(of_class))]] = k
+    proba = np.stack([np.eye(3)[predicted] * 0.9 + 0.1 / 3] * n_seeds)
+    return ArmPredictions(
+        Arm(name=name, family=FAMILIES[name]), {"boosting": proba, "logistic": proba}
+    )
+
+
+def verdict(recalls, *, chosen="trees", y=Y, **kwargs):
+    """Verdict on arms of the given recalls per class."""
+    kwargs.setdefault("judged", np.ones(3, dtype=bool))
+    return decide(
+        y,
+        {name: arm(name, r, y=y) for name, r in recalls.items()},
+        classes=CLASSES,
+        chosen=chosen,
+        baseline="weights",
+        as_is="as is",
+        n_bootstrap=500,
+        **kwargs,
+    )
+
+
+BETTER, WORSE = (0.9, 0.9, 0.9), (0.7, 0.7, 0.7)
+SAME = (0.80, 0.81, 0.80)
+
+
+@pytest.mark.parametrize(
+    ("trees", "weights", "on_no_gain", "decision", "published"),
+    [
+        (BETTER, MIDDLING, "recipe", "accept", "trees"),
+        (BETTER, MIDDLING, "fail", "accept", "trees"),
+        (SAME, MIDDLING, "recipe", "inconclusive", "weights"),
+        (SAME, MIDDLING, "fail", "inconclusive", "weights"),
+        (SAME, MIDDLING, "publish", "inconclusive", "trees"),
+        (WORSE, MIDDLING, "recipe", "reject", "weights"),
+        (WORSE, MIDDLING, "publish", "reject", "trees"),
+        # The baseline harms, too; that the worst class is shown to lose rejects by itself.
+        (WORSE, WORSE, "recipe", "reject", "as is"),
+    ],
+)
+def test_truth_table_of_an_arm_with_synthetic_records(
+    trees, weights, on_no_gain, decision, published
+):
+    found = verdict({"trees": trees, "weights": weights, "as is": MIDDLING}, on_no_gain=on_no_gain)
+    assert (found.decision, found.published) == (decision, published)
+    assert found.differences[0].against == "weights"
+
+
+@pytest.mark.parametrize(
+    ("weights", "decision", "published"),
+    [
+        (BETTER, "accept", "weights"),
+        (SAME, "inconclusive", "weights"),
+        (WORSE, "reject", "as is"),
+    ],
+)
+def test_truth_table_of_a_chosen_baseline(weights, decision, published):
+    found = verdict({"weights": weights, "as is": MIDDLING}, chosen="weights")
+    assert (found.decision, found.published) == (decision, published)
+    assert [(d.arm, d.against) for d in found.differences] == [("weights", "as is")]
+
+
+def test_as_is_chosen_has_nothing_to_prove():
+    found = decide(
+        Y,
+        {"as is": arm("as is", MIDDLING)},
+        classes=CLASSES,
+        judged=np.ones(3, dtype=bool),
+        chosen="as is",
+        baseline="as is",
+        as_is="as is",
+    )
+    assert (found.decision, found.published, found.differences) == ("inconclusive", "as is", ())
+    assert "No arm did better" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("head_recall", "decision"), [(0.79, "accept"), (0.77, "inconclusive"), (0.6, "reject")]
+)
+def test_a_gain_must_not_cost_the_worst_class(head_recall, decision):
+    """Mean recall rises in all three; the worst falls by 1, by 3 (unproven) and by 20 points."""
+    recalls = {
+        "trees": (head_recall, 1.0, 1.0),
+        "weights": (0.80, 0.82, 0.82),
+        "as is": (0.80, 0.82, 0.82),
+    }
+    found = verdict(recalls)
+    assert found.differences[0].interval.low > 0
+    assert found.decision == decision
+    assert any("worst class" in r for r in found.reasons) is (decision != "accept")
+
+
+def test_differences_and_scores_are_those_of_the_recalls():
+    found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": WORSE})
+    gaps = {(d.arm, d.against): d.interval.estimate for d in found.differences}
+    assert gaps == pytest.approx(
+        {("trees", "weights"): 0.1, ("trees", "as is"): 0.2, ("weights", "as is"): 0.1}
+    )
+    assert found.balanced_accuracy["trees"].estimate == pytest.approx(0.9)
+    assert found.arms["as is"]["logistic"].recall == pytest.approx(dict.fromkeys(CLASSES, 0.7))
+    assert found.class_recall["weights"]["tail"].estimate == pytest.approx(0.8)
+    first = found.differences[0].interval
+    assert found.minimum_detectable_effect == pytest.approx((first.high - first.low) / 2)
+    assert (found.n_holdout, found.n_seeds) == (900, 2)
+
+
+def test_classes_are_decided_one_by_one():
+    found = verdict({"trees": (0.5, 0.8, 0.99), "weights": MIDDLING, "as is": MIDDLING})
+    assert found.class_decisions == {"head": "reject", "mid": "inconclusive", "tail": "accept"}
+
+
+def test_reasons_give_the_numbers():
+    found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING})
+    assert "trees raises balanced accuracy against weights: +10.0 points" in found.reasons[0]
+    assert "cannot be told from chance" in found.reasons[1]
+    assert found.reasons[-1] == "The recipe of trees is published."
+
+
+def test_classes_not_judged_never_enter_and_say_why():
+    judged = np.array([True, True, False])
+    recalls = {"trees": (0.9, 0.9, 0.0), "weights": MIDDLING, "as is": MIDDLING}
+    found = verdict(recalls, judged=judged, not_judged={"tail": "it has 2 records"})
+    assert found.decision == "accept"
+    assert found.not_judged == {"tail": "it has 2 records"}
+    assert (
+        set(found.class_decisions) == set(found.arms["trees"]["boosting"].recall) == {"head", "mid"}
+    )
+
+
+def test_a_class_missing_from_the_holdout_is_not_judged():
+    y = Y[Y != 2]
+    found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, y=y)
+    assert found.not_judged == {"tail": "it has no record in the hold-out"}
+    assert found.decision == "accept"
+
+
+@pytest.mark.parametrize(("on_no_gain", "published"), [("recipe", "weights"), ("publish", "trees")])
+def test_nothing_judged_is_inconclusive(on_no_gain, published):
+    recalls = {"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}
+    found = verdict(recalls, judged=np.zeros(3, dtype=bool), on_no_gain=on_no_gain)
+    assert (found.decision, found.published) == ("inconclusive", published)
+    assert "No judged class" in found.reasons[0]
+    assert set(found.not_judged) == set(CLASSES)
+
+
+def test_one_judged_class_is_inconclusive():
+    """Its recall can be raised at will by calling everything that class."""
+    recalls = {"trees": (0.1, 0.1, 1.0), "weights": MIDDLING, "as is": MIDDLING}
+    found = verdict(recalls, judged=np.array([False, False, True]))
+    assert found.decision == "inconclusive"
+    assert "Only one class" in found.reasons[0]
+
+
+def test_scores_are_given_without_twins():
+    twins = np.zeros(len(Y), dtype=bool)
+    twins[Y == 0] = np.arange(600) < 540  # all but the 60 records that trees gets wrong
+    found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, twins=twins)
+    assert found.without_twins["trees"] == pytest.approx((0.0 + 0.9 + 0.9) / 3)
+    assert found.n_without_twins == 360
+    every = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, twins=twins | True)
+    assert (every.without_twins, every.n_without_twins) == ({}, 0)
+
+
+def test_tuned_thresholds_decide_what_an_arm_predicts():
+    plain = arm("weights", MIDDLING)
+    always_tail = {name: np.tile([1e-9, 1e-9, 1.0], (2, 1)) for name in plain.proba}
+    tuned = ArmPredictions(plain.arm, plain.proba, always_tail)
+    assert np.array_equal(tuned.hits(Y), np.tile((Y == 2).astype(float), (2, 1)))
+    assert tuned.scores(Y, CLASSES, np.ones(3, bool))["boosting"].recall["tail"] == 1.0
+
+
+def test_verdict_is_the_same_bytes_again_and_plain_json():
+    recalls = {"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}
+    a, b = (verdict(recalls, groups=np.arange(len(Y)) // 3).to_json() for _ in range(2))
+    assert a == b
+    json.loads(a, parse_constant=lambda s: pytest.fail(f"{s} is not JSON"))
+
+
+def test_missing_predictions_are_an_error():
+    with pytest.raises(ParameterError, match="as is"):
+        verdict({"trees": BETTER, "weights": MIDDLING})
