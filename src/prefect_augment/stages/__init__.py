@@ -1,0 +1,1 @@
+"""Each ETL step as a plain function, without an orchestrator."""

@@ -1,0 +1,327 @@
+"""Arms: the training sets that are compared, made from the same real records.
+
+Every arm brings the classes to the same *effective counts* (records times weight) for the same
+``amount``; arms differ in what fills the difference: weight, copies, SMOTE records, synthetic
+records, or both. So what is compared is how the balance is made, not how much of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.augmentation.tables import random_oversample_indices, smote
+from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Recipe
+from prefect_augment.params import Classic, Gate
+
+__all__ = [
+    "AMOUNTS",
+    "GIVEN",
+    "TrainingSet",
+    "Wanted",
+    "build_training_set",
+    "candidates_wanted",
+    "make_recipe",
+    "plain_recipe",
+    "table_arms",
+    "wanted_records",
+]
+
+# Half of the way (the square root of the imbalance) and all of it: the same small search for all.
+AMOUNTS = (0.5, 1.0)
+# A class that is too small to be judged is drawn at most this often per real record.
+MAX_UNJUDGED_WEIGHT = 5.0
+# Candidates per record wanted. Utility keeps the best third of those that pass (research: draw three
+# times, keep the third most confidently of the class); both leave room for what the gate drops.
+OVERDRAW = {"utility": 4.0, "faithful": 1.5}
+
+
+GIVEN = Arm(name="given records", family="given")
+
+
+def table_arms(*, model: str | None, classic: bool) -> tuple[Arm, ...]:
+    """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    arms = [
+        Arm(name="as is", family="as_is", amount=1.0),
+        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Arm(name="class weights", family="weights", amount=0.0),
+        Arm(name="resampling", family="resampling", amount=0.0),
+    ]
+    if classic:
+        arms.append(Arm(name="SMOTE", family="classic", amount=0.0))
+    if model:
+        arms.append(Arm(name=model, family="model", amount=0.0))
+    if model and classic:
+        arms.append(Arm(name=f"SMOTE + {model}", family="mixture", amount=0.0))
+    return tuple(arms)
+
+
+# --- how many records -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an arm wants of one stratum, in records.
+
+    ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
+    """
+
+    n_real: int
+    effective: float
+    synthetic: int = 0
+    classic: int = 0
+    copies: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Weight of each record of the stratum, before normalising."""
+        return self.effective / max(1, self.n_real + self.synthetic + self.classic + self.copies)
+
+
+def wanted_records(
+    arm: Arm,
+    counts: Mapping[str, int],
+    plan: BalancePlan,
+    *,
+    available: Mapping[str, int] | None = None,
+) -> dict[str, Wanted]:
+    """Return what ``arm`` wants per stratum, for a training part with ``counts`` real records.
+
+    Parameters
+    ----------
+    arm : Arm
+        Its ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
+        stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance.
+    counts : mapping of str to int
+        Real records per stratum in the part (all of train, or a fold of it).
+    plan : BalancePlan
+        Bounds the records added: never beyond the plan's target nor its number of synthetic ones,
+        scaled to the part.
+    available : mapping of str to int, optional
+        Synthetic records that passed the gate, where they are at hand.
+    """
+    largest: dict[tuple[tuple[str, str], ...], int] = {}
+    for entry in plan.classes:
+        cell = tuple(sorted(entry.by.items()))
+        largest[cell] = max(largest.get(cell, 0), counts.get(entry.name, 0))
+    wanted = {}
+    for entry in plan.classes:
+        n = counts.get(entry.name, 0)
+        if n == 0:
+            continue
+        effective = float(n)
+        if arm.family not in ("as_is", "threshold", "given"):
+            effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** arm.amount
+        if not entry.judged:
+            effective = min(effective, MAX_UNJUDGED_WEIGHT * n)
+        share = n / entry.n_real if entry.n_real else 0.0
+        room = max(0, min(round((entry.target - entry.n_real) * share), round(effective) - n))
+        synthetic = classic = copies = 0
+        if arm.family == "given":
+            # Records that another tool made are judged as they are: all of them, unweighted.
+            synthetic = (available or {}).get(entry.name, 0)
+            effective = float(n + synthetic)
+        elif arm.has_model:
+            # A mixture is half synthetic, half SMOTE.
+            most = room // 2 if arm.family == "mixture" else room
+            synthetic = min(most, round(entry.n_synthetic * share))
+            if available is not None:
+                synthetic = min(synthetic, available.get(entry.name, 0))
+        if arm.family in ("classic", "mixture"):
+            classic = room - synthetic
+        if arm.family == "resampling":
+            copies = max(0, round(effective) - n)
+        wanted[entry.name] = Wanted(n, effective, synthetic, classic, copies)
+    return wanted
+
+
+# --- training sets ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a learner is fitted on: matrix, stratum codes and weights of mean 1."""
+
+    X: NDArray[np.float64]
+    strata: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def build_training_set(
+    arm: Arm,
+    X: NDArray[np.float64],
+    strata: NDArray[np.int64],
+    *,
+    names: tuple[str, ...],
+    plan: BalancePlan,
+    synthetic: tuple[NDArray[np.float64], NDArray[np.int64]] | None,
+    is_category: NDArray[np.bool_],
+    n_levels: NDArray[np.int64],
+    classic: Classic,
+    seed: int,
+) -> TrainingSet:
+    """Return the training set of one arm.
+
+    Parameters
+    ----------
+    X : ndarray of float64, shape (n, n_columns)
+        Real records in matrix form.
+    strata : ndarray of int64, shape (n,)
+        Their stratum, as an index into ``names``.
+    synthetic : pair of ndarrays, optional
+        Synthetic records that passed the gate, best first within a stratum; needed by model arms.
+    seed : int
+        For copies and SMOTE records.
+
+    Returns
+    -------
+    TrainingSet
+        Real records first, then synthetic, SMOTE records and copies.
+    """
+    counts = {
+        name: int(n)
+        for name, n in zip(names, np.bincount(strata, minlength=len(names)), strict=True)
+    }
+    available = None
+    if synthetic is not None:
+        sizes = np.bincount(synthetic[1], minlength=len(names))
+        available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
+    wanted = wanted_records(arm, counts, plan, available=available)
+    parts_X, parts_s = [X], [strata]
+    if arm.has_model and synthetic is not None:
+        rows = _first_of_each(
+            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
+        )
+        parts_X.append(synthetic[0][rows])
+        parts_s.append(synthetic[1][rows])
+    smote_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
+    if smote_counts:
+        made = smote(
+            X,
+            strata,
+            smote_counts,
+            is_category=is_category,
+            n_levels=n_levels,
+            k_neighbors=classic.k_neighbors,
+            seed=seed,
+            max_memory_mib=classic.max_memory_mib,
+        )
+        parts_X.append(made.X)
+        parts_s.append(made.strata)
+    copies = random_oversample_indices(
+        strata, {names.index(k): w.copies for k, w in wanted.items()}, seed
+    )
+    parts_X.append(X[copies])
+    parts_s.append(strata[copies])
+    all_strata = np.concatenate(parts_s)
+    # A stratum that is not in this part has no weight to give, and no records to give it to.
+    weight = np.array([wanted[name].weight if name in wanted else 1.0 for name in names])
+    weights = weight[all_strata]
+    return TrainingSet(np.concatenate(parts_X), all_strata, weights / weights.mean())
+
+
+def _first_of_each(strata: NDArray[np.int64], counts: Mapping[int, int]) -> NDArray[np.int64]:
+    """Indices of the first ``counts[k]`` records of each stratum k."""
+    rows = [np.flatnonzero(strata == k)[:n] for k, n in sorted(counts.items())]
+    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+
+# --- the recipe -------------------------------------------------------------------------------
+
+
+def make_recipe(
+    arm: Arm,
+    plan: BalancePlan,
+    *,
+    kept: Mapping[str, int] | None,
+    scores: Sequence[ArmScore],
+    copies: bool,
+) -> Recipe:
+    """Write an arm down as what to publish and how to train on it.
+
+    Parameters
+    ----------
+    kept : mapping of str to int, optional
+        Synthetic records per stratum that passed the gate.
+    scores : sequence of ArmScore
+        For the thresholds that were tuned on val, where the arm has some.
+    copies : bool
+        Write duplicates instead of weights.
+    """
+    counts = {c.name: c.n_real for c in plan.classes}
+    wanted = wanted_records(arm, counts, plan, available=kept)
+    # Copies are only written on request: weights say the same in a fraction of the bytes.
+    stored = {k: w.n_real + w.synthetic + w.classic for k, w in wanted.items()}
+    weight = {k: w.effective / max(1, stored[k]) for k, w in wanted.items()}
+    mean = sum(weight[k] * stored[k] for k in wanted) / max(1, sum(stored.values()))
+    n_copies = (
+        {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
+    )
+    return Recipe(
+        arm=arm,
+        class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
+        synthetic={k: w.synthetic for k, w in wanted.items() if w.synthetic},
+        classic={k: w.classic for k, w in wanted.items() if w.classic},
+        copies={k: n for k, n in n_copies.items() if n},
+        thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
+        sentence=_sentence(arm, wanted, copies=copies),
+    )
+
+
+def plain_recipe(plan: BalancePlan, kept: Mapping[str, int]) -> Recipe:
+    """The recipe of records that were published without a comparison: all of them, unweighted."""
+    return Recipe(
+        arm=Arm(name="not compared", family="model" if kept else "as_is"),
+        class_weight={c.name: 1.0 for c in plan.classes},
+        synthetic={name: n for name, n in kept.items() if n},
+        classic={},
+        copies={},
+        sentence=(
+            f"{sum(kept.values()):,} synthetic records were added without a comparison: nothing is known "
+            "about whether they help."
+        ),
+    )
+
+
+def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:
+    """Return how many candidates to draw per stratum, so that enough are left after the gate.
+
+    ``strata`` are those that the model can sample: its fit records may be fewer than the plan's
+    training records let expect.
+    """
+    factor = OVERDRAW[gate.purpose]
+    return {
+        c.name: math.ceil(factor * c.n_synthetic)
+        for c in plan.classes
+        if c.n_synthetic and c.name in strata
+    }
+
+
+def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool) -> str:
+    """Say what was done and how to read it."""
+    if arm.family == "as_is":
+        return "Nothing was added: training on the real records as they are was not beaten."
+    if arm.family == "threshold":
+        return (
+            "No record was added. Train on the real records as they are, multiply each predicted probability by "
+            "the class's multiplier in recipe.json, and take the largest."
+        )
+    added = []
+    for word, total in (
+        ("synthetic", sum(w.synthetic for w in wanted.values())),
+        ("SMOTE", sum(w.classic for w in wanted.values())),
+    ):
+        if total:
+            added.append(f"{total:,} {word} records")
+    what = f"{' and '.join(added)} were added" if added else "No record was added"
+    how = (
+        "rare classes are duplicated, so read the train split as it is"
+        if copies
+        else "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
+    )
+    way = "all of the way" if arm.amount >= 1 else f"{arm.amount:.0%} of the way (on a log scale)"
+    return f"{what}; {how}: it brings every class {way} to the largest one."

@@ -1,0 +1,194 @@
+"""Augment: the SMOTE records that a recipe asks for, staged beside the real ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from prefect_augment.augmentation.tables import SmoteRecords, smote
+from prefect_augment.balancing import suggestion
+from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import Classic
+from prefect_augment.reading.staged import load_facts
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.stages.matrix import Matrix, training_matrix
+from prefect_augment.staging import Stage, stage_key
+from prefect_augment.storage import Store, sha256_hex
+
+__all__ = ["augment"]
+
+ALGORITHM_VERSION = 1
+SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
+# Identifiers count on from each record's place. Synthetic candidates take the first places, some
+# times as many as are planned; classic records start beyond, so that no identifier comes twice.
+CANDIDATES_PER_PLANNED = 64
+
+
+def augment(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    counts: Mapping[str, int],
+    classic: Classic,
+    seed: int,
+    store: Store,
+) -> DatasetRef:
+    """Return staged SMOTE records of the training part (fit and val).
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        From the ingest stage.
+    plan : BalancePlan
+        Gives the strata.
+    counts : mapping of str to int
+        Records to make per stratum; the recipe's, at most the plan's.
+    classic : Classic
+        Neighbours, and the memory that may be used.
+    seed : int
+        Same input, params and seed give the same bytes.
+    store : Store
+        The destination, under whose ``_staging`` the records go.
+
+    Returns
+    -------
+    DatasetRef
+        Records in the source's columns and types, then ``aug_id``, ``aug_parent`` (the real record
+        each starts from), ``aug_seed`` and ``aug_stratum``; sorted by ``aug_id``. Its facts' notes
+        say which strata were copied instead, and why.
+
+    Raises
+    ------
+    ParameterError
+        If a stratum is not in the plan, classic augmentation is switched off, or more memory would
+        be needed than is allowed.
+    EmptyClassError
+        If a stratum has no record to start from.
+    """
+    wanted = {name: n for name, n in sorted(counts.items()) if n > 0}
+    _check(wanted, plan, classic)
+    # The plan's amounts matter only through the counts; its strata and the first free place do too.
+    params = [classic, wanted, [entry.name for entry in plan.classes], _first_place(plan)]
+    key = stage_key(
+        "augment",
+        algorithm_version=ALGORITHM_VERSION,
+        params=params,
+        inputs=[dataset.key],
+        seed=seed,
+    )
+    stage = Stage(store, "augment", key)
+    facts = stage.outcome(DatasetFacts)
+    if facts is None:
+        facts = stage.finish(_make(load_facts(dataset, store), plan, wanted, classic, seed, stage))
+    return DatasetRef(
+        root=store.uri,
+        path=stage.outcome_path,
+        key=key,
+        digest=facts.digest,
+        label=facts.label,
+        n_records=sum(shard.n_records for shard in facts.shards),
+        class_counts=facts.part_counts["classic"],
+    )
+
+
+def _check(wanted: Mapping[str, int], plan: BalancePlan, classic: Classic) -> None:
+    """Refuse what cannot be made before anything is read."""
+    known = [entry.name for entry in plan.classes]
+    for name in wanted:
+        if name not in known:
+            raise ParameterError(
+                f"classic records are wanted of {name!r}, which is not in the plan; "
+                f"{suggestion(name, known)}.",
+                stratum=name,
+            )
+    if wanted and classic.table == "none":
+        raise ParameterError(
+            f"{sum(wanted.values())} classic records are wanted and classic.table is 'none'; "
+            "choose 'smote', or a recipe without classic records."
+        )
+
+
+def _first_place(plan: BalancePlan) -> int:
+    """Return the first place within a stratum that no synthetic candidate takes."""
+    return CANDIDATES_PER_PLANNED * max((entry.n_synthetic for entry in plan.classes), default=0)
+
+
+def _make(
+    source: DatasetFacts,
+    plan: BalancePlan,
+    wanted: Mapping[str, int],
+    classic: Classic,
+    seed: int,
+    stage: Stage,
+) -> DatasetFacts:
+    """Make the records, put their shards, and return what is known of them."""
+    data = training_matrix(stage.store, source, plan)
+    names = [entry.name for entry in plan.classes]
+    made = smote(
+        data.X,
+        data.strata,
+        {names.index(name): n for name, n in wanted.items()},
+        is_category=data.is_category,
+        n_levels=data.n_levels,
+        k_neighbors=classic.k_neighbors,
+        seed=seed,
+        max_memory_mib=classic.max_memory_mib,
+    )
+    table = _to_table(made, data, source.digest, seed, _first_place(plan))
+    shards = write_shards(
+        stage.store,
+        table,
+        prefix=stage.prefix,
+        stem="classic",
+        split="train",
+        origin="classic",
+        label=source.label,
+        max_records=SHARD_RECORDS,
+        max_bytes=SHARD_BYTES,
+    )
+    class_counts: Counter[str] = Counter()
+    for shard in shards:
+        class_counts.update(shard.class_counts)
+    return DatasetFacts(
+        stage="augment",
+        key=stage.key,
+        digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
+        label=source.label,
+        label_type=source.label_type,
+        schema_digest=source.schema_digest,
+        columns=source.columns,
+        shards=shards,
+        part_counts={"classic": dict(class_counts)},
+        judged=source.judged,
+        group_column=source.group_column,
+        notes=tuple(f"{names[code]}: {note}" for code, note in sorted(made.notes.items())),
+    )
+
+
+def _to_table(
+    made: SmoteRecords, data: Matrix, digest: str, seed: int, first_place: int
+) -> pa.Table:
+    """Return the records with the source's schema and their lineage, sorted by id."""
+    strata = [data.strata_names[code] for code in made.strata]
+    # smote returns them by stratum, so the place within it is the distance from its first record.
+    ordinals = np.arange(made.strata.size) - np.searchsorted(made.strata, made.strata)
+    parents = data.keys[made.parents].tolist()
+    # Of the records' own digest and not of the stage key, which knows where the source lies: equal
+    # records from another place get the same ids.
+    ids = derived_ids("classic", parents, strata, digest, seed, ordinals.tolist())
+    table = data.encoder.decode(
+        made.X, strata=strata, ordinals=ordinals + first_place, aug_ids=ids.to_pylist()
+    )
+    for name, column in (
+        ("aug_id", ids),
+        ("aug_parent", pa.array(parents, pa.string())),
+        ("aug_seed", pa.array(np.full(len(strata), seed, np.int64))),
+        ("aug_stratum", pa.array(strata, pa.string())),
+    ):
+        table = table.append_column(name, column)
+    return table.sort_by("aug_id")

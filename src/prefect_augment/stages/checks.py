@@ -1,0 +1,60 @@
+"""What can be checked from the parameters alone, in a run's first second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from prefect_augment.datatypes import BalancePlan
+from prefect_augment.errors import InputError, ParameterError
+from prefect_augment.params import Budget, Destination, Gate, ModelParams, PluginModel, Source
+from prefect_augment.registry import load_model_class, resolve_model
+from prefect_augment.storage import contains
+
+__all__ = ["as_json", "check_parameters", "judge_seeds"]
+
+# The fastest fit of the fastest model on a small table takes about this long.
+MINIMUM_SECONDS = 0.2
+
+
+def check_parameters(
+    *, source: Source, destination: Destination, budget: Budget, model: ModelParams
+) -> None:
+    """Refuse what cannot work before anything is read.
+
+    Raises
+    ------
+    ParameterError
+        If the model is unknown or the budget is too small for one step of anything.
+    InputError
+        If source and destination lie inside one another.
+    """
+    if not budget.steps and budget.minutes * 60 < MINIMUM_SECONDS:
+        raise ParameterError(
+            f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
+            f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
+        )
+    if isinstance(model, PluginModel) or resolve_model(model, modality="table"):
+        load_model_class(model)
+    if source.uri and destination.uri:
+        source_root = source.uri.split("*")[0].rstrip("/")
+        if contains(source_root, destination.uri) and source_root:
+            raise InputError(
+                f"destination {destination.uri!r} lies inside the source {source.uri!r}, so the next run would read "
+                "its own output; choose a destination outside the source."
+            )
+
+
+def judge_seeds(plan: BalancePlan, budget: Budget, gate: Gate) -> int:
+    """Return how many seeds the judge can afford in half of the budget.
+
+    Taken from the plan's estimate and not from the clock, so that a rerun does the same work.
+    """
+    affordable = int(budget.minutes * 60 / 2 // max(plan.estimate.seconds / gate.n_seeds, 1e-9))
+    return max(1, min(gate.n_seeds, affordable))
+
+
+def as_json(*params: BaseModel) -> dict[str, Any]:
+    """Return wishes as JSON, by the name of their class in lower case; blocks by name, no secrets."""
+    return {type(p).__name__.lower(): p.model_dump(mode="json") for p in params}

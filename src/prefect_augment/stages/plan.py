@@ -1,0 +1,167 @@
+"""Plan: how many records each class should have, shown before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from prefect_augment.balancing import estimate, plan_classes, plan_warnings, suggestion
+from prefect_augment.datatypes import (
+    BalancePlan,
+    ClassPlan,
+    ColumnFact,
+    DatasetFacts,
+    DatasetRef,
+    Estimate,
+)
+from prefect_augment.encoding.tables import table_strata
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import Balance, Gate, ModelParams
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages.arms import AMOUNTS, table_arms
+from prefect_augment.storage import Store
+
+__all__ = ["MAX_BY_VALUES", "plan"]
+
+MAX_BY_VALUES = 20  # of a column to balance within; more would cut the classes into crumbs
+_TRAINING = ("fit", "val")
+
+
+def plan(
+    dataset: DatasetRef, *, balance: Balance, model: ModelParams, gate: Gate, store: Store
+) -> BalancePlan:
+    """Return the plan for the training records (fit and val) of a staged dataset.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        From the ingest stage.
+    balance : Balance
+        Targets, caps and the columns to balance within.
+    model : ModelParams
+        Kind ``none`` plans no synthetic records.
+    gate : Gate
+        Its learners and seeds, for the estimate.
+    store : Store
+        The destination, under whose ``_staging`` the records lie.
+
+    Returns
+    -------
+    BalancePlan
+        Pure arithmetic over counts, so it leaves no receipt. Classes that are not in a cell of
+        ``by`` get no records there.
+
+    Raises
+    ------
+    ParameterError
+        If a column of ``by`` is missing, is the label, is named twice, or is not a category of at
+        most 20 values; as :func:`prefect_augment.balancing.targets` otherwise.
+    """
+    facts = load_facts(dataset, store)
+    _check_by(balance.by, facts)
+    can_sample = model.kind != "none"
+    counts = _training_counts(facts, balance.by, store)
+    classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample)
+    return BalancePlan(
+        rule=_rule(balance),
+        classes=classes,
+        estimate=_estimate(facts, classes, gate, can_sample=can_sample),
+        warnings=plan_warnings(classes, balance),
+    )
+
+
+def _check_by(by: Sequence[str], facts: DatasetFacts) -> None:
+    """Refuse columns that cannot be balanced within, by name."""
+    columns = {c.name: c for c in facts.columns}
+    for i, name in enumerate(by):
+        if name == facts.label:
+            raise ParameterError(
+                f"balance.by names the label {name!r}; classes are balanced anyway: leave it out.",
+                column=name,
+            )
+        if name in by[:i]:
+            raise ParameterError(f"balance.by names {name!r} twice; keep one.", column=name)
+        if name not in columns:
+            raise ParameterError(
+                f"balance.by names the column {name!r}, which is not there; "
+                f"{suggestion(name, columns)}.",
+                column=name,
+            )
+        reason = _why_not_by(columns[name])
+        if reason:
+            raise ParameterError(
+                f"balance.by names {name!r}, {reason}; choose a column with at most "
+                f"{MAX_BY_VALUES} categories, or group its values in the source.",
+                column=name,
+            )
+
+
+def _why_not_by(column: ColumnFact) -> str:
+    """Say why a column cannot be balanced within; empty where it can."""
+    if column.kind not in ("category", "constant", "numeric"):
+        return f"which is {_article(column.kind)} column"
+    if column.kind == "numeric" and not column.arrow_type.startswith(("int", "uint", "bool")):
+        return f"which holds numbers of type {column.arrow_type}, not categories"
+    if column.n_unique > MAX_BY_VALUES:
+        return f"which has {column.n_unique} values"
+    return ""
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _training_counts(facts: DatasetFacts, by: Sequence[str], store: Store) -> dict[str, int]:
+    """Return training records per stratum; without ``by`` the facts know them."""
+    if not by:
+        found = Counter[str]()
+        for part in _TRAINING:
+            found.update(facts.part_counts.get(part, {}))
+        return {name: n for name, n in found.items() if n}
+    table: pa.Table = read_part(store, facts, _TRAINING, columns=[facts.label, *by])
+    return dict(Counter(table_strata(table, label=facts.label, by=by)))
+
+
+def _rule(balance: Balance) -> str:
+    """Say in one line what was asked for."""
+    words = [balance.target if balance.target != "count" else f"{balance.count} records per class"]
+    if balance.max_per_class:
+        words.append(f"at most {balance.max_per_class} per class")
+    if balance.by:
+        words.append(f"within each {' × '.join(balance.by)}")
+    if balance.classes:
+        words.append(
+            f"{len(balance.classes)} classes with a wish of their own"
+            if len(balance.classes) > 1
+            else f"class {balance.classes[0].name!r} with a wish of its own"
+        )
+    words.append(f"at most {balance.max_synthetic_per_real:g} synthetic per real")
+    return ", ".join(words)
+
+
+def _estimate(
+    facts: DatasetFacts, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool
+) -> Estimate:
+    """Count what the run will train, as the score stage will."""
+    # Imported here: scoring pulls in the learners, and a plan alone has to be quick.
+    from prefect_augment.stages.score import N_FOLDS, SMALL_VAL
+
+    arms = table_arms(model="model" if can_sample else None, classic=True)
+    n_fits = {arm.name: len(AMOUNTS) if arm.amount == 0 else 1 for arm in arms}
+    rarest = min(
+        (facts.part_counts.get("val", {}).get(name, 0) for name in facts.judged), default=0
+    )
+    return estimate(
+        n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
+        n_bytes=sum(shard.n_bytes for shard in facts.shards),
+        n_columns=sum(column.kind in ("numeric", "category") for column in facts.columns),
+        n_classes=len({entry.label for entry in classes}),
+        n_added=sum(entry.target - entry.n_real for entry in classes),
+        n_arms=sum(n_fits.values()),
+        n_folds=1 if rarest >= SMALL_VAL else N_FOLDS,
+        n_seeds=gate.n_seeds,
+        n_learners=len(gate.learners),
+        n_model_arms=sum(n for arm, n in zip(arms, n_fits.values(), strict=True) if arm.has_model),
+    )

@@ -1,0 +1,265 @@
+"""The report of a run, built from facts and from the staged records, and staged until published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import (
+    ArmScore,
+    BalancePlan,
+    DatasetFacts,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    Origin,
+    Recipe,
+    ReportRef,
+    Verdict,
+)
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.report import (
+    ColumnShape,
+    Neighbour,
+    ReportData,
+    build_report,
+    markdown_summary,
+)
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.stages.matrix import by_columns
+from prefect_augment.stages.publish import software_versions
+from prefect_augment.staging import stage_key
+from prefect_augment.storage import Store
+
+__all__ = ["report"]
+
+ALGORITHM_VERSION = 1
+N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
+MAX_SHAPES = 12
+SHOWN_COLUMNS = 8  # of a record
+PACKAGES = (
+    "prefect-augment",
+    "prefect",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "imbalanced-learn",
+)
+
+
+def report(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    scores: Sequence[ArmScore],
+    verdict: Verdict | None,
+    recipe: Recipe | None,
+    gate: GateReport | None,
+    model: ModelRef | None,
+    pictures: Literal["real", "synthetic", "none"],
+    seed: int,
+    store: Store,
+    status: Literal["published", "refused", "evaluated"] = "published",
+    title: str = "",
+) -> tuple[ReportRef, str]:
+    """Build the report and stage its files.
+
+    Returns
+    -------
+    tuple of ReportRef and str
+        The staged files, and a summary in markdown.
+    """
+    facts = load_facts(dataset, store)
+    shapes: dict[str, ColumnShape] = {}
+    neighbours: tuple[Neighbour, ...] = ()
+    rare: tuple[str, ...] = ()
+    if gate is not None and gate.kept and pictures != "none":
+        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
+        fit = read_part(store, facts, ["fit"])
+        rare = tuple(dict.fromkeys(c.label for c in plan.classes if c.n_synthetic))
+        shapes = _shapes(fit, synthetic, facts, rare)
+        neighbours = _neighbours(fit, synthetic, facts, by_columns(plan), rare)
+    data = ReportData(
+        title=title or store.uri.rstrip("/").rsplit("/", 1)[-1],
+        label=facts.label,
+        status=status,
+        plan=plan,
+        notes=facts.notes,
+        columns=facts.columns,
+        part_counts=facts.part_counts,
+        arm_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
+        verdict=verdict,
+        recipe=recipe,
+        gate=gate,
+        counts_before=_before(plan),
+        counts_after=_after(plan, recipe),
+        weighted_counts=_weighted(plan, recipe),
+        not_judged={c.label: c.note for c in plan.classes if not c.judged},
+        quarantine=_quarantine(store, facts),
+        rare_classes=rare,
+        column_shapes=shapes,
+        neighbours=neighbours,
+        pictures=pictures,
+        seed=seed,
+        model_kind=model.kind if model else "",
+        model_digest=model.digest if model else "",
+        method_notes=(model.notes if model else ()) + (gate.notes if gate else ()),
+        digests={
+            "ingested records": dataset.digest,
+            **({"encoder": model.encoder_digest} if model else {}),
+        },
+        software=software_versions(),
+    )
+    files = build_report(data)
+    key = stage_key(
+        "report",
+        algorithm_version=ALGORITHM_VERSION,
+        params={
+            name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())
+        },
+    )
+    prefix = f"_staging/report/{key}"
+    for name, content in sorted(files.items()):
+        store.put_if_absent(f"{prefix}/{name}", content)
+    return ReportRef(root=store.uri, prefix=prefix, files=tuple(sorted(files))), markdown_summary(
+        data
+    )
+
+
+# --- counts -----------------------------------------------------------------------------------
+
+
+def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
+    counts: dict[str, dict[Origin, int]] = {}
+    for entry in plan.classes:
+        origins = counts.setdefault(entry.label, {"real": 0})
+        origins["real"] += entry.n_real
+    return counts
+
+
+def _after(plan: BalancePlan, recipe: Recipe | None) -> dict[str, dict[Origin, int]]:
+    if recipe is None:
+        return {}
+    counts = _before(plan)
+    added: dict[Origin, Mapping[str, int]] = {
+        "synthetic": recipe.synthetic,
+        "classic": recipe.classic,
+        "copy": recipe.copies,
+    }
+    for entry in plan.classes:
+        for origin, per_stratum in added.items():
+            n = per_stratum.get(entry.name, 0)
+            if n:
+                counts[entry.label][origin] = counts[entry.label].get(origin, 0) + n
+    return counts
+
+
+def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
+    if recipe is None:
+        return {}
+    totals: dict[str, float] = {}
+    for entry in plan.classes:
+        n = entry.n_real + sum(
+            m.get(entry.name, 0) for m in (recipe.synthetic, recipe.classic, recipe.copies)
+        )
+        totals[entry.label] = totals.get(entry.label, 0.0) + n * recipe.class_weight.get(
+            entry.name, 1.0
+        )
+    return totals
+
+
+def _quarantine(store: Store, facts: DatasetFacts) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for shard in facts.quarantine:
+        for reason in (
+            read_shard(store, shard.path, columns=["reason"]).column("reason").to_pylist()
+        ):
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+# --- records side by side ---------------------------------------------------------------------
+
+
+def _shapes(
+    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, rare: Sequence[str]
+) -> dict[str, ColumnShape]:
+    """Values of the learnt columns over the rare classes, real beside synthetic."""
+    kinds: dict[str, Literal["numeric", "category"]] = {}
+    for column in facts.columns:
+        if column.kind == "numeric":
+            kinds[column.name] = "numeric"
+        elif column.kind == "category":
+            kinds[column.name] = "category"
+    sides = [_of_classes(fit, facts.label, rare), _of_classes(synthetic, facts.label, rare)]
+    return {
+        name: ColumnShape(kind, *(_values(side.column(name), kind) for side in sides))
+        for name, kind in list(kinds.items())[:MAX_SHAPES]
+    }
+
+
+def _of_classes(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
+    return table.filter(pc.is_in(pa.array(label_names(table[label])), pa.array(list(names))))
+
+
+def _values(column: pa.ChunkedArray, kind: str) -> NDArray[np.generic]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind == "category":
+        return np.array(column.cast(pa.string()).to_pylist(), dtype=object)
+    if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
+        if pa.types.is_time(column.type):
+            column = column.cast(pa.string())
+            return np.array(column.to_pylist(), dtype=object)
+        stamps = (
+            column.cast(pa.timestamp("us")) if not pa.types.is_timestamp(column.type) else column
+        )
+        return np.array(stamps.to_numpy(), dtype="datetime64[us]")
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.int64())
+    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+
+
+def _neighbours(
+    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, by: Sequence[str], rare: Sequence[str]
+) -> tuple[Neighbour, ...]:
+    """A few synthetic records of each class beside the real training record nearest to them."""
+    encoder = TableEncoder.fit(fit, columns=facts.columns, label=facts.label, by=by)
+    space = FeatureSpace.of(encoder.encode(fit), encoder.is_category)
+    shown = [c.name for c in facts.columns if c.kind in ("numeric", "category")][:SHOWN_COLUMNS]
+    found = []
+    for name in rare:
+        real, made = (_of_classes(side, facts.label, [name]) for side in (fit, synthetic))
+        made = made.slice(0, N_NEIGHBOURS)
+        if not real.num_rows or not made.num_rows:
+            continue
+        distances = space.distances(
+            space.place(encoder.encode(made)), space.place(encoder.encode(real))
+        )
+        for i, nearest in enumerate(np.argmin(distances, axis=1)):
+            found.append(
+                Neighbour(
+                    label=name,
+                    synthetic=_as_text(made, i, shown),
+                    real=_as_text(real, int(nearest), shown),
+                    distance=float(distances[i, nearest]),
+                )
+            )
+    return tuple(found)
+
+
+def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:
+    return {name: _short(table.column(name)[row].as_py()) for name in columns}
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,79 @@
+"""What a run says of itself when it ends."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from prefect_augment.datatypes import (
+    ArmScore,
+    BalancePlan,
+    Commit,
+    DatasetRef,
+    Recipe,
+    ReportRef,
+    RunResult,
+    Verdict,
+)
+from prefect_augment.manifest import read_manifest
+from prefect_augment.storage import Store
+
+__all__ = ["peak_rss_bytes", "summarise"]
+
+
+def summarise(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    *,
+    status: Literal["published", "unchanged", "evaluated", "planned"],
+    started: float,
+    store: Store | None = None,
+    commit: Commit | None = None,
+    scores: Sequence[ArmScore] = (),
+    recipe: Recipe | None = None,
+    verdict: Verdict | None = None,
+    report: ReportRef | None = None,
+) -> RunResult:
+    """Return the run's result.
+
+    Parameters
+    ----------
+    started : float
+        ``time.monotonic()`` at the start.
+    store : Store, optional
+        The destination, to read the counts of what was published.
+    """
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    page = f"{report.root}/{report.prefix}/report.html" if report else ""
+    if commit is not None and store is not None:
+        manifest = read_manifest(store, commit.version)
+        for shard in manifest.shards:
+            split = counts.setdefault(shard.split, {})
+            for name, n in shard.class_counts.items():
+                origins = split.setdefault(name, {})
+                origins[shard.origin] = origins.get(shard.origin, 0) + n
+        page = f"{store.uri}/{manifest.report}" if manifest.report else ""
+    return RunResult(
+        status=status,
+        version=commit.version if commit else None,
+        manifest=f"{commit.root}/{commit.manifest}" if commit else "",
+        counts=counts,
+        quarantined=dataset.n_quarantined,
+        plan=plan,
+        arms=tuple(scores),
+        recipe=recipe,
+        verdict=verdict,
+        report=page,
+        seconds=round(time.monotonic() - started, 2),
+        peak_rss_bytes=peak_rss_bytes(),
+        notes=plan.warnings,
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there

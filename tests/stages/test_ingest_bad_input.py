@@ -1,0 +1,368 @@
+"""Every source that cannot be used is an error that says what was expected, found, and to be done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.errors import (
+    InputError,
+    LabelError,
+    ParameterError,
+    SchemaError,
+    SourceChangedError,
+)
+from prefect_augment.params import ColumnWish, Source
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.storage import open_store
+
+N = 60
+
+
+def make_table(**columns: Any) -> pa.Table:
+    plain = {"x": np.random.default_rng(0).normal(size=N), "label": ["a", "b", "b"] * (N // 3)}
+    return pa.table({**plain, **columns})
+
+
+def put(folder: Path, table: pa.Table, name: str = "in.parquet") -> Source:
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / name)
+    return Source(uri=str(folder), label="label")
+
+
+def refuse(tmp_path: Path, source: Source, error: type[Exception], says: str) -> Exception:
+    with pytest.raises(error, match=says) as caught:
+        ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
+    assert (
+        not list((tmp_path / "out").rglob("outcome.json")) if (tmp_path / "out").exists() else True
+    )
+    return caught.value
+
+
+def wish(source: Source, **changes: Any) -> Source:
+    return Source(**{**source.model_dump(), **changes})
+
+
+# --- what is there ----------------------------------------------------------------------------
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    refuse(
+        tmp_path,
+        Source(uri=str(tmp_path / "none"), label="y"),
+        InputError,
+        "no .parquet, .csv or .tsv.*found nothing",
+    )
+
+
+def test_a_folder_without_data(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.md").write_text("x")
+    refuse(
+        tmp_path,
+        Source(uri=str(tmp_path / "in"), label="y"),
+        InputError,
+        "found 1 other files.*source.format",
+    )
+
+
+def test_a_glob_without_a_match(tmp_path: Path) -> None:
+    put(tmp_path / "in", make_table())
+    refuse(
+        tmp_path, Source(uri=str(tmp_path / "in" / "*.csv"), label="y"), InputError, "found nothing"
+    )
+
+
+def test_a_table_without_records(tmp_path: Path) -> None:
+    refuse(
+        tmp_path,
+        put(tmp_path / "in", make_table().slice(0, 0)),
+        InputError,
+        "holds no usable record in 1 files",
+    )
+
+
+def test_formats_are_not_mixed(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table())
+    (tmp_path / "in" / "more.csv").write_text("x,label\n1,a\n")
+    refuse(tmp_path, source, InputError, "holds 1 Parquet and 1 CSV files; a source has one format")
+    assert (
+        ingest(
+            wish(source, format="parquet"), store=open_store(str(tmp_path / "out")), seed=0
+        ).n_records
+        == N
+    )
+
+
+def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table())
+    file = tmp_path / "in" / "in.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    refuse(tmp_path, source, InputError, "in.parquet cannot be read as Parquet")
+
+
+@pytest.mark.parametrize("kind", ["append", "delete", "replace"])
+def test_a_source_that_changes_while_it_is_read(tmp_path: Path, kind: str) -> None:
+    """The second file changes after the listing, while the first is being read."""
+    source = put(tmp_path / "in", make_table(), "1.parquet")
+    put(tmp_path / "in", make_table(), "2.parquet")
+    second = tmp_path / "in" / "2.parquet"
+
+    def change(fraction: float, text: str) -> None:
+        if text != "read 1.parquet":
+            return
+        if kind == "append":
+            put(tmp_path / "in", pa.concat_tables([make_table(), make_table()]), "2.parquet")
+        elif kind == "delete":
+            second.unlink()
+        else:
+            later = second.stat().st_mtime + 5
+            os.utime(second, (later, later))
+
+    with pytest.raises(
+        SourceChangedError, match=r"2\.parquet changed while it was read; run again"
+    ):
+        ingest(source, store=open_store(str(tmp_path / "out")), seed=0, on_progress=change)
+
+
+def test_files_with_other_columns_or_types(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table(), "1.parquet")
+    put(tmp_path / "in", make_table(x=pa.array(["t"] * N)), "2.parquet")
+    error = refuse(
+        tmp_path,
+        source,
+        SchemaError,
+        r"column 'x' is string in 2\.parquet and double in 1\.parquet",
+    )
+    assert (error.column, error.expected, error.found) == ("x", "double", "string")  # type: ignore[attr-defined]
+    put(tmp_path / "in", make_table(extra=[1] * N), "2.parquet")
+    refuse(
+        tmp_path, source, SchemaError, r"2\.parquet has column 'extra', which 1\.parquet has not"
+    )
+    put(tmp_path / "in", make_table().drop_columns(["x"]), "2.parquet")
+    refuse(tmp_path, source, SchemaError, r"2\.parquet lacks column 'x', which 1\.parquet has")
+
+
+@pytest.mark.parametrize("inner", ["", "/sub", "/_staging/x"])
+def test_a_destination_inside_the_source(tmp_path: Path, inner: str) -> None:
+    source = put(tmp_path / "in", make_table())
+    with pytest.raises(InputError, match="lies inside the source"):
+        ingest(source, store=open_store(f"{tmp_path}/in{inner}"), seed=0)
+
+
+def test_a_destination_beside_the_source_with_its_name_in_front(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table())
+    assert ingest(source, store=open_store(f"{tmp_path}/in-balanced"), seed=0).n_records == N
+
+
+def test_a_source_inside_the_destination(tmp_path: Path) -> None:
+    source = put(tmp_path / "out" / "raw", make_table())
+    with pytest.raises(InputError, match="lies inside the destination"):
+        ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
+    with pytest.raises(InputError, match="lies inside the destination"):
+        ingest(
+            wish(source, uri=f"{source.uri}/in.parquet"),
+            store=open_store(str(tmp_path / "out")),
+            seed=0,
+        )
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def test_duplicate_column_names(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays(
+        [pa.array([1, 2]), pa.array([3, 4]), pa.array(["a", "b"])], names=["x", "x", "label"]
+    )
+    refuse(tmp_path, put(tmp_path / "in", table), SchemaError, "more than one column named 'x'")
+
+
+@pytest.mark.parametrize(
+    "name", ["aug_id", "aug_weight", "AUG_Origin", "content_key", "aug_stratum"]
+)
+def test_columns_named_like_lineage_columns(tmp_path: Path, name: str) -> None:
+    refuse(
+        tmp_path,
+        put(tmp_path / "in", make_table(**{name: [1] * N})),
+        SchemaError,
+        f"lineage columns: '{name}'",
+    )
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    table = make_table(row=range(N), same=["s"] * N).drop_columns(["x"])
+    refuse(
+        tmp_path,
+        put(tmp_path / "in", table),
+        InputError,
+        "no column to learn from.*'row' is identifier, 'same' is constant",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (
+            {"holdout_column": "tset"},
+            SchemaError,
+            "holdout_column 'tset' is not a column.*did you mean 'test'",
+        ),
+        ({"group_column": "groop"}, SchemaError, "group_column 'groop' is not a column"),
+        ({"group_column": "label"}, ParameterError, "'label' is the label"),
+        ({"holdout_column": "label"}, ParameterError, "'label' is the label"),
+        (
+            {"holdout_column": "test"},
+            InputError,
+            "holdout_column 'test' holds 'maybe'; expected true, 1",
+        ),
+        ({"holdout_column": "never"}, InputError, "'never' marks no record as hold-out"),
+        (
+            {"columns": [ColumnWish(name="z", kind="drop")]},
+            ParameterError,
+            "'z', which is not a column",
+        ),
+        (
+            {"group_column": "test", "columns": [ColumnWish(name="test", kind="drop")]},
+            ParameterError,
+            "cannot be dropped",
+        ),
+    ],
+)
+def test_parameters_that_name_the_wrong_column(
+    tmp_path: Path, changes: dict[str, Any], error: type, says: str
+) -> None:
+    source = put(tmp_path / "in", make_table(test=["maybe", "test"] * (N // 2), never=[False] * N))
+    refuse(tmp_path, wish(source, **changes), error, says)
+
+
+# --- the label --------------------------------------------------------------------------------
+
+
+def test_a_missing_label_column(tmp_path: Path) -> None:
+    source = wish(put(tmp_path / "in", make_table()), label="labels")
+    refuse(
+        tmp_path,
+        source,
+        LabelError,
+        r"'labels' is not in the source \(did you mean 'label'\?\).*'x', 'label'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a"] * N, "only the class 'a'"),
+        ([None] * N, "has no value|no value in 0 records|no value"),
+        ([f"id{i}" for i in range(N)], "looks like an identifier"),
+        (list(np.random.default_rng(0).normal(size=N)), "looks like a continuous value"),
+        (["Yes", "yes ", "no"] * (N // 3), "'Yes' and 'yes '.*one spelling"),
+        ([[1], [2]] * (N // 2), "holds list"),
+    ],
+    ids=["one class", "none", "identifier", "continuous", "spellings", "nested"],
+)
+def test_a_label_that_cannot_be_one(tmp_path: Path, labels: list[Any], says: str) -> None:
+    refuse(tmp_path, put(tmp_path / "in", make_table(label=pa.array(labels))), LabelError, says)
+
+
+# --- the hold-out -----------------------------------------------------------------------------
+
+
+def held(tmp_path: Path, table: pa.Table, **changes: Any) -> Source:
+    source = put(tmp_path / "in", make_table())
+    put(tmp_path / "held", table)
+    return wish(source, holdout_uri=str(tmp_path / "held"), **changes)
+
+
+def other(**columns: Any) -> pa.Table:
+    return make_table(**{"x": np.random.default_rng(1).normal(size=N), **columns})
+
+
+def test_a_destination_inside_the_holdout(tmp_path: Path) -> None:
+    source = held(tmp_path, other())
+    with pytest.raises(InputError, match="lies inside the hold-out"):
+        ingest(source, store=open_store(str(tmp_path / "held" / "out")), seed=0)
+
+
+def test_a_group_column_that_cannot_be_compared(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table(site=[[1]] * N))
+    refuse(tmp_path, wish(source, group_column="site"), ParameterError, "'site' holds list")
+
+
+def test_a_holdout_with_a_class_of_its_own(tmp_path: Path) -> None:
+    source = held(tmp_path, other(label=["a", "B", "b"] * (N // 3)))
+    refuse(
+        tmp_path,
+        source,
+        LabelError,
+        r"has the class 'B', which the source has not \(did you mean 'b'\?\)",
+    )
+
+
+def test_a_holdout_without_a_class(tmp_path: Path) -> None:
+    source = held(tmp_path, other(label=["a"] * N))
+    refuse(tmp_path, source, LabelError, "no record of class 'b', of which the source has 40")
+
+
+def test_a_holdout_may_lack_a_class_that_is_too_small_to_judge(tmp_path: Path) -> None:
+    source = held(tmp_path, other())
+    put(tmp_path / "in", make_table(label=["rare"] * 3 + ["a", "b", "b"] * ((N - 3) // 3)))
+    assert ingest(source, store=open_store(str(tmp_path / "out")), seed=0).class_counts["rare"] == 3
+
+
+def test_a_holdout_of_other_columns_or_types(tmp_path: Path) -> None:
+    refuse(
+        tmp_path,
+        held(tmp_path, other(more=[1] * N)),
+        SchemaError,
+        "has column 'more', which the source has not",
+    )
+    refuse(tmp_path, held(tmp_path, other().drop_columns(["x"])), SchemaError, "lacks column 'x'")
+    source = held(tmp_path, other(x=["t"] * N))
+    refuse(
+        tmp_path,
+        source,
+        SchemaError,
+        "column 'x' is string in the hold-out .* and double in the source",
+    )
+
+
+def test_a_holdout_that_overlaps_the_source(tmp_path: Path) -> None:
+    source = held(tmp_path, pa.concat_tables([other(), make_table().slice(0, 4)]))
+    error = refuse(
+        tmp_path,
+        source,
+        InputError,
+        "4 of the source's 60 records are also in the hold-out.*on_overlap",
+    )
+    assert error.n_overlap == 4  # type: ignore[attr-defined]
+
+
+def test_a_holdout_that_holds_the_whole_source(tmp_path: Path) -> None:
+    source = held(tmp_path, make_table(), on_overlap="drop")
+    refuse(tmp_path, source, InputError, "every record of the source is also in the hold-out")
+
+
+def test_a_holdout_that_shares_a_group_with_the_source(tmp_path: Path) -> None:
+    source = held(
+        tmp_path,
+        other(site=[f"h{i // 2}" for i in range(N - 2)] + ["s0", "s1"]),
+        group_column="site",
+    )
+    put(tmp_path / "in", make_table(site=[f"s{i // 3}" for i in range(N)]))
+    refuse(tmp_path, source, InputError, "6 of the source's 60 records are also in the hold-out")
+
+
+def test_marks_that_cut_through_a_group(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", make_table(site=["s"] * N, test=[True, False] * (N // 2)))
+    refuse(
+        tmp_path,
+        wish(source, group_column="site", holdout_column="test"),
+        InputError,
+        "inside and outside",
+    )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import DatasetRef
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import (
+    Balance,
+    ClassTarget,
+    ColumnWish,
+    Gate,
+    NoModel,
+    Source,
+    TreesModel,
+)
+from prefect_augment.reading.staged import load_facts
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.plan import plan
+from prefect_augment.storage import Store, open_store
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    """250 records of class a, 50 of class b; 80 % of each are training records."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "width": rng.normal(size=N),
+            "site": pa.array(["north", "south | 1", None] * (N // 3)).dictionary_encode(),
+            "shift": pa.array(np.arange(N) % 2),
+            "town": [f"town {i % 40}" for i in range(N)],
+            "code": [f"{i:04x}" for i in range(N)],
+            "kind": ["a"] * 250 + ["b"] * 50,
+        }
+    )
+    path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
+    pq.write_table(table, path)
+    wish = [ColumnWish(name="town", kind="category")]
+    return ingest(Source(uri=str(path), label="kind", columns=wish), store=store, seed=0)
+
+
+def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=Gate(), store=store)
+    assert [(c.name, c.n_real, c.target) for c in found.classes] == [
+        ("a", 200, 200),
+        ("b", 40, 120),
+    ]
+    assert (found.n_synthetic, found.classes[1].n_classic) == (40, 40)
+    assert all(c.judged for c in found.classes)
+    assert found.rule == "median, at most 1 synthetic per real"
+    assert found.warnings == ()
+
+
+def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(target="majority", by=["site", "shift"])
+    found = plan(dataset, balance=balance, model=NoModel(), gate=Gate(), store=store)
+    facts = load_facts(dataset, store)
+    assert sum(c.n_real for c in found.classes) == sum(
+        sum(facts.part_counts[part].values()) for part in ("fit", "val")
+    )
+    cells = {tuple(c.by.values()) for c in found.classes}
+    assert cells == {(s, n) for s in ("north", "south | 1", "null") for n in ("0", "1")}
+    for cell in cells:
+        of_cell = [c for c in found.classes if tuple(c.by.values()) == cell]
+        assert {c.target for c in of_cell} == {max(c.n_real for c in of_cell)}
+
+
+def test_plan_without_a_model_has_no_synthetic_records(dataset: DatasetRef, store: Store) -> None:
+    found = plan(dataset, balance=Balance(), model=NoModel(), gate=Gate(), store=store)
+    assert (found.n_synthetic, found.classes[1].n_classic) == (0, 80)
+
+
+def test_plan_is_cheaper_without_a_model(dataset: DatasetRef, store: Store) -> None:
+    with_model, without = (
+        plan(dataset, balance=Balance(), model=model, gate=Gate(), store=store).estimate
+        for model in (TreesModel(), NoModel())
+    )
+    assert with_model.seconds > without.seconds > 0
+    assert min(without.memory_bytes, without.output_bytes) > 0
+
+
+def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
+    before = store.list()
+    plan(dataset, balance=Balance(by=["site"]), model=TreesModel(), gate=Gate(), store=store)
+    assert store.list() == before
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (["sites"], "'sites', which is not there; did you mean 'site'"),
+        (["kind"], "names the label 'kind'"),
+        (["site", "shift", "site"], "names 'site' twice"),
+        (["width"], "'width', which holds numbers of type double"),
+        (["town"], "'town', which has 40 values"),
+        (["code"], "'code', which is an identifier column"),
+    ],
+)
+def test_columns_that_cannot_be_balanced_within_are_refused_by_name(
+    by: list[str], message: str, dataset: DatasetRef, store: Store
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        plan(dataset, balance=Balance(by=by), model=NoModel(), gate=Gate(), store=store)
+
+
+def test_a_target_below_the_training_records_is_refused(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(classes=[ClassTarget(name="a", target=199)])
+    with pytest.raises(ParameterError, match="'a' has 200 training records"):
+        plan(dataset, balance=balance, model=NoModel(), gate=Gate(), store=store)
+
+
+def test_wishes_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(
+        target="count",
+        count=400,
+        max_per_class=500,
+        by=["shift"],
+        classes=[ClassTarget(name="a", target=410), ClassTarget(name="b", target=420)],
+    )
+    found = plan(dataset, balance=balance, model=NoModel(), gate=Gate(), store=store)
+    assert found.rule == (
+        "400 records per class, at most 500 per class, within each shift, "
+        "2 classes with a wish of their own, at most 1 synthetic per real"
+    )
