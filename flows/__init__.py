@@ -1,0 +1,1 @@
+"""Sequences of tasks: the flows that people schedule and trigger."""

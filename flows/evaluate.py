@@ -1,0 +1,115 @@
+"""Judge synthetic records that any other tool made, with the same rules and the same report."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow
+
+from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows._scoring import score_arms
+from prefect_augment.params import (
+    Balance,
+    Classic,
+    Compute,
+    Destination,
+    Gate,
+    NoModel,
+    Report,
+    Source,
+)
+from prefect_augment.stages.arms import GIVEN, table_arms
+from prefect_augment.stages.result import summarise
+from prefect_augment.tasks._runtime import run, run_log
+from prefect_augment.tasks.ingest import ingest_dataset
+from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
+from prefect_augment.tasks.plan import plan_balance
+from prefect_augment.tasks.publish import write_report
+from prefect_augment.tasks.sample import import_synthetic
+
+__all__ = ["evaluate"]
+
+
+@flow(name="evaluate", flow_run_name="evaluate {synthetic}", persist_result=False)
+def evaluate(
+    source: Source,
+    synthetic: str,
+    destination: Destination = Destination(uri="evaluation"),
+    balance: Balance = Balance(),
+    classic: Classic = Classic(),
+    gate: Gate = Gate(purpose="faithful"),
+    report: Report = Report(),
+    compute: Compute = Compute(),
+    seed: int = 0,
+) -> RunResult:
+    """Say whether given synthetic records help, copy, and fit their classes.
+
+    Args:
+        source: The real records, and the hold-out that no synthetic record was made from.
+        synthetic: The records to judge, with the same columns: a file, folder, glob or URL.
+        destination: Where the report goes.
+        balance: How far the baselines go, for the comparison.
+        classic: Classic augmentation, for the comparison.
+        gate: Thresholds per record.
+        report: What the report may show.
+        compute: How many workers.
+        seed: Seed of everything random.
+    """
+    started = time.monotonic()
+    if not synthetic:
+        raise ParameterError(
+            "synthetic is empty; give the file, folder or URL of the records to judge."
+        )
+    with run_log():
+        model = NoModel()
+        dataset = run(ingest_dataset, source, destination, seed=seed)
+        plan = run(plan_balance, dataset, balance, model=model, gate=gate)
+        given = run(import_synthetic, dataset, plan, synthetic, storage_block=source.storage_block)
+        judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)
+        scores = score_arms(
+            table_arms(model=None, classic=classic.table != "none"),
+            dataset,
+            plan,
+            model=model,
+            classic=classic,
+            gate=gate,
+            seed=seed,
+            n_seeds=gate.n_seeds,
+            workers=compute.workers,
+        )
+        # Whoever made the records may have seen val, so they are compared on the hold-out alone.
+        best = run(choose_arm, scores)
+        choice = best.model_copy(update={"chosen": GIVEN, "model": GIVEN})
+        verdict = run(
+            verify_choice,
+            dataset,
+            choice,
+            plan,
+            scores=scores,
+            model=model,
+            candidates=judged,
+            classic=classic,
+            gate=gate,
+            seed=seed,
+        )
+        page = run(
+            write_report,
+            dataset,
+            plan,
+            scores=scores,
+            verdict=verdict,
+            gate=judged,
+            pictures=report,
+            status="evaluated",
+            seed=seed,
+        )
+        return summarise(
+            dataset,
+            plan,
+            status="evaluated",
+            started=started,
+            scores=scores,
+            verdict=verdict,
+            report=page,
+        )

@@ -1,0 +1,117 @@
+"""Augmentation as a step of ETL: rebalance labelled datasets inside Prefect, with proof that it helps.
+
+The public names are loaded on first use, so that ``import prefect_augment`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_augment.flows.evaluate import evaluate
+    from prefect_augment.flows.rebalance import rebalance
+    from prefect_augment.params import (
+        AutoModel,
+        Balance,
+        Budget,
+        Classic,
+        ClassTarget,
+        ColumnWish,
+        Compute,
+        Destination,
+        Gate,
+        NoModel,
+        PluginModel,
+        Publish,
+        Report,
+        Source,
+        TreesModel,
+    )
+    from prefect_augment.reading.dataset import open_dataset
+    from prefect_augment.tasks.augment import augment_records
+    from prefect_augment.tasks.ingest import ingest_dataset
+    from prefect_augment.tasks.judge import (
+        choose_arm,
+        judge_candidates,
+        score_arm,
+        verify_choice,
+    )
+    from prefect_augment.tasks.plan import plan_balance
+    from prefect_augment.tasks.publish import publish_dataset, write_report
+    from prefect_augment.tasks.sample import import_synthetic, sample_classes
+    from prefect_augment.tasks.train import train_model
+
+_HOMES = {
+    "flows.evaluate": ("evaluate",),
+    "flows.rebalance": ("rebalance",),
+    "params": (
+        "AutoModel",
+        "Balance",
+        "Budget",
+        "ClassTarget",
+        "Classic",
+        "ColumnWish",
+        "Compute",
+        "Destination",
+        "Gate",
+        "NoModel",
+        "PluginModel",
+        "Publish",
+        "Report",
+        "Source",
+        "TreesModel",
+    ),
+    "reading.dataset": ("open_dataset",),
+    "tasks.augment": ("augment_records",),
+    "tasks.ingest": ("ingest_dataset",),
+    "tasks.judge": ("choose_arm", "judge_candidates", "score_arm", "verify_choice"),
+    "tasks.plan": ("plan_balance",),
+    "tasks.publish": ("publish_dataset", "write_report"),
+    "tasks.sample": ("import_synthetic", "sample_classes"),
+    "tasks.train": ("train_model",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AutoModel",
+    "Balance",
+    "Budget",
+    "ClassTarget",
+    "Classic",
+    "ColumnWish",
+    "Compute",
+    "Destination",
+    "Gate",
+    "NoModel",
+    "PluginModel",
+    "Publish",
+    "Report",
+    "Source",
+    "TreesModel",
+    "augment_records",
+    "choose_arm",
+    "evaluate",
+    "import_synthetic",
+    "ingest_dataset",
+    "judge_candidates",
+    "open_dataset",
+    "plan_balance",
+    "publish_dataset",
+    "rebalance",
+    "sample_classes",
+    "score_arm",
+    "train_model",
+    "verify_choice",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

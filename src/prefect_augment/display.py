@@ -1,0 +1,190 @@
+"""What the command line prints: facts as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prefect_augment.datatypes import ArmScore, Fact, Interval, RunResult, Verdict
+
+__all__ = ["show_evaluation", "show_fact", "show_profile", "show_run"]
+
+COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
+
+
+def show_run(console: Console, result: RunResult) -> None:
+    """Print a run: classes before and after, arms, verdict, recipe, where things are."""
+    _show_classes(console, result)
+    if result.status == "planned":
+        estimate = result.plan.estimate
+        console.print(
+            f"Estimate: {estimate.seconds:.0f} s, {estimate.output_bytes / 1e6:.1f} MB written, "
+            f"{estimate.memory_bytes / 1e6:.0f} MB of memory. Nothing was trained or published.",
+            highlight=False,
+        )
+        return
+    _show_arms(console, result.arms)
+    _show_verdict(console, result.verdict)
+    if result.recipe is not None:
+        console.print(
+            f"[bold]Recipe[/]: {escape(result.recipe.arm.name)}. {escape(result.recipe.sentence)}"
+        )
+    if result.version is not None:
+        word = "Published" if result.status == "published" else "Nothing new since"
+        console.print(
+            f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}", soft_wrap=True
+        )
+    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
+def show_evaluation(console: Console, result: RunResult) -> None:
+    """Print what ``evaluate`` found."""
+    _show_arms(console, result.arms)
+    _show_verdict(console, result.verdict)
+    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
+
+
+def show_profile(console: Console, profile: Any) -> None:
+    """Print a source's columns, classes and troubles."""
+    table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
+    for column in profile.columns:
+        table.add_row(
+            escape(column.name),
+            escape(column.arrow_type),
+            column.kind,
+            f"{column.n_null:,}",
+            f"{column.n_unique:,}",
+            escape(column.note),
+        )
+    console.print(table)
+    total = sum(profile.class_counts.values())
+    if not profile.usable:
+        console.print(f"[bold red]cannot be used:[/] {escape(profile.notes[0])}", highlight=False)
+        return
+    classes = Table(f"class ({escape(profile.label)})", "records", "share")
+    for name, n in profile.class_counts.items():
+        classes.add_row(escape(name), f"{n:,}", f"{n / total:.1%}")
+    console.print(classes)
+    console.print(
+        f"Imbalance ratio {profile.imbalance_ratio:.1f}, quarantined {profile.n_quarantined:,}.",
+        highlight=False,
+    )
+    for note in profile.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+
+
+def show_fact(console: Console, fact: Fact) -> None:
+    """Print any other fact as indented names and values."""
+    _show_value(console, fact.model_dump(mode="json"), 0)
+
+
+def _show_value(console: Console, value: Any, depth: int) -> None:
+    indent = "  " * depth
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, Mapping | list) and item:
+                console.print(f"{indent}[bold]{escape(str(name))}[/]:")
+                _show_value(console, item, depth + 1)
+            else:
+                text = "none" if item in ({}, [], None, "") else str(item)
+                console.print(
+                    f"{indent}[bold]{escape(str(name))}[/]: {escape(text)}", soft_wrap=True
+                )
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, Mapping):
+                _show_value(console, item, depth)
+                console.print()
+            else:
+                console.print(f"{indent}- {escape(str(item))}", soft_wrap=True)
+    else:
+        console.print(f"{indent}{escape(str(value))}")
+
+
+def _show_classes(console: Console, result: RunResult) -> None:
+    table = Table("class", title="Classes (training records)")
+    for head in ("before", "target", "synthetic", "classic", "after", "weighted"):
+        table.add_column(head, justify="right")
+    train = result.counts.get("train", {})
+    recipe = result.recipe
+    for entry in result.plan.classes:
+        added = {"synthetic": entry.n_synthetic, "classic": entry.n_classic}
+        weighted = ""
+        if recipe is not None:
+            added = {
+                "synthetic": recipe.synthetic.get(entry.name, 0),
+                "classic": recipe.classic.get(entry.name, 0),
+            }
+            n = entry.n_real + sum(added.values()) + recipe.copies.get(entry.name, 0)
+            weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
+        after = (
+            sum(train.get(entry.label, {}).values())
+            if train and not entry.by
+            else entry.n_real + sum(added.values())
+        )
+        name = escape(entry.name) + ("" if entry.judged else " (not judged)")
+        table.add_row(
+            name,
+            f"{entry.n_real:,}",
+            f"{entry.target:,}",
+            f"{added['synthetic']:,}",
+            f"{added['classic']:,}",
+            f"{after:,}",
+            weighted,
+        )
+    console.print(table)
+    for warning in result.plan.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]")
+
+
+def _show_arms(console: Console, scores: tuple[ArmScore, ...]) -> None:
+    if not scores:
+        return
+    learners = list(scores[0].learners)
+    table = Table("arm", "amount", "seeds", "balanced accuracy", title="Arms on val")
+    for name in learners:
+        table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
+    by_arm: dict[str, list[ArmScore]] = {}
+    for score in scores:
+        by_arm.setdefault(score.arm.name, []).append(score)
+    for name, group in by_arm.items():
+        values = [s.score for s in group]
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+        first = group[0]
+        cells = [
+            f"{x.balanced_accuracy:.3f} / {x.macro_f1:.3f} / {x.auprc:.3f}"
+            for x in (first.learners[k] for k in learners)
+        ]
+        mean = f"{sum(values) / len(values):.3f}{spread}"
+        table.add_row(escape(name), f"{first.arm.amount:g}", str(len(group)), mean, *cells)
+    console.print(table)
+
+
+def _show_verdict(console: Console, verdict: Verdict | None) -> None:
+    if verdict is None:
+        return
+    table = Table("arm", "balanced accuracy, 95 % interval", title="Hold-out")
+    for name, interval in verdict.balanced_accuracy.items():
+        table.add_row(escape(name), _interval(interval))
+    for difference in verdict.differences:
+        table.add_row(
+            f"{escape(difference.arm)} less {escape(difference.against)}",
+            _interval(difference.interval, sign=True),
+        )
+    console.print(table)
+    colour = COLOURS[verdict.decision]
+    console.print(f"[bold {colour}]{verdict.decision}[/]: {escape(' '.join(verdict.reasons))}")
+
+
+def _interval(interval: Interval, *, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]".replace(
+        "[", "("
+    ).replace("]", ")")

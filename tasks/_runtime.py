@@ -1,0 +1,236 @@
+"""What only makes sense inside a Prefect run: its log, its progress bars, its blocks, its artifacts.
+
+The tasks are thin; this is where they are thick. Everything here also works outside a run, where
+logging goes to whoever configured it and artifacts are skipped, so that ``task.fn`` is a plain
+function call in a notebook or under another orchestrator.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from prefect import Task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.logging.handlers import APILogHandler
+
+from prefect_augment.errors import ParameterError, TransientError
+from prefect_augment.params import Destination
+from prefect_augment.storage import Store, open_store
+
+__all__ = [
+    "TASK_OPTIONS",
+    "artifact_key",
+    "dataset_slug",
+    "in_run",
+    "markdown_artifact",
+    "open_block_store",
+    "open_destination",
+    "progress",
+    "run",
+    "run_each",
+    "run_log",
+    "storage_options",
+    "table_artifact",
+]
+
+T = TypeVar("T")
+Progress = Callable[[float, str], None]
+
+LOGGER = "prefect_augment"
+
+
+def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
+    """Retry what may pass; everything else is final."""
+    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+# Receipts in the destination are the only memory of a run, so Prefect keeps no results.
+TASK_OPTIONS: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 3,
+    "retry_delay_seconds": [2, 10, 30],
+    "retry_condition_fn": _only_transient,
+}
+
+
+def in_run() -> bool:
+    """Whether this code runs inside a Prefect flow or task run."""
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def run(task: Task[..., T], *args: Any, **kwargs: Any) -> T:
+    """Run a task as a task inside a flow run, and as its plain function elsewhere."""
+    return task(*args, **kwargs) if in_run() else task.fn(*args, **kwargs)
+
+
+def run_each(
+    task: Task[..., T], items: Sequence[dict[str, Any]], *, workers: int, **shared: Any
+) -> list[T]:
+    """Run a task once per item (keyword arguments), at most ``workers`` at the same time.
+
+    A window of our own, not the runner's: the number of workers is a parameter of the run, and a
+    flow's runner is fixed before its parameters are known.
+    """
+    if not in_run():
+        return [task.fn(**item, **shared) for item in items]
+    futures: list[PrefectFuture[T]] = []
+    for i, item in enumerate(items):
+        if i >= workers:
+            futures[i - workers].wait()
+        futures.append(task.submit(**item, **shared))
+    return [future.result() for future in futures]
+
+
+# --- log and progress -------------------------------------------------------------------------
+
+
+_log_lock = threading.Lock()
+_log_users = 0
+
+
+@contextmanager
+def run_log() -> Iterator[None]:
+    """Send our own log lines to the run's page; Prefect shows only its own loggers by itself.
+
+    Tasks of one process run in threads and share one logger, so the handler is counted: the first
+    to come attaches it and the last to leave takes it away.
+    """
+    if not in_run():
+        yield
+        return
+    logger = logging.getLogger(LOGGER)
+    _change_log_users(logger, +1)
+    try:
+        yield
+    finally:
+        _change_log_users(logger, -1)
+
+
+def _change_log_users(logger: logging.Logger, change: int) -> None:
+    global _log_users
+    with _log_lock:
+        _log_users += change
+        attached = [h for h in logger.handlers if isinstance(h, APILogHandler)]
+        if _log_users and not attached:
+            logger.addHandler(APILogHandler())
+            if not logger.isEnabledFor(logging.INFO):
+                logger.setLevel(logging.INFO)
+        elif not _log_users:
+            for handler in attached:
+                logger.removeHandler(handler)
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Progress]:
+    """A callback ``(fraction in [0, 1], what is being done)`` behind a progress bar of the run.
+
+    The API hears of it at most once a second, whatever the caller's own pace.
+    """
+    if not in_run():
+        yield lambda fraction, text: None
+        return
+    # Typed as if it might be a coroutine; called from synchronous code it is not.
+    artifact = cast(
+        "UUID", create_progress_artifact(0.0, key=artifact_key("progress", name), description=name)
+    )
+    last = time.monotonic()
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if fraction >= 1.0 or now - last >= 1.0:
+            last = now
+            update_progress_artifact(
+                artifact, min(100.0, 100.0 * fraction), description=f"{name}: {text}"
+            )
+
+    yield report
+    report(1.0, "done")
+
+
+# --- artifacts --------------------------------------------------------------------------------
+
+
+def artifact_key(*words: str) -> str:
+    """Return a key of lower-case letters, digits and dashes, the only ones that Prefect takes.
+
+    Examples
+    --------
+    >>> artifact_key("Plan", "s3://Lake/Defects_2026/")
+    'plan-s3-lake-defects-2026'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:120]
+
+
+def dataset_slug(uri: str) -> str:
+    """The last two segments of a location: enough to tell one dataset's artifacts from another's."""
+    return "-".join([segment for segment in re.split(r"[/:]+", uri) if segment][-2:])
+
+
+def table_artifact(key: str, rows: Iterable[dict[str, Any]], description: str) -> None:
+    """Show a table on the run's page."""
+    if in_run():
+        create_table_artifact(list(rows), key=key, description=description)
+
+
+def markdown_artifact(key: str, markdown: str, description: str) -> None:
+    """Show a page on the run's page."""
+    if in_run():
+        create_markdown_artifact(markdown, key=key, description=description)
+
+
+# --- storage ----------------------------------------------------------------------------------
+
+
+def storage_options(block: str) -> dict[str, Any]:
+    """Return the fsspec options that a saved Prefect block holds; they stay inside the task.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such block, or it holds no fsspec settings.
+    """
+    if not block:
+        return {}
+    from prefect.blocks.core import Block
+
+    try:
+        loaded = Block.load(block)
+    except ValueError as exc:
+        raise ParameterError(
+            f"there is no Prefect block {block!r}; save one, or give 'type-slug/name' as `prefect block ls` prints it."
+        ) from exc
+    settings = getattr(loaded, "settings", None)
+    if not isinstance(settings, dict):
+        raise ParameterError(
+            f"block {block!r} is a {type(loaded).__name__}, which holds no fsspec settings; "
+            "use a RemoteFileSystem block."
+        )
+    return settings
+
+
+def open_destination(destination: Destination) -> Store:
+    """Open the destination's root."""
+    return open_block_store(destination.uri, destination.storage_block)
+
+
+def open_block_store(uri: str, block: str) -> Store:
+    """Open ``uri`` with the credentials of ``block``, or with the environment's where there is none."""
+    return open_store(uri, options=storage_options(block))

@@ -1,0 +1,52 @@
+"""Ingest: a labelled source in, validated and split records out."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from prefect_augment.datatypes import DatasetRef
+from prefect_augment.params import Destination, Source
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    open_destination,
+    progress,
+    run_log,
+    storage_options,
+)
+
+__all__ = ["ingest_dataset"]
+
+
+@task(name="ingest_dataset", task_run_name="ingest {source.uri}", **TASK_OPTIONS)
+def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -> DatasetRef:
+    """Read a labelled source, split it, and quarantine what cannot be used.
+
+    Parameters
+    ----------
+    source : Source
+        Where the records are, and which column holds the class.
+    destination : Destination
+        Under whose ``_staging`` the validated records are kept until something is published.
+    seed : int
+        Fixes the split's salt at the destination's first version; later versions inherit it.
+
+    Returns
+    -------
+    DatasetRef
+        A reference to the staged records, split into fit, val and holdout.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be used; the message names file, column or row.
+    """
+    with run_log(), progress("ingest") as report:
+        ref = ingest(
+            source,
+            store=open_destination(destination),
+            seed=seed,
+            source_options=storage_options(source.storage_block),
+            on_progress=report,
+        )
+        return ref.model_copy(update={"block": destination.storage_block})

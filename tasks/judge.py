@@ -1,0 +1,178 @@
+"""Judge: which candidates pass, which arm is best on val, and what the hold-out says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+
+from prefect_augment.datatypes import (
+    Arm,
+    ArmScore,
+    BalancePlan,
+    Choice,
+    DatasetRef,
+    GateReport,
+    Verdict,
+)
+from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
+from prefect_augment.stages.judge import judge
+from prefect_augment.stages.score import choose, score
+from prefect_augment.stages.verdict import verify
+from prefect_augment.tasks._runtime import TASK_OPTIONS, open_block_store, progress, run_log
+
+__all__ = ["choose_arm", "judge_candidates", "score_arm", "verify_choice"]
+
+
+@task(name="judge_candidates", **TASK_OPTIONS)
+def judge_candidates(
+    dataset: DatasetRef,
+    candidates: DatasetRef,
+    plan: BalancePlan,
+    *,
+    gate: Gate | None = None,
+    seed: int = 0,
+) -> GateReport:
+    """Drop candidates that copy a record, look like another class or leave the domain.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The real records; fit and val are read, the hold-out is not.
+    candidates : DatasetRef
+        What was sampled.
+    plan : BalancePlan
+        How many records each class may get.
+    gate : Gate, optional
+        Thresholds and purpose.
+    seed : int
+        Of the folds between the filter's and the gate's classifier.
+
+    Returns
+    -------
+    GateReport
+        Per class: candidates, passed, kept, and the reasons of those dropped.
+    """
+    with run_log(), progress("judge candidates"):
+        return judge(
+            dataset,
+            candidates,
+            plan=plan,
+            gate=gate or Gate(),
+            seed=seed,
+            store=open_block_store(dataset.root, dataset.block),
+        )
+
+
+@task(name="score_arm", task_run_name="score {arm.name}, seed {seed}", **TASK_OPTIONS)
+def score_arm(
+    arm: Arm,
+    seed: int,
+    *,
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    model: ModelParams | None = None,
+    classic: Classic | None = None,
+    gate: Gate | None = None,
+    run_seed: int = 0,
+) -> ArmScore:
+    """Train the learners on one arm and score them on val.
+
+    Parameters
+    ----------
+    arm : Arm
+        The way of treating the training part.
+    seed : int
+        0, 1, 2 …: another partition and other random records.
+    dataset, plan, model, classic, gate
+        As for the other tasks.
+    run_seed : int
+        The run's seed.
+
+    Returns
+    -------
+    ArmScore
+        Scores over the judged classes.
+    """
+    with run_log():
+        return score(
+            dataset,
+            arm=arm,
+            plan=plan,
+            model=model or AutoModel(),
+            classic=classic or Classic(),
+            gate=gate or Gate(),
+            seed=seed,
+            run_seed=run_seed,
+            store=open_block_store(dataset.root, dataset.block),
+        )
+
+
+@task(name="choose_arm", **TASK_OPTIONS)
+def choose_arm(scores: Sequence[ArmScore], *, prefer_model: bool = False) -> Choice:
+    """Choose the best arm and the best baseline by their scores on val.
+
+    Parameters
+    ----------
+    scores : sequence of ArmScore
+        All arms with one seed or more.
+    prefer_model : bool
+        Compare the best arm with synthetic records even where another is better.
+
+    Returns
+    -------
+    Choice
+        What the hold-out will compare.
+    """
+    with run_log():
+        return choose(scores, prefer_model=prefer_model)
+
+
+@task(name="verify_choice", **TASK_OPTIONS)
+def verify_choice(
+    dataset: DatasetRef,
+    choice: Choice,
+    plan: BalancePlan,
+    *,
+    scores: Sequence[ArmScore],
+    model: ModelParams | None = None,
+    candidates: GateReport | None = None,
+    classic: Classic | None = None,
+    gate: Gate | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Compare the chosen arm, the best baseline and as is on the hold-out: its one reading.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records with a hold-out.
+    choice : Choice
+        Fixed beforehand on val.
+    plan : BalancePlan
+        Amounts per class.
+    scores : sequence of ArmScore
+        For the thresholds that were tuned on val.
+    model, candidates, classic, gate
+        What the arms are made of.
+    seed : int
+        The run's seed.
+
+    Returns
+    -------
+    Verdict
+        Accept, reject or inconclusive, with intervals and reasons.
+    """
+    with run_log(), progress("verify"):
+        return verify(
+            dataset,
+            choice=choice,
+            plan=plan,
+            scores=scores,
+            model=model or AutoModel(),
+            candidates=candidates,
+            classic=classic or Classic(),
+            gate=gate or Gate(),
+            run_seed=seed,
+            store=open_block_store(dataset.root, dataset.block),
+        )

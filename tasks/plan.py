@@ -1,0 +1,64 @@
+"""Plan: how many records each class has, should have, and where they come from."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from prefect_augment.datatypes import BalancePlan, DatasetRef
+from prefect_augment.evaluation.report import plan_table
+from prefect_augment.params import AutoModel, Balance, Gate, ModelParams
+from prefect_augment.stages.plan import plan
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    artifact_key,
+    dataset_slug,
+    open_block_store,
+    run_log,
+    table_artifact,
+)
+
+__all__ = ["plan_balance"]
+
+
+@task(name="plan_balance", **TASK_OPTIONS)
+def plan_balance(
+    dataset: DatasetRef,
+    balance: Balance | None = None,
+    *,
+    model: ModelParams | None = None,
+    gate: Gate | None = None,
+) -> BalancePlan:
+    """Work out each class's target, and how much of the way synthetic and classic records go.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records.
+    balance : Balance, optional
+        Targets and caps; the median of the class counts by default.
+    model : ModelParams, optional
+        The generative model; where it is ``none`` no synthetic records are planned.
+    gate : Gate, optional
+        How the judge will work, for the estimate of time.
+
+    Returns
+    -------
+    BalancePlan
+        One entry per class (per class and cell with ``balance.by``), shown as a table artifact.
+
+    Raises
+    ------
+    ParameterError
+        If a target is below what is there, or a class or column is not known.
+    """
+    with run_log():
+        result = plan(
+            dataset,
+            balance=balance or Balance(),
+            model=model or AutoModel(),
+            gate=gate or Gate(),
+            store=open_block_store(dataset.root, dataset.block),
+        )
+        key = artifact_key(dataset_slug(dataset.root), "plan")
+        table_artifact(key, plan_table(result), f"Plan: {result.rule}")
+        return result

@@ -1,0 +1,151 @@
+"""Publish: the report, then the shards, then the manifest that makes them a version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from prefect import task
+
+from prefect_augment.datatypes import (
+    ArmScore,
+    BalancePlan,
+    Commit,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    Recipe,
+    ReportRef,
+    Verdict,
+)
+from prefect_augment.params import AutoModel, Balance, Gate, Publish, Report
+from prefect_augment.stages.arms import plain_recipe
+from prefect_augment.stages.judge import ungated
+from prefect_augment.stages.plan import plan as make_plan
+from prefect_augment.stages.publish import publish
+from prefect_augment.stages.report import report
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    artifact_key,
+    dataset_slug,
+    markdown_artifact,
+    open_block_store,
+    progress,
+    run_log,
+)
+
+__all__ = ["publish_dataset", "write_report"]
+
+
+@task(name="write_report", **TASK_OPTIONS)
+def write_report(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    *,
+    scores: Sequence[ArmScore] = (),
+    verdict: Verdict | None = None,
+    recipe: Recipe | None = None,
+    gate: GateReport | None = None,
+    model: ModelRef | None = None,
+    pictures: Report | None = None,
+    status: Literal["published", "refused", "evaluated"] = "published",
+    seed: int = 0,
+) -> ReportRef:
+    """Write the page that shows what was done and whether it helped.
+
+    Parameters
+    ----------
+    dataset, plan
+        What was asked.
+    scores, verdict, recipe, gate, model
+        What was found; whatever is missing is shown as not run.
+    pictures : Report, optional
+        Whether real records may appear.
+    status : {"published", "refused", "evaluated"}
+        What becomes of the run.
+    seed : int
+        The run's seed.
+
+    Returns
+    -------
+    ReportRef
+        The report's files, staged; also shown as an artifact.
+    """
+    with run_log():
+        ref, summary = report(
+            dataset,
+            plan=plan,
+            scores=scores,
+            verdict=verdict,
+            recipe=recipe,
+            gate=gate,
+            model=model,
+            pictures=(pictures or Report()).pictures,
+            status=status,
+            seed=seed,
+            store=open_block_store(dataset.root, dataset.block),
+        )
+        key = artifact_key(dataset_slug(dataset.root), "report")
+        markdown_artifact(key, summary, "Report")
+        return ref
+
+
+@task(name="publish_dataset", **TASK_OPTIONS)
+def publish_dataset(
+    dataset: DatasetRef,
+    candidates: GateReport | DatasetRef | None = None,
+    *,
+    plan: BalancePlan | None = None,
+    recipe: Recipe | None = None,
+    verdict: Verdict | None = None,
+    classic: DatasetRef | None = None,
+    models: Sequence[ModelRef] = (),
+    report: ReportRef | None = None,
+    settings: Publish | None = None,
+    params: dict[str, Any] | None = None,
+) -> Commit:
+    """Write the version's shards, then its manifest: readers see all of it or nothing.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The real records; their root is the destination.
+    candidates : GateReport or DatasetRef, optional
+        Synthetic records to publish: judged ones, or sampled ones as they are, which the manifest
+        then says.
+    plan : BalancePlan, optional
+        Names the strata; the default plan's otherwise.
+    recipe : Recipe, optional
+        How many records of each kind, and their weights; all that were given, unweighted, otherwise.
+    verdict, classic, models, report
+        The evidence, and the other records to go with it.
+    settings : Publish, optional
+        How shards are written.
+    params : dict, optional
+        The run's parameters, for the manifest.
+
+    Returns
+    -------
+    Commit
+        The version; ``created`` is False where the same inputs had been published before.
+    """
+    with run_log(), progress("publish") as on_progress:
+        store = open_block_store(dataset.root, dataset.block)
+        gate = ungated(candidates, store) if isinstance(candidates, DatasetRef) else candidates
+        plan = plan or make_plan(
+            dataset, balance=Balance(), model=AutoModel(), gate=Gate(), store=store
+        )
+        return publish(
+            dataset=dataset,
+            plan=plan,
+            recipe=recipe or plain_recipe(plan, gate.kept_counts if gate else {}),
+            verdict=verdict,
+            gate=gate,
+            classic=classic,
+            models=models,
+            report=report,
+            publish=settings or Publish(),
+            params=params or {},
+            store=store,
+            on_progress=on_progress,
+        )

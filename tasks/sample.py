@@ -1,0 +1,92 @@
+"""Sample: candidates for the under-represented classes, each traceable to model and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefect import task
+
+from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.stages.judge import import_candidates
+from prefect_augment.stages.sample import sample
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    open_block_store,
+    progress,
+    run_log,
+    storage_options,
+)
+
+__all__ = ["import_synthetic", "sample_classes"]
+
+
+@task(name="sample_classes", **TASK_OPTIONS)
+def sample_classes(
+    dataset: DatasetRef, model: ModelRef, counts: Mapping[str, int], *, seed: int = 0
+) -> DatasetRef:
+    """Draw exactly the records asked for, per class.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The records the model was trained on; gives columns, types and identifiers.
+    model : ModelRef
+        A trained model.
+    counts : mapping of str to int
+        Records per class (stratum). Asking for more later extends what was drawn.
+    seed : int
+        Seed of the run; each record has a seed of its own derived from it.
+
+    Returns
+    -------
+    DatasetRef
+        Staged candidates, not yet judged.
+
+    Raises
+    ------
+    EmptyClassError
+        If a class has too few records to be sampled.
+    """
+    with run_log(), progress("sample") as report:
+        ref = sample(
+            model,
+            counts=counts,
+            seed=seed,
+            store=open_block_store(dataset.root, dataset.block),
+            dataset=dataset,
+            on_progress=report,
+        )
+        return ref.model_copy(update={"block": dataset.block})
+
+
+@task(name="import_synthetic", **TASK_OPTIONS)
+def import_synthetic(
+    dataset: DatasetRef, plan: BalancePlan, uri: str, *, storage_block: str = ""
+) -> DatasetRef:
+    """Stage records that another tool made, so that they can be judged like our own.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The real records; the others must have the same columns.
+    plan : BalancePlan
+        Names the strata.
+    uri : str
+        File, folder or glob of the records.
+    storage_block : str
+        Name of a Prefect block with the credentials, where some are needed.
+
+    Returns
+    -------
+    DatasetRef
+        Staged candidates.
+    """
+    with run_log():
+        ref = import_candidates(
+            dataset,
+            uri,
+            plan=plan,
+            store=open_block_store(dataset.root, dataset.block),
+            options=storage_options(storage_block),
+        )
+        return ref.model_copy(update={"block": dataset.block})

@@ -1,0 +1,79 @@
+"""The flows under Prefect's own API: parameters, states, log lines, artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.exceptions import ParameterTypeError
+
+from prefect_augment.errors import LabelError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import Destination, Gate, NoModel, Source
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture
+def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: Path) -> None:
+    state = rebalance(
+        source=source,
+        destination=Destination(uri=str(tmp_path / "out")),
+        gate=Gate(n_seeds=1, n_bootstrap=200),
+        return_state=True,
+    )
+    assert state.is_completed()
+    assert state.result().version == 1
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+    kinds = {artifact.type for artifact in artifacts}
+    assert {"table", "markdown", "progress"} <= kinds
+    assert any("Verdict" in log.message for log in logs), "our own log lines reach the run's page"
+
+
+def test_a_failed_run_says_what_to_do_in_its_state(source: Source, tmp_path: Path) -> None:
+    state = rebalance(
+        source=source.model_copy(update={"label": "stat"}),
+        destination=Destination(uri=str(tmp_path / "out")),
+        model=NoModel(),
+        return_state=True,
+    )
+    assert state.is_failed()
+    assert "state" in (state.message or "")
+    with pytest.raises(LabelError, match="'state'"):
+        state.result()
+
+
+def test_parameters_are_checked_before_a_run_starts() -> None:
+    with pytest.raises(ParameterTypeError, match="max_synthetic_per_real"):
+        rebalance.validate_parameters({"balance": {"max_synthetic_per_real": -1}})
+
+
+def test_the_form_shows_a_description_for_every_field() -> None:
+    schema = rebalance.parameters.model_dump()
+    missing = [
+        f"{name}.{field}"
+        for name, definition in schema["definitions"].items()
+        for field, facts in definition["properties"].items()
+        if field != "kind" and "description" not in facts
+    ]
+    assert not missing

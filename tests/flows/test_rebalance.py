@@ -1,0 +1,250 @@
+"""The whole job, run as a plain function: no Prefect server, the local disk or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import AugmentError, ParameterError, RefusedError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.manifest import list_versions
+from prefect_augment.params import (
+    Balance,
+    Budget,
+    Compute,
+    Destination,
+    Gate,
+    NoModel,
+    Publish,
+    Report,
+    Source,
+    TreesModel,
+)
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.sample import resample_record
+from prefect_augment.storage import open_store
+
+MakeTable = Callable[..., pa.Table]
+# What the fixture make_table makes by default.
+COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
+
+FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
+PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
+
+
+@pytest.fixture
+def source(make_table: MakeTable, tmp_path: Path) -> Source:
+    pq.write_table(make_table(), tmp_path / "parts.parquet")
+    return Source(uri=str(tmp_path / "parts.parquet"), label="state")
+
+
+def run(source: Source, folder: Path | str, **params: object) -> RunResult:
+    given = {"gate": FAST, **params}
+    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
+
+
+def test_a_run_publishes_a_version_that_verifies(source: Source, tmp_path: Path) -> None:
+    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
+
+    assert result.status == "published"
+    assert result.version == 1
+    assert not verify(open_store(str(tmp_path / "out"))).problems
+    train = result.counts["train"]
+    real = sum(n["real"] for split in result.counts.values() for n in split.values())
+    assert real + result.quarantined == sum(COUNTS.values())
+    assert train["cracked"]["synthetic"] > 0, "the one class below the median that can be sampled"
+    assert "synthetic" not in train["lost"], "a class of two records is not sampled"
+    assert result.verdict is not None
+    assert "lost" in result.verdict.not_judged
+    assert Path(result.report).is_file()
+
+
+def test_what_comes_back_has_the_source_columns_then_the_lineage(
+    make_table: MakeTable, source: Source, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
+    original = make_table()
+    table = open_dataset(str(tmp_path / "out")).to_table()
+
+    assert table.schema.names[: len(original.schema)] == original.schema.names
+    assert [table.schema.field(f.name).type for f in original.schema] == [
+        f.type for f in original.schema
+    ]
+    assert len(set(table["aug_id"].to_pylist())) == table.num_rows
+    real = table.filter(pa.compute.equal(table["aug_origin"], "real")).select(original.schema.names)
+    rows = {row["serial"]: row for row in original.to_pylist()}
+    assert all(rows[row["serial"]] == row for row in real.to_pylist())
+    synthetic = table.filter(pa.compute.equal(table["aug_origin"], "synthetic"))
+    assert synthetic["serial"].null_count == synthetic.num_rows, "an identifier is never invented"
+
+
+def test_a_synthetic_record_is_made_again_from_its_lineage(source: Source, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
+    dataset = open_dataset(str(tmp_path / "out"))
+    table = dataset.to_table(origins=["synthetic"])
+    store = open_store(str(tmp_path / "out"))
+    for row in table.slice(0, 5).to_pylist():
+        made = resample_record(dataset.manifest.models[0], row["aug_seed"], row["state"], store)
+        assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_input_and_seed_give_the_same_bytes(
+    make_table: MakeTable, source: Source, tmp_path: Path, workers: int
+) -> None:
+    run(source, tmp_path / "a", model=TreesModel(), gate=PUBLISH)
+    shuffled = tmp_path / "shuffled.parquet"
+    table = make_table()
+    pq.write_table(table.take(np.random.default_rng(1).permutation(table.num_rows)), shuffled)
+    run(
+        source.model_copy(update={"uri": str(shuffled)}),
+        tmp_path / "b",
+        model=TreesModel(),
+        gate=PUBLISH,
+        compute=Compute(workers=workers),
+    )
+    assert shards(tmp_path / "a") == shards(tmp_path / "b")
+
+
+def test_a_rerun_with_nothing_new_publishes_nothing(source: Source, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "out")
+    second = run(source, tmp_path / "out")
+    assert (first.status, second.status) == ("published", "unchanged")
+    assert list_versions(open_store(str(tmp_path / "out"))) == (1,)
+
+
+def test_a_source_that_grew_keeps_every_record_in_its_part(
+    make_table: MakeTable, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(make_table(), folder / "1.parquet")
+    source = Source(uri=str(folder), label="state")
+    run(source, tmp_path / "out", model=NoModel())
+    before = open_dataset(str(tmp_path / "out"))
+    old = {
+        split: set(before.to_table(split).column("aug_id").to_pylist())
+        for split in ("train", "holdout")
+    }
+    pq.write_table(
+        make_table(seed=1, counts={"ok": 60, "worn": 20, "cracked": 12}), folder / "2.parquet"
+    )
+    result = run(source, tmp_path / "out", model=NoModel())
+    after = open_dataset(str(tmp_path / "out"))
+    assert result.version == 2
+    for split, ids in old.items():
+        assert ids <= set(after.to_table(split).column("aug_id").to_pylist())
+
+
+def test_the_plan_alone_changes_nothing(source: Source, tmp_path: Path) -> None:
+    result = run(source, tmp_path / "out", plan_only=True)
+    assert result.status == "planned"
+    assert not (tmp_path / "out" / "_manifests").exists()
+    assert result.plan.estimate.seconds > 0
+
+
+def test_a_run_works_on_any_file_system(source: Source) -> None:
+    result = run(source, "memory://rebalance/out", model=NoModel())
+    assert result.status == "published"
+    assert open_dataset("memory://rebalance/out").to_table("holdout").num_rows > 0
+
+
+def test_balancing_by_a_further_column(source: Source, tmp_path: Path) -> None:
+    result = run(source, tmp_path / "out", model=NoModel(), balance=Balance(by=["loud"]))
+    assert {c.by["loud"] for c in result.plan.classes} == {"true", "false"}
+
+
+def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", model=NoModel(), publish=Publish(materialise="copies"))
+    weights = open_dataset(str(tmp_path / "out")).to_table()["aug_weight"]
+    assert set(weights.to_pylist()) == {1.0}
+
+
+def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
+    source: Source, tmp_path: Path
+) -> None:
+    # An interval this wide cannot exclude zero: fifty hold-out records of three classes.
+    with pytest.raises(RefusedError, match=r"report\.html") as refused:
+        run(
+            source,
+            tmp_path / "out",
+            gate=FAST.model_copy(update={"on_no_gain": "fail"}),
+        )
+    assert Path(refused.value.report).is_file()
+    assert not list_versions(open_store(str(tmp_path / "out")))
+
+
+def test_no_record_is_shown_where_pictures_are_forbidden(source: Source, tmp_path: Path) -> None:
+    result = run(
+        source, tmp_path / "out", model=TreesModel(), gate=PUBLISH, report=Report(pictures="none")
+    )
+    assert "sn-0-" not in Path(result.report).read_text()
+
+
+@pytest.mark.parametrize("labels", [["a/b", "..", '"quoted"', "<b>bold</b>", "🦆 duck", "it's"]])
+def test_class_names_of_any_kind_survive(tmp_path: Path, labels: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    names = [name for i, name in enumerate(labels) for _ in range(20 * (i + 1))]
+    table = pa.table(
+        {"x": rng.normal(size=len(names)), "y": rng.normal(size=len(names)), "kind": names}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    result = run(
+        Source(uri=str(tmp_path / "in.parquet"), label="kind"),
+        tmp_path / "out",
+        model=TreesModel(),
+        gate=PUBLISH,
+    )
+    assert set(result.counts["train"]) == set(labels)
+    assert not verify(open_store(str(tmp_path / "out"))).problems
+    assert "<b>bold</b>" not in Path(result.report).read_text(), "class names are escaped"
+
+
+def test_a_budget_too_small_for_one_step_is_refused_at_once(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="too little for one step"):
+        run(source, tmp_path / "out", budget=Budget(minutes=1e-6))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_destination_inside_the_source_is_refused(make_table: MakeTable, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(make_table(), folder / "1.parquet")
+    with pytest.raises(AugmentError, match="inside the source"):
+        run(Source(uri=str(folder), label="state"), folder / "out")
+
+
+def test_a_destination_with_another_schema_is_refused_before_training(
+    make_table: MakeTable, source: Source, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out", model=NoModel())
+    pq.write_table(make_table().drop_columns(["loud"]), tmp_path / "other.parquet")
+    with pytest.raises(AugmentError, match="loud"):
+        run(source.model_copy(update={"uri": str(tmp_path / "other.parquet")}), tmp_path / "out")
+
+
+def test_our_own_output_is_a_source_of_its_real_records_only(
+    source: Source, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "first", model=TreesModel(), gate=PUBLISH)
+    result = run(
+        Source(uri=str(tmp_path / "first"), label="state"), tmp_path / "second", model=NoModel()
+    )
+    real = sum(n["real"] for split in result.counts.values() for n in split.values())
+    assert real == sum(COUNTS.values())
+    holdouts = [
+        set(open_dataset(str(tmp_path / name)).to_table("holdout")["aug_id"].to_pylist())
+        for name in ("first", "second")
+    ]
+    assert holdouts[0] == holdouts[1], "the split is inherited"

@@ -1,0 +1,123 @@
+"""The command line, without Prefect: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment import cli
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import Destination, Gate, NoModel, Source
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line as a shell does; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["prefect-augment", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def published(
+    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A published dataset of one version."""
+    folder = tmp_path_factory.mktemp("published")
+    pq.write_table(make_table(), folder / "in.parquet")
+    rebalance.fn(
+        source=Source(uri=str(folder / "in.parquet"), label="state"),
+        destination=Destination(uri=str(folder / "out")),
+        model=NoModel(),
+        gate=Gate(n_seeds=1, n_bootstrap=100),
+    )
+    return folder / "out"
+
+
+def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for command in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
+        assert command in out
+
+
+def test_profile_finds_columns_and_classes(
+    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state", "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert found["class_counts"]["lost"] == 2
+    assert {c["name"]: c["kind"] for c in found["columns"]}["serial"] == "identifier"
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state")
+    assert code == 0
+    assert "Imbalance ratio" in out
+
+
+def test_a_wrong_label_ends_with_2_and_a_suggestion(
+    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "stat")
+    assert code == 2
+    assert "did you mean 'state'" in " ".join(out.split())
+
+
+def test_a_wrong_parameters_file_ends_with_2_and_names_the_field(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("source: {uri: a, labell: b}")
+    code, _, err = call("profile", "x", "--params", tmp_path / "params.yaml")
+    assert code == 2
+    assert "labell" in err
+
+
+def test_versions_inspect_and_verify_say_what_is_there(
+    call: Callable[..., tuple[int, str, str]], published: Path
+) -> None:
+    code, out, _ = call("versions", published, "--json")
+    assert (code, json.loads(out)["version"]) == (0, 1)
+    code, out, _ = call("inspect", published)
+    assert code == 0
+    assert "state" in out
+    code, out, _ = call("verify", published, "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+
+
+def test_verify_ends_with_1_where_a_shard_is_damaged(
+    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    shard = next((copy / "data").glob("train-real-*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    code, out, _ = call("verify", copy)
+    assert code == 1
+    assert shard.name in out
+
+
+def test_a_folder_that_is_no_dataset_is_said_plainly(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = call("verify", tmp_path)
+    assert code != 0
+    assert str(tmp_path) in err
