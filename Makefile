@@ -1,0 +1,69 @@
+# What a person and CI run. Everything happens in .venv, which `make setup` builds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test e2e faults lint bench docs dist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv with the package and its tools
+	@:
+
+# Runs again only when the declared dependencies change. setuptools is installed first and the build
+# not isolated, so that it too is the pinned one.
+$(STAMP): pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) ./.ci/system-packages
+	@echo "building $(VENV): a few minutes at the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt setuptools
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: setup ## rebalance the built-in table, end to end
+	@$(BIN)/prefect-augment demo
+
+test: setup ## the fast tests: no server, no network, no GPU
+	@$(PYTEST) -m "not e2e and not faults"
+
+# pytest exits with 5 where it finds no test of a kind.
+define run_marked
+	@$(PYTEST) -m $(1) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
+	echo "make $(1): THERE IS NO TEST MARKED $(1) YET, NOTHING WAS TESTED"; }
+endef
+
+e2e: setup ## the tests that start real servers on loopback
+	$(call run_marked,e2e)
+
+faults: setup ## the tests that kill processes, fill disks and break commits
+	$(call run_marked,faults)
+
+lint: setup ## formatting, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup ## list the benchmarks and how to run one
+	@$(BIN)/python -c 'import ast, pathlib; \
+	paths = sorted(pathlib.Path("benchmarks").glob("[a-z]*.py")); \
+	docs = [ast.get_docstring(ast.parse(p.read_text())) or "" for p in paths]; \
+	[print(f"$(BIN)/python {p} [--quick] [--json FILE]\n    {d.splitlines()[0] if d else str()}") for p, d in zip(paths, docs)]; \
+	paths or print("there is no benchmark in benchmarks/ yet")'
+
+docs: setup ## build the pages of docs/ into site/
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+dist: setup ## build the wheel and the source distribution into dist/
+	@$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built, except .venv
+	@rm -rf build dist site src/*.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""Imports stay light and point one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "albumentations", "cv2"}
+NOT_FOR_THE_FORM = HEAVY | {"prefect", "pandas", "sklearn", "imblearn", "scipy", "matplotlib"}
+
+FLOWS = ["prefect_augment.flows.rebalance", "prefect_augment.flows.evaluate"]
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level packages in memory once ``module`` is imported into a new interpreter."""
+    code = (
+        f"import sys, json, {module}\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["prefect_augment", "prefect_augment.params"])
+def test_package_and_parameters_load_no_heavy_library(module: str) -> None:
+    """A form is built, and a YAML file checked, on a machine that could not run the job."""
+    assert loaded_by(module) & NOT_FOR_THE_FORM == set()
+
+
+@pytest.mark.parametrize("module", FLOWS)
+def test_flows_load_neither_torch_nor_albumentations(module: str) -> None:
+    loaded = loaded_by(module)
+    assert "prefect" in loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "room",
+    ["stages", "reading", "augmentation", "evaluation", "genmodels", "encoding", "shards"],
+)
+def test_library_below_the_tasks_does_not_load_prefect(room: str, repository: Path) -> None:
+    """Every step works in a notebook or under another orchestrator."""
+    folder = repository / "src" / "prefect_augment" / room
+    modules = [f"prefect_augment.{room}.{p.stem}" for p in sorted(folder.glob("[a-z]*.py"))]
+    assert "prefect" not in loaded_by(", ".join([f"prefect_augment.{room}", *modules]))
+
+
+def test_help_of_the_command_answers_in_under_a_second() -> None:
+    """Best of three: what the command needs, not what else the machine does."""
+    command = "from prefect_augment.cli import main; import sys; sys.argv[0] = 'prefect-augment'"
+    arguments = [sys.executable, "-c", f"{command}; sys.exit(main())", "--help"]
+
+    def answer() -> tuple[float, str]:
+        started = time.perf_counter()
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
+        return time.perf_counter() - started, done.stdout
+
+    seconds, text = min(answer() for _ in range(3))
+    assert "rebalance" in text
+    assert seconds < 1.0
+
+
+def test_imports_point_to_lower_layers_and_prefect_stays_on_top(repository: Path) -> None:
+    """The contracts stand in pyproject.toml."""
+    # import-linter's command by its function, so that no script has to be on the path.
+    command = "from importlinter.cli import lint_imports_command as command; command()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "--no-cache"],
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": str(repository / "src"), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
