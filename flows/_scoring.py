@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, DatasetRef
+from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.tasks._runtime import run_each
 from prefect_augment.tasks.judge import score_arm
@@ -25,6 +25,8 @@ def score_arms(
     seed: int,
     n_seeds: int,
     workers: int,
+    candidates: GateReport | None = None,
+    device: str = "auto",
 ) -> list[ArmScore]:
     """Score all arms with one seed, and the best ones with all of them."""
 
@@ -39,6 +41,8 @@ def score_arms(
             classic=classic,
             gate=gate,
             run_seed=seed,
+            candidates=candidates,
+            device=device,
         )
 
     first = each([{"arm": arm, "seed": 0} for arm in arms])

@@ -19,7 +19,7 @@ from prefect_augment.params import (
     Report,
     Source,
 )
-from prefect_augment.stages.arms import GIVEN, table_arms
+from prefect_augment.stages.arms import GIVEN, make_arms
 from prefect_augment.stages.result import summarise
 from prefect_augment.tasks._runtime import run, run_log
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -68,7 +68,7 @@ def evaluate(
         given = run(import_synthetic, dataset, plan, synthetic, storage_block=source.storage_block)
         judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)
         scores = score_arms(
-            table_arms(model=None, classic=classic.table != "none"),
+            make_arms(dataset.modality, model=None, classic=classic),
             dataset,
             plan,
             model=model,

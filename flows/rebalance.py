@@ -25,7 +25,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.registry import resolve_model
-from prefect_augment.stages.arms import candidates_wanted, make_recipe, table_arms
+from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
 from prefect_augment.stages.example import example_source
 from prefect_augment.stages.publish import check_destination
@@ -82,14 +82,14 @@ def rebalance(
         destination = _or_default(destination, source)
         source = source if source.uri else example_source(f"{destination.uri}-example", seed=0)
         dataset = run(ingest_dataset, source, destination, seed=seed)
-        plan = run(plan_balance, dataset, balance, model=model, gate=gate)
+        plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
         if plan_only:
             return summarise(dataset, plan, status="planned", started=started)
         store = open_destination(destination)
         check_destination(store, dataset)
 
         trained, candidates = None, None
-        kind = resolve_model(model, modality="table")
+        kind = resolve_model(model, modality=dataset.modality)
         if kind and plan.n_synthetic:
             trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
             drawn = run(
@@ -99,9 +99,11 @@ def rebalance(
                 candidates_wanted(plan, gate, trained.strata),
                 seed=seed,
             )
-            candidates = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed)
+            candidates = run(
+                judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device
+            )
 
-        arms = table_arms(model=kind if candidates else None, classic=classic.table != "none")
+        arms = make_arms(dataset.modality, model=kind if candidates else None, classic=classic)
         scores = score_arms(
             arms,
             dataset,
@@ -112,6 +114,8 @@ def rebalance(
             seed=seed,
             n_seeds=judge_seeds(plan, budget, gate),
             workers=compute.workers,
+            candidates=candidates,
+            device=budget.device,
         )
         choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
         verdict = run(
@@ -125,6 +129,7 @@ def rebalance(
             classic=classic,
             gate=gate,
             seed=seed,
+            device=budget.device,
         )
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
@@ -133,6 +138,7 @@ def rebalance(
             kept=candidates.kept_counts if candidates else None,
             scores=scores,
             copies=publish.materialise == "copies",
+            policy=classic.image,
         )
         page = run(
             write_report,
@@ -144,6 +150,7 @@ def rebalance(
             gate=candidates,
             model=trained,
             pictures=report,
+            classic=classic,
             seed=seed,
         )
         if gate.on_no_gain == "fail" and verdict.decision != "accept":

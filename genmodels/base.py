@@ -1,5 +1,7 @@
 """What every generative model offers, and what it is given: arrays, never files or Arrow tables.
 
+A model of images sees uint8 arrays (n, size, size, channels), all of the encoder's resolution.
+
 A model of tables sees the matrix form of :mod:`prefect_augment.encoding.tables`: float64, NaN where
 a value is missing, level codes in category columns. Its classes are strata: the label's classes, or
 their combinations with the columns of ``balance.by``. Decoding, types and domains belong to the
@@ -10,17 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.training.budget import Calibration
+
 __all__ = [
     "MIN_SAMPLED_RECORDS",
     "Arrays",
+    "Calibrates",
     "Config",
     "FitContext",
     "GenerativeModel",
+    "ImageData",
+    "ImageSpec",
     "TableData",
     "TableSpec",
 ]
@@ -99,6 +106,73 @@ class TableData:
     y: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ImageSpec:
+    """Shape and classes of encoded images.
+
+    Parameters
+    ----------
+    size : int
+        Height and width in pixels: the encoder's resolution.
+    channels : int
+        1 (gray) or 3 (RGB).
+    classes : tuple of str
+        Strata; ``y`` holds indices into them.
+    class_counts : tuple of int
+        Fit records per stratum.
+    """
+
+    size: int
+    channels: int
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+    def to_config(self) -> Config:
+        """Return the spec as plain JSON."""
+        return {
+            "size": self.size,
+            "channels": self.channels,
+            "classes": list(self.classes),
+            "class_counts": list(self.class_counts),
+        }
+
+    @classmethod
+    def from_config(cls, config: Config) -> ImageSpec:
+        """Return the spec that :meth:`to_config` wrote down."""
+        return cls(
+            size=int(config["size"]),
+            channels=int(config["channels"]),
+            classes=tuple(config["classes"]),
+            class_counts=tuple(config["class_counts"]),
+        )
+
+    @property
+    def n_classes(self) -> int:
+        """Strata."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return self.size, self.size, self.channels
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """The fit records of a set of images.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (n_records, size, size, channels)
+        All of the encoder's resolution.
+    y : ndarray of int64, shape (n_records,)
+        Index of each record's stratum in ``ImageSpec.classes``.
+    """
+
+    images: NDArray[np.uint8]
+    y: NDArray[np.int64]
+
+
 def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
     """Report to nobody."""
 
@@ -114,38 +188,61 @@ class FitContext:
     steps : int
         Budget of a model that is trained in steps; others take no notice.
     device : str
-        Where to train, ``cpu`` or ``cuda``.
+        Where to train: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
     report : callable
         Called with the step and named scalars, for progress and curves.
+    batch_size : int
+        Records per step; 0 lets the model choose.
+    threads : int
+        Threads of one operation; 0 takes the cores there are.
+    precision : str
+        ``float32`` or ``bfloat16``; empty lets the hardware decide.
+    checkpoint : callable, optional
+        Called now and then with all that a resume needs: plain JSON and named arrays.
+    restored : tuple, optional
+        What ``checkpoint`` was last given by an interrupted run with the same seed and steps.
+    checkpoint_seconds : float
+        Between checkpoints; 0 makes one after every step.
     """
 
     seed: int
     steps: int = 0
     device: str = "cpu"
     report: Callable[[int, Mapping[str, float]], None] = _report_nothing
+    batch_size: int = 0
+    threads: int = 0
+    precision: str = ""
+    checkpoint: Callable[[tuple[Config, Arrays]], None] | None = None
+    restored: tuple[Config, Arrays] | None = None
+    checkpoint_seconds: float = 60.0
 
 
 class GenerativeModel(Protocol):
     """A class-conditional model that draws records exactly as asked, without rejection.
 
     One record depends on the fitted model, its class and its own seed alone, so that any of them
-    can be made again by itself, in a batch of any size and order, bit for bit.
+    can be made again by itself: bit for bit in a batch of any size and order from trees; from a
+    network bit for bit at its place in its micro-batch, and within rounding elsewhere.
     """
 
     trained_in_steps: ClassVar[bool]
 
     @classmethod
-    def build(cls, params: Any, spec: TableSpec) -> Self:
-        """Return an untrained model; ``ParameterError`` where the params do not fit the spec."""
+    def build(cls, params: Any, spec: Any) -> Self:
+        """Return an untrained model of a ``TableSpec`` or ``ImageSpec``.
+
+        Raises
+        ------
+        ParameterError
+            If the params do not fit the spec.
+        """
         ...
 
-    def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train on fit records."""
+    def fit(self, data: Any, ctx: FitContext) -> None:
+        """Train on fit records: ``TableData`` or ``ImageData``, as the spec was."""
         ...
 
-    def sample(
-        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> NDArray[Any]:
         """Draw one record per condition.
 
         Parameters
@@ -157,8 +254,9 @@ class GenerativeModel(Protocol):
 
         Returns
         -------
-        ndarray of float64, shape (n, n_columns)
-            The matrix form, in the order of ``conditions``.
+        ndarray
+            In the order of ``conditions``: the matrix form, float64 of shape (n, n_columns), or
+            images, uint8 of shape (n, size, size, channels).
         """
         ...
 
@@ -174,4 +272,18 @@ class GenerativeModel(Protocol):
     @property
     def n_steps(self) -> int:
         """Training steps taken (trees: the number of trees)."""
+        ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A model trained in steps that can say how long one takes, so that a budget in minutes works."""
+
+    def calibrate(self, data: Any, ctx: FitContext) -> Calibration:
+        """Return how this machine would train.
+
+        Where ``ctx.steps`` is 0, the seconds of a step are measured and ``steps`` is left at 0 for
+        the caller; else ``steps`` is what was given and nothing is measured. The model is as
+        untrained as before.
+        """
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["record_keys", "seeds_from", "uniform"]
+__all__ = ["normal", "record_keys", "seeds_from", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -45,6 +45,32 @@ def uniform(keys: NDArray[np.uint64], counter: int) -> NDArray[np.float64]:
     """
     step = np.uint64(_GOLDEN * (counter + 1) & _MASK)
     return (_mix(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(keys: NDArray[np.uint64], n_values: int) -> NDArray[np.float32]:
+    """Return standard normal numbers of each record, by Box and Muller's transform.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64, shape (n,)
+        From :func:`record_keys`.
+    n_values : int
+        Numbers per record.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, n_values)
+        Number ``j`` of a record is the same whatever ``n_values`` and the other records are.
+    """
+    n_pairs = (n_values + 1) // 2
+    counters = np.arange(1, 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    bits = _mix(keys[:, None] + counters) >> np.uint64(11)
+    # In (0, 1]: the logarithm of zero is no number.
+    uniforms = ((bits + np.uint64(1)).astype(np.float64) * 2.0**-53).reshape(len(keys), n_pairs, 2)
+    radius = np.sqrt(-2.0 * np.log(uniforms[..., 0]))
+    angle = 2.0 * np.pi * uniforms[..., 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values].astype(np.float32)
 
 
 def seeds_from(key: int, start: int, n: int) -> NDArray[np.int64]:

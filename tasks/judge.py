@@ -32,6 +32,7 @@ def judge_candidates(
     *,
     gate: Gate | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> GateReport:
     """Drop candidates that copy a record, look like another class or leave the domain.
 
@@ -47,6 +48,8 @@ def judge_candidates(
         Thresholds and purpose.
     seed : int
         Of the folds between the filter's and the gate's classifier.
+    device : str
+        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -61,6 +64,7 @@ def judge_candidates(
             gate=gate or Gate(),
             seed=seed,
             store=open_block_store(dataset.root, dataset.block),
+            device=device,
         )
 
 
@@ -75,6 +79,8 @@ def score_arm(
     classic: Classic | None = None,
     gate: Gate | None = None,
     run_seed: int = 0,
+    candidates: GateReport | None = None,
+    device: str = "auto",
 ) -> ArmScore:
     """Train the learners on one arm and score them on val.
 
@@ -88,6 +94,10 @@ def score_arm(
         As for the other tasks.
     run_seed : int
         The run's seed.
+    candidates : GateReport, optional
+        What the gate kept of the run's own candidates; arms of images train on them.
+    device : str
+        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -105,6 +115,8 @@ def score_arm(
             seed=seed,
             run_seed=run_seed,
             store=open_block_store(dataset.root, dataset.block),
+            candidates=candidates,
+            device=device,
         )
 
 
@@ -140,6 +152,7 @@ def verify_choice(
     classic: Classic | None = None,
     gate: Gate | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> Verdict:
     """Compare the chosen arm, the best baseline and as is on the hold-out: its one reading.
 
@@ -157,6 +170,8 @@ def verify_choice(
         What the arms are made of.
     seed : int
         The run's seed.
+    device : str
+        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -175,4 +190,5 @@ def verify_choice(
             gate=gate or Gate(),
             run_seed=seed,
             store=open_block_store(dataset.root, dataset.block),
+            device=device,
         )

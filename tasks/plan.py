@@ -6,7 +6,7 @@ from prefect import task
 
 from prefect_augment.datatypes import BalancePlan, DatasetRef
 from prefect_augment.evaluation.report import plan_table
-from prefect_augment.params import AutoModel, Balance, Gate, ModelParams
+from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
 from prefect_augment.stages.plan import plan
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
@@ -27,6 +27,8 @@ def plan_balance(
     *,
     model: ModelParams | None = None,
     gate: Gate | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
 ) -> BalancePlan:
     """Work out each class's target, and how much of the way synthetic and classic records go.
 
@@ -40,6 +42,11 @@ def plan_balance(
         The generative model; where it is ``none`` no synthetic records are planned.
     gate : Gate, optional
         How the judge will work, for the estimate of time.
+    budget : Budget, optional
+        What the run may take: bounds the classifier that judges images, and decides whether a
+        generator of images is worth it where ``model`` is auto.
+    seed : int
+        The run's seed.
 
     Returns
     -------
@@ -57,6 +64,8 @@ def plan_balance(
             balance=balance or Balance(),
             model=model or AutoModel(),
             gate=gate or Gate(),
+            budget=budget,
+            seed=seed,
             store=open_block_store(dataset.root, dataset.block),
         )
         key = artifact_key(dataset_slug(dataset.root), "plan")

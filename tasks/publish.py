@@ -18,7 +18,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
-from prefect_augment.params import AutoModel, Balance, Gate, Publish, Report
+from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
 from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.judge import ungated
 from prefect_augment.stages.plan import plan as make_plan
@@ -48,6 +48,7 @@ def write_report(
     gate: GateReport | None = None,
     model: ModelRef | None = None,
     pictures: Report | None = None,
+    classic: Classic | None = None,
     status: Literal["published", "refused", "evaluated"] = "published",
     seed: int = 0,
 ) -> ReportRef:
@@ -61,6 +62,8 @@ def write_report(
         What was found; whatever is missing is shown as not run.
     pictures : Report, optional
         Whether real records may appear.
+    classic : Classic, optional
+        The policy that picture sheets of images show at work.
     status : {"published", "refused", "evaluated"}
         What becomes of the run.
     seed : int
@@ -81,6 +84,7 @@ def write_report(
             gate=gate,
             model=model,
             pictures=(pictures or Report()).pictures,
+            classic=classic,
             status=status,
             seed=seed,
             store=open_block_store(dataset.root, dataset.block),

@@ -83,17 +83,35 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def releases() -> ModuleType:
-    """Builders of staged records and of what `publish` takes beside them: `tests/releases.py`."""
-    name = "prefect_augment_test_releases"
-    if name not in sys.modules:  # importlib mode puts no folder of tests on the import path
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("releases.py"))
+def _module_beside(stem: str) -> ModuleType:
+    """Load a module that lies here: importlib mode puts no folder of tests on the import path."""
+    name = f"prefect_augment_test_{stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def releases() -> ModuleType:
+    """Builders of staged records and of what `publish` takes beside them: `tests/releases.py`."""
+    return _module_beside("releases")
+
+
+@pytest.fixture(scope="session")
+def publish_as_is(releases: ModuleType) -> Callable[..., None]:
+    """Publish what was ingested as the next version, nothing added."""
+    return releases.publish_as_is  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def messy_images() -> ModuleType:
+    """Builders of image files, good and bad: `tests/messy_images.py`."""
+    pytest.importorskip("PIL", reason="needs the images extra")
+    return _module_beside("messy_images")
 
 
 # --- a small table of every common type, whose classes can be told apart ---

@@ -33,6 +33,7 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.params import Publish
 from prefect_augment.shards.parquet import label_names, write_shards
+from prefect_augment.stages.publish import publish
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, sha256_hex
 
@@ -312,4 +313,36 @@ def stage_report(store: Store, *, key: str, text: str = "<html>") -> ReportRef:
         store.put(f"{prefix}/{name}", data)
     return ReportRef(
         root=store.uri, prefix=prefix, files=("report.html", "report.json", "recipe.json")
+    )
+
+
+def publish_as_is(store: Store, ref: DatasetRef) -> None:
+    """Publish staged records as a version that changes nothing about them."""
+    classes = tuple(
+        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, judged=True)
+        for k, n in ref.class_counts.items()
+    )
+    publish(
+        dataset=ref,
+        plan=BalancePlan(
+            rule="none",
+            classes=classes,
+            estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
+        ),
+        recipe=Recipe(
+            arm=Arm(name="as is", family="as_is"),
+            class_weight={c.name: 1.0 for c in classes},
+            synthetic={},
+            classic={},
+            copies={},
+            sentence="As is.",
+        ),
+        verdict=None,
+        gate=None,
+        classic=None,
+        models=(),
+        report=None,
+        publish=Publish(),
+        params={},
+        store=store,
     )

@@ -12,7 +12,13 @@ from pydantic import BaseModel
 from prefect_augment import registry
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.genmodels.table_trees import TableTrees
-from prefect_augment.params import AutoModel, NoModel, PluginModel, TreesModel
+from prefect_augment.params import (
+    AutoModel,
+    DiffusionModel,
+    NoModel,
+    PluginModel,
+    TreesModel,
+)
 from prefect_augment.registry import (
     FORMATS,
     MODELS,
@@ -35,13 +41,23 @@ def test_auto_is_trees_for_tables_and_none_is_none() -> None:
 def test_a_model_of_tables_is_refused_for_images() -> None:
     with pytest.raises(ParameterError, match="'trees' makes table data"):
         resolve_model(TreesModel(), modality="image")
-    with pytest.raises(ParameterError, match="image"):
-        resolve_model(AutoModel(), modality="image")
+    with pytest.raises(ParameterError, match="'diffusion' makes image data"):
+        resolve_model(DiffusionModel(), modality="table")
 
 
-def test_every_registered_target_can_be_imported() -> None:
-    for kind in MODELS:
-        assert callable(load_model_class(kind).from_state)
+def test_auto_is_diffusion_for_images() -> None:
+    assert resolve_model(AutoModel(), modality="image") == "diffusion"
+    assert model_params(AutoModel(), modality="image") == DiffusionModel()
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_every_registered_model_can_be_imported(kind: str) -> None:
+    if MODELS[kind].extra:
+        pytest.importorskip(MODELS[kind].extra, reason=f"the extra {MODELS[kind].extra!r}")
+    assert callable(load_model_class(kind).from_state)
+
+
+def test_every_registered_format_can_be_imported() -> None:
     for name in FORMATS:
         assert callable(load_reader(name))
 
@@ -52,7 +68,7 @@ def test_class_is_found_by_wish_and_by_kind(wish: object) -> None:
 
 
 def test_unknown_names_are_answered_with_those_there_are() -> None:
-    with pytest.raises(ParameterError, match="built in are trees"):
+    with pytest.raises(ParameterError, match="built in are .*trees"):
         load_model_class("forest")
     with pytest.raises(ParameterError, match="parquet, csv"):
         load_reader("xlsx")

@@ -24,6 +24,9 @@ __all__ = [
     "balanced_weights",
     "class_order",
     "estimate",
+    "estimate_images",
+    "learner_size",
+    "learner_steps",
     "plan_classes",
     "plan_warnings",
     "stratum_names",
@@ -493,3 +496,141 @@ def estimate(
         output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
         memory_bytes=_START_BYTES + 4 * n_bytes + _COPIES * 8 * n_values,
     )
+
+
+# --- images -----------------------------------------------------------------------------------
+
+LEARNER_BATCH = 128  # images that the judging classifier draws per step
+# 800 steps for 12,000 records, as in research/images.md section 9; 300 is where a classifier of a
+# thousand records stops gaining.
+_STEPS, _STEPS_RECORDS = 800, 12_000
+_STEPS_RANGE = (300, 3_000)
+_LEARNER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+_SIDE_STEP = 4
+# One thread with bf16, 2026-11: the wide network (2,000 records and more) and the narrow one.
+_IMAGE_STEP_SECONDS = 0.022
+_IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
+_NARROW_RECORDS, _NARROW_SHARE = 2_000, 0.45
+_PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
+_GATE_FITS = 3  # classifiers that the gate trains
+_DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
+_IMAGE_BYTES = 24  # float32 copies of the pixels, and the like, that a run holds
+
+
+def learner_size(common_size: tuple[int, int]) -> int:
+    """Return the resolution at which images are judged.
+
+    Parameters
+    ----------
+    common_size : tuple of int
+        Most common width and height.
+
+    Returns
+    -------
+    int
+        The longer side, up to the next multiple of 4, within 8 and 64: what is lost above takes
+        many times the seconds to use.
+
+    Examples
+    --------
+    >>> learner_size((28, 28)), learner_size((200, 130)), learner_size((5, 6))
+    (28, 64, 8)
+    """
+    low, high = _LEARNER_SIDES
+    return min(high, max(low, -(-max(common_size) // _SIDE_STEP) * _SIDE_STEP))
+
+
+def learner_steps(n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0) -> int:
+    """Return the steps of the classifier that judges an arm of images: the same for all arms.
+
+    Parameters
+    ----------
+    n_records : int
+        Training records.
+    seconds : float
+        What all of them may take together, per fit.
+    step_seconds : float
+        What one takes.
+
+    Returns
+    -------
+    int
+        800 sqrt(n_records / 12,000), within 300 and 3,000; as many as the seconds allow where that
+        is less, but 300 always.
+
+    Examples
+    --------
+    >>> learner_steps(12_000), learner_steps(900), learner_steps(12_000, seconds=10, step_seconds=0.02)
+    (800, 300, 500)
+    """
+    low, high = _STEPS_RANGE
+    wanted = round(_STEPS * math.sqrt(n_records / _STEPS_RECORDS))
+    if step_seconds > 0 and math.isfinite(seconds):
+        wanted = min(wanted, int(seconds / step_seconds))
+    return max(low, min(high, wanted))
+
+
+def estimate_images(
+    *,
+    n_train: int,
+    n_scored: int,
+    n_bytes: int,
+    side: int,
+    n_channels: int,
+    n_added: int,
+    n_arms: int,
+    n_folds: int,
+    n_seeds: int,
+    has_model: bool,
+    seconds: float = math.inf,
+) -> tuple[Estimate, int]:
+    """Return roughly what judging and publishing images will take, and the classifier's steps.
+
+    Parameters
+    ----------
+    n_train, n_scored : int
+        Training records; records predicted per fit.
+    n_bytes : int
+        Bytes of the staged shards.
+    side, n_channels : int
+        Of the images as they are judged.
+    n_added : int
+        Synthetic records planned.
+    n_arms, n_folds, n_seeds : int
+        As for :func:`estimate`.
+    has_model : bool
+        Whether the gate judges candidates. Training a model is not counted: its budget says.
+    seconds : float
+        That judging may take. Where one seed takes more, the steps are fewer.
+
+    Returns
+    -------
+    Estimate
+        Right within a factor of about three on one thread of a CPU.
+    int
+        Steps.
+    """
+    step = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
+    if n_train < _NARROW_RECORDS:
+        step *= _NARROW_SHARE
+    predict = _PREDICT_SHARE * step / LEARNER_BATCH * n_scored
+    gate = _GATE_FITS if has_model else 0
+    # All arms once, the finalists and as is with further seeds, three arms on the hold-out.
+    per_seed = [n_arms * n_folds + _N_FINALISTS] + [(_N_FINALISTS + 1) * n_folds + _N_FINALISTS] * (
+        n_seeds - 1
+    )
+    steps = learner_steps(
+        n_train, seconds=seconds / (per_seed[0] + gate) - predict, step_seconds=step
+    )
+    judging = (sum(per_seed) + gate) * (steps * step + predict)
+    n_records = n_train + n_scored
+    record_bytes = n_bytes / max(1, n_records)
+    found = Estimate(
+        seconds=round(_START_SECONDS + _DECODE_SECONDS * n_records + judging, 1),
+        output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
+        memory_bytes=2 * _START_BYTES
+        + 4 * n_bytes
+        + _IMAGE_BYTES * n_records * side**2 * n_channels,
+        judge_seconds=round(judging, 1),
+    )
+    return found, steps

@@ -25,8 +25,10 @@ __all__ = [
     "Difference",
     "Estimate",
     "GateReport",
+    "ImageFacts",
     "Interval",
     "LearnerScore",
+    "Modality",
     "ModelRef",
     "Origin",
     "Part",
@@ -42,9 +44,10 @@ __all__ = [
 Part = Literal["fit", "val", "holdout"]
 Split = Literal["train", "holdout"]
 Origin = Literal["real", "copy", "classic", "synthetic"]
-ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque"]
+Modality = Literal["table", "image"]
+ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque", "image"]
 ArmFamily = Literal[
-    "as_is", "threshold", "weights", "resampling", "classic", "model", "mixture", "given"
+    "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
 
@@ -86,8 +89,31 @@ class ColumnFact(Fact):
     note: str = ""  # why it is an identifier, what happens to it in synthetic records …
 
 
+class ImageFacts(Fact):
+    """What was found about the images of a source, hold-out left out where it has a URI of its own.
+
+    Sizes are those of the upright image (EXIF orientation applied), as ``widthxheight``.
+    """
+
+    column: str
+    modes: dict[str, int]  # Pillow's mode -> images: L, RGB, RGBA, P, CMYK, I;16 …
+    formats: dict[str, int]  # JPEG, PNG … -> images
+    sizes: dict[str, int]  # the most common ones, "28x28" -> images
+    n_sizes: int  # how many different ones there are
+    most_common_size: tuple[int, int]  # width, height; ties go to the larger area
+    smallest_side: int
+    largest_side: int
+    n_channels: int  # 1 where every image is gray, else 3
+    n_animated: int = 0
+    n_rotated: int = 0  # with an EXIF orientation other than upright
+    n_clusters: int = 0  # near-duplicate clusters of two images or more
+    n_clustered: int = 0  # images in them
+    largest_cluster: int = 0
+    n_near_holdout: int = 0  # images with a near-duplicate in a hold-out of its own
+
+
 class SourceFile(Fact):
-    """One object of the source, as it was listed."""
+    """One object of the source, as it was listed; for loose image files, the files of one folder."""
 
     path: str
     n_bytes: int
@@ -125,6 +151,7 @@ class DatasetRef(Fact):
     n_quarantined: int = 0
     class_counts: dict[str, int]
     block: str = ""  # name of the Prefect block that opens root, where one is needed
+    modality: Modality = "table"
 
 
 class DatasetFacts(Fact):
@@ -148,6 +175,8 @@ class DatasetFacts(Fact):
     ledger: str = ""  # path of the staged split ledger, relative to root
     group_column: str = ""
     n_twins: int = 0  # records whose feature values occur more than once
+    modality: Modality = "table"
+    image: ImageFacts | None = None  # where the modality is image
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -167,6 +196,8 @@ class Profile(Fact):
     imbalance_ratio: float  # 0 where there are no classes
     n_quarantined: int
     quarantine: dict[str, int]  # reason -> records
+    modality: Modality = "table"
+    image: ImageFacts | None = None
     notes: tuple[str, ...] = ()  # troubles first
 
 
@@ -195,6 +226,7 @@ class Estimate(Fact):
     seconds: float
     output_bytes: int
     memory_bytes: int
+    judge_seconds: float = 0.0  # of ``seconds``, what comparing the arms takes, where known apart
 
 
 class BalancePlan(Fact):
@@ -204,6 +236,7 @@ class BalancePlan(Fact):
     classes: tuple[ClassPlan, ...]
     estimate: Estimate
     warnings: tuple[str, ...] = ()
+    learner_steps: int = 0  # steps of the classifier that judges arms of images; 0 for tables
 
     @property
     def n_synthetic(self) -> int:
@@ -269,13 +302,17 @@ class Arm(Fact):
     """One way of treating the training part; all arms train the learners with equal steps.
 
     ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. It is the small
-    search that baselines and models get alike.
+    search that baselines and models get alike. With ``classic_prob`` above 0, classic augmentation
+    changes records as they are drawn, and none are written. Synthetic records are drawn in the
+    first ``real_only_finish`` of the steps only.
     """
 
     name: str
     family: ArmFamily
     amount: float = 1.0
     tune_threshold: bool = False
+    classic_prob: float = 0.0
+    real_only_finish: float = 1.0
 
     @property
     def has_model(self) -> bool:
@@ -331,6 +368,10 @@ class Recipe(Fact):
     classic: dict[str, int]
     copies: dict[str, int]
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    loss: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
+    classic_policy: str = ""  # applied on the fly to records as they are drawn; empty for none
+    classic_prob: float = 0.0  # to what share of them
+    real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
     sentence: str  # what was done and how to read it, for the log and the card
 
 

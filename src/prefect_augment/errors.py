@@ -8,11 +8,13 @@
     ├── InputError              the source or hold-out cannot be used (exit 2)
     │   ├── SchemaError         columns or types are not what was expected
     │   ├── LabelError          the label column is missing, or cannot be a label
-    │   └── SourceChangedError  an object changed while it was read
+    │   ├── SourceChangedError  an object changed while it was read
+    │   └── UndecodableError    an image file whose pixels cannot be had
     ├── StorageError            a location cannot be read or written (exit 1)
     │   ├── IntegrityError      stored bytes do not match their digest
     │   ├── CommitConflictError another run committed something else first
     │   └── TransientError      may work when tried again; the only retried error
+    ├── DivergedError           training left the numbers; another seed, rate or data (exit 1)
     ├── RefusedError            the gate found no gain and was told to fail (exit 3)
     └── EmptyClassError         a class has too few records for what was asked of it (exit 2)
 
@@ -27,6 +29,7 @@ from typing import Any
 __all__ = [
     "AugmentError",
     "CommitConflictError",
+    "DivergedError",
     "EmptyClassError",
     "InputError",
     "IntegrityError",
@@ -38,6 +41,7 @@ __all__ = [
     "SourceChangedError",
     "StorageError",
     "TransientError",
+    "UndecodableError",
 ]
 
 
@@ -98,6 +102,15 @@ class SourceChangedError(InputError):
     """An object of the source changed since it was listed."""
 
 
+class UndecodableError(InputError):
+    """An image cannot be decoded.
+
+    ``reason`` says in a few words why, the same for every file of the kind; the message has details.
+    """
+
+    reason: str
+
+
 class StorageError(AugmentError):
     """A location cannot be read or written."""
 
@@ -112,6 +125,10 @@ class CommitConflictError(StorageError):
 
 class TransientError(StorageError):
     """A passing fault: a timeout, a reset connection, a store that asks to slow down."""
+
+
+class DivergedError(AugmentError):
+    """The training loss is no longer a number."""
 
 
 class RefusedError(AugmentError):

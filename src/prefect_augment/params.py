@@ -7,6 +7,7 @@ there, so "not given" is an empty string or list, and per-class wishes are lists
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,7 @@ __all__ = [
     "ColumnWish",
     "Compute",
     "Destination",
+    "DiffusionModel",
     "Gate",
     "ModelParams",
     "NoModel",
@@ -55,14 +57,34 @@ class Source(Params):
     uri: str = Field(
         default="",
         description="A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one "
-        "dataset. Leave empty for the built-in example table.",
+        "dataset. Images: a folder with a folder per class, a zip or tar of one, WebDataset tars, annotated "
+        "images, or Parquet. Leave empty for the built-in example table.",
     )
     label: str = Field(
         default="",
         description="The column that holds the class. Empty: found where only one column can be it.",
     )
-    format: Literal["auto", "parquet", "csv"] = Field(
-        default="auto", description="auto goes by the files' names; csv covers TSV and semicolons."
+    format: Literal["auto", "parquet", "csv", "folder", "webdataset", "coco", "voc", "yolo"] = (
+        Field(
+            default="auto",
+            description="auto goes by the files' names; csv covers TSV and semicolons; folder is a folder (or zip, "
+            "or tar) with a folder of images per class; coco, voc and yolo are annotations beside images.",
+        )
+    )
+    include: list[str] = Field(
+        default_factory=list,
+        description="Image files to read, as glob patterns: *.jpg looks at names, train/**/*.jpg at paths. "
+        "Empty: all of them.",
+    )
+    exclude: list[str] = Field(
+        default_factory=list,
+        description="Image files to leave out, as glob patterns, e.g. *.png where masks lie beside the images.",
+    )
+    max_megapixels: float = Field(
+        default=50.0,
+        gt=0.0,
+        le=1000.0,
+        description="Larger images go to quarantine before they are decoded (decompression bombs).",
     )
     encoding: str = Field(
         default="auto", description="Text encoding of CSV files; auto looks at the bytes."
@@ -104,6 +126,11 @@ class Source(Params):
         default="",
         description="Records with the same value (a patient, a machine) stay on one side of the split.",
     )
+    group_pattern: str = Field(
+        default="",
+        description="The same for images, from their paths: a regular expression with one group, e.g. "
+        "'(smear\\d+)_'. Empty, and no group column: near-duplicate images stay together.",
+    )
     storage_block: str = Field(
         default="",
         description="Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake.",
@@ -113,6 +140,23 @@ class Source(Params):
     def _one_holdout(self) -> Source:
         if self.holdout_column and self.holdout_uri:
             raise ValueError("holdout_column and holdout_uri are both given; keep one of them.")
+        return self
+
+    @model_validator(mode="after")
+    def _one_group(self) -> Source:
+        if not self.group_pattern:
+            return self
+        if self.group_column:
+            raise ValueError("group_column and group_pattern are both given; keep one of them.")
+        try:
+            n_groups = re.compile(self.group_pattern).groups
+        except re.error as exc:
+            raise ValueError(f"group_pattern is not a regular expression: {exc}.") from exc
+        if n_groups != 1:
+            raise ValueError(
+                f"group_pattern has {n_groups} groups; put parentheses around the one part of the path that names "
+                "the group, and write (?:…) for others."
+            )
         return self
 
 
@@ -182,7 +226,7 @@ class Balance(Params):
 
 
 class Classic(Params):
-    """Classic augmentation: the SMOTE family on tables."""
+    """Classic augmentation: the SMOTE family on tables, small changes of pictures on images."""
 
     table: Literal["smote", "none"] = Field(
         default="smote",
@@ -196,10 +240,21 @@ class Classic(Params):
         ge=64,
         description="Refuse, with advice, when the estimate of the memory needed is above this.",
     )
+    image: Literal["safe", "none"] = Field(
+        default="safe",
+        description="safe turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, and changes "
+        "brightness and contrast by up to a tenth; it never flips.",
+    )
+    image_prob: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="How many of the images that a classifier sees are changed at all.",
+    )
 
 
 class AutoModel(Params):
-    """Let the tool choose the generative model: sequential trees for tables."""
+    """Let the tool choose the generative model: sequential trees for tables, diffusion for images."""
 
     kind: Literal["auto"] = "auto"
 
@@ -223,6 +278,70 @@ class TreesModel(Params):
     max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
 
 
+class DiffusionModel(Params):
+    """Flow matching in pixel space: a small U-Net carries noise to images of the class asked for."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    size: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Edge in pixels that images are learnt at; 0 goes by the images, at most 32.",
+    )
+    output_size: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Longer edge of the images that go out, in pixels; 0: the dataset's most common size.",
+    )
+    width: int = Field(
+        default=48,
+        ge=16,
+        le=512,
+        multiple_of=16,
+        description="Channels of the network's first level; time grows with its square.",
+    )
+    sampler_steps: int = Field(
+        default=6,
+        ge=1,
+        le=100,
+        description="Midpoint steps per image, two evaluations each.",
+    )
+    class_power: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="Classes are learnt with p ∝ n^power: 1 as they come, 0 equally often, which copies rare records.",
+    )
+    guidance: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=10.0,
+        description="Above 1 images look more like their class and less like one another; doubles sampling time.",
+    )
+    label_dropout: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Share of records learnt without their label, so that classes share what they have in common.",
+    )
+    shift_prob: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of records learnt moved by up to a tenth of the size; the network is told the move.",
+    )
+    ema_fraction: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=1.0,
+        description="Half-life of the averaged weights, as a share of the images seen; 0 averages nothing.",
+    )
+    learning_rate: float = Field(
+        default=0.002, gt=0.0, le=1.0, description="Largest learning rate of Adam."
+    )
+
+
 class PluginModel(Params):
     """A model that another package registers under the entry-point group ``prefect_augment.models``."""
 
@@ -233,7 +352,9 @@ class PluginModel(Params):
     )
 
 
-ModelParams = Annotated[AutoModel | NoModel | TreesModel | PluginModel, Field(discriminator="kind")]
+ModelParams = Annotated[
+    AutoModel | NoModel | TreesModel | DiffusionModel | PluginModel, Field(discriminator="kind")
+]
 
 
 class Budget(Params):

@@ -11,12 +11,20 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from prefect_augment.datatypes import Modality
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.params import AutoModel, ModelParams, NoModel, PluginModel, TreesModel
+from prefect_augment.params import (
+    AutoModel,
+    DiffusionModel,
+    ModelParams,
+    NoModel,
+    PluginModel,
+    TreesModel,
+)
 
 __all__ = [
     "ENTRY_POINTS",
@@ -31,8 +39,6 @@ __all__ = [
 
 ENTRY_POINTS = "prefect_augment.models"
 
-Modality = Literal["table", "image"]
-
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -45,10 +51,14 @@ class ModelEntry:
 
 MODELS: dict[str, ModelEntry] = {
     "trees": ModelEntry("prefect_augment.genmodels.table_trees:TableTrees", "table"),
+    "diffusion": ModelEntry("prefect_augment.genmodels.diffusion:Diffusion", "image", "torch"),
 }
 
 # What AutoModel stands for.
-_AUTO: dict[Modality, TreesModel] = {"table": TreesModel()}
+_AUTO: dict[Modality, TreesModel | DiffusionModel] = {
+    "table": TreesModel(),
+    "image": DiffusionModel(),
+}
 
 # Format -> function with the signature of shards.base.SourceReader.
 FORMATS: dict[str, str] = {
@@ -70,8 +80,8 @@ def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str |
     Returns
     -------
     str or None
-        A kind of :data:`MODELS` or a plug-in's name; ``auto`` is sequential trees for tables; None
-        where no model is wanted.
+        A kind of :data:`MODELS` or a plug-in's name; ``auto`` is sequential trees for tables and
+        diffusion for images; None where no model is wanted.
 
     Raises
     ------
@@ -83,10 +93,6 @@ def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str |
     if isinstance(params, PluginModel):
         return params.name
     if isinstance(params, AutoModel):
-        if modality not in _AUTO:
-            raise ParameterError(
-                f"there is no model for {modality} data yet; use model kind 'none'."
-            )
         return _AUTO[modality].kind
     if MODELS[params.kind].modality != modality:
         raise ParameterError(
@@ -119,7 +125,7 @@ def model_params(params: ModelParams, *, modality: Modality = "table") -> Any:
     return params
 
 
-def load_model_class(model: str | ModelParams) -> Any:
+def load_model_class(model: str | ModelParams, *, modality: Modality = "table") -> Any:
     """Return the class of a model, importing it now.
 
     Parameters
@@ -127,6 +133,8 @@ def load_model_class(model: str | ModelParams) -> Any:
     model : str or ModelParams
         A kind, a plug-in's name (both stand in ``ModelRef.kind``), or the wish itself; a plug-in's
         options are then checked too.
+    modality : str
+        The kind of data, which ``auto`` goes by.
 
     Raises
     ------
@@ -135,9 +143,11 @@ def load_model_class(model: str | ModelParams) -> Any:
     ParameterError
         If there is no such model.
     """
-    kind = model if isinstance(model, str) else resolve_model(model)
-    if kind is None:
+    if isinstance(model, NoModel):
         raise ParameterError("model kind 'none' has no class; choose 'auto' or another kind.")
+    if isinstance(model, AutoModel):
+        model = _AUTO[modality]
+    kind = model if isinstance(model, str) else getattr(model, "name", model.kind)
     if kind in MODELS and not isinstance(model, PluginModel):
         return _load(MODELS[kind].target, what=f"model {kind!r}", extra=MODELS[kind].extra)
     found = _load_plugin(kind)

@@ -26,6 +26,7 @@ __all__ = [
     "PARTS",
     "VAL",
     "Assignment",
+    "ImageRows",
     "Ledger",
     "assign",
     "make_salt",
@@ -43,6 +44,25 @@ MIN_GROUPS = 3
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """What the ledger keeps of each image, so that a later version finds near-duplicates of it.
+
+    Parameters
+    ----------
+    clusters : tuple of str
+        Name of the near-duplicate cluster: the content key of one of its first members.
+    levels : tuple of int
+        How strictly the image was compared.
+    thumbs : bytes
+        Gray thumbnails of 24x24 int8, one after the other: 576 bytes an image.
+    """
+
+    clusters: tuple[str, ...] = ()
+    levels: tuple[int, ...] = ()
+    thumbs: bytes = b""
+
+
+@dataclass(frozen=True)
 class Ledger:
     """Parts once given, sorted by key and occurrence.
 
@@ -51,7 +71,8 @@ class Ledger:
     salt : str
         Fixed when the first version is made.
     unit : str
-        ``record``, or ``group:<column>``: what a key names.
+        What a key names: ``record``; ``group:<column>`` or ``pattern:<expression>``; or
+        ``near-duplicate``, where keys are images and their clusters stay together.
     keys : tuple of str
         Content keys, or the groups' values as text.
     occurrences : tuple of int
@@ -62,6 +83,8 @@ class Ledger:
         Index into :data:`PARTS`.
     has_own_holdout : bool
         Whether the hold-out lies at a URI of its own, so that no record here may be in it.
+    images : ImageRows, optional
+        With the unit ``near-duplicate``, one row per key.
     """
 
     salt: str
@@ -71,6 +94,7 @@ class Ledger:
     labels: tuple[str, ...] = ()
     parts: tuple[int, ...] = ()
     has_own_holdout: bool = False
+    images: ImageRows | None = None
 
     @property
     def digest(self) -> str:
@@ -86,7 +110,11 @@ class Ledger:
                 self.parts,
             )
         )
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(text.encode())
+        if self.images is not None:
+            digest.update(repr((self.images.clusters, self.images.levels)).encode())
+            digest.update(self.images.thumbs)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

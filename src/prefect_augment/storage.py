@@ -172,6 +172,16 @@ class Store:
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
         return sorted(p[cut:] for p in found if not p.rsplit("/", 1)[-1].startswith(".tmp-"))
 
+    def infos(self) -> dict[str, dict[str, Any]]:
+        """Return what the file system says of each object, by relative path, from one listing."""
+        with self._errors("list", ""):
+            try:
+                found = self.fs.find(self.root, detail=True)
+            except FileNotFoundError:
+                return {}
+        cut = len(self.root) + 1
+        return {full[cut:]: info for full, info in sorted(found.items())}
+
     def put(self, path: str, data: bytes) -> None:
         """Write the whole object at once: readers see the old bytes or the new ones."""
         full = self.full(path)

@@ -43,6 +43,7 @@ from prefect_augment.evaluation.report import (
     shape_summaries,
 )
 from prefect_augment.evaluation.report_page import render_page
+from prefect_augment.evaluation.sheets import sheet
 
 HOSTILE = '<img src="http://leak.invalid/a.png" onerror="alert(1)">'
 CLASSES = {
@@ -752,3 +753,56 @@ def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
     assert phone["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def image_report(**changes: Any) -> ReportData:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    sheets = {name: sheet(name, pixels, pixels, pixels) for name in list(CLASSES)[2:5]}
+    fields = {"modality": "image", "sheets": sheets, "column_shapes": {}, "neighbours": ()}
+    return full_report(**(fields | changes))
+
+
+def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_facts() -> None:
+    data = image_report()
+    files = build_report(data)
+    names = dict(zip(data.sheets, ("sheet_1.png", "sheet_2.png", "sheet_3.png"), strict=True))
+    assert json.loads(files["report.json"])["sheets"] == names
+    assert [files[file] for file in names.values()] == list(data.sheets.values())
+    page = Page(files["report.html"])
+    assert {"pictures", "classes", "arms"} <= {a["id"] for _, a in page.tags if "id" in a}
+    assert len([img for img in page.all("img") if "images of" in (img["alt"] or "")]) == 3
+    # The picture has no glyphs for an emoji; the caption has the whole name.
+    assert page.text.count("🛠️ broken 🎉 $x_1$") > text_of(image_report(sheets={})).count(
+        "🛠️ broken 🎉"
+    )
+
+
+def test_images_have_no_sections_about_columns() -> None:
+    page = Page(render_page(image_report(), (), ()))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert {"shapes", "neighbours"}.isdisjoint(ids)
+    assert {(a["href"] or "").removeprefix("#") for a in page.all("a")} <= ids
+    assert "SMOTE)" not in page.text
+    assert "columns' domains" not in page.text
+
+
+def test_report_without_pictures_has_no_sheet_anywhere() -> None:
+    data = image_report(pictures="none")
+    files = build_report(data)
+    assert not [name for name in files if name.startswith("sheet")]
+    assert json.loads(files["report.json"])["sheets"] == {}
+    assert "may show no records" in Page(files["report.html"]).text
+
+
+@pytest.mark.parametrize("pictures", ["real", "synthetic"])
+def test_missing_sheets_are_said(pictures: str) -> None:
+    assert (
+        "Not run" in text_of(image_report(sheets={}, pictures=pictures)).split("Arms: the ways")[0]
+    )
+
+
+def test_tables_have_no_pictures_section() -> None:
+    assert "Pictures of the rare classes" not in text_of(full_report())

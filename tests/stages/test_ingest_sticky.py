@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import (
-    Arm,
-    BalancePlan,
-    ClassPlan,
-    DatasetFacts,
-    DatasetRef,
-    Estimate,
-    Recipe,
-)
+from prefect_augment.datatypes import DatasetFacts, DatasetRef
 from prefect_augment.errors import InputError
 from prefect_augment.manifest import read_manifest
-from prefect_augment.params import Publish, Source
+from prefect_augment.params import Source
 from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.publish import publish
 from prefect_augment.staging import read_fact
 from prefect_augment.storage import Store, open_store
+
+Publisher = Callable[[Store, DatasetRef], None]
 
 
 def make_table(n: int, start: int = 0) -> pa.Table:
@@ -58,43 +52,14 @@ def parts_of(store: Store, facts: DatasetFacts) -> dict[float, str]:
     }
 
 
-def publish_as_is(store: Store, ref: DatasetRef) -> None:
-    classes = tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, judged=True)
-        for k, n in ref.class_counts.items()
-    )
-    publish(
-        dataset=ref,
-        plan=BalancePlan(
-            rule="none",
-            classes=classes,
-            estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
-        ),
-        recipe=Recipe(
-            arm=Arm(name="as is", family="as_is"),
-            class_weight={c.name: 1.0 for c in classes},
-            synthetic={},
-            classic={},
-            copies={},
-            sentence="As is.",
-        ),
-        verdict=None,
-        gate=None,
-        classic=None,
-        models=(),
-        report=None,
-        publish=Publish(),
-        params={},
-        store=store,
-    )
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "out"))
 
 
-def test_records_keep_their_part_when_the_source_grows(tmp_path: Path, store: Store) -> None:
+def test_records_keep_their_part_when_the_source_grows(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     source = put(tmp_path / "in", make_table(100))
     first = ingest(source, store=store, seed=0)
     publish_as_is(store, first)
@@ -109,7 +74,9 @@ def test_records_keep_their_part_when_the_source_grows(tmp_path: Path, store: St
     assert facts_of(store, second).part_counts["holdout"] == {"head": 40, "tail": 10}
 
 
-def test_another_seed_does_not_move_published_records(tmp_path: Path, store: Store) -> None:
+def test_another_seed_does_not_move_published_records(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     source = put(tmp_path / "in", make_table(100))
     first = ingest(source, store=store, seed=0)
     publish_as_is(store, first)
@@ -122,7 +89,9 @@ def test_another_seed_does_not_move_published_records(tmp_path: Path, store: Sto
     assert {x: after[x] for x in before} == before
 
 
-def test_a_rerun_after_publishing_is_the_same_stage(tmp_path: Path, store: Store) -> None:
+def test_a_rerun_after_publishing_is_the_same_stage(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     """Otherwise every nightly run would publish one more version of the same."""
     source = put(tmp_path / "in", make_table(100))
     first = ingest(source, store=store, seed=0)
@@ -135,7 +104,9 @@ def test_a_rerun_after_publishing_is_the_same_stage(tmp_path: Path, store: Store
     assert read_manifest(store).version == 2
 
 
-def test_a_corrected_label_does_not_move_a_record(tmp_path: Path, store: Store) -> None:
+def test_a_corrected_label_does_not_move_a_record(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     source = put(tmp_path / "in", make_table(100))
     first = ingest(source, store=store, seed=0)
     publish_as_is(store, first)
@@ -148,7 +119,7 @@ def test_a_corrected_label_does_not_move_a_record(tmp_path: Path, store: Store) 
 
 
 def test_our_own_output_is_read_as_real_records_with_its_split(
-    tmp_path: Path, store: Store
+    tmp_path: Path, store: Store, publish_as_is: Publisher
 ) -> None:
     first = ingest(put(tmp_path / "in", make_table(100)), store=store, seed=0)
     publish_as_is(store, first)
@@ -162,21 +133,27 @@ def test_our_own_output_is_read_as_real_records_with_its_split(
     assert any("version 1 of a dataset published by this tool" in note for note in other.notes)
 
 
-def test_our_own_output_can_be_balanced_again_in_place(tmp_path: Path, store: Store) -> None:
+def test_our_own_output_can_be_balanced_again_in_place(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     first = ingest(put(tmp_path / "in", make_table(100)), store=store, seed=0)
     publish_as_is(store, first)
     second = ingest(Source(uri=store.uri, label="label"), store=store, seed=0)
     assert parts_of(store, facts_of(store, second)) == parts_of(store, facts_of(store, first))
 
 
-def test_files_of_our_own_output_are_no_source_by_themselves(tmp_path: Path, store: Store) -> None:
+def test_files_of_our_own_output_are_no_source_by_themselves(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     publish_as_is(store, ingest(put(tmp_path / "in", make_table(100)), store=store, seed=0))
     elsewhere = open_store(str(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match=r"named like lineage columns: 'aug_id'.*give its folder"):
         ingest(Source(uri=f"{store.uri}/data", label="label"), store=elsewhere, seed=0)
 
 
-def test_a_split_of_another_kind_is_refused(tmp_path: Path, store: Store) -> None:
+def test_a_split_of_another_kind_is_refused(
+    tmp_path: Path, store: Store, publish_as_is: Publisher
+) -> None:
     source = put(tmp_path / "in", make_table(100))
     publish_as_is(store, ingest(source, store=store, seed=0))
     with pytest.raises(InputError, match=r"was split by record, and source.group_column is 'site'"):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "aug_ids",
+    "bytes_key",
     "content_keys",
     "derived_ids",
     "float_variants",
@@ -78,6 +79,11 @@ def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.String
             matrix[:, place : place + TOKEN_BYTES] = _tokens(batch.column(name))
         keys.extend(_hash_rows(matrix))
     return pa.array(keys, type=pa.string())
+
+
+def bytes_key(data: bytes) -> str:
+    """Return the content key of an image: blake2b-128 of its file's bytes, 32 hexadecimal digits."""
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _hash_rows(matrix: Bytes) -> list[str]:

@@ -15,13 +15,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.balancing import class_order, stratum_names
+from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import ColumnFact
 from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
 from prefect_augment.encoding.fill import fit_fill, made_column
+from prefect_augment.encoding.strata import (
+    conform_column,
+    dictionaries_of,
+    stratum_codes,
+    stratum_column,
+    stratum_values,
+    table_strata,
+    value_type,
+)
 from prefect_augment.encoding.values import plain, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.storage import sha256_hex
@@ -30,15 +38,6 @@ __all__ = ["TableEncoder", "table_strata"]
 
 FORMAT = 1
 LEARNT = ("numeric", "category")
-
-
-def table_strata(table: pa.Table, *, label: str, by: Sequence[str] = ()) -> list[str]:
-    """Return the stratum of each record of a table, see :func:`balancing.stratum_names`."""
-    return stratum_names(_texts(table, label), {name: _texts(table, name) for name in by})
-
-
-def _texts(table: pa.Table, name: str) -> list[str]:
-    return plain(table.column(name)).cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
 
 
 class TableEncoder:
@@ -122,8 +121,8 @@ class TableEncoder:
             by=by,
             codecs=codecs,
             fills=fills,
-            dictionaries=_dictionaries(table, schema),
-            strata=_strata_values(table, label, by),
+            dictionaries=dictionaries_of(table, schema),
+            strata=stratum_values(table, label, by),
         )
 
     # --- what siblings need to know ---
@@ -208,15 +207,11 @@ class TableEncoder:
         ParameterError
             If a stratum is unknown, or a missing value meets a column that may not be null.
         """
-        index = {name: k for k, name in enumerate(self._strata)}
-        unknown = sorted(set(strata) - set(index))
-        if unknown:
-            raise ParameterError(
-                f"unknown strata {unknown}; the encoder has seen: {', '.join(map(repr, index))}."
-            )
-        codes = np.array([index[name] for name in strata], dtype=np.int64)
+        codes = stratum_codes(strata, self._strata)
         ordinals = _positions(strata) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
-        places = ordinals * len(index) + codes  # distinct, and independent of how many are made
+        places = (
+            ordinals * len(self._strata) + codes
+        )  # distinct, and independent of how many are made
         made: list[pa.Array] = []
         for field in self.schema:
             if field.name in self._codecs:
@@ -224,8 +219,8 @@ class TableEncoder:
             elif field.name in self._fills:
                 column = made_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
             else:
-                column = self._of_stratum(field, codes)
-            made.append(self._conform(field, column))
+                column = stratum_column(field, self._strata, codes)
+            made.append(conform_column(field, column, self._dictionaries))
         return pa.table(made, schema=self.schema)
 
     def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -246,24 +241,6 @@ class TableEncoder:
         for j, codec in enumerate(self._codecs.values()):
             valid &= codec.in_domain(X[:, j])
         return valid
-
-    def _of_stratum(self, field: pa.Field, codes: NDArray[np.int64]) -> pa.Array:
-        values = [entry[field.name] for entry in self._strata.values()]
-        return values_from_json(values, _value_type(field.type)).take(pa.array(codes))
-
-    def _conform(self, field: pa.Field, column: pa.Array) -> pa.Array:
-        """Return the column in its field's own type; refuse a null that the field forbids."""
-        if column.null_count and not field.nullable:
-            raise ParameterError(
-                f"column {field.name!r} may not be null, and a record has no value for it; "
-                "a model may leave a value out only where it has seen that."
-            )
-        if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
-            indices = _index_in(column, self._dictionaries[field.name]).cast(field.type.index_type)
-            return pa.DictionaryArray.from_arrays(
-                indices, self._dictionaries[field.name], ordered=field.type.ordered
-            )
-        return column if column.type == field.type else column.cast(field.type)
 
     # --- to storage and back ---
 
@@ -290,7 +267,7 @@ class TableEncoder:
                 "train the model again."
             )
         schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
-        types = {field.name: _value_type(field.type) for field in schema}
+        types = {field.name: value_type(field.type) for field in schema}
         order = [
             name for name in schema.names if name in config["learnt"]
         ]  # JSON objects have no order
@@ -341,43 +318,6 @@ def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
             "cast it to that type.",
             column=column,
         ) from exc
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
-        return kind.value_type
-    return kind
-
-
-def _dictionaries(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
-    """Return each dictionary column's values, unused ones included: pandas shows them all.
-
-    Their order is the source's, which is what pandas shows and sorts by.
-    """
-    found = {}
-    for field in schema:
-        if pa.types.is_dictionary(field.type):
-            chunks = table.column(field.name).unify_dictionaries().chunks
-            found[field.name] = (
-                chunks[0].dictionary if chunks else pa.array([], field.type.value_type)
-            )
-    return found
-
-
-def _index_in(values: pa.Array, levels: pa.Array) -> pa.Array:
-    return pc.index_in(values, value_set=levels, skip_nulls=True)
-
-
-def _strata_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return per stratum the values of label and ``by`` columns: the most frequent of its name."""
-    names = table_strata(table, label=label, by=by)
-    columns = [values_to_json(plain(table.column(name)), column=name) for name in (label, *by)]
-    counts = Counter(zip(names, *columns, strict=True))
-    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], repr(item[0])))
-    found: dict[str, dict[str, Any]] = {}
-    for (stratum, *values), _ in ordered:
-        found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
-    return {name: found[name] for name in class_order(found)}
 
 
 def _positions(strata: Sequence[str]) -> NDArray[np.int64]:

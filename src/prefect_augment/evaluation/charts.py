@@ -34,6 +34,7 @@ __all__ = [
     "RecallRow",
     "class_counts_chart",
     "drawable",
+    "font_path",
     "forest_chart",
     "recall_chart",
     "shapes_chart",
@@ -479,12 +480,13 @@ def _advance(font: FT2Font, codepoint: int) -> float:
 
 
 @lru_cache(maxsize=1)
-def _font_path() -> str:
+def font_path() -> str:
+    """Where the font of all pictures is."""
     return str(font_manager.findfont(_FONT))
 
 
 def _font() -> FT2Font:
     """A font object of its own: the one matplotlib shares is not safe between threads."""
-    font = FT2Font(_font_path())
+    font = FT2Font(font_path())
     font.set_size(64, 72)
     return font

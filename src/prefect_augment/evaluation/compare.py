@@ -17,7 +17,16 @@ from prefect_augment.evaluation.verdict import ArmPredictions, OnNoGain, decide
 
 __all__ = ["ArmChoice", "ArmPredictions", "choose_arm", "decide", "paired_bootstrap"]
 
-SIMPLEST_FIRST = ("as_is", "threshold", "weights", "resampling", "classic", "model", "mixture")
+SIMPLEST_FIRST = (
+    "as_is",
+    "threshold",
+    "weights",
+    "loss",
+    "resampling",
+    "classic",
+    "model",
+    "mixture",
+)
 # Scores nearer than this are a tie: 0.2 points is one record of a tail class of 250, and is below
 # the minimum detectable effect of every table measured (adult's is 0.7 points).
 TIE = 0.002
@@ -70,7 +79,7 @@ def choose_arm(scores: Sequence[ArmScore]) -> ArmChoice:
     -------
     ArmChoice
         Among arms that tie with the top, the simplest: as is before threshold, weights,
-        resampling, classic, model, mixture; then the smaller amount. Two arms tie when their means
+        loss, resampling, classic, model, mixture; then the smaller amount. Two arms tie when their means
         differ by at most 0.002, one record's worth of score, or one standard error of their
         difference over common seeds, whichever is largest.
 

@@ -6,18 +6,24 @@ records are not picked for the quirks of the classifier that then judges them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.learners import Learner, balanced_weights, fit_learner
 from prefect_augment.evaluation.neighbours import MIN_VAL
 
-__all__ = ["Halves", "Labelled", "label_limits", "utility_scores"]
+__all__ = [
+    "Classifier",
+    "Halves",
+    "Labelled",
+    "TrainClassifier",
+    "label_limits",
+    "utility_scores",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -26,18 +32,31 @@ Bool = NDArray[np.bool_]
 MIN_TO_CLASSIFY = 5  # of a class, in the half that the classifier learns from
 
 
+class Classifier(Protocol):
+    """A fitted classifier of records in their array form."""
+
+    def predict_proba(self, X: NDArray[Any], /) -> Float:
+        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
+        ...
+
+
+# Records and their class codes in, a class-balanced classifier out.
+TrainClassifier = Callable[[NDArray[Any], Int], Classifier]
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """Records as a matrix with the stratum of each.
+    """Records as an array with the stratum of each.
 
     Attributes
     ----------
-    X : ndarray of float64, shape (n_records, n_columns)
-        NaN for null, level codes in category columns.
+    X : ndarray, shape (n_records, ...)
+        A table's matrix form, float64 of shape (n_records, n_columns), with NaN for null and level
+        codes in category columns; or images, uint8 of shape (n_records, height, width, channels).
     stratum : ndarray of int64, shape (n_records,)
     """
 
-    X: Float
+    X: NDArray[Any]
     stratum: Int
 
     def __len__(self) -> int:
@@ -48,8 +67,8 @@ class Labelled:
 class Halves:
     """Two classifiers from disjoint halves of the fit records: one filters, the other judges."""
 
-    filter: Learner
-    judge: Learner
+    filter: Classifier
+    judge: Classifier
     unseen_by_judge: Labelled  # the filter's half: real records to compare with, where val is small
     n_judge: Int  # records per class that the judge learnt from
 
@@ -60,8 +79,7 @@ class Halves:
         keys: Sequence[str] | NDArray[np.str_],
         groups: Any,
         stratum_class: Int,
-        is_category: Bool,
-        n_levels: Int,
+        train: TrainClassifier,
         seed: int,
     ) -> Halves:
         """Both classifiers, trained on fit records that are split by key."""
@@ -69,33 +87,24 @@ class Halves:
         y = stratum_class[fit.stratum]
         fold = stratified_folds(y, groups, 2, seed, keys)
 
-        def train(rows: Bool) -> Learner:
+        def train_on(rows: Bool) -> Classifier:
             # A half can be empty where one record is all there is.
             rows = rows if rows.any() else np.ones(len(y), dtype=bool)
-            return fit_learner(
-                "boosting",
-                fit.X[rows],
-                y[rows],
-                weights=balanced_weights(y[rows]),
-                is_category=is_category,
-                n_levels=n_levels,
-                n_classes=n_classes,
-                seed=seed,
-            )
+            return train(fit.X[rows], y[rows])
 
         a, b = fold == 0, fold == 1
         n_judge = np.bincount(y[b], minlength=n_classes)
-        return cls(train(a), train(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
+        return cls(train_on(a), train_on(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
 
 
-def utility_scores(classifier: Learner, X: Float, wanted_class: Int) -> Float:
+def utility_scores(classifier: Classifier, X: NDArray[Any], wanted_class: Int) -> Float:
     """Probability that the utility filter gives to the class each candidate was asked for.
 
     Parameters
     ----------
-    classifier : Learner
+    classifier : Classifier
         Trained on real fit records, class-balanced.
-    X : ndarray of float64, shape (n_candidates, n_columns)
+    X : ndarray, shape (n_candidates, ...)
     wanted_class : ndarray of int64, shape (n_candidates,)
 
     Returns

@@ -1,6 +1,8 @@
 """Which candidates pass: per record and stratum, on fit and val records only.
 
-A candidate is dropped for the first of these that holds:
+The checks work from distances and class probabilities; what measures them for a kind of data comes
+as :class:`Measures`: :mod:`~prefect_augment.evaluation.table_gates` for tables,
+:mod:`~prefect_augment.evaluation.image_gates` for images. A candidate is dropped for the first of these that holds:
 
 ``domain``
     It breaks the domain (the caller's mask says so).
@@ -24,33 +26,26 @@ the test), for *faithful* the first ordinals. The rest is ``surplus``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import ClassGate
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.fidelity import Halves, Labelled, label_limits, utility_scores
-from prefect_augment.evaluation.neighbours import (
-    FEATURE_SPACE,
-    FeatureSpace,
-    near_copies,
-    real_distances,
+from prefect_augment.evaluation.fidelity import (
+    Halves,
+    Labelled,
+    TrainClassifier,
+    label_limits,
+    utility_scores,
 )
-from prefect_augment.evaluation.similarity import MAX_COMPARED, c2st_auc, density_coverage
+from prefect_augment.evaluation.neighbours import Space, near_copies, real_distances
+from prefect_augment.evaluation.similarity import MAX_COMPARED, density_coverage
 
-__all__ = [
-    "REASONS",
-    "GateOutcome",
-    "Labelled",
-    "c2st_auc",
-    "density_coverage",
-    "gate_candidates",
-    "utility_scores",
-]
+__all__ = ["REASONS", "Asked", "GateOutcome", "Labelled", "Measures", "gate_records"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -98,18 +93,53 @@ class GateOutcome:
     notes: tuple[str, ...]
 
 
-def gate_candidates(
+@dataclass(frozen=True)
+class Measures:
+    """How records of one kind of data are measured.
+
+    Attributes
+    ----------
+    space : Space
+        Where distances are measured.
+    train : callable
+        Returns a class-balanced classifier of records and their class codes.
+    two_sample : callable
+        AUC of a classifier that tells real records (first argument) and synthetic ones apart.
+    """
+
+    space: Space
+    train: TrainClassifier
+    two_sample: Callable[[NDArray[Any], NDArray[Any]], float]
+
+
+class Asked(TypedDict):
+    """What :func:`gate_records` is asked, beside the records: the same for every kind of data."""
+
+    strata: Sequence[str]
+    stratum_class: Int
+    wanted: Int
+    ordinals: Int
+    fit_keys: Sequence[str] | NDArray[np.str_]
+    fit_groups: NotRequired[Any]
+    in_domain: NotRequired[Bool | None]
+    purpose: NotRequired[Purpose]
+    near_copy_quantile: NotRequired[float]
+    fidelity_quantile: NotRequired[float]
+    seed: NotRequired[int]
+    metrics: NotRequired[bool]
+
+
+def gate_records(
     fit: Labelled,
     val: Labelled,
     candidates: Labelled,
     *,
+    measures: Measures,
     strata: Sequence[str],
     stratum_class: Int,
     wanted: Int,
     ordinals: Int,
     fit_keys: Sequence[str] | NDArray[np.str_],
-    is_category: Bool,
-    n_levels: Int,
     fit_groups: Any = None,
     in_domain: Bool | None = None,
     purpose: Purpose = "utility",
@@ -128,6 +158,8 @@ def gate_candidates(
         Real records that it has not seen.
     candidates : Labelled
         Sampled records with the stratum they were asked for.
+    measures : Measures
+        Of the records' kind.
     strata : sequence of str, length n_strata
         Names in code order.
     stratum_class : ndarray of int64, shape (n_strata,)
@@ -138,8 +170,6 @@ def gate_candidates(
         Place of each candidate in its stratum.
     fit_keys : sequence of str, length n_fit
         What names each fit record; decides the halves of the two classifiers.
-    is_category : ndarray of bool, shape (n_columns,)
-    n_levels : ndarray of int64, shape (n_columns,)
     fit_groups : sequence, length n_fit, optional
         Records of a group stay in one half.
     in_domain : ndarray of bool, shape (n_candidates,), optional
@@ -175,11 +205,10 @@ def gate_candidates(
     if in_domain is not None:
         reason[~in_domain] = "domain"
 
-    space = FeatureSpace.of(fit.X, is_category)
     distance = _near_and_far(
-        space, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
+        measures.space, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
     )
-    halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, is_category, n_levels, seed)
+    halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, measures.train, seed)
     wanted_class = stratum_class[candidates.stratum]
     limits = label_limits(halves, val, stratum_class, fidelity_quantile)
     doubtful = utility_scores(halves.judge, candidates.X, wanted_class) < limits[wanted_class]
@@ -192,7 +221,7 @@ def gate_candidates(
 
     for s in np.unique(candidates.stratum):
         rows = np.flatnonzero((candidates.stratum == s) & (reason == ""))
-        real = np.vstack([fit.X[fit.stratum == s], val.X[val.stratum == s]])
+        real = np.concatenate([fit.X[fit.stratum == s], val.X[val.stratum == s]])
         rows = rows[np.argsort(ordinals[rows], kind="stable")]
         reason[rows[_repeats(candidates.X[rows], real)]] = "repeat"
 
@@ -211,7 +240,7 @@ def gate_candidates(
             n_kept=int((kept & (candidates.stratum == s)).sum()),
             reasons=_count_reasons(reason[candidates.stratum == s]),
             metrics=_metrics(
-                space, fit, val, candidates, kept, distance, s, is_category, n_levels, seed,
+                measures, fit, val, candidates, kept, distance, s,
                 with_c2st=len(shown) <= MAX_STRATA_COMPARED,
             ) if metrics else {},
         )
@@ -219,11 +248,11 @@ def gate_candidates(
     )  # fmt: skip
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
-    return GateOutcome(passed, kept, reason, score, facts, FEATURE_SPACE, tuple(notes))
+    return GateOutcome(passed, kept, reason, score, facts, measures.space.name, tuple(notes))
 
 
 def _near_and_far(
-    space: FeatureSpace,
+    space: Space,
     fit: Labelled,
     val: Labelled,
     candidates: Labelled,
@@ -256,7 +285,7 @@ def _near_and_far(
     return distance
 
 
-def _repeats(X: Float, real: Float) -> Bool:
+def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:
     """Candidates, in order, that repeat earlier ones more often than real records repeat."""
     if not len(X) or not len(real):
         return np.zeros(len(X), dtype=bool)
@@ -270,9 +299,12 @@ def _repeats(X: Float, real: Float) -> Bool:
     return repeats
 
 
-def _comparable(X: Float) -> Float:
-    """Nulls as a number: NaN equals nothing, itself included."""
-    return np.where(np.isnan(X), np.finfo(np.float64).max, X)
+def _comparable(X: NDArray[Any]) -> NDArray[Any]:
+    """One row per record, nulls as a number: NaN equals nothing, itself included."""
+    rows = X.reshape(len(X), -1)
+    if not np.issubdtype(rows.dtype, np.floating):
+        return rows
+    return np.where(np.isnan(rows), np.finfo(np.float64).max, rows)
 
 
 def _keep(
@@ -289,16 +321,13 @@ def _keep(
 
 
 def _metrics(
-    space: FeatureSpace,
+    measures: Measures,
     fit: Labelled,
     val: Labelled,
     candidates: Labelled,
     kept: Bool,
     distance: Float,
     s: int,
-    is_category: Bool,
-    n_levels: Int,
-    seed: int,
     *,
     with_c2st: bool,
 ) -> dict[str, float]:
@@ -306,14 +335,12 @@ def _metrics(
     rows = candidates.stratum == s
     own_fit, own_val = fit.X[fit.stratum == s], val.X[val.stratum == s]
     # The generator has seen fit: val is the better witness where it is large enough.
-    real = own_val if len(own_val) >= MIN_TO_COMPARE else np.vstack([own_val, own_fit])
+    real = own_val if len(own_val) >= MIN_TO_COMPARE else np.concatenate([own_val, own_fit])
     synthetic = candidates.X[rows & kept][:MAX_COMPARED]
-    density, coverage = density_coverage(real, synthetic, space=space)
+    density, coverage = density_coverage(real, synthetic, space=measures.space)
     found = {"density": density, "coverage": coverage}
     if with_c2st and min(len(real), len(synthetic)) >= MIN_TO_COMPARE:
-        found["c2st_auc"] = c2st_auc(
-            real, synthetic, is_category=is_category, n_levels=n_levels, seed=seed
-        )
+        found["c2st_auc"] = measures.two_sample(real, synthetic)
     if rows.any():
         found["exact_copy_fraction"] = float((distance[rows] == 0).mean())
         found["median_distance"] = float(np.median(distance[rows]))

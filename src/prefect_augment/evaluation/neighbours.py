@@ -1,11 +1,14 @@
 """Distances between records, and which candidates are near copies of training records.
 
-The space is named :data:`FEATURE_SPACE` wherever its distances are shown.
+The space of tables is named :data:`FEATURE_SPACE` wherever its distances are shown; other kinds of
+data bring a :class:`Space` of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,15 @@ from scipy.spatial.distance import cdist
 
 from prefect_augment.evaluation.threads import single_threaded
 
-__all__ = ["FEATURE_SPACE", "FeatureSpace", "Points", "near_copies", "real_distances"]
+__all__ = [
+    "FEATURE_SPACE",
+    "FeatureSpace",
+    "Points",
+    "Space",
+    "near_copies",
+    "nearest_by_blocks",
+    "real_distances",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -30,6 +41,35 @@ MIN_VAL = 20
 # A tree beats comparing all pairs on purely numeric records, while there are few columns.
 TREE_MAX_COLUMNS = 12
 TREE_MIN_PAIRS = 2_000_000
+
+
+class Space(Protocol):
+    """Where records of some kind are placed, and how far apart they then are.
+
+    Points are a class of the space's own, which can be counted and indexed by rows. A distance is 0
+    for equal records and for no others.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the report calls the space."""
+        ...
+
+    def place(self, X: NDArray[Any], /) -> Any:
+        """Records, shape (n_records, ...), as points."""
+        ...
+
+    def distances(self, a: Any, b: Any, /) -> Float:
+        """All distances, shape (len(a), len(b))."""
+        ...
+
+    def nearest(self, a: Any, b: Any, /) -> Float:
+        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
+        ...
+
+    def nearest_others(self, a: Any, /) -> Float:
+        """Distance of each to the nearest other one; infinite where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +117,11 @@ class FeatureSpace:
         summaries = np.array([_summary(column) for column in X[:, ~is_category].T]).reshape(-1, 4)
         return cls(is_category, *summaries.T)
 
+    @property
+    def name(self) -> str:
+        """What the report calls the space."""
+        return FEATURE_SPACE
+
     def place(self, X: Float) -> Points:
         """Records in this space."""
         values = np.clip(X[:, ~self.is_category], *self._bounds(X[:, ~self.is_category]))
@@ -117,15 +162,7 @@ class FeatureSpace:
             found, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
             result: Float = found[:, 0] / len(self.is_category)
             return result
-        best = np.empty(len(a))
-        block = max(1, BLOCK_BYTES // (8 * len(b)))
-        for start in range(0, len(a), block):
-            rows = np.arange(start, min(start + block, len(a)))
-            distances = self.distances(a[rows], b)
-            if to_others:
-                distances[np.arange(len(rows)), rows] = np.inf
-            best[rows] = distances.min(axis=1)
-        return best
+        return nearest_by_blocks(self.distances, a, b, to_others=to_others)
 
     def _bounds(self, values: Float) -> tuple[Float, Float]:
         """Limits that touch infinite values only: an outlier keeps its distance."""
@@ -133,7 +170,32 @@ class FeatureSpace:
         return np.where(infinite, self.low, -np.inf), np.where(infinite, self.high, np.inf)
 
 
-def real_distances(space: FeatureSpace, fit: Points, val: Points) -> Float:
+def nearest_by_blocks(
+    distances: Callable[[Any, Any], Float], a: Any, b: Any, *, to_others: bool = False
+) -> Float:
+    """Smallest distance of each point of ``a`` to ``b``, in a bounded amount of memory.
+
+    Parameters
+    ----------
+    distances : callable
+        All distances between two sets of points.
+    a, b : points
+        ``b`` is not empty.
+    to_others : bool
+        ``b`` is ``a``: a point is not its own neighbour.
+    """
+    best = np.empty(len(a))
+    block = max(1, BLOCK_BYTES // (8 * len(b)))
+    for start in range(0, len(a), block):
+        rows = np.arange(start, min(start + block, len(a)))
+        found = distances(a[rows], b)
+        if to_others:
+            found[np.arange(len(rows)), rows] = np.inf
+        best[rows] = found.min(axis=1)
+    return best
+
+
+def real_distances(space: Space, fit: Any, val: Any) -> Float:
     """Distances of real records to the nearest fit record, to hold candidates' against.
 
     Those of val; where it has fewer than 20 records, those of the fit records to one another.

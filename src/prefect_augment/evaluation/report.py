@@ -20,6 +20,7 @@ from prefect_augment.datatypes import (
     ColumnFact,
     Fact,
     GateReport,
+    Modality,
     Origin,
     Recipe,
     Verdict,
@@ -87,6 +88,10 @@ class ReportData:
     column_shapes : mapping of column to ColumnShape
     neighbours : tuple of Neighbour
         Shown only where ``pictures`` is "real".
+    modality : {"table", "image"}
+    sheets : mapping of class to PNG bytes
+        Picture sheets of :func:`sheets.sheet`, for images; in the page's order. They hold what
+        ``pictures`` allows: whoever draws them leaves real images out where it says so.
     pictures : {"real", "synthetic", "none"}
         What may be seen of records: "synthetic" leaves real values out of every picture, table
         and file; "none" leaves out both.
@@ -121,6 +126,8 @@ class ReportData:
     rare_classes: tuple[str, ...] = ()
     column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
     neighbours: tuple[Neighbour, ...] = ()
+    modality: Modality = "table"
+    sheets: Mapping[str, bytes] = field(default_factory=dict)
     pictures: Literal["real", "synthetic", "none"] = "real"
     seed: int | None = None
     model_kind: str = ""
@@ -165,12 +172,20 @@ def shape_summaries(data: ReportData) -> tuple[ShapeSummary, ...]:
     return summarise_shapes(data.column_shapes, show_real=data.pictures == "real")
 
 
+def sheet_files(data: ReportData) -> dict[str, str]:
+    """File name of each class's picture sheet: numbers, since a class may be called anything."""
+    if data.pictures == "none":
+        return {}
+    return {name: f"sheet_{i}.png" for i, name in enumerate(data.sheets, start=1)}
+
+
 def report_facts(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str, Any]:
     """Everything behind the page as plain JSON values; NaN and infinity become null."""
     facts = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     # Values of single records: their summaries follow, as far as they may be shown.
     del facts["column_shapes"]
     facts["shapes"] = shapes
+    facts["sheets"] = sheet_files(data)
     if data.pictures != "real":
         facts["neighbours"] = ()
     facts["schema_version"] = SCHEMA_VERSION

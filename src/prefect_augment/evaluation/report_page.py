@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.evaluation import charts, words
-from prefect_augment.evaluation.report import Neighbour, ReportData
+from prefect_augment.evaluation.report import Neighbour, ReportData, sheet_files
 from prefect_augment.evaluation.report_view import (
     ORIGINS,
     ArmRow,
@@ -26,6 +26,7 @@ from prefect_augment.evaluation.report_view import (
     published_counts,
 )
 from prefect_augment.evaluation.shapes import ShapeSummary
+from prefect_augment.evaluation.sheets import shown_name
 
 __all__ = ["Chart", "draw_charts", "render_page"]
 
@@ -37,22 +38,32 @@ FAMILIES = {
     "as_is": "the training records as they are",
     "threshold": "as they are, with decision thresholds tuned on val",
     "weights": "each record weighted by how rare its class is",
+    "loss": "the loss corrected by how frequent each class is (balanced softmax)",
     "resampling": "records of rare classes drawn more often",
     "classic": "records made by interpolating between neighbours of a class (SMOTE)",
     "model": "synthetic records drawn from the generative model",
     "mixture": "synthetic records together with interpolated ones",
     "given": "the synthetic records that were handed in, as they are",
 }
+# Where images differ.
+IMAGE_FAMILIES = {
+    "classic": "records of rare classes drawn more often, some of them turned, shifted or made brighter",
+    "mixture": "synthetic records together with classic augmentation",
+}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of the page: its section, file name, words for those who cannot see it, bytes."""
+    """A picture of the page: its section, file name, words for those who cannot see it, bytes.
+
+    ``caption`` stands below it; a user's own words, which the page shows in full.
+    """
 
     section: str
     file: str
     alt: str
     png: bytes
+    caption: str = ""
 
     @property
     def uri(self) -> str:
@@ -82,6 +93,7 @@ def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart
     rows = class_rows(data)
     return (
         *_counts_chart(data, rows),
+        *_sheet_charts(data),
         *_val_chart(arm_rows(data)),
         *_holdout_charts(data),
         *_recall_chart(data, rows),
@@ -100,6 +112,17 @@ def _counts_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
     )
     alt = f"Training records per class before and after. {told}."
     return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(bars))]
+
+
+def _sheet_charts(data: ReportData) -> list[Chart]:
+    kinds = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
+    found = []
+    for name, file in sheet_files(data).items():
+        alt = f"{kinds} images of {words.visible(name)}."
+        # Where the picture could not write the whole name; a browser has the letters for it.
+        caption = "" if shown_name(name) == name else name
+        found.append(Chart("pictures", file, alt, data.sheets[name], caption))
+    return found
 
 
 def _val_chart(rows: Sequence[ArmRow]) -> list[Chart]:
@@ -213,6 +236,7 @@ def render_page(
     neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
     page = template.render(
         data=data,
+        is_image=data.modality == "image",
         parts=[part for part in PARTS if part in data.part_counts],
         head=headline(data),
         main=main_difference(data),
@@ -220,7 +244,7 @@ def render_page(
         charts=by_section,
         rows=rows,
         arms=arms,
-        families=_families_used(arms),
+        families=_families_used(arms, data),
         has_times=any(arm.seconds for arm in arms),
         has_amounts=any(amount != 1.0 for arm in arms for amount in arm.amounts),
         as_is=as_is_arm(data),
@@ -267,9 +291,10 @@ def _holdout_mark(data: ReportData, arm: str) -> str:
     return "chosen" if arm == verdict.chosen else "baseline" if arm == verdict.baseline else ""
 
 
-def _families_used(arms: Sequence[ArmRow]) -> list[tuple[str, str]]:
+def _families_used(arms: Sequence[ArmRow], data: ReportData) -> list[tuple[str, str]]:
     used = {a.family for a in arms}
-    return [(f.replace("_", " "), text) for f, text in FAMILIES.items() if f in used]
+    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
+    return [(f.replace("_", " "), text) for f, text in texts.items() if f in used]
 
 
 def _imbalance_ratios(

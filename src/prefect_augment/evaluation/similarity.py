@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.learners import balanced_weights, fit_learner
-from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.learners import LearnerKind, balanced_weights, fit_learner
+from prefect_augment.evaluation.neighbours import Space
 
 __all__ = ["MAX_COMPARED", "c2st_auc", "density_coverage"]
 
@@ -25,17 +27,17 @@ C2ST_ITERATIONS = 50
 
 
 def density_coverage(
-    real: Float, synthetic: Float, k: int = 5, *, space: FeatureSpace | None = None
+    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
 ) -> tuple[float, float]:
     """Density and coverage of synthetic records.
 
     Parameters
     ----------
-    real, synthetic : ndarray of float64, shape (n_records, n_columns)
+    real, synthetic : ndarray, shape (n_records, ...)
         The first 2,000 of each are looked at.
     k : int
         Neighbours that span each real record's ball; fewer where there are few records.
-    space : FeatureSpace, optional
+    space : Space, optional
         Where distances are measured; Euclidean without one (then without nulls).
 
     Returns
@@ -73,9 +75,15 @@ def density_coverage(
 
 
 def c2st_auc(
-    real: Float, synthetic: Float, *, is_category: Bool, n_levels: Int, seed: int = 0
+    real: Float,
+    synthetic: Float,
+    *,
+    is_category: Bool,
+    n_levels: Int,
+    seed: int = 0,
+    learner: LearnerKind = "boosting",
 ) -> float:
-    """AUC of boosted trees that tell synthetic records from real ones, by 5-fold cross-validation.
+    """AUC of a classifier that tells synthetic records from real ones, by 5-fold cross-validation.
 
     Parameters
     ----------
@@ -85,6 +93,8 @@ def c2st_auc(
         As in :func:`~prefect_augment.evaluation.learners.fit_learner`.
     seed : int
         Seed of the folds.
+    learner : {"boosting", "logistic"}
+        Which classifier; logistic for features that a network has made, of which there are many.
 
     Returns
     -------
@@ -105,8 +115,8 @@ def c2st_auc(
     aucs = []
     for fold in range(C2ST_FOLDS):
         train, test = folds != fold, folds == fold
-        learner = fit_learner(
-            "boosting",
+        fitted = fit_learner(
+            learner,
             X[train],
             y[train],
             weights=balanced_weights(y[train]),
@@ -116,5 +126,5 @@ def c2st_auc(
             seed=seed,
             n_iterations=C2ST_ITERATIONS,
         )
-        aucs.append(roc_auc_score(y[test], learner.predict_proba(X[test])[:, 1]))
+        aucs.append(roc_auc_score(y[test], fitted.predict_proba(X[test])[:, 1]))
     return float(np.mean(aucs))

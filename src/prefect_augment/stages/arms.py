@@ -2,7 +2,8 @@
 
 Every arm brings the classes to the same *effective counts* (records times weight) for the same
 ``amount``; arms differ in what fills the difference: weight, copies, SMOTE records, synthetic
-records, or both. So what is compared is how the balance is made, not how much of it.
+records, or both. So what is compared is how the balance is made, not how much of it. Arms of images
+draw records by weight, with classic augmentation on the fly, and have one more way: the loss.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.tables import random_oversample_indices, smote
-from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Recipe
+from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Modality, Recipe
 from prefect_augment.params import Classic, Gate
 
 __all__ = [
@@ -25,6 +27,9 @@ __all__ = [
     "Wanted",
     "build_training_set",
     "candidates_wanted",
+    "drawn_training_set",
+    "image_arms",
+    "make_arms",
     "make_recipe",
     "plain_recipe",
     "table_arms",
@@ -38,9 +43,32 @@ MAX_UNJUDGED_WEIGHT = 5.0
 # Candidates per record wanted. Utility keeps the best third of those that pass (research: draw three
 # times, keep the third most confidently of the class); both leave room for what the gate drops.
 OVERDRAW = {"utility": 4.0, "faithful": 1.5}
-
+# Share of the steps that draw synthetic images; the rest draws real ones only. It repaired most of
+# the harm that synthetic images did (research on images, section 9).
+SYNTHETIC_SHARE_OF_STEPS = 0.6
+# Families that keep the classes as often as they come.
+NATURAL = ("as_is", "threshold", "loss", "given")
 
 GIVEN = Arm(name="given records", family="given")
+
+
+def make_arms(modality: Modality, *, model: str | None, classic: Classic) -> tuple[Arm, ...]:
+    """Return the arms for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
+
+    Parameters
+    ----------
+    modality : str
+        table or image.
+    model : str or None
+        Kind of the generative model, where there are candidates of one.
+    classic : Classic
+        Whether, and how often, classic augmentation is applied.
+    """
+    if modality == "image":
+        return image_arms(
+            model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
+        )
+    return table_arms(model=model, classic=classic.table != "none")
 
 
 def table_arms(*, model: str | None, classic: bool) -> tuple[Arm, ...]:
@@ -57,6 +85,38 @@ def table_arms(*, model: str | None, classic: bool) -> tuple[Arm, ...]:
         arms.append(Arm(name=model, family="model", amount=0.0))
     if model and classic:
         arms.append(Arm(name=f"SMOTE + {model}", family="mixture", amount=0.0))
+    return tuple(arms)
+
+
+def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
+    """Return the arms for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    arms = [
+        Arm(name="as is", family="as_is", amount=1.0),
+        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Arm(name="balanced softmax", family="loss", amount=0.0),
+        Arm(name="resampling", family="resampling", amount=0.0),
+    ]
+    if classic_prob:
+        arms.append(
+            Arm(
+                name="resampling + classic",
+                family="classic",
+                amount=0.0,
+                classic_prob=classic_prob,
+            )
+        )
+    if model:
+        with_model = Arm(
+            name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
+        )
+        arms.append(with_model)
+        if classic_prob:
+            both = {
+                "name": f"classic + {model}",
+                "family": "mixture",
+                "classic_prob": classic_prob,
+            }
+            arms.append(with_model.model_copy(update=both))
     return tuple(arms)
 
 
@@ -79,7 +139,12 @@ class Wanted:
     @property
     def weight(self) -> float:
         """Weight of each record of the stratum, before normalising."""
-        return self.effective / max(1, self.n_real + self.synthetic + self.classic + self.copies)
+        return self.effective / max(1, self.stored + self.copies)
+
+    @property
+    def stored(self) -> int:
+        """Records of the stratum without copies, which weights or draws can stand for."""
+        return self.n_real + self.synthetic + self.classic
 
 
 def wanted_records(
@@ -114,7 +179,7 @@ def wanted_records(
         if n == 0:
             continue
         effective = float(n)
-        if arm.family not in ("as_is", "threshold", "given"):
+        if arm.family not in NATURAL:
             effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** arm.amount
         if not entry.judged:
             effective = min(effective, MAX_UNJUDGED_WEIGHT * n)
@@ -126,12 +191,12 @@ def wanted_records(
             synthetic = (available or {}).get(entry.name, 0)
             effective = float(n + synthetic)
         elif arm.has_model:
-            # A mixture is half synthetic, half SMOTE.
-            most = room // 2 if arm.family == "mixture" else room
+            # A mixture is half synthetic, half SMOTE; on the fly, classic takes no room.
+            most = room // 2 if arm.family == "mixture" and not arm.classic_prob else room
             synthetic = min(most, round(entry.n_synthetic * share))
             if available is not None:
                 synthetic = min(synthetic, available.get(entry.name, 0))
-        if arm.family in ("classic", "mixture"):
+        if arm.family in ("classic", "mixture") and not arm.classic_prob:
             classic = room - synthetic
         if arm.family == "resampling":
             copies = max(0, round(effective) - n)
@@ -182,15 +247,7 @@ def build_training_set(
     TrainingSet
         Real records first, then synthetic, SMOTE records and copies.
     """
-    counts = {
-        name: int(n)
-        for name, n in zip(names, np.bincount(strata, minlength=len(names)), strict=True)
-    }
-    available = None
-    if synthetic is not None:
-        sizes = np.bincount(synthetic[1], minlength=len(names))
-        available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
-    wanted = wanted_records(arm, counts, plan, available=available)
+    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
     parts_X, parts_s = [X], [strata]
     if arm.has_model and synthetic is not None:
         rows = _first_of_each(
@@ -224,6 +281,63 @@ def build_training_set(
     return TrainingSet(np.concatenate(parts_X), all_strata, weights / weights.mean())
 
 
+@dataclass(frozen=True)
+class DrawnSet:
+    """What a learner draws from: images, stratum codes, draw weights of mean 1, which are synthetic."""
+
+    X: NDArray[np.uint8]
+    strata: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    synthetic: NDArray[np.bool_]
+
+
+def drawn_training_set(
+    arm: Arm,
+    X: NDArray[np.uint8],
+    strata: NDArray[np.int64],
+    *,
+    names: tuple[str, ...],
+    plan: BalancePlan,
+    synthetic: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+) -> DrawnSet:
+    """Return the training set of one arm whose learner draws records by weight.
+
+    Parameters are those of :func:`build_training_set`. No copy is made: what is drawn twice as
+    often has twice the weight.
+    """
+    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
+    n_real = len(strata)
+    if arm.has_model and synthetic is not None:
+        rows = _first_of_each(
+            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
+        )
+        X = np.concatenate([X, synthetic[0][rows]])
+        strata = np.concatenate([strata, synthetic[1][rows]])
+    weight = np.zeros(len(names))
+    for name, w in wanted.items():
+        weight[names.index(name)] = w.effective / max(1, w.stored)
+    weights = weight[strata]
+    return DrawnSet(X, strata, weights / weights.mean(), np.arange(len(strata)) >= n_real)
+
+
+def _wanted_of_part(
+    arm: Arm,
+    strata: NDArray[np.int64],
+    names: tuple[str, ...],
+    plan: BalancePlan,
+    synthetic: tuple[NDArray[Any], NDArray[np.int64]] | None,
+) -> dict[str, Wanted]:
+    """What the arm wants of a part with these real records, and these synthetic ones at hand."""
+    counts = _counts(strata, names)
+    available = None if synthetic is None else _counts(synthetic[1], names)
+    return wanted_records(arm, counts, plan, available=available)
+
+
+def _counts(strata: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:
+    sizes = np.bincount(strata, minlength=len(names))
+    return {name: int(n) for name, n in zip(names, sizes, strict=True)}
+
+
 def _first_of_each(strata: NDArray[np.int64], counts: Mapping[int, int]) -> NDArray[np.int64]:
     """Indices of the first ``counts[k]`` records of each stratum k."""
     rows = [np.flatnonzero(strata == k)[:n] for k, n in sorted(counts.items())]
@@ -240,6 +354,7 @@ def make_recipe(
     kept: Mapping[str, int] | None,
     scores: Sequence[ArmScore],
     copies: bool,
+    policy: str = "",
 ) -> Recipe:
     """Write an arm down as what to publish and how to train on it.
 
@@ -251,11 +366,13 @@ def make_recipe(
         For the thresholds that were tuned on val, where the arm has some.
     copies : bool
         Write duplicates instead of weights.
+    policy : str
+        Name of the classic policy, for arms that apply one on the fly.
     """
     counts = {c.name: c.n_real for c in plan.classes}
     wanted = wanted_records(arm, counts, plan, available=kept)
     # Copies are only written on request: weights say the same in a fraction of the bytes.
-    stored = {k: w.n_real + w.synthetic + w.classic for k, w in wanted.items()}
+    stored = {k: w.stored for k, w in wanted.items()}
     weight = {k: w.effective / max(1, stored[k]) for k, w in wanted.items()}
     mean = sum(weight[k] * stored[k] for k in wanted) / max(1, sum(stored.values()))
     n_copies = (
@@ -268,7 +385,11 @@ def make_recipe(
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
         thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
-        sentence=_sentence(arm, wanted, copies=copies),
+        loss="balanced_softmax" if arm.family == "loss" else "cross_entropy",
+        classic_policy=policy if arm.classic_prob else "",
+        classic_prob=arm.classic_prob,
+        real_only_finish=arm.real_only_finish,
+        sentence=_sentence(arm, wanted, copies=copies, policy=policy),
     )
 
 
@@ -301,7 +422,7 @@ def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) ->
     }
 
 
-def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool) -> str:
+def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool, policy: str) -> str:
     """Say what was done and how to read it."""
     if arm.family == "as_is":
         return "Nothing was added: training on the real records as they are was not beaten."
@@ -309,6 +430,12 @@ def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool) -> str:
         return (
             "No record was added. Train on the real records as they are, multiply each predicted probability by "
             "the class's multiplier in recipe.json, and take the largest."
+        )
+    if arm.family == "loss":
+        times = "" if arm.amount >= 1 else f"{arm.amount:g} times "
+        return (
+            "No record was added. Train with balanced softmax: while training, and only then, add "
+            f"{times}the logarithm of the class's share of the training records to each logit."
         )
     added = []
     for word, total in (
@@ -318,10 +445,20 @@ def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool) -> str:
         if total:
             added.append(f"{total:,} {word} records")
     what = f"{' and '.join(added)} were added" if added else "No record was added"
-    how = (
-        "rare classes are duplicated, so read the train split as it is"
-        if copies
-        else "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
-    )
+    if copies:
+        how = "rare classes are duplicated, so read the train split as it is"
+    elif arm.classic_prob or arm.real_only_finish < 1:
+        how = "draw records in proportion to the column aug_weight"
+    else:
+        how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
     way = "all of the way" if arm.amount >= 1 else f"{arm.amount:.0%} of the way (on a log scale)"
-    return f"{what}; {how}: it brings every class {way} to the largest one."
+    sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
+    if arm.classic_prob:
+        sentences.append(
+            f"Apply the classic policy {policy!r} to {arm.classic_prob:.0%} of the records as they are drawn."
+        )
+    if added and arm.real_only_finish < 1:
+        sentences.append(
+            f"Draw synthetic records in the first {arm.real_only_finish:.0%} of the training steps only."
+        )
+    return " ".join(sentences)

@@ -1,4 +1,7 @@
-"""Augment: the SMOTE records that a recipe asks for, staged beside the real ones."""
+"""Augment: the classic records that a recipe asks for, staged beside the real ones.
+
+SMOTE records of tables are made here, copies of images in :mod:`~.augment_images`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import pyarrow as pa
 
 from prefect_augment.augmentation.tables import SmoteRecords, smote
 from prefect_augment.balancing import suggestion
-from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef, Modality
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.parquet import write_shards
+from prefect_augment.stages.augment_images import make_image_copies
 from prefect_augment.stages.matrix import Matrix, training_matrix
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
@@ -38,7 +42,7 @@ def augment(
     seed: int,
     store: Store,
 ) -> DatasetRef:
-    """Return staged SMOTE records of the training part (fit and val).
+    """Return staged classic records of the training part (fit and val): SMOTE's, or copies of images.
 
     Parameters
     ----------
@@ -49,7 +53,7 @@ def augment(
     counts : mapping of str to int
         Records to make per stratum; the recipe's, at most the plan's.
     classic : Classic
-        Neighbours, and the memory that may be used.
+        Neighbours, and the memory that may be used; the policy for images.
     seed : int
         Same input, params and seed give the same bytes.
     store : Store
@@ -59,8 +63,8 @@ def augment(
     -------
     DatasetRef
         Records in the source's columns and types, then ``aug_id``, ``aug_parent`` (the real record
-        each starts from), ``aug_seed`` and ``aug_stratum``; sorted by ``aug_id``. Its facts' notes
-        say which strata were copied instead, and why.
+        each starts from), ``aug_seed`` (of images: each copy's own) and ``aug_stratum``; sorted by
+        ``aug_id``. Its facts' notes say which strata were copied instead of interpolated, and why.
 
     Raises
     ------
@@ -71,7 +75,8 @@ def augment(
         If a stratum has no record to start from.
     """
     wanted = {name: n for name, n in sorted(counts.items()) if n > 0}
-    _check(wanted, plan, classic)
+    source = load_facts(dataset, store)
+    _check(wanted, plan, classic, source.modality)
     # The plan's amounts matter only through the counts; its strata and the first free place do too.
     params = [classic, wanted, [entry.name for entry in plan.classes], _first_place(plan)]
     key = stage_key(
@@ -84,7 +89,8 @@ def augment(
     stage = Stage(store, "augment", key)
     facts = stage.outcome(DatasetFacts)
     if facts is None:
-        facts = stage.finish(_make(load_facts(dataset, store), plan, wanted, classic, seed, stage))
+        make = make_image_copies if source.modality == "image" else _make
+        facts = stage.finish(make(source, plan, wanted, classic, seed, stage))
     return DatasetRef(
         root=store.uri,
         path=stage.outcome_path,
@@ -96,7 +102,9 @@ def augment(
     )
 
 
-def _check(wanted: Mapping[str, int], plan: BalancePlan, classic: Classic) -> None:
+def _check(
+    wanted: Mapping[str, int], plan: BalancePlan, classic: Classic, modality: Modality
+) -> None:
     """Refuse what cannot be made before anything is read."""
     known = [entry.name for entry in plan.classes]
     for name in wanted:
@@ -106,10 +114,11 @@ def _check(wanted: Mapping[str, int], plan: BalancePlan, classic: Classic) -> No
                 f"{suggestion(name, known)}.",
                 stratum=name,
             )
-    if wanted and classic.table == "none":
+    chosen, other = (classic.image, "safe") if modality == "image" else (classic.table, "smote")
+    if wanted and chosen == "none":
         raise ParameterError(
-            f"{sum(wanted.values())} classic records are wanted and classic.table is 'none'; "
-            "choose 'smote', or a recipe without classic records."
+            f"{sum(wanted.values())} classic records are wanted and classic.{modality} is 'none'; "
+            f"choose {other!r}, or a recipe without classic records."
         )
 
 

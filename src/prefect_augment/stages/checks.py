@@ -8,8 +8,16 @@ from pydantic import BaseModel
 
 from prefect_augment.datatypes import BalancePlan
 from prefect_augment.errors import InputError, ParameterError
-from prefect_augment.params import Budget, Destination, Gate, ModelParams, PluginModel, Source
-from prefect_augment.registry import load_model_class, resolve_model
+from prefect_augment.params import (
+    AutoModel,
+    Budget,
+    Destination,
+    Gate,
+    ModelParams,
+    NoModel,
+    Source,
+)
+from prefect_augment.registry import load_model_class
 from prefect_augment.storage import contains
 
 __all__ = ["as_json", "check_parameters", "judge_seeds"]
@@ -35,7 +43,7 @@ def check_parameters(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
         )
-    if isinstance(model, PluginModel) or resolve_model(model, modality="table"):
+    if not isinstance(model, AutoModel | NoModel):  # what auto is depends on the data
         load_model_class(model)
     if source.uri and destination.uri:
         source_root = source.uri.split("*")[0].rstrip("/")
@@ -51,7 +59,8 @@ def judge_seeds(plan: BalancePlan, budget: Budget, gate: Gate) -> int:
 
     Taken from the plan's estimate and not from the clock, so that a rerun does the same work.
     """
-    affordable = int(budget.minutes * 60 / 2 // max(plan.estimate.seconds / gate.n_seeds, 1e-9))
+    seconds = plan.estimate.judge_seconds or plan.estimate.seconds
+    affordable = int(budget.minutes * 60 / 2 // max(seconds / gate.n_seeds, 1e-9))
     return max(1, min(gate.n_seeds, affordable))
 
 

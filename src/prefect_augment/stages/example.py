@@ -1,31 +1,57 @@
-"""The built-in example: handwritten eights among other digits, as a table, thinned to 1 in 21.
+"""The built-in examples: handwritten digits, as a table and as images.
 
-From the 1,797 images that scikit-learn ships (Optical Recognition of Handwritten Digits, E. Alpaydin
-and C. Kaynak, UCI, CC BY 4.0). A record is one image: how much ink each of its rows and columns
-holds, where most of it is, and whether there is any in the very middle. Measured when it was chosen
-(4 splits, 30 % hold-out): boosting and logistic regression reach a balanced accuracy of 0.85 and 0.64
-as is, 0.88 and 0.86 with class weights: there is something to gain and something to see.
+Both are made of the 1,797 images that scikit-learn ships (Optical Recognition of Handwritten Digits,
+E. Alpaydin and C. Kaynak, UCI, CC BY 4.0).
+
+The table: eights among other digits, thinned to 1 in 21. A record is one image: how much ink each of
+its rows and columns holds, where most of it is, and whether there is any in the very middle. Measured
+when it was chosen (4 splits, 30 % hold-out): boosting and logistic regression reach a balanced
+accuracy of 0.85 and 0.64 as is, 0.88 and 0.86 with class weights: there is something to gain and
+something to see.
+
+The images: 15 training images of each of three digits and 120 of each other one, at 16 × 16 pixels, and a balanced hold-out in a file of its own, which makes the interval narrow. Measured
+when it was chosen (3 splits, a small dense network): a balanced accuracy of 0.94 as is and 0.95 with
+resampling.
 """
 
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.pixels import encode_png, resize
 from prefect_augment.params import Source
 from prefect_augment.storage import Store, open_store
 
-__all__ = ["FILE_NAME", "IMBALANCE_RATIO", "example_source", "example_table"]
+__all__ = [
+    "FILE_NAME",
+    "IMAGE_FILES",
+    "IMBALANCE_RATIO",
+    "TAIL",
+    "example_images",
+    "example_source",
+    "example_table",
+    "image_tables",
+]
 
 FILE_NAME = "eights.parquet"
 IMBALANCE_RATIO = 20
 N_EIGHTS = 81
 # 24 eights instead of 16 in the hold-out: with so few records the interval needs every one.
 HOLDOUT_FRACTION = 0.3
+IMAGE_FILES = ("digits_train.parquet", "digits_test.parquet")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TAIL = ("five", "eight", "nine")
+N_HEAD = 120  # one number, so that the three alone lie below the median
+N_TAIL = 15  # 12 to fit and 3 for val: the gate's classifier needs 10
+N_TEST = 50  # of every digit
+SIDE = 16  # twice the original's: at 8 pixels there is nothing to shift or to look at
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 
@@ -40,12 +66,7 @@ def example_source(where: Store | str, seed: int = 0) -> Source:
         Which eights are kept, and the order of the records.
     """
     store = open_store(where) if isinstance(where, str) else where
-    sink = io.BytesIO()
-    pq.write_table(example_table(seed), sink, compression="zstd")
-    data = sink.getvalue()
-    # Left alone where it is the same: a new modification time would make it a changed source.
-    if not store.exists(FILE_NAME) or store.read(FILE_NAME) != data:
-        store.put(FILE_NAME, data)
+    _write(store, FILE_NAME, example_table(seed))
     return Source(uri=f"{store.uri}/{FILE_NAME}", label="digit", holdout_fraction=HOLDOUT_FRACTION)
 
 
@@ -69,3 +90,67 @@ def example_table(seed: int = 0) -> pa.Table:
     columns["ink_in_middle"] = pa.array(x[:, 3:5, 3:5].min(axis=(1, 2)) > 0)
     columns["digit"] = pa.array(np.where(digits.target[chosen] == 8, "eight", "other").tolist())
     return pa.table(columns)
+
+
+def example_images(where: Store | str, seed: int = 0) -> Source:
+    """Write the image example where it is not there yet, and return it as a source.
+
+    Parameters
+    ----------
+    where : Store or str
+        A folder, by store or URI.
+    seed : int
+        Which images are kept, which are the hold-out, and the order of the records.
+    """
+    store = open_store(where) if isinstance(where, str) else where
+    for name, table in zip(IMAGE_FILES, image_tables(seed), strict=True):
+        _write(store, name, table)
+    train, test = (f"{store.uri}/{name}" for name in IMAGE_FILES)
+    return Source(uri=train, label="label", holdout_uri=test)
+
+
+def image_tables(seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Return the image example's records, to train on and held out: PNGs and their digit in words."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink: NDArray[np.float64] = digits.images  # (1797, 8, 8), ink from 0 to 16
+    pixels = np.rint(ink * (255 / 16)).astype(np.uint8)[..., None]
+    rng = np.random.default_rng(seed)
+    train, test = [], []
+    for k, name in enumerate(DIGITS):
+        places = rng.permutation(np.flatnonzero(digits.target == k))
+        test.append(places[:N_TEST])
+        train.append(places[N_TEST:][: N_TAIL if name in TAIL else N_HEAD])
+    of_train, of_test = (
+        _image_table(rng.permutation(np.concatenate(part)), pixels, digits.target)
+        for part in (train, test)
+    )
+    return of_train, of_test
+
+
+def _image_table(
+    places: NDArray[np.int64], pixels: NDArray[np.uint8], target: NDArray[np.int64]
+) -> pa.Table:
+    """Return these images in the layout of the `datasets` library, which shows and decodes them."""
+    images = [encode_png(resize(pixels[i], SIDE, SIDE)) for i in places]
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "string", "_type": "Value"}}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "image": image_array(images, [f"digit-{i:04d}.png" for i in places], kind),
+            "label": pa.array([DIGITS[target[i]] for i in places]),
+        }
+    )
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+
+
+def _write(store: Store, name: str, table: pa.Table) -> None:
+    """Put the table unless it is there: a new modification time would make it a changed source."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue()
+    if not store.exists(name) or store.read(name) != data:
+        store.put(name, data)

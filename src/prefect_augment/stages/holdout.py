@@ -12,14 +12,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.columns import did_you_mean
-from prefect_augment.encoding.keys import content_keys, plain_array
+from prefect_augment.encoding.keys import plain_array
 from prefect_augment.encoding.labels import class_names, label_text, missing_labels
 from prefect_augment.errors import InputError, LabelError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.splitting import MIN_JUDGED
+from prefect_augment.stages.image_columns import (
+    image_columns,
+    main_image,
+    record_keys,
+    with_group_column,
+)
 from prefect_augment.stages.listing import Listing
 from prefect_augment.stages.source import SourceTable, read_source, refuse_other_names, wider_type
+from prefect_augment.stages.usable_images import Images, usable_images
 
 __all__ = ["Holdout", "group_names", "holdout_marks", "in_holdout", "read_holdout"]
 
@@ -66,11 +73,14 @@ class Holdout:
         The records that can be used.
     keys, labels : list of str, length n_records
         Content keys and class names.
+    images : Images, optional
+        What was found about the images, where the records are images.
     """
 
     data: SourceTable
     keys: list[str]
     labels: list[str]
+    images: Images | None = None
 
 
 def read_holdout(listing: Listing, source: Source, *, like: pa.Table, label: str) -> Holdout:
@@ -97,18 +107,40 @@ def read_holdout(listing: Listing, source: Source, *, like: pa.Table, label: str
         If there is a class that the source has not, or lacks one that it has.
     """
     data = read_source(listing, source)
+    if source.group_pattern:
+        data = data.with_table(with_group_column(data.table, source.group_pattern))
     dropped = {wish.name for wish in source.columns if wish.kind == "drop"}
     table = select_columns(
         data.table, [name for name in data.table.column_names if name not in dropped]
     )
+    table = _beside_images(table, like, label)
     data = data.with_table(_conformed(table, like, listing))
     data = data.without(
         missing_labels(data.table[label]).to_numpy(zero_copy_only=False), "no label"
     )
     _refuse_other_classes(data.table, like, label, listing.store.uri)
-    keys = content_keys(data.table, exclude=[label]).to_pylist()
+    images = None
+    image = main_image(data.table.schema)
+    if image:
+        data, images = usable_images(data, image, source)
+    keys = record_keys(data.table, label=label)
     logger.info("Hold-out: %s records at %s.", data.table.num_rows, listing.store.uri)
-    return Holdout(data, keys, label_text(data.table[label]).to_pylist())
+    return Holdout(data, keys, label_text(data.table[label]).to_pylist(), images)
+
+
+def _beside_images(table: pa.Table, like: pa.Table, label: str) -> pa.Table:
+    """Bring what an image hold-out has beside image and label to what the source has.
+
+    Boxes or a group that only one of the two has change nothing about how a picture is judged.
+    """
+    image = main_image(like.schema)
+    if not image or image not in image_columns(table.schema):
+        return table
+    table = select_columns(table, [n for n in table.column_names if n in like.column_names])
+    for field in like.schema:
+        if field.name not in (image, label, *table.column_names):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _conformed(table: pa.Table, like: pa.Table, listing: Listing) -> pa.Table:

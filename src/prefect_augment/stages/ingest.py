@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef, ShardFact
-from prefect_augment.encoding.keys import aug_ids, content_keys, float_variants, occurrence_numbers
+from prefect_augment.datatypes import DatasetFacts, DatasetRef, ImageFacts, ShardFact
+from prefect_augment.encoding.keys import aug_ids, occurrence_numbers
 from prefect_augment.encoding.labels import check_label, class_names, label_text
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.splitting import MIN_JUDGED, PARTS, Assignment, Ledger, assign
 from prefect_augment.stages.holdout import Holdout, in_holdout, read_holdout
-from prefect_augment.stages.ledger import inherited_ledgers, write_ledger
+from prefect_augment.stages.image_columns import record_keys, record_variants
+from prefect_augment.stages.image_reading import by_folder
+from prefect_augment.stages.ledger import NEAR_DUPLICATE, inherited_ledgers, write_ledger
 from prefect_augment.stages.listing import MAGIC, Listing, list_source
+from prefect_augment.stages.near_split import (
+    NearClusters,
+    assign_clusters,
+    count_near,
+    find_clusters,
+)
 from prefect_augment.stages.source import Progress, Quarantined, SourceTable, read_source
 from prefect_augment.stages.usable import Labelled, find_records
+from prefect_augment.stages.usable_images import image_notes
 from prefect_augment.staging import Stage, canonical_json, stage_key
 from prefect_augment.storage import Store, contains, sha256_hex
 
@@ -101,18 +111,39 @@ def ingest(
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
             return _reference(store, stage, facts)
 
-    data = read_source(listing, source, on_progress=lambda f, text: report(0.6 * f, text))
-    found = find_records(data, source, manifest=listing.manifest)
+    data = read_source(listing, source, on_progress=lambda f, text: report(0.4 * f, text))
+    found = find_records(
+        data,
+        source,
+        manifest=listing.manifest,
+        on_progress=lambda f, text: report(0.4 + 0.3 * f, text),
+    )
+    ledger = _of_kind(ledgers[0], found)
     holdout = None
     if holdout_listing is not None:
         holdout = read_holdout(holdout_listing, source, like=found.data.table, label=found.label)
     stage = Stage(store, "ingest", _key(source, listing, holdout_listing, ledgers[0]))
+    is_loose = listing.format == "folder"
     report(0.7, "split")
-    facts = _Ingestion(source, stage, ledgers[0], found, holdout).run()
+    facts = _Ingestion(source, stage, ledger, found, holdout, is_loose=is_loose).run()
     report(1.0, "done")
     for note in facts.notes:
         logger.info("%s", note)
     return _reference(store, stage, stage.finish(facts))
+
+
+def _of_kind(ledger: Ledger, found: Labelled) -> Ledger:
+    """Return the ledger for what the source turned out to hold; refuse to go on with another kind."""
+    unit = NEAR_DUPLICATE if found.images is not None and found.groups is None else ledger.unit
+    if not ledger.keys:
+        return replace(ledger, unit=unit)
+    if unit != ledger.unit or (ledger.unit == NEAR_DUPLICATE and found.images is None):
+        was = "images" if ledger.unit == NEAR_DUPLICATE else "a split by record"
+        raise InputError(
+            f"the dataset's earlier version had {was}, and the source now holds "
+            f"{'images' if found.images is not None else 'no images'}; publish to another destination."
+        )
+    return ledger
 
 
 def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> None:
@@ -163,6 +194,7 @@ def _reference(store: Store, stage: Stage, facts: DatasetFacts) -> DatasetRef:
         n_records=sum(counts.values()),
         n_quarantined=facts.n_quarantined,
         class_counts=dict(counts),
+        modality=facts.modality,
     )
 
 
@@ -173,18 +205,28 @@ class _Ingestion:
     """One ingest after reading: split, write, say what was done."""
 
     def __init__(
-        self, source: Source, stage: Stage, ledger: Ledger, found: Labelled, holdout: Holdout | None
+        self,
+        source: Source,
+        stage: Stage,
+        ledger: Ledger,
+        found: Labelled,
+        holdout: Holdout | None,
+        *,
+        is_loose: bool,
     ) -> None:
         self.source, self.stage, self.ledger = source, stage, ledger
         self.label, self.columns, self.holdout = found.label, found.columns, holdout
-        self.found = found
-        self.keys: list[str] = content_keys(found.data.table, exclude=[found.label]).to_pylist()
+        self.found, self.is_loose = found, is_loose
+        self.keys: list[str] = record_keys(found.data.table, label=found.label)
         self.labels: list[str] = label_text(found.data.table[found.label]).to_pylist()
+        self.clusters: NearClusters | None = None
 
     def run(self) -> DatasetFacts:
         """Write the stage's objects and return its outcome."""
         self._settle_overlap()
+        self._settle_twins()
         self._sort()
+        self._find_clusters()
         assignment = self._assign()
         occurrences = occurrence_numbers(self.keys, self.labels, order=assignment.occurrences)
         ids = aug_ids(self.keys, self.labels, occurrences)
@@ -210,7 +252,7 @@ class _Ingestion:
             self.labels,
             self.holdout,
             groups=self.found.groups,
-            group_column=self.source.group_column,
+            group_column=self.found.group_column,
         )
         if overlap.any() and self.source.on_overlap == "error":
             n, total = int(overlap.sum()), len(overlap)
@@ -220,17 +262,35 @@ class _Ingestion:
                 "source.on_overlap to 'drop' to quarantine them.",
                 n_overlap=n,
             )
-        data = self.found.data.without(overlap, "in hold-out")
-        self._keep(np.flatnonzero(~overlap), data)
-        if data.table.num_rows == 0:
+        self._reject(overlap, "in hold-out")
+        if self.found.data.table.num_rows == 0:
             raise InputError(
                 "every record of the source is also in the hold-out; nothing is left to train on."
             )
-        check_label(data.table[self.label], name=self.label)
+        check_label(self.found.data.table[self.label], name=self.label)
+
+    def _settle_twins(self) -> None:
+        """An image on both sides of the user's own marks is in the hold-out, as one at its URI would be."""
+        marked = self.found.marked
+        if marked is None or self.found.images is None or self.found.groups is not None:
+            return
+        held = {key for key, mark in zip(self.keys, marked.tolist(), strict=True) if mark}
+        overlap = ~marked & np.asarray([key in held for key in self.keys], dtype=bool)
+        if overlap.any() and self.source.on_overlap == "error":
+            raise InputError(
+                f"{int(overlap.sum())} images that {self.source.holdout_column!r} marks as training are byte for byte "
+                "also marked as hold-out: the comparison would judge what was trained on. Take them out, or set "
+                "source.on_overlap to 'drop' to quarantine them.",
+                n_overlap=int(overlap.sum()),
+            )
+        self._reject(overlap, "in hold-out")
+
+    def _reject(self, unusable: NDArray[np.bool_], reason: str) -> None:
+        self._keep(np.flatnonzero(~unusable), self.found.data.without(unusable, reason))
 
     def _keep(self, rows: NDArray[np.intp], data: SourceTable) -> None:
         """Go on with these rows, in this order; ``data`` has been brought into it already."""
-        marked, groups = self.found.marked, self.found.groups
+        marked, groups, images = self.found.marked, self.found.groups, self.found.images
         self.keys = [self.keys[i] for i in rows]
         self.labels = [self.labels[i] for i in rows]
         self.found = Labelled(
@@ -239,7 +299,11 @@ class _Ingestion:
             self.columns,
             None if marked is None else marked[rows],
             None if groups is None else [groups[i] for i in rows],
+            self.found.group_column,
+            None if images is None else images.take(rows),
         )
+        if self.clusters is not None:
+            self.clusters = self.clusters.take(rows)
 
     def _sort(self) -> None:
         """Bring the records into an order of their own, so that theirs in the source changes nothing."""
@@ -247,7 +311,7 @@ class _Ingestion:
         marked = (
             np.zeros(table.num_rows, dtype=bool) if self.found.marked is None else self.found.marked
         )
-        variants = float_variants(table, exclude=[self.label])
+        variants = record_variants(table, label=self.label)
         names = ["key", "label", "marked", "variant"]
         rank = pa.table([self.keys, self.labels, pa.array(marked), pa.array(variants)], names=names)
         order = pc.sort_indices(rank, sort_keys=[(name, "ascending") for name in names]).to_numpy()
@@ -265,16 +329,27 @@ class _Ingestion:
             ),
         )
 
-    def _assign(self) -> Assignment:
-        return assign(
-            self.keys,
-            self.labels,
-            ledger=self.ledger,
-            holdout_fraction=0.0 if self.holdout is not None else self.source.holdout_fraction,
-            val_fraction=self.source.val_fraction,
-            marked=self.found.marked,
-            groups=self.found.groups,
+    def _find_clusters(self) -> None:
+        """Find near-duplicate images, where no group says what belongs together."""
+        if self.found.images is None or self.found.groups is not None:
+            return
+        self.clusters = find_clusters(
+            self.keys, self.found.images.thumbs, ledger=self.ledger, marked=self.found.marked
         )
+        is_bridge = self.clusters.is_bridge
+        self._reject(is_bridge, "bridge")
+
+    def _assign(self) -> Assignment:
+        wishes: dict[str, Any] = {
+            "ledger": self.ledger,
+            "holdout_fraction": 0.0 if self.holdout is not None else self.source.holdout_fraction,
+            "val_fraction": self.source.val_fraction,
+            "marked": self.found.marked,
+        }
+        if self.clusters is not None and self.found.images is not None:
+            thumbs = self.found.images.thumbs
+            return assign_clusters(self.keys, self.labels, self.clusters, thumbs, **wishes)
+        return assign(self.keys, self.labels, groups=self.found.groups, **wishes)
 
     def _write(
         self,
@@ -307,6 +382,10 @@ class _Ingestion:
 
     # --- what was done ---
 
+    @property
+    def _is_grouped(self) -> bool:
+        return self.found.groups is not None or self.clusters is not None
+
     def _facts(
         self, assignment: Assignment, shards: tuple[ShardFact, ...], given: tuple[ShardFact, ...]
     ) -> DatasetFacts:
@@ -320,6 +399,7 @@ class _Ingestion:
             *self.found.data.rejected,
             *(Quarantined(f"hold-out {q.path}", q.position, q.reason, q.record) for q in theirs),
         ]
+        image = self._image_facts()
         occurring = Counter([*self.keys, *(self.holdout.keys if self.holdout else ())])
         return DatasetFacts(
             stage="ingest",
@@ -334,19 +414,45 @@ class _Ingestion:
             judged=judged,
             n_quarantined=len(quarantined),
             quarantine=self._write_quarantine(quarantined),
-            sources=self.found.data.files,
+            sources=by_folder(self.found.data.files) if self.is_loose else self.found.data.files,
             holdout_uri=self.source.holdout_uri,
             holdout_digest=sha256_hex("".join(s.sha256 for s in given).encode()) if given else "",
             ledger=write_ledger(self.stage.store, assignment.ledger, prefix=self.stage.prefix),
-            group_column=self.source.group_column,
+            group_column=self.found.group_column,
             n_twins=sum(n for n in occurring.values() if n > 1),
-            notes=self._notes(assignment, counts, judged, quarantined),
+            modality="table" if self.found.images is None else "image",
+            image=image,
+            notes=(*self._notes(assignment, counts, judged, quarantined), *image_notes(image)),
             extra={
                 "ledger_digest": assignment.ledger.digest,
                 "n_new": assignment.n_new,
                 "n_quarantined_holdout": len(theirs),
             },
         )
+
+    def _image_facts(self) -> ImageFacts | None:
+        images = self.found.images
+        theirs = None if self.holdout is None else self.holdout.images
+        if images is None:
+            return None
+        found = {}
+        if self.clusters is not None:
+            sizes = np.unique(self.clusters.names, return_counts=True)[1]
+            found = {
+                "n_clusters": int((sizes > 1).sum()),
+                "n_clustered": int(sizes[sizes > 1].sum()),
+                "largest_cluster": int(sizes.max()),
+            }
+        if self.holdout is not None and theirs is not None:
+            levels = np.zeros(len(self.keys), dtype=np.int64)
+            found["n_near_holdout"] = count_near(
+                self.keys,
+                images.thumbs,
+                levels if self.clusters is None else self.clusters.levels,
+                self.holdout.keys,
+                theirs.thumbs,
+            )
+        return images.facts(**found)
 
     def _write_quarantine(self, quarantined: Sequence[Quarantined]) -> tuple[ShardFact, ...]:
         rows = sorted(quarantined, key=lambda q: (q.path, q.position))
@@ -383,9 +489,7 @@ class _Ingestion:
         notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in self.columns if c.note]
         for name, n in Counter(self.labels).items():
             if name not in judged:
-                notes.append(
-                    _why_not_judged(name, n, counts, grouped=bool(self.source.group_column))
-                )
+                notes.append(_why_not_judged(name, n, counts, grouped=self._is_grouped))
         if not judged:
             notes.append(
                 f"no class has the {MIN_JUDGED} records that stand in all parts, so no arm can be judged"

@@ -16,16 +16,16 @@ from prefect_augment.datatypes import (
     ShardFact,
 )
 from prefect_augment.encoding.keys import derived_ids
-from prefect_augment.encoding.tables import table_strata
+from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.evaluation.gates import Labelled
 from prefect_augment.params import Gate, Source
 from prefect_augment.reading.staged import load_facts, read_shards
 from prefect_augment.shards.parquet import select_columns, write_shards
-from prefect_augment.stages.matrix import by_columns
-from prefect_augment.stages.score import load_training
+from prefect_augment.stages.bench import Wishes, open_bench
+from prefect_augment.stages.parts import best_first
+from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.source import list_source, read_source
-from prefect_augment.stages.synthetic import best_first, gate_matrix
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
@@ -44,8 +44,11 @@ def judge(
     gate: Gate,
     seed: int,
     store: Store,
+    device: str = "auto",
 ) -> GateReport:
     """Hold staged candidates against the fit and val records, and stage what is kept and dropped.
+
+    ``device`` says where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -55,7 +58,13 @@ def judge(
     key = stage_key(
         "judge",
         algorithm_version=ALGORITHM_VERSION,
-        params=[list(plan.classes), gate.purpose, gate.near_copy_quantile, gate.fidelity_quantile],
+        params=[
+            list(plan.classes),
+            plan.learner_steps,
+            gate.purpose,
+            gate.near_copy_quantile,
+            gate.fidelity_quantile,
+        ],
         inputs=[dataset.key, candidates.key],
         seed=seed,
     )
@@ -63,19 +72,18 @@ def judge(
     found = stage.outcome(GateReport)
     if found is not None:
         return found
-    facts, data = load_training(dataset, plan, store)
+    facts = load_facts(dataset, store)
+    bench = open_bench(store, facts, plan, Wishes(gate=gate, device=device))
+    data = bench.records
     table = read_shards(store, load_facts(candidates, store).shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
-    outcome = gate_matrix(
-        data,
+    outcome = bench.gate(
         np.flatnonzero(~data.is_val),
         np.flatnonzero(data.is_val),
-        Labelled(data.encoder.encode(table), strata),
+        Labelled(bench.encode(table), strata),
         ordinals,
-        plan=plan,
-        gate=gate,
         seed=seed,
         metrics=True,
     )
@@ -237,7 +245,8 @@ def _like_the_real_ones(table: pa.Table, facts: DatasetFacts, store: Store, uri:
     real = select_columns(
         real, [n for n in real.column_names if n not in ("aug_id", "content_key")]
     )
-    learnt = {c.name for c in facts.columns if c.kind in ("numeric", "category")} | {facts.label}
+    kinds = ("numeric", "category", "image")
+    learnt = {c.name for c in facts.columns if c.kind in kinds} | {facts.label}
     missing = sorted(learnt - set(table.column_names))
     if missing:
         raise SchemaError(

@@ -1,20 +1,31 @@
-"""The split ledger as a Parquet object: one row per record or group, the rest in its metadata."""
+"""The split ledger as a Parquet object: one row per record or group, the rest in its metadata.
+
+For images a row also holds the near-duplicate cluster and a thumbnail, 0.6 kB before compression, so
+that a later version finds near-duplicates of images that its source no longer has.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.errors import InputError, IntegrityError
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.params import Source
-from prefect_augment.splitting import PARTS, Ledger, make_salt
+from prefect_augment.shards.image_check import THUMB_SIDE
+from prefect_augment.splitting import PARTS, ImageRows, Ledger, make_salt
 from prefect_augment.stages.listing import Listing
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["inherited_ledgers", "read_ledger", "write_ledger"]
+__all__ = ["NEAR_DUPLICATE", "inherited_ledgers", "read_ledger", "split_clusters", "write_ledger"]
+
+#: Unit of a ledger whose near-duplicate images stay together.
+NEAR_DUPLICATE = "near-duplicate"
+THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 
 SCHEMA = pa.schema(
     [
@@ -42,12 +53,59 @@ def write_ledger(store: Store, ledger: Ledger, *, prefix: str) -> str:
         ],
         schema=SCHEMA.with_metadata(metadata),
     )
+    if ledger.images is not None:
+        table = _with_images(table, ledger.images)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
     path = f"{prefix}/ledger-{sha256_hex(data)[:12]}.parquet"
     store.put(path, data)
     return path
+
+
+def _with_images(table: pa.Table, images: ImageRows) -> pa.Table:
+    thumbs = pa.Array.from_buffers(
+        pa.binary(THUMB_BYTES), table.num_rows, [None, pa.py_buffer(images.thumbs)]
+    )
+    for name, values in (
+        ("cluster", pa.array(images.clusters, pa.string())),
+        ("level", pa.array(images.levels, pa.int64())),
+        ("thumb", thumbs),
+    ):
+        table = table.append_column(name, values)
+    return table
+
+
+def _images_of(table: pa.Table) -> ImageRows | None:
+    if "cluster" not in table.column_names:
+        return None
+    return ImageRows(
+        clusters=tuple(table["cluster"].to_pylist()),
+        levels=tuple(table["level"].to_pylist()),
+        thumbs=b"".join(table["thumb"].to_pylist()),
+    )
+
+
+def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str]) -> list[str]:
+    """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
+
+    An image that the ledger does not know (one of a hold-out of its own) is a cluster of itself, and so
+    is every record where the split is not by near-duplicates.
+
+    Parameters
+    ----------
+    store : Store
+        The destination under which the facts' ledger lies.
+    facts : DatasetFacts
+        Outcome of an ingest stage.
+    content_keys : sequence of str
+        Of the records asked for.
+    """
+    ledger = read_ledger(store, facts.ledger)
+    if ledger.images is None:
+        return list(content_keys)
+    cluster = dict(zip(ledger.keys, ledger.images.clusters, strict=True))
+    return [cluster.get(key, key) for key in content_keys]
 
 
 def read_ledger(store: Store, path: str) -> Ledger:
@@ -69,6 +127,7 @@ def read_ledger(store: Store, path: str) -> Ledger:
             labels=tuple(table["label"].to_pylist()),
             parts=tuple(PARTS.index(part) for part in table["part"].to_pylist()),
             has_own_holdout=metadata["has_own_holdout"] == "true",
+            images=_images_of(table),
         )
     except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as exc:
         raise IntegrityError(
@@ -86,7 +145,7 @@ def inherited_ledgers(store: Store, listing: Listing, source: Source, seed: int)
 
     The second finds the stage of the very run that published the newest version.
     """
-    unit = f"group:{source.group_column}" if source.group_column else "record"
+    unit = _unit(source)
     first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
     if listing.manifest is not None and listing.manifest.ledger is not None:
         first = read_ledger(listing.store, listing.manifest.ledger.path)
@@ -107,12 +166,27 @@ def _ledger_of(store: Store, manifest: Manifest) -> Ledger | None:
     return None if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
 
 
+def _unit(source: Source) -> str:
+    if source.group_column:
+        return f"group:{source.group_column}"
+    return f"pattern:{source.group_pattern}" if source.group_pattern else "record"
+
+
 def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
     """Refuse to go on with a split of another kind: records that chose or judged would now train."""
-    if ledger.unit != unit:
-        was = f"by column {ledger.unit[6:]!r}" if ledger.unit != "record" else "by record"
+    # Whether a source holds images is known when it has been read: ingest looks again.
+    if ledger.unit != unit and not (ledger.unit == NEAR_DUPLICATE and unit == "record"):
+        kind, _, name = ledger.unit.partition(":")
+        was = {
+            "record": "by record",
+            NEAR_DUPLICATE: "by near-duplicate images",
+            "group": f"by column {name!r}",
+            "pattern": f"by the path pattern {name!r}",
+        }[kind]
+        now = "source.group_pattern" if source.group_pattern else "source.group_column"
+        value = source.group_pattern or source.group_column
         raise InputError(
-            f"the dataset's earlier version was split {was}, and source.group_column is {source.group_column!r}; "
+            f"the dataset's earlier version was split {was}, and {now} is {value!r}; "
             "keep the earlier one, or publish to another destination."
         )
     if ledger.has_own_holdout != bool(source.holdout_uri):

@@ -1,18 +1,30 @@
-"""What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours."""
+"""What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours.
+
+Tables are Parquet or CSV objects. Image files are listed one by one, archives of them as a whole.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
 
-from prefect_augment.errors import InputError
+from prefect_augment.errors import InputError, StorageError
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.shards.archives import ARCHIVE_ENDINGS
+from prefect_augment.shards.image_names import is_ignored, is_image_name
 from prefect_augment.storage import Store, open_store
 
-__all__ = ["MAGIC", "Entry", "Listing", "entry_of", "list_source"]
+__all__ = ["BROKEN_LINK", "LAYOUTS", "MAGIC", "Entry", "Listing", "entry_of", "list_source"]
 
-Format = Literal["parquet", "csv"]
+Format = Literal["parquet", "csv", "folder", "archive"]
+# Wishes that say how image files get their labels, and not in what they come.
+LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
 
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
@@ -21,8 +33,11 @@ ENDINGS: dict[str, Format] = {
     ".tsv": "csv",
     ".csv.gz": "csv",
     ".tsv.gz": "csv",
+    **dict.fromkeys(ARCHIVE_ENDINGS, "archive"),
 }
 MAGIC = "*?["
+#: Etag of a name that links to nothing.
+BROKEN_LINK = "broken link"
 
 
 @dataclass(frozen=True)
@@ -45,11 +60,13 @@ class Listing:
     entries : tuple of Entry
         Paths are relative to the store's root.
     format : str
-        One for all.
+        One for all; ``folder`` lists image files and what lies beside them.
     manifest : Manifest, optional
         Where the source is a dataset that we published.
     n_ignored : int
-        Objects in the folder that are neither Parquet nor CSV.
+        Objects in the folder that are of another format.
+    n_loops : int
+        Links to a folder that they lie in; not followed.
     """
 
     store: Store
@@ -57,6 +74,7 @@ class Listing:
     format: Format
     manifest: Manifest | None = None
     n_ignored: int = 0
+    n_loops: int = 0
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -68,15 +86,16 @@ class Listing:
 def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Listing:
     """Return what lies at ``uri``: one object, all below a folder, or what a glob matches.
 
-    Names that start with a dot or an underscore are passed over, as are other formats' files in a
-    folder. A folder that carries our manifest is its newest version, read through the manifest alone.
+    Names that start with a dot (for tables, also an underscore) are passed over, as are other formats'
+    files in a folder. Where several formats lie together, ``auto`` takes what most files are. A folder
+    that carries our manifest is its newest version, read through the manifest alone.
 
     Parameters
     ----------
     uri : str
         Local path or fsspec URL.
     wished : str
-        ``auto``, ``parquet`` or ``csv``.
+        ``Source.format``.
     options : dict, optional
         fsspec storage options.
 
@@ -85,27 +104,27 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
     InputError
         If nothing is there, or Parquet and CSV are mixed.
     """
-    store, paths, exact = _find(uri, options)
-    if not exact:
+    found = _find(uri, options)
+    store, paths = found.store, list(found.entries)
+    if not found.is_exact:
         manifest = _manifest_of(store)
         if manifest is not None:
             ours = sorted(s.path for s in manifest.shards if s.origin == "real")
             return Listing(store, tuple(entry_of(store, p) for p in ours), "parquet", manifest)
-        paths = [p for p in paths if not any(segment[0] in "._" for segment in p.split("/"))]
+    source_format = _chosen_format(paths, wished, is_exact=found.is_exact)
+    if source_format == "folder":
+        return _image_files(found)
+    if not found.is_exact:
+        hidden = "." if source_format == "archive" else "._"
+        paths = [p for p in paths if not any(segment[0] in hidden for segment in p.split("/"))]
     usable = (
         paths
-        if exact and wished != "auto"
-        else [p for p in paths if _format(p) and wished in ("auto", _format(p))]
+        if found.is_exact and wished in ("parquet", "csv")
+        else [p for p in paths if _has_format(p, wished, source_format)]
     )
     if not usable:
-        wanted = ".parquet, .csv or .tsv (also .csv.gz)" if wished == "auto" else wished
-        found = f"{len(paths)} other files" if paths else "nothing"
-        raise InputError(
-            f"no {wanted} file at {uri}: found {found}. Check the location"
-            + (", or say source.format." if paths and wished == "auto" else "."),
-            uri=uri,
-        )
-    formats = {wished if wished != "auto" else _format(p) for p in usable}
+        raise InputError(_nothing(uri, wished, paths), uri=uri)
+    formats = {wished} if wished in ("parquet", "csv") else {_format(p) for p in usable}
     if len(formats) > 1:
         n_parquet = sum(_format(p) == "parquet" for p in usable)
         raise InputError(
@@ -114,22 +133,128 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
             uri=uri,
         )
     entries = tuple(entry_of(store, p) for p in sorted(usable))
+    one: Format = next(kind for kind in ("parquet", "csv", "archive") if kind in formats)
+    return Listing(store, entries, one, None, len(paths) - len(usable))
+
+
+def _chosen_format(paths: list[str], wished: str, *, is_exact: bool) -> str:
+    """``table``, ``archive`` or ``folder``: what is wished, or what most files are."""
+    if wished in ("parquet", "csv"):
+        return "table"
+    shown = [p for p in paths if is_exact or not is_ignored(p)]
+    count = Counter(_family(p) for p in shown)
+    if wished in LAYOUTS:
+        return "archive" if count["archive"] > count["image"] else "folder"
+    best = max(("table", "archive", "image"), key=lambda kind: count[kind])
+    return "folder" if best == "image" else best
+
+
+def _family(path: str) -> str:
+    kind = _format(path)
+    if kind is None:
+        return "image" if is_image_name(path) else "other"
+    return "archive" if kind == "archive" else "table"
+
+
+def _has_format(path: str, wished: str, family: str) -> bool:
+    if family == "archive":
+        return _format(path) == "archive"
+    return _family(path) == "table" and wished in ("auto", _format(path))
+
+
+def _nothing(uri: str, wished: str, paths: list[str]) -> str:
+    wanted = ".parquet, .csv or .tsv (also .csv.gz)" if wished == "auto" else wished
+    images = ", and no images," if wished == "auto" else ""
+    found = f"{len(paths)} other files" if paths else "nothing"
+    advice = ", or say source.format." if paths and wished == "auto" else "."
+    return f"no {wanted} file{images} at {uri}: found {found}. Check the location{advice}"
+
+
+def _image_files(found: _Found) -> Listing:
+    """List image files and what may label them; names of ours and of file managers are left out."""
+    entries = [e for e in found.entries.values() if found.is_exact or not is_ignored(e.path)]
+    if not any(is_image_name(e.path) for e in entries):
+        raise InputError(
+            f"no image file at {found.store.uri}: found {len(entries) or 'no'} other files. Check the location; a "
+            "folder of images has a folder per class, or annotations beside the images.",
+            uri=found.store.uri,
+        )
     return Listing(
-        store, entries, "parquet" if "parquet" in formats else "csv", None, len(paths) - len(usable)
+        found.store,
+        tuple(sorted(entries, key=lambda e: e.path)),
+        "folder",
+        n_loops=found.n_loops,
     )
 
 
-def _find(uri: str, options: dict[str, Any] | None) -> tuple[Store, list[str], bool]:
-    """Return a store, the relative paths that ``uri`` names, and whether it names one object."""
+@dataclass(frozen=True)
+class _Found:
+    """All that lies at a URI, before any format is looked at."""
+
+    store: Store
+    entries: dict[str, Entry]
+    is_exact: bool = False
+    n_loops: int = 0
+
+
+def _find(uri: str, options: dict[str, Any] | None) -> _Found:
+    """Return everything that ``uri`` names, and whether it names one object."""
     store = open_store(uri, options=options)
     if store.fs.isfile(store.root):
         folder, name = _parent(store)
-        return folder, [name], True
+        return _Found(folder, {name: entry_of(folder, name)}, is_exact=True)
     if not any(sign in uri for sign in MAGIC) or store.fs.isdir(store.root):
-        return store, store.list(), False
+        return _walk(store)
     fixed, pattern = _cut_at_magic(store.uri)
-    folder = open_store(fixed, options=options)
-    return folder, [p for p in folder.list() if _matches(p, pattern)], False
+    found = _walk(open_store(fixed, options=options))
+    matching = {path: e for path, e in found.entries.items() if _matches(path, pattern)}
+    return _Found(found.store, matching, n_loops=found.n_loops)
+
+
+def _walk(store: Store) -> _Found:
+    """Everything below a root, in one pass and in the order of the paths."""
+    if store.is_local:
+        loops: list[str] = []
+        entries = {e.path: e for e in _walk_folder(store.root, "", frozenset(), loops)}
+        return _Found(store, dict(sorted(entries.items())), n_loops=len(loops))
+    entries = {
+        path: Entry(path, int(info["size"]), _etag(store, path, info))
+        for path, info in store.infos().items()
+    }
+    return _Found(store, entries)
+
+
+def _walk_folder(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], loops: list[str]
+) -> Iterator[Entry]:
+    """Files below a local folder. Links are followed, except into a folder that they lie in."""
+    try:
+        status = Path(folder).stat()
+        found = sorted(os.scandir(folder), key=lambda item: item.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except PermissionError as exc:
+        raise StorageError(f"no permission to list {folder}; grant it or leave it out.") from exc
+    above = above | {(status.st_dev, status.st_ino)}
+    for item in found:
+        path = f"{prefix}{item.name}"
+        try:
+            status = item.stat()
+        except FileNotFoundError:
+            yield Entry(path, -1, BROKEN_LINK)
+            continue
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            loops.append(path)
+            continue
+        if item.is_dir():
+            if (status.st_dev, status.st_ino) in above:
+                loops.append(path)
+            else:
+                yield from _walk_folder(item.path, f"{path}/", above, loops)
+        elif item.is_file() and not item.name.startswith(".tmp-"):  # ours, not yet in place
+            yield Entry(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _parent(store: Store) -> tuple[Store, str]:
@@ -177,6 +302,10 @@ def _format(path: str) -> Format | None:
 def entry_of(store: Store, path: str) -> Entry:
     """Return the object's size and etag: the store's own, or size and modification time."""
     info = store.fs.info(store.full(path))
+    return Entry(path, int(info["size"]), _etag(store, path, info))
+
+
+def _etag(store: Store, path: str, info: dict[str, Any]) -> str:
     etag = next(
         (str(info[k]) for k in ("ETag", "etag", "md5Hash", "content_md5", "crc32c") if info.get(k)),
         "",
@@ -189,7 +318,7 @@ def entry_of(store: Store, path: str) -> Entry:
         ]
         changed = times[0] if times else _modified(store, path)
         etag = f"{info['size']}-{changed}"
-    return Entry(path, int(info["size"]), etag.strip('"'))
+    return etag.strip('"')
 
 
 def _modified(store: Store, path: str) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-from prefect_augment.balancing import estimate, plan_classes, plan_warnings, suggestion
+from prefect_augment.balancing import (
+    estimate,
+    estimate_images,
+    learner_size,
+    plan_classes,
+    plan_warnings,
+    suggestion,
+)
 from prefect_augment.datatypes import (
+    Arm,
     BalancePlan,
     ClassPlan,
     ColumnFact,
@@ -16,11 +25,12 @@ from prefect_augment.datatypes import (
     DatasetRef,
     Estimate,
 )
-from prefect_augment.encoding.tables import table_strata
+from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import ParameterError
-from prefect_augment.params import Balance, Gate, ModelParams
+from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.arms import AMOUNTS, table_arms
+from prefect_augment.stages.arms import AMOUNTS, make_arms
+from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
 from prefect_augment.storage import Store
 
 __all__ = ["MAX_BY_VALUES", "plan"]
@@ -30,7 +40,14 @@ _TRAINING = ("fit", "val")
 
 
 def plan(
-    dataset: DatasetRef, *, balance: Balance, model: ModelParams, gate: Gate, store: Store
+    dataset: DatasetRef,
+    *,
+    balance: Balance,
+    model: ModelParams,
+    gate: Gate,
+    store: Store,
+    budget: Budget | None = None,
+    seed: int = 0,
 ) -> BalancePlan:
     """Return the plan for the training records (fit and val) of a staged dataset.
 
@@ -46,12 +63,17 @@ def plan(
         Its learners and seeds, for the estimate.
     store : Store
         The destination, under whose ``_staging`` the records lie.
+    budget : Budget, optional
+        Half of it bounds the steps of the classifier that judges images. Where ``model`` is auto
+        and images are not worth a generator within it, none is planned, and a warning says why.
+    seed : int
+        The run's.
 
     Returns
     -------
     BalancePlan
-        Pure arithmetic over counts, so it leaves no receipt. Classes that are not in a cell of
-        ``by`` get no records there.
+        Pure arithmetic over counts, so it leaves no receipt (but for the calibration that decides
+        about a generator of images). Classes that are not in a cell of ``by`` get no records there.
 
     Raises
     ------
@@ -61,14 +83,47 @@ def plan(
     """
     facts = load_facts(dataset, store)
     _check_by(balance.by, facts)
+    found = _plan(facts, balance, model, gate, budget, store)
+    if facts.modality != "image" or not isinstance(model, AutoModel) or budget is None:
+        return found
+    if not found.n_synthetic:
+        return found
+    # Imported here: it pulls in the models, and a plan of a table has to be quick.
+    from prefect_augment.stages.train import why_no_image_model
+
+    reason = why_no_image_model(
+        dataset, model=model, plan=found, budget=budget, seed=seed, store=store
+    )
+    if not reason:
+        return found
+    without = _plan(facts, balance, NoModel(), gate, budget, store)
+    return without.model_copy(
+        update={"warnings": (f"no synthetic records: {reason}", *without.warnings)}
+    )
+
+
+def _plan(
+    facts: DatasetFacts,
+    balance: Balance,
+    model: ModelParams,
+    gate: Gate,
+    budget: Budget | None,
+    store: Store,
+) -> BalancePlan:
     can_sample = model.kind != "none"
     counts = _training_counts(facts, balance.by, store)
     classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample)
+    has_model = any(entry.n_synthetic for entry in classes)
+    if facts.image is not None:
+        expected, steps = _estimate_images(facts, classes, gate, budget, has_model=has_model)
+    else:
+        expected, steps = _estimate(facts, classes, gate, can_sample=can_sample), 0
     return BalancePlan(
         rule=_rule(balance),
         classes=classes,
-        estimate=_estimate(facts, classes, gate, can_sample=can_sample),
+        estimate=expected,
         warnings=plan_warnings(classes, balance),
+        learner_steps=steps,
     )
 
 
@@ -145,14 +200,7 @@ def _estimate(
     facts: DatasetFacts, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool
 ) -> Estimate:
     """Count what the run will train, as the score stage will."""
-    # Imported here: scoring pulls in the learners, and a plan alone has to be quick.
-    from prefect_augment.stages.score import N_FOLDS, SMALL_VAL
-
-    arms = table_arms(model="model" if can_sample else None, classic=True)
-    n_fits = {arm.name: len(AMOUNTS) if arm.amount == 0 else 1 for arm in arms}
-    rarest = min(
-        (facts.part_counts.get("val", {}).get(name, 0) for name in facts.judged), default=0
-    )
+    n_fits = _n_fits(make_arms("table", model="model" if can_sample else None, classic=Classic()))
     return estimate(
         n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
         n_bytes=sum(shard.n_bytes for shard in facts.shards),
@@ -160,8 +208,49 @@ def _estimate(
         n_classes=len({entry.label for entry in classes}),
         n_added=sum(entry.target - entry.n_real for entry in classes),
         n_arms=sum(n_fits.values()),
-        n_folds=1 if rarest >= SMALL_VAL else N_FOLDS,
+        n_folds=1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS,
         n_seeds=gate.n_seeds,
         n_learners=len(gate.learners),
-        n_model_arms=sum(n for arm, n in zip(arms, n_fits.values(), strict=True) if arm.has_model),
+        n_model_arms=sum(n for arm, n in n_fits.items() if arm.has_model),
     )
+
+
+def _estimate_images(
+    facts: DatasetFacts,
+    classes: Sequence[ClassPlan],
+    gate: Gate,
+    budget: Budget | None,
+    *,
+    has_model: bool,
+) -> tuple[Estimate, int]:
+    """Count what judging will train, and fit the classifier's steps to half of the budget."""
+    assert facts.image is not None
+    counts = {part: sum(facts.part_counts.get(part, {}).values()) for part in facts.part_counts}
+    n_train = counts.get("fit", 0) + counts.get("val", 0)
+    # With a model's candidates, or a val part of some size, arms are compared on val alone.
+    alone = has_model or _rarest(facts) >= SMALL_VAL["image"]
+    arms = make_arms("image", model="model" if has_model else None, classic=Classic())
+    return estimate_images(
+        n_train=n_train,
+        n_scored=max(counts.get("val", 0), counts.get("holdout", 0)),
+        n_bytes=sum(shard.n_bytes for shard in facts.shards),
+        side=learner_size(facts.image.most_common_size),
+        n_channels=facts.image.n_channels,
+        n_added=sum(entry.n_synthetic for entry in classes),
+        n_arms=sum(_n_fits(arms).values()),
+        n_folds=1 if alone else N_FOLDS,
+        n_seeds=gate.n_seeds,
+        has_model=has_model,
+        seconds=math.inf if budget is None or budget.steps else 30.0 * budget.minutes,
+    )
+
+
+def _n_fits(arms: Sequence[Arm]) -> dict[Arm, int]:
+    """Return how often each arm trains a learner, per fold and seed."""
+    return {arm: len(AMOUNTS) if arm.amount == 0 else 1 for arm in arms}
+
+
+def _rarest(facts: DatasetFacts) -> int:
+    """Return the val records of the rarest judged class."""
+    val = facts.part_counts.get("val", {})
+    return min((val.get(name, 0) for name in facts.judged), default=0)

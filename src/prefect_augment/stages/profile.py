@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from prefect_augment.datatypes import ColumnFact, Profile
+import numpy as np
+
+from prefect_augment.datatypes import ColumnFact, ImageFacts, Profile
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.labels import class_names, label_text, missing_labels
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import Source
-from prefect_augment.splitting import MIN_JUDGED
+from prefect_augment.shards.image_files import MASKS
+from prefect_augment.splitting import MIN_JUDGED, Ledger
+from prefect_augment.stages.image_columns import record_keys
 from prefect_augment.stages.listing import Listing, list_source
+from prefect_augment.stages.near_split import find_clusters
 from prefect_augment.stages.source import SourceTable, read_source
-from prefect_augment.stages.usable import find_records
+from prefect_augment.stages.usable import Labelled, find_records
+from prefect_augment.stages.usable_images import image_notes
 
 __all__ = ["profile"]
 
@@ -47,6 +53,7 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
     ordered = {name: counts[name] for name in class_names(found.data.table[found.label])}
     small = [name for name, n in ordered.items() if n < MIN_JUDGED]
     notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in found.columns if c.note]
+    image = _image_facts(found)
     if small:
         notes.insert(
             0,
@@ -60,7 +67,22 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
         columns=found.columns,
         counts=ordered,
         usable=True,
-        notes=[*notes, *data.notes],
+        notes=[*notes, *data.notes, *image_notes(image)],
+        image=image,
+    )
+
+
+def _image_facts(found: Labelled) -> ImageFacts | None:
+    """Counts of the images and of their near-duplicates, as a first version would find them."""
+    if found.images is None:
+        return None
+    keys = record_keys(found.data.table, label=found.label)
+    names = find_clusters(keys, found.images.thumbs, ledger=Ledger("")).names
+    sizes = np.unique(names, return_counts=True)[1]
+    return found.images.facts(
+        n_clusters=int((sizes > 1).sum()),
+        n_clustered=int(sizes[sizes > 1].sum()),
+        largest_cluster=int(sizes.max()),
     )
 
 
@@ -101,6 +123,7 @@ def _profile(
     counts: dict[str, int],
     usable: bool,
     notes: list[str],
+    image: ImageFacts | None = None,
 ) -> Profile:
     return Profile(
         source=source.uri,
@@ -108,12 +131,14 @@ def _profile(
         label=label,
         usable=usable,
         n_files=len(listing.entries),
-        n_bytes=sum(entry.n_bytes for entry in listing.entries),
+        n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
         n_records=data.table.num_rows,
         columns=columns,
         class_counts=counts,
         imbalance_ratio=max(counts.values()) / min(counts.values()) if counts else 0.0,
         n_quarantined=len(data.rejected),
         quarantine=dict(Counter(q.reason for q in data.rejected)),
-        notes=tuple(notes),
+        modality="table" if image is None else "image",
+        image=image,
+        notes=tuple(sorted(notes, key=lambda note: not note.startswith(MASKS))),
     )

@@ -308,8 +308,9 @@ def _lost(theirs: pa.Table, ours: pa.Table) -> int:
 
     A label may have been corrected since; that moves no record.
     """
-    names = [name for name in theirs.column_names if name != "label"]
-    return int(theirs.join(ours.cast(theirs.schema), keys=names, join_type="left anti").num_rows)
+    names = ["key", "occurrence", "part"]
+    ours = ours.cast(theirs.schema).select(names)
+    return int(theirs.select(names).join(ours, keys=names, join_type="left anti").num_rows)
 
 
 # --- what is written --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import (
     ArmScore,
     BalancePlan,
@@ -23,6 +24,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
+from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.report import (
@@ -32,10 +34,12 @@ from prefect_augment.evaluation.report import (
     build_report,
     markdown_summary,
 )
+from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
-from prefect_augment.stages.matrix import by_columns
 from prefect_augment.stages.publish import software_versions
+from prefect_augment.stages.records import by_columns
+from prefect_augment.stages.report_images import NEAREST_RULE, picture_sheets
 from prefect_augment.staging import stage_key
 from prefect_augment.storage import Store
 
@@ -45,15 +49,7 @@ ALGORITHM_VERSION = 1
 N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
-PACKAGES = (
-    "prefect-augment",
-    "prefect",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "scikit-learn",
-    "imbalanced-learn",
-)
+MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
 
 
 def report(
@@ -70,19 +66,25 @@ def report(
     store: Store,
     status: Literal["published", "refused", "evaluated"] = "published",
     title: str = "",
+    classic: Classic | None = None,
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files.
+
+    ``classic`` is the policy that the picture sheets of images show at work; none where not given.
 
     Returns
     -------
     tuple of ReportRef and str
-        The staged files, and a summary in markdown.
+        The staged files, and a summary in markdown, with the first sheets of images in it.
     """
     facts = load_facts(dataset, store)
     shapes: dict[str, ColumnShape] = {}
     neighbours: tuple[Neighbour, ...] = ()
     rare: tuple[str, ...] = ()
-    if gate is not None and gate.kept and pictures != "none":
+    sheets: dict[str, bytes] = {}
+    if facts.modality == "image":
+        sheets = picture_sheets(store, facts, plan, gate, pictures=pictures, classic=classic)
+    elif gate is not None and gate.kept and pictures != "none":
         synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
         fit = read_part(store, facts, ["fit"])
         rare = tuple(dict.fromkeys(c.label for c in plan.classes if c.n_synthetic))
@@ -108,11 +110,13 @@ def report(
         rare_classes=rare,
         column_shapes=shapes,
         neighbours=neighbours,
+        modality=facts.modality,
+        sheets=sheets,
         pictures=pictures,
         seed=seed,
         model_kind=model.kind if model else "",
         model_digest=model.digest if model else "",
-        method_notes=(model.notes if model else ()) + (gate.notes if gate else ()),
+        method_notes=_notes(facts, model, gate, classic, sheets),
         digests={
             "ingested records": dataset.digest,
             **({"encoder": model.encoder_digest} if model else {}),
@@ -130,9 +134,24 @@ def report(
     prefix = f"_staging/report/{key}"
     for name, content in sorted(files.items()):
         store.put_if_absent(f"{prefix}/{name}", content)
-    return ReportRef(root=store.uri, prefix=prefix, files=tuple(sorted(files))), markdown_summary(
-        data
-    )
+    shown = {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
+    ref = ReportRef(root=store.uri, prefix=prefix, files=tuple(sorted(files)))
+    return ref, markdown_summary(data, images=shown)
+
+
+def _notes(
+    facts: DatasetFacts,
+    model: ModelRef | None,
+    gate: GateReport | None,
+    classic: Classic | None,
+    sheets: Mapping[str, bytes],
+) -> tuple[str, ...]:
+    """Return what is to be said about how things were done."""
+    notes = (model.notes if model else ()) + (gate.notes if gate else ())
+    if facts.modality == "image":
+        rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
+        notes = (*rules, *notes, *((NEAREST_RULE,) if sheets and gate else ()))
+    return notes
 
 
 # --- counts -----------------------------------------------------------------------------------

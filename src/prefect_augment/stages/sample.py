@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +13,24 @@ from numpy.typing import NDArray
 
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact, ModelRef, ShardFact
+from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.keys import derived_ids
-from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
 from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.train import load_model
+from prefect_augment.stages.train import Encoder, load_model
 from prefect_augment.staging import Stage, canonical_json, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
 __all__ = ["candidate_seeds", "resample_record", "sample"]
 
 ALGORITHM_VERSION = 1
-BATCH_RECORDS = (
-    100_000  # drawn, written and receipted together; bounds memory and what a crash loses
-)
+# Drawn, written and receipted together: bounds memory and what a crash loses.
+BATCH_RECORDS = 100_000
+# Of models that draw in micro-batches: networks, which take seconds for as many.
+BATCH_IMAGES = 1024
 SHARD_BYTES = 128 << 20
 
 Progress = Callable[[float, str], None]
@@ -152,17 +154,16 @@ def resample_record(
     Returns
     -------
     pyarrow.Table
-        One record: the source's columns.
+        One record: the source's columns. Images from a network are the same within rounding, see
+        :class:`.GenerativeModel`; the stage draws whole micro-batches.
     """
     _check_counts({stratum: 1}, model)
     fitted, encoder = load_model(store, model)
+    seeds = np.array([aug_seed], dtype=np.int64)
+    code = np.array([encoder.strata.index(stratum)], dtype=np.int64)
+    drawn = fitted.sample(code, seeds=seeds)
     table = _records(
-        fitted,
-        encoder,
-        model.digest,
-        [stratum],
-        np.array([aug_seed], dtype=np.int64),
-        np.array([ordinal], dtype=np.int64),
+        drawn, encoder, model.digest, [stratum], seeds, np.array([ordinal], dtype=np.int64)
     )
     return table.select(encoder.schema.names).replace_schema_metadata(encoder.schema.metadata)
 
@@ -194,7 +195,8 @@ def _draw_all(
     fitted, encoder = load_model(stage.store, model)
     total, done = sum(wanted.values()), 0
     shards: list[ShardFact] = []
-    for i, batch in enumerate(_batches(wanted)):
+    size = BATCH_RECORDS if _micro_batch(fitted) == 1 else BATCH_IMAGES
+    for i, batch in enumerate(_batches(wanted, size)):
 
         def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
             table = _draw_batch(fitted, encoder, model.digest, batch, seed)
@@ -207,10 +209,10 @@ def _draw_all(
     return _facts(model, wanted, shards, stage, source)
 
 
-def _batches(wanted: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
-    """Yield lists of (stratum, first ordinal, number), at most ``BATCH_RECORDS`` records each."""
+def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, int, int]]]:
+    """Yield lists of (stratum, first ordinal, number), at most ``size`` records each."""
     batch: list[tuple[str, int, int]] = []
-    room = BATCH_RECORDS
+    room = size
     for name, n in wanted.items():
         start = 0
         while start < n:
@@ -219,37 +221,57 @@ def _batches(wanted: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
             start, room = start + take, room - take
             if room == 0:
                 yield batch
-                batch, room = [], BATCH_RECORDS
+                batch, room = [], size
     if batch:
         yield batch
 
 
 def _draw_batch(
     fitted: GenerativeModel,
-    encoder: TableEncoder,
+    encoder: Encoder,
     digest: str,
     batch: Sequence[tuple[str, int, int]],
     seed: int,
 ) -> pa.Table:
+    """Return the records of a batch, drawn in whole micro-batches of one stratum each.
+
+    A micro-batch is always the same ordinals of its stratum, so that a record's bits do not depend
+    on how many were asked for; what lies beyond the request is drawn and dropped, in the place of
+    padding.
+    """
+    index = {name: k for k, name in enumerate(encoder.strata)}
+    size = _micro_batch(fitted)
+    whole = [
+        (name, start - start % size, -(-(start + n) // size) * size) for name, start, n in batch
+    ]
+    seeds = np.concatenate([candidate_seeds(seed, name, lo, hi - lo) for name, lo, hi in whole])
+    codes = np.concatenate([np.full(hi - lo, index[name]) for name, lo, hi in whole])
+    ordinals = np.concatenate([np.arange(lo, hi) for _, lo, hi in whole])
+    wanted = np.concatenate(
+        [
+            (np.arange(lo, hi) >= start) & (np.arange(lo, hi) < start + n)
+            for (_, start, n), (_, lo, hi) in zip(batch, whole, strict=True)
+        ]
+    )
+    drawn = fitted.sample(codes.astype(np.int64), seeds=seeds)[wanted]
     strata = [name for name, _, n in batch for _ in range(n)]
-    seeds = np.concatenate([candidate_seeds(seed, name, start, n) for name, start, n in batch])
-    ordinals = np.concatenate([np.arange(start, start + n) for _, start, n in batch])
-    return _records(fitted, encoder, digest, strata, seeds, ordinals)
+    return _records(drawn, encoder, digest, strata, seeds[wanted], ordinals[wanted])
 
 
 def _records(
-    fitted: GenerativeModel,
-    encoder: TableEncoder,
+    drawn: NDArray[Any],
+    encoder: Encoder,
     digest: str,
     strata: Sequence[str],
     seeds: NDArray[np.int64],
     ordinals: NDArray[np.int64],
 ) -> pa.Table:
-    """Return candidates with their lineage, in the order of ``strata``."""
-    index = {name: k for k, name in enumerate(encoder.strata)}
-    X = fitted.sample(np.array([index[name] for name in strata], dtype=np.int64), seeds=seeds)
+    """Return drawn records in the source's columns with their lineage."""
     ids = derived_ids("synthetic", digest, list(strata), seeds.tolist())
-    table = encoder.decode(X, strata=strata, ordinals=ordinals, aug_ids=ids.to_pylist())
+    if isinstance(encoder, ImageEncoder):
+        table = encoder.decode(drawn, strata=strata, aug_ids=ids.to_pylist())
+    else:
+        table = encoder.decode(drawn, strata=strata, ordinals=ordinals, aug_ids=ids.to_pylist())
     lineage = {
         "aug_id": ids,
         "aug_model": pa.array([digest] * len(strata), pa.string()),
@@ -260,6 +282,11 @@ def _records(
     for name, column in lineage.items():
         table = table.append_column(name, column)
     return table
+
+
+def _micro_batch(fitted: GenerativeModel) -> int:
+    """Return how many records the model computes at once, in places that are part of their bits."""
+    return int(getattr(fitted, "micro_batch", 1))
 
 
 def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardFact, ...]:
@@ -298,5 +325,7 @@ def _facts(
         part_counts={"candidates": dict(sorted(class_counts.items()))},
         judged=source.judged,
         group_column=source.group_column,
+        modality=source.modality,
+        image=source.image,
         extra={"model": model.digest, "strata": dict(wanted)},
     )

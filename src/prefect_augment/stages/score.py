@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,53 +13,35 @@ from prefect_augment.datatypes import (
     ArmScore,
     BalancePlan,
     Choice,
-    DatasetFacts,
     DatasetRef,
+    GateReport,
     LearnerScore,
     Verdict,
 )
 from prefect_augment.evaluation.compare import choose_arm
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.learners import fit_learner
 from prefect_augment.evaluation.metrics import score_predictions
 from prefect_augment.evaluation.thresholds import cross_fitted_multipliers, tune_multipliers
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.arms import AMOUNTS, build_training_set
-from prefect_augment.stages.matrix import Matrix, training_matrix
-from prefect_augment.stages.synthetic import draw_synthetic
+from prefect_augment.stages.arms import AMOUNTS
+from prefect_augment.stages.bench import (
+    Synthetic,
+    Wishes,
+    Workbench,
+    kept_synthetic,
+    open_bench,
+)
+from prefect_augment.stages.parts import groups_of
+from prefect_augment.stages.records import N_FOLDS, Records
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
-__all__ = [
-    "FIXED",
-    "N_FOLDS",
-    "SMALL_VAL",
-    "choose",
-    "fit_and_predict",
-    "load_training",
-    "published_arm",
-    "score",
-]
+__all__ = ["choose", "published_arm", "score"]
 
 ALGORITHM_VERSION = 1
-N_FOLDS = 5
-# Below this many val records in the rarest judged class, val alone decides by luck: its standard
-# error of recall is then above 3 points, so the arms are compared by repeated folds over fit + val.
-SMALL_VAL = 200
-
-# Families that add no record: they give every seed the same training set.
-FIXED = ("as_is", "threshold", "weights", "given")
 
 Predictions = dict[str, NDArray[np.float64]]  # learner -> probabilities, shape (n, n_classes)
-
-
-def load_training(
-    dataset: DatasetRef, plan: BalancePlan, store: Store
-) -> tuple[DatasetFacts, Matrix]:
-    """Return the dataset's facts and its fit and val records in matrix form."""
-    facts = load_facts(dataset, store)
-    return facts, training_matrix(store, facts, plan)
 
 
 def score(
@@ -73,6 +55,8 @@ def score(
     seed: int,
     run_seed: int,
     store: Store,
+    candidates: GateReport | None = None,
+    device: str = "auto",
 ) -> ArmScore:
     """Train the learners on one arm and score them on val.
 
@@ -84,6 +68,11 @@ def score(
         0, 1, 2 …: another partition into folds, other copies, SMOTE records and synthetic records.
     run_seed : int
         The run's seed.
+    candidates : GateReport, optional
+        What the gate kept of the run's own candidates, where a model was trained. Arms of images
+        train on them; a table's model is fitted anew within each fold.
+    device : str
+        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -93,8 +82,8 @@ def score(
     key = stage_key(
         "score",
         algorithm_version=ALGORITHM_VERSION,
-        params=[arm, list(plan.classes), model, classic, gate],
-        inputs=[dataset.key],
+        params=[arm, list(plan.classes), plan.learner_steps, model, classic, gate],
+        inputs=[dataset.key, candidates.key if candidates else ""],
         seed=run_seed * 1000 + seed,
     )
     stage = Stage(store, "score", key)
@@ -102,10 +91,11 @@ def score(
     if found is not None:
         return found
     started = time.monotonic()
-    _, data = load_training(dataset, plan, store)
-    folds = _folds(data, seed=run_seed * 1000 + seed)
-    if seed and arm.family in FIXED and folds.min() < 0:
-        # One split and no record drawn: another seed would do the same work again.
+    wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
+    bench = open_bench(store, load_facts(dataset, store), plan, wishes)
+    folds = bench.folds(seed=run_seed * 1000 + seed, has_candidates=candidates is not None)
+    if seed and bench.is_fixed(arm) and folds.min() < 0:
+        # One split and nothing random: another seed would do the same work again.
         same = score(
             dataset,
             arm=arm,
@@ -116,15 +106,17 @@ def score(
             seed=0,
             run_seed=run_seed,
             store=store,
+            candidates=candidates,
+            device=device,
         )
         return stage.finish(same.model_copy(update={"seed": seed}))
     amounts = AMOUNTS if arm.amount == 0 else (arm.amount,)
     arms = [arm.model_copy(update={"amount": amount}) for amount in amounts]
-    predicted = _predict_all(
-        data, arms, folds, plan=plan, model=model, classic=classic, gate=gate, seed=seed
-    )
+    given = kept_synthetic(bench, store, candidates) if arm.has_model else None
+    predicted = _predict_all(bench, arms, folds, given=given, seed=run_seed * 1000 + seed)
     scored = [
-        _summarise(data, a, p, folds, seed=seed) for a, p in zip(arms, predicted, strict=True)
+        _summarise(bench.records, a, p, folds, seed=seed)
+        for a, p in zip(arms, predicted, strict=True)
     ]
     best = max(scored, key=lambda s: s.score)
     return stage.finish(best.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
@@ -159,99 +151,35 @@ def published_arm(choice: Choice, verdict: Verdict) -> Arm:
     ]
 
 
-def _folds(data: Matrix, *, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each record whose predictions are scored; -1 for records that only train."""
-    rarest = min(
-        (int(np.sum(data.is_val & (data.y == k))) for k in np.flatnonzero(data.judged)), default=0
-    )
-    if rarest >= SMALL_VAL:
-        return np.where(data.is_val, 0, -1)
-    return stratified_folds(
-        data.strata, groups=data.groups, n_folds=N_FOLDS, seed=seed, keys=data.keys
-    )
-
-
 def _predict_all(
-    data: Matrix,
+    bench: Workbench,
     arms: Sequence[Arm],
     folds: NDArray[np.int64],
     *,
-    plan: BalancePlan,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
+    given: Synthetic | None,
     seed: int,
 ) -> list[Predictions]:
     """Return each arm's out-of-fold probabilities; the arms share each fold's synthetic records."""
+    data = bench.records
     shape = (len(data.y), len(data.classes))
     predictions: list[Predictions] = [
-        {name: np.full(shape, np.nan) for name in gate.learners} for _ in arms
+        {name: np.full(shape, np.nan) for name in bench.learners} for _ in arms
     ]
     for fold in range(folds.max() + 1):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         synthetic = None
         if arms[0].has_model:
-            synthetic = draw_synthetic(
-                data, train, plan=plan, model=model, gate=gate, seed=seed * 100 + fold
-            )
+            synthetic = bench.synthetic(train, given=given, seed=seed * 100 + fold)
         for arm, out in zip(arms, predictions, strict=True):
-            for name, proba in fit_and_predict(
-                arm,
-                data,
-                train,
-                data.X[test],
-                plan=plan,
-                classic=classic,
-                gate=gate,
-                synthetic=synthetic,
-                seed=seed,
+            for name, proba in bench.predictions(
+                arm, train, data.X[test], synthetic=synthetic, seed=seed
             ):
                 out[name][test] = proba
     return predictions
 
 
-def fit_and_predict(
-    arm: Arm,
-    data: Matrix,
-    train: NDArray[np.int64],
-    X_test: NDArray[np.float64],
-    *,
-    plan: BalancePlan,
-    classic: Classic,
-    gate: Gate,
-    synthetic: tuple[NDArray[np.float64], NDArray[np.int64]] | None,
-    seed: int,
-) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Fit each learner on the arm's training set; yield its name and its probabilities for ``X_test``."""
-    training = build_training_set(
-        arm,
-        data.X[train],
-        data.strata[train],
-        names=data.strata_names,
-        plan=plan,
-        synthetic=synthetic,
-        is_category=data.is_category,
-        n_levels=data.n_levels,
-        classic=classic,
-        seed=seed,
-    )
-    labels = data.class_of_stratum(plan)[training.strata]
-    for name in gate.learners:
-        learner = fit_learner(
-            name,
-            training.X,
-            labels,
-            weights=training.weights,
-            is_category=data.is_category,
-            n_levels=data.n_levels,
-            n_classes=len(data.classes),
-            seed=seed,
-        )
-        yield name, learner.predict_proba(X_test)
-
-
 def _summarise(
-    data: Matrix, arm: Arm, predictions: Predictions, folds: NDArray[np.int64], *, seed: int
+    data: Records, arm: Arm, predictions: Predictions, folds: NDArray[np.int64], *, seed: int
 ) -> ArmScore:
     """Score one arm's predictions over the judged classes."""
     rows = np.flatnonzero((folds >= 0) & data.judged[data.y])
@@ -262,7 +190,7 @@ def _summarise(
         multipliers = None
         if arm.tune_threshold:
             inner = stratified_folds(
-                y, groups=_of(data.groups, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
+                y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
             )
             multipliers = cross_fitted_multipliers(y, proba[rows], inner, judged=data.judged)
             tuned = tune_multipliers(y, proba[rows], judged=data.judged)
@@ -279,7 +207,3 @@ def _summarise(
         n_train=int(np.sum(folds != 0)),
         n_val=len(rows),
     )
-
-
-def _of(groups: NDArray[np.int64] | None, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    return None if groups is None else groups[rows]

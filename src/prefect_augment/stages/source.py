@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from prefect_augment.params import Source
 from prefect_augment.shards import csv, parquet
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.parquet import LINEAGE, select_columns
+from prefect_augment.stages.image_columns import with_image_columns
+from prefect_augment.stages.image_reading import read_archive_records, read_folder
 from prefect_augment.stages.listing import Entry, Listing, entry_of, list_source
 
 __all__ = [
@@ -42,6 +44,8 @@ Progress = Callable[[float, str], None]
 RESERVED = frozenset(
     [*LINEAGE.names, "content_key", "aug_stratum", "aug_ordinal", "aug_score", "aug_reason"]
 )
+# Binary values up to this size are kept whole in the quarantine.
+MAX_SHOWN_BYTES = 256
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -87,17 +91,38 @@ class SourceTable:
     rejected: tuple[Quarantined, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
-    def without(self, unusable: NDArray[np.bool_], reason: str) -> SourceTable:
-        """Return the records that are usable, the others rejected with the reason."""
+    def without(
+        self,
+        unusable: NDArray[np.bool_],
+        reason: str | Sequence[str],
+        *,
+        details: Sequence[str] = (),
+    ) -> SourceTable:
+        """Return the records that are usable, the others rejected with the reason.
+
+        Parameters
+        ----------
+        unusable : ndarray of bool, shape (n_records,)
+            Which to reject.
+        reason : str or sequence of str
+            One for all, or one for each rejected record.
+        details : sequence of str, optional
+            What more there is to say of each; kept with the record.
+        """
         if not unusable.any():
             return self
         out = self.table.filter(pa.array(unusable)).to_pylist()
         rows = np.flatnonzero(unusable)
+        reasons = [reason] * len(rows) if isinstance(reason, str) else reason
+        said = details or [""] * len(rows)
         rejected = [
             Quarantined(
-                self.paths[self.file_index[i]], int(self.positions[i]), reason, _as_json(record)
+                self.paths[self.file_index[i]],
+                int(self.positions[i]),
+                why,
+                _as_json({**record, "detail": detail} if detail else record),
             )
-            for i, record in zip(rows, out, strict=True)
+            for i, record, why, detail in zip(rows, out, reasons, said, strict=True)
         ]
         keep = ~unusable
         n_out = np.bincount(self.file_index[rows], minlength=len(self.files))
@@ -122,15 +147,7 @@ class SourceTable:
 
     def with_table(self, table: pa.Table) -> SourceTable:
         """Return the same records with other columns."""
-        return SourceTable(
-            table,
-            self.paths,
-            self.file_index,
-            self.positions,
-            self.files,
-            self.rejected,
-            self.notes,
-        )
+        return replace(self, table=table)
 
 
 def _as_json(record: dict[str, Any]) -> str:
@@ -138,7 +155,10 @@ def _as_json(record: dict[str, Any]) -> str:
 
 
 def _plain_text(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes):
+        return str(value)
+    # An image is found again by its file; a bomb in the quarantine would be one more bomb.
+    return value.hex() if len(value) <= MAX_SHOWN_BYTES else f"{len(value)} bytes"
 
 
 def read_source(
@@ -155,7 +175,9 @@ def read_source(
     InputError
         If there is no record.
     """
-    read = _read_csv if listing.format == "csv" else _read_parquet
+    if listing.format == "folder":
+        return _of_files(listing, read_folder(listing, source, on_progress=on_progress))
+    read = READERS[listing.format]
     parts: list[SourceRecords] = []
     n_bytes = sum(e.n_bytes for e in listing.entries) or 1
     done = 0
@@ -185,11 +207,52 @@ def read_source(
 
 
 def _read_parquet(file: IO[bytes], name: str, source: Source) -> SourceRecords:
-    return parquet.read_records(file, name=name, source=source)
+    records = parquet.read_records(file, name=name, source=source)
+    return replace(records, table=with_image_columns(records.table))
 
 
 def _read_csv(file: IO[bytes], name: str, source: Source) -> SourceRecords:
     return csv.read_records(file, name=name, source=source)
+
+
+READERS: dict[str, Callable[[IO[bytes], str, Source], SourceRecords]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "archive": read_archive_records,
+}
+
+
+def _of_files(listing: Listing, records: SourceRecords) -> SourceTable:
+    """Loose files as a source: each is an object of its own, so that quarantine names it."""
+    n_rejected = len(records.rejected)
+    if records.table.num_rows == 0:
+        raise InputError(_no_record(listing, n_rejected, records.notes), uri=listing.store.uri)
+    entries = listing.entries
+    file_index = records.positions - 1
+    n_records = np.bincount(file_index, minlength=len(entries))
+    n_quarantined = np.bincount([r.position - 1 for r in records.rejected], minlength=len(entries))
+    loops = f"{listing.n_loops} links that lead back into a folder above them were not followed"
+    return SourceTable(
+        table=records.table,
+        paths=tuple(e.path for e in entries),
+        file_index=file_index,
+        positions=np.ones(records.table.num_rows, dtype=np.int64),
+        files=tuple(
+            SourceFile(path=e.path, n_bytes=e.n_bytes, etag=e.etag, n_records=n, n_quarantined=q)
+            for e, n, q in zip(entries, n_records.tolist(), n_quarantined.tolist(), strict=True)
+        ),
+        rejected=tuple(
+            Quarantined(r.raw, 1, r.reason, f"{entries[r.position - 1].n_bytes} bytes")
+            for r in records.rejected
+        ),
+        notes=(*records.notes, *([loops] if listing.n_loops else ())),
+    )
+
+
+def _no_record(listing: Listing, n_rejected: int, notes: Sequence[str] = ()) -> str:
+    found = f"the source {listing.store.uri} holds no usable record in {len(listing.entries)} files"
+    rejected = f" ({n_rejected} rejected)." if n_rejected else "."
+    return found + rejected + "".join(f" {note}." for note in notes)
 
 
 def _only_real(records: SourceRecords) -> SourceRecords:
@@ -216,11 +279,7 @@ def _joined(listing: Listing, parts: Sequence[SourceRecords]) -> SourceTable:
     table = pa.concat_tables(tables)
     n_rejected = sum(len(p.rejected) for p in parts)
     if table.num_rows == 0:
-        raise InputError(
-            f"the source {listing.store.uri} holds no usable record in {len(paths)} files"
-            + (f" ({n_rejected} rejected)." if n_rejected else "."),
-            uri=listing.store.uri,
-        )
+        raise InputError(_no_record(listing, n_rejected), uri=listing.store.uri)
     return SourceTable(
         table=table,
         paths=tuple(paths),

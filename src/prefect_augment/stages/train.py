@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
-from prefect_augment.encoding.tables import TableEncoder, table_strata
+from prefect_augment.datatypes import (
+    BalancePlan,
+    DatasetFacts,
+    DatasetRef,
+    Modality,
+    ModelRef,
+)
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.genmodels.base import (
     MIN_SAMPLED_RECORDS,
+    Calibrates,
     FitContext,
     GenerativeModel,
+    ImageData,
+    ImageSpec,
     TableData,
     TableSpec,
 )
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.registry import load_model_class, model_params, resolve_model
+from prefect_augment.stages.resume import Resume
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
+from prefect_augment.training.budget import Calibration, steps_within
 from prefect_augment.training.checkpoints import load_checkpoint, save_checkpoint
 
-__all__ = ["fit_table_model", "load_model", "table_spec", "train"]
+__all__ = [
+    "MIN_IMAGES",
+    "TRAINING_SHARE",
+    "Encoder",
+    "fit_image_model",
+    "fit_table_model",
+    "image_spec",
+    "load_model",
+    "table_spec",
+    "train",
+    "why_no_image_model",
+]
 
 logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 1
 
+# Of budget.minutes: judging takes at most half, sampling and the gate the rest.
+TRAINING_SHARE = 0.4
+# Between the checkpoints that an interrupted run goes on from.
+CHECKPOINT_SECONDS = 60.0
+# By default no image model is trained on a CPU for larger images or fewer images seen: none that was
+# helped there (research/images.md, section 9).
+MAX_CPU_SIZE = 32
+MIN_IMAGES = 200_000
+
 Progress = Callable[[float, str], None]
+Encoder = TableEncoder | ImageEncoder
 
 
 def train(
@@ -47,6 +83,9 @@ def train(
     on_progress: Progress | None = None,
 ) -> ModelRef:
     """Fit encoder and model on the fit records; val and hold-out are not read.
+
+    A model that is trained in steps leaves two kinds of receipts: how this machine trains it, which
+    turns minutes into steps once, and checkpoints, from which an interrupted run goes on.
 
     Parameters
     ----------
@@ -69,7 +108,7 @@ def train(
     -------
     ModelRef
         ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` fit records; the notes say which
-        were left out.
+        were left out, and how long training took.
 
     Raises
     ------
@@ -78,34 +117,176 @@ def train(
     EmptyClassError
         If there is no fit record.
     """
-    kind, params = resolve_model(model), model_params(model)
-    model_class = load_model_class(model)
-    _check_budget(model_class, budget, kind)
-    by = list(plan.classes[0].by) if plan.classes else []
-    effort = [budget.steps, budget.batch_size] if model_class.trained_in_steps else []
-    key = stage_key(
-        "train",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[kind, params, by, effort],
-        inputs=[dataset.key, dataset.digest],
-        seed=seed,
-    )
-    stage = Stage(store, "train", key)
-    found = stage.outcome(ModelRef)
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    found = job.stage.outcome(ModelRef)
     if found is not None:
         return found
-    facts = load_facts(dataset, store)
-    table = read_part(store, facts, ["fit"])
-    if table.num_rows == 0:
-        raise EmptyClassError(
-            "there are 0 fit records, so no model can be trained; give a larger source."
+    records = job.records()
+    fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
+    context = job.context(fitted, records.data)
+    resume = Resume(job.stage)
+    context = replace(
+        context,
+        report=_progress(on_progress, context.steps or records.n_features),
+        checkpoint=resume.save,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+        restored=resume.load(),
+    )
+    fitted.fit(records.data, context)
+    outcome = job.stage.finish(_keep(fitted, records, job.stage, kind=job.kind))
+    resume.clear()
+    return outcome
+
+
+def why_no_image_model(
+    dataset: DatasetRef,
+    *,
+    model: ModelParams,
+    plan: BalancePlan,
+    budget: Budget,
+    seed: int,
+    store: Store,
+) -> str:
+    """Return why ``auto`` should train no image model here, as a sentence; empty where it should.
+
+    Where the size does not decide, the speed is measured, once: :func:`train` finds the receipt.
+
+    Parameters
+    ----------
+    dataset, model, plan, budget, seed, store
+        As for :func:`train`.
+    """
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    if job.facts.modality != "image" or not job.model_class.trained_in_steps:
+        return ""
+    # Imported here: it loads torch, which tables do without.
+    from prefect_augment.training.devices import choose_device
+
+    if choose_device(budget.device).name != "cpu":
+        return ""
+    width, height = job.facts.image.most_common_size if job.facts.image else (0, 0)
+    if max(width, height) > MAX_CPU_SIZE:
+        return (
+            f"images are {width}×{height} px, and on a CPU no generator is known to help above "
+            f"{MAX_CPU_SIZE} px; ask for one by name to train it all the same."
         )
-    table = table.sort_by("aug_id")
-    encoder = TableEncoder.fit(table, columns=facts.columns, label=facts.label, by=by)
-    X, strata = encoder.encode(table), _strata_codes(table, encoder)
-    spec = table_spec(encoder, strata)
-    fitted = fit_table_model(X, strata, spec, model, seed, budget=budget, on_progress=on_progress)
-    return stage.finish(_keep(fitted, encoder, spec, stage, kind=str(kind), n_fit=table.num_rows))
+    records = job.records()
+    fitted = job.model_class.build(job.params, records.spec)
+    try:
+        calibration = job.calibration(fitted, records.data)
+    except ParameterError as exc:  # not even one step fits
+        return str(exc)
+    if calibration is not None and calibration.n_images < MIN_IMAGES:
+        return (
+            f"the budget lets a generator see about {calibration.n_images:,} images on this CPU, "
+            f"and below {MIN_IMAGES:,} none is known to help; raise budget.minutes, or ask for one "
+            "by name to train it all the same."
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Encoded fit records and what describes them."""
+
+    encoder: Encoder
+    spec: TableSpec | ImageSpec
+    data: TableData | ImageData
+
+    @property
+    def n_features(self) -> int:
+        return self.spec.n_columns if isinstance(self.spec, TableSpec) else 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training run: what is asked for, where it lies, and what it reads."""
+
+    facts: DatasetFacts
+    kind: str
+    params: Any
+    model_class: Any
+    by: list[str]
+    budget: Budget
+    seed: int
+    stage: Stage
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DatasetRef,
+        *,
+        model: ModelParams,
+        plan: BalancePlan,
+        budget: Budget,
+        seed: int,
+        store: Store,
+    ) -> _Job:
+        facts = load_facts(dataset, store)
+        params = model_params(model, modality=facts.modality)
+        kind = resolve_model(model, modality=facts.modality)
+        model_class = load_model_class(model, modality=facts.modality)
+        _check_budget(model_class, budget, kind)
+        by = list(plan.classes[0].by) if plan.classes else []
+        key = stage_key(
+            "train",
+            algorithm_version=ALGORITHM_VERSION,
+            params=[kind, params, by, _effort(budget) if model_class.trained_in_steps else []],
+            inputs=[dataset.key, dataset.digest],
+            seed=seed,
+        )
+        stage = Stage(store, "train", key)
+        return cls(facts, str(kind), params, model_class, by, budget, seed, stage)
+
+    def records(self) -> _Records:
+        """Read and encode the fit records, in the order of their ids."""
+        table = read_part(self.stage.store, self.facts, ["fit"])
+        if table.num_rows == 0:
+            raise EmptyClassError(
+                "there are 0 fit records, so no model can be trained; give a larger source."
+            )
+        table = table.sort_by("aug_id")
+        encoder = self._encoder(table)
+        strata = _strata_codes(table, encoder)
+        if isinstance(encoder, ImageEncoder):
+            return _Records(
+                encoder, image_spec(encoder, strata), ImageData(encoder.encode(table), strata)
+            )
+        return _Records(
+            encoder, table_spec(encoder, strata), TableData(encoder.encode(table), strata)
+        )
+
+    def _encoder(self, table: pa.Table) -> Encoder:
+        facts = self.facts
+        if facts.image is None:
+            return TableEncoder.fit(table, columns=facts.columns, label=facts.label, by=self.by)
+        return ImageEncoder.fit(
+            table,
+            column=facts.image.column,
+            label=facts.label,
+            by=self.by,
+            size=getattr(self.params, "size", 0) or None,
+            image_size=getattr(self.params, "output_size", 0),
+            columns=[column.name for column in facts.columns],
+        )
+
+    def context(self, fitted: GenerativeModel, data: TableData | ImageData) -> FitContext:
+        """Return how to train: by the receipt where the model leaves one."""
+        calibration = self.calibration(fitted, data)
+        if calibration is None:
+            return _plain_context(self.budget, self.seed)
+        return _calibrated_context(calibration, self.seed)
+
+    def calibration(
+        self, fitted: GenerativeModel, data: TableData | ImageData
+    ) -> Calibration | None:
+        """Return the receipt of how this run is trained; measure where there is none yet."""
+        if not isinstance(fitted, Calibrates):
+            return None
+        model: Calibrates = fitted  # for the closure, where the check above is forgotten
+        return self.stage.item(
+            "calibration", Calibration, lambda: _calibrate(model, data, self.budget, self.seed)
+        )
 
 
 def fit_table_model(
@@ -118,7 +299,7 @@ def fit_table_model(
     budget: Budget | None = None,
     on_progress: Progress | None = None,
 ) -> GenerativeModel:
-    """Return a model fitted on records in memory: for one fold, and behind :func:`train`.
+    """Return a model fitted on records in memory: for one fold, as :func:`train` does it.
 
     Parameters
     ----------
@@ -137,20 +318,41 @@ def fit_table_model(
     on_progress : callable, optional
         Called with the fraction done and what is being done.
     """
-    budget = budget or Budget()
-    model_class = load_model_class(params)
-    _check_budget(model_class, budget, resolve_model(params))
-    n_steps = budget.steps if model_class.trained_in_steps else spec.n_columns
+    data = TableData(X, np.asarray(strata, dtype=np.int64))
+    return _fit(data, spec, params, seed, budget or Budget(), on_progress)
 
-    def report(step: int, scalars: Mapping[str, float]) -> None:
-        if on_progress is not None:
-            on_progress(min(1.0, step / max(1, n_steps)), f"training, step {step} of {n_steps}")
 
-    model: GenerativeModel = model_class.build(model_params(params), spec)
-    device = "cpu" if budget.device == "auto" else budget.device
-    context = FitContext(seed=seed, steps=budget.steps, device=device, report=report)
-    model.fit(TableData(X, np.asarray(strata, dtype=np.int64)), context)
-    return model
+def fit_image_model(
+    images: NDArray[np.uint8],
+    strata: NDArray[np.int64],
+    spec: ImageSpec,
+    params: ModelParams,
+    seed: int,
+    *,
+    budget: Budget | None = None,
+    on_progress: Progress | None = None,
+) -> GenerativeModel:
+    """Return a model fitted on images in memory; nothing is kept, so nothing can be resumed.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (n_records, size, size, channels)
+        The array form.
+    strata : ndarray of int64, shape (n_records,)
+        Each record's stratum, an index into ``spec.classes``.
+    spec : ImageSpec
+        From :func:`image_spec`.
+    params : ModelParams
+        Which model.
+    seed : int
+        Seed of everything random in training.
+    budget : Budget, optional
+        Training effort.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+    """
+    data = ImageData(images, np.asarray(strata, dtype=np.int64))
+    return _fit(data, spec, params, seed, budget or Budget(), on_progress)
 
 
 def table_spec(
@@ -168,18 +370,36 @@ def table_spec(
         Strata; the encoder's own where not given.
     """
     names = names or encoder.strata
-    counts = np.bincount(strata, minlength=len(names))
     return TableSpec(
         names=encoder.names,
         is_category=tuple(bool(c) for c in encoder.is_category),
         n_levels=tuple(int(n) for n in encoder.n_levels),
         classes=names,
-        class_counts=tuple(int(n) for n in counts),
+        class_counts=_counts(strata, names),
     )
 
 
-def load_model(store: Store, ref: ModelRef) -> tuple[GenerativeModel, TableEncoder]:
+def image_spec(
+    encoder: ImageEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
+) -> ImageSpec:
+    """Return what a model needs to know of encoded images; as :func:`table_spec`."""
+    names = names or encoder.strata
+    return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
+
+
+def load_model(
+    store: Store, ref: ModelRef, *, device: str = "auto"
+) -> tuple[GenerativeModel, Encoder]:
     """Return a trained model and its encoder.
+
+    Parameters
+    ----------
+    store : Store
+        The root that the model lies under.
+    ref : ModelRef
+        A trained model.
+    device : str
+        Where a network computes; ``auto`` takes a GPU where there is one.
 
     Raises
     ------
@@ -189,7 +409,7 @@ def load_model(store: Store, ref: ModelRef) -> tuple[GenerativeModel, TableEncod
     config, arrays = load_checkpoint(store, ref)
     path = _encoder_path(ref.config, ref.encoder_digest)
     try:
-        encoder = TableEncoder.from_json(store.read(path))
+        encoder = _read_encoder(store.read(path))
     except FileNotFoundError as exc:
         raise IntegrityError(
             f"{store.uri}/{path} is missing; restore it from a copy, or train again.", path=path
@@ -201,33 +421,121 @@ def load_model(store: Store, ref: ModelRef) -> tuple[GenerativeModel, TableEncod
             "restore it from a copy, or train again.",
             path=path,
         )
-    return load_model_class(ref.kind).from_state(config["model"], arrays, device="cpu"), encoder
+    return load_model_class(ref.kind).from_state(config["model"], arrays, device=device), encoder
+
+
+def _read_encoder(data: bytes) -> Encoder:
+    is_image = json.loads(data).get("modality") == "image"
+    return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
+
+
+def _fit(
+    data: TableData | ImageData,
+    spec: TableSpec | ImageSpec,
+    params: ModelParams,
+    seed: int,
+    budget: Budget,
+    on_progress: Progress | None,
+) -> GenerativeModel:
+    modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
+    model_class = load_model_class(params, modality=modality)
+    _check_budget(model_class, budget, resolve_model(params, modality=modality))
+    model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
+    context = _plain_context(budget, seed)
+    if isinstance(model, Calibrates):
+        context = _calibrated_context(_calibrate(model, data, budget, seed), seed)
+    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
+    model.fit(data, replace(context, report=_progress(on_progress, n_steps)))
+    return model
+
+
+# --- budget ---
+
+
+def _effort(budget: Budget) -> list[Any]:
+    """Return what of the budget changes the bytes: steps, or minutes where there are none."""
+    if budget.steps:
+        return [budget.steps, budget.batch_size]
+    return ["minutes", budget.minutes, budget.batch_size]
 
 
 def _check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
-    if model_class.trained_in_steps and budget.steps < 1:
+    if model_class.trained_in_steps and budget.steps < 1 and not hasattr(model_class, "calibrate"):
         raise ParameterError(
-            f"model {kind!r} is trained in steps and budget.steps is 0, too little for one step; "
-            "give budget.steps, or choose model kind 'trees'."
+            f"model {kind!r} is trained in steps, cannot say how long one takes, and budget.steps "
+            "is 0, too little for one step; give budget.steps, or choose model kind 'trees'."
         )
 
 
-def _strata_codes(table: pa.Table, encoder: TableEncoder) -> NDArray[np.int64]:
+def _calibrate(
+    model: Calibrates, data: TableData | ImageData, budget: Budget, seed: int
+) -> Calibration:
+    """Return steps, batch, device, precision and threads of a run; steps from minutes by a trial."""
+    found = model.calibrate(data, _plain_context(budget, seed))
+    if not budget.steps:
+        seconds = budget.minutes * 60 * TRAINING_SHARE
+        steps = steps_within(seconds, found.seconds_per_step)
+        found = found.model_copy(update={"steps": steps})
+        logger.info(
+            "Training takes %d steps of %d images (%.3f s each) in %.0f s, %.0f %% of the %g minutes.",
+            steps, found.batch_size, found.seconds_per_step, seconds, 100 * TRAINING_SHARE,
+            budget.minutes,
+        )  # fmt: skip
+    return found
+
+
+def _plain_context(budget: Budget, seed: int) -> FitContext:
+    return FitContext(
+        seed=seed, steps=budget.steps, device=budget.device, batch_size=budget.batch_size
+    )
+
+
+def _calibrated_context(calibration: Calibration, seed: int) -> FitContext:
+    return FitContext(
+        seed=seed,
+        steps=calibration.steps,
+        device=calibration.device,
+        batch_size=calibration.batch_size,
+        threads=calibration.threads,
+        precision=calibration.precision,
+    )
+
+
+def _progress(
+    on_progress: Progress | None, n_steps: int
+) -> Callable[[int, Mapping[str, float]], None]:
+    """Return what models report to: step and scalars become a fraction and a sentence."""
+
+    def report(step: int, scalars: Mapping[str, float]) -> None:
+        if on_progress is None:
+            return
+        text = f"training, step {step} of {n_steps}"
+        if "seconds_left" in scalars:
+            text += (
+                f", loss {scalars['loss']:.4f}, {scalars['images_per_second']:.0f} images/s, "
+                f"{scalars['seconds_left']:.0f} s left"
+            )
+        on_progress(min(1.0, step / max(1, n_steps)), text)
+
+    return report
+
+
+# --- what is kept ---
+
+
+def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
     index = {name: k for k, name in enumerate(encoder.strata)}
     names = table_strata(table, label=encoder.label, by=encoder.by)
     return np.array([index[name] for name in names], dtype=np.int64)
 
 
-def _keep(
-    model: GenerativeModel,
-    encoder: TableEncoder,
-    spec: TableSpec,
-    stage: Stage,
-    *,
-    kind: str,
-    n_fit: int,
-) -> ModelRef:
+def _counts(strata: NDArray[np.int64], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.bincount(strata, minlength=len(names)))
+
+
+def _keep(model: GenerativeModel, records: _Records, stage: Stage, *, kind: str) -> ModelRef:
     """Store encoder and checkpoint; return the reference to both."""
+    encoder, spec = records.encoder, records.spec
     config, arrays = model.state()
     # The encoder's digest is part of the checkpoint, so that aug_model names all that made a
     # record.
@@ -253,7 +561,7 @@ def _keep(
         checkpoint=checkpoint,
         config=written,
         strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
-        n_fit=n_fit,
+        n_fit=len(records.data.y),
         steps=model.n_steps,
         notes=notes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +13,20 @@ from prefect_augment.datatypes import (
     ArmScore,
     BalancePlan,
     Choice,
-    DatasetFacts,
     DatasetRef,
     GateReport,
     Verdict,
 )
-from prefect_augment.encoding.tables import table_strata
 from prefect_augment.evaluation.compare import ArmPredictions, decide
 from prefect_augment.params import Classic, Gate, ModelParams
-from prefect_augment.reading.staged import read_part, read_shards
-from prefect_augment.stages.matrix import Matrix, by_columns, to_matrix
-from prefect_augment.stages.score import FIXED, fit_and_predict, load_training
-from prefect_augment.stages.synthetic import Synthetic, draw_synthetic
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages.bench import (
+    Synthetic,
+    Wishes,
+    Workbench,
+    kept_synthetic,
+    open_bench,
+)
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
@@ -44,12 +47,16 @@ def verify(
     gate: Gate,
     run_seed: int,
     store: Store,
+    device: str = "auto",
 ) -> Verdict:
     """Compare the chosen arm, the best baseline and as is on the hold-out.
 
     The learners are trained on fit and val together, as the published training split will be. Under
     the first seed a model arm trains on the very records that would be published, under the others
-    on records of the same model trained and drawn anew.
+    on records of the same model trained and drawn anew; for images, whose models take too long for
+    that, on the same ones.
+
+    ``device`` says where networks compute: auto, cpu or cuda.
 
     Returns
     -------
@@ -59,7 +66,7 @@ def verify(
     key = stage_key(
         "verify",
         algorithm_version=ALGORITHM_VERSION,
-        params=[choice, list(plan.classes), model, classic, gate],
+        params=[choice, list(plan.classes), plan.learner_steps, model, classic, gate],
         inputs=[dataset.key, candidates.key if candidates else ""],
         seed=run_seed,
     )
@@ -67,16 +74,14 @@ def verify(
     found = stage.outcome(Verdict)
     if found is not None:
         return found
-    facts, data = load_training(dataset, plan, store)
-    table = read_part(store, facts, ["holdout"])
-    holdout = to_matrix(table, facts=facts, plan=plan, encoder=data.encoder)
+    wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
+    bench = open_bench(store, load_facts(dataset, store), plan, wishes)
+    data = bench.records
+    holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
     arms = {arm.name: arm for arm in (choice.chosen, choice.baseline, choice.as_is)}
-    seeds = range(gate.n_seeds)
-    given = _judged_synthetic(choice, data, candidates, facts, plan, store)
+    given = kept_synthetic(bench, store, candidates, with_dropped=choice.chosen.family == "given")
     predictions = {
-        name: _predict(
-            arm, data, holdout, seeds, given, plan, model, classic, gate, scores, run_seed
-        )
+        name: _predict(arm, bench, holdout.X, range(gate.n_seeds), given, scores, run_seed=run_seed)
         for name, arm in arms.items()
     }
     verdict = decide(
@@ -100,37 +105,24 @@ def verify(
 
 def _predict(
     arm: Arm,
-    data: Matrix,
-    holdout: Matrix,
+    bench: Workbench,
+    X: NDArray[Any],
     seeds: Sequence[int],
     given: Synthetic | None,
-    plan: BalancePlan,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
     scores: Sequence[ArmScore],
+    *,
     run_seed: int,
 ) -> ArmPredictions:
-    """Train one arm with each seed and predict the hold-out."""
-    everything = np.arange(len(data.y))
-    proba: dict[str, list[NDArray[np.float64]]] = {name: [] for name in gate.learners}
-    fixed = arm.family in FIXED
+    """Train one arm with each seed and predict the hold-out records ``X``."""
+    everything = np.arange(len(bench.records.y))
+    proba: dict[str, list[NDArray[np.float64]]] = {name: [] for name in bench.learners}
+    fixed = bench.is_fixed(arm)
     for seed in seeds[:1] if fixed else seeds:
         synthetic = given if arm.has_model else None
         if arm.has_model and seed > 0:
-            synthetic = draw_synthetic(
-                data, everything, plan=plan, model=model, gate=gate, seed=run_seed * 1000 + seed
-            )
-        for name, p in fit_and_predict(
-            arm,
-            data,
-            everything,
-            holdout.X,
-            plan=plan,
-            classic=classic,
-            gate=gate,
-            synthetic=synthetic,
-            seed=run_seed * 1000 + seed,
+            synthetic = bench.synthetic(everything, given=given, seed=run_seed * 1000 + seed)
+        for name, p in bench.predictions(
+            arm, everything, X, synthetic=synthetic, seed=run_seed * 1000 + seed
         ):
             proba[name].append(p)
     return ArmPredictions(
@@ -139,7 +131,7 @@ def _predict(
             name: np.stack(values * len(seeds) if fixed else values)
             for name, values in proba.items()
         },
-        multipliers=_multipliers(arm, data.classes, scores, len(seeds)),
+        multipliers=_multipliers(arm, bench.records.classes, scores, len(seeds)),
     )
 
 
@@ -152,26 +144,3 @@ def _multipliers(
         learner: np.tile([values.get(c, 1.0) for c in classes], (n_seeds, 1))
         for learner, values in tuned.items()
     }
-
-
-def _judged_synthetic(
-    choice: Choice,
-    data: Matrix,
-    gate: GateReport | None,
-    facts: DatasetFacts,
-    plan: BalancePlan,
-    store: Store,
-) -> Synthetic | None:
-    """Return the candidates to train on, in matrix form: best first, those that passed the gate.
-
-    Records that another tool made are judged as they are, with what our gate would drop.
-    """
-    if gate is None:
-        return None
-    shards = gate.kept + (gate.dropped if choice.chosen.family == "given" else ())
-    if not shards:
-        return None
-    table = read_shards(store, shards)
-    names = {name: i for i, name in enumerate(data.strata_names)}
-    strata = table_strata(table, label=facts.label, by=by_columns(plan))
-    return data.encoder.encode(table), np.array([names[s] for s in strata], dtype=np.int64)

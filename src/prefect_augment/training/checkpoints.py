@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from prefect_augment.datatypes import ModelRef
+from prefect_augment.datatypes import Fact
 from prefect_augment.errors import IntegrityError
 from prefect_augment.storage import Store
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class NamesCheckpoint(Protocol):
+    """What names a checkpoint: a ``ModelRef``, or a :class:`CheckpointRef`."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def checkpoint(self) -> str: ...
+
+    @property
+    def config(self) -> str: ...
+
+
+class CheckpointRef(Fact):
+    """The receipt of a checkpoint in the middle of training."""
+
+    digest: str  # sha256 of configuration and arrays
+    checkpoint: str  # path of the safetensors file, relative to the store's root
+    config: str  # path of its JSON
 
 
 def save_checkpoint(
@@ -56,7 +77,7 @@ def save_checkpoint(
     return digest, paths
 
 
-def load_checkpoint(store: Store, ref: ModelRef) -> tuple[dict[str, Any], Arrays]:
+def load_checkpoint(store: Store, ref: NamesCheckpoint) -> tuple[dict[str, Any], Arrays]:
     """Return the configuration and arrays of a checkpoint.
 
     Raises

@@ -1,0 +1,457 @@
+"""Image records as arrays and back: one fitted encoder, shared by models, gates and learners.
+
+How files become pixels is said in :mod:`~prefect_augment.encoding.pixels`. The encoder adds one
+size and one number of channels for all: every image is scaled with its aspect kept into a square of
+the model's resolution, and what that leaves free is filled by reflection. Going back, the filling is
+cut off, and the record gets the dataset's most common size, as a PNG, in the source's own columns.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.balancing import class_order
+from prefect_augment.encoding.pixels import (
+    DECODING_RULE,
+    MAX_PIXELS,
+    content_box,
+    decode_image,
+    encode_png,
+    fit_square,
+    image_bytes,
+    is_gray,
+    read_image,
+    resize,
+    with_channels,
+)
+from prefect_augment.encoding.strata import (
+    StratumValues,
+    conform_column,
+    dictionaries_of,
+    stratum_codes,
+    stratum_column,
+    stratum_values,
+)
+from prefect_augment.encoding.values import values_from_json, values_to_json
+from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
+from prefect_augment.storage import sha256_hex
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageEncoder",
+    "UndecodableError",
+    "decode_image",
+    "encode_column",
+    "image_array",
+    "model_size",
+]
+
+FORMAT = 1
+DEFAULT_SIZE = 32  # of models; research/images.md: above it no generator pays on a CPU
+SIZE_STEP = 4  # networks halve the sides twice
+# Of staged records, beside the user's own columns.
+IDS = ("aug_id", "content_key")
+# Sizes that vary more than this have no most common one worth the name.
+COMMON_SHARE = 0.1
+
+
+class ImageEncoder:
+    """What is known of a dataset's images, to turn records into uint8 arrays and back.
+
+    Attributes
+    ----------
+    size : int
+        Side of the square arrays, in pixels: the model's resolution.
+    channels : int
+        1 where all images are gray (three equal channels count), else 3.
+    out_size : tuple of int
+        Width and height of records that go out.
+    out_channels : int
+        1 where most of the source's images have one channel, else 3.
+
+    Made by :meth:`fit` or :meth:`from_config`.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: pa.Schema,
+        column: str,
+        label: str,
+        by: Sequence[str],
+        size: int,
+        channels: int,
+        out_size: tuple[int, int],
+        out_channels: int,
+        dictionaries: Mapping[str, pa.Array],
+        strata: StratumValues,
+    ) -> None:
+        self.schema = schema
+        self.column = column
+        self.label = label
+        self.by = tuple(by)
+        self.size = size
+        self.channels = channels
+        self.out_size = out_size
+        self.out_channels = out_channels
+        self._dictionaries = dict(dictionaries)
+        self._strata = dict(strata)
+        self._digest = ""
+
+    @classmethod
+    def fit(
+        cls,
+        table: pa.Table,
+        *,
+        column: str,
+        label: str,
+        by: Sequence[str] = (),
+        size: int | None = None,
+        image_size: int = 0,
+        columns: Collection[str] | None = None,
+    ) -> ImageEncoder:
+        """Return the encoder of these records.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Records; every image is decoded once.
+        column : str
+            The image column.
+        label : str
+            The label column.
+        by : sequence of str
+            Further columns that make up the strata.
+        size : int, optional
+            The model's resolution, a multiple of 4 from 8 on; see :func:`model_size` where not given.
+        image_size : int
+            Longer side of records that go out; 0 for the dataset's most common size (the median
+            width and height where no size is shared by a tenth of the images).
+        columns : collection of str, optional
+            The source's columns; all but ``aug_id`` and ``content_key`` where not given.
+
+        Raises
+        ------
+        SchemaError
+            If a column is missing or is no image column.
+        ParameterError
+            If a size cannot be used, or there is no image.
+        UndecodableError
+            If an image cannot be decoded; ingest has set such records aside.
+        """
+        _check_columns(table, [column, label, *by])
+        found = _survey(table.column(column), column)
+        out_size = found.common_size
+        if image_size:
+            out_size = _scaled(out_size, image_size)
+        kept = set(table.column_names) - set(IDS) if columns is None else {*columns, column, label}
+        schema = pa.schema([f for f in table.schema if f.name in kept], table.schema.metadata)
+        return cls(
+            schema=schema,
+            column=column,
+            label=label,
+            by=by,
+            size=model_size(found.common_size) if size is None else _checked_size(size),
+            channels=1 if found.all_gray else 3,
+            out_size=out_size,
+            out_channels=found.common_channels,
+            dictionaries=dictionaries_of(table.select(schema.names), schema),
+            strata=stratum_values(table, label, by),
+        )
+
+    # --- what siblings need to know ---
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """Strata seen, in their natural order."""
+        return tuple(self._strata)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the encoder's JSON, 64 hexadecimal digits."""
+        if not self._digest:
+            self._digest = sha256_hex(self.to_json())
+        return self._digest
+
+    @property
+    def rule(self) -> str:
+        """What is done to every image, in sentences for the report."""
+        width, height = self.out_size
+        kind = "gray" if self.out_channels == 1 else "RGB"
+        return (
+            f"{DECODING_RULE} Models and classifiers see them at {self.size}×{self.size} pixels in "
+            f"{'gray' if self.channels == 1 else 'colour'}: scaled with the aspect kept, filled up "
+            f"by reflection. Synthetic images go out as {width}×{height} {kind} PNG. Real records "
+            "keep their own bytes."
+        )
+
+    # --- records to arrays and back ---
+
+    def encode(self, table: pa.Table) -> NDArray[np.uint8]:
+        """Return the array form of records.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Has at least the image column.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n_records, size, size, channels)
+
+        Raises
+        ------
+        SchemaError
+            If the image column is missing or is none.
+        UndecodableError
+            If an image cannot be decoded; names the record's place.
+        """
+        _check_columns(table, [self.column])
+        column = table.column(self.column)
+        return encode_column(column, size=self.size, channels=self.channels, name=self.column)
+
+    def decode(
+        self, images: NDArray[np.uint8], *, strata: Sequence[str], aug_ids: Sequence[str]
+    ) -> pa.Table:
+        """Return records with the source's exact schema.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, size, size, channels)
+            From a model.
+        strata : sequence of str, length n
+            Each record's stratum; gives the label and the ``by`` columns.
+        aug_ids : sequence of str, length n
+            Their paths are ``synthetic/<aug_id>.png``.
+
+        Returns
+        -------
+        pyarrow.Table
+            Images as PNG of ``out_size`` and ``out_channels``; columns that are neither image, label
+            nor ``by`` are null.
+
+        Raises
+        ------
+        ParameterError
+            If the shape is another, a stratum unknown, or another column may not be null.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, self.channels):
+            raise ParameterError(
+                f"images are {images.dtype} of shape {images.shape}; expected uint8 of shape "
+                f"(n, {self.size}, {self.size}, {self.channels})."
+            )
+        codes = stratum_codes(strata, self._strata)
+        encoded = [encode_png(self.output(image)) for image in images]
+        paths = [f"synthetic/{aug_id}.png" for aug_id in aug_ids]
+        made = []
+        for field in self.schema:
+            if field.name == self.column:
+                column = image_array(encoded, paths, field.type)
+            elif field.name == self.label or field.name in self.by:
+                column = stratum_column(field, self._strata, codes)
+            else:
+                column = pa.nulls(len(codes), field.type)
+            made.append(conform_column(field, column, self._dictionaries))
+        return pa.table(made, schema=self.schema)
+
+    def output(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return one model image as it goes out: filling cut off, at ``out_size``."""
+        left, top, width, height = content_box(*self.out_size, self.size)
+        content = image[top : top + height, left : left + width]
+        return with_channels(resize(content, *self.out_size), self.out_channels)
+
+    # --- to storage and back ---
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
+        return {
+            "format": FORMAT,
+            "modality": "image",
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "types": {field.name: str(field.type) for field in self.schema},  # for people
+            "column": self.column,
+            "label": self.label,
+            "by": list(self.by),
+            "size": self.size,
+            "channels": self.channels,
+            "out_size": list(self.out_size),
+            "out_channels": self.out_channels,
+            "dictionaries": {k: values_to_json(v, column=k) for k, v in self._dictionaries.items()},
+            "strata": self._strata,
+            "rule": self.rule,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ImageEncoder:
+        """Return the encoder that :meth:`to_config` wrote down."""
+        if config.get("format") != FORMAT or config.get("modality") != "image":
+            raise ParameterError(
+                f"the encoder has format {config.get('format')!r} of "
+                f"{config.get('modality', 'table')!r} data; this version reads {FORMAT} of 'image' "
+                "data; train the model again."
+            )
+        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
+        width, height = config["out_size"]
+        return cls(
+            schema=schema,
+            column=config["column"],
+            label=config["label"],
+            by=config["by"],
+            size=config["size"],
+            channels=config["channels"],
+            out_size=(width, height),
+            out_channels=config["out_channels"],
+            dictionaries={
+                k: values_from_json(v, schema.field(k).type.value_type)
+                for k, v in config["dictionaries"].items()
+            },
+            strata={name: config["strata"][name] for name in class_order(config["strata"])},
+        )
+
+    def to_json(self) -> bytes:
+        """Return the encoder as JSON bytes; equal encoders give equal bytes."""
+        return (
+            json.dumps(self.to_config(), sort_keys=True, indent=1, ensure_ascii=True) + "\n"
+        ).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ImageEncoder:
+        """Return the encoder that :meth:`to_json` wrote down."""
+        return cls.from_config(json.loads(data))
+
+
+def encode_column(
+    column: pa.ChunkedArray | pa.Array, *, size: int, channels: int, name: str = "image"
+) -> NDArray[np.uint8]:
+    """Return the images of a column as squares.
+
+    Parameters
+    ----------
+    column : pyarrow array
+        ``struct<bytes: binary, path: string>`` or binary.
+    size, channels : int
+        Of every image, see :func:`pixels.fit_square`.
+    name : str
+        The column's, for messages.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, size, size, channels)
+
+    Raises
+    ------
+    SchemaError
+        If it is no image column.
+    UndecodableError
+        If an image cannot be decoded; names its place.
+    """
+    images = np.empty((len(column), size, size, channels), dtype=np.uint8)
+    for i, data in enumerate(image_bytes(column, name=name)):
+        try:
+            pixels = decode_image(data, max_pixels=None, at_least=2 * size)
+        except UndecodableError as exc:
+            raise UndecodableError(
+                f"image {i} of column {name!r} cannot be decoded: {exc}; ingest the source again.",
+                reason=exc.reason,
+            ) from exc
+        images[i] = with_channels(fit_square(pixels, size), channels)
+    return images
+
+
+def image_array(
+    encoded: Sequence[bytes], paths: Sequence[str | None], kind: pa.DataType
+) -> pa.Array:
+    """Return encoded images as a column of this type; further fields of a struct are null.
+
+    Raises
+    ------
+    SchemaError
+        If it is no type of an image column.
+    """
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        known = {"bytes": list(encoded), "path": list(paths)}
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        values = [
+            pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(encoded), f.type)
+            for f in fields
+        ]
+        return pa.StructArray.from_arrays(values, fields=fields)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pa.array(encoded, kind)
+    raise SchemaError(f"{kind} holds no images; expected struct<bytes: binary, path: string>.")
+
+
+def model_size(common_size: tuple[int, int]) -> int:
+    """Return the resolution of models for images of this width and height.
+
+    The longer side where that is at most 32, up to the next multiple of 4 from 8 on; else 32.
+    """
+    longer = max(common_size)
+    if longer > DEFAULT_SIZE:
+        return DEFAULT_SIZE
+    return max(8, -(-longer // SIZE_STEP) * SIZE_STEP)
+
+
+class _Survey(NamedTuple):
+    common_size: tuple[int, int]
+    all_gray: bool
+    common_channels: int
+
+
+def _survey(column: pa.ChunkedArray, name: str) -> _Survey:
+    """Look at every image once: sizes, channels, colours."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    channels: Counter[int] = Counter()
+    all_gray = True
+    for data in image_bytes(column, name=name):
+        # Coloured or not shows at a reduced size just as well.
+        pixels, size = read_image(data, max_pixels=None, at_least=2 * DEFAULT_SIZE)
+        sizes[size] += 1
+        channels[pixels.shape[2]] += 1
+        all_gray = all_gray and is_gray(pixels)
+    if not sizes:
+        raise ParameterError(
+            f"column {name!r} has no images to fit an encoder on; expected at least one record."
+        )
+    return _Survey(_common_size(sizes), all_gray, 1 if channels[1] >= channels[3] else 3)
+
+
+def _common_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
+    size, n = min(sizes.items(), key=lambda item: (-item[1], item[0]))
+    n_images = sizes.total()
+    if n > 1 and n >= COMMON_SHARE * n_images:
+        return size
+    widths, heights = zip(*sizes.elements(), strict=True)
+    # The lower of the two in the middle: a size that there is, and whole.
+    return sorted(widths)[(n_images - 1) // 2], sorted(heights)[(n_images - 1) // 2]
+
+
+def _scaled(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    if longer < 1:
+        raise ParameterError(f"image_size={longer} is no length; choose 0 or a number of pixels.")
+    width, height = (max(1, round(side * longer / max(size))) for side in size)
+    return width, height
+
+
+def _checked_size(size: int) -> int:
+    if size < 8 or size % SIZE_STEP:
+        raise ParameterError(
+            f"size={size} cannot be a model's resolution; choose a multiple of {SIZE_STEP} from 8 on."
+        )
+    return size
+
+
+def _check_columns(table: pa.Table, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"columns {missing} are missing; the table has {table.column_names}.", columns=missing
+        )

@@ -1,0 +1,344 @@
+"""Encoded images as pixels, by stated rules, and pixels as encoded images.
+
+Decoding, in this order: the first frame of an animation; upright, as the EXIF orientation says;
+palettes as the colours they stand for; transparency laid on white; CMYK, YCbCr, LAB and HSV as RGB;
+deep pixels as 8 bit (:func:`_to_8_bit`). Gray and 1-bit images have one channel, all others three.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
+
+from prefect_augment.errors import SchemaError, UndecodableError
+
+__all__ = [
+    "DECODING_RULE",
+    "MAX_PIXELS",
+    "content_box",
+    "decode_image",
+    "encode_jpeg",
+    "encode_png",
+    "fit_square",
+    "image_bytes",
+    "is_gray",
+    "is_jpeg",
+    "read_image",
+    "resize",
+    "with_channels",
+]
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 50_000_000  # as Source.max_megapixels has it
+
+DECODING_RULE = (
+    "Images are read upright (EXIF), the first frame where there are several, transparency laid on "
+    "white, palettes, CMYK and LAB as RGB, deep pixels as 8 bit."
+)
+
+# What ingest takes. EPS would run an interpreter, and formats without a signature take anything.
+FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+
+# Whatever Pillow raises on damaged files, as fuzzing has shown.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Warning,  # where warnings are errors
+)
+
+_ORIENTATION = 0x0112  # EXIF
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+
+
+# --- from bytes to pixels ---------------------------------------------------------------------
+
+
+def decode_image(data: bytes, *, max_pixels: int | None = MAX_PIXELS, at_least: int = 0) -> Pixels:
+    """Pixels of an encoded image, by the rules at the top of this module.
+
+    Parameters
+    ----------
+    data : bytes
+        A file of one of :data:`FORMATS`, found out from its first bytes and not from a name.
+    max_pixels : int, optional
+        More are refused before they are decoded; None refuses none, for what ingest has let pass.
+    at_least : int
+        A JPEG may be decoded at half, a quarter or an eighth of its size where both sides stay at
+        least so many pixels long: up to eight times faster. 0 keeps the size.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, channels)
+        One channel or three.
+
+    Raises
+    ------
+    UndecodableError
+        If the bytes are empty, no image, too large, cut off or damaged.
+    """
+    return read_image(data, max_pixels=max_pixels, at_least=at_least)[0]
+
+
+def read_image(
+    data: bytes, *, max_pixels: int | None = MAX_PIXELS, at_least: int = 0
+) -> tuple[Pixels, tuple[int, int]]:
+    """As :func:`decode_image`, with the width and height that the whole image has upright."""
+    with _readable_errors():
+        image = _open(data)
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            detail = f"{width}×{height} pixels, allowed are {max_pixels:,}"
+            raise _undecodable("image is too large", detail)
+        if at_least:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        turn = _turn(image)
+        pixels = _to_array(image if turn is None else image.transpose(turn))
+        return pixels, (height, width) if turn in _SIDEWAYS else (width, height)
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except UndecodableError:
+        raise
+    except _DECODER_ERRORS as exc:
+        raise _undecodable("image is cut off or damaged", _first_line(exc)) from exc
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The image with nothing but its header read.
+
+    Without ``Image.open``, whose own limit of pixels holds for the whole process.
+    """
+    if not data:
+        raise _undecodable("empty file", "it has 0 bytes")
+    Image.init()
+    detail = "no decoder knows its first bytes"
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))  # a build may lack a codec
+        # Some answer with a text: the reason why they cannot.
+        if factory is None or (accept is not None and accept(data[:16]) is not True):
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except _DECODER_ERRORS as exc:
+            detail = _first_line(exc)
+    raise _undecodable("not an image", detail)
+
+
+def _undecodable(reason: str, detail: str) -> UndecodableError:
+    return UndecodableError(f"{reason} ({detail})", reason=reason)
+
+
+def _first_line(exc: BaseException) -> str:
+    text = str(exc).strip()
+    return text.splitlines()[0] if text else type(exc).__name__
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright; None where it is, or where nobody can tell."""
+    try:
+        # TIFF is upright once it is loaded, and has lost the tag.
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _to_array(image: Image.Image) -> Pixels:
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        return _to_8_bit(np.asarray(image))[:, :, None]
+    if image.has_transparency_data or mode in ("La", "RGBa"):
+        image = _on_white(image)
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode == "LAB":
+        image = _lab_to_rgb(image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    gray = image.mode in ("1", "L", "LA", "La")
+    # Premultiplied modes have one way out: the mode they are the other form of.
+    plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
+    layer = (image.convert(plain) if plain else image).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return flat.convert("L" if gray else "RGB")
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None  # only with inPlace
+    return converted
+
+
+def _to_8_bit(values: NDArray[np.generic]) -> Pixels:
+    """Deep pixels by range.
+
+    Whole numbers from 0 on count as 8, 12 or 16 bit, the first that holds the largest (scanners
+    store 12 bit in 16), and floats within [0, 1] as shares; what fits none of these is stretched
+    from its smallest to its largest value. Not-a-number is black.
+    """
+    x = values.astype(np.float64)
+    finite = np.isfinite(x)
+    low, high = (float(x[finite].min()), float(x[finite].max())) if finite.any() else (0.0, 0.0)
+    x = np.where(finite, x, low)
+    is_share = values.dtype.kind == "f" and high <= 1.0
+    tops = [1.0] if is_share else [float(2**bits - 1) for bits in (8, 12, 16)]
+    top = next((top for top in tops if high <= top), None)
+    if low >= 0.0 and top is not None:
+        low, high = 0.0, top
+    scaled = (x - low) / (high - low) * 255.0 if high > low else np.zeros_like(x)
+    return np.rint(scaled).astype(np.uint8)
+
+
+# --- from pixels to bytes ---------------------------------------------------------------------
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """A PNG without metadata; equal pixels give equal bytes under one version of zlib."""
+    return _encode(pixels, "PNG", compress_level=6)
+
+
+def encode_jpeg(pixels: Pixels, *, quality: int = 95) -> bytes:
+    """A JPEG without metadata and with full colour resolution."""
+    return _encode(pixels, "JPEG", quality=quality, subsampling=0)
+
+
+def _encode(pixels: Pixels, format: Literal["PNG", "JPEG"], **options: int) -> bytes:  # noqa: A002 - Pillow's word
+    buffer = io.BytesIO()
+    _to_image(pixels).save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Tell by the first bytes whether a file is a JPEG."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
+# --- sizes and channels -----------------------------------------------------------------------
+
+
+def is_gray(pixels: Pixels) -> bool:
+    """Tell whether the channels are equal everywhere."""
+    return pixels.shape[2] == 1 or bool((pixels == pixels[:, :, :1]).all())
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """The image with one or three channels: gray repeated, or colours as ITU-R 601 luma."""
+    if pixels.shape[2] == channels:
+        return pixels
+    return _to_array(_to_image(pixels).convert("L" if channels == 1 else "RGB"))
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """The image at another size: bicubic, over the whole area of each new pixel."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return _to_array(_to_image(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def content_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Where an image lies within the square that it is fitted into.
+
+    Parameters
+    ----------
+    width, height : int
+        Of the image.
+    size : int
+        Side of the square.
+
+    Returns
+    -------
+    tuple of int
+        Left, top, width, height. The longer side fills the square, but for an image that lacks at
+        most 3 pixels: that one keeps its pixels as they are.
+    """
+    longer = max(width, height)
+    if not size - 4 < longer <= size:
+        width, height = (max(1, round(side * size / longer)) for side in (width, height))
+    return (size - width) // 2, (size - height) // 2, width, height
+
+
+def fit_square(pixels: Pixels, size: int) -> Pixels:
+    """The image in a square of ``size``: scaled with its aspect kept, the rest filled by reflection."""
+    left, top, width, height = content_box(pixels.shape[1], pixels.shape[0], size)
+    content = resize(pixels, width, height)
+    for axis, (before, n) in enumerate(((top, height), (left, width))):
+        if n < size:
+            around = [(0, 0)] * 3
+            around[axis] = (before, size - n - before)
+            content = np.pad(content, around, mode="reflect" if n > 1 else "edge")
+    return content
+
+
+def _to_image(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+# --- image columns ----------------------------------------------------------------------------
+
+
+def image_bytes(column: pa.ChunkedArray | pa.Array, *, name: str = "image") -> Iterator[bytes]:
+    """Yield the encoded images of a column, one after the other; empty where there is none.
+
+    Parameters
+    ----------
+    column : pyarrow array
+        ``struct<bytes: binary, path: string>`` as `datasets` writes it, or binary.
+    name : str
+        The column's, for messages.
+
+    Raises
+    ------
+    SchemaError
+        If it is neither.
+    """
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        kind = chunk.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            chunk = pc.struct_field(chunk, "bytes")  # null where the struct is
+        if not (pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type)):
+            raise SchemaError(
+                f"column {name!r} is {kind}; expected struct<bytes: binary, path: string> or binary.",
+                column=name,
+            )
+        for value in chunk:
+            yield cast("bytes", value.as_py()) if value.is_valid else b""

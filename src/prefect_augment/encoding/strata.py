@@ -1,0 +1,120 @@
+"""What encoders of every kind of data share: strata, and columns in the source's exact types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.balancing import class_order, stratum_names
+from prefect_augment.encoding.values import plain, values_from_json, values_to_json
+from prefect_augment.errors import ParameterError
+
+__all__ = [
+    "StratumValues",
+    "conform_column",
+    "dictionaries_of",
+    "stratum_codes",
+    "stratum_column",
+    "stratum_values",
+    "table_strata",
+    "value_type",
+]
+
+# Stratum -> column (the label and the ``by`` columns) -> value as JSON.
+StratumValues = Mapping[str, Mapping[str, Any]]
+
+
+def table_strata(table: pa.Table, *, label: str, by: Sequence[str] = ()) -> list[str]:
+    """Return the stratum of each record of a table, see :func:`balancing.stratum_names`."""
+    return stratum_names(_texts(table, label), {name: _texts(table, name) for name in by})
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    return plain(table.column(name)).cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+def stratum_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return per stratum the values of label and ``by`` columns: the most frequent of its name."""
+    names = table_strata(table, label=label, by=by)
+    columns = [values_to_json(plain(table.column(name)), column=name) for name in (label, *by)]
+    counts = Counter(zip(names, *columns, strict=True))
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], repr(item[0])))
+    found: dict[str, dict[str, Any]] = {}
+    for (stratum, *values), _ in ordered:
+        found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
+    return {name: found[name] for name in class_order(found)}
+
+
+def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int64]:
+    """Return the place of each record's stratum among the known ones.
+
+    Raises
+    ------
+    ParameterError
+        If a stratum is unknown; names it.
+    """
+    index = {name: k for k, name in enumerate(known)}
+    unknown = sorted(set(strata) - set(index))
+    if unknown:
+        raise ParameterError(
+            f"unknown strata {unknown}; the encoder has seen: {', '.join(map(repr, index))}."
+        )
+    return np.array([index[name] for name in strata], dtype=np.int64)
+
+
+def stratum_column(field: pa.Field, known: StratumValues, codes: NDArray[np.int64]) -> pa.Array:
+    """Return the label or a ``by`` column of records whose strata these are."""
+    values = [entry[field.name] for entry in known.values()]
+    return values_from_json(values, value_type(field.type)).take(pa.array(codes))
+
+
+def dictionaries_of(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
+    """Return each dictionary column's values, unused ones included: pandas shows them all.
+
+    Their order is the source's, which is what pandas shows and sorts by.
+    """
+    found = {}
+    for field in schema:
+        if pa.types.is_dictionary(field.type):
+            chunks = table.column(field.name).unify_dictionaries().chunks
+            found[field.name] = (
+                chunks[0].dictionary if chunks else pa.array([], field.type.value_type)
+            )
+    return found
+
+
+def conform_column(
+    field: pa.Field, column: pa.Array, dictionaries: Mapping[str, pa.Array]
+) -> pa.Array:
+    """Return the column in its field's own type; refuse a null that the field forbids.
+
+    Raises
+    ------
+    ParameterError
+        If a value is missing in a column that may not be null.
+    """
+    if column.null_count and not field.nullable:
+        raise ParameterError(
+            f"column {field.name!r} may not be null, and a record has no value for it; "
+            "a model may leave a value out only where it has seen that."
+        )
+    if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
+        levels = dictionaries[field.name]
+        indices = pc.index_in(column, value_set=levels, skip_nulls=True)
+        return pa.DictionaryArray.from_arrays(
+            indices.cast(field.type.index_type), levels, ordered=field.type.ordered
+        )
+    return column if column.type == field.type else column.cast(field.type)
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, whatever they are wrapped in."""
+    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
+        return kind.value_type
+    return kind

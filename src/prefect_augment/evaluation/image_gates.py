@@ -1,0 +1,176 @@
+"""The gate on images: distances in the features of a classifier, exact copies by their pixels.
+
+The feature space is the penultimate layer of a class-balanced convolutional classifier, trained on
+the fit records with classic augmentation, so that a picture moved by a pixel stays a near copy. It
+is no Inception space, and nothing measured in it is called FID. Needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.gates import Asked, GateOutcome, Labelled, Measures, gate_records
+from prefect_augment.evaluation.image_learner import (
+    ImageLearner,
+    balanced_draws,
+    fit_image_learner,
+)
+from prefect_augment.evaluation.neighbours import nearest_by_blocks
+from prefect_augment.evaluation.similarity import c2st_auc
+from prefect_augment.evaluation.threads import single_threaded
+
+__all__ = ["PictureSpace", "Pictures", "gate_image_candidates"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Images = NDArray[np.uint8]
+
+AUGMENT_PROB = 0.5
+# Above 0, which is for equal pixels alone: the largest rounding error of a distance is far below.
+SMALLEST_DISTANCE = 1e-6
+
+
+def gate_image_candidates(
+    fit: Labelled,
+    val: Labelled,
+    candidates: Labelled,
+    *,
+    steps: int,
+    device: str = "cpu",
+    **asked: Unpack[Asked],
+) -> GateOutcome:
+    """Judge candidate images, and keep what is wanted of those that pass.
+
+    Parameters
+    ----------
+    fit, val, candidates : Labelled
+        Images, uint8 of shape (n_records, height, width, channels).
+    steps : int
+        Of each of the three classifiers: that of the feature space, on all fit records, and the
+        judge and the filter of labels, on a half of them each.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    **asked
+        As for :func:`~prefect_augment.evaluation.gates.gate_records`.
+    """
+    seed = asked.get("seed", 0)
+    stratum_class = asked["stratum_class"]
+    n_classes = int(stratum_class.max()) + 1
+
+    def train(images: Images, y: Int) -> ImageLearner:
+        return fit_image_learner(
+            images,
+            y,
+            n_classes=n_classes,
+            steps=steps,
+            seed=seed,
+            weights=balanced_draws(y),
+            augment_prob=AUGMENT_PROB,
+            device=device,
+        )
+
+    y = stratum_class[fit.stratum]
+    space = PictureSpace.of(train(fit.X, y), fit.X, y)
+
+    def two_sample(real: Images, synthetic: Images) -> float:
+        a, b = (space.place(images).features for images in (real, synthetic))
+        return c2st_auc(
+            a,
+            b,
+            is_category=np.zeros(a.shape[1], dtype=bool),
+            n_levels=np.zeros(a.shape[1], dtype=np.int64),
+            seed=seed,
+            learner="logistic",
+        )
+
+    measures = Measures(space, train, two_sample)
+    return gate_records(fit, val, candidates, measures=measures, **asked)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images in the feature space.
+
+    Attributes
+    ----------
+    features : ndarray of float64, shape (n, n_features)
+    pixels : ndarray of int64, shape (n,)
+        Hash of each image's pixels; equal for equal images.
+    """
+
+    features: Float
+    pixels: Int
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Any) -> Pictures:
+        return Pictures(self.features[rows], self.pixels[rows])
+
+
+@dataclass(frozen=True)
+class PictureSpace:
+    """Euclidean distance between features, each over its standard deviation within the classes.
+
+    Attributes
+    ----------
+    learner : ImageLearner
+    scale : ndarray of float64, shape (n_features,)
+        Standard deviation within the classes; a feature that does not vary there counts as it is.
+    """
+
+    learner: ImageLearner
+    scale: Float
+
+    @classmethod
+    def of(cls, learner: ImageLearner, images: Images, y: Int) -> PictureSpace:
+        """The space of a classifier, scaled by the images that it was trained on."""
+        features = learner.features(images).astype(np.float64)
+        counts = np.maximum(np.bincount(y), 1)
+        mean = np.zeros((len(counts), features.shape[1]))
+        np.add.at(mean, y, features)
+        within = (features - (mean / counts[:, None])[y]) ** 2
+        # A class counts once: the head's spread must not be the measure of the tail.
+        weights = balanced_draws(y)
+        scale = np.sqrt(np.average(within, axis=0, weights=weights))
+        return cls(learner, np.where(scale > 1e-6, scale, 1.0))
+
+    @property
+    def name(self) -> str:
+        """What the report calls the space."""
+        return (
+            f"Euclidean distance between the {len(self.scale)} penultimate features of a "
+            "class-balanced convolutional classifier trained on the fit records, each over its "
+            "standard deviation within the classes; equal pixels have distance 0"
+        )
+
+    def place(self, images: Images) -> Pictures:
+        """Images, uint8 of shape (n, height, width, channels), as points."""
+        hashes = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
+        features = self.learner.features(images).astype(np.float64) / self.scale
+        return Pictures(features, np.frombuffer(b"".join(hashes), dtype=np.int64))
+
+    def distances(self, a: Pictures, b: Pictures) -> Float:
+        """All distances, shape (len(a), len(b)); the caller bounds the size."""
+        # |a|² + |b|² - 2ab: a matrix product instead of a difference per pair and feature.
+        with single_threaded():
+            products = a.features @ b.features.T
+        squares = (a.features**2).sum(axis=1)[:, None] + (b.features**2).sum(axis=1) - 2 * products
+        found: Float = np.sqrt(np.maximum(squares, SMALLEST_DISTANCE**2))
+        found[a.pixels[:, None] == b.pixels] = 0.0
+        return found
+
+    def nearest(self, a: Pictures, b: Pictures) -> Float:
+        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
+        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
+
+    def nearest_others(self, a: Pictures) -> Float:
+        """Distance of each to the nearest other one; infinite where there is none."""
+        if len(a) < 2:
+            return np.full(len(a), np.inf)
+        return nearest_by_blocks(self.distances, a, a, to_others=True)

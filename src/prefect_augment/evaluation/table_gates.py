@@ -1,0 +1,65 @@
+"""The gate on tables: distances over the columns, class probabilities by gradient boosting."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.fidelity import Classifier
+from prefect_augment.evaluation.gates import (
+    Asked,
+    GateOutcome,
+    Labelled,
+    Measures,
+    gate_records,
+)
+from prefect_augment.evaluation.learners import balanced_weights, fit_learner
+from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.similarity import c2st_auc
+
+__all__ = ["gate_candidates"]
+
+
+def gate_candidates(
+    fit: Labelled,
+    val: Labelled,
+    candidates: Labelled,
+    *,
+    is_category: NDArray[np.bool_],
+    n_levels: NDArray[np.int64],
+    **asked: Unpack[Asked],
+) -> GateOutcome:
+    """Judge candidates of a table, and keep what is wanted of those that pass.
+
+    Parameters
+    ----------
+    fit, val, candidates : Labelled
+        Matrices of shape (n_records, n_columns); NaN for null, level codes in category columns.
+    is_category : ndarray of bool, shape (n_columns,)
+    n_levels : ndarray of int64, shape (n_columns,)
+        Levels of each category column; 0 for numerics.
+    **asked
+        As for :func:`~prefect_augment.evaluation.gates.gate_records`.
+    """
+    seed = asked.get("seed", 0)
+    n_classes = int(asked["stratum_class"].max()) + 1
+
+    def train(X: NDArray[Any], y: NDArray[np.int64]) -> Classifier:
+        return fit_learner(
+            "boosting",
+            X,
+            y,
+            weights=balanced_weights(y),
+            is_category=is_category,
+            n_levels=n_levels,
+            n_classes=n_classes,
+            seed=seed,
+        )
+
+    def two_sample(real: NDArray[Any], synthetic: NDArray[Any]) -> float:
+        return c2st_auc(real, synthetic, is_category=is_category, n_levels=n_levels, seed=seed)
+
+    measures = Measures(FeatureSpace.of(fit.X, is_category), train, two_sample)
+    return gate_records(fit, val, candidates, measures=measures, **asked)

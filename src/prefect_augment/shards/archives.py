@@ -1,0 +1,173 @@
+"""Files out of a zip or tar, in memory only: nothing is ever extracted to disk.
+
+Names that would leave a folder, links and devices are not read; sizes are bounded before and while
+data are unpacked, so that a small archive cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from prefect_augment.errors import InputError
+from prefect_augment.shards.image_files import Member
+from prefect_augment.shards.image_names import is_ignored
+
+__all__ = ["ARCHIVE_ENDINGS", "read_archive", "too_large"]
+
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What an archive may unpack to: images hardly shrink, so this is far above any honest one.
+MAX_EXPANSION = 50
+MIN_TOTAL_BYTES = 1 << 30
+PIECE_BYTES = 1 << 20
+# An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
+BYTES_PER_PIXEL = 8
+HEADER_BYTES = 1 << 20
+
+READ_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # an encrypted member
+    NotImplementedError,  # a compression that zipfile does not know
+    ValueError,
+)
+
+
+def too_large(n_bytes: int, max_megapixels: float) -> bool:
+    """Tell whether a file is larger than any image within the limit could be."""
+    return n_bytes > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEADER_BYTES
+
+
+def read_archive(
+    file: IO[bytes], *, name: str, n_bytes: int, max_megapixels: float
+) -> list[Member]:
+    """Return the files in a zip or tar, those that cannot be used with the reason.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        The archive's path, for messages and by its ending.
+    n_bytes : int
+        Its size; bounds what it may unpack to.
+    max_megapixels : float
+        Larger members than such an image could be are not unpacked.
+
+    Raises
+    ------
+    InputError
+        If it is no archive, or unpacks to far more than images would.
+    """
+    walk = _zip_members if name.lower().endswith(".zip") else _tar_members
+    limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
+    members: list[Member] = []
+    total = 0
+    try:
+        for member in walk(file, max_megapixels):
+            members.append(member)
+            total += len(member.data)
+            if total > limit:
+                raise InputError(
+                    f"{name} ({n_bytes:,} bytes) unpacks to more than {limit:,} bytes, as decompression bombs do; "
+                    "unpack it yourself if you trust it, and give the folder.",
+                    path=name,
+                )
+    except READ_ERRORS as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the archive
+        if not members:
+            raise InputError(
+                f"{name} cannot be read as an archive ({str(exc) or type(exc).__name__}); it may be cut off or of "
+                "another format. Write it again, or leave it out of the source.",
+                path=name,
+            ) from exc
+        members.append(
+            Member(
+                f"{name}: from here on",
+                len(members) + 1,
+                reason=f"truncated archive: {str(exc) or type(exc).__name__}",
+            )
+        )
+    return members
+
+
+def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        for i, info in enumerate(archive.infolist(), start=1):
+            if info.is_dir():
+                continue
+            path, reason = _checked(info.filename)
+            if stat.S_ISLNK(info.external_attr >> 16):
+                reason = "a link in an archive is not followed"
+            elif too_large(info.file_size, max_megapixels):
+                reason = "oversized (more bytes than an image may have)"
+            if reason or is_ignored(path):
+                yield Member(path, i, reason=reason)
+                continue
+            try:
+                with archive.open(info) as member:
+                    data, whole = _read(member, info.file_size)
+            except READ_ERRORS as exc:
+                yield Member(path, i, reason=f"cannot be unpacked: {_plain(exc)}")
+                continue
+            reason = "" if whole else "oversized (more bytes than the archive says)"
+            yield Member(path, i, data if whole else b"", reason)
+
+
+def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for i, info in enumerate(archive, start=1):
+            if info.isdir():
+                continue
+            path, reason = _checked(info.name)
+            if info.issym() or info.islnk():
+                reason = "a link in an archive is not followed"
+            elif not info.isreg():
+                reason = "not a regular file"
+            elif too_large(info.size, max_megapixels):
+                reason = "oversized (more bytes than an image may have)"
+            if reason or is_ignored(path):
+                yield Member(path, i, reason=reason)
+                continue
+            member = archive.extractfile(info)
+            assert member is not None, "regular files have content"
+            yield Member(path, i, _read(member, info.size)[0])
+
+
+def _read(member: IO[bytes], n_bytes: int) -> tuple[bytes, bool]:
+    """Read what the archive's directory announced; False where there is more."""
+    pieces = []
+    left = n_bytes + 1  # a directory that lies must not make us read on
+    while left > 0 and (piece := member.read(min(PIECE_BYTES, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces), left > 0
+
+
+def _plain(exc: Exception) -> str:
+    """One line without the member's name, so that equal troubles are counted together."""
+    text = str(exc).splitlines()[0] if str(exc) else ""
+    if isinstance(exc, RuntimeError) and "encrypted" in text:
+        return "it is encrypted"
+    return "its checksum is wrong" if "CRC" in text else type(exc).__name__
+
+
+def _checked(name: str) -> tuple[str, str]:
+    """Return the member's path in our own spelling, and why it is not safe."""
+    path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    path = path.replace("\\", "/")
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return path, "unsafe name: an absolute path"
+    segments = [s for s in path.split("/") if s not in ("", ".")]
+    if ".." in segments:
+        return path, "unsafe name: leaves the archive's folder"
+    return "/".join(segments), ""

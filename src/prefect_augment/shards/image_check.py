@@ -1,0 +1,232 @@
+"""Whether bytes are an image that can be used: header first, then a full decode, and a thumbnail.
+
+Needs Pillow (the ``images`` extra), imported on first use. The pixels themselves are not kept; what a
+model sees is :mod:`prefect_augment.encoding.images`' matter.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFile
+
+__all__ = ["THUMB_SIDE", "BadImageError", "ImageCheck", "check_image", "header_of", "looks_like"]
+
+#: Side of the thumbnails that near-duplicates are compared on.
+THUMB_SIDE = 24
+# Raster formats only: PostScript would start another program, and Pillow's guess for formats without
+# a signature (TGA, PCX) takes text for pictures.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT, MIRRORED_OR_TURNED_BY_A_QUARTER = 1, (5, 6, 7, 8)
+# Brightness of the thumbnail has to vary by this much, of 255, before it can resemble another one.
+MIN_CONTRAST = 2.0
+# Larger images are decoded one at a time, so that memory is bounded whatever the number of threads.
+LARGE_PIXELS = 8_000_000
+_one_large = threading.Lock()
+# What Pillow's decoders raise on bytes that are not what they seem: all of these have been seen from
+# cut or altered files. Out of memory and interrupts are not among them.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    Warning,
+)
+
+
+class BadImageError(Exception):
+    """Bytes that cannot be used as an image; ``reason`` is one of few, ``detail`` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What was found about one image.
+
+    Parameters
+    ----------
+    mode, format : str
+        Pillow's names.
+    width, height : int
+        Of the upright image, pixels.
+    is_animated, is_rotated : bool
+        More than one frame; an EXIF orientation other than upright.
+    thumb : ndarray of int8, shape (THUMB_SIDE * THUMB_SIDE,)
+        Upright gray thumbnail, centred and scaled to a largest absolute value of 127; zeros where the
+        image is flat. Whole numbers, so that products of two are exact in any order of summing.
+    """
+
+    mode: str
+    format: str
+    width: int
+    height: int
+    is_animated: bool
+    is_rotated: bool
+    thumb: NDArray[np.int8]
+
+
+def looks_like(data: bytes) -> bool:
+    """Tell whether bytes begin like an image file; for columns that may hold anything."""
+    return (
+        data.startswith(SIGNATURES)
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        or data[4:12] in (b"ftypavif", b"jP  \r\n\x87\n")
+    )
+
+
+def header_of(data: bytes) -> ImageFile.ImageFile:
+    """Return the opened image; nothing but its header has been read.
+
+    Pillow's own ``open`` warns or fails by a limit of its own, process-wide; the callers here look at
+    the size themselves before they decode.
+
+    Raises
+    ------
+    BadImageError
+        If no decoder knows the bytes.
+    MissingExtraError
+        If Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            "images need Pillow: pip install 'prefect-augment[images]'", extra="images"
+        ) from exc
+    Image.init()
+    file = io.BytesIO(data)
+    detail = "no decoder knows it"
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = factory is not None and (accept is None or accept(data[:16]))
+        if factory is None or accepted is not True:
+            continue
+        try:
+            file.seek(0)
+            return factory(file, "")
+        except DECODE_ERRORS as exc:
+            detail = f"{name}: {exc}"
+    raise BadImageError("undecodable", detail)
+
+
+def check_image(data: bytes, *, max_megapixels: float) -> ImageCheck:
+    """Return what was found about one image, decoded in full.
+
+    Of an animation the first frame is decoded: the one that is used.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    max_megapixels : float
+        Larger images are refused by their header, before anything is decoded.
+
+    Raises
+    ------
+    BadImageError
+        With the reason ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
+    """
+    if not data:
+        raise BadImageError("empty")
+    image = header_of(data)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImageError("undecodable", f"{width} x {height} px")
+    if width * height > max_megapixels * 1e6:
+        raise BadImageError(
+            f"oversized (more than {max_megapixels:g} megapixels)", f"{width} x {height} px"
+        )
+    turn: AbstractContextManager[Any] = (
+        _one_large if width * height > LARGE_PIXELS else nullcontext()
+    )
+    with turn:
+        mode, animated = image.mode, bool(getattr(image, "is_animated", False))
+        orientation = _decode(image)
+        thumb = _thumb(image, orientation)
+    if orientation in MIRRORED_OR_TURNED_BY_A_QUARTER:
+        width, height = height, width
+    return ImageCheck(
+        mode, image.format or "", width, height, animated, orientation != UPRIGHT, thumb
+    )
+
+
+def _decode(image: ImageFile.ImageFile) -> int:
+    """Decode all pixels and return the EXIF orientation."""
+    try:
+        image.load()
+    except DECODE_ERRORS as exc:
+        text = str(exc)
+        cut = any(word in text.lower() for word in ("truncated", "unexpected end", "not enough"))
+        raise BadImageError("truncated" if cut else "undecodable", text) from exc
+    try:
+        # A tag that cannot be read is no orientation; the pixels are whole all the same.
+        found = image.getexif().get(ORIENTATION, UPRIGHT)
+    except DECODE_ERRORS:
+        return UPRIGHT
+    return found if found in range(1, 9) else UPRIGHT
+
+
+def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
+    """The upright gray thumbnail, centred and scaled to whole numbers."""
+    from PIL import Image
+
+    small = _gray(image).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
+    pixels = np.asarray(small, dtype=np.float32)
+    pixels = _upright(orientation)(pixels) if orientation != UPRIGHT else pixels
+    centred = pixels - pixels.mean()
+    peak = float(np.abs(centred).max())
+    if not np.isfinite(peak) or peak < (MIN_CONTRAST if small.mode == "L" else 1e-12):
+        return np.zeros(THUMB_SIDE * THUMB_SIDE, dtype=np.int8)
+    return np.ascontiguousarray(np.rint(centred * (127.0 / peak)).astype(np.int8).ravel())
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    """Brightness alone; what is transparent counts as white."""
+    from PIL import Image
+
+    if image.mode == "L":
+        return image
+    if image.mode.startswith(("I", "F")):
+        return image.convert("F")  # 16 bits and more: "L" would cut off what is above 255
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("L")
+    return image.convert("L")
+
+
+def _upright(orientation: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What brings an array with this EXIF orientation upright."""
+    steps: dict[int, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.transpose(np.rot90(a, 2)),
+        8: lambda a: np.rot90(a, 1),
+    }
+    return steps[orientation]

@@ -1,0 +1,326 @@
+"""Image files as records: which files count, their class, and the table they make.
+
+The files come from a folder or an archive as :class:`Member` objects. One of four layouts gives the
+labels: class folders, annotations (:mod:`prefect_augment.shards.annotations`), or WebDataset members. No
+file is lost: each becomes a record, is rejected with a reason, or is passed over by a stated rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.shards.base import Rejected, SourceRecords
+from prefect_augment.shards.image_names import (
+    ending_of,
+    is_ignored,
+    is_image_name,
+    is_other,
+    wanted,
+)
+
+__all__ = [
+    "FEATURES_KEY",
+    "IMAGE_TYPE",
+    "MASKS",
+    "OBJECTS_TYPE",
+    "Labels",
+    "Layout",
+    "Member",
+    "build_records",
+    "class_folders",
+    "image_metadata",
+]
+
+Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+OBJECTS_TYPE = pa.struct(
+    [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
+)
+FEATURES_KEY = b"huggingface"
+SPLIT_NAMES = frozenset(
+    {"train", "training", "val", "valid", "validation", "test", "testing", "holdout"}
+)
+#: How the note begins that warns of masks beside images.
+MASKS = "looks like masks"
+# Arrow counts bytes of a chunk in 32 bits.
+CHUNK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a folder or an archive.
+
+    Parameters
+    ----------
+    path : str
+        Relative, with forward slashes; valid Unicode.
+    position : int
+        Its number in the archive, or in the folder's listing, from 1.
+    data : bytes
+        Its content; empty where ``reason`` says why there is none.
+    reason : str
+        Why it cannot be used, as far as the archive or the file system says it.
+    """
+
+    path: str
+    position: int
+    data: bytes = b""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a layout says of the image files.
+
+    Parameters
+    ----------
+    of_path : dict
+        Path of an image to its class.
+    used : frozenset of str
+        Other files that the labels were read from: no records, and not lost either.
+    objects : dict, optional
+        Path to boxes (x, y, width, height in pixels) and their categories.
+    missing : str
+        Why an image that is not in ``of_path`` has no label.
+    notes : tuple of str
+        What was found.
+    """
+
+    of_path: dict[str, str]
+    used: frozenset[str] = frozenset()
+    objects: dict[str, dict[str, list[Any]]] | None = None
+    missing: str = "unlabelled: not in a class folder"
+    notes: tuple[str, ...] = field(default=())
+
+
+# --- class folders ----------------------------------------------------------------------------
+
+
+def class_folders(paths: Sequence[str]) -> Labels:
+    """Return the class of each file: the first folder of its path, below a common outer one.
+
+    Folders within a class (patients, days) say nothing about the class.
+
+    Raises
+    ------
+    InputError
+        If the outer folders are splits (train, test …) with the classes below them.
+    """
+    images = [path.split("/") for path in paths if not is_other(path)]
+    cut = _outer_depth(images)
+    inside = [parts for parts in images if len(parts) > cut + 1]
+    outer = inside[0][:cut] if inside else []
+    tops = {parts[cut] for parts in inside}
+    is_split = len(tops) > 1 and {top.lower() for top in tops} <= SPLIT_NAMES
+    if is_split and min(len(parts) for parts in inside) > cut + 2:
+        raise InputError(
+            f"the folders {', '.join(map(repr, sorted(tops)))} look like splits with the classes below them; give one "
+            "of them as source.uri and the one to be judged on as source.holdout_uri.",
+            folders=sorted(tops),
+        )
+    of_path = {}
+    for path in paths:
+        parts = path.split("/")
+        if len(parts) > cut + 1 and parts[:cut] == outer and parts[cut] in tops:
+            of_path[path] = parts[cut]
+    return Labels(of_path, notes=_mask_notes(paths, of_path))
+
+
+def _outer_depth(paths: Sequence[list[str]]) -> int:
+    """How many outer folders hold all of the classes, as an archive's own name often does."""
+    depth = 0
+    while True:
+        below = [parts[depth:] for parts in paths if len(parts) > depth + 1]
+        tops = {parts[0] for parts in below}
+        # With images right in it, the only folder is a class.
+        if len(tops) != 1 or any(len(parts) == 2 for parts in below):
+            return depth
+        depth += 1
+
+
+def _mask_notes(paths: Iterable[str], of_path: dict[str, str]) -> tuple[str, ...]:
+    """Say where every image has a twin of the same stem and another ending: masks, most likely."""
+    stems: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for path in paths:
+        if path in of_path and is_image_name(path):
+            stems[of_path[path]][ending_of(path)].add(path.rpartition(".")[0])
+    pairs: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, by_ending in stems.items():
+        for one in (".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
+            for other in (".png", ".bmp", ".gif"):
+                if one != other and by_ending.get(one) and by_ending[one] <= by_ending[other]:
+                    pairs[one, other].append(name)
+    return tuple(
+        f"{MASKS}: in {_some(names)} every {one} has a {other} of the same stem, and both are read as images "
+        f"of the class; source.exclude='*{other}' leaves them out"
+        for (one, other), names in sorted(pairs.items())
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def build_records(
+    members: Sequence[Member],
+    source: Source,
+    *,
+    read_labels: Callable[[Sequence[Member], Source], Labels],
+) -> SourceRecords:
+    """Return the records that a set of files makes, in the order of their paths.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        All files, ignored ones too.
+    source : Source
+        Its include and exclude patterns choose among the image files.
+    read_labels : callable
+        The layout: gets the files that are not ignored, and the source.
+
+    Returns
+    -------
+    SourceRecords
+        Columns ``image`` and ``label`` (or as ``source.label`` calls it), and ``objects`` where there are
+        boxes; ``positions`` are the members'.
+    """
+    seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
+    left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
+    labels = read_labels([m for m in left if not m.reason], source)
+    records: list[Member] = []
+    rejected: list[Rejected] = []
+    passed_over: Counter[str] = Counter()
+    for member in left:
+        if member.path in labels.used:
+            continue
+        is_labelled = member.path in labels.of_path
+        if not member.reason and not is_labelled and not is_image_name(member.path):
+            passed_over[ending_of(member.path) or "no ending"] += 1
+            continue
+        reason = member.reason
+        if not reason and is_other(member.path):
+            reason = f"not an image ({ending_of(member.path)})"
+        elif not reason and not is_labelled:
+            reason = labels.missing
+        if reason:
+            rejected.append(Rejected(member.position, reason, member.path))
+        else:
+            records.append(member)
+    notes = list(labels.notes)
+    if len(left) < len(seen):
+        notes.append(
+            f"{len(seen) - len(left)} image files were left out by source.include or source.exclude"
+        )
+    if passed_over:
+        kinds = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
+        notes.append(
+            f"{sum(passed_over.values())} files that are no images were passed over: {kinds}"
+        )
+    return SourceRecords(
+        _table(records, labels, source.label or "label"),
+        np.array([m.position for m in records], dtype=np.int64),
+        tuple(rejected),
+        tuple(notes),
+    )
+
+
+def _table(records: Sequence[Member], labels: Labels, label: str) -> pa.Table:
+    """The records' columns, in chunks that Arrow can count."""
+    chunks: list[list[Member]] = [[]]
+    size = 0
+    for member in records:
+        if size + len(member.data) > CHUNK_BYTES and chunks[-1]:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(member)
+        size += len(member.data)
+    images = [
+        pa.StructArray.from_arrays(
+            [
+                pa.array([m.data for m in c], pa.binary()),
+                pa.array([m.path for m in c], pa.string()),
+            ],
+            fields=list(IMAGE_TYPE),
+        )
+        for c in chunks
+    ]
+    columns: dict[str, Any] = {
+        "image": pa.chunked_array(images, IMAGE_TYPE),
+        label: pa.array([labels.of_path[m.path] for m in records], pa.string()),
+    }
+    if labels.objects is not None:
+        none: dict[str, list[Any]] = {"bbox": [], "category": []}
+        boxes = [labels.objects.get(m.path, none) for m in records]
+        columns["objects"] = pa.array(boxes, OBJECTS_TYPE)
+    table = pa.table(columns)
+    return table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+
+
+# --- schema metadata --------------------------------------------------------------------------
+
+
+def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
+    """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
+
+    What the source's own key says of other columns stays; a column whose type has no name there makes
+    the key impossible, and it is left out.
+    """
+    metadata = dict(schema.metadata or {})
+    try:
+        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
+        given = dict((found.get("info") or {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError):
+        found, given = {}, {}
+    features: dict[str, Any] = {}
+    for column in schema:
+        kept = given.get(column.name)
+        if column.name in images:
+            is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
+            features[column.name] = kept if is_image else {"_type": "Image"}
+            continue
+        feature = kept if kept is not None else _feature(column.type)
+        if feature is None:
+            metadata.pop(FEATURES_KEY, None)
+            return metadata
+        features[column.name] = feature
+    info = {**(found.get("info") or {}), "features": features}
+    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
+    return metadata
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The name that `datasets` has for an Arrow type; None where it has none."""
+    t = pa.types
+    if t.is_struct(kind):
+        members = {f.name: _feature(f.type) for f in kind}
+        return None if any(m is None for m in members.values()) else members
+    if t.is_list(kind):
+        member = _feature(kind.value_type)
+        return None if member is None else [member]
+    named = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
+    if kind in named:
+        return {"dtype": named[kind], "_type": "Value"}
+    if (
+        t.is_integer(kind)
+        or t.is_string(kind)
+        or t.is_large_string(kind)
+        or t.is_date(kind)
+        or t.is_timestamp(kind)
+        or t.is_binary(kind)
+    ):
+        return {"dtype": str(kind), "_type": "Value"}
+    return None

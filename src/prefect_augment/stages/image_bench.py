@@ -1,0 +1,204 @@
+"""The workbench of images: pixels, a convolutional classifier, the run's own candidates.
+
+All arms are compared on the same records: val alone, since five folds would take five times as
+long, and a model cannot be trained anew within each. Only where the rarest judged class has fewer
+than ten val records, and no model's candidates are compared, are five folds used.
+Needs torch and Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.balancing import learner_size
+from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, ImageFacts
+from prefect_augment.encoding.images import encode_column
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.gates import GateOutcome, Labelled
+from prefect_augment.evaluation.image_gates import gate_image_candidates
+from prefect_augment.evaluation.image_learner import fit_image_learner
+from prefect_augment.evaluation.image_transforms import ClassicRanges
+from prefect_augment.stages.arms import drawn_training_set
+from prefect_augment.stages.bench import Synthetic, Wishes
+from prefect_augment.stages.ledger import split_clusters
+from prefect_augment.stages.parts import gate_wishes, rarest_in_val, score_folds
+from prefect_augment.stages.records import (
+    N_FOLDS,
+    SMALL_VAL,
+    Records,
+    recent,
+    shared_fields,
+    training_table,
+)
+from prefect_augment.storage import Store
+
+__all__ = ["LEARNER", "RANGES", "ImageBench", "open_bench"]
+
+Int = NDArray[np.int64]
+Images = NDArray[np.uint8]
+
+LEARNER = "convolutional"
+# Presets of the written policy (augmentation.images.PRESETS) as the batched transform has them.
+RANGES = {"safe": ClassicRanges()}
+
+
+def open_bench(store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes) -> ImageBench:
+    """Return the workbench of staged images."""
+    if facts.image is None:
+        raise ParameterError(
+            f"stage {facts.key[:12]} holds images, but nothing is known of them; ingest again."
+        )
+    if plan.learner_steps < 1:
+        raise ParameterError(
+            "the plan says nothing of the classifier's steps; plan again with this version."
+        )
+    image = facts.image
+
+    def read() -> Records:
+        table, is_val = training_table(store, facts)
+        return _to_records(table, store, facts, image, plan, is_val)
+
+    records = recent(store, facts, plan, read)
+    return ImageBench(store, facts, image, plan, wishes, records)
+
+
+@dataclass(frozen=True)
+class ImageBench:
+    """See :class:`~prefect_augment.stages.bench.Workbench`."""
+
+    store: Store
+    facts: DatasetFacts
+    image: ImageFacts
+    plan: BalancePlan
+    wishes: Wishes
+    records: Records
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """One classifier; its seeds stand for its own chance too."""
+        return (LEARNER,)
+
+    def read(self, table: pa.Table) -> Records:
+        """Staged records of another part."""
+        return _to_records(table, self.store, self.facts, self.image, self.plan, None)
+
+    def encode(self, table: pa.Table) -> Images:
+        """Squares of the classifier's resolution."""
+        return _encode(table, self.image)
+
+    def folds(self, *, seed: int, has_candidates: bool) -> Int:
+        """Val alone, or five folds where it is tiny and no model has seen fit."""
+        alone = has_candidates or rarest_in_val(self.records) >= SMALL_VAL["image"]
+        return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
+
+    def is_fixed(self, arm: Arm) -> bool:
+        """Never: the classifier's own weights and draws come from the seed."""
+        return False
+
+    def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
+        """The run's own candidates under every seed."""
+        if given is None:
+            return np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
+        return given
+
+    def predictions(
+        self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
+    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Train the classifier on draws from the arm's training set."""
+        data = self.records
+        drawn = drawn_training_set(
+            arm,
+            data.X[rows],
+            data.strata[rows],
+            names=data.strata_names,
+            plan=self.plan,
+            synthetic=synthetic,
+        )
+        y = data.class_of_stratum(self.plan)[drawn.strata]
+        counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
+        learner = fit_image_learner(
+            drawn.X,
+            y,
+            n_classes=len(data.classes),
+            steps=self.plan.learner_steps,
+            seed=seed,
+            weights=drawn.weights,
+            loss="balanced_softmax" if arm.family == "loss" else "ce",
+            # Half of the way is half of the log prior: the amount's meaning for this arm.
+            prior=np.where(counts > 0, counts**arm.amount, 0.0),
+            augment_prob=arm.classic_prob,
+            ranges=RANGES.get(self.wishes.classic.image),
+            synthetic=drawn.synthetic,
+            real_only_finish=arm.real_only_finish,
+            device=self.wishes.device,
+        )
+        yield LEARNER, learner.predict_proba(X)
+
+    def gate(
+        self,
+        fit: Int,
+        val: Int,
+        candidates: Labelled,
+        ordinals: Int,
+        *,
+        seed: int,
+        share: float = 1.0,
+        metrics: bool = False,
+    ) -> GateOutcome:
+        """Distances in a classifier's features, labels by two others."""
+        data = self.records
+        return gate_image_candidates(
+            Labelled(data.X[fit], data.strata[fit]),
+            Labelled(data.X[val], data.strata[val]),
+            candidates,
+            steps=self.plan.learner_steps,
+            device=self.wishes.device,
+            **gate_wishes(
+                data,
+                self.plan,
+                self.wishes.gate,
+                fit,
+                ordinals,
+                seed=seed,
+                share=share,
+                metrics=metrics,
+            ),
+        )
+
+
+def _to_records(
+    table: pa.Table,
+    store: Store,
+    facts: DatasetFacts,
+    image: ImageFacts,
+    plan: BalancePlan,
+    is_val: NDArray[np.bool_] | None,
+) -> Records:
+    shared = shared_fields(table, facts=facts, plan=plan, is_val=is_val)
+    if shared["groups"] is None:
+        shared["groups"] = _clusters(store, facts, shared["content"].tolist())
+    return Records(X=_encode(table, image), **shared)
+
+
+def _clusters(store: Store, facts: DatasetFacts, content: list[str]) -> Int | None:
+    """Near-duplicates stay together in folds and resamples; None where every image is alone."""
+    names, codes = np.unique(
+        np.array(split_clusters(store, facts, content), dtype=object).astype(str),
+        return_inverse=True,
+    )
+    return codes if len(names) < len(codes) else None
+
+
+def _encode(table: pa.Table, image: ImageFacts) -> Images:
+    return encode_column(
+        table.column(image.column),
+        size=learner_size(image.most_common_size),
+        channels=image.n_channels,
+        name=image.column,
+    )

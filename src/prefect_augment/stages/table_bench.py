@@ -1,0 +1,135 @@
+"""The workbench of tables: matrices, boosting and logistic regression, models fitted anew per fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts
+from prefect_augment.evaluation.gates import GateOutcome, Labelled
+from prefect_augment.evaluation.learners import fit_learner
+from prefect_augment.evaluation.table_gates import gate_candidates
+from prefect_augment.stages.arms import build_training_set
+from prefect_augment.stages.bench import Synthetic, Wishes
+from prefect_augment.stages.matrix import Matrix, to_matrix, training_matrix
+from prefect_augment.stages.parts import gate_wishes, rarest_in_val, score_folds
+from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
+from prefect_augment.stages.synthetic import draw_synthetic
+from prefect_augment.storage import Store
+
+__all__ = ["TableBench", "open_bench"]
+
+Int = NDArray[np.int64]
+
+# Families that add no record: they give every seed the same training set.
+FIXED = ("as_is", "threshold", "weights", "given")
+
+
+def open_bench(store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes) -> TableBench:
+    """Return the workbench of a staged table."""
+    return TableBench(facts, plan, wishes, training_matrix(store, facts, plan))
+
+
+@dataclass(frozen=True)
+class TableBench:
+    """See :class:`~prefect_augment.stages.bench.Workbench`."""
+
+    facts: DatasetFacts
+    plan: BalancePlan
+    wishes: Wishes
+    records: Matrix
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The learners that the gate asks for."""
+        return tuple(self.wishes.gate.learners)
+
+    def read(self, table: pa.Table) -> Matrix:
+        """Staged records of another part, by the encoder of fit and val."""
+        return to_matrix(table, facts=self.facts, plan=self.plan, encoder=self.records.encoder)
+
+    def encode(self, table: pa.Table) -> NDArray[np.float64]:
+        """The matrix form."""
+        return self.records.encoder.encode(table)
+
+    def folds(self, *, seed: int, has_candidates: bool) -> Int:
+        """Val alone where it is large, else five folds: a model is fitted anew within each."""
+        n_folds = 1 if rarest_in_val(self.records) >= SMALL_VAL["table"] else N_FOLDS
+        return score_folds(self.records, n_folds=n_folds, seed=seed)
+
+    def is_fixed(self, arm: Arm) -> bool:
+        """Whether the arm draws nothing: both learners give the same for the same records."""
+        return arm.family in FIXED
+
+    def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
+        """Records of a model that is fitted on ``rows`` alone."""
+        return draw_synthetic(self, rows, model=self.wishes.model, gate=self.wishes.gate, seed=seed)
+
+    def predictions(
+        self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
+    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Fit each learner on the arm's training set."""
+        data = self.records
+        training = build_training_set(
+            arm,
+            data.X[rows],
+            data.strata[rows],
+            names=data.strata_names,
+            plan=self.plan,
+            synthetic=synthetic,
+            is_category=data.is_category,
+            n_levels=data.n_levels,
+            classic=self.wishes.classic,
+            seed=seed,
+        )
+        labels = data.class_of_stratum(self.plan)[training.strata]
+        for name in self.wishes.gate.learners:
+            learner = fit_learner(
+                name,
+                training.X,
+                labels,
+                weights=training.weights,
+                is_category=data.is_category,
+                n_levels=data.n_levels,
+                n_classes=len(data.classes),
+                seed=seed,
+            )
+            yield name, learner.predict_proba(X)
+
+    def gate(
+        self,
+        fit: Int,
+        val: Int,
+        candidates: Labelled,
+        ordinals: Int,
+        *,
+        seed: int,
+        share: float = 1.0,
+        metrics: bool = False,
+    ) -> GateOutcome:
+        """Distances over the columns, labels by boosting, domains by the encoder."""
+        data = self.records
+        asked = gate_wishes(
+            data,
+            self.plan,
+            self.wishes.gate,
+            fit,
+            ordinals,
+            seed=seed,
+            share=share,
+            metrics=metrics,
+        )
+        asked["in_domain"] = data.encoder.in_domain(candidates.X)
+        return gate_candidates(
+            Labelled(data.X[fit], data.strata[fit]),
+            Labelled(data.X[val], data.strata[val]),
+            candidates,
+            is_category=data.is_category,
+            n_levels=data.n_levels,
+            **asked,
+        )

@@ -1,0 +1,127 @@
+"""Where networks compute: device, precision and threads, chosen once and written down.
+
+The choice changes bits, so a run keeps it (:class:`.budget.Calibration`) and reruns obey it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prefect_augment.errors import ParameterError
+
+__all__ = ["Device", "choose_device", "usable_cores"]
+
+Precision = Literal["float32", "bfloat16"]
+
+# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how a network computes.
+
+    Parameters
+    ----------
+    name : str
+        ``cpu`` or ``cuda``.
+    precision : str
+        ``bfloat16`` is autocast: weights, optimiser and losses stay in float32.
+    threads : int
+        Threads of one operation on the CPU; sums are split among them, so bits depend on it.
+    """
+
+    name: str = "cpu"
+    precision: Precision = "float32"
+    threads: int = 1
+
+    @property
+    def torch(self) -> torch.device:
+        """The device as PyTorch names it."""
+        return torch.device(self.name)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of forward passes."""
+        return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Set threads and repeatable kernels inside the block, and restore what was there."""
+        cudnn = torch.backends.cudnn
+        before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
+        torch.set_num_threads(self.threads)
+        # The fastest kernel by a trial may be another one in the next run.
+        cudnn.benchmark, cudnn.deterministic = False, True
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            cudnn.benchmark, cudnn.deterministic = before[1:]
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock reads what was computed."""
+        if self.name == "cuda":
+            torch.cuda.synchronize()
+
+
+def choose_device(wish: str = "auto", *, threads: int = 0, precision: str = "") -> Device:
+    """Return the device for a wish, with bf16 where the hardware multiplies it natively.
+
+    Parameters
+    ----------
+    wish : str
+        ``auto`` takes a GPU where there is one; ``cpu``; ``cuda``.
+    threads : int
+        On the CPU; 0 takes the cores that this process may use.
+    precision : str
+        ``float32`` or ``bfloat16``; empty lets the hardware decide.
+
+    Raises
+    ------
+    ParameterError
+        If a GPU is asked for and there is none.
+    """
+    if wish not in ("auto", "cpu", "cuda"):
+        raise ParameterError(f"device {wish!r} is unknown; choose auto, cpu or cuda.")
+    has_gpu = torch.cuda.is_available()
+    if wish == "cuda" and not has_gpu:
+        raise ParameterError(
+            "device 'cuda' was asked for and PyTorch finds no GPU; choose device 'auto' or 'cpu', "
+            "or install a PyTorch build for the GPU's driver."
+        )
+    name = "cuda" if has_gpu and wish != "cpu" else "cpu"
+    native = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_multiplies_bf16()
+    chosen: Precision = (
+        "bfloat16" if (precision == "bfloat16" or (not precision and native)) else "float32"
+    )
+    return Device(name, chosen, threads or usable_cores())
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: ``OMP_NUM_THREADS``, else those it is bound to."""
+    wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if wish.isdigit() and int(wish) > 0:
+        return int(wish)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 instructions; elsewhere bf16 is emulated and slower than float32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return any(
+        not _BF16_FLAGS.isdisjoint(line.split())
+        for line in text.splitlines()
+        if line.startswith(("flags", "Features"))
+    )

@@ -1,0 +1,186 @@
+"""Image generators whose fault is known meet the gate that must catch it, on 8x8 pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from prefect_augment.evaluation.gates import REASONS, Labelled
+from prefect_augment.evaluation.image_gates import (
+    PictureSpace,
+    gate_image_candidates,
+)
+from prefect_augment.evaluation.image_learner import (
+    balanced_draws,
+    fit_image_learner,
+)
+
+SIDE = 8
+STEPS = 60
+
+
+def world(n_k, seed):
+    """Two classes of pictures: a blob of any place and width, or a stripe of any slope."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat([0, 1], n_k)
+    across, down = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    images = []
+    for k in y:
+        cx, cy, width, slope = rng.uniform([2, 2, 1, -1], [5, 5, 2, 1])
+        square = (
+            (across - cx) ** 2 + (down - cy) ** 2
+            if k == 0
+            else (down - cy - slope * (across - 3.5)) ** 2
+        )
+        picture = 200 * np.exp(-square / width**2) + rng.normal(0, 8, (SIDE, SIDE))
+        images.append(picture.clip(0, 255))
+    return Labelled(np.array(images).astype(np.uint8)[..., None], y)
+
+
+FIT, VAL, FRESH = world((400, 150), 0), world((120, 100), 1), world((100, 150), 2)
+
+
+def judge(candidates, *, wanted=(300, 300), **wishes):
+    given = {
+        "strata": ["head", "tail"],
+        "stratum_class": np.arange(2),
+        "wanted": np.array(wanted),
+        "ordinals": np.arange(len(candidates)),
+        "fit_keys": [f"key-{i}" for i in range(len(FIT))],
+        "steps": STEPS,
+        "metrics": False,
+    }
+    return gate_image_candidates(FIT, VAL, candidates, **{**given, **wishes})
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """One candidate set with a block per fault: the three classifiers are trained once for all."""
+    rng = np.random.default_rng(0)
+    tail_fit, tail_fresh = FIT.X[-100:], FRESH.X[FRESH.stratum == 1]
+    noisy = np.clip(tail_fit + rng.normal(0, 1.5, tail_fit.shape), 0, 255)
+    blocks = {
+        "fresh": tail_fresh,
+        "copies": tail_fit,
+        "noisy copies": noisy,
+        "other class": FRESH.X[FRESH.stratum == 0],
+        "noise": rng.integers(0, 256, (100, SIDE, SIDE, 1)),
+    }
+    X = np.concatenate(list(blocks.values())).astype(np.uint8)
+    names = np.repeat(list(blocks), [len(b) for b in blocks.values()])
+    candidates = Labelled(X, np.ones(len(X), dtype=np.int64))
+    return judge(candidates, metrics=True, wanted=(0, 60)), names
+
+
+def test_fresh_real_pictures_pass_at_about_the_nominal_rate(faulty):
+    outcome, names = faulty
+    for reason in ("near copy", "outlier", "label"):
+        assert (outcome.reason[names == "fresh"] == reason).mean() < 0.15
+    assert outcome.passed[names == "fresh"].mean() > 0.7
+
+
+def test_copies_of_training_pictures_are_caught(faulty):
+    outcome, names = faulty
+    assert (outcome.reason[names == "copies"] == "near copy").all()
+    assert outcome.strata[0].metrics["exact_copy_fraction"] == pytest.approx(
+        (names == "copies").mean(), abs=0.01
+    )
+
+
+def test_copies_with_a_little_noise_are_caught(faulty):
+    outcome, names = faulty
+    assert (outcome.reason[names == "noisy copies"] == "near copy").mean() > 0.8
+
+
+def test_pictures_of_another_class_are_caught(faulty):
+    outcome, names = faulty
+    assert outcome.passed[names == "other class"].mean() < 0.05
+
+
+def test_noise_is_caught(faulty):
+    outcome, names = faulty
+    assert outcome.passed[names == "noise"].mean() < 0.05
+
+
+def test_utility_keeps_the_best_of_what_passed(faulty):
+    outcome, _ = faulty
+    assert outcome.kept.sum() == 60
+    surplus = outcome.reason == "surplus"
+    assert outcome.score[outcome.kept].min() >= outcome.score[surplus].max()
+
+
+def test_the_feature_space_is_named_and_not_called_fid(faulty):
+    outcome, _ = faulty
+    assert (
+        "penultimate features of a class-balanced convolutional classifier" in outcome.feature_space
+    )
+    assert "fid" not in outcome.feature_space.lower()
+
+
+def test_every_candidate_is_accounted_for(faulty):
+    outcome, _ = faulty
+    assert set(outcome.reason) <= {"", *REASONS}
+    (tail,) = outcome.strata
+    assert tail.n_candidates == tail.n_kept + sum(tail.reasons.values()) == len(outcome.reason)
+    assert {"density", "coverage", "c2st_auc"} <= set(tail.metrics)
+
+
+def test_a_collapsed_generator_is_caught():
+    """One good picture again and again: of it, a share as of real ones stays."""
+    tail = FRESH.X[FRESH.stratum == 1]
+    first = judge(Labelled(tail, np.ones(len(tail), dtype=np.int64)), steps=20)
+    good = tail[np.flatnonzero(first.passed)[0]]
+    X = np.concatenate([np.repeat(good[None], 100, axis=0), tail[:50]])
+    outcome = judge(Labelled(X, np.ones(150, dtype=np.int64)), steps=20)
+    assert (outcome.reason[:100] == "repeat").sum() >= 95
+
+
+def test_nothing_to_judge_is_not_an_error():
+    empty = Labelled(np.empty((0, SIDE, SIDE, 1), np.uint8), np.empty(0, dtype=np.int64))
+    outcome = judge(empty, steps=2)
+    assert [c.n_candidates for c in outcome.strata] == [0, 0]
+
+
+def test_same_seed_gives_the_same_outcome():
+    a, b = (judge(FRESH, steps=10, seed=3) for _ in range(2))
+    assert np.array_equal(a.reason, b.reason)
+    assert np.array_equal(a.score, b.score)
+
+
+# --- the space ---
+
+
+@pytest.fixture(scope="module")
+def space():
+    learner = fit_image_learner(
+        FIT.X, FIT.stratum, n_classes=2, steps=20, seed=0, weights=balanced_draws(FIT.stratum)
+    )
+    return PictureSpace.of(learner, FIT.X, FIT.stratum)
+
+
+def test_distance_is_zero_for_equal_pixels_and_for_no_others(space):
+    almost = FIT.X[:20].copy()
+    almost[:, 0, 0, 0] ^= 1
+    points = space.place(FIT.X[:20])
+    distances = space.distances(points, space.place(np.concatenate([FIT.X[:20], almost])))
+    assert (np.diag(distances[:, :20]) == 0).all()
+    assert (np.diag(distances[:, 20:]) > 0).all()
+
+
+def test_distances_are_those_of_all_pairs(space):
+    points = space.place(FIT.X[:30])
+    a, b = points[:10], points[10:]
+    brute = np.linalg.norm(a.features[:, None] - b.features[None], axis=2)
+    assert np.allclose(space.distances(a, b), brute, atol=1e-5)
+    assert np.allclose(space.nearest(a, b), brute.min(axis=1), atol=1e-5)
+    others = np.linalg.norm(a.features[:, None] - a.features[None], axis=2)
+    np.fill_diagonal(others, np.inf)
+    assert np.allclose(space.nearest_others(a), others.min(axis=1), atol=1e-5)
+
+
+def test_an_empty_or_single_set_has_no_neighbours(space):
+    points = space.place(FIT.X[:3])
+    assert np.isinf(space.nearest(points, points[:0])).all()
+    assert np.isinf(space.nearest_others(points[:1])).all()

@@ -1,0 +1,299 @@
+"""The classifier of images on toy pictures: deterministic, balanced draws, a loss with a known value."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+
+torch = pytest.importorskip("torch")
+
+from prefect_augment.evaluation.image_learner import (  # noqa: E402 - needs torch
+    ConvNet,
+    _Classifying,
+    _draws,
+    balanced_draws,
+    balanced_softmax_loss,
+    fit_image_learner,
+    one_torch_thread,
+)
+from prefect_augment.evaluation.image_transforms import (  # noqa: E402 - needs torch
+    ClassicRanges,
+    classic_batch,
+)
+
+SIDE = 8
+
+
+def pictures(n_k, seed):
+    """Bright left, top or middle halves on noise."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(n_k)), n_k)
+    images = rng.integers(0, 120, (len(y), SIDE, SIDE, 1))
+    places = [np.s_[:, :4], np.s_[:4, :], np.s_[2:6, 2:6]]
+    for image, k in zip(images, y, strict=True):
+        image[places[k]] += 100
+    return images.astype(np.uint8), y
+
+
+FIT, TEST = pictures((60, 60, 60), 0), pictures((40, 40, 40), 1)
+
+
+def fit(images, y, **wishes):
+    given = {"n_classes": 3, "steps": 40, "seed": 0, "batch_size": 32, **wishes}
+    return fit_image_learner(images, y, **given)
+
+
+def test_toy_classes_are_learnt():
+    learner = fit(*FIT)
+    proba = learner.predict_proba(TEST[0])
+    assert proba.shape == (120, 3)
+    assert np.allclose(proba.sum(axis=1), 1)
+    assert (proba.argmax(axis=1) == TEST[1]).mean() > 0.95
+
+
+def test_same_seed_gives_the_same_learner_bit_for_bit():
+    a, b, other = (
+        fit(*FIT, seed=seed, augment_prob=0.5).predict_proba(TEST[0]) for seed in (3, 3, 4)
+    )
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, other)
+
+
+def test_two_learners_trained_beside_one_another_are_those_trained_alone():
+    """Arms are judged in threads; none may see another's threads or random numbers."""
+    before = torch.get_num_threads()
+    found = {}
+
+    def work(seed):
+        found[seed] = fit(*FIT, seed=seed, steps=30).predict_proba(TEST[0])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (0, 1):
+        alone = fit(*FIT, seed=seed, steps=30).predict_proba(TEST[0])
+        assert np.array_equal(found[seed], alone)
+    assert torch.get_num_threads() == before
+
+
+def test_one_thread_holds_until_the_last_block_is_left():
+    before = torch.get_num_threads()
+    with one_torch_thread():
+        with one_torch_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_training_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(*FIT, steps=2, augment_prob=1.0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_features_are_the_penultimate_layer_and_do_not_depend_on_the_batch():
+    learner = fit(*FIT, steps=5)
+    features = learner.features(TEST[0])
+    assert features.dtype == np.float32
+    assert features.shape == (120, learner.network.n_features)
+    assert np.allclose(learner.features(TEST[0][7:9]), features[7:9], atol=1e-5)
+    assert learner.features(TEST[0][:0]).shape == (0, learner.network.n_features)
+    assert learner.predict_proba(TEST[0][:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("loss", ["ce", "balanced_softmax"])
+def test_classes_never_seen_have_probability_zero(loss):
+    rows = FIT[1] != 1
+    proba = fit(FIT[0][rows], FIT[1][rows], loss=loss).predict_proba(TEST[0])
+    assert (proba[:, 1] == 0).all()
+    assert np.allclose(proba.sum(axis=1), 1)
+    only = fit(FIT[0][FIT[1] == 2], FIT[1][FIT[1] == 2], steps=3).predict_proba(TEST[0])
+    assert (only == [0, 0, 1]).all()
+
+
+def test_balanced_softmax_is_its_definition():
+    """-log(n_y e^z_y / sum_j n_j e^z_j), Ren et al. 2020, equation 3; a class of none takes no part."""
+    rng = np.random.default_rng(0)
+    z, n, y = rng.normal(size=(50, 4)), np.array([1000, 50, 7, 0]), rng.integers(0, 3, 50)
+    brute = [
+        -np.log(n[k] * np.exp(row[k]) / sum(n[j] * np.exp(row[j]) for j in range(4)))
+        for row, k in zip(z, y, strict=True)
+    ]
+    log_prior = torch.from_numpy(np.log(np.where(n > 0, n, 1)) - np.where(n > 0, 0, np.inf))
+    found = balanced_softmax_loss(torch.from_numpy(z), torch.from_numpy(y), log_prior)
+    assert float(found) == pytest.approx(np.mean(brute), rel=1e-12)
+
+
+def test_balanced_softmax_lifts_the_tail():
+    """Classes that cannot be told apart: as is predicts the head, balanced softmax both."""
+    rng = np.random.default_rng(0)
+    images, fresh = rng.integers(0, 255, (2, 400, SIDE, SIDE, 1)).astype(np.uint8)
+    y = (np.arange(400) < 40).astype(np.int64)
+    plain, balanced = (
+        fit(images, y, loss=loss, n_classes=2, steps=20).predict_proba(fresh)[:, 1].mean()
+        for loss in ("ce", "balanced_softmax")
+    )
+    assert plain < 0.25
+    assert 0.3 < balanced < 0.7
+
+
+def phase(y, weights=None, synthetic=None, last_synthetic_step=10):
+    """The training phase with pictures that name their record, to see what is drawn."""
+    n = len(y)
+    images = torch.arange(n).view(n, 1, 1, 1).to(torch.uint8)
+    weights = np.ones(n) if weights is None else weights
+    return _Classifying(
+        network=ConvNet(1, 3, side=1, width=0.5),
+        images=images,
+        y=torch.from_numpy(y),
+        scale=(0.0, 1 / 255),
+        draws=_draws(y, weights, synthetic, torch.device("cpu")),
+        last_synthetic_step=last_synthetic_step,
+        log_prior=None,
+        augment_prob=0.0,
+        ranges=ClassicRanges(),
+        batch_size=6000,
+    )
+
+
+def drawn(training, step, n):
+    training.lr_factor(step, 20)
+    x, _ = training.batch("classifier", torch.Generator().manual_seed(step))
+    return np.bincount(x.flatten().round().long().numpy(), minlength=n) / 6000
+
+
+def test_resampling_draws_every_class_equally_often():
+    y = np.repeat([0, 1, 2], [150, 40, 10])
+    shares = np.bincount(y, drawn(phase(y, balanced_draws(y)), 0, 200))
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+    natural = np.bincount(y, drawn(phase(y), 0, 200))
+    assert natural == pytest.approx([0.75, 0.2, 0.05], abs=0.03)
+
+
+def test_records_of_weight_zero_are_never_drawn():
+    y = np.repeat([0, 1], [5, 5])
+    weights = np.array([0, 1, 1, 0, 1, 1, 0, 1, 1, 0], dtype=float)
+    assert np.array_equal(drawn(phase(y, weights), 0, 10) > 0, weights > 0)
+
+
+def test_the_finish_draws_real_records_and_keeps_the_classes_shares():
+    y = np.repeat([0, 1, 2], [20, 20, 5])
+    synthetic = np.zeros(45, dtype=bool)
+    synthetic[[*range(25, 40), *range(40, 45)]] = True  # 15 of class 1, all of class 2
+    training = phase(y, balanced_draws(y), synthetic)
+    before, after = drawn(training, 9, 45), drawn(training, 10, 45)
+    assert (before > 0).all()
+    assert not after[25:40].any()
+    assert after[40:].all(), "a class without real records keeps its synthetic ones"
+    for shares in (before, after):
+        assert np.bincount(y, shares) == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_learning_rate_rises_to_one_and_ends_at_almost_nothing():
+    training = phase(np.zeros(3, dtype=np.int64))
+    factors = [training.lr_factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 25)
+    assert max(factors) == factors[30] == 1.0
+    assert factors[-1] == pytest.approx(1 / 2.5e5)
+    assert all(b > a for a, b in pairwise(factors[:31]))
+
+
+@pytest.mark.parametrize(("side", "final"), [(8, 8), (28, 7), (32, 8), (64, 8)])
+def test_the_last_feature_map_is_about_seven_pixels_wide(side, final):
+    network = ConvNet(3, 10, side=side, width=0.5)
+    before_pooling = network.body[:-2](torch.zeros(1, 3, side, side))
+    assert before_pooling.shape[2:] == (final, final)
+
+
+def test_small_sets_get_a_narrow_network():
+    assert fit(*FIT, steps=1).network.n_features == 64
+    y = np.repeat([0, 1, 2], 700)
+    images = np.zeros((2100, SIDE, SIDE, 1), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(2100) % 256
+    assert fit(images, y, steps=1).network.n_features == 128
+
+
+def test_unusable_wishes_are_refused():
+    with pytest.raises(ParameterError, match="loss"):
+        fit(*FIT, loss="focal")
+    with pytest.raises(ParameterError, match="negative"):
+        fit(*FIT, weights=np.full(180, -1.0))
+    with pytest.raises(EmptyClassError, match="no record"):
+        fit(*FIT, weights=np.zeros(180))
+
+
+# --- classic augmentation ---
+
+
+def changed(x, prob, seed=0, **ranges):
+    rng = torch.Generator().manual_seed(seed)
+    return classic_batch(x, rng, prob=prob, ranges=ClassicRanges(**ranges))
+
+
+NOTHING = {
+    "rotate_degrees": 0.0,
+    "scale_range": (1.0, 1.0),
+    "shift": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
+
+
+def test_classic_changes_the_wanted_share_and_nothing_else():
+    x = torch.rand((2000, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    out = changed(x, 0.5)
+    assert torch.equal(x, before)
+    touched = (out != x).flatten(1).any(dim=1)
+    assert float(touched.float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert 0.0 <= float(out.min()) <= float(out.max()) <= 1.0
+    assert changed(x, 0.0) is x
+
+
+def test_ranges_of_nothing_change_nothing():
+    x = torch.rand((5, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(changed(x, 1.0, **NOTHING), x, atol=1e-6)
+
+
+def test_a_shift_moves_the_picture_by_at_most_its_share():
+    """A bright column in the middle of 20 pixels, shifted by up to 10 %: it stays within 2 of there."""
+    x = torch.zeros((500, 1, 20, 20))
+    x[:, :, :, 10] = 1.0
+    column = changed(x, 1.0, **{**NOTHING, "shift": 0.1}).sum(dim=(1, 2)).argmax(dim=1)
+    assert int(column.min()) == 8
+    assert int(column.max()) == 12
+
+
+def test_a_rotation_of_an_oblong_picture_does_not_shear_it():
+    """A horizontal line turned by 45 degrees falls as many pixels as it goes along."""
+    x = torch.zeros((400, 1, 40, 80))
+    x[:, :, 19:21, :] = 1.0
+    out = changed(x, 1.0, **{**NOTHING, "rotate_degrees": 45.0})
+    falls = []
+    for picture in out[:, 0]:
+        rows = [
+            float((picture[:, c] * torch.arange(40)).sum() / picture[:, c].sum()) for c in (32, 48)
+        ]
+        falls.append((rows[1] - rows[0]) / 16)
+    assert max(map(abs, falls)) == pytest.approx(1.0, abs=0.15), "the tangent of 45 degrees"
+
+
+def test_brightness_and_contrast_stay_in_their_ranges():
+    x = torch.full((500, 1, 4, 4), 0.5)
+    x[:, :, :2] = 0.3
+    x[:, :, 2:] = 0.7
+    bright = changed(x, 1.0, **{**NOTHING, "brightness": 0.1}).mean(dim=(1, 2, 3))
+    assert 0.59 < float(bright.max()) <= 0.6
+    contrast = changed(x, 1.0, **{**NOTHING, "contrast": 0.1})
+    spread = (contrast[:, 0, 3, 0] - contrast[:, 0, 0, 0]) / 0.4
+    assert 1.09 < float(spread.max()) <= 1.1001
+    assert torch.allclose(contrast.mean(dim=(1, 2, 3)), torch.tensor(0.5), atol=1e-5)

@@ -1,0 +1,349 @@
+"""The workbench: one scoring, gate and verdict over tables and images, on tiny data of both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.evaluation.gates import Labelled
+from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, NoModel, Source
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.stages.arms import GIVEN, drawn_training_set, make_arms, make_recipe
+from prefect_augment.stages.bench import Wishes, Workbench, kept_synthetic, open_bench
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.judge import judge
+from prefect_augment.stages.plan import plan
+from prefect_augment.stages.score import choose, score
+from prefect_augment.stages.verdict import verify
+from prefect_augment.staging import Stage
+from prefect_augment.storage import Store, open_store
+
+COUNTS = {"ring": 160, "cross": 70, "dot": 60}
+GATE = Gate(n_seeds=2, n_bootstrap=100, learners=["logistic"])
+STEPS = 25
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+def pictures(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
+    rng = np.random.default_rng(seed)
+    names = [name for name, n in COUNTS.items() for _ in range(n)]
+    across, down = np.meshgrid(np.arange(12), np.arange(12))
+    made = []
+    for name in names:
+        cx, cy, size, light = rng.uniform([4, 4, 2, 120], [7, 7, 4, 250])
+        distance = np.hypot(across - cx, down - cy)
+        shape = {
+            "ring": np.abs(distance - size) < 1,
+            "cross": np.minimum(np.abs(across - cx), np.abs(down - cy)) < 0.8,
+            "dot": distance < size / 2 + 0.5,
+        }[name]
+        picture = light * shape + rng.integers(0, 60, (12, 12))
+        made.append(picture.clip(0, 255).astype(np.uint8))
+    return made, names
+
+
+def png(pixels: np.ndarray) -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_table(seed: int = 0) -> pa.Table:
+    made, names = pictures(seed)
+    images = [{"bytes": png(m), "path": f"{i}.png"} for i, m in enumerate(made)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.table({"image": pa.array(images, kind), "label": names})
+
+
+@pytest.fixture(scope="module", params=["table", "image"])
+def dataset(
+    request: pytest.FixtureRequest,
+    store: Store,
+    make_table: Callable[..., pa.Table],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> DatasetRef:
+    """The same classes as numbers and as pictures."""
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    if request.param == "image":
+        pytest.importorskip("torch")
+        pq.write_table(image_table(), path)
+        return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
+    pq.write_table(make_table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
+    found = plan(dataset, balance=Balance(), model=model or AutoModel(), gate=GATE, store=store)
+    steps = STEPS if dataset.modality == "image" else 0
+    return found.model_copy(update={"learner_steps": steps})
+
+
+@pytest.fixture
+def bench(dataset: DatasetRef, store: Store) -> Workbench:
+    facts = load_facts(dataset, store)
+    return open_bench(store, facts, planned(dataset, store), Wishes(gate=GATE, device="cpu"))
+
+
+def rows_of(bench: Workbench) -> tuple[np.ndarray, np.ndarray]:
+    return np.flatnonzero(~bench.records.is_val), np.flatnonzero(bench.records.is_val)
+
+
+def test_the_kind_of_records_decides_the_workbench(bench: Workbench, dataset: DatasetRef) -> None:
+    image = dataset.modality == "image"
+    assert bench.records.X.ndim == (4 if image else 2)
+    assert bench.learners == (("convolutional",) if image else ("logistic",))
+    assert list(bench.records.keys) == sorted(bench.records.keys)
+    n_train = sum(sum(bench.facts.part_counts[part].values()) for part in ("fit", "val"))
+    assert len(bench.records.X) == len(bench.records.y) == n_train
+
+
+def test_the_hold_out_has_the_same_form_as_the_training_records(
+    bench: Workbench, store: Store
+) -> None:
+    table = read_part(store, bench.facts, ["holdout"])
+    holdout = bench.read(table)
+    assert holdout.X.shape[1:] == bench.records.X.shape[1:]
+    assert holdout.X.dtype == bench.records.X.dtype
+    assert np.array_equal(bench.encode(table), holdout.X, equal_nan=holdout.X.ndim == 2)
+    assert not set(holdout.keys) & set(bench.records.keys)
+
+
+def test_every_arm_without_a_model_gives_probabilities_of_all_classes(
+    bench: Workbench, dataset: DatasetRef
+) -> None:
+    fit, val = rows_of(bench)
+    X = bench.records.X[val]
+    for arm in make_arms(dataset.modality, model=None, classic=Classic()):
+        arm = arm.model_copy(update={"amount": arm.amount or 1.0})
+        found = dict(bench.predictions(arm, fit, X, synthetic=None, seed=0))
+        assert tuple(found) == bench.learners
+        for proba in found.values():
+            assert proba.shape == (len(val), len(bench.records.classes))
+            assert np.allclose(proba.sum(axis=1), 1)
+
+
+def test_predictions_repeat_bit_for_bit(bench: Workbench) -> None:
+    fit, val = rows_of(bench)
+    arm = Arm(name="resampling", family="resampling")
+    a, b = (
+        dict(bench.predictions(arm, fit, bench.records.X[val], synthetic=None, seed=5))
+        for _ in range(2)
+    )
+    for name in bench.learners:
+        assert np.array_equal(a[name], b[name])
+
+
+def test_a_fold_never_scores_a_record_that_it_trained_on(bench: Workbench) -> None:
+    folds = bench.folds(seed=0, has_candidates=False)
+    assert folds.shape == bench.records.y.shape
+    scored = folds >= 0
+    if folds.min() < 0:
+        assert np.array_equal(scored, bench.records.is_val)
+    if bench.records.groups is not None:
+        for group in np.unique(bench.records.groups):
+            assert len(set(folds[bench.records.groups == group])) == 1
+
+
+def test_swapped_labels_and_copies_do_not_pass_the_gate(bench: Workbench) -> None:
+    fit, val = rows_of(bench)
+    data = bench.records
+    rare = int(np.argsort([c.n_real for c in bench.plan.classes])[-2])  # one that can be judged
+    copies = fit[data.strata[fit] == rare][:15]
+    other = val[data.strata[val] == int(np.argmax([c.n_real for c in bench.plan.classes]))][:15]
+    X = np.concatenate([data.X[copies], data.X[other]])
+    candidates = Labelled(X, np.full(len(X), rare))
+    outcome = bench.gate(fit, val, candidates, np.arange(len(X)), seed=0)
+    assert (outcome.reason[: len(copies)] == "near copy").all()
+    assert outcome.passed[len(copies) :].mean() < 0.5
+
+
+def candidates_of(dataset: DatasetRef, facts: DatasetFacts, store: Store) -> DatasetRef:
+    """Staged candidates: fit records of the rarer classes with fresh ids, as a model would draw."""
+    table = read_part(store, facts, ["val"]).drop_columns(["aug_id", "content_key"])
+    names = table[facts.label].to_pylist()
+    n = table.num_rows
+    columns = {
+        "aug_id": derived_ids("candidate", list(range(n))),
+        "aug_model": pa.array(["m"] * n),
+        "aug_seed": pa.array(np.arange(n)),
+        "aug_stratum": pa.array(names),
+        "aug_ordinal": pa.array(np.arange(n)),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    stage = Stage(store, "sample", f"candidates-{dataset.key}")
+    shards = write_shards(
+        store,
+        table,
+        prefix=stage.prefix,
+        stem="candidates",
+        split="candidates",
+        origin="synthetic",
+        label=facts.label,
+        max_records=10_000,
+        max_bytes=2**24,
+    )
+    made = facts.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
+    stage.finish(made)
+    return dataset.model_copy(update={"path": stage.outcome_path, "key": stage.key})
+
+
+def test_candidates_are_judged_and_read_back_best_first(
+    bench: Workbench, dataset: DatasetRef, store: Store
+) -> None:
+    drawn = candidates_of(dataset, bench.facts, store)
+    report = judge(dataset, drawn, plan=bench.plan, gate=GATE, seed=0, store=store, device="cpu")
+    kept = kept_synthetic(bench, store, report)
+    everything = kept_synthetic(bench, store, report, with_dropped=True)
+    assert everything is not None
+    assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
+    assert kept is None or kept[0].shape[1:] == bench.records.X.shape[1:]
+    assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
+    assert kept_synthetic(bench, store, None) is None
+
+
+def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) -> None:
+    """From the plan to the verdict, with the same calls for either kind."""
+    found = planned(dataset, store, NoModel())
+    wishes: dict[str, Any] = {
+        "plan": found,
+        "model": NoModel(),
+        "classic": Classic(),
+        "gate": GATE,
+        "run_seed": 0,
+        "store": store,
+        "device": "cpu",
+    }
+    families = ("as_is", "resampling")
+    arms = [
+        a
+        for a in make_arms(dataset.modality, model=None, classic=Classic())
+        if a.family in families
+    ]
+    scores = [score(dataset, arm=arm, seed=0, **wishes) for arm in arms]
+    assert all(0 <= s.score <= 1 for s in scores)
+    assert scores[1].arm.amount in (0.5, 1.0), "the amount that was better"
+    again = score(dataset, arm=arms[0], seed=0, **wishes)
+    assert again == scores[0], "a receipt is obeyed"
+    verdict = verify(dataset, choice=choose(scores), scores=scores, candidates=None, **wishes)
+    assert verdict.n_holdout > 0
+    assert set(verdict.balanced_accuracy) >= {"as is"}
+    assert verdict.n_seeds == GATE.n_seeds
+
+
+# --- images alone ---
+
+
+@pytest.fixture(scope="module")
+def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    pytest.importorskip("torch")
+    path: Path = tmp_path_factory.mktemp("images") / "images.parquet"
+    pq.write_table(image_table(seed=1), path)
+    return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
+
+
+def test_image_arms_draw_the_balance_that_the_arm_asks_for(
+    images: DatasetRef, store: Store
+) -> None:
+    found = planned(images, store)
+    bench = open_bench(store, load_facts(images, store), found)
+    data = bench.records
+    synthetic = (data.X[data.y == 1][:30], np.full(30, 1))
+    for arm in make_arms("image", model="diffusion", classic=Classic()):
+        arm = arm.model_copy(update={"amount": 1.0})
+        drawn = drawn_training_set(
+            arm,
+            data.X,
+            data.strata,
+            names=data.strata_names,
+            plan=found,
+            synthetic=synthetic if arm.has_model else None,
+        )
+        shares = np.bincount(drawn.strata, drawn.weights) / drawn.weights.sum()
+        natural = np.bincount(data.strata) / len(data.strata)
+        even = arm.family not in ("as_is", "threshold", "loss")
+        assert shares == pytest.approx([1 / 3] * 3 if even else natural), arm.name
+        assert drawn.weights.mean() == pytest.approx(1)
+        assert drawn.synthetic.sum() == len(drawn.X) - len(data.X)
+        assert bool(drawn.synthetic.any()) == arm.has_model
+
+
+def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    data = open_bench(store, load_facts(images, store), found).records
+    synthetic = (data.X[:10], np.full(10, 2))
+    drawn = drawn_training_set(
+        GIVEN, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
+    )
+    assert (drawn.weights == 1).all()
+    assert drawn.synthetic.sum() == 10
+
+
+def test_an_image_arm_with_a_model_trains_on_the_runs_own_candidates(
+    images: DatasetRef, store: Store
+) -> None:
+    """Under every seed: a model of images cannot be trained anew for each."""
+    bench = open_bench(store, load_facts(images, store), planned(images, store))
+    given = (bench.records.X[:4], np.zeros(4, dtype=np.int64))
+    assert bench.synthetic(np.arange(5), given=given, seed=7) is given
+    images_of_none, strata = bench.synthetic(np.arange(5), given=None, seed=7)
+    assert images_of_none.shape == (0, *bench.records.X.shape[1:])
+    assert len(strata) == 0
+    assert np.array_equal(bench.folds(seed=0, has_candidates=True) >= 0, bench.records.is_val)
+
+
+def test_plan_fits_the_classifiers_steps_to_records_and_budget(
+    images: DatasetRef, store: Store
+) -> None:
+    wishes: dict[str, Any] = {"balance": Balance(), "model": NoModel(), "gate": GATE}
+    found = plan(images, store=store, **wishes)
+    assert found.learner_steps == 300
+    assert 0 < found.estimate.judge_seconds < found.estimate.seconds
+    hurried = plan(images, store=store, budget=Budget(minutes=0.01), **wishes)
+    assert hurried.learner_steps == 300, "fewer steps than that teach nothing"
+
+
+def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    kept = {c.name: c.n_synthetic for c in found.classes}
+    by_name = {
+        arm.name: make_recipe(
+            arm.model_copy(update={"amount": 1.0}),
+            found,
+            kept=kept,
+            scores=[],
+            copies=False,
+            policy="safe",
+        )
+        for arm in make_arms("image", model="diffusion", classic=Classic())
+    }
+    soft = by_name["balanced softmax"]
+    assert soft.loss == "balanced_softmax"
+    assert "balanced softmax" in soft.sentence
+    assert set(soft.class_weight.values()) == {1.0}
+    classic = by_name["resampling + classic"]
+    assert (classic.classic_policy, classic.classic_prob, classic.classic) == ("safe", 0.5, {})
+    assert "'safe' to 50% of the records" in classic.sentence
+    assert by_name["resampling"].classic_policy == ""
+    both = by_name["classic + diffusion"]
+    assert both.real_only_finish == 0.6
+    assert both.synthetic == by_name["diffusion"].synthetic != {}
+    assert "first 60% of the training steps only" in both.sentence

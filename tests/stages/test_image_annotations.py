@@ -1,0 +1,182 @@
+"""Annotations beside images: one class per image by a stated rule, all boxes kept."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.storage import Store, open_store
+
+# Image number to its objects: (class, x, y, width, height); 24x20 pixels.
+OBJECTS = {
+    i: [("car", 2.0, 3.0, 10.0, 8.0)] + ([("bike", 6.0, 5.0, 12.0, 10.0)] if i % 3 == 0 else [])
+    for i in range(24)
+}
+SIZE = (24, 20)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def images(tmp_path: Path, messy_images: ModuleType) -> Path:
+    """Images in one flat folder, and two that nothing is known of."""
+    folder = tmp_path / "in" / "images"
+    folder.mkdir(parents=True)
+    for i in [*OBJECTS, 98, 99]:
+        (folder / f"{i:03d}.png").write_bytes(messy_images.encode(messy_images.picture(i, SIZE)))
+    return tmp_path / "in"
+
+
+def as_coco(folder: Path) -> None:
+    names = {"car": 7, "bike": 3}
+    found: dict[str, list[dict[str, Any]]] = {
+        "images": [{"id": 50 + i, "file_name": f"{i:03d}.png"} for i in OBJECTS],
+        "categories": [{"id": k, "name": name} for name, k in names.items()],
+        "annotations": [
+            {"image_id": 50 + i, "category_id": names[name], "bbox": box, "iscrowd": 0}
+            for i, of_image in OBJECTS.items()
+            for name, *box in of_image
+        ],
+    }
+    found["images"].append({"id": 1, "file_name": "not_there.png"})
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances.json").write_text(json.dumps(found))
+
+
+def as_voc(folder: Path) -> None:
+    (folder / "Annotations").mkdir()
+    for i, of_image in OBJECTS.items():
+        things = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
+            f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+            for name, x, y, w, h in of_image
+        )
+        text = f"<annotation><filename>{i:03d}.png</filename>{things}</annotation>"
+        (folder / "Annotations" / f"{i:03d}.xml").write_text(text)
+
+
+def as_yolo(folder: Path) -> None:
+    (folder / "labels").mkdir()
+    (folder / "data.yaml").write_text("names: [bike, car]\nnc: 2\n")
+    for i, of_image in OBJECTS.items():
+        lines = [
+            f"{['bike', 'car'].index(name)} {(x + w / 2) / 24} {(y + h / 2) / 20} {w / 24} {h / 20}"
+            for name, x, y, w, h in of_image
+        ]
+        (folder / "labels" / f"{i:03d}.txt").write_text("\n".join(lines))
+    (folder / "labels" / "098.txt").write_text("")  # an image of nothing
+
+
+WRITERS = {"coco": as_coco, "voc": as_voc, "yolo": as_yolo}
+
+
+def staged(store: Store, source: Source) -> tuple[Any, list[dict[str, Any]], pa.Table]:
+    facts = load_facts(ingest(source, store=store, seed=0), store)
+    table = read_part(store, facts, ["fit", "val", "holdout"])
+    rows = sorted(table.to_pylist(), key=lambda row: str(row["image"]["path"]))
+    return facts, rows, table
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("said", [True, False], ids=["said", "found"])
+def test_the_label_is_the_rarest_class_of_an_image_and_boxes_are_kept(
+    images: Path, store: Store, layout: Any, said: bool
+) -> None:
+    WRITERS[layout](images)
+    source = Source(uri=str(images), format=layout if said else "auto")
+    facts, rows, table = staged(store, source)
+    assert [row["image"]["path"] for row in rows] == [f"images/{i:03d}.png" for i in OBJECTS]
+    assert [row["label"] for row in rows] == ["bike" if i % 3 == 0 else "car" for i in OBJECTS]
+    for row, of_image in zip(rows, OBJECTS.values(), strict=True):
+        assert row["objects"]["category"] == [name for name, *_ in of_image]
+        boxes = [box for _, *box in of_image]
+        np.testing.assert_allclose(row["objects"]["bbox"], boxes, rtol=1e-5)
+    assert table.schema.field("objects").type == pa.struct(
+        [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
+    )
+    assert facts.n_quarantined == 2
+    assert any("unlabelled: no annotation" in note for note in facts.notes)
+    assert any("8 images hold objects of several classes" in note for note in facts.notes)
+
+
+def test_annotated_images_are_decoded_by_datasets_with_their_boxes(
+    images: Path, store: Store, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    as_voc(images)
+    facts, _, _ = staged(store, Source(uri=str(images)))
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=[store.full(s.path) for s in facts.shards],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert {len(row["bbox"]) for row in loaded["objects"]} == {1, 2}
+
+
+def test_annotations_in_a_zip_are_read_too(images: Path, store: Store, tmp_path: Path) -> None:
+    as_coco(images)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for path in sorted(p for p in images.rglob("*") if p.is_file()):
+            archive.write(path, f"set/{path.relative_to(images)}")
+    facts, rows, _ = staged(store, Source(uri=str(tmp_path / "in.zip")))
+    assert len(rows) == 24
+    assert any("1 annotated images are not in the source" in note for note in facts.notes)
+
+
+def test_a_json_that_is_no_coco_does_not_hide_class_folders(
+    store: Store, tmp_path: Path, messy_images: ModuleType
+) -> None:
+    for i in range(24):
+        path = tmp_path / "in" / ("a" if i % 2 else "b") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(messy_images.encode(messy_images.picture(i)))
+    (tmp_path / "in" / "package.json").write_text('{"annotations": 3}')
+    _, rows, table = staged(store, Source(uri=str(tmp_path / "in")))
+    assert len(rows) == 24
+    assert "objects" not in table.column_names
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"), [("coco", "no COCO file"), ("voc", "no Pascal"), ("yolo", "no YOLO")]
+)
+def test_annotations_that_are_asked_for_and_not_there_are_an_error(
+    images: Path, store: Store, layout: Any, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        ingest(Source(uri=str(images), format=layout), store=store, seed=0)
+
+
+def test_coco_that_lacks_a_field_says_which(images: Path, store: Store) -> None:
+    as_coco(images)
+    path = images / "annotations" / "instances.json"
+    path.write_text(path.read_text().replace('"category_id"', '"category"'))
+    with pytest.raises(
+        InputError, match=r"instances.json is not whole COCO: KeyError 'category_id'"
+    ):
+        ingest(Source(uri=str(images)), store=store, seed=0)
+
+
+def test_xml_with_entities_is_not_parsed(images: Path, store: Store) -> None:
+    """A few lines of nested entities unpack to gigabytes."""
+    as_voc(images)
+    bomb = '<!DOCTYPE a [<!ENTITY b "bb">]><annotation><filename>000.png</filename></annotation>'
+    (images / "Annotations" / "000.xml").write_text(bomb)
+    facts, rows, _ = staged(store, Source(uri=str(images)))
+    assert len(rows) == 23
+    assert any("1 .xml files are not Pascal VOC" in note for note in facts.notes)

@@ -1,0 +1,359 @@
+"""Near-duplicates stay on one side of the split, now and in every later version."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageEnhance
+
+from prefect_augment.datatypes import DatasetFacts
+from prefect_augment.errors import InputError
+from prefect_augment.manifest import latest_version
+from prefect_augment.params import Source
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.splitting import FIT, HOLDOUT, VAL, ImageRows, Ledger
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.ledger import read_ledger, split_clusters
+from prefect_augment.stages.near_split import NearClusters, find_clusters
+from prefect_augment.storage import Store, open_store
+
+N_HEAD, N_TAIL = 60, 30
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def originals(messy_images: ModuleType) -> dict[str, Image.Image]:
+    return {
+        f"{'head' if i < N_HEAD else 'tail'}/{i:03d}.png": messy_images.picture(i, (48, 40))
+        for i in range(N_HEAD + N_TAIL)
+    }
+
+
+def jpeg(image: Image.Image) -> Image.Image:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=50)
+    return Image.open(io.BytesIO(sink.getvalue()))
+
+
+def grainy(image: Image.Image) -> Image.Image:
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(image) + rng.normal(0, 6, (image.height, image.width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "jpeg": jpeg,
+    "smaller": lambda image: image.resize((30, 25)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "duller": lambda image: ImageEnhance.Contrast(image).enhance(0.7),
+    "gray": lambda image: image.convert("L"),
+    "grainy": grainy,
+    "moved": lambda image: image.crop((1, 0, 48, 40)),
+}
+
+
+def write(folder: Path, images: Mapping[str, Image.Image]) -> Path:
+    for path, image in images.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / path, "PNG")
+    return folder
+
+
+def run(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetFacts, dict[str, str]]:
+    """Facts, and the part of each image by its path; quarantined ones by their reason."""
+    facts = load_facts(ingest(Source(uri=str(folder), **wishes), store=store, seed=0), store)
+    parts = {}
+    for part in ("fit", "val", "holdout"):
+        for image in read_part(store, facts, [part], ["image"])["image"].to_pylist():
+            parts[image["path"]] = part
+    for shard in facts.quarantine:
+        for row in pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist():
+            parts[row["file"]] = row["reason"]
+    return facts, parts
+
+
+# --- one version ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_of_an_image_is_on_its_side(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], change: str
+) -> None:
+    copies = {
+        path.replace(".png", "-copy.png"): CHANGES[change](image)
+        for path, image in originals.items()
+    }
+    facts, parts = run(store, write(tmp_path / "in", {**originals, **copies}))
+    cut = [path for path in originals if parts[path] != parts[path.replace(".png", "-copy.png")]]
+    assert not cut
+    assert facts.image is not None
+    assert facts.image.n_clusters == len(originals)
+    assert {"fit", "val", "holdout"} == set(parts.values())
+
+
+def test_equal_bytes_of_two_classes_are_on_one_side(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image]
+) -> None:
+    twice = {f"tail/again-{path[5:]}": image for path, image in list(originals.items())[:20]}
+    facts, parts = run(store, write(tmp_path / "in", {**originals, **twice}))
+    assert all(
+        parts[f"head/{path[11:]}"] == part for path, part in parts.items() if "again" in path
+    )
+    assert facts.n_twins == 40
+
+
+def test_clusters_of_staged_images_can_be_asked_for(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image]
+) -> None:
+    copies = {f"{path[:-4]}-c.png": jpeg(image) for path, image in originals.items()}
+    facts, _ = run(store, write(tmp_path / "in", {**originals, **copies}))
+    fit, held = (
+        read_part(store, facts, [part], ["content_key"])["content_key"].to_pylist()
+        for part in ("fit", "holdout")
+    )
+    assert len(set(split_clusters(store, facts, fit))) == len(fit) / 2
+    assert not set(split_clusters(store, facts, fit)) & set(split_clusters(store, facts, held))
+    assert split_clusters(store, facts, ["not there"]) == ["not there"]
+
+
+def test_a_group_pattern_goes_before_near_duplicates(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image]
+) -> None:
+    named = {
+        f"{path[:4]}/patient{i // 3}_{i}.png": image
+        for i, (path, image) in enumerate(originals.items())
+    }
+    named["head/unknown.png"] = originals["head/000.png"].rotate(90)
+    facts, parts = run(store, write(tmp_path / "in", named), group_pattern=r"(patient\d+)_")
+    sides: dict[str, set[str]] = {}
+    for path, part in parts.items():
+        sides.setdefault(path.split("/")[1].split("_")[0], set()).add(part)
+    assert all(len(found) == 1 for found in sides.values())
+    assert parts["head/unknown.png"] == "source.group_pattern does not match its path"
+    assert facts.group_column == "group"
+    groups = read_part(store, facts, ["fit"], ["group"])["group"].to_pylist()
+    assert all(group.startswith("patient") for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [("(", "not a regular expression"), ("a", "has 0 groups"), ("(a)(b)", "has 2 groups")],
+)
+def test_a_group_pattern_has_one_group(pattern: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Source(group_pattern=pattern)
+
+
+# --- a hold-out of the user's own -------------------------------------------------------------
+
+
+def test_near_duplicates_of_a_given_holdout_are_counted_and_kept(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], messy_images: ModuleType
+) -> None:
+    folder = write(tmp_path / "in", originals)
+    held = {f"{k}/h{i}.png": messy_images.picture(500 + i) for i in range(20) for k in ("head",)}
+    held |= {f"tail/h{i}.png": messy_images.picture(600 + i) for i in range(20)}
+    held |= {f"head/n{i}.png": jpeg(originals[f"head/{i:03d}.png"]) for i in range(7)}
+    facts, parts = run(store, folder, holdout_uri=str(write(tmp_path / "held", held)))
+    assert facts.image is not None
+    assert facts.image.n_near_holdout == 7
+    assert any("7 images have a near-duplicate in the hold-out" in note for note in facts.notes)
+    assert parts["head/003.png"] in ("fit", "val")
+
+
+def test_images_that_are_also_in_the_holdout_are_refused_or_dropped(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], messy_images: ModuleType
+) -> None:
+    folder = write(tmp_path / "in", originals)
+    held = {
+        f"{k}/h{i}.png": messy_images.picture(500 + i) for i in range(9) for k in ("head", "tail")
+    }
+    held |= {path: originals[path] for path in ("head/001.png", "tail/070.png")}
+    uri = str(write(tmp_path / "held", held))
+    with pytest.raises(InputError, match="2 of the source's 90 records are also in the hold-out"):
+        run(store, folder, holdout_uri=uri)
+    _, parts = run(store, folder, holdout_uri=uri, on_overlap="drop")
+    dropped = {path for path, part in parts.items() if part == "in hold-out"}
+    assert dropped == {"head/001.png", "tail/070.png"}
+
+
+def test_bad_images_of_a_holdout_are_quarantined_too(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image]
+) -> None:
+    some = dict(list(originals.items())[::2])
+    rest = {path: image for path, image in originals.items() if path not in some}
+    folder = write(tmp_path / "held", rest)
+    (folder / "head" / "bad.png").write_bytes(b"no")
+    _, parts = run(store, write(tmp_path / "in", some), holdout_uri=str(folder))
+    assert parts["hold-out head/bad.png"] == "undecodable"
+
+
+def test_marks_of_the_users_own_are_respected(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image]
+) -> None:
+    rows = []
+    for i, (path, image) in enumerate(originals.items()):
+        for j, picture in enumerate((image, jpeg(image))):
+            sink = io.BytesIO()
+            picture.save(sink, "PNG")
+            struct = {"bytes": sink.getvalue(), "path": f"{path}{j}"}
+            rows.append({"image": struct, "label": path[:4], "held": i % 4 == 0 and j == 0})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    _, parts = run(store, tmp_path / "in.parquet", holdout_column="held")
+    held = {row["image"]["path"] for row in rows if row["held"]}
+    assert {path for path, part in parts.items() if part == "holdout"} == held
+
+
+# --- later versions ---------------------------------------------------------------------------
+
+
+def publish(store: Store, folder: Path, releases: ModuleType) -> dict[str, str]:
+    """Publish what the folder holds and return the parts."""
+    ref = ingest(Source(uri=str(folder)), store=store, seed=0)
+    releases.publish_as_is(store, ref)
+    return run(store, folder)[1]
+
+
+def test_new_images_join_the_side_of_those_that_they_are_near(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
+) -> None:
+    folder = write(tmp_path / "in", originals)
+    before = publish(store, folder, releases)
+    assert latest_version(store) == 1
+    write(folder, {f"{path[:-4]}-new.png": jpeg(image) for path, image in originals.items()})
+    facts, after = run(store, folder)
+    assert {path: after[path] for path in before} == before
+    assert all(after[f"{path[:-4]}-new.png"] == part for path, part in before.items())
+    assert facts.extra["n_new"] == len(originals)
+
+
+def test_new_images_join_the_side_of_images_that_are_gone(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
+) -> None:
+    """The ledger keeps a thumbnail of each."""
+    before = publish(store, write(tmp_path / "in", originals), releases)
+    later = write(tmp_path / "later", {path: jpeg(image) for path, image in originals.items()})
+    facts, after = run(store, later)
+    assert after == before
+    assert len(read_ledger(store, facts.ledger).keys) == 2 * len(originals)
+
+
+def test_an_image_between_the_sides_is_quarantined_as_a_bridge(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
+) -> None:
+    before = publish(store, write(tmp_path / "in", originals), releases)
+    fit = next(path for path, part in before.items() if part == "fit")
+    held = next(path for path, part in before.items() if part == "holdout")
+    # Versions in which the two grow alike, step by step, until one is near both.
+    steps = {
+        f"head/mix{k:02d}.png": Image.blend(originals[fit], originals[held], k / 16)
+        for k in range(1, 16)
+    }
+    _, after = run(store, write(tmp_path / "in", steps))
+    assert {path: after[path] for path in before} == before
+    reasons = {path: part for path, part in after.items() if "mix" in path}
+    assert reasons["head/mix01.png"] == "fit"
+    assert reasons["head/mix15.png"] == "holdout"
+    assert "bridge" in reasons.values()
+    # On the way from one to the other each step is near the next: no leak is left but the bridge.
+    order = [reasons[path] for path in sorted(reasons)]
+    assert order.index("bridge") < order.index("holdout")
+    assert "fit" not in order[order.index("holdout") :]
+
+
+def test_a_dataset_of_images_does_not_go_on_as_a_table(
+    tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
+) -> None:
+    publish(store, write(tmp_path / "in", originals), releases)
+    table = pa.table({"x": np.arange(60) / 7, "label": ["head", "tail"] * 30})
+    pq.write_table(table, tmp_path / "table.parquet")
+    with pytest.raises(InputError, match="earlier version had images.*now holds no images"):
+        run(store, tmp_path / "table.parquet")
+    with pytest.raises(InputError, match="split by near-duplicate images.*group_pattern"):
+        run(store, tmp_path / "in", group_pattern="(.)")
+
+
+# --- the rule itself --------------------------------------------------------------------------
+
+WAVES = np.stack([np.sin(np.arange(576) * (k + 1) / 40 + k) for k in range(40)] + [np.zeros(576)])
+
+
+def toward(a: int, b: int, share: float) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """A picture between two waves, as a thumbnail."""
+    mixed = (1 - share) * WAVES[a] + share * WAVES[b]
+    mixed = mixed - mixed.mean()
+    return np.rint(127 * mixed / np.abs(mixed).max()).astype(np.int8)
+
+
+def chain(parts: Mapping[float, int], new: list[float]) -> tuple[Ledger, NearClusters, list[str]]:
+    """A ledger of pictures on the way from one wave to another, and what becomes of new ones."""
+    old = sorted(parts)
+    ledger = Ledger(
+        "salt",
+        "near-duplicate",
+        tuple(f"old{x:.2f}" for x in old),
+        (0,) * len(old),
+        ("",) * len(old),
+        tuple(parts[x] for x in old),
+        images=ImageRows(
+            tuple(f"old{x:.2f}" for x in old),
+            (0,) * len(old),
+            b"".join(toward(3, 9, x).tobytes() for x in old),
+        ),
+    )
+    keys = [f"new{x:.2f}" for x in new]
+    thumbs = np.stack([toward(3, 9, x) for x in new])
+    return ledger, find_clusters(keys, thumbs, ledger=ledger), keys
+
+
+def near(x: float, y: float) -> bool:
+    a, b = (toward(3, 9, v).astype(float) for v in (x, y))
+    return float(a @ b / np.sqrt((a @ a) * (b @ b))) > 0.95
+
+
+STEP = 0.12
+
+
+def test_the_chain_of_pictures_is_one_in_which_only_neighbours_are_near() -> None:
+    """What the next tests stand on."""
+    for x in (0.3, 0.42, 0.54):
+        assert near(x, x + STEP)
+        assert not near(x, x + 2 * STEP)
+
+
+def test_of_a_chain_between_the_sides_one_image_is_the_bridge() -> None:
+    _, found, _ = chain({0.30: FIT, 0.78: HOLDOUT}, [0.42, 0.54, 0.66])
+    assert found.is_bridge.tolist() == [True, False, False]
+    assert found.names[1:].tolist() == ["old0.78", "old0.78"]
+
+
+def test_an_image_near_fit_and_val_joins_fit() -> None:
+    _, found, _ = chain({0.30: VAL, 0.54: FIT}, [0.42])
+    assert not found.is_bridge.any()
+    assert found.names.tolist() == ["old0.54"]
+
+
+def test_what_a_bridge_alone_connects_is_free_to_go_anywhere() -> None:
+    _, found, keys = chain({0.30: FIT, 0.54: HOLDOUT}, [0.42])
+    assert found.is_bridge.tolist() == [True]
+    assert found.names.tolist() == keys
+
+
+def test_a_known_image_keeps_its_cluster_whatever_comes() -> None:
+    ledger, _, _ = chain({0.30: FIT, 0.54: HOLDOUT}, [0.42])
+    thumbs = np.stack([toward(3, 9, x) for x in (0.30, 0.54)])
+    found = find_clusters(["old0.30", "old0.54"], thumbs, ledger=ledger)
+    assert found.names.tolist() == ["old0.30", "old0.54"]
+    assert not found.is_bridge.any()
