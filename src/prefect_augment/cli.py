@@ -347,7 +347,15 @@ def _prefect(*, quiet: bool) -> Iterator[None]:
         logger.addHandler(RichHandler(console=err, show_path=False, show_level=False))
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Prefect's console handler on the root would say everything twice
-    yield
+
+    from prefect.exceptions import ParameterTypeError
+
+    from prefect_augment.errors import ParameterError
+
+    try:
+        yield
+    except ParameterTypeError as exc:
+        raise ParameterError(" ".join(str(exc).split())) from exc
 
 
 if __name__ == "__main__":
