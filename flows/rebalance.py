@@ -74,7 +74,7 @@ def rebalance(
         report: What the report may show.
         compute: How many workers.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
-        plan_only: Show the plan and an estimate, and change nothing.
+        plan_only: Show the plan and an estimate; train and publish nothing.
     """
     started = time.monotonic()
     with run_log():

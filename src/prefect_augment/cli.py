@@ -98,7 +98,10 @@ def rebalance(
     workers: Workers = 2,
     params: ParamsFile = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Show the plan; change nothing else.")
+        bool,
+        typer.Option(
+            "--plan-only", help="Show the plan and an estimate; train and publish nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

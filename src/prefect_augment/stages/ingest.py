@@ -101,6 +101,7 @@ def ingest(
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
             return _reference(store, stage, facts)
 
+    store.check_writable()  # now, and not when all has been read
     data = read_source(listing, source, on_progress=lambda f, text: report(0.6 * f, text))
     found = find_records(data, source, manifest=listing.manifest)
     holdout = None
