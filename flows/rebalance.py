@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from prefect_augment.datatypes import RunResult
+from prefect_augment.datatypes import ArmScore, RunResult
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
@@ -31,6 +31,7 @@ from prefect_augment.stages.example import example_source
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
+from prefect_augment.stages.verdict import without_comparison
 from prefect_augment.tasks._runtime import dataset_slug, open_destination, run, run_log
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -101,34 +102,39 @@ def rebalance(
             )
             candidates = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed)
 
-        arms = table_arms(model=kind if candidates else None, classic=classic.table != "none")
-        scores = score_arms(
-            arms,
-            dataset,
-            plan,
-            model=model,
-            classic=classic,
-            gate=gate,
-            seed=seed,
-            n_seeds=judge_seeds(plan, budget, gate),
-            workers=compute.workers,
-        )
-        choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
-        verdict = run(
-            verify_choice,
-            dataset,
-            choice,
-            plan,
-            scores=scores,
-            model=model,
-            candidates=candidates,
-            classic=classic,
-            gate=gate,
-            seed=seed,
-        )
+        scores: list[ArmScore] = []
+        if len({c.label for c in plan.classes if c.judged}) < 2:
+            arm, verdict = without_comparison(plan)
+        else:
+            arms = table_arms(model=kind if candidates else None, classic=classic.table != "none")
+            scores = score_arms(
+                arms,
+                dataset,
+                plan,
+                model=model,
+                classic=classic,
+                gate=gate,
+                seed=seed,
+                n_seeds=judge_seeds(plan, budget, gate),
+                workers=compute.workers,
+            )
+            choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
+            verdict = run(
+                verify_choice,
+                dataset,
+                choice,
+                plan,
+                scores=scores,
+                model=model,
+                candidates=candidates,
+                classic=classic,
+                gate=gate,
+                seed=seed,
+            )
+            arm = published_arm(choice, verdict)
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
-            published_arm(choice, verdict),
+            arm,
             plan,
             kept=candidates.kept_counts if candidates else None,
             scores=scores,

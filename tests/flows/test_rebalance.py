@@ -248,3 +248,16 @@ def test_our_own_output_is_a_source_of_its_real_records_only(
         for name in ("first", "second")
     ]
     assert holdouts[0] == holdouts[1], "the split is inherited"
+
+
+def test_classes_too_small_to_judge_are_weighted_and_said(
+    make_table: MakeTable, tmp_path: Path
+) -> None:
+    pq.write_table(make_table(counts={"ok": 80, "worn": 7}), tmp_path / "in.parquet")
+    result = run(Source(uri=str(tmp_path / "in.parquet"), label="state"), tmp_path / "out")
+    assert result.verdict is not None
+    assert result.verdict.decision == "inconclusive"
+    assert "worn" in result.verdict.not_judged
+    table = open_dataset(str(tmp_path / "out")).to_table(columns=["state", "aug_weight"])
+    weight = {row["state"]: row["aug_weight"] for row in table.to_pylist()}
+    assert weight["worn"] / weight["ok"] == pytest.approx(5.0, rel=1e-5)

@@ -16,8 +16,8 @@ from prefect_augment.errors import (
     LabelError,
     ParameterError,
     SchemaError,
-    StorageError,
     SourceChangedError,
+    StorageError,
 )
 from prefect_augment.params import ColumnWish, Source
 from prefect_augment.stages.ingest import ingest
