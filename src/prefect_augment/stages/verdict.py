@@ -107,13 +107,16 @@ def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
     arm = Arm(name="class weights", family="weights", amount=1.0)
     not_judged = {c.label: c.note for c in plan.classes if not c.judged}
     n_classes = len({c.label for c in plan.classes})
+    reasons = (
+        (
+            f"Fewer than two of {n_classes} classes are large enough to stand in fit, val and hold-out, "
+            "so no way of training could be compared."
+        ),
+        "The rare classes are weighted up, at most five times.",
+    )
     verdict = Verdict(
         decision="inconclusive",
-        reasons=(
-            f"{len(not_judged)} of {n_classes} classes are too small to stand in fit, val and hold-out, "
-            + "so fewer than two can be judged and no way of training could be compared.",
-            "The rare classes are weighted up, at most five times.",
-        ),
+        reasons=reasons,
         chosen=arm.name,
         baseline=arm.name,
         published=arm.name,
