@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from prefect_augment.datatypes import RunResult
+from prefect_augment.datatypes import ArmScore, RunResult
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
@@ -31,6 +31,7 @@ from prefect_augment.stages.example import example_source
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
+from prefect_augment.stages.verdict import without_comparison
 from prefect_augment.tasks._runtime import dataset_slug, open_destination, run, run_log
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -74,7 +75,7 @@ def rebalance(
         report: What the report may show.
         compute: How many workers.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
-        plan_only: Show the plan and an estimate, and change nothing.
+        plan_only: Show the plan and an estimate; train and publish nothing.
     """
     started = time.monotonic()
     with run_log():
@@ -92,48 +93,47 @@ def rebalance(
         kind = resolve_model(model, modality=dataset.modality)
         if kind and plan.n_synthetic:
             trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
-            drawn = run(
-                sample_classes,
-                dataset,
-                trained,
-                candidates_wanted(plan, gate, trained.strata),
-                seed=seed,
-            )
+            wanted = candidates_wanted(plan, gate, trained.strata)
+            drawn = run(sample_classes, dataset, trained, wanted, seed=seed)
             candidates = run(
                 judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device
             )
 
-        arms = make_arms(dataset.modality, model=kind if candidates else None, classic=classic)
-        scores = score_arms(
-            arms,
-            dataset,
-            plan,
-            model=model,
-            classic=classic,
-            gate=gate,
-            seed=seed,
-            n_seeds=judge_seeds(plan, budget, gate),
-            workers=compute.workers,
-            candidates=candidates,
-            device=budget.device,
-        )
-        choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
-        verdict = run(
-            verify_choice,
-            dataset,
-            choice,
-            plan,
-            scores=scores,
-            model=model,
-            candidates=candidates,
-            classic=classic,
-            gate=gate,
-            seed=seed,
-            device=budget.device,
-        )
+        scores: list[ArmScore] = []
+        if len({c.label for c in plan.classes if c.judged}) < 2:
+            arm, verdict = without_comparison(plan)
+        else:
+            scores = score_arms(
+                make_arms(dataset.modality, model=kind if candidates else None, classic=classic),
+                dataset,
+                plan,
+                model=model,
+                classic=classic,
+                gate=gate,
+                seed=seed,
+                n_seeds=judge_seeds(plan, budget, gate),
+                workers=compute.workers,
+                candidates=candidates,
+                device=budget.device,
+            )
+            choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
+            verdict = run(
+                verify_choice,
+                dataset,
+                choice,
+                plan,
+                scores=scores,
+                model=model,
+                candidates=candidates,
+                classic=classic,
+                gate=gate,
+                seed=seed,
+                device=budget.device,
+            )
+            arm = published_arm(choice, verdict)
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
-            published_arm(choice, verdict),
+            arm,
             plan,
             kept=candidates.kept_counts if candidates else None,
             scores=scores,

@@ -98,7 +98,10 @@ def rebalance(
     workers: Workers = 2,
     params: ParamsFile = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Show the plan; change nothing else.")
+        bool,
+        typer.Option(
+            "--plan-only", help="Show the plan and an estimate; train and publish nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -347,7 +350,15 @@ def _prefect(*, quiet: bool) -> Iterator[None]:
         logger.addHandler(RichHandler(console=err, show_path=False, show_level=False))
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Prefect's console handler on the root would say everything twice
-    yield
+
+    from prefect.exceptions import ParameterTypeError
+
+    from prefect_augment.errors import ParameterError
+
+    try:
+        yield
+    except ParameterTypeError as exc:
+        raise ParameterError(" ".join(str(exc).split())) from exc
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class Destination(Params):
     uri: str = Field(
         default="",
         description="A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is "
-        "kept under _staging. Leave empty for a folder 'balanced' beside where the run works.",
+        "kept under _staging. Leave empty for a folder below prefect-augment in the home folder.",
     )
     storage_block: str = Field(
         default="", description="Name of a saved Prefect storage block with the credentials."

@@ -19,7 +19,7 @@ from prefect.exceptions import ParameterTypeError
 
 from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Gate, NoModel, Source
+from prefect_augment.params import Compute, Destination, Gate, NoModel, Source, TreesModel
 
 pytestmark = pytest.mark.flow
 
@@ -34,7 +34,7 @@ def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: 
     state = rebalance(
         source=source,
         destination=Destination(uri=str(tmp_path / "out")),
-        gate=Gate(n_seeds=1, n_bootstrap=200),
+        gate=Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"]),
         return_state=True,
     )
     assert state.is_completed()
@@ -48,6 +48,22 @@ def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: 
     kinds = {artifact.type for artifact in artifacts}
     assert {"table", "markdown", "progress"} <= kinds
     assert any("Verdict" in log.message for log in logs), "our own log lines reach the run's page"
+
+
+def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path) -> None:
+    shards = []
+    for workers in (1, 2):
+        folder = tmp_path / f"out-{workers}"
+        rebalance(
+            source=source,
+            destination=Destination(uri=str(folder)),
+            model=TreesModel(),
+            gate=Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"], on_no_gain="publish"),
+            compute=Compute(workers=workers),
+        )
+        shards.append({p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())})
+    assert shards[0] == shards[1]
+    assert any("synthetic" in name for name in shards[0])
 
 
 def test_a_failed_run_says_what_to_do_in_its_state(source: Source, tmp_path: Path) -> None:

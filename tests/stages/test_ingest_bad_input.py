@@ -17,6 +17,7 @@ from prefect_augment.errors import (
     ParameterError,
     SchemaError,
     SourceChangedError,
+    StorageError,
 )
 from prefect_augment.params import ColumnWish, Source
 from prefect_augment.stages.ingest import ingest
@@ -366,3 +367,19 @@ def test_marks_that_cut_through_a_group(tmp_path: Path) -> None:
         InputError,
         "inside and outside",
     )
+
+
+def test_a_destination_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("a file where a folder would have to be")
+    store = open_store(str(tmp_path / "file" / "out"))
+    read = []
+    with pytest.raises(StorageError, match="choose another location"):
+        ingest(
+            put(tmp_path / "in", make_table()),
+            store=store,
+            seed=0,
+            on_progress=lambda fraction, text: read.append(text),
+        )
+    assert not read

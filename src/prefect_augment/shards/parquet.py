@@ -33,6 +33,7 @@ __all__ = [
     "read_records",
     "read_shard",
     "select_columns",
+    "take_rows",
     "with_lineage",
     "write_shards",
 ]
@@ -59,6 +60,8 @@ _HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
 
 # 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
 _ROW_GROUP_BYTES = 3 << 20
+# Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
+_TAKEN_AT_ONCE = 512 << 20
 
 
 # --- source files -----------------------------------------------------------------------------
@@ -136,6 +139,35 @@ def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
             features=lambda found: {k: v for k, v in found.items() if keep(k)},
         )
     )
+
+
+def take_rows(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
+    """Return these rows, in this order, also of a table with more than 2 GiB of images.
+
+    Arrow's own ``take`` counts the bytes of a column in 32 bits and fails there.
+    """
+    if table.nbytes <= _TAKEN_AT_ONCE:
+        return table.take(pa.array(rows))
+    batches = table.to_batches()
+    ends = np.cumsum([batch.num_rows for batch in batches])
+    n_blocks = math.ceil(table.nbytes / _TAKEN_AT_ONCE)
+    taken = [_take_block(batches, ends, block) for block in np.array_split(rows, n_blocks)]
+    return pa.concat_tables(taken)
+
+
+def _take_block(
+    batches: Sequence[pa.RecordBatch], ends: NDArray[np.int64], rows: NDArray[Any]
+) -> pa.Table:
+    """Take from each batch what is wanted of it, then bring the rows into their order."""
+    source = np.searchsorted(ends, rows, side="right")
+    pieces, places = [], []
+    for i in np.unique(source):
+        place = np.flatnonzero(source == i)
+        start = int(ends[i]) - batches[i].num_rows
+        pieces.append(batches[i].take(pa.array(rows[place] - start)))
+        places.append(place)
+    order = np.argsort(np.concatenate(places)) if places else np.zeros(0, dtype=np.int64)
+    return pa.Table.from_batches(pieces, batches[0].schema).combine_chunks().take(pa.array(order))
 
 
 def with_lineage(
@@ -379,8 +411,7 @@ def write_shards(
     StorageError
         If the store cannot be written.
     """
-    # One chunk and one dictionary per column, so that how the records came does not change the bytes.
-    table = table.unify_dictionaries().combine_chunks()
+    table = table.unify_dictionaries()
     n = table.num_rows
     if n == 0:
         return ()
@@ -388,7 +419,9 @@ def write_shards(
     n_rows = math.ceil(n / min(n_shards, n))
     facts = []
     for i, start in enumerate(range(0, n, n_rows)):
-        part = table.slice(start, n_rows)
+        # One chunk and one dictionary per column, so that how the records came does not change the bytes.
+        # Not before: images of more than 2 GiB do not fit in one chunk.
+        part = table.slice(start, n_rows).combine_chunks()
         data = _encode(
             part, n_rows_per_group=max(1, int(_ROW_GROUP_BYTES * n / max(1, table.nbytes)))
         )

@@ -143,24 +143,28 @@ def card_is_current(store: Store) -> bool:
 
 
 def refresh_card(store: Store) -> bool:
-    """Write the newest version's card where it lags; return whether it was written."""
-    latest = latest_version(store)
-    if latest is None:
-        return False
-    text = render_card(read_manifest(store, latest))
-    found = _card(store)
-    if found is None:
-        logger.warning(
-            "%s/%s was written by somebody else and is left alone; datasets.load_dataset may not find the shards. "
-            "Rename it and run `prefect-augment verify --repair` to get a card.",
-            store.uri,
-            CARD,
-        )
-        return False
-    if found == text:
-        return False
-    store.put(CARD, text.encode())
-    return True
+    """Write the newest version's card where it lags; return whether it was written.
+
+    Of two commits that race, the older one's card may be put last; so each looks again after its
+    put, until the card it left is the newest version's.
+    """
+    written = False
+    while (latest := latest_version(store)) is not None:
+        text = render_card(read_manifest(store, latest))
+        found = _card(store)
+        if found is None:
+            logger.warning(
+                "%s/%s was written by somebody else and is left alone; datasets.load_dataset may not find "
+                "the shards. Rename it and run `prefect-augment verify --repair` to get a card.",
+                store.uri,
+                CARD,
+            )
+            break
+        if found == text:
+            break
+        store.put(CARD, text.encode())
+        written = True
+    return written
 
 
 def _card(store: Store) -> str | None:

@@ -22,7 +22,7 @@ from prefect_augment.encoding.keys import aug_ids, occurrence_numbers
 from prefect_augment.encoding.labels import check_label, class_names, label_text
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.parquet import take_rows, write_shards
 from prefect_augment.splitting import MIN_JUDGED, PARTS, Assignment, Ledger, assign
 from prefect_augment.stages.holdout import Holdout, in_holdout, read_holdout
 from prefect_augment.stages.image_columns import record_keys, record_variants
@@ -111,6 +111,7 @@ def ingest(
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
             return _reference(store, stage, facts)
 
+    store.check_writable()  # now, and not when all has been read
     data = read_source(listing, source, on_progress=lambda f, text: report(0.4 * f, text))
     found = find_records(
         data,
@@ -319,7 +320,7 @@ class _Ingestion:
         self._keep(
             order,
             SourceTable(
-                table.take(pa.array(order)),
+                take_rows(table, order),
                 data.paths,
                 data.file_index[order],
                 data.positions[order],
@@ -365,7 +366,7 @@ class _Ingestion:
                 ids.take(pa.array(rows)).to_numpy(zero_copy_only=False).astype("S32"), kind="stable"
             )
         ]
-        chosen = table.take(pa.array(rows))
+        chosen = take_rows(table, rows)
         chosen = chosen.append_column("aug_id", ids.take(pa.array(rows)))
         chosen = chosen.append_column("content_key", pa.array([keys[i] for i in rows], pa.string()))
         return write_shards(

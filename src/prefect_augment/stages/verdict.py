@@ -30,7 +30,7 @@ from prefect_augment.stages.bench import (
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
-__all__ = ["verify"]
+__all__ = ["verify", "without_comparison"]
 
 ALGORITHM_VERSION = 1
 
@@ -101,6 +101,41 @@ def verify(
         not_judged={c.label: c.note for c in plan.classes if not c.judged and c.note},
     )
     return stage.finish(verdict)
+
+
+def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
+    """Return what to publish where fewer than two classes are large enough to be judged.
+
+    Nothing can be compared then, so the rare classes get what is known to be mild: weight, at most
+    five times that of the others.
+    """
+    arm = Arm(name="class weights", family="weights", amount=1.0)
+    not_judged = {c.label: c.note for c in plan.classes if not c.judged}
+    n_classes = len({c.label for c in plan.classes})
+    reasons = (
+        (
+            f"Fewer than two of {n_classes} classes are large enough to stand in fit, val and hold-out, "
+            "so no way of training could be compared."
+        ),
+        "The rare classes are weighted up, at most five times.",
+    )
+    verdict = Verdict(
+        decision="inconclusive",
+        reasons=reasons,
+        chosen=arm.name,
+        baseline=arm.name,
+        published=arm.name,
+        arms={},
+        balanced_accuracy={},
+        differences=(),
+        minimum_detectable_effect=1.0,
+        class_recall={},
+        class_decisions={},
+        not_judged=not_judged,
+        n_holdout=0,
+        n_seeds=0,
+    )
+    return arm, verdict
 
 
 def _predict(

@@ -1,0 +1,111 @@
+"""The commands as a user types them, with Prefect's own ephemeral API behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def prefect_augment(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "prefect_augment.cli", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def table(make_table: Callable[..., pa.Table], tmp_path: Path) -> Path:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return tmp_path / "in.parquet"
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.yaml"
+    path.write_text("gate: {n_seeds: 1, n_bootstrap: 200, learners: [logistic]}\n")
+    return path
+
+
+def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path) -> None:
+    given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
+    done = prefect_augment(
+        "rebalance", table, tmp_path / "out", *given, "--json", home=tmp_path / "home"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = last_line(done)
+    assert result["version"] == 1
+    assert result["counts"]["train"]["cracked"]["synthetic"] > 0
+    assert Path(result["report"]).is_file()
+    for name in ("version", "manifest", "counts", "quarantined", "arms", "recipe", "verdict"):
+        assert name in result
+    assert result["peak_rss_bytes"] > 0
+
+    checked = prefect_augment("verify", tmp_path / "out", "--json", home=tmp_path / "home")
+    assert checked.returncode == 0, checked.stderr
+    assert last_line(checked)["problems"] == []
+
+
+def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path) -> None:
+    done = prefect_augment(
+        "rebalance",
+        table,
+        tmp_path / "out",
+        "--label",
+        "state",
+        "--plan-only",
+        home=tmp_path / "home",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Estimate" in done.stdout
+    assert "cracked" in done.stdout
+    assert not (tmp_path / "out" / "_manifests").exists()
+
+
+def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path) -> None:
+    given = ["--label", "state", "--on-no-gain", "fail", "--params", quick]
+    done = prefect_augment("rebalance", table, tmp_path / "out", *given, home=tmp_path / "home")
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert "report.html" in done.stderr.replace("\n", "")
+
+
+def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path) -> None:
+    done = prefect_augment(
+        "rebalance", table, tmp_path / "out", "--label", "stat", home=tmp_path / "home"
+    )
+    assert done.returncode == 2
+    assert "did you mean 'state'" in " ".join(done.stderr.split())
+    done = prefect_augment(
+        "rebalance",
+        table,
+        tmp_path / "out",
+        "--label",
+        "state",
+        "--target",
+        "best",
+        home=tmp_path / "home",
+    )
+    assert done.returncode == 2
+    assert "median" in done.stderr
