@@ -103,15 +103,17 @@ def rebalance(
         if len({c.label for c in plan.classes if c.judged}) < 2:
             arm, verdict = without_comparison(plan)
         else:
+            # What half of the budget does not allow is left out, on val and on the hold-out.
+            affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
             scores = score_arms(
                 make_arms(dataset.modality, model=kind if candidates else None, classic=classic),
                 dataset,
                 plan,
                 model=model,
                 classic=classic,
-                gate=gate,
+                gate=affordable,
                 seed=seed,
-                n_seeds=judge_seeds(plan, budget, gate),
+                n_seeds=affordable.n_seeds,
                 workers=compute.workers,
                 candidates=candidates,
                 device=budget.device,
@@ -126,7 +128,7 @@ def rebalance(
                 model=model,
                 candidates=candidates,
                 classic=classic,
-                gate=gate,
+                gate=affordable,
                 seed=seed,
                 device=budget.device,
             )

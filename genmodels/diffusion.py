@@ -2,10 +2,10 @@
 
 Between noise ``x0`` and an image ``x1`` lies ``x_t = (1 - t) x0 + t x1``; a network learns the mean
 velocity ``E[x1 - x0 | x_t, t, y]``, and records are drawn by following it from t = 0 to 1 (Lipman
-et al. 2023, "Flow Matching"; Liu et al. 2023, "Rectified Flow"). It is diffusion with a variance-
-exploding-free schedule and needs no preconditioning: the velocity has unit scale at every t, which
-is what EDM's (Karras et al. 2022) is made for. Straight paths are the reason for it here: 12
-evaluations of a small network make an image, where EDM's sampler takes 35.
+et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and Fast").
+With Gaussian noise this is a diffusion model in other coordinates. The target has the same scale at
+every t, which is what EDM's preconditioning (Karras et al. 2022) is for, and the paths are nearly
+straight: 12 evaluations make an image here, where EDM's sampler takes 35.
 
 For few images and little time (../shared/research/images.md, sections 4 and 9): one network for all
 classes, classes drawn with p ∝ n_k**q, labels dropped now and then, averaged weights with a memory

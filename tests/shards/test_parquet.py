@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
+from prefect_augment.shards import parquet
 from prefect_augment.shards.parquet import (
     LINEAGE,
     conform,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,25 @@ import pytest
 
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, DatasetRef
 from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.gates import Labelled
-from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, NoModel, Source
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    DiffusionModel,
+    Gate,
+    NoModel,
+    Source,
+)
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages.arms import GIVEN, drawn_training_set, make_arms, make_recipe
 from prefect_augment.stages.bench import Wishes, Workbench, kept_synthetic, open_bench
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.judge import judge
+from prefect_augment.stages.parts import score_folds
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.score import choose, score
 from prefect_augment.stages.verdict import verify
@@ -347,3 +359,63 @@ def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) ->
     assert both.real_only_finish == 0.6
     assert both.synthetic == by_name["diffusion"].synthetic != {}
     assert "first 60% of the training steps only" in both.sentence
+
+
+def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
+    images: DatasetRef, store: Store
+) -> None:
+    """It is said, and goes on without; asked for by name it is planned."""
+    wishes: dict[str, Any] = {"balance": Balance(), "gate": GATE, "store": store}
+    hurried = Budget(minutes=0.2, device="cpu")
+    found = plan(images, model=AutoModel(), budget=hurried, **wishes)
+    assert found.n_synthetic == 0
+    assert "no synthetic records" in found.warnings[0]
+    assert "by name" in found.warnings[0]
+    asked_for = plan(images, model=DiffusionModel(), budget=hurried, **wishes)
+    assert asked_for.n_synthetic > 0
+    assert asked_for.warnings == ()
+
+
+def test_images_without_torch_are_refused_with_the_line_to_install_it(
+    images: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planned(images, store, NoModel())
+    for name in [n for n in sys.modules if n.endswith((".image_bench", ".image_learner"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[images,torch\]'"):
+        open_bench(store, load_facts(images, store), found)
+
+
+def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
+    """A picture and its brighter twins: what splits them would score memory."""
+    pytest.importorskip("torch")
+    made, names = pictures(seed=2)
+    twins = [np.clip(m.astype(int) + 2, 0, 255).astype(np.uint8) for m in made[::2]]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    records = [{"bytes": png(m), "path": None} for m in [*made, *twins]]
+    table = pa.table({"image": pa.array(records, kind), "label": [*names, *names[::2]]})
+    pq.write_table(table, tmp_path / "twins.parquet")
+    source = Source(uri=str(tmp_path / "twins.parquet"), label="label")
+    dataset = ingest(source, store=store, seed=0)
+    bench = open_bench(store, load_facts(dataset, store), planned(dataset, store))
+    groups = bench.records.groups
+    assert groups is not None
+    assert np.bincount(groups).max() >= 2
+    folds = score_folds(bench.records, n_folds=5, seed=0)
+    assert all(len(set(folds[groups == g])) == 1 for g in np.unique(groups))
+
+
+def test_the_classic_of_the_arms_has_the_ranges_of_the_written_one() -> None:
+    pytest.importorskip("torch")
+    from prefect_augment.augmentation.images import PRESETS
+    from prefect_augment.stages.image_bench import RANGES
+
+    assert set(RANGES) == set(PRESETS) - {"none"}
+    affine, light = (operation.arguments for operation in PRESETS["safe"])
+    ranges = RANGES["safe"]
+    assert affine["rotate"] == (-ranges.rotate_degrees, ranges.rotate_degrees)
+    assert affine["scale"] == ranges.scale_range
+    assert affine["translate_percent"] == (-ranges.shift, ranges.shift)
+    assert light["brightness_limit"] == (-ranges.brightness, ranges.brightness)
+    assert light["contrast_limit"] == (-ranges.contrast, ranges.contrast)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
@@ -180,3 +181,21 @@ def test_xml_with_entities_is_not_parsed(images: Path, store: Store) -> None:
     facts, rows, _ = staged(store, Source(uri=str(images)))
     assert len(rows) == 23
     assert any("1 .xml files are not Pascal VOC" in note for note in facts.notes)
+
+
+def test_annotated_images_may_be_judged_on_plain_ones_in_parquet(
+    images: Path, store: Store, tmp_path: Path, messy_images: ModuleType
+) -> None:
+    as_coco(images)
+    rows = [
+        {
+            "image": {"bytes": messy_images.encode(messy_images.picture(300 + i)), "path": f"{i}"},
+            "label": ["car", "bike"][i % 2],
+        }
+        for i in range(20)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "held.parquet")
+    source = Source(uri=str(images), format="coco", holdout_uri=str(tmp_path / "held.parquet"))
+    facts, found, _ = staged(store, source)
+    assert sum(facts.part_counts["holdout"].values()) == 20
+    assert {row["objects"] is None for row in found} == {True, False}

@@ -9,9 +9,9 @@ when it was chosen (4 splits, 30 % hold-out): boosting and logistic regression r
 accuracy of 0.85 and 0.64 as is, 0.88 and 0.86 with class weights: there is something to gain and
 something to see.
 
-The images: 15 training images of each of three digits and 120 of each other one, at 16 × 16 pixels, and a balanced hold-out in a file of its own, which makes the interval narrow. Measured
-when it was chosen (3 splits, a small dense network): a balanced accuracy of 0.94 as is and 0.95 with
-resampling.
+The images: 15 training images of each of three digits and 120 of each other one, at 16 × 16 pixels,
+and a balanced hold-out in a file of its own, which makes the interval narrow. Measured when it was
+chosen (3 splits, a small dense network): a balanced accuracy of 0.94 as is and 0.95 with resampling.
 """
 
 from __future__ import annotations

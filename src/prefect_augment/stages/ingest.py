@@ -28,7 +28,7 @@ from prefect_augment.stages.holdout import Holdout, in_holdout, read_holdout
 from prefect_augment.stages.image_columns import record_keys, record_variants
 from prefect_augment.stages.image_reading import by_folder
 from prefect_augment.stages.ledger import NEAR_DUPLICATE, inherited_ledgers, write_ledger
-from prefect_augment.stages.listing import MAGIC, Listing, list_source
+from prefect_augment.stages.listing import LAYOUTS, MAGIC, Listing, list_source
 from prefect_augment.stages.near_split import (
     NearClusters,
     assign_clusters,
@@ -96,9 +96,9 @@ def ingest(
     _refuse_nesting(source.uri, store, listing, what="source")
     holdout_listing = None
     if source.holdout_uri:
-        holdout_listing = list_source(
-            source.holdout_uri, wished=source.format, options=source_options
-        )
+        # How image files get their labels says nothing of a hold-out that comes as Parquet.
+        wished = "auto" if source.format in LAYOUTS else source.format
+        holdout_listing = list_source(source.holdout_uri, wished=wished, options=source_options)
         _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
 
     ledgers = inherited_ledgers(store, listing, source, seed)

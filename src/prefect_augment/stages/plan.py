@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import pyarrow as pa
 
@@ -26,7 +27,7 @@ from prefect_augment.datatypes import (
     Estimate,
 )
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages.arms import AMOUNTS, make_arms
@@ -80,8 +81,11 @@ def plan(
     ParameterError
         If a column of ``by`` is missing, is the label, is named twice, or is not a category of at
         most 20 values; as :func:`prefect_augment.balancing.targets` otherwise.
+    MissingExtraError
+        If the records are images and what judges them is not installed.
     """
     facts = load_facts(dataset, store)
+    _check_extras(facts)
     _check_by(balance.by, facts)
     found = _plan(facts, balance, model, gate, budget, store)
     if facts.modality != "image" or not isinstance(model, AutoModel) or budget is None:
@@ -125,6 +129,16 @@ def _plan(
         warnings=plan_warnings(classes, balance),
         learner_steps=steps,
     )
+
+
+def _check_extras(facts: DatasetFacts) -> None:
+    """Refuse images here, where nothing has been trained, and not at the first arm."""
+    if facts.modality == "image" and find_spec("torch") is None:
+        raise MissingExtraError(
+            "images are judged by a network, which needs torch: "
+            "pip install 'prefect-augment[images,torch]'",
+            extra="torch",
+        )
 
 
 def _check_by(by: Sequence[str], facts: DatasetFacts) -> None:

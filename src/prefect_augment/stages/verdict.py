@@ -80,8 +80,17 @@ def verify(
     holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
     arms = {arm.name: arm for arm in (choice.chosen, choice.baseline, choice.as_is)}
     given = kept_synthetic(bench, store, candidates, with_dropped=choice.chosen.family == "given")
+    # An arm and the same with tuned thresholds are trained once.
+    proba = {
+        arm: _predict(arm, bench, holdout.X, range(gate.n_seeds), given, run_seed=run_seed)
+        for arm in dict.fromkeys(map(_as_trained, arms.values()))
+    }
     predictions = {
-        name: _predict(arm, bench, holdout.X, range(gate.n_seeds), given, scores, run_seed=run_seed)
+        name: ArmPredictions(
+            arm=arm,
+            proba=proba[_as_trained(arm)],
+            multipliers=_multipliers(arm, data.classes, scores, gate.n_seeds),
+        )
         for name, arm in arms.items()
     }
     verdict = decide(
@@ -144,11 +153,10 @@ def _predict(
     X: NDArray[Any],
     seeds: Sequence[int],
     given: Synthetic | None,
-    scores: Sequence[ArmScore],
     *,
     run_seed: int,
-) -> ArmPredictions:
-    """Train one arm with each seed and predict the hold-out records ``X``."""
+) -> dict[str, NDArray[np.float64]]:
+    """Train one arm with each seed; return each learner's probabilities of the hold-out records."""
     everything = np.arange(len(bench.records.y))
     proba: dict[str, list[NDArray[np.float64]]] = {name: [] for name in bench.learners}
     fixed = bench.is_fixed(arm)
@@ -160,14 +168,16 @@ def _predict(
             arm, everything, X, synthetic=synthetic, seed=run_seed * 1000 + seed
         ):
             proba[name].append(p)
-    return ArmPredictions(
-        arm=arm,
-        proba={
-            name: np.stack(values * len(seeds) if fixed else values)
-            for name, values in proba.items()
-        },
-        multipliers=_multipliers(arm, bench.records.classes, scores, len(seeds)),
-    )
+    return {
+        name: np.stack(values * len(seeds) if fixed else values) for name, values in proba.items()
+    }
+
+
+def _as_trained(arm: Arm) -> Arm:
+    """Return the arm as its training knows it: thresholds are applied to predictions alone."""
+    if arm.family != "threshold":
+        return arm
+    return arm.model_copy(update={"name": "as is", "family": "as_is", "tune_threshold": False})
 
 
 def _multipliers(
