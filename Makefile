@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): a few minutes at the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch]'
 	@touch $@
 
 demo: setup ## rebalance the built-in table, end to end

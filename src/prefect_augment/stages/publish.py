@@ -63,6 +63,10 @@ _SOFTWARE = (
     "scikit-learn",
     "imbalanced-learn",
     "fsspec",
+    "pillow",
+    "albumentations",
+    "opencv-python-headless",
+    "torch",
 )
 
 
