@@ -54,7 +54,7 @@ def show(name: str, result: dict[str, Any], verified: dict[str, Any]) -> None:
     print(
         f"\n## {name}: {result['seconds']:.1f} s, peak {result['peak_rss_bytes'] / 2**20:.0f} MiB"
     )
-    print(f"verify: {verified['n_shards']} shards, problems: {verified['problems'] or 'none'}")
+    print(f"verify: {verified['n_objects']} objects, problems: {verified['problems'] or 'none'}")
     print(f"quarantined: {result['quarantined']}")
     for split, classes in result["counts"].items():
         print(f"{split}: " + "; ".join(f"{c} {_origins(o)}" for c, o in classes.items()))

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.evaluation import charts, words
-from prefect_augment.evaluation.report import Neighbour, ReportData, sheet_files
+from prefect_augment.evaluation.report_data import Neighbour, ReportData, sheet_files
 from prefect_augment.evaluation.report_view import (
     ORIGINS,
     ArmRow,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 
-from prefect_augment.evaluation.report import ReportData
+from prefect_augment.evaluation.report_data import ReportData
 from prefect_augment.evaluation.report_view import (
     arm_rows,
     class_rows,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.datatypes import ArmScore, Difference, Interval, LearnerScore, Origin
-from prefect_augment.evaluation.report import ReportData
+from prefect_augment.evaluation.report_data import ReportData
 from prefect_augment.evaluation.words import (
     count,
     interval_points,
