@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-PYTEST := $(BIN)/python -m pytest
+# Two processes share the work; one thread each, since some figures depend on the number of threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test e2e faults lint bench docs dist clean
@@ -29,7 +30,7 @@ demo: setup ## rebalance the built-in table, end to end
 	@$(BIN)/prefect-augment demo
 
 test: setup ## the fast tests: no server, no network, no GPU
-	@$(PYTEST) -m "not e2e and not faults"
+	@$(PYTEST) -n 2 --dist loadfile -m "not e2e and not faults"
 
 # pytest exits with 5 where it finds no test of a kind.
 define run_marked
