@@ -355,3 +355,14 @@ def test_a_table_without_rows_is_encoded_and_decoded() -> None:
     encoder = fitted(table, {"x": "numeric"})
     assert encoder.encode(table.slice(0, 0)).shape == (0, 1)
     assert encoder.decode(np.empty((0, 1)), strata=[]).schema.equals(table.schema)
+
+
+def test_a_range_beyond_float64_is_never_left_upwards() -> None:
+    """The largest of more than 2**53 steps has no float64 of its own; the next one up is not in the domain."""
+    values = [-631_152_000_000_000, 946_684_800_000_000, 9_940_579_200_000_003]
+    table = pa.table(
+        {"when": pa.array(values, pa.timestamp("us")), "label": pa.array(["a"] * 3, pa.string())}
+    )
+    encoder = TableEncoder.fit(table, columns=[column_fact("when", "numeric")], label="label")
+    back = encoder.decode(encoder.encode(table), strata=["a"] * 3)
+    assert max(back["when"].cast(pa.int64()).to_pylist()) <= values[-1]

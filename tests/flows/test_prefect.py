@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,12 @@ def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: 
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+        # Prefect sends log lines in batches from a thread of its own.
+        for _ in range(60):
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+            if any("Verdict" in log.message for log in logs):
+                break
+            time.sleep(0.5)
     kinds = {artifact.type for artifact in artifacts}
     assert {"table", "markdown", "progress"} <= kinds
     assert any("Verdict" in log.message for log in logs), "our own log lines reach the run's page"

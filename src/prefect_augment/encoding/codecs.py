@@ -105,10 +105,11 @@ class NumberCodec:
             x = (np.rint(x * 10.0 ** (self.decimals or 0)) - self.low) / self.step
         k = np.clip(np.rint(x), 0, self.n_steps)
         big = max(abs(self.low), abs(self.low + self.step * self.n_steps), self.n_steps) >= 2**62
-        if big:  # Python integers: float(n_steps) may have been rounded up
+        # Above 2**53 float(n_steps) may have been rounded up, so the whole numbers are bounded too.
+        if big:
             whole = np.array([min(int(v), self.n_steps) for v in k], dtype=object)
         else:
-            whole = k.astype(np.int64)
+            whole = np.minimum(k.astype(np.int64), self.n_steps)
         return whole * self.step + self.low
 
     def _as_floats(self, x: Floats, missing: NDArray[np.bool_]) -> pa.Array:
