@@ -359,7 +359,7 @@ def test_a_table_without_rows_is_encoded_and_decoded() -> None:
 
 def test_a_range_beyond_float64_is_never_left_upwards() -> None:
     """The largest of more than 2**53 steps has no float64 of its own; the next one up is not in the domain."""
-    values = [-631_152_000_000_000, 946_684_800_000_000, 9_940_579_200_000_003]
+    values = [-631_152_000_000_000, -631_151_999_999_999, 9_940_579_200_000_003]
     table = pa.table(
         {"when": pa.array(values, pa.timestamp("us")), "label": pa.array(["a"] * 3, pa.string())}
     )
