@@ -91,6 +91,12 @@ def rebalance(
     group: Annotated[
         str, typer.Option(help="Column whose records stay on one side of the split.")
     ] = "",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only files that match, e.g. '*.jpg'; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No files that match, e.g. masks: '*.png'; repeatable.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Budget of the whole run.")] = 0.0,
     steps: Annotated[int, typer.Option(help="Training steps instead of minutes.")] = 0,
     on_no_gain: Annotated[str, typer.Option(help="recipe, fail or publish.")] = "",
@@ -108,6 +114,7 @@ def rebalance(
     """Bring rare classes up in the way that helps on held-out real data, and publish the result."""
     given: dict[str, Any] = _read_params(params)
     _set(given, "source", uri=source, label=label, group_column=group, **_holdout(holdout))
+    _set(given, "source", include=include, exclude=exclude)
     _set(given, "destination", uri=dest)
     _set(given, "balance", by=by, **_target(target))
     _set(given, "budget", minutes=minutes, steps=steps)
