@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_augment.datatypes import Fact
+from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact
 from prefect_augment.errors import IntegrityError
 from prefect_augment.storage import Store
 
@@ -78,6 +78,20 @@ class Stage:
     def finish(self, outcome: F) -> F:
         """Leave the outcome, or take the one that another worker left first."""
         return self._put(self.outcome_path, outcome)
+
+    def reference(self, facts: DatasetFacts, class_counts: Mapping[str, int]) -> DatasetRef:
+        """Return the reference to this stage's records, to hand on."""
+        return DatasetRef(
+            root=self.store.uri,
+            path=self.outcome_path,
+            key=self.key,
+            digest=facts.digest,
+            label=facts.label,
+            n_records=sum(class_counts.values()),
+            n_quarantined=facts.n_quarantined,
+            class_counts=dict(class_counts),
+            modality=facts.modality,
+        )
 
     def item(self, name: str, kind: type[F], build: Callable[[], F]) -> F:
         """Return item ``name``'s receipt; build the item where there is none yet."""

@@ -91,15 +91,7 @@ def augment(
     if facts is None:
         make = make_image_copies if source.modality == "image" else _make
         facts = stage.finish(make(source, plan, wanted, classic, seed, stage))
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=key,
-        digest=facts.digest,
-        label=facts.label,
-        n_records=sum(shard.n_records for shard in facts.shards),
-        class_counts=facts.part_counts["classic"],
-    )
+    return stage.reference(facts, facts.part_counts["classic"])
 
 
 def _check(

@@ -109,7 +109,7 @@ def ingest(
             ledger is ledgers[0] or facts.extra["ledger_digest"] == ledgers[0].digest
         ):
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
-            return _reference(store, stage, facts)
+            return _reference(stage, facts)
 
     store.check_writable()  # now, and not when all has been read
     data = read_source(listing, source, on_progress=lambda f, text: report(0.4 * f, text))
@@ -130,7 +130,7 @@ def ingest(
     report(1.0, "done")
     for note in facts.notes:
         logger.info("%s", note)
-    return _reference(store, stage, stage.finish(facts))
+    return _reference(stage, stage.finish(facts))
 
 
 def _of_kind(ledger: Ledger, found: Labelled) -> Ledger:
@@ -181,22 +181,12 @@ def _key(source: Source, listing: Listing, holdout: Listing | None, ledger: Ledg
     )
 
 
-def _reference(store: Store, stage: Stage, facts: DatasetFacts) -> DatasetRef:
+def _reference(stage: Stage, facts: DatasetFacts) -> DatasetRef:
     counts: Counter[str] = Counter()
     for part, of_class in facts.part_counts.items():
         if not (part == "holdout" and facts.holdout_uri):
             counts.update(of_class)
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=facts.key,
-        digest=facts.digest,
-        label=facts.label,
-        n_records=sum(counts.values()),
-        n_quarantined=facts.n_quarantined,
-        class_counts=dict(counts),
-        modality=facts.modality,
-    )
+    return stage.reference(facts, counts)
 
 
 # --- splitting and writing --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -225,16 +226,7 @@ def import_candidates(
             notes=tuple(found.notes),
         )
     )
-    counts = {name: strata.count(name) for name in dict.fromkeys(strata)}
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=key,
-        digest=outcome.digest,
-        label=facts.label,
-        n_records=n,
-        class_counts=counts,
-    )
+    return stage.reference(outcome, Counter(strata))
 
 
 def _like_the_real_ones(table: pa.Table, facts: DatasetFacts, store: Store, uri: str) -> pa.Table:

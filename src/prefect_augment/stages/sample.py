@@ -122,15 +122,7 @@ def sample(
     if facts is None:
         source = load_facts(dataset, store)
         facts = stage.finish(_draw_all(model, wanted, seed, stage, source, on_progress))
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=key,
-        digest=facts.digest,
-        label=facts.label,
-        n_records=sum(shard.n_records for shard in facts.shards),
-        class_counts=facts.part_counts["candidates"],
-    )
+    return stage.reference(facts, facts.part_counts["candidates"])
 
 
 def resample_record(
