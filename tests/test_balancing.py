@@ -10,10 +10,6 @@ from prefect_augment.balancing import (
     MIN_SAMPLED,
     balanced_weights,
     class_order,
-    estimate,
-    estimate_images,
-    learner_size,
-    learner_steps,
     plan_classes,
     plan_warnings,
     stratum_names,
@@ -264,92 +260,3 @@ def test_weights_without_a_target_or_a_finite_amount_are_refused() -> None:
         balanced_weights({"a": 5}, {}, 1.0)
     with pytest.raises(ParameterError, match="not a finite number"):
         balanced_weights({"a": 5}, {"a": 5}, math.nan)
-
-
-# --- estimate -----------------------------------------------------------------------------------
-
-
-def test_estimate_grows_with_everything_it_counts() -> None:
-    base = {
-        "n_records": 10_000,
-        "n_bytes": 500_000,
-        "n_columns": 14,
-        "n_classes": 3,
-        "n_added": 1000,
-        "n_arms": 8,
-        "n_folds": 1,
-        "n_seeds": 3,
-        "n_learners": 2,
-        "n_model_arms": 0,
-    }
-    least = estimate(**base)
-    for name, value in base.items():
-        more = estimate(**{**base, name: 2 * value + 1})
-        assert (more.seconds, more.memory_bytes, more.output_bytes) > (
-            least.seconds,
-            least.memory_bytes,
-            least.output_bytes,
-        ), name
-    assert least.output_bytes == pytest.approx(550_000 + 400_000)
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-def test_images_are_judged_at_their_own_size_up_to_64() -> None:
-    assert [learner_size((w, h)) for w, h in [(28, 28), (30, 31), (3, 4), (136, 192)]] == [
-        28,
-        32,
-        8,
-        64,
-    ]
-
-
-def test_steps_grow_with_the_root_of_the_records_within_bounds() -> None:
-    assert [learner_steps(n) for n in (10, 12_000, 48_000, 10**7)] == [300, 800, 1600, 3000]
-
-
-@given(st.integers(1, 10**6), st.floats(0.001, 1e4), st.floats(0.001, 1.0))
-def test_a_budget_only_ever_takes_steps_away(n: int, seconds: float, step_seconds: float) -> None:
-    found = learner_steps(n, seconds=seconds, step_seconds=step_seconds)
-    assert 300 <= found <= learner_steps(n)
-    assert found == 300 or found * step_seconds <= seconds or found == learner_steps(n)
-
-
-def expected_of_images(**changes: object) -> tuple[float, int]:
-    wishes: dict[str, object] = {
-        "n_train": 12_000,
-        "n_scored": 3_000,
-        "n_bytes": 8 * 2**20,
-        "side": 28,
-        "n_channels": 1,
-        "n_added": 0,
-        "n_arms": 8,
-        "n_folds": 1,
-        "n_seeds": 3,
-        "has_model": False,
-    }
-    found, steps = estimate_images(**{**wishes, **changes})  # type: ignore[arg-type]
-    return found.judge_seconds, steps
-
-
-def test_judging_images_takes_longer_with_more_of_anything() -> None:
-    seconds, steps = expected_of_images()
-    assert steps == 800
-    for change in (
-        {"n_arms": 12},
-        {"n_folds": 5},
-        {"n_seeds": 5},
-        {"side": 64},
-        {"has_model": True},
-        {"n_train": 24_000},
-    ):
-        assert expected_of_images(**change)[0] > seconds, change
-
-
-def test_a_short_budget_takes_steps_from_all_arms_alike() -> None:
-    """One seed has to fit; further seeds are judge_seeds' business."""
-    seconds, steps = expected_of_images(n_seeds=1)
-    half, fewer = expected_of_images(n_seeds=1, seconds=seconds / 2)
-    assert 300 < fewer < steps
-    assert half == pytest.approx(seconds / 2, rel=0.05)

@@ -237,6 +237,9 @@ class BalancePlan(Fact):
     estimate: Estimate
     warnings: tuple[str, ...] = ()
     learner_steps: int = 0  # steps of the classifier that judges arms of images; 0 for tables
+    n_folds: int = (
+        0  # of images: parts that arms are compared on in turn, 1 for val alone; 0 for tables
+    )
 
     @property
     def n_synthetic(self) -> int:

@@ -373,7 +373,7 @@ def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
     assert "by name" in found.warnings[0]
     asked_for = plan(images, model=DiffusionModel(), budget=hurried, **wishes)
     assert asked_for.n_synthetic > 0
-    assert asked_for.warnings == ()
+    assert not any("no synthetic" in line for line in asked_for.warnings)
 
 
 def test_images_without_torch_are_refused_with_the_line_to_install_it(

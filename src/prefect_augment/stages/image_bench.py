@@ -1,8 +1,8 @@
 """The workbench of images: pixels, a convolutional classifier, the run's own candidates.
 
-All arms are compared on the same records: val alone, since five folds would take five times as
-long, and a model cannot be trained anew within each. Only where the rarest judged class has fewer
-than ten val records, and no model's candidates are compared, are five folds used.
+All arms are compared on the same records: val alone, since folds take that many times as long, and
+a model cannot be trained anew within each. Only where the rarest judged class has fewer than ten
+val records, and no model's candidates are compared, are the plan's folds used.
 Needs torch and Pillow.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.balancing import learner_size
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, ImageFacts
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.errors import ParameterError
+from prefect_augment.estimates import learner_size
 from prefect_augment.evaluation.gates import GateOutcome, Labelled
 from prefect_augment.evaluation.image_gates import gate_image_candidates
 from prefect_augment.evaluation.image_learner import fit_image_learner
@@ -27,15 +27,8 @@ from prefect_augment.evaluation.image_transforms import ClassicRanges
 from prefect_augment.stages.arms import drawn_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.ledger import split_clusters
-from prefect_augment.stages.parts import gate_wishes, rarest_in_val, score_folds
-from prefect_augment.stages.records import (
-    N_FOLDS,
-    SMALL_VAL,
-    Records,
-    recent,
-    shared_fields,
-    training_table,
-)
+from prefect_augment.stages.parts import gate_wishes, score_folds
+from prefect_augment.stages.records import Records, recent, shared_fields, training_table
 from prefect_augment.storage import Store
 
 __all__ = ["LEARNER", "RANGES", "ImageBench", "open_bench"]
@@ -93,9 +86,10 @@ class ImageBench:
         return _encode(table, self.image)
 
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
-        """Val alone, or five folds where it is tiny and no model has seen fit."""
-        alone = has_candidates or rarest_in_val(self.records) >= SMALL_VAL["image"]
-        return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
+        """Val alone, or the plan's folds where it is tiny and no model has seen fit."""
+        return score_folds(
+            self.records, n_folds=1 if has_candidates else self.plan.n_folds, seed=seed
+        )
 
     def is_fixed(self, arm: Arm) -> bool:
         """Never: the classifier's own weights and draws come from the seed."""

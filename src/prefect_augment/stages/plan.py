@@ -9,14 +9,7 @@ from importlib.util import find_spec
 
 import pyarrow as pa
 
-from prefect_augment.balancing import (
-    estimate,
-    estimate_images,
-    learner_size,
-    plan_classes,
-    plan_warnings,
-    suggestion,
-)
+from prefect_augment.balancing import plan_classes, plan_warnings, suggestion
 from prefect_augment.datatypes import (
     Arm,
     BalancePlan,
@@ -28,10 +21,11 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.estimates import estimate, estimate_images, learner_size
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages.arms import AMOUNTS, make_arms
-from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
+from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
 from prefect_augment.storage import Store
 
 __all__ = ["MAX_BY_VALUES", "plan"]
@@ -119,16 +113,44 @@ def _plan(
     classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample)
     has_model = any(entry.n_synthetic for entry in classes)
     if facts.image is not None:
-        expected, steps = _estimate_images(facts, classes, gate, budget, has_model=has_model)
+        expected, steps, n_folds = _estimate_images(
+            facts, classes, gate, budget, has_model=has_model
+        )
     else:
-        expected, steps = _estimate(facts, classes, gate, can_sample=can_sample), 0
+        expected = _estimate(facts, classes, gate, can_sample=can_sample)
+        steps = n_folds = 0
     return BalancePlan(
         rule=_rule(balance),
         classes=classes,
         estimate=expected,
-        warnings=plan_warnings(classes, balance),
+        warnings=plan_warnings(classes, balance)
+        + _budget_warnings(expected, n_folds, facts, budget, gate.n_seeds),
         learner_steps=steps,
+        n_folds=n_folds,
     )
+
+
+def _budget_warnings(
+    expected: Estimate, n_folds: int, facts: DatasetFacts, budget: Budget | None, n_seeds: int
+) -> tuple[str, ...]:
+    """Say what the budget took from the judging of images, and what it cannot take."""
+    if budget is None or budget.steps or not n_folds:
+        return ()
+    found = []
+    wished = N_FOLDS if _rarest(facts) < SMALL_VAL["image"] else 1
+    if n_folds < wished:
+        found.append(
+            f"the rarest judged class has {_rarest(facts)} val records, which asks for {wished} folds; "
+            f"{budget.minutes:g} minutes allow {n_folds}"
+            f"{', which is val alone: the choice between arms is a coarse one' if n_folds == 1 else ''}."
+        )
+    one_seed = expected.judge_seconds / n_seeds
+    if one_seed > 60 * budget.minutes:
+        found.append(
+            f"judging takes about {one_seed:.0f} seconds at least, more than the budget of "
+            f"{budget.minutes:g} minutes."
+        )
+    return tuple(found)
 
 
 def _check_extras(facts: DatasetFacts) -> None:
@@ -236,8 +258,8 @@ def _estimate_images(
     budget: Budget | None,
     *,
     has_model: bool,
-) -> tuple[Estimate, int]:
-    """Count what judging will train, and fit the classifier's steps to half of the budget."""
+) -> tuple[Estimate, int, int]:
+    """Count what judging will train, and fit the classifier's steps and folds to half of the budget."""
     assert facts.image is not None
     counts = {part: sum(facts.part_counts.get(part, {}).values()) for part in facts.part_counts}
     n_train = counts.get("fit", 0) + counts.get("val", 0)
@@ -252,7 +274,7 @@ def _estimate_images(
         n_channels=facts.image.n_channels,
         n_added=sum(entry.n_synthetic for entry in classes),
         n_arms=sum(_n_fits(arms).values()),
-        n_folds=1 if alone else N_FOLDS,
+        folds=(1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1),
         n_seeds=gate.n_seeds,
         has_model=has_model,
         seconds=math.inf if budget is None or budget.steps else 30.0 * budget.minutes,

@@ -21,6 +21,7 @@ from prefect_augment.staging import canonical_json
 from prefect_augment.storage import Store
 
 __all__ = [
+    "N_FEWER_FOLDS",
     "N_FOLDS",
     "SMALL_VAL",
     "Records",
@@ -34,6 +35,7 @@ __all__ = [
 Int = NDArray[np.int64]
 
 N_FOLDS = 5
+N_FEWER_FOLDS = 3  # where a budget does not allow five
 # Below so many val records in the rarest judged class, val alone decides by luck, and arms are
 # compared by folds over fit + val instead. Tables: the standard error of a recall is above 3 points.
 # Images, whose fits take many times longer: one record is 10 points of it.

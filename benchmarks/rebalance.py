@@ -1,11 +1,12 @@
-"""The main job on real tables, as a user runs it: `python benchmarks/rebalance_tables.py [--quick] [--json FILE]`.
+"""The main job on real datasets, as a user runs it: `python benchmarks/rebalance.py [--quick] [--json FILE]`.
 
-Each data set goes through `prefect-augment rebalance … --json` in a process of its own, then through
-`prefect-augment verify`. Printed per set: seconds, peak memory, records by origin, every arm on val,
-the three arms on the hold-out with their intervals, verdict and recipe. The peer of each comparison
-is in the same run: the real records as they are, and the best baseline.
+Each set goes through `prefect-augment rebalance … --json` in a process of its own, with its test file
+as hold-out where there is one, then through `prefect-augment verify`. Printed per set: seconds, peak
+memory, records by origin, every arm on val, the three arms on the hold-out with their intervals,
+verdict and recipe. The peer of each comparison is in the same run: the real records as they are, and
+the best baseline.
 
-The data are read from ../shared/data/tabular beside the repository.
+The data are read from ../shared/data beside the repository.
 """
 
 from __future__ import annotations
@@ -15,27 +16,65 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tabular"
-LABELS = {
-    "adult_income": "income",
-    "mammography": "calcification",
-    "hypothyroid": "diagnosis",
-    "ecoli": "site",
-    "german_credit": "credit_risk",
-    "predictive_maintenance": "machine_failure",
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Set:
+    """One dataset: its files below DATA, and what the command is told of it."""
+
+    source: str
+    label: str
+    options: tuple[str, ...] = ()
+    holdout: str = ""
+    quick: bool = False
+
+    @property
+    def kind(self) -> str:
+        return {"tabular": "tables", "images": "images"}[self.source.split("/")[0]]
+
+    def arguments(self, destination: str) -> list[str]:
+        found = [str(DATA / self.source), destination, *self.options]
+        if self.label:
+            found += ["--label", self.label]
+        if self.holdout:
+            found += ["--holdout", str(DATA / self.holdout)]
+        return found
+
+
+SETS = {
+    "adult_income": Set("tabular/adult_income.parquet", "income"),
+    "mammography": Set("tabular/mammography.parquet", "calcification"),
+    "hypothyroid": Set("tabular/hypothyroid.parquet", "diagnosis"),
+    "ecoli": Set("tabular/ecoli.parquet", "site", quick=True),
+    "german_credit": Set("tabular/german_credit.parquet", "credit_risk", quick=True),
+    "predictive_maintenance": Set("tabular/predictive_maintenance.parquet", "machine_failure"),
+    # A mask lies beside every defect.
+    "magnetic_tile_folder": Set("images/magnetic_tile_folder", "", ("--exclude", "*.png")),
+    "magnetic_tile": Set(
+        "images/magnetic_tile_train.parquet", "label", holdout="images/magnetic_tile_test.parquet"
+    ),
+    "bccd_cells": Set(
+        "images/bccd_cells_train.parquet", "label", holdout="images/bccd_cells_test.parquet"
+    ),
+    "pneumonia": Set(
+        "images/pneumonia_train.parquet",
+        "label",
+        holdout="images/pneumonia_test.parquet",
+    ),
+    "fashion_lt": Set("images/fashion_lt.parquet", "label", holdout="images/fashion_test.parquet"),
 }
-QUICK = ("ecoli", "german_credit")
 COMMAND = [sys.executable, "-m", "prefect_augment.cli"]
 
 
 def run_set(name: str, folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the run's result and the verification's."""
     destination = str(folder / name)
-    source = str(DATA / f"{name}.parquet")
-    run = [*COMMAND, "rebalance", source, destination, "--label", LABELS[name], *options, "--json"]
+    run = [*COMMAND, "rebalance", *SETS[name].arguments(destination), *options, "--json"]
     result = _last_json(run, check=True)
     return result, _last_json([*COMMAND, "verify", destination, "--json"], check=False)
 
@@ -117,23 +156,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the two smallest sets only")
-    parser.add_argument("--only", choices=LABELS, action="append", help="one set; repeatable")
+    parser.add_argument("--kind", choices=("tables", "images"), help="of these only")
+    parser.add_argument("--quick", action="store_true", help="the two smallest tables only")
+    parser.add_argument("--only", choices=SETS, action="append", help="one set; repeatable")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--keep", type=Path, help="publish below this folder and leave it there")
+    parser.add_argument("--minutes", default="", help="budget of each run; its default otherwise")
     parser.add_argument("--model", default="auto")
     parser.add_argument("--on-no-gain", default="recipe")
     args = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(
-            f"no data at {DATA}; this benchmark reads the tables that lie beside the repository."
+            f"no data at {DATA}; this benchmark reads the datasets that lie beside the repository."
         )
-    names = args.only or (QUICK if args.quick else tuple(LABELS))
+    names = args.only or [
+        name
+        for name, a_set in SETS.items()
+        if args.kind in (None, a_set.kind) and (a_set.quick or not args.quick)
+    ]
+    options = ["--model", args.model, "--on-no-gain", args.on_no_gain]
+    if args.minutes:
+        options += ["--minutes", args.minutes]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            result, verified = run_set(
-                name, Path(folder), ["--model", args.model, "--on-no-gain", args.on_no_gain]
-            )
+            result, verified = run_set(name, args.keep or Path(folder), options)
             show(name, result, verified)
             rows += metrics(name, result)
     if args.json:
