@@ -13,7 +13,7 @@ from prefect_augment.errors import AugmentError
 from prefect_augment.genmodels.base import FitContext, GenerativeModel, TableData, TableSpec
 from prefect_augment.params import Budget, TreesModel
 from prefect_augment.registry import MODELS, load_model_class
-from prefect_augment.stages.train import fit_table_model
+from prefect_augment.stages.train import fit_model
 
 # A new model adds its params with an effort that ends within a second or two.
 SMALL: dict[str, tuple[Any, Budget]] = {"trees": (TreesModel(), Budget())}
@@ -50,7 +50,7 @@ def records(counts: tuple[int, ...] = SPEC.class_counts) -> TableData:
 
 def fitted(kind: str, data: TableData, spec: TableSpec = SPEC, *, seed: int = 1) -> GenerativeModel:
     params, budget = SMALL[kind]
-    return fit_table_model(data.X, data.y, spec, params, seed, budget=budget)
+    return fit_model(data, spec, params, seed, budget=budget)
 
 
 def seeds(n: int, start: int = -3) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ from prefect_augment.stages.arms import GIVEN, drawn_training_set, make_arms, ma
 from prefect_augment.stages.bench import Wishes, Workbench, kept_synthetic, open_bench
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.judge import judge
-from prefect_augment.stages.parts import score_folds
+from prefect_augment.stages.parts import Question, score_folds
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.score import choose, score
 from prefect_augment.stages.verdict import verify
@@ -182,7 +182,7 @@ def test_swapped_labels_and_copies_do_not_pass_the_gate(bench: Workbench) -> Non
     other = val[data.strata[val] == int(np.argmax([c.n_real for c in bench.plan.classes]))][:15]
     X = np.concatenate([data.X[copies], data.X[other]])
     candidates = Labelled(X, np.full(len(X), rare))
-    outcome = bench.gate(fit, val, candidates, np.arange(len(X)), seed=0)
+    outcome = bench.gate(Question(fit, val, candidates, np.arange(len(X)), seed=0))
     assert (outcome.reason[: len(copies)] == "near copy").all()
     assert outcome.passed[len(copies) :].mean() < 0.5
 

@@ -13,10 +13,12 @@ import pytest
 from prefect_augment.datatypes import BalancePlan, ClassPlan, DatasetFacts, DatasetRef, Estimate
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
+from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.table_trees import TableTrees
 from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.train import fit_table_model, load_model, table_spec, train
+from prefect_augment.stages.models import load_model, table_spec
+from prefect_augment.stages.train import fit_model, train
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, open_store, sha256_hex
 
@@ -219,7 +221,7 @@ def test_fold_model_is_the_model_of_the_stage(dataset: DatasetRef, store: Store)
     table = people().slice(0, 200)
     strata = np.array([encoder.strata.index(name) for name in table["state"].to_pylist()])
     spec = table_spec(encoder, strata)
-    fold = fit_table_model(encoder.encode(table), strata, spec, AutoModel(), 3)
+    fold = fit_model(TableData(encoder.encode(table), strata), spec, AutoModel(), 3)
     asked = np.array([0, 2, 2], dtype=np.int64), np.array([5, -6, 7], dtype=np.int64)
     assert (
         fold.sample(asked[0], seeds=asked[1]).tobytes()

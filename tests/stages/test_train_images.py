@@ -33,8 +33,10 @@ from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages import sample as sample_stage
 from prefect_augment.stages import train as train_stage
+from prefect_augment.stages.effort import TRAINING_SHARE
+from prefect_augment.stages.models import load_model
 from prefect_augment.stages.sample import resample_record, sample
-from prefect_augment.stages.train import load_model, train, why_no_image_model
+from prefect_augment.stages.train import train, why_no_image_model
 from prefect_augment.staging import Stage, read_fact
 from prefect_augment.storage import Store, open_store, sha256_hex
 from prefect_augment.training.budget import Calibration
@@ -166,7 +168,7 @@ def test_minutes_become_steps_once_and_reruns_obey_the_receipt(
     first = run(dataset, store, budget=minutes)
     kept = calibration(store, first)
     assert kept.steps == first.steps >= 1
-    assert kept.steps == int(0.02 * 60 * train_stage.TRAINING_SHARE / kept.seconds_per_step)
+    assert kept.steps == int(0.02 * 60 * TRAINING_SHARE / kept.seconds_per_step)
     for path in store.list(f"_staging/train/{first.key}"):
         if not path.endswith("calibration.json"):
             store.delete(path)

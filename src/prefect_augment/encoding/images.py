@@ -9,10 +9,9 @@ cut off, and the record gets the dataset's most common size, as a PNG, in the so
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ from prefect_augment.encoding.pixels import (
     resize,
     with_channels,
 )
+from prefect_augment.encoding.stored import StoredEncoder
 from prefect_augment.encoding.strata import (
     StratumValues,
     conform_column,
@@ -42,7 +42,6 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
-from prefect_augment.storage import sha256_hex
 
 __all__ = [
     "MAX_PIXELS",
@@ -63,7 +62,7 @@ IDS = ("aug_id", "content_key")
 COMMON_SHARE = 0.1
 
 
-class ImageEncoder:
+class ImageEncoder(StoredEncoder):
     """What is known of a dataset's images, to turn records into uint8 arrays and back.
 
     Attributes
@@ -104,7 +103,6 @@ class ImageEncoder:
         self.out_channels = out_channels
         self._dictionaries = dict(dictionaries)
         self._strata = dict(strata)
-        self._digest = ""
 
     @classmethod
     def fit(
@@ -173,13 +171,6 @@ class ImageEncoder:
     def strata(self) -> tuple[str, ...]:
         """Strata seen, in their natural order."""
         return tuple(self._strata)
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the encoder's JSON, 64 hexadecimal digits."""
-        if not self._digest:
-            self._digest = sha256_hex(self.to_json())
-        return self._digest
 
     @property
     def rule(self) -> str:
@@ -290,7 +281,7 @@ class ImageEncoder:
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ImageEncoder:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
         if config.get("format") != FORMAT or config.get("modality") != "image":
             raise ParameterError(
@@ -315,17 +306,6 @@ class ImageEncoder:
             },
             strata={name: config["strata"][name] for name in class_order(config["strata"])},
         )
-
-    def to_json(self) -> bytes:
-        """Return the encoder as JSON bytes; equal encoders give equal bytes."""
-        return (
-            json.dumps(self.to_config(), sort_keys=True, indent=1, ensure_ascii=True) + "\n"
-        ).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> ImageEncoder:
-        """Return the encoder that :meth:`to_json` wrote down."""
-        return cls.from_config(json.loads(data))
 
 
 def encode_column(

@@ -8,10 +8,9 @@ with the source's columns, order, types and schema metadata, every value from it
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import ColumnFact
 from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
 from prefect_augment.encoding.fill import fit_fill, made_column
+from prefect_augment.encoding.stored import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
     dictionaries_of,
@@ -32,7 +32,6 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import plain, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.storage import sha256_hex
 
 __all__ = ["TableEncoder", "table_strata"]
 
@@ -40,7 +39,7 @@ FORMAT = 1
 LEARNT = ("numeric", "category")
 
 
-class TableEncoder:
+class TableEncoder(StoredEncoder):
     """What is known of a table's columns, to turn records into float64 and back.
 
     Numeric columns are encoded as their value in float64 (dates as days, timestamps as ticks since
@@ -69,7 +68,6 @@ class TableEncoder:
         self._fills = dict(fills)
         self._dictionaries = dict(dictionaries)
         self._strata = dict(strata)
-        self._digest = ""
 
     @classmethod
     def fit(
@@ -146,13 +144,6 @@ class TableEncoder:
     def strata(self) -> tuple[str, ...]:
         """Strata seen, in their natural order."""
         return tuple(self._strata)
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the encoder's JSON, 64 hexadecimal digits."""
-        if not self._digest:
-            self._digest = sha256_hex(self.to_json())
-        return self._digest
 
     # --- records to matrix and back ---
 
@@ -259,7 +250,7 @@ class TableEncoder:
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> TableEncoder:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
         if config.get("format") != FORMAT:
             raise ParameterError(
@@ -282,17 +273,6 @@ class TableEncoder:
             },
             strata={name: config["strata"][name] for name in class_order(config["strata"])},
         )
-
-    def to_json(self) -> bytes:
-        """Return the encoder as JSON bytes; equal encoders give equal bytes."""
-        return (
-            json.dumps(self.to_config(), sort_keys=True, indent=1, ensure_ascii=True) + "\n"
-        ).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> TableEncoder:
-        """Return the encoder that :meth:`to_json` wrote down."""
-        return cls.from_config(json.loads(data))
 
 
 def _check_columns(table: pa.Table, names: Iterable[str]) -> None:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, GateReport
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.evaluation.gates import GateOutcome, Labelled
+from prefect_augment.evaluation.gates import GateOutcome
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import read_shards
+from prefect_augment.stages.parts import Question
 from prefect_augment.stages.records import Records, by_columns
 from prefect_augment.storage import Store
 
@@ -89,21 +90,8 @@ class Workbench(Protocol):
         """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``."""
         ...
 
-    def gate(
-        self,
-        fit: Int,
-        val: Int,
-        candidates: Labelled,
-        ordinals: Int,
-        *,
-        seed: int,
-        share: float = 1.0,
-        metrics: bool = False,
-    ) -> GateOutcome:
-        """Hold candidates against the real records ``fit`` and ``val`` (rows of ``records``).
-
-        ``share`` scales the plan's wanted records to the part that is used.
-        """
+    def gate(self, question: Question) -> GateOutcome:
+        """Hold candidates against real records."""
         ...
 
 

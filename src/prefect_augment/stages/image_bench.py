@@ -20,14 +20,14 @@ from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, ImageFacts
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.errors import ParameterError
 from prefect_augment.estimates import learner_size
-from prefect_augment.evaluation.gates import GateOutcome, Labelled
+from prefect_augment.evaluation.gates import GateOutcome
 from prefect_augment.evaluation.image_gates import gate_image_candidates
 from prefect_augment.evaluation.image_learner import fit_image_learner
 from prefect_augment.evaluation.image_transforms import ClassicRanges
 from prefect_augment.stages.arms import drawn_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.ledger import split_clusters
-from prefect_augment.stages.parts import gate_wishes, score_folds
+from prefect_augment.stages.parts import Question, gate_wishes, score_folds
 from prefect_augment.stages.records import Records, recent, shared_fields, training_table
 from prefect_augment.storage import Store
 
@@ -134,35 +134,16 @@ class ImageBench:
         )
         yield LEARNER, learner.predict_proba(X)
 
-    def gate(
-        self,
-        fit: Int,
-        val: Int,
-        candidates: Labelled,
-        ordinals: Int,
-        *,
-        seed: int,
-        share: float = 1.0,
-        metrics: bool = False,
-    ) -> GateOutcome:
+    def gate(self, question: Question) -> GateOutcome:
         """Distances in a classifier's features, labels by two others."""
         data = self.records
         return gate_image_candidates(
-            Labelled(data.X[fit], data.strata[fit]),
-            Labelled(data.X[val], data.strata[val]),
-            candidates,
+            data.labelled(question.fit),
+            data.labelled(question.val),
+            question.candidates,
             steps=self.plan.learner_steps,
             device=self.wishes.device,
-            **gate_wishes(
-                data,
-                self.plan,
-                self.wishes.gate,
-                fit,
-                ordinals,
-                seed=seed,
-                share=share,
-                metrics=metrics,
-            ),
+            **gate_wishes(data, self.plan, self.wishes.gate, question),
         )
 
 

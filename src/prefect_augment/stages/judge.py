@@ -24,7 +24,7 @@ from prefect_augment.params import Gate, Source
 from prefect_augment.reading.staged import load_facts, read_shards
 from prefect_augment.shards.parquet import select_columns, write_shards
 from prefect_augment.stages.bench import Wishes, open_bench
-from prefect_augment.stages.parts import best_first
+from prefect_augment.stages.parts import Question, best_first
 from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.source import list_source, read_source
 from prefect_augment.staging import Stage, stage_key
@@ -81,12 +81,14 @@ def judge(
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
     outcome = bench.gate(
-        np.flatnonzero(~data.is_val),
-        np.flatnonzero(data.is_val),
-        Labelled(bench.encode(table), strata),
-        ordinals,
-        seed=seed,
-        metrics=True,
+        Question(
+            fit=np.flatnonzero(~data.is_val),
+            val=np.flatnonzero(data.is_val),
+            candidates=Labelled(bench.encode(table), strata),
+            ordinals=ordinals,
+            seed=seed,
+            metrics=True,
+        )
     )
     table = table.append_column("aug_score", pa.array(outcome.score))
     order = best_first(outcome, strata, ordinals, gate)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import BalancePlan
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.gates import Asked, GateOutcome
+from prefect_augment.evaluation.gates import Asked, GateOutcome, Labelled
 from prefect_augment.params import Gate
 from prefect_augment.stages.records import Records
 
-__all__ = ["best_first", "gate_wishes", "groups_of", "rarest_in_val", "score_folds"]
+__all__ = ["Question", "best_first", "gate_wishes", "groups_of", "rarest_in_val", "score_folds"]
 
 Int = NDArray[np.int64]
 
@@ -36,30 +38,51 @@ def groups_of(records: Records, rows: Int) -> Int | None:
     return None if records.groups is None else records.groups[rows]
 
 
-def gate_wishes(
-    records: Records,
-    plan: BalancePlan,
-    gate: Gate,
-    fit: Int,
-    ordinals: Int,
-    *,
-    seed: int,
-    share: float,
-    metrics: bool,
-) -> Asked:
-    """Return what the gate is asked of candidates made from the records ``fit``."""
+@dataclass(frozen=True)
+class Question:
+    """Candidates to hold against real records.
+
+    Attributes
+    ----------
+    fit, val : ndarray of int64
+        Rows of the workbench's records: those that the candidates were made from, and others.
+    candidates : Labelled
+        Encoded, with their strata.
+    ordinals : ndarray of int64, shape (n_candidates,)
+        Each one's place among those of its stratum.
+    seed : int
+        Of the classifiers' folds.
+    share : float
+        Scales the plan's wanted records to the part that is used.
+    metrics : bool
+        Measure what is only reported, too.
+    """
+
+    fit: Int
+    val: Int
+    candidates: Labelled
+    ordinals: Int
+    seed: int
+    share: float = 1.0
+    metrics: bool = False
+
+
+def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Question) -> Asked:
+    """Return what the gate is asked, beside the records."""
     return Asked(
         strata=records.strata_names,
         stratum_class=records.class_of_stratum(plan),
-        wanted=np.array([round(c.n_synthetic * share) for c in plan.classes], dtype=np.int64),
-        ordinals=ordinals,
-        fit_keys=records.keys[fit],
-        fit_groups=groups_of(records, fit),
+        wanted=np.array(
+            [round(c.n_synthetic * question.share) for c in plan.classes], dtype=np.int64
+        ),
+        ordinals=question.ordinals,
+        fit_keys=records.keys[question.fit],
+        fit_groups=groups_of(records, question.fit),
         purpose=gate.purpose,
         near_copy_quantile=gate.near_copy_quantile,
         fidelity_quantile=gate.fidelity_quantile,
-        seed=seed,
-        metrics=metrics,
+        seed=question.seed,
+        metrics=question.metrics,
     )
 
 

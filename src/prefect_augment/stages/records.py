@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, Modality
 from prefect_augment.encoding.strata import table_strata
+from prefect_augment.evaluation.gates import Labelled
 from prefect_augment.reading.staged import read_part
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.staging import canonical_json
@@ -72,6 +73,10 @@ class Records:
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
     judged: NDArray[np.bool_]
+
+    def labelled(self, rows: Int) -> Labelled:
+        """Return some records with their strata."""
+        return Labelled(self.X[rows], self.strata[rows])
 
     def class_of_stratum(self, plan: BalancePlan) -> Int:
         """Return the class index of each stratum."""

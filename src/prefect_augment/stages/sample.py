@@ -20,7 +20,7 @@ from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
 from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.train import Encoder, load_model
+from prefect_augment.stages.models import Encoder, load_model
 from prefect_augment.staging import Stage, canonical_json, stage_key
 from prefect_augment.storage import Store, sha256_hex
 

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.gates import Labelled
-from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Gate, ModelParams
 from prefect_augment.stages.arms import candidates_wanted
 from prefect_augment.stages.bench import Synthetic
-from prefect_augment.stages.parts import best_first, groups_of
+from prefect_augment.stages.models import table_spec
+from prefect_augment.stages.parts import Question, best_first, groups_of
 from prefect_augment.stages.sample import candidate_seeds
-from prefect_augment.stages.train import fit_table_model, table_spec
+from prefect_augment.stages.train import fit_model
 
 if TYPE_CHECKING:
     from prefect_augment.stages.table_bench import TableBench
@@ -59,9 +60,8 @@ def draw_synthetic(
     )
     fit, val = rows[fold != 0], rows[fold == 0]
     counts = np.bincount(data.strata[fit], minlength=len(data.strata_names))
-    trained = fit_table_model(
-        data.X[fit],
-        data.strata[fit],
+    trained = fit_model(
+        TableData(data.X[fit], data.strata[fit]),
         table_spec(data.encoder, data.strata[fit], data.strata_names),
         model,
         seed,
@@ -82,6 +82,8 @@ def draw_synthetic(
     if not drawn:
         return np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64)
     candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
-    outcome = bench.gate(fit, val, candidates, np.concatenate(ordinals), seed=seed, share=share)
+    outcome = bench.gate(
+        Question(fit, val, candidates, np.concatenate(ordinals), seed=seed, share=share)
+    )
     order = best_first(outcome, candidates.stratum, np.concatenate(ordinals), gate)
     return candidates.X[order], candidates.stratum[order]

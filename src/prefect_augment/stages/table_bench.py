@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts
-from prefect_augment.evaluation.gates import GateOutcome, Labelled
+from prefect_augment.evaluation.gates import GateOutcome
 from prefect_augment.evaluation.learners import fit_learner
 from prefect_augment.evaluation.table_gates import gate_candidates
 from prefect_augment.stages.arms import build_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.matrix import Matrix, to_matrix, training_matrix
-from prefect_augment.stages.parts import gate_wishes, rarest_in_val, score_folds
+from prefect_augment.stages.parts import Question, gate_wishes, rarest_in_val, score_folds
 from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
 from prefect_augment.stages.synthetic import draw_synthetic
 from prefect_augment.storage import Store
@@ -101,34 +101,15 @@ class TableBench:
             )
             yield name, learner.predict_proba(X)
 
-    def gate(
-        self,
-        fit: Int,
-        val: Int,
-        candidates: Labelled,
-        ordinals: Int,
-        *,
-        seed: int,
-        share: float = 1.0,
-        metrics: bool = False,
-    ) -> GateOutcome:
+    def gate(self, question: Question) -> GateOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
-        asked = gate_wishes(
-            data,
-            self.plan,
-            self.wishes.gate,
-            fit,
-            ordinals,
-            seed=seed,
-            share=share,
-            metrics=metrics,
-        )
-        asked["in_domain"] = data.encoder.in_domain(candidates.X)
+        asked = gate_wishes(data, self.plan, self.wishes.gate, question)
+        asked["in_domain"] = data.encoder.in_domain(question.candidates.X)
         return gate_candidates(
-            Labelled(data.X[fit], data.strata[fit]),
-            Labelled(data.X[val], data.strata[val]),
-            candidates,
+            data.labelled(question.fit),
+            data.labelled(question.val),
+            question.candidates,
             is_category=data.is_category,
             n_levels=data.n_levels,
             **asked,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +21,8 @@ from prefect_augment.datatypes import (
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
+from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import (
-    MIN_SAMPLED_RECORDS,
     Calibrates,
     FitContext,
     GenerativeModel,
@@ -36,21 +34,22 @@ from prefect_augment.genmodels.base import (
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.registry import load_model_class, model_params, resolve_model
+from prefect_augment.stages.effort import (
+    calibrate,
+    calibrated_context,
+    check_budget,
+    effort,
+    plain_context,
+)
+from prefect_augment.stages.models import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.stages.resume import Resume
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
-from prefect_augment.training.budget import Calibration, steps_within
-from prefect_augment.training.checkpoints import load_checkpoint, save_checkpoint
+from prefect_augment.training.budget import Calibration
 
 __all__ = [
     "MIN_IMAGES",
-    "TRAINING_SHARE",
-    "Encoder",
-    "fit_image_model",
-    "fit_table_model",
-    "image_spec",
-    "load_model",
-    "table_spec",
+    "fit_model",
     "train",
     "why_no_image_model",
 ]
@@ -59,8 +58,6 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 1
 
-# Of budget.minutes: judging takes at most half, sampling and the gate the rest.
-TRAINING_SHARE = 0.4
 # Between the checkpoints that an interrupted run goes on from.
 CHECKPOINT_SECONDS = 60.0
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
@@ -69,7 +66,6 @@ MAX_CPU_SIZE = 32
 MIN_IMAGES = 200_000
 
 Progress = Callable[[float, str], None]
-Encoder = TableEncoder | ImageEncoder
 
 
 def train(
@@ -133,7 +129,16 @@ def train(
         restored=resume.load(),
     )
     fitted.fit(records.data, context)
-    outcome = job.stage.finish(_keep(fitted, records, job.stage, kind=job.kind))
+    outcome = job.stage.finish(
+        keep_model(
+            fitted,
+            job.stage,
+            encoder=records.encoder,
+            spec=records.spec,
+            n_fit=len(records.data.y),
+            kind=job.kind,
+        )
+    )
     resume.clear()
     return outcome
 
@@ -185,6 +190,45 @@ def why_no_image_model(
     return ""
 
 
+def fit_model(
+    data: TableData | ImageData,
+    spec: TableSpec | ImageSpec,
+    params: ModelParams,
+    seed: int,
+    *,
+    budget: Budget | None = None,
+    on_progress: Progress | None = None,
+) -> GenerativeModel:
+    """Return a model fitted on records in memory; nothing is kept, so nothing can be resumed.
+
+    Parameters
+    ----------
+    data : TableData or ImageData
+        Encoded records, and each one's stratum as an index into ``spec.classes``.
+    spec : TableSpec or ImageSpec
+        From :func:`table_spec` or :func:`image_spec`; its ``class_counts`` are of these records.
+    params : ModelParams
+        Which model.
+    seed : int
+        Seed of everything random in training.
+    budget : Budget, optional
+        For models that are trained in steps.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+    """
+    budget = budget or Budget()
+    modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
+    model_class = load_model_class(params, modality=modality)
+    check_budget(model_class, budget, resolve_model(params, modality=modality))
+    model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
+    context = plain_context(budget, seed)
+    if isinstance(model, Calibrates):
+        context = calibrated_context(calibrate(model, data, budget, seed), seed)
+    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
+    model.fit(data, replace(context, report=_progress(on_progress, n_steps)))
+    return model
+
+
 @dataclass(frozen=True)
 class _Records:
     """Encoded fit records and what describes them."""
@@ -226,12 +270,12 @@ class _Job:
         params = model_params(model, modality=facts.modality)
         kind = resolve_model(model, modality=facts.modality)
         model_class = load_model_class(model, modality=facts.modality)
-        _check_budget(model_class, budget, kind)
+        check_budget(model_class, budget, kind)
         by = list(plan.classes[0].by) if plan.classes else []
         key = stage_key(
             "train",
             algorithm_version=ALGORITHM_VERSION,
-            params=[kind, params, by, _effort(budget) if model_class.trained_in_steps else []],
+            params=[kind, params, by, effort(budget) if model_class.trained_in_steps else []],
             inputs=[dataset.key, dataset.digest],
             seed=seed,
         )
@@ -274,8 +318,8 @@ class _Job:
         """Return how to train: by the receipt where the model leaves one."""
         calibration = self.calibration(fitted, data)
         if calibration is None:
-            return _plain_context(self.budget, self.seed)
-        return _calibrated_context(calibration, self.seed)
+            return plain_context(self.budget, self.seed)
+        return calibrated_context(calibration, self.seed)
 
     def calibration(
         self, fitted: GenerativeModel, data: TableData | ImageData
@@ -285,220 +329,14 @@ class _Job:
             return None
         model: Calibrates = fitted  # for the closure, where the check above is forgotten
         return self.stage.item(
-            "calibration", Calibration, lambda: _calibrate(model, data, self.budget, self.seed)
+            "calibration", Calibration, lambda: calibrate(model, data, self.budget, self.seed)
         )
 
 
-def fit_table_model(
-    X: NDArray[np.float64],
-    strata: NDArray[np.int64],
-    spec: TableSpec,
-    params: ModelParams,
-    seed: int,
-    *,
-    budget: Budget | None = None,
-    on_progress: Progress | None = None,
-) -> GenerativeModel:
-    """Return a model fitted on records in memory: for one fold, as :func:`train` does it.
-
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n_records, n_columns)
-        The matrix form.
-    strata : ndarray of int64, shape (n_records,)
-        Each record's stratum, an index into ``spec.classes``.
-    spec : TableSpec
-        From :func:`table_spec`; its ``class_counts`` are of these records.
-    params : ModelParams
-        Which model.
-    seed : int
-        Seed of everything random in training.
-    budget : Budget, optional
-        For models that are trained in steps.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
-    """
-    data = TableData(X, np.asarray(strata, dtype=np.int64))
-    return _fit(data, spec, params, seed, budget or Budget(), on_progress)
-
-
-def fit_image_model(
-    images: NDArray[np.uint8],
-    strata: NDArray[np.int64],
-    spec: ImageSpec,
-    params: ModelParams,
-    seed: int,
-    *,
-    budget: Budget | None = None,
-    on_progress: Progress | None = None,
-) -> GenerativeModel:
-    """Return a model fitted on images in memory; nothing is kept, so nothing can be resumed.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_records, size, size, channels)
-        The array form.
-    strata : ndarray of int64, shape (n_records,)
-        Each record's stratum, an index into ``spec.classes``.
-    spec : ImageSpec
-        From :func:`image_spec`.
-    params : ModelParams
-        Which model.
-    seed : int
-        Seed of everything random in training.
-    budget : Budget, optional
-        Training effort.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
-    """
-    data = ImageData(images, np.asarray(strata, dtype=np.int64))
-    return _fit(data, spec, params, seed, budget or Budget(), on_progress)
-
-
-def table_spec(
-    encoder: TableEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
-) -> TableSpec:
-    """Return what a model needs to know of encoded records.
-
-    Parameters
-    ----------
-    encoder : TableEncoder
-        Gives the columns.
-    strata : ndarray of int64, shape (n_records,)
-        Indices into ``names``.
-    names : tuple of str, optional
-        Strata; the encoder's own where not given.
-    """
-    names = names or encoder.strata
-    return TableSpec(
-        names=encoder.names,
-        is_category=tuple(bool(c) for c in encoder.is_category),
-        n_levels=tuple(int(n) for n in encoder.n_levels),
-        classes=names,
-        class_counts=_counts(strata, names),
-    )
-
-
-def image_spec(
-    encoder: ImageEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
-) -> ImageSpec:
-    """Return what a model needs to know of encoded images; as :func:`table_spec`."""
-    names = names or encoder.strata
-    return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
-
-
-def load_model(
-    store: Store, ref: ModelRef, *, device: str = "auto"
-) -> tuple[GenerativeModel, Encoder]:
-    """Return a trained model and its encoder.
-
-    Parameters
-    ----------
-    store : Store
-        The root that the model lies under.
-    ref : ModelRef
-        A trained model.
-    device : str
-        Where a network computes; ``auto`` takes a GPU where there is one.
-
-    Raises
-    ------
-    IntegrityError
-        If a file is missing or not what the reference names.
-    """
-    config, arrays = load_checkpoint(store, ref)
-    path = _encoder_path(ref.config, ref.encoder_digest)
-    try:
-        encoder = _read_encoder(store.read(path))
-    except FileNotFoundError as exc:
-        raise IntegrityError(
-            f"{store.uri}/{path} is missing; restore it from a copy, or train again.", path=path
-        ) from exc
-    if encoder.digest != ref.encoder_digest:
-        raise IntegrityError(
-            f"{store.uri}/{path} is not the encoder {ref.encoder_digest[:12]} that the model was "
-            "trained with; "
-            "restore it from a copy, or train again.",
-            path=path,
-        )
-    return load_model_class(ref.kind).from_state(config["model"], arrays, device=device), encoder
-
-
-def _read_encoder(data: bytes) -> Encoder:
-    is_image = json.loads(data).get("modality") == "image"
-    return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
-
-
-def _fit(
-    data: TableData | ImageData,
-    spec: TableSpec | ImageSpec,
-    params: ModelParams,
-    seed: int,
-    budget: Budget,
-    on_progress: Progress | None,
-) -> GenerativeModel:
-    modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
-    model_class = load_model_class(params, modality=modality)
-    _check_budget(model_class, budget, resolve_model(params, modality=modality))
-    model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
-    context = _plain_context(budget, seed)
-    if isinstance(model, Calibrates):
-        context = _calibrated_context(_calibrate(model, data, budget, seed), seed)
-    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
-    model.fit(data, replace(context, report=_progress(on_progress, n_steps)))
-    return model
-
-
-# --- budget ---
-
-
-def _effort(budget: Budget) -> list[Any]:
-    """Return what of the budget changes the bytes: steps, or minutes where there are none."""
-    if budget.steps:
-        return [budget.steps, budget.batch_size]
-    return ["minutes", budget.minutes, budget.batch_size]
-
-
-def _check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
-    if model_class.trained_in_steps and budget.steps < 1 and not hasattr(model_class, "calibrate"):
-        raise ParameterError(
-            f"model {kind!r} is trained in steps, cannot say how long one takes, and budget.steps "
-            "is 0, too little for one step; give budget.steps, or choose model kind 'trees'."
-        )
-
-
-def _calibrate(
-    model: Calibrates, data: TableData | ImageData, budget: Budget, seed: int
-) -> Calibration:
-    """Return steps, batch, device, precision and threads of a run; steps from minutes by a trial."""
-    found = model.calibrate(data, _plain_context(budget, seed))
-    if not budget.steps:
-        seconds = budget.minutes * 60 * TRAINING_SHARE
-        steps = steps_within(seconds, found.seconds_per_step)
-        found = found.model_copy(update={"steps": steps})
-        logger.info(
-            "Training takes %d steps of %d images (%.3f s each) in %.0f s, %.0f %% of the %g minutes.",
-            steps, found.batch_size, found.seconds_per_step, seconds, 100 * TRAINING_SHARE,
-            budget.minutes,
-        )  # fmt: skip
-    return found
-
-
-def _plain_context(budget: Budget, seed: int) -> FitContext:
-    return FitContext(
-        seed=seed, steps=budget.steps, device=budget.device, batch_size=budget.batch_size
-    )
-
-
-def _calibrated_context(calibration: Calibration, seed: int) -> FitContext:
-    return FitContext(
-        seed=seed,
-        steps=calibration.steps,
-        device=calibration.device,
-        batch_size=calibration.batch_size,
-        threads=calibration.threads,
-        precision=calibration.precision,
-    )
+def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
+    index = {name: k for k, name in enumerate(encoder.strata)}
+    names = table_strata(table, label=encoder.label, by=encoder.by)
+    return np.array([index[name] for name in names], dtype=np.int64)
 
 
 def _progress(
@@ -518,55 +356,3 @@ def _progress(
         on_progress(min(1.0, step / max(1, n_steps)), text)
 
     return report
-
-
-# --- what is kept ---
-
-
-def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
-    index = {name: k for k, name in enumerate(encoder.strata)}
-    names = table_strata(table, label=encoder.label, by=encoder.by)
-    return np.array([index[name] for name in names], dtype=np.int64)
-
-
-def _counts(strata: NDArray[np.int64], names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.bincount(strata, minlength=len(names)))
-
-
-def _keep(model: GenerativeModel, records: _Records, stage: Stage, *, kind: str) -> ModelRef:
-    """Store encoder and checkpoint; return the reference to both."""
-    encoder, spec = records.encoder, records.spec
-    config, arrays = model.state()
-    # The encoder's digest is part of the checkpoint, so that aug_model names all that made a
-    # record.
-    config = {"kind": kind, "encoder": encoder.digest, "model": config}
-    digest, (checkpoint, written) = save_checkpoint(stage.store, stage.prefix, config, arrays)
-    stage.store.put(_encoder_path(written, encoder.digest), encoder.to_json())
-    counts = dict(zip(spec.classes, spec.class_counts, strict=True))
-    notes = tuple(
-        f"class {name!r} has {n} fit records and is not sampled: a model needs "
-        f"{MIN_SAMPLED_RECORDS}"
-        for name, n in counts.items()
-        if n < MIN_SAMPLED_RECORDS
-    )
-    for note in notes:
-        logger.info("%s", note)
-    return ModelRef(
-        root=stage.store.uri,
-        path=stage.outcome_path,
-        key=stage.key,
-        kind=kind,
-        digest=digest,
-        encoder_digest=encoder.digest,
-        checkpoint=checkpoint,
-        config=written,
-        strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
-        n_fit=len(records.data.y),
-        steps=model.n_steps,
-        notes=notes,
-    )
-
-
-def _encoder_path(config: str, digest: str) -> str:
-    """Return where a model's encoder lies: beside its configuration."""
-    return f"{config.rpartition('/')[0]}/encoder-{digest[:12]}.json"
