@@ -1,4 +1,4 @@
-"""A folder of class folders with every trouble that images of real users have had.
+"""A folder of class folders with every trouble that images of real users have had, and a clean one.
 
 Loaded through the fixture `messy_images`, because importlib mode puts no folder of tests on the import
 path.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 # Class names end up in Markdown, HTML, paths and Prefect's artifacts.
-CLASSES = ("ok", "two words", "<b>bold</b> & co", "😀 émoji", "a.b")
+CLASSES = ("ok", "two words", "<b>bold & co", "😀 émoji", "a.b")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -159,3 +159,33 @@ def make_messy_folder(root: Path) -> Messy:
     messy.readable["two words/more/linked.png"] = encode(picture(53))
     messy.labels["two words/more/linked.png"] = "two words"
     return messy
+
+
+# --- clean ones -------------------------------------------------------------------------------
+
+SHAPES = {"stripe": 60, "blob": 40, "<i>ring & 😀": 24}
+SHAPE_SIDE = 12
+
+
+def shapes() -> dict[str, bytes]:
+    """Path to PNG of three kinds of pictures, which a generator learns in a hundred steps."""
+    rng = np.random.default_rng(0)
+    across, down = np.meshgrid(np.arange(SHAPE_SIDE), np.arange(SHAPE_SIDE))
+    found = {}
+    for k, (label, n) in enumerate(SHAPES.items()):
+        for i in range(n):
+            cx, cy, width, slope = rng.uniform([3, 3, 1.2, -1], [8, 8, 3, 1])
+            around = np.hypot(across - cx, down - cy)
+            distance = (down - cy - slope * (across - 5.5), around, around - 2 * width)[k]
+            pixels = 200 * np.exp(-((distance / width) ** 2)) + rng.normal(20, 6, around.shape)
+            pixels = pixels.clip(0, 255).astype(np.uint8)
+            found[f"{label}/{i:03d}.png"] = encode(Image.fromarray(pixels))
+    return found
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files by relative path, in the order given, and return the folder."""
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder

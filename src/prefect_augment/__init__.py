@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TreesModel,
     )
     from prefect_augment.reading.dataset import open_dataset
+    from prefect_augment.stages.remake import remake_records
     from prefect_augment.tasks.augment import augment_records
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.judge import (
@@ -63,6 +64,7 @@ _HOMES = {
         "TreesModel",
     ),
     "reading.dataset": ("open_dataset",),
+    "stages.remake": ("remake_records",),
     "tasks.augment": ("augment_records",),
     "tasks.ingest": ("ingest_dataset",),
     "tasks.judge": ("choose_arm", "judge_candidates", "score_arm", "verify_choice"),
@@ -99,6 +101,7 @@ __all__ = [
     "plan_balance",
     "publish_dataset",
     "rebalance",
+    "remake_records",
     "sample_classes",
     "score_arm",
     "train_model",

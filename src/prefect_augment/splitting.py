@@ -54,7 +54,7 @@ class ImageRows:
     levels : tuple of int
         How strictly the image was compared.
     thumbs : bytes
-        Gray thumbnails of 24x24 int8, one after the other: 576 bytes an image.
+        Gray thumbnails of 32x32 int8, one after the other: 1 kB an image.
     """
 
     clusters: tuple[str, ...] = ()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.near_duplicates import (
-    LEVELS,
+    DISTANCES,
+    GAP,
+    MAX_LEVEL,
     cluster_images,
     cluster_limit,
     nearest_by_group,
@@ -17,11 +22,11 @@ from prefect_augment.encoding.near_duplicates import (
 Thumbs = NDArray[np.int8]
 
 
-def thumbs(n: int, seed: int = 0, cells: int = 6) -> Thumbs:
+def thumbs(n: int, seed: int = 0, cells: int = 8) -> Thumbs:
     """Random smooth pictures: no two of them are near."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(size=(n, cells, cells))
-    return scaled(coarse.repeat(24 // cells, axis=1).repeat(24 // cells, axis=2).reshape(n, -1))
+    return scaled(coarse.repeat(32 // cells, axis=1).repeat(32 // cells, axis=2).reshape(n, -1))
 
 
 def scaled(images: NDArray[np.float64]) -> Thumbs:
@@ -77,13 +82,13 @@ def test_a_crowd_of_look_alikes_is_told_apart_more_strictly_and_others_are_not()
 
 
 def test_flat_images_are_near_nothing() -> None:
-    flat = np.zeros((5, 576), dtype=np.int8)
+    flat = np.zeros((5, 1024), dtype=np.int8)
     clusters, _ = cluster_images(np.concatenate([flat, thumbs(5)]), limit=20)
     assert len(set(clusters.tolist())) == 10
 
 
 def test_no_image_at_all_is_no_cluster() -> None:
-    clusters, levels = cluster_images(np.zeros((0, 576), dtype=np.int8), limit=20)
+    clusters, levels = cluster_images(np.zeros((0, 1024), dtype=np.int8), limit=20)
     assert len(clusters) == len(levels) == 0
 
 
@@ -94,16 +99,86 @@ def test_more_images_of_one_hash_than_a_bucket_holds_stay_together() -> None:
     assert len(set(clusters.tolist())) == 1
 
 
-@pytest.mark.parametrize("level", [0, 3, 6])
-def test_strength_counts_the_levels_that_a_pair_exceeds(level: int) -> None:
-    """Two orthogonal pictures mixed to a known correlation."""
-    wave = np.sin(np.arange(576) * 2 * np.pi * 3 / 576)
-    other = np.cos(np.arange(576) * 2 * np.pi * 3 / 576)
-    wanted = LEVELS[level] + 0.0008
-    mixed = wanted * wave + np.sqrt(1 - wanted**2) * other
-    pair = scaled(np.stack([wave, mixed]))
-    _, _, strength = strengths(pair[:1], pair[1:])
-    assert strength.tolist() == [level + 1]
+def apart(*distances: float) -> Thumbs:
+    """A random picture, and others so far from it on one line; below 0 on the other side of it."""
+    first, other = thumbs(2, seed=3).astype(np.float64)
+    other -= (other @ first) / (first @ first) * first
+    first, other = (x / np.linalg.norm(x) for x in (first, other))
+    away = np.array([0.0, *distances])[:, None]
+    cosines = 1 - np.abs(away)
+    return scaled(cosines * first + np.sign(away) * np.sqrt(1 - cosines**2) * other)
+
+
+@pytest.mark.parametrize("level", [0, 3, MAX_LEVEL])
+def test_a_pair_is_near_at_the_levels_whose_distance_it_is_below(level: int) -> None:
+    limit = DISTANCES[GAP + level]
+    found = apart(0.7 * limit, 1.6 * limit)
+    assert strengths(found[:1], found[1:2])[2] > level
+    assert not (strengths(found[:1], found[2:])[2] > level).any()
+
+
+def moved(images: Thumbs, cells: int) -> Thumbs:
+    """The pictures shifted to the right; their left edge is repeated."""
+    square = images.reshape(len(images), 32, 32).astype(np.float64)
+    square = np.concatenate([square[:, :, :1].repeat(cells, axis=2), square[:, :, :-cells]], axis=2)
+    return scaled(square.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_a_copy_that_is_moved_joins_its_original(cells: int) -> None:
+    """One pixel of an image of 16 is two cells of its thumbnail, one of an image of 32 is one."""
+    first = thumbs(200)
+    clusters, _ = cluster_images(np.concatenate([first, moved(first, cells)]), limit=20)
+    assert (clusters[:200] == clusters[200:]).mean() > 0.95
+    assert np.bincount(clusters).max() == 2
+
+
+def test_a_pair_is_near_only_where_all_else_is_much_farther() -> None:
+    """The same two pictures, with and without a third one that is three times as far."""
+    pair = apart(0.02)
+    far = thumbs(60, seed=8)
+    alone, levels = cluster_images(np.concatenate([pair, far]), limit=20)
+    assert alone[0] == alone[1]
+    assert levels[0] == 0
+    crowded, levels = cluster_images(np.concatenate([pair, apart(-0.06)[1:], far]), limit=20)
+    assert len(set(crowded[:3].tolist())) == 3
+    assert levels[:2].min() >= 3
+
+
+def test_nothing_is_cut_from_a_cluster_that_is_alone() -> None:
+    """Frames of one scene that moves: the first and the last are far apart, each is near the next."""
+    scene = apart(*np.linspace(0, 0.2, 19) ** 1.5)
+    clusters, levels = cluster_images(np.concatenate([scene, thumbs(40, seed=8)]), limit=25)
+    assert len(set(clusters[:20].tolist())) == 1
+    assert not levels[:20].any()
+
+
+def test_real_digits_are_no_copies_of_one_another_and_copies_of_them_are() -> None:
+    """At 16x16 pixels, as the demo has them; one shared threshold had half of them in clusters."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    check = pytest.importorskip("prefect_augment.shards.image_check")
+    image = pytest.importorskip("PIL.Image")
+
+    def thumb(picture: Any, kind: str = "PNG", **options: int) -> Any:
+        sink = io.BytesIO()
+        picture.save(sink, kind, **options)
+        return check.check_image(sink.getvalue(), max_megapixels=1).thumb
+
+    ink = np.rint(datasets.load_digits().images[:600] * (255 / 16)).astype(np.uint8)
+    originals = [image.fromarray(x).resize((16, 16), image.Resampling.BICUBIC) for x in ink]
+    first = np.stack([thumb(x) for x in originals])
+    clusters, _ = cluster_images(first, limit=30)
+    assert len(set(clusters.tolist())) >= 598
+    shifted = [image.fromarray(np.roll(np.asarray(x), 1, axis=1)) for x in originals[:200]]
+    for copies in (
+        [thumb(x, "JPEG", quality=50) for x in originals[:200]],
+        [thumb(x.resize((18, 18))) for x in originals[:200]],
+        [thumb(x.point(lambda v: v * 0.95)) for x in originals[:200]],
+        [thumb(x.crop((1, 0, 16, 16))) for x in originals[:200]],
+        [thumb(x) for x in shifted],
+    ):
+        clusters, _ = cluster_images(np.concatenate([first, copies]), limit=40)
+        assert (clusters[:200] == clusters[600:]).mean() >= 0.95
 
 
 def test_the_nearest_of_each_group_is_found_with_its_place() -> None:

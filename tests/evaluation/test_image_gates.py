@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 from prefect_augment.evaluation.gates import REASONS, Labelled
 from prefect_augment.evaluation.image_gates import (
     PictureSpace,
+    ShiftSpace,
     gate_image_candidates,
 )
 from prefect_augment.evaluation.image_learner import (
@@ -42,6 +43,12 @@ def world(n_k, seed):
 FIT, VAL, FRESH = world((400, 150), 0), world((120, 100), 1), world((100, 150), 2)
 
 
+def moved(images, right, down):
+    """The pictures shifted by pixels; what leaves on one side is repeated from the edge."""
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    return wide[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]
+
+
 def judge(candidates, *, wanted=(300, 300), **wishes):
     given = {
         "strata": ["head", "tail"],
@@ -65,6 +72,10 @@ def faulty():
         "fresh": tail_fresh,
         "copies": tail_fit,
         "noisy copies": noisy,
+        "moved copies": moved(tail_fit, 1, 0),
+        "moved and noisy copies": np.clip(
+            moved(tail_fit, -1, 1) + rng.normal(0, 2, tail_fit.shape), 0, 255
+        ),
         "other class": FRESH.X[FRESH.stratum == 0],
         "noise": rng.integers(0, 256, (100, SIDE, SIDE, 1)),
     }
@@ -92,6 +103,13 @@ def test_copies_of_training_pictures_are_caught(faulty):
 def test_copies_with_a_little_noise_are_caught(faulty):
     outcome, names = faulty
     assert (outcome.reason[names == "noisy copies"] == "near copy").mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", ["moved copies", "moved and noisy copies"])
+def test_copies_that_are_moved_by_a_pixel_are_caught(faulty, kind):
+    """The classifier's features take them for new ones."""
+    outcome, names = faulty
+    assert (outcome.reason[names == kind] == "near copy").mean() > 0.9
 
 
 def test_pictures_of_another_class_are_caught(faulty):
@@ -184,3 +202,33 @@ def test_an_empty_or_single_set_has_no_neighbours(space):
     points = space.place(FIT.X[:3])
     assert np.isinf(space.nearest(points, points[:0])).all()
     assert np.isinf(space.nearest_others(points[:1])).all()
+
+
+# --- the measure for copies that were moved ---
+
+
+@pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-1, 1), (0, 0)])
+def test_a_picture_moved_brighter_and_with_more_contrast_is_at_distance_zero(shift):
+    space = ShiftSpace()
+    first = FIT.X[:20] // 2
+    distances = space.distances(space.place(moved(first, *shift) * 2 + 7), space.place(first))
+    assert np.diag(distances).max() < 1e-5
+    assert distances[~np.eye(20, dtype=bool)].min() > 0.001
+
+
+def test_large_pictures_are_compared_at_a_bounded_size():
+    rng = np.random.default_rng(0)
+    assert ShiftSpace().place(rng.integers(0, 256, (3, 100, 70, 3), dtype=np.uint8)).shape == (
+        3,
+        25,
+        17,
+    )
+
+
+def test_pictures_without_contrast_resemble_nothing():
+    space = ShiftSpace()
+    flat = space.place(np.full((2, SIDE, SIDE, 1), 90, np.uint8))
+    assert (space.distances(flat, space.place(FIT.X[:5])) == 1).all()
+    assert (space.nearest_others(flat) == 1).all()
+    assert np.isinf(space.nearest_others(flat[:1])).all()
+    assert np.isinf(space.nearest(flat, flat[:0])).all()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment import remake_records
 from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import AugmentError, ParameterError, RefusedError
 from prefect_augment.flows.rebalance import rebalance
@@ -96,6 +97,7 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(source: Source, tmp_p
     for row in table.slice(0, 5).to_pylist():
         made = resample_record(dataset.manifest.models[0], row["aug_seed"], row["state"], store)
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
+        assert remake_records(dataset, [row["aug_id"]]).equals(made)
 
 
 def test_records_in_another_order_give_the_same_bytes(

@@ -8,7 +8,9 @@ as :class:`Measures`: :mod:`~prefect_augment.evaluation.table_gates` for tables,
     It breaks the domain (the caller's mask says so).
 ``near copy``
     It is nearer to a fit record of its stratum than val's own records are, but for the nearest
-    ``near_copy_quantile`` of them. A generator that repeats what it was trained on fails here.
+    ``near_copy_quantile`` of them. A generator that repeats what it was trained on fails here. Where
+    there is a second measure, for copies that were moved, so does what is nearer by that one than a
+    quarter of val's median (and than the same quantile of val).
 ``outlier``
     It is farther from every fit record of its stratum than 95 % of val's own records are. Noise
     fails here.
@@ -55,6 +57,8 @@ Purpose = Literal["utility", "faithful"]
 REASONS = ("domain", "near copy", "outlier", "label", "repeat", "surplus")
 # Below this many records even the fit records' own distances say nothing; only exact copies count.
 MIN_DISTANCES = 10
+# Of real records' median distance, for copies that were moved: as near-duplicates have it.
+MOVED_SHARE = 0.25
 # Of uniform noise in the range of a class of 250, 4 % get through; at 0.99, where a few records with
 # nulls set the limit, 73 % do.
 OUTLIER_QUANTILE = 0.95
@@ -105,11 +109,20 @@ class Measures:
         Returns a class-balanced classifier of records and their class codes.
     two_sample : callable
         AUC of a classifier that tells real records (first argument) and synthetic ones apart.
+    moved : Space, optional
+        A second measure, in which copies that were moved a little are near too.
     """
 
     space: Space
     train: TrainClassifier
     two_sample: Callable[[NDArray[Any], NDArray[Any]], float]
+    moved: Space | None = None
+
+    @property
+    def name(self) -> str:
+        """What the report calls the measures of distance."""
+        also = f"; near copies also by: {self.moved.name}" if self.moved else ""
+        return self.space.name + also
 
 
 class Asked(TypedDict):
@@ -206,7 +219,7 @@ def gate_records(
         reason[~in_domain] = "domain"
 
     distance = _near_and_far(
-        measures.space, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
+        measures, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
     )
     halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, measures.train, seed)
     wanted_class = stratum_class[candidates.stratum]
@@ -248,11 +261,11 @@ def gate_records(
     )  # fmt: skip
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
-    return GateOutcome(passed, kept, reason, score, facts, measures.space.name, tuple(notes))
+    return GateOutcome(passed, kept, reason, score, facts, measures.name, tuple(notes))
 
 
 def _near_and_far(
-    space: Space,
+    measures: Measures,
     fit: Labelled,
     val: Labelled,
     candidates: Labelled,
@@ -263,6 +276,7 @@ def _near_and_far(
     notes: list[str],
 ) -> Float:
     """Mark near copies and outliers in ``reason``; returns each candidate's distance."""
+    space = measures.space
     placed_fit, placed_val = space.place(fit.X), space.place(val.X)
     placed = space.place(candidates.X)
     distance = np.full(len(candidates), np.inf)
@@ -280,9 +294,30 @@ def _near_and_far(
         else:
             near = near_copies(distance[rows], real, quantile, ordinals[rows], reason[rows] == "")
             far = distance[rows] > np.quantile(real, OUTLIER_QUANTILE)
+            if measures.moved is not None:
+                sets = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[rows])
+                near |= _moved_copies(measures.moved, *sets, quantile) & (distance[rows] > 0)
         _mark(reason, rows[near], "near copy")
         _mark(reason, rows[far], "outlier")
     return distance
+
+
+def _moved_copies(
+    space: Space,
+    fit: NDArray[Any],
+    val: NDArray[Any],
+    candidates: NDArray[Any],
+    quantile: float,
+) -> Bool:
+    """Which candidates are far nearer to a fit record than real records usually are."""
+    placed_fit = space.place(fit)
+    real = real_distances(space, placed_fit, space.place(val))
+    if len(real) < MIN_DISTANCES:
+        return np.zeros(len(candidates), dtype=bool)
+    # Val's own twins of fit records may not cost more candidates than the quantile allows.
+    limit = min(MOVED_SHARE * np.median(real), np.quantile(real, quantile))
+    near: Bool = space.nearest(space.place(candidates), placed_fit) < limit
+    return near
 
 
 def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["THUMB_SIDE", "BadImageError", "ImageCheck", "check_image", "header_of", "looks_like"]
 
 #: Side of the thumbnails that near-duplicates are compared on.
-THUMB_SIDE = 24
+THUMB_SIDE = 32
 # Raster formats only: PostScript would start another program, and Pillow's guess for formats without
 # a signature (TGA, PCX) takes text for pictures.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

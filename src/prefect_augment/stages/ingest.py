@@ -45,7 +45,7 @@ __all__ = ["ALGORITHM_VERSION", "ingest"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 # Staged shards are ours alone to read: large enough to be few, small enough to be built in memory.
 SHARD_RECORDS = 1_000_000
 SHARD_BYTES = 256 << 20

@@ -32,7 +32,7 @@ from prefect_augment.storage import Store, sha256_hex
 
 __all__ = ["import_candidates", "judge", "ungated"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 SHARD_RECORDS = 100_000
 SHARD_BYTES = 64 * 2**20
 

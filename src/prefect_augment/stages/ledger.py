@@ -1,6 +1,6 @@
 """The split ledger as a Parquet object: one row per record or group, the rest in its metadata.
 
-For images a row also holds the near-duplicate cluster and a thumbnail, 0.6 kB before compression, so
+For images a row also holds the near-duplicate cluster and a thumbnail, 1 kB before compression, so
 that a later version finds near-duplicates of images that its source no longer has.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_augment.datatypes import DatasetFacts
-from prefect_augment.errors import InputError, IntegrityError
+from prefect_augment.errors import InputError, IntegrityError, SchemaError
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.params import Source
 from prefect_augment.shards.image_check import THUMB_SIDE
@@ -79,6 +79,11 @@ def _with_images(table: pa.Table, images: ImageRows) -> pa.Table:
 def _images_of(table: pa.Table) -> ImageRows | None:
     if "cluster" not in table.column_names:
         return None
+    if table.schema.field("thumb").type.byte_width != THUMB_BYTES:
+        raise SchemaError(
+            f"the dataset's ledger has thumbnails of {table.schema.field('thumb').type.byte_width} bytes "
+            f"and this version compares {THUMB_BYTES}; publish to a new folder."
+        )
     return ImageRows(
         clusters=tuple(table["cluster"].to_pylist()),
         levels=tuple(table["level"].to_pylist()),

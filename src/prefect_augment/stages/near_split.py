@@ -79,7 +79,7 @@ def find_clusters(
     ----------
     keys : sequence of str, length n_records
         Content keys; records with one key are one image.
-    thumbs : ndarray of int8, shape (n_records, 576)
+    thumbs : ndarray of int8, shape (n_records, 1024)
         Their thumbnails.
     ledger : Ledger
         The parent version's, or an empty one.

@@ -24,7 +24,7 @@ from prefect_augment.stages.models import Encoder, load_model
 from prefect_augment.staging import Stage, canonical_json, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["candidate_seeds", "resample_record", "sample"]
+__all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
 
 ALGORITHM_VERSION = 1
 # Drawn, written and receipted together: bounds memory and what a crash loses.
@@ -191,7 +191,7 @@ def _draw_all(
     for i, batch in enumerate(_batches(wanted, size)):
 
         def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
-            table = _draw_batch(fitted, encoder, model.digest, batch, seed)
+            table = draw_batch(fitted, encoder, model.digest, batch, seed)
             return _Batch(shards=_write(table, stage, i, encoder.label))
 
         shards.extend(stage.item(f"batch-{i:05d}", _Batch, draw).shards)
@@ -218,7 +218,7 @@ def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, i
         yield batch
 
 
-def _draw_batch(
+def draw_batch(
     fitted: GenerativeModel,
     encoder: Encoder,
     digest: str,
@@ -230,6 +230,23 @@ def _draw_batch(
     A micro-batch is always the same ordinals of its stratum, so that a record's bits do not depend
     on how many were asked for; what lies beyond the request is drawn and dropped, in the place of
     padding.
+
+    Parameters
+    ----------
+    fitted : GenerativeModel
+    encoder : Encoder
+        The model's.
+    digest : str
+        The checkpoint's.
+    batch : sequence of (str, int, int)
+        Stratum, first ordinal, number of records.
+    seed : int
+        The run's.
+
+    Returns
+    -------
+    pyarrow.Table
+        The source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal.
     """
     index = {name: k for k, name in enumerate(encoder.strata)}
     size = _micro_batch(fitted)

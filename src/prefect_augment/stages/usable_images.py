@@ -46,7 +46,7 @@ class Images:
     ----------
     column : str
         Where they are.
-    thumbs : ndarray of int8, shape (n_records, 576)
+    thumbs : ndarray of int8, shape (n_records, 1024)
         As :class:`prefect_augment.shards.image_check.ImageCheck` has them.
     traits : ndarray of object, shape (n_records,)
         ``(mode, format, width, height, is_animated, is_rotated)``, one object for equal ones.
