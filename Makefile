@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch]'
 	@touch $@
 
-demo: setup ## rebalance the built-in table, end to end
+demo: setup ## rebalance the built-in table and images, end to end
 	@$(BIN)/prefect-augment demo
 
 test: setup ## the fast tests: no server, no network, no GPU

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment import cli
+from prefect_augment.datatypes import RunResult
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Gate, NoModel, Source
 
@@ -33,19 +37,40 @@ def call(
 
 
 @pytest.fixture(scope="session")
-def published(
+def finished(
     make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A published dataset of one version."""
+) -> tuple[Path, RunResult]:
+    """A published dataset of one version, and the run's result."""
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "in.parquet")
-    rebalance.fn(
+    result = rebalance.fn(
         source=Source(uri=str(folder / "in.parquet"), label="state"),
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
         gate=Gate(n_seeds=1, n_bootstrap=100),
     )
-    return folder / "out"
+    return folder / "out", result
+
+
+@pytest.fixture
+def published(finished: tuple[Path, RunResult]) -> Path:
+    return finished[0]
+
+
+@pytest.fixture
+def demo_calls(
+    finished: tuple[Path, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """What the demo asks of the flow, which answers with a finished run, without Prefect."""
+    calls: list[dict[str, Any]] = []
+
+    def flow(**given: Any) -> RunResult:
+        calls.append(given)
+        return finished[1]
+
+    monkeypatch.setattr(cli, "_prefect", lambda quiet: nullcontext())
+    monkeypatch.setattr(sys.modules["prefect_augment.flows.rebalance"], "rebalance", flow)
+    return calls
 
 
 def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> None:
@@ -53,6 +78,46 @@ def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> N
     assert code == 0
     for command in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
         assert command in out
+
+
+def test_demo_says_of_both_parts_what_was_found_and_where(
+    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    code, out, _ = call("demo", tmp_path)
+    assert code == 0
+    assert [given["destination"].uri for given in demo_calls] == [
+        f"{tmp_path}/table",
+        f"{tmp_path}/images",
+    ]
+    end = out[out.index("The demo is done") :]
+    for name in ("table", "images"):
+        assert f"- {name}: version 1 published." in end
+        assert f"prefect-augment inspect {tmp_path}/{name}" in end
+    assert end.count("report.html") == 2
+
+
+def test_demo_ends_with_one_object_of_both_parts(
+    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    code, out, _ = call("demo", tmp_path, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["table"]["version"] == found["images"]["version"] == 1
+    assert found["seconds"] >= 0
+
+
+def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
+    call: Callable[..., tuple[int, str, str]],
+    demo_calls: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    code, out, _ = call("demo", tmp_path)
+    assert (code, len(demo_calls)) == (0, 1)
+    assert "pip install 'prefect-augment[images,torch]'" in out
+    code, out, _ = call("demo", tmp_path, "--json")
+    assert json.loads(out)["images"] is None
 
 
 def test_profile_finds_columns_and_classes(

@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,7 @@ from rich.console import Console
 from prefect_augment.errors import AugmentError
 
 if TYPE_CHECKING:
-    from prefect_augment.datatypes import Fact
+    from prefect_augment.datatypes import Fact, RunResult
     from prefect_augment.storage import Store
 
 __all__ = ["app", "main"]
@@ -133,15 +135,34 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Run the main job on a built-in table that is thinned to an imbalance ratio of 20."""
-    from prefect_augment.stages.example import example_source
+    """Run the main job on handwritten digits, thinned to be imbalanced: as a table, then as images."""
+    started = time.monotonic()
+    can_see = all(find_spec(name) for name in ("PIL", "torch"))
+    results: dict[str, RunResult] = {}
+    with _prefect(quiet=as_json), _parameter_errors():
+        from prefect_augment.display import show_demo, show_run
+        from prefect_augment.flows.rebalance import rebalance as flow
+        from prefect_augment.stages.example import demo_runs
 
-    source = example_source(str(folder / "source"), seed=0)
-    given = {"source": source.model_dump(), "destination": {"uri": str(folder / "balanced")}}
-    out.print(
-        f"[bold]prefect-augment demo[/]: {source.uri} -> {folder / 'balanced'}\n", highlight=False
-    )
-    _rebalance(given, plan_only=False, as_json=as_json)
+        runs = demo_runs(str(folder), images=can_see)
+        for i, (name, given) in enumerate(runs.items()):
+            if not as_json:
+                title = f"{i + 1} of {len(runs)}, {name}: {given['source'].uri}"
+                out.print(f"[bold]{_escape(title)}[/]", soft_wrap=True, highlight=False)
+            results[name] = flow(**given)
+            if not as_json:
+                show_run(out, results[name])
+                out.print()
+    seconds = round(time.monotonic() - started, 1)
+    if as_json:
+        parts = {name: result.model_dump(mode="json") for name, result in results.items()}
+        print(json.dumps({"images": None, **parts, "seconds": seconds}, ensure_ascii=False))
+        return
+    places = {name: given["destination"].uri for name, given in runs.items()}
+    show_demo(out, results, places, seconds=seconds)
+    if not can_see:
+        missing = _escape("pip install 'prefect-augment[images,torch]'")
+        out.print(f"Images were left out; they need: {missing}", soft_wrap=True, highlight=False)
 
 
 def _rebalance(given: dict[str, Any], *, plan_only: bool, as_json: bool) -> None:

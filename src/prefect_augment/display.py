@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prefect_augment.datatypes import ArmScore, Fact, Interval, RunResult, Verdict
 
-__all__ = ["show_evaluation", "show_fact", "show_profile", "show_run"]
+__all__ = ["show_demo", "show_evaluation", "show_fact", "show_profile", "show_run"]
 
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
@@ -42,6 +42,29 @@ def show_run(console: Console, result: RunResult) -> None:
     console.print(
         f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
     )
+
+
+def show_demo(
+    console: Console,
+    results: Mapping[str, RunResult],
+    places: Mapping[str, str],
+    *,
+    seconds: float,
+) -> None:
+    """Print the end of a demo: per part what was published, what was found, how to look at it."""
+    console.print(f"[bold]The demo is done[/], in {seconds:.0f} s:", highlight=False)
+    for name, result in results.items():
+        verdict, place = result.verdict, escape(places[name])
+        assert verdict is not None
+        word = "published" if result.status == "published" else "there already"
+        found = f"[{COLOURS[verdict.decision]}]{verdict.decision}[/]: {escape(verdict.reasons[0])}"
+        lines = (
+            f"- [bold]{name}[/]: version {result.version} {word}. {found}",
+            f"  Look at it: {escape(result.report)}",
+            f"  and with: prefect-augment inspect {place}",
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 def show_evaluation(console: Console, result: RunResult) -> None:

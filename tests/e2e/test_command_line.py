@@ -17,7 +17,9 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-def prefect_augment(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+def prefect_augment(
+    *arguments: object, home: Path, timeout: float = 400
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
@@ -28,7 +30,7 @@ def prefect_augment(*arguments: object, home: Path) -> subprocess.CompletedProce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=timeout,
     )
 
 
@@ -89,6 +91,29 @@ def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path) -> 
     done = prefect_augment("rebalance", table, tmp_path / "out", *given, home=tmp_path / "home")
     assert done.returncode == 3, done.stderr[-3000:]
     assert "report.html" in done.stderr.replace("\n", "")
+
+
+def test_demo_publishes_a_table_and_images_with_a_judged_generator(tmp_path: Path) -> None:
+    """It ends within two minutes on two free cores, and these may be shared."""
+    done = prefect_augment("demo", tmp_path, "--json", home=tmp_path / "home", timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = last_line(done)
+    for name in ("table", "images"):
+        assert found[name]["version"] == 1
+        assert found[name]["verdict"]["decision"] in ("accept", "reject", "inconclusive")
+        assert Path(found[name]["report"]).is_file()
+    arms = {score["arm"]["name"] for score in found["images"]["arms"]}
+    assert {"as is", "balanced softmax", "resampling + classic", "diffusion"} <= arms
+    report = Path(found["images"]["report"])
+    page = json.loads((report.parent / "report.json").read_text())
+    kept = {c["name"]: c["n_kept"] for c in page["gate"]["classes"]}
+    assert sorted(kept) == ["eight", "five", "nine"]
+    assert min(kept.values()) > 0
+    sheets = [path.name for path in report.parent.glob("*.png")]
+    assert any("eight" in name or "sheet" in name for name in sheets), sheets
+
+    checked = prefect_augment("verify", tmp_path / "images", home=tmp_path / "home")
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation import threads
 from prefect_augment.evaluation.learners import balanced_weights, fit_learner
 from prefect_augment.evaluation.threads import single_threaded
 
@@ -177,6 +179,27 @@ def test_overlapping_blocks_hold_the_limit_until_the_last_one_leaves():
         inside = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
         assert set(inside) == {1}
     assert [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"] == before
+
+
+def test_the_limit_reaches_libraries_that_are_loaded_after_the_first_block(monkeypatch):
+    """A search takes milliseconds, so it is only made again when modules have come."""
+    searched = []
+
+    class Libraries(threads.ThreadpoolController):
+        def __init__(self):
+            searched.append(True)
+            super().__init__()
+
+    monkeypatch.setattr(threads, "ThreadpoolController", Libraries)
+    monkeypatch.setattr(threads, "_controller", None)
+    for _ in range(3):
+        with single_threaded():
+            pass
+    assert len(searched) == 1
+    monkeypatch.setitem(sys.modules, "a_module_that_came_later", sys)
+    with single_threaded():
+        pass
+    assert len(searched) == 2
 
 
 def test_unusable_wishes_are_refused():

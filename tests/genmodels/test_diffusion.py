@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -135,6 +136,20 @@ def fitted(params: DiffusionModel) -> Diffusion:
     model = Diffusion.build(params, SPEC)
     model.fit(ImageData(images, y), FitContext(seed=0, steps=40, batch_size=32, threads=1))
     return model
+
+
+@pytest.mark.parametrize(("size", "n_threads"), [(8, 1), (28, 6)])
+def test_small_steps_are_not_shared_among_threads(
+    size: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads would wait for one another, and their number would be part of the bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    spec = ImageSpec(size, 1, ("a", "b"), (2, 2))
+    model = Diffusion.build(DiffusionModel(width=16 if size == 8 else 48), spec)
+    data = ImageData(np.zeros((4, size, size, 1), np.uint8), np.array([0, 0, 1, 1]))
+    context = FitContext(seed=0, steps=5, device="cpu")
+    assert model.calibrate(data, context).threads == n_threads
+    assert model.calibrate(data, replace(context, threads=3)).threads == 3
 
 
 def test_guidance_moves_away_from_the_unlabelled_velocity() -> None:

@@ -18,6 +18,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.binning import Bins
 from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = ["Learner", "LearnerKind", "balanced_weights", "fit_learner"]
@@ -114,7 +115,7 @@ def fit_learner(
         share = np.bincount(y, weights=weights, minlength=n_classes)
         return _Constant(share / share.sum())
     X = columns.take(X)
-    inner: HistGradientBoostingClassifier | _Logistic
+    inner: _Boosting | _Logistic
     with single_threaded():
         if kind == "boosting":
             trees_per_iteration = n_classes if n_classes > 2 else 1
@@ -186,8 +187,9 @@ class _OverAllClasses:
 
 def _fit_boosting(
     X: Float, y: Int, weights: Float, columns: _Columns, n_iterations: int, seed: int
-) -> HistGradientBoostingClassifier:
+) -> _Boosting:
     native = columns.is_category & (columns.n_levels <= NATIVE_LEVELS)
+    bins = Bins.of(X, weights, ~native)
     model = HistGradientBoostingClassifier(
         max_iter=n_iterations,
         max_leaf_nodes=BOOSTING_LEAVES,
@@ -196,7 +198,17 @@ def _fit_boosting(
         early_stopping=False,
         random_state=seed,
     )
-    return model.fit(X, y, sample_weight=weights)
+    return _Boosting(bins, model.fit(bins.take(X), y, sample_weight=weights))
+
+
+@dataclass(frozen=True)
+class _Boosting:
+    bins: Bins
+    model: HistGradientBoostingClassifier
+
+    def predict_proba(self, X: Float) -> Float:
+        probabilities: Float = self.model.predict_proba(self.bins.take(X))
+        return probabilities
 
 
 def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logistic:

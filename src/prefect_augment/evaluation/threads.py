@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 __all__ = ["single_threaded"]
 
 _lock = threading.Lock()
 _blas_users = 0
-_blas_limit: threadpool_limits | None = None
+_blas_limit: Any = None
+_controller: ThreadpoolController | None = None
+_n_modules = 0
 
 
 @contextmanager
@@ -25,11 +29,12 @@ def single_threaded() -> Iterator[None]:
     """
     global _blas_users, _blas_limit
     with _lock:
+        libraries = _find_libraries()
         if _blas_users == 0:
-            _blas_limit = threadpool_limits(1, user_api="blas")
+            _blas_limit = libraries.limit(limits=1, user_api="blas")
         _blas_users += 1
     try:
-        with threadpool_limits(1, user_api="openmp"):
+        with libraries.limit(limits=1, user_api="openmp"):
             yield
     finally:
         with _lock:
@@ -37,3 +42,11 @@ def single_threaded() -> Iterator[None]:
             if _blas_users == 0 and _blas_limit is not None:
                 _blas_limit.restore_original_limits()
                 _blas_limit = None
+
+
+def _find_libraries() -> ThreadpoolController:
+    """Return the libraries that are loaded; they come with modules, and a search takes 5 ms."""
+    global _controller, _n_modules
+    if _controller is None or _n_modules != len(sys.modules):
+        _controller, _n_modules = ThreadpoolController(), len(sys.modules)
+    return _controller

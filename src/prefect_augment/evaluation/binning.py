@@ -1,0 +1,86 @@
+"""Quantile bins of numeric columns, as gradient boosting makes them, with one sort per column.
+
+HistGradientBoosting bins a column of more than 255 distinct values by weighted percentiles, and
+sorts the column anew for each of the 254 of them: half of a fit's time where SMOTE has made whole
+numbers continuous. Columns that come as the numbers of their bins take its short way, and the trees
+are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MAX_BINS", "Bins"]
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+MAX_BINS = 255  # HistGradientBoosting's own number and limit
+MAX_RECORDS = 200_000  # beyond, it bins a random draw of so many, without weights: fast already
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Columns and the thresholds between their bins.
+
+    Attributes
+    ----------
+    thresholds : dict of int to ndarray of float64
+        Increasing, per column that is binned; a value on a threshold is below it.
+    """
+
+    thresholds: dict[int, Float]
+
+    @classmethod
+    def of(cls, X: Float, weights: Float, is_numeric: Bool) -> Self:
+        """Find the bins of numeric columns with more distinct values than bins.
+
+        Parameters
+        ----------
+        X : ndarray of float64, shape (n_records, n_columns)
+            NaN is null; everything else is finite.
+        weights : ndarray of float64, shape (n_records,)
+            Positive.
+        is_numeric : ndarray of bool, shape (n_columns,)
+            Columns to look at.
+        """
+        if not MAX_BINS < len(X) <= MAX_RECORDS:
+            return cls({})
+        found = {int(j): _thresholds(X[:, j], weights) for j in np.flatnonzero(is_numeric)}
+        return cls({j: values for j, values in found.items() if values is not None})
+
+    def take(self, X: Float) -> Float:
+        """Return the columns, those that are binned as the numbers of their bins; NaN stays."""
+        if not self.thresholds:
+            return X
+        X = X.copy()
+        for j, values in self.thresholds.items():
+            X[:, j] = np.where(np.isnan(X[:, j]), np.nan, np.searchsorted(values, X[:, j]))
+        return X
+
+
+def _thresholds(column: Float, weights: Float) -> Float | None:
+    """Return weighted percentiles between which there are records; None for few distinct values."""
+    known = ~np.isnan(column)
+    # Both sorts are scikit-learn's: the order of equal values decides the last bit of a sum.
+    order = np.argsort(column[known])
+    values, weights = column[known][order], weights[known][order]
+    distinct = np.unique(values)
+    if len(distinct) <= MAX_BINS:
+        return None
+    order = np.argsort(values)
+    cumulated = np.cumsum(weights[order])
+    ranks = np.linspace(0, 100, num=MAX_BINS + 1)[1:-1] / 100 * cumulated[-1]
+    last = len(values) - 1
+    places = np.minimum(np.searchsorted(cumulated, ranks), last)
+    here, next_one = values[places], values[np.minimum(places + 1, last)]
+    # Hyndman & Fan 1996, the averaged inverted distribution function.
+    between = cumulated[places] - ranks <= np.finfo(np.float64).eps
+    cuts = np.unique(np.where(between, (here + next_one) / 2, here))
+    # A bin without records joins the one above, where a split beside it would send its values.
+    filled = np.unique(np.searchsorted(cuts, distinct))
+    return cuts[filled[filled < len(cuts)]]
