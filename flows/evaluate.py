@@ -21,7 +21,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
 from prefect_augment.stages.result import summarise
-from prefect_augment.tasks._runtime import run, run_log
+from prefect_augment.tasks._runtime import conclude, run, run_log
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
 from prefect_augment.tasks.plan import plan_balance
@@ -52,7 +52,7 @@ def evaluate(
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
         gate: Thresholds per record.
-        report: What the report may show.
+        report: What may be seen in the report.
         compute: How many workers.
         seed: Seed of everything random.
     """
@@ -104,7 +104,7 @@ def evaluate(
             status="evaluated",
             seed=seed,
         )
-        return summarise(
+        result = summarise(
             dataset,
             plan,
             status="evaluated",
@@ -113,3 +113,4 @@ def evaluate(
             verdict=verdict,
             report=page,
         )
+        return conclude(result, dataset.root, dataset.block)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from prefect import flow
 
 from prefect_augment.datatypes import ArmScore, RunResult
 from prefect_augment.errors import RefusedError
+from prefect_augment.flows._approval import announce, release, settle
+from prefect_augment.flows._inputs import default_destination, default_source, running
 from prefect_augment.flows._scoring import score_arms
+from prefect_augment.manifest import find_commit
 from prefect_augment.params import (
+    Approval,
     AutoModel,
     Balance,
     Budget,
@@ -27,12 +30,13 @@ from prefect_augment.params import (
 from prefect_augment.registry import resolve_model
 from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
-from prefect_augment.stages.example import example_source
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
 from prefect_augment.stages.verdict import without_comparison
-from prefect_augment.tasks._runtime import dataset_slug, open_destination, run, run_log
+from prefect_augment.tasks._events import emit_refused
+from prefect_augment.tasks._runtime import conclude, open_destination, run
+from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
@@ -51,10 +55,11 @@ def rebalance(
     source: Source = Source(),
     destination: Destination = Destination(),
     balance: Balance = Balance(),
-    classic: Classic = Classic(),
     model: ModelParams = AutoModel(),
+    classic: Classic = Classic(),
     budget: Budget = Budget(),
     gate: Gate = Gate(),
+    approval: Approval = Approval(),
     publish: Publish = Publish(),
     report: Report = Report(),
     compute: Compute = Compute(),
@@ -66,26 +71,30 @@ def rebalance(
     Args:
         source: Where the labelled records are. Empty: the built-in example.
         destination: Where the balanced dataset is published, version by version.
-        balance: How many records each class should have.
-        classic: Classic augmentation.
+        balance: How far the rare classes are brought up.
         model: The generative model.
+        classic: Classic augmentation.
         budget: How much effort the run may take.
-        gate: What synthetic records and recipes must pass.
+        gate: What synthetic records and recipes have to pass, and what happens where nothing helps.
+        approval: Whether somebody has to say yes before anything is published.
         publish: What is written.
-        report: What the report may show.
+        report: What may be seen in the report.
         compute: How many workers.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
         plan_only: Show the plan and an estimate; train and publish nothing.
     """
     started = time.monotonic()
-    with run_log():
-        check_parameters(source=source, destination=destination, budget=budget, model=model)
-        destination = _or_default(destination, source)
-        source = source if source.uri else example_source(f"{destination.uri}-example", seed=0)
+    check_parameters(source=source, destination=destination, budget=budget, model=model)
+    destination = default_destination(destination, source)
+    with running(destination, publishes=not plan_only):
+        if approval.ask and not plan_only:
+            announce(approval)
+        source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
         if plan_only:
-            return summarise(dataset, plan, status="planned", started=started)
+            result = summarise(dataset, plan, status="planned", started=started)
+            return conclude(result, dataset.root, dataset.block)
         store = open_destination(destination)
         check_destination(store, dataset)
 
@@ -153,9 +162,11 @@ def rebalance(
             model=trained,
             pictures=report,
             classic=classic,
+            status="proposed" if approval.ask else "published",
             seed=seed,
         )
         if gate.on_no_gain == "fail" and verdict.decision != "accept":
+            emit_refused(destination.uri, verdict, page)
             raise RefusedError(
                 f"refused: the verdict is {verdict.decision} and gate.on_no_gain is 'fail', so nothing was "
                 f"published. {' '.join(verdict.reasons)} The report is {page.root}/{page.prefix}/report.html.",
@@ -166,23 +177,61 @@ def rebalance(
         made = None
         if recipe.classic:
             made = run(augment_records, dataset, plan, recipe.classic, classic, seed=seed)
-        commit = run(
-            publish_dataset,
-            dataset,
-            candidates,
-            plan=plan,
-            recipe=recipe,
-            verdict=verdict,
-            classic=made,
-            models=[trained] if trained else [],
-            report=page,
-            settings=publish,
-            params=as_json(
-                source, destination, balance, classic, model, budget, gate, publish, report
+        params = as_json(
+            source, destination, balance, classic, model, budget, gate, approval, publish, report
+        ) | {"seed": seed}
+        decision, proposed = None, ""
+        if approval.ask:
+            proposal = run(
+                propose_dataset,
+                dataset,
+                plan=plan,
+                recipe=recipe,
+                verdict=verdict,
+                report=page,
+                candidates=candidates,
+                classic=made,
+                models=[trained] if trained else [],
+                scores=scores,
+                settings=publish,
+                pictures=report,
+                policy=classic,
+                params=params,
+                seed=seed,
             )
-            | {"seed": seed},
-        )
-        return summarise(
+            proposed = proposal.id
+            if find_commit(store, proposal.id) is None:
+                decision = settle(proposal, approval, store)
+                if decision is None or decision.decision == "reject":
+                    result = summarise(
+                        dataset,
+                        plan,
+                        status="rejected" if decision else "awaiting_approval",
+                        started=started,
+                        scores=scores,
+                        recipe=recipe,
+                        verdict=verdict,
+                        report=page,
+                        proposal=proposed,
+                        approval=decision,
+                    )
+                    return conclude(result, dataset.root, dataset.block)
+            commit, recipe, page = release(proposal, decision)
+        else:
+            commit = run(
+                publish_dataset,
+                dataset,
+                candidates,
+                plan=plan,
+                recipe=recipe,
+                verdict=verdict,
+                classic=made,
+                models=[trained] if trained else [],
+                report=page,
+                settings=publish,
+                params=params,
+            )
+        result = summarise(
             dataset,
             plan,
             status="published" if commit.created else "unchanged",
@@ -193,12 +242,7 @@ def rebalance(
             recipe=recipe,
             verdict=verdict,
             report=page,
+            proposal=proposed,
+            approval=decision,
         )
-
-
-def _or_default(destination: Destination, source: Source) -> Destination:
-    """Return the destination, or a folder in the home folder: a worker's own folder is temporary."""
-    if destination.uri:
-        return destination
-    name = dataset_slug(source.uri) if source.uri else "example"
-    return Destination(uri=str(Path.home() / "prefect-augment" / f"{name}-balanced"))
+        return conclude(result, dataset.root, dataset.block)

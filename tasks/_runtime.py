@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -28,17 +28,27 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
+from prefect.states import Completed
 
-from prefect_augment.errors import ParameterError, TransientError
+from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import TransientError
+from prefect_augment.manifest import read_manifest
 from prefect_augment.params import Destination
+from prefect_augment.stages.summary import outcome_sentence, run_page, where
 from prefect_augment.storage import Store, open_store
+from prefect_augment.tasks._blocks import storage_options
 
 __all__ = [
     "TASK_OPTIONS",
     "artifact_key",
+    "class_list",
+    "conclude",
     "dataset_slug",
+    "finish",
     "in_run",
+    "link",
     "markdown_artifact",
+    "named",
     "open_block_store",
     "open_destination",
     "progress",
@@ -138,17 +148,21 @@ def _change_log_users(logger: logging.Logger, change: int) -> None:
 
 
 @contextmanager
-def progress(name: str) -> Iterator[Progress]:
+def progress(name: str, uri: str = "") -> Iterator[Progress]:
     """A callback ``(fraction in [0, 1], what is being done)`` behind a progress bar of the run.
 
-    The API hears of it at most once a second, whatever the caller's own pace.
+    The API hears of it at most once a second, whatever the caller's own pace. ``uri`` is the
+    dataset's, whose name the bar's key carries.
     """
     if not in_run():
         yield lambda fraction, text: None
         return
     # Typed as if it might be a coroutine; called from synchronous code it is not.
     artifact = cast(
-        "UUID", create_progress_artifact(0.0, key=artifact_key("progress", name), description=name)
+        "UUID",
+        create_progress_artifact(
+            0.0, key=artifact_key(dataset_slug(uri), "progress", name), description=name
+        ),
     )
     last = time.monotonic()
 
@@ -196,34 +210,73 @@ def markdown_artifact(key: str, markdown: str, description: str) -> None:
         create_markdown_artifact(markdown, key=key, description=description)
 
 
-# --- storage ----------------------------------------------------------------------------------
+def link(name: str, uri: str) -> str:
+    """Return a link in markdown to a file of the dataset."""
+    return where(name, uri)
 
 
-def storage_options(block: str) -> dict[str, Any]:
-    """Return the fsspec options that a saved Prefect block holds; they stay inside the task.
+def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
+    """Return what names a task run by its parameters, in one line of at most 120 characters.
 
-    Raises
-    ------
-    ParameterError
-        If there is no such block, or it holds no fsspec settings.
+    A name is decoration: where the parameters are not what the task expects, the task itself says so.
     """
-    if not block:
-        return {}
-    from prefect.blocks.core import Block
 
-    try:
-        loaded = Block.load(block)
-    except ValueError as exc:
-        raise ParameterError(
-            f"there is no Prefect block {block!r}; save one, or give 'type-slug/name' as `prefect block ls` prints it."
-        ) from exc
-    settings = getattr(loaded, "settings", None)
-    if not isinstance(settings, dict):
-        raise ParameterError(
-            f"block {block!r} is a {type(loaded).__name__}, which holds no fsspec settings; "
-            "use a RemoteFileSystem block."
-        )
-    return settings
+    def name(*, parameters: dict[str, Any]) -> str:
+        try:
+            line = " ".join(text(parameters).split())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return "with unexpected parameters"
+        return line if len(line) <= 120 else f"{line[:119]}…"
+
+    return name
+
+
+def class_list(counts: Mapping[str, int]) -> str:
+    """Return classes with their numbers of records, the largest first, to be read in a name.
+
+    Examples
+    --------
+    >>> class_list({"lost": 2, "cracked": 1400, "ok": 0})
+    'cracked (1,400), lost (2)'
+    """
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} ({n:,})" for name, n in ordered if n) or "no class"
+
+
+def conclude(result: RunResult, root: str, block: str = "") -> RunResult:
+    """End a run: its page gets a summary, and its state says what became of it.
+
+    Parameters
+    ----------
+    result : RunResult
+        What the flow returns.
+    root, block : str
+        The destination, and the Prefect block that opens it.
+    """
+    sentence = outcome_sentence(result, root)
+    if not in_run():
+        return result
+    manifest = None
+    if result.version is not None:
+        manifest = read_manifest(open_block_store(root, block), result.version)
+    key = artifact_key(dataset_slug(root), "summary")
+    markdown_artifact(key, run_page(result, root, manifest), sentence)
+    return finish(result, sentence)
+
+
+def finish(result: T, sentence: str) -> T:
+    """Return a flow's result so that the run's state says what became of it.
+
+    Inside a run this is a state that holds the result; Prefect unpacks it for whoever called the
+    flow. The state's name stays Completed: automations wait for that name.
+    """
+    if not in_run():
+        return result
+    logging.getLogger(LOGGER).info("%s", sentence)
+    return cast("T", Completed(message=sentence, data=result))
+
+
+# --- storage ----------------------------------------------------------------------------------
 
 
 def open_destination(destination: Destination) -> Store:

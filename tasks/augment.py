@@ -9,12 +9,22 @@ from prefect import task
 from prefect_augment.datatypes import BalancePlan, DatasetRef
 from prefect_augment.params import Classic
 from prefect_augment.stages.augment import augment
-from prefect_augment.tasks._runtime import TASK_OPTIONS, open_block_store, run_log
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    class_list,
+    named,
+    open_block_store,
+    run_log,
+)
 
 __all__ = ["augment_records"]
 
 
-@task(name="augment_records", **TASK_OPTIONS)
+@task(
+    name="augment_records",
+    task_run_name=named(lambda p: f"augment {class_list(p['counts'])}"),
+    **TASK_OPTIONS,
+)
 def augment_records(
     dataset: DatasetRef,
     plan: BalancePlan,

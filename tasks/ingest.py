@@ -41,7 +41,7 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
     InputError
         If the source cannot be used; the message names file, column or row.
     """
-    with run_log(), progress("ingest") as report:
+    with run_log(), progress("ingest", destination.uri) as report:
         ref = ingest(
             source,
             store=open_destination(destination),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from prefect import task
 
@@ -19,12 +20,24 @@ from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.stages.judge import judge
 from prefect_augment.stages.score import choose, score
 from prefect_augment.stages.verdict import verify
-from prefect_augment.tasks._runtime import TASK_OPTIONS, open_block_store, progress, run_log
+from prefect_augment.tasks._limits import gpu_slot
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    class_list,
+    named,
+    open_block_store,
+    progress,
+    run_log,
+)
 
 __all__ = ["choose_arm", "judge_candidates", "score_arm", "verify_choice"]
 
 
-@task(name="judge_candidates", **TASK_OPTIONS)
+@task(
+    name="judge_candidates",
+    task_run_name=named(lambda p: f"judge {class_list(p['candidates'].class_counts)}"),
+    **TASK_OPTIONS,
+)
 def judge_candidates(
     dataset: DatasetRef,
     candidates: DatasetRef,
@@ -56,7 +69,7 @@ def judge_candidates(
     GateReport
         Per class: candidates, passed, kept, and the reasons of those dropped.
     """
-    with run_log(), progress("judge candidates"):
+    with run_log(), progress("judge candidates", dataset.root), _gpu(dataset, device):
         return judge(
             dataset,
             candidates,
@@ -68,7 +81,11 @@ def judge_candidates(
         )
 
 
-@task(name="score_arm", task_run_name="score {arm.name}, seed {seed}", **TASK_OPTIONS)
+@task(
+    name="score_arm",
+    task_run_name=named(lambda p: f"score {p['arm'].name}, seed {p['seed']}"),
+    **TASK_OPTIONS,
+)
 def score_arm(
     arm: Arm,
     seed: int,
@@ -104,7 +121,7 @@ def score_arm(
     ArmScore
         Scores over the judged classes.
     """
-    with run_log():
+    with run_log(), _gpu(dataset, device):
         return score(
             dataset,
             arm=arm,
@@ -120,7 +137,11 @@ def score_arm(
         )
 
 
-@task(name="choose_arm", **TASK_OPTIONS)
+@task(
+    name="choose_arm",
+    task_run_name=named(lambda p: f"choose of {len({s.arm.name for s in p['scores']})} arms"),
+    **TASK_OPTIONS,
+)
 def choose_arm(scores: Sequence[ArmScore], *, prefer_model: bool = False) -> Choice:
     """Choose the best arm and the best baseline by their scores on val.
 
@@ -140,7 +161,13 @@ def choose_arm(scores: Sequence[ArmScore], *, prefer_model: bool = False) -> Cho
         return choose(scores, prefer_model=prefer_model)
 
 
-@task(name="verify_choice", **TASK_OPTIONS)
+@task(
+    name="verify_choice",
+    task_run_name=named(
+        lambda p: f"verify {p['choice'].chosen.name} against {p['choice'].baseline.name}"
+    ),
+    **TASK_OPTIONS,
+)
 def verify_choice(
     dataset: DatasetRef,
     choice: Choice,
@@ -178,7 +205,7 @@ def verify_choice(
     Verdict
         Accept, reject or inconclusive, with intervals and reasons.
     """
-    with run_log(), progress("verify"):
+    with run_log(), progress("verify", dataset.root), _gpu(dataset, device):
         return verify(
             dataset,
             choice=choice,
@@ -192,3 +219,8 @@ def verify_choice(
             store=open_block_store(dataset.root, dataset.block),
             device=device,
         )
+
+
+def _gpu(dataset: DatasetRef, device: str) -> AbstractContextManager[None]:
+    """Hold a GPU where the judge is a network, which it is for images only."""
+    return gpu_slot(device, network=dataset.modality == "image")

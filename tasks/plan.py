@@ -11,7 +11,9 @@ from prefect_augment.stages.plan import plan
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,
+    class_list,
     dataset_slug,
+    named,
     open_block_store,
     run_log,
     table_artifact,
@@ -20,7 +22,11 @@ from prefect_augment.tasks._runtime import (
 __all__ = ["plan_balance"]
 
 
-@task(name="plan_balance", **TASK_OPTIONS)
+@task(
+    name="plan_balance",
+    task_run_name=named(lambda p: f"plan {class_list(p['dataset'].class_counts)}"),
+    **TASK_OPTIONS,
+)
 def plan_balance(
     dataset: DatasetRef,
     balance: Balance | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from prefect import task
 
 from prefect_augment.datatypes import (
+    ApprovalDecision,
     ArmScore,
     BalancePlan,
     Commit,
@@ -24,11 +25,13 @@ from prefect_augment.stages.judge import ungated
 from prefect_augment.stages.plan import plan as make_plan
 from prefect_augment.stages.publish import publish
 from prefect_augment.stages.report import report
+from prefect_augment.tasks._events import emit_published
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,
     dataset_slug,
     markdown_artifact,
+    named,
     open_block_store,
     progress,
     run_log,
@@ -37,7 +40,11 @@ from prefect_augment.tasks._runtime import (
 __all__ = ["publish_dataset", "write_report"]
 
 
-@task(name="write_report", **TASK_OPTIONS)
+@task(
+    name="write_report",
+    task_run_name=named(lambda p: f"report on {dataset_slug(p['dataset'].root)}"),
+    **TASK_OPTIONS,
+)
 def write_report(
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -49,7 +56,8 @@ def write_report(
     model: ModelRef | None = None,
     pictures: Report | None = None,
     classic: Classic | None = None,
-    status: Literal["published", "refused", "evaluated"] = "published",
+    status: Literal["published", "proposed", "refused", "evaluated"] = "published",
+    approval: ApprovalDecision | None = None,
     seed: int = 0,
 ) -> ReportRef:
     """Write the page that shows what was done and whether it helped.
@@ -64,8 +72,10 @@ def write_report(
         Whether real records may appear.
     classic : Classic, optional
         The policy that picture sheets of images show at work.
-    status : {"published", "refused", "evaluated"}
+    status : {"published", "proposed", "refused", "evaluated"}
         What becomes of the run.
+    approval : ApprovalDecision, optional
+        Who let the version out, where somebody was asked.
     seed : int
         The run's seed.
 
@@ -86,6 +96,7 @@ def write_report(
             pictures=(pictures or Report()).pictures,
             classic=classic,
             status=status,
+            approval=approval,
             seed=seed,
             store=open_block_store(dataset.root, dataset.block),
         )
@@ -94,7 +105,11 @@ def write_report(
         return ref
 
 
-@task(name="publish_dataset", **TASK_OPTIONS)
+@task(
+    name="publish_dataset",
+    task_run_name=named(lambda p: f"publish {dataset_slug(p['dataset'].root)}"),
+    **TASK_OPTIONS,
+)
 def publish_dataset(
     dataset: DatasetRef,
     candidates: GateReport | DatasetRef | None = None,
@@ -107,6 +122,7 @@ def publish_dataset(
     report: ReportRef | None = None,
     settings: Publish | None = None,
     params: dict[str, Any] | None = None,
+    approval: ApprovalDecision | None = None,
 ) -> Commit:
     """Write the version's shards, then its manifest: readers see all of it or nothing.
 
@@ -127,19 +143,21 @@ def publish_dataset(
         How shards are written.
     params : dict, optional
         The run's parameters, for the manifest.
+    approval : ApprovalDecision, optional
+        Who let the version out, where somebody was asked.
 
     Returns
     -------
     Commit
         The version; ``created`` is False where the same inputs had been published before.
     """
-    with run_log(), progress("publish") as on_progress:
+    with run_log(), progress("publish", dataset.root) as on_progress:
         store = open_block_store(dataset.root, dataset.block)
         gate = ungated(candidates, store) if isinstance(candidates, DatasetRef) else candidates
         plan = plan or make_plan(
             dataset, balance=Balance(), model=AutoModel(), gate=Gate(), store=store
         )
-        return publish(
+        commit = publish(
             dataset=dataset,
             plan=plan,
             recipe=recipe or plain_recipe(plan, gate.kept_counts if gate else {}),
@@ -151,5 +169,9 @@ def publish_dataset(
             publish=settings or Publish(),
             params=params or {},
             store=store,
+            approval=approval,
             on_progress=on_progress,
         )
+        if commit.created:
+            emit_published(store, commit)
+        return commit

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from prefect import task
 
 from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.registry import load_model_class
 from prefect_augment.stages.judge import import_candidates
 from prefect_augment.stages.sample import sample
+from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
+    class_list,
+    named,
     open_block_store,
     progress,
     run_log,
@@ -20,7 +24,11 @@ from prefect_augment.tasks._runtime import (
 __all__ = ["import_synthetic", "sample_classes"]
 
 
-@task(name="sample_classes", **TASK_OPTIONS)
+@task(
+    name="sample_classes",
+    task_run_name=named(lambda p: f"sample {class_list(p['counts'])}"),
+    **TASK_OPTIONS,
+)
 def sample_classes(
     dataset: DatasetRef, model: ModelRef, counts: Mapping[str, int], *, seed: int = 0
 ) -> DatasetRef:
@@ -47,19 +55,20 @@ def sample_classes(
     EmptyClassError
         If a class has too few records to be sampled.
     """
-    with run_log(), progress("sample") as report:
-        ref = sample(
-            model,
-            counts=counts,
-            seed=seed,
-            store=open_block_store(dataset.root, dataset.block),
-            dataset=dataset,
-            on_progress=report,
-        )
+    with run_log(), progress("sample", dataset.root) as report:
+        with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
+            ref = sample(
+                model,
+                counts=counts,
+                seed=seed,
+                store=open_block_store(dataset.root, dataset.block),
+                dataset=dataset,
+                on_progress=report,
+            )
         return ref.model_copy(update={"block": dataset.block})
 
 
-@task(name="import_synthetic", **TASK_OPTIONS)
+@task(name="import_synthetic", task_run_name="import {uri}", **TASK_OPTIONS)
 def import_synthetic(
     dataset: DatasetRef, plan: BalancePlan, uri: str, *, storage_block: str = ""
 ) -> DatasetRef:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import task
 
 from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
+from prefect_augment.registry import load_model_class
 from prefect_augment.stages.plan import plan as make_plan
-from prefect_augment.stages.train import train
-from prefect_augment.tasks._runtime import TASK_OPTIONS, open_block_store, progress, run_log
+from prefect_augment.stages.train import find_model, train
+from prefect_augment.tasks._limits import gpu_slot
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    named,
+    open_block_store,
+    progress,
+    run_log,
+)
 
 __all__ = ["train_model"]
 
 
-@task(name="train_model", task_run_name="train {model.kind}", **TASK_OPTIONS)
+def _name(parameters: dict[str, Any]) -> str:
+    model, seed = parameters.get("model"), parameters.get("seed", 0)
+    return f"train {getattr(model, 'name', model.kind) if model else 'auto'}, seed {seed}"
+
+
+@task(name="train_model", task_run_name=named(_name), **TASK_OPTIONS)
 def train_model(
     dataset: DatasetRef,
     model: ModelParams | None = None,
@@ -42,17 +57,20 @@ def train_model(
     ModelRef
         Checkpoint and encoder by digest, and the classes that can be sampled.
     """
-    with run_log(), progress("train") as report:
+    with run_log(), progress("train", dataset.root) as report:
         store = open_block_store(dataset.root, dataset.block)
-        model = model or AutoModel()
-        ref = train(
-            dataset,
-            model=model,
-            plan=plan
-            or make_plan(dataset, balance=Balance(), model=model, gate=Gate(), store=store),
-            budget=budget or Budget(),
-            seed=seed,
-            store=store,
-            on_progress=report,
-        )
+        model, budget = model or AutoModel(), budget or Budget()
+        plan = plan or make_plan(dataset, balance=Balance(), model=model, gate=Gate(), store=store)
+        wish: dict[str, Any] = {
+            "model": model,
+            "plan": plan,
+            "budget": budget,
+            "seed": seed,
+            "store": store,
+        }
+        ref = find_model(dataset, **wish)
+        if ref is None:  # no run waits for a GPU that it has no work for
+            network = load_model_class(model, modality=dataset.modality).trained_in_steps
+            with gpu_slot(budget.device, network=network):
+                ref = train(dataset, on_progress=report, **wish)
         return ref.model_copy(update={"block": dataset.block})

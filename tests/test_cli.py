@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment import cli
+from prefect_augment.commands import rebalance as command
 from prefect_augment.datatypes import RunResult
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Gate, NoModel, Source
+from prefect_augment.params import Approval, Destination, Gate, NoModel, Source
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def demo_calls(
         calls.append(given)
         return finished[1]
 
-    monkeypatch.setattr(cli, "_prefect", lambda quiet: nullcontext())
+    monkeypatch.setattr(command, "prefect_session", lambda quiet: nullcontext())
     monkeypatch.setattr(sys.modules["prefect_augment.flows.rebalance"], "rebalance", flow)
     return calls
 
@@ -76,8 +77,8 @@ def demo_calls(
 def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
-        assert command in out
+    for name in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
+        assert name in out
 
 
 def test_demo_says_of_both_parts_what_was_found_and_where(
@@ -112,7 +113,7 @@ def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     code, out, _ = call("demo", tmp_path)
     assert (code, len(demo_calls)) == (0, 1)
     assert "pip install 'prefect-augment[images,torch]'" in out
@@ -178,6 +179,26 @@ def test_verify_ends_with_1_where_a_shard_is_damaged(
     code, out, _ = call("verify", copy)
     assert code == 1
     assert shard.name in out
+
+
+def test_proposals_are_listed_and_a_wrong_amount_is_refused(
+    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+) -> None:
+    rebalance.fn(
+        source=Source(uri=str(published.parent / "in.parquet"), label="state"),
+        destination=Destination(uri=str(tmp_path / "out")),
+        model=NoModel(),
+        gate=Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"]),
+        approval=Approval(ask=True),
+    )
+    code, out, _ = call("approve", tmp_path / "out", "--list", "--json")
+    found = json.loads(out)
+    assert (code, found["status"], found["decision"]) == (0, "open", None)
+    code, out, _ = call("approve", tmp_path / "out", "--list")
+    assert found["id"] in out
+    code, _, err = call("approve", tmp_path / "out", "--amount", "cracked=many")
+    assert code == 2
+    assert "cracked=40" in err
 
 
 def test_a_folder_that_is_no_dataset_is_said_plainly(

@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_augment.flows.approve import approve
+    from prefect_augment.flows.augment import augment
     from prefect_augment.flows.evaluate import evaluate
     from prefect_augment.flows.rebalance import rebalance
+    from prefect_augment.flows.train import train
     from prefect_augment.params import (
+        Answer,
+        Approval,
         AutoModel,
         Balance,
         Budget,
+        ClassAmount,
         Classic,
         ClassTarget,
         ColumnWish,
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     )
     from prefect_augment.reading.dataset import open_dataset
     from prefect_augment.stages.remake import remake_records
+    from prefect_augment.tasks.approve import decide_proposal, propose_dataset
     from prefect_augment.tasks.augment import augment_records
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.judge import (
@@ -44,12 +51,18 @@ if TYPE_CHECKING:
     from prefect_augment.tasks.train import train_model
 
 _HOMES = {
+    "flows.approve": ("approve",),
+    "flows.augment": ("augment",),
     "flows.evaluate": ("evaluate",),
     "flows.rebalance": ("rebalance",),
+    "flows.train": ("train",),
     "params": (
+        "Answer",
+        "Approval",
         "AutoModel",
         "Balance",
         "Budget",
+        "ClassAmount",
         "ClassTarget",
         "Classic",
         "ColumnWish",
@@ -64,6 +77,7 @@ _HOMES = {
         "TreesModel",
     ),
     "reading.dataset": ("open_dataset",),
+    "tasks.approve": ("decide_proposal", "propose_dataset"),
     "stages.remake": ("remake_records",),
     "tasks.augment": ("augment_records",),
     "tasks.ingest": ("ingest_dataset",),
@@ -76,9 +90,12 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Answer",
+    "Approval",
     "AutoModel",
     "Balance",
     "Budget",
+    "ClassAmount",
     "ClassTarget",
     "Classic",
     "ColumnWish",
@@ -91,19 +108,24 @@ __all__ = [
     "Report",
     "Source",
     "TreesModel",
+    "approve",
+    "augment",
     "augment_records",
     "choose_arm",
+    "decide_proposal",
     "evaluate",
     "import_synthetic",
     "ingest_dataset",
     "judge_candidates",
     "open_dataset",
     "plan_balance",
+    "propose_dataset",
     "publish_dataset",
     "rebalance",
     "remake_records",
     "sample_classes",
     "score_arm",
+    "train",
     "train_model",
     "verify_choice",
     "write_report",

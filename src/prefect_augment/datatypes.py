@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "ApprovalDecision",
     "Arm",
     "ArmScore",
     "BalancePlan",
@@ -38,6 +39,7 @@ __all__ = [
     "RunResult",
     "ShardFact",
     "SourceFile",
+    "TrainResult",
     "Verdict",
 ]
 
@@ -410,6 +412,29 @@ class Verdict(Fact):
 # --- published --------------------------------------------------------------------------------
 
 
+class ApprovalDecision(Fact):
+    """What a person said to a proposal, once and for good."""
+
+    decision: Literal["approve", "reject"]
+    by: str = ""  # who, where known
+    comment: str = ""
+    amounts: dict[str, int] = Field(default_factory=dict)  # stratum -> records, where lowered
+    decided_at: str  # UTC, ISO 8601
+    run: str = ""  # the flow run that asked; empty where a command or another flow answered
+
+    @property
+    def sentence(self) -> str:
+        """Who decided what and why, for the log, the card and the report."""
+        who = f" by {self.by}" if self.by else ""
+        word = "Approved" if self.decision == "approve" else "Rejected"
+        text = f"{word}{who} on {self.decided_at[:10]}."
+        if self.amounts:
+            lowered = ", ".join(f"{name} to {n:,}" for name, n in sorted(self.amounts.items()))
+            text += f" Lowered: {lowered}."
+        # Quoted: more sentences may follow, and it may end in anything.
+        return f"{text} Comment: “{self.comment}”." if self.comment else text
+
+
 class Commit(Fact):
     """A published version."""
 
@@ -423,7 +448,9 @@ class Commit(Fact):
 class RunResult(Fact):
     """What a run says of itself: the object that ``--json`` prints."""
 
-    status: Literal["published", "unchanged", "evaluated", "planned"]
+    status: Literal[
+        "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
+    ]
     version: int | None
     manifest: str
     counts: dict[str, dict[str, dict[str, int]]]  # split -> class -> origin -> records
@@ -433,6 +460,21 @@ class RunResult(Fact):
     recipe: Recipe | None
     verdict: Verdict | None
     report: str
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+    proposal: str = ""  # id, where one was made
+    approval: ApprovalDecision | None = None
+
+
+class TrainResult(Fact):
+    """What a training run says of itself: the object that ``train --json`` prints."""
+
+    status: Literal["trained", "unchanged"]  # unchanged: the same model was there already
+    model: ModelRef  # checkpoint and encoder by digest, and the classes that it can sample
+    plan: BalancePlan
+    n_records: int  # of the source, hold-out included
+    quarantined: int
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()

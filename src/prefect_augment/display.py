@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_augment.datatypes import ArmScore, Fact, Interval, RunResult, Verdict
+from prefect_augment.datatypes import ArmScore, Fact, Interval, RunResult, TrainResult, Verdict
 
-__all__ = ["show_demo", "show_evaluation", "show_fact", "show_profile", "show_run"]
+__all__ = [
+    "show_checks",
+    "show_demo",
+    "show_evaluation",
+    "show_fact",
+    "show_profile",
+    "show_run",
+    "show_training",
+]
 
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
@@ -33,6 +41,17 @@ def show_run(console: Console, result: RunResult) -> None:
         console.print(
             f"[bold]Recipe[/]: {escape(result.recipe.arm.name)}. {escape(result.recipe.sentence)}"
         )
+    if result.approval is not None:
+        console.print(escape(result.approval.sentence), soft_wrap=True)
+    if result.status == "awaiting_approval":
+        console.print(
+            f"[bold]Nothing is published yet[/]: proposal {result.proposal} waits for "
+            "`prefect-augment approve`, with --reject or --amount CLASS=N where wanted.",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if result.status == "rejected":
+        console.print("[bold]Rejected[/]: nothing was published.")
     if result.version is not None:
         word = "Published" if result.status == "published" else "Nothing new since"
         console.print(
@@ -74,6 +93,26 @@ def show_evaluation(console: Console, result: RunResult) -> None:
     console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
 
 
+def show_training(console: Console, result: TrainResult) -> None:
+    """Print what was trained, on what, and where it is."""
+    model = result.model
+    word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
+    effort = f"{model.steps:,} steps on " if model.steps else ""
+    console.print(
+        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_fit:,} fit records of {result.n_records:,}.",
+        highlight=False,
+    )
+    console.print(f"[bold]Can sample[/]: {escape(', '.join(model.strata)) or 'no class'}")
+    console.print(f"[bold]Checkpoint[/]: {escape(model.digest)}", soft_wrap=True)
+    console.print(f"[bold]Encoder[/]: {escape(model.encoder_digest)}", soft_wrap=True)
+    console.print(f"[bold]Kept as[/]: {escape(f'{model.root}/{model.checkpoint}')}", soft_wrap=True)
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
 def show_profile(console: Console, profile: Any) -> None:
     """Print a source's columns, classes and troubles."""
     table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
@@ -106,6 +145,23 @@ def show_profile(console: Console, profile: Any) -> None:
 def show_fact(console: Console, fact: Fact) -> None:
     """Print any other fact as indented names and values."""
     _show_value(console, fact.model_dump(mode="json"), 0)
+
+
+def show_checks(console: Console, checks: Sequence[Any]) -> None:
+    """Print what ``doctor`` found: a line per check, and below it what to do."""
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+    area = ""
+    for check in checks:
+        if check.area != area:
+            area = check.area
+            console.print(f"[bold]{escape(area)}[/]")
+        colour = colours[check.status]
+        line = f"  [{colour}]{check.status:<8}[/] {escape(check.name)}: {escape(check.found)}"
+        console.print(line, highlight=False, soft_wrap=True)
+        if check.advice:
+            console.print(f"           {escape(check.advice)}", highlight=False, soft_wrap=True)
+    n = {status: sum(c.status == status for c in checks) for status in colours}
+    console.print(", ".join(f"{status}: {count}" for status, count in n.items()), highlight=False)
 
 
 def _show_value(console: Console, value: Any, depth: int) -> None:

@@ -16,6 +16,7 @@
     │   └── TransientError      may work when tried again; the only retried error
     ├── DivergedError           training left the numbers; another seed, rate or data (exit 1)
     ├── RefusedError            the gate found no gain and was told to fail (exit 3)
+    ├── CrashedTooOftenError    a run that kills its process again and again (exit 1)
     └── EmptyClassError         a class has too few records for what was asked of it (exit 2)
 
 Each message says what was expected, what was found and what to do. Values a caller may want are
@@ -29,6 +30,7 @@ from typing import Any
 __all__ = [
     "AugmentError",
     "CommitConflictError",
+    "CrashedTooOftenError",
     "DivergedError",
     "EmptyClassError",
     "InputError",
@@ -135,6 +137,10 @@ class RefusedError(AugmentError):
     """The gate found no gain, and ``gate.on_no_gain`` is ``fail``."""
 
     exit_code = 3
+
+
+class CrashedTooOftenError(AugmentError):
+    """A deployed run crashed several times in a row, so it is not started again by itself."""
 
 
 class EmptyClassError(AugmentError):

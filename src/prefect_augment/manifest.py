@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationError
 
 from prefect_augment.datatypes import (
+    ApprovalDecision,
     ClassGate,
     ClassPlan,
     ColumnFact,
@@ -53,6 +54,7 @@ _MAX_ATTEMPTS = 10
 # Recorded, not compared: numbers, names and notes of this run, and what depends on when and where it ran.
 _NOT_CONTENT = frozenset(
     {
+        "approval",
         "content_digest",
         "created_at",
         "ledger",
@@ -141,6 +143,7 @@ class Manifest(Fact):
     gate: tuple[ClassGate, ...] = ()
     models: tuple[PublishedModel, ...] = ()
     params: dict[str, Any]
+    approval: ApprovalDecision | None = None  # None where nobody was asked
     software: dict[str, str]
     report: str = ""  # path of report.html
     report_files: tuple[PublishedFile, ...] = ()

@@ -7,15 +7,20 @@ there, so "not given" is an empty string or list, and per-class wishes are lists
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
+    "Answer",
+    "Approval",
     "AutoModel",
     "Balance",
     "Budget",
+    "ClassAmount",
     "ClassTarget",
     "Classic",
     "ColumnWish",
@@ -26,6 +31,7 @@ __all__ = [
     "ModelParams",
     "NoModel",
     "PluginModel",
+    "PluginOption",
     "Publish",
     "Report",
     "Source",
@@ -35,10 +41,29 @@ __all__ = [
 Learner = Literal["boosting", "logistic"]
 
 
+def _as_value(value: Any) -> str:
+    """Write an option's value so that :attr:`PluginOption.parsed` gives it back."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value  # text that no JSON is stands for itself
+    return json.dumps(value)
+
+
+def _title(name: str, info: object) -> str:
+    """Return a field's name as the form shows it: ``holdout_uri`` is the hold-out URI."""
+    words = [_WORDS.get(word, word) for word in name.removeprefix("n_").split("_")]
+    return words[0][:1].upper() + " ".join(words)[1:]
+
+
+_WORDS = {"uri": "URI", "mib": "MiB", "holdout": "hold-out", "prob": "probability"}
+
+
 class Params(BaseModel):
     """Base of all wishes: unknown names are refused, so that a typing error is not ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=_title)
 
 
 class ColumnWish(Params):
@@ -256,17 +281,26 @@ class Classic(Params):
 class AutoModel(Params):
     """Let the tool choose the generative model: sequential trees for tables, diffusion for images."""
 
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "auto"})
+
     kind: Literal["auto"] = "auto"
 
 
 class NoModel(Params):
     """No generative model: baselines and classic augmentation only."""
 
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "none"})
+
     kind: Literal["none"] = "none"
 
 
 class TreesModel(Params):
     """Sequential trees (synthpop): each column drawn from a tree given the class and the columns before."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "trees"})
 
     kind: Literal["trees"] = "trees"
     min_leaf: int = Field(
@@ -280,6 +314,9 @@ class TreesModel(Params):
 
 class DiffusionModel(Params):
     """Flow matching in pixel space: a small U-Net carries noise to images of the class asked for."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "diffusion"})
 
     kind: Literal["diffusion"] = "diffusion"
     size: int = Field(
@@ -342,14 +379,54 @@ class DiffusionModel(Params):
     )
 
 
+class PluginOption(Params):
+    """One parameter of a model from another package."""
+
+    name: str = Field(min_length=1, description="The parameter's name.")
+    value: str = Field(
+        description="Its value: a number, true, false or text; anything else as JSON."
+    )
+
+    @property
+    def parsed(self) -> Any:
+        """The value as JSON says it, or else the text itself."""
+        try:
+            return json.loads(self.value)
+        except ValueError:
+            return self.value
+
+
 class PluginModel(Params):
     """A model that another package registers under the entry-point group ``prefect_augment.models``."""
 
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "plugin"})
+
     kind: Literal["plugin"] = "plugin"
     name: str = Field(description="The entry point's name.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to the model's own parameters class."
+    options: list[PluginOption] = Field(
+        default_factory=list, description="Passed to the model's own parameters class."
     )
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _from_mapping(cls, options: Any) -> Any:
+        """Take a mapping too: in Python and YAML that is how options are written."""
+        if not isinstance(options, Mapping):
+            return options
+        return [{"name": name, "value": _as_value(value)} for name, value in options.items()]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> PluginModel:
+        names = [option.name for option in self.options]
+        if len(names) != len(set(names)):
+            raise ValueError("options names the same parameter twice; keep one entry per name.")
+        return self
+
+    @property
+    def option_values(self) -> dict[str, Any]:
+        """The options by name."""
+        return {option.name: option.parsed for option in self.options}
 
 
 ModelParams = Annotated[
@@ -375,6 +452,11 @@ class Budget(Params):
     )
     batch_size: int = Field(
         default=0, ge=0, description="Records per step; 0 lets the model choose."
+    )
+    checkpoint_seconds: float = Field(
+        default=60.0,
+        ge=0.0,
+        description="Seconds between the checkpoints that a run goes on from after a crash.",
     )
 
 
@@ -419,6 +501,64 @@ class Gate(Params):
     n_bootstrap: int = Field(
         default=2000, ge=100, le=100_000, description="Resamples behind each interval."
     )
+
+
+class Approval(Params):
+    """Whether a person has to say yes before anything is published."""
+
+    # Not called `required`: Prefect drops a property of that name from the schema it checks.
+    ask: bool = Field(
+        default=False,
+        description="Stop after the report and ask: a deployed run is suspended until somebody approves, lowers the "
+        "amounts or rejects; any other run ends with a proposal that `prefect-augment approve` publishes.",
+    )
+    timeout_hours: float = Field(
+        default=24.0,
+        gt=0.0,
+        le=8760.0,
+        description="How long a suspended run waits. Without an answer by then nothing is published.",
+    )
+    ask_again: bool = Field(
+        default=False,
+        description="Ask again where the very same version was rejected before; else the rejection stands.",
+    )
+
+
+class ClassAmount(Params):
+    """A lower number of added records for one class."""
+
+    name: str = Field(description="The class, as the proposal spells it.")
+    records: int = Field(
+        ge=0,
+        description="Records to add: at most the proposal's number; 0 adds none to this class.",
+    )
+
+
+class Answer(Params):
+    """What somebody says to a proposal."""
+
+    decision: Literal["approve", "reject"] = Field(
+        default="approve", description="approve publishes the version; reject publishes nothing."
+    )
+    amounts: list[ClassAmount] = Field(
+        default_factory=list, description="Classes that get fewer records than proposed."
+    )
+    comment: str = Field(default="", description="Why; kept in the manifest.")
+    by: str = Field(default="", description="Who decides; kept in the manifest.")
+    again: bool = Field(
+        default=False, description="Decide anew where the proposal was rejected before."
+    )
+
+    @model_validator(mode="after")
+    def _once_per_class(self) -> Answer:
+        names = [a.name for a in self.amounts]
+        if len(names) != len(set(names)):
+            raise ValueError("amounts names the same class twice; keep one entry per class.")
+        if names and self.decision == "reject":
+            raise ValueError(
+                "amounts are given and decision is 'reject'; leave them out, or approve."
+            )
+        return self
 
 
 class Publish(Params):

@@ -222,9 +222,9 @@ def _plugin_options(params: PluginModel, model_class: Any) -> Any:
     """Return the options as the plug-in's own params, where it has a class for them."""
     own = getattr(model_class, "Params", None)
     if not (isinstance(own, type) and issubclass(own, BaseModel)):
-        return params.options
+        return params.option_values
     try:
-        return own.model_validate(params.options)
+        return own.model_validate(params.option_values)
     except ValidationError as exc:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
         raise ParameterError(

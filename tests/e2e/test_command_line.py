@@ -134,3 +134,27 @@ def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path) 
     )
     assert done.returncode == 2
     assert "median" in done.stderr
+
+
+def test_a_version_that_waits_is_published_by_the_command(
+    table: Path, quick: Path, tmp_path: Path
+) -> None:
+    given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
+    done = prefect_augment(
+        *("rebalance", table, tmp_path / "out", *given, "--require-approval", "--json"),
+        home=tmp_path / "home",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    waiting = last_line(done)
+    assert (waiting["status"], waiting["version"]) == ("awaiting_approval", None)
+
+    answer = ["approve", tmp_path / "out", waiting["proposal"][:8], "--by", "Ada", "--json"]
+    raised = prefect_augment(*answer, "--amount", "cracked=999", home=tmp_path / "home")
+    assert raised.returncode == 2
+    assert "999 records were asked for" in " ".join(raised.stderr.split())
+    done = prefect_augment(*answer, "--amount", "cracked=2", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = last_line(done)
+    assert result["status"] == "published"
+    assert sum(n for o, n in result["counts"]["train"]["cracked"].items() if o != "real") == 2
+    assert result["approval"]["by"] == "Ada"

@@ -32,7 +32,6 @@ from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages import sample as sample_stage
-from prefect_augment.stages import train as train_stage
 from prefect_augment.stages.effort import TRAINING_SHARE
 from prefect_augment.stages.models import load_model
 from prefect_augment.stages.sample import resample_record, sample
@@ -187,7 +186,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     whole = run(dataset, store)
     other = open_store(str(tmp_path / "other"))
     staged(other)
-    monkeypatch.setattr(train_stage, "CHECKPOINT_SECONDS", 0.0)
+    often = STEPS.model_copy(update={"checkpoint_seconds": 0.0})
     n_batches = Counter[str]()
     draw = diffusion._FlowPhase.batch
 
@@ -199,7 +198,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
 
     monkeypatch.setattr(diffusion._FlowPhase, "batch", die_in_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-        run(dataset, other)
+        run(dataset, other, budget=often)
     resumes = [p for p in other.list(f"_staging/train/{whole.key}/resume") if p.count("/") == 4]
     assert [p.rpartition("/")[2] for p in resumes] == ["000000004.json"], "older ones are dropped"
     resumed = run(dataset, other)

@@ -44,8 +44,11 @@ class ReportData:
         The dataset's name.
     label : str
         The label column.
-    status : {"published", "refused", "evaluated"}
-        What became of the run; "evaluated" publishes nothing by intent.
+    status : {"published", "proposed", "refused", "evaluated"}
+        What became of the run; "evaluated" publishes nothing by intent, "proposed" not before
+        somebody approves.
+    approval : str
+        Who approved it, in a sentence; empty where nobody was asked.
     plan : BalancePlan, optional
         None where only existing data was judged.
     notes : tuple of str
@@ -91,7 +94,8 @@ class ReportData:
 
     title: str
     label: str
-    status: Literal["published", "refused", "evaluated"] = "published"
+    status: Literal["published", "proposed", "refused", "evaluated"] = "published"
+    approval: str = ""
     plan: BalancePlan | None = None
     notes: tuple[str, ...] = ()
     columns: tuple[ColumnFact, ...] = ()

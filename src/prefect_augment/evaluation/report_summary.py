@@ -55,6 +55,8 @@ def _verdict(data: ReportData) -> list[str]:
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")
+    if data.approval:
+        blocks.append(f"**Approval.** {markdown_text(data.approval)}")
     return blocks
 
 

@@ -27,11 +27,13 @@ __all__ = [
     "Wanted",
     "build_training_set",
     "candidates_wanted",
+    "classic_recipe",
     "drawn_training_set",
     "image_arms",
     "make_arms",
     "make_recipe",
     "plain_recipe",
+    "recipe_sentence",
     "table_arms",
     "wanted_records",
 ]
@@ -389,7 +391,13 @@ def make_recipe(
         classic_policy=policy if arm.classic_prob else "",
         classic_prob=arm.classic_prob,
         real_only_finish=arm.real_only_finish,
-        sentence=_sentence(arm, wanted, copies=copies, policy=policy),
+        sentence=recipe_sentence(
+            arm,
+            n_synthetic=sum(w.synthetic for w in wanted.values()),
+            n_classic=sum(w.classic for w in wanted.values()),
+            copies=copies,
+            policy=policy,
+        ),
     )
 
 
@@ -408,6 +416,25 @@ def plain_recipe(plan: BalancePlan, kept: Mapping[str, int]) -> Recipe:
     )
 
 
+def classic_recipe(plan: BalancePlan, modality: Modality) -> Recipe:
+    """The recipe of classic records up to each class's target, published without a comparison."""
+    # A stratum that stands in the hold-out alone has no record to start from.
+    made = {c.name: c.n_classic for c in plan.classes if c.n_classic and c.n_real}
+    kind = "changed copies of images" if modality == "image" else "SMOTE records"
+    what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
+    return Recipe(
+        arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
+        class_weight={c.name: 1.0 for c in plan.classes},
+        synthetic={},
+        classic=made,
+        copies={},
+        sentence=(
+            f"{what if made else 'Nothing was added: every class is at its target'}; read the train split as it "
+            "is. Nothing was judged: whether this helps is not known."
+        ),
+    )
+
+
 def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:
     """Return how many candidates to draw per stratum, so that enough are left after the gate.
 
@@ -422,7 +449,9 @@ def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) ->
     }
 
 
-def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool, policy: str) -> str:
+def recipe_sentence(
+    arm: Arm, *, n_synthetic: int, n_classic: int, copies: bool, policy: str
+) -> str:
     """Say what was done and how to read it."""
     if arm.family == "as_is":
         return "Nothing was added: training on the real records as they are was not beaten."
@@ -438,10 +467,7 @@ def _sentence(arm: Arm, wanted: Mapping[str, Wanted], *, copies: bool, policy: s
             f"{times}the logarithm of the class's share of the training records to each logit."
         )
     added = []
-    for word, total in (
-        ("synthetic", sum(w.synthetic for w in wanted.values())),
-        ("SMOTE", sum(w.classic for w in wanted.values())),
-    ):
+    for word, total in (("synthetic", n_synthetic), ("SMOTE", n_classic)):
         if total:
             added.append(f"{total:,} {word} records")
     what = f"{' and '.join(added)} were added" if added else "No record was added"

@@ -67,6 +67,7 @@ def render_card(manifest: Manifest) -> str:
         "",
         *_verdict(manifest.verdict),
         "",
+        *([markdown_text(manifest.approval.sentence), ""] if manifest.approval else []),
         *(f"- {markdown_text(note)}" for note in manifest.notes),
         "",
         f"The class is in column {markdown_text(manifest.label)}.",
@@ -89,7 +90,7 @@ def _front_matter(manifest: Manifest) -> list[str]:
 
 def _verdict(verdict: Verdict | None) -> list[str]:
     if verdict is None:
-        return ["Verdict: none; the recipe was not compared on a hold-out."]
+        return ["Verdict: not judged; the recipe was not compared on a hold-out."]
     return [
         f"Verdict on {verdict.n_holdout} hold-out records: **{verdict.decision}**.",
         "",
@@ -132,7 +133,8 @@ def _elsewhere(manifest: Manifest) -> list[str]:
     if manifest.n_quarantined:
         lines.append(f"{manifest.n_quarantined:,} records could not be used; see `_quarantine`.")
     if manifest.report:
-        lines.append(f"How it was judged: [report]({manifest.report}).")
+        word = "How it was judged" if manifest.verdict else "What is in it"
+        lines.append(f"{word}: [report]({manifest.report}).")
     return lines
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefect_augment.datatypes import (
+    ApprovalDecision,
     BalancePlan,
     Commit,
     DatasetFacts,
@@ -83,6 +84,7 @@ def publish(
     publish: Publish,
     params: dict[str, Any],
     store: Store,
+    approval: ApprovalDecision | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Commit:
     """Publish a version: what the recipe has of real, classic and synthetic records, with its proof.
@@ -111,6 +113,8 @@ def publish(
         The run's wishes as JSON, for the record; without secrets.
     store : Store
         The destination.
+    approval : ApprovalDecision, optional
+        Who let the version out, for the record.
     on_progress : callable, optional
         ``(fraction in [0, 1], what is being done)``.
 
@@ -164,6 +168,7 @@ def publish(
             "gate": gate.classes if gate else (),
             "models": tuple(_model(m) for m in models),
             "params": params,
+            "approval": approval,
             "quarantine": quarantine,
             "notes": (*facts.notes, *assembled.notes),
         }

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import (
+    ApprovalDecision,
     ArmScore,
     BalancePlan,
     DatasetFacts,
     DatasetRef,
+    Fact,
     GateReport,
     ModelRef,
     Origin,
@@ -40,7 +42,7 @@ from prefect_augment.shards.parquet import label_names, read_shard
 from prefect_augment.stages.publish import software_versions
 from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.report_images import NEAREST_RULE, picture_sheets
-from prefect_augment.staging import stage_key
+from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
 __all__ = ["report"]
@@ -50,6 +52,11 @@ N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
 MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
+# Of the page's charts, those that say most for their bytes; shown in the order of these names.
+MARKDOWN_CHARTS = {
+    "class_counts.png": "Classes before and after",
+    "differences.png": "Differences on the hold-out",
+}
 
 
 def report(
@@ -64,19 +71,96 @@ def report(
     pictures: Literal["real", "synthetic", "none"],
     seed: int,
     store: Store,
-    status: Literal["published", "refused", "evaluated"] = "published",
+    status: Literal["published", "proposed", "refused", "evaluated"] = "published",
     title: str = "",
     classic: Classic | None = None,
+    approval: ApprovalDecision | None = None,
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files.
 
     ``classic`` is the policy that the picture sheets of images show at work; none where not given.
+    ``approval`` says who let the version out, where somebody was asked.
 
     Returns
     -------
     tuple of ReportRef and str
-        The staged files, and a summary in markdown, with the first sheets of images in it.
+        The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
     """
+    key = stage_key(
+        "report-page",
+        algorithm_version=ALGORITHM_VERSION,
+        params={
+            "plan": plan,
+            "scores": [score.model_dump(mode="json", exclude={"seconds"}) for score in scores],
+            "verdict": verdict,
+            "recipe": recipe,
+            "pictures": pictures,
+            "status": status,
+            "title": title or _title(store),
+            "classic": classic,
+            "approval": approval,
+            "software": software_versions(),
+        },
+        inputs=[
+            *(dataset.key, dataset.digest, gate.key if gate else ""),
+            *((model.digest, model.encoder_digest) if model else ()),
+        ],
+        seed=seed,
+    )
+    # Drawing takes seconds; a run that goes on after an approval or a crash finds what was drawn.
+    stage = Stage(store, "report-page", key)
+    page = stage.outcome(_Page)
+    if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
+        page = _draw(
+            dataset,
+            plan=plan,
+            scores=scores,
+            verdict=verdict,
+            recipe=recipe,
+            gate=gate,
+            model=model,
+            pictures=pictures,
+            seed=seed,
+            store=store,
+            status=status,
+            title=title or _title(store),
+            classic=classic,
+            approval=approval,
+        )
+        stage.finish(page)
+    return ReportRef(root=store.uri, prefix=page.prefix, files=page.files), page.summary
+
+
+class _Page(Fact):
+    """The receipt of a report."""
+
+    prefix: str
+    files: tuple[str, ...]
+    summary: str
+
+
+def _title(store: Store) -> str:
+    return store.uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _draw(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    scores: Sequence[ArmScore],
+    verdict: Verdict | None,
+    recipe: Recipe | None,
+    gate: GateReport | None,
+    model: ModelRef | None,
+    pictures: Literal["real", "synthetic", "none"],
+    seed: int,
+    store: Store,
+    status: Literal["published", "proposed", "refused", "evaluated"],
+    title: str,
+    classic: Classic | None,
+    approval: ApprovalDecision | None,
+) -> _Page:
+    """Draw the report and stage its files."""
     facts = load_facts(dataset, store)
     shapes: dict[str, ColumnShape] = {}
     neighbours: tuple[Neighbour, ...] = ()
@@ -91,9 +175,10 @@ def report(
         shapes = _shapes(fit, synthetic, facts, rare)
         neighbours = _neighbours(fit, synthetic, facts, by_columns(plan), rare)
     data = ReportData(
-        title=title or store.uri.rstrip("/").rsplit("/", 1)[-1],
+        title=title,
         label=facts.label,
         status=status,
+        approval=approval.sentence if approval else "",
         plan=plan,
         notes=facts.notes,
         columns=facts.columns,
@@ -134,9 +219,11 @@ def report(
     prefix = f"_staging/report/{key}"
     for name, content in sorted(files.items()):
         store.put_if_absent(f"{prefix}/{name}", content)
-    shown = {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
-    ref = ReportRef(root=store.uri, prefix=prefix, files=tuple(sorted(files)))
-    return ref, markdown_summary(data, images=shown)
+    shown = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
+    shown |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
+    return _Page(
+        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=shown)
+    )
 
 
 def _notes(

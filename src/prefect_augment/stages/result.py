@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from prefect_augment.datatypes import (
+    ApprovalDecision,
     ArmScore,
     BalancePlan,
     Commit,
@@ -28,7 +29,9 @@ def summarise(
     dataset: DatasetRef,
     plan: BalancePlan,
     *,
-    status: Literal["published", "unchanged", "evaluated", "planned"],
+    status: Literal[
+        "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
+    ],
     started: float,
     store: Store | None = None,
     commit: Commit | None = None,
@@ -36,6 +39,8 @@ def summarise(
     recipe: Recipe | None = None,
     verdict: Verdict | None = None,
     report: ReportRef | None = None,
+    proposal: str = "",
+    approval: ApprovalDecision | None = None,
 ) -> RunResult:
     """Return the run's result.
 
@@ -45,6 +50,10 @@ def summarise(
         ``time.monotonic()`` at the start.
     store : Store, optional
         The destination, to read the counts of what was published.
+    proposal : str, optional
+        Id of what somebody has to decide, or has decided.
+    approval : ApprovalDecision, optional
+        What somebody decided.
     """
     counts: dict[str, dict[str, dict[str, int]]] = {}
     page = f"{report.root}/{report.prefix}/report.html" if report else ""
@@ -70,6 +79,8 @@ def summarise(
         seconds=round(time.monotonic() - started, 2),
         peak_rss_bytes=peak_rss_bytes(),
         notes=plan.warnings,
+        proposal=proposal,
+        approval=approval,
     )
 
 

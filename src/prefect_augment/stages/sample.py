@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -188,6 +189,7 @@ def _draw_all(
     total, done = sum(wanted.values()), 0
     shards: list[ShardFact] = []
     size = BATCH_RECORDS if _micro_batch(fitted) == 1 else BATCH_IMAGES
+    started = time.monotonic()
     for i, batch in enumerate(_batches(wanted, size)):
 
         def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
@@ -197,8 +199,15 @@ def _draw_all(
         shards.extend(stage.item(f"batch-{i:05d}", _Batch, draw).shards)
         done += sum(n for _, _, n in batch)
         if on_progress is not None:
-            on_progress(done / total, f"sampling, {done:,} of {total:,} candidates")
+            on_progress(done / total, _said(done, total, time.monotonic() - started))
     return _facts(model, wanted, shards, stage, source)
+
+
+def _said(done: int, total: int, seconds: float) -> str:
+    """Say how far sampling is, how fast, and how long it will take."""
+    rate = done / max(seconds, 1e-9)
+    text = f"sampling, {done:,} of {total:,} candidates, {rate:,.0f} records/s"
+    return text if done >= total else f"{text}, {(total - done) / rate:.0f} s left"
 
 
 def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, int, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,7 @@ from prefect_augment.training.budget import Calibration
 
 __all__ = [
     "MIN_IMAGES",
+    "find_model",
     "fit_model",
     "train",
     "why_no_image_model",
@@ -58,8 +60,6 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 1
 
-# Between the checkpoints that an interrupted run goes on from.
-CHECKPOINT_SECONDS = 60.0
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).
 MAX_CPU_SIZE = 32
@@ -125,7 +125,7 @@ def train(
         context,
         report=_progress(on_progress, context.steps or records.n_features),
         checkpoint=resume.save,
-        checkpoint_seconds=CHECKPOINT_SECONDS,
+        checkpoint_seconds=budget.checkpoint_seconds,
         restored=resume.load(),
     )
     fitted.fit(records.data, context)
@@ -141,6 +141,26 @@ def train(
     )
     resume.clear()
     return outcome
+
+
+def find_model(
+    dataset: DatasetRef,
+    *,
+    model: ModelParams,
+    plan: BalancePlan,
+    budget: Budget,
+    seed: int,
+    store: Store,
+) -> ModelRef | None:
+    """Return the model that :func:`train` would find trained already, or None.
+
+    Parameters
+    ----------
+    dataset, model, plan, budget, seed, store
+        As for :func:`train`.
+    """
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    return job.stage.outcome(ModelRef)
 
 
 def why_no_image_model(
@@ -343,16 +363,26 @@ def _progress(
     on_progress: Progress | None, n_steps: int
 ) -> Callable[[int, Mapping[str, float]], None]:
     """Return what models report to: step and scalars become a fraction and a sentence."""
+    started = time.monotonic()
 
     def report(step: int, scalars: Mapping[str, float]) -> None:
         if on_progress is None:
             return
-        text = f"training, step {step} of {n_steps}"
+        done = min(1.0, step / max(1, n_steps))
+        words = [f"{'column' if 'columns' in scalars else 'step'} {step} of {n_steps}"]
         if "seconds_left" in scalars:
-            text += (
-                f", loss {scalars['loss']:.4f}, {scalars['images_per_second']:.0f} images/s, "
-                f"{scalars['seconds_left']:.0f} s left"
-            )
-        on_progress(min(1.0, step / max(1, n_steps)), text)
+            words += [
+                f"loss {scalars['loss']:.4f}",
+                f"{scalars['images_per_second']:.0f} images/s",
+            ]
+            seconds = scalars["seconds_left"]
+        elif 0 < done < 1:
+            seconds = (time.monotonic() - started) * (1 - done) / done
+        else:
+            seconds = 0.0
+        if seconds:  # first: the run's page shows some thirty letters of the line
+            words.insert(0, f"{seconds:.0f} s left")
+        text = ", ".join(words)
+        on_progress(done, text)
 
     return report

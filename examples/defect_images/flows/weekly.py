@@ -1,0 +1,55 @@
+"""Every week: new pictures, and a balanced version of them that waits for somebody's approval.
+
+python -m flows.weekly FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from prefect import flow
+from prefect_augment import (
+    Approval,
+    Budget,
+    Classic,
+    Destination,
+    Gate,
+    NoModel,
+    Source,
+    rebalance,
+)
+from tasks.camera import photograph
+
+
+@flow(name="defect-images")
+def weekly(
+    folder: str = "~/defect-images",
+    week: int = 1,
+    budget: Budget = Budget(minutes=5),
+    gate: Gate = Gate(),
+) -> dict[str, str]:
+    """Photograph the parts and propose a balanced version of all pictures.
+
+    Args:
+        folder: Where everything is kept.
+        week: Number of the week.
+        budget: How much effort the comparison may take.
+        gate: How strictly it is judged.
+    """
+    place = Path(folder).expanduser().resolve()
+    result = rebalance(
+        source=Source(uri=photograph(str(place), week), format="folder"),
+        destination=Destination(uri=str(place / "balanced")),
+        # Small turns, shifts and changes of light; no generative model.
+        classic=Classic(image="safe"),
+        model=NoModel(),
+        # A subflow cannot be suspended: the run ends with a proposal, and flows/release.py publishes it.
+        approval=Approval(ask=True),
+        budget=budget,
+        gate=gate,
+    )
+    return {"status": result.status, "proposal": result.proposal, "report": result.report}
+
+
+if __name__ == "__main__":
+    print(json.dumps(weekly(*sys.argv[1:2])))

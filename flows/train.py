@@ -1,0 +1,96 @@
+"""Training alone: a model kept below the destination, which a later `rebalance` finds and uses."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from prefect import flow
+
+from prefect_augment.datatypes import TrainResult
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows._inputs import default_destination, default_source, running
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Destination,
+    ModelParams,
+    NoModel,
+    Source,
+)
+from prefect_augment.stages.checks import check_parameters
+from prefect_augment.stages.result import peak_rss_bytes
+from prefect_augment.stages.train import find_model
+from prefect_augment.tasks._runtime import finish, open_destination, run
+from prefect_augment.tasks.ingest import ingest_dataset
+from prefect_augment.tasks.plan import plan_balance
+from prefect_augment.tasks.train import train_model
+
+__all__ = ["train"]
+
+logger = logging.getLogger(__name__)
+
+
+@flow(name="train", flow_run_name="train {source.uri}", persist_result=False)
+def train(
+    source: Source = Source(),
+    destination: Destination = Destination(),
+    balance: Balance = Balance(),
+    model: ModelParams = AutoModel(),
+    budget: Budget = Budget(),
+    seed: int = 0,
+) -> TrainResult:
+    """Train the generative model ahead of time, for example where the GPU is at night.
+
+    Args:
+        source: Where the labelled records are. Empty: the built-in example.
+        destination: The destination of the later rebalance; the model waits below its _staging.
+        balance: As in the later rebalance; the columns in `by` change what the model is trained on.
+        model: The generative model.
+        budget: How much effort the run may take.
+        seed: Seed of everything random; rebalance reuses the model with the same seed and budget.
+    """
+    started = time.monotonic()
+    if isinstance(model, NoModel):
+        raise ParameterError(
+            "model is 'none', so there is nothing to train; choose auto or a kind such as trees or diffusion."
+        )
+    check_parameters(source=source, destination=destination, budget=budget, model=model)
+    destination = default_destination(destination, source)
+    # Nothing is published, so nobody has to wait; what is staged is found by its receipt.
+    with running(destination, publishes=False):
+        source = default_source(source, destination)
+        dataset = run(ingest_dataset, source, destination, seed=seed)
+        plan = run(plan_balance, dataset, balance, model=model, budget=budget, seed=seed)
+        store = open_destination(destination)
+        given: dict[str, Any] = {"model": model, "plan": plan, "budget": budget, "seed": seed}
+        known = find_model(dataset, store=store, **given)
+        trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
+        logger.info(
+            "%s %s, %d steps on %d fit records: checkpoint %s, encoder %s; it can sample %d of %d classes.",
+            "Nothing new: there was a model" if known else "Trained",
+            trained.kind,
+            trained.steps,
+            trained.n_fit,
+            trained.digest[:12],
+            trained.encoder_digest[:12],
+            len(trained.strata),
+            len(plan.classes),
+        )
+        result = TrainResult(
+            status="unchanged" if known else "trained",
+            model=trained,
+            plan=plan,
+            n_records=dataset.n_records,
+            quarantined=dataset.n_quarantined,
+            seconds=round(time.monotonic() - started, 2),
+            peak_rss_bytes=peak_rss_bytes(),
+            notes=(*trained.notes, *plan.warnings),
+        )
+        word = "Nothing new: there was a model" if known else "Trained"
+        return finish(
+            result,
+            f"{word} {trained.kind}, {trained.steps} steps, for {len(trained.strata)} classes.",
+        )

@@ -1,0 +1,163 @@
+"""Parts of the main job alone: ``augment``, ``train``, ``evaluate``, ``profile``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefect_augment.commands.shared import (
+    By,
+    Dest,
+    Exclude,
+    Group,
+    Holdout,
+    Include,
+    Json,
+    Label,
+    ParamsFile,
+    Seed,
+    Source,
+    Steps,
+    Target,
+    Workers,
+    holdout_wish,
+    lay_over,
+    out,
+    parameter_errors,
+    prefect_session,
+    print_result,
+    read_params,
+    target_wish,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = ["augment", "evaluate", "profile", "train"]
+
+
+def augment(
+    source: Source,
+    dest: Dest,
+    label: Label = "",
+    target: Target = "",
+    by: By = None,
+    holdout: Holdout = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    params: ParamsFile = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Show the plan; publish nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not judged."""
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
+    lay_over(given, "destination", uri=dest)
+    lay_over(given, "balance", by=by, **target_wish(target))
+    given.setdefault("seed", seed)
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows.augment import augment as flow
+
+        result = flow(**flow.validate_parameters({**given, "plan_only": plan_only}))
+    from prefect_augment.display import show_run
+
+    print_result(result, show_run, as_json=as_json)
+
+
+def train(
+    source: Source,
+    dest: Annotated[
+        str, typer.Argument(help="The later rebalance's folder or URL; the model waits there.")
+    ],
+    label: Label = "",
+    model: Annotated[str, typer.Option(help="auto, or a kind of model, e.g. trees.")] = "",
+    holdout: Holdout = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    by: By = None,
+    minutes: Annotated[float, typer.Option(help="Budget of the whole later run.")] = 0.0,
+    steps: Steps = 0,
+    seed: Seed = 0,
+    params: ParamsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Train the generative model alone; `rebalance` with the same options finds and uses it."""
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
+    lay_over(given, "destination", uri=dest)
+    lay_over(given, "balance", by=by)
+    lay_over(given, "budget", minutes=minutes, steps=steps)
+    if model:
+        given["model"] = {**given.get("model", {}), "kind": model}
+    given.setdefault("seed", seed)
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows.train import train as flow
+
+        result = flow(**flow.validate_parameters(given))
+    from prefect_augment.display import show_training
+
+    print_result(result, show_training, as_json=as_json)
+
+
+def evaluate(
+    real: Annotated[str, typer.Argument(help="Real records.")],
+    synthetic: Annotated[
+        str, typer.Argument(help="Records that another tool made, with the same columns.")
+    ],
+    label: Label = "",
+    holdout: Holdout = "",
+    report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
+    seed: Seed = 0,
+    workers: Workers = 2,
+    params: ParamsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Judge synthetic records from anywhere: do they help, do they copy, do they fit their class."""
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=real, label=label, **holdout_wish(holdout))
+    lay_over(given, "destination", uri=report)
+    given.update({"synthetic": synthetic, "compute": {"workers": workers}, "seed": seed})
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows.evaluate import evaluate as flow
+
+        result = flow(**flow.validate_parameters(given))
+    from prefect_augment.display import show_evaluation
+
+    print_result(result, show_evaluation, as_json=as_json)
+
+
+def profile(
+    source: Source,
+    label: Label = "",
+    params: ParamsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say what was found in a source: columns, types, classes, sizes, troubles. Writes nothing."""
+    from prefect_augment.params import Source
+    from prefect_augment.stages.profile import profile as look
+
+    given = (
+        read_params(params).get("source", {})
+        | {"uri": source}
+        | ({"label": label} if label else {})
+    )
+    with parameter_errors():
+        found = look(Source(**given))
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
+    else:
+        from prefect_augment.display import show_profile
+
+        show_profile(out, found)
+    if not found.usable:
+        raise typer.Exit(2)

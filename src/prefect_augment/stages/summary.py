@@ -1,0 +1,127 @@
+"""A run in a sentence and on a page: what people see first when it has ended."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from prefect_augment.datatypes import RunResult
+from prefect_augment.evaluation.words import count, duration, markdown_text
+from prefect_augment.manifest import Manifest
+
+__all__ = ["outcome_sentence", "run_page", "where"]
+
+MAX_CLASSES = 50
+MAX_SHARDS = 20
+
+
+def outcome_sentence(result: RunResult, root: str) -> str:
+    """Return what became of a run, and what to do next where something is to be done.
+
+    Parameters
+    ----------
+    root : str
+        The destination.
+    """
+    verdict = f" Verdict: {result.verdict.decision}." if result.verdict else ""
+    if result.status == "published":
+        n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
+        recipe = f" Recipe: {result.recipe.arm.name}." if result.recipe else ""
+        approval = f" {result.approval.sentence}" if result.approval else ""
+        return f"Published version {result.version} with {n:,} training records.{verdict}{recipe}{approval}"
+    if result.status == "unchanged":
+        return f"Nothing new: the same inputs are version {result.version}.{verdict}"
+    if result.status == "awaiting_approval":
+        return (
+            f"Nothing is published yet: it waits for approval.{verdict} "
+            f"To decide: prefect-augment approve {root} {result.proposal}"
+        )
+    if result.status == "rejected":
+        said = result.approval.sentence if result.approval else "It was rejected."
+        return (
+            f"Nothing was published. {said} The rejection stands for this very version; to decide anew, set "
+            "approval.ask_again, or use prefect-augment approve --again."
+        )
+    if result.status == "planned":
+        estimate = result.plan.estimate
+        return f"Plan only: nothing was published. A run takes about {duration(estimate.seconds)}."
+    return f"Judged; nothing was to be published.{verdict}"
+
+
+def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
+    """Return a page of markdown: the verdict, the version, counts before and after, where things are.
+
+    Parameters
+    ----------
+    root : str
+        The destination.
+    manifest : Manifest or None
+        The version's, where there is one.
+
+    Returns
+    -------
+    str
+        User strings are escaped.
+    """
+    blocks = []
+    if result.verdict is not None:
+        reasons = markdown_text(" ".join(result.verdict.reasons))
+        blocks.append(f"## Verdict: {result.verdict.decision}\n\n{reasons}")
+    blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
+    if result.recipe is not None:
+        blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")
+    blocks += [_classes(result), *(f"- {markdown_text(note)}" for note in result.notes)]
+    blocks.append(_places(result, root, manifest))
+    took = f"{duration(result.seconds)}, peak memory {result.peak_rss_bytes / 2**20:,.0f} MiB"
+    if result.quarantined:
+        took += f", {count(result.quarantined)} records quarantined"
+    blocks.append(took + ".")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _classes(result: RunResult) -> str:
+    """Training records per class before and after."""
+    before: dict[str, int] = {}
+    for entry in result.plan.classes:
+        before[entry.label] = before.get(entry.label, 0) + entry.n_real
+    after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
+    target: dict[str, int] = {}
+    for entry in result.plan.classes:
+        target[entry.label] = target.get(entry.label, 0) + entry.target
+    last = after or target
+    lines = [
+        f"| class | before | {'after' if after else 'target'} |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {markdown_text(name)} | {n:,} | {last.get(name, 0):,} |"
+            for name, n in list(before.items())[:MAX_CLASSES]
+        ),
+    ]
+    if len(before) > MAX_CLASSES:
+        lines.append(f"| … and {len(before) - MAX_CLASSES} more | | |")
+    return "\n".join(lines)
+
+
+def _places(result: RunResult, root: str, manifest: Manifest | None) -> str:
+    lines = [f"- dataset: {where(root, root)}"]
+    if result.manifest:
+        lines.append(f"- manifest: {where(result.manifest.rsplit('/', 1)[-1], result.manifest)}")
+    if result.report:
+        lines.append(f"- report: {where('report.html', result.report)}")
+    if manifest is not None:
+        shown = manifest.shards[:MAX_SHARDS]
+        lines += [
+            f"- {shard.split} {shard.origin}, {shard.n_records:,} records: "
+            f"{where(shard.path.rsplit('/', 1)[-1], f'{root}/{shard.path}')}"
+            for shard in shown
+        ]
+        if len(manifest.shards) > len(shown):
+            lines.append(f"- … and {len(manifest.shards) - len(shown)} more shards")
+    return "\n".join(lines)
+
+
+def where(name: str, uri: str) -> str:
+    """Return a link in markdown; a local path becomes a file URL, and what is odd is encoded."""
+    url = uri if re.match(r"[a-z][a-z0-9+.-]*://", uri) else Path(uri).absolute().as_uri()
+    return f"[{markdown_text(name)}]({quote(url, safe='/:%?&=#@+~-._')})"

@@ -1,0 +1,81 @@
+"""Events of our own, which other deployments and notifications can be triggered by.
+
+``prefect-augment.dataset.published`` and ``prefect-augment.gate.refused`` carry the dataset as their
+resource: ``prefect.resource.id`` is ``prefect-augment.dataset.<slug>``, and ``prefect-augment.uri``
+says where it is. Outside a run nothing is sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.events import emit_event
+
+from prefect_augment.datatypes import Commit, ReportRef, Verdict
+from prefect_augment.manifest import read_manifest
+from prefect_augment.storage import Store
+from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
+
+__all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_refused"]
+
+PUBLISHED = "prefect-augment.dataset.published"
+REFUSED = "prefect-augment.gate.refused"
+
+# Of datasets with more classes than that the event carries totals only; the manifest has the rest.
+MAX_CLASSES = 200
+
+
+def dataset_resource(uri: str) -> dict[str, str]:
+    """Return a dataset as the resource of an event.
+
+    Examples
+    --------
+    >>> dataset_resource("s3://lake/Defects/")["prefect.resource.id"]
+    'prefect-augment.dataset.lake-defects'
+    """
+    slug = artifact_key(dataset_slug(uri))
+    return {
+        "prefect.resource.id": f"prefect-augment.dataset.{slug}",
+        "prefect.resource.name": slug,
+        "prefect-augment.uri": uri,
+    }
+
+
+def emit_published(store: Store, commit: Commit) -> None:
+    """Say that a version was published: where, what is in it, and how it was judged."""
+    if not in_run():
+        return
+    manifest = read_manifest(store, commit.version)
+    totals = {
+        split: sum(sum(origins.values()) for origins in classes.values())
+        for split, classes in manifest.class_counts.items()
+    }
+    few = all(len(classes) <= MAX_CLASSES for classes in manifest.class_counts.values())
+    payload: dict[str, Any] = {
+        "uri": store.uri,
+        "version": commit.version,
+        "manifest": f"{commit.root}/{commit.manifest}",
+        "content_digest": commit.content_digest,
+        "report": f"{store.uri}/{manifest.report}" if manifest.report else "",
+        "n_records": totals,
+        "counts": manifest.class_counts if few else {},
+        "verdict": manifest.verdict.decision if manifest.verdict else "not judged",
+        "reasons": list(manifest.verdict.reasons) if manifest.verdict else [],
+        "recipe": manifest.recipe.arm.name,
+        "sentence": manifest.recipe.sentence,
+    }
+    emit_event(PUBLISHED, resource=dataset_resource(store.uri), payload=payload)
+
+
+def emit_refused(uri: str, verdict: Verdict, report: ReportRef) -> None:
+    """Say that the gate refused a run, why, and where its report is."""
+    if not in_run():
+        return
+    payload = {
+        "uri": uri,
+        "verdict": verdict.decision,
+        "reasons": list(verdict.reasons),
+        "arm": verdict.chosen,
+        "report": f"{report.root}/{report.prefix}/report.html",
+    }
+    emit_event(REFUSED, resource=dataset_resource(uri), payload=payload)

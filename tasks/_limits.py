@@ -1,0 +1,231 @@
+"""What runs take turns for: GPUs, a destination that several deployments share, starts after a crash.
+
+All of it needs a server that runs can meet at, so it does nothing outside a run, nor where Prefect
+starts an API for one process alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.objects import State, StateType
+from prefect.concurrency.sync import concurrency
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from prefect_augment.errors import CrashedTooOftenError
+from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
+
+__all__ = [
+    "GPU",
+    "MAX_CRASHES",
+    "check_crashes",
+    "crashes_in_a_row",
+    "destination_lease",
+    "destination_limit",
+    "gpu_slot",
+    "has_server",
+]
+
+logger = logging.getLogger(__name__)
+
+# The limit's name, and the tag of runs that take a slot of it whatever they compute on.
+GPU = "gpu"
+# Whoever is killed with -9 gives its slots back by no longer renewing them for this long.
+LEASE_SECONDS = 60
+# Between two lines in the log that say what a run still waits for.
+SAY_AGAIN_SECONDS = 300
+MAX_CRASHES = 3
+
+_held: ContextVar[frozenset[str]] = ContextVar("held destinations", default=frozenset())
+
+
+def has_server() -> bool:
+    """Whether this is a run at a server that other runs know too."""
+    return in_run() and bool(PREFECT_API_URL.value())
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def gpu_slot(device: str = "auto", *, network: bool = True) -> Iterator[None]:
+    """Hold a slot of the limit ``gpu`` while the block computes on a GPU.
+
+    Parameters
+    ----------
+    device : str
+        auto, cpu or cuda: what the run's budget says.
+    network : bool
+        False where nothing is computed that could use a GPU: trees and tables.
+
+    Notes
+    -----
+    A run that carries the tag ``gpu`` takes a slot in any case: for models of other packages, and for
+    whoever wants such runs one after the other on a machine that shows no GPU. The limit is made
+    where it is missing, with a slot per GPU seen here; ``prefect gcl update gpu --limit N`` changes it.
+    """
+    wanted = has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))
+    with _turn(GPU, max(1, _n_gpus(device)), "a GPU", strict=True) if wanted else ExitStack():
+        yield
+
+
+@contextmanager
+def destination_lease(uri: str) -> Iterator[None]:
+    """Hold a destination while a run works towards a version of it; another run waits.
+
+    Two runs that publish to one place at the same time do no harm, but one of them may have to start
+    again: this spares the work. A flow called by a flow that holds the destination goes right through.
+    """
+    name = destination_limit(uri)
+    if not has_server() or name in _held.get():
+        yield
+        return
+    token = _held.set(_held.get() | {name})
+    try:
+        # A lost lease is no reason to stop: what is committed is checked again anyway.
+        with _turn(name, 1, uri, strict=False):
+            yield
+    finally:
+        _held.reset(token)
+
+
+def destination_limit(uri: str) -> str:
+    """Return the name of a destination's limit: readable, and the same for every way to write it.
+
+    Examples
+    --------
+    >>> destination_limit("s3://Lake/Defects/") == destination_limit("s3://Lake/Defects")
+    True
+    """
+    # A path of this machine is resolved; a URL is only spared its last slash.
+    whole = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
+    whole = whole.removeprefix("file://")
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return artifact_key("destination", dataset_slug(whole), digest)
+
+
+@contextmanager
+def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
+    """Wait for a slot of a limit, made where it is missing, and hold it."""
+    _make_limit(name, limit)
+    with ExitStack() as stack:
+        patience = 1.0  # at first: so that a run that waits says so at once
+        while True:
+            try:
+                stack.enter_context(
+                    concurrency(
+                        name,
+                        timeout_seconds=patience,
+                        lease_duration=LEASE_SECONDS,
+                        strict=True,  # without it a missing limit is no limit
+                        raise_on_lease_renewal_failure=strict,
+                    )
+                )
+                break
+            except TimeoutError:
+                # Or the server is slow to answer: no word of another run, which need not be there.
+                logger.info("Waiting for %s (limit %r): it is not free yet.", what, name)
+                patience = SAY_AGAIN_SECONDS
+        logger.info("Holding %s (limit %r).", what, name)
+        yield
+    logger.info("Gave %s back.", what)
+
+
+def _make_limit(name: str, limit: int) -> None:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another run was quicker
+                client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=name, limit=limit)
+                )
+
+
+def _tags() -> set[str]:
+    tags: set[str] = set()
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if flow is not None and flow.flow_run is not None:
+        tags |= set(flow.flow_run.tags)
+    if task is not None:
+        tags |= set(task.task_run.tags)
+    return tags
+
+
+def _n_gpus(device: str) -> int:
+    """Return how many GPUs a network with this wish may see; asks torch only where it has to."""
+    if device == "cpu":
+        return 0
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+
+
+# --- crashes ------------------------------------------------------------------------------------
+
+
+def check_crashes() -> None:
+    """Refuse to start a run again that has crashed too often; to be called in its first second.
+
+    An automation (deployments/automations.py) schedules crashed runs again. What kills a run by
+    itself, such as too little memory, would go on for ever.
+
+    Raises
+    ------
+    CrashedTooOftenError
+        After ``MAX_CRASHES`` crashes in a row. The run is then failed, not crashed; whoever retries it
+        by hand starts a new count.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    if run is None or run.deployment_id is None or not has_server():
+        return
+    with get_client(sync_client=True) as client:
+        crashes = crashes_in_a_row(client.read_flow_run_states(run.id))
+    if len(crashes) >= MAX_CRASHES:
+        last = crashes[-1].message or "no message"
+        raise CrashedTooOftenError(
+            f"this run crashed {len(crashes)} times in a row and is not started again by itself; the last time: "
+            f"{_one_line(last)} Look at the worker's log and memory, then retry the run: it goes on from what is "
+            "staged. If it was out of memory, give the work pool more, or lower budget.batch_size.",
+            n_crashes=len(crashes),
+        )
+    if crashes:
+        logger.warning(
+            "This run crashed and was started again, for the %s time; it goes on from what is staged.",
+            ("first", "second", "third")[min(len(crashes), 3) - 1],
+        )
+
+
+def crashes_in_a_row(states: Sequence[State]) -> list[State]:
+    """Return the crashes since the run last ended in any other way, oldest first.
+
+    Parameters
+    ----------
+    states : sequence of State
+        The run's states, in any order.
+    """
+    ended = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.PAUSED)
+    crashes: list[State] = []
+    for state in sorted(states, key=lambda s: s.timestamp, reverse=True):
+        if state.type in ended:
+            break
+        if state.type == StateType.CRASHED:
+            crashes.append(state)
+    return crashes[::-1]
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip().rstrip(".") + "."

@@ -1,0 +1,144 @@
+"""Approve: a version that is ready is proposed, and somebody's decision on it recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+
+from prefect_augment.datatypes import (
+    ApprovalDecision,
+    ArmScore,
+    BalancePlan,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    Recipe,
+    ReportRef,
+    Verdict,
+)
+from prefect_augment.params import Answer, Classic, Destination, Publish, Report
+from prefect_augment.stages.approval import (
+    Proposal,
+    decide,
+    propose,
+    read_proposal,
+    request_markdown,
+)
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    artifact_key,
+    dataset_slug,
+    link,
+    markdown_artifact,
+    named,
+    open_block_store,
+    open_destination,
+    run_log,
+)
+
+__all__ = ["decide_proposal", "propose_dataset"]
+
+
+@task(
+    name="propose_dataset",
+    task_run_name=named(lambda p: f"propose {dataset_slug(p['dataset'].root)}"),
+    **TASK_OPTIONS,
+)
+def propose_dataset(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    recipe: Recipe,
+    verdict: Verdict,
+    report: ReportRef,
+    candidates: GateReport | None = None,
+    classic: DatasetRef | None = None,
+    models: Sequence[ModelRef] = (),
+    scores: Sequence[ArmScore] = (),
+    settings: Publish | None = None,
+    pictures: Report | None = None,
+    policy: Classic | None = None,
+    params: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Proposal:
+    """Leave a version that is ready as a proposal, for somebody to approve or reject.
+
+    Parameters
+    ----------
+    dataset, plan, recipe, verdict, candidates, classic, models, settings, params
+        As for `publish_dataset`, which takes them once it is approved.
+    report : ReportRef
+        What the approver reads.
+    scores, pictures, policy, seed
+        For the report that is published, which names the decision.
+
+    Returns
+    -------
+    Proposal
+        Also shown as an artifact. The same inputs are proposed once.
+    """
+    with run_log():
+        store = open_block_store(dataset.root, dataset.block)
+        proposal = propose(
+            store,
+            dataset=dataset,
+            plan=plan,
+            recipe=recipe,
+            verdict=verdict,
+            gate=candidates,
+            classic=classic,
+            models=models,
+            scores=scores,
+            report=report,
+            settings=settings or Publish(),
+            pictures=pictures or Report(),
+            policy=policy or Classic(),
+            params=params or {},
+            seed=seed,
+        )
+        page = f"{store.uri}/{report.prefix}/report.html"
+        text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
+        key = artifact_key(dataset_slug(dataset.root), "approval")
+        markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
+        return proposal
+
+
+@task(
+    name="decide_proposal",
+    task_run_name=named(lambda p: f"{p['answer'].decision} {p['proposal']}"),
+    **TASK_OPTIONS,
+)
+def decide_proposal(
+    destination: Destination, proposal: str = "", answer: Answer = Answer()
+) -> tuple[Proposal, ApprovalDecision]:
+    """Record what somebody decided on a proposal.
+
+    Parameters
+    ----------
+    destination : Destination
+        The dataset that has the proposal.
+    proposal : str
+        Its id or the start of it; the only open one where none is given.
+    answer : Answer
+        The decision, with the amounts that are lowered.
+
+    Returns
+    -------
+    tuple of Proposal and ApprovalDecision
+        What is published now, or stays unpublished. Nothing is published by this task.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such proposal, an amount is raised, or something else was decided before.
+    """
+    with run_log():
+        store = open_destination(destination)
+        found = read_proposal(store, proposal)
+        decision = decide(store, found, answer)
+        # It may have been proposed from another machine, where the same folder has another name.
+        here = {"root": store.uri, "block": destination.storage_block}
+        found = found.model_copy(update={"dataset": found.dataset.model_copy(update=here)})
+        return found, decision

@@ -1,0 +1,257 @@
+"""A real Chromium on the UI of the real server: pages, the form, a picture of every step.
+
+Selectors go by what a person reads (labels, buttons), checked with Prefect 3.8.8; the ids that the UI
+makes are random. The names of the form's fields are read from the deployment, so that a better title
+in `params.py` does not break a test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+RUN_MS = 240_000
+REBALANCE = "rebalance/rebalance-nightly"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where the machine's browser is; without one CI fails and others are told what was not tested."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found and shutil.which(found):
+        return found
+    why = (
+        f"NO BROWSER: none of {', '.join(NAMES)} is on PATH, so nothing in a browser was tested. "
+        "Install Debian's package chromium, or set CHROMIUM to the program."
+    )
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """A browser for one module: Playwright keeps an event loop running for as long as it is open."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """The folder that a picture of every step goes to."""
+    folder = Path(os.environ.get("E2E_SCREENSHOTS", REPOSITORY / "build" / "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_worker(deployed: Any) -> Iterator[Any]:
+    """One worker for the tests of a module."""
+    worker = deployed.worker()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="module")
+def working(deployed: Any, module_worker: Any) -> Any:
+    """The server with our deployments and a worker."""
+    return deployed
+
+
+@pytest.fixture
+def ui(working: Any, browser: Any, screenshots: Path) -> Iterator[Ui]:
+    """A fresh page of the UI; nothing that is not on loopback is asked for."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(30_000)
+    # The UI itself asks its vendor's host for settings, whatever it is told.
+    page.route("**/*", lambda route: route.continue_() if _local(route) else route.abort())
+    yield Ui(page, working, screenshots)
+    page.close()
+
+
+def _local(route: Any) -> bool:
+    return route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:"))
+
+
+class Ui:
+    """What a person does on the pages of Prefect's UI."""
+
+    def __init__(self, page: Any, server: Any, screenshots: Path) -> None:
+        self.page, self.server, self.screenshots = page, server, screenshots
+
+    def shot(self, name: str) -> None:
+        """Keep a picture of the whole page."""
+        self.page.wait_for_timeout(700)  # for what is still being faded in
+        self.page.screenshot(path=self.screenshots / f"{name}.png", full_page=True)
+
+    # --- a deployment and its form ---
+
+    def open_deployment(self, name: str = REBALANCE) -> None:
+        """Go to a deployment's page."""
+        self._go(f"deployments/deployment/{self.server.deployment_id(name)}")
+        self.page.get_by_role("button", name="Run", exact=True).first.wait_for()
+
+    def open_form(self, name: str = REBALANCE) -> Form:
+        """Go from a deployment's page to its form, as a person does."""
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.get_by_role("menuitem", name="Custom run").click()
+        return self._form(name)
+
+    def open_filled_form(self, parameters: dict[str, Any], name: str = REBALANCE) -> Form:
+        """Open the form by a link that fills it."""
+        given = quote(json.dumps(parameters))
+        where = f"deployments/deployment/{self.server.deployment_id(name)}/run"
+        self._go(f"{where}?parameters={given}")
+        return self._form(name)
+
+    def _form(self, name: str) -> Form:
+        self.page.get_by_role("button", name="Submit").wait_for()
+        self.page.get_by_text("Enforce Parameter Schema").wait_for()
+        with self.server.client() as client:
+            schema = client.read_deployment_by_name(name).parameter_openapi_schema
+        return Form(self.page, schema)
+
+    def submit(self) -> UUID:
+        """Submit the form and go to the page of the run that it made."""
+        submit = self.page.get_by_role("button", name="Submit")
+        self.page.wait_for_timeout(1000)  # a click while the form still redraws itself is lost
+        for _ in range(5):
+            with self.page.expect_response("**/create_flow_run", timeout=90_000) as created:
+                submit.click()
+            if created.value.status != 503:  # sqlite was locked; the form asks to try again
+                break
+        assert created.value.ok, created.value.text()
+        run_id = UUID(created.value.json()["id"])
+        self.open_run(run_id)
+        return run_id
+
+    # --- a run ---
+
+    def open_run(self, run_id: UUID, tab: str = "Logs") -> None:
+        """Go to a run's page."""
+        self._go(f"runs/flow-run/{run_id}?tab={tab}")
+        self.page.get_by_role("tab", name="Parameters").wait_for()
+
+    def tab(self, name: str) -> None:
+        """Open a tab of the run's page."""
+        self.page.get_by_role("tab", name=name).click()
+
+    def menu(self, item: str) -> None:
+        """Choose from the menu of the run's page."""
+        self.page.get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name=item).click()
+
+    def cancel_run(self) -> None:
+        """Cancel the run whose page is open."""
+        self.menu("Cancel")
+        dialog = self.page.get_by_role("alertdialog")
+        dialog.get_by_role("button", name="Cancel Flow Run").click()
+        dialog.wait_for(state="hidden")
+
+    def retry_run(self) -> None:
+        """Retry the run whose page is open, once it has ended."""
+        self.menu("Retry")
+        dialog = self.page.get_by_role("dialog").or_(self.page.get_by_role("alertdialog"))
+        dialog.get_by_role("button", name="Retry").click()
+        dialog.wait_for(state="hidden")
+
+    def open_answer(self) -> Any:
+        """Open the dialog that asks for an answer to a suspended run."""
+        self.menu("Resume")
+        dialog = self.page.get_by_role("dialog").or_(self.page.get_by_role("alertdialog"))
+        dialog.get_by_role("button", name="Select Decision").wait_for()  # its form is loaded late
+        return dialog
+
+    def wait_for_state(self, name: str) -> None:
+        """Wait until the page, left alone, shows the state of the run."""
+        self.tab("Logs")  # where no task's state is shown
+        badge = self.page.get_by_text(name, exact=True).first
+        badge.wait_for(timeout=RUN_MS)
+
+    @staticmethod
+    def key(destination: Path, name: str) -> str:
+        """Return the key of a dataset's artifact."""
+        from prefect_augment.tasks._runtime import artifact_key, dataset_slug
+
+        return artifact_key(dataset_slug(str(destination)), name)
+
+    def open_artifact(self, key: str) -> None:
+        """Go to the newest artifact of a key."""
+        self._go(f"artifacts/key/{key}")
+        self.page.locator('a[href*="artifacts/artifact"]').first.click()
+        self.page.wait_for_url("**/artifacts/artifact/**")
+
+    def widths_of_images(self) -> list[int]:
+        """Natural widths of all pictures of ours on the page, once they are loaded or have failed."""
+        images = "[...document.querySelectorAll('main img, img[src^=\"data:\"]')]"
+        self.page.wait_for_function(f"() => {images}.every(image => image.complete)")
+        widths: list[int] = self.page.evaluate(f"() => {images}.map(image => image.naturalWidth)")
+        return widths
+
+    def _go(self, path: str) -> None:
+        self.page.goto(f"{self.server.ui_url}/v2/{path}")
+
+
+class Form:
+    """The form of a deployment's parameters; fields are named `group.field` as in `params.py`."""
+
+    def __init__(self, page: Any, schema: dict[str, Any]) -> None:
+        self.page, self.schema = page, schema
+
+    def fill(self, **values: Any) -> None:
+        """Fill texts and numbers: `source__uri="…"`."""
+        for name, value in values.items():
+            self.field(*name.split("__")).fill(str(value))
+
+    def choose(self, group: str, field: str, option: str) -> None:
+        """Choose one of a list."""
+        self._group(group).get_by_role("button", name=f"Select {self._title(group, field)}").click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+
+    def switch(self, group: str, field: str) -> None:
+        """Turn a switch."""
+        self.field(group, field).click()
+
+    def take(self, group: str, tab: str) -> None:
+        """Take one of the alternatives of a group, by its tab."""
+        self._group(group).get_by_role("tab", name=tab, exact=True).click()
+
+    def field(self, group: str, field: str = "") -> Any:
+        """The input or switch of a field."""
+        if not field:
+            return self._labelled(self.page, self.schema["properties"][group]["title"])
+        return self._labelled(self._group(group), self._title(group, field))
+
+    def _title(self, group: str, field: str) -> str:
+        model = self.schema["properties"][group]["$ref"].rsplit("/", 1)[1]
+        title: str = self.schema["definitions"][model]["properties"][field]["title"]
+        return title
+
+    def field_of_choice(self, group: str, model: str, field: str) -> Any:
+        """The input of a field of the alternative that was taken."""
+        title = self.schema["definitions"][model]["properties"][field]["title"]
+        return self._labelled(self._group(group), title)
+
+    def _labelled(self, where: Any, title: str) -> Any:
+        return where.get_by_label(f"{title} (Optional)", exact=True)
+
+    def _group(self, group: str) -> Any:
+        title = self.schema["properties"][group]["title"]
+        label = f'//label[normalize-space()="{title} (Optional)"]'
+        return self.page.locator(f"xpath={label}/ancestor::div[fieldset][1]/fieldset").first

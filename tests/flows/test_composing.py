@@ -1,0 +1,283 @@
+"""Our tasks inside flows of other people, in every way that Prefect has of calling a task."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, get_type_hints
+
+import cloudpickle
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect import Task, flow, unmapped
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+
+import prefect_augment
+import prefect_augment.tasks
+from prefect_augment import (
+    Balance,
+    Classic,
+    Destination,
+    Gate,
+    NoModel,
+    Source,
+    TreesModel,
+    augment_records,
+    choose_arm,
+    import_synthetic,
+    ingest_dataset,
+    judge_candidates,
+    open_dataset,
+    plan_balance,
+    publish_dataset,
+    rebalance,
+    sample_classes,
+    score_arm,
+    train_model,
+    verify_choice,
+    write_report,
+)
+from prefect_augment.errors import LabelError
+from prefect_augment.stages.arms import make_arms, make_recipe
+
+MakeTable = Callable[..., pa.Table]
+FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
+
+
+def our_tasks() -> dict[str, Task[..., Any]]:
+    """Every task of the package, by name."""
+    modules = [m.name for m in iter_modules(prefect_augment.tasks.__path__)]
+    return {
+        name: item
+        for module in modules
+        for name, item in vars(import_module(f"prefect_augment.tasks.{module}")).items()
+        if isinstance(item, Task)
+    }
+
+
+@pytest.fixture
+def source(make_table: MakeTable, tmp_path: Path) -> Source:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Destination:
+    return Destination(uri=str(tmp_path / "out"))
+
+
+# --- what a reader of the signature learns ---
+
+
+@pytest.mark.parametrize("task", our_tasks().values(), ids=our_tasks())
+def test_every_parameter_of_a_task_has_a_type_and_a_description(task: Task[..., Any]) -> None:
+    """Types that resolve at run time, too: Prefect and pydantic read them there."""
+    hints = get_type_hints(task.fn)
+    parameters = list(inspect.signature(task.fn).parameters)
+    assert {*parameters, "return"} <= set(hints)
+    documented = inspect.getdoc(task.fn) or ""
+    heads = re.findall(r"^(\w[\w, ]*?)(?: : .*)?$", documented, flags=re.MULTILINE)
+    named = {name.strip() for head in heads for name in head.split(",")}
+    assert set(parameters) <= named, "each stands in the docstring"
+    assert "Returns\n-------" in documented
+
+
+def test_every_task_is_a_public_name_of_the_package() -> None:
+    assert set(our_tasks()) <= set(prefect_augment.__all__)
+
+
+@pytest.mark.parametrize("task", our_tasks().values(), ids=our_tasks())
+def test_a_task_can_be_sent_to_another_process(task: Task[..., Any]) -> None:
+    """What runners of processes, Dask and Ray do first."""
+    assert cloudpickle.loads(cloudpickle.dumps(task)).name == task.name
+
+
+# --- inside flows ---
+
+
+@pytest.mark.flow
+def test_submitted_tasks_take_one_anothers_futures(
+    source: Source, destination: Destination
+) -> None:
+    @flow
+    def theirs() -> Any:
+        dataset = ingest_dataset.submit(source, destination)
+        plan = plan_balance.submit(dataset, Balance(), model=TreesModel())
+        model = train_model.submit(dataset, TreesModel(), plan=plan)
+        drawn = sample_classes.submit(dataset, model, {"cracked": 30})
+        judged = judge_candidates.submit(dataset, drawn, plan, gate=FAST)
+        return publish_dataset.submit(dataset, judged, plan=plan, models=[model]).result()
+
+    commit = theirs()
+    assert commit.version == 1
+    (model,) = open_dataset(destination.uri).manifest.models
+    assert model.kind == "trees", "a list of futures is resolved as well"
+
+
+@pytest.mark.flow
+def test_arms_are_mapped_over_with_the_rest_unmapped(
+    source: Source, destination: Destination
+) -> None:
+    @flow
+    def theirs() -> Any:
+        dataset = ingest_dataset(source, destination)
+        plan = plan_balance(dataset, model=NoModel())
+        arms = make_arms(dataset.modality, model=None, classic=Classic())
+        scores = score_arm.map(
+            arms,
+            unmapped(0),
+            dataset=unmapped(dataset),
+            plan=unmapped(plan),
+            model=unmapped(NoModel()),
+            gate=unmapped(FAST),
+        )
+        return arms, choose_arm(scores)
+
+    arms, choice = theirs()
+    assert len(arms) > 3
+    assert choice.baseline in arms
+
+
+@pytest.mark.flow
+def test_one_bad_source_among_mapped_ones_fails_alone(
+    source: Source, make_table: MakeTable, tmp_path: Path
+) -> None:
+    pq.write_table(make_table().drop_columns(["state"]), tmp_path / "unlabelled.parquet")
+    bad = source.model_copy(update={"uri": str(tmp_path / "unlabelled.parquet")})
+    places = [Destination(uri=str(tmp_path / name)) for name in ("a", "b")]
+
+    @flow
+    def theirs() -> Any:
+        futures = ingest_dataset.map([source, bad], places)
+        futures.wait()
+        return [future.state for future in futures]
+
+    good, failed = theirs(return_state=True).result(raise_on_failure=False)
+    assert good.is_completed()
+    assert failed.is_failed()
+    with pytest.raises(LabelError, match="state"):
+        failed.result()
+
+
+@pytest.mark.flow
+def test_options_of_a_task_can_be_changed(source: Source, destination: Destination) -> None:
+    ours = ingest_dataset.with_options(
+        name="read the parts", task_run_name="of {source.label}", retries=0, tags=["parts"]
+    )
+
+    @flow
+    def theirs() -> Any:
+        return ours(source, destination, return_state=True)
+
+    state = theirs()
+    assert state.is_completed()
+    with get_client(sync_client=True) as client:
+        run = client.read_task_run(state.state_details.task_run_id)
+    assert run.name == "of state"
+    assert "parts" in run.tags
+    assert ingest_dataset.name == "ingest_dataset", "the original is what it was"
+
+
+# A flow of one empty task shows it too: asyncio.run leaves Prefect's own connection to be collected.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.flow
+def test_tasks_and_flow_run_inside_an_asynchronous_flow(
+    source: Source, destination: Destination, tmp_path: Path
+) -> None:
+    @flow
+    async def theirs() -> Any:
+        dataset = ingest_dataset(source, destination)
+        plan = plan_balance.submit(dataset, model=NoModel()).result()
+        whole = rebalance(
+            source=source,
+            destination=Destination(uri=str(tmp_path / "whole")),
+            model=NoModel(),
+            gate=FAST,
+        )
+        return publish_dataset(dataset, plan=plan), whole
+
+    commit, whole = asyncio.run(theirs())
+    assert commit.version == 1
+    assert whole.version == 1
+
+
+@pytest.mark.flow
+def test_the_flow_is_a_subflow_of_another_flow(source: Source, destination: Destination) -> None:
+    @flow
+    def theirs() -> Any:
+        return rebalance(
+            source=source,
+            destination=destination,
+            model=NoModel(),
+            gate=FAST,
+            return_state=True,
+        )
+
+    state = theirs()
+    assert state.result().version == 1
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        )
+    assert run.parent_task_run_id is not None
+
+
+# --- outside Prefect ---
+
+
+@pytest.fixture
+def no_api() -> Iterator[None]:
+    """Whatever other tests have started: a call of the API fails in here."""
+    with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        yield
+
+
+@pytest.mark.usefixtures("no_api")
+def test_every_task_is_a_plain_function_outside_prefect(
+    source: Source, destination: Destination, make_table: MakeTable, tmp_path: Path
+) -> None:
+    """The whole job by hand, as in a notebook or under another orchestrator."""
+    model, classic = TreesModel(), Classic()
+    dataset = ingest_dataset.fn(source, destination)
+    plan = plan_balance.fn(dataset, model=model, gate=FAST)
+    trained = train_model.fn(dataset, model, plan=plan)
+    drawn = sample_classes.fn(dataset, trained, {"cracked": 30})
+    judged = judge_candidates.fn(dataset, drawn, plan, gate=FAST)
+    same = {"dataset": dataset, "plan": plan, "model": model, "gate": FAST, "candidates": judged}
+    arms = make_arms(dataset.modality, model="trees", classic=classic)
+    scores = [score_arm.fn(arm, 0, **same) for arm in arms]
+    choice = choose_arm.fn(scores)
+    verdict = verify_choice.fn(
+        dataset, choice, plan, scores=scores, model=model, candidates=judged, gate=FAST
+    )
+    smote = next(arm for arm in arms if arm.family == "classic").model_copy(update={"amount": 1.0})
+    recipe = make_recipe(smote, plan, kept=judged.kept_counts, scores=scores, copies=False)
+    made = augment_records.fn(dataset, plan, recipe.classic, classic)
+    page = write_report.fn(dataset, plan, scores=scores, verdict=verdict, recipe=recipe)
+    commit = publish_dataset.fn(
+        dataset, judged, plan=plan, recipe=recipe, verdict=verdict, classic=made, report=page
+    )
+
+    pq.write_table(make_table(seed=5, counts={"cracked": 20}), tmp_path / "theirs.parquet")
+    given = import_synthetic.fn(dataset, plan, str(tmp_path / "theirs.parquet"))
+
+    assert commit.version == 1
+    assert given.class_counts == {"cracked": 20}
+    published = open_dataset(destination.uri)
+    assert published.to_table(origins=["classic"]).num_rows > 0
+    assert published.manifest.verdict == verdict

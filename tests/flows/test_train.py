@@ -1,0 +1,61 @@
+"""Training alone, and the rebalance that finds what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.flows.train import train
+from prefect_augment.params import Budget, Destination, Gate, NoModel, Source, TreesModel
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.storage import open_store
+
+FAST = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+
+
+@pytest.fixture
+def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+def test_training_says_what_it_trained_and_publishes_nothing(
+    source: Source, tmp_path: Path
+) -> None:
+    result = train.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))
+    assert (result.status, result.model.kind) == ("trained", "trees")
+    assert "cracked" in result.model.strata
+    store = open_store(str(tmp_path / "out"))
+    assert result.model.digest in store.read(result.model.path).decode()
+    assert store.exists(result.model.checkpoint)
+    assert result.seconds > 0
+    assert not (tmp_path / "out/_manifests").exists()
+
+
+def test_rebalance_with_the_same_parameters_uses_the_model(source: Source, tmp_path: Path) -> None:
+    given = {"source": source, "destination": Destination(uri=str(tmp_path / "out"))}
+    trained = train.fn(**given, model=TreesModel(min_leaf=10), seed=3)
+    rebalance.fn(**given, model=TreesModel(min_leaf=10), seed=3, gate=FAST)
+    models = {p.split("/")[2] for p in open_store(str(tmp_path / "out")).list("_staging/train")}
+    assert models == {trained.model.key}, "it trained no other"
+    published = open_dataset(str(tmp_path / "out")).to_table()["aug_model"].drop_null()
+    assert set(published.to_pylist()) == {trained.model.digest}
+
+
+def test_the_same_training_again_finds_its_model(source: Source, tmp_path: Path) -> None:
+    given = {"source": source, "destination": Destination(uri=str(tmp_path / "out"))}
+    first = train.fn(**given)
+    # Where checkpoints are kept changes no byte, and so it is no other model.
+    again = train.fn(**given, budget=Budget(checkpoint_seconds=1.0))
+    assert (again.status, again.model) == ("unchanged", first.model)
+
+
+def test_no_model_is_nothing_to_train(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="choose auto or a kind"):
+        train.fn(source=source, destination=Destination(uri=str(tmp_path / "out")), model=NoModel())

@@ -1,0 +1,179 @@
+"""What a person sees of a run: names, summary, messages, artifacts; nothing secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import State
+from prefect.filesystems import RemoteFileSystem
+
+from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import RefusedError
+from prefect_augment.flows.approve import approve
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import (
+    Answer,
+    Approval,
+    Destination,
+    Gate,
+    NoModel,
+    Source,
+    TreesModel,
+)
+
+pytestmark = pytest.mark.flow
+
+GATE = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
+EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
+
+
+@pytest.fixture
+def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+    """Records whose rare class has a name that is markup."""
+    table = make_table()
+    names = [EVIL if name == "cracked" else name for name in table["state"].to_pylist()]
+    table = table.set_column(table.schema.get_field_index("state"), "state", pa.array(names))
+    pq.write_table(table, tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+def artifacts(state: State[Any]) -> list[Any]:
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+
+
+def task_names(state: State[Any]) -> list[str]:
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(
+            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
+        )
+    return [run.name for run in runs]
+
+
+def test_a_run_ends_with_a_summary_and_an_approval_with_another(
+    source: Source, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "source": source,
+        "destination": Destination(uri=str(tmp_path / "out")),
+        "model": TreesModel(),
+        "gate": GATE,
+        "approval": Approval(ask=True),
+    }
+    state = rebalance(**given, return_state=True)
+    # Not deployed, so it cannot be suspended: it ends, and says how to go on.
+    assert state.is_completed()
+    assert state.name == "Completed", "automations wait for this name"
+    result = state.result()
+    assert result.status == "awaiting_approval"
+    assert f"prefect-augment approve {tmp_path / 'out'} {result.proposal}" in (state.message or "")
+
+    shown = {a.key: a for a in artifacts(state)}
+    slug = f"{tmp_path.name}-out".lower().replace("_", "-")
+    for part in ("plan", "report", "approval", "summary", "progress-train", "progress-sample"):
+        assert f"{slug}-{part}" in shown, sorted(shown)
+    assert shown[f"{slug}-summary"].data.startswith("## Verdict:")
+    assert "report.html" in shown[f"{slug}-summary"].data
+    for artifact in shown.values():
+        assert len(json.dumps(artifact.data)) < 200_000
+        if artifact.type == "markdown":
+            assert "<img src=x" not in artifact.data, artifact.key
+            assert "[a](b)" not in artifact.data, artifact.key
+
+    names = task_names(state)
+    assert any(name.startswith("sample <img src=x") for name in names), names
+    assert any(name.startswith("score ") and name.endswith("seed 0") for name in names), names
+    assert "train trees, seed 0" in names
+
+    said = approve(Destination(uri=str(tmp_path / "out")), "", Answer(by="Ada"), return_state=True)
+    assert said.result().version == 1
+    assert "Approved by Ada" in (said.message or "")
+    assert any(a.key == f"{slug}-summary" for a in artifacts(said))
+
+
+def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) -> None:
+    @flow(name="other-team")
+    def other_team() -> RunResult:
+        return rebalance(
+            source=source,
+            destination=Destination(uri=str(tmp_path / "out")),
+            model=NoModel(),
+            gate=GATE,
+            plan_only=True,
+        )
+
+    assert other_team().status == "planned"
+
+
+def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path) -> None:
+    strict = GATE.model_copy(update={"on_no_gain": "fail"})
+    state = rebalance(
+        source=source,
+        destination=Destination(uri=str(tmp_path / "out")),
+        model=NoModel(),
+        gate=strict,
+        return_state=True,
+    )
+    assert state.is_failed()
+    message = state.message or ""
+    assert "gate.on_no_gain is 'fail'" in message
+    assert "report.html" in message
+    assert "Traceback" not in message
+    with pytest.raises(RefusedError):
+        state.result()
+
+
+def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
+    make_table: Callable[..., pa.Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The memory file system takes any option; what matters is that they arrive and go nowhere."""
+    import fsspec
+
+    secret = "hunter2-is-secret"
+    RemoteFileSystem(basepath="memory://lake", settings={"key": secret}).save(
+        "lake", overwrite=True
+    )
+    memory = fsspec.filesystem("memory")
+    with memory.open("/blocks/in.parquet", "wb") as file:
+        pq.write_table(make_table(), file)
+    block = "remote-file-system/lake"
+    with caplog.at_level(logging.DEBUG):
+        state = rebalance(
+            source=Source(uri="memory://blocks/in.parquet", label="state", storage_block=block),
+            destination=Destination(uri="memory://blocks/out", storage_block=block),
+            model=NoModel(),
+            gate=GATE,
+            return_state=True,
+        )
+    assert state.result().version == 1
+    assert b"remote-file-system/lake" in memory.cat("/blocks/out/_manifests/v00000001.json")
+    for path in memory.find("/blocks/out"):
+        assert secret.encode() not in memory.cat(path), path
+    assert secret not in caplog.text
+    assert secret not in json.dumps([a.data for a in artifacts(state)])
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+        assert secret not in json.dumps(client.read_flow_run(run_id).parameters)
+    assert secret not in " ".join(line.message for line in logs)
