@@ -19,8 +19,10 @@ from prefect_augment.params import (
     Report,
     Source,
 )
+from prefect_augment.registry import check_shard_format
 from prefect_augment.stages.arms import classic_recipe
 from prefect_augment.stages.checks import as_json, check_parameters
+from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.tasks._runtime import conclude, open_destination, run
@@ -70,6 +72,9 @@ def augment(
             return conclude(result, dataset.root, dataset.block)
         store = open_destination(destination)
         check_destination(store, dataset)
+        if publish.export:
+            check_export(store, publish.export)
+        check_shard_format(publish.format, modality=dataset.modality)
 
         recipe = classic_recipe(plan, dataset.modality)
         made = None

@@ -27,9 +27,10 @@ from prefect_augment.params import (
     Report,
     Source,
 )
-from prefect_augment.registry import resolve_model
+from prefect_augment.registry import check_shard_format, resolve_model
 from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
+from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
@@ -97,6 +98,9 @@ def rebalance(
             return conclude(result, dataset.root, dataset.block)
         store = open_destination(destination)
         check_destination(store, dataset)
+        if publish.export:
+            check_export(store, publish.export)
+        check_shard_format(publish.format, modality=dataset.modality)
 
         trained, candidates = None, None
         kind = resolve_model(model, modality=dataset.modality)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,37 @@ def source_table(n: int = 60, *, seed: int = 0) -> pa.Table:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(frame), sink)
     return pq.read_table(sink)  # as it comes out of a file: that is what ingest sees
+
+
+def image_table(messy_images: Any, n: int = 60) -> pa.Table:
+    """Images of both kinds and depths, some with a mask; classes 4 : 2 : 1."""
+    encode, picture = messy_images.encode, messy_images.picture
+    images = [
+        encode(picture(i, mode="RGB" if i % 5 else "L"), "PNG" if i % 2 else "JPEG")
+        for i in range(n)
+    ]
+    masks = [None if i % 3 else {"bytes": images[i], "path": None} for i in range(n)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": data, "path": f"{i}.x"} for i, data in enumerate(images)], kind
+            ),
+            "mask": pa.array(masks, kind),
+            "tile": pa.array([None if i % 7 == 0 else i // 3 for i in range(n)], pa.int32()),
+            "site": pa.array([("nord", "süd")[i % 2] for i in range(n)]).dictionary_encode(),
+            "label": [("a", "a", "b", "a", "a", "b", "c/<b>|'")[i % 7] for i in range(n)],
+        }
+    )
+    features = {
+        "image": {"_type": "Image"},
+        "mask": {"_type": "Image"},
+        **{name: {"dtype": kind, "_type": "Value"} for name, kind in
+           (("tile", "int32"), ("site", "string"), ("label", "string"))},
+    }  # fmt: skip
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
 
 
 @dataclass
@@ -316,7 +348,7 @@ def stage_report(store: Store, *, key: str, text: str = "<html>") -> ReportRef:
     )
 
 
-def publish_as_is(store: Store, ref: DatasetRef) -> None:
+def publish_as_is(store: Store, ref: DatasetRef, settings: Publish | None = None) -> None:
     """Publish staged records as a version that changes nothing about them."""
     classes = tuple(
         ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, judged=True)
@@ -342,7 +374,7 @@ def publish_as_is(store: Store, ref: DatasetRef) -> None:
         classic=None,
         models=(),
         report=None,
-        publish=Publish(),
+        publish=settings or Publish(),
         params={},
         store=store,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -17,14 +18,18 @@ from prefect_augment.params import (
     DiffusionModel,
     NoModel,
     PluginModel,
+    Publish,
     TreesModel,
 )
 from prefect_augment.registry import (
     FORMATS,
     MODELS,
+    SHARD_FORMATS,
     ModelEntry,
+    check_shard_format,
     load_model_class,
     load_reader,
+    load_shard_format,
     model_params,
     resolve_model,
 )
@@ -60,6 +65,19 @@ def test_every_registered_model_can_be_imported(kind: str) -> None:
 def test_every_registered_format_can_be_imported() -> None:
     for name in FORMATS:
         assert callable(load_reader(name))
+    endings = [load_shard_format(name)().ending for name in SHARD_FORMATS]
+    assert len(set(endings)) == len(SHARD_FORMATS)
+    assert set(SHARD_FORMATS) == set(get_args(Publish.model_fields["format"].annotation))
+
+
+def test_a_format_is_refused_for_data_that_it_does_not_hold() -> None:
+    for modality in ("table", "image"):
+        check_shard_format("parquet", modality=modality)
+    check_shard_format("webdataset", modality="image")
+    with pytest.raises(ParameterError, match="choose one of: parquet"):
+        check_shard_format("webdataset", modality="table")
+    with pytest.raises(ParameterError, match="parquet, webdataset"):
+        check_shard_format("lance", modality="table")
 
 
 @pytest.mark.parametrize("wish", [AutoModel(), TreesModel(), "trees"])

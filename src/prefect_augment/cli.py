@@ -17,6 +17,7 @@ from prefect_augment.commands.init import init
 from prefect_augment.commands.rebalance import demo, rebalance
 from prefect_augment.commands.shared import err, escape
 from prefect_augment.commands.steps import augment, evaluate, profile, train
+from prefect_augment.commands.upkeep import erase, export, gc, rollback
 from prefect_augment.errors import AugmentError
 
 __all__ = ["app", "main"]
@@ -29,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    rebalance, augment, train, evaluate, approve, profile, versions, inspect, verify, init, doctor, demo,
+    rebalance, augment, train, evaluate, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
+    init, doctor, demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ValidationError
 
+from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import (
     ApprovalDecision,
     ClassGate,
@@ -37,6 +38,8 @@ __all__ = [
     "PublishedFile",
     "PublishedModel",
     "commit",
+    "commit_next",
+    "committed",
     "content_digest",
     "find_commit",
     "latest_version",
@@ -160,6 +163,13 @@ class Manifest(Fact):
             update={"content_digest": content_digest(self.model_dump(mode="json"))}
         )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes of the version: by number where all are numbers, else by text."""
+        return tuple(
+            class_order({name for counts in self.class_counts.values() for name in counts})
+        )
+
     def split_shards(self, split: str) -> tuple[ShardFact, ...]:
         """Return the shards of one split, in the order they are read."""
         return tuple(s for s in self.shards if s.split == split)
@@ -270,7 +280,7 @@ def find_commit(store: Store, dataset_key: str) -> Commit | None:
     for version in reversed(list_versions(store)):
         manifest = read_manifest(store, version)
         if manifest.dataset_key == dataset_key:
-            return _committed(store, manifest, created=False)
+            return committed(store, manifest, created=False)
     return None
 
 
@@ -300,26 +310,36 @@ def commit(
     CommitConflictError
         If other runs kept committing first. Nothing is lost: what was built stays in staging.
     """
+    return commit_next(store, build, lambda: find_commit(store, dataset_key))
+
+
+def commit_next(
+    store: Store,
+    build: Callable[[int, Manifest | None], Manifest],
+    find: Callable[[], Commit | None],
+) -> Commit:
+    """Make a version visible as :func:`commit` does, where ``find`` says whether that has been done."""
     for _ in range(_MAX_ATTEMPTS):
-        found = find_commit(store, dataset_key)
+        found = find()
         if found is not None:
             return found
         latest = latest_version(store)
         parent = None if latest is None else read_manifest(store, latest)
         manifest = build((latest or 0) + 1, parent).sealed()
         if store.put_if_absent(manifest_path(manifest.version), manifest.to_json()):
-            return _committed(store, manifest, created=True)
+            return committed(store, manifest, created=True)
         # A client that retries its own successful put is told that an object is there, too.
         other = read_manifest(store, manifest.version)
         if other.content_digest == manifest.content_digest:
-            return _committed(store, other, created=False)
+            return committed(store, other, created=False)
     raise CommitConflictError(
         f"other runs published to {store.uri} first, {_MAX_ATTEMPTS} times in a row; run again when they are done. "
         "The work is kept in _staging, so the rerun only commits."
     )
 
 
-def _committed(store: Store, manifest: Manifest, *, created: bool) -> Commit:
+def committed(store: Store, manifest: Manifest, *, created: bool) -> Commit:
+    """Return the reference to a version that is visible."""
     return Commit(
         root=store.uri,
         version=manifest.version,

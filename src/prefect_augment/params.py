@@ -564,6 +564,11 @@ class Answer(Params):
 class Publish(Params):
     """What is written, and how."""
 
+    format: Literal["parquet", "webdataset"] = Field(
+        default="parquet",
+        description="parquet is read by everything; webdataset writes images as tar shards, for loaders that stream "
+        "them. It pays for images of 10 kB and more.",
+    )
     materialise: Literal["auto", "copies"] = Field(
         default="auto",
         description="auto expresses resampling in the column aug_weight; copies also writes the duplicates, for "
@@ -578,6 +583,11 @@ class Publish(Params):
         default=1_000_000, ge=1, description="At most so many records in a shard."
     )
     shard_mib: int = Field(default=128, ge=1, le=4096, description="About so many MiB in a shard.")
+    export: str = Field(
+        default="",
+        description="Also write the newest version to this folder or URL, as a plain tree for engines that read by "
+        "glob (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced.",
+    )
 
 
 class Report(Params):

@@ -30,9 +30,13 @@ __all__ = [
     "ENTRY_POINTS",
     "FORMATS",
     "MODELS",
+    "SHARD_FORMATS",
     "ModelEntry",
+    "ShardEntry",
+    "check_shard_format",
     "load_model_class",
     "load_reader",
+    "load_shard_format",
     "model_params",
     "resolve_model",
 ]
@@ -64,6 +68,21 @@ _AUTO: dict[Modality, TreesModel | DiffusionModel] = {
 FORMATS: dict[str, str] = {
     "parquet": "prefect_augment.shards.parquet:read_records",
     "csv": "prefect_augment.shards.csv:read_records",
+}
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """Where the code of a published format is, and what it can hold."""
+
+    target: str  # module:Class with the methods of shards.base.ShardFormat
+    modalities: tuple[Modality, ...]
+
+
+# Published format, as Publish.format names it. Staged records are always Parquet.
+SHARD_FORMATS: dict[str, ShardEntry] = {
+    "parquet": ShardEntry("prefect_augment.shards.parquet:ParquetShards", ("table", "image")),
+    "webdataset": ShardEntry("prefect_augment.shards.webdataset:WebDatasetShards", ("image",)),
 }
 
 
@@ -169,6 +188,39 @@ def load_reader(source_format: str) -> Any:
             f"unknown source format {source_format!r}; there are: {', '.join(FORMATS)}."
         )
     return _load(FORMATS[source_format], what=f"source format {source_format!r}", extra="")
+
+
+def load_shard_format(name: str) -> Any:
+    """Return the class of a published format, importing it now.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such format.
+    """
+    if name not in SHARD_FORMATS:
+        raise ParameterError(
+            f"unknown shard format {name!r}; there are: {', '.join(SHARD_FORMATS)}."
+        )
+    return _load(SHARD_FORMATS[name].target, what=f"shard format {name!r}", extra="")
+
+
+def check_shard_format(name: str, *, modality: Modality) -> None:
+    """Refuse to publish a kind of data in a format that cannot hold it.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such format, or it holds other data.
+    """
+    load_shard_format(name)
+    if modality not in SHARD_FORMATS[name].modalities:
+        able = [kind for kind, entry in SHARD_FORMATS.items() if modality in entry.modalities]
+        raise ParameterError(
+            f"publish.format {name!r} holds {' and '.join(SHARD_FORMATS[name].modalities)} data, and the source is "
+            f"{modality} data; choose one of: {', '.join(able)}.",
+            format=name,
+        )
 
 
 def _kinds(modality: str) -> list[str]:

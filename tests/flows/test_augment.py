@@ -12,7 +12,7 @@ import pytest
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.augment import augment
 from prefect_augment.manifest import read_manifest
-from prefect_augment.params import Balance, Classic, Destination, Source
+from prefect_augment.params import Balance, Classic, Destination, Publish, Source
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.stages.example import example_images
 from prefect_augment.stages.maintain import verify
@@ -99,3 +99,16 @@ def test_without_anything_the_example_goes_below_the_home_folder(
     result = augment.fn()
     assert result.counts["train"]["eight"]["classic"] > 0
     assert open_dataset(str(tmp_path / "prefect-augment/example-augmented")).manifest.version == 1
+
+
+def test_tars_for_a_table_are_refused_before_anything_is_made(
+    source: Source, tmp_path: Path
+) -> None:
+    with pytest.raises(ParameterError, match=r"publish\.format 'webdataset' holds image data"):
+        augment.fn(
+            source=source,
+            destination=Destination(uri=str(tmp_path / "out")),
+            publish=Publish(format="webdataset"),
+        )
+    assert not (tmp_path / "out/_staging/augment").exists()
+    assert not (tmp_path / "out/data").exists()

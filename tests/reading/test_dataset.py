@@ -174,6 +174,74 @@ def test_a_holdout_elsewhere_is_said(store: Store, releases: ModuleType) -> None
         dataset.to_table("holdout")
 
 
+# --- the recipe's multipliers -----------------------------------------------------------------
+
+
+def with_thresholds(dataset: Dataset, thresholds: dict[str, dict[str, float]]) -> Dataset:
+    recipe = dataset.recipe.model_copy(update={"thresholds": thresholds})
+    return Dataset(dataset.store, dataset.manifest.model_copy(update={"recipe": recipe}))
+
+
+TUNED = {"boosting": {"a": 1.0, "b": 3.0, "c/<b>|'": 8.0}, "logistic": {"a": 1.0, "b": 1.0}}
+
+
+def test_multipliers_move_the_prediction_and_keep_probabilities(dataset: Dataset) -> None:
+    assert dataset.classes == ("a", "b", "c/<b>|'")
+    tuned = with_thresholds(dataset, TUNED)
+    proba = np.array([[0.6, 0.3, 0.1], [0.98, 0.01, 0.01], [0.0, 0.0, 0.0]])
+    found = tuned.apply_thresholds(proba, "boosting")
+    assert found[:2].argmax(axis=1).tolist() == [1, 0]
+    np.testing.assert_allclose(found[0], np.array([0.6, 0.9, 0.8]) / 2.3)
+    assert found.sum(axis=1).tolist() == pytest.approx([1, 1, 0])
+    np.testing.assert_allclose(proba[0], [0.6, 0.3, 0.1])
+
+
+def test_multipliers_go_by_the_classes_of_the_columns(dataset: Dataset) -> None:
+    tuned = with_thresholds(dataset, {"boosting": TUNED["boosting"]})
+    found = tuned.apply_thresholds([[0.5, 0.5]], classes=np.array(["b", "a"]))
+    np.testing.assert_allclose(found, [[0.75, 0.25]])
+
+
+def test_numbers_and_booleans_are_classes_as_the_manifest_spells_them(dataset: Dataset) -> None:
+    def of(classes: list[str], tuned: dict[str, float]) -> Dataset:
+        counts = {"train": {name: {"real": 1} for name in classes}}
+        manifest = dataset.manifest.model_copy(update={"class_counts": counts})
+        return with_thresholds(Dataset(dataset.store, manifest), {"boosting": tuned})
+
+    numbers = of(["9", "10"], {"9": 1.0, "10": 3.0})
+    assert numbers.classes == ("9", "10")
+    found = numbers.apply_thresholds([[0.5, 0.5]], classes=np.array([9, 10]))
+    np.testing.assert_allclose(found, [[0.25, 0.75]])
+    flags = of(["true", "false"], {"true": 3.0})
+    found = flags.apply_thresholds([[0.5, 0.5]], classes=np.array([False, True]))
+    np.testing.assert_allclose(found, [[0.25, 0.75]])
+
+
+def test_a_recipe_without_multipliers_changes_nothing(dataset: Dataset) -> None:
+    proba = [[0.2, 0.3, 0.5]]
+    np.testing.assert_allclose(dataset.apply_thresholds(proba, "anything"), proba)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"probabilities": [[1.0, 0.0, 0.0]]}, "'boosting', 'logistic'; say which"),
+        ({"probabilities": [[1.0, 0.0, 0.0]], "learner": "forest"}, "not 'forest'"),
+        ({"probabilities": [[1.0, 0.0]], "learner": "logistic"}, "a column for each of 3"),
+        ({"probabilities": [0.5, 0.5, 0.0], "learner": "logistic"}, "a column for each of 3"),
+        (
+            {"probabilities": [[1.0]], "learner": "logistic", "classes": ["z"]},
+            "'z' is none of the version's",
+        ),
+    ],
+)
+def test_multipliers_that_cannot_be_applied_say_why(
+    dataset: Dataset, asked: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words):
+        with_thresholds(dataset, TUNED).apply_thresholds(**asked)
+
+
 # --- other readers ----------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefect_augment.commands.shared import (
+    Block,
     Json,
     parameter_errors,
     prefect_session,
@@ -40,9 +41,7 @@ def approve(
     list_them: Annotated[
         bool, typer.Option("--list", help="Only show the proposals and what became of them.")
     ] = False,
-    block: Annotated[
-        str, typer.Option(help="Saved Prefect storage block with the credentials.")
-    ] = "",
+    block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Publish a version that waits for approval, with fewer records where wanted, or reject it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefect_augment.commands.shared import (
+    Block,
     Json,
     Version,
     open_root,
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "verify", "versions"]
 
 
-def versions(dest: str, as_json: Json = False) -> None:
+def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.stages.maintain import versions as list_versions
 
-    print_facts(list_versions(open_root(dest)), as_json=as_json)
+    print_facts(list_versions(open_root(dest, block)), as_json=as_json)
 
 
 def inspect(
@@ -33,13 +34,14 @@ def inspect(
     diff: Annotated[
         int | None, typer.Option("--diff", help="Compare with this version instead of showing one.")
     ] = None,
+    block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Show one version of a published dataset, or what changed between two."""
     from prefect_augment.manifest import latest_version
     from prefect_augment.stages import maintain
 
-    store = open_root(dest)
+    store = open_root(dest, block)
     if diff is None:
         fact: Fact = maintain.inspect(store, version)
     else:
@@ -53,12 +55,13 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Rewrite what can be derived again.")
     ] = False,
+    block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
     from prefect_augment.stages.maintain import verify as check
 
-    found = check(open_root(dest), version, repair=repair)
+    found = check(open_root(dest, block), version, repair=repair)
     print_facts([found], as_json=as_json)
     if found.problems:
         raise typer.Exit(1)

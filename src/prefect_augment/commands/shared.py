@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefect_augment.storage import Store
 
 __all__ = [
+    "Block",
     "By",
     "Dest",
     "Exclude",
@@ -36,6 +37,7 @@ __all__ = [
     "Target",
     "Version",
     "Workers",
+    "block_options",
     "err",
     "escape",
     "holdout_wish",
@@ -69,6 +71,7 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None, typer.Option(help="No files that match, e.g. masks: '*.png'; repeatable.")
 ]
+Block = Annotated[str, typer.Option(help="Saved Prefect storage block with the credentials.")]
 Steps = Annotated[int, typer.Option(help="Training steps instead of minutes.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
@@ -186,8 +189,17 @@ def print_facts(facts: Iterable[Fact], *, as_json: bool) -> None:
             show_fact(out, fact)
 
 
-def open_root(uri: str) -> Store:
-    """Open a published dataset's folder."""
+def open_root(uri: str, block: str = "") -> Store:
+    """Open a published dataset's folder, with the credentials of a block where one is named."""
     from prefect_augment.storage import open_store
 
-    return open_store(uri)
+    return open_store(uri, options=block_options(block))
+
+
+def block_options(block: str) -> dict[str, Any]:
+    """Return the fsspec options that a saved Prefect block holds; none without a name."""
+    if not block:
+        return {}  # without Prefect, which takes seconds to import
+    from prefect_augment.tasks._blocks import storage_options
+
+    return storage_options(block)

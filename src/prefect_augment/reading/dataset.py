@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from prefect_augment.datatypes import Origin, Recipe, ShardFact
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.manifest import Manifest, read_manifest
 from prefect_augment.reading.staged import read_shards
+from prefect_augment.shards.formats import label_names
 from prefect_augment.storage import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from prefect_augment.reading.torch_dataset import TorchDataset
 
 __all__ = ["Dataset", "open_dataset"]
 
@@ -96,6 +99,11 @@ class Dataset:
         return self.manifest.label
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes of the version, in order; what class indices count."""
+        return self.manifest.classes
+
+    @property
     def recipe(self) -> Recipe:
         """How to train on the records: what won the comparison."""
         return self.manifest.recipe
@@ -170,6 +178,177 @@ class Dataset:
         """
         return self.to_table(split, origins, ["aug_weight"])["aug_weight"].to_numpy()  # type: ignore[no-any-return]
 
+    def to_torch(
+        self,
+        split: str = "train",
+        origins: Sequence[Origin] | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        recipe: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        buffer_groups: int = 8,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> TorchDataset:
+        """Return records as a stream ``(x, y)`` for ``torch.utils.data.DataLoader``.
+
+        ``y`` is an index into :attr:`classes`. ``x`` is the picture, a uint8 tensor of shape (channels,
+        height, width); of a table whose columns are all numbers a float32 tensor of shape (n_columns,),
+        NaN where there is none; else, and where ``columns`` asks for more, a dict by column of such
+        tensors, numbers, and text.
+
+        Over all workers and ranks every record comes once per epoch; with ``recipe``, records are drawn
+        as often as the recipe says, as many as there are. Ranks get equal numbers, give or take one:
+        use ``drop_last=True`` where they wait for one another. Order and draws depend on seed, epoch
+        and the number of ranks and workers alone; call ``set_epoch`` before each epoch.
+
+        Parameters
+        ----------
+        split : str
+            ``train`` or ``holdout``.
+        origins : sequence of str, optional
+            Only these: real, copy, classic, synthetic.
+        columns : sequence of str, optional
+            What ``x`` is made of. By default the picture, or all columns but label and lineage.
+        recipe : bool
+            Apply the published recipe: draw in proportion to ``aug_weight``, change pictures by its
+            classic policy with its probability, draw synthetic records in its first share of the
+            training only (say how long that is with ``epochs``, or how far with ``set_progress``). What
+            the training loop has to do is in the stream's ``loss``, ``log_prior`` and ``thresholds``.
+        transform : callable, optional
+            Applied to ``x``, after the recipe.
+        shuffle : bool, optional
+            By default for train. Groups of records are read in a random order, and shuffled over
+            ``buffer_groups`` of them.
+        seed : int
+            Of order, draws and policy.
+        epochs : int, optional
+            How many epochs training has.
+        channels : int, optional
+            1 or 3, for pictures that are not all gray or all coloured; by default as they are.
+        buffer_groups : int
+            Groups of about 3 MB that a worker holds.
+        rank, world_size : int, optional
+            By default those of ``torch.distributed``, where it is initialised.
+
+        Raises
+        ------
+        MissingExtraError
+            If torch, or for images Pillow, is not installed.
+        ParameterError
+            If arguments contradict one another, or there is no such split or record.
+        SchemaError
+            If there is no such column.
+
+        Examples
+        --------
+        >>> records = dataset.to_torch(recipe=True, epochs=30)  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(records, batch_size=128, num_workers=4)  # doctest: +SKIP
+        """
+        try:
+            from prefect_augment.reading.torch_dataset import TorchDataset
+        except ModuleNotFoundError as exc:
+            if (exc.name or "").partition(".")[0] != "torch":
+                raise
+            raise MissingExtraError(
+                "to_torch needs torch: pip install 'prefect-augment[torch]'", extra="torch"
+            ) from exc
+        if recipe and (split != "train" or shuffle is False):
+            raise ParameterError(
+                "a recipe says how the train split is drawn, at random; leave out recipe=True for "
+                f"{'the split ' + repr(split) if split != 'train' else 'records in their order'}."
+            )
+        return TorchDataset(
+            self.store,
+            self._shards(split, origins),
+            label=self.label,
+            classes=self.classes,
+            recipe=self.recipe if recipe else None,
+            columns=columns,
+            transform=transform,
+            shuffle=split == "train" if shuffle is None else shuffle,
+            seed=seed,
+            epochs=epochs,
+            channels=channels,
+            buffer_groups=buffer_groups,
+            rank=rank,
+            world_size=world_size,
+            verify=self.verify,
+        )
+
+    def apply_thresholds(
+        self,
+        probabilities: ArrayLike,
+        learner: str = "",
+        *,
+        classes: Sequence[Any] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return class probabilities with the recipe's multipliers, so that the largest is the prediction.
+
+        With two classes that moves the threshold. A recipe without multipliers changes nothing.
+
+        Parameters
+        ----------
+        probabilities : array-like, shape (n_records, n_classes)
+            What a classifier says, e.g. ``predict_proba``.
+        learner : str
+            Whose multipliers: the classifier of the comparison that yours is most like (``boosting``,
+            ``logistic`` …). May be left out where there is one.
+        classes : sequence, optional
+            The class of each column, e.g. scikit-learn's ``classes_``; by default :attr:`classes`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records, n_classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        ParameterError
+            If the recipe has no such learner, a class is not one of the version's, or the columns are
+            not one per class.
+
+        Examples
+        --------
+        >>> proba = dataset.apply_thresholds(
+        ...     model.predict_proba(X), "boosting", classes=model.classes_
+        ... )  # doctest: +SKIP
+        >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
+        """
+        proba = np.asarray(probabilities, dtype=np.float64)
+        names = self.classes if classes is None else _class_names(classes)
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise ParameterError(
+                f"class {unknown[0]!r} is none of the version's: {', '.join(map(repr, self.classes))}."
+            )
+        if proba.ndim != 2 or proba.shape[1] != len(names):
+            raise ParameterError(
+                f"probabilities have the shape {proba.shape}; expected a column for each of {len(names)} classes."
+            )
+        tuned = self._thresholds(learner)
+        scaled: NDArray[np.float64] = proba * np.array([tuned.get(name, 1.0) for name in names])
+        total = scaled.sum(axis=1, keepdims=True)
+        np.divide(scaled, total, out=scaled, where=total > 0)
+        return scaled
+
+    def _thresholds(self, learner: str) -> dict[str, float]:
+        tuned = self.recipe.thresholds
+        if not tuned:
+            return {}
+        if not learner and len(tuned) == 1:
+            return next(iter(tuned.values()))
+        if learner not in tuned:
+            raise ParameterError(
+                f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}; say which with learner, not "
+                f"{learner!r}: the one that your classifier is most like."
+            )
+        return tuned[learner]
+
     def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardFact]:
         if split not in self.manifest.class_counts:
             there = ", ".join(sorted(self.manifest.class_counts)) or "none"
@@ -183,3 +362,9 @@ class Dataset:
             )
         shards = self.manifest.split_shards(split)
         return [s for s in shards if origins is None or s.origin in origins]
+
+
+def _class_names(classes: Sequence[Any]) -> tuple[str, ...]:
+    """Classes as the manifest spells them: true for True, 1 for numpy's 1."""
+    values = [c.item() if isinstance(c, np.generic) else c for c in classes]
+    return tuple(label_names(pa.array(values)))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, ShardFact
 from prefect_augment.errors import IntegrityError
-from prefect_augment.shards.parquet import read_shard
+from prefect_augment.shards.formats import read_shard
 from prefect_augment.staging import read_fact
 from prefect_augment.storage import Store
 

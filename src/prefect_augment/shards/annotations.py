@@ -98,11 +98,14 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
     keys = set(images.values())
     of_key: dict[str, str] = {}
     used = set()
+    made = set()
     for member in members:
         key, ending = _key(member.path), ending_of(member.path)
         if ending not in (".cls", ".json", ".txt") or key not in keys:
             continue
         used.add(member.path)
+        if ending == ".json" and _is_made(member.data):
+            made.add(key)
         label = _text(member.data).strip() if ending == ".cls" else ""
         if ending == ".json":
             label = _json_label(member.data, source.label)
@@ -113,8 +116,26 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
             "no image has a .cls or .json member with a label beside it; say source.label where the JSON's field has a "
             f"name other than {', '.join(LABEL_FIELDS)}, or source.format=folder for class folders."
         )
-    of_path = {path: of_key[key] for path, key in images.items() if key in of_key}
-    return Labels(of_path, frozenset(used), missing="unlabelled: no .cls or .json with a label")
+    used |= {path for path, key in images.items() if key in made}
+    of_path = {path: of_key[key] for path, key in images.items() if key in of_key.keys() - made}
+    notes = (f"{len(made)} records that were made and are not real (aug_origin) were left out",)
+    return Labels(
+        of_path,
+        frozenset(used),
+        missing="unlabelled: no .cls or .json with a label",
+        notes=notes if made else (),
+    )
+
+
+def _is_made(data: bytes) -> bool:
+    """Tell whether a .json of ours says that its record is a copy, classic or synthetic."""
+    if b"aug_origin" not in data:
+        return False
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("aug_origin", "real") != "real"
 
 
 def _json_label(data: bytes, field: str) -> str:

@@ -1,9 +1,14 @@
-"""The contract of every source format: bytes in, records out, and what could not be read said."""
+"""The contracts of formats.
+
+Of a source: bytes in, records out, and what could not be read said (:class:`SourceReader`). Of our
+own shards: records in, one object out, and the same records back (:class:`ShardFormat`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.params import Source
 
-__all__ = ["Rejected", "SourceReader", "SourceRecords"]
+__all__ = ["Rejected", "ShardFormat", "ShardReader", "SourceReader", "SourceRecords"]
 
 
 @dataclass(frozen=True)
@@ -41,4 +46,53 @@ class SourceReader(Protocol):
 
     def __call__(self, file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
         """Return the records, and what could not be read."""
+        ...
+
+
+class ShardReader(Protocol):
+    """One of our shards, open: its schema and its groups are known, no record is read."""
+
+    schema: pa.Schema
+    group_rows: tuple[int, ...]  # records per group; a group is what is read at once, a few MiB
+
+    def read(
+        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Return records of all groups or of some, in the order they were written in.
+
+        Raises what Arrow and the file raise; :mod:`prefect_augment.shards.formats` says it in our words.
+        """
+        ...
+
+
+class ShardFormat(Protocol):
+    """How records become one object. One class in one file, and a line in the registry.
+
+    Equal tables give equal bytes, and what is read is the table that was encoded: columns, order,
+    types, values and schema metadata.
+    """
+
+    ending: str  # of the objects' names, with the dot
+
+    def encode(self, table: pa.Table, *, label: str, classes: Sequence[str]) -> bytes:
+        """Return the records as one object.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            One chunk and one dictionary per column.
+        label : str
+            The column that holds the class; empty where there is none.
+        classes : sequence of str
+            All classes of the version in their order, for formats that number them.
+
+        Raises
+        ------
+        SchemaError
+            If the format has no form for a column.
+        """
+        ...
+
+    def open(self, file: Any) -> ShardReader:
+        """Return the reader of an object; the file stays open as long as it is used."""
         ...

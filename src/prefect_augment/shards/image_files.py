@@ -37,7 +37,9 @@ __all__ = [
     "Member",
     "build_records",
     "class_folders",
+    "image_columns",
     "image_metadata",
+    "main_image",
 ]
 
 Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
@@ -47,6 +49,8 @@ OBJECTS_TYPE = pa.struct(
     [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
 )
 FEATURES_KEY = b"huggingface"
+# Of several image columns, the one named so is the picture; others are masks and the like.
+IMAGE_NAMES = ("image", "img", "picture", "photo")
 SPLIT_NAMES = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "holdout"}
 )
@@ -268,6 +272,21 @@ def _table(records: Sequence[Member], labels: Labels, label: str) -> pa.Table:
         columns["objects"] = pa.array(boxes, OBJECTS_TYPE)
     table = pa.table(columns)
     return table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold images, in the schema's order."""
+    return [field.name for field in schema if field.type == IMAGE_TYPE]
+
+
+def main_image(schema: pa.Schema) -> str:
+    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
+    names = image_columns(schema)
+    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
+    return (named or names or [""])[0]
 
 
 # --- schema metadata --------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Parquet shards: whole objects in and out, with the source's schema kept to the letter.
 
-Offers the reader of source files, the writer and reader of our own shards, and the two operations on
-columns that keep schema metadata true (:func:`select_columns`, :func:`with_lineage`). What the
-shards mean, and where they go, is decided by the stages.
+Offers the reader of source files, the format of our own shards, and the two operations on columns
+that keep schema metadata true (:func:`select_columns`, :func:`with_lineage`). Shards of every format
+are put and read by :mod:`prefect_augment.shards.formats`; what they mean, and where they go, is
+decided by the stages.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import Origin, ShardFact
-from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
+from prefect_augment.datatypes import Origin
+from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
 
 __all__ = [
     "LINEAGE",
+    "ROW_GROUP_BYTES",
+    "ParquetShards",
     "conform",
+    "encode_parquet",
     "label_names",
     "put_once",
     "read_records",
@@ -59,7 +63,7 @@ _PANDAS_TYPES = {
 _HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
 
 # 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
-_ROW_GROUP_BYTES = 3 << 20
+ROW_GROUP_BYTES = 3 << 20
 # Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
 _TAKEN_AT_ONCE = 512 << 20
 
@@ -355,96 +359,57 @@ def _same_categories(column: pa.ChunkedArray, like: pa.ChunkedArray) -> pa.Chunk
     return pa.chunked_array([encoded], like.type)
 
 
-def label_names(column: Any) -> list[str]:
-    """Return the class of each record: the label cast to text, a dictionary decoded first."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
-
-
 # --- shards -----------------------------------------------------------------------------------
 
 
-def write_shards(
-    store: Store,
-    table: pa.Table,
-    *,
-    prefix: str,
-    stem: str,
-    split: str,
-    origin: Origin,
-    label: str,
-    max_records: int,
-    max_bytes: int,
-) -> tuple[ShardFact, ...]:
-    """Put the records as immutable Parquet objects named by their content.
+class ParquetShards:
+    """Shards as Parquet; see :class:`~prefect_augment.shards.base.ShardFormat`."""
 
-    Each shard is built whole in memory and put once: an exception inside a stream to the final key
-    would commit half of it on an object store.
+    ending = ".parquet"
 
-    Parameters
-    ----------
-    store : Store
-        Where to.
-    table : pyarrow.Table
-        The records in the order they are to stand in; none gives no shard.
-    prefix, stem : str
-        The objects are ``{prefix}/{stem}-{i:05d}-{sha12}.parquet``.
-    split, origin : str
-        What all of these records are, for the facts.
-    label : str
-        Column that holds the class; empty where there is none (quarantine, ledgers).
-    max_records : int
-        At most so many records in a shard.
-    max_bytes : int
-        About so many bytes of Arrow data in a shard; less once compressed.
+    def encode(self, table: pa.Table, *, label: str, classes: Sequence[str]) -> bytes:
+        """Return the records as one Parquet object; label and classes stand in the schema."""
+        n_rows = max(1, int(ROW_GROUP_BYTES * table.num_rows / max(1, table.nbytes)))
+        return encode_parquet(table, n_rows_per_group=n_rows)
 
-    Returns
-    -------
-    tuple of ShardFact
-        In the order of the records; ``path`` is relative to the store's root.
+    def open(self, file: Any) -> _ParquetReader:
+        """Read the footer, and no record."""
+        return _ParquetReader(pq.ParquetFile(file))
+
+
+class _ParquetReader:
+    """See :class:`~prefect_augment.shards.base.ShardReader`."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+        self.schema: pa.Schema = file.schema_arrow
+        metadata = file.metadata
+        self.group_rows = tuple(
+            metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
+        )
+
+    def read(
+        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Return records; a part of the groups is read in this thread alone."""
+        names = None if columns is None else list(columns)
+        if groups is None:
+            table = self._file.read(columns=names)
+        else:
+            # Workers of a loader are forks, and read beside one another already.
+            table = self._file.read_row_groups(list(groups), columns=names, use_threads=False)
+        # Parquet also returns the columns below a dotted prefix, and in the file's order.
+        return table if names is None else table.select(names)
+
+
+def encode_parquet(table: pa.Table, *, n_rows_per_group: int) -> bytes:
+    """Return the table as a Parquet file.
 
     Raises
     ------
     SchemaError
         If Parquet has no form for a column's type; names the columns.
-    StorageError
-        If the store cannot be written.
     """
-    table = table.unify_dictionaries()
-    n = table.num_rows
-    if n == 0:
-        return ()
-    n_shards = max(math.ceil(n / max_records), math.ceil(table.nbytes / max_bytes))
-    n_rows = math.ceil(n / min(n_shards, n))
-    facts = []
-    for i, start in enumerate(range(0, n, n_rows)):
-        # One chunk and one dictionary per column, so that how the records came does not change the bytes.
-        # Not before: images of more than 2 GiB do not fit in one chunk.
-        part = table.slice(start, n_rows).combine_chunks()
-        data = _encode(
-            part, n_rows_per_group=max(1, int(_ROW_GROUP_BYTES * n / max(1, table.nbytes)))
-        )
-        sha256 = sha256_hex(data)
-        path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}.parquet"
-        put_once(store, path, data)
-        facts.append(
-            ShardFact(
-                path=path,
-                split=split,
-                origin=origin,
-                n_records=part.num_rows,
-                n_bytes=len(data),
-                sha256=sha256,
-                class_counts=dict(sorted(Counter(label_names(part[label])).items()))
-                if label
-                else {},
-            )
-        )
-    return tuple(facts)
-
-
-def _encode(table: pa.Table, *, n_rows_per_group: int) -> bytes:
     sink = pa.BufferOutputStream()
     try:
         pq.write_table(
@@ -465,72 +430,3 @@ def _writable(kind: pa.DataType) -> bool:
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
         return False
     return True
-
-
-def put_once(store: Store, path: str, data: bytes) -> None:
-    """Put the object unless one of that name, which holds its digest, and size is there."""
-    try:
-        if store.size(path) == len(data):
-            return
-    except FileNotFoundError:
-        pass
-    store.put(path, data)
-
-
-def read_shard(
-    store: Store, path: str, columns: Sequence[str] | None = None, *, sha256: str = ""
-) -> pa.Table:
-    """Records of one of our own shards.
-
-    Parameters
-    ----------
-    store : Store
-        Where from.
-    path : str
-        Relative to the store's root.
-    columns : sequence of str, optional
-        Only these, in this order.
-    sha256 : str, optional
-        The digest to check the object's bytes against; reads all of them.
-
-    Raises
-    ------
-    IntegrityError
-        If the object is missing, not whole, or not what its digest says.
-    """
-    where = f"{store.uri}/{path}"
-    try:
-        if sha256:
-            data = store.read(path)
-            if sha256_hex(data) != sha256:
-                raise IntegrityError(
-                    f"{where} has other bytes than were published (sha256 {sha256_hex(data)[:12]}…, expected "
-                    f"{sha256[:12]}…); restore it from a copy, or publish again.",
-                    path=path,
-                )
-            return _decode(pa.BufferReader(data), columns)
-        with store.open(path) as file:
-            return _decode(file, columns)
-    except FileNotFoundError as exc:
-        raise IntegrityError(
-            f"{where} is missing, though the dataset lists it; restore it from a copy, or publish again.",
-            path=path,
-        ) from exc
-    except (pa.ArrowException, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:
-            raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
-        raise IntegrityError(
-            f"{where} is damaged: {str(exc).strip().splitlines()[0]}; restore it from a copy, or publish again.",
-            path=path,
-        ) from exc
-
-
-def _decode(file: Any, columns: Sequence[str] | None) -> pa.Table:
-    table = pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
-    if columns is None:
-        return table
-    unknown = [c for c in columns if c not in table.column_names]
-    if unknown:
-        raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
-    # ParquetFile.read also returns the columns below a dotted prefix, and in the file's order.
-    return table.select(list(columns))

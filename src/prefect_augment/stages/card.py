@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 
+import yaml
+
 from prefect_augment.datatypes import Verdict
 from prefect_augment.evaluation.words import markdown_text
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store
 
 __all__ = ["CARD", "card_is_current", "refresh_card", "render_card"]
@@ -33,9 +36,7 @@ table = dataset.to_pandas()             # split="holdout" for the hold-out
 weight = dataset.sample_weight()        # the recipe, as sample_weight of any learner
 ```
 
-`pandas.read_parquet(dataset.paths["train"])` and the same in polars or duckdb read the shards themselves;
-`datasets.load_dataset(DEST)` reads this version. Do not read `data/` by a wildcard: it holds the shards of all
-versions.
+{shards}
 
 The last columns say where a record comes from:
 
@@ -51,6 +52,21 @@ The last columns say where a record comes from:
 `_staging`, `_splits` and `_quarantine` hold or describe records of the source. To hand on the published records only,
 copy `data` and this file.
 """
+
+
+_PARQUET = """
+`pandas.read_parquet(dataset.paths["train"])` and the same in polars or duckdb read the shards themselves;
+`datasets.load_dataset(DEST)` reads this version. Do not read `data/` by a wildcard: it holds the shards of all
+versions.
+"""
+_TAR = """
+`webdataset.WebDataset(dataset.paths["train"])` reads the shards themselves: `.cls` is the place of the class in
+`dataset.classes`, `.json` holds the columns below; `datasets.load_dataset(DEST)` reads this version. Do not read
+`data/` by a wildcard: it holds the shards of all versions.
+"""
+# Arrow's names of the types that `datasets` calls by a name of its own, or by the same.
+_DTYPES = {"double": "float64", "float": "float32", "large_string": "string", "string": "string"}
+_DTYPES |= {kind: kind for kind in ("bool", "int8", "int16", "int32", "int64")}
 
 
 def render_card(manifest: Manifest) -> str:
@@ -74,7 +90,7 @@ def render_card(manifest: Manifest) -> str:
         "",
         *_counts(manifest),
         *_elsewhere(manifest),
-        _HOW_TO_READ,
+        _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip()),
     ]
     return "\n".join(parts)
 
@@ -85,7 +101,28 @@ def _front_matter(manifest: Manifest) -> list[str]:
         shards = manifest.split_shards(split)
         if shards:
             lines += [f"  - split: {split}", "    path:", *(f"    - {s.path}" for s in shards)]
-    return lines
+    return lines + (_features(manifest) if _is_tar(manifest) else [])
+
+
+def _is_tar(manifest: Manifest) -> bool:
+    return any(s.path.endswith(".tar") for s in manifest.shards)
+
+
+def _features(manifest: Manifest) -> list[str]:
+    """What `datasets` finds in the tars: guessing from the first records, it would lose what those lack."""
+    names = {str(k): name for k, name in enumerate(manifest.classes)}
+    fields = [(c.name, _DTYPES[c.arrow_type]) for c in manifest.columns if c.arrow_type in _DTYPES]
+    fields += [(field.name, _DTYPES[str(field.type)]) for field in LINEAGE]
+    features = [
+        {"name": "cls", "dtype": {"class_label": {"names": names}}},
+        {"name": "jpg", "dtype": "image"},
+        {"name": "png", "dtype": "image"},
+        {"name": "json", "struct": [{"name": name, "dtype": dtype} for name, dtype in fields]},
+        {"name": "__key__", "dtype": "string"},
+    ]
+    info = {"dataset_info": {"features": features}}
+    text = yaml.safe_dump(info, sort_keys=False, allow_unicode=False, width=100_000)
+    return text.splitlines()
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:

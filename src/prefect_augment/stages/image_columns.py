@@ -18,7 +18,12 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.shards.image_check import (
     looks_like,
 )
-from prefect_augment.shards.image_files import IMAGE_TYPE, image_metadata
+from prefect_augment.shards.image_files import (
+    IMAGE_TYPE,
+    image_columns,
+    image_metadata,
+    main_image,
+)
 
 __all__ = [
     "GROUP",
@@ -34,7 +39,6 @@ __all__ = [
 #: The column that ``source.group_pattern`` makes.
 GROUP = "group"
 
-IMAGE_NAMES = ("image", "img", "picture", "photo")
 SNIFFED = 20
 
 
@@ -93,18 +97,6 @@ def _as_images(column: pa.ChunkedArray) -> pa.ChunkedArray:
             )
         )
     return pa.chunked_array(chunks, IMAGE_TYPE)
-
-
-def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold images, in the schema's order."""
-    return [field.name for field in schema if field.type == IMAGE_TYPE]
-
-
-def main_image(schema: pa.Schema) -> str:
-    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
-    names = image_columns(schema)
-    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
-    return (named or names or [""])[0]
 
 
 def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:

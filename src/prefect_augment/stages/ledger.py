@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.errors import InputError, IntegrityError, SchemaError
-from prefect_augment.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.manifest import Manifest, latest_version, list_versions, read_manifest
 from prefect_augment.params import Source
 from prefect_augment.shards.image_check import THUMB_SIDE
 from prefect_augment.splitting import PARTS, ImageRows, Ledger, make_salt
@@ -158,7 +158,9 @@ def inherited_ledgers(store: Store, listing: Listing, source: Source, seed: int)
     newest = latest_version(store)
     if newest is not None:
         manifest = read_manifest(store, newest)
-        before = None if manifest.parent is None else read_manifest(store, manifest.parent)
+        # The parent of the oldest version that is kept is gone after `gc --keep-last` and `erase`.
+        has_parent = manifest.parent in list_versions(store)
+        before = read_manifest(store, manifest.parent) if has_parent else None
         ledgers = [
             _ledger_of(store, manifest) or first,
             (before and _ledger_of(store, before)) or first,

@@ -110,7 +110,9 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
         manifest = _manifest_of(store)
         if manifest is not None:
             ours = sorted(s.path for s in manifest.shards if s.origin == "real")
-            return Listing(store, tuple(entry_of(store, p) for p in ours), "parquet", manifest)
+            is_tar = bool(ours) and all(_format(p) == "archive" for p in ours)
+            kind: Format = "archive" if is_tar else "parquet"
+            return Listing(store, tuple(entry_of(store, p) for p in ours), kind, manifest)
     source_format = _chosen_format(paths, wished, is_exact=found.is_exact)
     if source_format == "folder":
         return _image_files(found)

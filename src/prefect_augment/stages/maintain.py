@@ -18,7 +18,8 @@ from prefect_augment.manifest import (
     manifest_path,
     read_manifest,
 )
-from prefect_augment.shards.parquet import LINEAGE, label_names, read_shard
+from prefect_augment.shards.formats import label_names, read_shard
+from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.stages.card import CARD, card_is_current, refresh_card
 from prefect_augment.storage import Store, sha256_hex
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import (
     ApprovalDecision,
     BalancePlan,
@@ -43,9 +44,12 @@ from prefect_augment.manifest import (
 )
 from prefect_augment.params import Publish
 from prefect_augment.reading.staged import load_facts
-from prefect_augment.shards.parquet import put_once, read_shard, write_shards
+from prefect_augment.registry import check_shard_format
+from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
 from prefect_augment.stages.assemble import Portion, assemble, check_wishes
 from prefect_augment.stages.card import refresh_card
+from prefect_augment.stages.export import check_export, export_newest
+from prefect_augment.stages.leases import lease
 from prefect_augment.staging import stage_key
 from prefect_augment.storage import Store, sha256_hex
 
@@ -108,7 +112,7 @@ def publish(
     report : ReportRef or None
         Its files are copied beside the version.
     publish : Publish
-        Origins, duplicates, and the size of shards.
+        Origins, duplicates, the format and size of shards, and where an export goes after the commit.
     params : dict
         The run's wishes as JSON, for the record; without secrets.
     store : Store
@@ -139,43 +143,51 @@ def publish(
     say = on_progress or (lambda fraction, text: None)
     facts = load_facts(dataset, store)
     check_wishes(publish, recipe, plan)
+    if publish.export:
+        check_export(store, publish.export)
+    check_shard_format(publish.format, modality=facts.modality)
     key = dataset_key(dataset, recipe, verdict, gate, classic, models, publish)
     done = find_commit(store, key)
     if done is None:
         check_destination(store, facts)
-        if not store.is_local:
-            probe_exclusive(store)
-        say(0.0, "putting records together")
-        assembled = assemble(
-            store=store,
-            facts=facts,
-            plan=plan,
-            recipe=recipe,
-            gate=gate,
-            classic=classic,
-            publish=publish,
-        )
-        shards = _write_portions(store, assembled.portions, facts.label, publish, say)
-        # Quarantine holds the source's own lines: it stays behind where no real record goes out.
-        quarantine = _copy_quarantine(store, facts) if "real" in publish.origins else ()
-        fields = {
-            "dataset_key": key,
-            "class_counts": _class_counts(shards),
-            "shards": shards,
-            "plan": plan.classes,
-            "recipe": recipe,
-            "verdict": verdict,
-            "gate": gate.classes if gate else (),
-            "models": tuple(_model(m) for m in models),
-            "params": params,
-            "approval": approval,
-            "quarantine": quarantine,
-            "notes": (*facts.notes, *assembled.notes),
-        }
-        say(0.9, "writing the manifest")
-        build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
-        done = commit(store, build, dataset_key=key)
+        # Shards that are there already, of an older version or of a killed run, stay until they are named.
+        with lease(store, "writing", f"publish-{key}"):
+            if not store.is_local:
+                probe_exclusive(store)
+            say(0.0, "putting records together")
+            assembled = assemble(
+                store=store,
+                facts=facts,
+                plan=plan,
+                recipe=recipe,
+                gate=gate,
+                classic=classic,
+                publish=publish,
+            )
+            shards = _write_portions(store, assembled.portions, facts, publish, say)
+            # Quarantine holds the source's own lines: it stays behind where no real record goes out.
+            quarantine = _copy_quarantine(store, facts) if "real" in publish.origins else ()
+            fields = {
+                "dataset_key": key,
+                "class_counts": _class_counts(shards),
+                "shards": shards,
+                "plan": plan.classes,
+                "recipe": recipe,
+                "verdict": verdict,
+                "gate": gate.classes if gate else (),
+                "models": tuple(_model(m) for m in models),
+                "params": params,
+                "approval": approval,
+                "quarantine": quarantine,
+                "notes": (*facts.notes, *assembled.notes),
+            }
+            say(0.9, "writing the manifest")
+            build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
+            done = commit(store, build, dataset_key=key)
     refresh_card(store)
+    if publish.export:
+        say(0.95, f"exporting to {publish.export}")
+        export_newest(store, publish.export)
     say(1.0, f"version {done.version}")
     logger.info(
         "%s version %d of %s. %s",
@@ -230,8 +242,9 @@ def dataset_key(
 ) -> str:
     """Return the name of a version's inputs: equal inputs are published once.
 
-    The report is left out: other pictures are no other dataset.
+    The report is left out: other pictures are no other dataset. So is where a copy goes.
     """
+    written = publish.model_dump(mode="json", exclude={"export"})
     made_from = [dataset.key, dataset.digest]
     made_from += [gate.key] if gate else []
     made_from += [classic.key, classic.digest] if classic else []
@@ -239,7 +252,7 @@ def dataset_key(
     return stage_key(
         "publish",
         algorithm_version=ALGORITHM_VERSION,
-        params={"publish": publish, "recipe": recipe, "verdict": verdict},
+        params={"publish": written, "recipe": recipe, "verdict": verdict},
         inputs=made_from,
     )
 
@@ -328,11 +341,12 @@ def _lost(theirs: pa.Table, ours: pa.Table) -> int:
 def _write_portions(
     store: Store,
     portions: Sequence[Portion],
-    label: str,
+    facts: DatasetFacts,
     publish: Publish,
     say: Callable[[float, str], None],
 ) -> tuple[ShardFact, ...]:
     shards: list[ShardFact] = []
+    classes = class_order([n for p in portions for n in label_names(p.table[facts.label].unique())])
     for i, portion in enumerate(portions):
         say(0.1 + 0.8 * i / len(portions), f"writing {portion.split} {portion.origin}")
         shards += write_shards(
@@ -342,9 +356,11 @@ def _write_portions(
             stem=f"{portion.split}-{portion.origin}",
             split=portion.split,
             origin=portion.origin,
-            label=label,
+            label=facts.label,
             max_records=publish.shard_records,
             max_bytes=publish.shard_mib << 20,
+            shard_format=publish.format,
+            classes=classes,
         )
     return tuple(shards)
 

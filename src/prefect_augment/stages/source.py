@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import SourceFile
 from prefect_augment.errors import InputError, SchemaError, SourceChangedError
 from prefect_augment.params import Source
-from prefect_augment.shards import csv, parquet
+from prefect_augment.shards import csv, parquet, webdataset
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.stages.image_columns import with_image_columns
@@ -46,6 +46,7 @@ RESERVED = frozenset(
 )
 # Binary values up to this size are kept whole in the quarantine.
 MAX_SHOWN_BYTES = 256
+_PUBLISHED_TAR = "a shard of a dataset published by this tool: only its real records are read"
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def read_source(
     """
     if listing.format == "folder":
         return _of_files(listing, read_folder(listing, source, on_progress=on_progress))
-    read = READERS[listing.format]
+    read = READERS[listing.format] if listing.manifest is None else _read_published
     parts: list[SourceRecords] = []
     n_bytes = sum(e.n_bytes for e in listing.entries) or 1
     done = 0
@@ -202,7 +203,7 @@ def read_source(
             records.table.num_rows,
             len(records.rejected),
         )
-        parts.append(records if listing.manifest is None else _only_real(records))
+        parts.append(records)
     return _joined(listing, parts)
 
 
@@ -215,10 +216,33 @@ def _read_csv(file: IO[bytes], name: str, source: Source) -> SourceRecords:
     return csv.read_records(file, name=name, source=source)
 
 
+def _read_archive(file: IO[bytes], name: str, source: Source) -> SourceRecords:
+    """Records of an archive; of a shard of ours outside its dataset, the real ones."""
+    if not webdataset.is_published_tar(file):
+        return read_archive_records(file, name, source)
+    records = _read_published(file, name, source)
+    return replace(records, notes=(_PUBLISHED_TAR,))
+
+
+def _read_published(file: IO[bytes], name: str, source: Source) -> SourceRecords:
+    """Real records of a shard of ours, of either format."""
+    if not webdataset.is_published_tar(file):
+        return _only_real(_read_parquet(file, name, source))
+    try:
+        table = webdataset.WebDatasetShards().open(file).read()
+    except pa.ArrowException as exc:
+        raise InputError(
+            f"{name} cannot be read as a WebDataset shard of ours ({exc}); write it again, or leave it out.",
+            path=name,
+        ) from exc
+    positions = np.arange(1, table.num_rows + 1, dtype=np.int64)
+    return _only_real(SourceRecords(table, positions))
+
+
 READERS: dict[str, Callable[[IO[bytes], str, Source], SourceRecords]] = {
     "parquet": _read_parquet,
     "csv": _read_csv,
-    "archive": read_archive_records,
+    "archive": _read_archive,
 }
 
 

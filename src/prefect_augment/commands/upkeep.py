@@ -1,0 +1,124 @@
+"""Looking after published datasets: ``rollback``, ``gc``, ``export`` and ``erase``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefect_augment.commands.shared import Block, Json, block_options, open_root, print_facts
+from prefect_augment.errors import ParameterError
+
+__all__ = ["erase", "export", "gc", "rollback"]
+
+Dest = Annotated[str, typer.Argument(help="The dataset's folder or fsspec URL.")]
+
+
+def rollback(
+    dest: Dest,
+    to: Annotated[int, typer.Option("--to", min=1, help="The version to come back.")],
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Publish an older version again, as the newest; nothing is copied and nothing is lost."""
+    from prefect_augment.stages.rollback import rollback as roll_back
+
+    print_facts([roll_back(open_root(dest, block), to)], as_json=as_json)
+
+
+def gc(
+    dest: Dest,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Remove all versions but so many; none otherwise.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    older_than_days: Annotated[
+        float, typer.Option(min=0, help="Younger staged work may be in use and is kept.")
+    ] = 7.0,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Remove what no version, no open proposal and no run at work names; leave what is not ours."""
+    from prefect_augment.stages.gc import collect_garbage
+
+    found = collect_garbage(
+        open_root(dest, block),
+        keep_last=keep_last,
+        older_than_days=older_than_days,
+        dry_run=dry_run,
+    )
+    print_facts([found], as_json=as_json)
+
+
+def export(
+    dest: Dest,
+    folder: Annotated[str, typer.Argument(help="An empty folder or URL, or an earlier export.")],
+    version: Annotated[
+        int | None, typer.Option("--version", help="A version other than the latest.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train or holdout; repeatable. All by default.")
+    ] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(help="real, copy, classic or synthetic; repeatable. All by default."),
+    ] = None,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Write one version as a plain tree, <split>/part-….parquet, for engines that read by glob."""
+    from typing import get_args
+
+    from prefect_augment.datatypes import Origin
+    from prefect_augment.stages.export import export as write
+
+    known: tuple[Origin, ...] = get_args(Origin)
+    unknown = sorted(set(origins or ()) - set(known))
+    if unknown:
+        raise ParameterError(
+            f"--origins {', '.join(unknown)} is no origin; choose of {', '.join(known)}."
+        )
+    found = write(
+        open_root(dest, block),
+        folder,
+        version=version,
+        splits=split or (),
+        origins=[origin for origin in known if origin in (origins or ())],
+        options=block_options(block),
+    )
+    print_facts([found], as_json=as_json)
+
+
+def erase(
+    dest: Dest,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--ids", help="An aug_id, or a file with one in each line; repeatable."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: every source record with this value; repeatable."),
+    ] = None,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Erase source records from all versions: a new version lacks them, older ones are removed."""
+    from prefect_augment.stages.erase import erase as take_out
+
+    conditions = []
+    for text in where or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
+        conditions.append((name, value))
+    chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
+    print_facts([take_out(open_root(dest, block), chosen, where=conditions)], as_json=as_json)
+
+
+def _read_ids(text: str) -> list[str]:
+    """Return the ids of a file, one in each line; a text that is no file is an id."""
+    path = Path(text)
+    if not path.is_file():
+        return [text]
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,260 @@
+"""Shards of every format: put once under a name that holds their content's hash, read by their ending.
+
+The formats themselves are one file each (:class:`~prefect_augment.shards.base.ShardFormat`), found
+through the registry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from types import TracebackType
+from typing import IO, Any
+
+import pyarrow as pa
+
+from prefect_augment.datatypes import Origin, ShardFact
+from prefect_augment.errors import IntegrityError, SchemaError, StorageError
+from prefect_augment.registry import SHARD_FORMATS, load_shard_format
+from prefect_augment.shards.base import ShardFormat, ShardReader
+from prefect_augment.storage import Store, sha256_hex
+
+__all__ = ["OpenShard", "label_names", "open_shard", "put_once", "read_shard", "write_shards"]
+
+
+def label_names(column: Any) -> list[str]:
+    """Return the class of each record: the label cast to text, a dictionary decoded first."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write_shards(
+    store: Store,
+    table: pa.Table,
+    *,
+    prefix: str,
+    stem: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    max_records: int,
+    max_bytes: int,
+    shard_format: str = "parquet",
+    classes: Sequence[str] = (),
+) -> tuple[ShardFact, ...]:
+    """Put the records as immutable objects named by their content.
+
+    Each shard is built whole in memory and put once: an exception inside a stream to the final key
+    would commit half of it on an object store.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    table : pyarrow.Table
+        The records in the order they are to stand in; none gives no shard.
+    prefix, stem : str
+        The objects are ``{prefix}/{stem}-{i:05d}-{sha12}.parquet``, or as the format ends.
+    split, origin : str
+        What all of these records are, for the facts.
+    label : str
+        Column that holds the class; empty where there is none (quarantine, ledgers).
+    max_records : int
+        At most so many records in a shard.
+    max_bytes : int
+        About so many bytes of Arrow data in a shard; less once compressed.
+    shard_format : str
+        A name of :data:`~prefect_augment.registry.SHARD_FORMATS`.
+    classes : sequence of str
+        All classes of the version in their order, for formats that number them.
+
+    Returns
+    -------
+    tuple of ShardFact
+        In the order of the records; ``path`` is relative to the store's root.
+
+    Raises
+    ------
+    SchemaError
+        If the format has no form for a column's type; names the columns.
+    StorageError
+        If the store cannot be written.
+    """
+    kind = _format(shard_format)
+    table = table.unify_dictionaries()
+    n = table.num_rows
+    if n == 0:
+        return ()
+    n_shards = max(math.ceil(n / max_records), math.ceil(table.nbytes / max_bytes))
+    n_rows = math.ceil(n / min(n_shards, n))
+    facts = []
+    for i, start in enumerate(range(0, n, n_rows)):
+        # One chunk and one dictionary per column, so that how the records came does not change the bytes.
+        # Not before: images of more than 2 GiB do not fit in one chunk.
+        part = table.slice(start, n_rows).combine_chunks()
+        data = kind.encode(part, label=label, classes=classes)
+        sha256 = sha256_hex(data)
+        path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}{kind.ending}"
+        put_once(store, path, data)
+        counts = sorted(Counter(label_names(part[label])).items()) if label else ()
+        facts.append(
+            ShardFact(
+                path=path,
+                split=split,
+                origin=origin,
+                n_records=part.num_rows,
+                n_bytes=len(data),
+                sha256=sha256,
+                class_counts=dict(counts),
+            )
+        )
+    return tuple(facts)
+
+
+def put_once(store: Store, path: str, data: bytes) -> None:
+    """Put the object unless one of that name, which holds its digest, and size is there."""
+    try:
+        if store.size(path) == len(data):
+            return
+    except FileNotFoundError:
+        pass
+    store.put(path, data)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_shard(
+    store: Store, path: str, columns: Sequence[str] | None = None, *, sha256: str = ""
+) -> pa.Table:
+    """Records of one of our own shards.
+
+    Parameters
+    ----------
+    store : Store
+        Where from.
+    path : str
+        Relative to the store's root; its ending names the format.
+    columns : sequence of str, optional
+        Only these, in this order.
+    sha256 : str, optional
+        The digest to check the object's bytes against; reads all of them.
+
+    Raises
+    ------
+    IntegrityError
+        If the object is missing, not whole, or not what its digest says.
+    SchemaError
+        If it has no such column.
+    """
+    with open_shard(store, path, sha256=sha256) as shard:
+        return shard.read(columns)
+
+
+def open_shard(store: Store, path: str, *, sha256: str = "") -> OpenShard:
+    """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`."""
+    with _readable(store, path):
+        if sha256:
+            data = store.read(path)
+            if sha256_hex(data) != sha256:
+                raise IntegrityError(
+                    f"{store.uri}/{path} has other bytes than were published (sha256 {sha256_hex(data)[:12]}…, "
+                    f"expected {sha256[:12]}…); restore it from a copy, or publish again.",
+                    path=path,
+                )
+            file: Any = pa.BufferReader(data)
+        else:
+            file = store.open(path)
+        try:
+            return OpenShard(store, path, file, _of_ending(path).open(file))
+        except BaseException:
+            file.close()
+            raise
+
+
+class OpenShard:
+    """A shard and its open file; a context manager."""
+
+    def __init__(self, store: Store, path: str, file: IO[bytes], reader: ShardReader) -> None:
+        self._store = store
+        self._path = path
+        self._file = file
+        self._reader = reader
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The records' schema."""
+        return self._reader.schema
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        """Records per group."""
+        return self._reader.group_rows
+
+    def read(
+        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Return records of all groups or of some, all columns or these in this order."""
+        unknown = [c for c in columns or () if c not in self.schema.names]
+        if unknown:
+            raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
+        with _readable(self._store, self._path):
+            return self._reader.read(columns, groups=groups)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> OpenShard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _readable(store: Store, path: str) -> Iterator[None]:
+    """Say what is wrong with a shard that cannot be read, and what to do."""
+    where = f"{store.uri}/{path}"
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{where} is missing, though the dataset lists it; restore it from a copy, or publish again.",
+            path=path,
+        ) from exc
+    except (pa.ArrowException, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise IntegrityError(
+            f"{where} is damaged: {reason}; restore it from a copy, or publish again.", path=path
+        ) from exc
+
+
+@cache
+def _format(name: str) -> ShardFormat:
+    made: ShardFormat = load_shard_format(name)()
+    return made
+
+
+def _of_ending(path: str) -> ShardFormat:
+    for name in SHARD_FORMATS:
+        if path.endswith(_format(name).ending):
+            return _format(name)
+    raise IntegrityError(
+        f"{path} is a shard of a format that this release does not know; upgrade prefect-augment.",
+        path=path,
+    )
