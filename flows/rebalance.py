@@ -7,7 +7,16 @@ import time
 
 from prefect import flow
 
-from prefect_augment.datatypes import ArmScore, RunResult
+from prefect_augment.datatypes import (
+    Arm,
+    ArmScore,
+    BalancePlan,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    RunResult,
+    Verdict,
+)
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
@@ -102,50 +111,20 @@ def rebalance(
             check_export(store, publish.export)
         check_shard_format(publish.format, modality=dataset.modality)
 
-        trained, candidates = None, None
-        kind = resolve_model(model, modality=dataset.modality)
-        if kind and plan.n_synthetic:
-            trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
-            wanted = candidates_wanted(plan, gate, trained.strata)
-            drawn = run(sample_classes, dataset, trained, wanted, seed=seed)
-            candidates = run(
-                judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device
-            )
-
-        scores: list[ArmScore] = []
-        if len({c.label for c in plan.classes if c.judged}) < 2:
-            arm, verdict = without_comparison(plan)
-        else:
-            # What half of the budget does not allow is left out, on val and on the hold-out.
-            affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
-            scores = score_arms(
-                make_arms(dataset.modality, model=kind if candidates else None, classic=classic),
-                dataset,
-                plan,
-                model=model,
-                classic=classic,
-                gate=affordable,
-                seed=seed,
-                n_seeds=affordable.n_seeds,
-                workers=compute.workers,
-                candidates=candidates,
-                device=budget.device,
-            )
-            choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
-            verdict = run(
-                verify_choice,
-                dataset,
-                choice,
-                plan,
-                scores=scores,
-                model=model,
-                candidates=candidates,
-                classic=classic,
-                gate=affordable,
-                seed=seed,
-                device=budget.device,
-            )
-            arm = published_arm(choice, verdict)
+        trained, candidates = _candidates(
+            dataset, plan, model=model, gate=gate, budget=budget, seed=seed
+        )
+        arm, verdict, scores = _compare(
+            dataset,
+            plan,
+            candidates,
+            model=model,
+            classic=classic,
+            gate=gate,
+            budget=budget,
+            compute=compute,
+            seed=seed,
+        )
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
             arm,
@@ -250,3 +229,71 @@ def rebalance(
             approval=decision,
         )
         return conclude(result, dataset.root, dataset.block)
+
+
+def _candidates(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    *,
+    model: ModelParams,
+    gate: Gate,
+    budget: Budget,
+    seed: int,
+) -> tuple[ModelRef | None, GateReport | None]:
+    """Train the model, draw from it and judge what it drew; nothing where the plan wants nothing."""
+    if not (resolve_model(model, modality=dataset.modality) and plan.n_synthetic):
+        return None, None
+    trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
+    wanted = candidates_wanted(plan, gate, trained.strata)
+    drawn = run(sample_classes, dataset, trained, wanted, seed=seed)
+    judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
+    return trained, judged
+
+
+def _compare(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    candidates: GateReport | None,
+    *,
+    model: ModelParams,
+    classic: Classic,
+    gate: Gate,
+    budget: Budget,
+    compute: Compute,
+    seed: int,
+) -> tuple[Arm, Verdict, list[ArmScore]]:
+    """Choose an arm on val and hold it against the best baseline on the hold-out."""
+    if len({c.label for c in plan.classes if c.judged}) < 2:
+        arm, verdict = without_comparison(plan)
+        return arm, verdict, []
+    kind = resolve_model(model, modality=dataset.modality) if candidates else None
+    # What half of the budget does not allow is left out, on val and on the hold-out.
+    affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
+    scores = score_arms(
+        make_arms(dataset.modality, model=kind, classic=classic),
+        dataset,
+        plan,
+        model=model,
+        classic=classic,
+        gate=affordable,
+        seed=seed,
+        n_seeds=affordable.n_seeds,
+        workers=compute.workers,
+        candidates=candidates,
+        device=budget.device,
+    )
+    choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
+    verdict = run(
+        verify_choice,
+        dataset,
+        choice,
+        plan,
+        scores=scores,
+        model=model,
+        candidates=candidates,
+        classic=classic,
+        gate=affordable,
+        seed=seed,
+        device=budget.device,
+    )
+    return published_arm(choice, verdict), verdict, scores
