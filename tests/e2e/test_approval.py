@@ -126,14 +126,18 @@ def test_a_suspended_run_goes_on_with_fewer_records_and_repeats_nothing(
     assert manifest.approval.amounts == {name: 4}
     assert manifest.approval.run == str(run.id)
 
+    def completed() -> list[Any]:
+        """The run's tasks, once the server has heard of all their ends: they come as events."""
+        chosen = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run.id]))
+        with server.client() as client:
+            found = client.read_task_runs(task_run_filter=chosen)
+        return found if {t.state_name for t in found} == {"Completed"} else []
+
+    tasks = server.until(completed, what="the end of every task")
     with server.client() as client:
-        tasks = client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run.id]))
-        )
         shown = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         )
-    assert {t.state_name for t in tasks} == {"Completed"}
     assert any(t.name.startswith(f"sample {name} (") for t in tasks), [t.name for t in tasks]
     summary = [a for a in shown if a.key and a.key.endswith("-summary")]
     assert summary

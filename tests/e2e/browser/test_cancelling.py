@@ -120,6 +120,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui.open_filled_form({**PARAMETERS, **uris})
     run_id = ui.submit()
     run = Watched(ui.server, run_id)
+    ui.leave()
 
     # In training, from the UI, when its progress shows a checkpoint's worth of steps.
     run.wait_for_task("train")
@@ -138,6 +139,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
 
     # In sampling, after a retry from the UI.
     ui.retry_run()
+    ui.leave()
     run.wait_for_task("sample")
     run.cancel()
     assert_nothing_is_visible(destination)
@@ -147,12 +149,14 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     # In judging.
     ui.open_run(run_id)
     ui.retry_run()
+    ui.leave()
     run.wait_for_task("score")
     run.cancel()
     assert_nothing_is_visible(destination)
 
     ui.open_run(run_id)
     ui.retry_run()
+    ui.leave()
     ended = ui.server.wait(run_id)
     assert ended.state_name == "Completed", ended.state.message
     ui.open_run(run_id)
