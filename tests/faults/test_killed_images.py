@@ -34,18 +34,17 @@ import logging, sys
 from prefect_augment import estimates
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
-from prefect_augment.stages import sample, train
+from prefect_augment.stages import sample
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 logging.getLogger("prefect_augment").setLevel(logging.INFO)
 estimates._STEPS_RANGE = (8, 8)
-train.CHECKPOINT_SECONDS = 0.0
 sample.BATCH_IMAGES = 32
 rebalance.fn(
     source=Source(uri=sys.argv[1]),
     destination=Destination(uri=sys.argv[2]),
     model=DiffusionModel(width=16, sampler_steps=2),
-    budget=Budget(steps=120, batch_size=16, device="cpu"),
+    budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
     gate=Gate(
         n_seeds=1, n_bootstrap=100, on_no_gain="publish",
         near_copy_quantile=0.0, fidelity_quantile=0.0,
