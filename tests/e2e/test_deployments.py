@@ -323,6 +323,8 @@ def test_two_runs_tagged_gpu_take_the_gpu_one_after_the_other(
             assert server.wait(run).state_name == "Completed"
         held, lines = [], []
         for run in runs:
+            # Log lines come in batches, the last ones after the run's end.
+            server.until(lambda run=run: "Gave a GPU back." in server.logs(run), what="the log")
             with server.client() as client:
                 found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
             at = {line.message: line.timestamp for line in found}
