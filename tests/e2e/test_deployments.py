@@ -291,9 +291,10 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
         assert "No heartbeat" in states[crash].message
         assert names[crash + 1] == "Scheduled"
         assert names.count("Running") == 2
-        log = "\n".join(server.logs(run))
-        assert "Training goes on from step" in log
-        assert "started again" in log
+        for words in ("Training goes on from step", "started again"):
+            server.until(
+                lambda words=words: words in "\n".join(server.logs(run)), what=f"the line {words!r}"
+            )
     store = open_store(str(out))
     assert latest_version(store) == 1
     assert not verify(store).problems
