@@ -148,3 +148,23 @@ def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table
             "state": pa.array(names),
         }
     )
+
+
+# --- a browser ---
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where the machine's browser is; without one CI fails and others are told what was not tested."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found and shutil.which(found):
+        return found
+    why = (
+        f"NO BROWSER: none of {', '.join(BROWSERS)} is on PATH, so nothing in a browser was tested. "
+        "Install Debian's package chromium, or set CHROMIUM to the program."
+    )
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)

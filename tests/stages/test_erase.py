@@ -103,10 +103,12 @@ def test_a_category_that_only_the_erased_had_is_in_no_shard(
     release = releases.stage_release(any_store, table=table)
     publish(**{**vars(release), "publish": Publish(origins=["real"], shard_records=10)})
     name = column(any_store, "who")[0]
-    found = lambda: [  # noqa: E731
-        s.path for s in read_manifest(any_store).shards
-        if name in read_shard(any_store, s.path)["who"].chunk(0).dictionary.to_pylist()
-    ]  # fmt: skip
+
+    def found() -> list[str]:
+        paths = [shard.path for shard in read_manifest(any_store).shards]
+        known = [read_shard(any_store, path)["who"].chunk(0).dictionary for path in paths]
+        return [path for path, names in zip(paths, known, strict=True) if name in names.to_pylist()]
+
     assert len(found()) > 3
     report = erase(any_store, where=[("who", name)])
     assert report.n_erased == {"real": 1}

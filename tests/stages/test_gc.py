@@ -2,6 +2,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -313,7 +314,7 @@ def test_a_kill_at_any_removal_leaves_whole_versions(
         assert not here.exists(manifest_path(1))
         assert maintain.verify(here).ok
 
-    job = lambda here: collect_garbage(here, keep_last=1)  # noqa: E731
+    job = partial(collect_garbage, keep_last=1)
     assert kill_at_every_write(Path(store.root), job, after) > 5
 
 

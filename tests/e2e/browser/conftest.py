@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,8 @@ from uuid import UUID
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 RUN_MS = 240_000
 REBALANCE = "rebalance/rebalance-nightly"
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Where the machine's browser is; without one CI fails and others are told what was not tested."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found and shutil.which(found):
-        return found
-    why = (
-        f"NO BROWSER: none of {', '.join(NAMES)} is on PATH, so nothing in a browser was tested. "
-        "Install Debian's package chromium, or set CHROMIUM to the program."
-    )
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
