@@ -58,7 +58,10 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
     """
     if not isinstance(dataset, Dataset):
         dataset = open_dataset(dataset)
-    made = _synthetic(dataset)
+    if not len(aug_ids):
+        return _plain(_synthetic(dataset).slice(0, 0))
+    # Without the records themselves, which are drawn anew: pictures would fill memory.
+    made = _synthetic(dataset, ["aug_id", "aug_model", "aug_seed"])
     rows = pc.index_in(pa.array(aug_ids, pa.string()), value_set=made["aug_id"])
     if rows.null_count:
         unknown = [name for name, row in zip(aug_ids, rows, strict=True) if not row.is_valid]
@@ -67,21 +70,23 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
             f"({len(unknown)} of {len(aug_ids)} are unknown); take ids of records whose aug_origin "
             "is 'synthetic'."
         )
-    if not len(aug_ids):
-        return _plain(made.slice(0, 0))
     records = made.take(rows)
     models = {
         digest: load_model(dataset.store, _model(dataset, digest))
         for digest in sorted(set(records["aug_model"].to_pylist()))
     }
+    by = {name for _, encoder in models.values() for name in (encoder.label, *encoder.by)}
+    named = _synthetic(dataset, sorted(by)).take(rows)
+    for name in named.column_names:
+        records = records.append_column(named.schema.field(name), named[name])
     return pa.concat_tables(
         _remade(records.slice(i, 1), models, int(dataset.manifest.params.get("seed", 0)))
         for i in range(len(aug_ids))
     )
 
 
-def _synthetic(dataset: Dataset) -> pa.Table:
-    return dataset.to_table("train", origins=["synthetic"])
+def _synthetic(dataset: Dataset, columns: Sequence[str] | None = None) -> pa.Table:
+    return dataset.to_table("train", origins=["synthetic"], columns=columns)
 
 
 def _plain(table: pa.Table) -> pa.Table:
