@@ -1,8 +1,9 @@
 """A real Prefect server and real process workers on loopback, for all tests of this folder.
 
 `server` is started once; `server.worker(pool)` starts a worker, `server.deploy(folder)` deploys,
-`server.run(name)` makes a run of a deployment, `server.wait(run)` waits for its end. Everything that
-was started is killed at the end, with whatever it started itself.
+`server.run(name)` makes a run of a deployment, `server.wait(run)` waits for its end, `server.hold(folder, paths)` keeps
+one in the middle of a stage. Everything that was started is killed at the end, with whatever it
+started itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import psutil
@@ -33,6 +34,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+HOLD = Path(__file__).parent / "hold"
 TEMPLATE = REPOSITORY / "deployments/work-pools/process-cpu.json"
 START_SECONDS = 180  # a busy machine of two cores has been seen to need a minute
 RUN_SECONDS = 300
@@ -126,12 +128,19 @@ class Server:
             "OMP_NUM_THREADS": "1",
             # A flow run starts in a temporary folder, where a relative path leads nowhere.
             "PYTHONPATH": os.pathsep.join(
-                [str(REPOSITORY / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+                [
+                    str(REPOSITORY / "src"),
+                    str(HOLD),
+                    *filter(None, [os.environ.get("PYTHONPATH")]),
+                ]
             ),
+            "HOLD_WRITES": str(home / "gates"),
             # The embedded default of source and destination lies below the home folder.
             "HOME": str(home),
         }
         self._processes: list[Process] = []
+        self.gates = home / "gates"
+        self.gates.mkdir()
 
     # --- processes ---
 
@@ -275,6 +284,22 @@ class Server:
                 raise AssertionError(f"waited {seconds:.0f} s for {what}\n{tails}")
             time.sleep(1.0)
         return found
+
+    @contextmanager
+    def hold(self, below: Path, paths: str, *, after: int = 0) -> Iterator[Callable[[], None]]:
+        """Hold the runs' writes to a pattern of paths below a folder, once some have gone through.
+
+        What is given waits until a write is held; at the end of the block it goes on.
+        """
+        gate = self.gates / f"{uuid4().hex}.json"
+        whole = gate.with_suffix(".new")
+        whole.write_text(json.dumps({"paths": f"{below}/{paths}", "after": after}))
+        whole.rename(gate)
+        held = gate.with_suffix(".held")
+        try:
+            yield lambda: self.until(held.exists, what=f"a write to {paths}")
+        finally:
+            gate.unlink()
 
     def logs(self, run: FlowRun | UUID) -> list[str]:
         """The run's log lines, oldest first."""

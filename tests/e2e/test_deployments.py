@@ -226,7 +226,7 @@ def digits(folder: Path) -> Path:
 
 @pytest.fixture
 def slow_training(tmp_path: Path) -> dict[str, Any]:
-    """Parameters of a run that trains for about half a minute, with a checkpoint every second."""
+    """Parameters of a run that trains for about half a minute, with a checkpoint at every step."""
     pytest.importorskip("torch", reason="needs the torch extra")
     return {
         # All eights are one group, on one side of the split, so there is nothing to compare and the
@@ -242,7 +242,7 @@ def slow_training(tmp_path: Path) -> dict[str, Any]:
             "minutes": 0.2,
             "batch_size": 16,
             "device": "cpu",
-            "checkpoint_seconds": 1.0,
+            "checkpoint_seconds": 0,
         },
         "seed": 1,
     }
@@ -268,13 +268,14 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
         automations.install(wanted, client)
 
     worker = server.worker(POOL)
-    run = server.run("rebalance/killed")
-    with tracing(server, run):
-        resume = "_staging/train/*/resume/*.json"
-        server.until(lambda: list(out.glob(resume)), what="a checkpoint in training")
+    with server.hold(out, "_staging/train/*/resume/*.json", after=20) as held:
+        run = server.run("rebalance/killed")
+        with tracing(server, run):
+            held()
         assert len(worker.family()) > 1, "the flow run is a process below the worker"
         worker.kill()
-        killed = time.monotonic()
+    killed = time.monotonic()
+    with tracing(server, run):
         assert server.read(run).state_name == "Running", "nobody was left to say otherwise"
         assert latest_version(open_store(str(out))) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,10 +23,9 @@ from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.e2e
 
-# Some 15 seconds of training on a quiet machine, in which there is time to press a button.
 PARAMETERS: dict[str, Any] = {
     "model": {"kind": "diffusion", "width": 16, "sampler_steps": 60, "guidance": 2.0},
-    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 2, "device": "cpu"},
+    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
     "gate": {"n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
@@ -94,11 +94,12 @@ class Watched:
         newest = sorted(runs, key=lambda run: run.created)
         return {run.name.split()[0]: run.state_name or "" for run in newest}
 
-    def wait_for_task(self, verb: str) -> None:
-        """Wait until the newest task of that name runs."""
-        self.server.until(
-            lambda: self.task_states().get(verb) == "Running", what=f"task {verb} to run"
-        )
+    def wait_for(self, look: Callable[[dict[str, str]], bool], what: str) -> None:
+        """Wait for the tasks' states, which the server learns of a little later."""
+        self.server.until(lambda: look(self.task_states()), what=what)
+
+    def said(self, words: str) -> bool:
+        return any(line.startswith(words) for line in self.server.logs(self.run_id))
 
     def cancel(self) -> None:
         """Cancel through the API, and wait until the worker has ended the process."""
@@ -118,40 +119,41 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
 ) -> None:
     uris = {"source": {"uri": str(digits)}, "destination": {"uri": str(destination)}}
     ui.open_filled_form({**PARAMETERS, **uris})
-    run_id = ui.submit()
-    run = Watched(ui.server, run_id)
-    ui.leave()
 
-    # In training, from the UI, when its progress shows a checkpoint's worth of steps.
-    run.wait_for_task("train")
-    checkpoints = destination / "_staging" / "train"
-    ui.server.until(
-        lambda: list(checkpoints.glob("*/resume/*.json")), what="the first checkpoint of training"
-    )
-    ui.open_run(run_id, "Artifacts")
-    ui.page.get_by_text("images/s").first.wait_for()
-    ui.shot("20-training")
-    ui.cancel_run()
-    ui.wait_for_state("Cancelled")
-    ui.shot("21-cancelled-in-training")
-    assert "Running" not in run.task_states().values()
+    # In training, from the UI, a third of the way.
+    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=100) as held:
+        run_id = ui.submit()
+        run = Watched(ui.server, run_id)
+        ui.leave()
+        held()
+        ui.open_run(run_id, "Artifacts")
+        ui.page.get_by_text("images/s").first.wait_for()
+        ui.shot("20-training")
+        ui.cancel_run()
+        ui.wait_for_state("Cancelled")
+        ui.shot("21-cancelled-in-training")
+    run.wait_for(lambda states: "Running" not in states.values(), "no task to run")
+    assert run.task_states()["train"] != "Completed"
     assert_nothing_is_visible(destination)
 
     # In sampling, after a retry from the UI.
-    ui.retry_run()
-    ui.leave()
-    run.wait_for_task("sample")
-    run.cancel()
+    with ui.server.hold(destination, "_staging/sample/*") as held:
+        ui.retry_run()
+        ui.leave()
+        held()
+        run.wait_for(lambda states: states.get("sample") == "Running", "task sample to run")
+        ui.server.until(lambda: run.said("Training goes on from step"), what="the line of a resume")
+        run.cancel()
     assert_nothing_is_visible(destination)
-    goes_on = [line for line in ui.server.logs(run_id) if line.startswith("Training goes on from")]
-    assert len(goes_on) == 1
 
     # In judging.
-    ui.open_run(run_id)
-    ui.retry_run()
-    ui.leave()
-    run.wait_for_task("score")
-    run.cancel()
+    with ui.server.hold(destination, "_staging/score/*") as held:
+        ui.open_run(run_id)
+        ui.retry_run()
+        ui.leave()
+        held()
+        run.wait_for(lambda states: states.get("score") == "Running", "task score to run")
+        run.cancel()
     assert_nothing_is_visible(destination)
 
     ui.open_run(run_id)

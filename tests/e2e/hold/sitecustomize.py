@@ -1,0 +1,80 @@
+"""Lets a test hold a run at a write: every interpreter that has this folder on its path loads this.
+
+A stage may be over before a test has seen it begin, so a test that must act in the middle of one asks
+for a gate (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of full paths and how many
+such writes go through. The next one says that it is held, by a file beside the gate, and waits for as
+long as the gate is there, as it would for a store that is slow to answer.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.abc
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_HELD_MODULE = "prefect_augment.storage"
+_passed: Counter[str] = Counter()
+
+
+def _wait(full: str) -> None:
+    for gate in sorted(Path(os.environ["HOLD_WRITES"]).glob("*.json")):
+        try:
+            wish = json.loads(gate.read_text())
+        except FileNotFoundError:  # opened meanwhile
+            continue
+        if fnmatch.fnmatchcase(full, wish["paths"]):
+            _passed[gate.name] += 1
+            if _passed[gate.name] > wish["after"]:
+                gate.with_suffix(".held").touch()
+                while gate.exists():
+                    time.sleep(0.1)
+
+
+def _held(write: Callable[..., Any]) -> Callable[..., Any]:
+    def held(store: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        _wait(store.full(path))
+        return write(store, path, *args, **kwargs)
+
+    return held
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        for name in ("put", "put_if_absent"):
+            setattr(module.Store, name, _held(getattr(module.Store, name)))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Sees the one module when it is imported, so that nothing is imported here."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != _HELD_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+if os.environ.get("HOLD_WRITES"):
+    sys.meta_path.insert(0, _Finder())
