@@ -458,6 +458,12 @@ class Budget(Params):
         ge=0.0,
         description="Seconds between the checkpoints that a run goes on from after a crash.",
     )
+    reuse_growth: float = Field(
+        default=0.2,
+        ge=0.0,
+        description="A model trained before serves for as long as no class has grown by more than this share; "
+        "0 trains anew whenever the source has changed.",
+    )
 
 
 class Gate(Params):

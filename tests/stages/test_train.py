@@ -40,9 +40,11 @@ def people(n: int = 240) -> pa.Table:
     ).replace_schema_metadata({"made": "here"})
 
 
-def stage_parts(store: Store, parts: Mapping[str, pa.Table], *, label: str = "state") -> DatasetRef:
+def stage_parts(
+    store: Store, parts: Mapping[str, pa.Table], *, label: str = "state", key: str = "a"
+) -> DatasetRef:
     """Stage records as ingest does."""
-    stage = Stage(store, "ingest", "a" * 24)
+    stage = Stage(store, "ingest", key * 24)
     shards = []
     for part, table in parts.items():
         for name in ("aug_id", "content_key"):
@@ -227,3 +229,98 @@ def test_fold_model_is_the_model_of_the_stage(dataset: DatasetRef, store: Store)
         fold.sample(asked[0], seeds=asked[1]).tobytes()
         == model.sample(asked[0], seeds=asked[1]).tobytes()
     )
+
+
+# --- a source that grew -------------------------------------------------------------------------
+
+
+def grown(table: pa.Table, n: int, **values: Any) -> pa.Table:
+    """The table and copies of some records with fresh ids, the last one with some other values."""
+    again = table.slice(10, n).set_column(0, "id", pa.array(np.arange(9000, 9000 + n)))
+    for name, value in values.items():
+        column = again[name].combine_chunks()
+        changed = pa.array([*column.to_pylist()[:-1], value], column.type)
+        again = again.set_column(again.schema.get_field_index(name), name, changed)
+    return pa.concat_tables([table, again])
+
+
+def retrained(store: Store, table: pa.Table, **changes: Any) -> tuple[Any, Any]:
+    """The model of 200 records and, in the same place, that of the table."""
+    first = run(stage_parts(store, {"fit": people().slice(0, 200)}), store)
+    return first, run(stage_parts(store, {"fit": table}, key="b"), store, **changes)
+
+
+def test_a_model_serves_a_source_that_grew_a_little(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first, second = retrained(store, grown(people().slice(0, 200), 8))
+    assert second.digest == first.digest
+    assert second.key != first.key
+    assert "trained earlier on 200 records" in second.notes[-1]
+    assert "Not trained: the model is the one trained earlier" in caplog.text
+    for path in store.list(f"_staging/train/{first.key}"):  # as gc may one day
+        store.delete(path)
+    load_model(store, second)
+
+
+def test_growth_is_counted_from_what_the_model_was_trained_on(store: Store) -> None:
+    table = people().slice(0, 200)
+    first, second = retrained(store, grown(table, 16))
+    third = run(stage_parts(store, {"fit": grown(table, 44)}, key="c"), store)
+    assert second.digest == first.digest
+    assert third.digest != first.digest, "each step was a small one, and both together are not"
+
+
+@pytest.mark.parametrize(
+    ("n", "values", "changes", "why"),
+    [
+        (60, {}, {}, "has grown from"),
+        (8, {"state": "new"}, {}, "class 'new' is new"),
+        (8, {"sex": "x"}, {}, "column 'sex' has 1 new values, such as 'x'"),
+        (8, {"age": 400}, {}, "column 'age' goes from 31 to 400 now"),
+        (8, {"id": -7}, {}, "identifiers begin elsewhere"),
+        (8, {}, {"seed": 4}, ""),
+        (8, {}, {"budget": Budget(reuse_growth=0)}, ""),
+        (8, {}, {"model": TreesModel(min_leaf=9)}, ""),
+    ],
+)
+def test_otherwise_a_model_is_trained_anew_and_the_log_says_why(
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+    n: int,
+    values: dict[str, Any],
+    changes: dict[str, Any],
+    why: str,
+) -> None:
+    caplog.set_level("INFO")
+    first, second = retrained(store, grown(people().slice(0, 200), n, **values), **changes)
+    assert second.digest != first.digest
+    assert second.n_fit == 200 + n
+    assert ("A model is trained anew" in caplog.text) == bool(why)
+    assert why in caplog.text
+
+
+def test_a_model_that_knows_records_which_are_gone_or_held_out_now_is_not_taken(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    table = people()
+    first = run(stage_parts(store, {"fit": table.slice(0, 200)}), store)
+    parts = {"fit": table.slice(0, 195), "holdout": table.slice(195, 5)}
+    second = run(stage_parts(store, parts, key="b"), store)
+    assert second.digest != first.digest
+    assert "of its training records are no longer among them" in caplog.text
+
+
+def test_a_model_whose_ingest_is_gone_is_not_taken(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    table = people().slice(0, 200)
+    first = run(stage_parts(store, {"fit": table}), store)
+    for path in store.list("_staging/ingest"):
+        store.delete(path)
+    second = run(stage_parts(store, {"fit": grown(table, 8)}, key="b"), store)
+    assert second.digest != first.digest
+    assert "does not serve" in caplog.text

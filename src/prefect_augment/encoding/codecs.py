@@ -34,6 +34,8 @@ __all__ = [
     "fit_number",
 ]
 
+# A number may lie beyond those seen by this share of their range before it counts as another domain.
+RANGE_SLACK = 0.05
 EXACT = 2**53  # float64 holds every integer up to here
 MAX_DECIMALS = 15  # a float64 with more is taken as continuous
 
@@ -98,6 +100,24 @@ class NumberCodec:
         with np.errstate(invalid="ignore"):
             inside = (x >= self.minimum) & (x <= self.maximum)
         return inside | (np.isnan(x) & (self.missing is not None))
+
+    def outgrown_by(self, other: Codec) -> str:
+        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        if not isinstance(other, NumberCodec) or other.kind != self.kind:
+            return "is of another type"
+        if other.missing != self.missing:
+            return "has missing values now"
+        if math.isnan(self.minimum) or math.isnan(other.minimum):
+            return "" if math.isnan(other.minimum) else "has values now"
+        if (other.decimals, other.step) != (self.decimals, self.step):
+            return "has values between those that were possible"
+        slack = RANGE_SLACK * (self.maximum - self.minimum)
+        if other.minimum < self.minimum - slack or other.maximum > self.maximum + slack:
+            return (
+                f"goes from {other.minimum:g} to {other.maximum:g} now, and went from "
+                f"{self.minimum:g} to {self.maximum:g}"
+            )
+        return ""
 
     def _on_grid(self, x: Floats) -> NDArray[Any]:
         """Return the nearest whole numbers ``low + k * step``."""
@@ -264,6 +284,16 @@ class CategoryCodec:
         with np.errstate(invalid="ignore"):
             known: NDArray[np.bool_] = (x >= 0) & (x < self.n_levels) & (x == np.rint(x))
         return known | (np.isnan(x) & (self.missing is not None))
+
+    def outgrown_by(self, other: Codec) -> str:
+        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        if not isinstance(other, CategoryCodec) or other.kind != self.kind:
+            return "is of another type"
+        if other.missing != self.missing:
+            return "has missing values now"
+        is_new = pc.invert(pc.is_in(other.levels, value_set=self.levels))
+        new = values_to_json(other.levels.filter(is_new), column="")
+        return f"has {len(new)} new values, such as {new[0]!r}" if new else ""
 
     def config(self) -> dict[str, Any]:
         """Return everything but the type as JSON."""

@@ -25,6 +25,10 @@ class StoredEncoder(ABC):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
 
+    @abstractmethod
+    def outgrown_by(self, other: StoredEncoder) -> str:
+        """Return why this encoder does not serve records that ``other`` was fitted on; else nothing."""
+
     @cached_property
     def digest(self) -> str:
         """sha256 of the encoder's JSON, 64 hexadecimal digits."""

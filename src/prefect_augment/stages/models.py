@@ -24,7 +24,7 @@ from prefect_augment.staging import Stage
 from prefect_augment.storage import Store
 from prefect_augment.training.checkpoints import load_checkpoint, save_checkpoint
 
-__all__ = ["Encoder", "image_spec", "keep_model", "load_model", "table_spec"]
+__all__ = ["Encoder", "copy_model", "image_spec", "keep_model", "load_model", "table_spec"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,30 @@ def keep_model(
         n_fit=n_fit,
         steps=model.n_steps,
         notes=notes,
+    )
+
+
+def copy_model(ref: ModelRef, stage: Stage, *, notes: tuple[str, ...]) -> ModelRef:
+    """Return the same model as the outcome of another stage, with files of its own there.
+
+    So it stays when the stage that trained it is collected.
+    """
+    encoder = _encoder_path(ref.config, ref.encoder_digest)
+    moved = {
+        path: f"{stage.prefix}/{path.rpartition('/')[2]}"
+        for path in (ref.checkpoint, ref.config, encoder)
+    }
+    for old, new in moved.items():
+        stage.store.put(new, stage.store.read(old))
+    return ref.model_copy(
+        update={
+            "root": stage.store.uri,
+            "path": stage.outcome_path,
+            "key": stage.key,
+            "checkpoint": moved[ref.checkpoint],
+            "config": moved[ref.config],
+            "notes": notes,
+        }
     )
 
 

@@ -44,6 +44,7 @@ from prefect_augment.stages.effort import (
 )
 from prefect_augment.stages.models import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.stages.resume import Resume
+from prefect_augment.stages.reuse import find_earlier, keep_training
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 from prefect_augment.training.budget import Calibration
@@ -58,7 +59,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).
@@ -79,6 +80,9 @@ def train(
     on_progress: Progress | None = None,
 ) -> ModelRef:
     """Fit encoder and model on the fit records; val and hold-out are not read.
+
+    A model that was trained before on most of these records is taken instead, while no class has
+    grown by more than ``budget.reuse_growth`` since and its encoder's domain holds.
 
     A model that is trained in steps leaves two kinds of receipts: how this machine trains it, which
     turns minutes into steps once, and checkpoints, from which an interrupted run goes on.
@@ -118,6 +122,17 @@ def train(
     if found is not None:
         return found
     records = job.records()
+    counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
+    earlier = find_earlier(
+        job.stage,
+        wish=job.wish,
+        facts=job.facts,
+        encoder=records.encoder,
+        counts=counts,
+        growth=budget.reuse_growth,
+    )
+    if earlier is not None:
+        return job.stage.finish(earlier)
     fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
@@ -129,6 +144,7 @@ def train(
         restored=resume.load(),
     )
     fitted.fit(records.data, context)
+    keep_training(job.stage, wish=job.wish, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
         keep_model(
             fitted,
@@ -274,6 +290,7 @@ class _Job:
     budget: Budget
     seed: int
     stage: Stage
+    wish: str  # key of all of it but the records
 
     @classmethod
     def of(
@@ -292,15 +309,18 @@ class _Job:
         model_class = load_model_class(model, modality=facts.modality)
         check_budget(model_class, budget, kind)
         by = list(plan.classes[0].by) if plan.classes else []
+        wished = [kind, params, by, effort(budget) if model_class.trained_in_steps else []]
+        version, growth = ALGORITHM_VERSION, budget.reuse_growth
+        wish = stage_key("train", algorithm_version=version, params=wished, seed=seed)
         key = stage_key(
             "train",
-            algorithm_version=ALGORITHM_VERSION,
-            params=[kind, params, by, effort(budget) if model_class.trained_in_steps else []],
+            algorithm_version=version,
+            params=[*wished, growth],
             inputs=[dataset.key, dataset.digest],
             seed=seed,
         )
         stage = Stage(store, "train", key)
-        return cls(facts, str(kind), params, model_class, by, budget, seed, stage)
+        return cls(facts, str(kind), params, model_class, by, budget, seed, stage, wish)
 
     def records(self) -> _Records:
         """Read and encode the fit records, in the order of their ids."""
