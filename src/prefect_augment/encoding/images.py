@@ -259,24 +259,7 @@ class ImageEncoder(StoredEncoder):
         content = image[top : top + height, left : left + width]
         return with_channels(resize(content, *self.out_size), self.out_channels)
 
-    def outgrown_by(self, other: StoredEncoder) -> str:
-        """Tell whether this encoder still serves records that another one was fitted on.
-
-        Parameters
-        ----------
-        other : StoredEncoder
-            Fitted on this one's records and more.
-
-        Returns
-        -------
-        str
-            What has changed, as the end of a sentence; empty where the domain holds: the same
-            columns, strata, sizes and colours.
-        """
-        if not isinstance(other, ImageEncoder) or other.schema != self.schema:
-            return "the columns are others"
-        if (other.label, other.by, other.strata) != (self.label, self.by, self.strata):
-            return "the classes are others"
+    def _values_outgrown_by(self, other: Self) -> str:
         if (other.size, other.channels) != (self.size, self.channels):
             return "images are of another size, or have colours now"
         if (other.out_size, other.out_channels) != (self.out_size, self.out_channels):

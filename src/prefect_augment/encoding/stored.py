@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+import pyarrow as pa
+
 from prefect_augment.storage import sha256_hex
 
 __all__ = ["StoredEncoder"]
@@ -15,6 +17,10 @@ __all__ = ["StoredEncoder"]
 
 class StoredEncoder(ABC):
     """An encoder that is written beside the weights of its model."""
+
+    schema: pa.Schema
+    label: str
+    by: tuple[str, ...]
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
@@ -25,9 +31,35 @@ class StoredEncoder(ABC):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
 
+    @property
     @abstractmethod
+    def strata(self) -> tuple[str, ...]:
+        """Strata seen, in their natural order."""
+
     def outgrown_by(self, other: StoredEncoder) -> str:
-        """Return why this encoder does not serve records that ``other`` was fitted on; else nothing."""
+        """Tell whether this encoder still serves records that another one was fitted on.
+
+        Parameters
+        ----------
+        other : StoredEncoder
+            Fitted on this one's records and more.
+
+        Returns
+        -------
+        str
+            What has changed, as the end of a sentence; empty where the domain holds: the same columns
+            and strata; in a table the same levels and grids, and no number beyond the range that was
+            seen by more than a twentieth of it; of images the same sizes and colours.
+        """
+        if type(other) is not type(self) or other.schema != self.schema:
+            return "the columns are others"
+        if (other.label, other.by, other.strata) != (self.label, self.by, self.strata):
+            return "the classes are others"
+        return self._values_outgrown_by(other)
+
+    @abstractmethod
+    def _values_outgrown_by(self, other: Self) -> str:
+        """Tell the same of what the columns hold."""
 
     @cached_property
     def digest(self) -> str:

@@ -233,25 +233,7 @@ class TableEncoder(StoredEncoder):
             valid &= codec.in_domain(X[:, j])
         return valid
 
-    def outgrown_by(self, other: StoredEncoder) -> str:
-        """Tell whether this encoder still serves records that another one was fitted on.
-
-        Parameters
-        ----------
-        other : StoredEncoder
-            Fitted on this one's records and more.
-
-        Returns
-        -------
-        str
-            What has changed, as the end of a sentence; empty where the domain holds: the same
-            columns, types, levels, grids and strata, and no number beyond the range that was seen by
-            more than a twentieth of it.
-        """
-        if not isinstance(other, TableEncoder) or other.schema != self.schema:
-            return "the columns are others"
-        if (other.label, other.by, other.strata) != (self.label, self.by, self.strata):
-            return "the classes are others"
+    def _values_outgrown_by(self, other: Self) -> str:
         if other.names != self.names or other._fills != self._fills:
             return "columns are of another kind, or identifiers begin elsewhere"
         if other._dictionaries != self._dictionaries:
