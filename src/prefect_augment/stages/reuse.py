@@ -25,8 +25,8 @@ class TrainedOn(Fact):
     """What a model was trained for and on; beside the outcome of its stage."""
 
     wish: str  # key of everything that was asked for but the records
-    dataset: DatasetRef
-    counts: dict[str, int]  # stratum -> fit records
+    dataset: DatasetRef  # it was trained on fit records of this one, all of them or some
+    counts: dict[str, int]  # stratum -> records that it was trained on
 
 
 def keep_training(
@@ -42,7 +42,7 @@ def find_earlier(
     stage: Stage,
     *,
     wish: str,
-    facts: DatasetFacts,
+    dataset: DatasetRef,
     encoder: Encoder,
     counts: Mapping[str, int],
     growth: float,
@@ -59,7 +59,7 @@ def find_earlier(
         Of the training that would be saved.
     wish : str
         Key of everything that is asked for but the records.
-    facts : DatasetFacts
+    dataset : DatasetRef
         Outcome of the ingest of these records.
     encoder : TableEncoder or ImageEncoder
         Fitted on these records.
@@ -74,7 +74,7 @@ def find_earlier(
     # The one that knows most; the key settles ties the same way everywhere.
     trained, ref = max(found, key=lambda pair: (sum(pair[0].counts.values()), pair[1].key))
     try:
-        why = _outgrown(trained.counts, counts, growth) or _unknown_records(stage, trained, facts)
+        why = _outgrown(trained.counts, counts, growth) or _unknown_records(stage, trained, dataset)
         if not why:
             _, known = load_model(stage.store, ref, device="cpu")
             why = known.outgrown_by(encoder)
@@ -88,7 +88,8 @@ def find_earlier(
         f"{_largest_growth(trained.counts, counts)}, and its encoder's domain holds"
     )
     logger.info("Not trained: %s.", note)
-    keep_training(stage, wish=wish, dataset=trained.dataset, counts=trained.counts)
+    # These records hold all that it knows, so the next run need not find the first one's.
+    keep_training(stage, wish=wish, dataset=dataset, counts=trained.counts)
     return copy_model(ref, stage, notes=(*ref.notes, note))
 
 
@@ -122,15 +123,17 @@ def _largest_growth(before: Mapping[str, int], now: Mapping[str, int]) -> str:
     return f"no class has grown by more than {share:.1%} ({name!r}: {before[name]} to {now[name]})"
 
 
-def _unknown_records(stage: Stage, trained: TrainedOn, facts: DatasetFacts) -> str:
-    """Tell whether the model has seen records that are not fit records now."""
-    before = load_facts(trained.dataset, stage.store)
+def _unknown_records(stage: Stage, trained: TrainedOn, dataset: DatasetRef) -> str:
+    """Tell whether the model may have seen records that are not fit records now."""
+    before, facts = (load_facts(ref, stage.store) for ref in (trained.dataset, dataset))
     shards = {s.sha256 for s in facts.shards if s.split == "fit"}
     if all(s.sha256 in shards for s in before.shards if s.split == "fit"):
         return ""
     old, new = (_fit_ids(stage, f) for f in (before, facts))
     n_unknown = pc.sum(pc.invert(pc.is_in(old, value_set=new))).as_py() or 0
-    return f"{n_unknown} of its training records are no longer among them" if n_unknown else ""
+    return (
+        f"{n_unknown} of the records that it was for are not to be learnt now" if n_unknown else ""
+    )
 
 
 def _fit_ids(stage: Stage, facts: DatasetFacts) -> pa.Array:

@@ -126,7 +126,7 @@ def train(
     earlier = find_earlier(
         job.stage,
         wish=job.wish,
-        facts=job.facts,
+        dataset=dataset,
         encoder=records.encoder,
         counts=counts,
         growth=budget.reuse_growth,
