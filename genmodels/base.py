@@ -28,6 +28,7 @@ __all__ = [
     "GenerativeModel",
     "ImageData",
     "ImageSpec",
+    "SamplesGiven",
     "TableData",
     "TableSpec",
 ]
@@ -285,5 +286,44 @@ class Calibrates(Protocol):
         Where ``ctx.steps`` is 0, the seconds of a step are measured and ``steps`` is left at 0 for
         the caller; else ``steps`` is what was given and nothing is measured. The model is as
         untrained as before.
+        """
+        ...
+
+
+@runtime_checkable
+class SamplesGiven(Protocol):
+    """A model of tables that can draw records whose columns have given values by itself.
+
+    Others are asked for records and those that happen to have the values are kept, which finds none
+    where a column is continuous.
+    """
+
+    def sample_given(
+        self,
+        conditions: NDArray[np.int64],
+        *,
+        seeds: NDArray[np.int64],
+        given: Mapping[int, float],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Draw a record per condition with the given values, and keep some of them.
+
+        Those that are kept follow the model's distribution of the other columns given these values.
+        Whether a record is kept depends on the model, its class, its seed and the values alone.
+
+        Parameters
+        ----------
+        conditions : ndarray of int64, shape (n,)
+            The stratum of each record.
+        seeds : ndarray of int64, shape (n,)
+            Each record's own seed.
+        given : mapping of int to float
+            Value by column of the matrix form; NaN asks for a missing value.
+
+        Returns
+        -------
+        kept : ndarray of int64, shape (n_kept,)
+            Which of the n, in their order.
+        X : ndarray of float64, shape (n_kept, n_columns)
+            The records; the given columns hold exactly the given values.
         """
         ...

@@ -18,6 +18,7 @@ Trees are fitted with scikit-learn and kept as plain arrays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,7 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.genmodels.counter_random import record_keys, uniform
+from prefect_augment.genmodels.tree_conditions import draw_given
 from prefect_augment.params import TreesModel
 
 __all__ = ["TableTrees"]
@@ -248,6 +250,15 @@ class TableTrees:
             If the model has not been fitted, or there is not one seed per condition.
         """
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
+        self._check(conditions, seeds)
+        X = np.empty((len(conditions), self.spec.n_columns), dtype=np.float64)
+        for start in range(0, len(conditions), BATCH):
+            rows = slice(start, start + BATCH)
+            self._sample_batch(conditions[rows], seeds[rows], X[rows])
+        return X
+
+    def _check(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+        """Refuse what cannot be sampled."""
         if len(self._trees) != self.spec.n_columns:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         if conditions.shape != seeds.shape:
@@ -260,11 +271,19 @@ class TableTrees:
                 "classes 0 to "
                 f"{self.spec.n_classes - 1}: {', '.join(self.spec.classes)}."
             )
-        X = np.empty((len(conditions), self.spec.n_columns), dtype=np.float64)
-        for start in range(0, len(conditions), BATCH):
-            rows = slice(start, start + BATCH)
-            self._sample_batch(conditions[rows], seeds[rows], X[rows])
-        return X
+
+    def sample_given(
+        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64], given: Mapping[int, float]
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Draw records with given values, as :class:`.SamplesGiven` has it.
+
+        Raises
+        ------
+        ParameterError
+            If no fit record of a class has a given value where the other given ones hold.
+        """
+        self._check(conditions, seeds)
+        return draw_given(self, conditions, seeds, given)
 
     def _sample_batch(
         self, classes: NDArray[np.int64], seeds: NDArray[np.int64], X: Floats
@@ -274,21 +293,23 @@ class TableTrees:
         codes = np.empty((len(self._sizes), len(classes)), dtype=np.int32)
         codes[0] = classes
         for place, j in enumerate(self._sequence, start=1):
-            tree = self._trees[place - 1]
-            leaf = self._descend(tree, codes[:place])
-            size = tree.size[leaf]
-            drawn = (uniform(keys, 2 * j) * size).astype(np.int32)
-            code = tree.values[tree.start[leaf] + drawn]
-            if self._sizes[place]:
-                codes[place] = code
-                X[:, j] = np.where(code == self.spec.n_levels[j], np.nan, code)
-            else:
-                move = uniform(keys, 2 * j + 1) - 0.5
-                beside = np.clip(drawn + np.where(move > 0, 1, -1), 0, size - 1)
-                neighbour = tree.values[tree.start[leaf] + beside]
-                X[:, j], codes[place] = self._between(
-                    self._number(place), code, neighbour, np.abs(move)
-                )
+            leaf = self._descend(self._trees[place - 1], codes[:place])
+            X[:, j], codes[place] = self._draw(place, leaf, keys)
+
+    def _draw(
+        self, place: int, leaf: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> tuple[Floats, Ints]:
+        """Return a value from each record's leaf, and its code, for one place of the sequence."""
+        tree, j = self._trees[place - 1], self._sequence[place - 1]
+        size = tree.size[leaf]
+        drawn = (uniform(keys, 2 * j) * size).astype(np.int32)
+        code = tree.values[tree.start[leaf] + drawn]
+        if self._sizes[place]:
+            return np.where(code == self.spec.n_levels[j], np.nan, code), code
+        move = uniform(keys, 2 * j + 1) - 0.5
+        beside = np.clip(drawn + np.where(move > 0, 1, -1), 0, size - 1)
+        neighbour = tree.values[tree.start[leaf] + beside]
+        return self._between(self._number(place), code, neighbour, np.abs(move))
 
     def _descend(self, tree: _Tree, codes: Ints) -> NDArray[np.int64]:
         """Return the leaf of each record, given the places before, shape (n_places, n)."""

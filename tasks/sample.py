@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect import task
 
 from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
 from prefect_augment.stages.judge import import_candidates
 from prefect_augment.stages.sample import sample
@@ -30,9 +32,15 @@ __all__ = ["import_synthetic", "sample_classes"]
     **TASK_OPTIONS,
 )
 def sample_classes(
-    dataset: DatasetRef, model: ModelRef, counts: Mapping[str, int], *, seed: int = 0
+    dataset: DatasetRef,
+    model: ModelRef,
+    counts: Mapping[str, int],
+    *,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> DatasetRef:
-    """Draw exactly the records asked for, per class.
+    """Draw exactly the records asked for, per class: faithful ones, as the class is.
 
     Parameters
     ----------
@@ -44,6 +52,10 @@ def sample_classes(
         Records per class (stratum). Asking for more later extends what was drawn.
     seed : int
         Seed of the run; each record has a seed of its own derived from it.
+    given : mapping of str to value, optional
+        Value that every record has, by column, beside its class; None asks for a missing value.
+    constraints : sequence of Constraint
+        What every record keeps: Inequality, Positive, Combination, Unique.
 
     Returns
     -------
@@ -54,6 +66,8 @@ def sample_classes(
     ------
     EmptyClassError
         If a class has too few records to be sampled.
+    ParameterError
+        If a given value or a constraint does not fit the columns, or too few draws keep them.
     """
     with run_log(), progress("sample", dataset.root) as report:
         with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
@@ -63,6 +77,8 @@ def sample_classes(
                 seed=seed,
                 store=open_block_store(dataset.root, dataset.block),
                 dataset=dataset,
+                given=given,
+                constraints=constraints,
                 on_progress=report,
             )
         return ref.model_copy(update={"block": dataset.block})

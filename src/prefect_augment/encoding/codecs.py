@@ -70,6 +70,20 @@ class NumberCodec:
     is_category = False
     n_levels = 0
 
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the values are on no grid, so that hardly any occurs twice."""
+        return self.decimals is None
+
+    def said_domain(self) -> str:
+        """Return which values there are, for messages."""
+        if math.isnan(self.minimum):
+            return "it has none"
+        # From the codec itself: dates and decimals come out as people write them.
+        ends = self.decode(np.array([self.minimum, self.maximum])).to_pylist()
+        step = "" if self.is_continuous else ", on the grid that was seen"
+        return f"they go from {ends[0]} to {ends[1]}{step}"
+
     def encode(self, values: pa.Array) -> Floats:
         """Return the values as float64, shape (n,); null, NaN and infinite values are NaN."""
         if pa.types.is_floating(values.type):
@@ -264,6 +278,16 @@ class CategoryCodec:
     def n_levels(self) -> int:
         """Values seen."""
         return len(self.levels)
+
+    @property
+    def is_continuous(self) -> bool:
+        """Never: levels are known one by one."""
+        return False
+
+    def said_domain(self) -> str:
+        """Return which values there are, for messages."""
+        shown = ", ".join(repr(v) for v in self.levels[:20].to_pylist())
+        return shown + (f" and {self.n_levels - 20} more" if self.n_levels > 20 else "")
 
     def encode(self, values: pa.Array) -> Floats:
         """Return level codes as float64, shape (n,); null and unseen values are NaN."""

@@ -140,6 +140,14 @@ class TableEncoder(StoredEncoder):
         """Levels per column of the matrix, 0 for numeric ones, shape (n_columns,)."""
         return np.array([c.n_levels for c in self._codecs.values()], dtype=np.int64)
 
+    def codec(self, name: str) -> Codec:
+        """Return how a learnt column is encoded."""
+        return self._codecs[name]
+
+    def is_fixed(self, name: str) -> bool:
+        """Tell whether a column that is not learnt has a known value: by the stratum, or always."""
+        return name == self.label or name in self.by or self._fills[name]["rule"] == "constant"
+
     @property
     def strata(self) -> tuple[str, ...]:
         """Strata seen, in their natural order."""
@@ -178,6 +186,7 @@ class TableEncoder(StoredEncoder):
         strata: Sequence[str],
         ordinals: NDArray[np.int64] | None = None,
         aug_ids: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """Return records with the source's exact schema.
 
@@ -192,6 +201,8 @@ class TableEncoder(StoredEncoder):
             is the same however many are made. By position where not given.
         aug_ids : sequence of str, length n, optional
             For text identifiers that may not be null.
+        columns : sequence of str, optional
+            Only these, in the source's order.
 
         Raises
         ------
@@ -204,7 +215,8 @@ class TableEncoder(StoredEncoder):
             ordinals * len(self._strata) + codes
         )  # distinct, and independent of how many are made
         made: list[pa.Array] = []
-        for field in self.schema:
+        fields = [f for f in self.schema if columns is None or f.name in columns]
+        for field in fields:
             if field.name in self._codecs:
                 column = self._codecs[field.name].decode(X[:, self.names.index(field.name)])
             elif field.name in self._fills:
@@ -212,7 +224,7 @@ class TableEncoder(StoredEncoder):
             else:
                 column = stratum_column(field, self._strata, codes)
             made.append(conform_column(field, column, self._dictionaries))
-        return pa.table(made, schema=self.schema)
+        return pa.table(made, schema=pa.schema(fields, self.schema.metadata))
 
     def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tell which records hold only values of their columns' domains.

@@ -19,7 +19,7 @@ from prefect_augment.evaluation.learners import balanced_weights, fit_learner
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.similarity import c2st_auc
 
-__all__ = ["gate_candidates"]
+__all__ = ["gate_candidates", "utility_filter"]
 
 
 def gate_candidates(
@@ -47,15 +47,8 @@ def gate_candidates(
     n_classes = int(asked["stratum_class"].max()) + 1
 
     def train(X: NDArray[Any], y: NDArray[np.int64]) -> Classifier:
-        return fit_learner(
-            "boosting",
-            X,
-            y,
-            weights=balanced_weights(y),
-            is_category=is_category,
-            n_levels=n_levels,
-            n_classes=n_classes,
-            seed=seed,
+        return utility_filter(
+            X, y, is_category=is_category, n_levels=n_levels, n_classes=n_classes, seed=seed
         )
 
     def two_sample(real: NDArray[Any], synthetic: NDArray[Any]) -> float:
@@ -63,3 +56,37 @@ def gate_candidates(
 
     measures = Measures(FeatureSpace.of(fit.X, is_category), train, two_sample)
     return gate_records(fit, val, candidates, measures=measures, **asked)
+
+
+def utility_filter(
+    X: NDArray[np.float64],
+    y: NDArray[np.int64],
+    *,
+    is_category: NDArray[np.bool_],
+    n_levels: NDArray[np.int64],
+    n_classes: int,
+    seed: int,
+) -> Classifier:
+    """Class-balanced boosting on real records: what :func:`.utility_scores` asks.
+
+    Parameters
+    ----------
+    X : ndarray of float64, shape (n_records, n_columns)
+        The matrix form.
+    y : ndarray of int64, shape (n_records,)
+        Class codes.
+    is_category, n_levels
+        As for :func:`gate_candidates`.
+    n_classes : int
+    seed : int
+    """
+    return fit_learner(
+        "boosting",
+        X,
+        y,
+        weights=balanced_weights(y),
+        is_category=is_category,
+        n_levels=n_levels,
+        n_classes=n_classes,
+        seed=seed,
+    )

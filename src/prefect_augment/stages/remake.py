@@ -13,8 +13,8 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.reading.dataset import Dataset, open_dataset
+from prefect_augment.stages.draw import candidate_seeds, draw_batch
 from prefect_augment.stages.models import Encoder, load_model
-from prefect_augment.stages.sample import candidate_seeds, draw_batch
 
 __all__ = ["remake_records"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,22 +10,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from pydantic import Field
 
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact, ModelRef, ShardFact
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
-from prefect_augment.genmodels.counter_random import seeds_from
-from prefect_augment.reading.staged import load_facts
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesGiven
+from prefect_augment.params import Constraint
+from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.models import Encoder, load_model
-from prefect_augment.staging import Stage, canonical_json, stage_key
+from prefect_augment.stages.draw import (
+    candidate_seeds,
+    draw_batch,
+    draw_by_rules,
+    micro_batch,
+    records_of,
+)
+from prefect_augment.stages.models import load_model
+from prefect_augment.stages.rules import Rules
+from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
 __all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
+
+logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 1
 # Drawn, written and receipted together: bounds memory and what a crash loses.
@@ -41,34 +51,8 @@ class _Batch(Fact):
     """The receipt of one batch of candidates."""
 
     shards: tuple[ShardFact, ...]
-
-
-def candidate_seeds(run_seed: int, stratum: str, start: int, n: int) -> NDArray[np.int64]:
-    """Return the seeds of a stratum's candidates with ordinals ``start`` to ``start + n - 1``.
-
-    An ordinal's seed depends on nothing else, so that more candidates extend the ones there are.
-
-    Parameters
-    ----------
-    run_seed : int
-        Seed of the run.
-    stratum : str
-        The stratum's name.
-    start, n : int
-        The ordinals.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        All distinct.
-
-    Examples
-    --------
-    >>> bool((candidate_seeds(7, "sick", 0, 5)[3:] == candidate_seeds(7, "sick", 3, 2)).all())
-    True
-    """
-    key = hashlib.blake2b(canonical_json(["candidate", run_seed, stratum]), digest_size=8).digest()
-    return seeds_from(int.from_bytes(key, "little"), start, n)
+    n_draws: dict[str, int] = Field(default_factory=dict)  # with rules: ordinals gone through
+    passed: dict[str, int] = Field(default_factory=dict)
 
 
 def sample(
@@ -78,9 +62,14 @@ def sample(
     seed: int,
     store: Store,
     dataset: DatasetRef,
+    given: Mapping[str, Any] | None = None,
+    constraints: Sequence[Constraint] = (),
     on_progress: Progress | None = None,
 ) -> DatasetRef:
     """Draw exactly the candidates asked for, and stage them.
+
+    They are faithful: as the class is. What is best for training is picked by :func:`.judge`, where
+    ``gate.purpose`` is utility.
 
     Parameters
     ----------
@@ -94,6 +83,12 @@ def sample(
         The root that model and dataset lie under.
     dataset : DatasetRef
         The records that the model was trained on.
+    given : mapping of str to value, optional
+        Tables: value that every record has, by column; the others follow it as they do in the model.
+        None asks for a missing value.
+    constraints : sequence of Constraint
+        Tables: what every record keeps. Candidates that do not are passed over, up to a bound;
+        ``extra["rules"]`` of the staged facts says which share was accepted.
     on_progress : callable, optional
         Called with the fraction done and what is being done.
 
@@ -108,13 +103,17 @@ def sample(
     EmptyClassError
         If a stratum cannot be sampled: the model does not know it, or has seen too few records.
     ParameterError
-        If a count is negative.
+        If a count is negative, a given value or a constraint does not fit the columns, or too few
+        draws keep them.
     """
     wanted = _check_counts(counts, model)
+    rules = Rules()
+    if given or constraints:
+        rules = _rules(model, store, dataset, given, constraints)
     key = stage_key(
         "sample",
         algorithm_version=ALGORITHM_VERSION,
-        params=wanted,
+        params=[wanted, rules.said, list(rules.constraints)] if rules else wanted,
         inputs=[dataset.key, dataset.digest, model.key, model.digest],
         seed=seed,
     )
@@ -122,12 +121,38 @@ def sample(
     facts = stage.outcome(DatasetFacts)
     if facts is None:
         source = load_facts(dataset, store)
-        facts = stage.finish(_draw_all(model, wanted, seed, stage, source, on_progress))
+        facts = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
     return stage.reference(facts, facts.part_counts["candidates"])
 
 
+def _rules(
+    model: ModelRef,
+    store: Store,
+    dataset: DatasetRef,
+    given: Mapping[str, Any] | None,
+    constraints: Sequence[Constraint],
+) -> Rules:
+    """Return the rules, checked against the model's columns."""
+    _, encoder = load_model(store, model)
+    if isinstance(encoder, ImageEncoder):
+        raise ParameterError(
+            "given and constraints are about columns, and the model makes images; leave them out."
+        )
+
+    def real() -> pa.Table:
+        return read_part(store, load_facts(dataset, store), ["fit", "val"])
+
+    return Rules.of(encoder, real, given=given, constraints=constraints)
+
+
 def resample_record(
-    model: ModelRef, aug_seed: int, stratum: str, store: Store, *, ordinal: int = 0
+    model: ModelRef,
+    aug_seed: int,
+    stratum: str,
+    store: Store,
+    *,
+    ordinal: int = 0,
+    given: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Return a published synthetic record, made again from its lineage.
 
@@ -143,6 +168,8 @@ def resample_record(
         The root that the model lies under.
     ordinal : int
         The candidate's ordinal; only a numeric identifier depends on it.
+    given : mapping of str to value, optional
+        What it was sampled with.
 
     Returns
     -------
@@ -154,8 +181,12 @@ def resample_record(
     fitted, encoder = load_model(store, model)
     seeds = np.array([aug_seed], dtype=np.int64)
     code = np.array([encoder.strata.index(stratum)], dtype=np.int64)
-    drawn = fitted.sample(code, seeds=seeds)
-    table = _records(
+    if given and isinstance(encoder, TableEncoder) and isinstance(fitted, SamplesGiven):
+        values = Rules.of(encoder, encoder.schema.empty_table, given=given).given
+        _, drawn = fitted.sample_given(code, seeds=seeds, given=values)
+    else:
+        drawn = fitted.sample(code, seeds=seeds)
+    table = records_of(
         drawn, encoder, model.digest, [stratum], seeds, np.array([ordinal], dtype=np.int64)
     )
     return table.select(encoder.schema.names).replace_schema_metadata(encoder.schema.metadata)
@@ -179,6 +210,7 @@ def _check_counts(counts: Mapping[str, int], model: ModelRef) -> dict[str, int]:
 def _draw_all(
     model: ModelRef,
     wanted: Mapping[str, int],
+    rules: Rules,
     seed: int,
     stage: Stage,
     source: DatasetFacts,
@@ -188,19 +220,57 @@ def _draw_all(
     fitted, encoder = load_model(stage.store, model)
     total, done = sum(wanted.values()), 0
     shards: list[ShardFact] = []
-    size = BATCH_RECORDS if _micro_batch(fitted) == 1 else BATCH_IMAGES
+    size = BATCH_RECORDS if micro_batch(fitted) == 1 else BATCH_IMAGES
+    if rules.compares_records:
+        size = max(1, total)  # a record is held against all that come before it
+    n_draws, passed, taken = Counter[str](), Counter[str](), rules.taken()
     started = time.monotonic()
     for i, batch in enumerate(_batches(wanted, size)):
 
         def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
+            if rules and isinstance(encoder, TableEncoder):
+                begun = [(name, n_draws[name], n) for name, _, n in batch]
+                table, gone, through = draw_by_rules(
+                    fitted, encoder, model.digest, begun, seed, rules, taken
+                )
+                written = _write(table, stage, i, encoder.label)
+                return _Batch(shards=written, n_draws=gone, passed=through)
             table = draw_batch(fitted, encoder, model.digest, batch, seed)
             return _Batch(shards=_write(table, stage, i, encoder.label))
 
-        shards.extend(stage.item(f"batch-{i:05d}", _Batch, draw).shards)
+        receipt = stage.item(f"batch-{i:05d}", _Batch, draw)
+        shards.extend(receipt.shards)
+        n_draws.update(receipt.n_draws)
+        passed.update(receipt.passed)
         done += sum(n for _, _, n in batch)
         if on_progress is not None:
             on_progress(done / total, _said(done, total, time.monotonic() - started))
-    return _facts(model, wanted, shards, stage, source)
+    facts = _facts(model, wanted, shards, stage, source)
+    return _with_rules(facts, wanted, rules, n_draws, passed) if rules else facts
+
+
+def _with_rules(
+    facts: DatasetFacts,
+    wanted: Mapping[str, int],
+    rules: Rules,
+    n_draws: Mapping[str, int],
+    passed: Mapping[str, int],
+) -> DatasetFacts:
+    """Return the facts with what was asked, and how much of what was drawn kept to it."""
+    accepted = {name: n / n_draws[name] for name, n in wanted.items()}
+    found = {
+        "given": rules.said,
+        "constraints": [rule.model_dump(mode="json") for rule in rules.constraints],
+        "accepted": accepted,
+        "passed": dict(passed),
+    }
+    note = "of the draws were accepted: " + ", ".join(
+        f"{share:.1%} of class {name!r}" for name, share in accepted.items()
+    )
+    logger.info("%s", note)
+    return facts.model_copy(
+        update={"extra": {**facts.extra, "rules": found}, "notes": (*facts.notes, note)}
+    )
 
 
 def _said(done: int, total: int, seconds: float) -> str:
@@ -225,86 +295,6 @@ def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, i
                 batch, room = [], size
     if batch:
         yield batch
-
-
-def draw_batch(
-    fitted: GenerativeModel,
-    encoder: Encoder,
-    digest: str,
-    batch: Sequence[tuple[str, int, int]],
-    seed: int,
-) -> pa.Table:
-    """Return the records of a batch, drawn in whole micro-batches of one stratum each.
-
-    A micro-batch is always the same ordinals of its stratum, so that a record's bits do not depend
-    on how many were asked for; what lies beyond the request is drawn and dropped, in the place of
-    padding.
-
-    Parameters
-    ----------
-    fitted : GenerativeModel
-    encoder : Encoder
-        The model's.
-    digest : str
-        The checkpoint's.
-    batch : sequence of (str, int, int)
-        Stratum, first ordinal, number of records.
-    seed : int
-        The run's.
-
-    Returns
-    -------
-    pyarrow.Table
-        The source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal.
-    """
-    index = {name: k for k, name in enumerate(encoder.strata)}
-    size = _micro_batch(fitted)
-    whole = [
-        (name, start - start % size, -(-(start + n) // size) * size) for name, start, n in batch
-    ]
-    seeds = np.concatenate([candidate_seeds(seed, name, lo, hi - lo) for name, lo, hi in whole])
-    codes = np.concatenate([np.full(hi - lo, index[name]) for name, lo, hi in whole])
-    ordinals = np.concatenate([np.arange(lo, hi) for _, lo, hi in whole])
-    wanted = np.concatenate(
-        [
-            (np.arange(lo, hi) >= start) & (np.arange(lo, hi) < start + n)
-            for (_, start, n), (_, lo, hi) in zip(batch, whole, strict=True)
-        ]
-    )
-    drawn = fitted.sample(codes.astype(np.int64), seeds=seeds)[wanted]
-    strata = [name for name, _, n in batch for _ in range(n)]
-    return _records(drawn, encoder, digest, strata, seeds[wanted], ordinals[wanted])
-
-
-def _records(
-    drawn: NDArray[Any],
-    encoder: Encoder,
-    digest: str,
-    strata: Sequence[str],
-    seeds: NDArray[np.int64],
-    ordinals: NDArray[np.int64],
-) -> pa.Table:
-    """Return drawn records in the source's columns with their lineage."""
-    ids = derived_ids("synthetic", digest, list(strata), seeds.tolist())
-    if isinstance(encoder, ImageEncoder):
-        table = encoder.decode(drawn, strata=strata, aug_ids=ids.to_pylist())
-    else:
-        table = encoder.decode(drawn, strata=strata, ordinals=ordinals, aug_ids=ids.to_pylist())
-    lineage = {
-        "aug_id": ids,
-        "aug_model": pa.array([digest] * len(strata), pa.string()),
-        "aug_seed": pa.array(seeds, pa.int64()),
-        "aug_stratum": pa.array(list(strata), pa.string()),
-        "aug_ordinal": pa.array(ordinals, pa.int64()),
-    }
-    for name, column in lineage.items():
-        table = table.append_column(name, column)
-    return table
-
-
-def _micro_batch(fitted: GenerativeModel) -> int:
-    """Return how many records the model computes at once, in places that are part of their bits."""
-    return int(getattr(fitted, "micro_batch", 1))
 
 
 def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardFact, ...]:
@@ -345,5 +335,5 @@ def _facts(
         group_column=source.group_column,
         modality=source.modality,
         image=source.image,
-        extra={"model": model.digest, "strata": dict(wanted)},
+        extra={"model": model.digest, "strata": dict(wanted), "purpose": "faithful"},
     )

@@ -18,9 +18,9 @@ from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Gate, ModelParams
 from prefect_augment.stages.arms import candidates_wanted
 from prefect_augment.stages.bench import Synthetic
+from prefect_augment.stages.draw import candidate_seeds
 from prefect_augment.stages.models import table_spec
 from prefect_augment.stages.parts import Question, best_first, groups_of
-from prefect_augment.stages.sample import candidate_seeds
 from prefect_augment.stages.train import fit_model
 
 if TYPE_CHECKING:

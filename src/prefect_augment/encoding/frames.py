@@ -1,0 +1,273 @@
+"""Records as people hold them (numpy, pandas, polars, Arrow, lists) to Arrow tables and back.
+
+What comes back is of the same kind, with the same column names, order and dtypes. pandas and polars
+are never imported unless an object of theirs is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import SchemaError
+
+__all__ = ["Layout", "kind_of", "take_rows"]
+
+Kind = Literal["numpy", "list", "pandas", "polars", "arrow"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How records are held: enough to hold others the same way.
+
+    Attributes
+    ----------
+    kind : str
+        numpy, list (of lists), pandas, polars or arrow.
+    names : tuple of str
+        Columns of the Arrow table; ``x0``, ``x1`` … where they have no name.
+    columns : Any
+        The columns as they are called: pandas' index of columns, else ``names``.
+    dtypes : tuple
+        One per column, in the kind's own terms.
+    missing : tuple
+        Per column of Python objects: how a missing value is written.
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+    columns: Any
+    dtypes: tuple[Any, ...]
+    missing: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, X: Any) -> Layout:
+        """Return how ``X`` is held.
+
+        Parameters
+        ----------
+        X : array-like or frame, shape (n_records, n_columns)
+            A list of lists, a two-dimensional array, or a frame of pandas, polars or Arrow.
+
+        Raises
+        ------
+        SchemaError
+            If two columns have the same name, or it is a lazy frame.
+        """
+        kind = kind_of(X)
+        if kind in ("numpy", "list"):
+            X = np.asarray(X)
+            names = tuple(f"x{j}" for j in range(X.shape[1]))
+            missing = tuple(_missing(X[:, j]) for j in range(X.shape[1]))
+            return cls(kind, names, names, (X.dtype,) * X.shape[1], missing)
+        names = tuple(map(str, X.column_names if kind == "arrow" else X.columns))
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise SchemaError(
+                f"columns {twice} stand there more than once; give each a name of its own.",
+                columns=twice,
+            )
+        if kind == "arrow":
+            return cls(kind, names, names, tuple(X.schema), (None,) * len(names))
+        if kind == "polars":
+            return cls(kind, names, names, tuple(X.schema.values()), (None,) * len(names))
+        dtypes = tuple(X.dtypes)
+        missing = tuple(
+            _missing(X.iloc[:, j].to_numpy()) if _is_object(dtype) else None
+            for j, dtype in enumerate(dtypes)
+        )
+        return cls(kind, names, X.columns, dtypes, missing)
+
+    def to_arrow(self, X: Any) -> pa.Table:
+        """Return records of this layout as an Arrow table.
+
+        Raises
+        ------
+        SchemaError
+            If a column holds values of several types; names it.
+        """
+        if self.kind == "arrow":
+            return X
+        if self.kind == "polars":
+            return X.to_arrow().rename_columns(list(self.names))
+        if self.kind == "list":
+            X = np.asarray(X)
+        fields, columns = [], []
+        for j, name in enumerate(self.names):
+            column = X.iloc[:, j] if self.kind == "pandas" else X[:, j]
+            made = (
+                _from_pandas(column, name) if self.kind == "pandas" else _from_numpy(column, name)
+            )
+            # A whole number, a truth value or a text of fixed width has no way to be missing.
+            nullable = self.kind == "pandas" or self.dtypes[j].kind in "fO"
+            fields.append(pa.field(name, made.type, nullable=nullable))
+            columns.append(made)
+        return pa.table(columns, schema=pa.schema(fields))
+
+    def from_arrow(self, table: pa.Table) -> Any:
+        """Return records of an Arrow table, as made by :meth:`to_arrow`, in this layout.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Has the layout's columns, of the types that :meth:`to_arrow` gave them.
+
+        Returns
+        -------
+        As the layout says; pandas' index counts from 0.
+        """
+        table = table.select(list(self.names))
+        if self.kind == "arrow":
+            return table.cast(pa.schema(list(self.dtypes)))
+        if self.kind == "polars":
+            import polars as pl
+
+            made: Any = pl.from_arrow(table)
+            return made.cast(dict(zip(self.names, self.dtypes, strict=True)))
+        if self.kind == "pandas":
+            import pandas as pd
+
+            series = {
+                j: _as_series(column, dtype, missing)
+                for j, (column, dtype, missing) in enumerate(
+                    zip(table.columns, self.dtypes, self.missing, strict=True)
+                )
+            }
+            frame = pd.DataFrame(series, index=pd.RangeIndex(table.num_rows))
+            frame.columns = self.columns
+            return frame
+        X = np.empty((table.num_rows, len(self.names)), dtype=self.dtypes[0])
+        for j, (column, missing) in enumerate(zip(table.columns, self.missing, strict=True)):
+            X[:, j] = _as_objects(column, missing) if X.dtype == object else _as_array(column)
+        return X.tolist() if self.kind == "list" else X
+
+    def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
+        """Return ``X``, then some of its rows again, then new ones.
+
+        Parameters
+        ----------
+        X : of this layout
+        copies : ndarray of int64, shape (n_copies,)
+            Rows to repeat.
+        new : pyarrow.Table
+            See :meth:`from_arrow`.
+        """
+        made = self.from_arrow(new)
+        if self.kind == "list":
+            return [*X, *(X[i] for i in copies), *made]
+        if self.kind == "numpy":
+            X = np.asarray(X)
+            return np.concatenate([X, X[copies], made])
+        if self.kind == "arrow":
+            return pa.concat_tables([X, X.take(pa.array(copies)), made])
+        if self.kind == "polars":
+            import polars as pl
+
+            return pl.concat([X, X[copies.tolist()], made])
+        import pandas as pd
+
+        return pd.concat([X, X.iloc[copies], made], ignore_index=True)
+
+
+def take_rows(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Return some rows of labels, held as they are: list, array, series or frame."""
+    if isinstance(values, list):
+        return [values[i] for i in rows]
+    if hasattr(values, "iloc"):
+        return values.iloc[rows].reset_index(drop=True)
+    if isinstance(values, pa.Array | pa.ChunkedArray | pa.Table):
+        return values.take(pa.array(rows))
+    if kind_of(values) == "polars":
+        return values[rows.tolist()]
+    return np.asarray(values)[rows]
+
+
+def kind_of(X: Any) -> Kind:
+    """Return how records are held.
+
+    Raises
+    ------
+    SchemaError
+        If it is a lazy frame.
+    """
+    package = type(X).__module__.partition(".")[0]
+    if package == "polars":
+        if not hasattr(X, "to_arrow"):
+            raise SchemaError(
+                "X is a lazy frame of polars, whose rows are not there; collect() it."
+            )
+        return "polars"
+    if isinstance(X, pa.Table):
+        return "arrow"
+    if hasattr(X, "iloc"):
+        return "pandas"
+    return "list" if isinstance(X, list | tuple) else "numpy"
+
+
+def _is_object(dtype: Any) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind == "O"
+
+
+def _missing(values: Any) -> Any:
+    """Return how Python objects write a missing value: the first one's way, else NaN."""
+    if not _is_object(getattr(values, "dtype", None)):
+        return None
+    for value in values:
+        if value is None or (value != value and isinstance(value, float)):
+            return value
+    return float("nan")
+
+
+def _from_numpy(column: NDArray[Any], name: str) -> pa.Array:
+    if column.dtype.kind == "f" and column.dtype.itemsize not in (4, 8):
+        column = column.astype(np.float32 if column.dtype.itemsize == 2 else np.float64)
+    if column.dtype.kind in "OU":
+        return _inferred(column.tolist(), name)
+    return pa.array(np.ascontiguousarray(column))
+
+
+def _from_pandas(column: Any, name: str) -> pa.Array:
+    dtype = column.dtype
+    if hasattr(dtype, "subtype") and hasattr(column, "sparse"):
+        column = column.sparse.to_dense()
+    if _is_object(dtype):
+        return _inferred(column.tolist(), name)
+    made = pa.array(column, from_pandas=True)
+    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+
+def _inferred(values: Sequence[Any], name: str) -> pa.Array:
+    """Return Python objects as one Arrow array, None and NaN as null."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as exc:
+        raise SchemaError(
+            f"column {name!r} holds values of several types: {exc}; make them one type, e.g. all text.",
+            column=name,
+        ) from exc
+
+
+def _as_series(column: pa.ChunkedArray, dtype: Any, missing: Any) -> Any:
+    """Return an Arrow column as a pandas series of that dtype."""
+    import pandas as pd
+
+    if _is_object(dtype):
+        return pd.Series(_as_objects(column, missing), dtype=object)
+    if hasattr(dtype, "__from_arrow__"):  # Int64, string, timestamps with a zone, ArrowDtype …
+        return pd.Series(dtype.__from_arrow__(column))
+    return column.to_pandas().astype(dtype)
+
+
+def _as_objects(column: pa.ChunkedArray, missing: Any) -> NDArray[Any]:
+    made = np.empty(len(column), dtype=object)
+    made[:] = [missing if value is None else value for value in column.to_pylist()]
+    return made
+
+
+def _as_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    return np.asarray(column.to_numpy())

@@ -1,0 +1,103 @@
+"""Constraints on records, looked at one by one: what holds, and of which columns it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.values import plain, values_to_json
+from prefect_augment.params import Combination, Constraint, Inequality, Positive
+
+__all__ = ["columns_of", "has_sign", "holds", "said_rule", "tuples_of"]
+
+Bool = NDArray[np.bool_]
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+def holds(rule: Constraint, table: pa.Table, real: set[tuple[Any, ...]]) -> Bool:
+    """Tell which records keep a constraint; where a value is missing, comparisons hold.
+
+    Parameters
+    ----------
+    rule : Constraint
+        Any but ``Unique``, which is between records.
+    table : pyarrow.Table
+        Has the constraint's columns.
+    real : set of tuple
+        The combinations that there are, from :func:`tuples_of`.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_records,)
+    """
+    if isinstance(rule, Combination):
+        return np.array([key in real for key in tuples_of(table, rule.columns)], dtype=bool)
+    if isinstance(rule, Inequality):
+        left, right = (plain(table.column(name)) for name in (rule.left, rule.right))
+        return _true(_COMPARE[rule.operator](left, right), left, right)
+    good = np.ones(table.num_rows, dtype=bool)
+    if isinstance(rule, Positive):
+        for name in rule.columns:
+            values = plain(table.column(name))
+            zero = _zero(values.type)
+            compare = pc.greater_equal if rule.zero else pc.greater
+            good &= _true(compare(values, zero), values)
+    return good
+
+
+def _true(holds: pa.Array, *values: pa.Array) -> Bool:
+    """Return a comparison's outcome with true where a value is null or NaN."""
+    found = np.asarray(holds.fill_null(True).to_numpy(zero_copy_only=False), dtype=bool)
+    for column in values:
+        if pa.types.is_floating(column.type):
+            found |= np.isnan(column.to_numpy(zero_copy_only=False).astype(np.float64))
+    return found
+
+
+def _zero(kind: pa.DataType) -> pa.Scalar:
+    return pa.scalar(0, pa.int64()).cast(kind)
+
+
+def said_rule(rule: Constraint) -> str:
+    """Return a constraint in words: ``start <= end``, ``unique (a, b)``."""
+    if isinstance(rule, Inequality):
+        return f"{rule.left} {rule.operator} {rule.right}"
+    names = ", ".join(rule.columns)
+    if isinstance(rule, Positive):
+        return f"{names} {'>=' if rule.zero else '>'} 0"
+    return f"{rule.kind} ({names})"
+
+
+def columns_of(rule: Constraint) -> list[str]:
+    """Return the columns that a constraint names."""
+    return [rule.left, rule.right] if isinstance(rule, Inequality) else list(rule.columns)
+
+
+def tuples_of(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the values of some columns, one tuple per record, NaN as null."""
+    columns = []
+    for name in names:
+        values = plain(table.column(name))
+        if pa.types.is_floating(values.type):
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+        columns.append(values_to_json(values, column=name))
+    return list(zip(*columns, strict=True))
+
+
+def has_sign(kind: pa.DataType) -> bool:
+    """Tell whether values can be below zero: numbers and durations."""
+    t = pa.types
+    return bool(
+        t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_duration(kind)
+    )
