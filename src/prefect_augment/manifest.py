@@ -12,10 +12,11 @@ import json
 import re
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import (
@@ -50,6 +51,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+# 300 bytes per shard: a million shards. Larger ones are made to fill the memory of who reads them.
+MAX_BYTES = 256 << 20
 
 # Ten other runs that commit while one is on its last step would be a queue, not a race.
 _MAX_ATTEMPTS = 10
@@ -87,21 +91,48 @@ def _inside(path: str) -> str:
     return path
 
 
-def _shard_inside(shard: ShardFact) -> ShardFact:
+def _sound_shard(shard: ShardFact) -> ShardFact:
+    """Refuse what no shard can be; whether it is what it says is found out by reading it."""
     _inside(shard.path)
+    counts = shard.class_counts.values()
+    if min(shard.n_records, shard.n_bytes, *counts) < 0 or (
+        counts and sum(counts) != shard.n_records
+    ):
+        raise ValueError(
+            f"{shard.path} has {shard.n_records} records and {shard.n_bytes} bytes, and {sum(counts)} records over "
+            "its classes; refused"
+        )
+    _digest(shard.sha256)
     return shard
 
 
+def _digest(sha256: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sha256[:80]!r} is no sha256; refused")
+    return sha256
+
+
+def _once(shards: tuple[ShardFact, ...]) -> tuple[ShardFact, ...]:
+    """Refuse a list that names a shard twice: its records would count twice."""
+    counts = Counter(shard.path for shard in shards)
+    twice = [path for path, n in counts.items() if n > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is listed {counts[twice[0]]} times; refused")
+    return shards
+
+
 InsidePath = Annotated[str, AfterValidator(_inside)]
-PublishedShard = Annotated[ShardFact, AfterValidator(_shard_inside)]
+PublishedShard = Annotated[ShardFact, AfterValidator(_sound_shard)]
+PublishedShards = Annotated[tuple[PublishedShard, ...], AfterValidator(_once)]
+Digest = Annotated[str, AfterValidator(_digest)]
 
 
 class PublishedFile(Fact):
     """One object of a version that is not a shard of its records."""
 
     path: InsidePath
-    n_bytes: int
-    sha256: str
+    n_bytes: Annotated[int, Field(ge=0)]
+    sha256: Digest
 
 
 class PublishedModel(Fact):
@@ -139,7 +170,7 @@ class Manifest(Fact):
     source_schema: str  # digest of the source's columns, in order, with their types
     columns: tuple[ColumnFact, ...]  # of the source, without the label
     class_counts: dict[str, dict[str, dict[str, int]]]
-    shards: tuple[PublishedShard, ...]
+    shards: PublishedShards
     plan: tuple[ClassPlan, ...]
     recipe: Recipe
     verdict: Verdict | None
@@ -151,7 +182,7 @@ class Manifest(Fact):
     report: str = ""  # path of report.html
     report_files: tuple[PublishedFile, ...] = ()
     n_quarantined: int = 0
-    quarantine: tuple[PublishedShard, ...] = ()
+    quarantine: PublishedShards = ()
     ledger: PublishedFile | None = None
     holdout_uri: str = ""  # where the hold-out was given by URI and not copied
     holdout_digest: str = ""
@@ -226,21 +257,32 @@ def read_manifest(store: Store, version: int | None = None) -> Manifest:
                 f"{store.uri} holds no published dataset (no _manifests/v….json); "
                 "check the location, or publish one with `prefect-augment rebalance`."
             )
+    path = manifest_path(version)
     try:
-        data = store.read(manifest_path(version))
+        n_bytes = store.size(path)
+        if n_bytes > MAX_BYTES:
+            raise IntegrityError(
+                f"{store.uri}/{path} has {n_bytes:,} bytes, and a manifest has at most {MAX_BYTES:,}: it is none of "
+                "ours; refused.",
+                path=path,
+            )
+        data = store.read(path)
     except FileNotFoundError as exc:
         there = ", ".join(map(str, list_versions(store))) or "none"
         raise IntegrityError(
             f"{store.uri} has no version {version}; there is: {there}.", version=version
         ) from exc
-    return _parse(data, version, f"{store.uri}/{manifest_path(version)}")
+    return _parse(data, version, f"{store.uri}/{path}")
 
 
 def _parse(data: bytes, version: int, where: str) -> Manifest:
-    restore = "restore it from a copy; older versions stay readable with version=N"
+    restore = (
+        "restore it from a copy, or move it away, and the run that made it publishes it again; older versions stay "
+        "readable with version=N"
+    )
     try:
         fields = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise IntegrityError(
             f"{where} is not whole JSON ({len(data)} bytes: {exc}); {restore}.", path=where
         ) from exc

@@ -87,19 +87,20 @@ class Source(Params):
     uri: str = Field(
         default="",
         description="A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one "
-        "dataset. Images: a folder with a folder per class, a zip or tar of one, WebDataset tars, annotated "
-        "images, or Parquet. Leave empty for the built-in example table.",
+        "dataset; a Hugging Face dataset folder is its train split. Images: a folder with a folder per class, a zip "
+        "or tar of one, WebDataset tars, annotated images, or Parquet. Leave empty for the built-in example table.",
     )
     label: str = Field(
         default="",
         description="The column that holds the class. Empty: found where only one column can be it.",
     )
-    format: Literal["auto", "parquet", "csv", "folder", "webdataset", "coco", "voc", "yolo"] = (
-        Field(
-            default="auto",
-            description="auto goes by the files' names; csv covers TSV and semicolons; folder is a folder (or zip, "
-            "or tar) with a folder of images per class; coco, voc and yolo are annotations beside images.",
-        )
+    format: Literal[
+        "auto", "parquet", "csv", "jsonl", "arrow", "folder", "webdataset", "coco", "voc", "yolo"
+    ] = Field(
+        default="auto",
+        description="auto goes by the files' names; csv covers TSV and semicolons; jsonl is one JSON object per line; "
+        "arrow covers Feather; folder is a folder (or zip, or tar) with a folder of images per class; coco, voc and "
+        "yolo are annotations beside images.",
     )
     include: list[str] = Field(
         default_factory=list,

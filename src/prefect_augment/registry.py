@@ -31,6 +31,7 @@ __all__ = [
     "FORMATS",
     "MODELS",
     "SHARD_FORMATS",
+    "FormatEntry",
     "ModelEntry",
     "ShardEntry",
     "check_shard_format",
@@ -64,10 +65,34 @@ _AUTO: dict[Modality, TreesModel | DiffusionModel] = {
     "image": DiffusionModel(),
 }
 
-# Format -> function with the signature of shards.base.SourceReader.
-FORMATS: dict[str, str] = {
-    "parquet": "prefect_augment.shards.parquet:read_records",
-    "csv": "prefect_augment.shards.csv:read_records",
+
+@dataclass(frozen=True)
+class FormatEntry:
+    """Where the code of a source format of tables is, and how its files' names end."""
+
+    target: str  # module:function with the signature of shards.base.SourceReader
+    endings: tuple[str, ...]
+    title: str  # in messages
+
+
+# Format, as Source.format names it.
+FORMATS: dict[str, FormatEntry] = {
+    "parquet": FormatEntry(
+        "prefect_augment.shards.parquet:read_records", (".parquet", ".pq"), "Parquet"
+    ),
+    "csv": FormatEntry(
+        "prefect_augment.shards.csv:read_records", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
+    ),
+    "jsonl": FormatEntry(
+        "prefect_augment.shards.jsonl:read_records",
+        (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+        "JSON lines",
+    ),
+    "arrow": FormatEntry(
+        "prefect_augment.shards.arrow:read_records",
+        (".arrow", ".feather", ".ipc", ".arrows"),
+        "Arrow",
+    ),
 }
 
 
@@ -187,7 +212,7 @@ def load_reader(source_format: str) -> Any:
         raise ParameterError(
             f"unknown source format {source_format!r}; there are: {', '.join(FORMATS)}."
         )
-    return _load(FORMATS[source_format], what=f"source format {source_format!r}", extra="")
+    return _load(FORMATS[source_format].target, what=f"source format {source_format!r}", extra="")
 
 
 def load_shard_format(name: str) -> Any:

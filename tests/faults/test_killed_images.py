@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 import signal
-import subprocess
-import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-
-pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.manifest import latest_version, read_manifest
 from prefect_augment.stages.maintain import verify
@@ -20,37 +17,13 @@ from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults
 
-DEADLINE_SECONDS = 300
-# What a run has when it is killed, relative to its destination. Steps are checkpointed one by one
-# here, and candidates drawn in batches of 32, so that there is a middle.
+# Where a run kills itself: which of the changes of its destination that match, counted from 0.
 MOMENTS = {
-    "training": ("_staging/train/*/resume/0000000[123]?.json", 1),
-    "sampling": ("_staging/sample/*/batch-*.json", 1),
-    "judging": ("_staging/score/*", 2),
-    "publishing": ("data/*", 1),
+    "training": (r"(link|rename) _staging/train/.*/resume/\d+\.json", 2),
+    "sampling": (r"remove _staging/sample/.*batch-.*", 0),
+    "judging": (r"open _staging/score/.*", 2),
+    "publishing": (r"rename data/.*", 1),
 }
-PROGRAM = """
-import logging, sys
-from prefect_augment import estimates
-from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
-from prefect_augment.stages import sample
-
-logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-logging.getLogger("prefect_augment").setLevel(logging.INFO)
-estimates._STEPS_RANGE = (8, 8)
-sample.BATCH_IMAGES = 32
-rebalance.fn(
-    source=Source(uri=sys.argv[1]),
-    destination=Destination(uri=sys.argv[2]),
-    model=DiffusionModel(width=16, sampler_steps=2),
-    budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
-    gate=Gate(
-        n_seeds=1, n_bootstrap=100, on_no_gain="publish",
-        near_copy_quantile=0.0, fidelity_quantile=0.0,
-    ),
-)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +32,8 @@ def source(messy_images: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def start(source: Path, destination: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(source), str(destination)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the run and return its log."""
-    try:
-        _, log = process.communicate(timeout=DEADLINE_SECONDS)
-    finally:
-        process.kill()
-    return log
+def job(source: Path, destination: Path) -> dict[str, str]:
+    return {"source": str(source), "destination": str(destination)}
 
 
 def result(destination: Path) -> tuple[str, list[str]]:
@@ -88,40 +45,47 @@ def result(destination: Path) -> tuple[str, list[str]]:
     return manifest.content_digest, sorted(shard.path for shard in manifest.shards)
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run leaves that nothing disturbed, and what it did."""
+
+    result: tuple[str, list[str]]
+    events: list[str]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
-    destination = tmp_path_factory.mktemp("undisturbed") / "out"
-    process = start(source, destination)
-    log = finish(process)
-    assert process.returncode == 0, log[-3000:]
-    found = result(destination)
+def undisturbed(
+    warm_with_images: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    events = folder / "events"
+    code, log = warm_with_images.run(
+        "rebalance_images", **job(source, folder / "out"), events=str(events)
+    )
+    assert code == 0, log[-3000:]
+    found = result(folder / "out")
     assert any("synthetic" in path for path in found[1])
-    return found
+    return Undisturbed(found, events.read_text().splitlines())
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_shows_nothing_and_a_rerun_ends_with_the_same_bytes(
-    moment: str, source: Path, undisturbed: tuple[str, list[str]], tmp_path: Path
+    moment: str, warm_with_images: Any, source: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     destination = tmp_path / "out"
-    pattern, n_wanted = MOMENTS[moment]
-    process = start(source, destination)
-    until = time.monotonic() + DEADLINE_SECONDS
-    while len(list(destination.glob(pattern))) < n_wanted and process.poll() is None:
-        assert time.monotonic() < until, f"{pattern} never came"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    log = finish(process)
-    if process.returncode == -signal.SIGKILL:
-        if moment != "publishing":  # which takes milliseconds: the manifest may have come in time
-            assert latest_version(open_store(str(destination))) is None
-    else:
-        assert moment == "publishing", log[-3000:]
+    pattern, n = MOMENTS[moment]
+    place = [event for event in undisturbed.events if re.fullmatch(pattern, event)][n]
+    code, log = warm_with_images.run(
+        "rebalance_images",
+        **job(source, destination),
+        signal={"at": place, "number": signal.SIGKILL},
+    )
+    assert code == -signal.SIGKILL, log[-3000:]
+    assert latest_version(open_store(str(destination))) is None
     trained = list(destination.glob("_staging/train/*/outcome.json"))
     assert bool(trained) == (moment != "training")
 
-    again = start(source, destination)
-    log = finish(again)
-    assert again.returncode == 0, log[-3000:]
-    assert result(destination) == undisturbed
+    code, log = warm_with_images.run("rebalance_images", **job(source, destination))
+    assert code == 0, log[-3000:]
+    assert result(destination) == undisturbed.result
     assert ("goes on from step" in log) == (moment == "training"), log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,81 @@ def as_coco(folder: Path) -> None:
     found["images"].append({"id": 1, "file_name": "not_there.png"})
     (folder / "annotations").mkdir()
     (folder / "annotations" / "instances.json").write_text(json.dumps(found))
+
+
+def as_metadata(folder: Path, ending: str) -> None:
+    """The imagefolder of `datasets`; one line names a file that is not there, one image has no class."""
+    rows = [
+        {"file_name": f"{i:03d}.png", "site": "x", "label": of_image[-1][0]}
+        for i, of_image in OBJECTS.items()
+    ]
+    rows += [{"file_name": "not_there.png", "label": "car"}, {"file_name": "098.png", "label": ""}]
+    rows += [{"file_name": "../secret.png", "label": "car"}]
+    if ending == "csv":
+        lines = ["file_name,site,label"]
+        lines += [f"{row['file_name']},{row.get('site', '')},{row['label']}" for row in rows]
+    else:
+        lines = ["not json", "[1]", *map(json.dumps, rows)]
+    (folder / "images" / f"metadata.{ending}").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_imagefolder_s_metadata_gives_the_classes(
+    images: Path, store: Store, tmp_path: Path, ending: str, packed: bool
+) -> None:
+    as_metadata(images, ending)
+    uri = images
+    if packed:
+        uri = tmp_path / "in.zip"
+        with zipfile.ZipFile(uri, "w") as archive:
+            for path in sorted(images.rglob("*.*")):
+                archive.write(path, path.relative_to(images))
+    facts = load_facts(ingest(Source(uri=str(uri)), store=store, seed=0), store)
+    table = read_part(store, facts, ["fit", "val", "holdout"])
+    found = {
+        image["path"].rpartition("/")[2]: label
+        for image, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True)
+    }
+    assert found == {f"{i:03d}.png": of_image[-1][0] for i, of_image in OBJECTS.items()}
+    assert facts.n_quarantined == 2
+    notes = " ".join(facts.notes)
+    assert "labels are the field 'label'" in notes
+    assert "2 lines of metadata name files that are not there" in notes
+
+
+def test_metadata_may_name_its_class_as_the_user_says(images: Path, store: Store) -> None:
+    as_metadata(images, "jsonl")
+    path = images / "images" / "metadata.jsonl"
+    path.write_text(path.read_text().replace('"label"', '"species"'))
+    source = Source(uri=str(images), label="species")
+    facts = load_facts(ingest(source, store=store, seed=0), store)
+    assert (facts.label, facts.n_quarantined) == ("species", 2)
+
+
+def test_metadata_without_a_class_leaves_class_folders_what_they_are(
+    tmp_path: Path, store: Store, messy_images: ModuleType
+) -> None:
+    lines = []
+    for i in range(24):
+        path = tmp_path / "in" / ("car", "bike")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(messy_images.encode(messy_images.picture(i, SIZE)))
+        lines.append(json.dumps({"file_name": f"{path.parent.name}/{i}.png", "text": f"no. {i}"}))
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(lines))
+    facts = load_facts(ingest(Source(uri=str(tmp_path / "in")), store=store, seed=0), store)
+    table = read_part(store, facts, ["fit", "val", "holdout"])
+    assert set(table["label"].to_pylist()) == {"car", "bike"}
+
+
+def test_splits_with_metadata_in_each_are_not_mixed(
+    images: Path, store: Store, tmp_path: Path
+) -> None:
+    as_metadata(images, "csv")
+    for split in ("train", "test"):
+        shutil.copytree(images / "images", tmp_path / "splits" / split)
+    with pytest.raises(InputError, match="'test', 'train' look like splits with metadata in each"):
+        ingest(Source(uri=str(tmp_path / "splits")), store=store, seed=0)
 
 
 def as_voc(folder: Path) -> None:

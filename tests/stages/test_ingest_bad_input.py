@@ -58,7 +58,7 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
         tmp_path,
         Source(uri=str(tmp_path / "none"), label="y"),
         InputError,
-        "no .parquet, .csv or .tsv.*found nothing",
+        "no .parquet, .csv, .jsonl or .arrow file.*found nothing",
     )
 
 

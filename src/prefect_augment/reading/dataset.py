@@ -14,7 +14,7 @@ from prefect_augment.datatypes import Origin, Recipe, ShardFact
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.manifest import Manifest, read_manifest
 from prefect_augment.reading.staged import read_shards
-from prefect_augment.shards.formats import label_names
+from prefect_augment.shards.formats import check_digest, label_names
 from prefect_augment.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def open_dataset(
     options : dict, optional
         fsspec storage options.
     verify : bool
-        Check the sha256 of every shard that is read.
+        Check the sha256 of every shard whenever it is read, by whichever of the dataset's methods; a
+        shard is then read as a whole. Without it damage to the values of a shard may go unseen.
 
     Raises
     ------
@@ -115,9 +116,15 @@ class Dataset:
 
     @property
     def paths(self) -> dict[str, list[str]]:
-        """Location of every shard, per split; for readers of Parquet other than this one."""
+        """Location of every shard, per split; for readers of Parquet other than this one.
+
+        Where the dataset was opened with ``verify=True``, every shard is read and checked each time that
+        the paths are asked for, since other readers do not look at digests.
+        """
         found: dict[str, list[str]] = {}
         for shard in self.manifest.shards:
+            if self.verify:
+                check_digest(self.store, shard.path, shard.sha256)
             full = self.store.full(shard.path)
             location = full if self.store.is_local else str(self.store.fs.unstrip_protocol(full))
             found.setdefault(shard.split, []).append(location)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, ShardFact
 from prefect_augment.errors import IntegrityError
-from prefect_augment.shards.formats import read_shard
+from prefect_augment.shards.formats import ADVICE, check_count, read_shard
 from prefect_augment.staging import read_fact
 from prefect_augment.storage import Store
 
@@ -103,4 +103,11 @@ def read_shards(
             )
         return read_shard(store, like[0].path, columns).slice(0, 0)
     tables = [read_shard(store, s.path, columns, sha256=s.sha256 if verify else "") for s in shards]
-    return pa.concat_tables(tables).unify_dictionaries()
+    for shard, table in zip(shards, tables, strict=True):
+        check_count(store, shard, table.num_rows)
+    try:
+        return pa.concat_tables(tables).unify_dictionaries()
+    except pa.ArrowException as exc:
+        raise IntegrityError(
+            f"{store.uri}: {shards[0].path} and the shards after it have not the same columns; {ADVICE}."
+        ) from exc

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,7 +37,7 @@ from prefect_augment.reading.draws import (
     repeat_numbers,
     weighted_passes,
 )
-from prefect_augment.shards.formats import OpenShard, open_shard
+from prefect_augment.shards.formats import OpenShard, check_count, open_shard
 from prefect_augment.shards.image_files import IMAGE_TYPE, main_image
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store
@@ -112,6 +112,7 @@ class TorchDataset(IterableDataset):
         self._seed = seed
         self._epochs = epochs
         self._buffer_groups = buffer_groups
+        self._digests = {shard.path: shard.sha256 for shard in shards} if verify else {}
         self._place = None if rank is None or world_size is None else (rank, world_size)
         self._groups = _read_groups(
             store, shards, label, self.classes, weighted=recipe is not None, verify=verify
@@ -183,7 +184,7 @@ class TorchDataset(IterableDataset):
         store = self._store if info is None else _own(self._store)
         epoch = int(self._clock[0])
         passes = self._passes(epoch)
-        with _OpenShards(store) as shards:
+        with _OpenShards(store, self._digests) as shards:
             for one, parts in reader.parts(passes):
                 for start in range(0, len(parts), self._buffer_groups):
                     block = parts[start : start + self._buffer_groups]
@@ -402,6 +403,7 @@ def _read_groups(
     def look(shard: ShardFact) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
         with open_shard(store, shard.path, sha256=shard.sha256 if verify else "") as opened:
             n = opened.group_rows
+            check_count(store, shard, sum(n))
             sums = np.zeros((len(n), len(classes) if weighted else 0))
             largest = np.zeros(sums.shape[1])
             for g in range(len(n) if weighted else 0):
@@ -436,15 +438,16 @@ def _codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
 
 
 class _OpenShards:
-    """The shards that one reader has open, the last used ones."""
+    """The shards that one reader has open, the last used ones; checked where their digests are given."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
         self._store = store
+        self._digests = digests
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
 
     def read(self, path: str, group: int, columns: Sequence[str]) -> pa.Table:
         if path not in self._open:
-            self._open[path] = open_shard(self._store, path)
+            self._open[path] = open_shard(self._store, path, sha256=self._digests.get(path, ""))
         self._open.move_to_end(path)
         while len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()

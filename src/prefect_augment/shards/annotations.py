@@ -19,6 +19,7 @@ from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.shards.image_check import BadImageError, header_of
 from prefect_augment.shards.image_files import Labels, Layout, Member, class_folders
+from prefect_augment.shards.image_metadata import metadata_labels
 from prefect_augment.shards.image_names import ending_of, is_image_name
 
 __all__ = ["read_labels"]
@@ -47,6 +48,9 @@ def read_labels(members: Sequence[Member], source: Source) -> Labels:
     if source.format in READERS:
         found = source.format  # type: ignore[assignment]
     else:
+        labels = metadata_labels(members, source)
+        if labels is not None:
+            return labels
         found = _find_layout(members)
     return READERS[found](members, source)
 

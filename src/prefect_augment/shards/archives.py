@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from prefect_augment.errors import InputError
 from prefect_augment.shards.image_files import Member
@@ -24,6 +24,10 @@ ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # What an archive may unpack to: images hardly shrink, so this is far above any honest one.
 MAX_EXPANSION = 50
 MIN_TOTAL_BYTES = 1 << 30
+# More would not fit in memory by their names alone; ImageNet has 1.3 million.
+MAX_MEMBERS = 2_000_000
+# What a tar says of one member beside its header: a long name, attributes. tarfile reads it at once.
+MAX_EXTRA_BYTES = 1 << 20
 PIECE_BYTES = 1 << 20
 # An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
 BYTES_PER_PIXEL = 8
@@ -65,22 +69,22 @@ def read_archive(
     Raises
     ------
     InputError
-        If it is no archive, or unpacks to far more than images would.
+        If it is no archive, unpacks to far more than images would, or has too many members.
     """
     walk = _zip_members if name.lower().endswith(".zip") else _tar_members
     limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
     members: list[Member] = []
     total = 0
     try:
-        for member in walk(file, max_megapixels):
+        for member, n_unpacked in walk(file, max_megapixels):
             members.append(member)
-            total += len(member.data)
+            total += n_unpacked
             if total > limit:
-                raise InputError(
-                    f"{name} ({n_bytes:,} bytes) unpacks to more than {limit:,} bytes, as decompression bombs do; "
-                    "unpack it yourself if you trust it, and give the folder.",
-                    path=name,
-                )
+                raise _bomb(name, n_bytes, f"unpacks to more than {limit:,} bytes")
+            if len(members) > MAX_MEMBERS:
+                raise _bomb(name, n_bytes, f"has more than {MAX_MEMBERS:,} members")
+    except _ExtraTooLong as exc:
+        raise _bomb(name, n_bytes, f"says {exc} bytes of one member beside its content") from exc
     except READ_ERRORS as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             raise  # the store failed, not the archive
@@ -100,7 +104,16 @@ def read_archive(
     return members
 
 
-def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
+def _bomb(name: str, n_bytes: int, what: str) -> InputError:
+    return InputError(
+        f"{name} ({n_bytes:,} bytes) {what}, as decompression bombs do; "
+        "unpack it yourself if you trust it, and give the folder.",
+        path=name,
+    )
+
+
+def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
+    """The members, each with the bytes that were unpacked for it."""
     with zipfile.ZipFile(file) as archive:
         for i, info in enumerate(archive.infolist(), start=1):
             if info.is_dir():
@@ -111,20 +124,41 @@ def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
             elif too_large(info.file_size, max_megapixels):
                 reason = "oversized (more bytes than an image may have)"
             if reason or is_ignored(path):
-                yield Member(path, i, reason=reason)
+                yield Member(path, i, reason=reason), 0
                 continue
             try:
                 with archive.open(info) as member:
                     data, whole = _read(member, info.file_size)
             except READ_ERRORS as exc:
-                yield Member(path, i, reason=f"cannot be unpacked: {_plain(exc)}")
+                yield Member(path, i, reason=f"cannot be unpacked: {_plain(exc)}"), 0
                 continue
             reason = "" if whole else "oversized (more bytes than the archive says)"
-            yield Member(path, i, data if whole else b"", reason)
+            yield Member(path, i, data if whole else b"", reason), len(data)
 
 
-def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode="r|*") as archive:
+class _ExtraTooLong(Exception):
+    """A member's name or attributes would fill the memory before the member is seen."""
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """A member's header whose extra parts are read only where they are short."""
+
+    def _bounded(self) -> None:
+        if self.size > MAX_EXTRA_BYTES:
+            raise _ExtraTooLong(f"{self.size:,}")
+
+    def _proc_gnulong(self, tar: tarfile.TarFile) -> Any:
+        self._bounded()
+        return super()._proc_gnulong(tar)  # type: ignore[misc]
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
+        self._bounded()
+        return super()._proc_pax(tar)  # type: ignore[misc]
+
+
+def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
+    """The members, each with its size: what is passed over is unpacked all the same."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_BoundedInfo) as archive:
         for i, info in enumerate(archive, start=1):
             if info.isdir():
                 continue
@@ -136,11 +170,11 @@ def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[Member]:
             elif too_large(info.size, max_megapixels):
                 reason = "oversized (more bytes than an image may have)"
             if reason or is_ignored(path):
-                yield Member(path, i, reason=reason)
+                yield Member(path, i, reason=reason), info.size
                 continue
             member = archive.extractfile(info)
             assert member is not None, "regular files have content"
-            yield Member(path, i, _read(member, info.size)[0])
+            yield Member(path, i, _read(member, info.size)[0]), info.size
 
 
 def _read(member: IO[bytes], n_bytes: int) -> tuple[bytes, bool]:

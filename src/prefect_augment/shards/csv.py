@@ -10,10 +10,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -26,6 +24,7 @@ from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.csv_types import find_decimal_mark, is_number, type_columns
+from prefect_augment.shards.packed import gunzip
 
 __all__ = ["read_records"]
 
@@ -119,12 +118,7 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
 def _decode(data: bytes, name: str, wished: str) -> tuple[str, str]:
     """Return the text and the encoding's name."""
     if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as exc:
-            raise InputError(
-                f"{name} cannot be unpacked ({exc}); it may be cut off. Write it again.", path=name
-            ) from exc
+        data = gunzip(data, name)
     encodings = [wished] if wished != "auto" else _likely_encodings(data)
     for encoding in encodings:
         try:

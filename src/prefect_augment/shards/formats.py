@@ -22,7 +22,23 @@ from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.shards.base import ShardFormat, ShardReader
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["OpenShard", "label_names", "open_shard", "put_once", "read_shard", "write_shards"]
+__all__ = [
+    "ADVICE",
+    "OpenShard",
+    "check_count",
+    "check_digest",
+    "label_names",
+    "open_shard",
+    "put_once",
+    "read_shard",
+    "write_shards",
+]
+
+#: What to do about a published object that is not what it was.
+ADVICE = (
+    "restore it from a copy, or go on with an older version (`prefect-augment rollback`); "
+    "`prefect-augment verify` names all that is damaged"
+)
 
 
 def label_names(column: Any) -> list[str]:
@@ -162,14 +178,7 @@ def open_shard(store: Store, path: str, *, sha256: str = "") -> OpenShard:
     """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`."""
     with _readable(store, path):
         if sha256:
-            data = store.read(path)
-            if sha256_hex(data) != sha256:
-                raise IntegrityError(
-                    f"{store.uri}/{path} has other bytes than were published (sha256 {sha256_hex(data)[:12]}…, "
-                    f"expected {sha256[:12]}…); restore it from a copy, or publish again.",
-                    path=path,
-                )
-            file: Any = pa.BufferReader(data)
+            file: Any = pa.BufferReader(_read_checked(store, path, sha256))
         else:
             file = store.open(path)
         try:
@@ -177,6 +186,39 @@ def open_shard(store: Store, path: str, *, sha256: str = "") -> OpenShard:
         except BaseException:
             file.close()
             raise
+
+
+def check_digest(store: Store, path: str, sha256: str) -> None:
+    """Read the object and compare its bytes with its digest; errors are those of :func:`read_shard`."""
+    with _readable(store, path):
+        _read_checked(store, path, sha256)
+
+
+def _read_checked(store: Store, path: str, sha256: str) -> bytes:
+    data = store.read(path)
+    found = sha256_hex(data)
+    if found != sha256:
+        raise IntegrityError(
+            f"{store.uri}/{path} has other bytes than were published (sha256 {found[:12]}…, "
+            f"expected {sha256[:12]}…); {ADVICE}.",
+            path=path,
+        )
+    return data
+
+
+def check_count(store: Store, shard: ShardFact, n_records: int) -> None:
+    """Refuse a shard that does not hold as many records as the dataset says.
+
+    Raises
+    ------
+    IntegrityError
+        If the counts differ.
+    """
+    if n_records != shard.n_records:
+        raise IntegrityError(
+            f"{store.uri}/{shard.path} holds {n_records} records, and the dataset says {shard.n_records}; {ADVICE}.",
+            path=shard.path,
+        )
 
 
 class OpenShard:
@@ -232,16 +274,14 @@ def _readable(store: Store, path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as exc:
         raise IntegrityError(
-            f"{where} is missing, though the dataset lists it; restore it from a copy, or publish again.",
+            f"{where} is missing, though the dataset lists it; {ADVICE}.",
             path=path,
         ) from exc
     except (pa.ArrowException, OSError) as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise IntegrityError(
-            f"{where} is damaged: {reason}; restore it from a copy, or publish again.", path=path
-        ) from exc
+        raise IntegrityError(f"{where} is damaged: {reason}; {ADVICE}.", path=path) from exc
 
 
 @cache

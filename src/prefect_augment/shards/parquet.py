@@ -25,6 +25,7 @@ from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
+from prefect_augment.shards.parquet_check import check_parquet, check_row_count
 
 __all__ = [
     "LINEAGE",
@@ -36,6 +37,7 @@ __all__ = [
     "put_once",
     "read_records",
     "read_shard",
+    "refuse_duplicates",
     "select_columns",
     "take_rows",
     "with_lineage",
@@ -92,16 +94,18 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     Raises
     ------
     InputError
-        If the file is not whole, not Parquet, or holds text that is not UTF-8.
+        If the file is not whole, not Parquet, holds text that is not UTF-8, or is made to fill the memory.
     SchemaError
         If two columns have the same name.
     """
     try:
         reader = pq.ParquetFile(file)
-        _refuse_duplicates(reader.schema_arrow.names, name)
+        refuse_duplicates(reader.schema_arrow.names, name)
+        check_parquet(reader, file, name=name)
         table = reader.read()
+        check_row_count(reader, table.num_rows, name=name)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as exc:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
         if isinstance(exc, OSError) and exc.errno is not None:
             raise  # the store failed, not the format: Arrow's own errors carry no errno
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
@@ -113,7 +117,8 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     return SourceRecords(table=table, positions=np.arange(1, table.num_rows + 1, dtype=np.int64))
 
 
-def _refuse_duplicates(names: Sequence[str], where: str) -> None:
+def refuse_duplicates(names: Sequence[str], where: str) -> None:
+    """Raise where two columns have the same name: one of them would be lost."""
     repeated = sorted(name for name, n in Counter(names).items() if n > 1)
     if repeated:
         raise SchemaError(

@@ -25,7 +25,13 @@ from prefect_augment.stages.image_columns import (
     with_group_column,
 )
 from prefect_augment.stages.listing import Listing
-from prefect_augment.stages.source import SourceTable, read_source, refuse_other_names, wider_type
+from prefect_augment.stages.source import (
+    TEXT_FORMATS,
+    SourceTable,
+    read_source,
+    refuse_other_names,
+    wider_type,
+)
 from prefect_augment.stages.usable_images import Images, usable_images
 
 __all__ = ["Holdout", "group_names", "holdout_marks", "in_holdout", "read_holdout"]
@@ -150,7 +156,7 @@ def _conformed(table: pa.Table, like: pa.Table, listing: Listing) -> pa.Table:
     for field in like.schema:
         found = table.schema.field(field.name).type
         same = found == field.type or (
-            listing.format == "csv" and wider_type(found, field.type) == field.type
+            listing.format in TEXT_FORMATS and wider_type(found, field.type) == field.type
         )
         if not same and not _same_values(found, field.type):
             raise SchemaError(

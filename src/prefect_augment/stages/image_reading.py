@@ -28,7 +28,9 @@ __all__ = ["by_folder", "read_archive_records", "read_folder"]
 
 # Small files from an object store wait for the network, not for a processor.
 READERS = 16
-ANNOTATIONS = frozenset({".json", ".xml", ".txt", ".yaml", ".yml", ".names", ".cls", ".labels"})
+ANNOTATIONS = frozenset(
+    {".json", ".xml", ".txt", ".yaml", ".yml", ".names", ".cls", ".labels", ".csv", ".jsonl"}
+)
 MAX_ANNOTATION_BYTES = 1 << 30
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from prefect_augment.errors import TransientError
 from prefect_augment.storage import Store
 
-__all__ = ["FOLDER", "lease", "modified_at", "store_time"]
+__all__ = ["FOLDER", "drop_lease", "lease", "modified_at", "store_time"]
 
 FOLDER = "_staging/lease"
 
@@ -48,7 +48,7 @@ def lease(
     TransientError
         If somebody is at work whom this would disturb.
     """
-    path = f"{FOLDER}/{kind}-{name}.json"
+    path = _path(kind, name)
     renewed = time.monotonic()
 
     def renew() -> None:
@@ -63,6 +63,15 @@ def lease(
         yield renew
     finally:
         store.delete(path)
+
+
+def drop_lease(store: Store, kind: Literal["writing", "removing"], name: str) -> None:
+    """Remove the lease that a job left which was killed after all it had to do."""
+    store.delete(_path(kind, name))
+
+
+def _path(kind: str, name: str) -> str:
+    return f"{FOLDER}/{kind}-{name}.json"
 
 
 def _give_way(store: Store, kind: str, own: str) -> None:

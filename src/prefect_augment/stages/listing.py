@@ -1,6 +1,6 @@
 """What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours.
 
-Tables are Parquet or CSV objects. Image files are listed one by one, archives of them as a whole.
+Tables are objects of one of the registry's formats. Image files are listed one by one, archives of them as a whole.
 """
 
 from __future__ import annotations
@@ -12,27 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefect_augment.errors import InputError, StorageError
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.registry import FORMATS
 from prefect_augment.shards.archives import ARCHIVE_ENDINGS
+from prefect_augment.shards.hf_folders import choose_files
 from prefect_augment.shards.image_names import is_ignored, is_image_name
 from prefect_augment.storage import Store, open_store
 
 __all__ = ["BROKEN_LINK", "LAYOUTS", "MAGIC", "Entry", "Listing", "entry_of", "list_source"]
 
-Format = Literal["parquet", "csv", "folder", "archive"]
+Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
 # Wishes that say how image files get their labels, and not in what they come.
 LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
 
 ENDINGS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".csv.gz": "csv",
-    ".tsv.gz": "csv",
+    **{ending: cast(Format, kind) for kind, entry in FORMATS.items() for ending in entry.endings},
     **dict.fromkeys(ARCHIVE_ENDINGS, "archive"),
 }
 MAGIC = "*?["
@@ -67,6 +64,8 @@ class Listing:
         Objects in the folder that are of another format.
     n_loops : int
         Links to a folder that they lie in; not followed.
+    notes : tuple of str
+        How they were chosen, where the folder says so.
     """
 
     store: Store
@@ -75,6 +74,7 @@ class Listing:
     manifest: Manifest | None = None
     n_ignored: int = 0
     n_loops: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -102,7 +102,7 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
     Raises
     ------
     InputError
-        If nothing is there, or Parquet and CSV are mixed.
+        If nothing is there, or formats are mixed.
     """
     found = _find(uri, options)
     store, paths = found.store, list(found.entries)
@@ -113,6 +113,10 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
             is_tar = bool(ours) and all(_format(p) == "archive" for p in ours)
             kind: Format = "archive" if is_tar else "parquet"
             return Listing(store, tuple(entry_of(store, p) for p in ours), kind, manifest)
+    notes: tuple[str, ...] = ()
+    chosen = None if found.is_exact or found.is_glob else choose_files(paths, store)
+    if chosen is not None:
+        paths, notes = list(chosen.paths), chosen.notes
     source_format = _chosen_format(paths, wished, is_exact=found.is_exact)
     if source_format == "folder":
         return _image_files(found)
@@ -121,27 +125,27 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
         paths = [p for p in paths if not any(segment[0] in hidden for segment in p.split("/"))]
     usable = (
         paths
-        if found.is_exact and wished in ("parquet", "csv")
+        if found.is_exact and wished in FORMATS
         else [p for p in paths if _has_format(p, wished, source_format)]
     )
     if not usable:
         raise InputError(_nothing(uri, wished, paths), uri=uri)
-    formats = {wished} if wished in ("parquet", "csv") else {_format(p) for p in usable}
+    formats = Counter(wished if wished in FORMATS else _format(p) or "" for p in usable)
     if len(formats) > 1:
-        n_parquet = sum(_format(p) == "parquet" for p in usable)
+        held = [f"{formats[kind]} {FORMATS[kind].title}" for kind in FORMATS if formats[kind]]
         raise InputError(
-            f"{uri} holds {n_parquet} Parquet and {len(usable) - n_parquet} CSV files; a source has one format. "
+            f"{uri} holds {' and '.join(held)} files; a source has one format. "
             "Say which with source.format, or give a glob such as *.parquet.",
             uri=uri,
         )
     entries = tuple(entry_of(store, p) for p in sorted(usable))
-    one: Format = next(kind for kind in ("parquet", "csv", "archive") if kind in formats)
-    return Listing(store, entries, one, None, len(paths) - len(usable))
+    one = cast(Format, next(iter(formats)))
+    return Listing(store, entries, one, None, len(paths) - len(usable), notes=notes)
 
 
 def _chosen_format(paths: list[str], wished: str, *, is_exact: bool) -> str:
     """``table``, ``archive`` or ``folder``: what is wished, or what most files are."""
-    if wished in ("parquet", "csv"):
+    if wished in FORMATS:
         return "table"
     shown = [p for p in paths if is_exact or not is_ignored(p)]
     count = Counter(_family(p) for p in shown)
@@ -165,7 +169,8 @@ def _has_format(path: str, wished: str, family: str) -> bool:
 
 
 def _nothing(uri: str, wished: str, paths: list[str]) -> str:
-    wanted = ".parquet, .csv or .tsv (also .csv.gz)" if wished == "auto" else wished
+    endings = [entry.endings[0] for entry in FORMATS.values()]
+    wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if wished == "auto" else wished
     images = ", and no images," if wished == "auto" else ""
     found = f"{len(paths)} other files" if paths else "nothing"
     advice = ", or say source.format." if paths and wished == "auto" else "."
@@ -196,6 +201,7 @@ class _Found:
     store: Store
     entries: dict[str, Entry]
     is_exact: bool = False
+    is_glob: bool = False
     n_loops: int = 0
 
 
@@ -210,7 +216,7 @@ def _find(uri: str, options: dict[str, Any] | None) -> _Found:
     fixed, pattern = _cut_at_magic(store.uri)
     found = _walk(open_store(fixed, options=options))
     matching = {path: e for path, e in found.entries.items() if _matches(path, pattern)}
-    return _Found(found.store, matching, n_loops=found.n_loops)
+    return _Found(found.store, matching, is_glob=True, n_loops=found.n_loops)
 
 
 def _walk(store: Store) -> _Found:

@@ -18,7 +18,7 @@ from prefect_augment.manifest import (
     manifest_path,
     read_manifest,
 )
-from prefect_augment.shards.formats import label_names, read_shard
+from prefect_augment.shards.formats import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.stages.card import CARD, card_is_current, refresh_card
 from prefect_augment.storage import Store, sha256_hex
@@ -334,7 +334,7 @@ def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, found: _Fin
         data = store.read(path)
     except FileNotFoundError:
         found.has_all_ids = False
-        found.add(path, "missing", f"{path} is missing; restore it from a copy, or publish again.")
+        found.add(path, "missing", f"{path} is missing; {_advice(path)}.")
         return False
     found.n_bytes += len(data)
     if len(data) == n_bytes and sha256_hex(data) == sha256:
@@ -348,9 +348,18 @@ def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, found: _Fin
     found.add(
         path,
         "changed",
-        f"{path} was changed after it was published ({size}); restore it from a copy.",
+        f"{path} was changed after it was published ({size}); {_advice(path)}.",
     )
     return False
+
+
+def _advice(path: str) -> str:
+    """What to do about an object that is not what it was."""
+    if path.startswith("data/"):
+        return ADVICE.split(";")[0]
+    what = {"_splits/": "ledger", "_reports/": "report", "_quarantine/": "quarantine"}
+    kind = next((word for start, word in what.items() if path.startswith(start)), "object")
+    return f"restore this {kind} from a copy; the records of the version do not depend on it"
 
 
 def _check_shard(store: Store, manifest: Manifest, shard: ShardFact, found: _Findings) -> None:

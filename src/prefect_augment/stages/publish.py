@@ -49,7 +49,7 @@ from prefect_augment.shards.formats import label_names, put_once, read_shard, wr
 from prefect_augment.stages.assemble import Portion, assemble, check_wishes
 from prefect_augment.stages.card import refresh_card
 from prefect_augment.stages.export import check_export, export_newest
-from prefect_augment.stages.leases import lease
+from prefect_augment.stages.leases import drop_lease, lease
 from prefect_augment.staging import stage_key
 from prefect_augment.storage import Store, sha256_hex
 
@@ -184,6 +184,9 @@ def publish(
             say(0.9, "writing the manifest")
             build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
             done = commit(store, build, dataset_key=key)
+    else:
+        # A run that was killed right after its commit would keep removals out for a day.
+        drop_lease(store, "writing", f"publish-{key}")
     refresh_card(store)
     if publish.export:
         say(0.95, f"exporting to {publish.export}")

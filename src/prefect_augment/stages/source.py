@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import SourceFile
 from prefect_augment.errors import InputError, SchemaError, SourceChangedError
 from prefect_augment.params import Source
-from prefect_augment.shards import csv, parquet, webdataset
+from prefect_augment.registry import FORMATS, load_reader
+from prefect_augment.shards import webdataset
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.stages.image_columns import with_image_columns
@@ -27,6 +29,7 @@ from prefect_augment.stages.image_reading import read_archive_records, read_fold
 from prefect_augment.stages.listing import Entry, Listing, entry_of, list_source
 
 __all__ = [
+    "TEXT_FORMATS",
     "Listing",
     "Progress",
     "Quarantined",
@@ -46,6 +49,8 @@ RESERVED = frozenset(
 )
 # Binary values up to this size are kept whole in the quarantine.
 MAX_SHOWN_BYTES = 256
+# Formats whose types are our own reading.
+TEXT_FORMATS = ("csv", "jsonl")
 _PUBLISHED_TAR = "a shard of a dataset published by this tool: only its real records are read"
 
 
@@ -207,13 +212,10 @@ def read_source(
     return _joined(listing, parts)
 
 
-def _read_parquet(file: IO[bytes], name: str, source: Source) -> SourceRecords:
-    records = parquet.read_records(file, name=name, source=source)
+def _read_table(kind: str, file: IO[bytes], name: str, source: Source) -> SourceRecords:
+    """Records of a file of one of the registry's formats."""
+    records: SourceRecords = load_reader(kind)(file, name=name, source=source)
     return replace(records, table=with_image_columns(records.table))
-
-
-def _read_csv(file: IO[bytes], name: str, source: Source) -> SourceRecords:
-    return csv.read_records(file, name=name, source=source)
 
 
 def _read_archive(file: IO[bytes], name: str, source: Source) -> SourceRecords:
@@ -227,7 +229,7 @@ def _read_archive(file: IO[bytes], name: str, source: Source) -> SourceRecords:
 def _read_published(file: IO[bytes], name: str, source: Source) -> SourceRecords:
     """Real records of a shard of ours, of either format."""
     if not webdataset.is_published_tar(file):
-        return _only_real(_read_parquet(file, name, source))
+        return _only_real(_read_table("parquet", file, name, source))
     try:
         table = webdataset.WebDatasetShards().open(file).read()
     except pa.ArrowException as exc:
@@ -240,8 +242,7 @@ def _read_published(file: IO[bytes], name: str, source: Source) -> SourceRecords
 
 
 READERS: dict[str, Callable[[IO[bytes], str, Source], SourceRecords]] = {
-    "parquet": _read_parquet,
-    "csv": _read_csv,
+    **{kind: partial(_read_table, kind) for kind in FORMATS},
     "archive": _read_archive,
 }
 
@@ -299,7 +300,7 @@ def _without_empty_pandas(table: pa.Table) -> pa.Table:
 def _joined(listing: Listing, parts: Sequence[SourceRecords]) -> SourceTable:
     paths = [e.path for e in listing.entries]
     _refuse_lineage_names(parts[0].table, paths[0])
-    tables = _with_one_schema([p.table for p in parts], paths, widen=listing.format == "csv")
+    tables = _with_one_schema([p.table for p in parts], paths, widen=listing.format in TEXT_FORMATS)
     table = pa.concat_tables(tables)
     n_rejected = sum(len(p.rejected) for p in parts)
     if table.num_rows == 0:
@@ -341,6 +342,7 @@ def _notes(listing: Listing, parts: Sequence[SourceRecords]) -> tuple[str, ...]:
         f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {note}"
         for note, paths in of.items()
     ]
+    notes += listing.notes
     if listing.n_ignored:
         notes.append(f"{listing.n_ignored} files of other formats were passed over")
     if listing.manifest is not None:
@@ -369,7 +371,7 @@ def _with_one_schema(
 ) -> list[pa.Table]:
     """Return the tables with the first one's columns, in its order; refuse other names or types.
 
-    With ``widen`` (CSV, whose types are our own reading) types give way: null to anything, whole
+    With ``widen`` (text, whose types are our own reading) types give way: null to anything, whole
     numbers to numbers, dates to timestamps.
     """
     first = tables[0]

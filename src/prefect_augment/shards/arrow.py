@@ -1,0 +1,142 @@
+"""Arrow IPC as a source: files and streams, Feather of both versions, what `datasets` keeps on disk.
+
+A file says itself how it is to be read, so nothing is guessed. What it says is not believed: every
+value is validated before anything looks at it, because Arrow follows offsets without a check.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+
+from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.params import Source
+from prefect_augment.shards.base import SourceRecords
+from prefect_augment.shards.packed import refuse_bomb, size_of
+from prefect_augment.shards.parquet import refuse_duplicates
+
+__all__ = ["read_batches", "read_records"]
+
+BYTES_AT_ONCE = 8 << 20
+FILE_MAGIC = b"ARROW1"
+FEATHER_1_MAGIC = b"FEA1"
+# What other libraries write for text and binary, and Parquet has no form of its own for.
+PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
+def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
+    """Records of one Arrow file or stream, with its types and schema metadata as they stand.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        The file's path, for messages.
+    source : Source
+        Not used by this format.
+
+    Returns
+    -------
+    SourceRecords
+        ``positions`` count rows from 1. A file is read as a whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the file is not whole, not Arrow, holds values that cannot be, or unpacks to far more than
+        its size.
+    SchemaError
+        If two columns have the same name, or one is of a type that Parquet cannot hold.
+    """
+    parts = list(read_batches(file, name=name, source=source))
+    table = pa.concat_tables([part.table for part in parts]).unify_dictionaries()
+    return SourceRecords(table, np.arange(1, table.num_rows + 1, dtype=np.int64))
+
+
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Records of :func:`read_records` in batches of a few MiB; at least one, maybe empty."""
+    n_bytes = size_of(file)
+    n_rows = n_unpacked = 0
+    try:
+        for table in _tables(file, name):
+            table.validate(full=True)
+            n_unpacked += table.nbytes
+            refuse_bomb(name, n_bytes, n_unpacked)
+            for part in _parts(_with_plain_types(table)):
+                positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
+                yield SourceRecords(part, positions)
+                n_rows += part.num_rows
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the format: Arrow's own errors carry no errno
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise InputError(
+            f"{name} cannot be read as Arrow IPC or Feather ({reason}); it may be cut off or of another format. "
+            "Write it again, or leave it out of the source.",
+            path=name,
+        ) from exc
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """A batch in pieces of bounded size; somebody may have written all in one."""
+    n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, table.nbytes)))
+    for start in range(0, max(1, table.num_rows), n_rows):
+        yield table.slice(start, n_rows)
+
+
+def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
+    """The file's batches, each as a table; one without rows where there is none."""
+    magic = file.read(len(FILE_MAGIC))
+    file.seek(0)
+    if magic.startswith(FEATHER_1_MAGIC):
+        yield _checked(_read_feather_1(file), name)
+        return
+    if magic == FILE_MAGIC:
+        reader: Any = pa.ipc.open_file(file)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        reader = batches = pa.ipc.open_stream(file)
+    yield _checked(reader.schema.empty_table(), name)
+    for batch in batches:
+        yield pa.Table.from_batches([batch])
+
+
+def _read_feather_1(file: IO[bytes]) -> pa.Table:
+    with warnings.catch_warnings():
+        # Arrow will drop it one day; until then whoever has such files can bring them along.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return feather.read_table(io.BytesIO(file.read()))
+
+
+def _checked(table: pa.Table, name: str) -> pa.Table:
+    """Refuse columns that could not be told apart or published."""
+    refuse_duplicates(table.column_names, name)
+    for field in _plain_schema(table.schema):
+        try:
+            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+        except pa.ArrowException as exc:
+            raise SchemaError(
+                f"column {field.name!r} of {name} is of type {field.type}, which Parquet cannot hold; convert it.",
+                path=name,
+                column=field.name,
+            ) from exc
+    return table
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    fields = [field.with_type(PLAIN.get(field.type, field.type)) for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _with_plain_types(table: pa.Table) -> pa.Table:
+    schema = _plain_schema(table.schema)
+    return table if schema == table.schema else table.cast(schema)

@@ -1,0 +1,230 @@
+"""kill -9 of flow runs at a real server, in ingest, in sampling and in publishing; a rerun ends with the same bytes.
+
+No race decides where a run is when it is killed. The worker's processes have a `sitecustomize` on
+their PYTHONPATH, which Python imports before all else. By an audit hook it watches for files that are
+opened for writing, and holds the process at the first whose path matches the pattern in a file
+`<stage>.at`: it leaves its id in `<stage>.held` and goes on only when `<stage>.at` is gone. The test waits
+for `held`, kills that process, and takes `at` away before it runs the deployment again. A reader of each
+destination checks every digest throughout. The three runs have a destination each and go side by side,
+because a killed run's turn at its destination lapses after a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.manifest import latest_version, read_manifest
+from prefect_augment.params import Destination, Gate, Source, TreesModel
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.maintain import verify
+from prefect_augment.storage import open_store
+
+pytestmark = pytest.mark.faults
+
+# Where a run is held, below its destination: before anything of the stage is there, in its middle, and
+# when all shards are in place but not the manifest.
+PLACES = {
+    "ingest": r"_staging/ingest/.*outcome",
+    "sample": r"_staging/sample/",
+    "publish": r"_reports/v00000002/",
+}
+HOLD = """
+import glob, os, re, sys, time
+
+own = False
+
+
+def hold(event, args):
+    global own
+    if event != "open" or own or not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
+        return
+    own = True
+    try:
+        for at in glob.glob(os.path.join(os.environ["HOLD_FOLDER"], "*.at")):
+            with open(at) as file:
+                pattern = file.read()
+            if re.search(pattern, str(args[0])):
+                held = at[:-3] + ".held"
+                with open(held + ".new", "w") as file:
+                    file.write(str(os.getpid()))
+                os.replace(held + ".new", held)
+                while os.path.exists(at):
+                    time.sleep(0.05)
+    finally:
+        own = False
+
+
+sys.addaudithook(hold)
+"""
+GATE = {"learners": ["logistic"], "n_seeds": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
+
+
+def write_source(path: Path, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rare = np.arange(n) % 10 == 0
+    table = {
+        "width": rng.normal(rare * 1.5),
+        "height": rng.normal(rare * 1.0),
+        "kind": np.where(rare, "rare", "usual"),
+    }
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(table), path)
+
+
+def run_here(source: Path, destination: Path) -> None:
+    """The same run without a server, undisturbed."""
+    rebalance.fn(
+        source=Source(uri=str(source), label="kind"),
+        destination=Destination(uri=str(destination)),
+        model=TreesModel(),
+        gate=Gate.model_validate(GATE),
+    )
+
+
+class Hold:
+    """The gates that hold runs: `shut` says where, `pid` waits for the process that is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "sitecustomize.py").write_text(HOLD)
+
+    def env(self, server: Any) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder), server.env["PYTHONPATH"]])
+        return {"HOLD_FOLDER": str(self.folder), "PYTHONPATH": path}
+
+    def shut(self, name: str, pattern: str) -> None:
+        (self.folder / f"{name}.new").write_text(pattern)
+        (self.folder / f"{name}.new").rename(self.folder / f"{name}.at")
+
+    def pid(self, name: str, server: Any) -> int:
+        held = self.folder / f"{name}.held"
+        server.until(held.exists, what=f"a run in {name}")
+        return int(held.read_text())
+
+    def open(self, name: str) -> None:
+        (self.folder / f"{name}.at").unlink(missing_ok=True)
+
+
+class Reader(threading.Thread):
+    """Reads the newest version whole, again and again, and remembers what it saw."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder = folder
+        self.seen: list[str] = []
+        self.error: BaseException | None = None
+        self._stop_reading = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stop_reading.is_set():
+                dataset = open_dataset(self.folder, verify=True)
+                for split in dataset.class_counts:
+                    dataset.to_table(split)
+                if self.seen[-1:] != [dataset.manifest.content_digest]:
+                    self.seen.append(dataset.manifest.content_digest)
+                time.sleep(0.2)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, the test shows it
+            self.error = exc
+
+    def end(self) -> list[str]:
+        until = time.monotonic() + 60
+        while len(self.seen) < 2 and self.is_alive() and time.monotonic() < until:
+            time.sleep(0.1)
+        self._stop_reading.set()
+        self.join(timeout=60)
+        assert self.error is None, self.error
+        return self.seen
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    folder = tmp_path / "hold"
+    folder.mkdir()
+    gates = Hold(folder)
+    yield gates
+    for name in PLACES:
+        gates.open(name)
+
+
+def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
+    server: Any, hold: Hold, tmp_path: Path
+) -> None:
+    source, template = tmp_path / "in", tmp_path / "template"
+    write_source(source / "1.parquet", 300, 0)
+    run_here(source, template)
+    old = read_manifest(open_store(str(template))).content_digest
+    write_source(source / "2.parquet", 100, 1)
+    outs = {name: Path(shutil.copytree(template, tmp_path / f"out-{name}")) for name in PLACES}
+    run_here(source, template)
+    expected = read_manifest(open_store(str(template)), 2)
+
+    deploy(server, source)
+    readers = {name: Reader(out) for name, out in outs.items()}
+    for reader in readers.values():
+        reader.start()
+    worker = server.worker(POOL, env=hold.env(server))
+    for name, place in PLACES.items():
+        hold.shut(name, f"^{re.escape(str(outs[name]))}/{place}")
+    runs = {name: start(server, out) for name, out in outs.items()}
+    for name, out in outs.items():
+        pid = hold.pid(name, server)
+        assert pid in [process.pid for process in worker.family()]
+        assert server.read(runs[name]).state_name == "Running"
+        os.kill(pid, signal.SIGKILL)
+        assert server.wait(runs[name]).state_name == "Crashed"
+        assert latest_version(open_store(str(out))) == 1
+        hold.open(name)
+
+    again = {name: start(server, out) for name, out in outs.items()}
+    for name, out in outs.items():
+        ended = server.wait(again[name])
+        assert ended.state_name == "Completed", server.logs(again[name])[-40:]
+        assert readers[name].end() == [old, expected.content_digest]
+        store = open_store(str(out))
+        manifest = read_manifest(store)
+        assert manifest.version == 2
+        assert manifest.content_digest == expected.content_digest
+        assert [(s.path, s.sha256) for s in manifest.shards] == [
+            (s.path, s.sha256) for s in expected.shards
+        ]
+        assert not verify(store).problems
+    worker.stop()
+
+
+POOL = "killed-runs"
+NAME = "killed-in-three-stages"
+
+
+def deploy(server: Any, source: Path) -> None:
+    server.pool(POOL)
+    with server.client() as client:
+        client.create_deployment(
+            flow_id=client.create_flow_from_name("rebalance"),
+            name=NAME,
+            entrypoint="prefect_augment.flows.rebalance:rebalance",
+            parameters={
+                "source": {"uri": str(source), "label": "kind"},
+                "model": {"kind": "trees"},
+                "gate": GATE,
+            },
+            work_pool_name=POOL,
+        )
+
+
+def start(server: Any, out: Path) -> Any:
+    return server.run(f"rebalance/{NAME}", {"destination": {"uri": str(out)}})
