@@ -286,10 +286,11 @@ class Server:
         return found
 
     @contextmanager
-    def hold(self, below: Path, paths: str, *, after: int = 0) -> Iterator[Callable[[], None]]:
+    def hold(self, below: Path, paths: str, *, after: int = 0) -> Iterator[Callable[[], int]]:
         """Hold the runs' writes to a pattern of paths below a folder, once some have gone through.
 
-        What is given waits until a write is held; at the end of the block it goes on.
+        What is given waits until a write is held, and returns the id of its process; at the end of the
+        block it goes on.
         """
         gate = self.gates / f"{uuid4().hex}.json"
         whole = gate.with_suffix(".new")
@@ -297,7 +298,9 @@ class Server:
         whole.rename(gate)
         held = gate.with_suffix(".held")
         try:
-            yield lambda: self.until(held.exists, what=f"a write to {paths}")
+            yield lambda: int(
+                self.until(lambda: held.exists() and held.read_text(), what=f"a write to {paths}")
+            )
         finally:
             gate.unlink()
 

@@ -1,23 +1,18 @@
 """kill -9 of flow runs at a real server, in ingest, in sampling and in publishing; a rerun ends with the same bytes.
 
-No race decides where a run is when it is killed. The worker's processes have a `sitecustomize` on
-their PYTHONPATH, which Python imports before all else. By an audit hook it watches for files that are
-opened for writing, and holds the process at the first whose path matches the pattern in a file
-`<stage>.at`: it leaves its id in `<stage>.held` and goes on only when `<stage>.at` is gone. The test waits
-for `held`, kills that process, and takes `at` away before it runs the deployment again. A reader of each
-destination checks every digest throughout. The three runs have a destination each and go side by side,
-because a killed run's turn at its destination lapses after a minute.
+Each is held at a write (`Server.hold`), so that no race decides where it is. A reader of each destination
+checks every digest throughout. The three runs have a destination each and go side by side, because a
+killed run's turn at its destination lapses after a minute.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,38 +33,10 @@ pytestmark = pytest.mark.faults
 # Where a run is held, below its destination: before anything of the stage is there, in its middle, and
 # when all shards are in place but not the manifest.
 PLACES = {
-    "ingest": r"_staging/ingest/.*outcome",
-    "sample": r"_staging/sample/",
-    "publish": r"_reports/v00000002/",
+    "ingest": "_staging/ingest/*/outcome.json",
+    "sample": "_staging/sample/*",
+    "publish": "_reports/v00000002/*",
 }
-HOLD = """
-import glob, os, re, sys, time
-
-own = False
-
-
-def hold(event, args):
-    global own
-    if event != "open" or own or not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
-        return
-    own = True
-    try:
-        for at in glob.glob(os.path.join(os.environ["HOLD_FOLDER"], "*.at")):
-            with open(at) as file:
-                pattern = file.read()
-            if re.search(pattern, str(args[0])):
-                held = at[:-3] + ".held"
-                with open(held + ".new", "w") as file:
-                    file.write(str(os.getpid()))
-                os.replace(held + ".new", held)
-                while os.path.exists(at):
-                    time.sleep(0.05)
-    finally:
-        own = False
-
-
-sys.addaudithook(hold)
-"""
 GATE = {"learners": ["logistic"], "n_seeds": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
 
 
@@ -93,30 +60,6 @@ def run_here(source: Path, destination: Path) -> None:
         model=TreesModel(),
         gate=Gate.model_validate(GATE),
     )
-
-
-class Hold:
-    """The gates that hold runs: `shut` says where, `pid` waits for the process that is held."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "sitecustomize.py").write_text(HOLD)
-
-    def env(self, server: Any) -> dict[str, str]:
-        path = os.pathsep.join([str(self.folder), server.env["PYTHONPATH"]])
-        return {"HOLD_FOLDER": str(self.folder), "PYTHONPATH": path}
-
-    def shut(self, name: str, pattern: str) -> None:
-        (self.folder / f"{name}.new").write_text(pattern)
-        (self.folder / f"{name}.new").rename(self.folder / f"{name}.at")
-
-    def pid(self, name: str, server: Any) -> int:
-        held = self.folder / f"{name}.held"
-        server.until(held.exists, what=f"a run in {name}")
-        return int(held.read_text())
-
-    def open(self, name: str) -> None:
-        (self.folder / f"{name}.at").unlink(missing_ok=True)
 
 
 class Reader(threading.Thread):
@@ -151,18 +94,8 @@ class Reader(threading.Thread):
         return self.seen
 
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Iterator[Hold]:
-    folder = tmp_path / "hold"
-    folder.mkdir()
-    gates = Hold(folder)
-    yield gates
-    for name in PLACES:
-        gates.open(name)
-
-
 def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
-    server: Any, hold: Hold, tmp_path: Path
+    server: Any, tmp_path: Path
 ) -> None:
     source, template = tmp_path / "in", tmp_path / "template"
     write_source(source / "1.parquet", 300, 0)
@@ -177,18 +110,17 @@ def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
     readers = {name: Reader(out) for name, out in outs.items()}
     for reader in readers.values():
         reader.start()
-    worker = server.worker(POOL, env=hold.env(server))
-    for name, place in PLACES.items():
-        hold.shut(name, f"^{re.escape(str(outs[name]))}/{place}")
-    runs = {name: start(server, out) for name, out in outs.items()}
-    for name, out in outs.items():
-        pid = hold.pid(name, server)
-        assert pid in [process.pid for process in worker.family()]
-        assert server.read(runs[name]).state_name == "Running"
-        os.kill(pid, signal.SIGKILL)
-        assert server.wait(runs[name]).state_name == "Crashed"
-        assert latest_version(open_store(str(out))) == 1
-        hold.open(name)
+    worker = server.worker(POOL)
+    with ExitStack() as gates:
+        held = {n: gates.enter_context(server.hold(outs[n], at)) for n, at in PLACES.items()}
+        runs = {name: start(server, out) for name, out in outs.items()}
+        for name, out in outs.items():
+            pid = held[name]()
+            assert pid in [process.pid for process in worker.family()]
+            assert server.read(runs[name]).state_name == "Running"
+            os.kill(pid, signal.SIGKILL)
+            assert server.wait(runs[name]).state_name == "Crashed"
+            assert latest_version(open_store(str(out))) == 1
 
     again = {name: start(server, out) for name, out in outs.items()}
     for name, out in outs.items():

@@ -2,8 +2,8 @@
 
 A stage may be over before a test has seen it begin, so a test that must act in the middle of one asks
 for a gate (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of full paths and how many
-such writes go through. The next one says that it is held, by a file beside the gate, and waits for as
-long as the gate is there, as it would for a store that is slow to answer.
+such writes go through. The next one leaves its process's id beside the gate, and waits for as long as
+the gate is there, as it would for a store that is slow to answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _wait(full: str) -> None:
         if fnmatch.fnmatchcase(full, wish["paths"]):
             _passed[gate.name] += 1
             if _passed[gate.name] > wish["after"]:
-                gate.with_suffix(".held").touch()
+                who = gate.with_suffix(".who")
+                who.write_text(str(os.getpid()))
+                who.replace(gate.with_suffix(".held"))
                 while gate.exists():
                     time.sleep(0.1)
 
