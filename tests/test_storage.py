@@ -92,6 +92,38 @@ def test_two_readers_of_one_object_do_not_share_a_position(store: Store) -> None
         assert one.read() == b"def"
 
 
+def test_a_draft_is_seen_once_it_is_put_and_leaves_nothing_else(store: Store) -> None:
+    pieces = [os.urandom(n) for n in (3 << 20, 0, 5, (4 << 20) + 1)]
+    with store.draft("data") as draft:
+        for piece in pieces:
+            assert draft.write(piece) == len(piece)
+        assert store.list() == []
+        assert len(draft) == sum(map(len, pieces))
+        store.put("data/whole", draft)
+    assert store.read("data/whole") == b"".join(pieces)
+    with store.draft("data") as draft:
+        draft.write(b"other")
+        store.put("data/whole", draft)
+    assert store.read("data/whole") == b"other"
+    assert store.list() == ["data/whole"]
+
+
+def test_a_draft_that_fails_or_is_not_put_leaves_nothing(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with store.draft("data") as draft:
+        draft.write(b"half")
+    assert list((tmp_path / "data").iterdir()) == []
+    with (
+        pytest.raises(StorageError, match=r"no space left to write .*/data"),
+        store.draft("data"),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+    assert list((tmp_path / "data").iterdir()) == []
+    store.put("file", b"")
+    with pytest.raises(StorageError, match="cannot write"), store.draft("file"):
+        pass
+
+
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", ".."])
 def test_a_path_that_leaves_the_folder_is_refused(store: Store, path: str) -> None:
     with pytest.raises(StorageError, match="leaves the dataset's folder"):

@@ -22,11 +22,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from prefect_augment.errors import ParameterError, StorageError
 
-__all__ = ["Store", "contains", "open_store", "sha256_hex"]
+__all__ = ["Draft", "Store", "contains", "open_store", "sha256_hex"]
 
 
 # fsspec's memory:// looks and then writes; threads that race there need a turn each.
 _MEMORY_TURN = threading.Lock()
+# The disk begins to write a local draft whenever so many bytes are new.
+_BEGIN_BYTES = 4 << 20
 
 
 def sha256_hex(data: bytes) -> str:
@@ -182,15 +184,43 @@ class Store:
         cut = len(self.root) + 1
         return {full[cut:]: info for full, info in sorted(found.items())}
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write the whole object at once: readers see the old bytes or the new ones."""
+    def put(self, path: str, data: bytes | Draft) -> None:
+        """Write the whole object at once: readers see the old bytes or the new ones.
+
+        A draft is used up by it.
+        """
         full = self.full(path)
         with self._errors("write", path):
+            if isinstance(data, Draft):
+                if data.become(full):
+                    return
+                data = data.getvalue()
             if self.is_local:
                 with _local_temporary(full, data) as temporary:
                     os.replace(temporary, full)
             else:
                 self.fs.pipe_file(full, data)
+
+    @contextlib.contextmanager
+    def draft(self, folder: str) -> Iterator[Draft]:
+        """Yield a sink for an object below ``folder`` whose name is known only when its bytes are.
+
+        Nothing is seen of it before it is :meth:`put`, and nothing is left of it without. Locally it
+        is a temporary file, elsewhere it is gathered in memory and put in one piece.
+        """
+        with self._errors("write", folder):
+            if not self.is_local:
+                yield Draft(io.BytesIO())
+                return
+            place = self.full(folder)
+            os.makedirs(place, exist_ok=True)
+            temporary = os.path.join(place, f".tmp-{uuid.uuid4().hex}")
+            try:
+                with open(temporary, "wb", buffering=0) as file:
+                    yield Draft(file, temporary)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
 
     def put_if_absent(self, path: str, data: bytes, *, look_first: bool = True) -> bool:
         """Write the object only where there is none; return whether this call wrote it.
@@ -263,6 +293,61 @@ class Store:
                     f"cannot {verb} {where}: {os.strerror(exc.errno)}; choose another location."
                 ) from exc
             raise StorageError(f"cannot {verb} {where}: {type(exc).__name__}: {exc}.") from exc
+
+
+class Draft:
+    """An object in the making; made by :meth:`Store.draft`, becomes one by :meth:`Store.put`.
+
+    Attributes
+    ----------
+    temporary : str
+        The local file; empty where it is in memory.
+    """
+
+    def __init__(self, file: Any, temporary: str = "") -> None:
+        self._file = file
+        self.temporary = temporary
+        self._n_bytes = self._n_begun = self._n_synced = 0
+
+    def write(self, data: Any) -> int:
+        """Append bytes, or what has a buffer of them; return how many. Pieces of about 1 MiB are best."""
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self._n_bytes += len(data)
+        if self.temporary and self._n_bytes - self._n_begun >= _BEGIN_BYTES:
+            self._begin()
+        return len(data)
+
+    def _begin(self) -> None:
+        """Let the disk begin, so that little is left to wait for at the end.
+
+        On Linux this advice starts writing pages that are not written, and drops only those that are.
+        """
+        if hasattr(os, "posix_fadvise"):
+            size = self._n_bytes - self._n_begun
+            os.posix_fadvise(self._file.fileno(), self._n_begun, size, os.POSIX_FADV_DONTNEED)
+        self._n_begun = self._n_bytes
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        if self.temporary and self._n_synced < self._n_bytes:
+            os.fsync(self._file.fileno())
+            self._n_synced = self._n_bytes
+
+    def __len__(self) -> int:
+        return self._n_bytes
+
+    def become(self, full: str) -> bool:
+        """Be the local file ``full`` from now on, synced; False where the draft is in memory."""
+        if self.temporary:
+            self.sync()
+            os.replace(self.temporary, full)
+        return bool(self.temporary)
+
+    def getvalue(self) -> bytes:
+        """Return what was written, of a draft in memory."""
+        return bytes(self._file.getvalue())
 
 
 def _local_create(full: str, data: bytes) -> bool:

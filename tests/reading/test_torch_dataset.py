@@ -130,6 +130,33 @@ def test_the_order_is_that_of_seed_and_epoch(table: Dataset) -> None:
     assert sorted(first) == sorted(second)
 
 
+def test_pictures_come_as_their_bytes_where_that_is_asked_for(images: Dataset) -> None:
+    expected = [image["bytes"] for image in images.to_table()["image"].to_pylist()]
+    plain = images.to_torch(decode=False, shuffle=False)
+    assert [x for x, _ in plain] == expected
+    shuffled = list(images.to_torch(decode=False, seed=1))
+    decoded = list(images.to_torch(seed=1))
+    assert [y for _, y in shuffled] == [y for _, y in decoded]
+    for (data, _), (pixels, _) in zip(shuffled, decoded, strict=True):
+        assert np.array_equal(decode_image(data).transpose(2, 0, 1), pixels)
+    sizes = images.to_torch(decode=False, shuffle=False, transform=len)
+    assert [x for x, _ in sizes] == [len(data) for data in expected]
+    both = images.to_torch(columns=["image", "mask"], decode=False, shuffle=False)
+    masks = images.to_table()["mask"].to_pylist()
+    assert [x["mask"] for x, _ in both] == [mask and mask["bytes"] for mask in masks]
+
+
+def test_bytes_and_a_policy_that_changes_pictures_exclude_one_another(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    pytest.importorskip("albumentations", reason="needs the extra 'images'")
+    dataset = publish_images(
+        tmp_path, releases, messy_images, classic_policy="safe", classic_prob=0.5
+    )
+    with pytest.raises(ParameterError, match="decode=False asks for their bytes"):
+        dataset.to_torch(recipe=True, decode=False)
+
+
 def test_shuffling_mixes_groups_of_the_whole_split(table: Dataset) -> None:
     place = {k: i for i, k in enumerate(table.to_table()["aug_id"].to_pylist())}
     order = [place[i] for i in ids(table.to_torch(columns=["aug_id"], buffer_groups=4))]

@@ -1,3 +1,5 @@
+import errno
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from prefect_augment.shards.parquet import (
     with_lineage,
     write_shards,
 )
-from prefect_augment.storage import Store, open_store, sha256_hex
+from prefect_augment.storage import Draft, Store, open_store, sha256_hex
 
 SOURCE = Source()
 
@@ -400,6 +402,72 @@ def test_shards_and_row_groups_are_cut_by_bytes(store: Store) -> None:
     metadata = pq.ParquetFile(Path(store.root) / shards[0].path).metadata
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     assert 2e6 < sizes[0] < 4e6
+
+
+def pictures(n: int = 400, size: int = 20_000) -> pa.Table:
+    """Records whose pictures no compression makes smaller."""
+    rng = np.random.default_rng(0)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": rng.bytes(size + i), "path": f"a/{i}.jpg"} for i in range(n)]
+    images[3], images[4] = {"bytes": None, "path": "gone"}, None  # type: ignore[call-overload]
+    boxes = [[[1.0, 2.0]]] * n
+    made = {"image": pa.array(images, kind), "label": ["x", "y"] * (n // 2), "boxes": boxes}
+    return finished(pa.table(made))
+
+
+def test_pictures_are_written_as_they_are_and_all_else_compressed(store: Store) -> None:
+    table = pictures()
+    (shard,) = write(store, table)
+    assert read_shard(store, shard.path).equals(table)
+    metadata = pq.ParquetFile(Path(store.root) / shard.path).metadata
+    columns = [metadata.row_group(0).column(i) for i in range(metadata.num_columns)]
+    for column in columns:
+        is_picture = column.path_in_schema == "image.bytes"
+        assert (column.compression == "UNCOMPRESSED") == is_picture
+        assert column.is_stats_set != is_picture
+        dictionary = "RLE_DICTIONARY" in column.encodings
+        assert dictionary == (column.path_in_schema not in ("image.bytes", "image.path", "aug_id"))
+    assert "boxes.list.element.list.element" in [c.path_in_schema for c in columns]
+    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    assert 2e6 < min(sizes[:-1]) <= max(sizes) < 4e6
+
+
+def test_pictures_in_other_chunks_give_the_same_shard(store: Store) -> None:
+    table = pictures()
+    whole = write(store, table)
+    store.delete(whole[0].path)
+    parts = [table.slice(0, 7), table.slice(7, 250), table.slice(257)]
+    assert write(store, pa.concat_tables(parts)) == whole
+    assert write(store, pa.concat_tables([table, table]).slice(0, 400)) == whole
+
+
+def test_a_disk_that_fills_up_in_the_middle_is_said_and_nothing_is_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written = 0
+
+    def fill(self: Draft, data: Any) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 3_000_000:
+            raise OSError(errno.ENOSPC, "full")
+        return len(data)
+
+    monkeypatch.setattr(Draft, "write", fill)
+    with pytest.raises(StorageError, match="no space left to write"):
+        write(store, pictures())
+    gc.collect()
+    assert list((Path(store.root) / "data").iterdir()) == []
+    assert "Error ignored" not in capfd.readouterr().err
+
+
+def test_a_write_that_fails_leaves_nothing(store: Store) -> None:
+    table = pictures(20).append_column(
+        "span", pa.array([(1, 2, 3)] * 20, pa.month_day_nano_interval())
+    )
+    with pytest.raises(SchemaError, match="Parquet cannot hold 'span'"):
+        write(store, table)
+    assert list((Path(store.root) / "data").iterdir()) == []
 
 
 def test_no_records_give_no_shard(store: Store) -> None:

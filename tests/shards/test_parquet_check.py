@@ -16,7 +16,7 @@ import pytest
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
 from prefect_augment.shards import packed
-from prefect_augment.shards.parquet import encode_parquet, read_records
+from prefect_augment.shards.parquet import read_records, write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
 
 N = 2000
@@ -215,4 +215,6 @@ def test_honest_files_that_pack_well_are_read(monkeypatch: pytest.MonkeyPatch) -
 
 def test_our_own_shards_pass(messy_images: Any, releases: Any) -> None:
     for table in (releases.image_table(messy_images), releases.source_table()):
-        assert read(encode_parquet(table, n_rows_per_group=20)).equals(table)
+        sink = io.BytesIO()
+        write_parquet(table, sink, n_rows_per_group=20)
+        assert read(sink.getvalue()).equals(table)

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.shards import webdataset
+from prefect_augment.shards import tar_members, webdataset
 from prefect_augment.shards.formats import open_shard, read_shard, write_shards
 from prefect_augment.shards.parquet import with_lineage
+from prefect_augment.shards.tar_members import tar_headers
 from prefect_augment.storage import Store, open_store
 
 CLASSES = ("a", "b", "c/<b>|'")
@@ -110,6 +112,49 @@ def test_equal_records_give_equal_bytes(store: Store, records: pa.Table) -> None
             assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
             assert (info.mode, info.type) == (0o644, tarfile.REGTYPE)
     assert len(first) % tarfile.RECORDSIZE == 0
+
+
+def test_headers_are_those_of_tarfile() -> None:
+    names = ["a.cls", "x" * 100, "ä.json", f"{'d' * 90}/{'n' * 20}.png", ""]
+    sizes = [0, 1, 511, 2**31, 8**11 - 1]
+    for name, size, header in zip(names, sizes, tar_headers(names, np.array(sizes)), strict=True):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o644
+        assert header.tobytes() == info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(ValueError, match="name is too long"):
+        tar_headers(["x" * 101], np.array([0]))
+
+
+@pytest.mark.parametrize("piece", [1, 3000])
+def test_the_pieces_of_a_tar_change_no_byte(
+    store: Store, records: pa.Table, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    images = records["image"].to_pylist()
+    images[3], images[5], images[9] = None, {"bytes": None, "path": "x"}, {"bytes": b"", "path": ""}
+    kind = records.schema.field("mask").type
+    column = records.column_names.index("mask")
+    records = records.set_column(column, "mask", pa.array(images, kind)).drop_columns("ratio")
+    path = write(store, records)
+    monkeypatch.setattr(tar_members, "PIECE_BYTES", piece)
+    assert write(store, records) == path
+    assert read_shard(store, path).equals(records)
+
+
+def test_an_index_that_points_outside_of_its_tar_is_said(store: Store) -> None:
+    for places in ([-600, 10], [10**9, 10], [0, 10**9]):
+        index = pa.table(
+            {"image": pa.array([{"offset": places[0], "size": places[1]}], webdataset.PLACE_TYPE)}
+        )
+        sink = io.BytesIO()
+        pq.write_table(index, sink)
+        with io.BytesIO() as tar:
+            with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as made:
+                info = tarfile.TarInfo(webdataset.INDEX)
+                info.size = len(sink.getvalue())
+                made.addfile(info, io.BytesIO(sink.getvalue()))
+            store.put("lies.tar", tar.getvalue())
+        with pytest.raises(IntegrityError, match=r"lies\.tar is damaged"):
+            read_shard(store, "lies.tar")
 
 
 def test_groups_are_read_by_themselves(

@@ -197,6 +197,7 @@ class Dataset:
         seed: int = 0,
         epochs: int | None = None,
         channels: Literal[1, 3] | None = None,
+        decode: bool = True,
         buffer_groups: int = 8,
         rank: int | None = None,
         world_size: int | None = None,
@@ -237,6 +238,9 @@ class Dataset:
             How many epochs training has.
         channels : int, optional
             1 or 3, for pictures that are not all gray or all coloured; by default as they are.
+        decode : bool
+            False gives a picture's bytes as they are in the shard (PNG, JPEG …), for a decoder of
+            your own.
         buffer_groups : int
             Groups of about 3 MB that a worker holds.
         rank, world_size : int, optional
@@ -281,6 +285,7 @@ class Dataset:
             seed=seed,
             epochs=epochs,
             channels=channels,
+            decode=decode,
             buffer_groups=buffer_groups,
             rank=rank,
             world_size=world_size,

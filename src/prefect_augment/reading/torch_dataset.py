@@ -7,7 +7,7 @@ Pillow for images.
 
 from __future__ import annotations
 
-import importlib
+import functools
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from prefect_augment.augmentation.images import PRESETS, ImagePolicy, record_seed
 from prefect_augment.datatypes import Recipe, ShardFact
-from prefect_augment.errors import MissingExtraError, ParameterError, SchemaError
+from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.reading.draws import (
     Part,
     Pass,
@@ -37,8 +36,9 @@ from prefect_augment.reading.draws import (
     repeat_numbers,
     weighted_passes,
 )
+from prefect_augment.reading.torch_records import Records, RowMaker, class_codes
 from prefect_augment.shards.formats import OpenShard, check_count, open_shard
-from prefect_augment.shards.image_files import IMAGE_TYPE, main_image
+from prefect_augment.shards.image_files import main_image
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store
 
@@ -95,6 +95,7 @@ class TorchDataset(IterableDataset):
         seed: int = 0,
         epochs: int | None = None,
         channels: Literal[1, 3] | None = None,
+        decode: bool = True,
         buffer_groups: int = 8,
         rank: int | None = None,
         world_size: int | None = None,
@@ -120,7 +121,13 @@ class TorchDataset(IterableDataset):
         schema = self._groups.schema
         self.features = _features(schema, columns, label)
         self._policy = _policy(recipe, schema, self.features)
-        self._rows_of = _RowMaker(schema, self.features, label, self.classes, channels, transform)
+        self._rows_of = RowMaker(
+            schema, self.features, label, self.classes, channels, decode, transform
+        )
+        if self._policy is not None and not decode:
+            raise ParameterError(
+                "the recipe changes pictures, and decode=False asks for their bytes; leave one of both out."
+            )
         lineage = ["aug_id", "aug_weight"] if recipe else []
         self._columns = list(dict.fromkeys([*self.features, label, *lineage]))
         self.log_prior = _log_prior(recipe, shards, self.classes)
@@ -186,9 +193,13 @@ class TorchDataset(IterableDataset):
         passes = self._passes(epoch)
         with _OpenShards(store, self._digests) as shards:
             for one, parts in reader.parts(passes):
-                for start in range(0, len(parts), self._buffer_groups):
-                    block = parts[start : start + self._buffer_groups]
-                    yield from self._block(shards, one, block, epoch)
+                n_groups = self._buffer_groups if self._mixes else 1
+                for start in range(0, len(parts), n_groups):
+                    yield from self._block(shards, one, parts[start : start + n_groups], epoch)
+
+    @property
+    def _mixes(self) -> bool:
+        return self._shuffle or self.recipe is not None
 
     def _passes(self, epoch: int) -> list[Pass]:
         groups = self._groups
@@ -215,24 +226,39 @@ class TorchDataset(IterableDataset):
         self, shards: _OpenShards, one: Pass, parts: Sequence[Part], epoch: int
     ) -> Iterator[tuple[Any, int]]:
         """Read some groups and give what is asked of them, shuffled over all of them."""
-        tables, chosen = [], []
-        for i, part in enumerate(parts):
+        groups, chosen, repeats, before = [], [], [], 0
+        for part in parts:
             group = int(one.order[part.place])
             table = shards.read(*self._groups.at(group), self._columns)
             rows = self._rows(table, one, part.place, group, epoch)
-            repeats = repeat_numbers(rows)
             took = slice(part.start, part.stop)
-            tables.append(self._rows_of.prepare(table))
-            chosen.append(
-                np.stack([np.full_like(rows[took], i), rows[took], repeats[took]], axis=1)
-            )
-        picked = np.concatenate(chosen)
-        if self._shuffle or self.recipe is not None:
-            rng = self._rng(epoch, one.number, parts[0].place, parts[0].start, FOR_BLOCKS)
-            picked = rng.permutation(picked)
-        for i, row, repeat in picked.tolist():
-            number = (epoch * PASSES_PER_EPOCH + one.number) * DRAWS_PER_PASS + repeat
-            yield tables[i].record(row, self._change(tables[i].table, row, number))
+            chosen.append(before + rows[took])
+            repeats.append(repeat_numbers(rows)[took])
+            groups.append(self._rows_of.prepare(table))
+            before += table.num_rows
+        records = self._rows_of.join(groups)
+        order = np.arange(sum(map(len, chosen)))
+        if self._mixes:
+            order = self._rng(
+                epoch, one.number, parts[0].place, parts[0].start, FOR_BLOCKS
+            ).permutation(order)
+        picked = np.concatenate(chosen)[order].tolist()
+        if self._policy is None:
+            return records.at(picked)
+        number = np.concatenate(repeats)[order]
+        number += (epoch * PASSES_PER_EPOCH + one.number) * DRAWS_PER_PASS
+        return self._changed(records, picked, number.tolist())
+
+    def _changed(
+        self, records: Records, rows: Sequence[int], numbers: Sequence[int]
+    ) -> Iterator[tuple[Any, int]]:
+        """Give records with their pictures as the classic policy changes them in these draws."""
+        policy = self._policy
+        assert policy is not None
+        for row, number in zip(rows, numbers, strict=True):
+            seed = record_seed(self._seed, records.columns["aug_id"][row], number)
+            change = functools.partial(policy.apply, seed=seed)
+            yield records.x(row, change), records.y[row]
 
     def _rows(self, table: pa.Table, one: Pass, place: int, group: int, epoch: int) -> Int:
         """The rows that a group gives in a pass."""
@@ -245,14 +271,6 @@ class TorchDataset(IterableDataset):
             weights = np.where(factor > 0, 0.0, weights) if is_synthetic else weights * factor
         rng = self._rng(epoch, one.number, group, FOR_ROWS)
         return draw_rows(one, place, weights, rng)
-
-    def _change(self, table: pa.Table, row: int, number: int) -> Callable[[Any], Any] | None:
-        """What the classic policy does to the picture in this draw of this record."""
-        policy = self._policy
-        if policy is None:
-            return None
-        seed = record_seed(self._seed, table["aug_id"][row].as_py(), number)
-        return lambda pixels: policy.apply(pixels, seed=seed)
 
     def _rng(self, *words: int) -> np.random.Generator:
         return np.random.default_rng((self._seed % 2**64, *words))
@@ -409,7 +427,7 @@ def _read_groups(
             for g in range(len(n) if weighted else 0):
                 table = opened.read([label, "aug_weight"], groups=[g])
                 weights = table["aug_weight"].to_numpy().astype(np.float64)
-                codes = _codes(table[label], classes)
+                codes = class_codes(table[label], classes)
                 sums[g] = np.bincount(codes, weights, minlength=len(classes))
                 np.maximum.at(largest, codes, weights)
             return opened.schema, n, sums, largest
@@ -427,14 +445,6 @@ def _read_groups(
         weights=np.concatenate([sums for _, _, sums, _ in found]),
         largest=np.max([largest for _, _, _, largest in found], axis=0),
     )
-
-
-def _codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
-    """Index of each record's class."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    codes = pc.index_in(column.cast(pa.string()), value_set=pa.array(classes, pa.string()))
-    return codes.to_numpy().astype(np.int64)
 
 
 class _OpenShards:
@@ -474,128 +484,3 @@ def _own(store: Store) -> Store:
         *store.fs.storage_args, **{**store.fs.storage_options, "skip_instance_cache": True}
     )
     return Store(uri=store.uri, fs=fs, root=store.root)
-
-
-# --- records ----------------------------------------------------------------------------------
-
-
-class _RowMaker:
-    """Makes ``(x, y)`` of records."""
-
-    def __init__(
-        self,
-        schema: pa.Schema,
-        features: Sequence[str],
-        label: str,
-        classes: Sequence[str],
-        channels: Literal[1, 3] | None,
-        transform: Callable[[Any], Any] | None,
-    ) -> None:
-        kinds = {name: schema.field(name).type for name in features}
-        self.features = features
-        self.label = label
-        self.classes = classes
-        self.channels = channels
-        self.transform = transform
-        self.images = [name for name, kind in kinds.items() if kind == IMAGE_TYPE]
-        self.numbers = [name for name, kind in kinds.items() if _is_number(kind)]
-        self.texts = [name for name, kind in kinds.items() if _is_text(kind)]
-        self.main = main_image(schema)
-        if self.images:
-            _pixels()
-
-    def codes(self, table: pa.Table) -> Int:
-        """Index of each record's class."""
-        return _codes(table[self.label], self.classes)
-
-    def prepare(self, table: pa.Table) -> _Prepared:
-        """Return a group ready to be taken apart."""
-        matrix = np.zeros((table.num_rows, len(self.numbers)), dtype=np.float32)
-        for j, name in enumerate(self.numbers):
-            matrix[:, j] = _as_floats(table[name])
-        return _Prepared(self, table, matrix, self.codes(table).tolist())
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """One group: numbers as a matrix, classes as indices, everything else still in Arrow."""
-
-    maker: _RowMaker
-    table: pa.Table
-    matrix: NDArray[np.float32]
-    y: list[int]
-
-    def record(self, row: int, change: Callable[[Any], Any] | None) -> tuple[Any, int]:
-        """Return one record, its picture changed where the recipe says so."""
-        maker = self.maker
-        if len(maker.numbers) == len(maker.features):
-            x: Any = torch.from_numpy(self.matrix[row])
-        elif maker.features == (maker.main,):
-            x = self._picture(maker.main, row, change)
-        else:
-            x = {name: self._value(name, row, change) for name in maker.features}
-        return (x if maker.transform is None else maker.transform(x)), self.y[row]
-
-    def _value(self, name: str, row: int, change: Callable[[Any], Any] | None) -> Any:
-        maker = self.maker
-        if name in maker.numbers:
-            return self.matrix[row, maker.numbers.index(name)]
-        if name in maker.images:
-            return self._picture(name, row, change if name == maker.main else None)
-        value = self.table[name][row].as_py()
-        if name in maker.texts:
-            return "" if value is None else str(value)
-        return value
-
-    def _picture(self, name: str, row: int, change: Callable[[Any], Any] | None) -> Tensor | None:
-        """Pixels, shape (channels, height, width); None where a further image column has no image."""
-        image = self.table[name][row].as_py()
-        if image is None or image["bytes"] is None:
-            return None
-        # Ingest has let these images pass, whatever its limit was.
-        pixels = _pixels().decode_image(image["bytes"], max_pixels=None)
-        if self.maker.channels is not None:
-            pixels = _pixels().with_channels(pixels, self.maker.channels)
-        if change is not None:
-            pixels = change(pixels)
-        return torch.from_numpy(
-            np.array(pixels.transpose(2, 0, 1), order="C")
-        )  # a copy: Pillow's is read-only
-
-
-def _pixels() -> Any:
-    try:
-        return importlib.import_module("prefect_augment.encoding.pixels")
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f"reading images needs {exc.name}: pip install 'prefect-augment[images]'",
-            extra="images",
-        ) from exc
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    t, kind = pa.types, _plain(kind)
-    return bool(
-        t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_boolean(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Text, and what has no number and no parts: dates come as ISO text."""
-    t, kind = pa.types, _plain(kind)
-    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_temporal(kind))
-
-
-def _as_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """The numbers, NaN where there is none."""
-    plain = column.cast(_plain(column.type)) if pa.types.is_dictionary(column.type) else column
-    if pa.types.is_boolean(plain.type):
-        plain = plain.cast(pa.uint8())
-    if pa.types.is_decimal(plain.type):
-        plain = plain.cast(pa.float64())
-    found = plain.cast(pa.float32(), safe=False)
-    return pc.fill_null(found, float("nan")).to_numpy()

@@ -74,13 +74,15 @@ class ShardFormat(Protocol):
 
     ending: str  # of the objects' names, with the dot
 
-    def encode(self, table: pa.Table, *, label: str, classes: Sequence[str]) -> bytes:
-        """Return the records as one object.
+    def write(self, table: pa.Table, sink: Any, *, label: str, classes: Sequence[str]) -> None:
+        """Write the records as one object.
 
         Parameters
         ----------
         table : pyarrow.Table
-            One chunk and one dictionary per column.
+            One dictionary per column; chunks as they come, which change no byte.
+        sink : binary file
+            Written from its start to its end; what is written is not changed afterwards.
         label : str
             The column that holds the class; empty where there is none.
         classes : sequence of str

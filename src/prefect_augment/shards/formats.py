@@ -20,7 +20,8 @@ from prefect_augment.datatypes import Origin, ShardFact
 from prefect_augment.errors import IntegrityError, SchemaError, StorageError
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.shards.base import ShardFormat, ShardReader
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.shards.sinks import HashedSink
+from prefect_augment.storage import Draft, Store, sha256_hex
 
 __all__ = [
     "ADVICE",
@@ -67,8 +68,9 @@ def write_shards(
 ) -> tuple[ShardFact, ...]:
     """Put the records as immutable objects named by their content.
 
-    Each shard is built whole in memory and put once: an exception inside a stream to the final key
-    would commit half of it on an object store.
+    A shard is written to a temporary file, or to memory where the store is not local, and gets its
+    name when it is whole: an exception inside a stream to the final key would commit half of it on an
+    object store.
 
     Parameters
     ----------
@@ -112,29 +114,28 @@ def write_shards(
     n_rows = math.ceil(n / min(n_shards, n))
     facts = []
     for i, start in enumerate(range(0, n, n_rows)):
-        # One chunk and one dictionary per column, so that how the records came does not change the bytes.
-        # Not before: images of more than 2 GiB do not fit in one chunk.
-        part = table.slice(start, n_rows).combine_chunks()
-        data = kind.encode(part, label=label, classes=classes)
-        sha256 = sha256_hex(data)
-        path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}{kind.ending}"
-        put_once(store, path, data)
-        counts = sorted(Counter(label_names(part[label])).items()) if label else ()
+        part = table.slice(start, n_rows)
+        with store.draft(prefix) as draft:
+            with HashedSink(draft) as sink:
+                kind.write(part, sink, label=label, classes=classes)
+            sha256 = sink.sha256
+            path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}{kind.ending}"
+            put_once(store, path, draft)
         facts.append(
             ShardFact(
                 path=path,
                 split=split,
                 origin=origin,
                 n_records=part.num_rows,
-                n_bytes=len(data),
+                n_bytes=len(draft),
                 sha256=sha256,
-                class_counts=dict(counts),
+                class_counts=_class_counts(part[label]) if label else {},
             )
         )
     return tuple(facts)
 
 
-def put_once(store: Store, path: str, data: bytes) -> None:
+def put_once(store: Store, path: str, data: bytes | Draft) -> None:
     """Put the object unless one of that name, which holds its digest, and size is there."""
     try:
         if store.size(path) == len(data):
@@ -142,6 +143,16 @@ def put_once(store: Store, path: str, data: bytes) -> None:
     except FileNotFoundError:
         pass
     store.put(path, data)
+
+
+def _class_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """Records per class, in the order of the classes' names."""
+    found = column.value_counts()
+    names = label_names(found.field("values"))
+    counts: Counter[str] = Counter()
+    for name, n in zip(names, found.field("counts").to_pylist(), strict=True):
+        counts[name] += n  # two values may have one name
+    return dict(sorted(counts.items()))
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -180,7 +191,7 @@ def open_shard(store: Store, path: str, *, sha256: str = "") -> OpenShard:
         if sha256:
             file: Any = pa.BufferReader(_read_checked(store, path, sha256))
         else:
-            file = store.open(path)
+            file = _file(store, path)
         try:
             return OpenShard(store, path, file, _of_ending(path).open(file))
         except BaseException:
@@ -219,6 +230,14 @@ def check_count(store: Store, shard: ShardFact, n_records: int) -> None:
             f"{store.uri}/{shard.path} holds {n_records} records, and the dataset says {shard.n_records}; {ADVICE}.",
             path=shard.path,
         )
+
+
+def _file(store: Store, path: str) -> Any:
+    """The open file. Local ones are mapped: pages of the cache are used as they are, not copied.
+
+    Shards are never changed in their place, so that a map does not lose what it shows.
+    """
+    return pa.memory_map(store.full(path)) if store.is_local else store.open(path)
 
 
 class OpenShard:

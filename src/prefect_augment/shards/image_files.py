@@ -7,6 +7,7 @@ file is lost: each becomes a record, is rejected with a reason, or is passed ove
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
@@ -39,6 +41,7 @@ __all__ = [
     "class_folders",
     "image_columns",
     "image_metadata",
+    "image_slices",
     "main_image",
 ]
 
@@ -280,6 +283,25 @@ def _table(records: Sequence[Member], labels: Labels, label: str) -> pa.Table:
 def image_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that hold images, in the schema's order."""
     return [field.name for field in schema if field.type == IMAGE_TYPE]
+
+
+def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
+    """Return the bytes of each image, not copied; None where there is none."""
+    found: list[memoryview | None] = []
+    for chunk in pc.struct_field(column, "bytes").chunks:
+        if len(chunk):
+            _, where, data = chunk.buffers()
+            ends = np.frombuffer(where, np.int32)[chunk.offset :][: len(chunk) + 1].tolist()
+            view = memoryview(data or b"").cast("B")
+            slices = [view[start:end] for start, end in itertools.pairwise(ends)]
+            if chunk.null_count:
+                there = chunk.is_valid().to_pylist()
+                found += [
+                    one if is_there else None for one, is_there in zip(slices, there, strict=True)
+                ]
+            else:
+                found += slices
+    return found
 
 
 def main_image(schema: pa.Schema) -> str:

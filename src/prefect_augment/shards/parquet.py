@@ -8,6 +8,7 @@ decided by the stages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -25,6 +26,7 @@ from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
+from prefect_augment.shards.image_files import image_columns
 from prefect_augment.shards.parquet_check import check_parquet, check_row_count
 
 __all__ = [
@@ -32,7 +34,6 @@ __all__ = [
     "ROW_GROUP_BYTES",
     "ParquetShards",
     "conform",
-    "encode_parquet",
     "label_names",
     "put_once",
     "read_records",
@@ -41,6 +42,7 @@ __all__ = [
     "select_columns",
     "take_rows",
     "with_lineage",
+    "write_parquet",
     "write_shards",
 ]
 
@@ -66,6 +68,8 @@ _HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
 
 # 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
 ROW_GROUP_BYTES = 3 << 20
+IMAGE_PAGE_BYTES, IMAGE_BATCH_ROWS = 1 << 20, 64
+WRITTEN_AT_ONCE = 1 << 20
 # Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
 _TAKEN_AT_ONCE = 512 << 20
 
@@ -372,10 +376,10 @@ class ParquetShards:
 
     ending = ".parquet"
 
-    def encode(self, table: pa.Table, *, label: str, classes: Sequence[str]) -> bytes:
-        """Return the records as one Parquet object; label and classes stand in the schema."""
+    def write(self, table: pa.Table, sink: Any, *, label: str, classes: Sequence[str]) -> None:
+        """Write the records as one Parquet object; label and classes stand in the schema."""
         n_rows = max(1, int(ROW_GROUP_BYTES * table.num_rows / max(1, table.nbytes)))
-        return encode_parquet(table, n_rows_per_group=n_rows)
+        write_parquet(table, sink, n_rows_per_group=n_rows)
 
     def open(self, file: Any) -> _ParquetReader:
         """Read the footer, and no record."""
@@ -407,26 +411,68 @@ class _ParquetReader:
         return table if names is None else table.select(names)
 
 
-def encode_parquet(table: pa.Table, *, n_rows_per_group: int) -> bytes:
-    """Return the table as a Parquet file.
+def write_parquet(table: pa.Table, sink: Any, *, n_rows_per_group: int) -> None:
+    """Write the table as a Parquet file.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        One dictionary per column.
+    sink : binary file
+        Written from start to end.
+    n_rows_per_group : int
+        Rows of each group but the last.
 
     Raises
     ------
     SchemaError
         If Parquet has no form for a column's type; names the columns.
     """
-    sink = pa.BufferOutputStream()
+    # Arrow's buffer makes pages into few large pieces, each copied while no other thread has to wait.
+    stream = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), WRITTEN_AT_ONCE)
     try:
-        pq.write_table(
-            table, sink, compression="zstd", row_group_size=n_rows_per_group, version="2.6"
-        )
+        with pq.ParquetWriter(
+            stream, table.schema, version="2.6", **_options(table.schema)
+        ) as file:
+            for start in range(0, max(1, table.num_rows), n_rows_per_group):
+                # One chunk per column, so that how the records came does not change the bytes. Not all at
+                # once: images of more than 2 GiB do not fit in one chunk, and a group fits in the cache.
+                group = table.slice(start, n_rows_per_group).combine_chunks()
+                file.write_table(group, row_group_size=n_rows_per_group)
+        stream.detach()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as exc:
         kinds = ", ".join(f"{f.name!r} ({f.type})" for f in table.schema if not _writable(f.type))
         raise SchemaError(
             f"Parquet cannot hold {kinds or 'these columns'}: {exc}; cast them in the source, or leave them out "
             "with a columns entry of kind drop."
         ) from exc
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    finally:
+        # After an error, not when Arrow's memory is cleaned up: the sink would be gone by then.
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            stream.close()
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are written: images as they are, since no second compression makes them smaller."""
+    images = image_columns(schema)
+    if not images:
+        return {"compression": "zstd"}
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    found = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = [found.column(i).path for i in range(len(found))]
+    pictures = {f"{name}.bytes" for name in images}
+    unique = {"aug_id", *(f"{name}.path" for name in images)}  # a dictionary would hold them all
+    rest = [leaf for leaf in leaves if leaf not in pictures]
+    return {
+        "compression": {leaf: "NONE" if leaf in pictures else "zstd" for leaf in leaves},
+        "use_dictionary": [leaf for leaf in rest if leaf not in unique],
+        "write_statistics": rest,
+        # Pages that are looked at after few rows, and so stay in the processor's cache while they are
+        # made, hashed and written.
+        "data_page_size": IMAGE_PAGE_BYTES,
+        "write_batch_size": IMAGE_BATCH_ROWS,
+    }
 
 
 def _writable(kind: pa.DataType) -> bool:
