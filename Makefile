@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): a few minutes at the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch,s3,azure]'
 	@touch $@
 
 demo: setup ## rebalance the built-in table and images, end to end
@@ -42,7 +42,8 @@ endef
 e2e: setup ## the tests that start real servers on loopback
 	$(call run_marked,e2e,--reruns 1)
 
-faults: setup ## the tests that kill processes, fill disks and break commits
+faults: setup ## the tests that kill, fill and break things, and talk to real object stores
+	@PYTHON=$(PYTHON) ./tests/faults/servers/install
 	$(call run_marked,faults)
 
 lint: setup ## formatting, lint, types, layers
@@ -66,6 +67,6 @@ docs: setup ## build the pages of docs/ into site/
 dist: setup ## build the wheel and the source distribution into dist/
 	@$(BIN)/python -m build --no-isolation
 
-clean: ## remove what was built, except .venv
+clean: ## remove what was built, except .venv and .servers
 	@rm -rf build dist site src/*.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.servers/*' -prune -exec rm -rf {} +

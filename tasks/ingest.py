@@ -40,13 +40,18 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
     ------
     InputError
         If the source cannot be used; the message names file, column or row.
+    StorageError
+        If the source cannot be read, or the destination cannot be written, read, listed and cleaned.
     """
     with run_log(), progress("ingest", destination.uri) as report:
+        store = open_destination(destination)
         ref = ingest(
             source,
-            store=open_destination(destination),
+            store=store,
             seed=seed,
             source_options=storage_options(source.storage_block),
             on_progress=report,
         )
+        # Also where all was ingested before and nothing was written: what is trained has to be kept.
+        store.check_writable()
         return ref.model_copy(update={"block": destination.storage_block})

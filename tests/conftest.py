@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.mkdtemp(prefix="prefect-augment-tests-")
     config.stash[_temporary_home] = home
     # A developer's own server, profile and credentials stay out of the tests.
-    for name in [name for name in os.environ if name.startswith(("PREFECT_", "AWS_"))]:
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "AWS_", "AZURE_"))]:
         del os.environ[name]
     os.environ.update(
         PREFECT_HOME=home,

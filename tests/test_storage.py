@@ -1,18 +1,31 @@
 import errno
+import io
 import os
 import pickle
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from prefect_augment.errors import ParameterError, StorageError
+from prefect_augment.errors import ParameterError, StorageError, TransientError
+from prefect_augment.retries import RetryPolicy, call
 from prefect_augment.storage import Store, contains, open_store
+from prefect_augment.storage_drivers import options_of
+from prefect_augment.storage_errors import as_storage_error
+from prefect_augment.storage_faults import fault_of
+from prefect_augment.storage_files import RangeReader
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -240,3 +253,237 @@ def test_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(StorageError("no", path="x")))
     assert str(error) == "no"
     assert error.path == "x"
+
+
+# --- reading by ranges ---
+
+
+class Fetched:
+    """An object in memory that notes which ranges were asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.ranges: list[tuple[int, int]] = []
+        self.closed = 0
+
+    def open(self) -> RangeReader:
+        return RangeReader(len(self.data), self.fetch, self.close)
+
+    def fetch(self, start: int, end: int) -> bytes:
+        assert 0 <= start < end <= len(self.data)
+        self.ranges.append((start, end))
+        return self.data[start:end]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@given(
+    n=st.integers(0, 5000),
+    steps=st.lists(st.tuples(st.integers(0, 6000), st.integers(-1, 3000)), max_size=12),
+)
+def test_ranges_give_what_a_file_gives(n: int, steps: list[tuple[int, int]]) -> None:
+    data = (bytes(range(251)) * 20)[:n]
+    reader, plain = Fetched(data).open(), io.BytesIO(data)
+    for position, size in steps:
+        assert reader.seek(position) == plain.seek(position)
+        assert reader.read(size) == plain.read(size)
+        assert reader.tell() == plain.tell()
+    assert reader.seek(-min(n, 3), io.SEEK_END) == plain.seek(-min(n, 3), io.SEEK_END)
+    assert reader.readline() == plain.readline()
+    assert reader.read() == plain.read()
+
+
+def test_a_reader_that_goes_on_is_given_more_and_more_at_a_time() -> None:
+    fetched = Fetched(bytes(40 << 20))
+    with fetched.open() as reader:
+        while reader.read(64 << 10):
+            pass
+    sizes = [end - start for start, end in fetched.ranges]
+    assert sum(sizes) == len(fetched.data), "nothing is fetched twice"
+    assert sizes[:4] == [512 << 10, 1 << 20, 2 << 20, 4 << 20]
+    assert max(sizes) == 8 << 20
+    assert fetched.closed == 1
+
+
+def test_a_reader_that_jumps_is_given_little_more_than_it_asks_for() -> None:
+    fetched = Fetched(bytes(40 << 20))
+    with fetched.open() as reader:
+        for position in (30 << 20, 10 << 20, 20 << 20):
+            reader.seek(position)
+            reader.read(100)
+    assert [end - start for start, end in fetched.ranges] == [256 << 10] * 3
+
+
+def test_parquet_and_archives_are_read_by_ranges() -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": range(1000)}), sink)
+    assert pq.read_table(Fetched(sink.getvalue()).open())["x"].to_pylist() == list(range(1000))
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("a.txt", "words")
+    with zipfile.ZipFile(Fetched(sink.getvalue()).open()) as archive:
+        assert archive.read("a.txt") == b"words"
+
+
+# --- asking again ---
+
+
+class Flaky:
+    """Fails so many times, then answers."""
+
+    def __init__(self, n_failures: int) -> None:
+        self.n_failures, self.n_calls = n_failures, 0
+
+    def __call__(self) -> str:
+        self.n_calls += 1
+        if self.n_calls <= self.n_failures:
+            raise ConnectionResetError("on purpose")
+        return "answer"
+
+
+QUICK = RetryPolicy(attempts=4, backoff_seconds=0.0)
+
+
+def test_it_is_asked_again_until_it_answers() -> None:
+    flaky = Flaky(3)
+    assert call(flaky, policy=QUICK, attempts=lambda exc: 9, what="ask") == "answer"
+    assert flaky.n_calls == 4
+
+
+@pytest.mark.parametrize(("worth", "n_calls"), [(9, 4), (2, 2), (1, 1)])
+def test_attempts_end_at_the_policy_and_at_what_the_error_is_worth(
+    worth: int, n_calls: int
+) -> None:
+    flaky = Flaky(99)
+    with pytest.raises(ConnectionResetError):
+        call(flaky, policy=QUICK, attempts=lambda exc: worth, what="ask")
+    assert flaky.n_calls == n_calls
+
+
+def test_waits_double_up_to_a_bound_and_are_spread_from_zero() -> None:
+    policy = RetryPolicy(backoff_seconds=0.5, max_seconds=2.0)
+    for attempt, longest in [(1, 0.5), (2, 1.0), (3, 2.0), (9, 2.0)]:
+        waits = [policy.wait_seconds(attempt) for _ in range(400)]
+        assert 0 <= min(waits) < 0.1 * longest
+        assert 0.9 * longest < max(waits) <= longest
+
+
+def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RetryPolicy.from_environment() == RetryPolicy()
+    monkeypatch.setenv("PREFECT_AUGMENT_STORAGE_ATTEMPTS", "3")
+    monkeypatch.setenv("PREFECT_AUGMENT_STORAGE_BACKOFF_SECONDS", "0.5")
+    assert RetryPolicy.from_environment() == RetryPolicy(attempts=3, backoff_seconds=0.5)
+
+
+@pytest.mark.parametrize("given", ["0", "many", "nan", "-1"])
+def test_a_policy_that_makes_no_sense_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_AUGMENT_STORAGE_ATTEMPTS", given)
+    with pytest.raises(ParameterError, match="STORAGE_ATTEMPTS is"):
+        RetryPolicy.from_environment()
+
+
+# --- what the drivers' errors mean; servers raise most of them in tests/faults/servers ---
+
+
+def boto_error(code: str, status: int) -> Exception:
+    exceptions = pytest.importorskip("botocore.exceptions", reason="needs the s3 extra")
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error: Exception = exceptions.ClientError(response, "PutObject")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("ExpiredToken", 400, "credentials"),
+        ("AccessDenied", 403, "denied"),
+        ("SomethingNew", 403, "denied"),
+        ("403", 403, "denied"),
+        ("PermanentRedirect", 301, "region"),
+        ("RequestTimeTooSkewed", 403, "skew"),
+        ("PreconditionFailed", 412, "exists"),
+        ("ConditionalRequestConflict", 409, "transient"),
+        ("SlowDown", 503, "transient"),
+        ("SomethingNew", 500, "transient"),
+        ("NotImplemented", 501, "other"),
+        ("NoSuchBucket", 404, "bucket"),
+    ],
+)
+def test_the_answers_of_s3(code: str, status: int, kind: str) -> None:
+    error = OSError(errno.EINVAL, "translated by the driver")
+    error.__cause__ = boto_error(code, status)
+    assert fault_of(error).kind == kind
+
+
+def test_only_what_may_pass_is_a_transient_error() -> None:
+    place = {"verb": "write", "uri": "s3://lake/sets", "path": "data/x"}
+    assert isinstance(as_storage_error(boto_error("SlowDown", 503), **place), TransientError)
+    for code, status in (("AccessDenied", 403), ("NoSuchBucket", 404), ("NotImplemented", 501)):
+        error = as_storage_error(boto_error(code, status), **place)
+        assert isinstance(error, StorageError)
+        assert not isinstance(error, TransientError)
+        assert (error.bucket, error.key, error.code) == ("lake", "sets/data/x", code)  # type: ignore[attr-defined]
+    assert as_storage_error(TypeError("a mistake of ours"), **place) is None
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind"),
+    [
+        (ConnectionRefusedError(), "unreachable"),
+        (socket.gaierror(-2, "Name or service not known"), "unreachable"),
+        (ConnectionResetError(), "transient"),
+        (TimeoutError(), "transient"),
+        (ssl.SSLCertVerificationError(1, "self-signed certificate"), "certificate"),
+        (PermissionError(), "denied"),
+        (FileNotFoundError(), "absent"),
+        (ValueError(), "other"),
+    ],
+)
+def test_the_words_of_the_network(exc: Exception, kind: str) -> None:
+    wrapped = RuntimeError("a driver's wrapping")
+    wrapped.__cause__ = exc
+    assert fault_of(exc).kind == kind
+    assert fault_of(wrapped).kind == kind
+
+
+def test_what_was_handled_before_is_not_what_went_wrong() -> None:
+    try:
+        raise FileNotFoundError("looked for, and not there")
+    except FileNotFoundError:
+        mistake = ValueError("a mistake of ours")
+        mistake.__context__ = sys.exc_info()[1]
+    assert fault_of(mistake).kind == "other"
+
+
+def test_the_answers_of_gcs() -> None:
+    """gcsfs says by class and number what others say by code; there is no server of it to ask."""
+    retry = pytest.importorskip("gcsfs.retry", reason="needs the gcs extra")
+    assert fault_of(retry.HttpError({"code": 503, "message": "busy"})).kind == "transient"
+    assert fault_of(retry.HttpError({"code": 401, "message": "no"})).kind == "credentials"
+    assert fault_of(OSError("Forbidden: b/o\nno storage.objects.create")).kind == "denied"
+    assert fault_of(FileExistsError("o")).kind == "exists"
+
+
+def test_stores_that_speak_s3_are_not_sent_checksums_they_do_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def checksums(**given: object) -> object:
+        config = options_of("s3://lake/x", given)["config_kwargs"]
+        return config.get("request_checksum_calculation"), config.get(
+            "response_checksum_validation"
+        )
+
+    assert checksums() == (None, None)
+    assert checksums(endpoint_url="http://127.0.0.1:9") == ("when_required", "when_required")
+    assert checksums(client_kwargs={"endpoint_url": "x"}) == ("when_required", "when_required")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert checksums() == ("when_required", "when_required")
+    assert checksums(config_kwargs={"request_checksum_calculation": "when_supported"}) == (
+        "when_supported",
+        "when_required",
+    )
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_supported")
+    assert checksums() == ("when_required", None)

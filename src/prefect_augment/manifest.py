@@ -319,7 +319,7 @@ def _parse(data: bytes, version: int, where: str) -> Manifest:
 
 def find_commit(store: Store, dataset_key: str) -> Commit | None:
     """Return the newest version made from the inputs that ``dataset_key`` names, or None."""
-    for version in reversed(list_versions(store)):
+    for version in reversed(_versions_now(store)):
         manifest = read_manifest(store, version)
         if manifest.dataset_key == dataset_key:
             return committed(store, manifest, created=False)
@@ -365,19 +365,28 @@ def commit_next(
         found = find()
         if found is not None:
             return found
-        latest = latest_version(store)
+        latest = max(_versions_now(store), default=None)
         parent = None if latest is None else read_manifest(store, latest)
         manifest = build((latest or 0) + 1, parent).sealed()
-        if store.put_if_absent(manifest_path(manifest.version), manifest.to_json()):
-            return committed(store, manifest, created=True)
-        # A client that retries its own successful put is told that an object is there, too.
+        data = manifest.to_json()
+        created = store.put_if_absent(manifest_path(manifest.version), data)
+        # What stands there now counts, not the answer: a store that only pretends to look first may have
+        # told two committers that their manifest is the version.
         other = read_manifest(store, manifest.version)
         if other.content_digest == manifest.content_digest:
-            return committed(store, other, created=False)
+            return committed(store, other, created=created)
     raise CommitConflictError(
         f"other runs published to {store.uri} first, {_MAX_ATTEMPTS} times in a row; run again when they are done. "
         "The work is kept in _staging, so the rerun only commits."
     )
+
+
+def _versions_now(store: Store) -> tuple[int, ...]:
+    """Return the published versions, also those that a listing from before does not show yet."""
+    versions = list(list_versions(store))
+    while store.exists(manifest_path((versions[-1] if versions else 0) + 1)):
+        versions.append((versions[-1] if versions else 0) + 1)
+    return tuple(versions)
 
 
 def committed(store: Store, manifest: Manifest, *, created: bool) -> Commit:

@@ -7,28 +7,37 @@ one only where none is. What the objects mean (receipts, shards, manifests) is d
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import hashlib
 import io
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from prefect_augment import retries
 from prefect_augment.errors import ParameterError, StorageError
+from prefect_augment.storage_drivers import options_of, quieten, retries_itself, what_to_do
+from prefect_augment.storage_errors import as_storage_error
+from prefect_augment.storage_faults import fault_of
+from prefect_augment.storage_files import Draft, RangeReader, local_create, local_temporary
 
 __all__ = ["Draft", "Store", "contains", "open_store", "sha256_hex"]
 
 
+T = TypeVar("T")
+
 # fsspec's memory:// looks and then writes; threads that race there need a turn each.
 _MEMORY_TURN = threading.Lock()
-# The disk begins to write a local draft whenever so many bytes are new.
-_BEGIN_BYTES = 4 << 20
+
+# An endpoint that has never answered is more likely a wrong one than one that is being restarted.
+_ATTEMPTS_BEFORE_THE_FIRST_ANSWER = 3
+_HAVE_ANSWERED: set[str] = set()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -60,29 +69,16 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     if "://" not in uri:
         uri = str(Path(uri).expanduser().resolve())
     try:
-        # Listings are never cached and instances never shared: a stale listing hides another
-        # writer's manifest, and a shared instance may hold another run's credentials.
-        caching = (
-            {} if _is_in_memory(uri) else {"use_listings_cache": False, "skip_instance_cache": True}
-        )
-        fs, root = fsspec.core.url_to_fs(uri, **caching, **(options or {}))
+        fs, root = fsspec.core.url_to_fs(uri, **options_of(uri, options or {}))
     except (ImportError, ValueError) as exc:
-        scheme = uri.split("://")[0]
-        hints = {
-            "s3": "s3",
-            "s3a": "s3",
-            "az": "azure",
-            "abfs": "azure",
-            "abfss": "azure",
-            "gs": "gcs",
-            "gcs": "gcs",
-        }
-        hint = (
-            f"pip install 'prefect-augment[{hints[scheme]}]'"
-            if scheme in hints
-            else "check the URL"
-        )
-        raise ParameterError(f"cannot open {uri!r}: {exc}; {hint}.", uri=uri) from exc
+        raise ParameterError(
+            f"cannot open {uri!r}: {exc}; {what_to_do(uri, exc)}.", uri=uri
+        ) from exc
+    except Exception as exc:  # a driver that looks for credentials has errors of its own
+        error = as_storage_error(exc, verb="open", uri=uri, path="")
+        if error is None:
+            raise
+        raise error from exc
     return Store(uri=uri, fs=fs, root=root.rstrip("/"))
 
 
@@ -115,6 +111,8 @@ class Store:
     """Objects below one root.
 
     Paths are relative to the root, with forward slashes; one that would leave the root is refused.
+    Every request to an object store is asked again after passing faults, as :mod:`prefect_augment.retries`
+    says; what is left is a `TransientError`, and what cannot pass a `StorageError`.
     """
 
     def __init__(self, *, uri: str, fs: Any, root: str) -> None:
@@ -122,6 +120,18 @@ class Store:
         self.fs = fs
         self.root = root
         self.is_local = isinstance(fs, LocalFileSystem)
+        here = self.is_local or _is_in_memory(self.uri)
+        self._retries = (
+            retries.ONCE if here or retries_itself(fs) else retries.RetryPolicy.from_environment()
+        )
+        self._is_s3 = self.uri.startswith(("s3://", "s3a://"))
+        self._bucket = "/".join(self.uri.split("/")[:3])
+        quieten(fs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A file system that was pickled is a new one, with its driver's own retries."""
+        self.__dict__.update(state)
+        quieten(self.fs)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -134,10 +144,35 @@ class Store:
             )
         return f"{self.root}/{path}" if path else self.root
 
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what the file system says of the object: ``size``, ``type``, its times and etag.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        full = self.full(path)
+        return dict(self._do("look at", path, lambda: self.fs.info(full)))
+
+    def is_object(self, path: str) -> bool:
+        """Tell whether ``path`` is an object itself, and no folder."""
+        return self._type(path) == "file"
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether something lies below ``path``."""
+        return self._type(path) == "directory"
+
+    def _type(self, path: str) -> str:
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return ""
+
     def exists(self, path: str) -> bool:
         """Tell whether an object stands at ``path``."""
-        with self._errors("look at", path):
-            return bool(self.fs.exists(self.full(path)))
+        full = self.full(path)
+        return bool(self._do("look at", path, lambda: self.fs.exists(full)))
 
     def size(self, path: str) -> int:
         """Return the object's size in bytes.
@@ -147,59 +182,84 @@ class Store:
         FileNotFoundError
             If there is no object.
         """
-        with self._errors("look at", path):
-            return int(self.fs.info(self.full(path))["size"])
+        return int(self.info(path)["size"])
 
     def read(self, path: str) -> bytes:
         """Return the whole object; ``FileNotFoundError`` if there is none."""
-        with self._errors("read", path):
-            return bytes(self.fs.cat_file(self.full(path)))
+        full = self.full(path)
+        return bytes(self._do("read", path, lambda: self._cat(full)))
+
+    def _cat(self, full: str) -> bytes:
+        # s3fs would ask for the size first, so as to fetch parts at a time: twice the requests for what
+        # mostly is small, and a large object that is replaced meanwhile would be half old, half new.
+        return bytes(self.fs.cat_file(full, **({"max_concurrency": 1} if self._is_s3 else {})))
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a seekable binary reader of the object."""
+        """Return a seekable binary reader of the object; ``FileNotFoundError`` if there is none.
+
+        From an object store it fetches what is read, and reads on ahead of a reader that does not jump.
+        """
+        full = self.full(path)
         if _is_in_memory(self.uri):
             # memory:// hands out the stored file itself, so two readers would share one position.
             return io.BytesIO(self.read(path))
-        with self._errors("read", path):
-            return self.fs.open(self.full(path), "rb")  # type: ignore[no-any-return]
+        if self.is_local:
+            return cast(IO[bytes], self._do("read", path, lambda: self.fs.open(full, "rb")))
+        # The driver's own reader remembers the etag, so that no object is read half old, half new.
+        file = self._do("read", path, lambda: self.fs.open(full, "rb", cache_type="none"))
+
+        def fetch(start: int, end: int) -> bytes:
+            file.seek(start)
+            data = bytes(file.read(end - start))
+            if len(data) != end - start:
+                raise ConnectionError(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        reader = RangeReader(
+            int(file.size),
+            lambda start, end: self._do("read", path, lambda: fetch(start, end)),
+            file.close,
+        )
+        return cast(IO[bytes], reader)
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
-        with self._errors("list", prefix):
-            try:
-                found = self.fs.find(self.full(prefix))
-            except FileNotFoundError:
-                return []
+        full = self.full(prefix)
+        try:
+            found = self._do("list", prefix, lambda: self.fs.find(full))
+        except FileNotFoundError:
+            return []
         cut = len(self.root) + 1
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
         return sorted(p[cut:] for p in found if not p.rsplit("/", 1)[-1].startswith(".tmp-"))
 
     def infos(self) -> dict[str, dict[str, Any]]:
         """Return what the file system says of each object, by relative path, from one listing."""
-        with self._errors("list", ""):
-            try:
-                found = self.fs.find(self.root, detail=True)
-            except FileNotFoundError:
-                return {}
+        try:
+            found = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
+        except FileNotFoundError:
+            return {}
         cut = len(self.root) + 1
         return {full[cut:]: info for full, info in sorted(found.items())}
 
     def put(self, path: str, data: bytes | Draft) -> None:
         """Write the whole object at once: readers see the old bytes or the new ones.
 
-        A draft is used up by it.
+        A draft is used up by it. A large object goes to S3 in parts, which are dropped where that
+        fails, and which nobody sees where the process is killed.
         """
         full = self.full(path)
-        with self._errors("write", path):
-            if isinstance(data, Draft):
+        if isinstance(data, Draft):
+            with self._errors("write", path):
                 if data.become(full):
                     return
-                data = data.getvalue()
-            if self.is_local:
-                with _local_temporary(full, data) as temporary:
-                    os.replace(temporary, full)
-            else:
-                self.fs.pipe_file(full, data)
+            data = data.getvalue()
+        if self.is_local:
+            with self._errors("write", path), local_temporary(full, data) as temporary:
+                os.replace(temporary, full)
+        else:
+            whole = data
+            self._do("write", path, lambda: self.fs.pipe_file(full, whole))
 
     @contextlib.contextmanager
     def draft(self, folder: str) -> Iterator[Draft]:
@@ -225,161 +285,138 @@ class Store:
     def put_if_absent(self, path: str, data: bytes, *, look_first: bool = True) -> bool:
         """Write the object only where there is none; return whether this call wrote it.
 
+        An object store that says no is asked what is there: the same bytes count as ours, since the answer
+        to our own successful write may have been lost.
+
         ``look_first`` saves the upload where an object is seen already. It also narrows the window in
         which a store that ignores the condition overwrites; a probe of the condition itself leaves it out.
         """
         full = self.full(path)
-        with self._errors("write", path):
-            if self.is_local:
-                return _local_create(full, data)
-            if look_first and self.fs.exists(full):
-                return False
-            return self._remote_create(full, data)
+        if self.is_local:
+            with self._errors("write", path):
+                return local_create(full, data)
+        if look_first and self.exists(path):
+            return False
+        return self._remote_create(full, data)
 
     def _remote_create(self, full: str, data: bytes) -> bool:
-        turn = _MEMORY_TURN if _is_in_memory(self.uri) else contextlib.nullcontext()
-        try:
-            with turn:
-                self.fs.pipe_file(full, data, mode="create")
-        except OSError as exc:
-            if isinstance(exc, FileExistsError) and self.fs.exists(full):
-                return False
-            if _is_precondition_failure(exc):
-                return False
-            raise
-        return True
+        is_in_memory = _is_in_memory(self.uri)
+
+        def attempt() -> bool:
+            try:
+                with _MEMORY_TURN if is_in_memory else contextlib.nullcontext():
+                    self.fs.pipe_file(full, data, mode="create")
+            except Exception as exc:
+                if fault_of(exc).kind != "exists":
+                    raise
+                if is_in_memory and not self.fs.exists(full):
+                    raise  # its word for an object that lies below another one, too
+                # What is there may be ours: where an answer is lost, we ask again, and so does aiohttp
+                # below the drivers, which says nothing of it. The same bytes from elsewhere do no harm.
+                return not is_in_memory and self._cat(full) == data
+            return True
+
+        return self._do("write", full[len(self.root) + 1 :], attempt)
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens if there is none."""
-        with self._errors("delete", path), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.full(path))
+        full = self.full(path)
+        with contextlib.suppress(FileNotFoundError):
+            self._do("delete", path, lambda: self.fs.rm_file(full))
+
+    def abort_unfinished(self, before: float) -> int:
+        """Drop uploads in parts that a killed process left below the root, and return how many.
+
+        Nobody sees them, but the store keeps their parts, and has them paid for. Only S3 shows them;
+        Azure and GCS drop them by themselves after a week.
+
+        Parameters
+        ----------
+        before : float
+            Uploads that began later, by the store's clock in seconds since 1970, are left.
+        """
+        if not self._is_s3:
+            return 0
+        bucket, _, prefix = self.root.partition("/")
+        uploads = self._do("list", "", lambda: self.fs.list_multipart_uploads(bucket))
+        n_dropped = 0
+        for upload in uploads:
+            key, begun = upload["Key"], upload["Initiated"].timestamp()
+            if key.startswith(f"{prefix}/" if prefix else "") and begun < before:
+                drop = functools.partial(self.fs.abort_mpu, bucket, key, upload["UploadId"])
+                with contextlib.suppress(FileNotFoundError):  # finished or dropped meanwhile
+                    self._do("delete", key[len(prefix) :].lstrip("/"), drop)
+                n_dropped += 1
+        return n_dropped
 
     def check_writable(self) -> None:
-        """Write and remove a small object, so that a run fails now and not after training.
+        """Write, read, list and remove a small object, so that a run fails now and not after training.
 
         Raises
         ------
         StorageError
-            If the location cannot be written.
+            If the location cannot be written, or what was written cannot be read, listed or removed.
         """
         probe = f"_staging/.probe-{uuid.uuid4().hex}"
         self.put(probe, b"")
-        self.delete(probe)
+        try:
+            self.read(probe)
+            self.list(probe)
+        finally:
+            self.delete(probe)
+
+    def _do(self, verb: str, path: str, request: Callable[[], T]) -> T:
+        """Return what a request to the file system returns, asking again as often as it may help."""
+        with self._errors(verb, path):
+            done = retries.call(
+                request,
+                policy=self._retries,
+                attempts=self._worth,
+                what=f"{verb} {self.uri}/{path}",
+            )
+        _HAVE_ANSWERED.add(self._bucket)
+        return done
+
+    def _worth(self, exc: Exception) -> int:
+        """Return how many attempts an error is worth in all."""
+        fault = fault_of(exc)
+        if fault.kind == "unreachable" and self._bucket not in _HAVE_ANSWERED:
+            return _ATTEMPTS_BEFORE_THE_FIRST_ANSWER
+        return self._retries.attempts if fault.may_pass else 1
 
     @contextlib.contextmanager
     def _errors(self, verb: str, path: str) -> Iterator[None]:
         """Say which location failed and what to do; ``FileNotFoundError`` passes, callers expect it."""
-        where = f"{self.uri}/{path}".rstrip("/")
         try:
             yield
-        except FileNotFoundError:
+        except StorageError:
             raise
-        except PermissionError as exc:
-            raise StorageError(
-                f"no permission to {verb} {where}; grant it or choose another location."
-            ) from exc
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(
-                    f"no space left to {verb} {where}; free some and run again, the run continues where it was."
-                ) from exc
-            if exc.errno == errno.EFBIG:
-                raise StorageError(
-                    f"cannot {verb} {where}: larger than the file system or the user's limit (ulimit -f) allows; "
-                    "raise the limit or write smaller shards (publish.shard_mib)."
-                ) from exc
-            if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EEXIST):
-                raise StorageError(
-                    f"cannot {verb} {where}: {os.strerror(exc.errno)}; choose another location."
-                ) from exc
-            raise StorageError(f"cannot {verb} {where}: {type(exc).__name__}: {exc}.") from exc
+        except Exception as exc:
+            expected = isinstance(exc, FileNotFoundError) and (
+                self.is_local or (verb != "write" and fault_of(exc).kind == "absent")
+            )
+            error = (
+                None
+                if expected
+                else as_storage_error(
+                    self._in_words(exc, path),
+                    verb=verb,
+                    uri=self.uri,
+                    path=path,
+                    has_answered=self._bucket in _HAVE_ANSWERED,
+                )
+            )
+            if error is None:
+                raise
+            raise error from exc
 
-
-class Draft:
-    """An object in the making; made by :meth:`Store.draft`, becomes one by :meth:`Store.put`.
-
-    Attributes
-    ----------
-    temporary : str
-        The local file; empty where it is in memory.
-    """
-
-    def __init__(self, file: Any, temporary: str = "") -> None:
-        self._file = file
-        self.temporary = temporary
-        self._n_bytes = self._n_begun = self._n_synced = 0
-
-    def write(self, data: Any) -> int:
-        """Append bytes, or what has a buffer of them; return how many. Pieces of about 1 MiB are best."""
-        left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
-        self._n_bytes += len(data)
-        if self.temporary and self._n_bytes - self._n_begun >= _BEGIN_BYTES:
-            self._begin()
-        return len(data)
-
-    def _begin(self) -> None:
-        """Let the disk begin, so that little is left to wait for at the end.
-
-        On Linux this advice starts writing pages that are not written, and drops only those that are.
-        """
-        if hasattr(os, "posix_fadvise"):
-            size = self._n_bytes - self._n_begun
-            os.posix_fadvise(self._file.fileno(), self._n_begun, size, os.POSIX_FADV_DONTNEED)
-        self._n_begun = self._n_bytes
-
-    def sync(self) -> None:
-        """Wait until the disk has what was written."""
-        if self.temporary and self._n_synced < self._n_bytes:
-            os.fsync(self._file.fileno())
-            self._n_synced = self._n_bytes
-
-    def __len__(self) -> int:
-        return self._n_bytes
-
-    def become(self, full: str) -> bool:
-        """Be the local file ``full`` from now on, synced; False where the draft is in memory."""
-        if self.temporary:
-            self.sync()
-            os.replace(self.temporary, full)
-        return bool(self.temporary)
-
-    def getvalue(self) -> bytes:
-        """Return what was written, of a draft in memory."""
-        return bytes(self._file.getvalue())
-
-
-def _local_create(full: str, data: bytes) -> bool:
-    """Put a local file where there is none; return whether this call did."""
-    with _local_temporary(full, data) as temporary:
+    def _in_words(self, exc: Exception, path: str) -> Exception:
+        """What a store says of a refusal: its answer to a HEAD request has no room for it, to a read it has."""
+        if not self._is_s3 or fault_of(exc).code not in ("401", "403"):
+            return exc
         try:
-            os.link(temporary, full)  # the one local operation that is exclusive and atomic
-        except FileExistsError:
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _local_temporary(full: str, data: bytes) -> Iterator[str]:
-    """Write ``data`` beside its final place, synced, so that only a rename or link is left to do."""
-    folder, name = os.path.split(full)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}-{name[:40]}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _is_precondition_failure(exc: OSError) -> bool:
-    """Tell a 412 that s3fs wrapped in a plain OSError (seen from Swift and ministack) from other errors."""
-    cause = exc.__cause__
-    response = getattr(cause, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    return code in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+            self.fs.cat_file(self.full(path), start=0, end=1)
+        except Exception as said:  # noqa: BLE001 - whatever it is, the refusal stands
+            if fault_of(said).kind in ("credentials", "denied", "skew"):
+                return said
+        return exc

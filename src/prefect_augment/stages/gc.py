@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_augment.datatypes import Fact
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.manifest import list_versions, manifest_path, read_manifest
 from prefect_augment.stages.approval import FOLDER as PROPOSALS
 from prefect_augment.stages.approval import read_decision
@@ -106,7 +106,8 @@ def collect_garbage(
             refresh_card(store)
         # The objects first: what is committed after this line is younger than the listing.
         infos = store.infos()
-        plan = _plan(store, infos, keep_last, _cutoff(store, older_than_days))
+        cutoff = _cutoff(store, older_than_days)
+        plan = _plan(store, infos, keep_last, cutoff)
         report = plan.report(infos, dry_run=dry_run)
         if renew is not None:
             # A version's manifest goes before its shards. The other way round, a reader that opens it in
@@ -115,6 +116,7 @@ def collect_garbage(
             # version before may still lose it while reading, which --keep-last is to be chosen for.
             remove(store, map(manifest_path, plan.versions_removed), renew)
             remove(store, removal_order(plan.removed, infos), renew)
+            _drop_unfinished(store, cutoff)
     logger.info(
         "%s %d objects, %d bytes; %d objects are not of the layout and were left.",
         "Would remove" if dry_run else "Removed",
@@ -123,6 +125,19 @@ def collect_garbage(
         len(report.unknown),
     )
     return report
+
+
+def _drop_unfinished(store: Store, cutoff: float | None) -> None:
+    """Drop the parts of uploads that were never finished, where the store shows them and lets us."""
+    if cutoff is None:
+        return
+    try:
+        n_dropped = store.abort_unfinished(cutoff)
+    except StorageError as exc:
+        logger.info("Unfinished uploads were not looked for: %s", exc)
+        return
+    if n_dropped:
+        logger.info("Dropped %d uploads that were never finished.", n_dropped)
 
 
 def _cutoff(store: Store, older_than_days: float) -> float | None:

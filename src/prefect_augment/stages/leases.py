@@ -76,13 +76,13 @@ def _path(kind: str, name: str) -> str:
 
 def _give_way(store: Store, kind: str, own: str) -> None:
     """Raise where another lease is younger than its kind may get."""
-    now = modified_at(store.fs.info(store.full(own)))
+    now = modified_at(store.info(own))
     for path in store.list(FOLDER):
         theirs = path.rsplit("/", 1)[-1].partition("-")[0]
         if path == own or theirs not in _SECONDS or (kind, theirs) == ("writing", "writing"):
             continue
         try:
-            left = modified_at(store.fs.info(store.full(path)))
+            left = modified_at(store.info(path))
         except FileNotFoundError:
             continue  # done meanwhile
         age = None if now is None or left is None else now - left
@@ -103,7 +103,7 @@ def store_time(store: Store) -> float | None:
     probe = f"_staging/.probe-{uuid.uuid4().hex}"
     store.put(probe, b"")
     try:
-        return modified_at(store.fs.info(store.full(probe)))
+        return modified_at(store.info(probe))
     finally:
         store.delete(probe)
 

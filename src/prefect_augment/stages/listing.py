@@ -208,10 +208,10 @@ class _Found:
 def _find(uri: str, options: dict[str, Any] | None) -> _Found:
     """Return everything that ``uri`` names, and whether it names one object."""
     store = open_store(uri, options=options)
-    if store.fs.isfile(store.root):
+    if store.is_object(""):
         folder, name = _parent(store)
         return _Found(folder, {name: entry_of(folder, name)}, is_exact=True)
-    if not any(sign in uri for sign in MAGIC) or store.fs.isdir(store.root):
+    if not any(sign in uri for sign in MAGIC) or store.is_folder(""):
         return _walk(store)
     fixed, pattern = _cut_at_magic(store.uri)
     found = _walk(open_store(fixed, options=options))
@@ -309,7 +309,7 @@ def _format(path: str) -> Format | None:
 
 def entry_of(store: Store, path: str) -> Entry:
     """Return the object's size and etag: the store's own, or size and modification time."""
-    info = store.fs.info(store.full(path))
+    info = store.info(path)
     return Entry(path, int(info["size"]), _etag(store, path, info))
 
 

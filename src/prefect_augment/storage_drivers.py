@@ -1,0 +1,90 @@
+"""What the drivers of object stores (s3fs, adlfs, gcsfs) need to be told, so that they fit one contract."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = ["options_of", "quieten", "retries_itself", "what_to_do"]
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_CHECKSUMS = {
+    "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
+}
+
+
+def options_of(uri: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options to open a file system with: what was given, and what every run needs.
+
+    Parameters
+    ----------
+    uri : str
+        Local path or fsspec URL.
+    given : dict
+        fsspec storage options, as from a Prefect block. What they say stands.
+    """
+    if uri.startswith("memory://"):
+        return given
+    # Listings are never cached and instances never shared: a stale listing hides another
+    # writer's manifest, and a shared instance may hold another run's credentials.
+    options = {"use_listings_cache": False, "skip_instance_cache": True, **given}
+    if uri.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {**_s3_config(given), **given.get("config_kwargs", {})}
+    return options
+
+
+def _s3_config(given: dict[str, Any]) -> dict[str, Any]:
+    """Return botocore's settings: no retries of its own, and checksums that other makers' stores take."""
+    config: dict[str, Any] = {"retries": {"total_max_attempts": 1}}
+    endpoint = (
+        given.get("endpoint_url")
+        or given.get("client_kwargs", {}).get("endpoint_url")
+        or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
+    )
+    if endpoint:
+        # botocore adds checksums that AWS knows and many S3-compatible servers refuse or answer wrongly.
+        # The signature covers the bytes sent, and shards are checked by their digests.
+        config |= {
+            name: "when_required"
+            for name, variable in _CHECKSUMS.items()
+            if not os.environ.get(variable)
+        }
+    return config
+
+
+def quieten(fs: Any) -> None:
+    """Turn the driver's own retries off, where it has a switch: ours would multiply with them."""
+    protocols = _protocols(fs)
+    if "s3" in protocols:
+        fs.retries = 1
+    elif "abfs" in protocols:
+        # adlfs passes nothing on to the client's retry policy, whose first wait is 15 seconds.
+        config = getattr(getattr(fs, "service_client", None), "_config", None)
+        policy = getattr(config, "retry_policy", None)
+        if policy is not None:
+            policy.total_retries = 0
+
+
+def retries_itself(fs: Any) -> bool:
+    """Tell whether the driver's retries cannot be turned off: gcsfs asks up to six times."""
+    return "gs" in _protocols(fs)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    protocol = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def what_to_do(uri: str, exc: Exception) -> str:
+    """Return what to do about a location that cannot be opened."""
+    scheme = uri.split("://")[0]
+    is_azure = scheme in ("az", "abfs", "abfss")
+    if is_azure and not isinstance(exc, ImportError):
+        return (
+            "name the account and its key in AZURE_STORAGE_CONNECTION_STRING, in AZURE_STORAGE_ACCOUNT_NAME and "
+            "AZURE_STORAGE_ACCOUNT_KEY, or in a Prefect block"
+        )
+    extras = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+    extra = "azure" if is_azure else extras.get(scheme)
+    return f"pip install 'prefect-augment[{extra}]'" if extra else "check the URL"

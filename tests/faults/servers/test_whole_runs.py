@@ -1,0 +1,55 @@
+"""Source, staging and destination in object stores: the same run, the same bytes as on the local disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prefect_augment.datatypes import RunResult
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.example import example_source
+from prefect_augment.stages.maintain import verify
+from prefect_augment.storage import open_store
+
+pytestmark = pytest.mark.faults
+
+QUICK = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+
+
+def run(source: str, destination: str) -> RunResult:
+    given = example_source(source)
+    return rebalance.fn(
+        source=given, destination=Destination(uri=destination), model=NoModel(), gate=QUICK
+    )
+
+
+def shards(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(shard.path, shard.sha256) for shard in manifest.shards]
+
+
+@pytest.mark.parametrize("server", ["swift", "moto", "rclone", "azurite"], indirect=True)
+def test_a_run_from_store_to_store_publishes_the_bytes_of_a_local_run(
+    server: Any, undisturbed: list[tuple[str, str]], as_user: Callable[..., None], recwarn: Any
+) -> None:
+    as_user(server)
+    bucket = server.bucket()
+    lake = f"{server.scheme}://{bucket}"
+
+    assert run(f"{lake}/in", f"{lake}/out").status == "published"
+
+    store = open_store(f"{lake}/out")
+    assert shards(read_manifest(store)) == undisturbed
+    assert not verify(store).problems
+    table = open_dataset(f"{lake}/out").to_table()
+    train = [s for s in read_manifest(store).shards if s.split == "train"]
+    assert table.num_rows == sum(s.n_records for s in train)
+    warned = [str(w.message) for w in recwarn if "one run at a time" in str(w.message)]
+    assert bool(warned) == (server.name == "rclone"), "only this one overwrites"
+
+    assert run(f"{lake}/in", f"{lake}/out").status == "unchanged"
+    assert list_versions(store) == (1,)
