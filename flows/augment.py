@@ -25,6 +25,7 @@ from prefect_augment.stages.checks import as_json, check_parameters
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
+from prefect_augment.stages.weights import inherit_weights
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -76,7 +77,7 @@ def augment(
             check_export(store, publish.export)
         check_shard_format(publish.format, modality=dataset.modality)
 
-        recipe = classic_recipe(plan, dataset.modality)
+        recipe = inherit_weights(classic_recipe(plan, dataset.modality), plan, publish, store)
         made = None
         if recipe.classic:
             made = run(augment_records, dataset, plan, recipe.classic, classic, seed=seed)

@@ -44,6 +44,7 @@ from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
 from prefect_augment.stages.verdict import without_comparison
+from prefect_augment.stages.weights import inherit_weights
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.approve import propose_dataset
@@ -134,6 +135,7 @@ def rebalance(
             copies=publish.materialise == "copies",
             policy=classic.image,
         )
+        recipe = inherit_weights(recipe, plan, publish, store)
         page = run(
             write_report,
             dataset,

@@ -50,6 +50,8 @@ HEAVY_SHARE = (
     0.03  # a number with this share of the records is a thing of its own (zero, a code): an atom
 )
 MAX_ATOMS = 4  # atoms that get an output of their own
+# Records that the stages fit on at most, the rarer classes whole; so memory has a bound.
+MAX_FIT_RECORDS = 100_000
 BATCH = 16_384  # records descending together; fits the cache, does not change what is drawn
 
 Ints = NDArray[np.int32]
@@ -86,6 +88,7 @@ class TableTrees:
     """
 
     trained_in_steps: ClassVar[bool] = False
+    max_fit_records: ClassVar[int] = MAX_FIT_RECORDS
 
     def __init__(self, params: TreesModel, spec: TableSpec) -> None:
         self.params = params

@@ -177,19 +177,23 @@ def stage_dataset(
     label: str = "label",
     key: str = "k1",
     shard_records: int = 25,
+    first: int = 0,
     **facts: Any,
 ) -> DatasetRef:
-    """Stage the records as ingest does: every fifth to the hold-out, every fifth to val."""
+    """Stage the records as ingest does: every fifth to the hold-out, every fifth to val.
+
+    Records are named by their place, from ``first`` on.
+    """
     stage = Stage(store, "ingest", key)
     names = label_names(table[label])
-    table = table.append_column("aug_id", pa.array([hex_id("real", i) for i in range(len(names))]))
-    table = table.append_column(
-        "content_key", pa.array([hex_id("content", i) for i in range(len(names))])
-    )
+    places = range(first, first + len(names))
+    table = table.append_column("aug_id", pa.array([hex_id("real", i) for i in places]))
+    table = table.append_column("content_key", pa.array([hex_id("content", i) for i in places]))
     shards: list[ShardFact] = []
     counts: dict[str, dict[str, int]] = {}
     for part in ("fit", "val", "holdout"):
         rows = [i for i in range(len(names)) if PARTS[i % len(PARTS)] == part]
+        rows.sort(key=lambda i: hex_id("real", first + i))
         written = write_shards(
             store,
             table.take(pa.array(rows, pa.int64())),

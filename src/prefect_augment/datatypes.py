@@ -377,6 +377,7 @@ class Recipe(Fact):
     classic_policy: str = ""  # applied on the fly to records as they are drawn; empty for none
     classic_prob: float = 0.0  # to what share of them
     real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
+    weights_from: int | None = None  # version whose weights these are; None: made for these records
     sentence: str  # what was done and how to read it, for the log and the card
 
 

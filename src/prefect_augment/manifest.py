@@ -173,6 +173,8 @@ class Manifest(Fact):
     shards: PublishedShards
     plan: tuple[ClassPlan, ...]
     recipe: Recipe
+    # Stratum -> aug_weight of its records in train; 1 where not named.
+    weights: dict[str, float] = Field(default_factory=dict)
     verdict: Verdict | None
     gate: tuple[ClassGate, ...] = ()
     models: tuple[PublishedModel, ...] = ()

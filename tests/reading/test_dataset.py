@@ -94,7 +94,7 @@ def test_a_split_that_is_not_there_is_named(dataset: Dataset) -> None:
 
 def test_paths_name_every_shard_by_split(dataset: Dataset) -> None:
     assert {split: len(paths) for split, paths in dataset.paths.items()} == {
-        "train": 3,
+        "train": 5,  # real: two staged shards of fit and one of val; classic; synthetic
         "holdout": 1,
     }
     read = pd.concat([pd.read_parquet(path) for path in dataset.paths["train"]])

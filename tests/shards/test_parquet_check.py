@@ -16,6 +16,7 @@ import pytest
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
 from prefect_augment.shards import packed
+from prefect_augment.shards.groups import row_groups
 from prefect_augment.shards.parquet import read_records, write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
 
@@ -216,5 +217,5 @@ def test_honest_files_that_pack_well_are_read(monkeypatch: pytest.MonkeyPatch) -
 def test_our_own_shards_pass(messy_images: Any, releases: Any) -> None:
     for table in (releases.image_table(messy_images), releases.source_table()):
         sink = io.BytesIO()
-        write_parquet(table, sink, n_rows_per_group=20)
+        write_parquet(row_groups(table, 20), sink)
         assert read(sink.getvalue()).equals(table)

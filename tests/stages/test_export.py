@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -143,10 +143,17 @@ class DyingReads(Store):
         self.n_left = n_left
 
     def read(self, path: str) -> bytes:
+        self._count()
+        return super().read(path)
+
+    def open(self, path: str) -> IO[bytes]:
+        self._count()
+        return super().open(path)
+
+    def _count(self) -> None:
         self.n_left -= 1
         if self.n_left < 0:
             raise KeyboardInterrupt
-        return super().read(path)
 
 
 @pytest.mark.parametrize("swap", ["exchange", "renames"])

@@ -27,6 +27,7 @@ from prefect_augment.manifest import list_versions, read_manifest
 from prefect_augment.params import Publish
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.reading.staged import load_facts
+from prefect_augment.shards.formats import read_shard
 from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD, refresh_card
 from prefect_augment.stages.publish import check_destination, publish
@@ -93,7 +94,9 @@ def test_one_split_and_origin_stand_in_a_shard(store: Store, release: Any) -> No
         assert shard.path.startswith(f"data/{shard.split}-{shard.origin}-")
         assert shard.n_records <= 10
     train = [s for s in read_manifest(store).shards if s.split == "train"]
-    assert [s.origin for s in train] == ["real"] * 5 + ["classic", "synthetic"]
+    # Staged: twice 18 records of fit and 12 of val; a published shard never has records of two of them.
+    assert [s.n_records for s in train if s.origin == "real"] == [9, 9, 9, 9, 6, 6]
+    assert [s.origin for s in train] == ["real"] * 6 + ["classic", "synthetic"]
 
 
 def test_weights_are_the_recipe_s_with_mean_one(store: Store, release: Any) -> None:
@@ -173,7 +176,9 @@ def test_lineage_says_where_records_come_from(store: Store, release: Any) -> Non
     real = dataset.to_table(origins=["real"])
     for name in ("aug_parent", "aug_model", "aug_seed"):
         assert real[name].null_count == real.num_rows
-    assert real["aug_id"].to_pylist() == sorted(real["aug_id"].to_pylist())
+    staged = [s.path for s in load_facts(release.dataset, store).shards if s.split != "holdout"]
+    ids = [i for path in staged for i in read_shard(store, path)["aug_id"].to_pylist()]
+    assert real["aug_id"].to_pylist() == ids
 
 
 def test_copies_are_written_in_turn_and_weights_are_one(store: Store, release: Any) -> None:

@@ -15,8 +15,10 @@ import importlib
 import inspect
 import os
 import random
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -218,13 +220,27 @@ def _albumentations() -> Any:
     # Its import asks the package index for a newer release unless it is told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
-        return importlib.import_module("albumentations")
+        with _torch_unseen():
+            return importlib.import_module("albumentations")
     except ModuleNotFoundError as exc:
         raise MissingExtraError(
             f"classic augmentation of images needs {exc.name}: "
             "pip install 'prefect-augment[images]', or choose classic.image='none'.",
             extra="images",
         ) from exc
+
+
+@contextmanager
+def _torch_unseen() -> Iterator[None]:
+    """Let albumentations be imported without torch, which it loads for tensors: 165 MB that we never use."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python says: not to be had
+    try:
+        yield
+    finally:
+        sys.modules.pop("torch", None)
 
 
 def _build(operations: Sequence[Operation]) -> Any:

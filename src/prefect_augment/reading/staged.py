@@ -1,18 +1,23 @@
-"""Staged records back in memory: what stages read of the stages before them."""
+"""Staged records back in memory: what stages read of the stages before them.
+
+:func:`iter_shards` gives them a few megabytes at a time; :func:`read_part` and :func:`read_shards`
+give all at once, to those who compute on all at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, ShardFact
 from prefect_augment.errors import IntegrityError
-from prefect_augment.shards.formats import ADVICE, check_count, read_shard
+from prefect_augment.shards.formats import ADVICE, check_count, open_shard, read_shard
+from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS
 from prefect_augment.staging import read_fact
 from prefect_augment.storage import Store
 
-__all__ = ["load_facts", "read_part", "read_shards"]
+__all__ = ["iter_shards", "load_facts", "read_part", "read_shards"]
 
 
 def load_facts(ref: DatasetRef, store: Store) -> DatasetFacts:
@@ -111,3 +116,48 @@ def read_shards(
         raise IntegrityError(
             f"{store.uri}: {shards[0].path} and the shards after it have not the same columns; {ADVICE}."
         ) from exc
+
+
+def iter_shards(
+    store: Store,
+    shards: Sequence[ShardFact],
+    columns: Sequence[str] | None = None,
+    *,
+    max_bytes: int = BATCH_BYTES,
+    max_records: int = BATCH_RECORDS,
+) -> Iterator[pa.Table]:
+    """Yield the records of these shards in order, some groups of rows at a time.
+
+    Parameters
+    ----------
+    store, shards, columns
+        As for :func:`read_shards`; tables of different shards may have different dictionaries.
+    max_bytes, max_records : int
+        About so much is in a table at most; a shard's first one is one group of rows.
+
+    Raises
+    ------
+    IntegrityError
+        If a shard is missing or damaged.
+    """
+    for fact in shards:
+        with open_shard(store, fact.path) as shard:
+            n_groups, start = 1, 0
+            while start < len(shard.group_rows):
+                groups = range(start, min(start + n_groups, len(shard.group_rows)))
+                table = shard.read(columns, groups=groups)
+                start = groups.stop
+                yield from _slices(table, max_records)
+                per_group = max(1, table.nbytes // len(groups))
+                n_groups = max(
+                    1,
+                    min(
+                        max_bytes // per_group, max_records * len(groups) // max(1, table.num_rows)
+                    ),
+                )
+                del table
+
+
+def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, size):
+        yield table.slice(start, size)

@@ -6,7 +6,7 @@ own shards: records in, one object out, and the same records back (:class:`Shard
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
@@ -74,13 +74,16 @@ class ShardFormat(Protocol):
 
     ending: str  # of the objects' names, with the dot
 
-    def write(self, table: pa.Table, sink: Any, *, label: str, classes: Sequence[str]) -> None:
-        """Write the records as one object.
+    def write(
+        self, groups: Iterable[pa.Table], sink: Any, *, label: str, classes: Sequence[str]
+    ) -> None:
+        """Write records as one object.
 
         Parameters
         ----------
-        table : pyarrow.Table
-            One dictionary per column; chunks as they come, which change no byte.
+        groups : iterable of pyarrow.Table
+            The records in order, at least one table; what is in one is read together later. One
+            dictionary per column; chunks as they come, which change no byte.
         sink : binary file
             Written from its start to its end; what is written is not changed afterwards.
         label : str

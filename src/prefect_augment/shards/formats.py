@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import TracebackType
@@ -20,6 +20,7 @@ from prefect_augment.datatypes import Origin, ShardFact
 from prefect_augment.errors import IntegrityError, SchemaError, StorageError
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.shards.base import ShardFormat, ShardReader
+from prefect_augment.shards.groups import row_groups, rows_per_group
 from prefect_augment.shards.sinks import HashedSink
 from prefect_augment.storage import Draft, Store, sha256_hex
 
@@ -32,6 +33,7 @@ __all__ = [
     "open_shard",
     "put_once",
     "read_shard",
+    "write_shard",
     "write_shards",
 ]
 
@@ -112,27 +114,62 @@ def write_shards(
         return ()
     n_shards = max(math.ceil(n / max_records), math.ceil(table.nbytes / max_bytes))
     n_rows = math.ceil(n / min(n_shards, n))
-    facts = []
-    for i, start in enumerate(range(0, n, n_rows)):
-        part = table.slice(start, n_rows)
-        with store.draft(prefix) as draft:
-            with HashedSink(draft) as sink:
-                kind.write(part, sink, label=label, classes=classes)
-            sha256 = sink.sha256
-            path = f"{prefix}/{stem}-{i:05d}-{sha256[:12]}{kind.ending}"
-            put_once(store, path, draft)
-        facts.append(
-            ShardFact(
-                path=path,
-                split=split,
-                origin=origin,
-                n_records=part.num_rows,
-                n_bytes=len(draft),
-                sha256=sha256,
-                class_counts=_class_counts(part[label]) if label else {},
-            )
+    group = rows_per_group(n, table.nbytes)
+    parts = (table.slice(start, n_rows) for start in range(0, n, n_rows))
+    return tuple(
+        write_shard(
+            store,
+            row_groups(part, group),
+            kind=kind,
+            name=f"{prefix}/{stem}-{i:05d}",
+            split=split,
+            origin=origin,
+            label=label,
+            classes=classes,
         )
-    return tuple(facts)
+        for i, part in enumerate(parts)
+    )
+
+
+def write_shard(
+    store: Store,
+    groups: Iterable[pa.Table],
+    *,
+    kind: ShardFormat,
+    name: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    classes: Sequence[str],
+) -> ShardFact:
+    """Put the records of one shard as ``{name}-{sha12}`` with the format's ending.
+
+    ``groups`` are those of :meth:`ShardFormat.write`; the rest is as for :func:`write_shards`.
+    """
+    counts: Counter[str] = Counter()
+    sizes: list[int] = []
+
+    def counted() -> Iterator[pa.Table]:
+        for group in groups:
+            sizes.append(group.num_rows)
+            if label:
+                counts.update(_class_counts(group[label]))
+            yield group
+
+    with store.draft(name.rpartition("/")[0]) as draft:
+        with HashedSink(draft) as sink:
+            kind.write(counted(), sink, label=label, classes=classes)
+        path = f"{name}-{sink.sha256[:12]}{kind.ending}"
+        put_once(store, path, draft)
+    return ShardFact(
+        path=path,
+        split=split,
+        origin=origin,
+        n_records=sum(sizes),
+        n_bytes=len(draft),
+        sha256=sink.sha256,
+        class_counts=dict(sorted(counts.items())),
+    )
 
 
 def put_once(store: Store, path: str, data: bytes | Draft) -> None:
@@ -145,14 +182,14 @@ def put_once(store: Store, path: str, data: bytes | Draft) -> None:
     store.put(path, data)
 
 
-def _class_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Records per class, in the order of the classes' names."""
+def _class_counts(column: pa.ChunkedArray) -> Counter[str]:
+    """Records per class."""
     found = column.value_counts()
     names = label_names(found.field("values"))
     counts: Counter[str] = Counter()
     for name, n in zip(names, found.field("counts").to_pylist(), strict=True):
         counts[name] += n  # two values may have one name
-    return dict(sorted(counts.items()))
+    return counts
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ decided by the stages.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -31,7 +32,6 @@ from prefect_augment.shards.parquet_check import check_parquet, check_row_count
 
 __all__ = [
     "LINEAGE",
-    "ROW_GROUP_BYTES",
     "ParquetShards",
     "conform",
     "label_names",
@@ -66,8 +66,6 @@ _PANDAS_TYPES = {
 }
 _HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
 
-# 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
-ROW_GROUP_BYTES = 3 << 20
 IMAGE_PAGE_BYTES, IMAGE_BATCH_ROWS = 1 << 20, 64
 WRITTEN_AT_ONCE = 1 << 20
 # Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
@@ -376,10 +374,11 @@ class ParquetShards:
 
     ending = ".parquet"
 
-    def write(self, table: pa.Table, sink: Any, *, label: str, classes: Sequence[str]) -> None:
-        """Write the records as one Parquet object; label and classes stand in the schema."""
-        n_rows = max(1, int(ROW_GROUP_BYTES * table.num_rows / max(1, table.nbytes)))
-        write_parquet(table, sink, n_rows_per_group=n_rows)
+    def write(
+        self, groups: Iterable[pa.Table], sink: Any, *, label: str, classes: Sequence[str]
+    ) -> None:
+        """Write a Parquet object; label and classes stand in the schema."""
+        write_parquet(groups, sink)
 
     def open(self, file: Any) -> _ParquetReader:
         """Read the footer, and no record."""
@@ -411,17 +410,15 @@ class _ParquetReader:
         return table if names is None else table.select(names)
 
 
-def write_parquet(table: pa.Table, sink: Any, *, n_rows_per_group: int) -> None:
-    """Write the table as a Parquet file.
+def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
+    """Write a Parquet file.
 
     Parameters
     ----------
-    table : pyarrow.Table
-        One dictionary per column.
+    groups : iterable of pyarrow.Table
+        One row group each, at least one; one dictionary per column in all of them.
     sink : binary file
         Written from start to end.
-    n_rows_per_group : int
-        Rows of each group but the last.
 
     Raises
     ------
@@ -430,18 +427,18 @@ def write_parquet(table: pa.Table, sink: Any, *, n_rows_per_group: int) -> None:
     """
     # Arrow's buffer makes pages into few large pieces, each copied while no other thread has to wait.
     stream = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), WRITTEN_AT_ONCE)
+    rest = iter(groups)
+    first = next(rest)
     try:
         with pq.ParquetWriter(
-            stream, table.schema, version="2.6", **_options(table.schema)
+            stream, first.schema, version="2.6", **_options(first.schema)
         ) as file:
-            for start in range(0, max(1, table.num_rows), n_rows_per_group):
-                # One chunk per column, so that how the records came does not change the bytes. Not all at
-                # once: images of more than 2 GiB do not fit in one chunk, and a group fits in the cache.
-                group = table.slice(start, n_rows_per_group).combine_chunks()
-                file.write_table(group, row_group_size=n_rows_per_group)
+            for group in itertools.chain([first], rest):
+                # One chunk per column, so that how the records came does not change the bytes.
+                file.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
         stream.detach()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as exc:
-        kinds = ", ".join(f"{f.name!r} ({f.type})" for f in table.schema if not _writable(f.type))
+        kinds = ", ".join(f"{f.name!r} ({f.type})" for f in first.schema if not _writable(f.type))
         raise SchemaError(
             f"Parquet cannot hold {kinds or 'these columns'}: {exc}; cast them in the source, or leave them out "
             "with a columns entry of kind drop."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.errors import SchemaError
+from prefect_augment.shards.groups import ROW_GROUP_BYTES, row_groups
 from prefect_augment.shards.image_files import IMAGE_TYPE, image_columns
-from prefect_augment.shards.parquet import ROW_GROUP_BYTES, write_parquet
+from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.tar_members import (
     BLOCK,
     PLACE_TYPE,
@@ -43,8 +44,11 @@ class WebDatasetShards:
 
     ending = ".tar"
 
-    def write(self, table: pa.Table, sink: Any, *, label: str, classes: Sequence[str]) -> None:
-        """Write the records as one tar."""
+    def write(
+        self, groups: Iterable[pa.Table], sink: Any, *, label: str, classes: Sequence[str]
+    ) -> None:
+        """Write one tar; its index comes first, so that all of its records are in memory once."""
+        table = pa.concat_tables(groups).unify_dictionaries()
         images = image_columns(table.schema)
         if not images or "aug_id" not in table.column_names or not label:
             raise SchemaError(
@@ -53,7 +57,7 @@ class WebDatasetShards:
         members = TarMembers(table, images, label=label, classes=classes)
         index = io.BytesIO()
         places = _index(table, members.places)
-        write_parquet(places, index, n_rows_per_group=INDEX_ROWS_PER_GROUP)
+        write_parquet(row_groups(places, INDEX_ROWS_PER_GROUP), index)
         start = whole_member(INDEX, index.getbuffer())
         sink.write(start)
         for piece in members.pieces():

@@ -106,6 +106,7 @@ def lowered(
         update={
             **new,
             "class_weight": weight,
+            "weights_from": None,
             "sentence": f"{sentence} Fewer records were added than judged, as the approval has it.",
         }
     )

@@ -1,23 +1,18 @@
 """The records of a version, put together: real, copy, classic, synthetic, with weight and lineage.
 
-Reads staged records and gives Arrow tables in the order they are published in. Nothing is written
-here; ``stages/publish.py`` does that.
+Gives Arrow tables in the order they are published in, some records at a time; where they come from is
+in :mod:`~.origins` and :mod:`~.made_records`. Nothing is written here; ``stages/publish.py`` does that.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from prefect_augment.balancing import stratum_names
 from prefect_augment.datatypes import (
     BalancePlan,
     DatasetFacts,
@@ -27,42 +22,56 @@ from prefect_augment.datatypes import (
     Recipe,
     Split,
 )
+from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.params import Publish
-from prefect_augment.reading.staged import load_facts, read_part, read_shards
-from prefect_augment.shards.parquet import conform, label_names, select_columns, with_lineage
+from prefect_augment.shards.parquet import with_lineage
+from prefect_augment.stages.made_records import classic_records, synthetic_records
+from prefect_augment.stages.origins import (
+    Copies,
+    Look,
+    Piece,
+    Real,
+    Source,
+)
+from prefect_augment.stages.weights import shard_weights
 from prefect_augment.storage import Store
 
-__all__ = ["Assembled", "Portion", "assemble", "check_wishes"]
+__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_wishes"]
 
-# What ingest appends to the source's columns; the first becomes a lineage column, the second ends here.
-_STAGED_COLUMNS = ("aug_id", "content_key")
+
+@dataclass(frozen=True)
+class Stream:
+    """Records that become shards of their own: the same ones give the same shards, whatever stands beside.
+
+    ``tables`` gives the source's columns and the lineage of all ``n_records``, some at a time;
+    ``n_bytes`` is what is known of their size.
+    """
+
+    n_records: int
+    n_bytes: int
+    tables: Callable[[], Iterator[pa.Table]]
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Records of one split and origin, in the order they are published in.
-
-    ``table`` holds the source's columns only. ``strata`` has one name per record, ``lineage`` what
-    :func:`with_lineage` takes.
-    """
+    """Records of one split and origin, in the order they are published in; ``labels`` are their classes."""
 
     split: Split
     origin: Origin
-    table: pa.Table
-    strata: Sequence[str]
-    lineage: Mapping[str, Any]
-
-    def finished(self) -> pa.Table:
-        """Return the records with their lineage columns."""
-        return with_lineage(self.table, origin=self.origin, **self.lineage)
+    streams: tuple[Stream, ...]
+    labels: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """All records of a version, and what a reader should know about how they came together."""
+    """All records of a version, and what a reader should know about how they came together.
+
+    ``weights`` are those in the shards of train, by stratum; empty where all are 1.
+    """
 
     portions: tuple[Portion, ...]
+    weights: dict[str, float]
     notes: tuple[str, ...] = ()
 
 
@@ -135,18 +144,18 @@ def assemble(
     ParameterError
         If the recipe wants records that no stage was asked for.
     """
-    by = list(plan.classes[0].by) if plan.classes else []
-    real = _real(read_part(store, facts, ["fit", "val"]), "train", facts.label, by)
-    portions = [real]
+    look = Look(store, facts.label, list(plan.classes[0].by) if plan.classes else [])
+    real = Real(look, facts.shards, ("fit", "val"))
+    sources: list[Source] = [real]
     notes: list[str] = []
     if publish.materialise == "copies":
-        portions.append(_copies(real, recipe.copies))
+        sources.append(Copies(real, recipe.copies))
     if any(recipe.classic.values()):
-        portions.append(_classic(store, classic, recipe.classic, real.table, notes))
+        sources.append(classic_records(look, classic, recipe.classic, real, notes))
     if any(recipe.synthetic.values()):
         order = [c.name for c in plan.classes]
-        portions.append(_synthetic(store, gate, recipe.synthetic, real.table, order, notes))
-    train = [p for p in portions if p.origin in publish.origins and p.table.num_rows]
+        sources.append(synthetic_records(look, gate, recipe.synthetic, real, order, notes))
+    train = [s for s in sources if s.origin in publish.origins and s.counts.total()]
     if not train:
         raise EmptyClassError(
             f"nothing to publish: publish.origins asks for {', '.join(publish.origins)}, and the recipe "
@@ -154,159 +163,52 @@ def assemble(
         )
     # Where duplicates stand in the data, weights would count them twice.
     duplicated = publish.materialise == "copies" and any(recipe.copies.values())
-    train = _weighted(train, {} if duplicated else recipe.class_weight)
+    weights = {} if duplicated else shard_weights(recipe, [s.counts for s in train])
+    portions = [_portion(source, "train", weights) for source in train]
     if "real" in publish.origins and not facts.holdout_uri:
-        holdout = _real(read_part(store, facts, ["holdout"]), "holdout", facts.label, by)
-        train += [holdout] if holdout.table.num_rows else []
+        holdout = Real(look, facts.shards, ("holdout",))
+        if holdout.counts.total():
+            portions.append(_portion(holdout, "holdout", {}))
+            train.append(holdout)
     _refuse_twice(train)
-    return Assembled(tuple(train), tuple(notes))
+    return Assembled(tuple(portions), weights, tuple(notes))
 
 
-def _real(staged: pa.Table, split: Split, label: str, by: Sequence[str]) -> Portion:
-    staged = staged.sort_by("aug_id")
-    user = select_columns(staged, [c for c in staged.column_names if c not in _STAGED_COLUMNS])
-    cells = {name: label_names(user[name]) for name in by}
-    strata = stratum_names(label_names(user[label]), cells)
-    return Portion(split, "real", user, strata, {"aug_id": staged["aug_id"]})
+def _portion(source: Source, split: Split, weights: Mapping[str, float]) -> Portion:
+    def stream(piece: Piece) -> Stream:
+        def tables() -> Iterator[pa.Table]:
+            for records in piece.records():
+                found = [weights.get(name, 1.0) for name in records.strata]
+                yield with_lineage(
+                    records.table,
+                    origin=source.origin,
+                    weight=np.array(found, dtype=np.float32),
+                    **records.lineage,
+                )
+
+        return Stream(piece.n_records, piece.n_bytes, tables)
+
+    streams = tuple(stream(piece) for piece in source.pieces)
+    return Portion(split, source.origin, streams, frozenset(source.labels))
 
 
-def _copies(real: Portion, wanted: Mapping[str, int]) -> Portion:
-    """Duplicates in turn over a stratum's records, so that no record is two copies ahead of another."""
-    rows_of = _rows_by(real.strata)
-    ids = real.lineage["aug_id"].to_pylist()
-    made = []
-    for name, n in sorted(wanted.items()):
-        rows = rows_of.get(name, [])
-        if n and not rows:
-            raise EmptyClassError(
-                f"the recipe wants {n} copies in {name!r}, which has no real record."
-            )
-        made += [
-            (_copy_id(ids[rows[j % len(rows)]], j // len(rows)), rows[j % len(rows)])
-            for j in range(n)
-        ]
-    made.sort()
-    rows_taken = [row for _, row in made]
-    return Portion(
-        "train",
-        "copy",
-        real.table.take(pa.array(rows_taken, pa.int64())),
-        [real.strata[row] for row in rows_taken],
-        {"aug_id": [copy_id for copy_id, _ in made], "parent": [ids[row] for row in rows_taken]},
-    )
-
-
-def _copy_id(parent: str, number: int) -> str:
-    return hashlib.blake2b(f"copy/{parent}/{number}".encode(), digest_size=16).hexdigest()
-
-
-def _classic(
-    store: Store,
-    classic: DatasetRef | None,
-    wanted: Mapping[str, int],
-    like: pa.Table,
-    notes: list[str],
-) -> Portion:
-    if classic is None:
-        raise ParameterError(
-            "the recipe has classic records, but publish was given none; pass `classic`."
-        )
-    found = read_shards(store, load_facts(classic, store).shards)
-    strata = found["aug_stratum"].to_pylist()
-    rows = _first_of_each(strata, range(len(strata)), wanted, "classic", notes)
-    taken = found.take(pa.array(rows, pa.int64())).sort_by("aug_id")
-    return Portion(
-        "train",
-        "classic",
-        conform(taken, like, where="the classic records"),
-        taken["aug_stratum"].to_pylist(),
-        {"aug_id": taken["aug_id"], "parent": taken["aug_parent"], "seed": taken["aug_seed"]},
-    )
-
-
-def _synthetic(
-    store: Store,
-    gate: GateReport | None,
-    wanted: Mapping[str, int],
-    like: pa.Table,
-    order: Sequence[str],
-    notes: list[str],
-) -> Portion:
-    if gate is None or not gate.kept:
-        raise ParameterError(
-            "the recipe has synthetic records, but publish was given none; pass `gate`, with kept records."
-        )
-    found = read_shards(store, gate.kept)
-    strata = found["aug_stratum"].to_pylist()
-    ordinals = found["aug_ordinal"].to_pylist()
-    # A smaller amount is a prefix of what the gate kept; candidates that no gate saw have no rank.
-    ranks = found["aug_rank"].to_pylist() if "aug_rank" in found.column_names else ordinals
-    by_rank = sorted(range(len(strata)), key=lambda i: (ranks[i], ordinals[i]))
-    place = {name: k for k, name in enumerate(order)}
-    rows = _first_of_each(strata, by_rank, wanted, "synthetic", notes)
-    rows.sort(key=lambda i: (place[strata[i]], ordinals[i]))
-    taken = found.take(pa.array(rows, pa.int64()))
-    return Portion(
-        "train",
-        "synthetic",
-        conform(taken, like, where="the synthetic records"),
-        taken["aug_stratum"].to_pylist(),
-        {"aug_id": taken["aug_id"], "model": taken["aug_model"], "seed": taken["aug_seed"]},
-    )
-
-
-def _first_of_each(
-    strata: Sequence[str],
-    rows: Iterable[int],
-    wanted: Mapping[str, int],
-    what: str,
-    notes: list[str],
-) -> list[int]:
-    """Take the first rows of each stratum, as many as wanted; fewer are said in the notes."""
-    taken: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        if len(taken[strata[row]]) < wanted.get(strata[row], 0):
-            taken[strata[row]].append(row)
-    notes += [
-        f"{name}: the recipe has {n} {what} records and {len(taken[name])} are there."
-        for name, n in sorted(wanted.items())
-        if len(taken[name]) < n
-    ]
-    return [row for group in taken.values() for row in group]
-
-
-def _rows_by(strata: Sequence[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(strata):
-        rows[name].append(row)
-    return rows
-
-
-def _weighted(train: Sequence[Portion], class_weight: Mapping[str, float]) -> list[Portion]:
-    """Give each record its stratum's weight, scaled so that the mean over all of them is 1."""
-    weights: list[NDArray[np.float64]] = [
-        np.array([class_weight.get(name, 1.0) for name in p.strata], dtype=np.float64)
-        for p in train
-    ]
-    scale = sum(w.size for w in weights) / sum(w.sum() for w in weights)
-    return [
-        replace(p, lineage={**p.lineage, "weight": (w * scale).astype(np.float32)})
-        for p, w in zip(train, weights, strict=True)
-    ]
-
-
-def _refuse_twice(portions: Sequence[Portion]) -> None:
-    ids = pa.chunked_array(
-        [
-            pa.array(i) if isinstance(i, list) else i.combine_chunks()
-            for p in portions
-            for i in [p.lineage["aug_id"]]
-        ],
-        pa.string(),
-    )
-    n_distinct = pc.count_distinct(ids).as_py()
-    if n_distinct != len(ids):
+def _refuse_twice(sources: Sequence[Source]) -> None:
+    """Refuse records with the same id: by eight bytes of each, and by all of those that are alike."""
+    folded = np.concatenate([source.folded for source in sources])
+    folded.sort()
+    alike = folded[1:][folded[1:] == folded[:-1]]
+    if not alike.size:
+        return
+    found: Counter[str] = Counter()
+    for source in sources:
+        for piece in source.pieces:
+            for records in piece.records():
+                ids = records.lineage["aug_id"]
+                rows = np.flatnonzero(np.isin(fold_ids(ids), alike))
+                found.update(ids.take(pa.array(rows)).to_pylist())
+    n_twice = sum(n - 1 for n in found.values())
+    if n_twice:
         raise IntegrityError(
-            f"{len(ids) - n_distinct} records share their aug_id with another one; delete _staging and run again. "
+            f"{n_twice} records share their aug_id with another one; delete _staging and run again. "
             "If it happens again, please report it."
         )

@@ -2,17 +2,20 @@
 
 A copy is one real record under the policy: its columns, its label, new bytes in its image column.
 How many a stratum gets is the recipe's; which record they come from, and how each looks, depends on
-nothing but the records' ids and the seed.
+nothing but the records' ids and the seed. Records are read some at a time, and their copies go through
+local files into the order of their ids.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefect_augment.augmentation.images import ImagePolicy, record_seed
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, ShardFact
@@ -28,7 +31,8 @@ from prefect_augment.encoding.pixels import (
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
-from prefect_augment.shards.parquet import read_shard, write_shards
+from prefect_augment.reading.staged import iter_shards
+from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, Spill, cut, write_stream
 from prefect_augment.stages.records import by_columns
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, sha256_hex
@@ -36,17 +40,66 @@ from prefect_augment.storage import Store, sha256_hex
 __all__ = ["make_image_copies"]
 
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
+Int = NDArray[np.int64]
 IDS = ("aug_id", "content_key")  # of staged records, beside the source's columns
 
 
-class _Job(NamedTuple):
-    """One copy to make: of which row of the parents, and how."""
+class _Jobs(NamedTuple):
+    """The copies to make, sorted by id: of which record, the how manieth of it, and how."""
 
-    aug_id: str
-    row: int
-    stratum: str
-    seed: int
-    prob: float
+    ids: NDArray[np.bytes_]  # (n_copies,) 32 hexadecimal digits
+    rows: Int  # (n_copies,) places among the records of the wanted strata
+    copies: Int  # (n_copies,)
+    strata: Int  # (n_copies,) places in the look's strata
+    probs: NDArray[np.float64]  # (n_strata,)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The training records of the wanted strata, in the order of their shards."""
+
+    store: Store
+    source: DatasetFacts
+    by: Sequence[str]
+    strata: Sequence[str]
+
+    @property
+    def shards(self) -> list[ShardFact]:
+        """Those that may hold such records: the others stay unread."""
+        return [s for s in self.source.shards if s.split in ("fit", "val")]
+
+    @property
+    def column(self) -> str:
+        """The image column."""
+        return _image_column(self.source)
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
+        """Yield the records, some at a time, each with its stratum's place."""
+        index = {name: k for k, name in enumerate(self.strata)}
+        for shard in self.shards:
+            if columns is None and not self._has_any(shard, index):
+                continue
+            for table in iter_shards(self.store, [shard], columns):
+                codes = self._codes(table, index)
+                rows = np.flatnonzero(codes >= 0)
+                if rows.size:
+                    yield table.take(pa.array(rows)), codes[rows]
+
+    def _has_any(self, shard: ShardFact, index: Mapping[str, int]) -> bool:
+        columns = [*dict.fromkeys([self.source.label, *self.by])]
+        return any(
+            np.any(self._codes(table, index) >= 0)
+            for table in iter_shards(self.store, [shard], columns)
+        )
+
+    def _codes(self, table: pa.Table, index: Mapping[str, int]) -> Int:
+        names = table_strata(table, label=self.source.label, by=self.by)
+        return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+
+    def expected_bytes(self, n_copies: int) -> int:
+        """Return about how many bytes so many copies have, if they are like the records they are of."""
+        n = sum(shard.n_records for shard in self.shards)
+        return n_copies * sum(shard.n_bytes for shard in self.shards) // max(1, n)
 
 
 def make_image_copies(
@@ -67,23 +120,24 @@ def make_image_copies(
     """
     policy = ImagePolicy.from_params(classic)
     policy.check()
-    label, by = source.label, by_columns(plan)
-    column = _image_column(source)
-    parents = _read_parents(stage.store, source, label, by, wanted)
-    jobs = _jobs(parents, label, by, wanted, policy, source.digest, seed)
+    look = _Look(stage.store, source, by_columns(plan), sorted(wanted))
+    jobs = _jobs(look, wanted, policy, source.digest, seed)
     shards: list[ShardFact] = []
-    for table in _batches(parents, jobs, column, policy):
-        shards += write_shards(
-            stage.store,
-            table,
-            prefix=stage.prefix,
-            stem=f"classic-{len(shards):05d}",
-            split="train",
-            origin="classic",
-            label=label,
-            max_records=SHARD_RECORDS,
-            max_bytes=2 * SHARD_BYTES,  # one shard each: a batch is cut at SHARD_BYTES
-        )
+    with Spill(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
+        sizes = _make_all(look, jobs, policy, seed, spill)
+        for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
+            shards += write_stream(
+                stage.store,
+                tables,
+                n_records=n,
+                prefix=stage.prefix,
+                stem=f"classic-{len(shards):05d}",
+                split="train",
+                origin="classic",
+                label=source.label,
+                max_records=SHARD_RECORDS,
+                max_bytes=2 * SHARD_BYTES,  # one shard each: they are cut at SHARD_BYTES
+            )
     class_counts: Counter[str] = Counter()
     for shard in shards:
         class_counts.update(shard.class_counts)
@@ -91,7 +145,7 @@ def make_image_copies(
         stage="augment",
         key=stage.key,
         digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
-        label=label,
+        label=source.label,
         label_type=source.label_type,
         schema_digest=source.schema_digest,
         columns=source.columns,
@@ -115,103 +169,141 @@ def _image_column(source: DatasetFacts) -> str:
 # --- which records ----------------------------------------------------------------------------
 
 
-def _read_parents(
-    store: Store, source: DatasetFacts, label: str, by: Sequence[str], wanted: Mapping[str, int]
-) -> pa.Table:
-    """Return the training records of the wanted strata, shard by shard: the others stay unread."""
-    parts: list[pa.Table] = []
-    for shard in source.shards:
-        if shard.split not in ("fit", "val"):
-            continue
-        names = table_strata(
-            read_shard(store, shard.path, columns=[label, *by]), label=label, by=by
-        )
-        mask = np.array([name in wanted for name in names], dtype=bool)
-        if mask.any() or not parts:
-            parts.append(read_shard(store, shard.path).filter(pa.array(mask)))
-    return pa.concat_tables(parts).unify_dictionaries()
-
-
 def _jobs(
-    parents: pa.Table,
-    label: str,
-    by: Sequence[str],
-    wanted: Mapping[str, int],
-    policy: ImagePolicy,
-    digest: str,
-    seed: int,
-) -> list[_Job]:
-    """Return the copies to make, sorted by id."""
-    keys: list[str] = parents.column("aug_id").to_pylist()
-    # A rank of its own: in the order of the ids, the same records would come first under every seed.
-    ranks = derived_ids("classic order", keys, seed).to_pylist() if keys else []
-    rows: dict[str, list[int]] = {name: [] for name in wanted}
-    for row, name in enumerate(table_strata(parents, label=label, by=by)):
-        rows[name].append(row)
-    jobs = []
-    for name, n in sorted(wanted.items()):
-        members = sorted(rows[name], key=lambda row: ranks[row])
-        if not members:
+    look: _Look, wanted: Mapping[str, int], policy: ImagePolicy, digest: str, seed: int
+) -> _Jobs:
+    """Return the copies to make."""
+    columns = [*dict.fromkeys(["aug_id", look.source.label, *look.by])]
+    keys, ranks = [np.zeros(0, dtype="S32")], [np.zeros(0, dtype="S32")]
+    codes = [np.zeros(0, dtype=np.int64)]
+    for table, found in look.tables(columns):
+        keys.append(_as_bytes(table["aug_id"]))
+        # A rank of its own: in the order of the ids, the same records would come first under every seed.
+        ranks.append(_as_bytes(derived_ids("classic order", table["aug_id"].to_pylist(), seed)))
+        codes.append(found)
+    parents, ranked, strata = np.concatenate(keys), np.concatenate(ranks), np.concatenate(codes)
+    ids = [np.zeros(0, dtype="S32")]
+    rows: list[Int] = []
+    copies: list[Int] = []
+    of: list[Int] = []
+    probs = np.zeros(len(look.strata))
+    for code, name in enumerate(look.strata):
+        n = wanted[name]
+        members = np.flatnonzero(strata == code)
+        if not members.size:
             raise EmptyClassError(
                 f"class {name!r} has no training record to make {n} classic copies of; lower its "
                 "target, or leave it out of the recipe.",
                 stratum=name,
             )
-        prob = min(1.0, policy.prob * (len(members) + n) / n)
-        drawn = [(members[i % len(members)], i // len(members)) for i in range(n)]
-        copies = [copy for _, copy in drawn]
-        of = [keys[row] for row, _ in drawn]
-        ids = derived_ids("classic", of, name, digest, policy.digest, seed, copies).to_pylist()
-        for (row, copy), aug_id in zip(drawn, ids, strict=True):
-            jobs.append(_Job(aug_id, row, name, record_seed(seed, keys[row], copy), prob))
-    return sorted(jobs)
+        members = members[np.argsort(ranked[members], kind="stable")]
+        probs[code] = min(1.0, policy.prob * (members.size + n) / n)
+        for start in range(0, n, BATCH_RECORDS):
+            turns = np.arange(start, min(n, start + BATCH_RECORDS))
+            drawn, numbers = members[turns % members.size], turns // members.size
+            texts = [key.decode() for key in parents[drawn].tolist()]
+            ids.append(
+                _as_bytes(
+                    derived_ids(
+                        "classic", texts, name, digest, policy.digest, seed, numbers.tolist()
+                    )
+                )
+            )
+            rows.append(drawn)
+            copies.append(numbers)
+            of.append(np.full(turns.size, code))
+    joined = np.concatenate(ids)
+    order = np.argsort(joined)
+    none = [np.zeros(0, dtype=np.int64)]
+    row, copy, stratum = (np.concatenate(none + parts)[order] for parts in (rows, copies, of))
+    return _Jobs(joined[order], row, copy, stratum, probs)
+
+
+def _as_bytes(ids: Any) -> NDArray[np.bytes_]:
+    return np.array(ids.to_pylist(), dtype="S32")
 
 
 # --- their bytes ------------------------------------------------------------------------------
 
 
-def _batches(
-    parents: pa.Table, jobs: Sequence[_Job], column: str, policy: ImagePolicy
-) -> Iterator[pa.Table]:
-    """Yield the copies in order, as many at a time as a shard holds."""
-    images = list(image_bytes(parents.column(column), name=column))
-    made: list[bytes] = []
-    start, n_bytes = 0, 0
-    for i, job in enumerate(jobs):
-        made.append(_copy(images[job.row], job, policy))
-        n_bytes += len(made[-1])
-        if n_bytes >= SHARD_BYTES or i + 1 == len(jobs):
-            yield _to_table(parents, jobs[start : i + 1], made, column)
-            made, start, n_bytes = [], i + 1, 0
+def _make_all(look: _Look, jobs: _Jobs, policy: ImagePolicy, seed: int, spill: Spill) -> Int:
+    """Make the copies, some records' at a time; return the bytes of each in the order of their ids."""
+    by_row = np.argsort(jobs.rows, kind="stable")
+    rows = jobs.rows[by_row]
+    sizes = np.zeros(rows.size, dtype=np.int64)
+    start = 0
+    for parents, _ in look.tables():
+        images = list(image_bytes(parents.column(look.column), name=look.column))
+        keys = parents["aug_id"].to_pylist()
+        low, high = np.searchsorted(rows, [start, start + parents.num_rows])
+        places: list[int] = []
+        made: list[bytes] = []
+        n_bytes = 0
+        for at in range(low, high):
+            place, row = int(by_row[at]), int(rows[at]) - start
+            copy_seed = record_seed(seed, keys[row], int(jobs.copies[place]))
+            prob = float(jobs.probs[jobs.strata[place]])
+            made.append(_copy(images[row], policy, copy_seed, prob))
+            places.append(place)
+            n_bytes += len(made[-1])
+            if n_bytes >= BATCH_BYTES or at + 1 == high:
+                taken = np.array(places)
+                sizes[taken] = [len(data) for data in made]
+                spill.add(_to_table(look, parents, jobs, taken, start, made, seed), taken)
+                places, made, n_bytes = [], [], 0
+        start += parents.num_rows
+    return sizes
 
 
-def _copy(data: bytes, job: _Job, policy: ImagePolicy) -> bytes:
+def _shard_sizes(sizes: Int) -> list[int]:
+    """Return how many copies go into each shard: it is full when it has so many bytes."""
+    ends, n_bytes = [], 0
+    for i, size in enumerate(sizes.tolist()):
+        n_bytes += size
+        if n_bytes >= SHARD_BYTES or i + 1 == sizes.size:
+            ends.append(i + 1)
+            n_bytes = 0
+    sizes_of: list[int] = np.diff([0, *ends]).tolist()
+    return sizes_of
+
+
+def _copy(data: bytes, policy: ImagePolicy, seed: int, prob: float) -> bytes:
     image = decode_image(data, max_pixels=None)
-    changed = policy.apply(image, seed=job.seed, prob=job.prob)
+    changed = policy.apply(image, seed=seed, prob=prob)
     if changed is image:
         return data
     return encode_jpeg(changed) if is_jpeg(data) else encode_png(changed)
 
 
 def _to_table(
-    parents: pa.Table, jobs: Sequence[_Job], made: Sequence[bytes], column: str
+    look: _Look,
+    parents: pa.Table,
+    jobs: _Jobs,
+    places: Int,
+    start: int,
+    made: Sequence[bytes],
+    seed: int,
 ) -> pa.Table:
-    """Return the copies in the source's columns, with their lineage."""
-    rows = pa.array([job.row for job in jobs], pa.int64())
-    place = parents.column_names.index(column)
-    field = parents.schema.field(column)
+    """Return copies in the source's columns, with their lineage; ``parents`` are the rows from ``start`` on."""
+    rows = pa.array(jobs.rows[places] - start)
+    at = parents.column_names.index(look.column)
+    field = parents.schema.field(look.column)
+    ids = [aug_id.decode() for aug_id in jobs.ids[places].tolist()]
     paths = [
-        f"classic/{job.aug_id}.{'jpg' if is_jpeg(data) else 'png'}"
-        for job, data in zip(jobs, made, strict=True)
+        f"classic/{aug_id}.{'jpg' if is_jpeg(data) else 'png'}"
+        for aug_id, data in zip(ids, made, strict=True)
     ]
+    of = parents.column("aug_id").take(rows)
+    copies = jobs.copies[places].tolist()
+    seeds = [record_seed(seed, key, n) for key, n in zip(of.to_pylist(), copies, strict=True)]
     lineage = {
-        "aug_id": pa.array([job.aug_id for job in jobs], pa.string()),
-        "aug_parent": parents.column("aug_id").take(rows),
-        "aug_seed": pa.array([job.seed for job in jobs], pa.int64()),
-        "aug_stratum": pa.array([job.stratum for job in jobs], pa.string()),
+        "aug_id": pa.array(ids, pa.string()),
+        "aug_parent": of,
+        "aug_seed": pa.array(seeds, pa.int64()),
+        "aug_stratum": pa.array([look.strata[k] for k in jobs.strata[places]], pa.string()),
     }
-    table = parents.drop_columns([column]).take(rows)
-    table = table.add_column(place, field, image_array(made, paths, field.type))
+    table = parents.drop_columns([look.column]).take(rows)
+    table = table.add_column(at, field, image_array(made, paths, field.type))
     table = table.drop_columns([name for name in IDS if name in table.column_names])
     for name, values in lineage.items():
         table = table.append_column(name, values)

@@ -22,7 +22,8 @@ from prefect_augment.datatypes import Fact, Origin, ShardFact
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.words import markdown_text
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
-from prefect_augment.storage import Store, contains, open_store, sha256_hex
+from prefect_augment.shards.streams import drafted
+from prefect_augment.storage import Draft, Store, contains, open_store
 
 __all__ = ["ExportReport", "check_export", "export", "export_newest"]
 
@@ -222,7 +223,9 @@ def _write(
     names = set()
     for i, shard in enumerate(shards):
         names.add(_part(i, shard))
-        target.put(_part(i, shard), _checked(store, shard))
+        path = _part(i, shard)
+        with _checked(store, shard, target, path.rpartition("/")[0]) as draft:
+            target.put(path, draft)
     target.put(README, _readme(manifest, shards).encode())
     for path in target.list():
         if _PART.fullmatch(path) and path not in names:
@@ -230,19 +233,23 @@ def _write(
     target.put(SUCCESS, seal)
 
 
-def _checked(store: Store, shard: ShardFact) -> bytes:
+@contextlib.contextmanager
+def _checked(store: Store, shard: ShardFact, target: Store, folder: str) -> Iterator[Draft]:
+    """Give a shard as a draft for a folder of the target, if it is what was published."""
     where = f"{store.uri}/{shard.path}"
     try:
-        data = store.read(shard.path)
+        file = store.open(shard.path)
     except FileNotFoundError as exc:
         raise IntegrityError(
             f"{where} is missing; restore it from a copy.", path=shard.path
         ) from exc
-    if sha256_hex(data) != shard.sha256:
-        raise IntegrityError(
-            f"{where} was changed after it was published; restore it from a copy.", path=shard.path
-        )
-    return data
+    with file, drafted(target, folder, file) as (draft, sha256):
+        if sha256 != shard.sha256:
+            raise IntegrityError(
+                f"{where} was changed after it was published; restore it from a copy.",
+                path=shard.path,
+            )
+        yield draft
 
 
 def _readme(manifest: Manifest, shards: Sequence[ShardFact]) -> str:

@@ -71,8 +71,9 @@ def keep_model(
     spec: TableSpec | ImageSpec,
     n_fit: int,
     kind: str,
+    notes: tuple[str, ...] = (),
 ) -> ModelRef:
-    """Store encoder and checkpoint; return the reference to both."""
+    """Store encoder and checkpoint; return the reference to both, with these notes and its own."""
     config, arrays = model.state()
     # The encoder's digest is part of the checkpoint, so that aug_model names all that made a
     # record.
@@ -80,7 +81,7 @@ def keep_model(
     digest, (checkpoint, written) = save_checkpoint(stage.store, stage.prefix, config, arrays)
     stage.store.put(_encoder_path(written, encoder.digest), encoder.to_json())
     counts = dict(zip(spec.classes, spec.class_counts, strict=True))
-    notes = tuple(
+    notes += tuple(
         f"class {name!r} has {n} fit records and is not sampled: a model needs "
         f"{MIN_SAMPLED_RECORDS}"
         for name, n in counts.items()

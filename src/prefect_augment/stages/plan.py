@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-import pyarrow as pa
-
 from prefect_augment.balancing import plan_classes, plan_warnings, suggestion
 from prefect_augment.datatypes import (
     Arm,
@@ -23,7 +21,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.estimates import estimate, estimate_images, learner_size
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
-from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.stages.arms import AMOUNTS, make_arms
 from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
 from prefect_augment.storage import Store
@@ -211,8 +209,11 @@ def _training_counts(facts: DatasetFacts, by: Sequence[str], store: Store) -> di
         for part in _TRAINING:
             found.update(facts.part_counts.get(part, {}))
         return {name: n for name, n in found.items() if n}
-    table: pa.Table = read_part(store, facts, _TRAINING, columns=[facts.label, *by])
-    return dict(Counter(table_strata(table, label=facts.label, by=by)))
+    shards = [shard for shard in facts.shards if shard.split in _TRAINING]
+    found = Counter()
+    for table in iter_shards(store, shards, [facts.label, *by]):
+        found.update(table_strata(table, label=facts.label, by=by))
+    return dict(found)
 
 
 def _rule(balance: Balance) -> str:

@@ -6,7 +6,6 @@ runs may publish to one destination at the same time: each version is the work o
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -14,8 +13,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from prefect_augment.balancing import class_order
 from prefect_augment.datatypes import (
@@ -31,10 +28,9 @@ from prefect_augment.datatypes import (
     ShardFact,
     Verdict,
 )
-from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
+from prefect_augment.errors import SchemaError
 from prefect_augment.manifest import (
     Manifest,
-    PublishedFile,
     PublishedModel,
     commit,
     find_commit,
@@ -45,19 +41,25 @@ from prefect_augment.manifest import (
 from prefect_augment.params import Publish
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import check_shard_format
-from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
+from prefect_augment.shards.streams import write_stream
 from prefect_augment.stages.assemble import Portion, assemble, check_wishes
 from prefect_augment.stages.card import refresh_card
 from prefect_augment.stages.export import check_export, export_newest
 from prefect_augment.stages.leases import drop_lease, lease
+from prefect_augment.stages.publish_files import (
+    check_follows,
+    copy_ledger,
+    copy_quarantine,
+    copy_report,
+)
 from prefect_augment.staging import stage_key
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
 __all__ = ["check_destination", "dataset_key", "publish", "software_versions"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 _SOFTWARE = (
     "prefect-augment",
@@ -166,13 +168,14 @@ def publish(
             )
             shards = _write_portions(store, assembled.portions, facts, publish, say)
             # Quarantine holds the source's own lines: it stays behind where no real record goes out.
-            quarantine = _copy_quarantine(store, facts) if "real" in publish.origins else ()
+            quarantine = copy_quarantine(store, facts) if "real" in publish.origins else ()
             fields = {
                 "dataset_key": key,
                 "class_counts": _class_counts(shards),
                 "shards": shards,
                 "plan": plan.classes,
                 "recipe": recipe,
+                "weights": assembled.weights,
                 "verdict": verdict,
                 "gate": gate.classes if gate else (),
                 "models": tuple(_model(m) for m in models),
@@ -212,8 +215,8 @@ def _manifest(
     fields: dict[str, Any],
 ) -> Manifest:
     """Write what lies under the version's number, and return its manifest."""
-    _check_follows(store, facts, parent)
-    files = _copy_report(store, report, version)
+    check_follows(store, facts, parent)
+    files = copy_report(store, report, version)
     pages = [f.path for f in files if f.path.endswith("/report.html")]
     return Manifest(
         version=version,
@@ -223,7 +226,7 @@ def _manifest(
         label_type=facts.label_type,
         source_schema=facts.schema_digest,
         columns=facts.columns,
-        ledger=_copy_ledger(store, facts, version),
+        ledger=copy_ledger(store, facts, version),
         report=pages[0] if pages else "",
         report_files=files,
         n_quarantined=facts.n_quarantined,
@@ -295,7 +298,7 @@ def check_destination(store: Store, dataset: DatasetRef | DatasetFacts) -> None:
         raise SchemaError(
             f"{store.uri} holds a dataset of another schema: {_difference(there, facts)}; {advice}."
         )
-    _check_follows(store, facts, there)
+    check_follows(store, facts, there)
 
 
 def _difference(there: Manifest, facts: DatasetFacts) -> str:
@@ -311,33 +314,6 @@ def _difference(there: Manifest, facts: DatasetFacts) -> str:
     return "; ".join(said) or "the columns are in another order, or differ in what their types hold"
 
 
-def _check_follows(store: Store, facts: DatasetFacts, parent: Manifest | None) -> None:
-    """Refuse to publish a split that takes back what the parent's ledger says of any record."""
-    if parent is None or parent.ledger is None or not facts.ledger:
-        return
-    if sha256_hex(store.read(facts.ledger)) == parent.ledger.sha256:
-        return
-    theirs = read_shard(store, parent.ledger.path, sha256=parent.ledger.sha256)
-    ours = read_shard(store, facts.ledger)
-    if theirs.column_names == ours.column_names and not _lost(theirs, ours):
-        return
-    raise CommitConflictError(
-        f"version {parent.version} of {store.uri} was published from other records while this run worked, and its "
-        "split does not go on in this one. Nothing is lost: run again, and the new run inherits that split.",
-        version=parent.version,
-    )
-
-
-def _lost(theirs: pa.Table, ours: pa.Table) -> int:
-    """Count the entries of their ledger that ours has not, or has in another part.
-
-    A label may have been corrected since; that moves no record.
-    """
-    names = ["key", "occurrence", "part"]
-    ours = ours.cast(theirs.schema).select(names)
-    return int(theirs.select(names).join(ours, keys=names, join_type="left anti").num_rows)
-
-
 # --- what is written --------------------------------------------------------------------------
 
 
@@ -348,23 +324,30 @@ def _write_portions(
     publish: Publish,
     say: Callable[[float, str], None],
 ) -> tuple[ShardFact, ...]:
+    """Write the shards; of real records those of one staged shard, so that the same ones keep their names."""
     shards: list[ShardFact] = []
-    classes = class_order([n for p in portions for n in label_names(p.table[facts.label].unique())])
-    for i, portion in enumerate(portions):
-        say(0.1 + 0.8 * i / len(portions), f"writing {portion.split} {portion.origin}")
-        shards += write_shards(
-            store,
-            portion.finished(),
-            prefix="data",
-            stem=f"{portion.split}-{portion.origin}",
-            split=portion.split,
-            origin=portion.origin,
-            label=facts.label,
-            max_records=publish.shard_records,
-            max_bytes=publish.shard_mib << 20,
-            shard_format=publish.format,
-            classes=classes,
-        )
+    classes = class_order({name for portion in portions for name in portion.labels})
+    total = sum(stream.n_records for portion in portions for stream in portion.streams)
+    done = 0
+    for portion in portions:
+        for stream in portion.streams:
+            say(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
+            shards += write_stream(
+                store,
+                stream.tables(),
+                n_records=stream.n_records,
+                n_bytes=stream.n_bytes,
+                prefix="data",
+                stem=f"{portion.split}-{portion.origin}",
+                split=portion.split,
+                origin=portion.origin,
+                label=facts.label,
+                max_records=publish.shard_records,
+                max_bytes=publish.shard_mib << 20,
+                shard_format=publish.format,
+                classes=classes,
+            )
+            done += stream.n_records
     return tuple(shards)
 
 
@@ -377,62 +360,6 @@ def _class_counts(shards: Sequence[ShardFact]) -> dict[str, dict[str, dict[str, 
             origins = classes.setdefault(name, {})
             origins[shard.origin] = origins.get(shard.origin, 0) + n
     return counts
-
-
-def _copy_quarantine(store: Store, facts: DatasetFacts) -> tuple[ShardFact, ...]:
-    copied = []
-    for i, shard in enumerate(facts.quarantine):
-        path = f"_quarantine/quarantine-{i:05d}-{shard.sha256[:12]}.parquet"
-        put_once(store, path, _read_staged(store, shard.path))
-        copied.append(shard.model_copy(update={"path": path}))
-    return tuple(copied)
-
-
-def _copy_ledger(store: Store, facts: DatasetFacts, version: int) -> PublishedFile | None:
-    if not facts.ledger:
-        return None
-    data = _read_staged(store, facts.ledger)
-    path = f"_splits/v{version:08d}.parquet"
-    if not _claim(store, path, data):
-        path = f"_splits/v{version:08d}-{sha256_hex(data)[:12]}.parquet"
-        put_once(store, path, data)
-    return _published(path, data)
-
-
-def _copy_report(store: Store, report: ReportRef | None, version: int) -> tuple[PublishedFile, ...]:
-    """Copy the report's files to ``_reports/v…/``, or beside it where another run's are there.
-
-    A run that was killed, or lost the race for this number, may have left files of its own under the
-    plain name; no object that a manifest may name is ever overwritten.
-    """
-    if report is None:
-        return ()
-    found = {name: _read_staged(store, f"{report.prefix}/{name}") for name in sorted(report.files)}
-    folder = f"_reports/v{version:08d}"
-    if not all(_claim(store, f"{folder}/{name}", data) for name, data in found.items()):
-        digest = hashlib.sha256("".join(map(sha256_hex, found.values())).encode()).hexdigest()
-        folder += f"-{digest[:12]}"
-        for name, data in found.items():
-            put_once(store, f"{folder}/{name}", data)
-    return tuple(_published(f"{folder}/{name}", data) for name, data in found.items())
-
-
-def _claim(store: Store, path: str, data: bytes) -> bool:
-    """Put the object where there is none; return whether what is there now is this one."""
-    return store.put_if_absent(path, data) or store.read(path) == data
-
-
-def _read_staged(store: Store, path: str) -> bytes:
-    try:
-        return store.read(path)
-    except FileNotFoundError as exc:
-        raise IntegrityError(
-            f"{store.uri}/{path} is gone from staging; run again, it is made anew.", path=path
-        ) from exc
-
-
-def _published(path: str, data: bytes) -> PublishedFile:
-    return PublishedFile(path=path, n_bytes=len(data), sha256=sha256_hex(data))
 
 
 def _model(model: ModelRef) -> PublishedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.images import ImagePolicy, record_seed
-from prefect_augment.datatypes import BalancePlan, DatasetFacts, GateReport, ImageFacts, ShardFact
-from prefect_augment.encoding.images import encode_column
+from prefect_augment.datatypes import BalancePlan, DatasetFacts, GateReport, ShardFact
+from prefect_augment.encoding.images import encode_column, image_array
 from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.sheets import CELL, N_COLUMNS, sheet
 from prefect_augment.params import Classic
-from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.reading.staged import iter_shards
+from prefect_augment.shards.formats import label_names, open_shard
 from prefect_augment.storage import Store
 
 __all__ = ["NEAREST_RULE", "picture_sheets"]
@@ -70,20 +71,16 @@ def picture_sheets(
         return {}
     classes = _classes_to_show(plan)
     fit = [shard for shard in facts.shards if shard.split == "fit"]
-    real = _images_of(store, fit, facts, classes) if pictures == "real" else None
-    made = _images_of(store, gate.kept if gate else (), facts, classes)
+    real = _shown(store, fit, facts, classes, by_id=True) if pictures == "real" else {}
+    made = _shown(store, gate.kept if gate else (), facts, classes, by_id=False)
+    policy = ImagePolicy.from_params(classic) if classic else None
+    nearest = _nearest(store, fit, facts, made) if real and made else {}
     sheets = {}
     for name in classes:
-        rows = _rows(
-            _of_class(real, facts.label, name),
-            _of_class(made, facts.label, name),
-            facts.image,
-            ImagePolicy.from_params(classic) if classic else None,
-        )
-        if rows.real or rows.synthetic:
-            sheets[name] = sheet(
-                name, rows.real, rows.synthetic, rows.nearest, classic=rows.classic
-            )
+        pictures_of = [_pictures(found.get(name, [])) for found in (real, made, nearest)]
+        ids = [image.aug_id for image in real.get(name, [])]
+        if pictures_of[0] or pictures_of[1]:
+            sheets[name] = sheet(name, *pictures_of, classic=_copies(pictures_of[0], ids, policy))
     return sheets
 
 
@@ -95,61 +92,78 @@ def _classes_to_show(plan: BalancePlan) -> list[str]:
     return sorted(wanted, key=lambda name: (n_real[name], name))[:MAX_SHEETS]
 
 
-def _images_of(
-    store: Store, shards: Sequence[ShardFact], facts: DatasetFacts, classes: Sequence[str]
-) -> pa.Table | None:
-    """Return ids, labels and images of these classes; shards that hold none of them stay unread."""
+class _Image(NamedTuple):
+    aug_id: str
+    data: bytes
+
+
+def _of_classes(
+    store: Store,
+    shards: Sequence[ShardFact],
+    facts: DatasetFacts,
+    classes: Collection[str],
+    columns: Sequence[str],
+) -> Iterator[tuple[NDArray[np.str_], pa.Table]]:
+    """Yield records of these classes with their class; shards that hold none of them stay unread."""
+    wanted = pa.array(sorted(classes), pa.string())
+    found = [s for s in shards if any(s.class_counts.get(name) for name in classes)]
+    for table in iter_shards(store, found, [facts.label, *columns]):
+        labels = pa.array(label_names(table[facts.label]), pa.string())
+        chosen = pc.is_in(labels, wanted)
+        yield np.array(labels.filter(chosen).to_pylist(), dtype=str), table.filter(chosen)
+
+
+def _shown(
+    store: Store,
+    shards: Sequence[ShardFact],
+    facts: DatasetFacts,
+    classes: Sequence[str],
+    *,
+    by_id: bool,
+) -> dict[str, list[_Image]]:
+    """Return the images of each class that its sheet shows.
+
+    Of synthetic ones the first: the gate puts the best of a class first. Real ones by id: those of one
+    file often resemble one another, and ids are an order by chance.
+    """
     assert facts.image is not None
-    columns = ["aug_id", facts.label, facts.image.column]
-    tables = [
-        _of_classes(read_shard(store, shard.path, columns), facts.label, classes)
-        for shard in shards
-        if any(shard.class_counts.get(name) for name in classes)
-    ]
-    return pa.concat_tables(tables).unify_dictionaries() if tables else None
+    ids: dict[str, list[str]] = {name: [] for name in classes}
+    for labels, table in _of_classes(store, shards, facts, classes, ["aug_id"]):
+        keys = np.array(table["aug_id"].to_pylist(), dtype=str)
+        for name, found in ids.items():
+            found += keys[labels == name].tolist()
+            ids[name] = (sorted(found) if by_id else found)[:N_COLUMNS]
+    shown = [aug_id for found in ids.values() for aug_id in found]
+    images = _images(store, shards, facts, shown)
+    return {name: [images[aug_id] for aug_id in found] for name, found in ids.items() if found}
 
 
-def _of_classes(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
-    return table.filter(pc.is_in(pa.array(label_names(table[label])), pa.array(list(names))))
+def _images(
+    store: Store, shards: Sequence[ShardFact], facts: DatasetFacts, ids: Sequence[str]
+) -> dict[str, _Image]:
+    """Return the images with these ids; groups of rows that hold none of them stay unread."""
+    assert facts.image is not None
+    column, wanted = facts.image.column, pa.array(ids, pa.string())
+    images = {}
+    for fact in shards:
+        with open_shard(store, fact.path) as shard:
+            for group in range(len(shard.group_rows)):
+                is_wanted = pc.is_in(shard.read(["aug_id"], groups=[group])["aug_id"], wanted)
+                if not pc.any(is_wanted).as_py():
+                    continue
+                table = shard.read(["aug_id", column], groups=[group]).filter(is_wanted)
+                for key, data in zip(
+                    table["aug_id"].to_pylist(),
+                    image_bytes(table[column], name=column),
+                    strict=True,
+                ):
+                    images[key] = _Image(key, data)
+    return images
 
 
-def _of_class(table: pa.Table | None, label: str, name: str) -> pa.Table | None:
-    return None if table is None else _of_classes(table, label, [name])
-
-
-class _Rows(NamedTuple):
-    real: list[Pixels]
-    classic: list[Pixels]
-    synthetic: list[Pixels]
-    nearest: list[Pixels]
-
-
-def _rows(
-    real: pa.Table | None, made: pa.Table | None, image: ImageFacts, policy: ImagePolicy | None
-) -> _Rows:
-    """Return a class's rows. Records of one file often resemble one another: ids are an order by chance."""
-    rows = _Rows([], [], [], [])
-    if made is not None:
-        made = made.slice(0, N_COLUMNS)  # the gate puts the best of a class first
-        rows.synthetic.extend(_pictures(made, image.column))
-    if real is None or not real.num_rows:
-        return rows
-    real = real.sort_by("aug_id")
-    shown = real.slice(0, N_COLUMNS)
-    rows.real.extend(_pictures(shown, image.column))
-    rows.classic.extend(_copies(rows.real, shown.column("aug_id").to_pylist(), policy))
-    if made is not None and made.num_rows:
-        places = _nearest(made, real, image)
-        rows.nearest.extend(_pictures(real.take(pa.array(places)), image.column))
-    return rows
-
-
-def _pictures(table: pa.Table, column: str) -> list[Pixels]:
+def _pictures(images: Sequence[_Image]) -> list[Pixels]:
     """Return the images, large JPEGs at a part of their size: they are shown small."""
-    return [
-        decode_image(data, max_pixels=None, at_least=2 * CELL)
-        for data in image_bytes(table.column(column), name=column)
-    ]
+    return [decode_image(image.data, max_pixels=None, at_least=2 * CELL) for image in images]
 
 
 def _copies(
@@ -168,14 +182,48 @@ def _copies(
         return []
 
 
-def _nearest(made: pa.Table, real: pa.Table, image: ImageFacts) -> NDArray[np.int64]:
-    """Return for each image made the place of the real one that is nearest in pixels."""
-    size, channels, column = NEAREST_SIZE, image.n_channels, image.column
-    x, reals = (
-        encode_column(table.column(column), size=size, channels=channels, name=column)
-        .reshape(table.num_rows, -1)
-        .astype(np.float32)
-        for table in (made, real)
-    )
-    squares = (reals**2).sum(axis=1) - 2 * x @ reals.T  # but for a term that all share
-    return np.asarray(squares.argmin(axis=1), dtype=np.int64)
+def _nearest(
+    store: Store,
+    shards: Sequence[ShardFact],
+    facts: DatasetFacts,
+    made: Mapping[str, Sequence[_Image]],
+) -> dict[str, list[_Image]]:
+    """Return for each image made the training image of its class that is nearest in pixels.
+
+    Of several that are equally near, the one with the smallest id.
+    """
+    assert facts.image is not None
+    column, channels = facts.image.column, facts.image.n_channels
+    x = {
+        name: _vectors(
+            image_array([i.data for i in images], [None] * len(images), pa.binary()), channels
+        )
+        for name, images in made.items()
+    }
+    best: dict[str, list[tuple[float, str]]] = {
+        name: [(np.inf, "")] * len(images) for name, images in made.items()
+    }
+    for labels, table in _of_classes(store, shards, facts, made, ["aug_id", column]):
+        keys = np.array(table["aug_id"].to_pylist(), dtype=str)
+        for name in made:
+            rows = np.flatnonzero(labels == name)
+            if not rows.size:
+                continue
+            reals = _vectors(table[column].take(pa.array(rows)), channels)
+            squares = (reals**2).sum(axis=1) - 2 * x[
+                name
+            ] @ reals.T  # but for a term that all share
+            for i, distances in enumerate(squares):
+                found = [
+                    (float(distances[j]), str(keys[rows[j]]))
+                    for j in np.flatnonzero(distances == distances.min())
+                ]
+                best[name][i] = min(best[name][i], *found)
+    ids = sorted({key for found in best.values() for _, key in found if key})
+    images = _images(store, shards, facts, ids)
+    return {name: [images[key] for _, key in found if key] for name, found in best.items()}
+
+
+def _vectors(column: pa.Array | pa.ChunkedArray, channels: int) -> NDArray[np.float32]:
+    pixels = encode_column(column, size=NEAREST_SIZE, channels=channels)
+    return pixels.reshape(len(column), -1).astype(np.float32)

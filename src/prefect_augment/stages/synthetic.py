@@ -10,15 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.gates import Labelled
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Gate, ModelParams
+from prefect_augment.registry import load_model_class
 from prefect_augment.stages.arms import candidates_wanted
 from prefect_augment.stages.bench import Synthetic
 from prefect_augment.stages.draw import candidate_seeds
+from prefect_augment.stages.fit_sample import sample_rows
 from prefect_augment.stages.models import table_spec
 from prefect_augment.stages.parts import Question, best_first, groups_of
 from prefect_augment.stages.train import fit_model
@@ -60,9 +64,12 @@ def draw_synthetic(
     )
     fit, val = rows[fold != 0], rows[fold == 0]
     counts = np.bincount(data.strata[fit], minlength=len(data.strata_names))
+    most = getattr(load_model_class(model), "max_fit_records", 0) or len(fit)
+    folded = fold_ids(pa.array(data.keys[fit], pa.string()))
+    learnt = fit[sample_rows(data.strata[fit], folded, most=most, seed=seed)]
     trained = fit_model(
-        TableData(data.X[fit], data.strata[fit]),
-        table_spec(data.encoder, data.strata[fit], data.strata_names),
+        TableData(data.X[learnt], data.strata[learnt]),
+        table_spec(data.encoder, data.strata[learnt], data.strata_names),
         model,
         seed,
     )

@@ -33,7 +33,7 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.params import Budget, ModelParams
-from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.stages.effort import (
     calibrate,
@@ -42,6 +42,7 @@ from prefect_augment.stages.effort import (
     effort,
     plain_context,
 )
+from prefect_augment.stages.fit_sample import n_fit_records, read_fit_records
 from prefect_augment.stages.models import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.stages.resume import Resume
 from prefect_augment.stages.reuse import find_earlier, keep_training
@@ -153,6 +154,7 @@ def train(
             spec=records.spec,
             n_fit=len(records.data.y),
             kind=job.kind,
+            notes=records.notes,
         )
     )
     resume.clear()
@@ -272,6 +274,7 @@ class _Records:
     encoder: Encoder
     spec: TableSpec | ImageSpec
     data: TableData | ImageData
+    notes: tuple[str, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -310,6 +313,8 @@ class _Job:
         check_budget(model_class, budget, kind)
         by = list(plan.classes[0].by) if plan.classes else []
         wished = [kind, params, by, effort(budget) if model_class.trained_in_steps else []]
+        if 0 < (most := _most(model_class)) < n_fit_records(facts):
+            wished.append(most)
         version, growth = ALGORITHM_VERSION, budget.reuse_growth
         wish = stage_key("train", algorithm_version=version, params=wished, seed=seed)
         key = stage_key(
@@ -324,21 +329,19 @@ class _Job:
 
     def records(self) -> _Records:
         """Read and encode the fit records, in the order of their ids."""
-        table = read_part(self.stage.store, self.facts, ["fit"])
+        table, notes = read_fit_records(
+            self.stage.store, self.facts, by=self.by, most=_most(self.model_class), seed=self.seed
+        )
         if table.num_rows == 0:
             raise EmptyClassError(
                 "there are 0 fit records, so no model can be trained; give a larger source."
             )
-        table = table.sort_by("aug_id")
         encoder = self._encoder(table)
         strata = _strata_codes(table, encoder)
+        data: Any = encoder.encode(table)
         if isinstance(encoder, ImageEncoder):
-            return _Records(
-                encoder, image_spec(encoder, strata), ImageData(encoder.encode(table), strata)
-            )
-        return _Records(
-            encoder, table_spec(encoder, strata), TableData(encoder.encode(table), strata)
-        )
+            return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
+        return _Records(encoder, table_spec(encoder, strata), TableData(data, strata), notes)
 
     def _encoder(self, table: pa.Table) -> Encoder:
         facts = self.facts
@@ -371,6 +374,11 @@ class _Job:
         return self.stage.item(
             "calibration", Calibration, lambda: calibrate(model, data, self.budget, self.seed)
         )
+
+
+def _most(model_class: Any) -> int:
+    """Return how many records the model is fitted on at most; 0 for all."""
+    return int(getattr(model_class, "max_fit_records", 0))
 
 
 def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:

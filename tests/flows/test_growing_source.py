@@ -1,0 +1,68 @@
+"""A source that grows: what the run says of its weights is what stands in the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.manifest import Manifest, read_manifest
+from prefect_augment.params import Destination, NoModel, Source
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.storage import open_store
+
+MakeTable = Callable[..., pa.Table]
+# One class of a size that can be judged: nothing is compared, and the rare one gets weight.
+SMALL = {"ok": 60, "worn": 9}
+
+
+def run(folder: Path) -> Manifest:
+    source = Source(uri=str(folder / "in"), label="state")
+    destination = Destination(uri=str(folder / "out"))
+    rebalance.fn(source=source, destination=destination, model=NoModel())
+    return read_manifest(open_store(folder / "out"))
+
+
+def check_weights(folder: Path, manifest: Manifest) -> None:
+    """Recipe, manifest and shards say the same."""
+    store = open_store(folder / "out")
+    path = next(f.path for f in manifest.report_files if f.path.endswith("/recipe.json"))
+    recipe = json.loads(store.read(path))
+    assert recipe["class_weight"] == manifest.recipe.class_weight
+    assert recipe["weights_from"] == manifest.recipe.weights_from
+    assert manifest.weights == pytest.approx(manifest.recipe.class_weight)
+    table = open_dataset(store.uri).to_table()
+    for name, weight in manifest.weights.items():
+        rows = table.filter(pc.equal(table["state"], name))
+        assert set(rows["aug_weight"].to_pylist()) == {weight}
+
+
+def test_weights_are_those_of_the_version_before_until_they_would_move_much(
+    make_table: MakeTable, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(make_table(counts=SMALL), tmp_path / "in" / "a.parquet")
+    first = run(tmp_path)
+    check_weights(tmp_path, first)
+    assert first.recipe.weights_from is None
+    assert first.weights["worn"] > 2 * first.weights["ok"]
+
+    pq.write_table(make_table(seed=5, counts={"ok": 4}), tmp_path / "in" / "b.parquet")
+    second = run(tmp_path)
+    check_weights(tmp_path, second)
+    assert second.recipe.weights_from == 1
+    assert second.weights == first.weights
+    assert "The weights are those of version 1" in (tmp_path / "out" / "README.md").read_text()
+    assert run(tmp_path).version == 2, "a rerun publishes nothing"
+
+    pq.write_table(make_table(seed=6, counts={"ok": 200}), tmp_path / "in" / "c.parquet")
+    third = run(tmp_path)
+    check_weights(tmp_path, third)
+    assert third.recipe.weights_from is None
+    assert third.weights["ok"] > 1.2 * first.weights["ok"]

@@ -1,0 +1,114 @@
+"""Which fit records a model is fitted on where there are more than it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from prefect_augment.datatypes import BalancePlan, DatasetRef, Estimate
+from prefect_augment.encoding.folded import fold_ids
+from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.params import Budget, TreesModel
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages.fit_sample import read_fit_records, sample_rows, sample_sizes
+from prefect_augment.stages.train import train
+from prefect_augment.storage import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "out")
+
+
+@pytest.fixture
+def dataset(store: Store, releases: ModuleType) -> DatasetRef:
+    ref: DatasetRef = releases.stage_dataset(store, releases.source_table(700), shard_records=100)
+    return ref
+
+
+def read(
+    store: Store, dataset: DatasetRef, most: int, seed: int = 0
+) -> tuple[pa.Table, tuple[str, ...]]:
+    return read_fit_records(store, load_facts(dataset, store), by=(), most=most, seed=seed)
+
+
+def test_rarer_classes_are_taken_whole_and_the_others_alike() -> None:
+    assert sample_sizes(np.array([900, 80, 10]), most=200).tolist() == [110, 80, 10]
+    assert sample_sizes(np.array([5, 5]), most=200).tolist() == [5, 5]
+    assert sample_sizes(np.array([50, 50, 50]), most=100).sum() == 100
+
+
+def test_no_more_records_than_allowed_are_taken_all(store: Store, dataset: DatasetRef) -> None:
+    table, notes = read(store, dataset, 420)
+    assert notes == ()
+    assert table.equals(read_part(store, load_facts(dataset, store), ["fit"]).sort_by("aug_id"))
+    assert read(store, dataset, 0)[0].equals(table)
+
+
+def test_a_sample_depends_on_ids_and_seed_alone(store: Store, dataset: DatasetRef) -> None:
+    facts = load_facts(dataset, store)
+    table, notes = read(store, dataset, 90)
+    counts = dict(zip(*np.unique(table["label"].to_pylist(), return_counts=True), strict=True))
+    assert set(counts.values()) == {30}
+    assert "fitted on 90 of 420 fit records" in notes[0]
+    turned = facts.model_copy(update={"shards": facts.shards[::-1]})
+    assert read_fit_records(store, turned, by=(), most=90, seed=0)[0].equals(table)
+    assert not read(store, dataset, 90, seed=1)[0].equals(table)
+    whole = {row["aug_id"]: row for row in read(store, dataset, 0)[0].to_pylist()}
+    assert all(repr(whole[row["aug_id"]]) == repr(row) for row in table.to_pylist())
+
+
+def test_records_that_come_in_parts_are_chosen_as_all_at_once(
+    store: Store, dataset: DatasetRef
+) -> None:
+    """What is forgotten on the way would not have been taken: also where a rare class comes last."""
+    table, _ = read(store, dataset, 0)
+    names = np.array(table["label"].to_pylist())
+    strata = np.unique(names, return_inverse=True)[1]
+    for most in (1, 7, 50, 300):
+        chosen = sample_rows(strata, fold_ids(table["aug_id"]), most=most, seed=3)
+        expected = {table["aug_id"][int(i)].as_py() for i in chosen}
+        # Shards of 100 records: the choice is made in five steps.
+        assert set(read(store, dataset, most, seed=3)[0]["aug_id"].to_pylist()) == expected
+        assert len(expected) == most
+
+
+def test_a_smallest_identifier_is_always_there(store: Store, releases: ModuleType) -> None:
+    """New records count down from it, so that no number is given twice."""
+    table = releases.source_table(300)
+    numbers = np.arange(300) - 150
+    table = table.set_column(1, "n", pa.array(numbers))
+    ref = releases.stage_dataset(store, table)
+    facts = load_facts(ref, store)
+    columns = tuple(
+        c.model_copy(update={"kind": "identifier", "arrow_type": "int64"}) if c.name == "n" else c
+        for c in facts.columns
+    )
+    facts = facts.model_copy(update={"columns": columns})
+    everything, _ = read_fit_records(store, facts, by=(), most=0, seed=0)
+    smallest = min(everything["n"].to_pylist())
+    for seed in range(5):
+        found, _ = read_fit_records(store, facts, by=(), most=6, seed=seed)
+        assert smallest in found["n"].to_pylist()
+
+
+def test_trees_say_that_they_were_fitted_on_a_sample(
+    store: Store, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = releases.stage_dataset(store, releases.source_table(700).select(["x", "label"]))
+    plan = BalancePlan(
+        rule="", classes=(), estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0)
+    )
+    wishes = {"model": TreesModel(), "plan": plan, "budget": Budget(), "seed": 0, "store": store}
+    whole = train(dataset, **wishes)
+    monkeypatch.setattr(TableTrees, "max_fit_records", 90)
+    sampled = train(dataset, **wishes)
+    assert (whole.n_fit, sampled.n_fit) == (420, 90)
+    assert whole.key != sampled.key
+    assert whole.strata == sampled.strata
+    assert "fitted on 90 of 420 fit records" in sampled.notes[0]
+    assert not any("fitted on" in note for note in whole.notes)
