@@ -29,6 +29,7 @@ __all__ = [
     "Constraint",
     "Destination",
     "DiffusionModel",
+    "FlowModel",
     "Gate",
     "Inequality",
     "ModelParams",
@@ -318,6 +319,53 @@ class TreesModel(Params):
     max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
 
 
+class FlowModel(Params):
+    """Flow matching for tables: categories drawn one given the others, numbers carried from noise."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "flow"})
+
+    kind: Literal["flow"] = "flow"
+    width: int = Field(
+        default=256,
+        ge=8,
+        le=4096,
+        description="Numbers in the networks' layers; time grows with its square.",
+    )
+    depth: int = Field(default=3, ge=1, le=16, description="Blocks of two layers in each network.")
+    epochs: int = Field(
+        default=90,
+        ge=1,
+        le=100_000,
+        description="At most so many passes over the records, however large the budget: beyond, small tables are "
+        "learnt by heart.",
+    )
+    sampler_steps: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="Midpoint steps that carry numbers from noise, two evaluations each.",
+    )
+    class_power: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="Classes are learnt with p ∝ n^power: 1 as they come, 0 equally often, which copies rare records.",
+    )
+    ema_fraction: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=1.0,
+        description="Half-life of the averaged weights, as a share of the records seen; 0 averages nothing.",
+    )
+    learning_rate: float = Field(
+        default=0.002, gt=0.0, le=1.0, description="Largest learning rate of AdamW."
+    )
+    weight_decay: float = Field(
+        default=0.01, ge=0.0, le=10.0, description="AdamW's pull of the weights towards zero."
+    )
+
+
 class DiffusionModel(Params):
     """Flow matching in pixel space: a small U-Net carries noise to images of the class asked for."""
 
@@ -436,7 +484,8 @@ class PluginModel(Params):
 
 
 ModelParams = Annotated[
-    AutoModel | NoModel | TreesModel | DiffusionModel | PluginModel, Field(discriminator="kind")
+    AutoModel | NoModel | TreesModel | FlowModel | DiffusionModel | PluginModel,
+    Field(discriminator="kind"),
 ]
 
 

@@ -56,6 +56,7 @@ class ModelEntry:
 
 MODELS: dict[str, ModelEntry] = {
     "trees": ModelEntry("prefect_augment.genmodels.table_trees:TableTrees", "table"),
+    "flow": ModelEntry("prefect_augment.genmodels.table_flow:TableFlow", "table", "torch"),
     "diffusion": ModelEntry("prefect_augment.genmodels.diffusion:Diffusion", "image", "torch"),
 }
 

@@ -104,21 +104,11 @@ def test_an_error_in_the_stream_leaves_nothing_behind(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_full_temporary_disk_says_what_to_do(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_temporary_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing, as a disk without room."""
-    monkeypatch.setattr("prefect_augment.shards.streams.SHARD_FILE", "/dev/full")
-    with pytest.raises(StorageError, match="TMPDIR"):
-        write_stream(
-            store,
-            pieces(records(4000), [2000]),
-            n_records=4000,
-            **WISHES,
-            max_records=10**6,
-            max_bytes=1 << 30,
-        )
-    assert store.list() == []
+    monkeypatch.setattr(Spill, "_path", lambda spill, bucket: Path("/dev/full"))
+    with pytest.raises(StorageError, match="TMPDIR"), Spill(4000, 1) as spill:
+        spill.add(records(4000), np.arange(4000))
 
 
 def test_batches_are_the_records_in_order_and_bounded(store: Store) -> None:

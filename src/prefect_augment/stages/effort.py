@@ -51,7 +51,7 @@ def calibrate(
         steps = steps_within(seconds, found.seconds_per_step)
         found = found.model_copy(update={"steps": steps})
         logger.info(
-            "Training takes %d steps of %d images (%.3f s each) in %.0f s, %.0f %% of the %g minutes.",
+            "Training takes %d steps of %d records (%.3f s each) in %.0f s, %.0f %% of the %g minutes.",
             steps, found.batch_size, found.seconds_per_step, seconds, 100 * TRAINING_SHARE,
             budget.minutes,
         )  # fmt: skip

@@ -25,7 +25,6 @@ from prefect_augment.stages.draw import (
     candidate_seeds,
     draw_batch,
     draw_by_rules,
-    micro_batch,
     records_of,
 )
 from prefect_augment.stages.models import load_model
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 ALGORITHM_VERSION = 1
 # Drawn, written and receipted together: bounds memory and what a crash loses.
 BATCH_RECORDS = 100_000
-# Of models that draw in micro-batches: networks, which take seconds for as many.
+# Of images: networks take seconds for as many, and pictures fill memory.
 BATCH_IMAGES = 1024
 SHARD_BYTES = 128 << 20
 
@@ -220,7 +219,7 @@ def _draw_all(
     fitted, encoder = load_model(stage.store, model)
     total, done = sum(wanted.values()), 0
     shards: list[ShardFact] = []
-    size = BATCH_RECORDS if micro_batch(fitted) == 1 else BATCH_IMAGES
+    size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
     if rules.compares_records:
         size = max(1, total)  # a record is held against all that come before it
     n_draws, passed, taken = Counter[str](), Counter[str](), rules.taken()

@@ -14,6 +14,8 @@ from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts
 from prefect_augment.evaluation.gates import GateOutcome
 from prefect_augment.evaluation.learners import fit_learner
 from prefect_augment.evaluation.table_gates import gate_candidates
+from prefect_augment.params import NoModel
+from prefect_augment.registry import load_model_class
 from prefect_augment.stages.arms import build_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.matrix import Matrix, to_matrix, training_matrix
@@ -49,6 +51,13 @@ class TableBench:
         """The learners that the gate asks for."""
         return tuple(self.wishes.gate.learners)
 
+    @property
+    def has_slow_model(self) -> bool:
+        """Whether the wished model is trained in steps."""
+        if isinstance(self.wishes.model, NoModel):
+            return False
+        return bool(load_model_class(self.wishes.model, modality="table").trained_in_steps)
+
     def read(self, table: pa.Table) -> Matrix:
         """Staged records of another part, by the encoder of fit and val."""
         return to_matrix(table, facts=self.facts, plan=self.plan, encoder=self.records.encoder)
@@ -58,16 +67,29 @@ class TableBench:
         return self.records.encoder.encode(table)
 
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
-        """Val alone where it is large, else five folds: a model is fitted anew within each."""
-        n_folds = 1 if rarest_in_val(self.records) >= SMALL_VAL["table"] else N_FOLDS
-        return score_folds(self.records, n_folds=n_folds, seed=seed)
+        """Val alone where it is large, else five folds: a model is fitted anew within each.
+
+        Val alone, too, where the model is trained in steps: each fold would take the whole budget.
+        """
+        alone = has_candidates and self.has_slow_model
+        if not alone:
+            alone = rarest_in_val(self.records) >= SMALL_VAL["table"]
+        return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
 
     def is_fixed(self, arm: Arm) -> bool:
         """Whether the arm draws nothing: both learners give the same for the same records."""
         return arm.family in FIXED
 
     def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
-        """Records of a model that is fitted on ``rows`` alone."""
+        """Records of a model that is fitted on ``rows`` alone.
+
+        Of one that is trained in steps, the run's own candidates under every seed: made from fit
+        alone, they know nothing of val, which is all that :meth:`folds` then scores.
+        """
+        if self.has_slow_model:
+            if given is None:
+                return np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
+            return given
         return draw_synthetic(self, rows, model=self.wishes.model, gate=self.wishes.gate, seed=seed)
 
     def predictions(
