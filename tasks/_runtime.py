@@ -7,14 +7,13 @@ function call in a notebook or under another orchestrator.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -137,12 +136,11 @@ def run_log() -> Iterator[None]:
 
 
 def _give_memory_back() -> None:
-    """Return to the system what Arrow and the C library keep: 100 MB and more after reading images."""
-    arrow = sys.modules.get("pyarrow")
-    if arrow is not None:
-        arrow.default_memory_pool().release_unused()
-    with suppress(AttributeError, OSError, TypeError):  # glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
+    """Return to the system what is kept after use: 100 MB and more after reading images."""
+    if "pyarrow" in sys.modules:  # else nothing was read, and the flow's form does without it
+        from prefect_augment.spill import give_back
+
+        give_back()
 
 
 def _change_log_users(logger: logging.Logger, change: int) -> None:

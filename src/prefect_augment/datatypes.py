@@ -16,6 +16,7 @@ __all__ = [
     "Arm",
     "ArmScore",
     "BalancePlan",
+    "BatchFact",
     "Choice",
     "ClassGate",
     "ClassPlan",
@@ -122,6 +123,19 @@ class SourceFile(Fact):
     etag: str  # the store's etag, or size and modification time where there is none
     n_records: int
     n_quarantined: int
+    batch: int = 1  # the version whose ingest first saw it; of a folder's files the newest
+
+
+class BatchFact(Fact):
+    """The records of the source files that one version saw first, staged apart from others."""
+
+    batch: int
+    index: str  # path of what the split needs of each record, relative to root
+    n_records: int  # that can be used; those left out by the split too
+    columns: dict[str, tuple[int | None, ...]]  # column -> counts that can be added up
+    notes: tuple[
+        tuple[str, str, int], ...
+    ] = ()  # what was said of files: note, first file, how many
 
 
 class ShardFact(Fact):
@@ -181,6 +195,8 @@ class DatasetFacts(Fact):
     image: ImageFacts | None = None  # where the modality is image
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
+    batches: tuple[BatchFact, ...] = ()
+    files: str = ""  # path of the list of all source files with their batches, relative to root
 
 
 class Profile(Fact):

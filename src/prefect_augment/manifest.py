@@ -64,6 +64,7 @@ _NOT_CONTENT = frozenset(
         "approval",
         "content_digest",
         "created_at",
+        "ingest",
         "ledger",
         "notes",
         "params",
@@ -71,6 +72,7 @@ _NOT_CONTENT = frozenset(
         "report",
         "report_files",
         "software",
+        "sources",
         "version",
     }
 )
@@ -122,6 +124,7 @@ def _once(shards: tuple[ShardFact, ...]) -> tuple[ShardFact, ...]:
 
 
 InsidePath = Annotated[str, AfterValidator(_inside)]
+PathOrNothing = Annotated[str, AfterValidator(lambda path: path and _inside(path))]
 PublishedShard = Annotated[ShardFact, AfterValidator(_sound_shard)]
 PublishedShards = Annotated[tuple[PublishedShard, ...], AfterValidator(_once)]
 Digest = Annotated[str, AfterValidator(_digest)]
@@ -186,6 +189,10 @@ class Manifest(Fact):
     n_quarantined: int = 0
     quarantine: PublishedShards = ()
     ledger: PublishedFile | None = None
+    sources: PublishedFile | None = None  # the source's files, and which version saw each first
+    ingest: PathOrNothing = (
+        ""  # outcome of the ingest stage, whose records the next run may use again
+    )
     holdout_uri: str = ""  # where the hold-out was given by URI and not copied
     holdout_digest: str = ""
     notes: tuple[str, ...] = ()

@@ -79,18 +79,18 @@ class FormatEntry:
 # Format, as Source.format names it.
 FORMATS: dict[str, FormatEntry] = {
     "parquet": FormatEntry(
-        "prefect_augment.shards.parquet:read_records", (".parquet", ".pq"), "Parquet"
+        "prefect_augment.shards.parquet_source:read_batches", (".parquet", ".pq"), "Parquet"
     ),
     "csv": FormatEntry(
-        "prefect_augment.shards.csv:read_records", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
+        "prefect_augment.shards.csv:read_batches", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
     ),
     "jsonl": FormatEntry(
-        "prefect_augment.shards.jsonl:read_records",
+        "prefect_augment.shards.jsonl:read_batches",
         (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
         "JSON lines",
     ),
     "arrow": FormatEntry(
-        "prefect_augment.shards.arrow:read_records",
+        "prefect_augment.shards.arrow:read_batches",
         (".arrow", ".feather", ".ipc", ".arrows"),
         "Arrow",
     ),

@@ -9,7 +9,6 @@ the day they came on decides, and nobody can choose where a record lands.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.compact import (
+    KEY,
+    Coded,
+    as_keys,
+    group_ids,
+    joined,
+    key_texts,
+    pairs_of_equals,
+    ranks_within,
+    shared_names,
+    sort_order,
+)
 from prefect_augment.errors import InputError
+from prefect_augment.split_ledger import (
+    FIT,
+    HOLDOUT,
+    PARTS,
+    VAL,
+    Assignment,
+    ImageRows,
+    Ledger,
+)
 
 __all__ = [
     "FIT",
@@ -32,114 +52,16 @@ __all__ = [
     "make_salt",
 ]
 
-PARTS = ("fit", "val", "holdout")
-FIT, VAL, HOLDOUT = 0, 1, 2
-
 #: Records that a class needs before any of them leaves fit. With the default shares ten give two in
 #: the hold-out and two in val; of fewer, a part would hold a single record or none, whose recall is 0
 #: or 1 and judges nothing, while training would miss it.
 MIN_JUDGED = 10
 #: Groups that a class needs: one for each part.
 MIN_GROUPS = 3
+HASHED_AT_ONCE = 65_536  # texts alive at a time
 
-
-@dataclass(frozen=True)
-class ImageRows:
-    """What the ledger keeps of each image, so that a later version finds near-duplicates of it.
-
-    Parameters
-    ----------
-    clusters : tuple of str
-        Name of the near-duplicate cluster: the content key of one of its first members.
-    levels : tuple of int
-        How strictly the image was compared.
-    thumbs : bytes
-        Gray thumbnails of 32x32 int8, one after the other: 1 kB an image.
-    """
-
-    clusters: tuple[str, ...] = ()
-    levels: tuple[int, ...] = ()
-    thumbs: bytes = b""
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Parts once given, sorted by key and occurrence.
-
-    Parameters
-    ----------
-    salt : str
-        Fixed when the first version is made.
-    unit : str
-        What a key names: ``record``; ``group:<column>`` or ``pattern:<expression>``; or
-        ``near-duplicate``, where keys are images and their clusters stay together.
-    keys : tuple of str
-        Content keys, or the groups' values as text.
-    occurrences : tuple of int
-        Number of the record among those with its key; 0 for groups.
-    labels : tuple of str
-        Class of the record; empty for groups, which may hold several.
-    parts : tuple of int
-        Index into :data:`PARTS`.
-    has_own_holdout : bool
-        Whether the hold-out lies at a URI of its own, so that no record here may be in it.
-    images : ImageRows, optional
-        With the unit ``near-duplicate``, one row per key.
-    """
-
-    salt: str
-    unit: str = "record"
-    keys: tuple[str, ...] = ()
-    occurrences: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
-    parts: tuple[int, ...] = ()
-    has_own_holdout: bool = False
-    images: ImageRows | None = None
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the content: equal for equal ledgers, however they are stored."""
-        text = repr(
-            (
-                self.salt,
-                self.unit,
-                self.has_own_holdout,
-                self.keys,
-                self.occurrences,
-                self.labels,
-                self.parts,
-            )
-        )
-        digest = hashlib.sha256(text.encode())
-        if self.images is not None:
-            digest.update(repr((self.images.clusters, self.images.levels)).encode())
-            digest.update(self.images.thumbs)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What :func:`assign` decided.
-
-    Parameters
-    ----------
-    parts : ndarray of int8, shape (n_records,)
-        Index into :data:`PARTS` of each record.
-    occurrences : ndarray of int64, shape (n_records,)
-        The ledger's occurrence number of each record; 0 with groups.
-    ledger : Ledger
-        The given one with the new records or groups added.
-    n_new : int
-        Records that the given ledger did not know.
-    n_kept_against_mark : int
-        Records that the ledger has on the other side than the hold-out column now says.
-    """
-
-    parts: NDArray[np.int8]
-    occurrences: NDArray[np.int64]
-    ledger: Ledger
-    n_new: int = 0
-    n_kept_against_mark: int = 0
+Int = NDArray[np.int64]
+Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -165,14 +87,14 @@ def make_salt(seed: int) -> str:
 
 
 def assign(
-    keys: Sequence[str],
-    labels: Sequence[str],
+    keys: Sequence[str] | NDArray[Any],
+    labels: Sequence[str] | Coded,
     *,
     ledger: Ledger,
     holdout_fraction: float,
     val_fraction: float,
-    marked: NDArray[np.bool_] | None = None,
-    groups: Sequence[str] | None = None,
+    marked: Marks | None = None,
+    groups: Sequence[str] | NDArray[Any] | Coded | None = None,
 ) -> Assignment:
     """Return the part of every record and the ledger that remembers it.
 
@@ -183,9 +105,9 @@ def assign(
 
     Parameters
     ----------
-    keys : sequence of str, length n_records
+    keys : ndarray of keys or sequence of str, length n_records
         Content keys.
-    labels : sequence of str, length n_records
+    labels : Coded or sequence of str, length n_records
         Class names.
     ledger : Ledger
         The parent version's, or an empty one with a salt.
@@ -195,7 +117,7 @@ def assign(
         Share of the rest for val.
     marked : ndarray of bool, shape (n_records,), optional
         Hold-out records, where the source says it itself.
-    groups : sequence of str, length n_records, optional
+    groups : Coded, ndarray of keys or sequence of str, length n_records, optional
         Records of one group stay together. A group goes to the part whose shares it brings nearer to
         their aim, each class counting by the share of its records.
 
@@ -206,134 +128,126 @@ def assign(
     """
     shares = _Shares(holdout_fraction, val_fraction, marked is not None or holdout_fraction == 0.0)
     if groups is None:
-        return _assign_records(keys, labels, ledger, shares, marked)
-    return _assign_groups(labels, ledger, shares, marked, groups)
+        return _assign_records(as_keys(keys), Coded.of(labels), ledger, shares, marked)
+    return _assign_groups(Coded.of(labels), ledger, shares, marked, Coded.of(groups).only_used())
 
 
 # --- records ----------------------------------------------------------------------------------
 
 
 def _assign_records(
-    keys: Sequence[str],
-    labels: Sequence[str],
-    ledger: Ledger,
-    shares: _Shares,
-    marked: NDArray[np.bool_] | None,
+    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: _Shares, marked: Marks | None
 ) -> Assignment:
-    n_records = len(keys)
-    parts = np.full(n_records, -1, dtype=np.int8)
-    occurrences = np.full(n_records, -1, dtype=np.int64)
-    rows = _match(keys, labels, ledger, marked)
+    labels, theirs = shared_names(labels, ledger.labels)
+    ids = group_ids(joined(ledger.keys, keys))
+    of_ledger, of_record = ids[: len(ledger.keys)], ids[len(ledger.keys) :]
+    rows = _match(of_record, labels.codes, of_ledger, theirs.codes, ledger, marked)
     known = rows >= 0
-    parts[known] = np.asarray(ledger.parts, dtype=np.int8)[rows[known]]
-    occurrences[known] = np.asarray(ledger.occurrences, dtype=np.int64)[rows[known]]
+    parts = np.full(len(keys), -1, dtype=np.int8)
+    parts[known] = ledger.parts[rows[known]]
+    occurrences = np.full(len(keys), -1, dtype=np.int64)
+    occurrences[known] = ledger.occurrences[rows[known]]
 
-    new: list[int] = np.flatnonzero(~known).tolist()
-    occurrences[new] = _next_occurrences(new, keys, labels, ledger, marked)
-    order = _hash_order(ledger.salt, [(keys[i], int(occurrences[i])) for i in new])
-    _fill(
-        parts,
-        np.asarray(new, dtype=np.intp)[order],
-        np.asarray(labels, dtype=object),
-        shares,
-        marked,
+    new = np.flatnonzero(~known)
+    mark = None if marked is None else marked[new]
+    occurrences[new] = _next_occurrences(
+        of_record[new], labels.codes[new], of_ledger, ledger.occurrences, mark
     )
+    order = _hash_order(ledger.salt, keys[new], occurrences[new])
+    _fill(parts, new[order], labels, shares, marked)
 
     against = 0 if marked is None else int(np.count_nonzero((parts == HOLDOUT) != marked))
-    changed = {
-        int(rows[i]): labels[i]
-        for i in np.flatnonzero(known).tolist()
-        if ledger.labels[rows[i]] != labels[i]
-    }
-    added = [(keys[i], int(occurrences[i]), labels[i], int(parts[i])) for i in new]
-    return Assignment(parts, occurrences, _grown(ledger, added, changed), len(new), against)
+    corrected = theirs.codes.copy()
+    corrected[rows[known]] = labels.codes[known]
+    if len(new) == 0 and (corrected == theirs.codes).all():
+        return Assignment(parts, occurrences, ledger, 0, against)
+    grown = _grown(
+        ledger,
+        keys[new],
+        occurrences[new],
+        Coded(np.concatenate([corrected, labels.codes[new]]), labels.names),
+        parts[new],
+    )
+    return Assignment(parts, occurrences, grown, len(new), against)
 
 
 def _match(
-    keys: Sequence[str], labels: Sequence[str], ledger: Ledger, marked: NDArray[np.bool_] | None
-) -> NDArray[np.int64]:
+    of_record: Int,
+    labels: NDArray[np.int32],
+    of_ledger: Int,
+    their_labels: NDArray[np.int32],
+    ledger: Ledger,
+    marked: Marks | None,
+) -> Int:
     """Row of the ledger that each record is, -1 for new ones.
 
     Equal records are interchangeable, so they take the rows of their key, label and side first; what
     is left over (a corrected label, a moved mark) takes any row of its key.
     """
-    matched = np.full(len(keys), -1, dtype=np.int64)
-    if not ledger.keys:
-        return matched
-    sides = None if marked is None else marked.tolist()
-    exact: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for row in range(
-        len(ledger.keys) - 1, -1, -1
-    ):  # reversed: pop() then gives the lowest occurrence
-        side = None if sides is None else ledger.parts[row] == HOLDOUT
-        exact[ledger.keys[row], ledger.labels[row], side].append(row)
-    left: defaultdict[str, list[int]] = defaultdict(list)
-    for i, key in enumerate(keys):
-        rows = exact.get((key, labels[i], None if sides is None else sides[i]))
-        if rows:
-            matched[i] = rows.pop()
-        else:
-            left[key].append(i)
-    free: defaultdict[str, list[int]] = defaultdict(list)
-    for (key, _, _), rows in exact.items():
-        if rows and key in left:
-            free[key].extend(rows)
-    for key, free_rows in free.items():
-        records = sorted(left[key], key=lambda i: (labels[i], sides is not None and sides[i]))
-        for i, row in zip(records, sorted(free_rows), strict=False):
-            matched[i] = row
+    if len(of_ledger) == 0:
+        return np.full(len(of_record), -1, dtype=np.int64)
+    side = np.zeros(len(of_record), dtype=np.int64) if marked is None else marked.astype(np.int64)
+    their_side = (
+        np.zeros(len(of_ledger), dtype=np.int64)
+        if marked is None
+        else (ledger.parts == HOLDOUT).astype(np.int64)
+    )
+    n_labels = int(max(labels.max(initial=0), their_labels.max(initial=0))) + 1
+    matched = pairs_of_equals(
+        (of_ledger * n_labels + their_labels) * 2 + their_side,
+        (of_record * n_labels + labels) * 2 + side,
+    )
+    left = np.flatnonzero(matched < 0)
+    is_free = np.ones(len(of_ledger), dtype=bool)
+    is_free[matched[matched >= 0]] = False
+    free = np.flatnonzero(is_free)
+    left = left[np.lexsort((side[left], labels[left]))]
+    rows = pairs_of_equals(of_ledger[free], of_record[left])
+    matched[left[rows >= 0]] = free[rows[rows >= 0]]
     return matched
 
 
 def _next_occurrences(
-    new: list[int],
-    keys: Sequence[str],
-    labels: Sequence[str],
-    ledger: Ledger,
-    marked: NDArray[np.bool_] | None,
-) -> NDArray[np.int64]:
+    new: Int,
+    labels: NDArray[np.int32],
+    of_ledger: Int,
+    occurrences: NDArray[np.int32],
+    marked: Marks | None,
+) -> Int:
     """Numbers of new records, counting on from the ledger's; equal keys by label, then mark."""
-    new_keys = {keys[i] for i in new}
-    following: dict[str, int] = {}
-    for key, occurrence in zip(ledger.keys, ledger.occurrences, strict=True):
-        if key in new_keys:
-            following[key] = max(following.get(key, 0), occurrence + 1)
+    following = np.zeros(int(max(new.max(initial=0), of_ledger.max(initial=0))) + 1, dtype=np.int64)
+    np.maximum.at(following, of_ledger, occurrences.astype(np.int64) + 1)
+    mark = np.zeros(len(new), dtype=bool) if marked is None else marked
+    order = np.lexsort((mark, labels, new))
     numbers = np.zeros(len(new), dtype=np.int64)
-    rank = [(labels[i], False if marked is None else bool(marked[i])) for i in new]
-    for j in sorted(range(len(new)), key=rank.__getitem__):
-        key = keys[new[j]]
-        numbers[j] = following.get(key, 0)
-        following[key] = int(numbers[j]) + 1
+    numbers[order] = following[new[order]] + ranks_within(new[order])
     return numbers
 
 
 def _fill(
-    parts: NDArray[np.int8],
-    new: NDArray[np.intp],
-    labels: NDArray[np.object_],
-    shares: _Shares,
-    marked: NDArray[np.bool_] | None,
+    parts: NDArray[np.int8], new: Int, labels: Coded, shares: _Shares, marked: Marks | None
 ) -> None:
     """Give each new record, in the order given, the part that its class lacks most urgently."""
-    by_class: defaultdict[str, list[int]] = defaultdict(list)
-    for i in new.tolist():
-        by_class[labels[i]].append(i)
     known = parts >= 0
-    n_known = Counter(labels[known].tolist())
-    n_holdout = Counter(labels[known & (parts == HOLDOUT)].tolist())
-    n_val = Counter(labels[known & (parts == VAL)].tolist())
-    for name, members in by_class.items():
-        waiting = np.asarray(members)
+    n_classes = len(labels.names)
+    n_known = np.bincount(labels.codes[known], minlength=n_classes)
+    n_holdout = np.bincount(labels.codes[known & (parts == HOLDOUT)], minlength=n_classes)
+    n_val = np.bincount(labels.codes[known & (parts == VAL)], minlength=n_classes)
+    of_new = labels.codes[new]
+    new = new[np.argsort(of_new, kind="stable")]
+    n_new = np.bincount(of_new, minlength=n_classes)
+    for k, members in enumerate(np.split(new, np.cumsum(n_new)[:-1])):
+        waiting = members
         if marked is not None:  # the user's split is respected whatever the class's size
             parts[waiting[marked[waiting]]] = HOLDOUT
             waiting = waiting[~marked[waiting]]
-        in_holdout = n_holdout[name] + len(members) - len(waiting)
-        n_records = n_known[name] + len(members)
+        in_holdout = int(n_holdout[k]) + len(members) - len(waiting)
+        n_records = int(n_known[k]) + len(members)
         n_to_holdout = n_to_val = 0
         if n_records >= MIN_JUDGED:
             wanted_holdout, wanted_val = shares.wanted(n_records, in_holdout)
             n_to_holdout = max(0, wanted_holdout - in_holdout)
-            n_to_val = max(0, wanted_val - n_val[name])
+            n_to_val = max(0, wanted_val - int(n_val[k]))
         parts[waiting[:n_to_holdout]] = HOLDOUT
         parts[waiting[n_to_holdout : n_to_holdout + n_to_val]] = VAL
         parts[waiting[n_to_holdout + n_to_val :]] = FIT
@@ -343,114 +257,134 @@ def _fill(
 
 
 def _assign_groups(
-    labels: Sequence[str],
-    ledger: Ledger,
-    shares: _Shares,
-    marked: NDArray[np.bool_] | None,
-    groups: Sequence[str],
+    labels: Coded, ledger: Ledger, shares: _Shares, marked: Marks | None, groups: Coded
 ) -> Assignment:
-    members: defaultdict[str, list[int]] = defaultdict(list)
-    for i, group in enumerate(groups):
-        members[group].append(i)
-    counts = {group: Counter(labels[i] for i in rows) for group, rows in members.items()}
-    marks = _group_marks(members, marked)
-    part_of = {
-        key: part for key, part in zip(ledger.keys, ledger.parts, strict=True) if key in members
-    }
-    against = sum(
-        len(members[g]) for g, part in part_of.items() if marks and (part == HOLDOUT) != marks[g]
-    )
-    new = [group for group in members if group not in part_of]
-    part_of.update({group: HOLDOUT for group in new if marks.get(group)})
-    waiting = [group for group in new if group not in part_of]
-    _place_groups(part_of, sorted(waiting), counts, ledger.salt, shares)
+    n_groups = len(groups.names)
+    sizes = np.bincount(groups.codes, minlength=n_groups)
+    marks = _group_marks(groups, sizes, marked)
+    part_of = np.full(n_groups, -1, dtype=np.int8)
+    rows = pairs_of_equals(*_ids_of_both(ledger.keys, groups.names))
+    known = rows >= 0
+    part_of[known] = ledger.parts[rows[known]]
+    against = 0
+    if marks is not None:
+        against = int(sizes[known & ((part_of == HOLDOUT) != marks)].sum())
+        part_of[~known & marks] = HOLDOUT
+    _place_groups(part_of, groups, labels, ledger.salt, shares)
 
-    parts = np.asarray([part_of[group] for group in groups], dtype=np.int8)
-    added = [(group, 0, "", part_of[group]) for group in new]
-    n_new = sum(len(members[group]) for group in new)
+    added = np.flatnonzero(~known)
+    grown = ledger
+    if len(added):
+        none = Coded.of([""] * (len(ledger.keys) + len(added)))
+        zeros = np.zeros(len(added), dtype=np.int64)
+        grown = _grown(ledger, groups.names[added], zeros, none, part_of[added])
     return Assignment(
-        parts, np.zeros(len(groups), dtype=np.int64), _grown(ledger, added, {}), n_new, against
+        part_of[groups.codes],
+        np.zeros(len(groups), dtype=np.int64),
+        grown,
+        int(sizes[added].sum()),
+        against,
     )
 
 
-def _group_marks(
-    members: dict[str, list[int]], marked: NDArray[np.bool_] | None
-) -> dict[str, bool]:
+def _ids_of_both(theirs: NDArray[Any], ours: NDArray[Any]) -> tuple[Int, Int]:
+    ids = group_ids(joined(theirs, ours))
+    return ids[: len(theirs)], ids[len(theirs) :]
+
+
+def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Marks | None:
     """Which groups are marked as hold-out; a group on both sides is refused."""
     if marked is None:
-        return {}
-    cut = sorted(
-        group for group, rows in members.items() if 0 < int(marked[rows].sum()) < len(rows)
-    )
+        return None
+    n_marked = np.bincount(groups.codes[marked], minlength=len(sizes))
+    cut = key_texts(groups.names[(n_marked > 0) & (n_marked < sizes)])
     if cut:
         raise InputError(
             f"{len(cut)} groups have records both inside and outside the hold-out, e.g. {cut[0]!r}; "
             "a group must be on one side. Mark its records alike, or leave group_column out.",
             groups=cut,
         )
-    return {group: bool(marked[rows[0]]) for group, rows in members.items()}
+    return np.asarray(n_marked > 0)
 
 
 def _place_groups(
-    part_of: dict[str, int],
-    waiting: list[str],
-    counts: dict[str, Counter[str]],
-    salt: str,
-    shares: _Shares,
+    part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: _Shares
 ) -> None:
     """Place the waiting groups in hash order, each where it brings the shares nearer to their aim."""
-    n_records: Counter[str] = Counter()
-    n_groups: Counter[str] = Counter()
-    have = {part: Counter[str]() for part in (FIT, VAL, HOLDOUT)}
-    for group, of_class in counts.items():
-        n_records.update(of_class)
-        n_groups.update(of_class.keys())
-        if group in part_of:
-            have[part_of[group]].update(of_class)
-    judged = {k for k in n_records if n_records[k] >= MIN_JUDGED and n_groups[k] >= MIN_GROUPS}
-    aims = {k: shares.wanted(n_records[k], have[HOLDOUT][k]) for k in judged}
+    n_classes = len(labels.names)
+    pairs, n = np.unique(
+        groups.codes.astype(np.int64) * n_classes + labels.codes, return_counts=True
+    )
+    group, label = pairs // n_classes, pairs % n_classes
+    n_records = np.bincount(labels.codes, minlength=n_classes)
+    n_groups = np.bincount(label, minlength=n_classes)
+    have = np.zeros((len(PARTS), n_classes), dtype=np.int64)
+    placed = part_of[group] >= 0
+    np.add.at(have, (part_of[group[placed]], label[placed]), n[placed])
+    judged = (n_records >= MIN_JUDGED) & (n_groups >= MIN_GROUPS)
+    aims = np.array(
+        [shares.wanted(int(n_records[k]), int(have[HOLDOUT, k])) for k in range(n_classes)]
+    ).reshape(n_classes, 2)
 
-    def gain(of_class: Counter[str], part: int) -> float:
+    def gain(classes: NDArray[Any], counts: NDArray[Any], part: int) -> float:
         """By how much the group brings its classes nearer to their aim in a part, in shares."""
         total = 0.0
-        for k, n in sorted(of_class.items()):
-            missing = aims[k][0 if part == HOLDOUT else 1] - have[part][k]
-            total += (abs(missing) - abs(missing - n)) / n_records[k]
+        for k, n_of in zip(classes.tolist(), counts.tolist(), strict=True):
+            missing = int(aims[k, 0 if part == HOLDOUT else 1] - have[part, k])
+            total += (abs(missing) - abs(missing - n_of)) / int(n_records[k])
         return total
 
-    for j in _hash_order(salt, [(group, 0) for group in waiting]).tolist():
-        of_class = counts[waiting[j]]
+    starts = np.searchsorted(group, np.arange(len(part_of) + 1))
+    waiting = np.flatnonzero(part_of < 0)
+    order = _hash_order(salt, groups.names[waiting], np.zeros(len(waiting), dtype=np.int64))
+    for g in waiting[order].tolist():
+        inside = slice(starts[g], starts[g + 1])
+        classes, counts = label[inside], n[inside]
         part = FIT
-        if of_class.keys() <= judged:  # a class that is not judged needs all its records in fit
-            if not shares.holdout_is_given and gain(of_class, HOLDOUT) > 0:
+        if judged[classes].all():  # a class that is not judged needs all its records in fit
+            if not shares.holdout_is_given and gain(classes, counts, HOLDOUT) > 0:
                 part = HOLDOUT
-            elif gain(of_class, VAL) > 0:
+            elif gain(classes, counts, VAL) > 0:
                 part = VAL
-        part_of[waiting[j]] = part
-        have[part].update(of_class)
+        part_of[g] = part
+        have[part, classes] += counts
 
 
 # --- both -------------------------------------------------------------------------------------
 
 
-def _hash_order(salt: str, names: list[tuple[str, int]]) -> NDArray[np.intp]:
+def _hash_order(salt: str, keys: NDArray[Any], occurrences: Int) -> Int:
     """Order of (key, occurrence) pairs by their salted hash."""
     prefix = hashlib.blake2b(salt.encode(), digest_size=16)
-    digests = []
-    for key, occurrence in names:
-        hasher = prefix.copy()
-        hasher.update(f"{occurrence} {key}".encode())
-        digests.append(hasher.digest())
-    return np.argsort(np.asarray(digests, dtype="S16"), kind="stable")
+    digests = np.zeros(len(keys), dtype=KEY)
+    for start in range(0, len(keys), HASHED_AT_ONCE):
+        some = slice(start, start + HASHED_AT_ONCE)
+        found = []
+        for key, occurrence in zip(key_texts(keys[some]), occurrences[some].tolist(), strict=True):
+            hasher = prefix.copy()
+            hasher.update(f"{occurrence} {key}".encode())
+            found.append(hasher.digest())
+        digests[some] = found
+    return sort_order(digests)
 
 
 def _grown(
-    ledger: Ledger, added: list[tuple[str, int, str, int]], changed: dict[int, str]
+    ledger: Ledger,
+    keys: NDArray[Any],
+    occurrences: Int,
+    labels: Coded,
+    parts: NDArray[np.int8],
 ) -> Ledger:
-    """Return the ledger with new rows in their place and corrected labels noted."""
-    if not added and not changed:
-        return ledger
-    labels = [changed.get(row, label) for row, label in enumerate(ledger.labels)]
-    rows = [*zip(ledger.keys, ledger.occurrences, labels, ledger.parts, strict=True), *added]
-    keys, occurrences, names, parts = zip(*sorted(rows), strict=True)
-    return Ledger(ledger.salt, ledger.unit, keys, occurrences, names, parts, ledger.has_own_holdout)
+    """Return the ledger with new rows in their place; ``labels`` are those of old and new rows."""
+    every = joined(ledger.keys, keys)
+    numbers = np.concatenate([ledger.occurrences, occurrences]).astype(np.int32)
+    order = sort_order(every, numbers)
+    return Ledger(
+        ledger.salt,
+        ledger.unit,
+        every[order],
+        numbers[order],
+        labels.take(order).only_used(),
+        np.concatenate([ledger.parts, parts])[order],
+        ledger.has_own_holdout,
+    )

@@ -115,4 +115,4 @@ def test_a_parameter_that_names_no_column_is_refused() -> None:
     with pytest.raises(
         SchemaError, match=r"group_column 'patent' is not a column.*did you mean 'patient'"
     ):
-        require_columns(pa.table({"patient": [1]}), ["", "patent"], what="group_column")
+        require_columns(pa.schema([("patient", pa.int64())]), ["", "patent"], what="group_column")

@@ -32,7 +32,8 @@ def tarred(files: dict[str, bytes]) -> bytes:
 
 
 def read(data: bytes, name: str, megapixels: float = 50.0) -> list[archives.Member]:
-    return read_archive(io.BytesIO(data), name=name, n_bytes=len(data), max_megapixels=megapixels)
+    found = read_archive(io.BytesIO(data), name=name, n_bytes=len(data), max_megapixels=megapixels)
+    return list(found)
 
 
 @pytest.mark.parametrize(("pack", "name"), [(zipped, "x.zip"), (tarred, "x.tar.gz")])

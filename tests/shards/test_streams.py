@@ -15,7 +15,7 @@ from prefect_augment.errors import StorageError
 from prefect_augment.reading.staged import iter_shards
 from prefect_augment.shards.formats import read_shard, write_shards
 from prefect_augment.shards.groups import ROW_GROUP_BYTES
-from prefect_augment.shards.streams import BATCH_BYTES, Spill, write_stream
+from prefect_augment.shards.streams import BATCH_BYTES, Reordered, write_stream
 from prefect_augment.storage import Store, open_store
 
 WISHES: dict[str, Any] = {
@@ -106,8 +106,8 @@ def test_an_error_in_the_stream_leaves_nothing_behind(
 
 def test_a_full_temporary_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing, as a disk without room."""
-    monkeypatch.setattr(Spill, "_path", lambda spill, bucket: Path("/dev/full"))
-    with pytest.raises(StorageError, match="TMPDIR"), Spill(4000, 1) as spill:
+    monkeypatch.setattr(Reordered, "_path", lambda spill, bucket: Path("/dev/full"))
+    with pytest.raises(StorageError, match="TMPDIR"), Reordered(4000, 1) as spill:
         spill.add(records(4000), np.arange(4000))
 
 
@@ -124,13 +124,13 @@ def test_batches_are_the_records_in_order_and_bounded(store: Store) -> None:
     assert sum(b.num_rows for b in small) == 20_000
 
 
-def test_a_spill_gives_the_records_in_their_places(
+def test_reordered_records_come_in_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     table = records(5000, n_bytes=8000)
     places = np.random.default_rng(1).permutation(5000)
-    with Spill(5000, table.nbytes) as spill:
+    with Reordered(5000, table.nbytes) as spill:
         for start in range(0, 5000, 700):
             spill.add(table.slice(start, 700), places[start : start + 700])
         found = list(spill.tables())

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.datatypes import ColumnFact, ColumnKind
-from prefect_augment.encoding.keys import plain_array
+from prefect_augment.encoding.keys import plain_array, value_hashes
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnWish
+from prefect_augment.spill import Pile, Workspace
 
 __all__ = [
+    "ColumnCounts",
+    "ColumnSummary",
     "check_wishes",
     "count_values",
     "describe_columns",
+    "describe_summaries",
     "did_you_mean",
     "is_comparable",
     "is_temporal",
@@ -78,22 +83,131 @@ def describe_columns(
     ParameterError
         If a wish names no column, or asks for numbers where there are none.
     """
-    wished = check_wishes(table, label=label, wishes=wishes)
+    with Workspace() as workspace:
+        summaries = {
+            field.name: ColumnSummary(field.type, workspace)
+            for field in table.schema
+            if field.name != label
+        }
+        for name, summary in summaries.items():
+            summary.add(table.column(name))
+        return describe_summaries(table.schema, summaries, wishes=wishes, label=label)
+
+
+def describe_summaries(
+    schema: pa.Schema,
+    summaries: Mapping[str, ColumnSummary],
+    *,
+    label: str,
+    wishes: Sequence[ColumnWish] = (),
+) -> tuple[ColumnFact, ...]:
+    """Return the same as :func:`describe_columns` of columns that were summarised batch by batch."""
+    wished = check_wishes(schema, label=label, wishes=wishes)
     return tuple(
-        _describe(table, name, wished.get(name)) for name in table.column_names if name != label
+        _describe(name, schema.field(name).type, summaries[name], wished.get(name))
+        for name in schema.names
+        if name != label
     )
 
 
+@dataclass(frozen=True)
+class ColumnCounts:
+    """What can be added up of a column over batches of records."""
+
+    n_records: int = 0
+    n_null: int = 0  # NaN too
+    n_infinite: int = 0
+    n_with_blanks: int = 0  # texts
+    low: int | None = None  # of whole numbers
+    high: int | None = None
+
+    def plus(self, other: ColumnCounts) -> ColumnCounts:
+        """Return the counts of both."""
+        bounds = [
+            pick([v for v in found if v is not None], default=None)
+            for pick, found in ((min, (self.low, other.low)), (max, (self.high, other.high)))
+        ]
+        return ColumnCounts(
+            self.n_records + other.n_records,
+            self.n_null + other.n_null,
+            self.n_infinite + other.n_infinite,
+            self.n_with_blanks + other.n_with_blanks,
+            *bounds,
+        )
+
+
+class ColumnSummary:
+    """What is known of a column's values, from batches of them; different values are counted exactly."""
+
+    def __init__(self, kind: pa.DataType, workspace: Workspace) -> None:
+        self.counts = ColumnCounts()
+        self._values = Pile(workspace)
+        self.is_comparable = is_comparable(_plain_type(kind))
+        self._n_unique: int | None = None
+
+    @property
+    def n_values(self) -> int:
+        """Values other than null."""
+        return self.counts.n_records - self.counts.n_null
+
+    @property
+    def n_unique(self) -> int:
+        """Different values; -1 where they cannot be compared."""
+        if self._n_unique is None:
+            self._n_unique = self._values.n_distinct()
+        return self._n_unique if self.is_comparable else -1
+
+    def add(self, column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
+        """Take note of a batch and return its counts."""
+        counts = _counts(column)
+        self.counts = self.counts.plus(counts)
+        self.add_values(column)
+        return counts
+
+    def add_values(self, column: pa.ChunkedArray | pa.Array) -> None:
+        """Take note of which values there are, and count nothing."""
+        if self.is_comparable and len(column):
+            self._values.add(value_hashes(column))
+
+    def add_counts(self, counts: ColumnCounts) -> None:
+        """Take note of counts made before."""
+        self.counts = self.counts.plus(counts)
+
+
+def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
+    if pa.types.is_nested(column.type):
+        return ColumnCounts(len(column), column.null_count)
+    values = plain_array(column).drop_null()
+    n_infinite = n_with_blanks = 0
+    low = high = None
+    if pa.types.is_floating(values.type):
+        values = values.cast(pa.float64())
+        values = values.filter(pc.invert(pc.is_nan(values)))
+        n_infinite = pc.sum(pc.is_inf(values)).as_py() or 0
+    elif is_text(values.type):
+        n_with_blanks = pc.sum(pc.match_substring_regex(values, r"\s")).as_py() or 0
+    elif pa.types.is_integer(values.type) and len(values):
+        bounds = pc.min_max(values).as_py()
+        low, high = bounds["min"], bounds["max"]
+    n = len(column)
+    return ColumnCounts(n, n - len(values), n_infinite, n_with_blanks, low, high)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of :func:`~prefect_augment.encoding.keys.plain_array` of such a column."""
+    return plain_array(pa.array([], kind)).type if not pa.types.is_nested(kind) else kind
+
+
 def check_wishes(
-    table: pa.Table, *, label: str, wishes: Sequence[ColumnWish]
+    schema: pa.Schema, *, label: str, wishes: Sequence[ColumnWish]
 ) -> dict[str, ColumnWish]:
     """Return the wishes by column name; refuse those that name no column, twice the same, or the label."""
     wished: dict[str, ColumnWish] = {}
     for wish in wishes:
-        if wish.name not in table.column_names:
+        if wish.name not in schema.names:
             raise ParameterError(
                 f"source.columns names {wish.name!r}, which is not a column"
-                f"{did_you_mean(wish.name, table.column_names)}.",
+                f"{did_you_mean(wish.name, schema.names)}.",
                 column=wish.name,
             )
         if wish.name == label:
@@ -105,7 +219,7 @@ def check_wishes(
             raise ParameterError(
                 f"source.columns names {wish.name!r} twice; keep one entry.", column=wish.name
             )
-        kind = table.schema.field(wish.name).type
+        kind = schema.field(wish.name).type
         if wish.kind == "numeric" and not _is_number_like(value_type_of(kind)):
             raise ParameterError(
                 f"column {wish.name!r} holds {kind}, which cannot be numeric; "
@@ -121,26 +235,24 @@ def check_wishes(
     return wished
 
 
-def _describe(table: pa.Table, name: str, wish: ColumnWish | None) -> ColumnFact:
-    arrow_type = table.schema.field(name).type
-    values = plain_array(table.column(name)).drop_null()
-    n_infinite = 0
-    if pa.types.is_floating(values.type):
-        values = values.cast(pa.float64()).filter(pc.invert(pc.is_nan(values.cast(pa.float64()))))
-        n_infinite = pc.sum(pc.is_inf(values)).as_py() or 0
-    n_unique = count_values(values)
-    kind, note = _kind(name, arrow_type, values, n_unique, table.num_rows)
+def _describe(
+    name: str, arrow_type: pa.DataType, found: ColumnSummary, wish: ColumnWish | None
+) -> ColumnFact:
+    kind, note = _kind(name, arrow_type, found)
     if wish is not None and wish.kind != "drop":
         kind, note = wish.kind, "as wished in source.columns"
-    if n_infinite:
-        infinite = f"{n_infinite} infinite values: kept in real records, read as missing by models and learners"
+    if found.counts.n_infinite:
+        infinite = (
+            f"{found.counts.n_infinite} infinite values: kept in real records, read as missing by models and "
+            "learners"
+        )
         note = f"{note}; {infinite}" if note else infinite
     return ColumnFact(
         name=name,
         arrow_type=str(arrow_type),
         kind=kind,
-        n_null=table.num_rows - len(values),
-        n_unique=n_unique,
+        n_null=found.counts.n_null,
+        n_unique=found.n_unique,
         note=note,
     )
 
@@ -152,50 +264,49 @@ def count_values(values: pa.Array) -> int:
     return int(pc.count_distinct(values).as_py()) if len(values) else 0
 
 
-def _kind(
-    name: str, arrow_type: pa.DataType, values: pa.Array, n_unique: int, n_records: int
-) -> tuple[ColumnKind, str]:
-    """The kind of one column and why, from its values without nulls."""
-    if len(values) == 0:
+def _kind(name: str, arrow_type: pa.DataType, found: ColumnSummary) -> tuple[ColumnKind, str]:
+    """The kind of one column and why."""
+    values = _plain_type(arrow_type)
+    if found.n_values == 0:
         return "empty", "no value in any record"
-    if n_unique < 0:
+    if found.n_unique < 0:
         return (
             "opaque",
             f"{arrow_type} is kept untouched in real records and null in synthetic ones",
         )
-    if n_unique == 1 and len(values) == n_records:
+    if found.n_unique == 1 and found.n_values == found.counts.n_records:
         return "constant", "one value in every record"
-    if is_text(values.type):
-        return _text_kind(values, n_unique)
-    if pa.types.is_integer(values.type) and not pa.types.is_dictionary(arrow_type):
-        why = _integer_identifier(name, values, n_unique, n_records)
+    if is_text(values):
+        return _text_kind(found)
+    if pa.types.is_integer(values) and not pa.types.is_dictionary(arrow_type):
+        why = _integer_identifier(name, found)
         return ("identifier", why) if why else ("numeric", "")
-    if pa.types.is_boolean(values.type) or pa.types.is_dictionary(arrow_type):
+    if pa.types.is_boolean(values) or pa.types.is_dictionary(arrow_type):
         return "category", ""
     return "numeric", ""
 
 
-def _text_kind(values: pa.Array, n_unique: int) -> tuple[ColumnKind, str]:
+def _text_kind(found: ColumnSummary) -> tuple[ColumnKind, str]:
     """Tell categories, identifiers and free text apart."""
-    if n_unique == len(values) >= MIN_UNIQUE_RECORDS:
-        with_blanks = pc.sum(pc.match_substring_regex(values, r"\s")).as_py() or 0
-        if with_blanks == 0:
-            return "identifier", "a text of its own in every record"
-    if n_unique > MIN_FREE_TEXT_VALUES and 2 * n_unique > len(values):
+    if found.n_unique == found.n_values >= MIN_UNIQUE_RECORDS and not found.counts.n_with_blanks:
+        return "identifier", "a text of its own in every record"
+    if found.n_unique > MIN_FREE_TEXT_VALUES and 2 * found.n_unique > found.n_values:
         return (
             "opaque",
-            f"free text ({n_unique} different values): kept in real records, null in synthetic ones",
+            f"free text ({found.n_unique} different values): kept in real records, null in synthetic ones",
         )
     return "category", ""
 
 
-def _integer_identifier(name: str, values: pa.Array, n_unique: int, n_records: int) -> str:
+def _integer_identifier(name: str, found: ColumnSummary) -> str:
     """Why an integer column is an identifier; empty if it is not one."""
-    if n_unique < n_records or n_records < MIN_UNIQUE_RECORDS:
+    counts = found.counts
+    if found.n_unique < counts.n_records or counts.n_records < MIN_UNIQUE_RECORDS:
         return ""
-    bounds = pc.min_max(values).as_py()
-    if bounds["max"] - bounds["min"] == n_unique - 1:
-        return f"row number: every integer from {bounds['min']} to {bounds['max']} once"
+    assert counts.low is not None
+    assert counts.high is not None
+    if counts.high - counts.low == found.n_unique - 1:
+        return f"row number: every integer from {counts.low} to {counts.high} once"
     return "named like an identifier, no two values equal" if _is_named_like_id(name) else ""
 
 
@@ -254,12 +365,12 @@ def listing(names: Sequence[str], limit: int = 40) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def require_columns(table: pa.Table, names: Sequence[str], *, what: str) -> None:
+def require_columns(schema: pa.Schema, names: Sequence[str], *, what: str) -> None:
     """Refuse a parameter that names a column which is not there."""
     for name in names:
-        if name and name not in table.column_names:
+        if name and name not in schema.names:
             raise SchemaError(
-                f"{what} {name!r} is not a column of the source{did_you_mean(name, table.column_names)}; "
-                f"its columns are: {listing(table.column_names)}.",
+                f"{what} {name!r} is not a column of the source{did_you_mean(name, schema.names)}; "
+                f"its columns are: {listing(schema.names)}.",
                 column=name,
             )

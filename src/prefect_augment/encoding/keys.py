@@ -16,14 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefect_augment.compact import KEY, Coded, hex_column, key_texts
+
 __all__ = [
     "aug_ids",
-    "bytes_key",
+    "content_digests",
     "content_keys",
     "derived_ids",
     "float_variants",
     "occurrence_numbers",
     "plain_array",
+    "real_ids",
+    "value_hashes",
 ]
 
 ROWS_AT_ONCE = 65_536  # bounds the byte matrix below; 17 bytes per value
@@ -65,11 +69,16 @@ def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.String
     >>> content_keys(one) == content_keys(other)
     True
     """
+    return hex_column(content_digests(table, exclude=exclude))
+
+
+def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[Any]:
+    """Return content keys as 16 bytes each, shape (n_records,); see :func:`content_keys`."""
     names = sorted(name for name in table.column_names if name not in exclude)
     header = np.frombuffer(
         blake2b(json.dumps(names).encode(), digest_size=16).digest(), dtype=np.uint8
     )
-    keys: list[str] = []
+    keys = np.zeros(table.num_rows, dtype=KEY)
     for start in range(0, table.num_rows, ROWS_AT_ONCE):
         batch = table.slice(start, ROWS_AT_ONCE)
         matrix = np.empty((batch.num_rows, 16 + TOKEN_BYTES * len(names)), dtype=np.uint8)
@@ -77,21 +86,27 @@ def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.String
         for j, name in enumerate(names):
             place = 16 + TOKEN_BYTES * j
             matrix[:, place : place + TOKEN_BYTES] = _tokens(batch.column(name))
-        keys.extend(_hash_rows(matrix))
-    return pa.array(keys, type=pa.string())
+        keys[start : start + ROWS_AT_ONCE] = _hash_rows(matrix)
+    return keys
 
 
-def bytes_key(data: bytes) -> str:
-    """Return the content key of an image: blake2b-128 of its file's bytes, 32 hexadecimal digits."""
-    return blake2b(data, digest_size=16).hexdigest()
-
-
-def _hash_rows(matrix: Bytes) -> list[str]:
+def _hash_rows(matrix: Bytes) -> list[bytes]:
     """Hash each row of bytes by itself."""
-    data, width = memoryview(matrix.tobytes()), matrix.shape[1]
+    data, width = memoryview(matrix.data).cast("B"), matrix.shape[1]
     return [
-        blake2b(data[i : i + width], digest_size=16).hexdigest() for i in range(0, len(data), width)
+        blake2b(data[i : i + width], digest_size=16).digest() for i in range(0, len(data), width)
     ]
+
+
+def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
+    """Return a 64-bit number for each value that is neither null nor NaN, equal for equal values.
+
+    Numbers, dates and times that differ have different numbers; of texts two in 10**19 pairs may not.
+    """
+    tokens = _tokens(column)
+    tokens = tokens[tokens[:, 0] != NULL]
+    numbers = np.ascontiguousarray(tokens[:, 1:]).view("<u8").reshape(-1, 2)
+    return np.asarray(numbers[:, 0] ^ (numbers[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
 
 
 # --- canonical values -------------------------------------------------------------------------
@@ -321,6 +336,35 @@ def aug_ids(
     if occurrences is None:
         occurrences = occurrence_numbers(keys, labels)
     return derived_ids("real", _listed(keys), _listed(labels), occurrences.tolist())
+
+
+def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the ids of :func:`aug_ids` as 16 bytes each, a chunk of texts alive at a time.
+
+    Parameters
+    ----------
+    keys : ndarray of keys, shape (n_records,)
+        Content keys.
+    labels : Coded, length n_records
+        Class names.
+    occurrences : ndarray of int64, shape (n_records,)
+        Number of each record among those with its key and label.
+    """
+    names = np.array([json.dumps(name) for name in labels.names.tolist()], dtype=object)
+    ids = np.zeros(len(keys), dtype=KEY)
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        rows = zip(
+            key_texts(keys[some]),
+            names[labels.codes[some]].tolist(),
+            occurrences[some].tolist(),
+            strict=True,
+        )
+        ids[some] = [
+            blake2b(f'["real", "{key}", {name}, {n}]'.encode(), digest_size=16).digest()
+            for key, name, n in rows
+        ]
+    return ids
 
 
 def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArray:

@@ -22,6 +22,7 @@ from prefect_augment.encoding.keys import plain_array
 from prefect_augment.errors import LabelError
 
 __all__ = [
+    "check_classes",
     "check_label",
     "check_label_type",
     "class_names",
@@ -145,16 +146,21 @@ def check_label(column: pa.ChunkedArray | pa.Array, *, name: str) -> None:
     check_label_type(column.type, name=name)
     values = plain_array(column)
     values = values.filter(pc.invert(missing_labels(values)))
-    names = class_names(values)
+    check_classes(values.unique(), len(values), len(column), name=name)
+
+
+def check_classes(distinct: pa.Array, n_values: int, n_records: int, *, name: str) -> None:
+    """Refuse a label by its different values and how many records have one; see :func:`check_label`."""
+    names = class_names(distinct)
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no value"
         raise LabelError(
-            f"label column {name!r} has {found} in {len(column)} records; expected at least two classes.",
+            f"label column {name!r} has {found} in {n_records} records; expected at least two classes.",
             label=name,
             classes=names,
         )
-    _refuse_identifier(values, len(names), name)
-    _refuse_continuous(values, len(names), name)
+    _refuse_identifier(distinct, n_values, name)
+    _refuse_continuous(distinct, n_values, name)
     _refuse_variants(names, name)
 
 
@@ -169,31 +175,32 @@ def check_label_type(kind: pa.DataType, *, name: str) -> None:
         )
 
 
-def _refuse_identifier(values: pa.Array, n_classes: int, name: str) -> None:
-    text = is_text(values.type)
-    if (n_classes == len(values) > 2) or (text and n_classes > 10 and 2 * n_classes > len(values)):
-        what = "an identifier" if text or pa.types.is_integer(values.type) else "a continuous value"
+def _refuse_identifier(distinct: pa.Array, n_values: int, name: str) -> None:
+    text, n_classes = is_text(distinct.type), len(distinct)
+    if (n_classes == n_values > 2) or (text and n_classes > 10 and 2 * n_classes > n_values):
+        what = (
+            "an identifier" if text or pa.types.is_integer(distinct.type) else "a continuous value"
+        )
         raise LabelError(
-            f"label column {name!r} looks like {what}: {n_classes} different values in {len(values)} records. "
+            f"label column {name!r} looks like {what}: {n_classes} different values in {n_values} records. "
             "Choose the column that holds the class.",
             label=name,
         )
 
 
-def _refuse_continuous(values: pa.Array, n_classes: int, name: str) -> None:
-    few_records_each = n_classes > MAX_RARE_CLASSES and n_classes * MIN_RECORDS_PER_CLASS > len(
-        values
-    )
+def _refuse_continuous(distinct: pa.Array, n_values: int, name: str) -> None:
+    n_classes = len(distinct)
+    few_records_each = n_classes > MAX_RARE_CLASSES and n_classes * MIN_RECORDS_PER_CLASS > n_values
     fractional = False
-    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
-        x = values.cast(pa.float64())
+    if pa.types.is_floating(distinct.type) or pa.types.is_decimal(distinct.type):
+        x = distinct.cast(pa.float64())
         fractional = n_classes > MAX_RARE_CLASSES and bool(
             pc.any(pc.not_equal(x, pc.floor(x))).as_py()
         )
     if few_records_each or fractional:
-        what = "a continuous value" if not is_text(values.type) else "free text or an identifier"
+        what = "a continuous value" if not is_text(distinct.type) else "free text or an identifier"
         raise LabelError(
-            f"label column {name!r} looks like {what}: {n_classes} different values in {len(values)} records. "
+            f"label column {name!r} looks like {what}: {n_classes} different values in {n_values} records. "
             "Cut it into classes first, or choose another column.",
             label=name,
         )

@@ -231,6 +231,13 @@ def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
     Krawetz 2013, "Kind of Like That" (dHash). Copies moved by a pixel of 16 share a row of bits whole
     in 97 % of the cases, others in more.
     """
+    found = [np.zeros((0, 2 * BANDS), dtype=np.uint8)]
+    for start in range(0, len(thumbs), BUCKET):  # bounds the memory
+        found.append(_bands(thumbs[start : start + BUCKET]))
+    return np.concatenate(found)
+
+
+def _bands(thumbs: Thumbs) -> NDArray[np.uint8]:
     images = thumbs.reshape(len(thumbs), SIDE, SIDE).astype(np.int64)
     # Cell k covers columns [k, k + 1) * side / 9: weights in ninths, so that they are whole numbers.
     edges = 9 * np.arange(SIDE)

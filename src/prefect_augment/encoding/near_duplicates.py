@@ -175,8 +175,11 @@ def nearest_by_group(
         np.full((n, n_groups), -1, dtype=np.int64),
         np.zeros(n, dtype=np.int64),
     )
-    shape = Shape(np.concatenate([thumbs, others]))
-    bands = hash_bands(np.concatenate([thumbs, others]))
+    if n == 0 or len(others) == 0:
+        return found
+    every = np.concatenate([thumbs, others])
+    shape, bands = Shape(every), hash_bands(every)
+    del every
     with threadpool_limits(limits=1, user_api="blas"):
         for group in range(n_groups):
             best = Best(n)

@@ -410,7 +410,7 @@ def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
 def _yolo_boxes(lines: list[list[float]], names: Mapping[int, str], image: Member) -> list[Box]:
     """Boxes in pixels; without any where the image's size cannot be read (it is then rejected)."""
     try:
-        width, height = header_of(image.data).size
+        width, height = image.size or header_of(image.read()).size
     except BadImageError:
         width = height = 0
     boxes: list[Box] = []

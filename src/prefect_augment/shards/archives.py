@@ -52,8 +52,8 @@ def too_large(n_bytes: int, max_megapixels: float) -> bool:
 
 def read_archive(
     file: IO[bytes], *, name: str, n_bytes: int, max_megapixels: float
-) -> list[Member]:
-    """Return the files in a zip or tar, those that cannot be used with the reason.
+) -> Iterator[Member]:
+    """Yield the files in a zip or tar, those that cannot be used with the reason.
 
     Parameters
     ----------
@@ -73,35 +73,32 @@ def read_archive(
     """
     walk = _zip_members if name.lower().endswith(".zip") else _tar_members
     limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
-    members: list[Member] = []
-    total = 0
+    n_members = total = 0
     try:
         for member, n_unpacked in walk(file, max_megapixels):
-            members.append(member)
+            n_members += 1
             total += n_unpacked
             if total > limit:
                 raise _bomb(name, n_bytes, f"unpacks to more than {limit:,} bytes")
-            if len(members) > MAX_MEMBERS:
+            if n_members > MAX_MEMBERS:
                 raise _bomb(name, n_bytes, f"has more than {MAX_MEMBERS:,} members")
+            yield member
     except _ExtraTooLong as exc:
         raise _bomb(name, n_bytes, f"says {exc} bytes of one member beside its content") from exc
     except READ_ERRORS as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             raise  # the store failed, not the archive
-        if not members:
+        if not n_members:
             raise InputError(
                 f"{name} cannot be read as an archive ({str(exc) or type(exc).__name__}); it may be cut off or of "
                 "another format. Write it again, or leave it out of the source.",
                 path=name,
             ) from exc
-        members.append(
-            Member(
-                f"{name}: from here on",
-                len(members) + 1,
-                reason=f"truncated archive: {str(exc) or type(exc).__name__}",
-            )
+        yield Member(
+            f"{name}: from here on",
+            n_members + 1,
+            reason=f"truncated archive: {str(exc) or type(exc).__name__}",
         )
-    return members
 
 
 def _bomb(name: str, n_bytes: int, what: str) -> InputError:

@@ -21,7 +21,7 @@ from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.packed import refuse_bomb, size_of
-from prefect_augment.shards.parquet import refuse_duplicates
+from prefect_augment.shards.parquet_source import refuse_duplicates
 
 __all__ = ["read_batches", "read_records"]
 

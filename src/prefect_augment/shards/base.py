@@ -6,7 +6,7 @@ own shards: records in, one object out, and the same records back (:class:`Shard
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 
 from prefect_augment.params import Source
 
-__all__ = ["Rejected", "ShardFormat", "ShardReader", "SourceReader", "SourceRecords"]
+__all__ = [
+    "BATCH_BYTES",
+    "Rejected",
+    "ShardFormat",
+    "ShardReader",
+    "SourceReader",
+    "SourceRecords",
+    "in_batches",
+    "whole",
+]
+
+#: About so many bytes of Arrow data in a batch of records.
+BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SourceRecords:
-    """The records of one source object; ``positions[i]`` is where record i stood in it."""
+    """Records of one source object, all or a batch; ``positions[i]`` is where record i stood in it."""
 
     table: pa.Table
     positions: NDArray[np.int64]
@@ -42,11 +54,47 @@ class SourceRecords:
 
 
 class SourceReader(Protocol):
-    """Reads one object of a source. ``name`` is its path, for messages."""
+    """Reads one object of a source: one function, and a line in the registry's ``FORMATS``."""
 
-    def __call__(self, file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-        """Return the records, and what could not be read."""
+    def __call__(
+        self, file: IO[bytes], *, name: str, source: Source
+    ) -> SourceRecords | Iterable[SourceRecords]:
+        """Return the records in batches, or all at once where a format allows nothing else.
+
+        Parameters
+        ----------
+        file : binary file
+            Seekable; open as long as batches are asked for.
+        name : str
+            The object's path, for messages.
+        source : Source
+            How the user wants it to be read.
+
+        Returns
+        -------
+        iterable of SourceRecords, or SourceRecords
+            At least one batch, also of an object without records: it says the columns. Each about
+            ``BATCH_BYTES`` of Arrow data, whatever the object says of its own size. All have one
+            schema; the dictionaries of category columns may differ. Rejected records and notes come
+            with any of them, each once.
+        """
         ...
+
+
+def in_batches(found: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
+    """Return what a reader returned as batches."""
+    return iter((found,) if isinstance(found, SourceRecords) else found)
+
+
+def whole(found: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
+    """Return what a reader returned as one."""
+    batches = list(in_batches(found))
+    return SourceRecords(
+        pa.concat_tables([b.table for b in batches]),
+        np.concatenate([b.positions for b in batches]),
+        tuple(r for b in batches for r in b.rejected),
+        tuple(note for b in batches for note in b.notes),
+    )
 
 
 class ShardReader(Protocol):

@@ -7,50 +7,52 @@ What the columns hold is decided by :mod:`prefect_augment.shards.csv_types`.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import Rejected, SourceRecords
-from prefect_augment.shards.csv_types import find_decimal_mark, is_number, type_columns
-from prefect_augment.shards.packed import gunzip
+from prefect_augment.shards.base import Rejected, SourceRecords, whole
+from prefect_augment.shards.csv_types import ColumnTyper, count_marks, is_number
+from prefect_augment.shards.text import Text
+from prefect_augment.spill import Workspace
 
-__all__ = ["read_records"]
+__all__ = ["read_batches", "read_records"]
 
 SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SAMPLE_ROWS = 200  # rows that decide on separator and header
-ROWS_AT_ONCE = 65_536  # Python strings of so many rows are alive at a time
+# Python strings of so many rows, or characters, are alive at a time.
+ROWS_AT_ONCE = 32_768
+BYTES_AT_ONCE = 4 << 20
 MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 
 def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Records of one CSV file, typed by what its columns hold.
+    """Return all records of one CSV file; see :func:`read_batches`."""
+    return whole(read_batches(file, name=name, source=source))
+
+
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one CSV file, typed by what its columns hold.
 
     - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else
       cp1252; gzip is unpacked.
     - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as
       the first; quoted fields may hold separators and line breaks.
     - Header: the first line, unless it holds numbers where the columns below hold numbers.
-    - Empty fields are null. Types: see :func:`prefect_augment.shards.csv_types.type_columns`.
+    - Empty fields are null. Types: see :class:`prefect_augment.shards.csv_types.ColumnTyper`; they are
+      settled when all lines have been seen, which are put aside as text until then.
 
     Parameters
     ----------
@@ -61,8 +63,8 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     source : Source
         Encoding, separator and decimal mark where they are given, and the label.
 
-    Returns
-    -------
+    Yields
+    ------
     SourceRecords
         ``positions`` are line numbers, counted from 1.
 
@@ -73,90 +75,48 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     SchemaError
         If two columns have the same name.
     """
-    text, encoding = _decode(file.read(), name, source.encoding)
-    if not text.strip():
+    text = Text(file, name, source.encoding)
+    if text.is_blank:
         raise InputError(f"{name} is empty; expected a header and at least one record.", path=name)
     separator = _find_separator(text, source.separator)
     skip_blanks = _has_blanks_after(text, separator)
-    lines = _Lines(text)
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True)
     header, has_header = _header(text, separator, skip_blanks, source, name)
-    if has_header:
-        next(reader)
-    columns, positions, rejected = _read_rows(reader, lines, header, name)
-    _refuse_unreadable(len(positions), rejected, name)
-    table, notes = _without_blank_column(pa.table(columns, names=header))
-
-    mark = source.decimal if source.decimal != "auto" else find_decimal_mark(table, separator)
-    typed = type_columns(table, decimal=mark, label=source.label)
-    rows = typed.rejected_rows
-    unparsed = [
-        Rejected(
-            int(positions[i]),
-            reason,
-            separator.join(v or "" for v in table.slice(i, 1).to_pylist()[0].values()),
-        )
-        for i, reason in sorted(rows.items())
-    ]
-    keep = np.ones(len(positions), dtype=bool)
-    keep[list(rows)] = False
-    found = f"read as {encoding}, separator {SEPARATOR_NAMES.get(separator, repr(separator))}"
-    found += ", decimal comma" if mark == "," else ""
-    found += "" if has_header else ", no header line: columns are named column_1, column_2 …"
-    found += ", blanks after separators left out" if skip_blanks else ""
-    return SourceRecords(
-        table=typed.table.filter(pa.array(keep)) if rows else typed.table,
-        positions=positions[keep],
-        rejected=tuple(sorted([*rejected, *unparsed], key=lambda r: r.position)),
-        notes=(found, *notes, *typed.notes),
-    )
-
-
-# --- encoding ---------------------------------------------------------------------------------
-
-
-def _decode(data: bytes, name: str, wished: str) -> tuple[str, str]:
-    """Return the text and the encoding's name."""
-    if data[:2] == b"\x1f\x8b":
-        data = gunzip(data, name)
-    encodings = [wished] if wished != "auto" else _likely_encodings(data)
-    for encoding in encodings:
-        try:
-            text = data.decode(encoding)
-        except LookupError as exc:
-            raise ParameterError(
-                f"encoding {wished!r} is unknown; use e.g. utf-8, cp1252 or utf-16."
-            ) from exc
-        except UnicodeDecodeError:
-            continue
-        if "\0" in text:
-            raise InputError(
-                f"{name} holds zero bytes: it is not text, or its encoding must be given.",
-                path=name,
+    with Workspace() as workspace:
+        blocks = _Blocks(workspace, header)
+        with text.open() as file_lines:
+            lines = _Lines(file_lines)
+            reader = csv.reader(
+                lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True
             )
-        return text, encoding.removesuffix("-sig")
-    raise InputError(
-        f"{name} cannot be read as {' or '.join(encodings)}; say what it is with source.encoding.",
-        path=name,
-    )
+            if has_header:
+                next(reader)
+            blocks.read(reader, lines, name)
+        names, notes = blocks.without_blank_column()
+        typers, mark = blocks.typers(names, source, separator)
+        found = (
+            f"read as {text.encoding}, separator {SEPARATOR_NAMES.get(separator, repr(separator))}"
+        )
+        found += ", decimal comma" if mark == "," else ""
+        found += "" if has_header else ", no header line: columns are named column_1, column_2 …"
+        found += ", blanks after separators left out" if skip_blanks else ""
+        said = (found, *notes, *_said(names, typers))
+        for batch in blocks.typed(names, typers, separator):
+            yield replace(batch, notes=said)
+            said = ()
 
 
-def _likely_encodings(data: bytes) -> list[str]:
-    for mark, encoding in BOMS:
-        if data.startswith(mark):
-            return [encoding]
-    start = data[:4096]
-    if len(start) >= 4 and start[1::2].count(0) > len(start) // 4 and start[::2].count(0) == 0:
-        return ["utf-16-le"]
-    if len(start) >= 4 and start[::2].count(0) > len(start) // 4 and start[1::2].count(0) == 0:
-        return ["utf-16-be"]
-    return ["utf-8", "cp1252"]
+def _said(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
+    return [
+        f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
+        for name, typer in zip(names, typers, strict=True)
+        if typer.n_missing_words
+    ]
 
 
 # --- layout -----------------------------------------------------------------------------------
 
 
-def _find_separator(text: str, wished: str) -> str:
+def _find_separator(text: Text, wished: str) -> str:
     if wished != "auto":
         separator = "\t" if wished in ("\\t", "tab") else wished
         if len(separator) != 1 or separator in '"\r\n':
@@ -167,7 +127,7 @@ def _find_separator(text: str, wished: str) -> str:
     return max(SEPARATORS, key=lambda s: (_fit(text, s), -SEPARATORS.index(s)))
 
 
-def _fit(text: str, separator: str) -> tuple[float, int]:
+def _fit(text: Text, separator: str) -> tuple[float, int]:
     """How well a separator cuts the first rows alike: share of rows like the first, number of fields."""
     rows = _sample(text, separator)
     width = len(rows[0]) if rows else 0
@@ -177,25 +137,24 @@ def _fit(text: str, separator: str) -> tuple[float, int]:
     return round(alike, 1), width
 
 
-def _sample(text: str, separator: str, *, skip_blanks: bool = False) -> list[list[str]]:
+def _sample(text: Text, separator: str, *, skip_blanks: bool = False) -> list[list[str]]:
     """The first rows, as far as they can be read."""
     rows: list[list[str]] = []
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=skip_blanks
-    )
-    with contextlib.suppress(csv.Error):  # a field that is too long; the rows before it are enough
-        rows.extend(row for row in islice(reader, SAMPLE_ROWS) if row)
+    with text.open() as lines:
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=skip_blanks)
+        with contextlib.suppress(csv.Error):  # a field that is too long; the rows before it will do
+            rows.extend(row for row in islice(reader, SAMPLE_ROWS) if row)
     return rows
 
 
-def _has_blanks_after(text: str, separator: str) -> bool:
+def _has_blanks_after(text: Text, separator: str) -> bool:
     """Tell whether the writer put a blank after every separator."""
     later = [field for row in _sample(text, separator)[1:] for field in row[1:]]
     return separator != "\t" and bool(later) and all(field.startswith(" ") for field in later)
 
 
 def _header(
-    text: str, separator: str, skip_blanks: bool, source: Source, name: str
+    text: Text, separator: str, skip_blanks: bool, source: Source, name: str
 ) -> tuple[list[str], bool]:
     """Return the columns' names and whether they stand in the first line."""
     rows = _sample(text, separator, skip_blanks=skip_blanks)
@@ -234,8 +193,8 @@ def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
 class _Lines:
     """Lines of a text, remembering the ones since the last row: what a rejected row looked like."""
 
-    def __init__(self, text: str) -> None:
-        self._lines = iter(io.StringIO(text, newline=""))
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
         self.taken: list[str] = []
         self.n_taken = 0
 
@@ -249,44 +208,123 @@ class _Lines:
         return line
 
 
-def _read_rows(
-    reader: Iterator[list[str]], lines: _Lines, header: Sequence[str], name: str
-) -> tuple[list[pa.ChunkedArray], np.ndarray[tuple[int], np.dtype[np.int64]], list[Rejected]]:
-    """Return the columns as text with nulls, the rows' line numbers, and the lines that do not fit."""
-    chunks: list[list[pa.Array]] = [[] for _ in header]
-    rows: list[list[str]] = []
-    positions: list[int] = []
-    rejected: list[Rejected] = []
+class _Blocks:
+    """The rows of a file as blocks of text columns, put aside until their types are known."""
 
-    def flush() -> None:
-        for parts, values in zip(chunks, zip(*rows, strict=True), strict=True):
-            parts.append(pa.array([value or None for value in values], type=pa.string()))
-        rows.clear()
+    def __init__(self, workspace: Workspace, header: Sequence[str]) -> None:
+        self._header = list(header)
+        self._texts = workspace.spill()
+        # Per block: the rows' line numbers, and the lines that do not fit.
+        self._positions: list[NDArray[np.int64]] = []
+        self._rejected: list[list[Rejected]] = [[]]
 
-    while True:
-        lines.taken.clear()
-        line = lines.n_taken + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as exc:
-            rejected.append(_unreadable(exc, line, lines, name))
-            continue
-        if not row:
-            continue
-        if len(row) == len(header):
-            rows.append(row)
-            positions.append(line)
-        else:
-            reason = f"{len(row)} fields where the header has {len(header)}"
-            rejected.append(Rejected(line, reason, "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]))
-        if len(rows) >= ROWS_AT_ONCE:
-            flush()
-    if rows:
-        flush()
-    columns = [pa.chunked_array(parts, type=pa.string()) for parts in chunks]
-    return columns, np.asarray(positions, dtype=np.int64), rejected
+    def read(self, reader: Iterator[list[str]], lines: _Lines, name: str) -> None:
+        """Read all rows."""
+        rows: list[list[str]] = []
+        positions: list[int] = []
+        n_rows = n_bytes = 0
+        while True:
+            lines.taken.clear()
+            line = lines.n_taken + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as exc:
+                self._rejected[-1].append(_unreadable(exc, line, lines, name))
+                continue
+            if not row:
+                continue
+            if len(row) == len(self._header):
+                rows.append(row)
+                positions.append(line)
+                n_bytes += sum(map(len, lines.taken))
+                n_rows += 1
+            else:
+                reason = f"{len(row)} fields where the header has {len(self._header)}"
+                raw = "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]
+                self._rejected[-1].append(Rejected(line, reason, raw))
+            if len(rows) >= ROWS_AT_ONCE or n_bytes > BYTES_AT_ONCE:
+                self._put(rows, positions)
+                self._rejected.append([])
+                rows, positions, n_bytes = [], [], 0
+        if rows:
+            self._put(rows, positions)
+        rejected = [r for block in self._rejected for r in block]
+        _refuse_unreadable(n_rows, rejected, name)
+
+    def _put(self, rows: list[list[str]], positions: list[int]) -> None:
+        columns = [
+            pa.array([value or None for value in values], type=pa.string())
+            for values in zip(*rows, strict=True)
+        ]
+        self._texts.append(pa.table(columns, names=[f"{j}" for j in range(len(columns))]))
+        self._positions.append(np.asarray(positions, dtype=np.int64))
+
+    def without_blank_column(self) -> tuple[list[str], tuple[str, ...]]:
+        """Leave out the empty column that a separator at the end of every line makes."""
+        last = len(self._header) - 1
+        if (
+            last == 0
+            or not re.fullmatch(r"column_\d+", self._header[-1])
+            or any(t.column(last).null_count < t.num_rows for t in self._texts)
+        ):
+            return self._header, ()
+        return self._header[:-1], ("the last column has neither name nor values and is left out",)
+
+    def typers(
+        self, names: Sequence[str], source: Source, separator: str
+    ) -> tuple[list[ColumnTyper], str]:
+        """Return what makes values of each column's texts, and the decimal mark."""
+        mark = source.decimal if source.decimal != "auto" else self._mark(len(names), separator)
+        typers = [ColumnTyper(decimal=mark, strict=name == source.label) for name in names]
+        for block in self._texts:
+            for j, typer in enumerate(typers):
+                typer.look(block.column(j).combine_chunks())
+        for typer in typers:
+            typer.settle()
+        return typers, mark
+
+    def _mark(self, n_columns: int, separator: str) -> str:
+        """The decimal mark that more values have: a comma only where it does not separate fields."""
+        if separator == ",":
+            return "."
+        n_comma = n_point = 0
+        for block in self._texts:
+            for j in range(n_columns):
+                comma, point = count_marks(block.column(j).combine_chunks())
+                n_comma, n_point = n_comma + comma, n_point + point
+        return "," if n_comma > n_point else "."
+
+    def typed(
+        self, names: Sequence[str], typers: Sequence[ColumnTyper], separator: str
+    ) -> Iterator[SourceRecords]:
+        """Yield the blocks with their types, what does not fit rejected."""
+        for k, block in enumerate(self._texts):
+            positions = self._positions[k]
+            texts = [block.column(j).combine_chunks() for j in range(len(names))]
+            columns: list[pa.Array] = []
+            reasons: dict[int, str] = {}
+            for name, typer, text in zip(names, typers, texts, strict=True):
+                values, misfits = typer.convert(text)
+                columns.append(values)
+                for i, reason in misfits.items():
+                    reasons.setdefault(i, f"column {name!r}: {reason}")
+            table = pa.table(columns, names=list(names))
+            rejected = list(self._rejected[k])
+            if k + 1 == len(self._positions):
+                rejected += [r for block_ in self._rejected[k + 1 :] for r in block_]
+            if reasons:
+                rejected += [
+                    Rejected(
+                        int(positions[i]), why, separator.join(t[i].as_py() or "" for t in texts)
+                    )
+                    for i, why in reasons.items()
+                ]
+                keep = np.ones(len(positions), dtype=bool)
+                keep[list(reasons)] = False
+                table, positions = table.filter(pa.array(keep)), positions[keep]
+            yield SourceRecords(table, positions, tuple(sorted(rejected, key=lambda r: r.position)))
 
 
 def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected:
@@ -316,17 +354,3 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
         raise InputError(
             f"{name} has a header and no records; expected at least one record.", path=name
         )
-
-
-def _without_blank_column(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
-    """Leave out the empty column that a separator at the end of every line makes."""
-    last = table.column_names[-1]
-    if (
-        re.fullmatch(r"column_\d+", last)
-        and table.num_columns > 1
-        and table[last].null_count == table.num_rows
-    ):
-        return table.drop_columns([last]), (
-            "the last column has neither name nor values and is left out",
-        )
-    return table, ()

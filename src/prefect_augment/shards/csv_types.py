@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["TypedTable", "find_decimal_mark", "is_number", "type_columns"]
+__all__ = ["ColumnTyper", "count_marks", "is_number"]
 
 # A column is of a type if more than this share of its values is; the rows of the rest are rejected.
 MIN_PARSED = 0.99
@@ -27,16 +27,8 @@ INFINITE = r"^[+-]?(inf|infinity)$"
 DATE = r"^\d{4}-\d{2}-\d{2}$"
 CLOCK = r"\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
 TIMESTAMP = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{CLOCK}$"
+NANO = r"\.\d{7,9}"
 ZONED = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{CLOCK}(Z|[+-]\d{{2}}:?\d{{2}})$"
-
-
-@dataclass(frozen=True)
-class TypedTable:
-    """A table with types, the rows that do not fit them with the reason, and what to say about it."""
-
-    table: pa.Table
-    rejected_rows: dict[int, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def is_number(text: str) -> bool:
@@ -47,21 +39,17 @@ def is_number(text: str) -> bool:
     )
 
 
-def find_decimal_mark(table: pa.Table, separator: str) -> str:
-    """Return the decimal mark that more values have: a comma only where it does not separate fields."""
-    if separator == ",":
-        return "."
-    n_comma = sum(_count(table[name], COMMA_NUMBER) for name in table.column_names)
-    n_point = sum(_count(table[name], POINT_NUMBER) for name in table.column_names)
-    return "," if n_comma > n_point else "."
+def count_marks(column: pa.Array) -> tuple[int, int]:
+    """Return how many values are numbers with a comma, and with a point."""
+    return _count(column, COMMA_NUMBER), _count(column, POINT_NUMBER)
 
 
-def _count(column: pa.ChunkedArray, pattern: str) -> int:
+def _count(column: pa.Array, pattern: str) -> int:
     return int(pc.sum(pc.match_substring_regex(column, pattern)).as_py() or 0)
 
 
-def type_columns(table: pa.Table, *, decimal: str, label: str) -> TypedTable:
-    """Return the table with each column as the narrowest type that all its values have.
+class ColumnTyper:
+    """Finds the narrowest type that all values of a text column have, block by block.
 
     Types, in this order: boolean (``true``/``false`` in any case), int64, float64, date, timestamp
     (ISO 8601; microseconds, or nanoseconds where digits ask for them; UTC where all have a zone),
@@ -70,43 +58,162 @@ def type_columns(table: pa.Table, *, decimal: str, label: str) -> TypedTable:
     ``?`` and ``-`` count as missing; in text they stay what they are.
 
     Where more than 99 % of a column's values are of a type, and more than 20 of these differ, the
-    rows of the others are rejected. The label is never treated so: a rare class may be the one that
-    is spelled differently.
+    others are misfits, to be rejected with their rows. The label is never treated so: a rare class
+    may be the one that is spelled differently.
+
+    Call :meth:`look` with every block, then :meth:`settle` once, then :meth:`convert` with every
+    block again.
 
     Parameters
     ----------
-    table : pyarrow.Table
-        Text columns with nulls.
     decimal : str
         ``.`` or ``,``.
-    label : str
-        The label column's name, where it is known.
+    strict : bool
+        Nothing is a misfit: for the label.
     """
-    columns: list[pa.ChunkedArray] = []
-    rejected: dict[int, str] = {}
-    notes: list[str] = []
-    for name in table.column_names:
-        parsed = _parse_column(table[name], decimal, strict=name == label)
-        columns.append(parsed.values)
-        if parsed.n_missing_words:
-            notes.append(
-                f"column {name!r}: {parsed.n_missing_words} values such as NA or ? read as missing"
-            )
-        for i in parsed.bad_rows:
-            value = table[name][i].as_py()
-            rejected.setdefault(
-                i,
-                f"column {name!r}: {value[:60]!r} is not a {parsed.kind}, as over 99 % of its values are",
-            )
-    return TypedTable(pa.table(columns, names=table.column_names), rejected, tuple(notes))
+
+    def __init__(self, *, decimal: str, strict: bool) -> None:
+        self._decimal = decimal
+        self._strict = strict
+        self._n_values = 0
+        self._has_leading_zero = False
+        self._seen = {kind.name: _Seen() for kind in KINDS}
+        self._kind: _Kind | None = None
+        self._unit = "us"
+        self.n_missing_words = 0
+        self.type: pa.DataType = pa.string()
+
+    def look(self, text: pa.Array) -> None:
+        """Take note of a block."""
+        trimmed, n_values, n_words = _trimmed(text)
+        self._n_values += n_values
+        self.n_missing_words += n_words
+        left = n_values - n_words
+        if left == 0 or self._has_leading_zero:
+            return
+        if _count(trimmed, LEADING_ZERO):
+            self._has_leading_zero = True
+            return
+        if self._decimal == ",":
+            trimmed = _with_point(trimmed)
+        for kind in KINDS:
+            n_fit = self._seen[kind.name].add(trimmed, kind)
+            if kind.name == "whole number" and n_fit == left:
+                self._seen[NUMBER_KIND.name].add(trimmed, NUMBER_KIND)
+            if n_fit == left:  # then no value is of a kind that comes after
+                return
+
+    def settle(self) -> None:
+        """Decide on the type."""
+        n_words, n_values = self.n_missing_words, self._n_values - self.n_missing_words
+        if self._n_values == 0:
+            self.type = pa.null()
+        elif n_values and not self._has_leading_zero:
+            for kind in KINDS:
+                seen = self._seen[kind.name]
+                if not self._is(kind, seen, n_values):
+                    continue
+                # An integer beyond 64 bits is a code, and a float would lose digits.
+                if seen.fails or (seen.is_nano and seen.fails_as_nano):
+                    break
+                self._kind = kind
+                self._unit = "ns" if seen.is_nano else "us"
+                self.type = kind.type_of(self._unit)
+                break
+        self.n_missing_words = n_words if self._kind is not None else 0
+
+    def _is(self, kind: _Kind, seen: _Seen, n_values: int) -> bool:
+        if seen.n_fit == n_values:
+            return True
+        if self._strict or seen.n_fit <= MIN_PARSED * n_values:
+            return False
+        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_fit == n_values:
+            return False  # the misfits are decimals: the column holds numbers
+        return len(seen.distinct) > MIN_DISTINCT
+
+    def convert(self, text: pa.Array) -> tuple[pa.Array, dict[int, str]]:
+        """Return a block's values in the type, and its misfits by their row with the reason."""
+        if self._kind is None:
+            return (pa.nulls(len(text)) if pa.types.is_null(self.type) else text), {}
+        trimmed = _trimmed(text)[0]
+        if self._decimal == ",":
+            trimmed = _with_point(trimmed)
+        fits = _fits(trimmed, self._kind)
+        bad = pc.fill_null(pc.invert(fits), False)
+        misfits: dict[int, str] = {}
+        if pc.any(bad, min_count=0).as_py():
+            trimmed = pc.if_else(bad, None, trimmed)
+            for i in pc.indices_nonzero(bad).to_pylist():
+                value = text[i].as_py()
+                misfits[i] = (
+                    f"{value[:60]!r} is not a {self._kind.name}, as over 99 % of its values are"
+                )
+        return self._kind.convert(trimmed, self._unit), misfits
 
 
-@dataclass(frozen=True)
-class _Parsed:
-    values: pa.ChunkedArray
-    kind: str = "text"
-    bad_rows: Sequence[int] = ()
-    n_missing_words: int = 0
+class _Seen:
+    """What was seen of one kind in a column."""
+
+    def __init__(self) -> None:
+        self.n_fit = 0
+        self.distinct: set[str] = set()  # no more than are needed
+        self.fails = False
+        self.is_nano = False
+        self.fails_as_nano = False
+
+    def add(self, trimmed: pa.Array, kind: _Kind) -> int:
+        """Take note of a block and return how many of its values fit."""
+        fits = _fits(trimmed, kind)
+        n_fit = int(pc.sum(fits).as_py() or 0)
+        if n_fit == 0:
+            return 0
+        self.n_fit += n_fit
+        fitting = pc.if_else(fits, trimmed, None)
+        if len(self.distinct) <= MIN_DISTINCT:
+            self.distinct.update(
+                fitting.unique().drop_null().slice(0, 2 * MIN_DISTINCT).to_pylist()
+            )
+        if kind.name == "whole number":
+            self.fails |= not _converts(fitting, kind, "us")
+        if kind.has_unit:
+            self.is_nano |= _count(fitting, NANO) > 0
+            self.fails_as_nano |= not _converts(fitting, kind, "ns")
+        return n_fit
+
+
+def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
+    """Return the values without blanks around them, null where nothing or a word for it is left."""
+    trimmed = pc.utf8_trim_whitespace(text)
+    trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+    n_values = len(trimmed) - trimmed.null_count
+    words = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(MISSING_WORDS))
+    n_words = pc.sum(words).as_py() or 0
+    return (pc.if_else(words, None, trimmed) if n_words else trimmed), n_values, n_words
+
+
+def _fits(trimmed: pa.Array, kind: _Kind) -> pa.Array:
+    """Which values are of the kind; null where there is none. 2024-02-30 looks like a date and is none."""
+    fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
+    if not kind.is_date or not pc.any(fits, min_count=0).as_py():
+        return fits
+    looks = pc.if_else(fits, trimmed, None)
+    if _converts(looks, kind, "us") and _count(looks, NANO) == 0:
+        return fits
+    distinct = [v for v in looks.unique().drop_null().to_pylist() if _is_valid(v, kind)]
+    return pc.and_(fits, pc.is_in(looks, value_set=pa.array(distinct, pa.string())))
+
+
+def _is_valid(value: str, kind: _Kind) -> bool:
+    one = pa.array([value], pa.string())
+    return _converts(one, kind, "ns" if re.search(NANO, value) else "us")
+
+
+def _converts(values: pa.Array, kind: _Kind, unit: str) -> bool:
+    try:
+        kind.convert(values, unit)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -115,114 +222,59 @@ class _Kind:
 
     name: str
     pattern: str
-    convert: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+    convert: Callable[[pa.Array, str], pa.Array]
+    type_of: Callable[[str], pa.DataType]
     is_date: bool = False
+    has_unit: bool = False
 
 
-def _parse_column(text: pa.ChunkedArray, decimal: str, *, strict: bool) -> _Parsed:
-    trimmed = pc.utf8_trim_whitespace(text)
-    trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
-    n_values = len(trimmed) - trimmed.null_count
-    if n_values == 0:
-        return _Parsed(pa.chunked_array([pa.nulls(len(text))]), "null")
-    words = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(MISSING_WORDS))
-    n_words = pc.sum(words).as_py()
-    if n_words:
-        trimmed = pc.if_else(words, None, trimmed)
-    if n_words == n_values or _count(trimmed, LEADING_ZERO):
-        return _Parsed(text)
-    if decimal == ",":
-        trimmed = _with_point(trimmed)
-    for kind in KINDS:
-        bad = _misfits(trimmed, kind, strict=strict)
-        if bad is None:
-            continue
-        if bad:
-            trimmed = pc.if_else(pa.array(_mask(len(trimmed), bad)), None, trimmed)
-        try:
-            return _Parsed(kind.convert(trimmed), kind.name, bad, n_words)
-        except pa.ArrowInvalid:  # an integer beyond 64 bits: a code, and a float would lose digits
-            return _Parsed(text)
-    return _Parsed(text)
-
-
-def _misfits(trimmed: pa.ChunkedArray, kind: _Kind, *, strict: bool) -> list[int] | None:
-    """Rows that are not of the kind; None if too many are not for the column to be of it."""
-    fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
-    n_values = len(trimmed) - trimmed.null_count
-    if kind.is_date and pc.any(fits).as_py():
-        fits = pc.and_(fits, _converts(trimmed, fits, kind))
-    n_fit = int(pc.sum(fits).as_py() or 0)
-    if n_fit == n_values:
-        return []
-    if strict or n_fit <= MIN_PARSED * n_values:
-        return None
-    if kind.name == "whole number" and _misfits(trimmed, NUMBER_KIND, strict=True) == []:
-        return None  # the misfits are decimals: the column holds numbers
-    if pc.count_distinct(trimmed.filter(fits)).as_py() <= MIN_DISTINCT:
-        return None
-    return [int(i) for i in pc.indices_nonzero(pc.fill_null(pc.invert(fits), False)).to_pylist()]
-
-
-def _converts(trimmed: pa.ChunkedArray, fits: pa.ChunkedArray, kind: _Kind) -> pa.Array:
-    """Which of the values that look like a date are one: 2024-02-30 is not."""
-    looks = pc.if_else(fits, trimmed, None)
-    try:
-        kind.convert(looks)
-    except pa.ArrowInvalid:
-        distinct = looks.unique().drop_null()
-        return pc.is_in(
-            looks,
-            value_set=pa.array([v.as_py() for v in distinct if _is_valid(v, kind)], pa.string()),
-        )
-    return looks.is_valid()
-
-
-def _is_valid(value: pa.Scalar, kind: _Kind) -> bool:
-    try:
-        kind.convert(pa.chunked_array([[value.as_py()]], type=pa.string()))
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _mask(n: int, rows: Sequence[int]) -> list[bool]:
-    mask = [False] * n
-    for i in rows:
-        mask[i] = True
-    return mask
-
-
-def _with_point(trimmed: pa.ChunkedArray) -> pa.ChunkedArray:
+def _with_point(trimmed: pa.Array) -> pa.Array:
     """Give comma numbers a point; anything else stays as it is and will not parse as a number."""
     is_comma = pc.match_substring_regex(trimmed, COMMA_NUMBER)
     return pc.if_else(is_comma, pc.replace_substring(trimmed, ",", "."), trimmed)
 
 
-def _to_timestamp(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    nano = _count(text, r"\.\d{7,9}") > 0
-    return text.cast(pa.timestamp("ns" if nano else "us"))
-
-
-def _to_utc(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    nano = _count(text, r"\.\d{7,9}") > 0
-    return text.cast(pa.timestamp("ns" if nano else "us", tz="UTC"))
+def _plain_number(text: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(text, r"^\+", "")
 
 
 NUMBER_KIND = _Kind(
     "number",
     f"({NUMBER})|({INFINITE})",
-    lambda t: pc.replace_substring_regex(t, r"^\+", "").cast(pa.float64()),
+    lambda t, unit: _plain_number(t).cast(pa.float64()),
+    lambda unit: pa.float64(),
 )
 KINDS = (
-    _Kind("truth value", r"^(true|false)$", lambda t: pc.utf8_lower(t).cast(pa.bool_())),
+    _Kind(
+        "truth value",
+        r"^(true|false)$",
+        lambda t, unit: pc.utf8_lower(t).cast(pa.bool_()),
+        lambda unit: pa.bool_(),
+    ),
     _Kind(
         "whole number",
         INTEGER,
-        lambda t: pc.replace_substring_regex(t, r"^\+", "").cast(pa.int64()),
+        lambda t, unit: _plain_number(t).cast(pa.int64()),
+        lambda unit: pa.int64(),
     ),
     NUMBER_KIND,
-    _Kind("date", DATE, lambda t: t.cast(pa.date32()), is_date=True),
-    _Kind("point in time", TIMESTAMP, _to_timestamp, is_date=True),
-    _Kind("point in time with zone", ZONED, _to_utc, is_date=True),
+    _Kind(
+        "date", DATE, lambda t, unit: t.cast(pa.date32()), lambda unit: pa.date32(), is_date=True
+    ),
+    _Kind(
+        "point in time",
+        TIMESTAMP,
+        lambda t, unit: t.cast(pa.timestamp(unit)),
+        pa.timestamp,
+        is_date=True,
+        has_unit=True,
+    ),
+    _Kind(
+        "point in time with zone",
+        ZONED,
+        lambda t, unit: t.cast(pa.timestamp(unit, tz="UTC")),
+        lambda unit: pa.timestamp(unit, tz="UTC"),
+        is_date=True,
+        has_unit=True,
+    ),
 )

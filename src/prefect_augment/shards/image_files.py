@@ -34,10 +34,11 @@ __all__ = [
     "IMAGE_TYPE",
     "MASKS",
     "OBJECTS_TYPE",
+    "Chosen",
     "Labels",
     "Layout",
     "Member",
-    "build_records",
+    "choose_records",
     "class_folders",
     "image_columns",
     "image_metadata",
@@ -59,8 +60,6 @@ SPLIT_NAMES = frozenset(
 )
 #: How the note begins that warns of masks beside images.
 MASKS = "looks like masks"
-# Arrow counts bytes of a chunk in 32 bits.
-CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,25 @@ class Member:
     position : int
         Its number in the archive, or in the folder's listing, from 1.
     data : bytes
-        Its content; empty where ``reason`` says why there is none.
+        Its content; empty where ``reason`` says why there is none, and where it is read later.
     reason : str
         Why it cannot be used, as far as the archive or the file system says it.
+    load : callable, optional
+        Reads the content where it is not here yet.
+    size : (int, int), optional
+        Width and height of the image in pixels, where they have been looked at.
     """
 
     path: str
     position: int
     data: bytes = b""
     reason: str = ""
+    load: Callable[[], bytes] | None = None
+    size: tuple[int, int] | None = None
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self.load() if self.load is not None else self.data
 
 
 @dataclass(frozen=True)
@@ -182,13 +191,56 @@ def _some(names: Sequence[str]) -> str:
 # --- records ----------------------------------------------------------------------------------
 
 
-def build_records(
+@dataclass(frozen=True)
+class Chosen:
+    """Which of a set of files are records, and what is said of the others.
+
+    Parameters
+    ----------
+    records : list of Member
+        In the order of their paths; what is in them may not have been read yet.
+    labels : Labels
+        Their classes.
+    label : str
+        The name of the label column.
+    rejected : tuple of Rejected
+        Files that should have been records, with the reason.
+    notes : tuple of str
+        What was found.
+    """
+
+    records: list[Member]
+    labels: Labels
+    label: str
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...]
+
+    def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
+        """Return these records with their content: ``image``, the label, ``objects`` where there are boxes."""
+        images = pa.StructArray.from_arrays(
+            [pa.array(data, pa.binary()), pa.array([m.path for m in members], pa.string())],
+            fields=list(IMAGE_TYPE),
+        )
+        columns: dict[str, Any] = {
+            "image": images,
+            self.label: pa.array([self.labels.of_path[m.path] for m in members], pa.string()),
+        }
+        if self.labels.objects is not None:
+            none: dict[str, list[Any]] = {"bbox": [], "category": []}
+            boxes = [self.labels.objects.get(m.path, none) for m in members]
+            columns["objects"] = pa.array(boxes, OBJECTS_TYPE)
+        table = pa.table(columns)
+        table = table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+        return SourceRecords(table, np.array([m.position for m in members], dtype=np.int64))
+
+
+def choose_records(
     members: Sequence[Member],
     source: Source,
     *,
     read_labels: Callable[[Sequence[Member], Source], Labels],
-) -> SourceRecords:
-    """Return the records that a set of files makes, in the order of their paths.
+) -> Chosen:
+    """Return which of a set of files are records.
 
     Parameters
     ----------
@@ -198,12 +250,6 @@ def build_records(
         Its include and exclude patterns choose among the image files.
     read_labels : callable
         The layout: gets the files that are not ignored, and the source.
-
-    Returns
-    -------
-    SourceRecords
-        Columns ``image`` and ``label`` (or as ``source.label`` calls it), and ``objects`` where there are
-        boxes; ``positions`` are the members'.
     """
     seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
     left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
@@ -237,44 +283,7 @@ def build_records(
         notes.append(
             f"{sum(passed_over.values())} files that are no images were passed over: {kinds}"
         )
-    return SourceRecords(
-        _table(records, labels, source.label or "label"),
-        np.array([m.position for m in records], dtype=np.int64),
-        tuple(rejected),
-        tuple(notes),
-    )
-
-
-def _table(records: Sequence[Member], labels: Labels, label: str) -> pa.Table:
-    """The records' columns, in chunks that Arrow can count."""
-    chunks: list[list[Member]] = [[]]
-    size = 0
-    for member in records:
-        if size + len(member.data) > CHUNK_BYTES and chunks[-1]:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(member)
-        size += len(member.data)
-    images = [
-        pa.StructArray.from_arrays(
-            [
-                pa.array([m.data for m in c], pa.binary()),
-                pa.array([m.path for m in c], pa.string()),
-            ],
-            fields=list(IMAGE_TYPE),
-        )
-        for c in chunks
-    ]
-    columns: dict[str, Any] = {
-        "image": pa.chunked_array(images, IMAGE_TYPE),
-        label: pa.array([labels.of_path[m.path] for m in records], pa.string()),
-    }
-    if labels.objects is not None:
-        none: dict[str, list[Any]] = {"bbox": [], "category": []}
-        boxes = [labels.objects.get(m.path, none) for m in records]
-        columns["objects"] = pa.array(boxes, OBJECTS_TYPE)
-    table = pa.table(columns)
-    return table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+    return Chosen(records, labels, source.label or "label", tuple(rejected), tuple(notes))
 
 
 # --- columns ----------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
@@ -23,12 +22,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import Origin
-from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import SourceRecords
+from prefect_augment.shards.base import SourceRecords, whole
 from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
 from prefect_augment.shards.image_files import image_columns
-from prefect_augment.shards.parquet_check import check_parquet, check_row_count
+from prefect_augment.shards.parquet_source import read_batches
 
 __all__ = [
     "LINEAGE",
@@ -38,7 +37,6 @@ __all__ = [
     "put_once",
     "read_records",
     "read_shard",
-    "refuse_duplicates",
     "select_columns",
     "take_rows",
     "with_lineage",
@@ -76,58 +74,8 @@ _TAKEN_AT_ONCE = 512 << 20
 
 
 def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Records of one Parquet file of the source, with its types and schema metadata as they stand.
-
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        The file's path, for messages.
-    source : Source
-        Not used by this format: a Parquet file says itself how it is to be read.
-
-    Returns
-    -------
-    SourceRecords
-        ``positions`` count rows from 1. A Parquet file is read as a whole or not at all, so nothing
-        is rejected row by row.
-
-    Raises
-    ------
-    InputError
-        If the file is not whole, not Parquet, holds text that is not UTF-8, or is made to fill the memory.
-    SchemaError
-        If two columns have the same name.
-    """
-    try:
-        reader = pq.ParquetFile(file)
-        refuse_duplicates(reader.schema_arrow.names, name)
-        check_parquet(reader, file, name=name)
-        table = reader.read()
-        check_row_count(reader, table.num_rows, name=name)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
-        if isinstance(exc, OSError) and exc.errno is not None:
-            raise  # the store failed, not the format: Arrow's own errors carry no errno
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise InputError(
-            f"{name} cannot be read as Parquet ({reason}); it may be cut off or of another format. "
-            "Write it again, or leave it out of the source.",
-            path=name,
-        ) from exc
-    return SourceRecords(table=table, positions=np.arange(1, table.num_rows + 1, dtype=np.int64))
-
-
-def refuse_duplicates(names: Sequence[str], where: str) -> None:
-    """Raise where two columns have the same name: one of them would be lost."""
-    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
-    if repeated:
-        raise SchemaError(
-            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
-            "rename or drop all but one of each.",
-            columns=repeated,
-        )
+    """Return all records of a source's Parquet file; see :mod:`prefect_augment.shards.parquet_source`."""
+    return whole(read_batches(file, name=name, source=source))
 
 
 # --- columns and schema metadata --------------------------------------------------------------

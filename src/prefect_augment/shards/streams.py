@@ -1,7 +1,7 @@
 """Records that are too many for memory: written shard by shard as they come, and brought into order on disk.
 
 :func:`write_stream` is :func:`~prefect_augment.shards.formats.write_shards` for tables that come one
-after the other; :class:`Spill` puts records into another order by way of local files.
+after the other; :class:`Reordered` puts records into another order by way of local files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -30,7 +30,7 @@ from prefect_augment.storage import Draft, Store
 __all__ = [
     "BATCH_BYTES",
     "BATCH_RECORDS",
-    "Spill",
+    "Reordered",
     "cut",
     "drafted",
     "write_stream",
@@ -191,7 +191,7 @@ _ADVICE = {
 # --- another order ----------------------------------------------------------------------------
 
 
-class Spill:
+class Reordered:
     """Records that come in one order and go in another, by way of local files; a context manager.
 
     Parameters
@@ -210,7 +210,7 @@ class Spill:
         self._stack = ExitStack()
         self._folder = Path()
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> Reordered:
         self._folder = self._stack.enter_context(_local_folder())
         return self
 
@@ -220,7 +220,8 @@ class Spill:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
-        self._close()
+        with suppress(OSError):  # of a full disk, which the stack says in our words
+            self._close()
         return self._stack.__exit__(kind, error, trace)
 
     def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:

@@ -32,7 +32,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import iter_shards
-from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, Spill, cut, write_stream
+from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, Reordered, cut, write_stream
 from prefect_augment.stages.records import by_columns
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, sha256_hex
@@ -123,7 +123,7 @@ def make_image_copies(
     look = _Look(stage.store, source, by_columns(plan), sorted(wanted))
     jobs = _jobs(look, wanted, policy, source.digest, seed)
     shards: list[ShardFact] = []
-    with Spill(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
+    with Reordered(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
         sizes = _make_all(look, jobs, policy, seed, spill)
         for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
             shards += write_stream(
@@ -226,7 +226,7 @@ def _as_bytes(ids: Any) -> NDArray[np.bytes_]:
 # --- their bytes ------------------------------------------------------------------------------
 
 
-def _make_all(look: _Look, jobs: _Jobs, policy: ImagePolicy, seed: int, spill: Spill) -> Int:
+def _make_all(look: _Look, jobs: _Jobs, policy: ImagePolicy, seed: int, spill: Reordered) -> Int:
     """Make the copies, some records' at a time; return the bytes of each in the order of their ids."""
     by_row = np.argsort(jobs.rows, kind="stable")
     rows = jobs.rows[by_row]

@@ -530,6 +530,7 @@ def _manifest(version: int, parent: Manifest, intent: _Intent, made: _Rewritten)
             "class_counts": counts,
             "shards": made.shards,
             "ledger": made.ledger,
+            "ingest": "",
             "report": "",
             "report_files": (),
             "notes": (*(f"{_heading(version)}{n}" for n in _notes(made)), *parent.notes),

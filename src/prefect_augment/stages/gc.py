@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -241,8 +241,12 @@ def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
     return "written to lately" if written > cutoff else ""
 
 
-def _named(store: Store, versions: Iterable[int]) -> set[str]:
-    return {path for version in versions for path in named_by(read_manifest(store, version))}
+def _named(store: Store, versions: Sequence[int]) -> set[str]:
+    """Return what versions name; of their ingests the newest one's alone, for the next run to go on from."""
+    found = {path for version in versions for path in named_by(read_manifest(store, version))}
+    older = {read_manifest(store, version).ingest for version in versions[:-1]}
+    newest = {read_manifest(store, version).ingest for version in versions[-1:]}
+    return found - (older - newest)
 
 
 def _dropped(store: Store, manifests: Iterable[str]) -> set[str]:

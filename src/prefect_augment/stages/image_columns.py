@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.keys import bytes_key, content_keys, float_variants
+from prefect_augment.compact import KEY, hex_column
+from prefect_augment.encoding.keys import content_digests, float_variants
 from prefect_augment.errors import ParameterError
 from prefect_augment.shards.image_check import (
     looks_like,
@@ -27,13 +30,15 @@ from prefect_augment.shards.image_files import (
 
 __all__ = [
     "GROUP",
+    "as_image_columns",
+    "find_image_columns",
     "image_bytes",
     "image_columns",
     "main_image",
+    "record_digests",
     "record_keys",
     "record_variants",
     "with_group_column",
-    "with_image_columns",
 ]
 
 #: The column that ``source.group_pattern`` makes.
@@ -45,13 +50,17 @@ SNIFFED = 20
 # --- which columns, and their form ------------------------------------------------------------
 
 
-def with_image_columns(table: pa.Table) -> pa.Table:
-    """Return the table with its image columns as ``struct<bytes, path>``, and metadata that says so.
+def find_image_columns(table: pa.Table) -> list[str]:
+    """Return the columns that hold images.
 
-    Image columns are structs of bytes and a path, as `datasets` writes them, and binary columns whose
-    values begin like image files. A table without any comes back as it is.
+    They are structs of bytes and a path, as `datasets` writes them, and binary columns whose values
+    begin like image files.
     """
-    names = [name for name in table.column_names if _holds_images(table, name)]
+    return [name for name in table.column_names if _holds_images(table, name)]
+
+
+def as_image_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the table with these columns as ``struct<bytes, path>``, and metadata that says so."""
     if not names:
         return table
     for name in names:
@@ -140,19 +149,25 @@ def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
 # --- keys -------------------------------------------------------------------------------------
 
 
-def record_keys(table: pa.Table, *, label: str) -> list[str]:
-    """Return the content key of each record: of an image the hash of its bytes, else of its values."""
+def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
+    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
     image = main_image(table.schema)
     if not image:
-        return content_keys(table, exclude=[label]).to_pylist()  # type: ignore[no-any-return]
-    return [bytes_key(data) for data in image_bytes(table[image])]
+        return content_digests(table, exclude=[label])
+    digests = [blake2b(data, digest_size=16).digest() for data in image_bytes(table[image])]
+    return np.array(digests, dtype=KEY)
 
 
-def record_variants(table: pa.Table, *, label: str) -> list[str] | NDArray[np.uint64]:
+def record_keys(table: pa.Table, *, label: str) -> list[str]:
+    """Return the same as text."""
+    return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
+
+
+def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
     """Return what tells apart records of one content key and label, to sort them by."""
     image = main_image(table.schema)
     if not image:
         return float_variants(table, exclude=[label])
     paths = pc.struct_field(table[image], "path")
     rest = table.drop_columns([image]).append_column(f"{image}.path", paths)
-    return content_keys(rest, exclude=[label]).to_pylist()  # type: ignore[no-any-return]
+    return content_digests(rest, exclude=[label])

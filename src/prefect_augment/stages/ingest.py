@@ -2,42 +2,43 @@
 
 What cannot be used goes to quarantine with file, position and reason, and the run goes on. Records
 in are records out plus quarantined ones. Nothing outside ``_staging`` is written.
+
+A source is read file by file and put aside on local disk; of all records together only arrays are in
+memory. Of a source that grew by files, only the new ones are read.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef, ImageFacts, ShardFact
-from prefect_augment.encoding.keys import aug_ids, occurrence_numbers
-from prefect_augment.encoding.labels import check_label, class_names, label_text
+from prefect_augment.datatypes import DatasetFacts, DatasetRef
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.shards.parquet import take_rows, write_shards
-from prefect_augment.splitting import MIN_JUDGED, PARTS, Assignment, Ledger, assign
-from prefect_augment.stages.holdout import Holdout, in_holdout, read_holdout
-from prefect_augment.stages.image_columns import record_keys, record_variants
-from prefect_augment.stages.image_reading import by_folder
-from prefect_augment.stages.ledger import NEAR_DUPLICATE, inherited_ledgers, write_ledger
-from prefect_augment.stages.listing import LAYOUTS, MAGIC, Listing, list_source
-from prefect_augment.stages.near_split import (
-    NearClusters,
-    assign_clusters,
-    count_near,
-    find_clusters,
+from prefect_augment.spill import Workspace, give_back
+from prefect_augment.splitting import Ledger
+from prefect_augment.stages.decide import decide
+from prefect_augment.stages.earlier import (
+    Earlier,
+    NotReusableError,
+    find_earlier,
 )
-from prefect_augment.stages.source import Progress, Quarantined, SourceTable, read_source
-from prefect_augment.stages.usable import Labelled, find_records
-from prefect_augment.stages.usable_images import image_notes
+from prefect_augment.stages.holdout import read_holdout
+from prefect_augment.stages.image_reading import Folder, look_at_folder
+from prefect_augment.stages.ingest_facts import Ingested, make_facts
+from prefect_augment.stages.inherit import Inherited, inherited
+from prefect_augment.stages.ledger import NEAR_DUPLICATE
+from prefect_augment.stages.listing import LAYOUTS, MAGIC, Listing, list_source
+from prefect_augment.stages.record_index import RecordIndex, index_of, merge
+from prefect_augment.stages.roles import Roles, find_roles
+from prefect_augment.stages.settle import Settled, settle
+from prefect_augment.stages.source import Progress, scan
+from prefect_augment.stages.usable import Candidates, find_candidates
 from prefect_augment.staging import Stage, canonical_json, stage_key
 from prefect_augment.storage import Store, contains, sha256_hex
 
@@ -45,10 +46,18 @@ __all__ = ["ALGORITHM_VERSION", "ingest"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 2
-# Staged shards are ours alone to read: large enough to be few, small enough to be built in memory.
-SHARD_RECORDS = 1_000_000
-SHARD_BYTES = 256 << 20
+ALGORITHM_VERSION = 3
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One ingest: where from, where to, and what it goes on from."""
+
+    source: Source
+    listing: Listing
+    holdout: Listing | None
+    store: Store
+    report: Progress
 
 
 def ingest(
@@ -62,7 +71,9 @@ def ingest(
     """Read a labelled source, split it by the sticky ledger, and stage its records.
 
     A source that has not changed since an earlier run (by its listing) is not read again, also when
-    that run's result has been published since.
+    that run's result has been published since. Of one that only grew by files since the newest version
+    the new files are read, where that version's staged records are still there; what is staged is the
+    same as if everything were read. The facts' notes say how many files were read.
 
     Parameters
     ----------
@@ -101,48 +112,152 @@ def ingest(
         holdout_listing = list_source(source.holdout_uri, wished=wished, options=source_options)
         _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
 
-    ledgers = inherited_ledgers(store, listing, source, seed)
-    for ledger in ledgers:
-        stage = Stage(store, "ingest", _key(source, listing, holdout_listing, ledger))
+    job = _Job(source, listing, holdout_listing, store, report)
+    parents = inherited(store, listing, source, seed)
+    for parent in parents:
+        stage = Stage(store, "ingest", _key(job, parent))
         facts = stage.outcome(DatasetFacts)
         if facts is not None and (
-            ledger is ledgers[0] or facts.extra["ledger_digest"] == ledgers[0].digest
+            parent is parents[0] or facts.extra["ledger_digest"] == parents[0].ledger.digest
         ):
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
             return _reference(stage, facts)
 
     store.check_writable()  # now, and not when all has been read
-    data = read_source(listing, source, on_progress=lambda f, text: report(0.4 * f, text))
-    found = find_records(
-        data,
-        source,
-        manifest=listing.manifest,
-        on_progress=lambda f, text: report(0.4 + 0.3 * f, text),
-    )
-    ledger = _of_kind(ledgers[0], found)
-    holdout = None
-    if holdout_listing is not None:
-        holdout = read_holdout(holdout_listing, source, like=found.data.table, label=found.label)
-    stage = Stage(store, "ingest", _key(source, listing, holdout_listing, ledgers[0]))
-    is_loose = listing.format == "folder"
-    report(0.7, "split")
-    facts = _Ingestion(source, stage, ledger, found, holdout, is_loose=is_loose).run()
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    facts = _new_or_all(job, parents[0], stage)
     report(1.0, "done")
     for note in facts.notes:
         logger.info("%s", note)
     return _reference(stage, stage.finish(facts))
 
 
-def _of_kind(ledger: Ledger, found: Labelled) -> Ledger:
+def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetFacts:
+    """Read the new files where that is enough, else all."""
+    folder = None
+    if job.listing.format == "folder":
+        folder = look_at_folder(job.listing, job.source)
+    n_files = len(job.listing.entries)
+    try:
+        earlier = find_earlier(job.store, job.listing, parent, wishes=_wishes(job), folder=folder)
+        if earlier is not None:
+            note = (
+                f"{len(earlier.wanted)} of {n_files} source files are new and were read; the staged records of the "
+                "others were used again"
+            )
+            return _ingest(job, parent, stage, folder, earlier, (note,))
+    except NotReusableError as exc:
+        note = f"all {n_files} source files were read, known ones too: {exc}"
+        return _ingest(job, parent, stage, folder, None, (note,))
+    return _ingest(job, parent, stage, folder, None, ())
+
+
+def _ingest(
+    job: _Job,
+    parent: Inherited,
+    stage: Stage,
+    folder: Folder | None,
+    earlier: Earlier | None,
+    notes: tuple[str, ...],
+) -> DatasetFacts:
+    batches = parent.batches(job.listing)
+    with Workspace() as workspace:
+        found = _read(job, workspace, batches, folder, earlier)
+        held = None
+        if job.holdout is not None:
+            held = read_holdout(job.holdout, job.source, workspace, roles=found.roles)
+        give_back()
+        job.report(0.7, "split")
+        settled = _settled(job, parent, stage, found, held, batches, earlier)
+        give_back()
+        job.report(0.8, "write")
+        return make_facts(
+            Ingested(
+                source=job.source,
+                stage=stage,
+                workspace=workspace,
+                found=found,
+                held=held,
+                settled=settled,
+                batches=batches,
+                earlier=earlier,
+                wishes=_wishes(job),
+                notes=notes,
+            )
+        )
+
+
+def _settled(
+    job: _Job,
+    parent: Inherited,
+    stage: Stage,
+    found: Candidates,
+    held: Candidates | None,
+    batches: NDArray[np.int32],
+    earlier: Earlier | None,
+) -> Settled:
+    """Decide on all records; their arrays are gone with this call."""
+    ledger = _of_kind(parent.ledger, found.roles)
+    decided = [
+        decide(found, _index(job, found, batches, earlier), held, ledger=ledger, source=job.source)
+    ]
+    if earlier is not None:
+        earlier.check(decided[0].index, decided[0].parts, decided[0].numbers)
+    return settle(decided.pop(), found, held, batches=batches, stage=stage)
+
+
+def _index(
+    job: _Job, found: Candidates, batches: NDArray[np.int32], earlier: Earlier | None
+) -> RecordIndex:
+    index = index_of(found, batches)
+    return index if earlier is None else merge([*earlier.indexes(job.store), index])
+
+
+def _read(
+    job: _Job,
+    workspace: Workspace,
+    batches: NDArray[np.int32],
+    folder: Folder | None,
+    earlier: Earlier | None,
+) -> Candidates:
+    """Read the files and find the records that can be used."""
+    read = scan(
+        job.listing,
+        job.source,
+        workspace,
+        batches=batches,
+        wanted=None if earlier is None else earlier.wanted,
+        known=None if earlier is None else earlier.schema,
+        folder=folder,
+        on_progress=lambda f, text: job.report(0.4 * f, text),
+    )
+    if earlier is not None and not read.schema.equals(earlier.schema, check_metadata=True):
+        raise NotReusableError("the new files make the type of a column wider")
+    roles = find_roles(
+        read,
+        job.source,
+        manifest=job.listing.manifest,
+        label="" if earlier is None else earlier.facts.label,
+    )
+    return find_candidates(
+        read,
+        roles,
+        job.source,
+        may_be_empty=earlier is not None,
+        on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
+    )
+
+
+def _of_kind(ledger: Ledger, roles: Roles) -> Ledger:
     """Return the ledger for what the source turned out to hold; refuse to go on with another kind."""
-    unit = NEAR_DUPLICATE if found.images is not None and found.groups is None else ledger.unit
-    if not ledger.keys:
+    unit = NEAR_DUPLICATE if roles.image and not roles.grouped_by else ledger.unit
+    if len(ledger.keys) == 0:
         return replace(ledger, unit=unit)
-    if unit != ledger.unit or (ledger.unit == NEAR_DUPLICATE and found.images is None):
+    if unit != ledger.unit or (ledger.unit == NEAR_DUPLICATE and not roles.image):
         was = "images" if ledger.unit == NEAR_DUPLICATE else "a split by record"
         raise InputError(
             f"the dataset's earlier version had {was}, and the source now holds "
-            f"{'images' if found.images is not None else 'no images'}; publish to another destination."
+            f"{'images' if roles.image else 'no images'}; publish to another destination."
         )
     return ledger
 
@@ -164,20 +279,25 @@ def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> N
         )
 
 
-def _key(source: Source, listing: Listing, holdout: Listing | None, ledger: Ledger) -> str:
-    wishes = source.model_dump(mode="json", exclude={"uri", "holdout_uri", "storage_block"})
+def _wishes(job: _Job) -> str:
+    """Return a hash of all but the source's files that what is staged of them depends on."""
+    wishes = job.source.model_dump(mode="json", exclude={"uri", "holdout_uri", "storage_block"})
     found = {
-        "format": listing.format,
-        "is_ours": listing.manifest is not None,
-        "source": listing.identity,
-        "holdout": None if holdout is None else holdout.identity,
+        "version": ALGORITHM_VERSION,
+        "format": job.listing.format,
+        "is_ours": job.listing.manifest is not None,
+        "holdout": None if job.holdout is None else job.holdout.identity,
     }
+    return sha256_hex(canonical_json([wishes, found]))
+
+
+def _key(job: _Job, parent: Inherited) -> str:
     # The seed matters through the salt alone, and that is in the ledger.
     return stage_key(
         "ingest",
         algorithm_version=ALGORITHM_VERSION,
-        params=[wishes, found],
-        inputs=[ledger.digest],
+        params=[_wishes(job), job.listing.identity, parent.batches(job.listing).tolist()],
+        inputs=[parent.ledger.digest],
     )
 
 
@@ -187,334 +307,3 @@ def _reference(stage: Stage, facts: DatasetFacts) -> DatasetRef:
         if not (part == "holdout" and facts.holdout_uri):
             counts.update(of_class)
     return stage.reference(facts, counts)
-
-
-# --- splitting and writing --------------------------------------------------------------------
-
-
-class _Ingestion:
-    """One ingest after reading: split, write, say what was done."""
-
-    def __init__(
-        self,
-        source: Source,
-        stage: Stage,
-        ledger: Ledger,
-        found: Labelled,
-        holdout: Holdout | None,
-        *,
-        is_loose: bool,
-    ) -> None:
-        self.source, self.stage, self.ledger = source, stage, ledger
-        self.label, self.columns, self.holdout = found.label, found.columns, holdout
-        self.found, self.is_loose = found, is_loose
-        self.keys: list[str] = record_keys(found.data.table, label=found.label)
-        self.labels: list[str] = label_text(found.data.table[found.label]).to_pylist()
-        self.clusters: NearClusters | None = None
-
-    def run(self) -> DatasetFacts:
-        """Write the stage's objects and return its outcome."""
-        self._settle_overlap()
-        self._settle_twins()
-        self._sort()
-        self._find_clusters()
-        assignment = self._assign()
-        occurrences = occurrence_numbers(self.keys, self.labels, order=assignment.occurrences)
-        ids = aug_ids(self.keys, self.labels, occurrences)
-        shards = [
-            shard
-            for p, part in enumerate(PARTS)
-            for shard in self._write(
-                part, self.found.data.table, ids, self.keys, np.flatnonzero(assignment.parts == p)
-            )
-        ]
-        given: tuple[ShardFact, ...] = ()
-        if self.holdout is not None:
-            theirs = aug_ids(self.holdout.keys, self.holdout.labels)
-            rows = np.arange(len(theirs))
-            given = self._write("holdout", self.holdout.data.table, theirs, self.holdout.keys, rows)
-        return self._facts(assignment, (*shards, *given), given)
-
-    def _settle_overlap(self) -> None:
-        if self.holdout is None:
-            return
-        overlap = in_holdout(
-            self.keys,
-            self.labels,
-            self.holdout,
-            groups=self.found.groups,
-            group_column=self.found.group_column,
-        )
-        if overlap.any() and self.source.on_overlap == "error":
-            n, total = int(overlap.sum()), len(overlap)
-            raise InputError(
-                f"{n} of the source's {total} records are also in the hold-out {self.source.holdout_uri} (equal values "
-                "and label, or the same group): the comparison would judge what was trained on. Take them out, or set "
-                "source.on_overlap to 'drop' to quarantine them.",
-                n_overlap=n,
-            )
-        self._reject(overlap, "in hold-out")
-        if self.found.data.table.num_rows == 0:
-            raise InputError(
-                "every record of the source is also in the hold-out; nothing is left to train on."
-            )
-        check_label(self.found.data.table[self.label], name=self.label)
-
-    def _settle_twins(self) -> None:
-        """An image on both sides of the user's own marks is in the hold-out, as one at its URI would be."""
-        marked = self.found.marked
-        if marked is None or self.found.images is None or self.found.groups is not None:
-            return
-        held = {key for key, mark in zip(self.keys, marked.tolist(), strict=True) if mark}
-        overlap = ~marked & np.asarray([key in held for key in self.keys], dtype=bool)
-        if overlap.any() and self.source.on_overlap == "error":
-            raise InputError(
-                f"{int(overlap.sum())} images that {self.source.holdout_column!r} marks as training are byte for byte "
-                "also marked as hold-out: the comparison would judge what was trained on. Take them out, or set "
-                "source.on_overlap to 'drop' to quarantine them.",
-                n_overlap=int(overlap.sum()),
-            )
-        self._reject(overlap, "in hold-out")
-
-    def _reject(self, unusable: NDArray[np.bool_], reason: str) -> None:
-        self._keep(np.flatnonzero(~unusable), self.found.data.without(unusable, reason))
-
-    def _keep(self, rows: NDArray[np.intp], data: SourceTable) -> None:
-        """Go on with these rows, in this order; ``data`` has been brought into it already."""
-        marked, groups, images = self.found.marked, self.found.groups, self.found.images
-        self.keys = [self.keys[i] for i in rows]
-        self.labels = [self.labels[i] for i in rows]
-        self.found = Labelled(
-            data,
-            self.label,
-            self.columns,
-            None if marked is None else marked[rows],
-            None if groups is None else [groups[i] for i in rows],
-            self.found.group_column,
-            None if images is None else images.take(rows),
-        )
-        if self.clusters is not None:
-            self.clusters = self.clusters.take(rows)
-
-    def _sort(self) -> None:
-        """Bring the records into an order of their own, so that theirs in the source changes nothing."""
-        table = self.found.data.table
-        marked = (
-            np.zeros(table.num_rows, dtype=bool) if self.found.marked is None else self.found.marked
-        )
-        variants = record_variants(table, label=self.label)
-        names = ["key", "label", "marked", "variant"]
-        rank = pa.table([self.keys, self.labels, pa.array(marked), pa.array(variants)], names=names)
-        order = pc.sort_indices(rank, sort_keys=[(name, "ascending") for name in names]).to_numpy()
-        data = self.found.data
-        self._keep(
-            order,
-            SourceTable(
-                take_rows(table, order),
-                data.paths,
-                data.file_index[order],
-                data.positions[order],
-                data.files,
-                data.rejected,
-                data.notes,
-            ),
-        )
-
-    def _find_clusters(self) -> None:
-        """Find near-duplicate images, where no group says what belongs together."""
-        if self.found.images is None or self.found.groups is not None:
-            return
-        self.clusters = find_clusters(
-            self.keys, self.found.images.thumbs, ledger=self.ledger, marked=self.found.marked
-        )
-        is_bridge = self.clusters.is_bridge
-        self._reject(is_bridge, "bridge")
-
-    def _assign(self) -> Assignment:
-        wishes: dict[str, Any] = {
-            "ledger": self.ledger,
-            "holdout_fraction": 0.0 if self.holdout is not None else self.source.holdout_fraction,
-            "val_fraction": self.source.val_fraction,
-            "marked": self.found.marked,
-        }
-        if self.clusters is not None and self.found.images is not None:
-            thumbs = self.found.images.thumbs
-            return assign_clusters(self.keys, self.labels, self.clusters, thumbs, **wishes)
-        return assign(self.keys, self.labels, groups=self.found.groups, **wishes)
-
-    def _write(
-        self,
-        part: str,
-        table: pa.Table,
-        ids: pa.StringArray,
-        keys: Sequence[str],
-        rows: NDArray[np.intp],
-    ) -> tuple[ShardFact, ...]:
-        """Write these rows as the shards of a part, sorted by ``aug_id``."""
-        rows = rows[
-            np.argsort(
-                ids.take(pa.array(rows)).to_numpy(zero_copy_only=False).astype("S32"), kind="stable"
-            )
-        ]
-        chosen = take_rows(table, rows)
-        chosen = chosen.append_column("aug_id", ids.take(pa.array(rows)))
-        chosen = chosen.append_column("content_key", pa.array([keys[i] for i in rows], pa.string()))
-        return write_shards(
-            self.stage.store,
-            chosen,
-            prefix=self.stage.prefix,
-            stem=part,
-            split=part,
-            origin="real",
-            label=self.label,
-            max_records=SHARD_RECORDS,
-            max_bytes=SHARD_BYTES,
-        )
-
-    # --- what was done ---
-
-    @property
-    def _is_grouped(self) -> bool:
-        return self.found.groups is not None or self.clusters is not None
-
-    def _facts(
-        self, assignment: Assignment, shards: tuple[ShardFact, ...], given: tuple[ShardFact, ...]
-    ) -> DatasetFacts:
-        table = self.found.data.table
-        counts = {part: _sum_counts([s for s in shards if s.split == part]) for part in PARTS}
-        judged = tuple(
-            k for k in class_names(table[self.label]) if all(counts[part].get(k) for part in PARTS)
-        )
-        theirs = () if self.holdout is None else self.holdout.data.rejected
-        quarantined = [
-            *self.found.data.rejected,
-            *(Quarantined(f"hold-out {q.path}", q.position, q.reason, q.record) for q in theirs),
-        ]
-        image = self._image_facts()
-        occurring = Counter([*self.keys, *(self.holdout.keys if self.holdout else ())])
-        return DatasetFacts(
-            stage="ingest",
-            key=self.stage.key,
-            digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
-            label=self.label,
-            label_type=str(table.schema.field(self.label).type),
-            schema_digest=sha256_hex(canonical_json([[f.name, str(f.type)] for f in table.schema])),
-            columns=self.columns,
-            shards=shards,
-            part_counts=counts,
-            judged=judged,
-            n_quarantined=len(quarantined),
-            quarantine=self._write_quarantine(quarantined),
-            sources=by_folder(self.found.data.files) if self.is_loose else self.found.data.files,
-            holdout_uri=self.source.holdout_uri,
-            holdout_digest=sha256_hex("".join(s.sha256 for s in given).encode()) if given else "",
-            ledger=write_ledger(self.stage.store, assignment.ledger, prefix=self.stage.prefix),
-            group_column=self.found.group_column,
-            n_twins=sum(n for n in occurring.values() if n > 1),
-            modality="table" if self.found.images is None else "image",
-            image=image,
-            notes=(*self._notes(assignment, counts, judged, quarantined), *image_notes(image)),
-            extra={
-                "ledger_digest": assignment.ledger.digest,
-                "n_new": assignment.n_new,
-                "n_quarantined_holdout": len(theirs),
-            },
-        )
-
-    def _image_facts(self) -> ImageFacts | None:
-        images = self.found.images
-        theirs = None if self.holdout is None else self.holdout.images
-        if images is None:
-            return None
-        found = {}
-        if self.clusters is not None:
-            sizes = np.unique(self.clusters.names, return_counts=True)[1]
-            found = {
-                "n_clusters": int((sizes > 1).sum()),
-                "n_clustered": int(sizes[sizes > 1].sum()),
-                "largest_cluster": int(sizes.max()),
-            }
-        if self.holdout is not None and theirs is not None:
-            levels = np.zeros(len(self.keys), dtype=np.int64)
-            found["n_near_holdout"] = count_near(
-                self.keys,
-                images.thumbs,
-                levels if self.clusters is None else self.clusters.levels,
-                self.holdout.keys,
-                theirs.thumbs,
-            )
-        return images.facts(**found)
-
-    def _write_quarantine(self, quarantined: Sequence[Quarantined]) -> tuple[ShardFact, ...]:
-        rows = sorted(quarantined, key=lambda q: (q.path, q.position))
-        table = pa.table(
-            {
-                "file": pa.array([q.path for q in rows], pa.string()),
-                "position": pa.array([q.position for q in rows], pa.int64()),
-                "reason": pa.array([q.reason for q in rows], pa.string()),
-                "record": pa.array([q.record for q in rows], pa.string()),
-            }
-        )
-        return write_shards(
-            self.stage.store,
-            table,
-            prefix=self.stage.prefix,
-            stem="quarantine",
-            split="quarantine",
-            origin="real",
-            label="",
-            max_records=SHARD_RECORDS,
-            max_bytes=SHARD_BYTES,
-        )
-
-    def _notes(
-        self,
-        assignment: Assignment,
-        counts: dict[str, dict[str, int]],
-        judged: Sequence[str],
-        quarantined: Sequence[Quarantined],
-    ) -> tuple[str, ...]:
-        notes = list(self.found.data.notes)
-        notes += [f"hold-out: {note}" for note in (self.holdout.data.notes if self.holdout else ())]
-        notes += [f"quarantined {n} records: {reason}" for reason, n in _by_reason(quarantined)]
-        notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in self.columns if c.note]
-        for name, n in Counter(self.labels).items():
-            if name not in judged:
-                notes.append(_why_not_judged(name, n, counts, grouped=self._is_grouped))
-        if not judged:
-            notes.append(
-                f"no class has the {MIN_JUDGED} records that stand in all parts, so no arm can be judged"
-            )
-        if assignment.n_kept_against_mark:
-            notes.append(
-                f"{assignment.n_kept_against_mark} records keep the part of an earlier version, although the hold-out "
-                "column now says otherwise"
-            )
-        return tuple(notes)
-
-
-def _sum_counts(shards: Sequence[ShardFact]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for shard in shards:
-        total.update(shard.class_counts)
-    return dict(total)
-
-
-def _by_reason(quarantined: Sequence[Quarantined]) -> list[tuple[str, int]]:
-    """Reasons with their counts, most frequent first."""
-    return Counter(q.reason for q in quarantined).most_common()
-
-
-def _why_not_judged(name: str, n: int, counts: dict[str, dict[str, int]], *, grouped: bool) -> str:
-    where = ", ".join(f"{counts[part].get(name, 0)} in {part}" for part in PARTS)
-    if n < MIN_JUDGED:
-        return (
-            f"class {name!r} has {n} records, fewer than the {MIN_JUDGED} needed to stand in all parts: "
-            "it is not judged"
-        )
-    why = (
-        "its groups are too few or too large"
-        if grouped
-        else "the split that was given leaves a part without it"
-    )
-    return f"class {name!r} is not judged: {why} ({where})"

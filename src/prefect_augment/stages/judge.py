@@ -182,7 +182,7 @@ def import_candidates(
         "import", algorithm_version=ALGORITHM_VERSION, params=digest, inputs=[dataset.key]
     )
     stage = Stage(store, "import", key)
-    table = _like_the_real_ones(found.table, facts, store, uri)
+    table = _like_the_real_ones(found, facts, store, uri)
     strata = table_strata(table, label=facts.label, by=by_columns(plan))
     unknown = sorted(set(strata) - {c.name for c in plan.classes})
     if unknown:

@@ -6,26 +6,39 @@ that a later version finds near-duplicates of images that its source no longer h
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from prefect_augment.compact import (
+    KEY,
+    Coded,
+    group_ids,
+    hex_column,
+    joined,
+    key_texts,
+    pairs_of_equals,
+    unhex,
+)
 from prefect_augment.datatypes import DatasetFacts
-from prefect_augment.errors import InputError, IntegrityError, SchemaError
-from prefect_augment.manifest import Manifest, latest_version, list_versions, read_manifest
-from prefect_augment.params import Source
+from prefect_augment.errors import IntegrityError, SchemaError
 from prefect_augment.shards.image_check import THUMB_SIDE
-from prefect_augment.splitting import PARTS, ImageRows, Ledger, make_salt
-from prefect_augment.stages.listing import Listing
+from prefect_augment.splitting import PARTS, ImageRows, Ledger
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["NEAR_DUPLICATE", "inherited_ledgers", "read_ledger", "split_clusters", "write_ledger"]
+__all__ = ["NEAR_DUPLICATE", "read_ledger", "split_clusters", "write_ledger"]
 
 #: Unit of a ledger whose near-duplicate images stay together.
 NEAR_DUPLICATE = "near-duplicate"
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
+
+ROWS_AT_ONCE = 131_072
+HEX_DIGITS = frozenset("0123456789abcdef")
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +49,12 @@ SCHEMA = pa.schema(
     ]
 )
 
+IMAGES = (
+    pa.field("cluster", pa.string()),
+    pa.field("level", pa.int64()),
+    pa.field("thumb", pa.binary(THUMB_BYTES)),
+)
+
 
 def write_ledger(store: Store, ledger: Ledger, *, prefix: str) -> str:
     """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
@@ -44,51 +63,39 @@ def write_ledger(store: Store, ledger: Ledger, *, prefix: str) -> str:
         "unit": ledger.unit,
         "has_own_holdout": "true" if ledger.has_own_holdout else "false",
     }
-    table = pa.table(
-        [
-            pa.array(ledger.keys, pa.string()),
-            pa.array(ledger.occurrences, pa.int64()),
-            pa.array(ledger.labels, pa.string()),
-            pa.array([PARTS[part] for part in ledger.parts], pa.string()),
-        ],
-        schema=SCHEMA.with_metadata(metadata),
-    )
-    if ledger.images is not None:
-        table = _with_images(table, ledger.images)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    schema = pa.schema([*SCHEMA, *(IMAGES if ledger.images is not None else ())])
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema.with_metadata(metadata), compression="zstd") as writer:
+        # Text is made of a block at a time: it takes twice the space of the keys.
+        for start in range(0, max(1, len(ledger.keys)), ROWS_AT_ONCE):
+            writer.write_table(_block(ledger, slice(start, start + ROWS_AT_ONCE), schema))
     data = sink.getvalue()
     path = f"{prefix}/ledger-{sha256_hex(data)[:12]}.parquet"
-    store.put(path, data)
+    store.put(path, data.to_pybytes())
     return path
 
 
-def _with_images(table: pa.Table, images: ImageRows) -> pa.Table:
-    thumbs = pa.Array.from_buffers(
-        pa.binary(THUMB_BYTES), table.num_rows, [None, pa.py_buffer(images.thumbs)]
-    )
-    for name, values in (
-        ("cluster", pa.array(images.clusters, pa.string())),
-        ("level", pa.array(images.levels, pa.int64())),
-        ("thumb", thumbs),
-    ):
-        table = table.append_column(name, values)
-    return table
+def _block(ledger: Ledger, some: slice, schema: pa.Schema) -> pa.Table:
+    columns = [
+        _texts(ledger.keys[some]),
+        pa.array(ledger.occurrences[some], pa.int64()),
+        pa.array(ledger.labels.take(some), pa.string()),
+        pa.array(PARTS).take(pa.array(ledger.parts[some])),
+    ]
+    if ledger.images is not None:
+        thumbs = np.ascontiguousarray(ledger.images.thumbs[some])
+        columns += [
+            _texts(ledger.images.clusters[some]),
+            pa.array(ledger.images.levels[some], pa.int64()),
+            pa.Array.from_buffers(
+                pa.binary(THUMB_BYTES), len(thumbs), [None, pa.py_buffer(thumbs)]
+            ),
+        ]
+    return pa.table(columns, schema=schema)
 
 
-def _images_of(table: pa.Table) -> ImageRows | None:
-    if "cluster" not in table.column_names:
-        return None
-    if table.schema.field("thumb").type.byte_width != THUMB_BYTES:
-        raise SchemaError(
-            f"the dataset's ledger has thumbnails of {table.schema.field('thumb').type.byte_width} bytes "
-            f"and this version compares {THUMB_BYTES}; publish to a new folder."
-        )
-    return ImageRows(
-        clusters=tuple(table["cluster"].to_pylist()),
-        levels=tuple(table["level"].to_pylist()),
-        thumbs=b"".join(table["thumb"].to_pylist()),
-    )
+def _texts(keys: NDArray[Any]) -> pa.Array:
+    return hex_column(keys) if keys.dtype == KEY else pa.array(key_texts(keys), pa.string())
 
 
 def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str]) -> list[str]:
@@ -109,8 +116,24 @@ def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str
     ledger = read_ledger(store, facts.ledger)
     if ledger.images is None:
         return list(content_keys)
-    cluster = dict(zip(ledger.keys, ledger.images.clusters, strict=True))
-    return [cluster.get(key, key) for key in content_keys]
+    asked = _asked(content_keys)
+    ids = group_ids(joined(ledger.keys, asked))
+    distinct, which = np.unique(ids[len(ledger.keys) :], return_inverse=True)
+    rows = pairs_of_equals(ids[: len(ledger.keys)], distinct)[which]
+    names = key_texts(ledger.images.clusters[rows])
+    return [
+        name if row >= 0 else key
+        for key, row, name in zip(content_keys, rows.tolist(), names, strict=True)
+    ]
+
+
+def _asked(content_keys: Sequence[str]) -> NDArray[Any]:
+    """Return the keys as bytes; what is no content key is none of any image."""
+    found = np.zeros(len(content_keys), dtype=KEY)
+    is_key = [len(key) == 32 and not set(key) - HEX_DIGITS for key in content_keys]
+    whole = [key for key, good in zip(content_keys, is_key, strict=True) if good]
+    found[is_key] = unhex(pa.array(whole, pa.string()))
+    return found
 
 
 def read_ledger(store: Store, path: str) -> Ledger:
@@ -122,18 +145,12 @@ def read_ledger(store: Store, path: str) -> Ledger:
         If it is missing or not a ledger: without it, hold-out records could end up in training.
     """
     try:
-        table = pq.read_table(io.BytesIO(store.read(path)))
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        return Ledger(
-            salt=metadata["salt"],
-            unit=metadata["unit"],
-            keys=tuple(table["key"].to_pylist()),
-            occurrences=tuple(table["occurrence"].to_pylist()),
-            labels=tuple(table["label"].to_pylist()),
-            parts=tuple(PARTS.index(part) for part in table["part"].to_pylist()),
-            has_own_holdout=metadata["has_own_holdout"] == "true",
-            images=_images_of(table),
-        )
+        with store.open(path) as raw:
+            file = pq.ParquetFile(raw)
+            metadata = {
+                k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()
+            }
+            return _read(file, metadata)
     except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as exc:
         raise IntegrityError(
             f"the split ledger {store.uri}/{path} cannot be read ({type(exc).__name__}: {exc}); restore it, or "
@@ -142,66 +159,57 @@ def read_ledger(store: Store, path: str) -> Ledger:
         ) from exc
 
 
-# --- inheritance ------------------------------------------------------------------------------
-
-
-def inherited_ledgers(store: Store, listing: Listing, source: Source, seed: int) -> list[Ledger]:
-    """The ledger to inherit and, where a version is published, the one that this version inherited.
-
-    The second finds the stage of the very run that published the newest version.
-    """
-    unit = _unit(source)
-    first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
-    if listing.manifest is not None and listing.manifest.ledger is not None:
-        first = read_ledger(listing.store, listing.manifest.ledger.path)
-    ledgers = [first]
-    newest = latest_version(store)
-    if newest is not None:
-        manifest = read_manifest(store, newest)
-        # The parent of the oldest version that is kept is gone after `gc --keep-last` and `erase`.
-        has_parent = manifest.parent in list_versions(store)
-        before = read_manifest(store, manifest.parent) if has_parent else None
-        ledgers = [
-            _ledger_of(store, manifest) or first,
-            (before and _ledger_of(store, before)) or first,
-        ]
-    _refuse_other_split(ledgers[0], unit, source)
-    return ledgers
-
-
-def _ledger_of(store: Store, manifest: Manifest) -> Ledger | None:
-    return None if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
-
-
-def _unit(source: Source) -> str:
-    if source.group_column:
-        return f"group:{source.group_column}"
-    return f"pattern:{source.group_pattern}" if source.group_pattern else "record"
-
-
-def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
-    """Refuse to go on with a split of another kind: records that chose or judged would now train."""
-    # Whether a source holds images is known when it has been read: ingest looks again.
-    if ledger.unit != unit and not (ledger.unit == NEAR_DUPLICATE and unit == "record"):
-        kind, _, name = ledger.unit.partition(":")
-        was = {
-            "record": "by record",
-            NEAR_DUPLICATE: "by near-duplicate images",
-            "group": f"by column {name!r}",
-            "pattern": f"by the path pattern {name!r}",
-        }[kind]
-        now = "source.group_pattern" if source.group_pattern else "source.group_column"
-        value = source.group_pattern or source.group_column
-        raise InputError(
-            f"the dataset's earlier version was split {was}, and {now} is {value!r}; "
-            "keep the earlier one, or publish to another destination."
+def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
+    """Read a ledger block by block into compact columns."""
+    schema = file.schema_arrow
+    has_images = "cluster" in schema.names
+    if has_images and schema.field("thumb").type.byte_width != THUMB_BYTES:
+        raise SchemaError(
+            f"the dataset's ledger has thumbnails of {schema.field('thumb').type.byte_width} bytes "
+            f"and this version compares {THUMB_BYTES}; publish to a new folder."
         )
-    if ledger.has_own_holdout != bool(source.holdout_uri):
-        was = (
-            "a hold-out of its own (holdout_uri)"
-            if ledger.has_own_holdout
-            else "its hold-out split off the source"
+    is_text = metadata["unit"].startswith(("group:", "pattern:"))
+    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
+    found: dict[str, list[Any]] = {name: [] for name in schema.names}
+    label_names: dict[str, int] = {}
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+        labels = batch["label"].dictionary_encode()
+        codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
+        found["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
+        found["key"].append(read(batch["key"]))
+        found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
+        parts = pc.index_in(batch["part"], value_set=pa.array(PARTS))
+        if parts.null_count:
+            raise ValueError("a part is none of fit, val and holdout")
+        found["part"].append(parts.to_numpy().astype(np.int8))
+        if has_images:
+            found["cluster"].append(unhex(batch["cluster"]))
+            found["level"].append(batch["level"].to_numpy())
+            data = batch["thumb"].buffers()[1]
+            start = batch["thumb"].offset * THUMB_BYTES
+            pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
+            found["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
+    if not found["key"]:
+        return Ledger(
+            metadata["salt"],
+            metadata["unit"],
+            has_own_holdout=metadata["has_own_holdout"] == "true",
+            images=ImageRows() if has_images else None,
         )
-        raise InputError(
-            f"the dataset's earlier version had {was}; keep it so, or publish to another destination.",
-        )
+    column = {name: np.concatenate(values) for name, values in found.items() if values}
+    return Ledger(
+        salt=metadata["salt"],
+        unit=metadata["unit"],
+        keys=column["key"],
+        occurrences=column["occurrence"],
+        labels=Coded.from_names(column["label"], list(label_names)),
+        parts=column["part"],
+        has_own_holdout=metadata["has_own_holdout"] == "true",
+        images=ImageRows(column["cluster"], column["level"], column["thumb"])
+        if has_images
+        else None,
+    )
+
+
+def _as_objects(column: pa.Array) -> NDArray[Any]:
+    return np.array([*column.to_pylist(), None], dtype=object)[:-1]

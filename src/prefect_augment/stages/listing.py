@@ -22,7 +22,16 @@ from prefect_augment.shards.hf_folders import choose_files
 from prefect_augment.shards.image_names import is_ignored, is_image_name
 from prefect_augment.storage import Store, open_store
 
-__all__ = ["BROKEN_LINK", "LAYOUTS", "MAGIC", "Entry", "Listing", "entry_of", "list_source"]
+__all__ = [
+    "BROKEN_LINK",
+    "LAYOUTS",
+    "MAGIC",
+    "Entry",
+    "Listing",
+    "entry_of",
+    "list_source",
+    "listing_notes",
+]
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
 # Wishes that say how image files get their labels, and not in what they come.
@@ -37,7 +46,7 @@ MAGIC = "*?["
 BROKEN_LINK = "broken link"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One object of a source as it was listed."""
 
@@ -141,6 +150,23 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
     entries = tuple(entry_of(store, p) for p in sorted(usable))
     one = cast(Format, next(iter(formats)))
     return Listing(store, entries, one, None, len(paths) - len(usable), notes=notes)
+
+
+def listing_notes(listing: Listing) -> list[str]:
+    """Return what there is to say of a listing itself."""
+    notes = [*listing.notes]
+    if listing.n_loops:
+        notes.append(
+            f"{listing.n_loops} links that lead back into a folder above them were not followed"
+        )
+    if listing.n_ignored:
+        notes.append(f"{listing.n_ignored} files of other formats were passed over")
+    if listing.manifest is not None:
+        notes.append(
+            f"the source is version {listing.manifest.version} of a dataset published by this tool: only its real "
+            "records are read, with its split"
+        )
+    return notes
 
 
 def _chosen_format(paths: list[str], wished: str, *, is_exact: bool) -> str:

@@ -16,7 +16,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.shards.formats import label_names, open_shard
 from prefect_augment.shards.parquet import conform
-from prefect_augment.shards.streams import Spill
+from prefect_augment.shards.streams import Reordered
 from prefect_augment.stages.origins import Look, Piece, Real, Records
 
 __all__ = ["classic_records", "synthetic_records"]
@@ -82,7 +82,7 @@ class Made:
                 yield table
             return
         piece = self.pieces[0]
-        with Spill(piece.n_records, piece.n_bytes) as spill:
+        with Reordered(piece.n_records, piece.n_bytes) as spill:
             for table, places in self._chosen():
                 spill.add(table, places)
             yield from spill.tables()

@@ -323,7 +323,8 @@ def _other_objects(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
     """Path, size and sha256 of what the version has beside its shards."""
     for shard in manifest.quarantine:
         yield shard.path, shard.n_bytes, shard.sha256
-    for file in (*manifest.report_files, *([manifest.ledger] if manifest.ledger else [])):
+    beside = [file for file in (manifest.ledger, manifest.sources) if file is not None]
+    for file in (*manifest.report_files, *beside):
         yield file.path, file.n_bytes, file.sha256
 
 

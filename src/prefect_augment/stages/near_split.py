@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.compact import Coded, as_keys, group_ids, joined, pairs_of_equals, sort_order
 from prefect_augment.encoding.near_duplicates import (
     Neighbours,
     cluster_images,
@@ -20,7 +22,6 @@ from prefect_augment.encoding.near_duplicates import (
     nearest_by_group,
     strengths,
 )
-from prefect_augment.shards.image_check import THUMB_SIDE
 from prefect_augment.splitting import FIT, HOLDOUT, VAL, Assignment, ImageRows, Ledger, assign
 
 __all__ = ["NearClusters", "assign_clusters", "count_near", "find_clusters"]
@@ -34,7 +35,7 @@ class NearClusters:
 
     Parameters
     ----------
-    names : ndarray of str, shape (n_records,)
+    names : ndarray of keys, shape (n_records,)
         The cluster: an earlier version's where the record joins one.
     levels : ndarray of int64, shape (n_records,)
         How strictly it was compared.
@@ -42,7 +43,7 @@ class NearClusters:
         Near both sides of the split.
     """
 
-    names: NDArray[np.str_]
+    names: NDArray[Any]
     levels: NDArray[np.int64]
     is_bridge: NDArray[np.bool_]
 
@@ -58,7 +59,7 @@ class _Known:
     thumbs: Thumbs
     parts: NDArray[np.int64]
     levels: NDArray[np.int64]
-    clusters: NDArray[np.str_]
+    clusters: NDArray[Any]
 
     def only(self, chosen: NDArray[np.bool_]) -> _Known:
         return _Known(
@@ -67,36 +68,43 @@ class _Known:
 
 
 def find_clusters(
-    keys: Sequence[str],
+    keys: Sequence[str] | NDArray[Any],
     thumbs: Thumbs,
     *,
     ledger: Ledger,
+    thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
 ) -> NearClusters:
     """Return the near-duplicate cluster of each record.
 
     Parameters
     ----------
-    keys : sequence of str, length n_records
+    keys : ndarray of keys or sequence of str, length n_records
         Content keys; records with one key are one image.
-    thumbs : ndarray of int8, shape (n_records, 1024)
-        Their thumbnails.
+    thumbs : ndarray of int8, shape (n_thumbs, 1024)
+        Thumbnails.
     ledger : Ledger
         The parent version's, or an empty one.
+    thumb_rows : ndarray of int64, shape (n_records,), optional
+        Each record's row of ``thumbs``; the records' own order where not given. Not looked at where
+        the ledger has the image, of which only the first record counts.
     marked : ndarray of bool, shape (n_records,), optional
         Hold-out records where the source says it itself: clusters then end at that border, which is the
         user's, and nothing is a bridge. No key is on both sides.
     """
-    distinct, first, of_record = np.unique(
-        np.asarray(keys, dtype=str), return_index=True, return_inverse=True
-    )
-    names = np.array(distinct)
-    levels = np.zeros(len(distinct), dtype=np.int64)
-    is_bridge = np.zeros(len(distinct), dtype=bool)
-    rows = {key: row for row, key in enumerate(ledger.keys)}
-    in_ledger = np.array([rows.get(key, -1) for key in distinct.tolist()], dtype=np.int64)
+    keys = as_keys(keys)
+    of_record = group_ids(keys)
+    n = int(of_record.max(initial=-1)) + 1
+    first = np.zeros(n, dtype=np.int64)
+    first[of_record[::-1]] = np.arange(len(keys))[::-1]
+    distinct = keys[first]
+    rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
+    in_ledger = _rows_of(distinct, ledger)
     old = _known(ledger)
+    levels = np.zeros(n, dtype=np.int64)
+    is_bridge = np.zeros(n, dtype=bool)
     seen = in_ledger >= 0
+    names = distinct.astype(np.promote_types(distinct.dtype, old.clusters.dtype))
     names[seen], levels[seen] = old.clusters[in_ledger[seen]], old.levels[in_ledger[seen]]
 
     for side in (None,) if marked is None else (False, True):
@@ -104,30 +112,32 @@ def find_clusters(
         others = old if marked is None else old.only((old.parts == HOLDOUT) == side)
         new = np.flatnonzero(there)
         names[new], levels[new], is_bridge[new] = _placed(
-            distinct[new], thumbs[first[new]], others, cluster_limit(len(distinct))
+            distinct[new], thumbs[rows[first[new]]], others, cluster_limit(n)
         )
     return NearClusters(names[of_record], levels[of_record], is_bridge[of_record])
 
 
+def _rows_of(keys: NDArray[Any], ledger: Ledger) -> NDArray[np.int64]:
+    """Row of the ledger of each key, -1 where it has none."""
+    ids = group_ids(joined(ledger.keys, keys))
+    return pairs_of_equals(ids[: len(ledger.keys)], ids[len(ledger.keys) :])
+
+
 def _known(ledger: Ledger) -> _Known:
     images = ledger.images or ImageRows()
-    return _Known(
-        np.frombuffer(images.thumbs, dtype=np.int8).reshape(-1, THUMB_SIDE * THUMB_SIDE),
-        np.asarray(ledger.parts if ledger.images else (), dtype=np.int64),
-        np.asarray(images.levels, dtype=np.int64),
-        np.asarray(images.clusters, dtype="U32"),
-    )
+    parts = ledger.parts if ledger.images else np.zeros(0)
+    return _Known(images.thumbs, parts.astype(np.int64), images.levels, images.clusters)
 
 
 def _placed(
-    keys: NDArray[np.str_], thumbs: Thumbs, old: _Known, limit: int
-) -> tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.bool_]]:
+    keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
     """Names, levels and bridges of new images, sorted by key."""
     near = nearest_by_group(thumbs, old.thumbs, groups=old.parts, levels=old.levels, n_groups=3)
     clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit)
     touches = near.strength > levels[:, None]
     clusters, is_bridge = _without_bridges(thumbs, clusters, levels, touches)
-    names = np.array(keys)
+    names = keys.astype(np.promote_types(keys.dtype, old.clusters.dtype))
     if len(keys):
         _, first, which = np.unique(clusters, return_index=True, return_inverse=True)
         names = keys[first][which]  # the smallest key of the cluster
@@ -204,88 +214,106 @@ def _reach(
 
 
 def assign_clusters(
-    keys: Sequence[str],
-    labels: Sequence[str],
+    keys: NDArray[Any],
+    labels: Coded,
     clusters: NearClusters,
     thumbs: Thumbs,
     *,
     ledger: Ledger,
     holdout_fraction: float,
     val_fraction: float,
+    thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
 ) -> Assignment:
     """Return the part of every record, and the ledger with a row for every new image.
 
     Parameters
     ----------
-    keys, labels, clusters, thumbs
-        Of the records, bridges left out.
+    keys, labels, clusters, thumbs, thumb_rows
+        Of the records, bridges left out; as :func:`find_clusters` takes them.
     ledger : Ledger
         The parent version's, or an empty one.
     holdout_fraction, val_fraction, marked
         As :func:`prefect_augment.splitting.assign` takes them.
     """
-    known = ledger.images or ImageRows()
-    part_of = dict(zip(known.clusters, ledger.parts, strict=True)) if ledger.images else {}
-    old = sorted(part_of)
-    by_cluster = Ledger(
-        ledger.salt,
-        ledger.unit,
-        tuple(old),
-        (0,) * len(old),
-        ("",) * len(old),
-        tuple(part_of[name] for name in old),
-        ledger.has_own_holdout,
-    )
     found = assign(
         keys,
         labels,
-        ledger=by_cluster,
+        ledger=_by_cluster(ledger),
         holdout_fraction=holdout_fraction,
         val_fraction=val_fraction,
         marked=marked,
-        groups=clusters.names.tolist(),
+        groups=clusters.names,
     )
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    added = sorted(set(first).difference(ledger.keys))
-    grown = _grown(ledger, added, [first[key] for key in added], found, clusters, thumbs)
-    n_new = int(np.isin(np.asarray(keys, dtype=str), np.asarray(added, dtype="U32")).sum())
-    return replace(found, ledger=grown, n_new=n_new)
+    is_new = _rows_of(keys, ledger) < 0
+    new = np.flatnonzero(is_new)
+    order = sort_order(keys[new])  # of equal ones the first stands for all
+    new = new[order]
+    first = new[np.concatenate([[True], keys[new][1:] != keys[new][:-1]])] if len(new) else new
+    rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
+    grown = _grown(ledger, keys, first, found, clusters, thumbs, rows)
+    return replace(found, ledger=grown, n_new=int(is_new.sum()))
+
+
+def _by_cluster(ledger: Ledger) -> Ledger:
+    """Return the ledger's clusters with their parts, as a ledger of groups."""
+    if ledger.images is None:
+        return ledger
+    names = Coded.of(ledger.images.clusters)
+    parts = np.zeros(len(names.names), dtype=np.int8)
+    parts[names.codes] = ledger.parts
+    n = len(names.names)
+    none = Coded.of([""] * n)
+    return Ledger(
+        ledger.salt,
+        ledger.unit,
+        names.names,
+        np.zeros(n, dtype=np.int32),
+        none,
+        parts,
+        ledger.has_own_holdout,
+    )
 
 
 def _grown(
     ledger: Ledger,
-    added: list[str],
-    rows: list[int],
+    keys: NDArray[Any],
+    added: NDArray[np.int64],
     found: Assignment,
     clusters: NearClusters,
     thumbs: Thumbs,
+    thumb_rows: NDArray[np.int64],
 ) -> Ledger:
     """Return the ledger with a row per new key, sorted by key."""
     known = _known(ledger)
-    keys = [*ledger.keys, *added]
-    order = np.argsort(np.asarray(keys, dtype="U32"), kind="stable")
-    parts = np.concatenate([known.parts, found.parts[rows]])[order]
-    names = np.concatenate([known.clusters, clusters.names[rows].astype("U32")])[order]
-    levels = np.concatenate([known.levels, clusters.levels[rows]])[order]
-    pixels = np.concatenate([known.thumbs, thumbs[rows]])[order]
+    every = joined(ledger.keys, keys[added])
+    order = sort_order(every)
+    n_old = len(ledger.keys)
+    pixels = np.empty((len(every), thumbs.shape[1]), dtype=np.int8)
+    is_old = order < n_old
+    pixels[is_old] = known.thumbs[order[is_old]]
+    pixels[~is_old] = thumbs[thumb_rows[added[order[~is_old] - n_old]]]
     return Ledger(
         salt=ledger.salt,
         unit=ledger.unit,
-        keys=tuple(keys[i] for i in order),
-        occurrences=(0,) * len(keys),
-        labels=("",) * len(keys),
-        parts=tuple(int(part) for part in parts),
+        keys=every[order],
+        occurrences=np.zeros(len(every), dtype=np.int32),
+        labels=Coded.of([""] * len(every)),
+        parts=np.concatenate([known.parts, found.parts[added]])[order].astype(np.int8),
         has_own_holdout=ledger.has_own_holdout,
-        images=ImageRows(tuple(names.tolist()), tuple(levels.tolist()), pixels.tobytes()),
+        images=ImageRows(
+            joined(known.clusters, clusters.names[added])[order],
+            np.concatenate([known.levels, clusters.levels[added]])[order],
+            pixels,
+        ),
     )
 
 
 def count_near(
-    keys: Sequence[str],
+    keys: NDArray[Any],
     thumbs: Thumbs,
     levels: NDArray[np.int64],
-    holdout_keys: Sequence[str],
+    holdout_keys: NDArray[Any],
     holdout_thumbs: Thumbs,
 ) -> int:
     """Return how many records have a near-duplicate, not an equal image, among hold-out records.
@@ -300,5 +328,5 @@ def count_near(
         levels=np.zeros(n_holdout, dtype=np.int64),
         n_groups=1,
     )
-    equal = np.isin(np.asarray(keys, dtype=str), np.asarray(holdout_keys, dtype=str))
+    equal = np.isin(keys, holdout_keys)
     return int(((near.strength[:, 0] > levels) & ~equal).sum())

@@ -23,7 +23,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.reading.staged import iter_shards, read_shards
 from prefect_augment.shards.parquet import label_names, select_columns
-from prefect_augment.shards.streams import Spill
+from prefect_augment.shards.streams import Reordered
 from prefect_augment.storage import Store
 
 __all__ = [
@@ -241,7 +241,7 @@ class Copies:
         by_parent = np.argsort(self._parents, kind="stable")
         parents = self._parents[by_parent]
         piece, start = self.pieces[0], 0
-        with Spill(piece.n_records, piece.n_bytes) as spill:
+        with Reordered(piece.n_records, piece.n_bytes) as spill:
             for table in iter_shards(self.real.look.store, self.real.shards):
                 lo, hi = np.searchsorted(parents, [start, start + table.num_rows]).tolist()
                 for at in range(lo, hi, table.num_rows):  # no more at once than were read

@@ -6,20 +6,36 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from prefect_augment.datatypes import ColumnFact, ImageFacts, Profile
-from prefect_augment.encoding.columns import describe_columns
-from prefect_augment.encoding.labels import class_names, label_text, missing_labels
+from prefect_augment.datatypes import BatchFact, ColumnFact, ImageFacts, Profile
+from prefect_augment.encoding.columns import (
+    ColumnSummary,
+    describe_summaries,
+    is_comparable,
+    value_type_of,
+)
+from prefect_augment.encoding.labels import (
+    check_classes,
+    class_names,
+    label_text,
+    missing_labels,
+)
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import Source
 from prefect_augment.shards.image_files import MASKS
+from prefect_augment.spill import Workspace
 from prefect_augment.splitting import MIN_JUDGED, Ledger
-from prefect_augment.stages.image_columns import record_keys
-from prefect_augment.stages.listing import Listing, list_source
+from prefect_augment.stages.earlier import merged_notes
+from prefect_augment.stages.listing import Listing, list_source, listing_notes
+from prefect_augment.stages.marks import refuse_one_side
 from prefect_augment.stages.near_split import find_clusters
-from prefect_augment.stages.source import SourceTable, read_source
-from prefect_augment.stages.usable import Labelled, find_records
-from prefect_augment.stages.usable_images import image_notes
+from prefect_augment.stages.quarantine import by_reason
+from prefect_augment.stages.roles import describe, find_roles
+from prefect_augment.stages.source import Scan, scan
+from prefect_augment.stages.usable import Candidates, find_candidates
+from prefect_augment.stages.usable_images import image_facts, image_notes
 
 __all__ = ["profile"]
 
@@ -43,16 +59,31 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
         If nothing is there, or its files do not fit together.
     """
     listing = list_source(source.uri, wished=source.format, options=source_options)
-    data = read_source(listing, source)
-    try:
-        found = find_records(data, source, manifest=listing.manifest)
-    except (InputError, ParameterError) as exc:
-        return _unusable(source, listing, data, str(exc))
-    names = label_text(found.data.table[found.label])
-    counts = Counter(names.to_pylist())
-    ordered = {name: counts[name] for name in class_names(found.data.table[found.label])}
+    with Workspace() as workspace:
+        read = scan(listing, source, workspace)
+        try:
+            roles = find_roles(read, source, manifest=listing.manifest)
+            found = find_candidates(read, roles, source)
+            return _usable(source, listing, found, workspace)
+        except (InputError, ParameterError) as exc:
+            return _unusable(source, listing, read, workspace, str(exc))
+
+
+def _usable(source: Source, listing: Listing, found: Candidates, workspace: Workspace) -> Profile:
+    names = [name for name in found.labels.counts() if name]
+    n = len(found.keys)
+    check_classes(_used(found.label_values, names), n, n, name=found.roles.label)
+    if found.marks is not None:
+        refuse_one_side(found.marks.values(), found.marks.name)
+    summaries = _summaries(found.roles.schema, found.roles.label, workspace)
+    for batch in found.batches():
+        for name, summary in summaries.items():
+            summary.add(batch.table[name])
+    columns = describe(summaries, found.roles, source)
+    counts = found.labels.counts()
+    ordered = {name: counts[name] for name in class_names(found.label_values) if name in counts}
     small = [name for name, n in ordered.items() if n < MIN_JUDGED]
-    notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in found.columns if c.note]
+    notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
     image = _image_facts(found)
     if small:
         notes.insert(
@@ -62,62 +93,91 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
     return _profile(
         source,
         listing,
-        found.data,
-        label=found.label,
-        columns=found.columns,
+        found.scan,
+        n_records=n,
+        label=found.roles.label,
+        columns=columns,
         counts=ordered,
         usable=True,
-        notes=[*notes, *data.notes, *image_notes(image)],
+        notes=[*notes, *_said(found.scan), *image_notes(image)],
         image=image,
     )
 
 
-def _image_facts(found: Labelled) -> ImageFacts | None:
+def _used(values: pa.Array, names: list[str]) -> pa.Array:
+    texts = label_text(values).to_pylist()
+    return values.filter(pa.array([text in names for text in texts], pa.bool_()))
+
+
+def _summaries(schema: pa.Schema, label: str, workspace: Workspace) -> dict[str, ColumnSummary]:
+    return {f.name: ColumnSummary(f.type, workspace) for f in schema if f.name != label}
+
+
+def _said(read: Scan) -> list[str]:
+    """Notes of the files, each once."""
+    counts = Counter(note for note, _ in read.notes)
+    first = dict(reversed(read.notes))
+    batch = tuple((note, first[note], n) for note, n in counts.items())
+    empty = BatchFact(batch=1, index="", n_records=0, columns={}, notes=batch)
+    return [*merged_notes((empty,)), *listing_notes(read.listing)]
+
+
+def _image_facts(found: Candidates) -> ImageFacts | None:
     """Counts of the images and of their near-duplicates, as a first version would find them."""
-    if found.images is None:
+    images = found.images
+    if images is None:
         return None
-    keys = record_keys(found.data.table, label=found.label)
-    names = find_clusters(keys, found.images.thumbs, ledger=Ledger("")).names
+    names = find_clusters(found.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
-    return found.images.facts(
+    counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
+    return image_facts(
+        images.column,
+        dict(zip(images.kinds, counts, strict=True)),
         n_clusters=int((sizes > 1).sum()),
         n_clustered=int(sizes[sizes > 1].sum()),
         largest_cluster=int(sizes.max()),
     )
 
 
-def _unusable(source: Source, listing: Listing, data: SourceTable, trouble: str) -> Profile:
+def _unusable(
+    source: Source, listing: Listing, read: Scan, workspace: Workspace, trouble: str
+) -> Profile:
     """What can be said although the label or a parameter does not fit."""
-    counts: dict[str, int] = {}
-    label = source.label if source.label in data.table.column_names else ""
-    if label:
-        missing = missing_labels(data.table[label]) if _is_flat(data, label) else None
-        if missing is not None:
-            data = data.without(missing.to_numpy(zero_copy_only=False), "no label")
-            counts = dict(Counter(label_text(data.table[label]).to_pylist()).most_common(100))
-    columns = describe_columns(data.table, label=label)
+    label = source.label if source.label in read.schema.names else ""
+    counts: Counter[str] = Counter()
+    summaries = _summaries(read.schema, label, workspace)
+    is_flat = bool(label) and is_comparable(value_type_of(read.schema.field(label).type))
+    n_records = n_missing = 0
+    for batch in read.batches():
+        table = batch.table
+        if is_flat:
+            missing = missing_labels(table[label])
+            n_missing += pc.sum(missing).as_py() or 0
+            table = table.filter(pc.invert(missing))
+            for item in label_text(table[label]).value_counts().to_pylist():
+                counts[item["values"]] += item["counts"]
+        n_records += table.num_rows
+        for name, summary in summaries.items():
+            summary.add(table[name])
     return _profile(
         source,
         listing,
-        data,
+        read,
+        n_records=n_records,
         label=label,
-        columns=columns,
-        counts=counts,
+        columns=describe_summaries(read.schema, summaries, label=label),
+        counts=dict(counts.most_common(100)),
         usable=False,
-        notes=[trouble, *data.notes],
+        notes=[trouble, *_said(read)],
     )
-
-
-def _is_flat(data: SourceTable, label: str) -> bool:
-    """Whether the label can be shown as text at all."""
-    return describe_columns(data.table.select([label]), label="")[0].n_unique >= 0
 
 
 def _profile(
     source: Source,
     listing: Listing,
-    data: SourceTable,
+    read: Scan,
     *,
+    n_records: int,
     label: str,
     columns: tuple[ColumnFact, ...],
     counts: dict[str, int],
@@ -125,6 +185,7 @@ def _profile(
     notes: list[str],
     image: ImageFacts | None = None,
 ) -> Profile:
+    reasons = by_reason(read.quarantine.table())
     return Profile(
         source=source.uri,
         format=listing.format,
@@ -132,12 +193,12 @@ def _profile(
         usable=usable,
         n_files=len(listing.entries),
         n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
-        n_records=data.table.num_rows,
+        n_records=n_records,
         columns=columns,
         class_counts=counts,
         imbalance_ratio=max(counts.values()) / min(counts.values()) if counts else 0.0,
-        n_quarantined=len(data.rejected),
-        quarantine=dict(Counter(q.reason for q in data.rejected)),
+        n_quarantined=sum(reasons.values()),
+        quarantine=dict(reasons),
         modality="table" if image is None else "image",
         image=image,
         notes=tuple(sorted(notes, key=lambda note: not note.startswith(MASKS))),

@@ -48,6 +48,7 @@ from prefect_augment.stages.export import check_export, export_newest
 from prefect_augment.stages.leases import drop_lease, lease
 from prefect_augment.stages.publish_files import (
     check_follows,
+    copy_files,
     copy_ledger,
     copy_quarantine,
     copy_report,
@@ -227,6 +228,8 @@ def _manifest(
         source_schema=facts.schema_digest,
         columns=facts.columns,
         ledger=copy_ledger(store, facts, version),
+        sources=copy_files(store, facts, version),
+        ingest=f"_staging/{facts.stage}/{facts.key}/outcome.json" if facts.files else "",
         report=pages[0] if pages else "",
         report_files=files,
         n_quarantined=facts.n_quarantined,

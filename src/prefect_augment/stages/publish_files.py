@@ -21,7 +21,7 @@ from prefect_augment.shards.formats import open_shard, put_once
 from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, drafted
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["check_follows", "copy_ledger", "copy_quarantine", "copy_report"]
+__all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "copy_report"]
 
 
 def check_follows(store: Store, facts: DatasetFacts, parent: Manifest | None) -> None:
@@ -104,6 +104,16 @@ def copy_ledger(store: Store, facts: DatasetFacts, version: int) -> PublishedFil
         path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
         _copy(store, facts.ledger, path)
     return PublishedFile(path=path, n_bytes=n_bytes, sha256=sha256)
+
+
+def copy_files(store: Store, facts: DatasetFacts, version: int) -> PublishedFile | None:
+    """Copy the list of source files beside the ledger, under a name of its content's."""
+    if not facts.files:
+        return None
+    sha256 = _sha256_of(store, facts.files)
+    path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
+    _copy(store, facts.files, path)
+    return PublishedFile(path=path, n_bytes=_size_of(store, facts.files), sha256=sha256)
 
 
 def _copy(store: Store, staged: str, path: str) -> None:

@@ -114,7 +114,7 @@ def _check_there(store: Store, manifest: Manifest) -> None:
 def _objects(manifest: Manifest) -> Iterator[tuple[str, int]]:
     for shard in (*manifest.shards, *manifest.quarantine):
         yield shard.path, shard.n_bytes
-    for file in manifest.report_files:
+    for file in (*manifest.report_files, *([manifest.sources] if manifest.sources else ())):
         yield file.path, file.n_bytes
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import ImageFacts
 from prefect_augment.errors import InputError
-from prefect_augment.params import Source
 from prefect_augment.shards.image_check import (
     THUMB_SIDE,
     BadImageError,
@@ -27,9 +25,11 @@ from prefect_augment.shards.image_check import (
     check_image,
 )
 from prefect_augment.stages.image_columns import image_bytes
-from prefect_augment.stages.source import Progress, SourceTable
 
-__all__ = ["Images", "check_images", "image_notes", "usable_images"]
+__all__ = ["ImageChecker", "Images", "Traits", "image_facts", "image_notes"]
+
+#: Mode, format, width, height, whether animated, whether turned.
+Traits = tuple[str, str, int, int, bool, bool]
 
 # Images taken out of the source at a time, and by one thread: handing over costs as much as a small image.
 BATCH, UNIT = 512, 32
@@ -48,95 +48,129 @@ class Images:
         Where they are.
     thumbs : ndarray of int8, shape (n_records, 1024)
         As :class:`prefect_augment.shards.image_check.ImageCheck` has them.
-    traits : ndarray of object, shape (n_records,)
-        ``(mode, format, width, height, is_animated, is_rotated)``, one object for equal ones.
+    traits : ndarray of int32, shape (n_records,)
+        Which of ``kinds`` each is.
+    kinds : list of tuple
+        ``(mode, format, width, height, is_animated, is_rotated)``.
     """
 
     column: str
     thumbs: NDArray[np.int8]
-    traits: NDArray[np.object_]
-
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Images:
-        """Return the same of these records."""
-        return Images(self.column, self.thumbs[rows], self.traits[rows])
-
-    def facts(self, **found: int) -> ImageFacts:
-        """Return the counts, and what was ``found`` beyond this."""
-        traits = self.traits.tolist()
-        sizes = Counter((width, height) for _, _, width, height, _, _ in traits)
-        ordered = sorted(sizes, key=lambda s: (-sizes[s], -s[0] * s[1], s))
-        modes = Counter(mode for mode, *_ in traits)
-        sides = [side for size in sizes for side in size]
-        return ImageFacts(
-            column=self.column,
-            modes=dict(sorted(modes.items())),
-            formats=dict(sorted(Counter(t[1] for t in traits).items())),
-            sizes={f"{w}x{h}": sizes[w, h] for w, h in ordered[:SHOWN_SIZES]},
-            n_sizes=len(sizes),
-            most_common_size=ordered[0] if ordered else (0, 0),
-            smallest_side=min(sides, default=0),
-            largest_side=max(sides, default=0),
-            n_channels=1 if modes.keys() <= GRAY else 3,
-            n_animated=sum(t[4] for t in traits),
-            n_rotated=sum(t[5] for t in traits),
-            **found,
-        )
+    traits: NDArray[np.int32]
+    kinds: list[Traits]
 
 
-def check_images(
-    column: pa.ChunkedArray,
-    *,
-    name: str,
-    max_megapixels: float,
-    on_progress: Progress | None = None,
-) -> tuple[Images, list[str], list[str]]:
-    """Decode every image once.
+def image_facts(column: str, counts: Mapping[Traits, int], **found: int) -> ImageFacts:
+    """Return facts from how many images are of each kind, and what was ``found`` beyond this."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for (mode, kind, width, height, _, _), n in counts.items():
+        sizes[width, height] += n
+        modes[mode] += n
+        formats[kind] += n
+    ordered = sorted(sizes, key=lambda s: (-sizes[s], -s[0] * s[1], s))
+    sides = [side for size in sizes for side in size]
+    return ImageFacts(
+        column=column,
+        modes=dict(sorted(modes.items())),
+        formats=dict(sorted(formats.items())),
+        sizes={f"{w}x{h}": sizes[w, h] for w, h in ordered[:SHOWN_SIZES]},
+        n_sizes=len(sizes),
+        most_common_size=ordered[0] if ordered else (0, 0),
+        smallest_side=min(sides, default=0),
+        largest_side=max(sides, default=0),
+        n_channels=1 if modes.keys() <= GRAY else 3,
+        n_animated=sum(n for t, n in counts.items() if t[4]),
+        n_rotated=sum(n for t, n in counts.items() if t[5]),
+        **found,
+    )
+
+
+class ImageChecker:
+    """Decodes images once, batch by batch; a context manager, as it has threads.
 
     Parameters
     ----------
-    column : pyarrow.ChunkedArray of struct<bytes, path>
-        The images.
-    name : str
-        The column's name.
+    column : str
+        Where the images are.
     max_megapixels : float
         Larger images are refused by their header.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Returns
-    -------
-    images : Images
-        Of all records; zeros where an image cannot be used.
-    reasons, details : list of str, length n_records
-        Why it cannot; empty where it can.
     """
-    n = len(column)
-    thumbs = np.zeros((n, THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
-    traits = np.empty(n, dtype=object)
-    reasons, details = [""] * n, [""] * n
-    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+
+    def __init__(self, column: str, max_megapixels: float) -> None:
+        self.column = column
+        self._limit = max_megapixels
+        self._thumbs: list[NDArray[np.int8]] = []
+        self._traits: list[NDArray[np.int32]] = []
+        self._kinds: dict[Traits, int] = {}
+        self._first_bad = ""
+        self._n_bad = 0
+
+    def __enter__(self) -> None:
+        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+
+    def __exit__(self, *of: object) -> None:
+        self._pool.shutdown()
+
+    def check(self, column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
+        """Decode a batch of images, and keep what was found about those that can be used.
+
+        Returns
+        -------
+        reasons, details : list of str, length n_records
+            Why an image cannot be used; empty where it can.
+        """
+        n = len(column)
+        reasons, details = [""] * n, [""] * n
         for start in range(0, n, BATCH):
             batch = list(image_bytes(column.slice(start, BATCH)))
             parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
-            done = (
+            done = [
                 found
-                for part in pool.map(_checked, parts, repeat(max_megapixels))
+                for part in self._pool.map(_checked, parts, repeat(self._limit))
                 for found in part
-            )
+            ]
+            good = []
             for i, found in enumerate(done, start=start):
                 if isinstance(found, BadImageError):
                     reasons[i], details[i] = found.reason, found.detail
-                    continue
-                thumbs[i] = found.thumb
-                seen = _traits(found)
-                traits[i] = known.setdefault(seen, seen)
-            if on_progress is not None:
-                on_progress(min(1.0, (start + BATCH) / n), f"checked {start + len(batch)} images")
-    return Images(name, thumbs, traits), reasons, details
+                    self._n_bad += 1
+                    self._first_bad = self._first_bad or f"{found.reason} ({found.detail})"
+                else:
+                    good.append(found)
+            if good:
+                self._thumbs.append(np.stack([found.thumb for found in good]))
+                kinds = [self._kinds.setdefault(_traits(f), len(self._kinds)) for f in good]
+                self._traits.append(np.array(kinds, dtype=np.int32))
+        return reasons, details
+
+    def refuse_none(self) -> None:
+        """Refuse a source none of whose images can be used.
+
+        Raises
+        ------
+        InputError
+            Where that is so.
+        """
+        if self._n_bad and not self._thumbs:
+            raise InputError(
+                f"none of the source's {self._n_bad} images can be used; the first is {self._first_bad}."
+            )
+
+    def images(self) -> Images:
+        """Return what was found about the images that can be used."""
+        thumbs = np.zeros((sum(map(len, self._traits)), THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
+        start = 0
+        while self._thumbs:  # not all of them twice
+            part = self._thumbs.pop(0)
+            thumbs[start : start + len(part)] = part
+            start += len(part)
+        traits = [np.zeros(0, dtype=np.int32), *self._traits]
+        return Images(self.column, thumbs, np.concatenate(traits), list(self._kinds))
 
 
-def _traits(found: ImageCheck) -> tuple[Any, ...]:
+def _traits(found: ImageCheck) -> Traits:
     return (
         found.mode,
         found.format,
@@ -183,41 +217,3 @@ def image_notes(facts: ImageFacts | None) -> tuple[str, ...]:
             "may be a little too good"
         )
     return tuple(notes)
-
-
-def usable_images(
-    data: SourceTable, column: str, source: Source, *, on_progress: Progress | None = None
-) -> tuple[SourceTable, Images]:
-    """Return the records whose image can be used, and what was found about these.
-
-    Parameters
-    ----------
-    data : SourceTable
-        Records.
-    column : str
-        Their image column.
-    source : Source
-        ``max_megapixels`` bounds what is decoded.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Raises
-    ------
-    InputError
-        If no image can be used.
-    MissingExtraError
-        If Pillow is not installed.
-    """
-    images, reasons, details = check_images(
-        data.table[column],
-        name=column,
-        max_megapixels=source.max_megapixels,
-        on_progress=on_progress,
-    )
-    unusable = np.array([reason != "" for reason in reasons], dtype=bool)
-    if unusable.all():
-        shown = f"; the first is {reasons[0]} ({details[0]})" if reasons else ""
-        raise InputError(f"none of the source's {len(reasons)} images can be used{shown}.")
-    rows = np.flatnonzero(unusable)
-    data = data.without(unusable, [reasons[i] for i in rows], details=[details[i] for i in rows])
-    return data, images.take(~unusable)

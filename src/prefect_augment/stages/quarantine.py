@@ -1,0 +1,161 @@
+"""What is not used of a source: where each record stood, why it is left out, and what it was."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+__all__ = ["Batch", "Quarantine", "by_reason"]
+
+# Binary values up to this size are kept whole in the quarantine.
+MAX_SHOWN_BYTES = 256
+ROWS_AT_ONCE = 4_096  # Python objects of so many rows are alive at a time
+SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("position", pa.int64()),
+        ("reason", pa.string()),
+        ("record", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some records of a source.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Their columns, categories as plain values.
+    file_index : ndarray of int32, shape (n_records,)
+        Which of the source's files each came from.
+    positions : ndarray of int64, shape (n_records,)
+        Its row or line there, from 1.
+    """
+
+    table: pa.Table
+    file_index: NDArray[np.int32]
+    positions: NDArray[np.int64]
+
+    def filter(self, keep: NDArray[np.bool_]) -> Batch:
+        """Return some of the records."""
+        if keep.all():
+            return self
+        return Batch(self.table.filter(pa.array(keep)), self.file_index[keep], self.positions[keep])
+
+
+class Quarantine:
+    """Records that are not used.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Names of the source's files.
+
+    Attributes
+    ----------
+    by_file : ndarray of int64, shape (n_files,)
+        How many of each file.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self.by_file = np.zeros(len(paths), dtype=np.int64)
+        self._tables: list[pa.Table] = []
+        self._rows: list[tuple[str, int, str, str]] = []
+
+    def add(self, file: int, position: int, reason: str, record: str, *, path: str = "") -> None:
+        """Put one record here."""
+        self.by_file[file] += 1
+        self._rows.append((path or self.paths[file], position, reason, record))
+        if len(self._rows) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def reject(
+        self,
+        batch: Batch,
+        unusable: NDArray[np.bool_],
+        reason: str | Sequence[str],
+        *,
+        details: Sequence[str] = (),
+    ) -> Batch:
+        """Put some records of a batch here and return the others.
+
+        Parameters
+        ----------
+        batch : Batch
+            The records.
+        unusable : ndarray of bool, shape (n_records,)
+            Which of them cannot be used.
+        reason : str or sequence of str
+            One for all, or one for each of these.
+        details : sequence of str, optional
+            What more there is to say of each; kept with the record.
+        """
+        rows = np.flatnonzero(unusable)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            records = batch.table.take(pa.array(some)).to_pylist()
+            for k, (i, record) in enumerate(zip(some.tolist(), records, strict=True), start=start):
+                if details and details[k]:
+                    record = {**record, "detail": details[k]}
+                why = reason if isinstance(reason, str) else reason[k]
+                self.add(int(batch.file_index[i]), int(batch.positions[i]), why, _as_json(record))
+        return batch.filter(~unusable)
+
+    def __len__(self) -> int:
+        return int(self.by_file.sum())
+
+    def table(self, *, prefix: str = "", earlier: pa.Table | None = None) -> pa.Table:
+        """Return file, position, reason and record of each, sorted by file and position.
+
+        Parameters
+        ----------
+        prefix : str
+            Put before the files' names.
+        earlier : pyarrow.Table, optional
+            Such records of files that were read before.
+        """
+        self._flush()
+        tables = [SCHEMA.empty_table(), *self._tables]
+        found = pa.concat_tables(tables)
+        if prefix:
+            named = pc.binary_join_element_wise(prefix, found["file"], "")
+            found = found.set_column(0, SCHEMA.field(0), named)
+        if earlier is not None:
+            found = pa.concat_tables([earlier.cast(SCHEMA), found])
+        keys = [("file", "ascending"), ("position", "ascending"), ("reason", "ascending")]
+        return found.sort_by(keys)
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+            self._tables.append(pa.table(arrays, schema=SCHEMA))
+            self._rows = []
+
+
+def by_reason(table: pa.Table) -> Counter[str]:
+    """Return how many records have each reason."""
+    counts = table["reason"].value_counts().to_pylist()
+    return Counter({item["values"]: item["counts"] for item in counts})
+
+
+def _as_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, default=_plain_text)
+
+
+def _plain_text(value: Any) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    # An image is found again by its file; a bomb in the quarantine would be one more bomb.
+    return value.hex() if len(value) <= MAX_SHOWN_BYTES else f"{len(value)} bytes"

@@ -1,0 +1,72 @@
+"""What is put aside comes back as it was, from memory or from disk, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from prefect_augment import spill
+from prefect_augment.errors import StorageError
+from prefect_augment.spill import Pile, Workspace
+
+
+def make(start: int, n: int) -> pa.Table:
+    values = [None if i % 5 == 0 else f"v{i}" for i in range(start, start + n)]
+    return pa.table({"a": pa.array(range(start, start + n)), "b": pa.array(values, pa.string())})
+
+
+@pytest.mark.parametrize("in_memory", [0, 300, 1 << 20])
+def test_tables_come_back_in_their_order_as_often_as_one_likes(in_memory: int) -> None:
+    with Workspace(in_memory) as workspace:
+        aside = workspace.spill()
+        for start in range(0, 100, 10):
+            aside.append(make(start, 10))
+        assert aside.n_rows == 100
+        for _ in range(2):
+            assert pa.concat_tables(aside).equals(make(0, 100))
+
+
+def test_the_folder_is_gone_at_the_end_and_is_not_made_for_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Workspace() as workspace:
+        workspace.spill().append(make(0, 10))
+        assert not list(tmp_path.iterdir())
+    with Workspace(0) as workspace:
+        aside = workspace.spill()
+        aside.append(make(0, 10))
+        assert len(list(tmp_path.rglob("*.arrow"))) == 1
+        assert aside.table().num_rows == 10
+        aside.clear()
+        assert not list(tmp_path.rglob("*.arrow"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_different_numbers_are_counted_exactly_also_on_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spill, "PILED", 50)
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 400, 60).astype(np.uint64) for _ in range(20)]
+    with Workspace() as workspace:
+        pile = Pile(workspace)
+        for batch in batches:
+            pile.add(batch)
+        assert pile.n_distinct() == len(np.unique(np.concatenate(batches)))
+        assert Pile(workspace).n_distinct() == 0
+
+
+def test_a_full_temporary_folder_is_said() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    with Workspace(0) as workspace:
+        workspace.path = lambda: str(full)  # type: ignore[method-assign]
+        aside = workspace.spill()
+        with pytest.raises(StorageError, match="no space left in the temporary folder"):
+            aside.append(make(0, 100_000))
