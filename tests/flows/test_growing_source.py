@@ -58,6 +58,8 @@ def test_weights_are_those_of_the_version_before_until_they_would_move_much(
     check_weights(tmp_path, second)
     assert second.recipe.weights_from == 1
     assert second.weights == first.weights
+    old, new = ({s.path for s in m.shards if s.origin == "real"} for m in (first, second))
+    assert old < new, "every real shard of the version before stays, and the new file's are added"
     assert "The weights are those of version 1" in (tmp_path / "out" / "README.md").read_text()
     assert run(tmp_path).version == 2, "a rerun publishes nothing"
 

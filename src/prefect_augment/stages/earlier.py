@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import BatchFact, DatasetFacts, ShardFact, SourceFile
+from prefect_augment.datatypes import DatasetFacts, ShardFact, SourceFile
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.errors import IntegrityError
 from prefect_augment.shards.formats import open_shard, read_shard
@@ -187,16 +187,3 @@ def schema_text(schema: pa.Schema) -> str:
 def labels_said(folder: Folder | None, paths: list[str]) -> str:
     """Return a hash of what loose files' classes are; empty for other sources."""
     return "" if folder is None else folder.labels_digest({shown_path(path) for path in paths})
-
-
-def merged_notes(batches: tuple[BatchFact, ...]) -> list[str]:
-    """Return the notes of files, each once, with where it was found first."""
-    of: dict[str, tuple[str, int]] = {}
-    for batch in batches:
-        for note, path, n in batch.notes:
-            first, count = of.get(note, (path, 0))
-            of[note] = (first, count + n)
-    return [
-        f"{path}{f' and {n - 1} more' if n > 1 else ''}: {note}" if path else note
-        for note, (path, n) in of.items()
-    ]

@@ -15,10 +15,10 @@ from prefect_augment.params import Source
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.spill import Workspace
 from prefect_augment.splitting import MIN_JUDGED, PARTS
-from prefect_augment.stages.earlier import Earlier, labels_said, merged_notes, schema_text
+from prefect_augment.stages.earlier import Earlier, labels_said, schema_text
 from prefect_augment.stages.image_reading import by_folder, shown_path
 from prefect_augment.stages.inherit import write_files
-from prefect_augment.stages.listing import listing_notes
+from prefect_augment.stages.listing import listing_notes, notes_of_files
 from prefect_augment.stages.quarantine import by_reason
 from prefect_augment.stages.roles import describe
 from prefect_augment.stages.settle import Settled, place_holdout
@@ -242,7 +242,8 @@ class _Writing:
         reasons: Counter[str],
     ) -> tuple[str, ...]:
         listing, settled = self.scan.listing, self.settled
-        notes = [*(note for note, path in self.scan.notes if not path), *merged_notes(batches)]
+        notes = [note for note, path in self.scan.notes if not path]
+        notes += notes_of_files(said for batch in batches for said in batch.notes)
         notes += listing_notes(listing)
         if self.held is not None:
             of_held = dict.fromkeys(note for note, _ in self.held.scan.notes)

@@ -23,10 +23,11 @@ from prefect_augment.evaluation.gates import Labelled
 from prefect_augment.params import Gate, Source
 from prefect_augment.reading.staged import load_facts, read_shards
 from prefect_augment.shards.parquet import select_columns, write_shards
+from prefect_augment.spill import Workspace
 from prefect_augment.stages.bench import Wishes, open_bench
 from prefect_augment.stages.parts import Question, best_first
 from prefect_augment.stages.records import by_columns
-from prefect_augment.stages.source import list_source, read_source
+from prefect_augment.stages.source import list_source, scan
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
@@ -176,13 +177,15 @@ def import_candidates(
     """
     facts = load_facts(dataset, store)
     listing = list_source(uri, wished="auto", options=options)
-    found = read_source(listing, Source(uri=uri, label=facts.label))
+    with Workspace() as workspace:
+        found = scan(listing, Source(uri=uri, label=facts.label), workspace)
+        table, notes = found.table(), tuple(found.said())
     digest = sha256_hex(repr([(e.path, e.n_bytes, e.etag) for e in listing.entries]).encode())
     key = stage_key(
         "import", algorithm_version=ALGORITHM_VERSION, params=digest, inputs=[dataset.key]
     )
     stage = Stage(store, "import", key)
-    table = _like_the_real_ones(found, facts, store, uri)
+    table = _like_the_real_ones(table, facts, store, uri)
     strata = table_strata(table, label=facts.label, by=by_columns(plan))
     unknown = sorted(set(strata) - {c.name for c in plan.classes})
     if unknown:
@@ -225,7 +228,7 @@ def import_candidates(
             shards=shards,
             part_counts={},
             judged=facts.judged,
-            notes=tuple(found.notes),
+            notes=notes,
         )
     )
     return stage.reference(outcome, Counter(strata))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "entry_of",
     "list_source",
     "listing_notes",
+    "notes_of_files",
 ]
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
@@ -150,6 +151,24 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
     entries = tuple(entry_of(store, p) for p in sorted(usable))
     one = cast(Format, next(iter(formats)))
     return Listing(store, entries, one, None, len(paths) - len(usable), notes=notes)
+
+
+def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Return notes of files, each once, with where it was found first.
+
+    Parameters
+    ----------
+    notes : iterable of (str, str, int)
+        The note, a file that it is about (none: all of them), and of how many it is said.
+    """
+    of: dict[str, tuple[str, int]] = {}
+    for note, path, n in notes:
+        first, count = of.get(note, (path, 0))
+        of[note] = (first, count + n)
+    return [
+        f"{path}{f' and {n - 1} more' if n > 1 else ''}: {note}" if path else note
+        for note, (path, n) in of.items()
+    ]
 
 
 def listing_notes(listing: Listing) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.datatypes import BatchFact, ColumnFact, ImageFacts, Profile
+from prefect_augment.datatypes import ColumnFact, ImageFacts, Profile
 from prefect_augment.encoding.columns import (
     ColumnSummary,
     describe_summaries,
@@ -27,8 +27,7 @@ from prefect_augment.params import Source
 from prefect_augment.shards.image_files import MASKS
 from prefect_augment.spill import Workspace
 from prefect_augment.splitting import MIN_JUDGED, Ledger
-from prefect_augment.stages.earlier import merged_notes
-from prefect_augment.stages.listing import Listing, list_source, listing_notes
+from prefect_augment.stages.listing import Listing, list_source
 from prefect_augment.stages.marks import refuse_one_side
 from prefect_augment.stages.near_split import find_clusters
 from prefect_augment.stages.quarantine import by_reason
@@ -99,7 +98,7 @@ def _usable(source: Source, listing: Listing, found: Candidates, workspace: Work
         columns=columns,
         counts=ordered,
         usable=True,
-        notes=[*notes, *_said(found.scan), *image_notes(image)],
+        notes=[*notes, *found.scan.said(), *image_notes(image)],
         image=image,
     )
 
@@ -111,15 +110,6 @@ def _used(values: pa.Array, names: list[str]) -> pa.Array:
 
 def _summaries(schema: pa.Schema, label: str, workspace: Workspace) -> dict[str, ColumnSummary]:
     return {f.name: ColumnSummary(f.type, workspace) for f in schema if f.name != label}
-
-
-def _said(read: Scan) -> list[str]:
-    """Notes of the files, each once."""
-    counts = Counter(note for note, _ in read.notes)
-    first = dict(reversed(read.notes))
-    batch = tuple((note, first[note], n) for note, n in counts.items())
-    empty = BatchFact(batch=1, index="", n_records=0, columns={}, notes=batch)
-    return [*merged_notes((empty,)), *listing_notes(read.listing)]
 
 
 def _image_facts(found: Candidates) -> ImageFacts | None:
@@ -168,7 +158,7 @@ def _unusable(
         columns=describe_summaries(read.schema, summaries, label=label),
         counts=dict(counts.most_common(100)),
         usable=False,
-        notes=[trouble, *_said(read)],
+        notes=[trouble, *read.said()],
     )
 
 

@@ -25,7 +25,14 @@ from prefect_augment.stages.image_reading import (
     look_at_folder,
     read_folder,
 )
-from prefect_augment.stages.listing import Entry, Listing, entry_of, list_source
+from prefect_augment.stages.listing import (
+    Entry,
+    Listing,
+    entry_of,
+    list_source,
+    listing_notes,
+    notes_of_files,
+)
 from prefect_augment.stages.quarantine import Batch, Quarantine
 from prefect_augment.stages.schemas import (
     UNTYPED_FORMATS,
@@ -35,7 +42,7 @@ from prefect_augment.stages.schemas import (
 )
 from prefect_augment.stages.source_readers import reader_of
 
-__all__ = ["Listing", "Progress", "Scan", "list_source", "read_source", "scan"]
+__all__ = ["Listing", "Progress", "Scan", "list_source", "scan"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +106,15 @@ class Scan:
         tables = [plain.empty_table(), *(batch.table for batch in self.batches())]
         return pa.concat_tables(tables).cast(self.schema)
 
+    def said(self) -> list[str]:
+        """Return the notes, each once with the files that it is about, and those of the listing."""
+        of_files = notes_of_files((note, path, 1) for note, path in self.notes)
+        return [*of_files, *listing_notes(self.listing)]
+
     def clear(self) -> None:
         """Let go of what was put aside."""
         for spill in self._spills:
             spill.clear()
-
-
-def read_source(
-    listing: Listing, source: Source, *, on_progress: Progress | None = None
-) -> pa.Table:
-    """Return all records of the listed objects as one table; see :func:`scan`."""
-    with Workspace() as workspace:
-        return scan(listing, source, workspace, on_progress=on_progress).table()
 
 
 def scan(
