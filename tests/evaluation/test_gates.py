@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.gates import REASONS, Labelled
+from prefect_augment.evaluation.candidates import Labelled
+from prefect_augment.evaluation.gates import REASONS
 from prefect_augment.evaluation.table_gates import gate_candidates
 
 N_COLUMNS = 6

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prefect_augment.evaluation.gates import REASONS, Labelled
+from prefect_augment.evaluation.candidates import Labelled
+from prefect_augment.evaluation.gates import REASONS
 from prefect_augment.evaluation.image_gates import (
     PictureSpace,
     ShiftSpace,

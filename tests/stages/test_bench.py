@@ -17,7 +17,7 @@ import pytest
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, DatasetRef
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.evaluation.gates import Labelled
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -30,13 +30,14 @@ from prefect_augment.params import (
 )
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.arms import GIVEN, drawn_training_set, make_arms, make_recipe
+from prefect_augment.stages.arms import GIVEN, make_arms, make_recipe
 from prefect_augment.stages.bench import Wishes, Workbench, kept_synthetic, open_bench
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.judge import judge
 from prefect_augment.stages.parts import Question, score_folds
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.score import choose, score
+from prefect_augment.stages.training_sets import drawn_training_set
 from prefect_augment.stages.verdict import verify
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, open_store

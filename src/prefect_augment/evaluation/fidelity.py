@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import MIN_VAL
 
 __all__ = [
     "Classifier",
     "Halves",
-    "Labelled",
     "TrainClassifier",
     "label_limits",
     "utility_scores",
@@ -42,25 +42,6 @@ class Classifier(Protocol):
 
 # Records and their class codes in, a class-balanced classifier out.
 TrainClassifier = Callable[[NDArray[Any], Int], Classifier]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Records as an array with the stratum of each.
-
-    Attributes
-    ----------
-    X : ndarray, shape (n_records, ...)
-        A table's matrix form, float64 of shape (n_records, n_columns), with NaN for null and level
-        codes in category columns; or images, uint8 of shape (n_records, height, width, channels).
-    stratum : ndarray of int64, shape (n_records,)
-    """
-
-    X: NDArray[Any]
-    stratum: Int
-
-    def __len__(self) -> int:
-        return len(self.X)
 
 
 @dataclass(frozen=True)

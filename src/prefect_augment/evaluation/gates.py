@@ -30,16 +30,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import ClassGate
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.candidates import GateOutcome, Labelled, Purpose
 from prefect_augment.evaluation.fidelity import (
     Halves,
-    Labelled,
     TrainClassifier,
     label_limits,
     utility_scores,
@@ -47,12 +47,11 @@ from prefect_augment.evaluation.fidelity import (
 from prefect_augment.evaluation.neighbours import Space, near_copies, real_distances
 from prefect_augment.evaluation.similarity import MAX_COMPARED, density_coverage
 
-__all__ = ["REASONS", "Asked", "GateOutcome", "Labelled", "Measures", "gate_records"]
+__all__ = ["REASONS", "Measures", "gate_records"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
-Purpose = Literal["utility", "faithful"]
 
 REASONS = ("domain", "near copy", "outlier", "label", "repeat", "surplus")
 # Below this many records even the fit records' own distances say nothing; only exact copies count.
@@ -64,37 +63,6 @@ MOVED_SHARE = 0.25
 OUTLIER_QUANTILE = 0.95
 MIN_TO_COMPARE = 20  # records a side for the two-sample test
 MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stratum
-
-
-@dataclass(frozen=True)
-class GateOutcome:
-    """What became of each candidate, in the order given.
-
-    Attributes
-    ----------
-    passed : ndarray of bool, shape (n_candidates,)
-        Passed every check.
-    kept : ndarray of bool, shape (n_candidates,)
-        Passed, and among those wanted.
-    reason : ndarray of str, shape (n_candidates,)
-        Empty where kept, else one of :data:`REASONS`.
-    score : ndarray of float64, shape (n_candidates,)
-        Probability of the wanted class by the utility filter.
-    strata : tuple of ClassGate
-        Counts, reasons and metrics of each stratum that was asked for or has candidates.
-    feature_space : str
-        Where distances were measured.
-    notes : tuple of str
-        What could not be checked, and why.
-    """
-
-    passed: Bool
-    kept: Bool
-    reason: NDArray[np.str_]
-    score: Float
-    strata: tuple[ClassGate, ...]
-    feature_space: str
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -123,23 +91,6 @@ class Measures:
         """What the report calls the measures of distance."""
         also = f"; near copies also by: {self.moved.name}" if self.moved else ""
         return self.space.name + also
-
-
-class Asked(TypedDict):
-    """What :func:`gate_records` is asked, beside the records: the same for every kind of data."""
-
-    strata: Sequence[str]
-    stratum_class: Int
-    wanted: Int
-    ordinals: Int
-    fit_keys: Sequence[str] | NDArray[np.str_]
-    fit_groups: NotRequired[Any]
-    in_domain: NotRequired[Bool | None]
-    purpose: NotRequired[Purpose]
-    near_copy_quantile: NotRequired[float]
-    fidelity_quantile: NotRequired[float]
-    seed: NotRequired[int]
-    metrics: NotRequired[bool]
 
 
 def gate_records(

@@ -15,7 +15,8 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.gates import Asked, GateOutcome, Labelled, Measures, gate_records
+from prefect_augment.evaluation.candidates import Asked, GateOutcome, Labelled
+from prefect_augment.evaluation.gates import Measures, gate_records
 from prefect_augment.evaluation.image_learner import (
     ImageLearner,
     balanced_draws,

@@ -7,14 +7,9 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.evaluation.candidates import Asked, GateOutcome, Labelled
 from prefect_augment.evaluation.fidelity import Classifier
-from prefect_augment.evaluation.gates import (
-    Asked,
-    GateOutcome,
-    Labelled,
-    Measures,
-    gate_records,
-)
+from prefect_augment.evaluation.gates import Measures, gate_records
 from prefect_augment.evaluation.learners import balanced_weights, fit_learner
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.similarity import c2st_auc

@@ -11,24 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from prefect_augment.augmentation.tables import random_oversample_indices, smote
 from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Modality, Recipe
 from prefect_augment.params import Classic, Gate
 
 __all__ = [
     "AMOUNTS",
     "GIVEN",
-    "TrainingSet",
     "Wanted",
-    "build_training_set",
     "candidates_wanted",
     "classic_recipe",
-    "drawn_training_set",
     "image_arms",
     "make_arms",
     "make_recipe",
@@ -204,146 +196,6 @@ def wanted_records(
             copies = max(0, round(effective) - n)
         wanted[entry.name] = Wanted(n, effective, synthetic, classic, copies)
     return wanted
-
-
-# --- training sets ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a learner is fitted on: matrix, stratum codes and weights of mean 1."""
-
-    X: NDArray[np.float64]
-    strata: NDArray[np.int64]
-    weights: NDArray[np.float64]
-
-
-def build_training_set(
-    arm: Arm,
-    X: NDArray[np.float64],
-    strata: NDArray[np.int64],
-    *,
-    names: tuple[str, ...],
-    plan: BalancePlan,
-    synthetic: tuple[NDArray[np.float64], NDArray[np.int64]] | None,
-    is_category: NDArray[np.bool_],
-    n_levels: NDArray[np.int64],
-    classic: Classic,
-    seed: int,
-) -> TrainingSet:
-    """Return the training set of one arm.
-
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n, n_columns)
-        Real records in matrix form.
-    strata : ndarray of int64, shape (n,)
-        Their stratum, as an index into ``names``.
-    synthetic : pair of ndarrays, optional
-        Synthetic records that passed the gate, best first within a stratum; needed by model arms.
-    seed : int
-        For copies and SMOTE records.
-
-    Returns
-    -------
-    TrainingSet
-        Real records first, then synthetic, SMOTE records and copies.
-    """
-    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
-    parts_X, parts_s = [X], [strata]
-    if arm.has_model and synthetic is not None:
-        rows = _first_of_each(
-            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
-        )
-        parts_X.append(synthetic[0][rows])
-        parts_s.append(synthetic[1][rows])
-    smote_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
-    if smote_counts:
-        made = smote(
-            X,
-            strata,
-            smote_counts,
-            is_category=is_category,
-            n_levels=n_levels,
-            k_neighbors=classic.k_neighbors,
-            seed=seed,
-            max_memory_mib=classic.max_memory_mib,
-        )
-        parts_X.append(made.X)
-        parts_s.append(made.strata)
-    copies = random_oversample_indices(
-        strata, {names.index(k): w.copies for k, w in wanted.items()}, seed
-    )
-    parts_X.append(X[copies])
-    parts_s.append(strata[copies])
-    all_strata = np.concatenate(parts_s)
-    # A stratum that is not in this part has no weight to give, and no records to give it to.
-    weight = np.array([wanted[name].weight if name in wanted else 1.0 for name in names])
-    weights = weight[all_strata]
-    return TrainingSet(np.concatenate(parts_X), all_strata, weights / weights.mean())
-
-
-@dataclass(frozen=True)
-class DrawnSet:
-    """What a learner draws from: images, stratum codes, draw weights of mean 1, which are synthetic."""
-
-    X: NDArray[np.uint8]
-    strata: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    synthetic: NDArray[np.bool_]
-
-
-def drawn_training_set(
-    arm: Arm,
-    X: NDArray[np.uint8],
-    strata: NDArray[np.int64],
-    *,
-    names: tuple[str, ...],
-    plan: BalancePlan,
-    synthetic: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
-) -> DrawnSet:
-    """Return the training set of one arm whose learner draws records by weight.
-
-    Parameters are those of :func:`build_training_set`. No copy is made: what is drawn twice as
-    often has twice the weight.
-    """
-    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
-    n_real = len(strata)
-    if arm.has_model and synthetic is not None:
-        rows = _first_of_each(
-            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
-        )
-        X = np.concatenate([X, synthetic[0][rows]])
-        strata = np.concatenate([strata, synthetic[1][rows]])
-    weight = np.zeros(len(names))
-    for name, w in wanted.items():
-        weight[names.index(name)] = w.effective / max(1, w.stored)
-    weights = weight[strata]
-    return DrawnSet(X, strata, weights / weights.mean(), np.arange(len(strata)) >= n_real)
-
-
-def _wanted_of_part(
-    arm: Arm,
-    strata: NDArray[np.int64],
-    names: tuple[str, ...],
-    plan: BalancePlan,
-    synthetic: tuple[NDArray[Any], NDArray[np.int64]] | None,
-) -> dict[str, Wanted]:
-    """What the arm wants of a part with these real records, and these synthetic ones at hand."""
-    counts = _counts(strata, names)
-    available = None if synthetic is None else _counts(synthetic[1], names)
-    return wanted_records(arm, counts, plan, available=available)
-
-
-def _counts(strata: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:
-    sizes = np.bincount(strata, minlength=len(names))
-    return {name: int(n) for name, n in zip(names, sizes, strict=True)}
-
-
-def _first_of_each(strata: NDArray[np.int64], counts: Mapping[int, int]) -> NDArray[np.int64]:
-    """Indices of the first ``counts[k]`` records of each stratum k."""
-    rows = [np.flatnonzero(strata == k)[:n] for k, n in sorted(counts.items())]
-    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 
 # --- the recipe -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, GateReport
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.evaluation.gates import GateOutcome
+from prefect_augment.evaluation.candidates import GateOutcome
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import read_shards
 from prefect_augment.stages.parts import Question

@@ -20,15 +20,15 @@ from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, ImageFacts
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.errors import ParameterError
 from prefect_augment.estimates import learner_size
-from prefect_augment.evaluation.gates import GateOutcome
+from prefect_augment.evaluation.candidates import GateOutcome
 from prefect_augment.evaluation.image_gates import gate_image_candidates
 from prefect_augment.evaluation.image_learner import fit_image_learner
 from prefect_augment.evaluation.image_transforms import ClassicRanges
-from prefect_augment.stages.arms import drawn_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.ledger import split_clusters
 from prefect_augment.stages.parts import Question, gate_wishes, score_folds
 from prefect_augment.stages.records import Records, recent, shared_fields, training_table
+from prefect_augment.stages.training_sets import drawn_training_set
 from prefect_augment.storage import Store
 
 __all__ = ["LEARNER", "RANGES", "ImageBench", "open_bench"]

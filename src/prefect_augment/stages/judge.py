@@ -19,7 +19,7 @@ from prefect_augment.datatypes import (
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import InputError, SchemaError
-from prefect_augment.evaluation.gates import Labelled
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.params import Gate, Source
 from prefect_augment.reading.staged import load_facts, read_shards
 from prefect_augment.shards.parquet import select_columns, write_shards

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import BalancePlan
+from prefect_augment.evaluation.candidates import Asked, GateOutcome, Labelled
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.gates import Asked, GateOutcome, Labelled
 from prefect_augment.params import Gate
 from prefect_augment.stages.records import Records
 

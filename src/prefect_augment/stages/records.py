@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, Modality
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.evaluation.gates import Labelled
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.reading.staged import read_part
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.staging import canonical_json

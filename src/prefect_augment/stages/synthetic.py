@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.folded import fold_ids
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.gates import Labelled
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Gate, ModelParams
 from prefect_augment.registry import load_model_class

@@ -11,17 +11,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts
-from prefect_augment.evaluation.gates import GateOutcome
+from prefect_augment.evaluation.candidates import GateOutcome
 from prefect_augment.evaluation.learners import fit_learner
 from prefect_augment.evaluation.table_gates import gate_candidates
 from prefect_augment.params import NoModel
 from prefect_augment.registry import load_model_class
-from prefect_augment.stages.arms import build_training_set
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.matrix import Matrix, to_matrix, training_matrix
 from prefect_augment.stages.parts import Question, gate_wishes, rarest_in_val, score_folds
 from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
 from prefect_augment.stages.synthetic import draw_synthetic
+from prefect_augment.stages.training_sets import build_training_set
 from prefect_augment.storage import Store
 
 __all__ = ["TableBench", "open_bench"]
