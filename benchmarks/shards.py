@@ -10,8 +10,9 @@ from a fixed seed. Operations, the library's own way each, in `_shard_libraries.
 - shuffled: an epoch in a random order, as the library shuffles it.
 
 Each (library, set, operation) is a process of its own, the libraries take turns within a repeat, and
-disks are synced before each. Only the operation is timed. Every reading counts records and bytes; in
-the first repeat a second reading compares every record's checksum. All is read from a warm page cache.
+disks are synced before each. Only the operation is timed. Every reading counts records and bytes. A
+first round is not counted, of any library: programs are in the page cache after it, as what is read
+always is, and in it a second reading compares every record's checksum.
 `ahead` means: the 95 % interval of the ratio of the medians, from a paired bootstrap over the repeats,
 is above 1.
 
@@ -162,9 +163,10 @@ def measure(
 ) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """Return what each (set, operation, library) used, per repeat; a library that failed is left out."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    orders: dict[tuple[str, str, str], dict[str, Any]] = {}
     failed: set[tuple[str, str]] = set()
     turns = [(worker, name) for worker in workers for name in worker.names]
-    for repeat in range(n_repeats):
+    for repeat in range(n_repeats + 1):
         order = turns[repeat % len(turns) :] + turns[: repeat % len(turns)]
         for of_set, operation in itertools.product(sets, OPERATIONS):
             for worker, name in order:
@@ -182,12 +184,14 @@ def measure(
                     said = worker.log.read_text().strip().splitlines()[-1:]
                     print(f"not measured: {name}, {of_set}, {operation} failed: {said}")
                     failed.add((of_set, name))
+                elif repeat:
+                    found.setdefault((of_set, operation, name), []).append(
+                        orders.get((of_set, operation, name), {}) | used
+                    )
                 else:
-                    found.setdefault((of_set, operation, name), []).append(used)
+                    orders[of_set, operation, name] = {k: used[k] for k in used if k == "order"}
         subprocess.run(["rm", "-rf", str(folder / "written")], check=True)
-        print(
-            f"repeat {repeat + 1} of {n_repeats} is done, load {os.getloadavg()[0]:.1f}", flush=True
-        )
+        print(f"repeat {repeat} of {n_repeats} is done, load {os.getloadavg()[0]:.1f}", flush=True)
     return found
 
 
