@@ -34,13 +34,12 @@ test: setup ## the fast tests: no server, no network, no GPU
 
 # pytest exits with 5 where it finds no test of a kind.
 define run_marked
-	@$(PYTEST) -m $(1) $(2) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
+	@$(PYTEST) -m $(1) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
 	echo "make $(1): THERE IS NO TEST MARKED $(1) YET, NOTHING WAS TESTED"; }
 endef
 
-# A browser on a busy machine misses a click now and then: what fails is run once more, and counted.
 e2e: setup ## the tests that start real servers on loopback
-	$(call run_marked,e2e,--reruns 1)
+	$(call run_marked,e2e)
 
 faults: setup ## the tests that kill, fill and break things, and talk to real object stores
 	@PYTHON=$(PYTHON) ./tests/faults/servers/install
