@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import Rejected, SourceRecords
+from prefect_augment.shards.base import Rejected, SourceRecords, whole
 from prefect_augment.shards.csv_types import MIN_DISTINCT, MIN_PARSED
 from prefect_augment.shards.iso_dates import DateKind, date_kinds, to_dates
 from prefect_augment.shards.packed import UNPACK_ERRORS, opened, refuse_bomb, size_of
@@ -76,13 +76,7 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
         If there is no record, hardly any line is a JSON object, or the file unpacks to far more than
         its size.
     """
-    parts = list(read_batches(file, name=name, source=source))
-    return SourceRecords(
-        table=pa.concat_tables([part.table for part in parts]),
-        positions=np.concatenate([part.positions for part in parts]),
-        rejected=tuple(rejected for part in parts for rejected in part.rejected),
-        notes=parts[0].notes,
-    )
+    return whole(read_batches(file, name=name, source=source))
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:

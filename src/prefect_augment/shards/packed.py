@@ -7,14 +7,13 @@ Text and tables shrink far better than images, so the bound is looser than that 
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import zlib
 from typing import IO
 
 from prefect_augment.errors import InputError
 
-__all__ = ["UNPACK_ERRORS", "gunzip", "most_bytes", "opened", "refuse_bomb", "size_of"]
+__all__ = ["UNPACK_ERRORS", "most_bytes", "opened", "refuse_bomb", "size_of"]
 
 MAX_EXPANSION = 250
 MIN_TOTAL_BYTES = 1 << 30
@@ -60,26 +59,3 @@ def opened(file: IO[bytes]) -> IO[bytes]:
     is_packed = file.read(len(GZIP)) == GZIP
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if is_packed else file  # type: ignore[return-value]
-
-
-def gunzip(data: bytes, name: str) -> bytes:
-    """Return what gzip data unpack to, never holding more than they may.
-
-    Raises
-    ------
-    InputError
-        If the data are cut off or damaged, or a bomb.
-    """
-    pieces = []
-    total = 0
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            while piece := packed.read(PIECE_BYTES):
-                pieces.append(piece)
-                total += len(piece)
-                refuse_bomb(name, len(data), total)
-    except UNPACK_ERRORS as exc:
-        raise InputError(
-            f"{name} cannot be unpacked ({exc}); it may be cut off. Write it again.", path=name
-        ) from exc
-    return b"".join(pieces)
