@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import StorageError
 
-__all__ = ["Pile", "Spill", "Workspace", "give_back"]
+__all__ = ["Pile", "Spill", "Workspace", "disk_space", "give_back"]
 
 # Tables of a small source never see a disk.
 IN_MEMORY = 24 << 20
@@ -122,7 +122,7 @@ class Spill:
             self._held += size
             self._tables.append(table)
             return
-        with _space():
+        with disk_space():
             if not self._path:
                 self._path = self._workspace.path()
             if self._writer is None:
@@ -156,7 +156,7 @@ class Spill:
 
     def _finish(self) -> None:
         if self._writer is not None:
-            with _space():
+            with disk_space():
                 self._writer.close()
                 self._file.close()
             self._writer = self._file = None
@@ -183,7 +183,7 @@ class Pile:
             return
         if not self._path:
             self._path = self._workspace.path()
-        with _space(), Path(self._path).open("ab") as file:
+        with disk_space(), Path(self._path).open("ab") as file:
             self._held[0].tofile(file)
         self._held, self._n_held = [], 0
 
@@ -202,13 +202,22 @@ class Pile:
 
 
 @contextmanager
-def _space() -> Iterator[None]:
+def disk_space() -> Iterator[None]:
+    """Say what to do where the temporary folder takes no more."""
     try:
         yield
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"no space left in the temporary folder {tempfile.gettempdir()}, where the source is put aside while "
-                "it is read; free some, or set TMPDIR to a folder with more."
-            ) from exc
-        raise
+        if exc.errno not in _TROUBLES:
+            raise
+        what, advice = _TROUBLES[exc.errno]
+        raise StorageError(
+            f"{what} in the temporary folder {tempfile.gettempdir()}, where records are put aside; {advice}, or name "
+            "another one in the environment variable TMPDIR, and run again: the run continues where it was."
+        ) from exc
+
+
+_TROUBLES = {
+    errno.ENOSPC: ("no space left", "free some"),
+    errno.EDQUOT: ("no space left", "free some"),
+    errno.EFBIG: ("a file is larger than is allowed", "raise the limit (ulimit -f)"),
+}

@@ -106,7 +106,7 @@ def test_an_error_in_the_stream_leaves_nothing_behind(
 
 def test_a_full_temporary_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing, as a disk without room."""
-    monkeypatch.setattr(Reordered, "_path", lambda spill, bucket: Path("/dev/full"))
+    monkeypatch.setattr(Reordered, "_path", lambda records: Path("/dev/full"))
     with pytest.raises(StorageError, match="TMPDIR"), Reordered(4000, 1) as spill:
         spill.add(records(4000), np.arange(4000))
 

@@ -6,11 +6,9 @@ after the other; :class:`Reordered` puts records into another order by way of lo
 
 from __future__ import annotations
 
-import errno
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,6 +23,7 @@ from prefect_augment.registry import load_shard_format
 from prefect_augment.shards.formats import write_shard, write_shards
 from prefect_augment.shards.groups import rows_per_group
 from prefect_augment.shards.sinks import HashedSink
+from prefect_augment.spill import Workspace, disk_space
 from prefect_augment.storage import Draft, Store
 
 __all__ = [
@@ -166,28 +165,6 @@ def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft,
         yield draft, sink.sha256
 
 
-@contextmanager
-def _local_folder() -> Iterator[Path]:
-    try:
-        with tempfile.TemporaryDirectory(prefix="prefect-augment-") as folder:
-            yield Path(folder)
-    except OSError as exc:
-        advice = _ADVICE.get(exc.errno or 0)
-        if advice is None:
-            raise
-        raise StorageError(
-            f"cannot write to the temporary folder {tempfile.gettempdir()}: {exc.strerror}; {advice}, or name another "
-            "folder in the environment variable TMPDIR, and run again: the run continues where it was."
-        ) from exc
-
-
-_ADVICE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the limit (ulimit -f), write smaller shards (publish.shard_mib)",
-}
-
-
 # --- another order ----------------------------------------------------------------------------
 
 
@@ -207,11 +184,10 @@ class Reordered:
         wanted = max(math.ceil(n_bytes / BATCH_BYTES), math.ceil(n_records / BATCH_RECORDS), 1)
         self._n_per_bucket = max(1, math.ceil(n_records / min(wanted, MAX_BUCKETS)))
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
-        self._stack = ExitStack()
-        self._folder = Path()
+        self._workspace = Workspace()
+        self._paths: dict[int, Path] = {}
 
     def __enter__(self) -> Reordered:
-        self._folder = self._stack.enter_context(_local_folder())
         return self
 
     def __exit__(
@@ -219,10 +195,10 @@ class Reordered:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool | None:
-        with suppress(OSError):  # of a full disk, which the stack says in our words
+    ) -> None:
+        with suppress(StorageError):  # of a full disk, which has been said
             self._close()
-        return self._stack.__exit__(kind, error, trace)
+        self._workspace.close()
 
     def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
         """Take in records with the place that each is to have."""
@@ -230,32 +206,36 @@ class Reordered:
         table = table.unify_dictionaries().append_column(_PLACE, pa.array(places, pa.int64()))
         for bucket in np.unique(buckets).tolist():
             rows = table.take(pa.array(np.flatnonzero(buckets == bucket)))
-            self._writer(bucket, rows.schema).write_table(rows)
+            with disk_space():
+                self._writer(bucket, rows.schema).write_table(rows)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield all records in order, once, a file at a time."""
         self._close()
         for bucket in range(math.ceil(self._n_records / self._n_per_bucket)):
-            path = self._path(bucket)
-            if not path.exists():
+            if bucket not in self._paths:
                 continue
+            path = self._paths[bucket]
             with pa.OSFile(str(path)) as file:
                 table = pa.ipc.open_stream(file).read_all()
             path.unlink()
             yield table.unify_dictionaries().sort_by(_PLACE).drop_columns([_PLACE])
 
-    def _path(self, bucket: int) -> Path:
-        return self._folder / f"{bucket:05d}.arrow"
+    def _path(self) -> Path:
+        return Path(self._workspace.path())
 
     def _writer(self, bucket: int, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
         if bucket not in self._writers:
-            self._writers[bucket] = pa.ipc.new_stream(str(self._path(bucket)), schema)
+            self._paths[bucket] = self._path()
+            self._writers[bucket] = pa.ipc.new_stream(str(self._paths[bucket]), schema)
         return self._writers[bucket]
 
     def _close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        writers = list(self._writers.values())
         self._writers.clear()
+        with disk_space():
+            for writer in writers:
+                writer.close()
 
 
 _PLACE = "__place__"
