@@ -24,11 +24,13 @@ __all__ = [
     "Arrays",
     "Calibrates",
     "Config",
+    "Encodes",
     "FitContext",
     "GenerativeModel",
     "ImageData",
     "ImageSpec",
     "SamplesGiven",
+    "ScoresClasses",
     "TableData",
     "TableSpec",
 ]
@@ -326,4 +328,43 @@ class SamplesGiven(Protocol):
         X : ndarray of float64, shape (n_kept, n_columns)
             The records; the given columns hold exactly the given values.
         """
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A model with a latent space: records go in and come back.
+
+    Records are what the model is fitted on, as arrays: the matrix form of a table, or images. None of
+    this is random, and a record's result depends on the record alone, within rounding.
+    """
+
+    @property
+    def n_latent(self) -> int:
+        """Size of a latent vector."""
+        ...
+
+    def embed(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        """Return each record's latent vector, shape (n, n_latent), from its columns without its class."""
+        ...
+
+    def decode_latents(self, Z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the most likely record of each latent vector and stratum, in the form of the input."""
+        ...
+
+    def anomaly_scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return how badly the model accounts for each record, shape (n,); higher is stranger.
+
+        A family with a density gives nats (the negative ELBO under the stratum that fits best), one
+        without the error of reconstruction, in the loss it was trained on.
+        """
+        ...
+
+
+@runtime_checkable
+class ScoresClasses(Protocol):
+    """A model that knows how likely a record is in each stratum."""
+
+    def class_log_likelihoods(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return log p(record | stratum) or a bound on it, in nats, shape (n, n_classes)."""
         ...

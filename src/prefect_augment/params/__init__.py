@@ -1,0 +1,62 @@
+"""Wishes: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
+
+Facts (what happened) live in :mod:`prefect_augment.datatypes`. Descriptions sit on fields one level
+deep because Prefect's form shows those and drops others; ``Optional`` and ``dict`` render badly
+there, so "not given" is an empty string or list, and per-class wishes are lists of models.
+"""
+
+from __future__ import annotations
+
+from prefect_augment.params.balance import Balance, Classic, ClassTarget
+from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
+from prefect_augment.params.data import ColumnWish, Destination, Source
+from prefect_augment.params.models import (
+    AutoModel,
+    DiffusionModel,
+    FlowModel,
+    ModelParams,
+    NoModel,
+    PluginModel,
+    PluginOption,
+    TreesModel,
+)
+from prefect_augment.params.run import (
+    Answer,
+    Approval,
+    Budget,
+    ClassAmount,
+    Compute,
+    Gate,
+    Publish,
+    Report,
+)
+
+__all__ = [
+    "Answer",
+    "Approval",
+    "AutoModel",
+    "Balance",
+    "Budget",
+    "ClassAmount",
+    "ClassTarget",
+    "Classic",
+    "ColumnWish",
+    "Combination",
+    "Compute",
+    "Constraint",
+    "Destination",
+    "DiffusionModel",
+    "FlowModel",
+    "Gate",
+    "Inequality",
+    "ModelParams",
+    "NoModel",
+    "PluginModel",
+    "PluginOption",
+    "Positive",
+    "Publish",
+    "Report",
+    "Source",
+    "TreesModel",
+    "Unique",
+]

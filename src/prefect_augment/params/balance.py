@@ -1,0 +1,91 @@
+"""How many records a class is wished to have, and classic augmentation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prefect_augment.params.base import Params
+
+__all__ = ["Balance", "ClassTarget", "Classic"]
+
+
+class ClassTarget(Params):
+    """The target of one class, instead of the general one."""
+
+    name: str = Field(description="The class, as the label column spells it.")
+    target: int = Field(
+        default=-1, ge=-1, description="Training records wanted; -1 keeps the general target."
+    )
+    max_synthetic_per_real: float = Field(
+        default=-1.0,
+        ge=-1.0,
+        description="Cap for this class; -1 keeps the general cap; 0 forbids synthetic records.",
+    )
+
+
+class Balance(Params):
+    """How many records each class should have."""
+
+    target: Literal["median", "majority", "sqrt", "count"] = Field(
+        default="median",
+        description="median or majority of the class counts; sqrt: halfway to the majority on a log scale; "
+        "count: the number below. No class is ever made smaller.",
+    )
+    count: int = Field(default=0, ge=0, description="Training records per class for target=count.")
+    max_synthetic_per_real: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="At most so many synthetic records per real one; the rest of the way to the target is "
+        "resampling. Above 5 a warning says that this has been seen to hurt.",
+    )
+    max_per_class: int = Field(
+        default=0, ge=0, description="No class is brought above this; 0 for no such cap."
+    )
+    by: list[str] = Field(
+        default_factory=list,
+        description="Further columns to balance within, e.g. a site or a sex: each combination is balanced by itself.",
+    )
+    classes: list[ClassTarget] = Field(
+        default_factory=list, description="Classes with a target or cap of their own."
+    )
+
+    @model_validator(mode="after")
+    def _count_is_given(self) -> Balance:
+        if self.target == "count" and self.count < 1:
+            raise ValueError(
+                "target is 'count' but count is 0; say how many records each class should have."
+            )
+        names = [c.name for c in self.classes]
+        if len(names) != len(set(names)):
+            raise ValueError("classes names the same class twice; keep one entry per class.")
+        return self
+
+
+class Classic(Params):
+    """Classic augmentation: the SMOTE family on tables, small changes of pictures on images."""
+
+    table: Literal["smote", "none"] = Field(
+        default="smote",
+        description="smote interpolates between neighbours of a class (SMOTENC with categories).",
+    )
+    k_neighbors: int = Field(
+        default=5, ge=1, le=50, description="Neighbours to interpolate with; fewer in tiny classes."
+    )
+    max_memory_mib: int = Field(
+        default=2048,
+        ge=64,
+        description="Refuse, with advice, when the estimate of the memory needed is above this.",
+    )
+    image: Literal["safe", "none"] = Field(
+        default="safe",
+        description="safe turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, and changes "
+        "brightness and contrast by up to a tenth; it never flips.",
+    )
+    image_prob: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="How many of the images that a classifier sees are changed at all.",
+    )

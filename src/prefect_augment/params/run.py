@@ -1,0 +1,203 @@
+"""What a run may spend, what it has to prove, who approves it, and what it writes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prefect_augment.params.base import Params
+
+__all__ = [
+    "Answer",
+    "Approval",
+    "Budget",
+    "ClassAmount",
+    "Compute",
+    "Gate",
+    "Learner",
+    "Publish",
+    "Report",
+]
+
+
+Learner = Literal["boosting", "logistic"]
+
+
+class Budget(Params):
+    """How much effort training may take."""
+
+    minutes: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Minutes for the whole run; judging takes at most half. Ignored where steps is set.",
+    )
+    steps: int = Field(
+        default=0,
+        ge=0,
+        description="Training steps instead of minutes: what makes a run repeatable to the byte.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes a GPU where there is one."
+    )
+    batch_size: int = Field(
+        default=0, ge=0, description="Records per step; 0 lets the model choose."
+    )
+    checkpoint_seconds: float = Field(
+        default=60.0,
+        ge=0.0,
+        description="Seconds between the checkpoints that a run goes on from after a crash.",
+    )
+    reuse_growth: float = Field(
+        default=0.2,
+        ge=0.0,
+        description="A model trained before serves for as long as no class has grown by more than this share; "
+        "0 trains anew whenever the source has changed.",
+    )
+
+
+class Gate(Params):
+    """What synthetic records and recipes must pass."""
+
+    on_no_gain: Literal["recipe", "fail", "publish"] = Field(
+        default="recipe",
+        description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
+    )
+    purpose: Literal["utility", "faithful"] = Field(
+        default="utility",
+        description="utility keeps the third of the candidates that a classifier finds most like their class (for "
+        "training); faithful keeps them as the class is (for sharing and testing).",
+    )
+    learners: list[Learner] = Field(
+        default=["boosting", "logistic"],
+        min_length=1,
+        description="Classifiers that judge each arm: gradient boosting, logistic regression.",
+    )
+    n_seeds: int = Field(
+        default=3, ge=1, le=20, description="Seeds for the best three arms and the last comparison."
+    )
+    max_recall_loss: float = Field(
+        default=0.02,
+        ge=0.0,
+        le=1.0,
+        description="Worst-class recall may not fall by more than this.",
+    )
+    near_copy_quantile: float = Field(
+        default=0.05,
+        ge=0.0,
+        lt=1.0,
+        description="A synthetic record nearer to a training record than this quantile of val's distances is dropped.",
+    )
+    fidelity_quantile: float = Field(
+        default=0.05,
+        ge=0.0,
+        lt=1.0,
+        description="A synthetic record that looks less like its class than this quantile of val's records is dropped.",
+    )
+    n_bootstrap: int = Field(
+        default=2000, ge=100, le=100_000, description="Resamples behind each interval."
+    )
+
+
+class Approval(Params):
+    """Whether a person has to say yes before anything is published."""
+
+    # Not called `required`: Prefect drops a property of that name from the schema it checks.
+    ask: bool = Field(
+        default=False,
+        description="Stop after the report and ask: a deployed run is suspended until somebody approves, lowers the "
+        "amounts or rejects; any other run ends with a proposal that `prefect-augment approve` publishes.",
+    )
+    timeout_hours: float = Field(
+        default=24.0,
+        gt=0.0,
+        le=8760.0,
+        description="How long a suspended run waits. Without an answer by then nothing is published.",
+    )
+    ask_again: bool = Field(
+        default=False,
+        description="Ask again where the very same version was rejected before; else the rejection stands.",
+    )
+
+
+class ClassAmount(Params):
+    """A lower number of added records for one class."""
+
+    name: str = Field(description="The class, as the proposal spells it.")
+    records: int = Field(
+        ge=0,
+        description="Records to add: at most the proposal's number; 0 adds none to this class.",
+    )
+
+
+class Answer(Params):
+    """What somebody says to a proposal."""
+
+    decision: Literal["approve", "reject"] = Field(
+        default="approve", description="approve publishes the version; reject publishes nothing."
+    )
+    amounts: list[ClassAmount] = Field(
+        default_factory=list, description="Classes that get fewer records than proposed."
+    )
+    comment: str = Field(default="", description="Why; kept in the manifest.")
+    by: str = Field(default="", description="Who decides; kept in the manifest.")
+    again: bool = Field(
+        default=False, description="Decide anew where the proposal was rejected before."
+    )
+
+    @model_validator(mode="after")
+    def _once_per_class(self) -> Answer:
+        names = [a.name for a in self.amounts]
+        if len(names) != len(set(names)):
+            raise ValueError("amounts names the same class twice; keep one entry per class.")
+        if names and self.decision == "reject":
+            raise ValueError(
+                "amounts are given and decision is 'reject'; leave them out, or approve."
+            )
+        return self
+
+
+class Publish(Params):
+    """What is written, and how."""
+
+    format: Literal["parquet", "webdataset"] = Field(
+        default="parquet",
+        description="parquet is read by everything; webdataset writes images as tar shards, for loaders that stream "
+        "them. It pays for images of 10 kB and more.",
+    )
+    materialise: Literal["auto", "copies"] = Field(
+        default="auto",
+        description="auto expresses resampling in the column aug_weight; copies also writes the duplicates, for "
+        "readers that know nothing of weights.",
+    )
+    origins: list[Literal["real", "copy", "classic", "synthetic"]] = Field(
+        default=["real", "copy", "classic", "synthetic"],
+        min_length=1,
+        description="Kinds of records to publish; only synthetic is for sharing.",
+    )
+    shard_records: int = Field(
+        default=1_000_000, ge=1, description="At most so many records in a shard."
+    )
+    shard_mib: int = Field(default=128, ge=1, le=4096, description="About so many MiB in a shard.")
+    export: str = Field(
+        default="",
+        description="Also write the newest version to this folder or URL, as a plain tree for engines that read by "
+        "glob (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced.",
+    )
+
+
+class Report(Params):
+    """What the report may show."""
+
+    pictures: Literal["real", "synthetic", "none"] = Field(
+        default="real",
+        description="real shows real records beside synthetic ones; none shows no record.",
+    )
+
+
+class Compute(Params):
+    """How many workers; changes the time a run takes, never its bytes."""
+
+    workers: int = Field(
+        default=2, ge=1, le=256, description="Arms judged and shards written at the same time."
+    )
