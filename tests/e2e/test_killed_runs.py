@@ -25,7 +25,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.manifest import latest_version, read_manifest
 from prefect_augment.params import Destination, Gate, Source, TreesModel
 from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store, sha256_hex
 
 pytestmark = pytest.mark.faults

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults

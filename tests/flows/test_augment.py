@@ -15,7 +15,7 @@ from prefect_augment.manifest import read_manifest
 from prefect_augment.params import Balance, Classic, Destination, Publish, Source
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.stages.example import example_images
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 MakeTable = Callable[..., pa.Table]

@@ -27,8 +27,8 @@ from prefect_augment.params import (
     TreesModel,
 )
 from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.maintain import verify
 from prefect_augment.stages.sample import resample_record
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 MakeTable = Callable[..., pa.Table]

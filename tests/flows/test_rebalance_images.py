@@ -38,8 +38,8 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.stages.maintain import verify
 from prefect_augment.stages.sample import resample_record
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.

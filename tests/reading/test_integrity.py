@@ -15,9 +15,9 @@ import pytest
 from prefect_augment.errors import IntegrityError
 from prefect_augment.manifest import content_digest, list_versions, manifest_path, read_manifest
 from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.stages import maintain
 from prefect_augment.stages.publish import publish
 from prefect_augment.stages.rollback import rollback
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 
@@ -158,7 +158,7 @@ def test_a_manifest_that_lies_about_a_digest_is_found_out(store: Store) -> None:
     forge(store, lie)
     with pytest.raises(IntegrityError, match="expected 000000000000"):
         open_dataset(store.uri, verify=True).to_table()
-    (problem,) = [p for p in maintain.verify(store).problems if p.kind == "changed"]
+    (problem,) = [p for p in verify(store).problems if p.kind == "changed"]
     assert "the same size, other bytes" in problem.message
 
 
@@ -204,7 +204,7 @@ def test_verify_says_what_happened_to_which_object_and_what_to_do(
 ) -> None:
     path = OBJECTS[kind](store)
     damage(file(store, path))
-    (problem,) = maintain.verify(store).problems
+    (problem,) = verify(store).problems
     expected, says = DAMAGE[damage]
     assert (problem.path, problem.kind) == (path, expected)
     assert re.search(f"{says}.*{ADVICE[kind]}", problem.message), problem.message
@@ -216,9 +216,9 @@ def test_what_was_lost_from_the_newest_version_only_is_no_trouble_after_a_rollba
     ledger = read_manifest(store, 2).report_files[0].path
     assert ledger.startswith("_reports/v00000002/")
     remove(file(store, ledger))
-    assert not maintain.verify(store).ok
+    assert not verify(store).ok
     rollback(store, 1)
-    assert maintain.verify(store).ok
+    assert verify(store).ok
     assert list_versions(store) == (1, 2, 3)
 
 
@@ -243,20 +243,18 @@ def test_a_damaged_manifest_is_an_error_and_older_versions_stay_readable(
     says = (
         "is not whole JSON|is not valid at|was changed after it was written|no manifest of prefect"
     )
-    for look in (lambda: open_dataset(store.uri), lambda: maintain.verify(store)):
+    for look in (lambda: open_dataset(store.uri), lambda: verify(store)):
         with pytest.raises(IntegrityError, match=says) as caught:
             look()
         assert manifest_path(2) in caught.value.message
         assert "older versions stay readable with version=N" in caught.value.message
     assert open_dataset(store.uri, 1, verify=True).to_table().num_rows == 55
-    assert (
-        maintain.verify(store, 1).problems[0].kind == "unreadable"
-    )  # the card, which is the newest's
+    assert verify(store, 1).problems[0].kind == "unreadable"  # the card, which is the newest's
     # What the message advises: move it away, and run again.
     path.rename(path.with_suffix(".damaged"))
     recipe = release.recipe.model_copy(update={"sentence": "Less."})
     publish(**{**vars(release), "recipe": recipe})
-    assert maintain.verify(store, 2).ok
+    assert verify(store, 2).ok
 
 
 OUTSIDE = [

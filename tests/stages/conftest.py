@@ -13,8 +13,8 @@ import pytest
 
 from prefect_augment.manifest import list_versions, read_manifest
 from prefect_augment.stages.card import CARD
-from prefect_augment.stages.maintain import verify
 from prefect_augment.stages.publish import publish
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 TAIL = "c/<b>|'"

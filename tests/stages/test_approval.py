@@ -35,7 +35,7 @@ from prefect_augment.stages.approval import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 MakeTable = Callable[..., pa.Table]

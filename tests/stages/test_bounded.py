@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from prefect_augment.manifest import read_manifest
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 MOST_MIB = 64

@@ -15,13 +15,13 @@ from prefect_augment.params import Publish, Source
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.parquet import read_shard
-from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD
 from prefect_augment.stages.erase import erase
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.leases import lease
 from prefect_augment.stages.ledger import read_ledger
 from prefect_augment.stages.publish import publish
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 TAIL = "c/<b>|'"
@@ -57,7 +57,7 @@ def test_a_record_and_what_was_made_of_it_are_gone_from_every_version(two: Store
         len(before & {s.path for s in newest.shards}) == 4
     )  # others of real ones, synthetic and the hold-out
     assert newest.class_counts["train"][TAIL] == {"real": 6, "classic": 3 - n_made, "synthetic": 1}
-    assert maintain.verify(two).ok
+    assert verify(two).ok
     assert "Erased in version 3: 1 source records of the version before" in report.notes[0]
     assert f"and {n_made} records made from them (0 copies" in report.notes[0]
     assert all(note in newest.notes for note in report.notes)
@@ -90,7 +90,7 @@ def test_records_are_chosen_by_a_column_s_value(two: Store) -> None:
     report = erase(two, where=[("site", "nord")])
     assert report.n_erased["real"] == n
     assert "nord" not in column(two, "site", origins=["real"])
-    assert maintain.verify(two).ok
+    assert verify(two).ok
     assert erase(two, where=[("n", "13")]).n_erased["real"] == 1
     assert 13 not in column(two, "n", origins=["real"])
 
@@ -117,7 +117,7 @@ def test_a_category_that_only_the_erased_had_is_in_no_shard(
     assert found() == []
     site = read_shard(any_store, read_manifest(any_store).shards[0].path)["site"]
     assert "unused" in site.chunk(0).dictionary.to_pylist()  # the source's own wish
-    assert maintain.verify(any_store).ok
+    assert verify(any_store).ok
 
 
 def test_copies_go_with_their_record(any_store: Store, releases: ModuleType) -> None:
@@ -127,7 +127,7 @@ def test_copies_go_with_their_record(any_store: Store, releases: ModuleType) -> 
     report = erase(any_store, [gone])
     assert report.n_erased["copy"] >= 1
     assert gone not in column(any_store, "aug_parent")
-    assert maintain.verify(any_store).ok
+    assert verify(any_store).ok
 
 
 def test_a_record_of_an_old_version_alone_is_erased_too(
@@ -182,7 +182,7 @@ def test_its_entry_leaves_the_ledger_and_no_other_moves(ingested: Callable[..., 
     assert (after.salt, after.unit) == (before.salt, before.unit)
     was = dict(zip(before.keys, before.parts, strict=True))
     assert all(was[key] == part for key, part in zip(after.keys, after.parts, strict=True))
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_of_equal_records_as_many_entries_go_as_are_erased(
@@ -323,7 +323,7 @@ def test_a_kill_at_any_write_leaves_the_old_version_or_the_new_one(
 
     def after(store: Store) -> None:
         assert list_versions(store) == (3,)
-        assert maintain.verify(store).ok
+        assert verify(store).ok
         newest = read_manifest(store)
         assert set(store.list("data")) == {s.path for s in newest.shards}
         assert {p for p in store.list("_staging") if "/.probe" not in p} <= set(
@@ -350,7 +350,7 @@ def test_another_erasure_first_ends_the_one_that_was_killed(
     ids = {*column(two, "aug_id"), *column(two, "aug_id", split="holdout")}
     assert not {first, second} & ids
     assert list_versions(two) == (4,)
-    assert maintain.verify(two).ok
+    assert verify(two).ok
 
 
 def test_what_a_run_published_between_a_kill_and_the_rerun_is_erased_too(
@@ -374,4 +374,4 @@ def test_what_a_run_published_between_a_kill_and_the_rerun_is_erased_too(
     assert erase(any_store, [gone]).version == 5
     assert gone not in column(any_store, "aug_id")
     assert list_versions(any_store) == (5,)
-    assert maintain.verify(any_store).ok
+    assert verify(any_store).ok

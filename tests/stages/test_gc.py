@@ -14,12 +14,12 @@ from prefect_augment.errors import ParameterError, TransientError
 from prefect_augment.manifest import list_versions, manifest_path, read_manifest
 from prefect_augment.params import Classic, Publish, Report
 from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages import maintain
 from prefect_augment.stages.approval import propose
 from prefect_augment.stages.gc import GcReport, collect_garbage
 from prefect_augment.stages.layout import kind_of, named_in, stage_of
 from prefect_augment.stages.leases import lease, modified_at, store_time
 from prefect_augment.stages.publish import publish
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 DAY = 86_400.0
@@ -71,8 +71,8 @@ def test_old_stages_go_but_for_the_models_of_versions(store: Store) -> None:
     assert removed(report).keys() == {"stage"}
     assert report.n_removed == removed(report)["stage"] > 10
     assert report.n_bytes_removed > 1000
-    assert maintain.verify(store, 1).ok
-    assert maintain.verify(store, 2).ok
+    assert verify(store, 1).ok
+    assert verify(store, 2).ok
 
 
 def test_a_stage_that_is_written_to_keeps_what_its_receipts_name(store: Store) -> None:
@@ -104,7 +104,7 @@ def test_orphans_go_when_they_are_old(store: Store) -> None:
     report = collect_garbage(store)
     assert not any(store.exists(path) for path in orphans)
     assert removed(report).items() >= {"shard": 1, "quarantine": 1, "temporary": 2}.items()
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_old_versions_go_only_where_that_is_asked_for(store: Store) -> None:
@@ -112,13 +112,13 @@ def test_old_versions_go_only_where_that_is_asked_for(store: Store) -> None:
     age(store, 30)
     assert collect_garbage(store).versions_kept == (1, 2)
     assert collect_garbage(store, keep_last=2).versions_removed == ()
-    assert maintain.verify(store, 1).ok
+    assert verify(store, 1).ok
     report = collect_garbage(store, keep_last=1)
     assert (report.versions_removed, list_versions(store)) == ((1,), (2,))
     assert set(store.list("data")) == {s.path for s in second.shards}
     assert not store.exists(first.report)
     assert removed(report)["manifest"] == 1
-    assert maintain.verify(store).ok
+    assert verify(store).ok
     assert open_dataset(store.uri).to_table().num_rows == 52
 
 
@@ -137,7 +137,7 @@ def test_the_next_run_goes_on_from_a_version_whose_parent_is_gone(
     release = releases.stage_release(store)
     grown = releases.stage_dataset(store, releases.source_table(70), key="grown")
     assert publish(**{**vars(release), "dataset": grown}).version == 3
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_what_is_not_of_the_layout_is_listed_and_left(store: Store) -> None:
@@ -180,7 +180,7 @@ def test_what_an_open_proposal_names_stays(
             f"_staging/{n}/waiting" for n in ("ingest", "judge", "augment", "report")
         }
         assert publish(**{**vars(release), "verdict": verdict}).created
-        assert maintain.verify(store).ok
+        assert verify(store).ok
         age(store, 30)
         collect_garbage(store)
         assert store.list("_staging") == []
@@ -221,7 +221,7 @@ def test_where_ages_are_unknown_only_a_wish_of_nought_days_removes(store: Store)
     assert report.n_removed == 0
     assert "of unknown age" in {line.reason for line in report.kept}
     assert collect_garbage(timeless, older_than_days=0).n_removed > 10
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_it_waits_for_a_run_that_publishes_and_is_waited_for(
@@ -258,7 +258,7 @@ def test_it_works_on_an_object_store_too(two: Store) -> None:
     assert report.versions_removed == (1,)
     assert two.list("_staging") == []
     assert set(two.list("data")) == {s.path for s in read_manifest(two).shards}
-    assert maintain.verify(two).ok
+    assert verify(two).ok
     assert collect_garbage(two, older_than_days=0).n_removed == 0
 
 
@@ -312,7 +312,7 @@ def test_a_kill_at_any_removal_leaves_whole_versions(
         assert set(here.list("data")) == {s.path for s in newest.shards}
         assert here.list("_staging") == []
         assert not here.exists(manifest_path(1))
-        assert maintain.verify(here).ok
+        assert verify(here).ok
 
     job = partial(collect_garbage, keep_last=1)
     assert kill_at_every_write(Path(store.root), job, after) > 5

@@ -13,6 +13,7 @@ from prefect_augment.shards.parquet import read_shard, write_shards
 from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD
 from prefect_augment.stages.publish import publish
+from prefect_augment.stages.verify import VerifyReport, verify
 from prefect_augment.storage import Store, open_store
 
 TAIL = "c/<b>|'"
@@ -38,7 +39,7 @@ def release(store: Store, releases: ModuleType) -> Any:
     return release
 
 
-def kinds(report: maintain.VerifyReport) -> list[str]:
+def kinds(report: VerifyReport) -> list[str]:
     return [problem.kind for problem in report.problems]
 
 
@@ -122,7 +123,7 @@ def test_diff_counts_real_records_that_came_and_went(
 
 def test_a_sound_version_passes(store: Store, release: Any) -> None:
     for version in (None, 1, 2):
-        report = maintain.verify(store, version)
+        report = verify(store, version)
         assert report.ok
         assert report.problems == ()
         assert report.n_objects == 11
@@ -138,7 +139,7 @@ def test_every_damaged_object_is_named_in_one_go(store: Store, release: Any) -> 
     store.put(manifest.report, b"<html>more")
     assert manifest.ledger is not None
     store.delete(manifest.ledger.path)
-    report = maintain.verify(store)
+    report = verify(store)
     found = {problem.path: (problem.kind, problem.message) for problem in report.problems}
     assert not report.ok
     assert found[real.path][0] == "changed"
@@ -155,8 +156,8 @@ def test_a_truncated_manifest_is_an_error_that_names_it(store: Store, release: A
     with pytest.raises(
         IntegrityError, match=r"v00000002\.json is not whole JSON.*older versions stay readable"
     ):
-        maintain.verify(store)
-    older = maintain.verify(store, 1)
+        verify(store)
+    older = verify(store, 1)
     assert [(p.path, p.kind) for p in older.problems] == [(CARD, "unreadable")]
     with pytest.raises(IntegrityError, match=r"v00000002\.json"):
         maintain.versions(store)
@@ -164,19 +165,19 @@ def test_a_truncated_manifest_is_an_error_that_names_it(store: Store, release: A
 
 def test_counts_that_a_shard_does_not_hold_are_found(store: Store, release: Any) -> None:
     replace_shard(store, "real", lambda table: table.slice(1))
-    found = maintain.verify(store)
+    found = verify(store)
     assert "counts" in kinds(found)
     assert "holds 17 records" in next(p.message for p in found.problems if p.kind == "counts")
 
 
 def test_sums_of_the_manifest_are_checked(store: Store, release: Any) -> None:
     rewrite(store, lambda m: {"class_counts": {**m.class_counts, "holdout": {"a": {"real": 99}}}})
-    assert "manifest" in kinds(maintain.verify(store))
+    assert "manifest" in kinds(verify(store))
 
 
 def test_ids_that_occur_twice_are_found(store: Store, release: Any) -> None:
     replace_shard(store, "real", lambda t: pa.concat_tables([t.slice(1), t.slice(1, 1)]))
-    assert any("more than once" in p.message for p in maintain.verify(store).problems)
+    assert any("more than once" in p.message for p in verify(store).problems)
 
 
 def column(table: pa.Table, name: str, value: Any) -> pa.Table:
@@ -201,20 +202,20 @@ def test_lineage_that_cannot_be_is_found(
     store: Store, release: Any, origin: str, name: str, value: Any, words: str
 ) -> None:
     replace_shard(store, origin, lambda table: column(table, name, value))
-    assert any(words in problem.message for problem in maintain.verify(store).problems)
+    assert any(words in problem.message for problem in verify(store).problems)
 
 
 def test_lineage_columns_elsewhere_than_last_are_found(store: Store, release: Any) -> None:
     replace_shard(store, "real", lambda table: table.select(table.column_names[::-1]))
-    assert "lineage" in kinds(maintain.verify(store))
+    assert "lineage" in kinds(verify(store))
 
 
 def test_a_card_that_lags_is_mended_on_demand(store: Store, release: Any) -> None:
     card = store.read(CARD)
     store.put(CARD, card.replace(b"version 2", b"version 1"))
-    assert kinds(maintain.verify(store)) == ["card"]
-    mended = maintain.verify(store, repair=True)
+    assert kinds(verify(store)) == ["card"]
+    mended = verify(store, repair=True)
     assert mended.ok
     assert mended.repaired == (CARD,)
     assert store.read(CARD) == card
-    assert maintain.verify(store, repair=True).repaired == ()
+    assert verify(store, repair=True).repaired == ()

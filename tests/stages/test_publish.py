@@ -28,9 +28,9 @@ from prefect_augment.params import Publish
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.formats import read_shard
-from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD, refresh_card
 from prefect_augment.stages.publish import check_destination, publish
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 TAIL = "c/<b>|'"
@@ -85,7 +85,7 @@ def test_a_version_has_everything_that_its_manifest_names(store: Store, release:
     assert manifest.models[0].digest == "f" * 64
     assert manifest.params == release.params
     assert manifest.software["pyarrow"]
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_one_split_and_origin_stand_in_a_shard(store: Store, release: Any) -> None:
@@ -193,7 +193,7 @@ def test_copies_are_written_in_turn_and_weights_are_one(store: Store, release: A
     real = {r["aug_id"]: r for r in dataset.to_table(origins=["real"]).to_pylist()}
     for copy in copies.to_pylist():
         assert repr([copy[c] for c in names]) == repr([real[copy["aug_parent"]][c] for c in names])
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_without_copies_in_the_recipe_its_weights_stay(store: Store, release: Any) -> None:
@@ -208,7 +208,7 @@ def test_only_synthetic_records_go_out_where_that_is_wanted(store: Store, releas
     assert manifest.quarantine == ()
     assert not store.list("_quarantine")
     assert open_dataset(store.uri).sample_weight().mean() == pytest.approx(1.0)
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_a_holdout_given_elsewhere_is_recorded_and_not_copied(
@@ -244,7 +244,7 @@ def test_neither_a_report_nor_a_model_is_needed(store: Store, release: Any) -> N
     )
     manifest = read_manifest(store)
     assert (manifest.report, manifest.report_files, manifest.models) == ("", (), ())
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_the_order_of_the_source_s_rows_does_not_change_the_bytes(
@@ -376,7 +376,7 @@ def test_a_stop_after_any_write_leaves_the_old_version_or_none_and_a_rerun_ends_
                         assert here.exists(line.strip("- "))
         run(release, store=here, recipe=new)
         assert visible(here) == visible(reference)
-        assert maintain.verify(here).ok
+        assert verify(here).ok
     assert n_writes > 8
 
 
@@ -391,7 +391,7 @@ def test_what_a_killed_run_left_under_a_number_is_never_taken_for_another_s(
     assert store.read(manifest.report) == b"<html>"
     assert len({path.path.rsplit("/", 1)[0] for path in manifest.report_files}) == 1
     assert store.read("_reports/v00000001/report.html") == b"of another run"
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def race(*calls: Any) -> list[Any]:
@@ -418,7 +418,7 @@ def test_two_runs_of_the_same_inputs_make_one_version(store: Store, release: Any
     done = race(lambda: run(release), lambda: run(release))
     assert [d.version for d in done] == [1, 1]
     assert sorted(d.created for d in done) == [False, True]
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_two_runs_of_other_wishes_make_a_version_each(
@@ -433,7 +433,7 @@ def test_two_runs_of_other_wishes_make_a_version_each(
     for commit, text in zip(done, (b"<html>", b"other report"), strict=True):
         manifest = read_manifest(store, commit.version)
         assert store.read(manifest.report) == text
-        assert maintain.verify(store, commit.version).ok
+        assert verify(store, commit.version).ok
     rows = {
         open_dataset(store.uri, version=d.version, verify=True).to_table().num_rows for d in done
     }
@@ -587,7 +587,7 @@ def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
     assert not list_versions(store)
     assert not list((tmp_path / "out" / "data").glob(".tmp-*"))
     assert run(release).created
-    assert maintain.verify(store).ok
+    assert verify(store).ok
 
 
 def test_a_destination_that_cannot_be_written_is_a_storage_error(

@@ -24,6 +24,7 @@ from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.publish import publish
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 TAIL = "c/<b>|'"
@@ -63,7 +64,7 @@ def test_the_records_are_those_of_parquet(make: Any, tars: Dataset) -> None:
 
 
 def test_a_version_verifies_and_is_the_same_to_the_byte_again(make: Any, tars: Dataset) -> None:
-    report = maintain.verify(tars.store)
+    report = verify(tars.store)
     assert report.ok, report.problems
     again = make("webdataset", "again")
     assert [s.sha256 for s in again.manifest.shards] == [s.sha256 for s in tars.manifest.shards]
@@ -74,7 +75,7 @@ def test_a_flipped_byte_is_found(tars: Dataset) -> None:
     data = bytearray(tars.store.read(path))
     data[len(data) // 2] ^= 1
     tars.store.put(path, bytes(data))
-    (problem,) = maintain.verify(tars.store).problems
+    (problem,) = verify(tars.store).problems
     assert (problem.kind, problem.path) == ("changed", path)
 
 

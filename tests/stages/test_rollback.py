@@ -9,11 +9,11 @@ import pytest
 from prefect_augment.errors import IntegrityError, ParameterError, TransientError
 from prefect_augment.manifest import list_versions, read_manifest
 from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages import maintain
 from prefect_augment.stages.card import CARD
 from prefect_augment.stages.leases import lease
 from prefect_augment.stages.publish import publish
 from prefect_augment.stages.rollback import rollback
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 
@@ -31,7 +31,7 @@ def test_a_rollback_is_a_new_version_of_the_same_shards(two: Store) -> None:
     assert "Rolled back to version 1" in newest.notes[0]
     assert set(two.list("data")) == before
     assert b"version 3" in two.read(CARD)
-    assert maintain.verify(two).ok
+    assert verify(two).ok
     assert open_dataset(two.uri).to_table().equals(open_dataset(two.uri, 1).to_table())
 
 
@@ -138,7 +138,7 @@ def test_a_kill_at_any_write_leaves_the_old_version_or_the_new_one(
 ) -> None:
     def after(store: Store) -> None:
         assert list_versions(store) == (1, 2, 3)
-        assert maintain.verify(store).ok
+        assert verify(store).ok
         assert store.list("_staging/lease") == []
 
     n_kills = kill_at_every_write(two_versions, lambda store: rollback(store, 1), after)

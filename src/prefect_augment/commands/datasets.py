@@ -59,7 +59,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
-    from prefect_augment.stages.maintain import verify as check
+    from prefect_augment.stages.verify import verify as check
 
     found = check(open_root(dest, block), version, repair=repair)
     print_facts([found], as_json=as_json)

@@ -22,7 +22,7 @@ from prefect_augment.manifest import (
     read_manifest,
 )
 from prefect_augment.stages.example import example_source
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 pytestmark = pytest.mark.faults

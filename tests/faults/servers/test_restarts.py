@@ -17,7 +17,7 @@ from prefect_augment.manifest import list_versions, read_manifest
 from prefect_augment.params import Destination, Gate, NoModel
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.stages.example import example_source
-from prefect_augment.stages.maintain import verify
+from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults
