@@ -13,17 +13,16 @@ from PIL import Image
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.evaluation.charts import (
-    MAX_BYTES,
     MAX_ROWS,
     ClassBar,
     ForestRow,
     RecallRow,
     class_counts_chart,
-    drawable,
     forest_chart,
     recall_chart,
     shapes_chart,
 )
+from prefect_augment.evaluation.drawing import MAX_BYTES, drawable
 from prefect_augment.evaluation.shapes import ColumnShape, summarise_shapes
 
 NASTY = [

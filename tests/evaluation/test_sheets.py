@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from prefect_augment.evaluation.charts import MAX_BYTES
+from prefect_augment.evaluation.drawing import MAX_BYTES
 from prefect_augment.evaluation.sheets import CELL, N_COLUMNS, sheet
 
 HOSTILE = [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from prefect_augment.evaluation.charts import MAX_BYTES, drawable, font_path
+from prefect_augment.evaluation.drawing import MAX_BYTES, drawable, font_path
 
 __all__ = ["CELL", "N_COLUMNS", "ROW_HEIGHT", "ROW_TITLES", "sheet", "shown_name"]
 

@@ -1,0 +1,152 @@
+"""What all charts are drawn with: colours, the font and how wide a name is in it, axes, legends, PNG bytes.
+
+Names from the user's data never reach matplotlib as they are: see :func:`drawable`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
+
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
+from PIL import Image
+
+__all__ = [
+    "FONT",
+    "GRID",
+    "INK",
+    "MAX_BYTES",
+    "MUTED",
+    "WIDTH",
+    "add_legend",
+    "axis_label",
+    "drawable",
+    "ems",
+    "font_path",
+    "frame",
+    "png",
+]
+
+
+MAX_BYTES = 200_000  # an artifact's picture may not be larger (DESIGN §9)
+_LONGEST = 200  # characters of a name that are looked at: more never fit
+FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs on every machine
+WIDTH = 4.7  # inches: one column on a phone, half a page on a desktop
+INK, MUTED, GRID = "#1c2430", "#5b6572", "#e6e9ed"
+
+
+def drawable(text: str, *, width: float = math.inf, number: int | None = None) -> str:
+    """``text`` as the pictures can show it: on one line, within a width, with glyphs the font has.
+
+    Parameters
+    ----------
+    text : str
+        A name from the user's data.
+    width : float
+        Largest width in units of the font size; longer names end in an ellipsis.
+    number : int, optional
+        The name's number in the table beside the picture. It is added where a glyph is missing,
+        since two names may look the same then.
+
+    Returns
+    -------
+    str
+        Only glyphs of the font; what it lacks becomes U+FFFD, runs of it one.
+    """
+    font = _font()
+    flat = " ".join(text[:_LONGEST].split()) or "(blank)"
+    shown: list[str] = []
+    for char in flat:
+        known = char.isprintable() and font.get_char_index(ord(char)) != 0
+        if known or shown[-1:] != ["\ufffd"]:
+            shown.append(char if known else "\ufffd")
+    name = "".join(shown)
+    suffix = f" (no. {number})" if number is not None and "\ufffd" in name else ""
+    if ems(name + suffix) <= width:
+        return name + suffix
+    while name and ems(name + "…" + suffix) > width:
+        name = name[:-1]
+    return name.rstrip() + "…" + suffix
+
+
+def frame(ax: Axes) -> None:
+    """Faint vertical grid lines and nothing else around the data."""
+    ax.set_facecolor("white")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.grid(axis="x", color=GRID, lw=1, zorder=0)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0, labelfontfamily=FONT, labelsize=9, labelcolor=MUTED)
+
+
+def axis_label(ax: Axes, text: str) -> None:
+    """Write what the axis shows."""
+    ax.set_xlabel(text, fontsize=9, fontfamily=FONT, color=MUTED)
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Put the legend under the chart, where there is anything to explain."""
+    if not handles:
+        return
+    legend = figure.legend(
+        handles=list(handles),
+        loc="outside lower left",
+        ncols=min(3, len(handles)),
+        frameon=False,
+        prop=font_manager.FontProperties(family=FONT, size=9),
+        labelcolor=INK,
+        handlelength=1.4,
+        columnspacing=1.4,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, as fine as the size limit allows."""
+    FigureCanvasAgg(figure)
+    content = b""
+    for dpi in (200, 150, 100, 72):
+        drawn, buffer = BytesIO(), BytesIO()
+        figure.savefig(
+            drawn, format="png", dpi=dpi, facecolor="white", pil_kwargs={"compress_level": 1}
+        )
+        # Flat colours: a palette shows no difference and takes a third of the space. Written again
+        # without the software's name, which savefig adds.
+        palette = Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        palette.save(buffer, format="png", optimize=True)
+        content = buffer.getvalue()
+        if len(content) < MAX_BYTES:
+            break
+    return content
+
+
+def ems(text: str) -> float:
+    """Width of ``text`` in units of the font size."""
+    font = _font()
+    return sum(_advance(font, ord(char)) for char in text)
+
+
+def _advance(font: FT2Font, codepoint: int) -> float:
+    # linearHoriAdvance is 16.16 fixed point, in pixels at the size that _font sets (64).
+    return font.load_char(codepoint).linearHoriAdvance / 65_536 / 64
+
+
+@lru_cache(maxsize=1)
+def font_path() -> str:
+    """Where the font of all pictures is."""
+    return str(font_manager.findfont(FONT))
+
+
+def _font() -> FT2Font:
+    """A font object of its own: the one matplotlib shares is not safe between threads."""
+    font = FT2Font(font_path())
+    font.set_size(64, 72)
+    return font
