@@ -459,7 +459,7 @@ def test_what_was_handled_before_is_not_what_went_wrong() -> None:
 
 
 def test_the_answers_of_gcs() -> None:
-    """gcsfs says by class and number what others say by code; there is no server of it to ask."""
+    """gcsfs says by class and number what others say by code; no server answers so at will."""
     retry = pytest.importorskip("gcsfs.retry", reason="needs the gcs extra")
     assert fault_of(retry.HttpError({"code": 503, "message": "busy"})).kind == "transient"
     assert fault_of(retry.HttpError({"code": 401, "message": "no"})).kind == "credentials"

@@ -19,6 +19,10 @@ from prefect_augment.params import Destination, Gate, NoModel
 from prefect_augment.stages.example import example_source
 from prefect_augment.storage import Store, open_store
 
+# Looked at when gcsfs is imported: else it asks by gRPC what kind of bucket it has, a minute each time,
+# and the emulator does not answer.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
 
 def _beside(stem: str) -> ModuleType:
     """Load a module that lies here: importlib mode puts no folder of tests on the import path."""
@@ -90,6 +94,9 @@ swift = pytest.fixture(scope="session", name="swift")(
 )
 azurite = pytest.fixture(scope="session", name="azurite")(
     _session("start_azurite", servers.AZURITE, "adlfs")
+)
+gcs = pytest.fixture(scope="session", name="gcs")(
+    _session("start_gcs", servers.PYTHON_BIN / "gcp-storage-emulator", "gcsfs")
 )
 
 

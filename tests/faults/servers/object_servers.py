@@ -1,7 +1,8 @@
 """Real object stores on loopback: how each is started, asked for a bucket, killed and started again.
 
 moto keeps its word on conditional puts and enforces IAM policies; Swift keeps its objects on disk; rclone
-takes conditions and ignores them; Azurite speaks Azure. They are installed by the script beside this file.
+takes conditions and ignores them; Azurite speaks Azure, the GCS emulator Google's JSON API without conditions
+and without users. They are installed by the script beside this file.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ class Processes:
 
     def start(self) -> None:
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "AZURE_"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("AWS_", "AZURE_", "GOOGLE_"))
+            },
             "PATH": f"{PYTHON_BIN}:{os.environ['PATH']}",
             **self.environment,
         }
@@ -195,6 +200,34 @@ class AzureServer(ObjectServer):
             return [blob.name for blob in client.get_container_client(bucket).list_blobs()]
 
 
+class GcsServer(ObjectServer):
+    scheme = "gs"
+
+    def _request(self, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+        import json
+
+        data = None if body is None else json.dumps(body).encode()
+        url = f"{self.endpoint}/storage/v1/b{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def bucket(self) -> str:
+        name = f"lake-{uuid.uuid4().hex[:12]}"
+        self._request("?project=lake", {"name": name})
+        return name
+
+    def options(self, **given: Any) -> dict[str, Any]:
+        return {"endpoint_url": self.endpoint, "token": "anon", **given}
+
+    def environment(self, endpoint: str = "") -> dict[str, str]:
+        return {"STORAGE_EMULATOR_HOST": endpoint or self.endpoint}
+
+    def names(self, bucket: str) -> list[str]:
+        return [entry["name"] for entry in self._request(f"/{bucket}/o").get("items", [])]
+
+
 # --- moto ---
 
 
@@ -259,6 +292,20 @@ def start_azurite(folder: Path) -> AzureServer:
     processes = Processes([command], [port], folder / "azurite.log", environment)
     processes.start()
     return AzureServer("azurite", processes, "lakeaccount", secret)
+
+
+# --- GCS ---
+
+
+def start_gcs(folder: Path) -> GcsServer:
+    port = free_port()
+    command = [
+        *(str(PYTHON_BIN / "gcp-storage-emulator"), "start", "--in-memory", "--quiet"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    processes = Processes([command], [port], folder / "gcs.log")
+    processes.start()
+    return GcsServer("gcs", processes, "", "")
 
 
 # --- Swift ---

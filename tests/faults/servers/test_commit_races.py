@@ -162,7 +162,7 @@ def test_two_runs_to_one_destination_end_in_two_whole_versions(
 
 @pytest.mark.parametrize(
     ("server", "keeps"),
-    [("moto", True), ("swift", True), ("azurite", True), ("rclone", False)],
+    [("moto", True), ("swift", True), ("azurite", True), ("rclone", False), ("gcs", False)],
     indirect=["server"],
 )
 def test_the_probe_finds_out_a_store_that_ignores_conditions(
