@@ -6,13 +6,15 @@ from a fixed seed. Operations, the library's own way each, in `_shard_libraries.
 - write: records in memory (bytes, integer) to shards of 64 MiB. Ours also hash, sync and commit them,
   and hold the lineage columns; of the others only the plain files are synced: the same bytes one after
   the other, written as Python buffers them (plain files) or in pieces of 1 MiB (plain copy).
-- sequential: an epoch in order, every record's bytes and label; what opening takes is not counted.
+- sequential: an epoch in order, every record's bytes and label; what opening takes is not counted. All
+  readers' bytes are looked at in the same way, each of them, so that those who give views of a mapped
+  file (litdata) have read it as well.
 - shuffled: an epoch in a random order, as the library shuffles it.
 
 Each (library, set, operation) is a process of its own, the libraries take turns within a repeat, and
-disks are synced before each. Only the operation is timed. Every reading counts records and bytes. A
-first round is not counted, of any library: programs are in the page cache after it, as what is read
-always is, and in it a second reading compares every record's checksum.
+disks are synced before each. Only the operation is timed. Every reading counts records, bytes, and
+those that are not 0. A first round is not counted, of any library: programs are in the page cache after
+it, as what is read always is, and in it a second reading compares every record's checksum.
 `ahead` means: the 95 % interval of the ratio of the medians, from a paired bootstrap over the repeats,
 is above 1.
 

@@ -174,6 +174,15 @@ def bomb(kind: str) -> bytes:
     return sink.getvalue()
 
 
+def test_a_footer_nested_beyond_measure_is_an_error() -> None:
+    """Of fields that are wanted (row groups, 4) and of others (2)."""
+    for field in (b"\x49", b"\x29"):
+        footer = field + b"\x19" * 100_000 + b"\0"
+        data = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+        with pytest.raises(ValueError, match="nested too deeply|list of lists"):
+            read_footer(io.BytesIO(data), len(data), 1 << 20)
+
+
 @pytest.mark.parametrize("kind", ["dictionary", "pages", "nested", "list"])
 def test_a_small_file_of_gigabytes_is_refused_and_takes_no_memory(
     kind: str, tmp_path: Path

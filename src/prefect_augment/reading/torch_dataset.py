@@ -129,7 +129,9 @@ class TorchDataset(IterableDataset):
                 "the recipe changes pictures, and decode=False asks for their bytes; leave one of both out."
             )
         lineage = ["aug_id", "aug_weight"] if recipe else []
-        self._columns = list(dict.fromkeys([*self.features, label, *lineage]))
+        images = self._rows_of.images  # read by themselves
+        plain = [name for name in self.features if name not in images]
+        self._columns = list(dict.fromkeys([*plain, label, *lineage]))
         self.log_prior = _log_prior(recipe, shards, self.classes)
         # Epoch, and how far training is. Shared, so that workers that live through epochs are told too.
         self._clock = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
@@ -203,9 +205,11 @@ class TorchDataset(IterableDataset):
 
     def _passes(self, epoch: int) -> list[Pass]:
         groups = self._groups
+        if not self._mixes:
+            return [one_pass(groups.n_rows, None)]
         rng = self._rng(epoch, FOR_PASSES)
         if self.recipe is None:
-            return [one_pass(groups.n_rows, rng if self._shuffle else None)]
+            return [one_pass(groups.n_rows, rng)]
         n = self._n_with_synthetic(epoch)
         largest = groups.largest.max()
         passes = weighted_passes(n, groups.weights.sum(axis=1), largest, rng)
@@ -229,12 +233,17 @@ class TorchDataset(IterableDataset):
         groups, chosen, repeats, before = [], [], [], 0
         for part in parts:
             group = int(one.order[part.place])
-            table = shards.read(*self._groups.at(group), self._columns)
+            path, number_there = self._groups.at(group)
+            table, images = shards.at(path).read_apart(
+                self._columns, self._rows_of.images, group=number_there
+            )
+            table = table.combine_chunks()
             rows = self._rows(table, one, part.place, group, epoch)
             took = slice(part.start, part.stop)
             chosen.append(before + rows[took])
-            repeats.append(repeat_numbers(rows)[took])
-            groups.append(self._rows_of.prepare(table))
+            if self._policy is not None:
+                repeats.append(repeat_numbers(rows)[took])
+            groups.append(self._rows_of.prepare(table, images))
             before += table.num_rows
         records = self._rows_of.join(groups)
         order = np.arange(sum(map(len, chosen)))
@@ -455,13 +464,13 @@ class _OpenShards:
         self._digests = digests
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
 
-    def read(self, path: str, group: int, columns: Sequence[str]) -> pa.Table:
+    def at(self, path: str) -> OpenShard:
         if path not in self._open:
             self._open[path] = open_shard(self._store, path, sha256=self._digests.get(path, ""))
         self._open.move_to_end(path)
         while len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
-        return self._open[path].read(columns, groups=[group]).combine_chunks()
+        return self._open[path]
 
     def __enter__(self) -> _OpenShards:
         return self

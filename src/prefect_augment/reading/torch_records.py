@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.shards.image_files import IMAGE_TYPE, image_slices, main_image
+from prefect_augment.shards.image_files import IMAGE_TYPE, main_image
 
 __all__ = ["Records", "RowMaker", "class_codes"]
 
@@ -32,6 +32,21 @@ def class_codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
     codes = pc.index_in(column.cast(pa.string()), value_set=pa.array(classes, pa.string()))
     found: Int = codes.to_numpy().astype(np.int64)
     return found
+
+
+def _codes_of_values(kind: pa.DataType, classes: Sequence[str]) -> dict[Any, int] | None:
+    """The class of each label; None for a type whose values are not known by their names.
+
+    A lookup per record, since Arrow's kernels take longer to get ready than an epoch of few records.
+    """
+    t, plain = pa.types, _plain(kind)
+    if not (t.is_integer(plain) or t.is_string(plain) or t.is_large_string(plain)):
+        return None
+    try:
+        values = pa.array(classes, pa.string()).cast(plain).to_pylist()
+    except pa.ArrowInvalid:
+        return None
+    return {value: code for code, value in enumerate(values)}
 
 
 class RowMaker:
@@ -58,28 +73,32 @@ class RowMaker:
         self.numbers = [name for name, kind in kinds.items() if _is_number(kind)]
         self.texts = [name for name, kind in kinds.items() if _is_text(kind)]
         self.main = main_image(schema)
+        self._code = _codes_of_values(schema.field(label).type, classes)
         if self.images and decode:
             _pixels()
 
-    def codes(self, table: pa.Table) -> Int:
+    def codes(self, table: pa.Table) -> list[int]:
         """Index of each record's class."""
-        return class_codes(table[self.label], self.classes)
+        column = table[self.label]
+        if self._code is None:
+            return [int(code) for code in class_codes(column, self.classes)]
+        return [self._code[value] for value in column.to_pylist()]
 
-    def prepare(self, table: pa.Table) -> Records:
-        """Return a group's records taken apart, column by column: much less work than one by one."""
+    def prepare(self, table: pa.Table, images: Mapping[str, list[memoryview | None]]) -> Records:
+        """Return a group's records taken apart, column by column: much less work than one by one.
+
+        Of images views of the bytes come, and are kept, so that only what is given is copied.
+        """
         matrix = np.zeros((table.num_rows, len(self.numbers)), dtype=np.float32)
         for j, name in enumerate(self.numbers):
             matrix[:, j] = _as_floats(table[name])
-        others = [name for name in self.features if name not in self.numbers]
+        others = [n for n in self.features if n not in self.numbers and n not in self.images]
         if "aug_id" in table.column_names:
             others.append("aug_id")
         columns = {name: self._values(name, table[name]) for name in others}
-        return Records(self, matrix, columns, self.codes(table).tolist())
+        return Records(self, matrix, {**columns, **images}, self.codes(table))
 
     def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
-        """The values; of images views of the bytes, so that only what is given is copied; of text text."""
-        if name in self.images:
-            return image_slices(column)
         values: list[Any] = column.to_pylist()
         if name in self.texts:
             return ["" if value is None else str(value) for value in values]

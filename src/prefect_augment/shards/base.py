@@ -112,6 +112,16 @@ class ShardReader(Protocol):
         """
         ...
 
+    def read_apart(
+        self, columns: Sequence[str], images: Sequence[str], *, group: int
+    ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
+        """Return these columns of a group, and of these image columns the images; None where there is none.
+
+        Images are views: of the file itself where it is mapped or in memory, so that none is copied that
+        is not used. They stay when the file is closed. Raises what :meth:`read` raises.
+        """
+        ...
+
 
 class ShardFormat(Protocol):
     """How records become one object. One class in one file, and a line in the registry.

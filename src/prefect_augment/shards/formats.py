@@ -300,11 +300,22 @@ class OpenShard:
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
     ) -> pa.Table:
         """Return records of all groups or of some, all columns or these in this order."""
-        unknown = [c for c in columns or () if c not in self.schema.names]
-        if unknown:
-            raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
+        self._check(columns or ())
         with _readable(self._store, self._path):
             return self._reader.read(columns, groups=groups)
+
+    def read_apart(
+        self, columns: Sequence[str], images: Sequence[str], *, group: int
+    ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
+        """Return columns of a group, and image columns as views of their images; none is copied in a local file."""
+        self._check([*columns, *images])
+        with _readable(self._store, self._path):
+            return self._reader.read_apart(columns, images, group=group)
+
+    def _check(self, columns: Sequence[str]) -> None:
+        unknown = [name for name in columns if name not in self.schema.names]
+        if unknown:
+            raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
 
     def close(self) -> None:
         """Close the file."""
@@ -333,7 +344,7 @@ def _readable(store: Store, path: str) -> Iterator[None]:
             f"{where} is missing, though the dataset lists it; {ADVICE}.",
             path=path,
         ) from exc
-    except (pa.ArrowException, OSError) as exc:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:  # the last of a column's name
         if isinstance(exc, OSError) and exc.errno is not None:
             raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]

@@ -26,7 +26,8 @@ from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords, whole
 from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
-from prefect_augment.shards.image_files import image_columns
+from prefect_augment.shards.image_files import image_columns, image_slices
+from prefect_augment.shards.parquet_pages import ImagePages
 from prefect_augment.shards.parquet_source import read_batches
 
 __all__ = [
@@ -330,16 +331,19 @@ class ParquetShards:
 
     def open(self, file: Any) -> _ParquetReader:
         """Read the footer, and no record."""
-        return _ParquetReader(pq.ParquetFile(file))
+        return _ParquetReader(file)
 
 
 class _ParquetReader:
     """See :class:`~prefect_augment.shards.base.ShardReader`."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._file = file
-        self.schema: pa.Schema = file.schema_arrow
-        metadata = file.metadata
+    def __init__(self, file: Any) -> None:
+        is_mapped = isinstance(file, pa.MemoryMappedFile | pa.BufferReader)
+        # A thread that reads ahead would be waited for, and has nothing to fetch.
+        self._file = pq.ParquetFile(file, pre_buffer=not is_mapped)
+        self._pages = ImagePages(file, self._file.schema) if is_mapped else None
+        self.schema: pa.Schema = self._file.schema_arrow
+        metadata = self._file.metadata
         self.group_rows = tuple(
             metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)
         )
@@ -356,6 +360,21 @@ class _ParquetReader:
             table = self._file.read_row_groups(list(groups), columns=names, use_threads=False)
         # Parquet also returns the columns below a dotted prefix, and in the file's order.
         return table if names is None else table.select(names)
+
+    def read_apart(
+        self, columns: Sequence[str], images: Sequence[str], *, group: int
+    ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
+        """Return a group's columns, and its images: views of the file, or else of what Arrow makes of it."""
+        views: dict[str, list[memoryview | None]] = {}
+        for name in images:
+            n_rows = self.group_rows[group]
+            found = self._pages.views(name, group, n_rows) if self._pages else None
+            if found is not None:
+                views[name] = found
+        others = [name for name in images if name not in views]
+        table = self.read([*columns, *others], groups=[group])
+        views |= {name: image_slices(table[name]) for name in others}
+        return table.select(list(columns)), views
 
 
 def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:

@@ -15,15 +15,20 @@ import pyarrow.parquet as pq
 
 from prefect_augment.errors import InputError
 from prefect_augment.shards.packed import refuse_bomb, size_of
-from prefect_augment.shards.parquet_footer import ColumnChunk, Footer, RowGroup, read_footer
+from prefect_augment.shards.parquet_footer import (
+    MAX_FOOTER_BYTES,
+    ColumnChunk,
+    Footer,
+    RowGroup,
+    read_footer,
+)
 
 __all__ = ["check_parquet", "check_row_count"]
 
 # Bytes of a value of each fixed physical type, by its number in the format.
 WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}
 BYTE_ARRAY = 6
-# A larger footer, or file, costs too much to look through twice; what it unpacks to is more, too.
-MAX_FOOTER_BYTES = 4 << 20
+# A larger file costs too much to look through twice; what it unpacks to is more, too.
 MAX_SCANNED_BYTES = 64 << 20
 
 

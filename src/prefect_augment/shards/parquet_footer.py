@@ -1,23 +1,34 @@
-"""The footer of a Parquet file as its bytes say it, each number as it stands.
+"""The footer of a Parquet file, and the headers of its pages, as their bytes say it.
 
 Arrow reads footers too, but a made-up one ends the whole process when a column's facts are looked at
-(an uncaught error in its C++), which no test of the facts can come before. So what is checked of a
-file from outside is read here: Thrift's compact protocol, without a schema, bounds first.
+(an uncaught error in its C++), which no test of the facts can come before. So what is asked of a
+column's facts is read here: Thrift's compact protocol, bounds first. Only the fields that are wanted
+are made; to pass the others over takes less than half of the time.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-__all__ = ["ColumnChunk", "Footer", "RowGroup", "read_footer"]
+__all__ = ["ColumnChunk", "Footer", "PageHeader", "RowGroup", "read_footer", "read_page_header"]
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 8  # length of the footer, and the magic
+MAX_FOOTER_BYTES = 4 << 20  # a larger one costs too much to be read twice
 MAX_DEPTH = 16
 # Compact type numbers.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
+BOOLEANS, INTEGERS = frozenset((TRUE, FALSE)), frozenset((I16, I32, I64))
+WIDTHS = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}  # in lists a truth value is a byte
+
+# Fields that are wanted, by their numbers in the format; of a struct, or of each in a list, which of its
+# fields; of one in a list, which one and these.
+Wanted = Mapping[int, Any]
+_COLUMN: Wanted = dict.fromkeys((1, 3, 4, 5, 6, 7, 9, 11))
+_PAGE: Wanted = {2: None, 3: None, 5: dict.fromkeys((1, 2, 3))}
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,25 @@ class ColumnChunk:
 
     path: str
     physical_type: int
+    codec: int
     n_values: int
     unpacked_bytes: int
     packed_bytes: int
     first_page: int
     last_page: int  # of the offsets that are given
     has_dictionary: bool
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What stands before a data page of version 1; sizes in bytes, encodings by their numbers in the format."""
+
+    n_bytes: int  # of the header itself
+    unpacked_bytes: int
+    packed_bytes: int
+    n_values: int
+    encoding: int
+    level_encoding: int
 
 
 @dataclass(frozen=True)
@@ -50,8 +74,12 @@ class Footer:
     groups: tuple[RowGroup, ...]
 
 
-def read_footer(file: IO[bytes], n_bytes: int, max_bytes: int) -> Footer | None:
+def read_footer(
+    file: IO[bytes], n_bytes: int, max_bytes: int, *, column: int | None = None
+) -> Footer | None:
     """Return the footer of a file of ``n_bytes``; None where it is larger than ``max_bytes``.
+
+    With ``column`` of each group this one alone, which takes a third of the time.
 
     Raises
     ------
@@ -66,11 +94,30 @@ def read_footer(file: IO[bytes], n_bytes: int, max_bytes: int) -> Footer | None:
     if length > max_bytes:
         return None
     file.seek(n_bytes - TAIL_BYTES - length)
+    chunk = {3: _COLUMN}
+    group = {1: chunk if column is None else (column, chunk), 3: None}
     try:
-        found = _Compact(file.read(length)).struct(0)
+        found = _Compact(file.read(length)).struct({3: None, 4: group})
         return Footer(int(found[3]), tuple(_group(group) for group in found.get(4, [])))
     except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
         raise ValueError("a footer that cannot be read") from exc
+
+
+def read_page_header(data: bytes) -> PageHeader:
+    """Return the header that these bytes begin with.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or that of a page of another kind.
+    """
+    compact = _Compact(data)
+    try:
+        found = compact.struct(_PAGE)
+        numbers = (found[2], found[3], *(found[5][i] for i in (1, 2, 3)))
+        return PageHeader(compact.at, *map(int, numbers))
+    except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
+        raise ValueError("a page's header that cannot be read") from exc
 
 
 def _group(fields: dict[int, Any]) -> RowGroup:
@@ -83,6 +130,7 @@ def _column(fields: dict[int, Any]) -> ColumnChunk:
     return ColumnChunk(
         path=".".join(part.decode("utf-8", "replace") for part in fields[3]),
         physical_type=int(fields[1]),
+        codec=int(fields[4]),
         n_values=int(fields[5]),
         unpacked_bytes=int(fields[6]),
         packed_bytes=int(fields[7]),
@@ -97,62 +145,118 @@ class _Compact:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self.at = 0
 
-    def struct(self, depth: int) -> dict[int, Any]:
-        if depth > MAX_DEPTH:
-            raise ValueError("a footer nested too deeply")
+    def struct(self, wanted: Wanted) -> dict[int, Any]:
         found: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             kind = head & 15
             number = number + (head >> 4) if head >> 4 else self._signed()
-            found[number] = (kind == TRUE) if kind in (TRUE, FALSE) else self._value(kind, depth)
+            if number in wanted:
+                found[number] = self._value(kind, wanted[number])
+            elif kind not in BOOLEANS:
+                self.at = _end(self._data, self.at, kind)
         return found
 
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (TRUE, FALSE, BYTE):  # in lists a truth value is a byte
-            return self._byte()
-        if kind in (I16, I32, I64):
+    def _value(self, kind: int, wanted: Any) -> Any:
+        if kind in INTEGERS:
             return self._signed()
-        if kind == DOUBLE:
-            return struct.unpack("<d", self._take(8))[0]
-        if kind == BINARY:
+        if kind == BINARY and not wanted:
             return self._take(self._unsigned())
         if kind in (LIST, SET):
-            return self._list(depth)
-        if kind == STRUCT:
-            return self.struct(depth + 1)
-        raise ValueError(f"a footer with an unknown type {kind}")
+            return self._list(wanted)
+        if kind == STRUCT and wanted:
+            return self.struct(wanted)
+        raise ValueError(f"a footer with a field of another type ({kind})")
 
-    def _list(self, depth: int) -> list[Any]:
-        head = self._byte()
-        n = head >> 4 if head >> 4 < 15 else self._unsigned()
-        if n > len(self._data) - self._at:  # every item has a byte at least
-            raise ValueError("a footer with a list longer than itself")
-        return [self._value(head & 15, depth + 1) for _ in range(n)]
+    def _list(self, wanted: Any) -> list[Any]:
+        kind, n, self.at = _list_head(self._data, self.at)
+        if kind in (LIST, SET):
+            raise ValueError("a footer with a list of lists, which no field of it is")
+        if not isinstance(wanted, tuple):
+            return [self._value(kind, wanted) for _ in range(n)]
+        found = []
+        for i in range(n):
+            if i == wanted[0]:
+                found.append(self._value(kind, wanted[1]))
+            else:
+                self.at = _end(self._data, self.at, kind)
+        return found
 
     def _byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1]
+        self.at += 1
+        return self._data[self.at - 1]
 
     def _take(self, n: int) -> bytes:
-        if n > len(self._data) - self._at:
+        if n > len(self._data) - self.at:
             raise ValueError("a footer that ends in the middle")
-        self._at += n
-        return self._data[self._at - n : self._at]
+        self.at += n
+        return self._data[self.at - n : self.at]
 
     def _unsigned(self) -> int:
-        found = shift = 0
-        while True:
-            byte = self._byte()
-            found |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return found
-            if shift > 63:
-                raise ValueError("a footer with a number beyond 64 bits")
+        found, self.at = _number(self._data, self.at)
+        return found
 
     def _signed(self) -> int:
         found = self._unsigned()
         return (found >> 1) ^ -(found & 1)
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number of variable length that starts here, and where it ends."""
+    byte = data[at]
+    found, shift = byte & 127, 7
+    while byte > 127:
+        if shift > 63:
+            raise ValueError("a footer with a number beyond 64 bits")
+        at += 1
+        byte = data[at]
+        found |= (byte & 127) << shift
+        shift += 7
+    return found, at + 1
+
+
+def _list_head(data: bytes, at: int) -> tuple[int, int, int]:
+    """Return the type of a list's values, how many there are, and where the first starts."""
+    head = data[at]
+    n, at = (head >> 4, at + 1) if head < 240 else _number(data, at + 1)
+    if n > len(data) - at:  # every item has a byte at least
+        raise ValueError("a footer with a list longer than itself")
+    return head & 15, n, at
+
+
+def _end(data: bytes, at: int, kind: int, depth: int = 0) -> int:
+    """Return where a field of this type that starts here ends; makes nothing, and so is faster."""
+    if kind in INTEGERS:
+        while data[at] > 127:
+            at += 1
+        return at + 1
+    if kind in WIDTHS:
+        return at + WIDTHS[kind]
+    if kind == BINARY:
+        n, at = _number(data, at)
+        return at + n
+    if depth > MAX_DEPTH:
+        raise ValueError("a footer nested too deeply")
+    if kind in (LIST, SET):
+        kind, n, at = _list_head(data, at)
+        for _ in range(n):
+            at = _end(data, at, kind, depth + 1)
+        return at
+    if kind != STRUCT:
+        raise ValueError(f"a footer with an unknown type {kind}")
+    while head := data[at]:
+        at += 1
+        if head < 16:  # the field's number, where it is not near the one before
+            _, at = _number(data, at)
+        kind = head & 15
+        if kind in INTEGERS:  # nearly all are of these three
+            while data[at] > 127:
+                at += 1
+            at += 1
+        elif kind == BINARY and data[at] < 128:
+            at += 1 + data[at]
+        elif kind not in BOOLEANS:
+            at = _end(data, at, kind, depth + 1)
+    return at + 1

@@ -104,25 +104,39 @@ class _WebDatasetReader:
             raise pa.ArrowInvalid(f"no tar ({exc})") from exc
         if header.name != INDEX:
             raise pa.ArrowInvalid(f"its first member is {header.name!r} and not {INDEX!r}")
-        self._index = pq.ParquetFile(pa.BufferReader(pa.py_buffer(_read(file, header.size))))
+        index = pa.BufferReader(pa.py_buffer(_read(file, header.size)))
+        self._index = pq.ParquetFile(index, pre_buffer=False)
         self._start = BLOCK + header.size + -header.size % BLOCK
-        index = self._index.schema_arrow
-        self._images = [f.name for f in index if f.type == PLACE_TYPE]
-        fields = [f.with_type(IMAGE_TYPE) if f.name in self._images else f for f in index]
-        self.schema = pa.schema(fields, metadata=index.metadata)
+        schema = self._index.schema_arrow
+        self._images = [f.name for f in schema if f.type == PLACE_TYPE]
+        fields = [f.with_type(IMAGE_TYPE) if f.name in self._images else f for f in schema]
+        self.schema = pa.schema(fields, metadata=schema.metadata)
+        self._places = self._read_places()
         self._groups = self._bounds()
         self._read_last: tuple[list[str], pa.Table] | None = None
         self.group_rows = tuple(int(n) for n in np.diff(self._groups))
 
+    def _read_places(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Offset and size of the images of each column, the size -1 where there is none."""
+        columns = self._index.read(columns=self._images, use_threads=False)
+        found = {}
+        for name in self._images:
+            parts = [pc.struct_field(columns[name], part) for part in ("offset", "size")]
+            there = pc.and_(parts[0].is_valid(), parts[1].is_valid()).to_numpy()
+            offsets, sizes = (pc.fill_null(p, 0).to_numpy().astype(np.int64) for p in parts)
+            if min(part.min(initial=0) for part in (offsets, sizes, offsets + sizes)) < 0:
+                raise pa.ArrowInvalid("its index names places outside of it")
+            found[name] = offsets, np.where(there, sizes, -1)
+        return found
+
     def _bounds(self) -> NDArray[np.int64]:
         """Where groups begin and end: at most so many bytes of images lie in one, or a single record."""
-        columns = self._index.read(columns=self._images, use_threads=False)
-        sizes = np.zeros(columns.num_rows, dtype=np.int64)
-        for name in self._images:
-            sizes += pc.fill_null(pc.struct_field(columns[name], "size"), 0).to_numpy()
-        group = np.cumsum(sizes) // ROW_GROUP_BYTES
+        total = np.zeros(self._index.metadata.num_rows, dtype=np.int64)
+        for _, sizes in self._places.values():
+            total += np.maximum(sizes, 0)
+        group = np.cumsum(total) // ROW_GROUP_BYTES
         starts = np.flatnonzero(np.diff(group)) + 1
-        return np.concatenate([[0], starts, [len(sizes)] if len(sizes) else []]).astype(np.int64)
+        return np.concatenate([[0], starts, [len(total)] if len(total) else []]).astype(np.int64)
 
     def read(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
@@ -138,55 +152,65 @@ class _WebDatasetReader:
             parts = [index.slice(self._groups[g], self.group_rows[g]) for g in wanted]
             index = pa.concat_tables(parts) if parts else index.slice(0, 0)
         for name in (n for n in self._images if n in names):
-            places = index[name]
             chunks, at = [], 0
             for g in wanted:
-                part = places.slice(at, self.group_rows[g])
-                chunks.append(self._images_at(part))
+                places = index[name].slice(at, self.group_rows[g])
+                chunks.append(_image_array(self._images_of(name, g), places))
                 at += self.group_rows[g]
             field = self.schema.field(name)
             images = pa.chunked_array(chunks, IMAGE_TYPE)
             index = index.set_column(names.index(name), field, images)
         return index
 
-    def _images_at(self, places: pa.ChunkedArray) -> pa.Array:
-        """The images at these places, read in one go: a group's members lie together."""
-        offset, size = (pc.struct_field(places, name) for name in ("offset", "size"))
-        there = offset.is_valid().to_numpy()
-        offsets, sizes = (
-            pc.fill_null(part, 0).to_numpy().astype(np.int64) for part in (offset, size)
-        )
-        first = int(offsets[there].min(initial=np.iinfo(np.int64).max)) if there.any() else 0
-        last = int((offsets + sizes)[there].max(initial=0))
-        if first < 0 or sizes.min(initial=0) < 0:
-            raise pa.ArrowInvalid("its index names places outside of it")
-        if int(sizes[there].sum()) > np.iinfo(np.int32).max:
-            raise pa.ArrowInvalid("its index names more bytes than Arrow counts in one chunk")
+    def read_apart(
+        self, columns: Sequence[str], images: Sequence[str], *, group: int
+    ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
+        """Return a group's columns, and its images as views of the tar."""
+        found = {name: self._images_of(name, group) for name in images}
+        return self.read(columns, groups=[group]), found
+
+    def _images_of(self, column: str, group: int) -> list[memoryview | None]:
+        """The images of a group, read in one go: its members lie together."""
+        rows = slice(self._groups[group], self._groups[group + 1])
+        offsets, sizes = (part[rows] for part in self._places[column])
+        there = sizes >= 0
+        if not there.any():
+            return [None] * len(sizes)
+        first = int(offsets[there].min())
         self._file.seek(self._start + first)
-        data = _read(self._file, last - first)
-        starts = np.where(there, offsets - first, 0)
-        ends = starts + np.where(there, sizes, 0)
-        bounds = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
-        images = pa.allocate_buffer(int(bounds[-1]))  # of Arrow's pool, which uses memory again
-        view = memoryview(images).cast("B")
-        pieces = zip(
-            starts.tolist(), ends.tolist(), itertools.pairwise(bounds.tolist()), strict=True
-        )
-        for start, end, (low, high) in pieces:
-            view[low:high] = data[start:end]
-        found = pa.Array.from_buffers(
-            pa.binary(),
-            len(places),
-            [
-                None if there.all() else pa.array(there).buffers()[1],
-                pa.py_buffer(bounds),
-                images,
-            ],
-        )
-        paths = one_chunk(pc.struct_field(places, "path"))
-        return pa.StructArray.from_arrays(
-            [found, paths], fields=list(IMAGE_TYPE), mask=one_chunk(places.is_null())
-        )
+        data = _read(self._file, int((offsets + sizes)[there].max()) - first)
+        starts = (offsets - first).tolist()
+        ends = (offsets - first + sizes).tolist()
+        return [
+            data[start:end] if is_there else None
+            for start, end, is_there in zip(starts, ends, there.tolist(), strict=True)
+        ]
+
+
+def _image_array(images: Sequence[memoryview | None], places: pa.ChunkedArray) -> pa.Array:
+    """The images as a column of them."""
+    bounds = np.cumsum([0, *(0 if image is None else len(image) for image in images)])
+    if bounds[-1] > np.iinfo(np.int32).max:
+        raise pa.ArrowInvalid("its index names more bytes than Arrow counts in one chunk")
+    data = pa.allocate_buffer(int(bounds[-1]))  # of Arrow's pool, which uses memory again
+    view = memoryview(data).cast("B")
+    for image, (low, high) in zip(images, itertools.pairwise(bounds.tolist()), strict=True):
+        if image is not None:
+            view[low:high] = image
+    there = [image is not None for image in images]
+    found = pa.Array.from_buffers(
+        pa.binary(),
+        len(images),
+        [
+            None if all(there) else pa.array(there).buffers()[1],
+            pa.py_buffer(bounds.astype(np.int32)),
+            data,
+        ],
+    )
+    paths = one_chunk(pc.struct_field(places, "path"))
+    return pa.StructArray.from_arrays(
+        [found, paths], fields=list(IMAGE_TYPE), mask=one_chunk(places.is_null())
+    )
 
 
 def _read(file: Any, n_bytes: int) -> memoryview:
