@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards import arrow, packed
-from prefect_augment.shards.base import SourceRecords
+from prefect_augment.shards.base import SourceRecords, whole
 
 
 def read(data: bytes) -> SourceRecords:
-    return arrow.read_records(io.BytesIO(data), name="in.arrow", source=Source())
+    return whole(arrow.read_batches(io.BytesIO(data), name="in.arrow", source=Source()))
 
 
 def as_file(table: pa.Table, *, stream: bool = False, **options: Any) -> bytes:

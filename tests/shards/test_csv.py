@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import SourceRecords
-from prefect_augment.shards.csv import read_records
+from prefect_augment.shards.base import SourceRecords, whole
+from prefect_augment.shards.csv import read_batches
 
 
 def read(text: str | bytes, **wishes: Any) -> SourceRecords:
     data = text if isinstance(text, bytes) else text.encode()
-    return read_records(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **wishes))
+    return whole(
+        read_batches(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **wishes))
+    )
 
 
 def columns(records: SourceRecords) -> dict[str, list[Any]]:

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.shards import jsonl
-from prefect_augment.shards.base import SourceRecords
+from prefect_augment.shards.base import SourceRecords, whole
 
 SOURCE = Source(label="label")
 
 
 def read(text: str | bytes) -> SourceRecords:
     data = text.encode() if isinstance(text, str) else text
-    return jsonl.read_records(io.BytesIO(data), name="in.jsonl", source=SOURCE)
+    return whole(jsonl.read_batches(io.BytesIO(data), name="in.jsonl", source=SOURCE))
 
 
 def lines(records: list[Any]) -> str:
@@ -194,15 +194,15 @@ def test_the_type_is_found_in_the_whole_file_and_not_in_its_first_lines(
 ) -> None:
     records: list[dict[str, Any]] = [{"x": i, "d": "2024-01-01 00:00:00"} for i in range(10)]
     records += [{"x": 0.5, "d": "2024-01-01 00:00:00.123456789", "late": [1]}]
-    whole = read(lines(records))
+    together = read(lines(records))
     monkeypatch.setattr(jsonl, "ROWS_AT_ONCE", 3)
     file = io.BytesIO(lines(records).encode())
     parts = list(jsonl.read_batches(file, name="in.jsonl", source=SOURCE))
     assert [part.table.num_rows for part in parts] == [3, 3, 3, 2]
-    assert {str(part.table.schema) for part in parts} == {str(whole.table.schema)}
-    assert pa.concat_tables([part.table for part in parts]).equals(whole.table)
-    assert str(whole.table.schema.field("x").type) == "double"
-    assert str(whole.table.schema.field("d").type) == "timestamp[ns]"
+    assert {str(part.table.schema) for part in parts} == {str(together.table.schema)}
+    assert pa.concat_tables([part.table for part in parts]).equals(together.table)
+    assert str(together.table.schema.field("x").type) == "double"
+    assert str(together.table.schema.field("d").type) == "timestamp[ns]"
 
 
 def test_gzip_and_a_byte_order_mark_make_no_difference() -> None:

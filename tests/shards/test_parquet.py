@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.shards import parquet
+from prefect_augment.shards.base import whole
 from prefect_augment.shards.parquet import (
     LINEAGE,
     conform,
     label_names,
-    read_records,
     read_shard,
     select_columns,
     with_lineage,
     write_shards,
 )
+from prefect_augment.shards.parquet_source import read_batches
 from prefect_augment.storage import Draft, Store, open_store, sha256_hex
 
 SOURCE = Source()
@@ -46,7 +47,7 @@ def as_file(table: pa.Table, **options: Any) -> io.BytesIO:
 
 
 def from_file(table: pa.Table, **options: Any) -> pa.Table:
-    return read_records(as_file(table, **options), name="in.parquet", source=SOURCE).table
+    return whole(read_batches(as_file(table, **options), name="in.parquet", source=SOURCE)).table
 
 
 def write(store: Store, table: pa.Table, **options: Any) -> Any:
@@ -191,7 +192,7 @@ def test_a_frame_comes_back_with_its_dtypes_and_pandas_metadata(
         "text": pd.Index([f"r{i}" for i in range(n)], name="key of row"),
     }[index]
     file = as_file(pa.Table.from_pandas(frame))
-    source = read_records(file, name="in.parquet", source=SOURCE).table
+    source = whole(read_batches(file, name="in.parquet", source=SOURCE)).table
     (shard,) = write(store, finished(source), label="")
 
     back = read_shard(store, shard.path)
@@ -342,7 +343,7 @@ def test_two_columns_of_one_name_are_refused_by_name() -> None:
 def test_a_file_that_is_not_whole_parquet_is_named(damage: Callable[[bytes], bytes]) -> None:
     data = damage(as_file(pa.table({"a": list(range(1000))})).getvalue())
     with pytest.raises(InputError, match=r"lake/in\.parquet cannot be read as Parquet"):
-        read_records(io.BytesIO(data), name="lake/in.parquet", source=SOURCE)
+        whole(read_batches(io.BytesIO(data), name="lake/in.parquet", source=SOURCE))
 
 
 def test_text_that_is_not_utf8_is_named() -> None:
@@ -354,7 +355,7 @@ def test_text_that_is_not_utf8_is_named() -> None:
 
 
 def test_positions_count_from_one() -> None:
-    records = read_records(as_file(pa.table({"a": [5, 6]})), name="x", source=SOURCE)
+    records = whole(read_batches(as_file(pa.table({"a": [5, 6]})), name="x", source=SOURCE))
     assert records.positions.tolist() == [1, 2]
     assert records.rejected == ()
 
@@ -377,11 +378,11 @@ def test_how_records_were_chunked_does_not_change_the_bytes(store: Store) -> Non
         for part in (["b", "a"] * 50, ["c", "a"] * 50)
     ]
     chunked = pa.concat_tables(halves)
-    whole = chunked.unify_dictionaries().combine_chunks()
+    together = chunked.unify_dictionaries().combine_chunks()
     assert (
         write(store, chunked)
-        == write(store, whole)
-        == write(store, pa.concat_tables([whole.slice(0, 7), whole.slice(7)]))
+        == write(store, together)
+        == write(store, pa.concat_tables([together.slice(0, 7), together.slice(7)]))
     )
 
 
@@ -434,11 +435,11 @@ def test_pictures_are_written_as_they_are_and_all_else_compressed(store: Store) 
 
 def test_pictures_in_other_chunks_give_the_same_shard(store: Store) -> None:
     table = pictures()
-    whole = write(store, table)
-    store.delete(whole[0].path)
+    written = write(store, table)
+    store.delete(written[0].path)
     parts = [table.slice(0, 7), table.slice(7, 250), table.slice(257)]
-    assert write(store, pa.concat_tables(parts)) == whole
-    assert write(store, pa.concat_tables([table, table]).slice(0, 400)) == whole
+    assert write(store, pa.concat_tables(parts)) == written
+    assert write(store, pa.concat_tables([table, table]).slice(0, 400)) == written
 
 
 def test_a_disk_that_fills_up_in_the_middle_is_said_and_nothing_is_left(

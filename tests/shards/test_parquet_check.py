@@ -16,9 +16,11 @@ import pytest
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
 from prefect_augment.shards import packed
+from prefect_augment.shards.base import whole
 from prefect_augment.shards.groups import row_groups
-from prefect_augment.shards.parquet import read_records, write_parquet
+from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
+from prefect_augment.shards.parquet_source import read_batches
 
 N = 2000
 
@@ -34,7 +36,7 @@ def plain(n: int = N) -> pa.Table:
 
 
 def read(data: bytes) -> pa.Table:
-    return read_records(io.BytesIO(data), name="in.parquet", source=Source()).table
+    return whole(read_batches(io.BytesIO(data), name="in.parquet", source=Source())).table
 
 
 def split(data: bytes) -> tuple[bytes, bytes, bytes]:
@@ -195,10 +197,10 @@ def test_a_small_file_of_gigabytes_is_refused_and_takes_no_memory(
         "import resource, sys\n"
         "from prefect_augment.errors import InputError\n"
         "from prefect_augment.params import Source\n"
-        "from prefect_augment.shards.parquet import read_records\n"
+        "from prefect_augment.shards.parquet_source import read_batches\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"
-        "    read_records(open(sys.argv[1], 'rb'), name='bomb.parquet', source=Source())\n"
+        "    list(read_batches(open(sys.argv[1], 'rb'), name='bomb.parquet', source=Source()))\n"
         "except InputError as exc:\n"
         "    print(exc.message)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

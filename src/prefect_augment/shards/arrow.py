@@ -23,7 +23,7 @@ from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.packed import refuse_bomb, size_of
 from prefect_augment.shards.parquet_source import refuse_duplicates
 
-__all__ = ["read_batches", "read_records"]
+__all__ = ["read_batches"]
 
 BYTES_AT_ONCE = 8 << 20
 FILE_MAGIC = b"ARROW1"
@@ -32,8 +32,8 @@ FEATHER_1_MAGIC = b"FEA1"
 PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
-def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Records of one Arrow file or stream, with its types and schema metadata as they stand.
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one Arrow file or stream, its types and schema metadata as they stand, in small batches.
 
     Parameters
     ----------
@@ -44,10 +44,10 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     source : Source
         Not used by this format.
 
-    Returns
-    -------
+    Yields
+    ------
     SourceRecords
-        ``positions`` count rows from 1. A file is read as a whole or not at all.
+        At least one, maybe empty. ``positions`` count rows from 1. A file is read as a whole or not at all.
 
     Raises
     ------
@@ -57,13 +57,6 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     SchemaError
         If two columns have the same name, or one is of a type that Parquet cannot hold.
     """
-    parts = list(read_batches(file, name=name, source=source))
-    table = pa.concat_tables([part.table for part in parts]).unify_dictionaries()
-    return SourceRecords(table, np.arange(1, table.num_rows + 1, dtype=np.int64))
-
-
-def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Records of :func:`read_records` in batches of a few MiB; at least one, maybe empty."""
     n_bytes = size_of(file)
     n_rows = n_unpacked = 0
     try:

@@ -90,7 +90,7 @@ def whole(found: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
     """Return what a reader returned as one."""
     batches = list(in_batches(found))
     return SourceRecords(
-        pa.concat_tables([b.table for b in batches]),
+        pa.concat_tables([b.table for b in batches]).unify_dictionaries(),
         np.concatenate([b.positions for b in batches]),
         tuple(r for b in batches for r in b.rejected),
         tuple(note for b in batches for note in b.notes),

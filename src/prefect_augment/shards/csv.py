@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import Rejected, SourceRecords, whole
+from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.csv_types import ColumnTyper, count_marks, is_number
 from prefect_augment.shards.text import Text
 from prefect_augment.spill import Workspace
 
-__all__ = ["read_batches", "read_records"]
+__all__ = ["read_batches"]
 
 SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -36,11 +36,6 @@ SAMPLE_ROWS = 200  # rows that decide on separator and header
 ROWS_AT_ONCE = 32_768
 BYTES_AT_ONCE = 4 << 20
 MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
-
-
-def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Return all records of one CSV file; see :func:`read_batches`."""
-    return whole(read_batches(file, name=name, source=source))
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:

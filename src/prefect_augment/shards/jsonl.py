@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import Rejected, SourceRecords, whole
+from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.csv_types import MIN_DISTINCT, MIN_PARSED
 from prefect_augment.shards.iso_dates import DateKind, date_kinds, to_dates
 from prefect_augment.shards.packed import UNPACK_ERRORS, opened, refuse_bomb, size_of
 
-__all__ = ["read_batches", "read_records"]
+__all__ = ["read_batches"]
 
 ROWS_AT_ONCE = 65_536
 BYTES_AT_ONCE = 8 << 20  # of lines; as Python values they take about ten times that
@@ -44,8 +44,8 @@ WORDS = {
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Records of one file of JSON lines, typed by what its columns hold.
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one file of JSON lines in batches, typed by what its columns hold.
 
     - UTF-8; gzip is unpacked; blank lines are passed over.
     - Columns are the keys of all objects in the order they come in; where an object lacks one, or has
@@ -65,10 +65,10 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
     source : Source
         The label, where it is known.
 
-    Returns
-    -------
+    Yields
+    ------
     SourceRecords
-        ``positions`` are line numbers, counted from 1.
+        All of one schema; ``positions`` are line numbers, counted from 1; the first has the notes.
 
     Raises
     ------
@@ -76,11 +76,6 @@ def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords
         If there is no record, hardly any line is a JSON object, or the file unpacks to far more than
         its size.
     """
-    return whole(read_batches(file, name=name, source=source))
-
-
-def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Records of :func:`read_records` in batches of one schema; the first has the notes."""
     columns, n_rows, unusable = _scan(file, name)
     _refuse_unreadable(n_rows, unusable, name)
     types = {key: column.decide(key, source.label) for key, column in columns.items()}

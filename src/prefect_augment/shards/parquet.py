@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,9 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import Origin
 from prefect_augment.errors import SchemaError
-from prefect_augment.params import Source
-from prefect_augment.shards.base import SourceRecords, whole
 from prefect_augment.shards.formats import label_names, put_once, read_shard, write_shards
 from prefect_augment.shards.image_files import image_columns, image_slices
 from prefect_augment.shards.parquet_pages import ImagePages
-from prefect_augment.shards.parquet_source import read_batches
 
 __all__ = [
     "LINEAGE",
@@ -36,7 +33,6 @@ __all__ = [
     "conform",
     "label_names",
     "put_once",
-    "read_records",
     "read_shard",
     "select_columns",
     "take_rows",
@@ -69,14 +65,6 @@ IMAGE_PAGE_BYTES, IMAGE_BATCH_ROWS = 1 << 20, 64
 WRITTEN_AT_ONCE = 1 << 20
 # Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
 _TAKEN_AT_ONCE = 512 << 20
-
-
-# --- source files -----------------------------------------------------------------------------
-
-
-def read_records(file: IO[bytes], *, name: str, source: Source) -> SourceRecords:
-    """Return all records of a source's Parquet file; see :mod:`prefect_augment.shards.parquet_source`."""
-    return whole(read_batches(file, name=name, source=source))
 
 
 # --- columns and schema metadata --------------------------------------------------------------
