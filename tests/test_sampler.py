@@ -352,3 +352,55 @@ def test_the_page_in_the_docs_runs(
 def test_the_public_name_is_loaded_on_first_use() -> None:
     code = "import sys, prefect_augment as p; assert 'imblearn' not in sys.modules; p.GenerativeSampler()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_weighted_rows_are_the_real_ones_and_drawn_ones_of_every_class() -> None:
+    X, y = mixed()
+    sampler = GenerativeSampler(random_state=0)
+    X_new, y_new, weight = sampler.fit_weighted(X, y, times=1.5)
+    pd.testing.assert_frame_equal(X_new.iloc[:N], X.reset_index(drop=True))
+    assert X_new.dtypes.equals(X.dtypes)
+    assert y_new.iloc[:N].tolist() == y.tolist()
+    assert len(X_new) == len(y_new) == len(weight)
+    assert sampler.summary_["drawn"] == {"well": 192, "ill": 48}
+    assert sampler.summary_["purpose"] == "utility"
+    assert sum(sampler.summary_["teacher"].values()) == pytest.approx(1, abs=0.01)
+    assert weight.mean() == pytest.approx(1)
+    # Every drawn row weighs what a real one of its class does, split between the classes.
+    ill, well = (weight[:N][(y == name).to_numpy()] for name in ("ill", "well"))
+    assert np.ptp(ill) == np.ptp(well) == 0
+    share = weight[N:] / np.where(y_new.iloc[N:] == "ill", ill[0], well[0])
+    assert share.sum() == pytest.approx(240)
+    sums = pd.Series(weight).groupby(y_new.to_numpy()).sum()
+    assert 0.4 < sums["ill"] / sums["well"] < 0.6, "half of the way from 1:4 to 1:1"
+
+
+def test_weighted_rows_are_the_same_again_and_keep_constraints() -> None:
+    X, y = mixed()
+    X = X[["load", "small", "count", "maybe"]]
+    rule = [{"kind": "positive", "columns": ["small"]}]
+    first, again = (
+        GenerativeSampler(random_state=3, constraints=rule).fit_weighted(X, y) for _ in range(2)
+    )
+    pd.testing.assert_frame_equal(first[0], again[0])
+    assert (first[1] == again[1]).all()
+    assert (first[2] == again[2]).all()
+    assert (first[0]["small"].iloc[N:] > 0).all()
+
+
+def test_classes_too_small_to_learn_keep_their_rows_alone() -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat([7, 8, 9], [60, 20, 3])
+    X = rng.normal(size=(83, 2)) + y[:, None]
+    sampler = GenerativeSampler(random_state=0)
+    X_new, y_new, weight = sampler.fit_weighted(X, y, amount=0.0)
+    assert sampler.summary_["drawn"] == {7: 120, 8: 40}
+    assert weight[y_new == 9].sum() >= weight[:83][y == 9].sum() > 0
+    assert set(y_new) == {7, 8, 9}
+    assert np.array_equal(X_new[:83], X)
+
+
+@pytest.mark.parametrize("wish", [{"times": 0.0}, {"amount": 1.5}, {"times": float("nan")}])
+def test_impossible_weights_are_refused(wish: dict[str, float]) -> None:
+    with pytest.raises(ParameterError, match=next(iter(wish))):
+        GenerativeSampler().fit_weighted(*mixed(), **wish)

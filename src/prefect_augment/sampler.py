@@ -27,6 +27,7 @@ from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.fidelity import utility_scores
+from prefect_augment.evaluation.soft_labels import class_weighted, fit_teacher, soft_rows
 from prefect_augment.evaluation.table_gates import utility_filter
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Budget, ColumnWish, ModelParams
@@ -199,6 +200,83 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         return (
             self._layout.join(X, repeated, new),
             take_rows(y, np.concatenate([self.sample_indices_, *labels]).astype(np.int64)),
+        )
+
+    def fit_weighted(
+        self, X: Any, y: Any, *, times: float = 2.0, amount: float = 0.5
+    ) -> tuple[Any, Any, NDArray[np.float64]]:
+        """Return the rows with new ones of every class behind them, and weights to train with.
+
+        New rows get their classes from an ensemble that is fitted on the real ones: each stands once
+        for every class that it may be of, and its weight is the ensemble's probability of that class.
+        (Constraints hold between drawn rows; one that stands for two classes is there twice.)
+        This is the setting of ``purpose="utility"`` that raises AUPRC most (docs/sampler.md); weights
+        are what :meth:`fit_resample` cannot hand on. ``purpose`` and ``sampling_strategy`` say how
+        :meth:`fit_resample` picks and counts, and have no part here.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+        times : float, default=2.0
+            Records drawn of each class per real one; none of classes too small to learn.
+        amount : float, default=0.5
+            How far the weights bring every class to the largest one, in [0, 1], on a log scale.
+
+        Returns
+        -------
+        X_weighted, y_weighted
+            Held as ``X`` and ``y`` are; ``X`` first.
+        sample_weight : ndarray of float64, shape (n_rows,)
+            Of mean 1.
+
+        Raises
+        ------
+        ParameterError
+            If ``times`` is not positive, or ``amount`` outside [0, 1].
+        ValueError, AugmentError
+            As for :meth:`fit`.
+
+        References
+        ----------
+        Bucilă, Caruana & Niculescu-Mizil 2006, "Model Compression".
+        """
+        if not times > 0:
+            raise ParameterError(f"times={times} draws nothing; choose a positive number.")
+        if not 0 <= amount <= 1:
+            raise ParameterError(f"amount={amount} is not a share; choose it in [0, 1].")
+        matrix, codes = self._fit(X, y)
+        columns: dict[str, Any] = {
+            "is_category": self.encoder_.is_category,
+            "n_levels": self.encoder_.n_levels,
+            "n_classes": len(self.classes_),
+            "seed": self._seed,
+        }
+        teacher = fit_teacher(matrix, codes, **columns)
+        taken = self._rules.taken()
+        drawn = []
+        for k, n_real in enumerate(self._spec.class_counts):
+            n = round(times * n_real)
+            if n and n_real >= MIN_SAMPLED_RECORDS:
+                kept = self._draw(k, n, self._rules, self._seed, taken)
+                drawn.append((k, kept, np.arange(n)))
+                self.summary_["drawn"][self._names[k]] = n
+                self.summary_["accepted"][self._names[k]] = n / kept.n_draws
+        new_X = np.concatenate([matrix[:0], *(kept.X for _, kept, _ in drawn)])
+        rows, classes, shares = soft_rows(teacher, new_X)
+        self.summary_ |= {"purpose": "utility", "teacher": teacher.said}
+        self.sample_indices_ = np.arange(len(codes))
+        # Any row of a class shows how the class is written.
+        first = np.array([np.flatnonzero(codes == k)[0] for k in range(len(self.classes_))])
+        weights = class_weighted(
+            np.concatenate([np.ones(len(codes)), shares]),
+            np.concatenate([codes, classes]),
+            amount=amount,
+        )
+        return (
+            self._layout.join(X, np.empty(0, dtype=np.int64), self._decoded(drawn).take(rows)),
+            take_rows(y, np.concatenate([self.sample_indices_, first[classes]])),
+            weights,
         )
 
     def sample(

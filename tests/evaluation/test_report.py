@@ -580,6 +580,8 @@ def test_summary_says_verdict_classes_arms_and_recipe() -> None:
     assert "| SMOTE + trees | 78.7 |" in text
     assert "Differences below 2.0 points cannot be told from chance" in text
     assert "Rare classes were topped up; use aug\\_weight." in text
+    assert "**Purpose of the synthetic records.** utility: picked for training" in text
+    assert "Purpose" not in markdown_summary(MINIMAL)
 
 
 def test_summary_escapes_markdown_and_html() -> None:

@@ -152,6 +152,17 @@ def test_classes_not_judged_never_enter_and_say_why():
     )
 
 
+def test_the_arm_with_synthetic_records_is_shown_where_another_is_published():
+    recalls = {"as is": MIDDLING, "weights": BETTER, "trees": WORSE}
+    alone, shown = (verdict(recalls, chosen="weights", model=m) for m in (None, "trees"))
+    assert shown.published == "weights"
+    assert shown.balanced_accuracy["trees"].estimate == pytest.approx(0.7)
+    assert ("trees", "weights") in {(d.arm, d.against) for d in shown.differences}
+    same = {"decision", "published", "reasons", "chosen", "class_decisions"}
+    assert shown.model_dump(include=same) == alone.model_dump(include=same)
+    assert "trees" not in alone.balanced_accuracy
+
+
 def test_a_class_missing_from_the_holdout_is_not_judged():
     y = Y[Y != 2]
     found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, y=y)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetFacts, DatasetRef
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.candidates import Labelled
@@ -260,6 +260,38 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == GATE.n_seeds
+
+
+def test_the_hold_out_shows_the_models_arm_of_a_table_where_another_is_chosen(
+    store: Store, make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "table.parquet")
+    source = Source(uri=str(tmp_path / "table.parquet"), label="state")
+    dataset = ingest(source, store=store, seed=0)
+    as_is = Arm(name="as is", family="as_is", amount=1.0)
+    verdict = verify(
+        dataset,
+        choice=Choice(
+            chosen=as_is,
+            baseline=as_is,
+            as_is=as_is,
+            model=Arm(name="trees", family="model", amount=0.5),
+            scores={},
+            reason="",
+        ),
+        plan=planned(dataset, store),
+        scores=[],
+        model=AutoModel(),
+        candidates=None,
+        classic=Classic(),
+        gate=GATE,
+        run_seed=0,
+        store=store,
+        device="cpu",
+    )
+    assert verdict.published == "as is"
+    assert set(verdict.balanced_accuracy) == {"as is", "trees"}
+    assert [(d.arm, d.against) for d in verdict.differences] == [("trees", "as is")]
 
 
 # --- images alone ---

@@ -24,6 +24,10 @@ from prefect_augment.evaluation.words import (
 
 __all__ = ["summary"]
 
+PURPOSES = {
+    "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
+    "faithful": "faithful: as the classes are, without a promise of better training",
+}
 MAX_CLASS_ROWS = 50  # a card or an artifact with a thousand rows is not read
 
 
@@ -52,6 +56,8 @@ def _verdict(data: ReportData) -> list[str]:
         blocks.append("\n".join(f"- {markdown_text(reason)}" for reason in head.reasons))
     if data.recipe is not None:
         blocks.append(f"**Recipe.** {markdown_text(data.recipe.sentence)}")
+    if data.gate is not None:
+        blocks.append(f"**Purpose of the synthetic records.** {PURPOSES[data.gate.purpose]}.")
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")

@@ -93,6 +93,7 @@ def decide(
     chosen: str,
     baseline: str,
     as_is: str,
+    model: str | None = None,
     on_no_gain: OnNoGain = "recipe",
     max_recall_loss: float = 0.02,
     n_bootstrap: int = 2000,
@@ -116,6 +117,9 @@ def decide(
     chosen, baseline, as_is : str
         Arm names. A chosen arm with synthetic records is compared with the baseline, a chosen
         baseline with as is.
+    model : str, optional
+        The best arm with synthetic records: shown beside the others, whatever is published. It has
+        no part in the decision, unless it is the chosen one.
     on_no_gain : {"recipe", "fail", "publish"}
         ``publish`` publishes the chosen arm whatever the verdict; otherwise an arm that is not
         accepted gives way to the best baseline, or to as is where that baseline is shown to be
@@ -144,7 +148,8 @@ def decide(
     ParameterError
         If an arm has no predictions.
     """
-    for name in (chosen, baseline, as_is):
+    shown = [] if model is None else [model]
+    for name in (chosen, baseline, as_is, *shown):
         if name not in predictions:
             raise ParameterError(
                 f"no hold-out predictions of arm {name!r}; found those of {sorted(predictions)}."
@@ -160,15 +165,25 @@ def decide(
     boot = paired_bootstrap(
         y, hits, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed
     )
+    boots = dict.fromkeys(names, boot)
+    if model is not None and model not in names:
+        # By itself: the draws depend on all arms in them, and what is only shown must not decide.
+        hits[model] = predictions[model].hits(y)
+        boots[model] = paired_bootstrap(
+            y, {name: hits[name] for name in (model, baseline)},
+            judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+        )  # fmt: skip
     has_model = predictions[chosen].arm.has_model
     against = baseline if has_model else as_is
     decision, reasons = _ruling(boot, chosen, against, as_is, max_recall_loss, int(judged.sum()))
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
-    pairs = dict.fromkeys([(chosen, against), (chosen, as_is), (baseline, as_is)])
+    pairs = dict.fromkeys(
+        [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
+    )
     differences = tuple(
-        Difference(arm=a, against=b, interval=boot.difference(a, b)) for a, b in pairs if a != b
+        Difference(arm=a, against=b, interval=boots[a].difference(a, b)) for a, b in pairs if a != b
     )
     gap = boot.difference(chosen, against)
     alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & judged[y]
@@ -178,12 +193,13 @@ def decide(
         chosen=chosen,
         baseline=baseline,
         published=published,
-        arms={name: predictions[name].scores(y, classes, judged) for name in names},
-        balanced_accuracy={name: boot.balanced_accuracy(name) for name in names},
+        arms={name: predictions[name].scores(y, classes, judged) for name in boots},
+        balanced_accuracy={name: b.balanced_accuracy(name) for name, b in boots.items()},
         differences=differences,
         minimum_detectable_effect=(gap.high - gap.low) / 2,
         class_recall={
-            name: {classes[k]: i for k, i in boot.class_recall(name).items()} for name in names
+            name: {classes[k]: i for k, i in b.class_recall(name).items()}
+            for name, b in boots.items()
         },
         class_decisions={
             classes[k]: _side(i) for k, i in boot.class_difference(chosen, against).items()
@@ -191,7 +207,7 @@ def decide(
         not_judged=why_not,
         n_holdout=len(y),
         n_seeds=predictions[chosen].n_seeds,
-        without_twins={name: _balanced(y, hits[name], alone) for name in names}
+        without_twins={name: _balanced(y, hits[name], alone) for name in boots}
         if alone.any()
         else {},
         n_without_twins=int(alone.sum()),

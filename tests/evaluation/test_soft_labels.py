@@ -1,0 +1,103 @@
+"""Soft labels: the ensemble, its shares, and the rows and weights that come of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefect_augment.evaluation.soft_labels import class_weighted, fit_teacher, soft_rows
+
+
+class Says:
+    """A teacher that says the same as it is told."""
+
+    def __init__(self, proba):
+        self.proba = np.array(proba)
+
+    def predict_proba(self, X):
+        return self.proba
+
+
+def rings(n, seed, *, share=0.2):
+    """Two classes, apart by the distance to the middle: nothing that a linear model can learn."""
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < share).astype(np.int64)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    r = 1 + y + 0.2 * rng.normal(size=n)
+    return np.column_stack([r * np.cos(angle), r * np.sin(angle)]), y
+
+
+def teacher_of(X, y, *, n_classes=2, seed=0, is_category=None, n_levels=None):
+    n = X.shape[1]
+    return fit_teacher(
+        X,
+        y,
+        is_category=np.zeros(n, dtype=bool) if is_category is None else is_category,
+        n_levels=np.zeros(n, dtype=np.int64) if n_levels is None else n_levels,
+        n_classes=n_classes,
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def on_rings():
+    return teacher_of(*rings(400, 0))
+
+
+def test_members_get_shares_by_what_they_say_of_records_they_have_not_seen(on_rings):
+    assert on_rings.said["logistic"] < 0.05, "a line cannot tell rings apart"
+    assert sum(on_rings.shares) == pytest.approx(1)
+    X, y = rings(400, 1)
+    right = on_rings.predict_proba(X).argmax(axis=1) == y
+    assert right.mean() > 0.95
+
+
+def test_the_line_leads_where_classes_are_apart_by_one():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 8))
+    y = (X.sum(axis=1) + rng.logistic(size=200) > 0).astype(np.int64)
+    shares = teacher_of(X, y).said
+    assert shares["logistic"] > shares["boosting"] + shares["forest"]
+
+
+def test_same_records_and_seed_give_the_same_teacher():
+    X, y = rings(60, 2)
+    one, again, other = (teacher_of(X, y, seed=seed).predict_proba(X) for seed in (0, 0, 1))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_nulls_infinities_levels_and_classes_of_one_record_are_taken():
+    rng = np.random.default_rng(0)
+    X = np.column_stack(
+        [rng.normal(size=60), rng.integers(0, 3, 60), np.full(60, np.nan), rng.normal(size=60)]
+    )
+    X[::7, 0], X[3, 3], X[4, 3] = np.nan, np.inf, -np.inf
+    y = np.arange(60) % 2
+    y[0] = 3
+    found = teacher_of(
+        X,
+        y,
+        n_classes=4,
+        is_category=np.array([False, True, False, False]),
+        n_levels=np.array([0, 3, 0, 0]),
+    ).predict_proba(X)
+    assert found.sum(axis=1) == pytest.approx(np.ones(60))
+    assert (found[:, 2] == 0).all(), "no record is of class 2"
+
+
+def test_a_record_stands_once_for_each_class_it_may_be_of():
+    rows, classes, shares = soft_rows(Says([[0.25, 0.75, 0.0], [0.9995, 0.0, 0.0005]]), np.empty(2))
+    assert rows.tolist() == [0, 0, 1]
+    assert classes.tolist() == [0, 1, 0]
+    assert shares.tolist() == [0.25, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(("amount", "sums"), [(0.0, [8, 2]), (0.5, [8, 4]), (1.0, [8, 8])])
+def test_classes_come_so_far_to_the_largest(amount, sums):
+    y = np.repeat([0, 1], [8, 4])
+    shares = np.repeat([1.0, 0.5], [8, 4])
+    weights = class_weighted(shares, y, amount=amount)
+    assert weights.mean() == pytest.approx(1)
+    found = np.bincount(y, weights=weights)
+    assert found / found[0] * 8 == pytest.approx(sums)
