@@ -8,6 +8,7 @@ function call in a notebook or under another orchestrator.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -126,6 +127,7 @@ def run_log() -> Iterator[None]:
     if not in_run():
         yield
         return
+    _use_system_memory()
     logger = logging.getLogger(LOGGER)
     _change_log_users(logger, +1)
     try:
@@ -133,6 +135,17 @@ def run_log() -> Iterator[None]:
     finally:
         _change_log_users(logger, -1)
         _give_memory_back()
+
+
+def _use_system_memory() -> None:
+    """Have Arrow take memory from the C library: its own pool keeps 50 MB and more in its threads after use.
+
+    A pool that the user has chosen in the environment stays.
+    """
+    if "pyarrow" in sys.modules and "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
+        import pyarrow as pa
+
+        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def _give_memory_back() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_augment.binned import bin_of
+from prefect_augment.compact import KEY, Coded, shared_names
 from prefect_augment.errors import InputError
+from prefect_augment.spill import Workspace
+from prefect_augment.split_ledger import LedgerAside
 from prefect_augment.splitting import (
     FIT,
     HOLDOUT,
@@ -19,6 +24,8 @@ from prefect_augment.splitting import (
     VAL,
     Assignment,
     Ledger,
+    RecordSplit,
+    Shares,
     assign,
     make_salt,
 )
@@ -239,3 +246,44 @@ def test_equal_ledgers_have_equal_digests_and_others_do_not() -> None:
     rows = distinct(30, "a")
     assert split(rows).ledger.digest == split(rows).ledger.digest
     assert split(rows).ledger.digest != split(rows[1:]).ledger.digest
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_a_split_in_bins_is_the_split_of_all_at_once(is_marked: bool) -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 256, (300, 16), dtype=np.uint8).view(KEY)[:, 0][
+        rng.integers(0, 300, 900)
+    ]
+    labels = Coded.of(rng.choice(["head", "mid", "tail"], 900, p=[0.8, 0.19, 0.01]).tolist())
+    marks = rng.random(900) < 0.3 if is_marked else None
+    ledger = Ledger(SALT)
+    options = {"holdout_fraction": 0.2, "val_fraction": 0.2}
+    for n in (500, 900):  # the second time on the first one's ledger
+        mark = None if marks is None else marks[:n]
+        whole = assign(keys[:n], labels.take(slice(n)), ledger=ledger, marked=mark, **options)  # type: ignore[arg-type]
+        shared, theirs = shared_names(labels.take(slice(n)), ledger.labels)
+        with Workspace(0) as workspace:
+            split = RecordSplit(
+                replace(ledger, labels=theirs),
+                Shares(0.2, 0.2, is_marked),
+                has_marks=is_marked,
+                workspace=workspace,
+                n_bins=6,
+            )
+            bins = [np.flatnonzero(bin_of(keys[:n], 6) == number) for number in range(6)]
+            some = [(r, keys[r], shared.take(r), None if mark is None else mark[r]) for r in bins]
+            for number, (_, k, names, m) in enumerate(some):
+                split.note(split.look(k, names, m, number), names, m, number)
+            aside = LedgerAside(ledger, shared.names, workspace)
+            for number, (r, k, names, m) in enumerate(some):
+                looked = split.look(k, names, m, number)
+                parts, grown = split.assign(looked, k, names, m)
+                aside.append(grown)
+                assert parts.tolist() == whole.parts[r].tolist()
+                assert looked.occurrences.tolist() == whole.occurrences[r].tolist()
+            assert aside.digest == whole.ledger.digest
+            assert (split.n_new, split.n_kept_against_mark) == (
+                whole.n_new,
+                whole.n_kept_against_mark,
+            )
+        ledger = whole.ledger

@@ -32,6 +32,8 @@ __all__ = [
 #: Content keys and ids: 16 bytes each.
 KEY = np.dtype("S16")
 
+HEX_AT_ONCE = 1 << 14  # keys that are text twice at a time
+
 Keys = NDArray[Any]
 Int = NDArray[np.int64]
 
@@ -74,10 +76,10 @@ def hex_column(keys: Keys) -> pa.StringArray:
     >>> hex_column(np.array([bytes(range(16))], dtype="S16"))[0].as_py()
     '000102030405060708090a0b0c0d0e0f'
     """
-    raw = np.ascontiguousarray(keys, dtype=KEY).view(np.uint8)
-    nibbles = np.empty(2 * len(raw), dtype=np.uint8)
-    nibbles[0::2], nibbles[1::2] = raw >> 4, raw & 15
-    digits = nibbles + np.where(nibbles < 10, 48, 87).astype(np.uint8)
+    digits = np.empty(32 * len(keys), dtype=np.uint8)
+    for start in range(0, len(keys), HEX_AT_ONCE):
+        text = np.ascontiguousarray(keys[start : start + HEX_AT_ONCE], dtype=KEY).tobytes().hex()
+        digits[32 * start :][: len(text)] = np.frombuffer(text.encode(), dtype=np.uint8)
     offsets = np.arange(0, 32 * len(keys) + 1, 32, dtype=np.int32)
     return pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(digits))
 

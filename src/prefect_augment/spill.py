@@ -14,17 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from prefect_augment.errors import StorageError
 
-__all__ = ["Pile", "Spill", "Workspace", "disk_space", "give_back"]
+__all__ = ["Spill", "Workspace", "disk_space", "give_back", "returned_at_once"]
 
 # Tables of a small source never see a disk.
-IN_MEMORY = 24 << 20
-PILED = 1 << 18  # numbers of a pile in memory
+IN_MEMORY = 8 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def give_back() -> None:
@@ -38,14 +36,33 @@ def give_back() -> None:
         _trim(0)
 
 
-def _find_trim() -> Callable[[int], int] | None:
+@contextmanager
+def returned_at_once() -> Iterator[None]:
+    """Have the GNU C library return every array of a megabyte and more when it is let go of.
+
+    By itself it keeps those of up to 32 MiB for the next request, and between small ones that stay they add
+    up. For work on batches; a loop that makes the same large array again and again would be slower.
+    """
+    if _mallopt is not None:
+        _mallopt(M_MMAP_THRESHOLD, 1 << 20)
     try:
-        return ctypes.CDLL(None).malloc_trim
+        yield
+    finally:
+        if _mallopt is not None:  # what the library comes to by itself
+            _mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            _mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _c_library(name: str) -> Callable[..., int] | None:
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - others count otherwise
+        return getattr(library, name)  # type: ignore[no-any-return]
     except (AttributeError, OSError, TypeError):
         return None  # not the GNU C library
 
 
-_trim = _find_trim()
+_trim, _mallopt = _c_library("malloc_trim"), _c_library("mallopt")
 
 
 class Workspace:
@@ -99,6 +116,7 @@ class Spill:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._tables: list[pa.Table] = []
+        self._names: list[str] = []
         self._held = 0
         self._path = ""
         self._file: Any = None
@@ -116,6 +134,7 @@ class Spill:
         if table.num_rows == 0:
             return
         self.n_rows += table.num_rows
+        self._names = table.column_names
         size = table.nbytes
         if not self._path and size <= self._workspace.left:
             self._workspace.left -= size
@@ -127,21 +146,31 @@ class Spill:
                 self._path = self._workspace.path()
             if self._writer is None:
                 self._file = pa.OSFile(self._path, "wb")
-                self._writer = pa.ipc.new_stream(self._file, table.schema)
+                self._writer = pa.ipc.new_file(self._file, table.schema)
             self._writer.write_table(table)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Yield the tables in the order they came; nothing is appended after the first reading."""
         self._finish()
         yield from self._tables
-        if self._path:
-            with pa.OSFile(self._path, "rb") as file, pa.ipc.open_stream(file) as reader:
-                for batch in reader:
-                    yield pa.Table.from_batches([batch])
+        yield from self._read(pa.ipc.IpcReadOptions())
 
-    def table(self) -> pa.Table:
-        """Return all of it at once."""
-        return pa.concat_tables(self)
+    def _read(self, options: pa.ipc.IpcReadOptions) -> Iterator[pa.Table]:
+        if not self._path:
+            return
+        with (
+            pa.OSFile(self._path, "rb") as file,
+            pa.ipc.open_file(file, options=options) as reader,
+        ):
+            for number in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(number)])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return one column of all of it; of the file nothing else is read."""
+        self._finish()
+        held = [table.select([name]) for table in self._tables]
+        options = pa.ipc.IpcReadOptions(included_fields=[self._names.index(name)])
+        return pa.concat_tables([*held, *self._read(options)]).column(0)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -160,45 +189,6 @@ class Spill:
                 self._writer.close()
                 self._file.close()
             self._writer = self._file = None
-
-
-class Pile:
-    """Numbers put aside, to be counted once; a file of their own where they are many."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._path = ""
-        self._held: list[NDArray[np.uint64]] = []
-        self._n_held = 0
-
-    def add(self, numbers: NDArray[np.uint64]) -> None:
-        """Put numbers aside."""
-        self._held.append(np.unique(numbers))
-        self._n_held += len(self._held[-1])
-        if self._n_held <= PILED:
-            return
-        self._held = [np.unique(np.concatenate(self._held))]
-        self._n_held = len(self._held[0])
-        if self._n_held <= PILED // 2:
-            return
-        if not self._path:
-            self._path = self._workspace.path()
-        with disk_space(), Path(self._path).open("ab") as file:
-            self._held[0].tofile(file)
-        self._held, self._n_held = [], 0
-
-    def n_distinct(self) -> int:
-        """Return how many different numbers there are; nothing is added after that."""
-        every = self._held
-        if self._path:
-            every = [*every, np.fromfile(self._path, dtype=np.uint64)]
-        self._held = []
-        if not every:
-            return 0
-        numbers = np.concatenate(every)
-        del every
-        numbers.sort()
-        return int(np.count_nonzero(numbers[1:] != numbers[:-1])) + bool(len(numbers))
 
 
 @contextmanager

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.binned import Binned
 from prefect_augment.compact import KEY, Coded, as_keys
+from prefect_augment.spill import Workspace
 
-__all__ = ["FIT", "HOLDOUT", "PARTS", "VAL", "Assignment", "ImageRows", "Ledger"]
+__all__ = ["FIT", "HOLDOUT", "PARTS", "VAL", "Assignment", "ImageRows", "Ledger", "LedgerAside"]
 
 PARTS = ("fit", "val", "holdout")
 FIT, VAL, HOLDOUT = 0, 1, 2
+
+ROWS_AT_ONCE = 131_072
 
 Int = NDArray[np.int64]
 
@@ -94,17 +99,108 @@ class Ledger:
     @property
     def digest(self) -> str:
         """sha256 over the content: equal for equal ledgers, however they are stored."""
-        digest = hashlib.sha256(repr((self.salt, self.unit, self.has_own_holdout)).encode())
         labels = self.labels.only_used()
         columns = [self.keys, labels.names, labels.codes, self.occurrences, self.parts]
         if self.images is not None:
             columns += [self.images.clusters, self.images.levels, self.images.thumbs]
-        for column in columns:
-            plain = column.dtype.kind in "OU"
-            data = repr(column.tolist()).encode() if plain else np.ascontiguousarray(column).data
-            digest.update(f"{len(column)} {plain} ".encode())
-            digest.update(data)
-        return digest.hexdigest()
+        return _digest(self, [(column.dtype, len(column), [column]) for column in columns])
+
+    def take(self, rows: slice) -> Ledger:
+        """Return some of the rows."""
+        images = self.images
+        return replace(
+            self,
+            keys=self.keys[rows],
+            occurrences=self.occurrences[rows],
+            labels=self.labels.take(rows),
+            parts=self.parts[rows],
+            images=images
+            and ImageRows(images.clusters[rows], images.levels[rows], images.thumbs[rows]),
+        )
+
+    def blocks(self, size: int) -> Iterator[Ledger]:
+        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        for start in range(0, max(1, len(self.keys)), size):
+            yield self.take(slice(start, start + size))
+
+
+class LedgerAside:
+    """A ledger by record on local disk, which comes piece after piece in its order.
+
+    Parameters
+    ----------
+    like : Ledger
+        Whose salt and unit it has.
+    names : ndarray of str
+        What the labels of the pieces are codes of.
+    workspace : Workspace
+        Where it is put aside.
+    """
+
+    images = None
+
+    def __init__(self, like: Ledger, names: NDArray[Any], workspace: Workspace) -> None:
+        self.salt, self.unit, self.has_own_holdout = like.salt, like.unit, like.has_own_holdout
+        self._like, self._names = (
+            Ledger(like.salt, like.unit, has_own_holdout=like.has_own_holdout),
+            names,
+        )
+        self._is_used = np.zeros(len(names), dtype=bool)
+        fields = [("key", KEY), ("label", np.int32), ("occurrence", np.int32), ("part", np.int8)]
+        self._rows = Binned(workspace, np.dtype(fields))
+
+    def append(self, piece: Ledger) -> None:
+        """Take the next rows; their labels are coded by the names given."""
+        rows = np.zeros(len(piece.keys), dtype=self._rows.dtype)
+        rows["key"], rows["label"] = piece.keys, piece.labels.codes
+        rows["occurrence"], rows["part"] = piece.occurrences, piece.parts
+        self._is_used[piece.labels.codes] = True
+        self._rows.add(rows)
+
+    def blocks(self, size: int) -> Iterator[Ledger]:
+        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        if len(self._rows) == 0:
+            yield self._like
+        for rows in self._rows.blocks(0, size):
+            yield replace(
+                self._like,
+                keys=np.ascontiguousarray(rows["key"]),
+                occurrences=rows["occurrence"],
+                labels=Coded(rows["label"], self._names),
+                parts=rows["part"],
+            )
+
+    @property
+    def digest(self) -> str:
+        """The one of :class:`Ledger`."""
+        codes = (np.cumsum(self._is_used) - 1).astype(np.int32)
+
+        def column(name: str) -> tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]:
+            found = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
+            if name == "label":
+                found = (codes[values] for values in found)
+            return self._rows.dtype[name], len(self._rows), found
+
+        names = self._names[self._is_used]
+        columns = [column("key"), (names.dtype, len(names), [names])]
+        columns += [column(name) for name in ("label", "occurrence", "part")]
+        return _digest(self, columns)
+
+
+def _digest(
+    ledger: Ledger | LedgerAside,
+    columns: Iterable[tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]],
+) -> str:
+    """Hash columns, each with its type, its length and its values in pieces."""
+    digest = hashlib.sha256(repr((ledger.salt, ledger.unit, ledger.has_own_holdout)).encode())
+    for dtype, n, pieces in columns:
+        plain = dtype.kind in "OU"
+        digest.update(f"{n} {plain} ".encode())
+        for values in pieces:
+            digest.update(
+                repr(values.tolist()).encode() if plain else np.ascontiguousarray(values).data
+            )
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.compact import (
-    KEY,
     Coded,
     as_keys,
     group_ids,
     joined,
     key_texts,
     pairs_of_equals,
-    ranks_within,
     shared_names,
     sort_order,
 )
 from prefect_augment.errors import InputError
+from prefect_augment.record_split import (
+    MIN_JUDGED,
+    Looked,
+    RecordSplit,
+    Shares,
+    grown_ledger,
+    salted,
+)
+from prefect_augment.spill import Workspace
 from prefect_augment.split_ledger import (
     FIT,
     HOLDOUT,
@@ -48,37 +55,18 @@ __all__ = [
     "Assignment",
     "ImageRows",
     "Ledger",
+    "Looked",
+    "RecordSplit",
+    "Shares",
     "assign",
     "make_salt",
 ]
 
-#: Records that a class needs before any of them leaves fit. With the default shares ten give two in
-#: the hold-out and two in val; of fewer, a part would hold a single record or none, whose recall is 0
-#: or 1 and judges nothing, while training would miss it.
-MIN_JUDGED = 10
 #: Groups that a class needs: one for each part.
 MIN_GROUPS = 3
-HASHED_AT_ONCE = 65_536  # texts alive at a time
 
 Int = NDArray[np.int64]
 Marks = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """Shares wanted, and whether the hold-out is somebody else's matter."""
-
-    holdout: float
-    val: float
-    holdout_is_given: bool = field(default=False)
-
-    def wanted(self, n_records: int, n_marked: int) -> tuple[int, int]:
-        """Records of a judged class wanted in hold-out and val."""
-        if self.holdout_is_given:
-            n_holdout = n_marked
-        else:
-            n_holdout = max(1, round(self.holdout * n_records))
-        return n_holdout, max(1, round(self.val * (n_records - n_holdout)))
 
 
 def make_salt(seed: int) -> str:
@@ -126,7 +114,7 @@ def assign(
     InputError
         If the hold-out marks cut through a group.
     """
-    shares = _Shares(holdout_fraction, val_fraction, marked is not None or holdout_fraction == 0.0)
+    shares = Shares(holdout_fraction, val_fraction, marked is not None or holdout_fraction == 0.0)
     if groups is None:
         return _assign_records(as_keys(keys), Coded.of(labels), ledger, shares, marked)
     return _assign_groups(Coded.of(labels), ledger, shares, marked, Coded.of(groups).only_used())
@@ -136,128 +124,31 @@ def assign(
 
 
 def _assign_records(
-    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: _Shares, marked: Marks | None
+    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None
 ) -> Assignment:
     labels, theirs = shared_names(labels, ledger.labels)
-    ids = group_ids(joined(ledger.keys, keys))
-    of_ledger, of_record = ids[: len(ledger.keys)], ids[len(ledger.keys) :]
-    rows = _match(of_record, labels.codes, of_ledger, theirs.codes, ledger, marked)
-    known = rows >= 0
-    parts = np.full(len(keys), -1, dtype=np.int8)
-    parts[known] = ledger.parts[rows[known]]
-    occurrences = np.full(len(keys), -1, dtype=np.int64)
-    occurrences[known] = ledger.occurrences[rows[known]]
-
-    new = np.flatnonzero(~known)
-    mark = None if marked is None else marked[new]
-    occurrences[new] = _next_occurrences(
-        of_record[new], labels.codes[new], of_ledger, ledger.occurrences, mark
-    )
-    order = _hash_order(ledger.salt, keys[new], occurrences[new])
-    _fill(parts, new[order], labels, shares, marked)
-
-    against = 0 if marked is None else int(np.count_nonzero((parts == HOLDOUT) != marked))
-    corrected = theirs.codes.copy()
-    corrected[rows[known]] = labels.codes[known]
-    if len(new) == 0 and (corrected == theirs.codes).all():
-        return Assignment(parts, occurrences, ledger, 0, against)
-    grown = _grown(
-        ledger,
-        keys[new],
-        occurrences[new],
-        Coded(np.concatenate([corrected, labels.codes[new]]), labels.names),
-        parts[new],
-    )
-    return Assignment(parts, occurrences, grown, len(new), against)
-
-
-def _match(
-    of_record: Int,
-    labels: NDArray[np.int32],
-    of_ledger: Int,
-    their_labels: NDArray[np.int32],
-    ledger: Ledger,
-    marked: Marks | None,
-) -> Int:
-    """Row of the ledger that each record is, -1 for new ones.
-
-    Equal records are interchangeable, so they take the rows of their key, label and side first; what
-    is left over (a corrected label, a moved mark) takes any row of its key.
-    """
-    if len(of_ledger) == 0:
-        return np.full(len(of_record), -1, dtype=np.int64)
-    side = np.zeros(len(of_record), dtype=np.int64) if marked is None else marked.astype(np.int64)
-    their_side = (
-        np.zeros(len(of_ledger), dtype=np.int64)
-        if marked is None
-        else (ledger.parts == HOLDOUT).astype(np.int64)
-    )
-    n_labels = int(max(labels.max(initial=0), their_labels.max(initial=0))) + 1
-    matched = pairs_of_equals(
-        (of_ledger * n_labels + their_labels) * 2 + their_side,
-        (of_record * n_labels + labels) * 2 + side,
-    )
-    left = np.flatnonzero(matched < 0)
-    is_free = np.ones(len(of_ledger), dtype=bool)
-    is_free[matched[matched >= 0]] = False
-    free = np.flatnonzero(is_free)
-    left = left[np.lexsort((side[left], labels[left]))]
-    rows = pairs_of_equals(of_ledger[free], of_record[left])
-    matched[left[rows >= 0]] = free[rows[rows >= 0]]
-    return matched
-
-
-def _next_occurrences(
-    new: Int,
-    labels: NDArray[np.int32],
-    of_ledger: Int,
-    occurrences: NDArray[np.int32],
-    marked: Marks | None,
-) -> Int:
-    """Numbers of new records, counting on from the ledger's; equal keys by label, then mark."""
-    following = np.zeros(int(max(new.max(initial=0), of_ledger.max(initial=0))) + 1, dtype=np.int64)
-    np.maximum.at(following, of_ledger, occurrences.astype(np.int64) + 1)
-    mark = np.zeros(len(new), dtype=bool) if marked is None else marked
-    order = np.lexsort((mark, labels, new))
-    numbers = np.zeros(len(new), dtype=np.int64)
-    numbers[order] = following[new[order]] + ranks_within(new[order])
-    return numbers
-
-
-def _fill(
-    parts: NDArray[np.int8], new: Int, labels: Coded, shares: _Shares, marked: Marks | None
-) -> None:
-    """Give each new record, in the order given, the part that its class lacks most urgently."""
-    known = parts >= 0
-    n_classes = len(labels.names)
-    n_known = np.bincount(labels.codes[known], minlength=n_classes)
-    n_holdout = np.bincount(labels.codes[known & (parts == HOLDOUT)], minlength=n_classes)
-    n_val = np.bincount(labels.codes[known & (parts == VAL)], minlength=n_classes)
-    of_new = labels.codes[new]
-    new = new[np.argsort(of_new, kind="stable")]
-    n_new = np.bincount(of_new, minlength=n_classes)
-    for k, members in enumerate(np.split(new, np.cumsum(n_new)[:-1])):
-        waiting = members
-        if marked is not None:  # the user's split is respected whatever the class's size
-            parts[waiting[marked[waiting]]] = HOLDOUT
-            waiting = waiting[~marked[waiting]]
-        in_holdout = int(n_holdout[k]) + len(members) - len(waiting)
-        n_records = int(n_known[k]) + len(members)
-        n_to_holdout = n_to_val = 0
-        if n_records >= MIN_JUDGED:
-            wanted_holdout, wanted_val = shares.wanted(n_records, in_holdout)
-            n_to_holdout = max(0, wanted_holdout - in_holdout)
-            n_to_val = max(0, wanted_val - int(n_val[k]))
-        parts[waiting[:n_to_holdout]] = HOLDOUT
-        parts[waiting[n_to_holdout : n_to_holdout + n_to_val]] = VAL
-        parts[waiting[n_to_holdout + n_to_val :]] = FIT
+    with Workspace() as workspace:
+        split = RecordSplit(
+            replace(ledger, labels=theirs),
+            shares,
+            has_marks=marked is not None,
+            workspace=workspace,
+        )
+        looked = split.look(keys, labels, marked)
+        split.note(looked, labels, marked)
+        parts, grown = split.assign(looked, keys, labels, marked)
+    if split.is_unchanged:
+        grown = ledger
+    else:
+        grown = replace(grown, labels=grown.labels.only_used())
+    return Assignment(parts, looked.occurrences, grown, split.n_new, split.n_kept_against_mark)
 
 
 # --- groups -----------------------------------------------------------------------------------
 
 
 def _assign_groups(
-    labels: Coded, ledger: Ledger, shares: _Shares, marked: Marks | None, groups: Coded
+    labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None, groups: Coded
 ) -> Assignment:
     n_groups = len(groups.names)
     sizes = np.bincount(groups.codes, minlength=n_groups)
@@ -277,7 +168,7 @@ def _assign_groups(
     if len(added):
         none = Coded.of([""] * (len(ledger.keys) + len(added)))
         zeros = np.zeros(len(added), dtype=np.int64)
-        grown = _grown(ledger, groups.names[added], zeros, none, part_of[added])
+        grown = grown_ledger(ledger, groups.names[added], zeros, none, part_of[added])
     return Assignment(
         part_of[groups.codes],
         np.zeros(len(groups), dtype=np.int64),
@@ -308,7 +199,7 @@ def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Ma
 
 
 def _place_groups(
-    part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: _Shares
+    part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: Shares
 ) -> None:
     """Place the waiting groups in hash order, each where it brings the shares nearer to their aim."""
     n_classes = len(labels.names)
@@ -336,8 +227,8 @@ def _place_groups(
 
     starts = np.searchsorted(group, np.arange(len(part_of) + 1))
     waiting = np.flatnonzero(part_of < 0)
-    order = _hash_order(salt, groups.names[waiting], np.zeros(len(waiting), dtype=np.int64))
-    for g in waiting[order].tolist():
+    hashes = salted(salt, groups.names[waiting], np.zeros(len(waiting), dtype=np.int64))
+    for g in waiting[sort_order(hashes)].tolist():
         inside = slice(starts[g], starts[g + 1])
         classes, counts = label[inside], n[inside]
         part = FIT
@@ -348,43 +239,3 @@ def _place_groups(
                 part = VAL
         part_of[g] = part
         have[part, classes] += counts
-
-
-# --- both -------------------------------------------------------------------------------------
-
-
-def _hash_order(salt: str, keys: NDArray[Any], occurrences: Int) -> Int:
-    """Order of (key, occurrence) pairs by their salted hash."""
-    prefix = hashlib.blake2b(salt.encode(), digest_size=16)
-    digests = np.zeros(len(keys), dtype=KEY)
-    for start in range(0, len(keys), HASHED_AT_ONCE):
-        some = slice(start, start + HASHED_AT_ONCE)
-        found = []
-        for key, occurrence in zip(key_texts(keys[some]), occurrences[some].tolist(), strict=True):
-            hasher = prefix.copy()
-            hasher.update(f"{occurrence} {key}".encode())
-            found.append(hasher.digest())
-        digests[some] = found
-    return sort_order(digests)
-
-
-def _grown(
-    ledger: Ledger,
-    keys: NDArray[Any],
-    occurrences: Int,
-    labels: Coded,
-    parts: NDArray[np.int8],
-) -> Ledger:
-    """Return the ledger with new rows in their place; ``labels`` are those of old and new rows."""
-    every = joined(ledger.keys, keys)
-    numbers = np.concatenate([ledger.occurrences, occurrences]).astype(np.int32)
-    order = sort_order(every, numbers)
-    return Ledger(
-        ledger.salt,
-        ledger.unit,
-        every[order],
-        numbers[order],
-        labels.take(order).only_used(),
-        np.concatenate([ledger.parts, parts])[order],
-        ledger.has_own_holdout,
-    )

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment import spill, splitting
+from prefect_augment import binned, record_split, spill
 from prefect_augment.encoding import keys
 from prefect_augment.params import Source
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards import csv, parquet_source
 from prefect_augment.shards.parquet_source import read_batches
-from prefect_augment.stages import image_reading, quarantine, staged_shards
+from prefect_augment.stages import image_reading, placing, quarantine, staged_shards
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.storage import open_store
 
@@ -26,12 +26,14 @@ from prefect_augment.storage import open_store
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (spill, "IN_MEMORY", 0),
-        (spill, "PILED", 16),
+        (binned, "PILED", 16),
+        (binned, "BIN_ROWS", 37),
+        (binned, "BUFFERED", 700),
         (parquet_source, "MAX_ROWS", 13),
         (parquet_source, "N_PROBED", 5),
         (csv, "ROWS_AT_ONCE", 17),
         (keys, "ROWS_AT_ONCE", 11),
-        (splitting, "HASHED_AT_ONCE", 7),
+        (record_split, "HASHED_AT_ONCE", 7),
         (quarantine, "ROWS_AT_ONCE", 3),
         (staged_shards, "OPEN_AT_ONCE", 2),
         (image_reading, "BATCH_BYTES", 5_000),
@@ -83,7 +85,7 @@ def text(tmp_path: Path) -> Path:
 def test_small_budgets_change_nothing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged_shards, "SHARD_BYTES", 1_000)  # several, with either budget
+    monkeypatch.setattr(placing, "SHARD_BYTES", 1_000)  # several, with either budget
     source = request.getfixturevalue(kind)
     plain = said(source, tmp_path / "plain", label="label")
     request.getfixturevalue("small_budgets")

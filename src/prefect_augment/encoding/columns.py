@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefect_augment.binned import Pile
 from prefect_augment.datatypes import ColumnFact, ColumnKind
 from prefect_augment.encoding.keys import plain_array, value_hashes
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnWish
-from prefect_augment.spill import Pile, Workspace
+from prefect_augment.spill import Workspace
 
 __all__ = [
     "ColumnCounts",

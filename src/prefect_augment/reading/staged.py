@@ -141,7 +141,7 @@ def iter_shards(
         If a shard is missing or damaged.
     """
     for fact in shards:
-        with open_shard(store, fact.path) as shard:
+        with open_shard(store, fact.path, mapped=False) as shard:
             n_groups, start = 1, 0
             while start < len(shard.group_rows):
                 groups = range(start, min(start + n_groups, len(shard.group_rows)))

@@ -222,13 +222,17 @@ def read_shard(
         return shard.read(columns)
 
 
-def open_shard(store: Store, path: str, *, sha256: str = "") -> OpenShard:
-    """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`."""
+def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True) -> OpenShard:
+    """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`.
+
+    A local one is mapped, which costs no copy; what has been read of it counts as this process's memory
+    until it is closed, so who reads one after the other in pieces is better off with ``mapped=False``.
+    """
     with _readable(store, path):
         if sha256:
             file: Any = pa.BufferReader(_read_checked(store, path, sha256))
         else:
-            file = _file(store, path)
+            file = _file(store, path, mapped)
         try:
             return OpenShard(store, path, file, _of_ending(path).open(file))
         except BaseException:
@@ -269,12 +273,14 @@ def check_count(store: Store, shard: ShardFact, n_records: int) -> None:
         )
 
 
-def _file(store: Store, path: str) -> Any:
+def _file(store: Store, path: str, mapped: bool) -> Any:
     """The open file. Local ones are mapped: pages of the cache are used as they are, not copied.
 
     Shards are never changed in their place, so that a map does not lose what it shows.
     """
-    return pa.memory_map(store.full(path)) if store.is_local else store.open(path)
+    if not store.is_local:
+        return store.open(path)
+    return pa.memory_map(store.full(path)) if mapped else pa.OSFile(store.full(path))
 
 
 class OpenShard:

@@ -26,9 +26,11 @@ from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.params import Publish
 from prefect_augment.shards.parquet import with_lineage
+from prefect_augment.spill import Workspace
 from prefect_augment.stages.made_records import classic_records, synthetic_records
 from prefect_augment.stages.origins import (
     Copies,
+    Ids,
     Look,
     Piece,
     Real,
@@ -110,6 +112,7 @@ def assemble(
     gate: GateReport | None,
     classic: DatasetRef | None,
     publish: Publish,
+    workspace: Workspace,
 ) -> Assembled:
     """Put the records of a version together.
 
@@ -129,6 +132,8 @@ def assemble(
         Outcome of augmentation, where the recipe has classic records.
     publish : Publish
         Which origins go out, and whether duplicates are written.
+    workspace : Workspace
+        Where ids are put aside.
 
     Returns
     -------
@@ -144,7 +149,7 @@ def assemble(
     ParameterError
         If the recipe wants records that no stage was asked for.
     """
-    look = Look(store, facts.label, list(plan.classes[0].by) if plan.classes else [])
+    look = Look(store, facts.label, list(plan.classes[0].by) if plan.classes else [], workspace)
     real = Real(look, facts.shards, ("fit", "val"))
     sources: list[Source] = [real]
     notes: list[str] = []
@@ -194,9 +199,7 @@ def _portion(source: Source, split: Split, weights: Mapping[str, float]) -> Port
 
 def _refuse_twice(sources: Sequence[Source]) -> None:
     """Refuse records with the same id: by eight bytes of each, and by all of those that are alike."""
-    folded = np.concatenate([source.folded for source in sources])
-    folded.sort()
-    alike = folded[1:][folded[1:] == folded[:-1]]
+    alike = Ids.alike(sources)
     if not alike.size:
         return
     found: Counter[str] = Counter()

@@ -28,7 +28,15 @@ from prefect_augment.stages.record_index import RecordIndex, read_index
 from prefect_augment.staging import read_fact
 from prefect_augment.storage import Store
 
-__all__ = ["Earlier", "NotReusableError", "find_earlier", "labels_said", "schema_text"]
+__all__ = [
+    "Earlier",
+    "NotReusableError",
+    "find_earlier",
+    "labels_said",
+    "n_moved",
+    "refuse_moved",
+    "schema_text",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +94,7 @@ class Earlier:
                 summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
         names = [name for name, summary in summaries.items() if summary.is_comparable]
         for shard in self.shards if names else ():
-            with open_shard(store, shard.path) as file:
+            with open_shard(store, shard.path, mapped=False) as file:
                 for group in range(len(file.group_rows)):
                     table = file.read(names, groups=[group])
                     for name in names:
@@ -98,21 +106,17 @@ class Earlier:
         tables = [read_shard(store, shard.path) for shard in shards]
         return pa.concat_tables(tables) if tables else None
 
-    def check(
-        self, index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]
-    ) -> None:
-        """Compare what was decided with what is staged.
 
-        Raises
-        ------
-        NotReusableError
-            If a record would go elsewhere than it is.
-        """
-        old = index.rows < 0
-        moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
-        n_moved = int((moved & old).sum())
-        if n_moved:
-            raise NotReusableError(f"{n_moved} of its records would stand elsewhere")
+def n_moved(index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]) -> int:
+    """Return how many staged records would stand elsewhere by what was decided."""
+    moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
+    return int((moved & (index.rows < 0)).sum())
+
+
+def refuse_moved(n: int) -> None:
+    """Raise :class:`NotReusableError` if any staged record would stand elsewhere."""
+    if n:
+        raise NotReusableError(f"{n} of its records would stand elsewhere")
 
 
 def find_earlier(

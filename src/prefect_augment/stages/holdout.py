@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from prefect_augment.stages.schemas import (
     wider_type,
 )
 from prefect_augment.stages.source import scan
-from prefect_augment.stages.usable import Candidates, find_candidates, group_names
+from prefect_augment.stages.usable import Candidates, Rows, find_candidates, group_names
 
 __all__ = ["group_names", "in_holdout", "read_holdout", "refuse_other_classes"]
 
@@ -78,7 +79,7 @@ def read_holdout(
 
     _check_schema(chosen(found.schema.empty_table()).schema, roles.schema, listing)
     held = find_candidates(found, roles, source, conform=conform)
-    logger.info("Hold-out: %s records at %s.", len(held.keys), listing.store.uri)
+    logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 
 
@@ -125,7 +126,9 @@ def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
     )
 
 
-def refuse_other_classes(held: Candidates, labels: Coded, label_values: pa.Array, uri: str) -> None:
+def refuse_other_classes(
+    held: Candidates, counts: Mapping[str, int], label_values: pa.Array, uri: str
+) -> None:
     """Refuse a hold-out whose classes are not the source's.
 
     A class of the source with fewer than ``MIN_JUDGED`` records may be missing; it is not judged.
@@ -135,8 +138,7 @@ def refuse_other_classes(held: Candidates, labels: Coded, label_values: pa.Array
     LabelError
         If there is a class that the source has not, or lacks one that it has.
     """
-    theirs = {name for name in held.labels.counts() if name}
-    counts = labels.counts()
+    theirs = {name for name in held.label_counts if name}
     ours = [name for name in class_names(label_values) if name in counts]
     unknown = [
         name for name in class_names(held.label_values) if name in theirs and name not in counts
@@ -157,7 +159,7 @@ def refuse_other_classes(held: Candidates, labels: Coded, label_values: pa.Array
 
 
 def in_holdout(
-    keys: NDArray[Any], labels: Coded, groups: Coded | None, held: Candidates
+    keys: NDArray[Any], labels: Coded, groups: Coded | None, held: Rows
 ) -> NDArray[np.bool_]:
     """Return which records of the source are in the hold-out, or share a group with it."""
     n = len(keys)

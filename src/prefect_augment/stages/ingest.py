@@ -3,8 +3,9 @@
 What cannot be used goes to quarantine with file, position and reason, and the run goes on. Records
 in are records out plus quarantined ones. Nothing outside ``_staging`` is written.
 
-A source is read file by file and put aside on local disk; of all records together only arrays are in
-memory. Of a source that grew by files, only the new ones are read.
+A source is read file by file and put aside on local disk, and so is what the split needs to know of each
+record; only where groups or near-duplicates stay together are there arrays of all records. Of a source
+that grew by files, only the new ones are read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import DatasetFacts, DatasetRef
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.spill import Workspace, give_back
+from prefect_augment.spill import Workspace, give_back, returned_at_once
 from prefect_augment.splitting import Ledger
-from prefect_augment.stages.decide import decide
+from prefect_augment.stages.decide import Decision
 from prefect_augment.stages.earlier import (
     Earlier,
     NotReusableError,
@@ -34,7 +35,6 @@ from prefect_augment.stages.ingest_facts import Ingested, make_facts
 from prefect_augment.stages.inherit import Inherited, inherited
 from prefect_augment.stages.ledger import NEAR_DUPLICATE
 from prefect_augment.stages.listing import LAYOUTS, MAGIC, Listing, list_source
-from prefect_augment.stages.record_index import RecordIndex, index_of, merge
 from prefect_augment.stages.roles import Roles, find_roles
 from prefect_augment.stages.settle import Settled, settle
 from prefect_augment.stages.source import Progress, scan
@@ -161,7 +161,7 @@ def _ingest(
     notes: tuple[str, ...],
 ) -> DatasetFacts:
     batches = parent.batches(job.listing)
-    with Workspace() as workspace:
+    with returned_at_once(), Workspace() as workspace:
         found = _read(job, workspace, batches, folder, earlier)
         held = None
         if job.holdout is not None:
@@ -196,21 +196,16 @@ def _settled(
     batches: NDArray[np.int32],
     earlier: Earlier | None,
 ) -> Settled:
-    """Decide on all records; their arrays are gone with this call."""
-    ledger = _of_kind(parent.ledger, found.roles)
-    decided = [
-        decide(found, _index(job, found, batches, earlier), held, ledger=ledger, source=job.source)
-    ]
-    if earlier is not None:
-        earlier.check(decided[0].index, decided[0].parts, decided[0].numbers)
-    return settle(decided.pop(), found, held, batches=batches, stage=stage)
-
-
-def _index(
-    job: _Job, found: Candidates, batches: NDArray[np.int32], earlier: Earlier | None
-) -> RecordIndex:
-    index = index_of(found, batches)
-    return index if earlier is None else merge([*earlier.indexes(job.store), index])
+    """Decide on all records; what it takes is gone with this call."""
+    decision = Decision(
+        found,
+        [] if earlier is None else earlier.indexes(job.store),
+        held,
+        ledger=_of_kind(parent.ledger, found.roles),
+        source=job.source,
+        batches=batches,
+    )
+    return settle(decision, found, held, batches=batches, stage=stage)
 
 
 def _read(
@@ -244,6 +239,7 @@ def _read(
         roles,
         job.source,
         may_be_empty=earlier is not None,
+        in_bins=True,
         on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
     )
 

@@ -88,7 +88,7 @@ class _Writing:
 
     def run(self) -> DatasetFacts:
         job, settled, roles = self.job, self.settled, self.found.roles
-        dealt = deal_out(self.found, settled.placing, job.workspace, reasons=settled.reasons)
+        dealt = deal_out(self.found, settled.placing, job.workspace)
         if self.earlier is not None:
             self.earlier.add_columns(self.stage.store, dealt.summaries)
         columns = describe(dealt.summaries, roles, job.source)

@@ -27,9 +27,12 @@ from prefect_augment.compact import (
 )
 from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.errors import IntegrityError, SchemaError
+from prefect_augment.shards.formats import write_shard
 from prefect_augment.shards.image_check import THUMB_SIDE
+from prefect_augment.shards.parquet import ParquetShards
+from prefect_augment.split_ledger import LedgerAside
 from prefect_augment.splitting import PARTS, ImageRows, Ledger
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
 __all__ = ["NEAR_DUPLICATE", "read_ledger", "split_clusters", "write_ledger"]
 
@@ -56,37 +59,40 @@ IMAGES = (
 )
 
 
-def write_ledger(store: Store, ledger: Ledger, *, prefix: str) -> str:
+def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> str:
     """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
     metadata = {
         "salt": ledger.salt,
         "unit": ledger.unit,
         "has_own_holdout": "true" if ledger.has_own_holdout else "false",
     }
-    schema = pa.schema([*SCHEMA, *(IMAGES if ledger.images is not None else ())])
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema.with_metadata(metadata), compression="zstd") as writer:
+    fields = [*SCHEMA, *(IMAGES if ledger.images is not None else ())]
+    schema = pa.schema(fields, metadata=metadata)
+    return write_shard(
+        store,
         # Text is made of a block at a time: it takes twice the space of the keys.
-        for start in range(0, max(1, len(ledger.keys)), ROWS_AT_ONCE):
-            writer.write_table(_block(ledger, slice(start, start + ROWS_AT_ONCE), schema))
-    data = sink.getvalue()
-    path = f"{prefix}/ledger-{sha256_hex(data)[:12]}.parquet"
-    store.put(path, data.to_pybytes())
-    return path
+        (_block(some, schema) for some in ledger.blocks(ROWS_AT_ONCE)),
+        kind=ParquetShards(),
+        name=f"{prefix}/ledger",
+        split="ledger",
+        origin="real",
+        label="",
+        classes=(),
+    ).path
 
 
-def _block(ledger: Ledger, some: slice, schema: pa.Schema) -> pa.Table:
+def _block(ledger: Ledger, schema: pa.Schema) -> pa.Table:
     columns = [
-        _texts(ledger.keys[some]),
-        pa.array(ledger.occurrences[some], pa.int64()),
-        pa.array(ledger.labels.take(some), pa.string()),
-        pa.array(PARTS).take(pa.array(ledger.parts[some])),
+        _texts(ledger.keys),
+        pa.array(ledger.occurrences, pa.int64()),
+        pa.array(ledger.labels, pa.string()),
+        pa.array(PARTS).take(pa.array(ledger.parts)),
     ]
     if ledger.images is not None:
-        thumbs = np.ascontiguousarray(ledger.images.thumbs[some])
+        thumbs = np.ascontiguousarray(ledger.images.thumbs)
         columns += [
-            _texts(ledger.images.clusters[some]),
-            pa.array(ledger.images.levels[some], pa.int64()),
+            _texts(ledger.images.clusters),
+            pa.array(ledger.images.levels, pa.int64()),
             pa.Array.from_buffers(
                 pa.binary(THUMB_BYTES), len(thumbs), [None, pa.py_buffer(thumbs)]
             ),

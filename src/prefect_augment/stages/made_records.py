@@ -11,13 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import DatasetRef, GateReport, Origin, ShardFact
-from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.shards.formats import label_names, open_shard
 from prefect_augment.shards.parquet import conform
 from prefect_augment.shards.streams import Reordered
-from prefect_augment.stages.origins import Look, Piece, Real, Records
+from prefect_augment.stages.origins import Ids, Look, Piece, Real, Records
 
 __all__ = ["classic_records", "synthetic_records"]
 
@@ -36,17 +35,16 @@ class Made:
     places: Int  # of every record of the shards: where it goes, -1 where it does not
     counts: Counter[str] = field(init=False)
     labels: set[str] = field(init=False)
-    folded: NDArray[np.uint64] = field(init=False)
+    ids: Ids = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts, self.labels = Counter(), set()
-        folded = [np.zeros(0, dtype=np.uint64)]
+        self.ids = Ids(self.look.workspace)
         columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.look.label])]
         for table, _ in self._chosen(columns):
             self.counts.update(table["aug_stratum"].to_pylist())
             self.labels.update(label_names(table[self.look.label].unique()))
-            folded.append(fold_ids(table["aug_id"]))
-        self.folded = np.concatenate(folded)
+            self.ids.add(table["aug_id"])
 
     def _chosen(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
         """Yield the records that are taken, with their places."""

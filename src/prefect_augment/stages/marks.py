@@ -26,25 +26,33 @@ class Marks:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._found: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)]
         self._unknown: set[str] = set()
+        self._n = self._n_marked = 0
 
-    def add(self, column: pa.ChunkedArray) -> None:
-        """Take note of a batch."""
+    def add(self, column: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return which records of a batch are marked."""
         encoded = label_text(column).dictionary_encode()
         words = [word.strip().casefold() for word in encoded.dictionary.to_pylist()]
         self._unknown |= set(words) - IN_HOLDOUT - IN_TRAINING
         held = np.array([*(word in IN_HOLDOUT for word in words), False])
         codes = encoded.indices.fill_null(len(words)).to_numpy()
-        self._found.append(held[codes])
+        marked: NDArray[np.bool_] = held[codes]
+        self._n += len(marked)
+        self._n_marked += int(marked.sum())
+        return marked
 
-    def values(self) -> NDArray[np.bool_]:
-        """Return which records are marked.
+    def check(self, *, n: int = 0, n_marked: int = 0) -> None:
+        """Refuse marks that say nothing.
+
+        Parameters
+        ----------
+        n, n_marked : int
+            Further records, and how many of them are marked.
 
         Raises
         ------
         InputError
-            If the column holds a value that is neither yes nor no.
+            If the column holds a value that is neither yes nor no, or puts all records on one side.
         """
         if self._unknown:
             unknown = sorted(self._unknown)
@@ -54,14 +62,10 @@ class Marks:
                 column=self.name,
                 values=unknown,
             )
-        return np.concatenate(self._found)
-
-
-def refuse_one_side(marked: NDArray[np.bool_], name: str) -> None:
-    """Refuse marks that put all records on one side."""
-    if marked.all() or not marked.any():
-        where = "all records" if marked.any() else "no record"
-        raise InputError(
-            f"holdout_column {name!r} marks {where} as hold-out; expected a part of them.",
-            column=name,
-        )
+        n, n_marked = self._n + n, self._n_marked + n_marked
+        if n_marked in (0, n):
+            where = "all records" if n_marked else "no record"
+            raise InputError(
+                f"holdout_column {self.name!r} marks {where} as hold-out; expected a part of them.",
+                column=self.name,
+            )

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.binned import Binned, bin_of_number
 from prefect_augment.datatypes import Origin, ShardFact
 from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.encoding.strata import table_strata
@@ -24,10 +25,12 @@ from prefect_augment.errors import EmptyClassError
 from prefect_augment.reading.staged import iter_shards, read_shards
 from prefect_augment.shards.parquet import label_names, select_columns
 from prefect_augment.shards.streams import Reordered
+from prefect_augment.spill import Workspace
 from prefect_augment.storage import Store
 
 __all__ = [
     "Copies",
+    "Ids",
     "Look",
     "Piece",
     "Real",
@@ -37,6 +40,7 @@ __all__ = [
 
 # What ingest appends to the source's columns; the first becomes a lineage column, the second ends here.
 STAGED_COLUMNS = ("aug_id", "content_key")
+N_ID_BINS = 64
 
 Int = NDArray[np.int64]
 
@@ -78,8 +82,8 @@ class Source(Protocol):
         ...
 
     @property
-    def folded(self) -> NDArray[np.uint64]:
-        """Eight bytes of each record's id, see :func:`~prefect_augment.encoding.folded.fold_ids`."""
+    def ids(self) -> Ids:
+        """The records' ids."""
         ...
 
     @property
@@ -88,13 +92,36 @@ class Source(Protocol):
         ...
 
 
+class Ids:
+    """Eight bytes of each id, put aside; see :func:`~prefect_augment.encoding.folded.fold_ids`."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._aside = Binned(workspace, np.dtype(np.uint64), N_ID_BINS)
+
+    def add(self, ids: pa.StringArray | pa.ChunkedArray) -> None:
+        """Put ids aside."""
+        folded = fold_ids(ids)
+        self._aside.add(folded, bin_of_number(folded, N_ID_BINS))
+
+    @staticmethod
+    def alike(sources: Sequence[Source]) -> NDArray[np.uint64]:
+        """Return what more than one id is folded to."""
+        found = [np.zeros(0, dtype=np.uint64)]
+        for number in range(N_ID_BINS):
+            folded = np.concatenate([source.ids._aside.read(number) for source in sources])
+            folded.sort()
+            found.append(np.unique(folded[1:][folded[1:] == folded[:-1]]))
+        return np.concatenate(found)
+
+
 @dataclass(frozen=True)
 class Look:
-    """How records are read: from where, and which columns make up their strata."""
+    """How records are read: from where, which columns make up their strata, and where ids are put aside."""
 
     store: Store
     label: str
     by: Sequence[str]
+    workspace: Workspace
 
     @property
     def columns(self) -> list[str]:
@@ -137,13 +164,12 @@ class Real:
         return Records(user, self.look.strata(table), {"aug_id": table["aug_id"]})
 
     @cached_property
-    def _seen(self) -> tuple[Counter[str], NDArray[np.uint64]]:
-        counts: Counter[str] = Counter()
-        folded = [np.zeros(0, dtype=np.uint64)]
+    def _seen(self) -> tuple[Counter[str], Ids]:
+        counts, ids = Counter[str](), Ids(self.look.workspace)
         for table in self.small_columns():
             counts.update(self.look.strata(table))
-            folded.append(fold_ids(table["aug_id"]))
-        return counts, np.concatenate(folded)
+            ids.add(table["aug_id"])
+        return counts, ids
 
     def small_columns(self) -> Iterator[pa.Table]:
         """Yield ids and what makes up the strata, in the order of the records."""
@@ -155,7 +181,7 @@ class Real:
         return self._seen[0]
 
     @property
-    def folded(self) -> NDArray[np.uint64]:
+    def ids(self) -> Ids:
         """See :class:`Source`."""
         return self._seen[1]
 
@@ -168,7 +194,7 @@ class Real:
         first = []
         for shard in shards:
             for table in iter_shards(self.look.store, [shard]):
-                first.append(table.slice(0, 1))
+                first.append(table.take(pa.array([0])))  # a slice would keep the whole table
                 break
         table = pa.concat_tables(first).unify_dictionaries()
         return select_columns(table, [c for c in table.column_names if c not in STAGED_COLUMNS])
@@ -233,9 +259,11 @@ class Copies:
         return copies[order], np.concatenate(parents)[order]
 
     @cached_property
-    def folded(self) -> NDArray[np.uint64]:
+    def ids(self) -> Ids:
         """See :class:`Source`."""
-        return fold_ids(_texts(self._ids))
+        ids = Ids(self.real.look.workspace)
+        ids.add(_texts(self._ids))
+        return ids
 
     def _records(self) -> Iterator[Records]:
         by_parent = np.argsort(self._parents, kind="stable")

@@ -28,7 +28,6 @@ from prefect_augment.shards.image_files import MASKS
 from prefect_augment.spill import Workspace
 from prefect_augment.splitting import MIN_JUDGED, Ledger
 from prefect_augment.stages.listing import Listing, list_source
-from prefect_augment.stages.marks import refuse_one_side
 from prefect_augment.stages.near_split import find_clusters
 from prefect_augment.stages.quarantine import by_reason
 from prefect_augment.stages.roles import describe, find_roles
@@ -69,17 +68,17 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
 
 
 def _usable(source: Source, listing: Listing, found: Candidates, workspace: Workspace) -> Profile:
-    names = [name for name in found.labels.counts() if name]
-    n = len(found.keys)
+    counts = found.label_counts
+    names = [name for name in counts if name]
+    n = found.n_records
     check_classes(_used(found.label_values, names), n, n, name=found.roles.label)
     if found.marks is not None:
-        refuse_one_side(found.marks.values(), found.marks.name)
+        found.marks.check()
     summaries = _summaries(found.roles.schema, found.roles.label, workspace)
     for batch in found.batches():
         for name, summary in summaries.items():
             summary.add(batch.table[name])
     columns = describe(summaries, found.roles, source)
-    counts = found.labels.counts()
     ordered = {name: counts[name] for name in class_names(found.label_values) if name in counts}
     small = [name for name, n in ordered.items() if n < MIN_JUDGED]
     notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
@@ -117,7 +116,7 @@ def _image_facts(found: Candidates) -> ImageFacts | None:
     images = found.images
     if images is None:
         return None
-    names = find_clusters(found.keys, images.thumbs, ledger=Ledger("")).names
+    names = find_clusters(found.every.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
     counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
     return image_facts(

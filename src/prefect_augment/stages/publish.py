@@ -42,6 +42,7 @@ from prefect_augment.params import Publish
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import check_shard_format
 from prefect_augment.shards.streams import write_stream
+from prefect_augment.spill import Workspace, give_back, returned_at_once
 from prefect_augment.stages.assemble import Portion, assemble, check_wishes
 from prefect_augment.stages.card import refresh_card
 from prefect_augment.stages.export import check_export, export_newest
@@ -154,19 +155,21 @@ def publish(
     if done is None:
         check_destination(store, facts)
         # Shards that are there already, of an older version or of a killed run, stay until they are named.
-        with lease(store, "writing", f"publish-{key}"):
+        with lease(store, "writing", f"publish-{key}"), returned_at_once():
             if not store.is_local:
                 probe_exclusive(store)
             say(0.0, "putting records together")
-            assembled = assemble(
-                store=store,
-                facts=facts,
-                plan=plan,
-                recipe=recipe,
-                gate=gate,
-                classic=classic,
-                publish=publish,
-            )
+            with Workspace() as workspace:
+                assembled = assemble(
+                    store=store,
+                    facts=facts,
+                    plan=plan,
+                    recipe=recipe,
+                    gate=gate,
+                    classic=classic,
+                    publish=publish,
+                    workspace=workspace,
+                )
             shards = _write_portions(store, assembled.portions, facts, publish, say)
             # Quarantine holds the source's own lines: it stays behind where no real record goes out.
             quarantine = copy_quarantine(store, facts) if "real" in publish.origins else ()
@@ -351,6 +354,7 @@ def _write_portions(
                 classes=classes,
             )
             done += stream.n_records
+            give_back()  # the next one is of another size
     return tuple(shards)
 
 

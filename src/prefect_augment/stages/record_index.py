@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prefect_augment.binned import Binned, first_of_bin
 from prefect_augment.compact import KEY, Coded, joined, shared_names, sort_order
-from prefect_augment.shards.formats import put_once
+from prefect_augment.shards.formats import write_shard
 from prefect_augment.shards.image_check import THUMB_SIDE
-from prefect_augment.stages.usable import Candidates
+from prefect_augment.shards.parquet import ParquetShards
+from prefect_augment.spill import Workspace
+from prefect_augment.stages.usable import Candidates, Rows
 from prefect_augment.stages.usable_images import Traits
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
-__all__ = ["RecordIndex", "index_of", "merge", "read_index", "write_index"]
+__all__ = ["IndexAside", "RecordIndex", "index_of", "merge", "read_index"]
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
@@ -39,7 +42,7 @@ class RecordIndex:
     batch : ndarray of int32, shape (n_records,)
         Number of the batch.
     rows : ndarray of int64, shape (n_records,)
-        Row of the candidate; -1 for records of earlier batches.
+        Which candidate it is; -1 for records of earlier batches.
     marked : ndarray of bool, shape (n_records,), or None
         Hold-out records, where a column of the source says it.
     groups : Coded, length n_records, or None
@@ -55,6 +58,8 @@ class RecordIndex:
     parts, numbers : ndarray of int8 and int32, shape (n_records,)
         What was decided: index into :data:`~prefect_augment.splitting.PARTS` or :data:`LEFT_OUT`, and
         the number among records of one key and label. Of new records nothing has been decided.
+    files, sizes : ndarray of int32, shape (n_records,)
+        File of each record and about how many bytes it has; 0 for records of earlier batches.
     """
 
     keys: NDArray[Any]
@@ -69,6 +74,8 @@ class RecordIndex:
     thumbs: NDArray[np.int8] | None
     parts: NDArray[np.int8]
     numbers: NDArray[np.int32]
+    files: NDArray[np.int32]
+    sizes: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -90,40 +97,54 @@ class RecordIndex:
             self.thumbs,
             self.parts[rows],
             self.numbers[rows],
+            self.files[rows],
+            self.sizes[rows],
         )
 
+    def of_bin(self, number: int, n_bins: int) -> RecordIndex:
+        """Return the records whose keys are in a bin; see :func:`prefect_augment.binned.bin_of`."""
+        if n_bins == 1:
+            return self
+        ends = [len(self)] * 2
+        for i, b in enumerate((number, number + 1)):
+            if b < n_bins:
+                ends[i] = int(np.searchsorted(self.keys, first_of_bin(b, n_bins))[0])
+        return self.take(np.arange(*ends))
 
-def index_of(found: Candidates, batches: NDArray[np.int32]) -> RecordIndex:
-    """Return the index of candidates, nothing decided; they forget what it takes over.
+
+def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
+    """Return the index of candidates, nothing decided.
 
     Parameters
     ----------
     found : Candidates
-        The records.
+        All of them.
+    rows : Rows
+        Those of a bin.
     batches : ndarray of int32, shape (n_files,)
         Batch of each file.
     """
-    n = len(found.keys)
-    marked = None if found.marks is None else found.marks.values()
+    n = len(rows.keys)
+    images = found.images
     index = RecordIndex(
-        found.keys,
-        found.labels,
-        batches[found.files],
-        np.arange(n),
-        marked,
-        found.groups,
-        None if found.images is None else found.images.traits,
-        [] if found.images is None else found.images.kinds,
-        None if found.images is None else np.arange(n),
-        None if found.images is None else found.images.thumbs,
+        rows.keys,
+        rows.labels,
+        batches[rows.files],
+        rows.rows,
+        rows.marked,
+        rows.groups,
+        None if images is None else images.traits,
+        [] if images is None else images.kinds,
+        None if images is None else np.arange(n),
+        None if images is None else images.thumbs,
         np.full(n, LEFT_OUT, dtype=np.int8),
         np.zeros(n, dtype=np.int32),
+        rows.files,
+        rows.sizes,
     )
     columns = [index.keys, index.labels.codes, index.batch]
-    columns += [] if marked is None else [marked]
-    order = sort_order(*columns, found.variants)
-    found.forget()
-    return index.take(order)
+    columns += [] if rows.marked is None else [rows.marked]
+    return index.take(sort_order(*columns, rows.variants))
 
 
 def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
@@ -163,6 +184,8 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         np.concatenate(thumbs) if traits else None,
         np.concatenate([p.parts for p in parts]),
         np.concatenate([p.numbers for p in parts]),
+        np.concatenate([p.files for p in parts]),
+        np.concatenate([p.sizes for p in parts]),
     )
     # Within a batch the order of its own stays; only there do variants count.
     columns = [whole.keys, whole.labels.codes, whole.batch]
@@ -173,21 +196,74 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
 # --- as an object -----------------------------------------------------------------------------
 
 
-def write_index(store: Store, index: RecordIndex, *, prefix: str, batch: int) -> str:
-    """Put one batch's index as an object named by its content, and return its path."""
-    rows = np.flatnonzero(index.batch == batch)
-    sink = pa.BufferOutputStream()
-    writer = None
-    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-        table = _table(index.take(rows[start : start + ROWS_AT_ONCE]))
-        writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
-    data = sink.getvalue().to_pybytes()
-    path = f"{prefix}/index-b{batch:05d}-{sha256_hex(data)[:12]}.parquet"
-    put_once(store, path, data)
-    return path
+class IndexAside:
+    """The indexes of the batches that were read, on local disk, which come piece after piece in their order.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Where they are put aside.
+    batches : sequence of int
+        Numbers of the batches.
+    """
+
+    def __init__(self, workspace: Workspace, batches: Sequence[int]) -> None:
+        self._batches = np.array(sorted(batches), dtype=np.int32)
+        fields = [("key", KEY), ("thumb", np.int64), ("label", np.int32), ("group", np.int32)]
+        fields += [("trait", np.int32), ("number", np.int32), ("part", np.int8), ("mark", np.bool_)]
+        self._rows = Binned(workspace, np.dtype(fields), len(batches))
+        self._like: RecordIndex | None = None
+
+    def append(self, index: RecordIndex) -> None:
+        """Take the next records; all pieces have one set of names."""
+        rows = np.zeros(len(index), dtype=self._rows.dtype)
+        rows["key"], rows["label"] = index.keys, index.labels.codes
+        rows["number"], rows["part"] = index.numbers, index.parts
+        for name, values in (
+            ("mark", index.marked),
+            ("group", None if index.groups is None else index.groups.codes),
+            ("trait", index.traits),
+            ("thumb", index.thumb_rows),
+        ):
+            if values is not None:
+                rows[name] = values
+        self._like = index
+        is_new = index.rows >= 0
+        self._rows.add(rows[is_new], np.searchsorted(self._batches, index.batch[is_new]))
+
+    def counts(self) -> dict[int, int]:
+        """Return the records of each batch that has any."""
+        sizes = zip(self._batches.tolist(), self._rows.sizes.tolist(), strict=True)
+        return {number: n for number, n in sizes if n}
+
+    def write(self, store: Store, *, prefix: str, batch: int) -> str:
+        """Put one batch's index as an object named by its content, and return its path."""
+        bin_ = int(np.searchsorted(self._batches, batch))
+        return write_shard(
+            store,
+            (_table(self._index(rows)) for rows in self._rows.blocks(bin_, ROWS_AT_ONCE)),
+            kind=ParquetShards(),
+            name=f"{prefix}/index-b{batch:05d}",
+            split="index",
+            origin="real",
+            label="",
+            classes=(),
+        ).path
+
+    def _index(self, rows: NDArray[Any]) -> RecordIndex:
+        like = self._like
+        assert like is not None
+        return replace(
+            like,
+            keys=rows["key"],
+            labels=Coded(rows["label"], like.labels.names),
+            marked=None if like.marked is None else np.ascontiguousarray(rows["mark"]),
+            groups=None if like.groups is None else Coded(rows["group"], like.groups.names),
+            traits=None if like.traits is None else np.ascontiguousarray(rows["trait"]),
+            thumb_rows=None if like.thumb_rows is None else rows["thumb"],
+            parts=np.ascontiguousarray(rows["part"]),
+            numbers=np.ascontiguousarray(rows["number"]),
+        )
 
 
 def _table(some: RecordIndex) -> pa.Table:
@@ -214,7 +290,8 @@ def _table(some: RecordIndex) -> pa.Table:
 
 
 def _strings(column: Coded) -> pa.Array:
-    return pa.array(column.names.tolist(), pa.string()).take(pa.array(column.codes))
+    codes = pa.array(np.ascontiguousarray(column.codes))
+    return pa.array(column.names.tolist(), pa.string()).take(codes)
 
 
 def _kinds(kinds: Sequence[Traits]) -> pa.Array:
@@ -270,6 +347,8 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
         thumbs,
         table["part"].to_numpy().astype(np.int8),
         table["number"].to_numpy().astype(np.int32),
+        np.zeros(n, dtype=np.int32),
+        np.zeros(n, dtype=np.int32),
     )
 
 

@@ -1,24 +1,26 @@
 """What stays of the decision on all records: where each that was read goes, and objects for later runs.
 
-The arrays of all records are let go of before the records themselves are gone through again.
+All of it goes to local disk a bin of keys at a time, and comes back in the order in which it is needed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.binned import bin_of
 from prefect_augment.compact import KEY, group_ids, joined, sort_order
 from prefect_augment.datatypes import ImageFacts
 from prefect_augment.encoding.keys import real_ids
-from prefect_augment.spill import give_back
 from prefect_augment.splitting import HOLDOUT, PARTS
-from prefect_augment.stages.decide import Decided, numbers_within
+from prefect_augment.stages.decide import Decision, numbers_within
+from prefect_augment.stages.earlier import n_moved, refuse_moved
 from prefect_augment.stages.ledger import write_ledger
-from prefect_augment.stages.record_index import LEFT_OUT, write_index
-from prefect_augment.stages.staged_shards import Placing, place
+from prefect_augment.stages.placing import Placer, Placing
+from prefect_augment.stages.record_index import IndexAside
 from prefect_augment.stages.usable import Candidates
 from prefect_augment.staging import Stage
 
@@ -32,9 +34,7 @@ class Settled:
     Parameters
     ----------
     placing : Placing
-        The shard of each candidate.
-    reasons : ndarray of int8, shape (n_candidates,)
-        Why one goes nowhere: index into :data:`~prefect_augment.stages.decide.REASONS`.
+        The shard of each candidate, or why it goes nowhere.
     indexes : dict
         Batch number -> path of its index and number of its records; batches that were read.
     n_used : ndarray of int64, shape (n_files,)
@@ -56,7 +56,6 @@ class Settled:
     """
 
     placing: Placing
-    reasons: NDArray[np.int8]
     indexes: dict[int, tuple[str, int]]
     n_used: NDArray[np.int64]
     class_counts: dict[str, int]
@@ -71,7 +70,7 @@ class Settled:
 
 
 def settle(
-    decided: Decided,
+    decision: Decision,
     found: Candidates,
     held: Candidates | None,
     *,
@@ -82,8 +81,8 @@ def settle(
 
     Parameters
     ----------
-    decided : Decided
-        On all records; where nothing else refers to it, its arrays go on the way.
+    decision : Decision
+        On all records.
     found : Candidates
         The records that were read.
     held : Candidates, optional
@@ -92,68 +91,86 @@ def settle(
         Batch of each file.
     stage : Stage
         Where objects go.
-    """
-    index, ledger = decided.index, decided.assignment.ledger
-    index.parts, index.numbers = decided.parts, decided.numbers
-    new = np.flatnonzero(index.rows >= 0)
-    indexes = {
-        number: (
-            write_index(stage.store, index, prefix=stage.prefix, batch=number),
-            int((index.batch == number).sum()),
-        )
-        for number in np.unique(index.batch[new]).tolist()
-    }
-    ledger_path = write_ledger(stage.store, ledger, prefix=stage.prefix)
-    ledger_digest = ledger.digest
-    n_new, n_kept = decided.assignment.n_new, decided.assignment.n_kept_against_mark
-    classes, is_grouped, image = decided.classes, decided.is_grouped, decided.image
-    is_used = decided.parts >= 0
-    class_counts = index.labels.take(is_used).counts()
-    n_twins = _n_twins(index.keys[is_used], held)
 
-    n, rows = found.n_records, index.rows[new]
-    part = np.full(n, LEFT_OUT, dtype=np.int8)
-    ids, keys = np.zeros(n, dtype=KEY), np.zeros(n, dtype=KEY)
-    reasons = np.zeros(n, dtype=np.int8)
-    part[rows], ids[rows], keys[rows] = decided.parts[new], decided.ids[new], index.keys[new]
-    reasons[rows] = decided.reasons[new]
-    # The largest arrays go before others are made.
-    del decided, index, ledger, new, rows, is_used
-    give_back()
+    Raises
+    ------
+    NotReusableError
+        If a staged record would go elsewhere than it is; nothing has been put then.
+    """
+    workspace = found.scan.workspace
+    indexes = IndexAside(workspace, np.unique(batches).tolist())
+    placer = Placer(found.n_records, workspace)
+    class_counts: Counter[str] = Counter()
+    n_used = np.zeros(len(batches), dtype=np.int64)
+    n_twins = n_elsewhere = 0
+    for number, piece in enumerate(decision.pieces()):
+        index = piece.index
+        n_elsewhere += n_moved(index, piece.parts, piece.numbers)
+        index.parts, index.numbers = piece.parts, piece.numbers
+        is_used, is_new = piece.parts >= 0, index.rows >= 0
+        indexes.append(index)
+        class_counts.update(index.labels.take(is_used).counts())
+        n_twins += _n_twins(index.keys[is_used], _held_keys(held, number, found.n_bins))
+        there = is_used & is_new
+        n_used += np.bincount(index.files[there], minlength=len(batches))
+        placer.add(
+            part=piece.parts[there],
+            batch=index.batch[there],
+            ids=piece.ids[there],
+            keys=index.keys[there],
+            sizes=index.sizes[there],
+            rows=index.rows[there],
+        )
+        placer.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
+        del piece, index
+    refuse_moved(n_elsewhere)
+    ledger = decision.ledger
     return Settled(
-        placing=place(dict(enumerate(PARTS)), part, batches[found.files], ids, keys, found.sizes),
-        reasons=reasons,
-        indexes=indexes,
-        n_used=np.bincount(found.files[part >= 0], minlength=len(batches)),
-        class_counts=class_counts,
-        classes=classes,
+        placing=placer.placing(dict(enumerate(PARTS))),
+        indexes={
+            number: (indexes.write(stage.store, prefix=stage.prefix, batch=number), n)
+            for number, n in indexes.counts().items()
+        },
+        n_used=n_used,
+        class_counts=dict(class_counts),
+        classes=decision.classes,
         n_twins=n_twins,
-        ledger=ledger_path,
-        ledger_digest=ledger_digest,
-        n_new=n_new,
-        n_kept_against_mark=n_kept,
-        is_grouped=is_grouped,
-        image=image,
+        ledger=write_ledger(stage.store, ledger, prefix=stage.prefix),
+        ledger_digest=ledger.digest,
+        n_new=decision.n_new,
+        n_kept_against_mark=decision.n_kept_against_mark,
+        is_grouped=decision.is_grouped,
+        image=decision.image,
     )
 
 
-def _n_twins(keys: NDArray[np.bytes_], held: Candidates | None) -> int:
-    keys = joined(keys, held.keys if held else keys[:0])
-    n = np.bincount(group_ids(keys))
+def _n_twins(keys: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> int:
+    """Records whose key occurs more than once, with those of a hold-out of its own."""
+    n = np.bincount(group_ids(joined(keys, theirs)))
     return int(n[n > 1].sum())
+
+
+def _held_keys(held: Candidates | None, number: int, n_bins: int) -> NDArray[np.bytes_]:
+    """Return the keys of a bin in a hold-out of its own."""
+    keys = np.zeros(0, dtype=KEY) if held is None else held.every.keys
+    found: NDArray[np.bytes_] = keys[bin_of(keys, n_bins) == number]
+    return found
 
 
 def place_holdout(held: Candidates) -> Placing:
     """Return where the records of a hold-out of its own go."""
-    order = sort_order(held.keys, held.labels.codes, held.variants)
+    every = held.every
+    order = sort_order(every.keys, every.labels.codes, every.variants)
     numbers = np.zeros(len(order), dtype=np.int64)
-    numbers[order] = numbers_within(held.keys[order], held.labels.take(order))
+    numbers[order] = numbers_within(every.keys[order], every.labels.take(order))
     n = len(order)
-    return place(
-        {HOLDOUT: PARTS[HOLDOUT]},
-        np.full(n, HOLDOUT, dtype=np.int8),
-        np.ones(n, dtype=np.int32),
-        real_ids(held.keys, held.labels, numbers),
-        held.keys,
-        held.sizes,
+    placer = Placer(n, held.scan.workspace)
+    placer.add(
+        part=np.full(n, HOLDOUT, dtype=np.int8),
+        batch=np.ones(n, dtype=np.int32),
+        ids=real_ids(every.keys, every.labels, numbers),
+        keys=every.keys,
+        sizes=every.sizes,
+        rows=every.rows,
     )
+    return placer.placing({HOLDOUT: PARTS[HOLDOUT]})

@@ -60,6 +60,8 @@ class Scan:
     ----------
     listing : Listing
         All files.
+    workspace : Workspace
+        Where the records are put aside.
     schema : pyarrow.Schema
         The one of all files, categories as dictionaries.
     quarantine : Quarantine
@@ -77,6 +79,7 @@ class Scan:
     """
 
     listing: Listing
+    workspace: Workspace
     schema: pa.Schema
     quarantine: Quarantine
     n_read: NDArray[np.int64]
@@ -207,6 +210,7 @@ class _Scanner:
         )
         return Scan(
             listing,
+            self.workspace,
             schema,
             self.quarantine,
             self.n_read,

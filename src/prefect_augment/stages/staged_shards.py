@@ -7,8 +7,6 @@ is sorted, encoded and put. A shard's bytes depend on its records alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.compact import hex_column, sort_order
+from prefect_augment.compact import KEY, hex_column
 from prefect_augment.datatypes import ShardFact
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.shards.formats import write_shard
@@ -24,79 +22,14 @@ from prefect_augment.shards.groups import row_groups, rows_per_group
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.spill import Spill, Workspace, give_back
 from prefect_augment.stages.decide import REASONS
+from prefect_augment.stages.placing import Placing
 from prefect_augment.stages.usable import Candidates
 from prefect_augment.storage import Store
 
-__all__ = ["Dealt", "Placing", "deal_out", "place", "write_staged"]
+__all__ = ["Dealt", "deal_out", "write_staged"]
 
-# Bounds the memory: a shard is held a few times over while it is sorted and encoded.
-SHARD_BYTES = 32 << 20
 OPEN_AT_ONCE = 128
-RANK = "\0rank"
-
-
-@dataclass(frozen=True)
-class Placing:
-    """Where each candidate goes.
-
-    Parameters
-    ----------
-    stems : tuple of (str, str)
-        Part and the beginning of its shards' names, per shard.
-    shard : ndarray of int32, shape (n_candidates,)
-        Which shard; -1 for none.
-    rank : ndarray of int64, shape (n_candidates,)
-        Its place there.
-    numbers : tuple of int
-        Number of the batch, per shard.
-    ids, keys : ndarray of keys, shape (n_candidates,)
-        ``aug_id`` and content key.
-    """
-
-    stems: tuple[tuple[str, str], ...]
-    shard: NDArray[np.int32]
-    rank: NDArray[np.int64]
-    numbers: tuple[int, ...]
-    ids: NDArray[Any]
-    keys: NDArray[Any]
-
-
-def place(
-    parts: Mapping[int, str],
-    part: NDArray[np.int8],
-    batch: NDArray[np.int32],
-    ids: NDArray[Any],
-    keys: NDArray[Any],
-    sizes: NDArray[np.int32],
-) -> Placing:
-    """Cut every part of every batch into shards of about equal bytes.
-
-    Parameters
-    ----------
-    parts : mapping of int to str
-        Name of each part.
-    part, batch, ids, keys, sizes : ndarrays, shape (n_candidates,)
-        Of the candidates; other parts than those named go nowhere. Sizes in bytes.
-    """
-    shard = np.full(len(ids), -1, dtype=np.int32)
-    rank = np.zeros(len(ids), dtype=np.int64)
-    stems: list[tuple[str, str]] = []
-    numbers: list[int] = []
-    for p, name in parts.items():
-        for number in np.unique(batch[part == p]).tolist():
-            rows = np.flatnonzero((part == p) & (batch == number))
-            rows = rows[sort_order(ids[rows])]
-            after = np.cumsum(sizes[rows], dtype=np.int64)
-            n_shards = max(1, -(-int(after[-1]) // SHARD_BYTES))
-            which = np.minimum((after - 1) * n_shards // max(1, int(after[-1])), n_shards - 1)
-            shard[rows] = len(stems) + which
-            which = np.unique(which, return_inverse=True)[1]  # one huge record leaves numbers out
-            n_shards = int(which[-1]) + 1
-            starts = np.searchsorted(which, np.arange(n_shards))
-            rank[rows] = np.arange(len(rows)) - starts[which]
-            stems += [(name, f"{name}-b{number:05d}-{i:05d}") for i in range(n_shards)]
-            numbers += [number] * n_shards
-    return Placing(tuple(stems), shard, rank, tuple(numbers), ids, keys)
+RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of what is put aside
 
 
 class Dealt:
@@ -122,28 +55,33 @@ class Dealt:
         self._describes = describes
         self._spills: dict[int, Spill] = {}
 
-    def deal(self, first: int = 0, reasons: NDArray[np.int8] | None = None) -> None:
+    def deal(self, first: int = 0) -> None:
         """Deal out to the shards from ``first`` on, as many as may be open at once.
 
         The first time, take note of the columns and put what goes nowhere into quarantine.
         """
-        start = 0
+        places = self.placing.places()
         for batch in self.found.batches():
-            rows = np.arange(start, start + batch.table.num_rows)
-            start += batch.table.num_rows
-            shard = self.placing.shard[rows]
+            place = places.next(batch.table.num_rows)
+            shard = place["shard"]
             if first == 0:
                 self._look(batch.table, shard)
                 left_out = shard < 0
-                if reasons is not None and left_out.any():
-                    why = [REASONS[r] for r in reasons[rows[left_out]].tolist()]
+                if left_out.any():
+                    why = [REASONS[r] for r in place["reason"][left_out].tolist()]
                     self.found.scan.quarantine.reject(batch, left_out, why)
-            ranked = batch.table.append_column(RANK, pa.array(rows))
+            placed = batch.table
+            for name, values in (
+                (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
+                (ID, _as_binary(place["id"])),
+                (CONTENT, _as_binary(place["key"])),
+            ):
+                placed = placed.append_column(name, values)
             for s in np.unique(shard[(shard >= first) & (shard < first + OPEN_AT_ONCE)]).tolist():
                 spill = self._spills.setdefault(s, self.workspace.spill())
                 some = np.flatnonzero(shard == s)
-                whole = len(some) == ranked.num_rows
-                spill.append(ranked if whole else ranked.take(pa.array(some)))
+                whole = len(some) == placed.num_rows
+                spill.append(placed if whole else placed.take(pa.array(some)))
 
     def _look(self, table: pa.Table, shard: NDArray[np.int32]) -> None:
         if not self._describes:
@@ -157,16 +95,25 @@ class Dealt:
                 known = self.counts[number].get(name)
                 self.counts[number][name] = counts if known is None else known.plus(counts)
 
-    def sorted_shard(self, s: int) -> tuple[pa.Table, NDArray[np.int64]]:
-        """Return the records of a shard in their order, and which candidates they are."""
+    def shard(self, s: int) -> Spill:
+        """Return the records of a shard as they came, with their ranks, ids and content keys."""
         if s and s % OPEN_AT_ONCE == 0:
             self.deal(s)
-        spill = self._spills.pop(s)
-        table = spill.table()
-        spill.clear()
-        rows = table[RANK].to_numpy()
-        order = np.argsort(self.placing.rank[rows])
-        return table.drop_columns([RANK]).take(pa.array(order)), rows[order]
+        return self._spills.pop(s)
+
+
+def _as_binary(keys: NDArray[Any]) -> pa.Array:
+    keys = np.ascontiguousarray(keys)
+    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys)])
+
+
+def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of 16 bytes a record as keys."""
+    chunks = [np.zeros(0, dtype=KEY)]
+    for chunk in column.chunks:
+        raw = np.frombuffer(chunk.buffers()[1], dtype=KEY)
+        chunks.append(raw[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(chunks)
 
 
 def deal_out(
@@ -174,7 +121,6 @@ def deal_out(
     placing: Placing,
     workspace: Workspace,
     *,
-    reasons: NDArray[np.int8] | None = None,
     describes: bool = True,
 ) -> Dealt:
     """Deal candidates out to their shards; nothing is put into the store yet.
@@ -184,16 +130,14 @@ def deal_out(
     found : Candidates
         The records; their scan's quarantine takes what goes nowhere.
     placing : Placing
-        Where each goes.
+        Where each goes, or why it goes nowhere.
     workspace : Workspace
         Where shards wait.
-    reasons : ndarray of int8, shape (n_candidates,), optional
-        Why a candidate goes nowhere: index into :data:`~prefect_augment.stages.decide.REASONS`.
     describes : bool
         Whether columns are summarised.
     """
     dealt = Dealt(found, placing, workspace, describes=describes)
-    dealt.deal(0, reasons)
+    dealt.deal()
     return dealt
 
 
@@ -221,40 +165,46 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardFact,
 
 
 def _staged(dealt: Dealt, s: int) -> pa.Table:
-    """Return a shard's records as they are staged."""
-    roles, placing = dealt.found.roles, dealt.placing
-    table, rows = dealt.sorted_shard(s)
-    categories = dealt.found.scan.dictionaries.get(placing.numbers[s], {})
-    table = _as_published(table, roles.schema, categories)
-    table = table.append_column("aug_id", hex_column(placing.ids[rows]))
-    table = table.append_column("content_key", hex_column(placing.keys[rows]))
-    return _canonical(table)
+    """Return a shard's records as they are staged.
 
-
-def _as_published(
-    table: pa.Table, schema: pa.Schema, categories: Mapping[str, list[Any]]
-) -> pa.Table:
-    """Give category columns their dictionaries back, and the table its schema."""
+    Column after column is read and brought into order: a shard is in memory once, and one column of it twice.
+    """
+    schema = dealt.found.roles.schema
+    categories = dealt.found.scan.dictionaries.get(dealt.placing.numbers[s], {})
+    came = dealt.shard(s)
+    order = np.argsort(came.column(RANK).to_numpy())
+    ids, keys = (_as_keys(came.column(name))[order] for name in (ID, CONTENT))
+    rows = pa.array(order)
     columns = []
     for field in schema:
-        column = table[field.name]
+        column = came.column(field.name).take(rows)
         if pa.types.is_dictionary(field.type):
-            values = pa.array(categories.get(field.name, []), field.type.value_type)
-            codes = pc.index_in(column.combine_chunks(), value_set=values)
-            column = pa.DictionaryArray.from_arrays(
-                codes.cast(field.type.index_type), values, ordered=field.type.ordered
-            )
-        columns.append(column)
+            column = _with_categories(column, field.type, categories.get(field.name, []))
+        columns.append(_canonical(column.cast(field.type), field))
+        del column
+    came.clear()
+    for name, made in (("aug_id", ids), ("content_key", keys)):
+        schema = schema.append(pa.field(name, pa.string()))
+        columns.append(hex_column(made))
     return pa.table(columns, schema=schema)
 
 
-def _canonical(table: pa.Table) -> pa.Table:
-    """Return the table as one batch in buffers of its own, whatever it was cut out of.
+def _with_categories(column: pa.ChunkedArray, kind: pa.DictionaryType, known: list[Any]) -> Any:
+    """Give a category column its dictionary back."""
+    values = pa.array(known, kind.value_type)
+    codes = pc.index_in(column.combine_chunks(), value_set=values).cast(kind.index_type)
+    return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)
+
+
+def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
+    """Return the column as one chunk in buffers of its own, whatever it was cut out of.
 
     The encoder measures buffers to cut row groups; a slice, or a bitmap without a null in it, would
     show in the bytes.
     """
+    table = pa.table([column], schema=pa.schema([field])).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
+        writer.write_table(table)
+    del table
+    return pa.ipc.open_stream(sink.getvalue()).read_all().column(0)

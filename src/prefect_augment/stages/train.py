@@ -35,6 +35,7 @@ from prefect_augment.genmodels.base import (
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import load_model_class, model_params, resolve_model
+from prefect_augment.spill import give_back
 from prefect_augment.stages.effort import (
     calibrate,
     calibrated_context,
@@ -339,6 +340,8 @@ class _Job:
         encoder = self._encoder(table)
         strata = _strata_codes(table, encoder)
         data: Any = encoder.encode(table)
+        del table
+        give_back()  # training needs other sizes
         if isinstance(encoder, ImageEncoder):
             return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
         return _Records(encoder, table_spec(encoder, strata), TableData(data, strata), notes)

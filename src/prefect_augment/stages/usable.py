@@ -1,19 +1,21 @@
 """Which records of a source can be used, and what the split needs to know of them.
 
-The records are gone through in batches: of each only its key, class, group and the like are kept, in
-arrays. Images are decoded here, once, for ingest, profile and a hold-out alike.
+The records are gone through in batches: of each only its key, class, group and the like are kept, put
+aside by key. Images are decoded here, once, for ingest, profile and a hold-out alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.binned import Binned, bin_of, n_bins_for
 from prefect_augment.compact import KEY, Coded
 from prefect_augment.encoding.keys import plain_array
 from prefect_augment.encoding.labels import (
@@ -35,9 +37,54 @@ from prefect_augment.stages.schemas import plain_schema
 from prefect_augment.stages.source import Progress, Scan
 from prefect_augment.stages.usable_images import ImageChecker, Images
 
-__all__ = ["Candidates", "find_candidates", "group_names"]
+__all__ = ["Candidates", "Names", "Rows", "find_candidates", "group_names"]
 
 Conform = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the split needs to know of some records, in the order they were read.
+
+    Parameters
+    ----------
+    keys : ndarray of keys, shape (n_records,)
+        Content keys.
+    labels : Coded, length n_records
+        Class names.
+    rows, files : ndarray of int64 and int32, shape (n_records,)
+        Which candidates they are, and the file of each.
+    variants : ndarray, shape (n_records,)
+        What tells apart records of one key and class.
+    sizes : ndarray of int32, shape (n_records,)
+        About so many bytes each.
+    marked : ndarray of bool, shape (n_records,), or None
+        Hold-out records, where a column of the source says it.
+    groups : Coded or None
+        Groups as text, where records are grouped.
+    """
+
+    keys: NDArray[Any]
+    labels: Coded
+    rows: NDArray[np.int64]
+    files: NDArray[np.int32]
+    variants: NDArray[Any]
+    sizes: NDArray[np.int32]
+    marked: NDArray[np.bool_] | None
+    groups: Coded | None
+
+    def take(self, rows: NDArray[Any]) -> Rows:
+        """Return some of them."""
+        return Rows(
+            self.keys[rows],
+            self.labels.take(rows),
+            self.rows[rows],
+            self.files[rows],
+            self.variants[rows],
+            self.sizes[rows],
+            None if self.marked is None else self.marked[rows],
+            None if self.groups is None else self.groups.take(rows),
+        )
 
 
 @dataclass
@@ -50,57 +97,71 @@ class Candidates:
         Where they are put aside.
     roles : Roles
         What their columns are for.
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
+    aside : Binned
+        What :meth:`rows` returns, by key.
+    labels, groups : Names
+        Class names and groups.
     label_values : pyarrow.Array
         The different labels as the source has them.
-    files : ndarray of int32, shape (n_records,)
-        The file of each.
-    variants : ndarray, shape (n_records,)
-        What tells apart records of one key and class.
-    sizes : ndarray of int32, shape (n_records,)
-        About so many bytes each.
     marks : Marks, optional
         Hold-out records, where a column of the source says it.
-    groups : Coded, optional
-        Groups as text, where records are grouped.
     images : Images, optional
         What was found about the images.
-    kept : list of ndarray of bool
-        Which records of each batch of the scan these are.
+    kept : list of ndarray of uint8
+        Which records of each batch of the scan these are, a bit each.
     conform : callable, optional
         Brings a batch's table into other columns first.
     """
 
     scan: Scan
     roles: Roles
-    keys: NDArray[Any]
-    labels: Coded
+    aside: Binned
+    labels: Names
+    groups: Names
     label_values: pa.Array
-    files: NDArray[np.int32]
-    variants: NDArray[Any]
-    sizes: NDArray[np.int32]
     marks: Marks | None = None
-    groups: Coded | None = None
     images: Images | None = None
-    kept: list[NDArray[np.bool_]] = field(default_factory=list)
+    kept: list[NDArray[np.uint8]] = field(default_factory=list)
     conform: Conform | None = None
-
-    def forget(self) -> None:
-        """Let go of what an index of the records has as well."""
-        self.keys, self.variants = self.keys[:0].copy(), self.variants[:0].copy()
-        self.labels, self.groups, self.images = Coded.of([]), None, None
 
     @property
     def n_records(self) -> int:
         """How many records there are."""
-        return len(self.files)
+        return len(self.aside)
+
+    @property
+    def n_bins(self) -> int:
+        """How many bins they are in, by key."""
+        return self.aside.n_bins
+
+    def rows(self, number: int = 0) -> Rows:
+        """Return the records of a bin."""
+        found = self.aside.read(number)
+        return Rows(
+            np.ascontiguousarray(found["key"]),
+            self.labels.coded(found["label"]),
+            found["row"],
+            found["file"],
+            found["variant"],
+            found["size"],
+            None if self.marks is None else found["mark"],
+            self.groups.coded(found["group"]) if self.roles.grouped_by else None,
+        )
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Records per class."""
+        return self.labels.counts()
+
+    @cached_property
+    def every(self) -> Rows:
+        """All records, which are in one bin: those of a hold-out of its own."""
+        return self.rows()
 
     def batches(self) -> Iterator[Batch]:
         """Yield the records in batches, published columns only, categories as plain values."""
-        for batch, keep in zip(self.scan.batches(), self.kept, strict=True):
+        for batch, bits in zip(self.scan.batches(), self.kept, strict=True):
+            keep = np.unpackbits(bits, count=len(batch.positions)).view(np.bool_)
             some = _conformed(batch, self.conform).filter(keep)
             table = self.roles.published_table(some.table)
             yield Batch(table, some.file_index, some.positions)
@@ -113,6 +174,7 @@ def find_candidates(
     *,
     conform: Conform | None = None,
     may_be_empty: bool = False,
+    in_bins: bool = False,
     on_progress: Progress | None = None,
 ) -> Candidates:
     """Go through the records, put what cannot be used into quarantine, and return the others.
@@ -129,6 +191,9 @@ def find_candidates(
         Brings a batch's table into other columns first: those of a hold-out, whose groups may be unknown.
     may_be_empty : bool
         Whether there are other records, so that none of these has to be usable.
+    in_bins : bool
+        Whether the split decides on records of one key at a time. Where it looks at groups or
+        near-duplicates, all are in one bin.
     on_progress : callable, optional
         Called with a fraction in [0, 1] and what is being done.
 
@@ -139,7 +204,8 @@ def find_candidates(
     MissingExtraError
         If Pillow is not installed.
     """
-    found = _Found(roles, scan.n_records)
+    alone = in_bins and not roles.image and not roles.grouped_by
+    found = _Found(roles, scan, n_bins_for(scan.n_records) if alone else 1)
     checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
     with checker or _Nothing():
         n_done = 0
@@ -153,7 +219,7 @@ def find_candidates(
                 on_progress(n_done / max(1, scan.n_records), f"checked {n_done} records")
     if checker is not None and not may_be_empty:
         checker.refuse_none()
-    return found.candidates(scan, None if checker is None else checker.images(), conform)
+    return found.candidates(None if checker is None else checker.images(), conform)
 
 
 def _conformed(batch: Batch, conform: Conform | None) -> Batch:
@@ -206,36 +272,59 @@ def _usable(
     return batch, rows
 
 
-class _Names:
-    """Texts that come in batches, as codes."""
+class Names:
+    """Texts that come in batches, as codes in the order they were met."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
-        self._codes: list[NDArray[np.int32]] = []
+        self._n = np.zeros(0, dtype=np.int64)
 
-    def add(self, texts: pa.Array) -> None:
+    def add(self, texts: pa.Array) -> NDArray[np.int32]:
+        """Return the codes of a batch."""
         encoded = texts.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        codes = [self._index.setdefault(name, len(self._index)) for name in names]
-        self._codes.append(np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()])
+        found = [self._index.setdefault(name, len(self._index)) for name in names]
+        codes: NDArray[np.int32] = np.array(found, dtype=np.int32)[encoded.indices.to_numpy()]
+        n = np.bincount(codes, minlength=len(self._index))
+        n[: len(self._n)] += self._n
+        self._n = n
+        self.__dict__.pop("_ranks", None)
+        return codes
 
-    def coded(self) -> Coded:
-        every = [np.zeros(0, dtype=np.int32), *self._codes]
-        return Coded.from_names(np.concatenate(every), list(self._index))
+    @cached_property
+    def _ranks(self) -> Coded:
+        """The names in their order, and the place of each code's."""
+        return Coded.from_names(np.arange(len(self._index)), list(self._index))
+
+    def coded(self, codes: NDArray[np.int32]) -> Coded:
+        """Return codes of names in their order."""
+        return Coded(self._ranks.codes[codes], self._ranks.names)
+
+    def counts(self) -> dict[str, int]:
+        """Return records per name, in the order of the names."""
+        return dict(sorted(zip(self._index, self._n.tolist(), strict=True)))
 
 
 class _Found:
-    """What is kept of each batch, in arrays that have room for all records."""
+    """What is kept of each batch, put aside by key."""
 
-    def __init__(self, roles: Roles, n_records: int) -> None:
-        self.roles = roles
-        self.kept: list[NDArray[np.bool_]] = []
-        self.n = 0
-        self.keys = np.zeros(n_records, dtype=KEY)
-        self.variants = np.zeros(n_records, dtype=KEY if roles.image else np.uint64)
-        self.files = np.zeros(n_records, dtype=np.int32)
-        self.sizes = np.zeros(n_records, dtype=np.int32)
-        self.labels, self.groups = _Names(), _Names()
+    def __init__(self, roles: Roles, scan: Scan, n_bins: int) -> None:
+        self.roles, self.scan = roles, scan
+        self.kept: list[NDArray[np.uint8]] = []
+        dtype = np.dtype(
+            [
+                ("key", KEY),
+                ("variant", KEY if roles.image else np.uint64),
+                ("row", np.int64),
+                ("label", np.int32),
+                ("file", np.int32),
+                ("size", np.int32),
+                ("group", np.int32),
+                ("mark", np.bool_),
+            ]
+        )
+        self.aside = Binned(scan.workspace, dtype, n_bins)
+        self.labels, self.groups = Names(), Names()
         self.values: pa.Array | None = None
         self.marks = Marks(roles.marks) if roles.marks else None
 
@@ -243,7 +332,7 @@ class _Found:
         batch, rows = usable
         keep = np.zeros(n, dtype=bool)
         keep[rows] = True
-        self.kept.append(keep)
+        self.kept.append(np.packbits(keep))
         table, label = batch.table, self.roles.label
         values = table[label].combine_chunks().unique()
         self.values = (
@@ -252,31 +341,30 @@ class _Found:
         if len(rows) == 0:
             return
         published = self.roles.published_table(table)
-        some = slice(self.n, self.n + len(rows))
-        self.n += len(rows)
-        self.keys[some] = record_digests(published, label=label)
-        self.variants[some] = record_variants(published, label=label)
-        self.sizes[some] = record_bytes(published)
-        self.files[some] = batch.file_index
-        self.labels.add(label_text(table[label]))
+        some = np.zeros(len(rows), dtype=self.aside.dtype)
+        some["row"] = len(self.aside) + np.arange(len(rows))
+        some["key"] = record_digests(published, label=label)
+        some["variant"] = record_variants(published, label=label)
+        some["size"] = record_bytes(published)
+        some["file"] = batch.file_index
+        some["label"] = self.labels.add(label_text(table[label]))
         if self.roles.grouped_by:
-            self.groups.add(pa.array(group_names(table[self.roles.grouped_by]), pa.string()))
+            names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
+            some["group"] = self.groups.add(names)
         if self.marks is not None:
-            self.marks.add(table[self.roles.marks])
+            some["mark"] = self.marks.add(table[self.roles.marks])
+        self.aside.add(some, bin_of(some["key"], self.aside.n_bins))
 
-    def candidates(self, scan: Scan, images: Images | None, conform: Conform | None) -> Candidates:
-        kind = plain_schema(scan.schema).field(self.roles.label).type
+    def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
+        kind = plain_schema(self.scan.schema).field(self.roles.label).type
         return Candidates(
-            scan,
+            self.scan,
             self.roles,
-            self.keys[: self.n],
-            self.labels.coded(),
+            self.aside,
+            self.labels,
+            self.groups,
             pa.array([], kind) if self.values is None else self.values,
-            self.files[: self.n],
-            self.variants[: self.n],
-            self.sizes[: self.n],
             self.marks,
-            self.groups.coded() if self.roles.grouped_by else None,
             images,
             self.kept,
             conform,
