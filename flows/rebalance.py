@@ -103,6 +103,8 @@ def rebalance(
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
+        if gate.constraints:
+            classic = classic.model_copy(update={"table": "none"})
         if plan_only:
             result = summarise(dataset, plan, status="planned", started=started)
             return conclude(result, dataset.root, dataset.block)
@@ -247,7 +249,7 @@ def _candidates(
         return None, None
     trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, trained.strata)
-    drawn = run(sample_classes, dataset, trained, wanted, seed=seed)
+    drawn = run(sample_classes, dataset, trained, wanted, seed=seed, constraints=gate.constraints)
     judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
     return trained, judged
 

@@ -20,6 +20,7 @@ nearer to those trained on than the ones held back do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import normal, record_keys, uniform
+from prefect_augment.genmodels.flow_conditions import read_given
 from prefect_augment.genmodels.table_flow_network import FlowNetwork, carried, draw_choices
 from prefect_augment.genmodels.table_flow_training import (
     Encoded,
@@ -218,6 +220,27 @@ class TableFlow:
         ParameterError
             If the model has not been fitted, or there is not one seed per condition.
         """
+        network, conditions, seeds = self._checked(conditions, seeds)
+        return self.drawn(network, conditions, seeds)
+
+    def sample_given(
+        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64], given: Mapping[int, float]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Draw records with given values, as :class:`.SamplesGiven` has it.
+
+        Raises
+        ------
+        ParameterError
+            If no fit record has a given value.
+        """
+        network, conditions, seeds = self._checked(conditions, seeds)
+        wish = read_given(self.space, given)
+        return wish.keep(self.drawn(network, conditions, seeds, wish.codes))
+
+    def _checked(
+        self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]
+    ) -> tuple[FlowNetwork, NDArray[np.int64], NDArray[np.int64]]:
+        """Refuse what cannot be sampled."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         if self._network is None:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
@@ -230,12 +253,19 @@ class TableFlow:
                 f"conditions go from {conditions.min()} to {conditions.max()}, the model has "
                 f"classes 0 to {self.spec.n_classes - 1}: {', '.join(self.spec.classes)}."
             )
-        return self.drawn(self._network, conditions, seeds)
+        return self._network, conditions, seeds
 
     def drawn(
-        self, network: FlowNetwork, y: NDArray[np.int64], seeds: NDArray[np.int64]
+        self,
+        network: FlowNetwork,
+        y: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        given: Mapping[int, int] | None = None,
     ) -> NDArray[np.float64]:
-        """Return records of classes ``y`` from a network, one micro-batch after the other."""
+        """Return records of classes ``y`` from a network, one micro-batch after the other.
+
+        ``given`` are codes by choice that all of them have.
+        """
         X = np.empty((len(y), self.spec.n_columns))
         at = replace(self.device, threads=1)
         with at.settings(), torch.inference_mode(), at.autocast():
@@ -244,13 +274,17 @@ class TableFlow:
                 n = len(y[rows])
                 padding = (0, self.micro_batch - n)
                 drawn = self._micro_batch(
-                    network, np.pad(y[rows], padding), np.pad(seeds[rows], padding)
+                    network, np.pad(y[rows], padding), np.pad(seeds[rows], padding), given
                 )
                 X[rows] = drawn[:n]
         return X
 
     def _micro_batch(
-        self, network: FlowNetwork, y: NDArray[np.int64], seeds: NDArray[np.int64]
+        self,
+        network: FlowNetwork,
+        y: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        given: Mapping[int, int] | None,
     ) -> NDArray[np.float64]:
         keys, labels = record_keys(seeds), torch.from_numpy(y).to(self.device.torch)
         noise = torch.from_numpy(normal(keys, network.n_scores)).to(self.device.torch)
@@ -258,7 +292,7 @@ class TableFlow:
         n_choices = len(network.n_codes)
         draws = [uniform(keys, counter + i) for i in range(n_choices)]
         uniforms = torch.from_numpy(np.stack(draws, 1) if draws else np.empty((len(y), 0)))
-        codes = draw_choices(network, labels, uniforms.to(self.device.torch))
+        codes = draw_choices(network, labels, uniforms.to(self.device.torch), given)
         scores = noise
         if network.n_scores:
             known = network.seen(codes, labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -88,7 +90,9 @@ def bounded(logits: Tensor) -> Tensor:
     return MAX_LOGIT * torch.tanh(logits / MAX_LOGIT)
 
 
-def draw_choices(network: FlowNetwork, y: Tensor, uniforms: Tensor) -> Tensor:
+def draw_choices(
+    network: FlowNetwork, y: Tensor, uniforms: Tensor, given: Mapping[int, int] | None = None
+) -> Tensor:
     """Return one code per choice, each drawn from its posterior given the class and those before.
 
     Parameters
@@ -96,6 +100,8 @@ def draw_choices(network: FlowNetwork, y: Tensor, uniforms: Tensor) -> Tensor:
     y : Tensor of int64, shape (n,)
     uniforms : Tensor of float64, shape (n, n_choices)
         Random numbers in [0, 1).
+    given : mapping of int to int, optional
+        Code by choice: what every record has, and all other choices follow.
 
     Returns
     -------
@@ -104,17 +110,21 @@ def draw_choices(network: FlowNetwork, y: Tensor, uniforms: Tensor) -> Tensor:
     n_choices = len(network.n_codes)
     codes = torch.zeros(len(y), n_choices, dtype=torch.int64, device=y.device)
     shown = torch.zeros(codes.shape, dtype=torch.bool, device=y.device)
+    for i, code in (given or {}).items():
+        codes[:, i], shown[:, i] = code, True
     n_rounds = min(ROUNDS, n_choices)
     for start in range(n_rounds):
         # Columns that stand side by side often belong together: they are not drawn at once.
-        together = range(start, n_choices, n_rounds)
+        together = [i for i in range(start, n_choices, n_rounds) if i not in (given or {})]
+        if not together:
+            continue
         h = network.choices.body(network.seen(codes, y, shown))
         for i in together:
             columns = slice(int(network.starts[i]), int(network.starts[i + 1]))
             mass = bounded(network.choices.head(h, columns)).double().exp().cumsum(dim=1)
             place = (mass <= uniforms[:, i : i + 1] * mass[:, -1:]).sum(dim=1)
             codes[:, i] = place.clamp_(max=network.n_codes[i] - 1)
-        shown[:, list(together)] = True
+        shown[:, together] = True
     return codes
 
 

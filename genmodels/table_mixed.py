@@ -35,7 +35,7 @@ from scipy.special import ndtr, ndtri
 from prefect_augment.genmodels.base import Arrays, Config, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import uniform
 
-__all__ = ["MixedSpace"]
+__all__ = ["MixedSpace", "Places"]
 
 # An atom has this share of a class's records, and so many times its neighbours' records: a capital
 # gain of 15024 is an atom, an age of 37 has its place between 36 and 38.
@@ -78,6 +78,14 @@ class _Score:
     grid: Floats  # distinct, sorted
     edges: Floats  # (n_grid + 1,) from 0 to 1; value m owns the ranks edges[m] to edges[m + 1]
     shared: NDArray[np.bool_]  # whether several records have the value
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one value stands: a code by choice, an interval of ranks by score."""
+
+    codes: dict[int, int] = field(default_factory=dict)
+    ranks: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 class MixedSpace:
@@ -172,7 +180,9 @@ class MixedSpace:
             if len(values):
                 place = np.searchsorted(values[order], x).clip(0, len(values) - 1)
                 before = np.maximum(place - 1, 0)
-                nearer = np.abs(x - values[order][before]) < np.abs(values[order][place] - x)
+                # Halves: the difference of two large numbers can overflow.
+                below, above = values[order][before] / 2, values[order][place] / 2
+                nearer = np.abs(x / 2 - below) < np.abs(above - x / 2)
                 nearest = order[np.where(nearer, before, place)]
                 is_near = ~np.isnan(x) & (
                     not (choice.has_other or self.spec.is_category[choice.column])
@@ -207,6 +217,37 @@ class MixedSpace:
             low[rows, i] = score.edges[np.searchsorted(score.grid, x, "left")]
             high[rows, i] = score.edges[np.searchsorted(score.grid, x, "right")]
         return low, high, has_score
+
+    def places_of(self, column: int, value: float) -> Places | None:
+        """Return where a column's value stands among choices and scores; None if nowhere.
+
+        Parameters
+        ----------
+        column : int
+            Of the matrix form.
+        value : float
+            NaN for null. A number between those that were seen has its place between theirs.
+        """
+        if column in self._fixed:
+            is_it = np.array_equal(self._fixed[column], value, equal_nan=True)
+            return Places() if is_it else None
+        codes: dict[int, int] = {}
+        for i, choice in enumerate(self._choices):
+            if choice.column == column:
+                same = (choice.values == value) | (np.isnan(choice.values) & np.isnan(value))
+                if same.any():
+                    return Places({i: int(np.argmax(same))})
+                if not choice.has_other or np.isnan(value):
+                    return None
+                codes[i] = len(choice.values)
+                if len(choice.folded):
+                    return Places(codes) if value in choice.folded else None
+        for i, score in enumerate(self._scores):
+            if score.column == column and score.grid[0] <= value <= score.grid[-1]:
+                low, high = (score.edges[np.searchsorted(score.grid, value, side)]
+                             for side in ("left", "right"))  # fmt: skip
+                return Places(codes, {i: (float(low), float(high))})
+        return None
 
     def has_score(self, codes: Ints) -> NDArray[np.bool_]:
         """Return in which scores a record of these codes has a value, shape (n, n_scores)."""
@@ -256,6 +297,10 @@ class MixedSpace:
                 place = (choice.shares[y[rest]] <= drawn[:, None]).sum(axis=1)
                 X[rest, choice.column] = choice.folded[np.minimum(place, len(choice.folded) - 1)]
         return X
+
+    def values_at(self, score: int, ranks: Floats) -> Floats:
+        """Return a score's values at ranks in [0, 1]."""
+        return _value_at(self._scores[score], ranks)
 
     def normal_scores(self, ranks: Floats) -> Floats:
         """Return the normal quantiles of ranks, finite at 0 and 1 too."""

@@ -18,7 +18,7 @@ Trees are fitted with scikit-learn and kept as plain arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -37,6 +37,7 @@ from prefect_augment.genmodels.base import (
 )
 from prefect_augment.genmodels.counter_random import record_keys, uniform
 from prefect_augment.genmodels.tree_conditions import draw_given
+from prefect_augment.genmodels.tree_predictors import Predictors
 from prefect_augment.params import TreesModel
 
 __all__ = ["TableTrees"]
@@ -49,6 +50,7 @@ MAX_TARGET_LEVELS = (
 HEAVY_SHARE = (
     0.03  # a number with this share of the records is a thing of its own (zero, a code): an atom
 )
+MAX_PREDICTORS = 32  # a tree of a wider table is grown on those that tell most of its column
 MAX_ATOMS = 4  # atoms that get an output of their own
 # Records that the stages fit on at most, the rarer classes whole; so memory has a bound.
 MAX_FIT_RECORDS = 100_000
@@ -72,8 +74,15 @@ class _Tree:
     start: Ints
     size: Ints
     values: Ints
-    orders: Ints  # place of every level of every category predictor, one after the other
+    places: Ints  # of the categories among the predictors that the tree looks at
+    starts: Ints  # where the order of each of them begins
+    orders: Ints  # place of every level of these categories, one after the other
     depth: int
+
+    def order_of(self, place: int) -> Ints:
+        """Return the place of each level of a category in the order that the tree splits by."""
+        i = int(np.searchsorted(self.places, place))
+        return self.orders[self.starts[i] : self.starts[i + 1]]
 
 
 class TableTrees:
@@ -156,8 +165,10 @@ class TableTrees:
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
         min_leaf = self._leaf_size(counts)
+        predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS)
         for place in range(1, len(self._sizes)):
-            self._trees.append(self._fit_tree(place, codes, weights, min_leaf, ctx.seed))
+            before = predictors.of(place)
+            self._trees.append(self._fit_tree(place, before, codes, weights, min_leaf, ctx.seed))
             ctx.report(place, {"columns": float(place)})
 
     def _leaf_size(self, counts: NDArray[np.int64]) -> int:
@@ -180,18 +191,25 @@ class TableTrees:
         return codes
 
     def _fit_tree(
-        self, place: int, codes: Ints, weights: Floats, min_leaf: int, seed: int
+        self,
+        place: int,
+        before: Sequence[int],
+        codes: Ints,
+        weights: Floats,
+        min_leaf: int,
+        seed: int,
     ) -> _Tree:
-        """Fit the tree of one place of the sequence and return it as arrays."""
+        """Fit the tree of one place on some places before it, and return it as arrays."""
         target = codes[:, place]
         outputs, is_classes = self._targets(place, codes, weights)
-        orders = [
-            _level_order(codes[:, q], size, outputs, weights) if size else np.empty(0, np.int32)
-            for q, size in enumerate(self._sizes[:place])
-        ]
-        predictors = np.empty((len(target), place), dtype=np.float32)
-        for q, order in enumerate(orders):
-            predictors[:, q] = order[codes[:, q]] if order.size else codes[:, q]
+        orders = {
+            q: _level_order(codes[:, q], self._sizes[q], outputs, weights)
+            for q in before
+            if self._sizes[q]
+        }
+        predictors = np.empty((len(target), len(before)), dtype=np.float32)
+        for i, q in enumerate(before):
+            predictors[:, i] = orders[q][codes[:, q]] if q in orders else codes[:, q]
         # scikit-learn takes no Generator; the old kind is the only one with room for two numbers.
         grower = (DecisionTreeClassifier if is_classes else DecisionTreeRegressor)(
             max_depth=self.params.max_depth,
@@ -204,7 +222,7 @@ class TableTrees:
             sample_weight=weights,
         )
         leaves = grower.apply(predictors)
-        return _as_arrays(grower.tree_, leaves, target, np.concatenate(orders))
+        return _as_arrays(grower.tree_, leaves, target, before, orders)
 
     def _targets(self, place: int, codes: Ints, weights: Floats) -> tuple[Floats, bool]:
         """Return what the tree predicts, (n_records, n_outputs), and whether these are classes."""
@@ -318,12 +336,8 @@ class TableTrees:
         """Return the leaf of each record, given the places before, shape (n_places, n)."""
         n = codes.shape[1]
         predictors = np.empty(codes.shape, dtype=np.int32)
-        offsets = np.cumsum([0, *self._sizes[: len(codes)]])
         for q in np.unique(tree.feature):
-            if self._sizes[q]:
-                predictors[q] = tree.orders[offsets[q] : offsets[q + 1]][codes[q]]
-            else:
-                predictors[q] = codes[q]
+            predictors[q] = tree.order_of(q)[codes[q]] if self._sizes[q] else codes[q]
         flat, columns = predictors.ravel(), np.arange(n)
         node = np.zeros(n, dtype=np.int64)
         for _ in range(tree.depth):
@@ -389,11 +403,19 @@ class TableTrees:
         return model
 
 
-_TREE_ARRAYS = ("feature", "threshold", "children", "start", "size", "values", "orders")
+_TREE_ARRAYS = (
+    "feature", "threshold", "children", "start", "size", "values", "places", "starts", "orders",
+)  # fmt: skip
 
 
-def _as_arrays(grown: Any, leaves: NDArray[np.int64], target: Ints, orders: Ints) -> _Tree:
-    """Return scikit-learn's tree, and the target's values by leaf, as plain arrays."""
+def _as_arrays(
+    grown: Any,
+    leaves: NDArray[np.int64],
+    target: Ints,
+    before: Sequence[int],
+    orders: Mapping[int, Ints],
+) -> _Tree:
+    """Return scikit-learn's tree on these predictors, and the target's values by leaf, as arrays."""
     n_nodes = grown.node_count
     is_leaf = grown.children_left < 0
     itself = np.arange(n_nodes)
@@ -404,17 +426,23 @@ def _as_arrays(grown: Any, leaves: NDArray[np.int64], target: Ints, orders: Ints
         ],
         axis=1,
     )
+    feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
+    # Leaves look at 0, the class, too.
+    used = {0, *feature[~is_leaf].tolist()}
+    places = sorted(used & set(orders))
     # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
     by_leaf = np.lexsort((target, leaves))
     return _Tree(
-        feature=np.where(is_leaf, 0, grown.feature).astype(np.int32),
+        feature=np.where(is_leaf, 0, feature).astype(np.int32),
         # Predictors are whole numbers, so x <= 3.5 is x <= 3.
         threshold=np.floor(np.where(is_leaf, 0, grown.threshold)).astype(np.int32),
         children=children.ravel().astype(np.int32),
         start=np.searchsorted(leaves[by_leaf], itself).astype(np.int32),
         size=np.bincount(leaves, minlength=n_nodes).astype(np.int32),
         values=target[by_leaf].astype(np.int32),
-        orders=orders.astype(np.int32),
+        places=np.array(places, dtype=np.int32),
+        starts=np.cumsum([0, *(len(orders[q]) for q in places)]).astype(np.int32),
+        orders=np.concatenate([np.empty(0), *(orders[q] for q in places)]).astype(np.int32),
         depth=int(grown.max_depth),
     )
 

@@ -156,10 +156,9 @@ def _reachable(
 ) -> NDArray[np.int64]:
     """Return the leaves that records with these codes at these places can end in."""
     value_of, is_known = np.zeros(place, dtype=np.int64), np.zeros(place, dtype=bool)
-    offsets = np.cumsum([0, *model._sizes[:place]])
-    for q, code in known.items():
+    for q in set(tree.feature.tolist()) & set(known):
         is_known[q] = True
-        value_of[q] = tree.orders[offsets[q] + code] if model._sizes[q] else code
+        value_of[q] = tree.order_of(q)[known[q]] if model._sizes[q] else known[q]
     nodes = np.zeros(1, dtype=np.int64)
     for _ in range(tree.depth):
         feature, threshold = tree.feature[nodes], tree.threshold[nodes]

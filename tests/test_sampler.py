@@ -267,51 +267,6 @@ def test_rows_with_given_values_have_them_all() -> None:
     assert Counter(classes) == {"ill": 30, "well": 10}
 
 
-# What breaks SMOTE, SMOTENC, ADASYN, CTGAN or TVAE: research/tabular.md, section 2.4.
-BREAKAGE: dict[str, Any] = {
-    "NaN in a number": lambda rng, n: np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
-    "NaN in a category": lambda rng, n: pd.Categorical(rng.choice(["a", "b", None], n)),
-    "infinite numbers": lambda rng, n: np.where(rng.random(n) < 0.1, np.inf, rng.normal(size=n)),
-    "one value": lambda rng, n: np.full(n, 7.0),
-    "no value": lambda rng, n: np.full(n, np.nan),
-    "an identifier": lambda rng, n: [f"key-{i}" for i in range(n)],
-    "a row number": lambda rng, n: np.arange(n, dtype=np.uint32),
-    "free text": lambda rng, n: [f"it was {rng.random()} then" for _ in range(n)],
-    "dates": lambda rng, n: (
-        pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 99, n), "D")
-    ),
-    "truth values": lambda rng, n: rng.random(n) < 0.3,
-    "large whole numbers": lambda rng, n: rng.integers(-(10**15), 10**15, n),
-    "whole numbers beyond floats": lambda rng, n: 2**60 + rng.integers(0, 50, n),
-    "600 levels": lambda rng, n: [f"level {k}" for k in rng.integers(0, 600, n)],
-    "nested values": lambda rng, n: pd.Series([[1, 2]] * n, dtype=object),
-}
-
-
-@pytest.mark.parametrize("what", BREAKAGE)
-def test_what_breaks_other_samplers_gives_rows_of_the_same_domain(what: str) -> None:
-    rng = np.random.default_rng(3)
-    n = 600
-    y = np.arange(n) % 6 == 0
-    X = pd.DataFrame({"x": rng.normal(y), "it": BREAKAGE[what](rng, n)})
-    X_new, y_new = GenerativeSampler(random_state=0).fit_resample(X, y)
-    assert X_new.dtypes.equals(X.dtypes)
-    assert Counter(y_new) == {False: 500, True: 500}
-    new, old = X_new["it"].iloc[n:], X["it"]
-    if what == "a row number":
-        assert not set(new) & set(old)
-        assert new.is_unique
-    elif what in ("an identifier", "free text", "nested values", "no value"):
-        assert new.isna().all(), "not learnt, and never repeated"
-    elif what == "infinite numbers":
-        assert not np.isinf(new).any(), "read as missing"
-        assert np.isinf(X_new["it"].iloc[:n]).any(), "and left in real rows"
-    elif what in ("NaN in a category", "600 levels", "truth values", "one value"):
-        assert set(new.dropna()) <= set(old.dropna())
-    else:
-        assert new.dropna().between(old.min(), old.max()).all()
-
-
 @pytest.mark.parametrize(
     ("wish", "message"),
     [

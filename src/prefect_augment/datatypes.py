@@ -309,6 +309,8 @@ class GateReport(Fact):
     dropped: tuple[ShardFact, ...]
     feature_space: str
     notes: tuple[str, ...] = ()
+    # What was asked of every candidate, and which share of the draws kept to it, by stratum.
+    rules: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def kept_counts(self) -> dict[str, int]:

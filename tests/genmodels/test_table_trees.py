@@ -14,6 +14,7 @@ from prefect_augment.genmodels import table_trees
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import record_keys, seeds_from, uniform
 from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.genmodels.tree_predictors import Predictors
 from prefect_augment.params import NoModel, TreesModel
 
 
@@ -103,7 +104,8 @@ def test_descent_reaches_the_leaf_that_scikit_learn_reaches() -> None:
         grower.tree_,
         grower.apply(codes.astype(np.float32)),
         np.zeros(4000, np.int32),
-        np.empty(0, np.int32),
+        range(6),
+        {},
     )
     model = trees(np.zeros((10, 5)), np.zeros(10, int), (0,) * 5)
     model._sizes = [0] * 6
@@ -183,3 +185,40 @@ def test_splitmix64_gives_its_published_numbers() -> None:
     """First outputs for seed 1234567, as in the reference implementation's test vectors."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert seeds_from(1234567, 0, 3).view(np.uint64).tolist() == expected
+
+
+def wide(n: int = 1500, d: int = 96) -> np.ndarray:
+    """Columns far from one another that belong together: j and j + d / 2; a category is one of each."""
+    rng = np.random.default_rng(8)
+    first = rng.normal(size=(n, d // 2))
+    X = np.hstack([first, 0.8 * first + 0.6 * rng.normal(size=(n, d // 2))])
+    X[:, 3] = np.digitize(X[:, 3], [-0.7, 0.7])
+    return X
+
+
+def test_in_a_wide_table_what_belongs_together_is_found_and_kept() -> None:
+    X = wide()
+    d = X.shape[1]
+    model = trees(X, np.zeros(len(X), int), (0, 0, 0, 3, *[0] * (d - 4)))
+    # Place 0 is the class and place 1 the category; a tree is grown on 32 of them.
+    assert max(len(np.unique(tree.feature)) for tree in model._trees) <= table_trees.MAX_PREDICTORS
+    drawn = draw(model, 0, 2000)
+    kept = [np.corrcoef(drawn[:, j], drawn[:, j + d // 2])[0, 1] for j in range(d // 2)]
+    real = [np.corrcoef(X[:, j], X[:, j + d // 2])[0, 1] for j in range(d // 2)]
+    assert np.abs(np.array(kept) - real).max() < 0.15
+
+
+def test_predictors_are_those_that_tell_most_and_the_class() -> None:
+    rng = np.random.default_rng(9)
+    codes = rng.integers(0, 1000, (500, 60)).astype(np.int32)
+    codes[:, 0] = 0
+    codes[:, 7] = codes[:, 50] // 100
+    codes[:, 9] = -codes[:, 50] + 1000
+    codes[:, 11] = np.where(codes[:, 50] < 300, -1, 5)
+    sizes = [1] + [0] * 59
+    sizes[7] = 11
+    found = Predictors(codes, sizes, most=5)
+    assert found.of(4) == [0, 1, 2, 3]
+    assert {0, 7, 9, 11} < set(found.of(50))
+    assert len(found.of(50)) == 5
+    assert found.of(50) == sorted(found.of(50))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from prefect_augment.binned import Pile
 from prefect_augment.datatypes import ColumnFact, ColumnKind
 from prefect_augment.encoding.keys import plain_array, value_hashes
+from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnWish
 from prefect_augment.spill import Workspace
@@ -143,7 +144,7 @@ class ColumnSummary:
     def __init__(self, kind: pa.DataType, workspace: Workspace) -> None:
         self.counts = ColumnCounts()
         self._values = Pile(workspace)
-        self.is_comparable = is_comparable(_plain_type(kind))
+        self.is_comparable = is_comparable(value_type(kind))
         self._n_unique: int | None = None
 
     @property
@@ -176,7 +177,7 @@ class ColumnSummary:
 
 
 def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
-    if pa.types.is_nested(column.type):
+    if pa.types.is_nested(value_type(column.type)):
         return ColumnCounts(len(column), column.null_count)
     values = plain_array(column).drop_null()
     n_infinite = n_with_blanks = 0
@@ -192,11 +193,6 @@ def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
         low, high = bounds["min"], bounds["max"]
     n = len(column)
     return ColumnCounts(n, n - len(values), n_infinite, n_with_blanks, low, high)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of :func:`~prefect_augment.encoding.keys.plain_array` of such a column."""
-    return plain_array(pa.array([], kind)).type if not pa.types.is_nested(kind) else kind
 
 
 def check_wishes(
@@ -267,7 +263,7 @@ def count_values(values: pa.Array) -> int:
 
 def _kind(name: str, arrow_type: pa.DataType, found: ColumnSummary) -> tuple[ColumnKind, str]:
     """The kind of one column and why."""
-    values = _plain_type(arrow_type)
+    values = value_type(arrow_type)
     if found.n_values == 0:
         return "empty", "no value in any record"
     if found.n_unique < 0:

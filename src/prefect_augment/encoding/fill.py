@@ -79,7 +79,7 @@ def made_column(
     places: NDArray[np.int64],
     aug_ids: Sequence[str] | None,
 ) -> pa.Array:
-    """Return the column's values for new records.
+    """Return the column's values for new records, a dictionary's plain.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def made_column(
             )
         made = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
     else:
-        made = pa.nulls(n, kind)
-    return made.cast(field.type) if made.type != field.type else made
+        made = pa.nulls(n, field.type)
+    return made
 
 
 def _counted(field: pa.Field, kind: pa.DataType, first: int, places: NDArray[np.int64]) -> pa.Array:

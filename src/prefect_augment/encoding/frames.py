@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefect_augment.encoding.values import plain
 from prefect_augment.errors import SchemaError
 
 __all__ = ["Layout", "kind_of", "take_rows"]
@@ -164,7 +166,7 @@ class Layout:
             X = np.asarray(X)
             return np.concatenate([X, X[copies], made])
         if self.kind == "arrow":
-            return pa.concat_tables([X, X.take(pa.array(copies)), made])
+            return pa.concat_tables([X, _taken(X, copies), made])
         if self.kind == "polars":
             import polars as pl
 
@@ -181,10 +183,23 @@ def take_rows(values: Any, rows: NDArray[np.int64]) -> Any:
     if hasattr(values, "iloc"):
         return values.iloc[rows].reset_index(drop=True)
     if isinstance(values, pa.Array | pa.ChunkedArray | pa.Table):
-        return values.take(pa.array(rows))
+        return _taken(values, rows)
     if kind_of(values) == "polars":
         return values[rows.tolist()]
     return np.asarray(values)[rows]
+
+
+def _taken(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Return some rows of Arrow records or labels; Arrow takes none of views and run ends."""
+    if isinstance(values, pa.Table):
+        columns = [_taken(column, rows) for column in values.columns]
+        return pa.table(columns, schema=values.schema)
+    if pa.types.is_run_end_encoded(values.type):
+        taken = plain(values).take(pa.array(rows))
+        return pc.run_end_encode(taken, run_end_type=values.type.run_end_type)
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        return plain(values).take(pa.array(rows)).cast(values.type)
+    return values.take(pa.array(rows))
 
 
 def kind_of(X: Any) -> Kind:

@@ -36,6 +36,7 @@ from prefect_augment.encoding.strata import (
     StratumValues,
     conform_column,
     dictionaries_of,
+    stored_schema,
     stratum_codes,
     stratum_column,
     stratum_values,
@@ -151,7 +152,8 @@ class ImageEncoder(StoredEncoder):
         if image_size:
             out_size = _scaled(out_size, image_size)
         kept = set(table.column_names) - set(IDS) if columns is None else {*columns, column, label}
-        schema = pa.schema([f for f in table.schema if f.name in kept], table.schema.metadata)
+        fields = [f for f in table.schema if f.name in kept]
+        schema = stored_schema(pa.schema(fields, table.schema.metadata))
         return cls(
             schema=schema,
             column=column,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.compact import KEY, Coded, hex_column, key_texts
+from prefect_augment.encoding.values import plain
 
 __all__ = [
     "aug_ids",
@@ -129,15 +129,7 @@ def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
         values, pa.ChunkedArray
     ):  # combine_chunks keeps chunks where 32-bit offsets overflow
         values = pa.concat_arrays([chunk.cast(_wide(chunk.type)) for chunk in values.chunks])
-    if isinstance(values.type, pa.BaseExtensionType):
-        values = values.storage
-    if pa.types.is_run_end_encoded(values.type):
-        values = pc.run_end_decode(values)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    # Arrow has few functions for views.
-    narrow = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(values.type)
-    return values if narrow is None else values.cast(narrow)
+    return plain(values)
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
@@ -164,6 +156,8 @@ def _valid_tokens(values: pa.Array) -> Bytes:
             DURATION if t.is_duration(kind) else TIME, counts, 1_000_000_000 // unit
         )
     if t.is_decimal(kind):
+        if kind.bit_width < 128:  # which Arrow has few functions for
+            values = values.cast(pa.decimal128(kind.precision, kind.scale))
         return _hashed(DECIMAL, values, _plain_decimal)
     if t.is_string(kind) or t.is_large_string(kind):
         return _hashed(TEXT, values, str.encode)

@@ -12,18 +12,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.balancing import class_order, stratum_names
-from prefect_augment.encoding.values import plain, values_from_json, values_to_json
+from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
 
 __all__ = [
     "StratumValues",
     "conform_column",
     "dictionaries_of",
+    "stored_schema",
     "stratum_codes",
     "stratum_column",
     "stratum_values",
     "table_strata",
-    "value_type",
 ]
 
 # Stratum -> column (the label and the ``by`` columns) -> value as JSON.
@@ -49,6 +49,11 @@ def stratum_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, 
     for (stratum, *values), _ in ordered:
         found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
     return {name: found[name] for name in class_order(found)}
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema as it comes back from storage: Arrow renames what is inside a map."""
+    return pa.ipc.read_schema(pa.BufferReader(schema.serialize()))
 
 
 def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int64]:
@@ -106,15 +111,12 @@ def conform_column(
         )
     if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
         levels = dictionaries[field.name]
-        indices = pc.index_in(column, value_set=levels, skip_nulls=True)
+        indices = pc.index_in(column, value_set=plain(levels), skip_nulls=True)
+        if levels.type != field.type.value_type:  # a view that was loaded as plain text
+            levels = levels.cast(field.type.value_type)
         return pa.DictionaryArray.from_arrays(
             indices.cast(field.type.index_type), levels, ordered=field.type.ordered
         )
+    if pa.types.is_run_end_encoded(field.type) and not pa.types.is_run_end_encoded(column.type):
+        return pc.run_end_encode(column, run_end_type=field.type.run_end_type)
     return column if column.type == field.type else column.cast(field.type)
-
-
-def value_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values, whatever they are wrapped in."""
-    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
-        return kind.value_type
-    return kind

@@ -24,13 +24,13 @@ from prefect_augment.encoding.stored import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
     dictionaries_of,
+    stored_schema,
     stratum_codes,
     stratum_column,
     stratum_values,
     table_strata,
-    value_type,
 )
-from prefect_augment.encoding.values import plain, values_from_json, values_to_json
+from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
 
 __all__ = ["TableEncoder", "table_strata"]
@@ -97,9 +97,8 @@ class TableEncoder(StoredEncoder):
         """
         kinds = {fact.name: fact.kind for fact in columns}
         _check_columns(table, [*kinds, label, *by])
-        schema = pa.schema(
-            [f for f in table.schema if f.name in kinds or f.name == label], table.schema.metadata
-        )
+        fields = [f for f in table.schema if f.name in kinds or f.name == label]
+        schema = stored_schema(pa.schema(fields, table.schema.metadata))
         codecs: dict[str, Codec] = {}
         fills: dict[str, dict[str, Any]] = {}
         for field in schema:

@@ -18,20 +18,38 @@ __all__ = [
     "is_integer_like",
     "plain",
     "to_integers",
+    "value_type",
     "values_from_json",
     "values_to_json",
 ]
 
+# Arrow has few functions for views.
+_WITHOUT_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return the column as one array of values, dictionaries and run ends decoded."""
+    """Return the column as one array of values of its :func:`value_type`."""
     if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
     if pa.types.is_dictionary(column.type):
+        if column.type.value_type in _WITHOUT_VIEW:
+            levels = column.dictionary.cast(_WITHOUT_VIEW[column.type.value_type])
+            column = pa.DictionaryArray.from_arrays(column.indices, levels)
         column = column.dictionary_decode()
-    return column
+    return column.cast(_WITHOUT_VIEW[column.type]) if column.type in _WITHOUT_VIEW else column
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, whatever they are wrapped in."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return _WITHOUT_VIEW.get(kind, kind)
 
 
 def is_integer_like(kind: pa.DataType) -> bool:

@@ -94,6 +94,9 @@ class Points:
         return Points(self.numbers[rows], self.levels[rows])
 
 
+LARGEST = float(np.finfo(np.float64).max)
+
+
 @dataclass(frozen=True)
 class FeatureSpace:
     """How records are placed; made from *fit* records, used for all.
@@ -126,7 +129,9 @@ class FeatureSpace:
         """Records in this space."""
         values = np.clip(X[:, ~self.is_category], *self._bounds(X[:, ~self.is_category]))
         null = np.isnan(values)
-        numbers = (np.where(null, self.median, values) - self.median) / self.scale
+        with np.errstate(over="ignore"):
+            numbers = (np.where(null, self.median, values) - self.median) / self.scale
+        numbers = np.clip(numbers, -LARGEST, LARGEST)
         codes = X[:, self.is_category]
         levels = np.where(np.isnan(codes), -1, codes).astype(np.int32)
         return Points(np.hstack([numbers, null]), levels)
@@ -254,5 +259,6 @@ def _summary(column: Float) -> tuple[float, float, float, float]:
     q05, median, q95 = np.quantile(finite, [0.05, 0.5, 0.95])
     low, high = float(finite.min()), float(finite.max())
     # Mostly one value (an inflated zero): the whole range. Constant: any difference is large.
-    scale = (q95 - q05) or (high - low) or 1.0
-    return float(median), float(scale), low, high
+    with np.errstate(over="ignore"):
+        scale = (q95 - q05) or (np.float64(high) - low) or 1.0
+    return float(median), float(min(scale, LARGEST)), low, high

@@ -50,7 +50,17 @@ class NoModel(Params):
     kind: Literal["none"] = "none"
 
 
-class TreesModel(Params):
+class TableParams(Params):
+    """What every model of tables can be asked for."""
+
+    overlap: bool = Field(
+        default=False,
+        description="Learn records of the largest class that look like another one as a class of their own, which is "
+        "not sampled: rare classes get clearer, the largest loses its border.",
+    )
+
+
+class TreesModel(TableParams):
     """Sequential trees (synthpop): each column drawn from a tree given the class and the columns before."""
 
     # The tab of the form.
@@ -66,7 +76,7 @@ class TreesModel(Params):
     max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
 
 
-class FlowModel(Params):
+class FlowModel(TableParams):
     """Flow matching for tables: categories drawn one given the others, numbers carried from noise."""
 
     # The tab of the form.

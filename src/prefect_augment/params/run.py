@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prefect_augment.params.base import Params
+from prefect_augment.params.constraints import Constraint
 
 __all__ = [
     "Answer",
@@ -96,6 +97,11 @@ class Gate(Params):
     )
     n_bootstrap: int = Field(
         default=2000, ge=100, le=100_000, description="Resamples behind each interval."
+    )
+    constraints: list[Constraint] = Field(
+        default_factory=list,
+        description="Tables: what every synthetic record keeps (an inequality, positive numbers, combinations that "
+        "there are, no two alike). Draws that do not are passed over; SMOTE, which knows of none, is left out.",
     )
 
 

@@ -21,15 +21,17 @@ from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.packed import refuse_bomb, size_of
-from prefect_augment.shards.parquet_source import refuse_duplicates
+from prefect_augment.shards.parquet_source import (
+    plain_schema,
+    refuse_duplicates,
+    with_plain_types,
+)
 
 __all__ = ["read_batches"]
 
 BYTES_AT_ONCE = 8 << 20
 FILE_MAGIC = b"ARROW1"
 FEATHER_1_MAGIC = b"FEA1"
-# What other libraries write for text and binary, and Parquet has no form of its own for.
-PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
@@ -64,7 +66,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
             table.validate(full=True)
             n_unpacked += table.nbytes
             refuse_bomb(name, n_bytes, n_unpacked)
-            for part in _parts(_with_plain_types(table)):
+            for part in _parts(with_plain_types(table)):
                 positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
                 yield SourceRecords(part, positions)
                 n_rows += part.num_rows
@@ -113,7 +115,7 @@ def _read_feather_1(file: IO[bytes]) -> pa.Table:
 def _checked(table: pa.Table, name: str) -> pa.Table:
     """Refuse columns that could not be told apart or published."""
     refuse_duplicates(table.column_names, name)
-    for field in _plain_schema(table.schema):
+    for field in plain_schema(table.schema):
         try:
             pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
         except pa.ArrowException as exc:
@@ -123,13 +125,3 @@ def _checked(table: pa.Table, name: str) -> pa.Table:
                 column=field.name,
             ) from exc
     return table
-
-
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    fields = [field.with_type(PLAIN.get(field.type, field.type)) for field in schema]
-    return pa.schema(fields, metadata=schema.metadata)
-
-
-def _with_plain_types(table: pa.Table) -> pa.Table:
-    schema = _plain_schema(table.schema)
-    return table if schema == table.schema else table.cast(schema)

@@ -15,7 +15,7 @@ from prefect_augment.params import Source
 from prefect_augment.shards.base import BATCH_BYTES, SourceRecords
 from prefect_augment.shards.parquet_check import check_parquet, check_row_count
 
-__all__ = ["read_batches", "refuse_duplicates"]
+__all__ = ["plain_schema", "read_batches", "refuse_duplicates", "with_plain_types"]
 
 # What a footer says of sizes may be wrong by orders of magnitude: 200 kB can hold one long text many
 # thousand times. So many rows are looked at first.
@@ -56,11 +56,12 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         refuse_duplicates(schema.names, name)
         check_parquet(reader, file, name=name)
         if reader.metadata.num_rows == 0:
-            yield SourceRecords(schema.empty_table(), np.zeros(0, dtype=np.int64))
+            yield SourceRecords(plain_schema(schema).empty_table(), np.zeros(0, dtype=np.int64))
         start = 1
         for batch in _batches(reader):
             table = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
             table.validate(full=True)
+            table = with_plain_types(table)
             end = start + table.num_rows
             yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
             start = end
@@ -105,3 +106,24 @@ def refuse_duplicates(names: Sequence[str], where: str) -> None:
             "rename or drop all but one of each.",
             columns=repeated,
         )
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with plain text and bytes for views.
+
+    What other libraries write, Parquet has no form of its own for, and Arrow few functions.
+    """
+    fields = [field.with_type(_plain_type(field.type)) for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def with_plain_types(table: pa.Table) -> pa.Table:
+    """Return the records in their :func:`plain_schema`."""
+    schema = plain_schema(table.schema)
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _plain_type(kind.value_type), ordered=kind.ordered)
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)

@@ -1,8 +1,9 @@
-"""Constraints on records, looked at one by one: what holds, and of which columns it can be asked."""
+"""Constraints on records: what holds, of which columns it can be asked, and which real records break it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.values import plain, values_to_json
-from prefect_augment.params import Combination, Constraint, Inequality, Positive
+from prefect_augment.encoding.values import plain, value_type, values_to_json
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import Combination, Constraint, Inequality, Positive, Unique
 
-__all__ = ["columns_of", "has_sign", "holds", "said_rule", "tuples_of"]
+__all__ = ["check_types", "columns_of", "holds", "n_breaking", "said_rule", "tuples_of"]
 
 Bool = NDArray[np.bool_]
 
@@ -95,7 +97,54 @@ def tuples_of(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def has_sign(kind: pa.DataType) -> bool:
+def check_types(rule: Constraint, schema: pa.Schema) -> None:
+    """Refuse a constraint on columns whose types cannot keep or break it.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if isinstance(rule, Positive):
+        for name in rule.columns:
+            kind = value_type(schema.field(name).type)
+            if not _has_sign(kind):
+                raise ParameterError(
+                    f"constraint {said_rule(rule)!r} names {name!r}, which holds {kind}; name "
+                    "columns of numbers or durations.",
+                    column=name,
+                )
+    try:
+        holds(rule, schema.empty_table(), set())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        kinds = ", ".join(f"{name} is {schema.field(name).type}" for name in columns_of(rule))
+        raise ParameterError(
+            f"constraint {said_rule(rule)!r} cannot be looked at: {kinds}; name columns that can "
+            "be compared with one another, numbers for zero."
+        ) from exc
+
+
+def n_breaking(rules: Sequence[Constraint], batches: Iterable[pa.Table]) -> list[int]:
+    """Return how many records break each constraint; of those that are alike all but one.
+
+    Parameters
+    ----------
+    rules : sequence of Constraint
+        A ``Combination`` is what there is, so that no record breaks it.
+    batches : iterable of pyarrow.Table
+        The records.
+    """
+    found = [0] * len(rules)
+    seen: list[Counter[tuple[Any, ...]]] = [Counter() for _ in rules]
+    for table in batches:
+        for i, rule in enumerate(rules):
+            if isinstance(rule, Unique):
+                seen[i].update(key for key in tuples_of(table, rule.columns) if None not in key)
+            elif not isinstance(rule, Combination):
+                found[i] += int((~holds(rule, table, set())).sum())
+    return [n + sum(c.values()) - len(c) for n, c in zip(found, seen, strict=True)]
+
+
+def _has_sign(kind: pa.DataType) -> bool:
     """Tell whether values can be below zero: numbers and durations."""
     t = pa.types
     return bool(

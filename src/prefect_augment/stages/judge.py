@@ -66,6 +66,7 @@ def judge(
             gate.purpose,
             gate.near_copy_quantile,
             gate.fidelity_quantile,
+            *gate.constraints,
         ],
         inputs=[dataset.key, candidates.key],
         seed=seed,
@@ -77,7 +78,8 @@ def judge(
     facts = load_facts(dataset, store)
     bench = open_bench(store, facts, plan, Wishes(gate=gate, device=device))
     data = bench.records
-    table = read_shards(store, load_facts(candidates, store).shards)
+    sampled = load_facts(candidates, store)
+    table = read_shards(store, sampled.shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
@@ -99,6 +101,7 @@ def judge(
     dropped = table.take(pa.array(rest)).append_column(
         "aug_reason", pa.array(outcome.reason[rest].astype(str))
     )
+    rules = sampled.extra.get("rules", {})
     report = GateReport(
         root=store.uri,
         path=stage.outcome_path,
@@ -108,7 +111,8 @@ def judge(
         kept=_write(stage, kept, "kept", facts.label),
         dropped=_write(stage, dropped, "dropped", facts.label),
         feature_space=outcome.feature_space,
-        notes=outcome.notes,
+        notes=(*([rules["said"]] if rules else []), *outcome.notes),
+        rules=rules,
     )
     return stage.finish(report)
 

@@ -135,6 +135,8 @@ def synthetic_records(
         raise ParameterError(
             "the recipe has synthetic records, but publish was given none; pass `gate`, with kept records."
         )
+    if gate.rules:
+        notes.append(f"synthetic records {gate.rules['said']}")
     # A smaller amount is a prefix of what the gate kept; candidates that no gate saw have no rank.
     strata, numbers = _small(look, gate.kept, wanted, ["aug_ordinal", "aug_rank"])
     ordinals = numbers["aug_ordinal"]

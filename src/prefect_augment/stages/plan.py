@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import islice
 
 from prefect_augment.balancing import plan_classes, plan_warnings, suggestion
 from prefect_augment.datatypes import (
@@ -17,12 +18,14 @@ from prefect_augment.datatypes import (
     DatasetRef,
     Estimate,
 )
+from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.estimates import estimate, estimate_images, learner_size
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.stages.arms import AMOUNTS, make_arms
+from prefect_augment.stages.constraints import check_types, columns_of, n_breaking, said_rule
 from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
 from prefect_augment.storage import Store
 
@@ -107,6 +110,7 @@ def _plan(
     store: Store,
 ) -> BalancePlan:
     can_sample = model.kind != "none"
+    said = _constraint_warnings(facts, gate, store)
     counts = _training_counts(facts, balance.by, store)
     classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample)
     has_model = any(entry.n_synthetic for entry in classes)
@@ -121,7 +125,8 @@ def _plan(
         rule=_rule(balance),
         classes=classes,
         estimate=expected,
-        warnings=plan_warnings(classes, balance)
+        warnings=said
+        + plan_warnings(classes, balance)
         + _budget_warnings(expected, n_folds, facts, budget, gate.n_seeds),
         learner_steps=steps,
         n_folds=n_folds,
@@ -214,6 +219,46 @@ def _training_counts(facts: DatasetFacts, by: Sequence[str], store: Store) -> di
     for table in iter_shards(store, shards, [facts.label, *by]):
         found.update(table_strata(table, label=facts.label, by=by))
     return dict(found)
+
+
+def _constraint_warnings(facts: DatasetFacts, gate: Gate, store: Store) -> tuple[str, ...]:
+    """Refuse constraints that no synthetic record can be held to; say which real records break them."""
+    rules = gate.constraints
+    if not rules:
+        return ()
+    if facts.image is not None:
+        raise ParameterError(
+            "gate.constraints are about columns, and the source holds images; leave them out."
+        )
+    kinds = {column.name: column.kind for column in facts.columns} | {facts.label: "category"}
+    for rule in rules:
+        for name in columns_of(rule):
+            if name not in kinds:
+                raise ParameterError(
+                    f"constraint {said_rule(rule)!r} names {name!r}, which is not a column"
+                    f"{did_you_mean(name, list(kinds))}; there are: {listing(list(kinds))}.",
+                    column=name,
+                )
+            if kinds[name] not in ("numeric", "category", "constant"):
+                raise ParameterError(
+                    f"constraint {said_rule(rule)!r} names {name!r}, which is {_article(kinds[name])} "
+                    "column, and no model learns it; leave it out, or say with source.columns what "
+                    "it is.",
+                    column=name,
+                )
+    shards = [shard for shard in facts.shards if shard.split in _TRAINING]
+    for rule in rules:
+        names = columns_of(rule)
+        for table in islice(iter_shards(store, shards, names), 1):
+            check_types(rule, table.select(names).schema)
+    columns = sorted({name for rule in rules for name in columns_of(rule)})
+    broken = n_breaking(rules, iter_shards(store, shards, columns))
+    return tuple(
+        f"{n:,} real training records break {said_rule(rule)!r}: they stay as they are, and no "
+        "synthetic record does."
+        for rule, n in zip(rules, broken, strict=True)
+        if n
+    )
 
 
 def _rule(balance: Balance) -> str:

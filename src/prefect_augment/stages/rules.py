@@ -18,14 +18,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from prefect_augment.encoding.strata import value_type
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import GenerativeModel, SamplesGiven
-from prefect_augment.params import Combination, Constraint, Positive, Unique
+from prefect_augment.params import Combination, Constraint, Unique
 from prefect_augment.stages.constraints import (
+    check_types,
     columns_of,
-    has_sign,
     holds,
     said_rule,
     tuples_of,
@@ -116,6 +115,18 @@ class Rules:
     def columns(self) -> list[str]:
         """Columns that a constraint looks at."""
         return sorted({name for rule in self.constraints for name in columns_of(rule)})
+
+    def hold_in(
+        self, encoder: TableEncoder, X: NDArray[np.float64], strata: Sequence[str]
+    ) -> NDArray[np.bool_]:
+        """Tell which records keep the constraints that are about one record, shape (n_records,)."""
+        good = np.ones(len(X), dtype=bool)
+        if self.constraints:
+            table = encoder.decode(X, strata=strata, columns=self.columns)
+            for rule, real in zip(self.constraints, self.combinations, strict=True):
+                if not isinstance(rule, Unique):
+                    good &= holds(rule, table, real)
+        return good
 
     @property
     def compares_records(self) -> bool:
@@ -288,24 +299,7 @@ def _check(encoder: TableEncoder, rule: Constraint) -> None:
     """Refuse a constraint that cannot be kept or broken: by name, kind of column, type."""
     for name in columns_of(rule):
         require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
-        kind = value_type(encoder.schema.field(name).type)
-        if isinstance(rule, Positive) and not has_sign(kind):
-            raise ParameterError(
-                f"constraint {said_rule(rule)!r} names {name!r}, which holds {kind}; name columns of "
-                "numbers or durations.",
-                column=name,
-            )
-    empty = encoder.schema.empty_table()
-    try:
-        holds(rule, empty, set())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        kinds = ", ".join(
-            f"{name} is {encoder.schema.field(name).type}" for name in columns_of(rule)
-        )
-        raise ParameterError(
-            f"constraint {said_rule(rule)!r} cannot be looked at: {kinds}; name columns that can "
-            "be compared with one another, numbers for zero."
-        ) from exc
+    check_types(rule, encoder.schema)
 
 
 def _too_narrow(

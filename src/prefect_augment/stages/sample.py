@@ -257,15 +257,16 @@ def _with_rules(
 ) -> DatasetFacts:
     """Return the facts with what was asked, and how much of what was drawn kept to it."""
     accepted = {name: n / n_draws[name] for name, n in wanted.items()}
+    note = "accepted for keeping what was asked: " + ", ".join(
+        f"{share:.1%} of the draws of class {name!r}" for name, share in accepted.items()
+    )
     found = {
         "given": rules.said,
         "constraints": [rule.model_dump(mode="json") for rule in rules.constraints],
         "accepted": accepted,
         "passed": dict(passed),
+        "said": note,
     }
-    note = "of the draws were accepted: " + ", ".join(
-        f"{share:.1%} of class {name!r}" for name, share in accepted.items()
-    )
     logger.info("%s", note)
     return facts.model_copy(
         update={"extra": {**facts.extra, "rules": found}, "notes": (*facts.notes, note)}

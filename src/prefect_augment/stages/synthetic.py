@@ -7,6 +7,7 @@ training records: a fifth of them plays val. (Tables only: an image model takes 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from prefect_augment.stages.draw import candidate_seeds
 from prefect_augment.stages.fit_sample import sample_rows
 from prefect_augment.stages.models import table_spec
 from prefect_augment.stages.parts import Question, best_first, groups_of
+from prefect_augment.stages.rules import draw_kept
 from prefect_augment.stages.train import fit_model
 
 if TYPE_CHECKING:
@@ -75,17 +77,26 @@ def draw_synthetic(
     )
     share = len(rows) / len(data.y)
     drawn, codes, ordinals = [], [], []
+    taken = bench.rules.taken()
     can = [
         name for name, n in zip(data.strata_names, counts, strict=True) if n >= MIN_SAMPLED_RECORDS
     ]
     for name, n in candidates_wanted(bench.plan, gate, can).items():
         k = data.strata_names.index(name)
-        n_drawn = round(n * share)
-        conditions = np.full(n_drawn, k, dtype=np.int64)
-        seeds = candidate_seeds(seed, name, 0, n_drawn)
-        drawn.append(trained.sample(conditions, seeds=seeds))
-        codes.append(conditions)
-        ordinals.append(np.arange(n_drawn))
+        kept = draw_kept(
+            trained,
+            data.encoder,
+            bench.rules,
+            stratum=name,
+            start=0,
+            n=round(n * share),
+            least=0,  # a fold is content with fewer
+            seeds_of=partial(candidate_seeds, seed, name),
+            taken=taken,
+        )
+        drawn.append(kept.X)
+        codes.append(np.full(len(kept.X), k, dtype=np.int64))
+        ordinals.append(kept.ordinals)
     if not drawn:
         return np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64)
     candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))

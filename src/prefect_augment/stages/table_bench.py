@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.matrix import Matrix, to_matrix, training_matrix
 from prefect_augment.stages.parts import Question, gate_wishes, rarest_in_val, score_folds
 from prefect_augment.stages.records import N_FOLDS, SMALL_VAL
+from prefect_augment.stages.rules import Rules
 from prefect_augment.stages.synthetic import draw_synthetic
 from prefect_augment.stages.training_sets import build_training_set
 from prefect_augment.storage import Store
@@ -57,6 +59,17 @@ class TableBench:
         if isinstance(self.wishes.model, NoModel):
             return False
         return bool(load_model_class(self.wishes.model, modality="table").trained_in_steps)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The gate's constraints, with the combinations that fit and val have."""
+        data = self.records
+
+        def real() -> pa.Table:
+            strata = [data.strata_names[k] for k in data.strata]
+            return data.encoder.decode(data.X, strata=strata)
+
+        return Rules.of(data.encoder, real, constraints=self.wishes.gate.constraints)
 
     def read(self, table: pa.Table) -> Matrix:
         """Staged records of another part, by the encoder of fit and val."""
@@ -127,7 +140,10 @@ class TableBench:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
         asked = gate_wishes(data, self.plan, self.wishes.gate, question)
-        asked["in_domain"] = data.encoder.in_domain(question.candidates.X)
+        X, codes = question.candidates.X, question.candidates.stratum
+        strata = [data.strata_names[k] for k in codes]
+        # What breaks a constraint is none of the domain; candidates of other tools may.
+        asked["in_domain"] = data.encoder.in_domain(X) & self.rules.hold_in(data.encoder, X, strata)
         return gate_candidates(
             data.labelled(question.fit),
             data.labelled(question.val),

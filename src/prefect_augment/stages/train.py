@@ -45,6 +45,7 @@ from prefect_augment.stages.effort import (
 )
 from prefect_augment.stages.fit_sample import n_fit_records, read_fit_records
 from prefect_augment.stages.models import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.stages.overlap import with_overlap_class
 from prefect_augment.stages.resume import Resume
 from prefect_augment.stages.reuse import find_earlier, keep_training
 from prefect_augment.staging import Stage, stage_key
@@ -61,7 +62,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).
@@ -135,7 +136,7 @@ def train(
     )
     if earlier is not None:
         return job.stage.finish(earlier)
-    fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
+    fitted: GenerativeModel = job.model_class.build(job.params, records.learnt or records.spec)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
     context = replace(
@@ -215,7 +216,7 @@ def why_no_image_model(
             f"{MAX_CPU_SIZE} px; ask for one by name to train it all the same."
         )
     records = job.records()
-    fitted = job.model_class.build(job.params, records.spec)
+    fitted = job.model_class.build(job.params, records.learnt or records.spec)
     try:
         calibration = job.calibration(fitted, records.data)
     except ParameterError as exc:  # not even one step fits
@@ -259,7 +260,9 @@ def fit_model(
     modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
     model_class = load_model_class(params, modality=modality)
     check_budget(model_class, budget, resolve_model(params, modality=modality))
-    model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
+    wish = model_params(params, modality=modality)
+    data, spec = _as_learnt(data, spec, wish, seed)
+    model: GenerativeModel = model_class.build(wish, spec)
     context = plain_context(budget, seed)
     if isinstance(model, Calibrates):
         context = calibrated_context(calibrate(model, data, budget, seed), seed)
@@ -276,6 +279,7 @@ class _Records:
     spec: TableSpec | ImageSpec
     data: TableData | ImageData
     notes: tuple[str, ...] = ()
+    learnt: TableSpec | None = None  # the spec with a class that is not sampled
 
     @property
     def n_features(self) -> int:
@@ -344,7 +348,16 @@ class _Job:
         give_back()  # training needs other sizes
         if isinstance(encoder, ImageEncoder):
             return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
-        return _Records(encoder, table_spec(encoder, strata), TableData(data, strata), notes)
+        spec = table_spec(encoder, strata)
+        learnt, learnt_spec = _as_learnt(TableData(data, strata), spec, self.params, self.seed)
+        if learnt_spec != spec:
+            n = learnt_spec.class_counts[-1]
+            note = (
+                f"{n:,} records of the largest class overlap with other classes: they are learnt as "
+                "a class of their own, and not sampled."
+            )
+            notes += (note,)
+        return _Records(encoder, spec, learnt, notes, learnt_spec)
 
     def _encoder(self, table: pa.Table) -> Encoder:
         facts = self.facts
@@ -377,6 +390,13 @@ class _Job:
         return self.stage.item(
             "calibration", Calibration, lambda: calibrate(model, data, self.budget, self.seed)
         )
+
+
+def _as_learnt(data: Any, spec: Any, params: Any, seed: int) -> tuple[Any, Any]:
+    """Return records and spec as the model is to learn them."""
+    if isinstance(spec, TableSpec) and getattr(params, "overlap", False):
+        return with_overlap_class(data, spec, seed=seed)
+    return data, spec
 
 
 def _most(model_class: Any) -> int:

@@ -1,0 +1,155 @@
+"""Constraints are stated once, and every synthetic record of the whole job keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from prefect_augment.commands.shared import read_params
+from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.manifest import read_manifest
+from prefect_augment.params import (
+    Balance,
+    Combination,
+    Constraint,
+    Destination,
+    Gate,
+    Inequality,
+    Positive,
+    Source,
+    TreesModel,
+    Unique,
+)
+from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.judge import import_candidates, judge
+from prefect_augment.stages.plan import plan
+from prefect_augment.storage import open_store
+
+MakeTable = Callable[..., pa.Table]
+RULES: list[Constraint] = [
+    Inequality(left="since", operator="<", right="until"),
+    Positive(columns=["cycles"]),
+    Combination(columns=["site", "country"]),
+    Unique(columns=["cycles", "since"]),
+]
+
+
+@pytest.fixture
+def source(make_table: MakeTable, tmp_path: Path) -> Source:
+    """Stays whose end is before their start in three records."""
+    table = make_table(counts={"ok": 260, "worn": 80, "cracked": 40})
+    rng = np.random.default_rng(0)
+    n = table.num_rows
+    days = rng.integers(1, 400, n)
+    days[[0, 300, 370]] = -5
+    until = pc.add(table["since"], pa.array(days * 86_400_000_000, pa.duration("us")))
+    site = table["site"].combine_chunks().dictionary_decode()
+    country = pc.if_else(pc.equal(site, "east"), "PL", "DE")
+    table = table.append_column("until", until).append_column("country", country)
+    pq.write_table(table, tmp_path / "stays.parquet")
+    return Source(uri=str(tmp_path / "stays.parquet"), label="state")
+
+
+def gate(*rules: Constraint) -> Gate:
+    return Gate(
+        n_seeds=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish",
+        constraints=list(rules),
+    )  # fmt: skip
+
+
+def run(source: Source, folder: Path, *rules: Constraint, **params: Any) -> RunResult:
+    given = {"model": TreesModel(), "balance": Balance(target="majority"), **params}
+    return rebalance.fn(
+        source=source, destination=Destination(uri=str(folder)), gate=gate(*rules), **given
+    )
+
+
+def test_every_synthetic_record_of_a_run_keeps_what_was_stated(
+    source: Source, tmp_path: Path
+) -> None:
+    result = run(source, tmp_path / "out", *RULES)
+    table = open_dataset(str(tmp_path / "out")).to_table()
+    real = table.filter(pc.equal(table["aug_origin"], "real"))
+    new = table.filter(pc.equal(table["aug_origin"], "synthetic"))
+    assert new.num_rows > 50
+    assert pc.all(pc.less(new["since"], new["until"])).as_py()
+    assert pc.min(new["cycles"]).as_py() > 0
+    pairs = [
+        {(str(a), b) for a, b in zip(t["site"].to_pylist(), t["country"].to_pylist(), strict=True)}
+        for t in (real, new)
+    ]
+    assert pairs[1] <= pairs[0]
+    keys = [
+        list(zip(t["cycles"].to_pylist(), t["since"].to_pylist(), strict=True)) for t in (real, new)
+    ]
+    assert len(set(keys[1])) == len(keys[1])
+    assert not set(keys[0]) & set(keys[1])
+
+    assert "classic" not in set(table["aug_origin"].to_pylist())
+    assert not any("SMOTE" in score.arm.name for score in result.arms), "it knows of no constraint"
+    # Real records that break a constraint are told and stay; of each the share of draws is told.
+    broken = pc.sum(pc.greater_equal(real["since"], real["until"])).as_py()
+    assert f"{broken} real training records break 'since < until'" in " ".join(result.notes)
+    manifest = read_manifest(open_store(str(tmp_path / "out")))
+    assert manifest.params["gate"]["constraints"][0]["kind"] == "inequality"
+    assert any("% of the draws of class" in note for note in manifest.notes)
+    report = (tmp_path / "out" / manifest.report).read_text(encoding="utf-8")
+    assert "of the draws of class" in report
+
+
+def test_constraints_come_from_a_file_of_parameters(source: Source, tmp_path: Path) -> None:
+    wishes = {"gate": gate(*RULES).model_dump(mode="json"), "plan_only": True}
+    (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(wishes))
+    given = rebalance.validate_parameters(read_params(tmp_path / "wishes.yaml"))
+    assert given["gate"].constraints == RULES
+    destination = Destination(uri=str(tmp_path / "out"))
+    result = rebalance.fn(**{**given, "source": source, "destination": destination})
+    assert any("break 'since < until': they stay" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (Inequality(left="sinc", right="until"), r"'sinc', which is not a column.*'since'"),
+        (Unique(columns=["serial"]), "'serial', which is an identifier column"),
+        (Positive(columns=["site"]), "which holds string"),
+        (Inequality(left="since", right="cycles"), "cannot be looked at"),
+    ],
+)
+def test_what_cannot_be_kept_is_told_before_anything_is_trained(
+    source: Source, tmp_path: Path, rule: Constraint, says: str
+) -> None:
+    with pytest.raises(ParameterError, match=says):
+        run(source, tmp_path / "out", rule, plan_only=True)
+
+
+def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
+    source: Source, tmp_path: Path
+) -> None:
+    real = pq.read_table(source.uri)
+    rare = real.filter(pc.equal(real["state"], "cracked"))
+    place = real.column_names.index("load")
+    pq.write_table(
+        rare.set_column(place, "load", pc.add(rare["load"], 0.013)), tmp_path / "other.parquet"
+    )
+    store = open_store(str(tmp_path / "out"))
+    dataset = ingest(source, store=store, seed=0)
+    kept = []
+    for rules in ((), (Inequality(left="since", operator=">", right="until"),)):
+        wish = gate(*rules)
+        made = plan(dataset, balance=Balance(), model=TreesModel(), gate=wish, store=store)
+        given = import_candidates(dataset, str(tmp_path / "other.parquet"), plan=made, store=store)
+        judged = judge(dataset, given, plan=made, gate=wish, seed=0, store=store)
+        kept.append(sum(c.n_passed for c in judged.classes))
+    assert kept[1] <= 1 < 10 < kept[0]
