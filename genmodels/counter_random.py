@@ -47,7 +47,7 @@ def uniform(keys: NDArray[np.uint64], counter: int) -> NDArray[np.float64]:
     return (_mix(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normal(keys: NDArray[np.uint64], n_values: int) -> NDArray[np.float32]:
+def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[np.float32]:
     """Return standard normal numbers of each record, by Box and Muller's transform.
 
     Parameters
@@ -56,6 +56,9 @@ def normal(keys: NDArray[np.uint64], n_values: int) -> NDArray[np.float32]:
         From :func:`record_keys`.
     n_values : int
         Numbers per record.
+    start : int
+        First of a record's uniform numbers that may be used; ``n_values`` of them are, one more
+        where that is odd.
 
     Returns
     -------
@@ -63,7 +66,7 @@ def normal(keys: NDArray[np.uint64], n_values: int) -> NDArray[np.float32]:
         Number ``j`` of a record is the same whatever ``n_values`` and the other records are.
     """
     n_pairs = (n_values + 1) // 2
-    counters = np.arange(1, 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    counters = np.arange(start + 1, start + 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     bits = _mix(keys[:, None] + counters) >> np.uint64(11)
     # In (0, 1]: the logarithm of zero is no number.
     uniforms = ((bits + np.uint64(1)).astype(np.float64) * 2.0**-53).reshape(len(keys), n_pairs, 2)

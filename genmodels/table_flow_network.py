@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefect_augment.genmodels.table_codes import CodeLayout, bounded, drawn_code
 from prefect_augment.training.mlp import ResidualMLP
 from prefect_augment.training.networks import FourierFeatures
 
-__all__ = ["FlowNetwork", "bounded", "carried", "draw_choices"]
+__all__ = ["FlowNetwork", "carried", "draw_choices"]
 
 N_TIMES = 16  # features of the place on the line
 MAX_FREQUENCY = 30.0
-MAX_LOGIT = 20.0  # softly: sums over the codes of a choice then need no maximum taken out
 ROUNDS = 32  # of drawing choices; where there are more, several are drawn at once
 
 
@@ -37,15 +37,8 @@ class FlowNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.n_codes, self.n_scores, self.n_classes = n_codes, n_scores, n_classes
-        total = sum(n_codes)
-        self.starts = np.concatenate([[0], np.cumsum(n_codes)]).astype(np.int64)
-        self.offsets: Tensor
-        self.owner: Tensor
-        self.register_buffer("offsets", torch.from_numpy(self.starts[:-1].copy()), persistent=False)
-        # Which choice a code belongs to: sums over codes are products with it, the same every time.
-        owner = torch.zeros(total, len(n_codes))
-        owner[torch.arange(total), torch.repeat_interleave(torch.tensor(n_codes).long())] = 1.0
-        self.register_buffer("owner", owner, persistent=False)
+        self.layout = CodeLayout(n_codes)
+        total = self.layout.total
         if n_codes:
             self.choices = ResidualMLP(total + n_classes, total, width=width, depth=depth)
         if n_scores:
@@ -53,13 +46,6 @@ class FlowNetwork(nn.Module):
             n_in = total + n_classes + n_scores + N_TIMES
             # Smooth functions: half the width is as good, and is learnt by heart later.
             self.scores = ResidualMLP(n_in, n_scores, width=max(8, width // 2), depth=depth)
-        if not self.parts:  # optimisers want something to hold
-            self.nothing = nn.Parameter(torch.zeros(()))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the children that are trained."""
-        return ("choices",) * bool(self.n_codes) + ("scores",) * bool(self.n_scores)
 
     def seen(self, codes: Tensor, y: Tensor, shown: Tensor | None = None) -> Tensor:
         """Return codes and class as zeros and ones, (n, n_codes + n_classes); hidden codes are zeros.
@@ -70,11 +56,8 @@ class FlowNetwork(nn.Module):
         y : Tensor of int64, shape (n,)
         shown : Tensor of bool, shape (n, n_choices), optional
         """
-        ones = torch.ones(codes.shape, device=codes.device) if shown is None else shown.float()
-        known = torch.zeros(len(codes), self.owner.shape[0] + self.n_classes, device=codes.device)
-        known.scatter_(1, codes + self.offsets, ones)
-        known.scatter_(1, (y + self.owner.shape[0])[:, None], 1.0)
-        return known
+        classes = F.one_hot(y, self.n_classes).float()
+        return torch.cat([self.layout.one_hot(codes, shown), classes], dim=1)
 
     def logits(self, known: Tensor) -> Tensor:
         """Return what each code's probability is the exponential of, but for its choice's sum."""
@@ -83,11 +66,6 @@ class FlowNetwork(nn.Module):
     def velocity(self, known: Tensor, x: Tensor, t: Tensor, has_score: Tensor) -> Tensor:
         """Return the velocity of the scores, (n, n_scores)."""
         return self.scores(torch.cat([known, x * has_score, self.times(t)], dim=1))
-
-
-def bounded(logits: Tensor) -> Tensor:
-    """Return logits pressed softly into what an exponential can bear."""
-    return MAX_LOGIT * torch.tanh(logits / MAX_LOGIT)
 
 
 def draw_choices(
@@ -120,10 +98,8 @@ def draw_choices(
             continue
         h = network.choices.body(network.seen(codes, y, shown))
         for i in together:
-            columns = slice(int(network.starts[i]), int(network.starts[i + 1]))
-            mass = bounded(network.choices.head(h, columns)).double().exp().cumsum(dim=1)
-            place = (mass <= uniforms[:, i : i + 1] * mass[:, -1:]).sum(dim=1)
-            codes[:, i] = place.clamp_(max=network.n_codes[i] - 1)
+            logits = bounded(network.choices.head(h, network.layout.columns(i)))
+            codes[:, i] = drawn_code(logits, uniforms[:, i : i + 1])
         shown[:, together] = True
     return codes
 

@@ -15,7 +15,7 @@ Networks want small numbers of one scale. Here every column becomes a *choice* a
 Back from a score, a shared value is returned as it is, one that a single record has is not: between
 two of those lies what interpolates them (as in :mod:`.table_trees`).
 
-``flow`` stands on it, and any other network of tables can. Numpy and scipy only.
+All networks of tables stand on it (:mod:`.table_network`). Numpy and scipy only.
 
 References
 ----------
@@ -155,6 +155,21 @@ class MixedSpace:
     def n_scores(self) -> int:
         """Columns that have scores."""
         return len(self._scores)
+
+    @property
+    def choice_columns(self) -> tuple[int, ...]:
+        """Column of each choice."""
+        return tuple(choice.column for choice in self._choices)
+
+    @property
+    def score_columns(self) -> tuple[int, ...]:
+        """Column of each score."""
+        return tuple(score.column for score in self._scores)
+
+    @property
+    def score_choices(self) -> tuple[int, ...]:
+        """Choice whose last code says that a score has a value, -1 where it always has."""
+        return tuple(score.choice for score in self._scores)
 
     # --- records to codes and ranks ---
 

@@ -20,6 +20,7 @@ from prefect_augment.params import (
     PluginModel,
     Publish,
     TreesModel,
+    VaeModel,
 )
 from prefect_augment.registry import (
     FORMATS,
@@ -48,6 +49,20 @@ def test_a_model_of_tables_is_refused_for_images() -> None:
         resolve_model(TreesModel(), modality="image")
     with pytest.raises(ParameterError, match="'diffusion' makes image data"):
         resolve_model(DiffusionModel(), modality="table")
+
+
+def test_one_kind_may_have_a_class_for_each_kind_of_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "two_models.py").write_text("class OfTables: ...\nclass OfImages: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    both = ModelEntry({"table": "two_models:OfTables", "image": "two_models:OfImages"})
+    monkeypatch.setitem(MODELS, "vae", both)
+    for modality, name in (("table", "OfTables"), ("image", "OfImages")):
+        assert resolve_model(VaeModel(), modality=modality) == "vae"  # type: ignore[arg-type]
+        for wish in (VaeModel(), "vae"):
+            found = load_model_class(wish, modality=modality)  # type: ignore[arg-type]
+            assert found.__name__ == name
 
 
 def test_auto_is_diffusion_for_images() -> None:
@@ -99,7 +114,7 @@ def test_a_missing_extra_says_what_to_install(
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(MODELS, "more", ModelEntry("needs_more:Model", "table", extra="torch"))
+    monkeypatch.setitem(MODELS, "more", ModelEntry({"table": "needs_more:Model"}, extra="torch"))
     with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[torch\]'"):
         load_model_class("more")
 

@@ -1,7 +1,7 @@
 """Names of models and source formats, and where their code is: strings only, imported on use.
 
-A model's line gives its kind in the params, ``module:Class``, the extra that its imports need, and
-the kind of data it makes. Models of other packages come by the entry-point group
+A model's line gives its kind in the params, ``module:Class`` for each kind of data that it makes, and
+the extra that its imports need. Models of other packages come by the entry-point group
 ``prefect_augment.models`` and are asked for with ``PluginModel``; such a class may carry its own
 pydantic class of params as ``Params``, which then checks the options.
 """
@@ -9,6 +9,7 @@ pydantic class of params as ``Params``, which then checks the options.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [
     "load_model_class",
     "load_reader",
     "load_shard_format",
+    "model_kinds",
     "model_params",
     "resolve_model",
 ]
@@ -49,15 +51,21 @@ ENTRY_POINTS = "prefect_augment.models"
 class ModelEntry:
     """Where a model's code is."""
 
-    target: str  # module:Class
-    modality: Modality
+    targets: Mapping[Modality, str]  # module:Class by the kind of data; params are the same
     extra: str = ""  # of prefect-augment, that its imports need
 
 
+_GENMODELS = "prefect_augment.genmodels"
+
 MODELS: dict[str, ModelEntry] = {
-    "trees": ModelEntry("prefect_augment.genmodels.table_trees:TableTrees", "table"),
-    "flow": ModelEntry("prefect_augment.genmodels.table_flow:TableFlow", "table", "torch"),
-    "diffusion": ModelEntry("prefect_augment.genmodels.diffusion:Diffusion", "image", "torch"),
+    "trees": ModelEntry({"table": f"{_GENMODELS}.table_trees:TableTrees"}),
+    "flow": ModelEntry({"table": f"{_GENMODELS}.table_flow:TableFlow"}, "torch"),
+    "vae": ModelEntry({"table": f"{_GENMODELS}.table_vae:TableVae"}, "torch"),
+    "gan": ModelEntry({"table": f"{_GENMODELS}.table_gan:TableGan"}, "torch"),
+    "autoencoder": ModelEntry(
+        {"table": f"{_GENMODELS}.table_autoencoder:TableAutoencoder"}, "torch"
+    ),
+    "diffusion": ModelEntry({"image": f"{_GENMODELS}.diffusion:Diffusion"}, "torch"),
 }
 
 # What AutoModel stands for.
@@ -112,6 +120,11 @@ SHARD_FORMATS: dict[str, ShardEntry] = {
 }
 
 
+def model_kinds(modality: Modality) -> list[str]:
+    """Return the kinds of models that make a kind of data, sorted."""
+    return sorted(kind for kind, entry in MODELS.items() if modality in entry.targets)
+
+
 def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str | None:
     """Return the kind of model that the params ask for.
 
@@ -139,11 +152,11 @@ def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str |
         return params.name
     if isinstance(params, AutoModel):
         return _AUTO[modality].kind
-    if MODELS[params.kind].modality != modality:
+    if modality not in (targets := MODELS[params.kind].targets):
         raise ParameterError(
-            f"model {params.kind!r} makes {MODELS[params.kind].modality} data and the source holds "
+            f"model {params.kind!r} makes {' and '.join(targets)} data and the source holds "
             f"{modality} data; "
-            f"choose one of: {', '.join(_kinds(modality))}."
+            f"choose one of: {', '.join(model_kinds(modality))}."
         )
     return params.kind
 
@@ -179,7 +192,7 @@ def load_model_class(model: str | ModelParams, *, modality: Modality = "table") 
         A kind, a plug-in's name (both stand in ``ModelRef.kind``), or the wish itself; a plug-in's
         options are then checked too.
     modality : str
-        The kind of data, which ``auto`` goes by.
+        The kind of data, which ``auto`` goes by, and kinds that make several.
 
     Raises
     ------
@@ -194,7 +207,9 @@ def load_model_class(model: str | ModelParams, *, modality: Modality = "table") 
         model = _AUTO[modality]
     kind = model if isinstance(model, str) else getattr(model, "name", model.kind)
     if kind in MODELS and not isinstance(model, PluginModel):
-        return _load(MODELS[kind].target, what=f"model {kind!r}", extra=MODELS[kind].extra)
+        entry = MODELS[kind]
+        target = entry.targets.get(modality) or next(iter(entry.targets.values()))
+        return _load(target, what=f"model {kind!r}", extra=entry.extra)
     found = _load_plugin(kind)
     if isinstance(model, PluginModel):
         _plugin_options(model, found)
@@ -247,10 +262,6 @@ def check_shard_format(name: str, *, modality: Modality) -> None:
             f"{modality} data; choose one of: {', '.join(able)}.",
             format=name,
         )
-
-
-def _kinds(modality: str) -> list[str]:
-    return sorted(kind for kind, entry in MODELS.items() if entry.modality == modality)
 
 
 def _load(target: str, *, what: str, extra: str) -> Any:

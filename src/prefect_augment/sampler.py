@@ -52,7 +52,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     Parameters
     ----------
     kind : str, default="trees"
-        The model: ``auto``, a kind of tables in the registry, or the name of a plug-in.
+        The model: ``auto``, ``trees``, ``flow``, ``vae``, ``gan``, ``autoencoder`` (all but trees need
+        the extra ``torch``), or the name of a plug-in.
     sampling_strategy : float, str, dict or callable, default="auto"
         As for imbalanced-learn's over-samplers; ``auto`` brings every class up to the largest.
     purpose : {"utility", "faithful"}, default="utility"

@@ -23,7 +23,7 @@ from prefect_augment.genmodels.base import (  # noqa: E402
     ImageSpec,
 )
 from prefect_augment.params import Budget, DiffusionModel  # noqa: E402
-from prefect_augment.registry import MODELS, load_model_class  # noqa: E402
+from prefect_augment.registry import load_model_class, model_kinds  # noqa: E402
 
 # A new model adds its params with an effort that ends within a second or two.
 SMALL: dict[str, tuple[Any, Budget]] = {
@@ -62,9 +62,7 @@ def seeds(n: int, start: int = -3) -> NDArray[np.int64]:
     return np.arange(start, start + n, dtype=np.int64) * 7_919
 
 
-@pytest.fixture(
-    scope="module", params=sorted(k for k, e in MODELS.items() if e.modality == "image")
-)
+@pytest.fixture(scope="module", params=model_kinds("image"))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -78,7 +76,7 @@ CONDITIONS = np.array([2, 0, 0, 1, 2, 1] * 15, dtype=np.int64)
 
 
 def test_every_registered_image_model_is_under_contract() -> None:
-    assert {k for k, e in MODELS.items() if e.modality == "image"} == set(SMALL)
+    assert set(model_kinds("image")) == set(SMALL)
 
 
 def test_one_image_per_condition_in_their_order(model: GenerativeModel) -> None:
@@ -220,7 +218,7 @@ def test_progress_is_reported_in_steps(kind: str) -> None:
     steps = [step for step, _ in heard]
     assert steps == sorted(steps)
     assert steps[-1] == model.n_steps == 5
-    assert {"loss", "images_per_second", "seconds_left"} <= set(heard[-1][1])
+    assert {"loss", "records_per_second", "seconds_left"} <= set(heard[-1][1])
 
 
 def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> None:

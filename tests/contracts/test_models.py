@@ -9,20 +9,32 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from prefect_augment.errors import AugmentError
 from prefect_augment.genmodels.base import (
     Arrays,
     Calibrates,
     Config,
+    Encodes,
     FitContext,
     GenerativeModel,
     SamplesGiven,
+    ScoresClasses,
     TableData,
     TableSpec,
 )
-from prefect_augment.params import Budget, FlowModel, TreesModel
-from prefect_augment.registry import MODELS, load_model_class
+from prefect_augment.params import (
+    AutoencoderModel,
+    Budget,
+    FlowModel,
+    GanModel,
+    TreesModel,
+    VaeModel,
+)
+from prefect_augment.registry import MODELS, load_model_class, model_kinds
 from prefect_augment.stages.train import fit_model
 
 # A new model adds its params with an effort that ends within a second or two.
@@ -31,6 +43,18 @@ SMALL: dict[str, tuple[Any, Budget]] = {
     "flow": (
         FlowModel(width=48, depth=1, learning_rate=0.01),
         Budget(steps=300, batch_size=64, device="cpu"),
+    ),
+    "vae": (
+        VaeModel(width=48, depth=1, learning_rate=0.01),
+        Budget(steps=160, batch_size=64, device="cpu"),
+    ),
+    "gan": (
+        GanModel(width=48, depth=1, critic_steps=1, learning_rate=0.01),
+        Budget(steps=100, batch_size=64, device="cpu"),
+    ),
+    "autoencoder": (
+        AutoencoderModel(width=48, depth=1, learning_rate=0.01),
+        Budget(steps=160, batch_size=64, device="cpu"),
     ),
 }
 
@@ -73,9 +97,7 @@ def seeds(n: int, start: int = -3) -> NDArray[np.int64]:
     return np.arange(start, start + n, dtype=np.int64) * 7_919
 
 
-@pytest.fixture(
-    scope="module", params=sorted(k for k, e in MODELS.items() if e.modality == "table")
-)
+@pytest.fixture(scope="module", params=model_kinds("table"))
 def kind(request: pytest.FixtureRequest) -> str:
     kind = str(request.param)
     if extra := MODELS[kind].extra:
@@ -92,7 +114,7 @@ CONDITIONS = np.array([2, 0, 0, 1, 2, 1] * 20, dtype=np.int64)
 
 
 def test_every_registered_table_model_is_under_contract() -> None:
-    assert {k for k, e in MODELS.items() if e.modality == "table"} == set(SMALL)
+    assert set(model_kinds("table")) == set(SMALL)
 
 
 def test_one_record_per_condition_in_their_order(model: GenerativeModel) -> None:
@@ -358,3 +380,93 @@ def test_a_model_trained_on_a_gpu_draws_on_the_cpu(kind: str) -> None:
     same = np.isclose(drawn[0], drawn[1], rtol=1e-3, atol=1e-3, equal_nan=True)
     assert same.mean() > 0.95
     assert np.isnan(drawn[1][:, 5]).all()
+
+
+def encoding(model: GenerativeModel) -> Encodes:
+    if not isinstance(model, Encodes):
+        pytest.skip("has no latent space")
+    return model
+
+
+def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
+    encodes, X = encoding(model), records().X
+    Z = encodes.embed(X)
+    assert Z.shape == (len(X), encodes.n_latent)
+    assert Z.dtype == np.float32
+    assert np.isfinite(Z).all()
+    order = np.random.default_rng(0).permutation(len(X))
+    np.testing.assert_allclose(encodes.embed(X[order]), Z[order], atol=1e-4)
+    np.testing.assert_allclose(encodes.embed(X[5:6]), Z[5:6], atol=1e-4)
+    assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
+
+
+def test_classes_can_be_told_from_the_latent_vectors(model: GenerativeModel) -> None:
+    encodes, data = encoding(model), records()
+    Z, rows = encodes.embed(data.X), np.arange(len(data.y)) % 2 == 0
+    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    assert learner.fit(Z[rows], data.y[rows]).score(Z[~rows], data.y[~rows]) > 0.9
+
+
+def test_a_decoded_record_is_like_the_one_embedded(model: GenerativeModel) -> None:
+    encodes, data = encoding(model), records()
+    X = encodes.decode_latents(encodes.embed(data.X), data.y)
+    assert X.shape == data.X.shape
+    assert X.dtype == np.float64
+    assert (X[:, 4] == 7.0).all()
+    assert np.isnan(X[:, 5]).all()
+    whole = np.corrcoef(X[:, 3], data.X[:, 3])[0, 1]
+    assert whole > 0.9, "a column of much variance comes back"
+    again = encodes.decode_latents(encodes.embed(data.X), data.y)
+    assert again.tobytes() == X.tobytes()
+
+
+def test_strange_records_have_high_anomaly_scores(model: GenerativeModel) -> None:
+    encodes, data = encoding(model), records()
+    usual = encodes.anomaly_scores(data.X)
+    assert usual.shape == (len(data.X),)
+    assert usual.dtype == np.float64
+    # A number of the tail beside a category and a whole of the head.
+    strange = data.X[data.y == 0].copy()
+    strange[:, 0] = 20.0
+    assert (encodes.anomaly_scores(strange) > np.median(usual)).mean() > 0.9
+
+
+def test_what_no_record_had_is_embedded_and_strange_numbers_are_finite(
+    model: GenerativeModel,
+) -> None:
+    """An unseen level, a null where there was none, and a number out of all bounds."""
+    encodes, X = encoding(model), records().X[:4].copy()
+    X[0, 2], X[1, 1], X[2, 3], X[3, 0] = 3.0, np.nan, 1e300, -1e300
+    assert np.isfinite(encodes.embed(X)).all()
+    assert np.isfinite(encodes.anomaly_scores(X)).all()
+
+
+def test_latent_vectors_of_another_size_and_unknown_classes_are_refused(
+    model: GenerativeModel,
+) -> None:
+    encodes = encoding(model)
+    wrong = np.zeros((2, encodes.n_latent + 1), dtype=np.float32)
+    with pytest.raises(AugmentError, match="latent vectors"):
+        encodes.decode_latents(wrong, np.array([0, 1]))
+    with pytest.raises(AugmentError, match="classes 0 to 2"):
+        encodes.decode_latents(wrong[:, 1:], np.array([0, 3]))
+    with pytest.raises(AugmentError, match="7 columns"):
+        encodes.embed(np.zeros((2, 3)))
+
+
+def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
+    encodes, X = encoding(model), records().X
+    config, arrays = model.state()
+    loaded = load_model_class(kind).from_state(json.loads(json.dumps(config)), arrays)
+    assert loaded.embed(X).tobytes() == encodes.embed(X).tobytes()
+    assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
+
+
+def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
+    if not isinstance(model, ScoresClasses):
+        pytest.skip("does not know how likely a record is")
+    data = records()
+    scores = model.class_log_likelihoods(data.X)
+    assert scores.shape == (len(data.X), 3)
+    assert np.isfinite(scores).all()
+    assert (scores.argmax(axis=1) == data.y).mean() > 0.9

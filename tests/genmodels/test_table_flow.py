@@ -18,14 +18,11 @@ from prefect_augment.genmodels.table_flow_network import (  # noqa: E402
     carried,
     draw_choices,
 )
-from prefect_augment.genmodels.table_flow_training import (  # noqa: E402
-    Encoded,
-    FlowPhase,
-    held_back_rows,
-    part_losses,
-)
+from prefect_augment.genmodels.table_flow_training import FlowPhase, part_losses  # noqa: E402
 from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.params import FlowModel, TreesModel  # noqa: E402
+from prefect_augment.genmodels.table_training import Encoded, held_back_rows  # noqa: E402
+from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
+from prefect_augment.stages.train import fit_model  # noqa: E402
 from prefect_augment.training.devices import Device  # noqa: E402
 
 SMALL = FlowModel(width=64, depth=1, learning_rate=0.005)
@@ -202,9 +199,10 @@ def test_classes_are_drawn_by_a_power_of_their_counts(power: float, rare: float)
     y = np.repeat([0, 1], [90, 10]).astype(np.int64)
     data, spec = TableData(y[:, None] + 0.0, y), spec_of((True,), (2,), (90, 10))
     space = MixedSpace.fit(data, spec)
-    encoded = Encoded.of(data, np.arange(100), space, Device())
+    encoded = Encoded.of(data.X, y, space, Device())
     network = FlowNetwork(space.n_codes, 0, 2, width=8, depth=1)
-    phase = FlowPhase(network, encoded, FlowModel(class_power=power), 20_000)
+    params = FlowModel(class_power=power)
+    phase = FlowPhase(network, encoded, params, batch_size=20_000, n_classes=2)
     codes, shown, labels, *_ = phase.batch("flow", torch.Generator().manual_seed(0))
     assert float((labels == 1).float().mean()) == pytest.approx(rare, abs=0.01)
     assert torch.equal(codes[:, 0], labels), "labels stay with their records"
@@ -227,6 +225,20 @@ def test_passes_over_the_records_are_limited_however_large_the_budget() -> None:
     params = FlowModel(width=8, depth=1, epochs=4)
     # 90 % of the records, four times, in batches of 128.
     assert fitted(data, spec, 100_000, params).n_steps <= 450
+
+
+def test_progress_counts_rows() -> None:
+    data, heard = TableData(np.arange(40.0)[:, None], np.zeros(40, dtype=np.int64)), []
+    fit_model(
+        data,
+        spec_of((False,), (0,), (40,)),
+        SMALL,
+        1,
+        budget=Budget(steps=2, device="cpu"),
+        on_progress=lambda done, text: heard.append(text),
+    )
+    assert any("rows/s" in text for text in heard)
+    assert not any("images" in text for text in heard)
 
 
 def test_noise_is_not_learnt_by_heart() -> None:

@@ -171,7 +171,7 @@ def test_progress_ends_with_the_last_step_and_names_loss_speed_and_time_left() -
     step, scalars = heard[-1]
     assert step == 7
     assert scalars["seconds_left"] == 0.0
-    assert scalars["images_per_second"] > 0
+    assert scalars["records_per_second"] > 0
     assert result.losses[-1] == (7, scalars["loss"])
 
 

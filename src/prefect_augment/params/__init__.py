@@ -11,14 +11,17 @@ from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnWish, Destination, Source
 from prefect_augment.params.models import (
+    AutoencoderModel,
     AutoModel,
     DiffusionModel,
     FlowModel,
+    GanModel,
     ModelParams,
     NoModel,
     PluginModel,
     PluginOption,
     TreesModel,
+    VaeModel,
 )
 from prefect_augment.params.run import (
     Answer,
@@ -35,6 +38,7 @@ __all__ = [
     "Answer",
     "Approval",
     "AutoModel",
+    "AutoencoderModel",
     "Balance",
     "Budget",
     "ClassAmount",
@@ -47,6 +51,7 @@ __all__ = [
     "Destination",
     "DiffusionModel",
     "FlowModel",
+    "GanModel",
     "Gate",
     "Inequality",
     "ModelParams",
@@ -59,4 +64,5 @@ __all__ = [
     "Source",
     "TreesModel",
     "Unique",
+    "VaeModel",
 ]

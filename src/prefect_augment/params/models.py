@@ -12,13 +12,16 @@ from prefect_augment.params.base import Params
 
 __all__ = [
     "AutoModel",
+    "AutoencoderModel",
     "DiffusionModel",
     "FlowModel",
+    "GanModel",
     "ModelParams",
     "NoModel",
     "PluginModel",
     "PluginOption",
     "TreesModel",
+    "VaeModel",
 ]
 
 
@@ -48,6 +51,53 @@ class NoModel(Params):
     model_config = ConfigDict(json_schema_extra={"title": "none"})
 
     kind: Literal["none"] = "none"
+
+
+# What several models ask for alike.
+ClassPower = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        description="Classes are learnt with p ∝ n^power: 1 as they come, 0 equally often, which copies rare records.",
+    ),
+]
+EmaFraction = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        description="Half-life of the averaged weights, as a share of the records seen; 0 averages nothing.",
+    ),
+]
+LearningRate = Annotated[
+    float, Field(gt=0.0, le=1.0, description="Largest learning rate of AdamW.")
+]
+WeightDecay = Annotated[
+    float, Field(ge=0.0, le=10.0, description="AdamW's pull of the weights towards zero.")
+]
+LatentSize = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1024,
+        description="Numbers that stand for a record; 0: as many as columns, at most 16.",
+    ),
+]
+Width = Annotated[
+    int,
+    Field(
+        ge=8, le=4096, description="Numbers in the networks' layers; time grows with its square."
+    ),
+]
+Epochs = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=100_000,
+        description="At most so many passes over the records, however large the budget.",
+    ),
+]
 
 
 class TableParams(Params):
@@ -83,12 +133,7 @@ class FlowModel(TableParams):
     model_config = ConfigDict(json_schema_extra={"title": "flow"})
 
     kind: Literal["flow"] = "flow"
-    width: int = Field(
-        default=256,
-        ge=8,
-        le=4096,
-        description="Numbers in the networks' layers; time grows with its square.",
-    )
+    width: Width = 256
     depth: int = Field(default=3, ge=1, le=16, description="Blocks of two layers in each network.")
     epochs: int = Field(
         default=90,
@@ -103,24 +148,126 @@ class FlowModel(TableParams):
         le=100,
         description="Midpoint steps that carry numbers from noise, two evaluations each.",
     )
-    class_power: float = Field(
-        default=0.5,
+    class_power: ClassPower = 0.5
+    ema_fraction: EmaFraction = 0.05
+    learning_rate: LearningRate = 0.002
+    weight_decay: WeightDecay = 0.01
+
+
+class VaeModel(TableParams):
+    """Variational autoencoder: a latent space with a prior per class, decoded column by column."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "vae"})
+
+    kind: Literal["vae"] = "vae"
+    n_latent: LatentSize = 0
+    width: Width = 256
+    depth: int = Field(
+        default=2, ge=1, le=16, description="Blocks of two layers in encoder and decoder."
+    )
+    beta: float = Field(
+        default=0.2,
+        ge=0.0,
+        le=100.0,
+        description="Weight of the divergence from the prior: more orders the latent space and blurs records.",
+    )
+    kl_warmup: float = Field(
+        default=0.2,
         ge=0.0,
         le=1.0,
-        description="Classes are learnt with p ∝ n^power: 1 as they come, 0 equally often, which copies rare records.",
+        description="Share of the steps over which the divergence gains its weight.",
     )
-    ema_fraction: float = Field(
+    epochs: Epochs = 60
+    class_power: ClassPower = 0.5
+    ema_fraction: EmaFraction = 0.05
+    learning_rate: LearningRate = 0.002
+    weight_decay: WeightDecay = 0.01
+
+
+class GanModel(TableParams):
+    """Adversarial networks: a generator against a critic that tells its records from real ones."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "gan"})
+
+    kind: Literal["gan"] = "gan"
+    n_latent: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Numbers that a record is made of; 0: as many as columns, at most 16.",
+    )
+    width: Width = 192
+    depth: int = Field(default=2, ge=1, le=16, description="Blocks of two layers in each network.")
+    critic_steps: int = Field(
+        default=2, ge=1, le=20, description="Steps of the critic for one of the generator."
+    )
+    gradient_penalty: float = Field(
+        default=10.0,
+        ge=0.0,
+        le=1000.0,
+        description="How firmly the critic's slopes are held to one.",
+    )
+    pack: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Records that the critic sees at a time: more keep the generator from repeating itself.",
+    )
+    reconstruction: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=100.0,
+        description="How firmly generator and encoder are held to bring every record back.",
+    )
+    epochs: Epochs = 60
+    class_power: ClassPower = 0.5
+    ema_fraction: EmaFraction = 0.05
+    learning_rate: LearningRate = 0.001
+    weight_decay: WeightDecay = 0.0001
+
+
+class AutoencoderModel(TableParams):
+    """Autoencoder: records through a narrow place and back, drawn by the density of each class there."""
+
+    # The tab of the form.
+    model_config = ConfigDict(json_schema_extra={"title": "autoencoder"})
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    variant: Literal["dense", "deep", "denoising", "sparse", "contractive"] = Field(
+        default="denoising",
+        description="dense: one hidden layer; deep: several; denoising: mends swapped values; sparse: few units "
+        "active; contractive: small changes of a record change little.",
+    )
+    n_latent: LatentSize = 0
+    width: Width = 256
+    depth: int = Field(
+        default=2,
+        ge=1,
+        le=16,
+        description="Blocks of two layers in encoder and decoder; dense has none.",
+    )
+    noise: float = Field(
+        default=0.1,
+        ge=0.0,
+        lt=1.0,
+        description="denoising: share of a record's values that are another record's.",
+    )
+    sparsity: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="sparse: mean activation of each unit."
+    )
+    penalty: float = Field(
         default=0.05,
         ge=0.0,
-        le=1.0,
-        description="Half-life of the averaged weights, as a share of the records seen; 0 averages nothing.",
+        le=100.0,
+        description="Weight of the penalty of sparse and contractive.",
     )
-    learning_rate: float = Field(
-        default=0.002, gt=0.0, le=1.0, description="Largest learning rate of AdamW."
-    )
-    weight_decay: float = Field(
-        default=0.01, ge=0.0, le=10.0, description="AdamW's pull of the weights towards zero."
-    )
+    epochs: Epochs = 60
+    class_power: ClassPower = 0.5
+    ema_fraction: EmaFraction = 0.05
+    learning_rate: LearningRate = 0.002
+    weight_decay: WeightDecay = 0.01
 
 
 class DiffusionModel(Params):
@@ -155,12 +302,7 @@ class DiffusionModel(Params):
         le=100,
         description="Midpoint steps per image, two evaluations each.",
     )
-    class_power: float = Field(
-        default=0.5,
-        ge=0.0,
-        le=1.0,
-        description="Classes are learnt with p ∝ n^power: 1 as they come, 0 equally often, which copies rare records.",
-    )
+    class_power: ClassPower = 0.5
     guidance: float = Field(
         default=1.0,
         ge=0.0,
@@ -241,6 +383,14 @@ class PluginModel(Params):
 
 
 ModelParams = Annotated[
-    AutoModel | NoModel | TreesModel | FlowModel | DiffusionModel | PluginModel,
+    AutoModel
+    | NoModel
+    | TreesModel
+    | FlowModel
+    | VaeModel
+    | GanModel
+    | AutoencoderModel
+    | DiffusionModel
+    | PluginModel,
     Field(discriminator="kind"),
 ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import ModelRef
+from prefect_augment.datatypes import Modality, ModelRef
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import IntegrityError
@@ -163,7 +163,9 @@ def load_model(
             "restore it from a copy, or train again.",
             path=path,
         )
-    return load_model_class(ref.kind).from_state(config["model"], arrays, device=device), encoder
+    modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
+    model_class = load_model_class(ref.kind, modality=modality)
+    return model_class.from_state(config["model"], arrays, device=device), encoder
 
 
 def _read_encoder(data: bytes) -> Encoder:

@@ -69,6 +69,8 @@ ALGORITHM_VERSION = 3
 MAX_CPU_SIZE = 32
 MIN_IMAGES = 200_000
 
+_UNITS: dict[Modality, str] = {"table": "rows", "image": "images"}  # in progress
+
 Progress = Callable[[float, str], None]
 
 
@@ -141,7 +143,9 @@ def train(
     resume = Resume(job.stage)
     context = replace(
         context,
-        report=_progress(on_progress, context.steps or records.n_features),
+        report=_progress(
+            on_progress, context.steps or records.n_features, unit=_UNITS[job.facts.modality]
+        ),
         checkpoint=resume.save,
         checkpoint_seconds=budget.checkpoint_seconds,
         restored=resume.load(),
@@ -267,7 +271,8 @@ def fit_model(
     if isinstance(model, Calibrates):
         context = calibrated_context(calibrate(model, data, budget, seed), seed)
     n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
-    model.fit(data, replace(context, report=_progress(on_progress, n_steps)))
+    report = _progress(on_progress, n_steps, unit=_UNITS[modality])
+    model.fit(data, replace(context, report=report))
     return model
 
 
@@ -411,7 +416,7 @@ def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
 
 
 def _progress(
-    on_progress: Progress | None, n_steps: int
+    on_progress: Progress | None, n_steps: int, *, unit: str
 ) -> Callable[[int, Mapping[str, float]], None]:
     """Return what models report to: step and scalars become a fraction and a sentence."""
     started = time.monotonic()
@@ -424,7 +429,7 @@ def _progress(
         if "seconds_left" in scalars:
             words += [
                 f"loss {scalars['loss']:.4f}",
-                f"{scalars['images_per_second']:.0f} images/s",
+                f"{scalars['records_per_second']:.0f} {unit}/s",
             ]
             seconds = scalars["seconds_left"]
         elif 0 < done < 1:

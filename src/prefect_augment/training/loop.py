@@ -170,7 +170,7 @@ def train(
     max_norm : float
         Gradients longer than this are shortened to it; 0 leaves them.
     on_progress : callable, optional
-        Called about every second and at the end with the step and ``loss``, ``images_per_second``
+        Called about every second and at the end with the step and ``loss``, ``records_per_second``
         and ``seconds_left``.
     checkpoint : callable, optional
         Called every ``checkpoint_seconds`` with all that a resume needs.
@@ -399,7 +399,7 @@ class _Clock:
         done = self.run.step - self.first_step
         scalars = {
             "loss": loss,
-            "images_per_second": (self.run.step - self.last_step)
+            "records_per_second": (self.run.step - self.last_step)
             * self.run.batch_size
             / max(now - self.last, 1e-9),
             "seconds_left": (now - self.start) / done * (self.run.n_steps - self.run.step),

@@ -22,7 +22,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.training import loop
 from prefect_augment.training.devices import Device
 
-__all__ = ["Judgement", "Watched", "WatchedPhase", "train_watched"]
+__all__ = ["PATIENCE", "Judgement", "Watched", "WatchedPhase", "train_watched"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class _Book:
     best: dict[str, tuple[int, float]] = field(default_factory=dict)
     weights: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     reason: str = ""
+    patience: int = PATIENCE
 
     def enter(self, step: int, judgement: Judgement, network: nn.Module) -> None:
         self.judged.append(step)
@@ -115,7 +116,7 @@ class _Book:
         return frozenset(
             name
             for name, (best, _) in self.best.items()
-            if sum(at > best for at in self.judged) >= PATIENCE
+            if sum(at > best for at in self.judged) >= self.patience
         )
 
     def to_checkpoint(self, state: loop.Checkpoint) -> loop.Checkpoint:
@@ -125,7 +126,7 @@ class _Book:
         return {**config, "watch": {**noted, "reason": self.reason}}, {**arrays, **weights}
 
     @classmethod
-    def from_checkpoint(cls, state: loop.Checkpoint) -> _Book:
+    def from_checkpoint(cls, state: loop.Checkpoint, patience: int) -> _Book:
         config, arrays = state
         if "watch" not in config:
             raise ParameterError(
@@ -137,7 +138,7 @@ class _Book:
             name: {k: v for k, v in arrays.items() if k.startswith(f"best.{name}.")}
             for name in best
         }
-        return cls(list(noted["judged"]), best, weights, noted["reason"])
+        return cls(list(noted["judged"]), best, weights, noted["reason"], patience)
 
 
 def train_watched(
@@ -148,6 +149,7 @@ def train_watched(
     device: Device,
     judge: Callable[[nn.Module], Judgement] | None,
     ema_fraction: float = 0.0,
+    patience: int = PATIENCE,
     on_progress: loop.Report | None = None,
     checkpoint: Callable[[loop.Checkpoint], None] | None = None,
     checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
@@ -162,13 +164,17 @@ def train_watched(
     judge : callable, optional
         Takes the averaged network; the same network gives the same judgement. Without one (too few
         records to hold any back) training goes to its last step.
+    patience : int
+        Sixteenths of the steps without a better judgement after which a part rests.
 
     Raises
     ------
     DivergedError, ParameterError
         As :func:`.loop.train`.
     """
-    book = _Book() if restored is None else _Book.from_checkpoint(restored)
+    book = _Book(patience=patience)
+    if restored is not None:
+        book = _Book.from_checkpoint(restored, patience)
     state = restored
     saved = time.monotonic()
     network, step = phase.network, int(state[0]["step"]) if state else 0
