@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import settings
+
+from prefect_augment import registry
+from prefect_augment.params import PluginModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -112,6 +116,15 @@ def messy_images() -> ModuleType:
     """Builders of image files, good and bad: `tests/messy_images.py`."""
     pytest.importorskip("PIL", reason="needs the images extra")
     return _module_beside("messy_images")
+
+
+@pytest.fixture
+def linear_model(monkeypatch: pytest.MonkeyPatch) -> PluginModel:
+    """A wish for the model of `tests/latent_models.py`, which is registered like another package's."""
+    module = _module_beside("latent_models")
+    point = EntryPoint("linear", f"{module.__name__}:LinearModel", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "_plugins", lambda: {"linear": point})
+    return PluginModel(name="linear")
 
 
 # --- a small table of every common type, whose classes can be told apart ---

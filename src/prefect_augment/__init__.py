@@ -12,9 +12,17 @@ if TYPE_CHECKING:
     from prefect_augment.flows.approve import approve
     from prefect_augment.flows.augment import augment
     from prefect_augment.flows.evaluate import evaluate
+    from prefect_augment.flows.latents import (
+        anomalies,
+        classify,
+        embed,
+        interpolate,
+        reconstruct,
+    )
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.flows.train import train
     from prefect_augment.params import (
+        Anomalies,
         Answer,
         Approval,
         AutoencoderModel,
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
         Budget,
         ClassAmount,
         Classic,
+        Classification,
         ClassTarget,
         ColumnWish,
         Combination,
@@ -33,7 +42,9 @@ if TYPE_CHECKING:
         GanModel,
         Gate,
         Inequality,
+        Interpolation,
         NoModel,
+        Output,
         PluginModel,
         Positive,
         Publish,
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
         VaeModel,
     )
     from prefect_augment.reading.dataset import open_dataset
+    from prefect_augment.reading.latents import open_latents
     from prefect_augment.sampler import GenerativeSampler
     from prefect_augment.stages.remake import remake_records
     from prefect_augment.tasks.approve import decide_proposal, propose_dataset
@@ -55,6 +67,15 @@ if TYPE_CHECKING:
         score_arm,
         verify_choice,
     )
+    from prefect_augment.tasks.latents import (
+        classify_records,
+        embed_records,
+        interpolate_records,
+        open_version,
+        reconstruct_records,
+        score_anomalies,
+        select_classes,
+    )
     from prefect_augment.tasks.plan import plan_balance
     from prefect_augment.tasks.publish import publish_dataset, write_report
     from prefect_augment.tasks.sample import import_synthetic, sample_classes
@@ -64,9 +85,11 @@ _HOMES = {
     "flows.approve": ("approve",),
     "flows.augment": ("augment",),
     "flows.evaluate": ("evaluate",),
+    "flows.latents": ("anomalies", "classify", "embed", "interpolate", "reconstruct"),
     "flows.rebalance": ("rebalance",),
     "flows.train": ("train",),
     "params": (
+        "Anomalies",
         "Answer",
         "Approval",
         "AutoModel",
@@ -76,6 +99,7 @@ _HOMES = {
         "ClassAmount",
         "ClassTarget",
         "Classic",
+        "Classification",
         "ColumnWish",
         "Combination",
         "Compute",
@@ -85,7 +109,9 @@ _HOMES = {
         "GanModel",
         "Gate",
         "Inequality",
+        "Interpolation",
         "NoModel",
+        "Output",
         "PluginModel",
         "Positive",
         "Publish",
@@ -96,12 +122,22 @@ _HOMES = {
         "VaeModel",
     ),
     "reading.dataset": ("open_dataset",),
+    "reading.latents": ("open_latents",),
     "sampler": ("GenerativeSampler",),
     "tasks.approve": ("decide_proposal", "propose_dataset"),
     "stages.remake": ("remake_records",),
     "tasks.augment": ("augment_records",),
     "tasks.ingest": ("ingest_dataset",),
     "tasks.judge": ("choose_arm", "judge_candidates", "score_arm", "verify_choice"),
+    "tasks.latents": (
+        "classify_records",
+        "embed_records",
+        "interpolate_records",
+        "open_version",
+        "reconstruct_records",
+        "score_anomalies",
+        "select_classes",
+    ),
     "tasks.plan": ("plan_balance",),
     "tasks.publish": ("publish_dataset", "write_report"),
     "tasks.sample": ("import_synthetic", "sample_classes"),
@@ -110,6 +146,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Anomalies",
     "Answer",
     "Approval",
     "AutoModel",
@@ -119,6 +156,7 @@ __all__ = [
     "ClassAmount",
     "ClassTarget",
     "Classic",
+    "Classification",
     "ColumnWish",
     "Combination",
     "Compute",
@@ -129,7 +167,9 @@ __all__ = [
     "Gate",
     "GenerativeSampler",
     "Inequality",
+    "Interpolation",
     "NoModel",
+    "Output",
     "PluginModel",
     "Positive",
     "Publish",
@@ -138,23 +178,36 @@ __all__ = [
     "TreesModel",
     "Unique",
     "VaeModel",
+    "anomalies",
     "approve",
     "augment",
     "augment_records",
     "choose_arm",
+    "classify",
+    "classify_records",
     "decide_proposal",
+    "embed",
+    "embed_records",
     "evaluate",
     "import_synthetic",
     "ingest_dataset",
+    "interpolate",
+    "interpolate_records",
     "judge_candidates",
     "open_dataset",
+    "open_latents",
+    "open_version",
     "plan_balance",
     "propose_dataset",
     "publish_dataset",
     "rebalance",
+    "reconstruct",
+    "reconstruct_records",
     "remake_records",
     "sample_classes",
+    "score_anomalies",
     "score_arm",
+    "select_classes",
     "train",
     "train_model",
     "verify_choice",

@@ -14,6 +14,13 @@ from prefect_augment.commands.approve import approve
 from prefect_augment.commands.datasets import inspect, verify, versions
 from prefect_augment.commands.doctor import doctor
 from prefect_augment.commands.init import init
+from prefect_augment.commands.latents import (
+    anomalies,
+    classify,
+    embed,
+    interpolate,
+    reconstruct,
+)
 from prefect_augment.commands.rebalance import demo, rebalance
 from prefect_augment.commands.shared import err, escape
 from prefect_augment.commands.steps import augment, evaluate, profile, train
@@ -30,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    rebalance, augment, train, evaluate, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
+    rebalance, augment, train, evaluate, embed, anomalies, reconstruct, interpolate, classify,
+    approve, profile, versions, inspect, verify, export, rollback, gc, erase,
     init, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

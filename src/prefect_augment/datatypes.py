@@ -29,6 +29,10 @@ __all__ = [
     "GateReport",
     "ImageFacts",
     "Interval",
+    "LatentFacts",
+    "LatentRef",
+    "LatentResult",
+    "LatentUse",
     "LearnerScore",
     "Modality",
     "ModelRef",
@@ -53,6 +57,7 @@ ArmFamily = Literal[
     "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
+LatentUse = Literal["embeddings", "anomalies", "reconstructions", "interpolations", "classes"]
 
 
 class Fact(BaseModel):
@@ -494,6 +499,55 @@ class TrainResult(Fact):
     plan: BalancePlan
     n_records: int  # of the source, hold-out included
     quarantined: int
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+# --- uses of a model's latents ----------------------------------------------------------------
+
+
+class LatentFacts(Fact):
+    """What a model said of records, or made of them: ``index.json``, the last object of its folder.
+
+    Paths are relative to that folder, which may be moved.
+    """
+
+    use: LatentUse
+    key: str
+    digest: str  # sha256 over the shards' digests
+    dataset: DatasetRef
+    version: int | None = None  # where the records are those of a published version
+    model: ModelRef
+    label: str
+    params: dict[str, Any]
+    shards: tuple[ShardFact, ...]
+    picture: str = ""  # path of a PNG
+    found: dict[str, Any]  # numbers and names that sum it up
+    notes: tuple[str, ...] = ()
+
+
+class LatentRef(Fact):
+    """A reference to one use of a model's latents: what travels between tasks."""
+
+    use: LatentUse
+    root: str  # URI that the folder lies under
+    folder: str  # of index.json, relative to root
+    key: str
+    digest: str
+    n_records: int
+    found: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    block: str = ""  # name of the Prefect block that opens root, where one is needed
+
+
+class LatentResult(Fact):
+    """What a run that uses a model's latents says of itself: the object that ``--json`` prints."""
+
+    uri: str  # of the folder with index.json and data/
+    latents: LatentRef
+    model: ModelRef
+    seed: int
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()

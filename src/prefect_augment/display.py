@@ -9,13 +9,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_augment.datatypes import ArmScore, Fact, Interval, RunResult, TrainResult, Verdict
+from prefect_augment.datatypes import (
+    ArmScore,
+    Fact,
+    Interval,
+    LatentResult,
+    RunResult,
+    TrainResult,
+    Verdict,
+)
 
 __all__ = [
     "show_checks",
     "show_demo",
     "show_evaluation",
     "show_fact",
+    "show_latents",
     "show_profile",
     "show_run",
     "show_training",
@@ -111,6 +120,40 @@ def show_training(console: Console, result: TrainResult) -> None:
     console.print(
         f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
     )
+
+
+def show_latents(console: Console, result: LatentResult) -> None:
+    """Print what a model said of records, by which model, and where it lies."""
+    from prefect_augment.stages.latents_page import latents_sentence
+
+    console.print(f"[bold]{escape(latents_sentence(result.latents))}[/]", highlight=False)
+    found = result.latents.found
+    if result.latents.use == "anomalies":
+        _show_flagged(console, found["counts"])
+    if result.latents.use == "reconstructions":
+        _show_value(console, found["parts"].get("val", found["parts"]), 0)
+    console.print(
+        f"[bold]Model[/]: {escape(result.model.kind)} {result.model.digest[:12]}, trained on "
+        f"{result.model.n_fit:,} records",
+        highlight=False,
+    )
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+    console.print(f"[bold]Kept as[/]: {escape(result.uri)}", soft_wrap=True)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
+def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+    table = Table("part", "class", "records", "flagged", title="Beyond the threshold")
+    for part, classes in counts.items():
+        for name, c in classes.items():
+            share = c["flagged"] / c["records"]
+            table.add_row(
+                part, escape(name), f"{c['records']:,}", f"{c['flagged']:,} ({share:.1%})"
+            )
+    console.print(table)
 
 
 def show_profile(console: Console, profile: Any) -> None:

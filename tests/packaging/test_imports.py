@@ -14,7 +14,11 @@ import pytest
 HEAVY = {"torch", "albumentations", "cv2"}
 NOT_FOR_THE_FORM = HEAVY | {"prefect", "pandas", "sklearn", "imblearn", "scipy", "matplotlib"}
 
-FLOWS = ["prefect_augment.flows.rebalance", "prefect_augment.flows.evaluate"]
+FLOWS = [
+    "prefect_augment.flows.rebalance",
+    "prefect_augment.flows.evaluate",
+    "prefect_augment.flows.latents",
+]
 
 
 def loaded_by(module: str) -> set[str]:

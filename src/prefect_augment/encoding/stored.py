@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
+from prefect_augment.encoding.strata import StratumValues, conform_column, stratum_column
 from prefect_augment.storage import sha256_hex
 
 __all__ = ["StoredEncoder"]
@@ -21,6 +23,8 @@ class StoredEncoder(ABC):
     schema: pa.Schema
     label: str
     by: tuple[str, ...]
+    _strata: StratumValues
+    _dictionaries: Mapping[str, pa.Array]
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
@@ -35,6 +39,12 @@ class StoredEncoder(ABC):
     @abstractmethod
     def strata(self) -> tuple[str, ...]:
         """Strata seen, in their natural order."""
+
+    def stratum_labels(self) -> pa.Array:
+        """Return the label's value in each stratum, in the label's own type and the strata's order."""
+        field = self.schema.field(self.label)
+        values = stratum_column(field, self._strata, np.arange(len(self._strata)))
+        return conform_column(field, values, self._dictionaries)
 
     def outgrown_by(self, other: StoredEncoder) -> str:
         """Tell whether this encoder still serves records that another one was fitted on.

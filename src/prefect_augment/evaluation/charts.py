@@ -1,9 +1,4 @@
-"""The report's pictures, as PNG bytes.
-
-Plain data in, bytes out. Figures are built without pyplot, so nothing global is left behind and
-threads do not meet; the PNGs carry no date and no software name, so equal data give equal bytes.
-Names from the user's data never reach matplotlib as they are: see :func:`.drawing.drawable`.
-"""
+"""The report's pictures, as PNG bytes: plain data in, bytes out; drawn with :mod:`.drawing`."""
 
 from __future__ import annotations
 
@@ -21,17 +16,25 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from prefect_augment.datatypes import Interval, Origin
 from prefect_augment.evaluation.drawing import (
+    BLUE,
     FONT,
+    GREEN,
+    GREY,
     GRID,
     INK,
     MUTED,
+    ORANGE,
     WIDTH,
+    YELLOW,
     add_legend,
     axis_label,
+    bar_mark,
+    dot_mark,
     drawable,
     ems,
     frame,
-    png,
+    line_mark,
+    png_bytes,
 )
 from prefect_augment.evaluation.shapes import ShapeSummary
 
@@ -49,13 +52,11 @@ MAX_ROWS = 30  # more rows do not fit on a phone; the tables have them all
 SHAPES_PER_CHART = 6
 
 _NAME_WIDTH = 14.0  # of row labels, in units of the font size
-# Okabe & Ito 2008: told apart with every common colour blindness. Shapes differ as well.
-_BLUE, _ORANGE, _GREEN, _YELLOW, _GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#8b95a1"
 _ORIGIN_COLOUR: Final[Mapping[Origin, str]] = {
-    "real": _GREY,
-    "copy": _YELLOW,
-    "classic": _GREEN,
-    "synthetic": _BLUE,
+    "real": GREY,
+    "copy": YELLOW,
+    "classic": GREEN,
+    "synthetic": BLUE,
 }
 
 
@@ -123,12 +124,12 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     ax.xaxis.set_minor_locator(NullLocator())
     axis_label(ax, "training records (logarithmic)")
     present = [o for o in _ORIGIN_COLOUR if o != "real" and any(b.after.get(o) for b in bars)]
-    handles = [_dot("before", _GREY, hollow=True), _dot("after", INK)]
-    handles += [_bar(f"added: {o}", _ORIGIN_COLOUR[o]) for o in present]
+    handles = [dot_mark("before", GREY, hollow=True), dot_mark("after", INK)]
+    handles += [bar_mark(f"added: {o}", _ORIGIN_COLOUR[o]) for o in present]
     if any(b.weighted is not None for b in bars):
-        handles.append(_dot("with weights", _ORANGE, marker="D"))
+        handles.append(dot_mark("with weights", ORANGE, marker="D"))
     add_legend(figure, handles)
-    return png(figure)
+    return png_bytes(figure)
 
 
 def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
@@ -143,10 +144,10 @@ def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
     if total:
         ax.plot(total, y, "o", color=INK, ms=6, zorder=3)
     if bar.before:
-        ax.plot(bar.before, y, "o", mfc="none", mec=_GREY, mew=1.8, ms=9, zorder=4)
+        ax.plot(bar.before, y, "o", mfc="none", mec=GREY, mew=1.8, ms=9, zorder=4)
     ends = [float(total or 1), float(bar.before or 1)]
     if bar.weighted is not None and bar.weighted >= 1.0 and not _near(bar.weighted, total):
-        ax.plot(bar.weighted, y, "D", color=_ORANGE, ms=4.5, zorder=5)
+        ax.plot(bar.weighted, y, "D", color=ORANGE, ms=4.5, zorder=5)
         ends.append(bar.weighted)
     text = f"{bar.before:,}" if total == bar.before else f"{bar.before:,} → {total:,}"
     ax.annotate(
@@ -197,21 +198,21 @@ def forest_chart(
     figure, ax = _rows_figure([_forest_name(r) for r in rows], extra=0.95)
     if zero:
         ax.axvline(0.0, color=MUTED, lw=1.2, zorder=1)
-    handles = [_line(legend, INK)] if legend else []
+    handles = [line_mark(legend, INK)] if legend else []
     if zero and effect is not None and math.isfinite(effect):
         ax.axvspan(-effect, effect, color=GRID, zorder=0)
-        handles.append(_bar("too small to detect", GRID))
+        handles.append(bar_mark("too small to detect", GRID))
     for y, row in enumerate(rows):
-        _estimate(ax, y, row.interval, _BLUE if row.mark == "chosen" else INK)
+        _estimate(ax, y, row.interval, BLUE if row.mark == "chosen" else INK)
         if len(row.points) > 1:
             ax.plot(row.points, [y + 0.22] * len(row.points), ".", color=MUTED, ms=5, zorder=2)
     if any(len(r.points) > 1 for r in rows):
-        handles.append(_dot("one seed", MUTED, marker="."))
+        handles.append(dot_mark("one seed", MUTED, marker="."))
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.margins(x=0.08)
     axis_label(ax, label)
     add_legend(figure, handles)
-    return png(figure)
+    return png_bytes(figure)
 
 
 def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
@@ -232,21 +233,21 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
     figure, ax = _rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
         if row.before is not None:
-            _estimate(ax, y - 0.16, _percent(row.before), _GREY, hollow=True)
+            _estimate(ax, y - 0.16, _percent(row.before), GREY, hollow=True)
         if row.after is not None:
-            _estimate(ax, y + 0.16, _percent(row.after), _BLUE)
+            _estimate(ax, y + 0.16, _percent(row.after), BLUE)
     ax.set_xlim(-3, 103)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     axis_label(ax, "recall on the hold-out, %")
     add_legend(
         figure,
         [
-            _dot(drawable(before, width=14), _GREY, hollow=True),
-            _dot(drawable(after, width=14), _BLUE),
+            dot_mark(drawable(before, width=14), GREY, hollow=True),
+            dot_mark(drawable(after, width=14), BLUE),
             Line2D([], [], color=MUTED, lw=2, label="95 % interval"),
         ],
     )
-    return png(figure)
+    return png_bytes(figure)
 
 
 def shapes_chart(panels: Sequence[ShapeSummary]) -> bytes:
@@ -271,11 +272,11 @@ def shapes_chart(panels: Sequence[ShapeSummary]) -> bytes:
         _panel(ax, panel)
     for ax in list(grid.flat)[len(panels) :]:
         ax.set_axis_off()
-    handles = [_bar("synthetic", _BLUE)]
+    handles = [bar_mark("synthetic", BLUE)]
     if any(p.n_real for p in panels):
-        handles.insert(0, _bar("real", "#c3c9d0"))
+        handles.insert(0, bar_mark("real", "#c3c9d0"))
     add_legend(figure, handles)
-    return png(figure)
+    return png_bytes(figure)
 
 
 def _panel(ax: Axes, shape: ShapeSummary) -> None:
@@ -294,7 +295,7 @@ def _panel(ax: Axes, shape: ShapeSummary) -> None:
     edges = list(shape.edges)
     if shape.n_real:
         ax.stairs(shape.real, edges, fill=True, color="#c3c9d0", zorder=2)
-    ax.stairs(shape.synthetic, edges, color=_BLUE, lw=1.8, zorder=3)
+    ax.stairs(shape.synthetic, edges, color=BLUE, lw=1.8, zorder=3)
     ax.set_ylim(bottom=0)
     ax.set_yticks([])
     # Few marks: dates and large numbers are wide, and the panel is not.
@@ -310,7 +311,7 @@ def _category_panel(ax: Axes, shape: ShapeSummary) -> None:
     places = range(len(shape.levels))
     if shape.n_real:
         ax.barh([p - 0.2 for p in places], shape.real, height=0.38, color="#c3c9d0", zorder=2)
-    ax.barh([p + 0.2 for p in places], shape.synthetic, height=0.38, color=_BLUE, zorder=2)
+    ax.barh([p + 0.2 for p in places], shape.synthetic, height=0.38, color=BLUE, zorder=2)
     names = [drawable(level, width=8) for level in shape.levels]
     ax.set_yticks(list(places), names, parse_math=False)
     ax.tick_params(axis="y", labelsize=8, labelcolor=INK)
@@ -368,17 +369,3 @@ def _percent(interval: Interval) -> Interval:
     return Interval(
         estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
     )
-
-
-def _dot(label: str, colour: str, *, marker: str = "o", hollow: bool = False) -> Line2D:
-    face = "white" if hollow else colour
-    size = 8 if marker == "." else 6
-    return Line2D([], [], ls="", marker=marker, mfc=face, mec=colour, mew=1.6, ms=size, label=label)
-
-
-def _line(label: str, colour: str) -> Line2D:
-    return Line2D([], [], color=colour, lw=2, marker="o", ms=6, label=label)
-
-
-def _bar(label: str, colour: str) -> Line2D:
-    return Line2D([], [], color=colour, lw=6, label=label, solid_capstyle="butt")

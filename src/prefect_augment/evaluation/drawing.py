@@ -1,6 +1,8 @@
-"""What all charts are drawn with: colours, the font and how wide a name is in it, axes, legends, PNG bytes.
+"""What the report's pictures are drawn with: fonts, colours, frames, legends, PNG bytes.
 
-Names from the user's data never reach matplotlib as they are: see :func:`drawable`.
+Figures are built without pyplot, so nothing global is left behind and threads do not meet; the PNGs
+carry no date and no software name, so equal data give equal bytes. Names from the user's data never
+reach matplotlib as they are: see :func:`drawable`.
 """
 
 from __future__ import annotations
@@ -19,27 +21,37 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 __all__ = [
+    "BLUE",
     "FONT",
+    "GREEN",
+    "GREY",
     "GRID",
     "INK",
     "MAX_BYTES",
     "MUTED",
+    "ORANGE",
     "WIDTH",
+    "YELLOW",
     "add_legend",
     "axis_label",
+    "bar_mark",
+    "dot_mark",
     "drawable",
     "ems",
     "font_path",
     "frame",
-    "png",
+    "line_mark",
+    "png_bytes",
 ]
 
-
 MAX_BYTES = 200_000  # an artifact's picture may not be larger (DESIGN §9)
-_LONGEST = 200  # characters of a name that are looked at: more never fit
-FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs on every machine
 WIDTH = 4.7  # inches: one column on a phone, half a page on a desktop
+FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs on every machine
 INK, MUTED, GRID = "#1c2430", "#5b6572", "#e6e9ed"
+# Okabe & Ito 2008: told apart with every common colour blindness. Shapes differ as well.
+BLUE, ORANGE, GREEN, YELLOW, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#8b95a1"
+
+_LONGEST = 200  # characters of a name that are looked at: more never fit
 
 
 def drawable(text: str, *, width: float = math.inf, number: int | None = None) -> str:
@@ -87,12 +99,29 @@ def frame(ax: Axes) -> None:
 
 
 def axis_label(ax: Axes, text: str) -> None:
-    """Write what the axis shows."""
+    """Say what the horizontal axis measures."""
     ax.set_xlabel(text, fontsize=9, fontfamily=FONT, color=MUTED)
 
 
+def dot_mark(label: str, colour: str, *, marker: str = "o", hollow: bool = False) -> Line2D:
+    """A legend's entry: a dot."""
+    face = "white" if hollow else colour
+    size = 8 if marker == "." else 6
+    return Line2D([], [], ls="", marker=marker, mfc=face, mec=colour, mew=1.6, ms=size, label=label)
+
+
+def line_mark(label: str, colour: str) -> Line2D:
+    """A legend's entry: an estimate with its range."""
+    return Line2D([], [], color=colour, lw=2, marker="o", ms=6, label=label)
+
+
+def bar_mark(label: str, colour: str) -> Line2D:
+    """A legend's entry: a bar."""
+    return Line2D([], [], color=colour, lw=6, label=label, solid_capstyle="butt")
+
+
 def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Put the legend under the chart, where there is anything to explain."""
+    """Put the legend below the figure; none without entries."""
     if not handles:
         return
     legend = figure.legend(
@@ -109,8 +138,8 @@ def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         text.set_parse_math(False)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, as fine as the size limit allows."""
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG, as fine as :data:`MAX_BYTES` allows."""
     FigureCanvasAgg(figure)
     content = b""
     for dpi in (200, 150, 100, 72):

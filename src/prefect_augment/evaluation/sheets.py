@@ -59,7 +59,7 @@ def sheet(
         The rows, or lists of images of any sizes; a row without images is left out, and the first
         :data:`N_COLUMNS` are shown. ``nearest`` goes with ``synthetic``, ``classic`` with ``real``.
     number : int, optional
-        The class's number in the table of the report, see :func:`charts.drawable`.
+        The class's number in the table of the report, see :func:`.drawable`.
 
     Returns
     -------

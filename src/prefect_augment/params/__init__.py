@@ -10,6 +10,7 @@ from __future__ import annotations
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnWish, Destination, Source
+from prefect_augment.params.latents import Anomalies, Classification, Interpolation, Output
 from prefect_augment.params.models import (
     AutoencoderModel,
     AutoModel,
@@ -35,6 +36,7 @@ from prefect_augment.params.run import (
 )
 
 __all__ = [
+    "Anomalies",
     "Answer",
     "Approval",
     "AutoModel",
@@ -44,6 +46,7 @@ __all__ = [
     "ClassAmount",
     "ClassTarget",
     "Classic",
+    "Classification",
     "ColumnWish",
     "Combination",
     "Compute",
@@ -54,8 +57,10 @@ __all__ = [
     "GanModel",
     "Gate",
     "Inequality",
+    "Interpolation",
     "ModelParams",
     "NoModel",
+    "Output",
     "PluginModel",
     "PluginOption",
     "Positive",

@@ -70,12 +70,13 @@ def erase(
     A new version lacks them and the copies and classic records made of them; shards that held them are
     written anew, as are those whose category lists hold a value that only they had. All older versions
     go, with their reports, whose pictures may show the records; so does the newest one's report, all
-    staged work, which is derived from the records, with its models' checkpoints, and proposals that were
-    open. Their entries leave the split ledger. Weights stay as they are.
+    staged work, which is derived from the records, with its models' checkpoints, embeddings and other uses
+    of their latents that lie beside the dataset, and proposals that were open. Their entries leave the
+    split ledger. Weights stay as they are.
 
     Out of reach: the source (the next run brings back what is still in it), quarantine, exports made
-    before, copies elsewhere, old object versions that a bucket keeps. Synthetic records stay, and the
-    manifest says that their models had seen the erased ones.
+    before, embeddings written elsewhere, copies elsewhere, old object versions that a bucket keeps.
+    Synthetic records stay, and the manifest says that their models had seen the erased ones.
 
     Parameters
     ----------
@@ -230,7 +231,9 @@ def _goes(store: Store, path: str) -> bool:
         return ".decision" not in path and (
             read_decision(store, path.rsplit("/", 1)[-1].removesuffix(".json")) is None
         )
-    return kind in ("shard", "ledger", "report", "quarantine", "stage", "temporary")
+    return kind in (
+        "shard", "ledger", "report", "quarantine", "latents", "stage", "temporary",
+    )  # fmt: skip
 
 
 def _find(store: Store, intent: _Intent, gone: set[str]) -> Commit | None:

@@ -14,6 +14,7 @@ from typing import Any
 from prefect_augment.datatypes import Fact
 from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.manifest import list_versions, manifest_path, read_manifest
+from prefect_augment.reading.latents import INDEX
 from prefect_augment.stages.approval import FOLDER as PROPOSALS
 from prefect_augment.stages.approval import read_decision
 from prefect_augment.stages.card import refresh_card
@@ -217,6 +218,8 @@ def _plan(
             plan.kept[path] = stages[stage_of(path)]
         elif kind in _VERSION_KINDS and (reason := _reason(path, named)):
             plan.kept[path] = reason
+        elif kind == "latents" and f"{'/'.join(path.split('/')[:2])}/{INDEX}" in infos:
+            plan.kept[path] = "a whole result of a model's latents"
         elif kind in _VERSION_KINDS and path in dropped:
             plan.removed[path] = "of a version that goes"
         elif kind != "stage" and (reason := _young(info, cutoff)):

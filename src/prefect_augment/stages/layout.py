@@ -33,6 +33,7 @@ _KINDS = {
         "quarantine": rf"_quarantine/{_SHARD}",
         "proposal": r"_proposals/[0-9a-f]+(\.decision(-\d+)?)?\.json",
         "lease": rf"{LEASES}/[^/]+\.json",
+        "latents": r"_(embeddings|anomalies|reconstructions|interpolations|classes)/[^/]+/.+",
         "stage": r"_staging/[^/]+/[^/]+/.+",
     }.items()
 }
@@ -90,9 +91,9 @@ def removal_order(paths: Iterable[str], infos: Mapping[str, Mapping[str, Any]]) 
     """
 
     def rank(path: str) -> tuple[int, float, str]:
-        if not (path.startswith("_staging/") and path.endswith(".json")):
+        if kind_of(path) not in ("stage", "latents", "lease") or not path.endswith(".json"):
             return 2, 0.0, path
-        is_outcome = path.endswith("/outcome.json")
+        is_outcome = path.endswith(("/outcome.json", "/index.json"))
         return (0 if is_outcome else 1), -(modified_at(infos.get(path, {})) or 0.0), path
 
     return sorted(paths, key=rank)

@@ -1,0 +1,105 @@
+"""What a model said of records, read back: embeddings, scores, reconstructions, predictions."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import LatentFacts
+from prefect_augment.errors import IntegrityError, SchemaError
+from prefect_augment.reading.staged import read_shards
+from prefect_augment.staging import read_fact
+from prefect_augment.storage import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["INDEX", "VECTOR", "Latents", "open_latents", "vectors_of"]
+
+INDEX = "index.json"
+VECTOR = "embedding"
+
+
+def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Latents:
+    """Return one result of ``embed``, ``anomalies``, ``reconstruct``, ``interpolate`` or ``classify``.
+
+    Parameters
+    ----------
+    uri : str or path
+        Its folder, as the command says it: the one with ``index.json``.
+    options : dict, optional
+        fsspec storage options.
+
+    Raises
+    ------
+    IntegrityError
+        If there is no index there, so that the result is not whole.
+
+    Examples
+    --------
+    >>> latents = open_latents("defects-balanced/_embeddings/vae-0123456789ab")  # doctest: +SKIP
+    >>> learner.fit(latents.vectors(), latents.to_pandas()["label"])  # doctest: +SKIP
+    """
+    store = open_store(uri, options=options)
+    facts = read_fact(store, INDEX, LatentFacts)
+    if facts is None:
+        raise IntegrityError(
+            f"{uri} has no {INDEX}, so no result there is whole; run the command again, which goes on "
+            "where it was interrupted."
+        )
+    return Latents(store, facts)
+
+
+class Latents:
+    """One result; made by :func:`open_latents`.
+
+    Attributes
+    ----------
+    facts : LatentFacts
+        Model, dataset, parameters and what was found, as ``index.json`` has them.
+    """
+
+    def __init__(self, store: Store, facts: LatentFacts) -> None:
+        self.store = store
+        self.facts = facts
+
+    def __repr__(self) -> str:
+        return f"Latents({self.store.uri!r}, {self.facts.use})"
+
+    def to_table(self, *splits: str) -> pa.Table:
+        """Return all records, or those of some parts (``fit``, ``val``, ``holdout`` …), as an Arrow table.
+
+        Raises
+        ------
+        IntegrityError
+            If a shard is missing or damaged.
+        """
+        wanted = [s for s in self.facts.shards if not splits or s.split in splits]
+        return read_shards(self.store, wanted, like=self.facts.shards)
+
+    def to_pandas(self, *splits: str) -> pd.DataFrame:
+        """Return the same as a DataFrame."""
+        return self.to_table(*splits).to_pandas()  # type: ignore[no-any-return]
+
+    def vectors(self, *splits: str) -> NDArray[np.float32]:
+        """Return embeddings as an array of shape (n_records, n_latent), in the order of the records.
+
+        Raises
+        ------
+        SchemaError
+            If the result is none of ``embed``.
+        """
+        if self.facts.use != "embeddings":
+            raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
+        return vectors_of(self.to_table(*splits))
+
+
+def vectors_of(table: pa.Table) -> NDArray[np.float32]:
+    """Return the column ``embedding`` as an array of shape (n_records, n_latent)."""
+    size = table.schema.field(VECTOR).type.list_size
+    parts = [chunk.flatten().to_numpy().reshape(-1, size) for chunk in table[VECTOR].chunks]
+    return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float32)

@@ -1,0 +1,208 @@
+"""Interpolate: the records that a model finds on the way from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.params import Interpolation, Output
+from prefect_augment.shards.formats import label_names
+from prefect_augment.stages.embed import finite
+from prefect_augment.stages.latents import Job, Strata
+from prefect_augment.stages.models import Encoder
+from prefect_augment.stages.reconstruct import decoding_strata
+from prefect_augment.storage import Store
+
+__all__ = ["interpolate"]
+
+ALGORITHM_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _End:
+    """A record that a strip begins or ends with."""
+
+    record: pa.Table
+    z: NDArray[np.float64]
+
+    @property
+    def aug_id(self) -> str:
+        return str(self.record["aug_id"][0].as_py())
+
+
+def interpolate(
+    dataset: DatasetRef,
+    *,
+    model: ModelRef,
+    store: Store,
+    wish: Interpolation | None = None,
+    output: Output | None = None,
+    out: Store | None = None,
+) -> LatentRef:
+    """Write a strip of records between two, made from vectors on the straight line between theirs.
+
+    A class stands for its medoid: the fit record nearest to the mean of the class's vectors. Vectors of the
+    first half are decoded as the first one's stratum, the others as the last one's.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Staged records.
+    model : ModelRef
+        A model with a latent space.
+    store : Store
+        The root that dataset and model lie under.
+    wish : Interpolation, optional
+        From where to where, in how many steps; from the largest class to the smallest by default.
+    output : Output, optional
+        Which parts records are looked for in.
+    out : Store, optional
+        Where to; the dataset's folder ``_interpolations`` where not given.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with ``aug_step``, ``aug_place`` (0 to 1), ``aug_id`` (null but for the two records,
+        which stand first and last) and the columns that are learnt, and the label.
+
+    Raises
+    ------
+    ParameterError
+        If the model has no latent space, an end is neither a class nor a record, or both are the same.
+    """
+    wish = wish or Interpolation()
+    job = Job.of("interpolations", algorithm_version=ALGORITHM_VERSION, dataset=dataset,
+                 model=model, store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
+    if (known := job.found()) is not None:
+        return known
+    fitted, encoder = job.load("latents")
+    strata = Strata(encoder)
+    ends = _ends(job, fitted, encoder, strata, wish)
+    places = np.linspace(0.0, 1.0, wish.n_steps)
+    Z = (1 - places)[:, None] * ends[0].z + places[:, None] * ends[1].z
+    codes = np.concatenate([decoding_strata(end.record, strata, "") for end in ends])
+    y = np.where(places < 0.5, codes[0], codes[1])
+    X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
+    made = _records(encoder, X, [strata.names[k] for k in y.tolist()])
+    strip = _strip(made, places, ends)
+    shards = job.put(iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic")
+    return job.finish(
+        shards,
+        found={
+            "start": ends[0].aug_id,
+            "end": ends[1].aug_id,
+            "start_class": strata.of_class[codes[0]],
+            "end_class": strata.of_class[codes[1]],
+            "distance": float(np.linalg.norm(ends[1].z - ends[0].z)),
+        },
+    )
+
+
+def _records(encoder: Encoder, X: NDArray[np.generic], names: Sequence[str]) -> pa.Table:
+    if isinstance(encoder, ImageEncoder):
+        ids = [f"step-{i:04d}" for i in range(len(names))]
+        return encoder.decode(X.astype(np.uint8), strata=names, aug_ids=ids).select(
+            [encoder.column, encoder.label, *encoder.by]
+        )
+    shown = {*encoder.names, encoder.label, *encoder.by}
+    return encoder.decode(X.astype(np.float64), strata=names, columns=[*shown])
+
+
+def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
+    """Return the first record, those that were made, and the last record, numbered from 0."""
+    first, last = (
+        end.record.select(made.column_names).cast(made.schema.remove_metadata()) for end in ends
+    )
+    tables = [t.replace_schema_metadata(None) for t in (first, made, last)]
+    strip = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    lineage = {
+        "aug_step": pa.array(np.arange(strip.num_rows), pa.int32()),
+        "aug_place": pa.array(np.concatenate([[0.0], places, [1.0]]), pa.float64()),
+        "aug_id": pa.array([ends[0].aug_id, *[None] * len(places), ends[1].aug_id], pa.string()),
+    }
+    columns = {**lineage, **{name: strip[name] for name in strip.column_names}}
+    return pa.table(columns).replace_schema_metadata(made.schema.metadata)
+
+
+# --- the ends ---------------------------------------------------------------------------------
+
+
+def _ends(
+    job: Job, fitted: Any, encoder: Encoder, strata: Strata, wish: Interpolation
+) -> list[_End]:
+    counts = {
+        name: sum(part.get(name, 0) for part in job.facts.part_counts.values())
+        for name in strata.classes
+    }
+    by_size = sorted(counts, key=lambda name: (-counts[name], name))
+    names = [wish.start or by_size[0], wish.end or by_size[-1]]
+    if names[0] == names[1]:
+        raise ParameterError(
+            f"the strip would begin and end with {names[0]!r}; name two classes, or two records by their "
+            f"aug_id. Classes: {', '.join(map(repr, strata.classes))}."
+        )
+    classes = [name for name in names if name in strata.classes]
+    medoids = _medoids(job, fitted, encoder, classes) if classes else {}
+    return [medoids.get(name) or _record(job, fitted, encoder, strata, name) for name in names]
+
+
+def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str) -> _End:
+    for table in job.tables(job.shards):
+        found = table.filter(pc.equal(table["aug_id"], aug_id))
+        if found.num_rows:
+            return _End(found.slice(0, 1), _embedded(job, fitted, encoder, found.slice(0, 1))[0])
+    raise ParameterError(
+        f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(job.parts)}; classes: "
+        f"{', '.join(map(repr, strata.classes))}."
+    )
+
+
+def _medoids(job: Job, fitted: Any, encoder: Encoder, classes: Sequence[str]) -> dict[str, _End]:
+    """Return of each class the fit record nearest to the mean of its vectors, in two passes."""
+    shards = [s for s in job.facts.shards if s.split == "fit"] or job.shards
+    sums: dict[str, NDArray[np.float64]] = {}
+    counts = dict.fromkeys(classes, 0)
+    for name, _, Z in _by_class(job, fitted, encoder, classes, shards):
+        sums[name] = sums.get(name, np.zeros(Z.shape[1])) + Z.sum(axis=0)
+        counts[name] += len(Z)
+    empty = [name for name in classes if not counts[name]]
+    if empty:
+        raise EmptyClassError(
+            f"class {empty[0]!r} has no fit record that could stand for it; name a record by its aug_id.",
+            class_name=empty[0],
+        )
+    best: dict[str, tuple[float, _End]] = {}
+    for name, table, Z in _by_class(job, fitted, encoder, classes, shards):
+        distances = np.linalg.norm(Z - sums[name] / counts[name], axis=1)
+        i = int(distances.argmin())
+        if name not in best or distances[i] < best[name][0]:
+            best[name] = float(distances[i]), _End(table.slice(i, 1), Z[i])
+    return {name: end for name, (_, end) in best.items()}
+
+
+def _by_class(
+    job: Job, fitted: Any, encoder: Encoder, classes: Sequence[str], shards: Sequence[ShardFact]
+) -> Iterator[tuple[str, pa.Table, NDArray[np.float64]]]:
+    """Yield class, records and their vectors, some megabytes at a time."""
+    for table in job.tables(shards):
+        names = np.array(label_names(table[job.facts.label]), dtype=object)
+        for name in classes:
+            rows = np.flatnonzero(names == name)
+            if len(rows):
+                taken = table.take(pa.array(rows))
+                yield name, taken, _embedded(job, fitted, encoder, taken)
+
+
+def _embedded(job: Job, fitted: Any, encoder: Encoder, table: pa.Table) -> NDArray[np.float64]:
+    Z = fitted.embed(encoder.encode(table))
+    vectors: NDArray[np.float64] = finite(Z, "vectors", job.model).astype(np.float64)
+    return vectors

@@ -1,0 +1,260 @@
+"""Uses of a model's latents as flows, as tasks of other flows, and as commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from prefect_augment import (
+    Anomalies,
+    Destination,
+    Interpolation,
+    Output,
+    Source,
+    TreesModel,
+    anomalies,
+    classify,
+    classify_records,
+    cli,
+    embed,
+    embed_records,
+    ingest_dataset,
+    interpolate,
+    interpolate_records,
+    open_latents,
+    open_version,
+    publish_dataset,
+    reconstruct,
+    reconstruct_records,
+    score_anomalies,
+    select_classes,
+    train,
+    train_model,
+)
+from prefect_augment.commands import latents as commands
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows import latents as flows
+from prefect_augment.params import PluginModel
+from prefect_augment.storage import open_store
+
+
+@pytest.fixture
+def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+@pytest.fixture
+def given(source: Source, linear_model: PluginModel, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "source": source,
+        "destination": Destination(uri=str(tmp_path / "out")),
+        "model": linear_model,
+    }
+
+
+# --- flows ---
+
+
+@pytest.mark.flow
+def test_a_run_shows_its_picture_and_says_what_came_of_it(given: dict[str, Any]) -> None:
+    state = anomalies(**given, anomalies=Anomalies(train_on=["ok"]), return_state=True)
+    result = state.result()
+    assert state.name == "Completed", "automations wait for this name"
+    assert "beyond the threshold" in (state.message or "")
+    assert "AUROC on val" in (state.message or "")
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    shown = {(a.key or "").rpartition("-")[2]: a for a in artifacts if a.type == "markdown"}
+    assert "data:image/png;base64" in shown["anomalies"].data
+    assert len(json.dumps(shown["anomalies"].data)) < 200_000
+    assert open_latents(result.uri).facts.found["normal"] == ["ok"]
+
+
+def test_every_flow_leaves_its_result_beside_the_dataset(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    uses = {
+        "_embeddings": embed,
+        "_anomalies": anomalies,
+        "_reconstructions": reconstruct,
+        "_interpolations": interpolate,
+        "_classes": classify,
+    }
+    for folder, use in uses.items():
+        result = use.fn(**given)
+        assert Path(result.uri).parent == tmp_path / "out" / folder
+        assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
+
+
+def test_the_model_that_train_left_is_used(given: dict[str, Any], tmp_path: Path) -> None:
+    trained = train.fn(**given, seed=3)
+    assert embed.fn(**given, seed=3).model == trained.model
+    models = open_store(str(tmp_path / "out")).list("_staging/train")
+    assert {path.split("/")[2] for path in models} == {trained.model.key}
+
+
+def test_a_model_that_is_not_able_is_refused_before_anything_is_read(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ParameterError, match="'trees' has no latent space"):
+        embed.fn(**{**given, "model": TreesModel()})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_inside_the_source_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    folder = given["source"].model_copy(update={"uri": str(tmp_path)})
+    inside = Output(uri=str(tmp_path / "vectors"))
+    elsewhere = Destination(uri=f"{tmp_path}-out")
+    with pytest.raises(ParameterError, match="lies inside the source"):
+        embed.fn(**{**given, "source": folder, "destination": elsewhere}, output=inside)
+
+
+# --- tasks ---
+
+
+@pytest.mark.flow
+def test_tasks_take_one_anothers_references(given: dict[str, Any], tmp_path: Path) -> None:
+    @flow
+    def theirs() -> Any:
+        dataset = ingest_dataset.submit(given["source"], given["destination"])
+        normal = select_classes.submit(dataset, ["ok", "worn"])
+        model = train_model.submit(normal, given["model"])
+        scored = score_anomalies.submit(dataset, model, normal_share=0.1)
+        vectors = embed_records.submit(dataset, model, output=Output(uri=str(tmp_path / "vectors")))
+        return scored.result(), vectors.result()
+
+    scored, vectors = theirs()
+    assert scored.n_records == vectors.n_records == 348
+    assert vectors.root == str(tmp_path / "vectors")
+    assert open_latents(f"{vectors.root}/{vectors.folder}").vectors().shape == (348, 3)
+
+
+def test_every_task_is_a_plain_function_outside_prefect(given: dict[str, Any]) -> None:
+    dataset = ingest_dataset.fn(given["source"], given["destination"])
+    model = train_model.fn(dataset, given["model"])
+    strip = interpolate_records.fn(dataset, model, Interpolation(n_steps=3))
+    assert strip.n_records == 5
+    assert reconstruct_records.fn(dataset, model, as_class="ok").n_records == dataset.n_records
+    assert classify_records.fn(dataset, model, prior="observed").found["prior"] == "observed"
+    publish_dataset.fn(dataset)
+    published = open_version.fn(given["destination"])
+    assert embed_records.fn(published, model).n_records == dataset.n_records
+
+
+# --- commands ---
+
+
+@pytest.fixture
+def call(
+    given: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Callable[..., tuple[int, str, str]]:
+    """Call a command on the source, without Prefect; returns exit code, stdout and stderr."""
+
+    class Plain:
+        def __init__(self, flow: Any) -> None:
+            self.validate_parameters = flow.validate_parameters
+            self.fn = flow.fn
+
+        def __call__(self, **parameters: Any) -> Any:
+            return self.fn(**parameters)
+
+    monkeypatch.setattr(commands, "prefect_session", lambda quiet: nullcontext())
+    for name in commands.__all__:
+        monkeypatch.setattr(flows, name, Plain(getattr(flows, name)))
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump({"model": given["model"].model_dump(mode="json")}))
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        places = [given["source"].uri, given["destination"].uri]
+        line = ["prefect-augment", name, *places, "--label", "state", *map(str, arguments)]
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+    run.params = params  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("embed", ["--part", "val", "--part", "fit"], "vectors of 3 numbers"),
+        ("anomalies", ["--train-on", "ok", "--normal-share", "0.1"], "beyond the threshold"),
+        ("reconstruct", [], "Reconstructed 348 records"),
+        ("interpolate", ["--from", "worn", "--to", "ok", "--records", "4"], "Made 4 records"),
+        ("classify", ["--prior", "observed"], "with the prior observed"),
+    ],
+)
+def test_a_command_says_what_came_of_it_and_where_it_is(
+    call: Any, tmp_path: Path, name: str, options: list[str], said: str
+) -> None:
+    code, out, _ = call(name, *options, "--params", call.params)
+    assert code == 0
+    assert said in out
+    code, out, _ = call(name, *options, "--params", call.params, "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert found["uri"].startswith(str(tmp_path / "out"))
+    latents = open_latents(found["uri"])
+    assert latents.facts.found == found["latents"]["found"]
+    assert found["model"]["kind"] == "linear"
+
+
+def test_a_result_goes_where_the_command_says(call: Any, tmp_path: Path) -> None:
+    code, out, _ = call("embed", "--out", tmp_path / "vectors", "--params", call.params, "--json")
+    assert code == 0
+    uri = json.loads(out.splitlines()[-1])["uri"]
+    assert Path(uri).parent == tmp_path / "vectors"
+    assert not (tmp_path / "out" / "_embeddings").exists()
+
+
+def test_a_command_with_a_model_that_is_not_able_ends_with_2(call: Any) -> None:
+    code, _, err = call("embed", "--model", "trees")
+    assert code == 2
+    assert "has no latent space" in " ".join(err.split())
+
+
+# --- the page in the docs ---
+
+
+@pytest.mark.flow
+def test_the_page_in_the_docs_runs(
+    source: Source, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(source.uri).rename("parts.parquet")
+    page = (repository / "docs" / "latents.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        code = code.replace("AutoencoderModel()", "AutoencoderModel(width=32, epochs=20)")
+        exec(compile(code, "latents.md", "exec", dont_inherit=True), names)
+    assert min(names["scores"].values()) > 1 / 3, (
+        "three classes of the hold-out, better than chance"
+    )
+    assert 0 < names["nmi"] < 1
+    assert names["auroc"] > 0.6
+    assert names["strangest"]["anomaly"].all()
+    drawn, beside = names["look_closely"]("parts.parquet", "state", "parts-balanced")
+    assert set(open_latents(drawn).to_table()["aug_origin"].to_pylist()) == {"synthetic"}
+    assert open_latents(beside).to_table().num_rows == 348
