@@ -37,12 +37,16 @@ from prefect_augment.genmodels.base import (
 )
 from prefect_augment.genmodels.counter_random import record_keys, uniform
 from prefect_augment.genmodels.tree_conditions import draw_given
+from prefect_augment.genmodels.tree_leaves import GROWTH, too_near
 from prefect_augment.genmodels.tree_predictors import Predictors
 from prefect_augment.params import TreesModel
 
 __all__ = ["TableTrees"]
 
 MIN_LEAF = 5  # synthpop's own default; below it a draw is close to a copy
+# Leaves that have grown since records lay too near: at most so many times as large as asked for, and
+# of each tree so many at least.
+MAX_GROWN, LEAST_LEAVES = 2, 4
 CLASS_WEIGHT_POWER = 0.5
 MAX_TARGET_LEVELS = (
     64  # a category with more is grown as an order of its levels, still drawn as levels
@@ -166,10 +170,32 @@ class TableTrees:
         weights = weights * (n_records / weights.sum())
         min_leaf = self._leaf_size(counts)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS)
+        most = min(n_records // LEAST_LEAVES, MAX_GROWN * self.params.min_leaf)
+        self._grow(codes, weights, predictors, min_leaf, ctx, report=True)
+        while min_leaf < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
+            min_leaf = min(most, int(min_leaf * GROWTH) + 1)
+            self._grow(codes, weights, predictors, min_leaf, ctx, report=False)
+
+    def _grow(
+        self,
+        codes: Ints,
+        weights: Floats,
+        predictors: Predictors,
+        min_leaf: int,
+        ctx: FitContext,
+        *,
+        report: bool,
+    ) -> None:
+        """Fit the trees of all places; progress never goes back, so it is told once."""
+        self._trees = []
         for place in range(1, len(self._sizes)):
             before = predictors.of(place)
             self._trees.append(self._fit_tree(place, before, codes, weights, min_leaf, ctx.seed))
-            ctx.report(place, {"columns": float(place)})
+            if report:
+                ctx.report(place, {"columns": float(place)})
+
+    def _drawn(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> Floats:
+        return self.sample(conditions, seeds=seeds)
 
     def _leaf_size(self, counts: NDArray[np.int64]) -> int:
         """Return a leaf size that the smallest sampled class can fill by itself."""

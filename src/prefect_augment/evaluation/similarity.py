@@ -82,19 +82,25 @@ def c2st_auc(
     n_levels: Int,
     seed: int = 0,
     learner: LearnerKind = "boosting",
+    most: int = C2ST_RECORDS,
+    n_iterations: int = C2ST_ITERATIONS,
 ) -> float:
     """AUC of a classifier that tells synthetic records from real ones, by 5-fold cross-validation.
 
     Parameters
     ----------
     real, synthetic : ndarray of float64, shape (n_records, n_columns)
-        NaN for null; the first 1,000 of each are looked at.
+        NaN for null; the first ``most`` of each are looked at.
     is_category, n_levels
         As in :func:`~prefect_augment.evaluation.learners.fit_learner`.
     seed : int
         Seed of the folds.
     learner : {"boosting", "logistic"}
         Which classifier; logistic for features that a network has made, of which there are many.
+    most : int
+        Records a side.
+    n_iterations : int
+        Of boosting.
 
     Returns
     -------
@@ -106,7 +112,7 @@ def c2st_auc(
     ----------
     Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests".
     """
-    real, synthetic = real[:C2ST_RECORDS], synthetic[:C2ST_RECORDS]
+    real, synthetic = real[:most], synthetic[:most]
     if min(len(real), len(synthetic)) < C2ST_FOLDS:
         return float("nan")
     X = np.vstack([real, synthetic])
@@ -124,7 +130,7 @@ def c2st_auc(
             n_levels=n_levels,
             n_classes=2,
             seed=seed,
-            n_iterations=C2ST_ITERATIONS,
+            n_iterations=n_iterations,
         )
         aucs.append(roc_auc_score(y[test], fitted.predict_proba(X[test])[:, 1]))
     return float(np.mean(aucs))

@@ -121,7 +121,8 @@ class TreesModel(TableParams):
         default=20,
         ge=2,
         le=1000,
-        description="Records in a leaf; less where the smallest class is small.",
+        description="Records in a leaf; less where the smallest class is small, up to twice as many where what is "
+        "drawn lies too near to the records.",
     )
     max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
 
@@ -136,7 +137,7 @@ class FlowModel(TableParams):
     width: Width = 256
     depth: int = Field(default=3, ge=1, le=16, description="Blocks of two layers in each network.")
     epochs: int = Field(
-        default=90,
+        default=120,
         ge=1,
         le=100_000,
         description="At most so many passes over the records, however large the budget: beyond, small tables are "
