@@ -168,9 +168,8 @@ class TableTrees:
         counts = np.bincount(data.y, minlength=self.spec.n_classes)
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
-        min_leaf = self._leaf_size(counts)
+        min_leaf, most = self._leaf_sizes(counts)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS)
-        most = min(n_records // LEAST_LEAVES, MAX_GROWN * self.params.min_leaf)
         self._grow(codes, weights, predictors, min_leaf, ctx, report=True)
         while min_leaf < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
             min_leaf = min(most, int(min_leaf * GROWTH) + 1)
@@ -197,11 +196,17 @@ class TableTrees:
     def _drawn(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> Floats:
         return self.sample(conditions, seeds=seeds)
 
-    def _leaf_size(self, counts: NDArray[np.int64]) -> int:
-        """Return a leaf size that the smallest sampled class can fill by itself."""
+    def _leaf_sizes(self, counts: NDArray[np.int64]) -> tuple[int, int]:
+        """Return the records of a leaf, and how many they may grow to.
+
+        The smallest sampled class can always fill a leaf by itself: else it would be drawn like the
+        classes that it shares its leaves with.
+        """
         sampled = counts[counts >= MIN_SAMPLED_RECORDS]
-        smallest = int(sampled.min()) if sampled.size else int(counts.sum())
-        return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2))
+        n_records = int(counts.sum())
+        smallest = int(sampled.min()) if sampled.size else n_records
+        most = min(n_records // LEAST_LEAVES, MAX_GROWN * self.params.min_leaf, 3 * smallest // 4)
+        return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2)), most
 
     def _fit_codes(self, j: int, x: Floats) -> Ints:
         """Return a column as whole numbers: level codes with null last, or ranks with null -1."""

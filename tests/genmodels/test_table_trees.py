@@ -116,10 +116,10 @@ def test_descent_reaches_the_leaf_that_scikit_learn_reaches() -> None:
 
 def test_leaves_shrink_for_a_small_class_but_not_below_the_floor() -> None:
     model = trees(np.zeros((10, 1)), np.zeros(10, int), (0,))
-    assert model._leaf_size(np.array([5000, 300])) == 20
-    assert model._leaf_size(np.array([5000, 24])) == 12
-    assert model._leaf_size(np.array([5000, 9])) == table_trees.MIN_LEAF
-    assert model._leaf_size(np.array([5000, 2])) == 20, "a class that is not sampled does not count"
+    assert model._leaf_sizes(np.array([5000, 300])) == (20, 40)
+    assert model._leaf_sizes(np.array([5000, 24])) == (12, 18), "it still fills a leaf by itself"
+    assert model._leaf_sizes(np.array([5000, 9])) == (table_trees.MIN_LEAF, 6)
+    assert model._leaf_sizes(np.array([5000, 2]))[0] == 20, "a class that is not sampled counts not"
 
 
 def test_categories_of_many_levels_are_drawn_from_those_of_the_class() -> None:
