@@ -19,7 +19,7 @@ Trees are fitted with scikit-learn and kept as plain arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -38,6 +38,14 @@ from prefect_augment.genmodels.base import (
 from prefect_augment.genmodels.counter_random import record_keys, uniform
 from prefect_augment.genmodels.tree_conditions import draw_given
 from prefect_augment.genmodels.tree_leaves import GROWTH, too_near
+from prefect_augment.genmodels.tree_nodes import (
+    TREE_ARRAYS,
+    Floats,
+    Ints,
+    Tree,
+    as_arrays,
+    level_order,
+)
 from prefect_augment.genmodels.tree_predictors import Predictors
 from prefect_augment.params import TreesModel
 
@@ -47,6 +55,9 @@ MIN_LEAF = 5  # synthpop's own default; below it a draw is close to a copy
 # Leaves that have grown since records lay too near: at most so many times as large as asked for, and
 # of each tree so many at least.
 MAX_GROWN, LEAST_LEAVES = 2, 4
+# Of the weight of the smallest sampled class: with more, the first split may leave it no leaf of its own.
+FILLED = 0.6
+
 CLASS_WEIGHT_POWER = 0.5
 MAX_TARGET_LEVELS = (
     64  # a category with more is grown as an order of its levels, still drawn as levels
@@ -60,33 +71,13 @@ MAX_ATOMS = 4  # atoms that get an output of their own
 MAX_FIT_RECORDS = 100_000
 BATCH = 16_384  # records descending together; fits the cache, does not change what is drawn
 
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class _Tree:
-    """One column's tree as arrays over its nodes, and the values of its leaves.
+class _Leaf:
+    """How small a leaf may be: in records, and in the share of all weight."""
 
-    A leaf is its own child, so that all records descend the same number of steps. The values of
-    leaf m, sorted, are ``values[start[m] : start[m] + size[m]]``: ranks or level codes.
-    """
-
-    feature: Ints  # the predictor's place in the sequence; 0 is the class
-    threshold: Ints  # left where predictor <= threshold
-    children: Ints  # (2 * n_nodes,) left and right child
-    start: Ints
-    size: Ints
-    values: Ints
-    places: Ints  # of the categories among the predictors that the tree looks at
-    starts: Ints  # where the order of each of them begins
-    orders: Ints  # place of every level of these categories, one after the other
-    depth: int
-
-    def order_of(self, place: int) -> Ints:
-        """Return the place of each level of a category in the order that the tree splits by."""
-        i = int(np.searchsorted(self.places, place))
-        return self.orders[self.starts[i] : self.starts[i + 1]]
+    n_records: int
+    share: float = 0.0
 
 
 class TableTrees:
@@ -115,7 +106,7 @@ class TableTrees:
         self._sizes = [spec.n_classes] + [
             spec.n_levels[j] + 1 if spec.is_category[j] else 0 for j in self._sequence
         ]
-        self._trees: list[_Tree] = []
+        self._trees: list[Tree] = []
         self._grids: list[Floats] = []  # per number: its fit values, sorted, each once
         self._shared: list[NDArray[np.bool_]] = []  # whether several records have that value
         self._atoms: list[NDArray[np.bool_]] = []
@@ -168,19 +159,21 @@ class TableTrees:
         counts = np.bincount(data.y, minlength=self.spec.n_classes)
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
-        min_leaf, most = self._leaf_sizes(counts)
+        leaf = _Leaf(self._leaf_size(counts))
+        most = self._most_weight(data.y, weights)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS)
-        self._grow(codes, weights, predictors, min_leaf, ctx, report=True)
-        while min_leaf < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
-            min_leaf = min(most, int(min_leaf * GROWTH) + 1)
-            self._grow(codes, weights, predictors, min_leaf, ctx, report=False)
+        self._grow(codes, weights, predictors, leaf, ctx, report=True)
+        while leaf.share < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
+            share = max(leaf.share, leaf.n_records / n_records)
+            leaf = replace(leaf, share=min(most, share * GROWTH))
+            self._grow(codes, weights, predictors, leaf, ctx, report=False)
 
     def _grow(
         self,
         codes: Ints,
         weights: Floats,
         predictors: Predictors,
-        min_leaf: int,
+        leaf: _Leaf,
         ctx: FitContext,
         *,
         report: bool,
@@ -189,24 +182,30 @@ class TableTrees:
         self._trees = []
         for place in range(1, len(self._sizes)):
             before = predictors.of(place)
-            self._trees.append(self._fit_tree(place, before, codes, weights, min_leaf, ctx.seed))
+            self._trees.append(self._fit_tree(place, before, codes, weights, leaf, ctx.seed))
             if report:
                 ctx.report(place, {"columns": float(place)})
 
     def _drawn(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> Floats:
         return self.sample(conditions, seeds=seeds)
 
-    def _leaf_sizes(self, counts: NDArray[np.int64]) -> tuple[int, int]:
-        """Return the records of a leaf, and how many they may grow to.
-
-        The smallest sampled class can always fill a leaf by itself: else it would be drawn like the
-        classes that it shares its leaves with.
-        """
+    def _leaf_size(self, counts: NDArray[np.int64]) -> int:
+        """Return a leaf size that the smallest sampled class can fill by itself."""
         sampled = counts[counts >= MIN_SAMPLED_RECORDS]
-        n_records = int(counts.sum())
-        smallest = int(sampled.min()) if sampled.size else n_records
-        most = min(n_records // LEAST_LEAVES, MAX_GROWN * self.params.min_leaf, 3 * smallest // 4)
-        return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2)), most
+        smallest = int(sampled.min()) if sampled.size else int(counts.sum())
+        return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2))
+
+    def _most_weight(self, y: NDArray[np.int64], weights: Floats) -> float:
+        """Return the share of all weight that leaves may grow to.
+
+        Every sampled class still fills one by itself: else it would be drawn like those it shares its
+        leaves with. Of a rare class, whose records weigh more, a leaf then has fewer of them.
+        """
+        counts, total = np.bincount(y), np.bincount(y, weights=weights)
+        sampled = total[counts >= MIN_SAMPLED_RECORDS]
+        smallest = float(sampled.min() / total.sum()) if sampled.size else 1.0
+        asked = MAX_GROWN * self.params.min_leaf / len(y)
+        return min(1 / LEAST_LEAVES, asked, FILLED * smallest)
 
     def _fit_codes(self, j: int, x: Floats) -> Ints:
         """Return a column as whole numbers: level codes with null last, or ranks with null -1."""
@@ -227,14 +226,14 @@ class TableTrees:
         before: Sequence[int],
         codes: Ints,
         weights: Floats,
-        min_leaf: int,
+        leaf: _Leaf,
         seed: int,
-    ) -> _Tree:
+    ) -> Tree:
         """Fit the tree of one place on some places before it, and return it as arrays."""
         target = codes[:, place]
         outputs, is_classes = self._targets(place, codes, weights)
         orders = {
-            q: _level_order(codes[:, q], self._sizes[q], outputs, weights)
+            q: level_order(codes[:, q], self._sizes[q], outputs, weights)
             for q in before
             if self._sizes[q]
         }
@@ -244,7 +243,8 @@ class TableTrees:
         # scikit-learn takes no Generator; the old kind is the only one with room for two numbers.
         grower = (DecisionTreeClassifier if is_classes else DecisionTreeRegressor)(
             max_depth=self.params.max_depth,
-            min_samples_leaf=min_leaf,
+            min_samples_leaf=leaf.n_records,
+            min_weight_fraction_leaf=leaf.share,
             random_state=np.random.RandomState([seed & 0xFFFFFFFF, place]),
         )
         grower.fit(
@@ -253,7 +253,7 @@ class TableTrees:
             sample_weight=weights,
         )
         leaves = grower.apply(predictors)
-        return _as_arrays(grower.tree_, leaves, target, before, orders)
+        return as_arrays(grower.tree_, leaves, target, before, orders)
 
     def _targets(self, place: int, codes: Ints, weights: Floats) -> tuple[Floats, bool]:
         """Return what the tree predicts, (n_records, n_outputs), and whether these are classes."""
@@ -265,7 +265,7 @@ class TableTrees:
             return np.eye(len(levels))[indices], True
         # Many levels: by their place in an order that follows the classes.
         by_class = np.eye(self.spec.n_classes)[codes[:, 0]]
-        order = _level_order(target, self._sizes[place], by_class, weights)
+        order = level_order(target, self._sizes[place], by_class, weights)
         return order[target].astype(np.float64)[:, None] / len(order), False
 
     def _number_targets(self, number: int, ranks: Ints) -> Floats:
@@ -363,7 +363,7 @@ class TableTrees:
         neighbour = tree.values[tree.start[leaf] + beside]
         return self._between(self._number(place), code, neighbour, np.abs(move))
 
-    def _descend(self, tree: _Tree, codes: Ints) -> NDArray[np.int64]:
+    def _descend(self, tree: Tree, codes: Ints) -> NDArray[np.int64]:
         """Return the leaf of each record, given the places before, shape (n_places, n)."""
         n = codes.shape[1]
         predictors = np.empty(codes.shape, dtype=np.int32)
@@ -412,7 +412,7 @@ class TableTrees:
         }
         arrays: Arrays = {}
         for i, tree in enumerate(self._trees):
-            for name in _TREE_ARRAYS:
+            for name in TREE_ARRAYS:
                 arrays[f"tree.{i:05d}.{name}"] = getattr(tree, name)
         for i, grid in enumerate(self._grids):
             arrays[f"number.{i:05d}.grid"] = grid
@@ -425,99 +425,10 @@ class TableTrees:
         """Return the model whose state this is; trees have no use for a device."""
         model = cls(TreesModel(**config["params"]), TableSpec.from_config(config["spec"]))
         for i, depth in enumerate(config["depths"]):
-            fields = {name: arrays[f"tree.{i:05d}.{name}"] for name in _TREE_ARRAYS}
-            model._trees.append(_Tree(**fields, depth=depth))
+            fields = {name: arrays[f"tree.{i:05d}.{name}"] for name in TREE_ARRAYS}
+            model._trees.append(Tree(**fields, depth=depth))
         for i in range(model.spec.n_columns - sum(model.spec.is_category)):
             model._grids.append(arrays[f"number.{i:05d}.grid"])
             model._shared.append(arrays[f"number.{i:05d}.shared"])
             model._atoms.append(arrays[f"number.{i:05d}.atoms"])
         return model
-
-
-_TREE_ARRAYS = (
-    "feature", "threshold", "children", "start", "size", "values", "places", "starts", "orders",
-)  # fmt: skip
-
-
-def _as_arrays(
-    grown: Any,
-    leaves: NDArray[np.int64],
-    target: Ints,
-    before: Sequence[int],
-    orders: Mapping[int, Ints],
-) -> _Tree:
-    """Return scikit-learn's tree on these predictors, and the target's values by leaf, as arrays."""
-    n_nodes = grown.node_count
-    is_leaf = grown.children_left < 0
-    itself = np.arange(n_nodes)
-    children = np.stack(
-        [
-            np.where(is_leaf, itself, grown.children_left),
-            np.where(is_leaf, itself, grown.children_right),
-        ],
-        axis=1,
-    )
-    feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
-    # Leaves look at 0, the class, too.
-    used = {0, *feature[~is_leaf].tolist()}
-    places = sorted(used & set(orders))
-    # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
-    by_leaf = np.lexsort((target, leaves))
-    return _Tree(
-        feature=np.where(is_leaf, 0, feature).astype(np.int32),
-        # Predictors are whole numbers, so x <= 3.5 is x <= 3.
-        threshold=np.floor(np.where(is_leaf, 0, grown.threshold)).astype(np.int32),
-        children=children.ravel().astype(np.int32),
-        start=np.searchsorted(leaves[by_leaf], itself).astype(np.int32),
-        size=np.bincount(leaves, minlength=n_nodes).astype(np.int32),
-        values=target[by_leaf].astype(np.int32),
-        places=np.array(places, dtype=np.int32),
-        starts=np.cumsum([0, *(len(orders[q]) for q in places)]).astype(np.int32),
-        orders=np.concatenate([np.empty(0), *(orders[q] for q in places)]).astype(np.int32),
-        depth=int(grown.max_depth),
-    )
-
-
-def _level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Ints:
-    """Return the place of each level of a predictor in the order that splits the outputs best.
-
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (n_records,)
-        Levels of the predictor, in [0, size).
-    outputs : ndarray of float64, shape (n_records, n_outputs)
-        What the tree is to predict.
-
-    Returns
-    -------
-    ndarray of int32, shape (size,)
-        By mean output, which is optimal for one output (Fisher 1958); by the first principal
-        component of the mean outputs for several (Coppersmith, Hong & Hosking 1999).
-    """
-    mass = np.bincount(codes, weights, minlength=size)
-    sums = np.stack(
-        [
-            np.bincount(codes, weights * outputs[:, m], minlength=size)
-            for m in range(outputs.shape[1])
-        ],
-        axis=1,
-    )
-    total = sums.sum(axis=0) / mass.sum()
-    mean = np.where(mass[:, None] > 0, sums / np.where(mass > 0, mass, 1)[:, None], total)
-    centred = (mean - total) * np.sqrt(mass)[:, None]
-    # Plain sums and a fixed number of power iterations, no BLAS: the same bits on any number of
-    # threads.
-    covariance = np.einsum("lm,ln->mn", centred, centred, optimize=False)
-    direction = covariance[np.argmax(np.diag(covariance))]
-    for _ in range(30):
-        norm = np.sqrt((direction**2).sum())
-        if norm == 0:
-            break
-        direction = (covariance * (direction / norm)).sum(axis=1)
-    score = (mean * direction).sum(axis=1)
-    # Rounded, so that levels equal up to rounding errors stand in the order of their codes.
-    spread = np.abs(score).max()
-    rounded = np.round(score / spread, 9) if spread > 0 else score
-    order = np.empty(size, dtype=np.int32)
-    order[np.argsort(rounded, kind="stable")] = np.arange(size, dtype=np.int32)
-    return order

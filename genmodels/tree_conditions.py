@@ -25,7 +25,8 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.counter_random import record_keys, uniform
 
 if TYPE_CHECKING:
-    from prefect_augment.genmodels.table_trees import TableTrees, _Tree
+    from prefect_augment.genmodels.table_trees import TableTrees
+    from prefect_augment.genmodels.tree_nodes import Tree
 
 __all__ = ["draw_given"]
 
@@ -152,7 +153,7 @@ def _matching(model: TableTrees, place: int, value: float) -> tuple[int, NDArray
 
 
 def _reachable(
-    model: TableTrees, tree: _Tree, place: int, known: Mapping[int, int]
+    model: TableTrees, tree: Tree, place: int, known: Mapping[int, int]
 ) -> NDArray[np.int64]:
     """Return the leaves that records with these codes at these places can end in."""
     value_of, is_known = np.zeros(place, dtype=np.int64), np.zeros(place, dtype=bool)

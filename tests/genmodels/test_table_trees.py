@@ -10,7 +10,7 @@ import pytest
 from sklearn.tree import DecisionTreeRegressor
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels import table_trees
+from prefect_augment.genmodels import table_trees, tree_nodes
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import record_keys, seeds_from, uniform
 from prefect_augment.genmodels.table_trees import TableTrees
@@ -100,7 +100,7 @@ def test_descent_reaches_the_leaf_that_scikit_learn_reaches() -> None:
     target = rng.normal(size=4000) + codes[:, 2] / 1000
     grower = DecisionTreeRegressor(max_depth=12, min_samples_leaf=3, random_state=0)
     grower.fit(codes.astype(np.float32), target)
-    tree = table_trees._as_arrays(
+    tree = tree_nodes.as_arrays(
         grower.tree_,
         grower.apply(codes.astype(np.float32)),
         np.zeros(4000, np.int32),
@@ -116,10 +116,22 @@ def test_descent_reaches_the_leaf_that_scikit_learn_reaches() -> None:
 
 def test_leaves_shrink_for_a_small_class_but_not_below_the_floor() -> None:
     model = trees(np.zeros((10, 1)), np.zeros(10, int), (0,))
-    assert model._leaf_sizes(np.array([5000, 300])) == (20, 40)
-    assert model._leaf_sizes(np.array([5000, 24])) == (12, 18), "it still fills a leaf by itself"
-    assert model._leaf_sizes(np.array([5000, 9])) == (table_trees.MIN_LEAF, 6)
-    assert model._leaf_sizes(np.array([5000, 2]))[0] == 20, "a class that is not sampled counts not"
+    assert model._leaf_size(np.array([5000, 300])) == 20
+    assert model._leaf_size(np.array([5000, 24])) == 12
+    assert model._leaf_size(np.array([5000, 9])) == table_trees.MIN_LEAF
+    assert model._leaf_size(np.array([5000, 2])) == 20, "a class that is not sampled does not count"
+
+
+def test_leaves_that_have_grown_leave_a_rare_class_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(table_trees, "too_near", lambda *given, **named: True)
+    y = np.repeat([0, 1], [128, 24])
+    x = np.random.default_rng(3).normal(size=len(y)) + 8 * y
+    model = trees(x[:, None], y, (0,))
+    assert max(tree.size.max() for tree in model._trees) > 20, "leaves have grown"
+    assert (draw(model, 1, 500) > 4).all()
+    assert (draw(model, 0, 500) < 4).all()
 
 
 def test_categories_of_many_levels_are_drawn_from_those_of_the_class() -> None:

@@ -1,0 +1,129 @@
+"""A tree as arrays over its nodes: what scikit-learn has grown, with the values of each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TREE_ARRAYS", "Floats", "Ints", "Tree", "as_arrays", "level_order"]
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One column's tree as arrays over its nodes, and the values of its leaves.
+
+    A leaf is its own child, so that all records descend the same number of steps. The values of
+    leaf m, sorted, are ``values[start[m] : start[m] + size[m]]``: ranks or level codes.
+    """
+
+    feature: Ints  # the predictor's place in the sequence; 0 is the class
+    threshold: Ints  # left where predictor <= threshold
+    children: Ints  # (2 * n_nodes,) left and right child
+    start: Ints
+    size: Ints
+    values: Ints
+    places: Ints  # of the categories among the predictors that the tree looks at
+    starts: Ints  # where the order of each of them begins
+    orders: Ints  # place of every level of these categories, one after the other
+    depth: int
+
+    def order_of(self, place: int) -> Ints:
+        """Return the place of each level of a category in the order that the tree splits by."""
+        i = int(np.searchsorted(self.places, place))
+        return self.orders[self.starts[i] : self.starts[i + 1]]
+
+
+TREE_ARRAYS = (
+    "feature", "threshold", "children", "start", "size", "values", "places", "starts", "orders",
+)  # fmt: skip
+
+
+def as_arrays(
+    grown: Any,
+    leaves: NDArray[np.int64],
+    target: Ints,
+    before: Sequence[int],
+    orders: Mapping[int, Ints],
+) -> Tree:
+    """Return scikit-learn's tree on these predictors, and the target's values by leaf, as arrays."""
+    n_nodes = grown.node_count
+    is_leaf = grown.children_left < 0
+    itself = np.arange(n_nodes)
+    children = np.stack(
+        [
+            np.where(is_leaf, itself, grown.children_left),
+            np.where(is_leaf, itself, grown.children_right),
+        ],
+        axis=1,
+    )
+    feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
+    # Leaves look at 0, the class, too.
+    used = {0, *feature[~is_leaf].tolist()}
+    places = sorted(used & set(orders))
+    # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
+    by_leaf = np.lexsort((target, leaves))
+    return Tree(
+        feature=np.where(is_leaf, 0, feature).astype(np.int32),
+        # Predictors are whole numbers, so x <= 3.5 is x <= 3.
+        threshold=np.floor(np.where(is_leaf, 0, grown.threshold)).astype(np.int32),
+        children=children.ravel().astype(np.int32),
+        start=np.searchsorted(leaves[by_leaf], itself).astype(np.int32),
+        size=np.bincount(leaves, minlength=n_nodes).astype(np.int32),
+        values=target[by_leaf].astype(np.int32),
+        places=np.array(places, dtype=np.int32),
+        starts=np.cumsum([0, *(len(orders[q]) for q in places)]).astype(np.int32),
+        orders=np.concatenate([np.empty(0), *(orders[q] for q in places)]).astype(np.int32),
+        depth=int(grown.max_depth),
+    )
+
+
+def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Ints:
+    """Return the place of each level of a predictor in the order that splits the outputs best.
+
+    Parameters
+    ----------
+    codes : ndarray of int32, shape (n_records,)
+        Levels of the predictor, in [0, size).
+    outputs : ndarray of float64, shape (n_records, n_outputs)
+        What the tree is to predict.
+
+    Returns
+    -------
+    ndarray of int32, shape (size,)
+        By mean output, which is optimal for one output (Fisher 1958); by the first principal
+        component of the mean outputs for several (Coppersmith, Hong & Hosking 1999).
+    """
+    mass = np.bincount(codes, weights, minlength=size)
+    sums = np.stack(
+        [
+            np.bincount(codes, weights * outputs[:, m], minlength=size)
+            for m in range(outputs.shape[1])
+        ],
+        axis=1,
+    )
+    total = sums.sum(axis=0) / mass.sum()
+    mean = np.where(mass[:, None] > 0, sums / np.where(mass > 0, mass, 1)[:, None], total)
+    centred = (mean - total) * np.sqrt(mass)[:, None]
+    # Plain sums and a fixed number of power iterations, no BLAS: the same bits on any number of
+    # threads.
+    covariance = np.einsum("lm,ln->mn", centred, centred, optimize=False)
+    direction = covariance[np.argmax(np.diag(covariance))]
+    for _ in range(30):
+        norm = np.sqrt((direction**2).sum())
+        if norm == 0:
+            break
+        direction = (covariance * (direction / norm)).sum(axis=1)
+    score = (mean * direction).sum(axis=1)
+    # Rounded, so that levels equal up to rounding errors stand in the order of their codes.
+    spread = np.abs(score).max()
+    rounded = np.round(score / spread, 9) if spread > 0 else score
+    order = np.empty(size, dtype=np.int32)
+    order[np.argsort(rounded, kind="stable")] = np.arange(size, dtype=np.int32)
+    return order
