@@ -1,7 +1,8 @@
 """Rows of our own models, of the SMOTE family and of random oversampling, for `tables.py`.
 
 `python _table_draw.py TASK.json` writes what `_table_peers.py` writes for the peers: `balance.parquet`
-(what the smaller classes lack), `all.parquet` (as many rows of each class as there are fit rows) where
+(what the smaller classes lack; of weighted rows all that were drawn, and `weights.npy`, those of the
+fit rows first), `all.parquet` (as many rows of each class as there are fit rows) where
 the method can make all classes, and `drawn.json`. The models are used as a user does, by
 :class:`prefect_augment.GenerativeSampler`, at their defaults.
 
@@ -24,7 +25,7 @@ from imblearn.over_sampling import SMOTE, SMOTEN, SMOTENC, RandomOverSampler
 from prefect_augment import GenerativeSampler
 from prefect_augment.registry import load_model_class
 
-UTILITY = ", utility"
+UTILITY, WEIGHTED = ", utility", ", weighted"
 SPEED_ROWS = 20_000
 NULL = "(null)"
 NEIGHBOURS = 5
@@ -63,6 +64,8 @@ def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
     label, method, seed = task["label"], task["method"], task["seed"]
     fit = pd.read_parquet(folder / "fit.parquet")
     X, y = fit.drop(columns=label), fit[label]
+    if method.endswith(WEIGHTED):
+        return draw_weighted(method.removesuffix(WEIGHTED), X, y, seed, folder)
     n_balance = sum(task["lacking"].values())
     if method.endswith(UTILITY) or method in ("oversampling", "SMOTE"):
         if method.endswith(UTILITY):
@@ -98,6 +101,20 @@ def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
         raise SystemExit(f"{method}: expected {n_balance} rows, found {len(balance)}")
     balance.to_parquet(folder / "balance.parquet")
     return figures | {"n_balance": len(balance)}
+
+
+def draw_weighted(
+    kind: str, X: pd.DataFrame, y: pd.Series, seed: int, folder: Path
+) -> dict[str, float]:
+    """Draw rows with soft labels, and write them with all weights; returns what it cost."""
+    load_model_class(kind)
+    sampler = GenerativeSampler(kind, random_state=seed, budget=BUDGET)
+    with cost() as used:
+        X_out, y_out, weights = sampler.fit_weighted(X, y)
+    drawn = X_out.iloc[len(X) :].assign(**{y.name: y_out.iloc[len(X) :]})
+    drawn.to_parquet(folder / "balance.parquet")
+    np.save(folder / "weights.npy", weights)
+    return {"fit_cpu": used["cpu"], "peak_mib": used["mib"], "n_balance": len(drawn)}
 
 
 def write(drawn: tuple[pd.DataFrame, Any], label: str, path: Path) -> None:

@@ -117,7 +117,7 @@ def _downstream(results: Results) -> Iterator[Goal]:
     by_set = {s: differences(results, [s]) for s in results.sets}
     for learner in LEARNERS:
         for method, ours in found[learner].items():
-            if not method.endswith(", utility"):
+            if not method.endswith((", utility", ", weighted")):
                 continue
             gain, f1 = ours["auprc"][0], ours["f1_tuned"][0]
             others = [(found[learner][b]["auprc"][0], b) for b in BASELINES if b in found[learner]]

@@ -55,9 +55,11 @@ def score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         rows = _take(everything, rng.permutation(len(everything[1])))
         figures["all"] = likeness(matrix, rows, test, seed=task["seed"])
         figures["all"] |= nearness(matrix, rows[0], fit[0], test[0], seed=task["seed"])
-    if balance is not None:
+    weighted = folder / "weights.npy"
+    if balance is not None and not weighted.is_file():
         figures["minority"] = of_minority(matrix, balance, fit, test, largest, task["seed"])
     weights = balanced_weights(fit[1]) if task["method"] == WEIGHTS else None
+    weights = np.load(weighted) if weighted.is_file() else weights
     arm = fit
     if balance is not None and task["method"] != NOTHING:
         arm = (np.vstack([fit[0], balance[0]]), np.concatenate([fit[1], balance[1]]))

@@ -7,7 +7,7 @@ Every method gets the same fit rows:
   SMOTEN, as fits the columns, with imputed nulls);
 - CTGAN and TVAE of the `ctgan` package at their defaults (300 epochs), in an environment of their own;
 - each of our models by `GenerativeSampler` at its defaults, `faithful` and, where named so, for
-  `utility`.
+  `utility`; *trees, weighted* is its `fit_weighted`: rows of every class with soft labels and weights.
 
 Measured are, with test's rows: the AUC of boosted trees that tell drawn rows from them (C2ST; 0.5 is
 perfect; five folds, up to 2,500 rows a side), column shapes and pair trends (sdmetrics' figures), all
@@ -61,7 +61,9 @@ BASELINES = (NOTHING, WEIGHTS, "oversampling", "SMOTE")
 KINDS = [
     k for k in ("trees", "flow", "vae", "gan", "autoencoder") if k in MODELS
 ]  # fmt: skip
-METHODS = [*BASELINES, *PEERS, *(m for k in KINDS for m in (k, f"{k}, utility"))]
+OURS = [m for k in KINDS for m in (k, f"{k}, utility")]
+OURS.insert(2, "trees, weighted")
+METHODS = [*BASELINES, *PEERS, *OURS]
 QUICK = [*BASELINES, "TVAE", "trees", "trees, utility", "flow"]
 SPEED_ROWS = 8000
 SPEED_SETS = ("mammography", "adult_income")
