@@ -56,8 +56,8 @@ def fresh(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    same = all(_now(name) == value for name, value in found["made_of"].items())
-    return found if same else None
+    made_of = found.get("made_of")  # not there yet where a run was interrupted
+    return found if made_of and all(_now(n) == value for n, value in made_of.items()) else None
 
 
 def write_json(path: Path, value: Any) -> None:
