@@ -12,8 +12,8 @@ from a fixed seed. Operations, the library's own way each, in `_shard_libraries.
 - shuffled: an epoch in a random order, as the library shuffles it.
 
 Each (library, set, operation) is a process of its own, the libraries take turns within a repeat, and
-disks are synced before each, and waited for. Only the operation is timed. A repeat writes three times,
-and the median of these is its time, since now and then the disk keeps one sync waiting. Every reading
+disks are synced before each, and waited for. Only the operation is timed. A repeat writes five times,
+and the median of these is its time, since now and then the disk or the machine keeps one waiting. Every reading
 counts records, bytes, and those that are not 0. A first round is not counted, of any library: programs
 are in the page cache after it, as what is read always is, and in it a second reading compares every
 record's checksum.
@@ -52,7 +52,8 @@ THERE = ("MDS", "litdata")
 PEERS = ("webdataset", "datasets", *THERE)
 OPERATIONS = ("write", "sequential", "shuffled")
 MOST_FILES = 5000
-WRITES = 3  # per repeat: now and then the disk keeps one sync waiting, of whichever library's
+# Per repeat: now and then a sync waits for the disk, or new memory for a virtual machine's host.
+WRITES = 5
 SETTLING = 50  # probes of a disk at most
 # Without their dependencies, which would replace torch; what they import is named here or stubbed.
 PEER_PACKAGES = ("mosaicml-streaming==0.13.0", "litdata==0.2.76")
