@@ -12,9 +12,9 @@ from a fixed seed. Operations, the library's own way each, in `_shard_libraries.
 - shuffled: an epoch in a random order, as the library shuffles it.
 
 Each (library, set, operation) is a process of its own, the libraries take turns within a repeat, and
-disks are synced before each, and waited for. Only the operation is timed. A repeat writes five times,
-and the median of these is its time, since now and then the disk or the machine keeps one waiting. Every reading
-counts records, bytes, and those that are not 0. A first round is not counted, of any library: programs
+disks are synced before each. Only the operation is timed. A repeat writes five times,
+and the median of these is its time, since now and then the disk or the machine keeps one waiting. Every
+reading counts records, bytes, and those that are not 0. A first round is not counted, of any library: programs
 are in the page cache after it, as what is read always is, and in it a second reading compares every
 record's checksum.
 `ahead` means: the 95 % interval of the ratio of the medians, from a paired bootstrap over the repeats,
@@ -54,7 +54,6 @@ OPERATIONS = ("write", "sequential", "shuffled")
 MOST_FILES = 5000
 # Per repeat: now and then a sync waits for the disk, or new memory for a virtual machine's host.
 WRITES = 5
-SETTLING = 50  # probes of a disk at most
 # Without their dependencies, which would replace torch; what they import is named here or stubbed.
 PEER_PACKAGES = ("mosaicml-streaming==0.13.0", "litdata==0.2.76")
 PEER_NEEDS = (
@@ -116,27 +115,6 @@ def peer_python(cache: Path) -> str:
     return str(python)
 
 
-class Disk:
-    """The disk that is written to: after a sync, its own cache may still be busy for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "probe"
-        self._least = float("inf")
-
-    def settle(self) -> None:
-        """Write down what is waiting, and wait until a small synced write is about as fast as it ever was."""
-        os.sync()
-        for _ in range(SETTLING):
-            started = time.perf_counter()
-            with self._path.open("wb") as file:
-                file.write(bytes(4 << 20))
-                os.fsync(file.fileno())
-            seconds = time.perf_counter() - started
-            self._least = min(self._least, seconds)
-            if seconds <= 2 * self._least:
-                return
-
-
 class Worker:
     """An interpreter with libraries loaded, which forks for each operation."""
 
@@ -144,7 +122,6 @@ class Worker:
         script = Path(__file__).with_name("_shard_libraries.py")
         words = [python, str(script), "stubbed" if stubbed else "plain", *names]
         self.log = log
-        self.disk = Disk(log.parent)
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 words,
@@ -162,7 +139,7 @@ class Worker:
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Do one operation in a new process; ``failed`` is in the answer where it ended badly."""
         assert self.process.stdin is not None
-        self.disk.settle()  # what another has left to be written is not this one's work
+        os.sync()  # what another has left to be written is not this one's work
         print(json.dumps(task), file=self.process.stdin, flush=True)
         return self._answer()
 
