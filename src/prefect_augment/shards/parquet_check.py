@@ -124,7 +124,9 @@ def _scan_dictionaries(
     reader = pq.ParquetFile(file, read_dictionary=sorted(leaves))
     for i in range(len(footer.groups)):
         for leaf in sorted(leaves):
-            for array in _dictionaries(reader.read_row_group(i, columns=[leaf])):
+            # A thread of Arrow that lets go of a Python file while the interpreter ends aborts the process.
+            table = reader.read_row_group(i, columns=[leaf], use_threads=False)
+            for array in _dictionaries(table):
                 n_unpacked += _unpacked_bytes(array)
                 refuse_bomb(name, n_bytes, n_unpacked)
 
