@@ -25,7 +25,8 @@ from imblearn.over_sampling import SMOTE, SMOTEN, SMOTENC, RandomOverSampler
 from prefect_augment import GenerativeSampler
 from prefect_augment.registry import load_model_class
 
-UTILITY, WEIGHTED = ", utility", ", weighted"
+UTILITY, WEIGHTED, NOT_NEAR = ", utility", ", weighted", ", not near"
+MAX_NEAR = 0.05  # as many rows near to a real one as there are among real rows
 SPEED_ROWS = 20_000
 NULL = "(null)"
 NEIGHBOURS = 5
@@ -83,8 +84,15 @@ def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
         if method in ("oversampling", "SMOTE"):
             figures["rows_per_s"] = len(balance) / used["cpu"]
     else:
-        load_model_class(method)
-        sampler = GenerativeSampler(method, purpose="faithful", random_state=seed, budget=BUDGET)
+        kind = method.removesuffix(NOT_NEAR)
+        load_model_class(kind)
+        sampler = GenerativeSampler(
+            kind,
+            purpose="faithful",
+            max_near=MAX_NEAR if method.endswith(NOT_NEAR) else None,
+            random_state=seed,
+            budget=BUDGET,
+        )
         with cost() as fitting:
             sampler.fit(X, y)
         counts = y.value_counts().to_dict()

@@ -17,12 +17,10 @@ The images are read from ../shared/data/images beside the repository.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,18 +28,18 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from _image_scores import Oracle, cpu_seconds, frechet, read
 from PIL import Image
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.diffusion import Diffusion, integrate, velocity_loss
+from prefect_augment.genmodels.diffusion import Diffusion, integrate
+from prefect_augment.genmodels.diffusion_training import velocity_loss
 from prefect_augment.params import DiffusionModel
 from prefect_augment.training import loop
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"
 PEER = "plain PyTorch prototype, 1.2M"
 BATCH = 128
 STEPS = 6  # midpoint steps of both
@@ -156,18 +154,6 @@ class Peer:
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def read(name: str) -> tuple[np.ndarray, list[str]]:
-    table = pq.read_table(DATA / f"{name}.parquet")
-    images = [Image.open(io.BytesIO(r["bytes"])).convert("L") for r in table["image"].to_pylist()]
-    return np.stack([np.array(i) for i in images])[..., None], table["label"].to_pylist()
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def interleaved(
     ours: Callable[[], object], peer: Callable[[], object], repeats: int
 ) -> tuple[float, float]:
@@ -175,58 +161,6 @@ def interleaved(
     ours(), peer()
     pairs = [(cpu_seconds(ours), cpu_seconds(peer)) for _ in range(repeats)]
     return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
-
-
-class Oracle(nn.Module):
-    """A classifier trained on balanced real images; its features are the space of the comparison."""
-
-    def __init__(self, n_classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        n_in = 1
-        for n_out, stride in ((48, 1), (48, 2), (96, 1), (96, 2), (96, 1)):
-            conv = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-            layers += [conv, nn.BatchNorm2d(n_out), nn.ReLU()]
-            n_in = n_out
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(96, n_classes)
-
-    @classmethod
-    def trained(cls, images: np.ndarray, y: np.ndarray, n_classes: int, n_steps: int) -> Oracle:
-        torch.manual_seed(0)
-        oracle = cls(n_classes).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(oracle.parameters(), 3e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=n_steps)
-        x, target = as_tensor(images), torch.from_numpy(y)
-        for k in range(n_steps):
-            rows = torch.randint(0, len(x), (128,))
-            batch = torch.roll(x[rows], (k % 5 - 2, k // 5 % 5 - 2), (2, 3)) if k % 2 else x[rows]
-            with torch.autocast("cpu", torch.bfloat16):
-                scores = oracle.head(oracle.features(batch))
-            loss = F.cross_entropy(scores.float(), target[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        return oracle.eval()
-
-    @torch.inference_mode()
-    def see(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return features and predicted classes."""
-        features = self.features(as_tensor(images))
-        return features.double().numpy(), self.head(features).argmax(1).numpy()
-
-
-def as_tensor(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Fréchet distance between two Gaussians fitted to features."""
-    ca, cb = np.cov(a.T), np.cov(b.T)
-    # tr sqrt(ca cb): both are symmetric and positive, so the eigenvalues are real and positive.
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(ca @ cb).real, 0.0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * roots)
 
 
 def sheet(path: Path, rows: list[tuple[str, np.ndarray]], n_classes: int) -> None:
@@ -249,8 +183,6 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write samples of both here (PNG)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    if not DATA.is_dir():
-        raise SystemExit(f"no data at {DATA}; this benchmark reads images beside the repository.")
     torch.set_num_threads(1)
     images, labels = read("fashion_lt")
     classes = sorted(set(labels))

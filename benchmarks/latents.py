@@ -1,4 +1,4 @@
-"""What embeddings hold, and what strangeness finds: `python benchmarks/latents.py [--quick] [--json FILE]`.
+"""What embeddings hold, and what strangeness finds: `python benchmarks/latents.py [--quick] [--sets …] [--json FILE]`.
 
 adult_income and hypothyroid are split into fit, val and hold-out by the seed. Models learn from fit;
 every record is embedded, without its class, by autoencoder and VAE, and by PCA of the same size on
@@ -56,6 +56,7 @@ from prefect_augment.stages.train import fit_model
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tabular"
 LABELS = {"adult_income": "income", "hypothyroid": "diagnosis", "mammography": "calcification"}
+SETS = ("hypothyroid", "mammography", "adult_income")
 KINDS = ("autoencoder", "vae")
 MIN_CLASS = 10
 N_NEIGHBOURS = 15
@@ -277,15 +278,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, fewer records and steps")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="which of them")
     args = parser.parse_args()
     seeds = args.seeds[:1] if args.quick else args.seeds
     most = QUICK_RECORDS if args.quick else MAX_RECORDS
     budget = Budget(steps=300) if args.quick else Budget()
-    rows = [
-        *judge_embeddings("hypothyroid", seeds, most, budget),
-        *judge_anomalies(seeds, most, budget),
-        *judge_embeddings("adult_income", seeds, most, budget),
-    ]
+    rows: list[dict[str, Any]] = []
+    for name in args.sets:
+        if name == "mammography":
+            rows += judge_anomalies(seeds, most, budget)
+        else:
+            rows += judge_embeddings(name, seeds, most, budget)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

@@ -122,6 +122,8 @@ class Peak:
         found = {}
         for process in _tree(root):
             try:
+                if _is_fork(process):
+                    continue
                 found[f"{process.pid} {_name(process)}"] = process.memory_info().rss
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except (psutil.Error, OSError):
@@ -138,6 +140,12 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def _is_fork(process: psutil.Process) -> bool:
+    """Tell whether a process is about to become another: until then it shares its parent's memory."""
+    parent = process.parent()
+    return parent is not None and process.cmdline() == parent.cmdline()
 
 
 def _name(process: psutil.Process) -> str:

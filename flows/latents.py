@@ -1,19 +1,21 @@
-"""What a trained model says of records: embed, anomalies, reconstruct, interpolate, classify.
+"""What a trained model says of records: embed, anomalies, reconstruct, denoise, interpolate, classify.
 
 Each finds the model that an earlier run of the same parameters trained below the destination, or
-trains it, and leaves its result beside the dataset.
+trains it, and leaves its result beside the dataset. What all of them take and do is :func:`_use`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, LatentResult, ModelRef
+from prefect_augment.datatypes import DatasetRef, LatentResult
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._inputs import default_destination, default_source, running
 from prefect_augment.params import (
@@ -21,10 +23,12 @@ from prefect_augment.params import (
     AutoModel,
     Budget,
     Classification,
+    Denoising,
     Destination,
     Interpolation,
     ModelParams,
     Output,
+    Reconstruction,
     Source,
 )
 from prefect_augment.stages.abilities import Ability, able_model
@@ -36,6 +40,7 @@ from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.latents import (
     classify_records,
+    denoise_records,
     embed_records,
     interpolate_records,
     reconstruct_records,
@@ -44,172 +49,104 @@ from prefect_augment.tasks.latents import (
 )
 from prefect_augment.tasks.train import train_model
 
-__all__ = ["anomalies", "classify", "embed", "interpolate", "reconstruct"]
-
-
-@flow(name="embed", flow_run_name="embed {source.uri}", persist_result=False)
-def embed(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    output: Output = Output(),
-    seed: int = 0,
-) -> LatentResult:
-    """Write a vector per record, for search, clustering and classifiers.
-
-    Args:
-        source: Where the labelled records are. Empty: the built-in example.
-        destination: Below which the model is found or trained, and beside which vectors go.
-        model: One with a latent space; auto takes the first kind that has one.
-        budget: How much effort training may take.
-        output: Which records, and where the vectors go.
-        seed: Seed of training.
-    """
-    with _run(source, destination, model, budget, output, seed, "latents") as job:
-        return job.end(run(embed_records, job.dataset, job.model, output=output))
-
-
-@flow(name="anomalies", flow_run_name="anomalies {source.uri}", persist_result=False)
-def anomalies(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    anomalies: Anomalies = Anomalies(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    output: Output = Output(),
-    seed: int = 0,
-) -> LatentResult:
-    """Score how strange every record is, and flag those beyond what is normal on val.
-
-    Args:
-        source: Where the labelled records are. Empty: the built-in example.
-        destination: Below which the model is found or trained, and beside which scores go.
-        anomalies: What is normal, and how much of it may be flagged.
-        model: One with a latent space; auto takes the first kind that has one.
-        budget: How much effort training may take.
-        output: Which records, and where the scores go.
-        seed: Seed of training.
-    """
-    only = tuple(anomalies.train_on)
-    with _run(source, destination, model, budget, output, seed, "latents", only=only) as job:
-        share = anomalies.normal_share
-        scored = run(score_anomalies, job.dataset, job.model, normal_share=share, output=output)
-        return job.end(scored)
-
-
-@flow(name="reconstruct", flow_run_name="reconstruct {source.uri}", persist_result=False)
-def reconstruct(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    output: Output = Output(),
-    seed: int = 0,
-) -> LatentResult:
-    """Write every record beside what the model makes of its vector, with the error per column.
-
-    Args:
-        source: Where the labelled records are. Empty: the built-in example.
-        destination: Below which the model is found or trained, and beside which the result goes.
-        model: One with a latent space; auto takes the first kind that has one.
-        budget: How much effort training may take.
-        output: Which records, and where the result goes.
-        seed: Seed of training.
-    """
-    with _run(source, destination, model, budget, output, seed, "latents") as job:
-        return job.end(run(reconstruct_records, job.dataset, job.model, output=output))
-
-
-@flow(name="interpolate", flow_run_name="interpolate {source.uri}", persist_result=False)
-def interpolate(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    interpolation: Interpolation = Interpolation(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    output: Output = Output(),
-    seed: int = 0,
-) -> LatentResult:
-    """Make the records on the way from one to another, or from one class to another.
-
-    Args:
-        source: Where the labelled records are. Empty: the built-in example.
-        destination: Below which the model is found or trained, and beside which the strip goes.
-        interpolation: From where to where, in how many steps.
-        model: One with a latent space; auto takes the first kind that has one.
-        budget: How much effort training may take.
-        output: Where records are looked for, and where the strip goes.
-        seed: Seed of training.
-    """
-    with _run(source, destination, model, budget, output, seed, "latents") as job:
-        return job.end(
-            run(interpolate_records, job.dataset, job.model, interpolation, output=output)
-        )
-
-
-@flow(name="classify", flow_run_name="classify {source.uri}", persist_result=False)
-def classify(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    classification: Classification = Classification(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    output: Output = Output(),
-    seed: int = 0,
-) -> LatentResult:
-    """Say of every record in which class the model itself finds it most likely.
-
-    Args:
-        source: Where the labelled records are. Empty: the built-in example.
-        destination: Below which the model is found or trained, and beside which the result goes.
-        classification: How likely classes are before a record is seen.
-        model: One that knows how likely a record is; auto takes the first kind that does.
-        budget: How much effort training may take.
-        output: Which records, and where the result goes.
-        seed: Seed of training.
-    """
-    with _run(source, destination, model, budget, output, seed, "likelihoods") as job:
-        prior = classification.prior
-        return job.end(run(classify_records, job.dataset, job.model, prior=prior, output=output))
+__all__ = ["anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct"]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that has its records and its model."""
+    """A run that has read its records."""
 
     dataset: DatasetRef
-    model: ModelRef
+    model: ModelParams
+    budget: Budget
+    output: Output
     seed: int
     started: float
 
-    def end(self, ref: LatentRef) -> LatentResult:
-        """Return what the run says of itself, with a sentence on its page."""
+    def use(self, task: Any, *wishes: Any, only: Sequence[str] = (), **given: Any) -> LatentResult:
+        """Find or train the model, on some classes only where asked, and put it to use."""
+        learnt = run(select_classes, self.dataset, list(only)) if only else self.dataset
+        model = run(train_model, learnt, self.model, budget=self.budget, seed=self.seed)
+        ref = run(task, self.dataset, model, *wishes, output=self.output, **given)
         result = LatentResult(
             uri=f"{ref.root}/{ref.folder}",
             latents=ref,
-            model=self.model,
+            model=model,
             seed=self.seed,
             seconds=round(time.monotonic() - self.started, 2),
             peak_rss_bytes=peak_rss_bytes(),
-            notes=(*self.model.notes, *ref.notes),
+            notes=(*model.notes, *ref.notes),
         )
         return finish(result, latents_sentence(ref))
 
 
-@contextmanager
+# What every use takes, before its own wish and after it; the words stand in the form.
+_BEFORE = {
+    "source": (Source, Source(), "Where the labelled records are. Empty: the built-in example."),
+    "destination": (
+        Destination,
+        Destination(),
+        "Below which the model is found or trained, and beside which the result goes.",
+    ),
+}
+_AFTER = {
+    "model": (ModelParams, AutoModel(), "One that is able; auto takes the first kind that is."),
+    "budget": (Budget, Budget(), "How much effort the run may take."),
+    "output": (Output, Output(), "Which records are used, and where the result is kept."),
+    "seed": (int, 0, "Seed of training."),
+}
+
+
+def _use(
+    ability: Ability,
+) -> Callable[[Callable[..., LatentResult]], Flow[..., LatentResult]]:
+    """Make a flow of what is done with the records, which may take one wish of its own."""
+
+    def decorate(work: Callable[..., LatentResult]) -> Flow[..., LatentResult]:
+        own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
+        signature = inspect.Signature(
+            [*_parameters(_BEFORE), *own, *_parameters(_AFTER)], return_annotation=LatentResult
+        )
+
+        @functools.wraps(work)
+        def use(*args: Any, **kwargs: Any) -> LatentResult:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            wishes = {p.name: bound.arguments.pop(p.name) for p in own}
+            return _run(ability, lambda job: work(job, **wishes), **bound.arguments)
+
+        words = [f"    {name}: {text}" for name, (*_, text) in (_BEFORE | _AFTER).items()]
+        doc = inspect.getdoc(work) or ""
+        use.__doc__ = "\n".join([doc, *([] if own else ["", "Args:"]), *words])
+        use.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        use.__signature__ = signature  # type: ignore[attr-defined]
+        del use.__wrapped__
+        name = work.__name__
+        return flow(name=name, flow_run_name=f"{name} {{source.uri}}", persist_result=False)(use)
+
+    return decorate
+
+
+def _parameters(given: dict[str, tuple[Any, Any, str]]) -> list[inspect.Parameter]:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [
+        inspect.Parameter(name, kind, annotation=annotation, default=default)
+        for name, (annotation, default, _) in given.items()
+    ]
+
+
 def _run(
+    ability: Ability,
+    work: Callable[[_Run], LatentResult],
+    *,
     source: Source,
     destination: Destination,
     model: ModelParams,
     budget: Budget,
     output: Output,
     seed: int,
-    ability: Ability,
-    *,
-    only: tuple[str, ...] = (),
-) -> Iterator[_Run]:
-    """Read the records and find or train a model that is able, on some classes only where asked."""
+) -> LatentResult:
+    """Read the records, and do the work with a model that is able."""
     started = time.monotonic()
     check_parameters(source=source, destination=destination, budget=budget, model=model)
     if not isinstance(model, AutoModel):  # what auto is depends on the data
@@ -224,6 +161,64 @@ def _run(
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         model = able_model(model, ability, modality=dataset.modality)
-        learnt = run(select_classes, dataset, list(only)) if only else dataset
-        trained = run(train_model, learnt, model, budget=budget, seed=seed)
-        yield _Run(dataset, trained, seed, started)
+        return work(_Run(dataset, model, budget, output, seed, started))
+
+
+# --- the flows ------------------------------------------------------------------------------------
+
+
+@_use("latents")
+def embed(job: _Run) -> LatentResult:
+    """Write a vector per record, for search, clustering and classifiers."""
+    return job.use(embed_records)
+
+
+@_use("latents")
+def anomalies(job: _Run, anomalies: Anomalies = Anomalies()) -> LatentResult:
+    """Score how strange every record is, and flag those beyond what is normal on val.
+
+    Args:
+        anomalies: What is normal, and how much of it may be flagged.
+    """
+    share = anomalies.normal_share
+    return job.use(score_anomalies, only=anomalies.train_on, normal_share=share)
+
+
+@_use("latents")
+def reconstruct(job: _Run, reconstruction: Reconstruction = Reconstruction()) -> LatentResult:
+    """Write every record beside what the model makes of its vector, with the error per column.
+
+    Args:
+        reconstruction: As what records are reconstructed.
+    """
+    return job.use(reconstruct_records, as_class=reconstruction.as_class)
+
+
+@_use("denoising")
+def denoise(job: _Run, denoising: Denoising = Denoising()) -> LatentResult:
+    """Write every image without its noise.
+
+    Args:
+        denoising: How much noise the images hold.
+    """
+    return job.use(denoise_records, noise=denoising.noise)
+
+
+@_use("latents")
+def interpolate(job: _Run, interpolation: Interpolation = Interpolation()) -> LatentResult:
+    """Make the records on the way from one to another, or from one class to another.
+
+    Args:
+        interpolation: Between which records or classes, and in how many steps.
+    """
+    return job.use(interpolate_records, interpolation)
+
+
+@_use("likelihoods")
+def classify(job: _Run, classification: Classification = Classification()) -> LatentResult:
+    """Say of every record in which class the model itself finds it most likely.
+
+    Args:
+        classification: What is held likely before a record is looked at.
+    """
+    return job.use(classify_records, prior=classification.prior)

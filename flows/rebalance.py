@@ -101,6 +101,8 @@ def rebalance(
         if approval.ask and not plan_only:
             announce(approval)
         source = default_source(source, destination)
+        if publish.materialise == "copies":  # what soft labels say is in the weights alone
+            gate = gate.model_copy(update={"labels": "hard"})
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
         if gate.constraints:
@@ -133,6 +135,7 @@ def rebalance(
             arm,
             plan,
             kept=candidates.kept_counts if candidates else None,
+            shares=candidates.shares if candidates else None,
             scores=scores,
             copies=publish.materialise == "copies",
             policy=classic.image,
@@ -274,7 +277,7 @@ def _compare(
     # What half of the budget does not allow is left out, on val and on the hold-out.
     affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
     scores = score_arms(
-        make_arms(dataset.modality, model=kind, classic=classic),
+        make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels),
         dataset,
         plan,
         model=model,

@@ -24,11 +24,13 @@ __all__ = [
     "Arrays",
     "Calibrates",
     "Config",
+    "Denoises",
     "Encodes",
     "FitContext",
     "GenerativeModel",
     "ImageData",
     "ImageSpec",
+    "MapsAnomalies",
     "SamplesGiven",
     "ScoresClasses",
     "TableData",
@@ -367,4 +369,33 @@ class ScoresClasses(Protocol):
 
     def class_log_likelihoods(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return log p(record | stratum) or a bound on it, in nats, shape (n, n_classes)."""
+        ...
+
+
+@runtime_checkable
+class MapsAnomalies(Protocol):
+    """A model of images that says itself where it accounts for an image badly.
+
+    Of others with a latent space it is where their reconstruction is wrong.
+    """
+
+    def anomaly_maps(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the strangeness of every place, shape (n, size, size); higher is stranger."""
+        ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """A model of images that takes noise out of them."""
+
+    def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
+        """Return the most likely images without their noise, in the form of the input.
+
+        Parameters
+        ----------
+        X : ndarray of uint8, shape (n, size, size, channels)
+            Images of the encoder's resolution.
+        noise : float in (0, 1]
+            Standard deviation of the Gaussian noise that they hold, white being 1.
+        """
         ...

@@ -1,7 +1,8 @@
 """Flow matching for tables with given values: the other columns as they are where these hold.
 
 The network of choices is learnt with any of them hidden, so that a given category, atom or null is
-shown before the first choice is drawn, and all others are drawn given it: nothing is refused.
+shown before the first choice is drawn, and all others are drawn given it, the likeliest of a few
+draws (:func:`.table_flow_network.draw_choices_given`): nothing is refused.
 
 A value that lies on a number's score is not known before the score is drawn. There a record takes
 the given value where its rank is one of those that stand for it, and is refused elsewhere: the ranks

@@ -13,22 +13,29 @@ squared error of the scores. What keeps it from learning mere copies is the vari
 - ``contractive``: a penalty on the squared Frobenius norm of the encoder's Jacobian (Rifai et al.
   2011, "Contractive Auto-Encoders", equation 2), estimated with one random direction per record.
 
-Records are drawn from a mixture of normals per class, fitted to the vectors of the records trained on
-(:class:`.table_latents.ClassDensities`); codes from their posterior, scores with the deviation that
-the squared error leaves.
+Vectors are drawn from a mixture of normals per class, fitted to those of the records trained on
+(:class:`.table_latents.ClassDensities`), or between two of them that are neighbours
+(:class:`.latent_neighbours.ClassNeighbours`); codes from their posterior, scores with the deviation
+that the squared error leaves.
 """
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.base import Arrays
+from prefect_augment.errors import ParameterError
+from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence
+from prefect_augment.genmodels.base import Arrays, TableSpec
+from prefect_augment.genmodels.latent_densities import ClassDensities
+from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
+from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.table_codes import CodeLayout, bounded
-from prefect_augment.genmodels.table_latents import ClassDensities, LatentTable
+from prefect_augment.genmodels.table_latents import LatentTable
 from prefect_augment.genmodels.table_mixed import MixedSpace
-from prefect_augment.genmodels.table_network import RecordNumbers
 from prefect_augment.genmodels.table_training import Encoded, TablePhase
 from prefect_augment.params import AutoencoderModel
 from prefect_augment.training.mlp import ResidualMLP
@@ -37,12 +44,13 @@ __all__ = [
     "AutoencoderNetwork",
     "AutoencoderPhase",
     "TableAutoencoder",
-    "jacobian_norm",
-    "sparsity_divergence",
 ]
 
 MAX_LATENT = 16  # where the wish does not say
+WIDTH = 256  # where the wish does not say
+NOISE = 0.1
 AT_ONCE = 4096
+PER_COMPONENT = 96  # records: no prior has spread the vectors, and fewer lie around single ones
 CLASS_DROPOUT = 0.5  # share of records decoded without their class, so that latents carry it too
 LATENT_DECAY = 1e-3  # of the squared length of latent vectors: without it they drift apart
 
@@ -112,36 +120,6 @@ class AutoencoderNetwork(nn.Module):
         return entropy + ((means - scores) ** 2 * has_score).sum(dim=1)
 
 
-def jacobian_norm(z: Tensor, inputs: Tensor, directions: Tensor) -> Tensor:
-    """Return an unbiased estimate of the squared Frobenius norm of dz/dinputs per record, (n,).
-
-    Parameters
-    ----------
-    z : Tensor, shape (n, n_latent)
-        Computed from ``inputs``, each record from its own.
-    inputs : Tensor, shape (n, n_inputs)
-    directions : Tensor, shape (n, n_latent)
-        Standard normal: E[|Jᵀv|²] = |J|² (Hutchinson 1990).
-    """
-    (found,) = torch.autograd.grad((z * directions).sum(), inputs, create_graph=True)
-    return (found**2).sum(dim=1)
-
-
-def sparsity_divergence(activations: Tensor, target: float) -> Tensor:
-    """Return the sum over units of KL(target || mean activation), a scalar in nats.
-
-    Parameters
-    ----------
-    activations : Tensor, shape (n, n_latent)
-        In (0, 1).
-    target : float
-        Mean activation that is wished for.
-    """
-    mean = activations.mean(dim=0).clamp(1e-6, 1 - 1e-6)
-    kl = target * torch.log(target / mean) + (1 - target) * torch.log((1 - target) / (1 - mean))
-    return kl.sum()
-
-
 class AutoencoderPhase(TablePhase):
     """Reconstruction with the variant's penalty."""
 
@@ -171,8 +149,8 @@ class AutoencoderPhase(TablePhase):
         seen_codes, seen_scores = codes, scores
         if self.params.variant == "denoising":
             n, device = len(rows), rows.device
-            swapped = (
-                torch.rand(n, self.n_columns, generator=rng, device=device) < self.params.noise
+            swapped = torch.rand(n, self.n_columns, generator=rng, device=device) < (
+                self.params.noise or NOISE
             )
             other = torch.randperm(n, generator=rng, device=device)
             seen_codes = torch.where(swapped[:, self.choice_columns], codes[other], codes)
@@ -213,7 +191,7 @@ class AutoencoderPhase(TablePhase):
 
 
 class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
-    """One autoencoder for all classes, and a density per class; see the module.
+    """One autoencoder for all classes, and where each class lies; see the module.
 
     Parameters
     ----------
@@ -224,8 +202,24 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     """
 
     params_class = AutoencoderModel
-    _densities: ClassDensities
+    _neighbours: ClassNeighbours | None = None
     _deviations: Tensor  # (n_scores,) of the scores about their means
+
+    @classmethod
+    def build(cls, params: Any, spec: TableSpec) -> Self:
+        """Return an untrained model; refuses what only autoencoders of images can do."""
+        model = super().build(params, spec)
+        usual = AutoencoderModel()
+        wished = {"variant": "conv"} if params.variant == "conv" else {}
+        for name in ("layers", "sparse_by"):
+            if getattr(params, name) != getattr(usual, name):
+                wished[name] = getattr(params, name)
+        if wished:
+            names = ", ".join(f"model.{name} {value!r}" for name, value in wished.items())
+            raise ParameterError(
+                f"{names} is for images, and the source holds a table; leave it out."
+            )
+        return model
 
     @property
     def n_latent(self) -> int:
@@ -240,7 +234,7 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
             space.n_scores,
             self.spec.n_classes,
             n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
-            width=self.params.width,
+            width=self.params.width or WIDTH,
             depth=0 if self.params.variant == "dense" else self.params.depth,
             sparse=self.params.variant == "sparse",
         )
@@ -271,15 +265,16 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
             ]
             total = (torch.cat(squared) * records.has_score).sum(dim=0)
             self._deviations = (total / records.has_score.sum(dim=0).clamp(min=1)).sqrt()
-        self._densities = ClassDensities.fit(
-            raw.cpu().numpy(), y.cpu().numpy(), self.spec.n_classes, seed=seed
-        )
+        of_all = (raw.cpu().numpy(), y.cpu().numpy(), self.spec.n_classes)
+        self._densities = ClassDensities.fit(*of_all, seed=seed, per_component=PER_COMPONENT)
+        if self.params.drawn_by == "neighbours":
+            self._neighbours = ClassNeighbours.fit(*of_all, seed=seed)
 
     def draw(
         self, network: AutoencoderNetwork, y: Tensor, numbers: RecordNumbers
     ) -> tuple[Tensor, Tensor]:
         """Draw a vector of the class, then codes and scores of that."""
-        z = self._densities.draw(y, numbers)
+        z = (self._neighbours or self._densities).draw(y, numbers)
         logits, means = network.decode(network.activated(z), y)
         codes = network.layout.draw(logits, numbers.uniforms(len(network.layout)))
         return codes, means + self._deviations * numbers.normals(network.n_scores)
@@ -300,14 +295,18 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
         return network.error(z, records.codes, scores, records.has_score, unknown)
 
     def extra_state(self) -> Arrays:
-        """Return densities and deviations."""
+        """Return what draws need, and the deviations."""
         if self._network is None:
             return {}
-        return self._densities.arrays() | {"deviations": self._deviations.cpu().numpy()}
+        neighbours = {} if self._neighbours is None else self._neighbours.arrays()
+        deviations = {"deviations": self._deviations.cpu().numpy()}
+        return super().extra_state() | neighbours | deviations
 
     def load_extra_state(self, arrays: Arrays) -> None:
         """Take them back."""
+        super().load_extra_state(arrays)
         if self._network is not None:
-            self._densities = ClassDensities.from_arrays(arrays)
+            if self.params.drawn_by == "neighbours":
+                self._neighbours = ClassNeighbours.from_arrays(arrays)
             deviations = torch.from_numpy(arrays["deviations"].copy())
             self._deviations = deviations.to(self.device.torch)

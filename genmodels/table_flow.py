@@ -7,7 +7,8 @@ scores ``x``; p(c, x | y) = p(c | y) p(x | c, y), one network each:
   network gives the posterior of each hidden one from those that are seen, by cross-entropy
   (Hoogeboom et al. 2022, "Autoregressive Diffusion Models", equation 5; Campbell et al. 2024,
   "Generative Flows on Discrete State-Spaces", section 3). They are drawn one after the other, each
-  from its posterior, so that what goes together stays together.
+  from its posterior, so that what goes together stays together; mostly the last ones are hidden in
+  training, as they are when records are drawn.
 - ``scores`` are carried from noise to the record's along straight lines by the mean velocity
   E[x1 - x0 | x_t, t, c, y] (Lipman et al. 2023, equation 23 with sigma_min = 0), the codes given
   as they are: whether a value is null, zero or any other is known before it moves.
@@ -15,12 +16,14 @@ scores ``x``; p(c, x | y) = p(c | y) p(x | c, y), one network each:
 Classes are drawn with p ∝ n_k**q and one network serves all, so that a rare class borrows from the
 others what they have in common. Training goes on for so many passes over the records at most, is
 judged on a tenth of them held back, and ends when that no longer gains or records come back that lie
-nearer to those trained on than the ones held back do.
+nearer to those trained on than the ones held back do. Then each column's own distribution is brought
+to that of the class's fit records (:mod:`.flow_margins`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,11 +31,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefect_augment.genmodels.base import Arrays, FitContext, TableData, TableSpec
+from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.genmodels.flow_conditions import read_given
-from prefect_augment.genmodels.table_flow_network import FlowNetwork, carried, draw_choices
+from prefect_augment.genmodels.flow_margins import (
+    N_ROUNDS,
+    Compared,
+    Margins,
+    classes_to_draw,
+    lacking_bias,
+    score_shifts,
+)
+from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.table_flow_network import (
+    N_TRIED,
+    FlowNetwork,
+    carried,
+    draw_choices,
+    draw_choices_given,
+)
 from prefect_augment.genmodels.table_flow_training import FlowPhase
 from prefect_augment.genmodels.table_mixed import MixedSpace
-from prefect_augment.genmodels.table_network import RecordNumbers, TableNetwork
+from prefect_augment.genmodels.table_network import TableNetwork
 from prefect_augment.genmodels.table_training import Encoded
 from prefect_augment.params import FlowModel
 
@@ -51,6 +71,18 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
     """
 
     params_class = FlowModel
+    patience = 6  # the last steps, at small rates, gain what many before them do not show
+
+    def __init__(self, params: FlowModel, spec: TableSpec) -> None:
+        super().__init__(params, spec)
+        self.margins: Margins | None = None  # none while training, and where no column varies
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train as :meth:`.TableNetwork.fit` has it, then bring margins to those of the records."""
+        self.margins = None
+        super().fit(data, ctx)
+        if self.space.n_codes or self.space.n_scores:
+            self._fit_margins(data, ctx.seed)
 
     def new_network(self, space: MixedSpace) -> FlowNetwork:
         """Return both networks."""
@@ -94,10 +126,65 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
 
         ``given`` are codes by choice that all records have.
         """
-        scores = numbers.normals(network.n_scores)
-        codes = draw_choices(network, y, numbers.uniforms(len(network.layout)), given)
+        codes, scores = self._drawn_choices(network, y, numbers, given)
         if network.n_scores:
             has_score = torch.from_numpy(self.space.has_score(codes.cpu().numpy())).to(y.device)
             known = network.seen(codes, y)
             scores = carried(network, known, scores, has_score, self.params.sampler_steps)
+            if self.margins is not None:
+                scores = self.margins.shifted(scores, y)
         return codes, scores
+
+    def _drawn_choices(
+        self,
+        network: FlowNetwork,
+        y: Tensor,
+        numbers: RecordNumbers,
+        given: Mapping[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes, and the noise that scores are carried from."""
+        noise = numbers.normals(network.n_scores)
+        n_choices = len(network.layout)
+        if given:
+            # Margins were found for draws without given values, and do not hold for these.
+            uniforms = numbers.uniforms(N_TRIED * n_choices + 1)
+            return draw_choices_given(network, y, uniforms, given), noise
+        bias = None if self.margins is None else self.margins.bias
+        return draw_choices(network, y, numbers.uniforms(n_choices), bias), noise
+
+    def _fit_margins(self, data: TableData, seed: int) -> None:
+        """Draw records, and find what brings their margins to those of the fit records."""
+        network, n_classes = self.network, self.spec.n_classes
+        real = self._compared(data.X, data.y, seed)
+        counts = np.bincount(data.y, minlength=n_classes)
+        y = classes_to_draw(counts, self.spec.n_columns, seed)
+        seeds = seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 1, len(y))
+        found = Margins.none(n_classes, network.layout.total, network.n_scores, self.device.torch)
+        for _ in range(N_ROUNDS if network.n_codes else 0):
+            self.margins = found
+            made = self._compared(self.drawn(network, y, seeds, self._drawn_choices), y, seed)
+            bias = lacking_bias(network.layout, real, made, n_classes)
+            found = replace(found, bias=found.bias + bias.to(found.bias.device))
+        self.margins = found
+        if network.n_scores:
+            made = self._compared(self.drawn(network, y, seeds), y, seed)
+            knots, shifts = (
+                part.to(found.bias.device) for part in score_shifts(real, made, n_classes)
+            )
+            self.margins = replace(found, knots=knots, shifts=shifts)
+
+    def _compared(self, X: NDArray[np.float64], y: NDArray[np.int64], seed: int) -> Compared:
+        """Return records as margins are compared: a shared value is anywhere in its ranks."""
+        low, high, has_score = self.space.ranks(X)
+        place = np.random.default_rng([seed & 0xFFFFFFFF, 3]).random(low.shape)
+        scores = self.space.normal_scores(low + place * (high - low))
+        return Compared(self.space.codes(X), scores, has_score, y)
+
+    def extra_state(self) -> Arrays:
+        """Return the margins."""
+        return {} if self.margins is None else self.margins.state()
+
+    def load_extra_state(self, arrays: Arrays) -> None:
+        """Take the margins back."""
+        if self._network is not None:
+            self.margins = Margins.from_state(arrays, self.device.torch)

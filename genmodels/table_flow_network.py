@@ -12,11 +12,19 @@ from prefect_augment.genmodels.table_codes import CodeLayout, bounded, drawn_cod
 from prefect_augment.training.mlp import ResidualMLP
 from prefect_augment.training.networks import FourierFeatures
 
-__all__ = ["FlowNetwork", "carried", "draw_choices"]
+__all__ = [
+    "N_TRIED",
+    "FlowNetwork",
+    "carried",
+    "draw_choices",
+    "draw_choices_given",
+    "drawing_order",
+]
 
 N_TIMES = 16  # features of the place on the line
 MAX_FREQUENCY = 30.0
 ROUNDS = 32  # of drawing choices; where there are more, several are drawn at once
+N_TRIED = 8  # draws of which one is taken where values are given
 
 
 class FlowNetwork(nn.Module):
@@ -29,7 +37,7 @@ class FlowNetwork(nn.Module):
     n_scores, n_classes : int
         Columns with scores; classes.
     width, depth : int
-        Of the network of choices; that of scores has half the width.
+        Of each network.
     """
 
     def __init__(
@@ -44,8 +52,7 @@ class FlowNetwork(nn.Module):
         if n_scores:
             self.times = FourierFeatures(N_TIMES, max_frequency=MAX_FREQUENCY)
             n_in = total + n_classes + n_scores + N_TIMES
-            # Smooth functions: half the width is as good, and is learnt by heart later.
-            self.scores = ResidualMLP(n_in, n_scores, width=max(8, width // 2), depth=depth)
+            self.scores = ResidualMLP(n_in, n_scores, width=width, depth=depth)
 
     def seen(self, codes: Tensor, y: Tensor, shown: Tensor | None = None) -> Tensor:
         """Return codes and class as zeros and ones, (n, n_codes + n_classes); hidden codes are zeros.
@@ -69,7 +76,7 @@ class FlowNetwork(nn.Module):
 
 
 def draw_choices(
-    network: FlowNetwork, y: Tensor, uniforms: Tensor, given: Mapping[int, int] | None = None
+    network: FlowNetwork, y: Tensor, uniforms: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Return one code per choice, each drawn from its posterior given the class and those before.
 
@@ -78,30 +85,93 @@ def draw_choices(
     y : Tensor of int64, shape (n,)
     uniforms : Tensor of float64, shape (n, n_choices)
         Random numbers in [0, 1).
-    given : mapping of int to int, optional
-        Code by choice: what every record has, and all other choices follow.
+    bias : Tensor of float32, shape (n_classes, n_codes), optional
+        Added to the logits.
 
     Returns
     -------
     Tensor of int64, shape (n, n_choices)
     """
-    n_choices = len(network.n_codes)
-    codes = torch.zeros(len(y), n_choices, dtype=torch.int64, device=y.device)
+    codes = torch.zeros(uniforms.shape, dtype=torch.int64, device=y.device)
     shown = torch.zeros(codes.shape, dtype=torch.bool, device=y.device)
-    for i, code in (given or {}).items():
-        codes[:, i], shown[:, i] = code, True
-    n_rounds = min(ROUNDS, n_choices)
-    for start in range(n_rounds):
-        # Columns that stand side by side often belong together: they are not drawn at once.
-        together = [i for i in range(start, n_choices, n_rounds) if i not in (given or {})]
-        if not together:
-            continue
+    for together in drawn_together(len(network.n_codes)):
         h = network.choices.body(network.seen(codes, y, shown))
         for i in together:
-            logits = bounded(network.choices.head(h, network.layout.columns(i)))
+            columns = network.layout.columns(i)
+            logits = bounded(network.choices.head(h, columns))
+            if bias is not None:
+                logits = logits + bias[y, columns]
             codes[:, i] = drawn_code(logits, uniforms[:, i : i + 1])
         shown[:, together] = True
     return codes
+
+
+def draw_choices_given(
+    network: FlowNetwork, y: Tensor, uniforms: Tensor, given: Mapping[int, int]
+) -> Tensor:
+    """Return one code per choice, some of which are given.
+
+    Choices are drawn as if nothing were given from posteriors that see what is, which the network
+    has learnt less well; so every record is drawn several times, and one of the draws is taken in
+    proportion to what it lacks: the probability of its codes and of the given ones as they are drawn
+    without any, over the probability that it was drawn with (Rubin 1987, sampling and importance
+    resampling).
+
+    Parameters
+    ----------
+    y : Tensor of int64, shape (n,)
+    uniforms : Tensor of float64, shape (n, N_TRIED * n_choices + 1)
+        Random numbers in [0, 1).
+    given : mapping of int to int
+        Code by choice.
+
+    Returns
+    -------
+    Tensor of int64, shape (n, n_choices)
+    """
+    n, n_choices = len(y), len(network.n_codes)
+    classes = y.repeat_interleave(N_TRIED)
+    numbers = uniforms[:, :-1].reshape(n * N_TRIED, n_choices)
+    codes = torch.zeros(numbers.shape, dtype=torch.int64, device=y.device)
+    before = torch.zeros(codes.shape, dtype=torch.bool, device=y.device)
+    shown = before.clone()
+    for i, code in given.items():
+        codes[:, i], shown[:, i] = code, True
+    weight = torch.zeros(len(codes), dtype=torch.float64, device=y.device)
+    for together in drawn_together(n_choices):
+        wise = network.choices.body(network.seen(codes, classes, shown))
+        plain = network.choices.body(network.seen(codes, classes, before))
+        for i in together:
+            columns = network.layout.columns(i)
+            if i not in given:
+                logits = bounded(network.choices.head(wise, columns)).double()
+                codes[:, i] = drawn_code(logits, numbers[:, i : i + 1])
+                weight -= _log_share(logits, codes[:, i])
+            logits = bounded(network.choices.head(plain, columns)).double()
+            weight += _log_share(logits, codes[:, i])
+        before[:, together], shown[:, together] = True, True
+    chosen = drawn_code(weight.reshape(n, N_TRIED).log_softmax(dim=1), uniforms[:, -1:])
+    return codes.reshape(n, N_TRIED, n_choices)[torch.arange(n, device=y.device), chosen]
+
+
+def drawn_together(n_choices: int) -> list[list[int]]:
+    """Return the choices that are drawn at once, first to last.
+
+    Columns that stand side by side often belong together: they are not drawn at once.
+    """
+    n_rounds = min(ROUNDS, n_choices)
+    return [list(range(start, n_choices, n_rounds)) for start in range(n_rounds)]
+
+
+def drawing_order(n_choices: int) -> Tensor:
+    """Return the choices in the order in which they are drawn, (n_choices,) of int64."""
+    in_turn = [i for together in drawn_together(n_choices) for i in together]
+    return torch.tensor(in_turn, dtype=torch.int64)
+
+
+def _log_share(logits: Tensor, codes: Tensor) -> Tensor:
+    """Return the logarithm of the probability of a choice's codes, (n,)."""
+    return logits.log_softmax(dim=1).gather(1, codes[:, None])[:, 0]
 
 
 def carried(

@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.base import Arrays, TableData
+from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.counter_random import seeds_from
+from prefect_augment.genmodels.latent_densities import ClassDensities
+from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.table_codes import CodeLayout, bounded
-from prefect_augment.genmodels.table_latents import ClassDensities, LatentTable
+from prefect_augment.genmodels.table_latents import LatentTable
 from prefect_augment.genmodels.table_mixed import MixedSpace
-from prefect_augment.genmodels.table_network import RecordNumbers
 from prefect_augment.genmodels.table_training import Encoded, TableJudge, TablePhase
 from prefect_augment.params import GanModel
 from prefect_augment.training.mlp import ResidualMLP
@@ -39,7 +40,10 @@ from prefect_augment.training.stopping import Judgement
 
 __all__ = ["GanNetwork", "GanPhase", "TableGan", "energy_distance", "gradient_penalty"]
 
-MAX_LATENT = 16  # where the wish does not say
+# Where the wish does not say, being 0.
+MAX_LATENT = 16
+WIDTH, DEPTH, CRITIC_STEPS = 192, 2, 2
+GRADIENT_PENALTY, LEARNING_RATE = 10.0, 0.001
 REACH = 0.25  # deviation of the moves from the vectors of records to those that the critic judges
 TEMPERATURE = 0.5  # of the softmax that the gradient passes through
 LATENT_PULL = 0.01  # of vectors towards zero: without it they drift apart
@@ -187,10 +191,12 @@ class GanPhase(TablePhase):
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Critic several times, then generator and encoder; the critic's are one and the same."""
-        network, rate = self.network, self.params.learning_rate
+        network, rate = self.network, self.params.learning_rate or LEARNING_RATE
         assert isinstance(network, GanNetwork)
         critic = self.adamw(network.critic, rate, betas=(0.5, 0.9))
-        optimizers = {f"critic-{i}": critic for i in range(self.params.critic_steps)}
+        optimizers = {
+            f"critic-{i}": critic for i in range(self.params.critic_steps or CRITIC_STEPS)
+        }
         return {**optimizers, "gan": self.adamw(network.gan, rate, betas=(0.5, 0.9))}
 
     def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
@@ -226,7 +232,7 @@ class GanPhase(TablePhase):
         real = torch.cat([real, classes], dim=1)
         gap = network.judged(made).mean() - network.judged(real).mean()
         penalty = gradient_penalty(network.judged, real, made, place)
-        return gap + self.params.gradient_penalty * penalty
+        return gap + (self.params.gradient_penalty or GRADIENT_PENALTY) * penalty
 
     def part_losses(
         self,
@@ -284,7 +290,6 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
     params_class = GanModel
     min_steps = 250
     patience = 16  # the distance goes up and down: all of the budget is taken, and the best stays
-    _densities: ClassDensities
 
     @property
     def n_latent(self) -> int:
@@ -298,8 +303,8 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
             space,
             self.spec.n_classes,
             n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
-            width=self.params.width,
-            depth=self.params.depth,
+            width=self.params.width or WIDTH,
+            depth=self.params.depth or DEPTH,
             pack=self.params.pack,
         )
 
@@ -350,12 +355,3 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
         scores, unknown = records.middle_scores, torch.full_like(records.y, self.spec.n_classes)
         z = network.encode(network.real(records.codes, scores))
         return network.error(z, records.codes, scores, records.has_score, unknown)
-
-    def extra_state(self) -> Arrays:
-        """Return the densities."""
-        return {} if self._network is None else self._densities.arrays()
-
-    def load_extra_state(self, arrays: Arrays) -> None:
-        """Take them back."""
-        if self._network is not None:
-            self._densities = ClassDensities.from_arrays(arrays)

@@ -1,159 +1,46 @@
-"""Latent spaces of tables: records in and out, and the density of each class's latent vectors.
-
-:class:`ClassDensities` is fitted after training to the vectors of the records trained on, a mixture
-of normals per class, and drawn from in the place of a prior that the encoder may never have met.
-
-References
-----------
-Ghosh et al. 2020, "From Variational to Deterministic Autoencoders", section 4 (ex-post density
-estimation): ten full components per density there.
-"""
+"""Latent spaces of tables: records in and out, by the methods of :class:`.base.Encodes`."""
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import Arrays
-from prefect_augment.genmodels.counter_random import record_keys
-from prefect_augment.genmodels.table_network import N, P, RecordNumbers, TableNetwork
+from prefect_augment.genmodels.base import Arrays, FitContext, TableData
+from prefect_augment.genmodels.counter_random import record_keys, seeds_from
+from prefect_augment.genmodels.latent_densities import ClassDensities
+from prefect_augment.genmodels.requests import check_classes
+from prefect_augment.genmodels.table_choosing import (
+    MAX_CHOOSER_RECORDS,
+    MIN_CHOOSER_RECORDS,
+    Chooser,
+)
+from prefect_augment.genmodels.table_network import N, P, TableNetwork
 from prefect_augment.genmodels.table_training import Encoded
 from prefect_augment.training.devices import Device
 
-__all__ = ["ClassDensities", "LatentTable"]
+__all__ = ["LatentTable"]
 
-MAX_COMPONENTS = 10
-PER_COMPONENT = 32  # records
-MAX_RECORDS = 8000  # of a class that a density is fitted to
-N_ITERATIONS = 50
-FLOOR = 1e-3  # of a component's variances, as a share of the mean variance
 AT_ONCE = 4096  # records encoded at once
 MIN_BATCH = 64  # records of a step
 
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ClassDensities:
-    """Mixtures of normals, one per class.
+class LatentTable(TableNetwork[P, N]):
+    """A network with an encoder and a decoder: see :class:`.base.Encodes`.
 
-    Parameters
-    ----------
-    shares : ndarray of float64, shape (n_classes, n_components)
-        Cumulative.
-    means : ndarray of float32, shape (n_classes, n_components, n_latent)
-    roots : ndarray of float32, shape (n_classes, n_components, n_latent, n_latent)
-        Lower Cholesky factors of the covariances.
+    Records are drawn where each class's density has them; where ``params.n_draws`` is above 1, one of
+    so many draws is taken (:class:`.table_choosing.Chooser`).
     """
 
-    shares: NDArray[np.float64]
-    means: Floats
-    roots: Floats
-
-    @classmethod
-    def fit(cls, Z: Floats, y: NDArray[np.int64], n_classes: int, *, seed: int) -> Self:
-        """Return the densities of these vectors.
-
-        A class of few records has one component, its covariance drawn towards that of all classes
-        within; one of no record has the mean and covariance of all.
-
-        Parameters
-        ----------
-        Z : ndarray of float32, shape (n, n_latent)
-        y : ndarray of int64, shape (n,)
-        n_classes, seed : int
-        """
-        z = Z.astype(np.float64)
-        n_latent = z.shape[1]
-        centres = np.stack(
-            [z[y == k].mean(axis=0) if (y == k).any() else z.mean(axis=0) for k in range(n_classes)]
-        )
-        within = _covariance(z - centres[y])
-        ridge = FLOOR * max(float(np.trace(within)) / n_latent, 1e-12) * np.eye(n_latent)
-        rng = np.random.default_rng([seed & 0xFFFFFFFF, 2])
-        parts: list[tuple[NDArray[np.float64], ...]] = []
-        for k in range(n_classes):
-            own = z[y == k]
-            own = own[np.sort(rng.permutation(len(own))[:MAX_RECORDS])]
-            n_components = min(MAX_COMPONENTS, len(own) // PER_COMPONENT)
-            if n_components >= 2:
-                found = _mixture(own, n_components, float(ridge[0, 0]), seed)
-                parts.append((found.weights_, found.means_, found.covariances_))
-                continue
-            weight = n_latent + 1.0  # records that the other classes' covariance counts for
-            covariance = within * weight
-            if len(own):
-                covariance = covariance + _covariance(own - centres[k]) * len(own)
-            covariance = covariance / (weight + len(own)) + ridge
-            if not len(own):
-                covariance = _covariance(z - z.mean(axis=0)) + ridge
-            parts.append((np.ones(1), centres[k][None], covariance[None]))
-        most = max(len(weights) for weights, _, _ in parts)
-        shares = np.ones((n_classes, most))
-        means = np.zeros((n_classes, most, n_latent), dtype=np.float32)
-        roots = np.zeros((n_classes, most, n_latent, n_latent), dtype=np.float32)
-        for k, (weights, centre, covariances) in enumerate(parts):
-            n = len(weights)
-            shares[k, : n - 1] = np.cumsum(weights)[: n - 1]
-            means[k, :n] = centre
-            roots[k, :n] = np.linalg.cholesky(covariances)
-        return cls(shares, means, roots)
-
-    def draw(self, y: Tensor, numbers: RecordNumbers) -> Tensor:
-        """Return a vector of each class, (n, n_latent) of float32, on the device of ``y``."""
-        device = y.device
-        shares, means, roots = (
-            torch.from_numpy(a).to(device) for a in (self.shares, self.means, self.roots)
-        )
-        place = (shares[y, :-1] <= numbers.uniforms(1)).sum(dim=1)
-        normals = numbers.normals(means.shape[2])
-        return means[y, place] + torch.einsum("nij,nj->ni", roots[y, place], normals)
-
-    def arrays(self) -> Arrays:
-        """Return all three by name."""
-        return {f"latent.{name}": getattr(self, name) for name in ("shares", "means", "roots")}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Return what :meth:`arrays` wrote down."""
-        return cls(*(arrays[f"latent.{name}"] for name in ("shares", "means", "roots")))
-
-
-def _covariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = centred.T @ centred / len(centred)
-    return found
-
-
-def _mixture(
-    own: NDArray[np.float64], n_components: int, floor: float, seed: int
-) -> GaussianMixture:
-    # k-means++ without k-means, one thread: the same bits on every number of cores.
-    mixture = GaussianMixture(
-        n_components,
-        reg_covar=floor,
-        max_iter=N_ITERATIONS,
-        init_params="k-means++",
-        random_state=seed & 0xFFFFFFFF,
-    )
-    with threadpool_limits(1), warnings.catch_warnings():
-        # Where the last iterations would gain little, they are not needed.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(own)
-
-
-class LatentTable(TableNetwork[P, N]):
-    """A network with an encoder and a decoder: see :class:`.base.Encodes`."""
+    _densities: ClassDensities
+    _chooser: Chooser | None = None
 
     @property
     @abstractmethod
@@ -171,6 +58,52 @@ class LatentTable(TableNetwork[P, N]):
     @abstractmethod
     def strangeness(self, network: N, records: Encoded) -> Tensor:
         """Return how badly each record is accounted for, (n,)."""
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train, and learn how draws differ from records."""
+        super().fit(data, ctx)
+        self._chooser = None
+        if self._network is None or self._n_draws < 2 or len(data.y) < MIN_CHOOSER_RECORDS:
+            return
+        rng = np.random.default_rng([ctx.seed & 0xFFFFFFFF, 3])
+        rows = np.sort(rng.permutation(len(data.y))[:MAX_CHOOSER_RECORDS])
+        y = data.y[rows]
+        drawn = self.sampled(
+            y, seeds_from(ctx.seed & 0xFFFFFFFFFFFFFFFF, 1 << 21, len(y)), self.draw
+        )
+        self._chooser = Chooser.fit(data.X[rows], drawn, y, space=self.space, seed=ctx.seed)
+
+    def sample(
+        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Draw one record per condition, as :class:`.base.GenerativeModel` has it."""
+        if self._chooser is None:
+            return super().sample(conditions, seeds=seeds)
+        keys = record_keys(seeds)
+        drawn = [
+            self.sampled(conditions, (keys + np.uint64(i)).view(np.int64), self.draw)
+            for i in range(self._n_draws)
+        ]
+        own = record_keys((keys + np.uint64(self._n_draws)).view(np.int64))
+        return self._chooser.choose(drawn, np.asarray(conditions, np.int64), own, self.space)
+
+    @property
+    def _n_draws(self) -> int:
+        """Draws of which one becomes the record."""
+        found: int = getattr(self.params, "n_draws", 1)
+        return found
+
+    def extra_state(self) -> Arrays:
+        """Return the densities, and what chooses among draws."""
+        if self._network is None:
+            return {}
+        return self._densities.arrays() | (self._chooser.arrays() if self._chooser else {})
+
+    def load_extra_state(self, arrays: Arrays) -> None:
+        """Take them back."""
+        if self._network is not None:
+            self._densities = ClassDensities.from_arrays(arrays)
+            self._chooser = Chooser.from_arrays(arrays)
 
     def batch_size(self, n_records: int, device: Device) -> int:
         """Return a quarter of a small table: passes over it then cost less, and are as many."""
@@ -208,7 +141,7 @@ class LatentTable(TableNetwork[P, N]):
                 f"expected latent vectors of shape {(len(y), self.n_latent)}, one per class given, "
                 f"found {Z.shape}; take those of embed."
             )
-        self.check_classes(y)
+        check_classes(y, self.spec.classes)
         X = np.empty((len(y), self.spec.n_columns))
         at = replace(self.device, threads=1)
         with at.settings(), torch.inference_mode(), at.autocast():

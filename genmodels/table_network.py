@@ -8,6 +8,7 @@ and back.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
-from prefect_augment.genmodels.counter_random import normal, record_keys, uniform
+from prefect_augment.genmodels.counter_random import record_keys
+from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.requests import check_request
 from prefect_augment.genmodels.table_mixed import MixedSpace
 from prefect_augment.genmodels.table_training import (
     Encoded,
@@ -32,46 +35,20 @@ from prefect_augment.params.base import Params
 from prefect_augment.training import loop
 from prefect_augment.training.budget import Calibration
 from prefect_augment.training.devices import Device, choose_device
-from prefect_augment.training.stopping import PATIENCE, train_watched
+from prefect_augment.training.stopping import N_STRETCHES, PATIENCE, train_watched
 
-__all__ = ["RecordNumbers", "TableNetwork"]
+__all__ = ["TableNetwork"]
 
 BATCH_SIZE = {"cpu": 256, "cuda": 1024}
 # Records drawn at once; the place in it is part of the bits.
 MICRO_BATCH = {"cpu": 256, "cuda": 4096}
 CONSTANT_STEP_SECONDS = 1e-3  # where no column varies, and nothing is trained
+# Records that the stages fit on at most, the rarer classes whole. Ten minutes of a CPU draw some
+# millions of records, and every one that is held takes 1.3 kB at ten columns.
+MAX_FIT_RECORDS = 200_000
 
 P = TypeVar("P", bound=Params)
 N = TypeVar("N", bound=nn.Module)
-
-
-class RecordNumbers:
-    """The random numbers of the records of a micro-batch, one block after the other.
-
-    Parameters
-    ----------
-    seeds : ndarray of int64, shape (n,)
-    device : torch.device
-    """
-
-    def __init__(self, seeds: NDArray[np.int64], device: torch.device) -> None:
-        self.keys = record_keys(seeds)
-        self.used = 0  # numbers of each record
-        self._device = device
-
-    def normals(self, n_values: int) -> Tensor:
-        """Return standard normal numbers, float32 of shape (n, n_values)."""
-        found = normal(self.keys, n_values, self.used)
-        self.used += n_values + n_values % 2
-        return torch.from_numpy(found).to(self._device)
-
-    def uniforms(self, n_values: int) -> Tensor:
-        """Return numbers in [0, 1), float64 of shape (n, n_values)."""
-        found = np.empty((len(self.keys), n_values))
-        for i in range(n_values):
-            found[:, i] = uniform(self.keys, self.used + i)
-        self.used += n_values
-        return torch.from_numpy(found).to(self._device)
 
 
 # Codes (n, n_choices) and scores (n, n_scores) of records, of a network, their classes and numbers.
@@ -95,6 +72,7 @@ class TableNetwork(ABC, Generic[P, N]):
     """
 
     trained_in_steps: ClassVar[bool] = True
+    max_fit_records: ClassVar[int] = MAX_FIT_RECORDS
     params_class: ClassVar[type[Any]]
     patience: ClassVar[int] = PATIENCE
     min_steps: ClassVar[int] = 400  # where the passes limit a run: a tiny table needs some, too
@@ -235,22 +213,46 @@ class TableNetwork(ABC, Generic[P, N]):
 
         Steps are too small to be shared among threads, and one thread has the same bits everywhere.
         """
-        space, trained, _ = self._records(data, ctx.seed)
+        space, trained, held_back = self._records(data, ctx.seed)
         device = self._device(ctx)
-        seconds = 0.0
+        seconds = judging = 0.0
         if not ctx.steps:
             seconds = CONSTANT_STEP_SECONDS
             if _varies(space):
                 phase = self._phase(data, trained, space, ctx)
                 seconds = loop.seconds_per_step(phase, seed=ctx.seed, device=device)
+                model = type(self)(self.params, self.spec)  # this one stays as it is
+                model._space, model.device = space, device
+                model.micro_batch = MICRO_BATCH[device.name]
+                judging = model._judging_seconds(phase, data, trained, held_back, ctx.seed)
+        batch_size = ctx.batch_size or self.batch_size(len(trained), device)
         return Calibration(
             steps=ctx.steps,
-            batch_size=ctx.batch_size or self.batch_size(len(trained), device),
+            most_steps=self._useful_steps(len(trained), batch_size),
+            batch_size=batch_size,
             device=device.name,
             precision=device.precision,
             threads=device.threads,
             seconds_per_step=seconds,
+            fixed_seconds=judging,
         )
+
+    def _judging_seconds(
+        self,
+        phase: TablePhase,
+        data: TableData,
+        trained: NDArray[np.int64],
+        held_back: NDArray[np.int64],
+        seed: int,
+    ) -> float:
+        """Return what all judgements of a training take, by one of them."""
+        if not len(held_back):
+            return 0.0
+        judge = self.new_judge(phase, data, trained, held_back, seed)
+        started = time.perf_counter()
+        with self.device.settings():
+            judge(phase.network)
+        return N_STRETCHES * (time.perf_counter() - started)
 
     def _useful_steps(self, n_records: int, batch_size: int) -> int:
         """Return the steps beyond which records are learnt by heart."""
@@ -316,24 +318,12 @@ class TableNetwork(ABC, Generic[P, N]):
         """Return what :meth:`sample` does, drawn by a function of :meth:`draw`'s kind."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         space = self.space
-        if conditions.shape != seeds.shape:
-            raise ParameterError(
-                f"{len(conditions)} conditions came with {len(seeds)} seeds; give one each."
-            )
-        self.check_classes(conditions)
+        check_request(conditions, seeds, self.spec.classes)
         if not _varies(space):
             empty = np.empty((len(conditions), 0))
             keys = record_keys(seeds)
             return space.decode(empty.astype(np.int64), empty, y=conditions, keys=keys, counter=0)
         return self.drawn(self.network, conditions, seeds, draw)
-
-    def check_classes(self, y: NDArray[np.int64]) -> None:
-        """Refuse classes that the model does not have."""
-        if y.size and not 0 <= y.min() <= y.max() < self.spec.n_classes:
-            raise EmptyClassError(
-                f"conditions go from {y.min()} to {y.max()}, the model has "
-                f"classes 0 to {self.spec.n_classes - 1}: {', '.join(self.spec.classes)}."
-            )
 
     def drawn(
         self,
@@ -351,7 +341,8 @@ class TableNetwork(ABC, Generic[P, N]):
                 rows = slice(start, start + self.micro_batch)
                 n = len(y[rows])
                 padded = np.pad(y[rows], (0, self.micro_batch - n))
-                numbers = RecordNumbers(np.pad(seeds[rows], (0, self.micro_batch - n)), at.torch)
+                keys = record_keys(np.pad(seeds[rows], (0, self.micro_batch - n)))
+                numbers = RecordNumbers(keys, at.torch)
                 labels = torch.from_numpy(padded).to(at.torch)
                 codes, scores = draw(network, labels, numbers)
                 drawn = self.space.decode(

@@ -26,12 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefect_augment.genmodels.base import Arrays, FitContext, TableData
-from prefect_augment.genmodels.table_latents import ClassDensities, LatentTable
+from prefect_augment.genmodels.base import FitContext, TableData
+from prefect_augment.genmodels.latent_densities import ClassDensities
+from prefect_augment.genmodels.latent_normals import kl_divergence
+from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.requests import check_classes
+from prefect_augment.genmodels.table_latents import LatentTable
 from prefect_augment.genmodels.table_mixed import MixedSpace
-from prefect_augment.genmodels.table_network import RecordNumbers
 from prefect_augment.genmodels.table_training import Encoded, TablePhase
-from prefect_augment.genmodels.table_vae_network import VaeNetwork, draw_records, kl_divergence
+from prefect_augment.genmodels.table_vae_network import VaeNetwork, draw_records
 from prefect_augment.params import VaeModel
 from prefect_augment.training import loop
 
@@ -40,6 +43,7 @@ __all__ = ["TableVae", "VaePhase"]
 logger = logging.getLogger(__name__)
 
 MAX_LATENT = 16  # where the wish does not say
+WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # where it does not say either
 ALONE = 0.25  # share of records decoded from the latent vector and the class alone
 CLASS_DROPOUT = 0.5  # share of those whose class is not told, so that the vector carries it too
 AT_ONCE = 2048
@@ -131,7 +135,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
     """
 
     params_class = VaeModel
-    _densities: ClassDensities
+    min_steps = 320
 
     @property
     def n_latent(self) -> int:
@@ -151,12 +155,13 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
     def new_network(self, space: MixedSpace) -> VaeNetwork:
         """Return encoder, prior and decoder."""
         n_columns = len({*space.choice_columns, *space.score_columns})
+        n_records = sum(self.spec.class_counts)
         return VaeNetwork(
             space.n_codes,
             space.n_scores,
             self.spec.n_classes,
             n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
-            width=self.params.width,
+            width=self.params.width or (WIDTH if n_records >= FEW_RECORDS else SMALL_WIDTH),
             depth=self.params.depth,
         )
 
@@ -219,7 +224,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
             Mean log p(x | z, y) under q(z | x), and mean KL(q(z | x) || p(z | y)); their difference
             is the ELBO of the decoder that makes all columns at once.
         """
-        self.check_classes(y)
+        check_classes(y, self.spec.classes)
         records = replace(
             self.encoded(X), y=torch.from_numpy(np.asarray(y, np.int64)).to(self.device.torch)
         )
@@ -282,15 +287,6 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
                 prior = -(0.5 * offset**2 + spread).sum(dim=1)  # log p(z | y), but for the same
                 found[i, :, k] = prior + own - nll
         return torch.logsumexp(found, dim=0) - float(np.log(N_IMPORTANCE))
-
-    def extra_state(self) -> Arrays:
-        """Return the densities."""
-        return {} if self._network is None else self._densities.arrays()
-
-    def load_extra_state(self, arrays: Arrays) -> None:
-        """Take them back."""
-        if self._network is not None:
-            self._densities = ClassDensities.from_arrays(arrays)
 
 
 def _alone(network: VaeNetwork, z: Tensor, y: Tensor) -> Tensor:

@@ -8,28 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefect_augment.genmodels.latent_normals import Prior, soft
 from prefect_augment.genmodels.table_codes import CodeLayout, bounded, drawn_code
 from prefect_augment.training.mlp import ResidualMLP
 
-__all__ = ["Prior", "VaeNetwork", "draw_records", "kl_divergence", "mixture_nll"]
+__all__ = ["VaeNetwork", "draw_records", "mixture_nll"]
 
 N_COMPONENTS = 5  # normals in the mixture of a score
 MIN_SCALE = 0.01  # of a component; scores have variance 1, and ties are spread over their ranks
 ROUNDS = 32  # of drawing choices; where there are more, several are drawn at once
-MAX_LOG_SCALE = 5.0  # softly, of posteriors and priors
-
-
-class Prior(nn.Module):
-    """A normal per class: p(z | y) = N(mean_y, scale_y²)."""
-
-    def __init__(self, n_classes: int, n_latent: int) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(n_classes, n_latent))
-        self.log_scale = nn.Parameter(torch.zeros(n_classes, n_latent))
-
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and logarithms of scales of classes, each (n, n_latent)."""
-        return self.mean[y], soft(self.log_scale[y])
 
 
 class VaeNetwork(nn.Module):
@@ -119,24 +106,6 @@ class VaeNetwork(nn.Module):
         """Return -log p of each choice, (n, n_choices), and of each score, (n, n_scores), in nats."""
         logits, mixtures = self.decode(known)
         return self.layout.cross_entropy(logits, codes), mixture_nll(mixtures, scores)
-
-
-def soft(log_scale: Tensor) -> Tensor:
-    """Return logarithms of scales, pressed softly into what an exponential can bear."""
-    return MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
-
-
-def kl_divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> Tensor:
-    """Return KL(q || p) of diagonal normals, given as means and logarithms of scales, (n,) in nats.
-
-    References
-    ----------
-    Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B, with any normal as prior.
-    """
-    (mean, log_scale), (prior_mean, prior_log_scale) = q, p
-    ratio = torch.exp(2 * (log_scale - prior_log_scale))
-    offset = ((mean - prior_mean) * torch.exp(-prior_log_scale)) ** 2
-    return 0.5 * (ratio + offset - 1.0 - 2 * (log_scale - prior_log_scale)).sum(dim=1)
 
 
 def mixture_parts(mixtures: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -82,7 +82,7 @@ def _draw(
     codes[0] = classes
     X = np.empty((len(rows), model.spec.n_columns))
     for place, j in enumerate(model._sequence, start=1):
-        leaf = model._descend(model._trees[place - 1], codes[:place])
+        leaf = model._descend(place, codes[:place], keys)
         if place not in wishes:
             X[:, j], codes[place] = model._draw(place, leaf, keys)
             continue
@@ -160,7 +160,7 @@ def _reachable(
     for q in set(tree.feature.tolist()) & set(known):
         is_known[q] = True
         value_of[q] = tree.order_of(q)[known[q]] if model._sizes[q] else known[q]
-    nodes = np.zeros(1, dtype=np.int64)
+    nodes = tree.roots.astype(np.int64)
     for _ in range(tree.depth):
         feature, threshold = tree.feature[nodes], tree.threshold[nodes]
         left = ~is_known[feature] | (value_of[feature] <= threshold)

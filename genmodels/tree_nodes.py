@@ -1,4 +1,4 @@
-"""A tree as arrays over its nodes: what scikit-learn has grown, with the values of each leaf."""
+"""Trees of a column as arrays over their nodes: what scikit-learn has grown, with the leaves' values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tree:
-    """One column's tree as arrays over its nodes, and the values of its leaves.
+    """One column's trees as arrays over all their nodes, and the values of their leaves.
 
     A leaf is its own child, so that all records descend the same number of steps. The values of
     leaf m, sorted, are ``values[start[m] : start[m] + size[m]]``: ranks or level codes.
     """
 
+    roots: Ints  # (n_trees,) where each tree begins
     feature: Ints  # the predictor's place in the sequence; 0 is the class
     threshold: Ints  # left where predictor <= threshold
     children: Ints  # (2 * n_nodes,) left and right child
@@ -41,21 +42,63 @@ class Tree:
 
 
 TREE_ARRAYS = (
-    "feature", "threshold", "children", "start", "size", "values", "places", "starts", "orders",
+    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
+    "orders",
 )  # fmt: skip
 
 
 def as_arrays(
-    grown: Any,
-    leaves: NDArray[np.int64],
+    grown: Sequence[Any],
+    leaves: Sequence[NDArray[np.int64]],
     target: Ints,
     before: Sequence[int],
     orders: Mapping[int, Ints],
 ) -> Tree:
-    """Return scikit-learn's tree on these predictors, and the target's values by leaf, as arrays."""
-    n_nodes = grown.node_count
+    """Return scikit-learn's trees on these predictors, and the target's values by leaf, as arrays.
+
+    Parameters
+    ----------
+    grown : sequence of sklearn.tree._tree.Tree
+        At least one.
+    leaves : sequence of ndarray of int64, shape (n_records,)
+        Where the records end in each.
+    target : ndarray of int32, shape (n_records,)
+        The column, as codes.
+    before : sequence of int
+        The predictors' places.
+    orders : mapping of int to ndarray of int32
+        Place of every level, by predictor that is a category.
+    """
+    n_nodes = [tree.node_count for tree in grown]
+    roots = np.cumsum([0, *n_nodes[:-1]])
+    parts = [
+        _nodes(tree, of, target, before, root, k * len(target))
+        for k, (tree, of, root) in enumerate(zip(grown, leaves, roots.tolist(), strict=True))
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # Leaves look at 0, the class, too.
+    places = sorted(set(joined["feature"].tolist()) & set(orders))
+    return Tree(
+        roots=roots.astype(np.int32),
+        **joined,
+        places=np.array(places, dtype=np.int32),
+        starts=np.cumsum([0, *(len(orders[q]) for q in places)]).astype(np.int32),
+        orders=np.concatenate([np.empty(0), *(orders[q] for q in places)]).astype(np.int32),
+        depth=max(int(tree.max_depth) for tree in grown),
+    )
+
+
+def _nodes(
+    grown: Any,
+    leaves: NDArray[np.int64],
+    target: Ints,
+    before: Sequence[int],
+    root: int,
+    first_value: int,
+) -> dict[str, Ints]:
+    """Return one tree's arrays, where its nodes and values begin at these places."""
     is_leaf = grown.children_left < 0
-    itself = np.arange(n_nodes)
+    itself = np.arange(grown.node_count)
     children = np.stack(
         [
             np.where(is_leaf, itself, grown.children_left),
@@ -64,24 +107,18 @@ def as_arrays(
         axis=1,
     )
     feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
-    # Leaves look at 0, the class, too.
-    used = {0, *feature[~is_leaf].tolist()}
-    places = sorted(used & set(orders))
     # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
     by_leaf = np.lexsort((target, leaves))
-    return Tree(
-        feature=np.where(is_leaf, 0, feature).astype(np.int32),
+    found = {
+        "feature": np.where(is_leaf, 0, feature),
         # Predictors are whole numbers, so x <= 3.5 is x <= 3.
-        threshold=np.floor(np.where(is_leaf, 0, grown.threshold)).astype(np.int32),
-        children=children.ravel().astype(np.int32),
-        start=np.searchsorted(leaves[by_leaf], itself).astype(np.int32),
-        size=np.bincount(leaves, minlength=n_nodes).astype(np.int32),
-        values=target[by_leaf].astype(np.int32),
-        places=np.array(places, dtype=np.int32),
-        starts=np.cumsum([0, *(len(orders[q]) for q in places)]).astype(np.int32),
-        orders=np.concatenate([np.empty(0), *(orders[q] for q in places)]).astype(np.int32),
-        depth=int(grown.max_depth),
-    )
+        "threshold": np.floor(np.where(is_leaf, 0, grown.threshold)),
+        "children": children.ravel() + root,
+        "start": np.searchsorted(leaves[by_leaf], itself) + first_value,
+        "size": np.bincount(leaves, minlength=grown.node_count),
+        "values": target[by_leaf],
+    }
+    return {name: array.astype(np.int32) for name, array in found.items()}
 
 
 def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Ints:

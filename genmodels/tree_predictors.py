@@ -34,12 +34,14 @@ class Predictors:
         Codes a place can take, 0 for a number.
     most : int
         Predictors of a tree at most; with fewer places before it takes all.
+    wide : int
+        A table of no more columns is not wide: its trees are grown on all places before theirs.
     """
 
-    def __init__(self, codes: Ints, sizes: Sequence[int], *, most: int) -> None:
-        self._most = most
+    def __init__(self, codes: Ints, sizes: Sequence[int], *, most: int, wide: int = 0) -> None:
+        self._most = most if len(sizes) - 1 > max(most, wide) else len(sizes)
         self._features = np.empty((0, 0, 0))
-        if len(sizes) <= most + 1:
+        if self._most == len(sizes):
             return
         # At even distances: records come in the order of their ids, which say nothing.
         rows = np.linspace(0, len(codes) - 1, min(MAX_RECORDS, len(codes))).astype(np.int64)

@@ -65,6 +65,7 @@ T = TypeVar("T")
 Progress = Callable[[float, str], None]
 
 LOGGER = "prefect_augment"
+MOST_NAMED = 10  # classes, in the name of a task
 
 
 def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
@@ -257,13 +258,18 @@ def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
 def class_list(counts: Mapping[str, int]) -> str:
     """Return classes with their numbers of records, the largest first, to be read in a name.
 
+    Beyond ten the rest is one number.
+
     Examples
     --------
     >>> class_list({"lost": 2, "cracked": 1400, "ok": 0})
     'cracked (1,400), lost (2)'
     """
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} ({n:,})" for name, n in ordered if n) or "no class"
+    ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: -item[1])
+    named = [f"{name} ({n:,})" for name, n in ordered[:MOST_NAMED]]
+    if rest := ordered[MOST_NAMED:]:
+        named.append(f"{len(rest):,} more classes ({sum(n for _, n in rest):,})")
+    return ", ".join(named) or "no class"
 
 
 def conclude(result: RunResult, root: str, block: str = "") -> RunResult:

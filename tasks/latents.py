@@ -13,6 +13,7 @@ from prefect_augment.params import Destination, Interpolation, Output
 from prefect_augment.registry import load_model_class
 from prefect_augment.stages.anomalies import anomalies
 from prefect_augment.stages.classify import classify
+from prefect_augment.stages.denoise import denoise
 from prefect_augment.stages.embed import embed
 from prefect_augment.stages.interpolate import interpolate
 from prefect_augment.stages.latents_page import latents_page
@@ -35,6 +36,7 @@ from prefect_augment.tasks._runtime import (
 
 __all__ = [
     "classify_records",
+    "denoise_records",
     "embed_records",
     "interpolate_records",
     "open_version",
@@ -173,6 +175,36 @@ def reconstruct_records(
     """
     with _use(dataset, model, output, "reconstruct") as (given, shown):
         return shown(reconstruct(dataset, as_class=as_class, **given))
+
+
+@task(name="denoise_records", task_run_name=_named("denoise"), **TASK_OPTIONS)
+def denoise_records(
+    dataset: DatasetRef,
+    model: ModelRef,
+    *,
+    noise: float = 0.1,
+    output: Output | None = None,
+) -> LatentRef:
+    """Write every image without its noise, beside the other columns of the source.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Images: ingested ones, or a published version.
+    model : ModelRef
+        A model that takes noise out.
+    noise : float
+        Standard deviation of the noise in the images, white being 1.
+    output : Output, optional
+        Which parts, and where to; beside the dataset by default.
+
+    Returns
+    -------
+    LatentRef
+        Parquet of images; ``found`` has what noise of that size does to some records, and what is left.
+    """
+    with _use(dataset, model, output, "denoise") as (given, shown):
+        return shown(denoise(dataset, noise=noise, **given))
 
 
 @task(name="interpolate_records", task_run_name=_named("interpolate in"), **TASK_OPTIONS)

@@ -160,7 +160,8 @@ def publish_dataset(
         commit = publish(
             dataset=dataset,
             plan=plan,
-            recipe=recipe or plain_recipe(plan, gate.kept_counts if gate else {}),
+            recipe=recipe
+            or plain_recipe(plan, gate.kept_counts if gate else {}, gate.shares if gate else None),
             verdict=verdict,
             gate=gate,
             classic=classic,

@@ -39,6 +39,7 @@ def sample_classes(
     seed: int = 0,
     given: Mapping[str, Any] | None = None,
     constraints: Sequence[Constraint] = (),
+    max_near: float | None = None,
 ) -> DatasetRef:
     """Draw exactly the records asked for, per class: faithful ones, as the class is.
 
@@ -56,6 +57,9 @@ def sample_classes(
         Value that every record has, by column, beside its class; None asks for a missing value.
     constraints : sequence of Constraint
         What every record keeps: Inequality, Positive, Combination, Unique.
+    max_near : float in [0, 1), optional
+        Largest share of records that are nearer to a fit record of their class than the nearest 5 %
+        of val's are: 0.05 is as many as among real records, 0 passes all of them over.
 
     Returns
     -------
@@ -67,7 +71,8 @@ def sample_classes(
     EmptyClassError
         If a class has too few records to be sampled.
     ParameterError
-        If a given value or a constraint does not fit the columns, or too few draws keep them.
+        If ``max_near`` is no share, a given value or a constraint does not fit the columns, or too
+        few draws keep them.
     """
     with run_log(), progress("sample", dataset.root) as report:
         with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
@@ -79,6 +84,7 @@ def sample_classes(
                 dataset=dataset,
                 given=given,
                 constraints=constraints,
+                max_near=max_near,
                 on_progress=report,
             )
         return ref.model_copy(update={"block": dataset.block})

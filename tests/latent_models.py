@@ -85,6 +85,10 @@ class LinearModel:
         S = self._standard(X)
         return ((S - S @ self.arrays["axes"].T @ self.arrays["axes"]) ** 2).mean(axis=1)
 
+    def denoise(self, X: NDArray[Any], noise: float) -> NDArray[Any]:
+        made = self.decode_latents(self.embed(X), np.zeros(len(X), dtype=np.int64))
+        return np.rint(X + min(1.0, 2 * noise) * (made.astype(np.float64) - X)).astype(np.uint8)
+
     def class_log_likelihoods(self, X: NDArray[Any]) -> NDArray[np.float64]:
         S = self._standard(X)
         return -0.5 * ((S[:, None] - self.arrays["centres"]) ** 2).sum(axis=2)

@@ -125,10 +125,11 @@ def stage_release(
     label: str = "label",
     key: str = "k1",
     by: tuple[str, ...] = (),
+    shard_records: int = 25,
 ) -> Release:
     """Stage a source, some candidates, some classic records and a report; return what `publish` takes."""
     table = source_table() if table is None else table
-    dataset = stage_dataset(store, table, label=label, key=key)
+    dataset = stage_dataset(store, table, label=label, key=key, shard_records=shard_records)
     names = label_names(table[label])
     parts = [PARTS[i % len(PARTS)] for i in range(len(names))]
     train = [name for name, part in zip(names, parts, strict=True) if part != "holdout"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from prefect_augment.balancing import (
     MIN_SAMPLED,
+    MOST_SOFT,
     balanced_weights,
     class_order,
     plan_classes,
@@ -150,6 +151,34 @@ def test_synthetic_records_are_capped_and_the_rest_is_classic() -> None:
     plan = {c.name: c for c in plan_classes(COUNTS, ["common", "rare"], balance, can_sample=True)}
     assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (100, 860)
     assert (plan["common"].n_synthetic, plan["common"].n_classic) == (0, 0)
+
+
+def test_soft_labels_are_drawn_of_every_class_that_can_be_sampled() -> None:
+    counts = {"a": 300, "b": 40, "c": 5}
+    soft = {"can_sample": True, "soft_labels": True}
+    found = plan_classes(counts, counts, Balance(target="majority"), **soft)
+    assert {p.name: p.n_synthetic for p in found} == {"a": 600, "b": 80, "c": 0}
+    wish = [ClassTarget(name="b", max_synthetic_per_real=0.0)]
+    found = plan_classes(
+        counts, counts, Balance(target="majority", max_per_class=400, classes=wish), **soft
+    )
+    assert {p.name: p.n_synthetic for p in found} == {"a": 0, "b": 0, "c": 0}, (
+        "none below its target"
+    )
+    found = plan_classes(counts, counts, Balance(target="majority", max_per_class=400), **soft)
+    assert {p.name: p.n_synthetic for p in found} == {"a": 100, "b": 80, "c": 0}
+
+
+def test_soft_labels_of_large_tables_draw_the_rarer_classes_whole() -> None:
+    counts = {"a": 10**6, "b": 10**5, "c": 1000}
+    found = plan_classes(counts, counts, Balance(), can_sample=True, soft_labels=True)
+    assert [p.n_synthetic for p in found] == [9000, 9000, 2000]
+    assert sum(p.n_synthetic for p in found) == MOST_SOFT
+
+
+def test_a_balanced_table_draws_nothing_for_soft_labels() -> None:
+    found = plan_classes({"a": 50, "b": 50}, ["a"], Balance(), can_sample=True, soft_labels=True)
+    assert [p.n_synthetic for p in found] == [0, 0]
 
 
 def test_a_class_too_small_for_a_model_gets_classic_records_and_a_note() -> None:

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.estimates import estimate, estimate_images, learner_size, learner_steps
+from prefect_augment.estimates import (
+    estimate,
+    estimate_images,
+    learner_size,
+    learner_steps,
+    training_bytes,
+    trees_seconds,
+)
 
 # --- tables -------------------------------------------------------------------------------------
 
@@ -31,6 +38,13 @@ def test_estimate_grows_with_everything_it_counts() -> None:
             least.output_bytes,
         ), name
     assert least.output_bytes == pytest.approx(550_000 + 400_000)
+
+
+def test_training_is_estimated_as_it_was_measured() -> None:
+    """Processes on a table of 2.5 million records and 10 columns, each model at its limit, 2026-11."""
+    assert training_bytes(100_000, 10, network=False) == pytest.approx(531e6, rel=0.2)
+    assert training_bytes(200_000, 10, network=True) == pytest.approx(719e6, rel=0.2)
+    assert trees_seconds(100_000, 10) == pytest.approx(6.1, rel=0.5)
 
 
 # --- images ---------------------------------------------------------------------------------------

@@ -13,15 +13,26 @@ from pydantic import ValidationError
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.evaluate import evaluate
+from prefect_augment.flows.latents import (
+    anomalies,
+    classify,
+    denoise,
+    embed,
+    interpolate,
+    reconstruct,
+)
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.params import Balance, ClassTarget, PluginModel, Source
 
-FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve]
+USES: list[Flow[Any, Any]] = [anomalies, classify, denoise, embed, interpolate, reconstruct]
+FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve, *USES]
 # In the order of work: what comes in, what is wanted, how, what has to hold, what goes out.
 ORDER = [
-    *("source", "synthetic", "destination", "proposal", "answer", "balance", "model", "classic"),
-    *("budget", "gate", "approval", "publish", "report", "compute", "seed", "plan_only"),
+    *("source", "synthetic", "destination", "proposal", "answer", "balance"),
+    *("anomalies", "reconstruction", "denoising", "interpolation", "classification"),
+    *("model", "classic", "budget", "gate", "approval", "publish", "report", "compute"),
+    *("output", "seed", "plan_only"),
 ]
 
 

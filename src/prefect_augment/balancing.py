@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 MIN_SAMPLED = 10  # records a stratum needs before a model may draw for it
+# With soft labels: records drawn of every class per real one (twice what the cap allows), and in all. On
+# development seeds two per real one raised AUPRC and macro-F1 more than one did (docs/sampler.md).
+SOFT_PER_REAL = 2
+MOST_SOFT = 20_000
 CAP_WARNING = 5.0  # synthetic per real above which augmentation.md §7 saw results fall
 NULL_TEXT = (
     "null"  # how a null of a ``by`` column is written; a real text "null" falls into the same cell
@@ -266,7 +270,12 @@ def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
 
 
 def plan_classes(
-    counts: Mapping[str, int], judged: Collection[str], balance: Balance, *, can_sample: bool
+    counts: Mapping[str, int],
+    judged: Collection[str],
+    balance: Balance,
+    *,
+    can_sample: bool,
+    soft_labels: bool = False,
 ) -> tuple[ClassPlan, ...]:
     """Return per stratum how the way from its count to its target is gone.
 
@@ -280,6 +289,9 @@ def plan_classes(
         Targets and caps.
     can_sample : bool
         Whether there is a generative model.
+    soft_labels : bool
+        Whether synthetic records stand for every class that they may be of. Then weights and not
+        numbers bring the balance, and records are drawn of every class, at target or not.
 
     Returns
     -------
@@ -314,7 +326,33 @@ def plan_classes(
                 note="; ".join(filter(None, (refusal, _not_judged(label in judged)))),
             )
         )
+    if soft_labels and any(plan.n_synthetic for plan in plans):
+        drawn = _soft_draws(plans, caps, balance)
+        plans = [_with_draws(plan, drawn[plan.name]) for plan in plans]
     return tuple(plans)
+
+
+def _soft_draws(
+    plans: Sequence[ClassPlan], caps: Mapping[str, float], balance: Balance
+) -> dict[str, int]:
+    """Return per stratum how many records with soft labels are drawn: rarer strata whole."""
+    wished = {}
+    for plan in plans:
+        cap = caps.get(plan.label, balance.max_synthetic_per_real)
+        most = math.floor(SOFT_PER_REAL * cap * plan.n_real) if plan.n_real >= MIN_SAMPLED else 0
+        if balance.max_per_class:
+            most = min(most, max(0, balance.max_per_class - plan.n_real))
+        wished[plan.name] = most
+    left, drawn = MOST_SOFT, {}
+    for i, name in enumerate(sorted(wished, key=lambda name: wished[name])):
+        drawn[name] = min(wished[name], left // (len(wished) - i))
+        left -= drawn[name]
+    return drawn
+
+
+def _with_draws(plan: ClassPlan, n_synthetic: int) -> ClassPlan:
+    rest = max(0, plan.target - plan.n_real - n_synthetic)
+    return plan.model_copy(update={"n_synthetic": n_synthetic, "n_classic": rest})
 
 
 def _why_not_sampled(n_real: int, cap: float, can_sample: bool) -> str:
@@ -334,7 +372,9 @@ def _not_judged(judged: bool) -> str:
     return "" if judged else "not judged: too few records to stand in all parts of the split"
 
 
-def plan_warnings(classes: Sequence[ClassPlan], balance: Balance) -> tuple[str, ...]:
+def plan_warnings(
+    classes: Sequence[ClassPlan], balance: Balance, *, soft_labels: bool = False
+) -> tuple[str, ...]:
     """Return what a person should know before a plan is carried out.
 
     Parameters
@@ -343,6 +383,8 @@ def plan_warnings(classes: Sequence[ClassPlan], balance: Balance) -> tuple[str, 
         From :func:`plan_classes`.
     balance : Balance
         The wish behind it.
+    soft_labels : bool
+        As for :func:`plan_classes`; more records than real ones are nothing to warn of then.
 
     Returns
     -------
@@ -363,7 +405,7 @@ def plan_warnings(classes: Sequence[ClassPlan], balance: Balance) -> tuple[str, 
         if cap > CAP_WARNING
     ]
     n_real, n_synthetic = sum(c.n_real for c in classes), sum(c.n_synthetic for c in classes)
-    if n_synthetic > n_real:
+    if n_synthetic > n_real and not soft_labels:
         found.append(
             f"{n_synthetic} synthetic records for {n_real} real ones; "
             "more than one per real has been seen to hurt"

@@ -17,6 +17,7 @@ from prefect_augment.commands.init import init
 from prefect_augment.commands.latents import (
     anomalies,
     classify,
+    denoise,
     embed,
     interpolate,
     reconstruct,
@@ -37,8 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    rebalance, augment, train, evaluate, embed, anomalies, reconstruct, interpolate, classify,
-    approve, profile, versions, inspect, verify, export, rollback, gc, erase,
+    rebalance, augment, train, evaluate, embed, anomalies, reconstruct, denoise, interpolate,
+    classify, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
     init, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

@@ -57,7 +57,9 @@ ArmFamily = Literal[
     "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
-LatentUse = Literal["embeddings", "anomalies", "reconstructions", "interpolations", "classes"]
+LatentUse = Literal[
+    "embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "classes"
+]
 
 
 class Fact(BaseModel):
@@ -263,6 +265,8 @@ class BalancePlan(Fact):
     n_folds: int = (
         0  # of images: parts that arms are compared on in turn, 1 for val alone; 0 for tables
     )
+    # Synthetic records are of every class and stand for each that they may be of, by weight.
+    soft_labels: bool = False
 
     @property
     def n_synthetic(self) -> int:
@@ -316,11 +320,14 @@ class GateReport(Fact):
     notes: tuple[str, ...] = ()
     # What was asked of every candidate, and which share of the draws kept to it, by stratum.
     rules: dict[str, Any] = Field(default_factory=dict)
+    # With soft labels: the rows that the kept records became, and what they count, by what they stand for.
+    rows: dict[str, int] = Field(default_factory=dict)
+    shares: dict[str, float] = Field(default_factory=dict)
 
     @property
     def kept_counts(self) -> dict[str, int]:
-        """Records kept per stratum."""
-        return {c.name: c.n_kept for c in self.classes}
+        """Rows kept per stratum: one a record, but with soft labels."""
+        return self.rows or {c.name: c.n_kept for c in self.classes}
 
 
 # --- judging ----------------------------------------------------------------------------------
@@ -393,6 +400,8 @@ class Recipe(Fact):
     arm: Arm
     class_weight: dict[str, float]  # weight of a real record of the stratum; mean 1 over train
     synthetic: dict[str, int]  # records written per stratum
+    # With soft labels, what the synthetic ones of a stratum count together: each weighs class_weight times its share.
+    shares: dict[str, float] = Field(default_factory=dict)
     classic: dict[str, int]
     copies: dict[str, int]
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -402,6 +411,11 @@ class Recipe(Fact):
     real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
     weights_from: int | None = None  # version whose weights these are; None: made for these records
     sentence: str  # what was done and how to read it, for the log and the card
+
+    def counted(self, name: str) -> float:
+        """What the records that are added to a stratum count, before they are weighted."""
+        synthetic = self.shares.get(name, self.synthetic.get(name, 0))
+        return synthetic + self.classic.get(name, 0) + self.copies.get(name, 0)
 
 
 class Difference(Fact):
@@ -522,7 +536,7 @@ class LatentFacts(Fact):
     label: str
     params: dict[str, Any]
     shards: tuple[ShardFact, ...]
-    picture: str = ""  # path of a PNG
+    pictures: tuple[str, ...] = ()  # paths of PNGs
     found: dict[str, Any]  # numbers and names that sum it up
     notes: tuple[str, ...] = ()
 

@@ -244,7 +244,7 @@ def _show_classes(console: Console, result: RunResult) -> None:
                 "synthetic": recipe.synthetic.get(entry.name, 0),
                 "classic": recipe.classic.get(entry.name, 0),
             }
-            n = entry.n_real + sum(added.values()) + recipe.copies.get(entry.name, 0)
+            n = entry.n_real + recipe.counted(entry.name)
             weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
         after = (
             sum(train.get(entry.label, {}).values())

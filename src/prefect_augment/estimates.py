@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from prefect_augment.datatypes import Estimate
 
-__all__ = ["estimate", "estimate_images", "learner_size", "learner_steps"]
+__all__ = [
+    "estimate",
+    "estimate_images",
+    "learner_size",
+    "learner_steps",
+    "training_bytes",
+    "trees_seconds",
+]
 
 # --- tables -----------------------------------------------------------------------------------
 
@@ -84,6 +91,33 @@ def estimate(
         output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
         memory_bytes=_START_BYTES + 4 * n_bytes + _COPIES * 8 * n_values,
     )
+
+
+# --- training a model of tables ---------------------------------------------------------------
+
+_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process that has imported what training imports
+_RECORD_BYTES = 300  # ids and text of a record, before it is a row of the matrix
+_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix, and the like of it
+_TREES_VALUE_SECONDS = 6e-6
+
+
+def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:
+    """Return roughly the peak memory of a process that trains a model of tables.
+
+    Parameters
+    ----------
+    n_records, n_columns : int
+        What it is fitted on.
+    network : bool
+        Whether it is trained in steps, by torch.
+    """
+    start, copies = (_NETWORK_BYTES, _NETWORK_COPIES) if network else (_TREES_BYTES, _TREES_COPIES)
+    return round(start + n_records * (_RECORD_BYTES + 8 * copies * n_columns))
+
+
+def trees_seconds(n_records: int, n_columns: int) -> float:
+    """Return roughly the seconds of fitting trees on one thread."""
+    return _TREES_VALUE_SECONDS * n_records * n_columns
 
 
 # --- images -----------------------------------------------------------------------------------

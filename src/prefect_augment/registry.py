@@ -60,10 +60,19 @@ _GENMODELS = "prefect_augment.genmodels"
 MODELS: dict[str, ModelEntry] = {
     "trees": ModelEntry({"table": f"{_GENMODELS}.table_trees:TableTrees"}),
     "flow": ModelEntry({"table": f"{_GENMODELS}.table_flow:TableFlow"}, "torch"),
-    "vae": ModelEntry({"table": f"{_GENMODELS}.table_vae:TableVae"}, "torch"),
-    "gan": ModelEntry({"table": f"{_GENMODELS}.table_gan:TableGan"}, "torch"),
+    "vae": ModelEntry(
+        {"table": f"{_GENMODELS}.table_vae:TableVae", "image": f"{_GENMODELS}.vae:Vae"}, "torch"
+    ),
+    "gan": ModelEntry(
+        {"table": f"{_GENMODELS}.table_gan:TableGan", "image": f"{_GENMODELS}.gan:ImageGan"},
+        "torch",
+    ),
     "autoencoder": ModelEntry(
-        {"table": f"{_GENMODELS}.table_autoencoder:TableAutoencoder"}, "torch"
+        {
+            "table": f"{_GENMODELS}.table_autoencoder:TableAutoencoder",
+            "image": f"{_GENMODELS}.autoencoder:Autoencoder",
+        },
+        "torch",
     ),
     "diffusion": ModelEntry({"image": f"{_GENMODELS}.diffusion:Diffusion"}, "torch"),
 }

@@ -7,7 +7,9 @@ of the registry, one draw per record wanted, and for ``purpose="utility"`` the f
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +19,7 @@ from imblearn.utils import check_sampling_strategy, check_target_type
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -34,6 +36,7 @@ from prefect_augment.params import Budget, ColumnWish, ModelParams
 from prefect_augment.registry import MODELS, resolve_model
 from prefect_augment.stages.draw import candidate_seeds
 from prefect_augment.stages.models import table_spec
+from prefect_augment.stages.near_rows import NearRows
 from prefect_augment.stages.rules import Kept, Keys, Rules, draw_kept
 from prefect_augment.stages.train import fit_model
 
@@ -68,6 +71,11 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Columns of arrays are called ``x0``, ``x1`` …
     constraints : list of Constraint or dict, or None, default=None
         What every new row keeps, such as ``{"kind": "inequality", "left": "from", "right": "to"}``.
+    max_near : float or None, default=None
+        Largest share of new rows that are nearer to a row of their class in ``X`` than the nearest 5 %
+        of those rows are to one another: 0.05 is as many as among real rows, 0 passes all of them
+        over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. None takes rows
+        as they are drawn.
     budget : Budget, dict or None, default=None
         For models that are trained in steps; its default takes minutes. Trees need none.
 
@@ -84,7 +92,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     classes_ : ndarray, shape (n_classes,)
     summary_ : dict
         ``purpose``, ``kind``, and by class: ``drawn``, ``kept``, ``copied``, ``accepted`` (the share
-        of draws that keep the constraints).
+        of draws that keep the constraints, and ``max_near``).
     n_features_in_ : int
     feature_names_in_ : ndarray of str, shape (n_features_in_,)
         Where all columns have names that are text.
@@ -107,6 +115,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         "model_params": [dict, None],
         "columns": [list, tuple, None],
         "constraints": [list, tuple, None],
+        "max_near": [Interval(Real, 0, 1, closed="left"), None],
         "budget": [Budget, dict, None],
     }
 
@@ -120,6 +129,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         model_params: Any = None,
         columns: Any = None,
         constraints: Any = None,
+        max_near: Any = None,
         budget: Any = None,
     ) -> None:
         super().__init__(sampling_strategy=sampling_strategy)
@@ -129,6 +139,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         self.model_params = model_params
         self.columns = columns
         self.constraints = constraints
+        self.max_near = max_near
         self.budget = budget
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -209,7 +220,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         """Return the rows with new ones of every class behind them, and weights to train with.
 
         New rows get their classes from an ensemble that is fitted on the real ones: each stands once
-        for every class that it may be of, and its weight is the ensemble's probability of that class.
+        for every class that it may be of, and its weight is the ensemble's probability of that class,
+        made sharper.
         (Constraints hold between drawn rows; one that stands for two classes is there twice.)
         This is the setting of ``purpose="utility"`` that raises AUPRC most (docs/sampler.md); weights
         are what :meth:`fit_resample` cannot hand on. ``purpose`` and ``sampling_strategy`` say how
@@ -264,7 +276,12 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                 self.summary_["drawn"][self._names[k]] = n
                 self.summary_["accepted"][self._names[k]] = n / kept.n_draws
         new_X = np.concatenate([matrix[:0], *(kept.X for _, kept, _ in drawn)])
-        rows, classes, shares = soft_rows(teacher, new_X)
+        rows, classes, shares = soft_rows(
+            teacher.predict_proba(new_X),
+            np.concatenate(
+                [np.empty(0, dtype=np.int64), *(np.full(len(i), k) for k, _, i in drawn)]
+            ),
+        )
         self.summary_ |= {"purpose": "utility", "teacher": teacher.said}
         self.sample_indices_ = np.arange(len(codes))
         # Any row of a class shows how the class is written.
@@ -308,7 +325,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         """
         check_is_fitted(self, "model_")
         told = Rules.of(self.encoder_, self.encoder_.schema.empty_table, given=given)
-        rules = Rules(told.given, told.said, self._rules.constraints, self._rules.combinations)
+        rules = replace(self._rules, given=told.given, said=told.said)
         taken, parts, y = rules.taken(), [], []
         for name, n in counts.items():
             k = self._stratum(name)
@@ -373,9 +390,24 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             self._seed,
             budget=TypeAdapter(Budget).validate_python(self.budget or {}),
         )
+        if self.max_near is not None:
+            self._rules = replace(self._rules, near=self._near(matrix, codes))
         self.summary_: dict[str, Any] = {"purpose": self.purpose, "kind": self.kind}
         self.summary_ |= {"drawn": {}, "kept": {}, "copied": {}, "accepted": {}}
         return matrix, codes
+
+    def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows:
+        """Return which rows stay of those near to a row of ``X``; no row was kept out of the fit."""
+        return NearRows.of(
+            self.max_near,
+            self.model_,
+            self.encoder_,
+            fit=(matrix, codes),
+            val=(matrix[:0], codes[:0]),
+            strata=np.flatnonzero(
+                np.array(self._spec.class_counts) >= MIN_SAMPLED_RECORDS
+            ).tolist(),
+        )
 
     def _checked(self, X: Any, y: NDArray[Any]) -> Any:
         """Return ``X`` with its columns counted and named; refuse what is no table."""

@@ -17,12 +17,20 @@ from prefect_augment.errors import AugmentError  # noqa: E402
 from prefect_augment.genmodels.base import (  # noqa: E402
     Arrays,
     Config,
+    Encodes,
     FitContext,
     GenerativeModel,
     ImageData,
     ImageSpec,
+    ScoresClasses,
 )
-from prefect_augment.params import Budget, DiffusionModel  # noqa: E402
+from prefect_augment.params import (  # noqa: E402
+    AutoencoderModel,
+    Budget,
+    DiffusionModel,
+    GanModel,
+    VaeModel,
+)
 from prefect_augment.registry import load_model_class, model_kinds  # noqa: E402
 
 # A new model adds its params with an effort that ends within a second or two.
@@ -30,7 +38,19 @@ SMALL: dict[str, tuple[Any, Budget]] = {
     "diffusion": (
         DiffusionModel(width=16, sampler_steps=3, learning_rate=0.005),
         Budget(steps=60, batch_size=32),
-    )
+    ),
+    "autoencoder": (
+        AutoencoderModel(layers="dense", n_latent=16, width=64, learning_rate=0.01),
+        Budget(steps=60, batch_size=32),
+    ),
+    "vae": (
+        VaeModel(n_latent=4, width=16, learning_rate=0.005),
+        Budget(steps=120, batch_size=32),
+    ),
+    "gan": (
+        GanModel(width=16, n_latent=8, learning_rate=0.005),
+        Budget(steps=60, batch_size=32),
+    ),
 }
 
 SPEC = ImageSpec(size=12, channels=1, classes=("dark", "gray", "bright"), class_counts=(80, 40, 8))
@@ -53,7 +73,7 @@ def context(kind: str, **changes: Any) -> FitContext:
 
 
 def fitted(kind: str, spec: ImageSpec = SPEC, **changes: Any) -> GenerativeModel:
-    model: GenerativeModel = load_model_class(kind).build(SMALL[kind][0], spec)
+    model: GenerativeModel = load_model_class(kind, modality="image").build(SMALL[kind][0], spec)
     model.fit(records(spec), context(kind, **changes))
     return model
 
@@ -129,7 +149,9 @@ def test_state_is_json_and_arrays_and_samples_the_same_bits(
 ) -> None:
     config, arrays = model.state()
     assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
-    loaded = load_model_class(kind).from_state(json.loads(json.dumps(config)), arrays, device="cpu")
+    loaded = load_model_class(kind, modality="image").from_state(
+        json.loads(json.dumps(config)), arrays, device="cpu"
+    )
     drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (model, loaded)]
     assert drawn[0].tobytes() == drawn[1].tobytes()
     assert loaded.n_steps == model.n_steps > 0
@@ -200,7 +222,7 @@ def test_unknown_classes_missing_seeds_and_no_records_are_refused(
 
 
 def test_an_unfitted_model_says_so(kind: str) -> None:
-    model = load_model_class(kind).build(SMALL[kind][0], SPEC)
+    model = load_model_class(kind, modality="image").build(SMALL[kind][0], SPEC)
     with pytest.raises(AugmentError, match="fitted"):
         model.sample(np.array([0]), seeds=seeds(1))
     with pytest.raises(AugmentError, match="fitted"):
@@ -209,7 +231,7 @@ def test_an_unfitted_model_says_so(kind: str) -> None:
 
 def test_params_of_another_model_are_refused(kind: str) -> None:
     with pytest.raises(AugmentError):
-        load_model_class(kind).build(Budget(), SPEC)
+        load_model_class(kind, modality="image").build(Budget(), SPEC)
 
 
 def test_progress_is_reported_in_steps(kind: str) -> None:
@@ -222,7 +244,7 @@ def test_progress_is_reported_in_steps(kind: str) -> None:
 
 
 def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> None:
-    model = load_model_class(kind).build(SMALL[kind][0], SPEC)
+    model = load_model_class(kind, modality="image").build(SMALL[kind][0], SPEC)
     measured = model.calibrate(records(), context(kind, steps=0))
     assert measured.steps == 0
     assert measured.seconds_per_step > 0
@@ -230,3 +252,91 @@ def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> Non
     given = model.calibrate(records(), context(kind, steps=7))
     assert (given.steps, given.seconds_per_step) == (7, 0.0)
     assert given.threads == 1
+
+
+def encoding(model: GenerativeModel) -> Any:
+    if not isinstance(model, Encodes):
+        pytest.skip("has no latent space")
+    return model
+
+
+def test_an_image_embeds_by_its_pixels_alone(model: GenerativeModel) -> None:
+    encodes, X = encoding(model), records().images
+    Z = encodes.embed(X)
+    assert Z.shape == (len(X), encodes.n_latent)
+    assert Z.dtype == np.float32
+    assert np.isfinite(Z).all()
+    order = np.random.default_rng(0).permutation(len(X))
+    np.testing.assert_allclose(encodes.embed(X[order]), Z[order], atol=1e-4)
+    np.testing.assert_allclose(encodes.embed(X[5:6]), Z[5:6], atol=1e-4)
+    assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
+
+
+def test_a_decoded_image_is_like_the_one_embedded(model: GenerativeModel) -> None:
+    encodes, data = encoding(model), records()
+    X = encodes.decode_latents(encodes.embed(data.images), data.y)
+    assert X.shape == data.images.shape
+    assert X.dtype == np.uint8
+    means, there = X.mean(axis=(1, 2, 3)), data.images.mean(axis=(1, 2, 3))
+    assert np.corrcoef(means, there)[0, 1] > 0.9
+    assert encodes.decode_latents(encodes.embed(data.images), data.y).tobytes() == X.tobytes()
+    mended = encodes.denoise(data.images, 0.1)
+    assert (mended.shape, mended.dtype) == (X.shape, X.dtype)
+
+
+def test_what_is_strange_scores_high_and_the_map_shows_it(model: GenerativeModel) -> None:
+    encodes, data = encoding(model), records()
+    usual = encodes.anomaly_scores(data.images)
+    assert (usual.shape, usual.dtype) == ((len(data.y),), np.float64)
+    odd = data.images.copy()
+    odd[:, ::2] = 255 - odd[:, ::2]
+    assert (encodes.anomaly_scores(odd) > np.quantile(usual, 0.9)).mean() > 0.7
+    maps = encodes.anomaly_maps(odd)
+    assert (maps.shape, maps.dtype) == ((len(odd), 12, 12), np.float32)
+    assert maps.mean() > encodes.anomaly_maps(data.images).mean()
+
+
+def test_latent_vectors_of_another_size_unknown_classes_and_other_images_are_refused(
+    model: GenerativeModel,
+) -> None:
+    encodes = encoding(model)
+    wrong = np.zeros((2, encodes.n_latent + 1), dtype=np.float32)
+    with pytest.raises(AugmentError, match="latent vectors"):
+        encodes.decode_latents(wrong, np.array([0, 1]))
+    with pytest.raises(AugmentError, match="classes 0 to 2"):
+        encodes.decode_latents(wrong[:, 1:], np.array([0, 3]))
+    with pytest.raises(AugmentError, match="uint8 images"):
+        encodes.embed(np.zeros((2, 9, 9, 1), dtype=np.uint8))
+
+
+def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
+    encodes, X = encoding(model), records().images
+    config, arrays = model.state()
+    loaded = load_model_class(kind, modality="image").from_state(
+        json.loads(json.dumps(config)), arrays
+    )
+    assert loaded.embed(X).tobytes() == encodes.embed(X).tobytes()
+    assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
+
+
+def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
+    if not isinstance(model, ScoresClasses):
+        pytest.skip("does not know how likely an image is")
+    data = records()
+    scores = model.class_log_likelihoods(data.images)
+    assert scores.shape == (len(data.y), 3)
+    assert np.isfinite(scores).all()
+    assert (scores.argmax(axis=1) == data.y).mean() > 0.9
+
+
+@pytest.mark.gpu
+def test_a_model_from_the_gpu_embeds_alike_on_the_cpu(kind: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    there = encoding(fitted(kind, device="cuda"))
+    here = load_model_class(kind, modality="image").from_state(*there.state(), device="cpu")
+    X = records().images
+    np.testing.assert_allclose(there.embed(X), here.embed(X), rtol=1e-2, atol=1e-2)
+    conditions = np.zeros(20, dtype=np.int64)
+    drawn = [m.sample(conditions, seeds=seeds(20)).astype(int) for m in (there, here)]
+    assert np.abs(drawn[0] - drawn[1]).mean() < 1

@@ -190,7 +190,9 @@ def test_state_is_json_and_arrays_and_samples_the_same_bits(
 ) -> None:
     config, arrays = model.state()
     assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
-    loaded = load_model_class(kind).from_state(json.loads(json.dumps(config)), arrays, device="cpu")
+    loaded = load_model_class(kind, modality="table").from_state(
+        json.loads(json.dumps(config)), arrays, device="cpu"
+    )
     drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (model, loaded)]
     assert drawn[0].tobytes() == drawn[1].tobytes()
     assert loaded.n_steps == model.n_steps > 0
@@ -246,20 +248,20 @@ def test_unknown_classes_missing_seeds_and_no_records_are_refused(
 
 
 def test_an_unfitted_model_says_so(kind: str) -> None:
-    model = load_model_class(kind).build(SMALL[kind][0], SPEC)
+    model = load_model_class(kind, modality="table").build(SMALL[kind][0], SPEC)
     with pytest.raises(AugmentError, match="fitted"):
         model.sample(np.array([0]), seeds=seeds(1))
 
 
 def test_params_of_another_model_are_refused(kind: str) -> None:
     with pytest.raises(AugmentError):
-        load_model_class(kind).build(Budget(), SPEC)
+        load_model_class(kind, modality="table").build(Budget(), SPEC)
 
 
 def test_progress_is_reported_in_steps(kind: str) -> None:
     heard: list[int] = []
     params, budget = SMALL[kind]
-    model = load_model_class(kind).build(params, SPEC)
+    model = load_model_class(kind, modality="table").build(params, SPEC)
     context = FitContext(
         seed=0, steps=budget.steps, report=lambda step, scalars: heard.append(step)
     )
@@ -270,11 +272,11 @@ def test_progress_is_reported_in_steps(kind: str) -> None:
 
 def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: str) -> None:
     params, _ = SMALL[kind]
-    if not load_model_class(kind).trained_in_steps:
+    if not load_model_class(kind, modality="table").trained_in_steps:
         pytest.skip("fitted in one go")
 
     def trained(**changes: Any) -> GenerativeModel:
-        model: GenerativeModel = load_model_class(kind).build(params, SPEC)
+        model: GenerativeModel = load_model_class(kind, modality="table").build(params, SPEC)
         plain = {"seed": 1, "steps": 40, "batch_size": 32, "threads": 1}
         model.fit(records(), FitContext(**{**plain, **changes}))
         return model
@@ -302,16 +304,54 @@ def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: s
 
 
 def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> None:
-    model = load_model_class(kind).build(SMALL[kind][0], SPEC)
+    model = load_model_class(kind, modality="table").build(SMALL[kind][0], SPEC)
     if not isinstance(model, Calibrates):
         pytest.skip("fitted in one go")
     measured = model.calibrate(records(), FitContext(seed=1, batch_size=32))
     assert measured.steps == 0
     assert measured.seconds_per_step > 0
     assert measured.batch_size == 32
+    assert model.n_steps == 0, "as untrained as before"
     given = model.calibrate(records(), FitContext(seed=1, steps=7))
     assert (given.steps, given.seconds_per_step) == (7, 0.0)
     assert given.n_images == 7 * given.batch_size > 0
+
+
+# Ways of drawing that an engine has beside its own on the records above: params, budget, records.
+WAYS: dict[str, tuple[Any, Budget, tuple[int, ...]]] = {
+    "autoencoder, interpolated": (
+        AutoencoderModel(width=48, depth=1, learning_rate=0.01, drawn_by="neighbours"),
+        Budget(steps=160, batch_size=64, device="cpu"),
+        SPEC.class_counts,
+    ),
+    "vae, one of several draws": (
+        VaeModel(width=48, depth=1, learning_rate=0.01),
+        Budget(steps=160, batch_size=64, device="cpu"),
+        (700, 300, 40),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_drawing_keeps_the_promises(way: str) -> None:
+    kind = way.partition(",")[0]
+    if extra := MODELS[kind].extra:
+        pytest.importorskip(extra, reason=f"the extra {extra!r}")
+    params, budget, counts = WAYS[way]
+    model = fit_model(records(counts), SPEC, params, 1, budget=budget)
+    test_one_record_per_condition_in_their_order(model)
+    test_missing_values_are_drawn_about_as_often_as_seen(model)
+    test_same_seed_same_record_and_other_seeds_other_records(model)
+    test_a_record_at_its_place_does_not_depend_on_the_others(model)
+    test_state_is_json_and_arrays_and_samples_the_same_bits(kind, model)
+    test_an_empty_request_gives_no_record(model)
+    test_unknown_classes_missing_seeds_and_no_records_are_refused(kind, model)
+    again = fit_model(records(counts), SPEC, params, 1, budget=budget).state()[1]
+    for name, array in model.state()[1].items():
+        assert again[name].tobytes() == array.tobytes()
+    # A class of one record is no obstacle.
+    lone = fit_model(records((*counts[:2], 1)), SPEC, params, 1, budget=budget)
+    assert lone.sample(np.array([2, 0, 2]), seeds=seeds(3)).shape == (3, SPEC.n_columns)
 
 
 # --- given values, levels that were never seen, other devices -------------------------------------
@@ -353,7 +393,7 @@ def test_a_model_loaded_for_a_device_draws_and_is_kept_again(
     kind: str, model: GenerativeModel, device: str
 ) -> None:
     config, arrays = model.state()
-    moved = load_model_class(kind).from_state(config, arrays, device=device)
+    moved = load_model_class(kind, modality="table").from_state(config, arrays, device=device)
     again = moved.state()[1]
     assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
     there = moved.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
@@ -375,7 +415,7 @@ def test_a_model_trained_on_a_gpu_draws_on_the_cpu(kind: str) -> None:
         records(), SPEC, params, 1, budget=budget.model_copy(update={"device": "cuda"})
     )
     config, arrays = there.state()
-    here = load_model_class(kind).from_state(config, arrays, device="cpu")
+    here = load_model_class(kind, modality="table").from_state(config, arrays, device="cpu")
     drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (there, here)]
     same = np.isclose(drawn[0], drawn[1], rtol=1e-3, atol=1e-3, equal_nan=True)
     assert same.mean() > 0.95
@@ -457,7 +497,9 @@ def test_latent_vectors_of_another_size_and_unknown_classes_are_refused(
 def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
     encodes, X = encoding(model), records().X
     config, arrays = model.state()
-    loaded = load_model_class(kind).from_state(json.loads(json.dumps(config)), arrays)
+    loaded = load_model_class(kind, modality="table").from_state(
+        json.loads(json.dumps(config)), arrays
+    )
     assert loaded.embed(X).tobytes() == encodes.embed(X).tobytes()
     assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
 

@@ -78,6 +78,16 @@ def test_troublesome_columns_do_not_stop_it(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_numbers_whose_squares_no_float_holds_leave_the_others_their_say(kind):
+    X, y, is_category, n_levels = mixed_table()
+    ends = np.where(np.arange(len(X)) % 2, 1.7e308, -1.7e308)
+    learner = fit(kind, np.c_[X, ends], y, np.r_[is_category, False], np.r_[n_levels, 0])
+    proba = learner.predict_proba(np.c_[X, ends])
+    assert np.isfinite(proba).all()
+    assert (proba.argmax(axis=1) == y).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_category_with_thousands_of_levels_is_learnt_without_blowing_up(kind):
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.integers(0, 3000, 2000), rng.normal(size=2000)]).astype(float)

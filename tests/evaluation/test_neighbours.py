@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation import neighbours
-from prefect_augment.evaluation.neighbours import FeatureSpace, near_copies, real_distances
+from prefect_augment.evaluation.neighbours import (
+    FeatureSpace,
+    near_copies,
+    near_limit,
+    real_distances,
+)
 
 nan = np.nan
 
@@ -128,3 +133,12 @@ def test_dropped_candidates_do_not_make_room_for_copies():
 
 def test_a_table_of_copies_only_lets_copies_pass():
     assert not copies([0.0, 0.0], np.zeros(50)).any()
+
+
+def test_the_limit_is_that_of_the_positive_distances_where_real_records_are_copies_themselves() -> (
+    None
+):
+    distances = np.arange(101) / 100
+    assert near_limit(distances, 0.05) == pytest.approx(0.05)
+    assert near_limit(np.concatenate([np.zeros(30), distances[1:]]), 0.05) == pytest.approx(0.0595)
+    assert near_limit(np.zeros(30), 0.05) == 0.0

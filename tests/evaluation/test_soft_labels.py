@@ -8,16 +8,6 @@ import pytest
 from prefect_augment.evaluation.soft_labels import class_weighted, fit_teacher, soft_rows
 
 
-class Says:
-    """A teacher that says the same as it is told."""
-
-    def __init__(self, proba):
-        self.proba = np.array(proba)
-
-    def predict_proba(self, X):
-        return self.proba
-
-
 def rings(n, seed, *, share=0.2):
     """Two classes, apart by the distance to the middle: nothing that a linear model can learn."""
     rng = np.random.default_rng(seed)
@@ -87,10 +77,19 @@ def test_nulls_infinities_levels_and_classes_of_one_record_are_taken():
 
 
 def test_a_record_stands_once_for_each_class_it_may_be_of():
-    rows, classes, shares = soft_rows(Says([[0.25, 0.75, 0.0], [0.9995, 0.0, 0.0005]]), np.empty(2))
-    assert rows.tolist() == [0, 0, 1]
-    assert classes.tolist() == [0, 1, 0]
-    assert shares.tolist() == [0.25, 0.75, 1.0]
+    proba = np.array([[0.25, 0.75, 0.0], [0.9995, 0.0, 0.0005], [0.5, 0.5, 0.0]])
+    rows, classes, shares = soft_rows(proba, np.array([0, 0, 2]))
+    assert rows.tolist() == [0, 0, 1, 2, 2, 2]
+    assert classes.tolist() == [0, 1, 0, 0, 1, 2], "what it was drawn for is among them"
+    assert shares[1] > 0.75, "sharper than the teacher"
+    assert shares[2:].tolist() == [1.0, 0.5, 0.5, 1 / 1024]
+    assert (shares * 1024 % 1 == 0).all(), "sums are exact"
+    assert shares[:2].sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_record_of_which_nothing_is_said_stands_for_what_it_was_drawn_for():
+    rows, classes, shares = soft_rows(np.zeros((1, 3)), np.array([1]))
+    assert (rows.tolist(), classes.tolist(), shares.tolist()) == ([0], [1], [1.0])
 
 
 @pytest.mark.parametrize(("amount", "sums"), [(0.0, [8, 2]), (0.5, [8, 4]), (1.0, [8, 8])])

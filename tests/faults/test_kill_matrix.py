@@ -1,5 +1,7 @@
 """kill -9 at 50 places of a run, a reader at work throughout: old or new, never torn, and a rerun ends alike.
 
+Once with soft labels, as is the default, and once with hard ones.
+
 The runs are children of `warm.py`, which kill themselves at a named change of the destination. Places
 are taken from an undisturbed run: before and after the outcome of every stage and the manifest, and
 others drawn at random from all that staging and publishing do. They are dealt to ten destinations;
@@ -31,14 +33,18 @@ pytestmark = pytest.mark.faults
 N_KILLS = 50
 N_DESTINATIONS = 10
 DEADLINE_SECONDS = 300
-# All that a run with a generative model has at least.
-STAGES = ("ingest", "train", "sample", "judge", "score", "verify", "report-page", "augment")
+# All that a run with a generative model has at least, by its labels: SMOTE is mixed with hard ones alone.
+STAGES = {
+    "soft": ("ingest", "train", "sample", "judge", "score", "verify", "report-page"),
+    "hard": ("ingest", "train", "sample", "judge", "score", "verify", "report-page", "augment"),
+}
 
 
 @dataclass(frozen=True)
 class Runs:
     """What all tests share: a destination of one version, its source grown since, and how that ends."""
 
+    labels: str
     source: Path
     template: Path
     old: str
@@ -48,7 +54,8 @@ class Runs:
     events: tuple[str, ...]
 
     def job(self, destination: Path) -> dict[str, str]:
-        return {"source": str(self.source), "label": "kind", "destination": str(destination)}
+        job = {"source": str(self.source), "label": "kind", "labels": self.labels}
+        return {**job, "destination": str(destination)}
 
     def begin(self, folder: Path) -> Path:
         """A copy of the destination with its first version; times of modification are kept."""
@@ -74,12 +81,18 @@ def shards_of(manifest: Any) -> tuple[tuple[str, str], ...]:
     return tuple((shard.path, shard.sha256) for shard in manifest.shards)
 
 
-@pytest.fixture(scope="module")
-def runs(warm: Any, write_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+@pytest.fixture(scope="module", params=STAGES)
+def runs(
+    request: pytest.FixtureRequest,
+    warm: Any,
+    write_source: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Runs:
+    labels = str(request.param)
     folder = tmp_path_factory.mktemp("runs")
     source, template = folder / "in", folder / "template"
     write_source(source / "1.parquet")
-    job = {"source": str(source), "label": "kind"}
+    job = {"source": str(source), "label": "kind", "labels": labels}
     code, log = warm.run("rebalance", **job, destination=str(template))
     assert code == 0, log
     old = read_manifest(open_store(str(template))).content_digest
@@ -92,6 +105,7 @@ def runs(warm: Any, write_source: Any, tmp_path_factory: pytest.TempPathFactory)
     manifest = read_manifest(open_store(str(undisturbed)), 2)
     assert manifest.ledger is not None
     return Runs(
+        labels=labels,
         source=source,
         template=template,
         old=old,
@@ -102,7 +116,7 @@ def runs(warm: Any, write_source: Any, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
-def choose(events: tuple[str, ...]) -> list[str]:
+def choose(events: tuple[str, ...], stages: tuple[str, ...]) -> list[str]:
     """Choose where to kill: the boundaries of all stages and of the commit, and others at random."""
     first: dict[str, int] = {}  # the same name again is the same place of a later run
     for i, event in enumerate(events):
@@ -115,7 +129,7 @@ def choose(events: tuple[str, ...]) -> list[str]:
             boundaries[f"{'after' if ends[1] == 'remove' else 'before'} {ends[2]}"] = event
         elif "_manifests/" in event or "README" in event:
             boundaries[event] = event
-    assert {f"before {stage}" for stage in STAGES} <= set(boundaries)
+    assert {f"before {stage}" for stage in stages} <= set(boundaries)
     named = set(boundaries.values())
     others = [event for event in first if event not in named]
     chosen = random.Random(0).sample(others, N_KILLS - len(named))
@@ -171,7 +185,7 @@ def reader(runs: Runs, warm: Any, destination: Path, tmp_path: Path) -> Iterator
 def test_a_run_killed_at_any_change_shows_the_old_version_or_the_new_and_a_rerun_ends_alike(
     n: int, runs: Runs, warm: Any, destination: Path, reader: Reader
 ) -> None:
-    places = choose(runs.events)
+    places = choose(runs.events, STAGES[runs.labels])
     assert len(places) == N_KILLS
     for place in places[n::N_DESTINATIONS]:
         at = {"at": place, "number": signal.SIGKILL}

@@ -85,7 +85,13 @@ def rebalance(job: dict[str, Any]) -> int:
         source=Source(uri=job["source"], label=job["label"]),
         destination=Destination(uri=job["destination"]),
         model=TreesModel(),
-        gate=Gate(learners=["logistic"], n_seeds=1, n_bootstrap=100, on_no_gain="publish"),
+        gate=Gate(
+            learners=["logistic"],
+            labels=job.get("labels", "soft"),
+            n_seeds=1,
+            n_bootstrap=100,
+            on_no_gain="publish",
+        ),
     )
     return 0
 

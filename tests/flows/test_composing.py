@@ -259,7 +259,7 @@ def test_every_task_is_a_plain_function_outside_prefect(
     drawn = sample_classes.fn(dataset, trained, {"cracked": 30})
     judged = judge_candidates.fn(dataset, drawn, plan, gate=FAST)
     same = {"dataset": dataset, "plan": plan, "model": model, "gate": FAST, "candidates": judged}
-    arms = make_arms(dataset.modality, model="trees", classic=classic)
+    arms = make_arms(dataset.modality, model="trees", classic=classic, soft_labels=plan.soft_labels)
     scores = [score_arm.fn(arm, 0, **same) for arm in arms]
     choice = choose_arm.fn(scores)
     verdict = verify_choice.fn(

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from prefect_augment import (
     Anomalies,
+    Denoising,
     Destination,
     Interpolation,
     Output,
@@ -28,6 +29,7 @@ from prefect_augment import (
     classify,
     classify_records,
     cli,
+    denoise,
     embed,
     embed_records,
     ingest_dataset,
@@ -102,6 +104,14 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
         assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
 
 
+@pytest.mark.parametrize("use", [embed, anomalies, reconstruct, denoise, interpolate, classify])
+def test_every_flow_takes_the_same_beside_its_own_wish(use: Any) -> None:
+    names = list(use.parameters.model_dump()["properties"])
+    own = 1 if use is not embed else 0
+    assert names[:2] == ["source", "destination"]
+    assert names[2 + own :] == ["model", "budget", "output", "seed"]
+
+
 def test_the_model_that_train_left_is_used(given: dict[str, Any], tmp_path: Path) -> None:
     trained = train.fn(**given, seed=3)
     assert embed.fn(**given, seed=3).model == trained.model
@@ -123,6 +133,21 @@ def test_a_result_inside_the_source_is_refused(given: dict[str, Any], tmp_path: 
     elsewhere = Destination(uri=f"{tmp_path}-out")
     with pytest.raises(ParameterError, match="lies inside the source"):
         embed.fn(**{**given, "source": folder, "destination": elsewhere}, output=inside)
+
+
+def test_images_are_denoised_by_the_flow(
+    linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
+) -> None:
+    pq.write_table(releases.image_table(messy_images, 60), tmp_path / "in.parquet")
+    result = denoise.fn(
+        source=Source(uri=str(tmp_path / "in.parquet"), label="label"),
+        destination=Destination(uri=str(tmp_path / "out")),
+        denoising=Denoising(noise=0.3),
+        model=linear_model,
+    )
+    assert Path(result.uri).parent == tmp_path / "out" / "_denoised"
+    assert result.latents.found["noise"] == 0.3
+    assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
 
 
 # --- tasks ---
@@ -202,7 +227,7 @@ def call(
     [
         ("embed", ["--part", "val", "--part", "fit"], "vectors of 3 numbers"),
         ("anomalies", ["--train-on", "ok", "--normal-share", "0.1"], "beyond the threshold"),
-        ("reconstruct", [], "Reconstructed 348 records"),
+        ("reconstruct", ["--as-class", "ok"], "Reconstructed 348 records"),
         ("interpolate", ["--from", "worn", "--to", "ok", "--records", "4"], "Made 4 records"),
         ("classify", ["--prior", "observed"], "with the prior observed"),
     ],
@@ -233,6 +258,12 @@ def test_a_command_with_a_model_that_is_not_able_ends_with_2(call: Any) -> None:
     code, _, err = call("embed", "--model", "trees")
     assert code == 2
     assert "has no latent space" in " ".join(err.split())
+
+
+def test_denoising_a_table_ends_with_2(call: Any) -> None:
+    code, _, err = call("denoise", "--noise", "0.2", "--params", call.params)
+    assert code == 2
+    assert "denoising is of images" in " ".join(err.split())
 
 
 # --- the page in the docs ---

@@ -63,7 +63,8 @@ def test_a_run_publishes_a_version_that_verifies(source: Source, tmp_path: Path)
     train = result.counts["train"]
     real = sum(n["real"] for split in result.counts.values() for n in split.values())
     assert real + result.quarantined == sum(COUNTS.values())
-    assert train["cracked"]["synthetic"] > 0, "the one class below the median that can be sampled"
+    assert result.plan.soft_labels
+    assert all(train[name]["synthetic"] > 0 for name in ("ok", "worn", "cracked"))
     assert "synthetic" not in train["lost"], "a class of two records is not sampled"
     assert result.verdict is not None
     assert "lost" in result.verdict.not_judged
@@ -95,9 +96,58 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(source: Source, tmp_p
     table = dataset.to_table(origins=["synthetic"])
     store = open_store(str(tmp_path / "out"))
     for row in table.slice(0, 5).to_pylist():
+        made = remake_records(dataset, [row["aug_id"]])
+        assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
+    hard = PUBLISH.model_copy(update={"labels": "hard"})
+    run(source, tmp_path / "hard", model=TreesModel(), gate=hard)
+    dataset = open_dataset(str(tmp_path / "hard"))
+    table = dataset.to_table(origins=["synthetic"])
+    assert len(set(table["aug_weight"].to_pylist())) == 1, (
+        "one class, and none of its records is shared"
+    )
+    store = open_store(str(tmp_path / "hard"))
+    for row in table.slice(0, 5).to_pylist():
         made = resample_record(dataset.manifest.models[0], row["aug_seed"], row["state"], store)
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
         assert remake_records(dataset, [row["aug_id"]]).equals(made)
+
+
+def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
+    source: Source, tmp_path: Path
+) -> None:
+    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
+    dataset = open_dataset(str(tmp_path / "out"))
+    table = dataset.to_table("train").to_pandas()
+    recipe, weights = dataset.manifest.recipe, dataset.manifest.weights
+    assert recipe.arm.family == "model"
+    assert recipe.arm.tune_threshold
+    proba = np.full((3, len(result.plan.classes)), 1 / len(result.plan.classes))
+    assert dataset.apply_thresholds(proba, learner="logistic").shape == proba.shape
+    made = table[table["aug_origin"] == "synthetic"]
+    assert made.groupby("state", observed=True).size().to_dict() == recipe.synthetic
+    assert table["aug_weight"].mean() == pytest.approx(1, abs=1e-5)
+    assert list(dataset.sample_weight()) == table["aug_weight"].tolist()
+    # A real record of a class weighs what is in the manifest, a synthetic row its share of that.
+    real = table[table["aug_origin"] == "real"]
+    assert real.groupby("state", observed=True)["aug_weight"].agg(set).to_dict() == {
+        name: {np.float32(weight)} for name, weight in weights.items()
+    }
+    shares = made["aug_weight"] / made["state"].map(weights).astype(float)
+    assert shares.groupby(made["state"], observed=True).sum().to_dict() == pytest.approx(
+        recipe.shares, rel=1e-5
+    )
+    # Each drawn record is there once for what it was drawn for, and at most once for another class.
+    columns = ["aug_seed", "load", "cycles"]
+    assert made.duplicated(columns).any(), "some stand for two classes"
+    assert not made.duplicated([*columns, "state"]).any()
+    by_record = shares.groupby(made["aug_seed"]).sum()
+    assert by_record.to_numpy() == pytest.approx(np.ones(len(by_record)), abs=0.01)
+    drawn = sum(gate.n_kept for gate in dataset.manifest.gate)
+    assert len(by_record) == drawn == sum(c.n_synthetic for c in result.plan.classes)
+    other = made[made.duplicated(columns, keep=False)]["aug_id"].tolist()[:4]
+    again = remake_records(dataset, other).to_pandas()
+    expected = made.set_index("aug_id").loc[other].reset_index()[again.columns]
+    assert again.astype(str).equals(expected.astype(str))
 
 
 def test_records_in_another_order_give_the_same_bytes(
@@ -165,7 +215,9 @@ def test_balancing_by_a_further_column(source: Source, tmp_path: Path) -> None:
 
 
 def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
-    run(source, tmp_path / "out", model=NoModel(), publish=Publish(materialise="copies"))
+    copies = Publish(materialise="copies")
+    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH, publish=copies)
+    assert not result.plan.soft_labels, "weights alone can say them"
     weights = open_dataset(str(tmp_path / "out")).to_table()["aug_weight"]
     assert set(weights.to_pylist()) == {1.0}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,19 @@ from torch import Tensor  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
 from prefect_augment.genmodels.counter_random import normal, record_keys  # noqa: E402
-from prefect_augment.genmodels.diffusion import (  # noqa: E402
-    Diffusion,
-    _FlowPhase,
-    integrate,
+from prefect_augment.genmodels.diffusion import Diffusion, integrate  # noqa: E402
+from prefect_augment.genmodels.diffusion_training import (  # noqa: E402
+    FlowPhase,
+    class_balance_loss,
     velocity_loss,
 )
+from prefect_augment.genmodels.diffusion_uses import denoised  # noqa: E402
+from prefect_augment.genmodels.image_augmentation import (  # noqa: E402
+    N_TOLD,
+    moved,
+    turned,
+)
+from prefect_augment.genmodels.image_training import ImageRecords  # noqa: E402
 from prefect_augment.params import DiffusionModel  # noqa: E402
 from prefect_augment.training.devices import Device  # noqa: E402
 from prefect_augment.training.networks import UNet  # noqa: E402
@@ -47,6 +56,57 @@ def test_sampler_carries_noise_to_the_gaussian_with_at_least_second_order() -> N
     assert errors[-1] < 0.001
     assert errors[0] / errors[1] > 3.9  # 4 is second order; on these symmetric paths it is 8
     assert errors[1] / errors[2] > 3.9
+
+
+def test_heun_reaches_the_gaussian_too_and_starts_anywhere_on_the_path() -> None:
+    noise = torch.randn(
+        64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    errors = [
+        float((integrate(gaussian_velocity, noise, n, rule="heun") - SPREAD * noise).abs().max())
+        for n in (40, 80, 160)
+    ]
+    assert errors[-1] < 0.01
+    assert errors[0] / errors[1] > 3.0
+    middle = noise * (0.5**2 + 0.5**2 * SPREAD**2) ** 0.5  # the exact path at t = 0.5
+    there = integrate(gaussian_velocity, middle, 80, start=0.5)
+    torch.testing.assert_close(there, SPREAD * noise, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_the_velocity_is_edm_s_denoiser(sigma: float) -> None:
+    """Of a Gaussian the denoiser is the shrunk image: x s² / (s² + sigma²)."""
+    x = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shrunk = x * SPREAD**2 / (SPREAD**2 + sigma**2)
+    torch.testing.assert_close(denoised(gaussian_velocity, x, sigma), shrunk)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_the_loss_is_edm_s_with_the_weight_of_its_preconditioning(sigma: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, noise = torch.randn(2, 16, 1, 2, 2, generator=rng, dtype=torch.float64)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x) + t[:, None, None, None]
+
+    t = torch.full((16,), 1 / (1 + sigma), dtype=torch.float64)
+    error = (denoised(velocity, images + sigma * noise, sigma) - images) ** 2
+    weight = ((1 + sigma) / sigma) ** 2
+    ours = velocity_loss(velocity, images, noise, t)
+    assert float(ours) == pytest.approx(float(weight * error.mean()), rel=1e-9)
+
+
+def test_the_regulariser_pulls_each_side_to_the_other_and_more_where_noise_covers_more() -> None:
+    ours, theirs = torch.zeros(2, 1, 1, 1), torch.full((2, 1, 1, 1), 3.0)
+    for side in (ours, theirs):
+        side.requires_grad_(True)
+    loss = class_balance_loss(ours, theirs, torch.tensor([0.0, 0.75]))
+    loss.backward()
+    assert loss.item() == pytest.approx((1 + 0.25) * (9 + 0.25 * 9) / 2)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert ours.grad.flatten().tolist() == pytest.approx([-3.0, -0.75])
+    assert theirs.grad.flatten().tolist() == pytest.approx([0.75, 0.1875])
 
 
 def test_loss_is_least_at_the_closed_form_and_equals_the_variance_left() -> None:
@@ -82,13 +142,16 @@ def test_loss_is_that_of_a_loop_over_pixels() -> None:
     assert float(ours) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def phase(params: DiffusionModel, n_batch: int = 20_000) -> _FlowPhase:
+def phase(params: DiffusionModel, n_batch: int = 20_000) -> FlowPhase:
     y = np.repeat([0, 1], [90, 10]).astype(np.int64)
     images = (
         np.where(y == 0, 10, 200).astype(np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     )
-    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=2)
-    return _FlowPhase(network, ImageData(images, y), params, n_batch, Device())
+    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_TOLD)
+    records = ImageRecords.of(
+        ImageData(images, y), n_classes=2, class_power=params.class_power, device=Device()
+    )
+    return FlowPhase(network, records, params, n_batch)
 
 
 @pytest.mark.parametrize(("power", "rare"), [(1.0, 0.1), (0.5, 0.25), (0.0, 0.5)])
@@ -105,16 +168,38 @@ def test_labels_are_dropped_at_the_rate_asked_for() -> None:
     assert float((y == 2).float().mean()) == pytest.approx(0.3, abs=0.01)
 
 
+def told(images: Tensor, **shares: float) -> tuple[Tensor, Tensor]:
+    plain = {"shift": 0.0, "flip": 0.0, "turn": 0.0}
+    return moved(images, **{**plain, **shares}, rng=torch.Generator().manual_seed(0))
+
+
 def test_moved_images_come_with_their_move_and_others_with_none() -> None:
-    one = phase(DiffusionModel(shift_prob=0.5), n_batch=200)
     ramp = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(200, 1, 1, 1)
-    moved, moves = one._shifted(ramp, torch.Generator().manual_seed(0))
+    images, moves = told(ramp, shift=0.5)
     still = (moves == 0).all(dim=1)
     assert 0.4 < float(still.float().mean()) < 0.8
-    assert torch.equal(moved[still], ramp[still])
-    right = (moves == torch.tensor([0.0, 1.0])).all(dim=1)
-    assert torch.equal(moved[right][..., 1:], ramp[right][..., :-1])
-    assert torch.equal(moved[right][..., 0], ramp[right][..., 0]), "the border repeats itself"
+    assert torch.equal(images[still], ramp[still])
+    right = (moves[:, :2] == torch.tensor([0.0, 1.0])).all(dim=1)
+    assert torch.equal(images[right][..., 1:], ramp[right][..., :-1])
+    assert torch.equal(images[right][..., 0], ramp[right][..., 0]), "the border repeats itself"
+    images, moves = told(ramp, flip=0.3)
+    assert float(moves[:, 2].mean()) == pytest.approx(0.3, abs=0.1)
+    assert torch.equal(images[moves[:, 2] == 1], ramp[moves[:, 2] == 1].flip(3))
+    assert torch.equal(images[moves[:, 2] == 0], ramp[moves[:, 2] == 0])
+    images, moves = told(ramp, turn=0.5)
+    are = (moves[:, 3:] != 0).all(dim=1)
+    assert 0.4 < float(are.float().mean()) < 0.6
+    torch.testing.assert_close(images[~are], ramp[~are].float(), atol=1e-3, rtol=0)
+    assert bool((images[are] != ramp[are]).flatten(1).any(dim=1).all())
+
+
+def test_turning_goes_counter_clockwise_and_scaling_enlarges() -> None:
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[0, 0, 4, 6] = 1.0  # right of the middle
+    up = turned(dot, torch.tensor([np.pi / 2]), torch.tensor([1.0]))
+    assert float(up[0, 0, 2, 4]) == pytest.approx(1.0, abs=1e-4)
+    far = turned(dot, torch.tensor([0.0]), torch.tensor([2.0]))
+    assert int(far[0, 0, 4].argmax()) == 8
 
 
 def test_noise_of_a_record_is_standard_normal_and_its_own() -> None:
@@ -128,13 +213,14 @@ def test_noise_of_a_record_is_standard_normal_and_its_own() -> None:
     assert normal(keys[7:8], 10).tobytes() == drawn[7:8, :10].tobytes()
 
 
-def fitted(params: DiffusionModel) -> Diffusion:
+def fitted(params: DiffusionModel, **changes: Any) -> Diffusion:
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], [90, 10]).astype(np.int64)
     base = np.where(y == 0, 60, 190)[:, None, None, None]
     images = np.clip(base + rng.normal(0, 10, (100, 8, 8, 1)), 0, 255).astype(np.uint8)
     model = Diffusion.build(params, SPEC)
-    model.fit(ImageData(images, y), FitContext(seed=0, steps=40, batch_size=32, threads=1))
+    plain: dict[str, Any] = {"seed": 0, "steps": 40, "batch_size": 32, "threads": 1}
+    model.fit(ImageData(images, y), FitContext(**{**plain, **changes}))
     return model
 
 
@@ -155,13 +241,14 @@ def test_small_steps_are_not_shared_among_threads(
 def test_guidance_moves_away_from_the_unlabelled_velocity() -> None:
     plain = fitted(DiffusionModel(width=16))
     guided = Diffusion.build(DiffusionModel(width=16, guidance=2.0), SPEC)
-    guided._network, guided.device = plain._network, plain.device
+    network, guided.device = plain.network, plain.device
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 0.3)
     y = torch.tensor([0, 1, 0, 1])
     with torch.inference_mode():
-        conditional = plain._velocity(y)(x, t)
-        free = plain._velocity(torch.full_like(y, 2))(x, t)
-        torch.testing.assert_close(guided._velocity(y)(x, t), free + 2 * (conditional - free))
+        conditional = plain._velocity(network, y)(x, t)
+        free = plain._velocity(network, torch.full_like(y, 2))(x, t)
+        steered = guided._velocity(network, y)(x, t)
+        torch.testing.assert_close(steered, free + 2 * (conditional - free))
     assert float((conditional - free).abs().max()) > 1e-3
 
 
@@ -178,3 +265,74 @@ def test_images_of_another_shape_or_type_are_refused() -> None:
 def test_sizes_and_channels_that_cannot_be_learnt_are_refused(spec: ImageSpec) -> None:
     with pytest.raises(ParameterError, match="8 to 256 px with 1 or 3 channels"):
         Diffusion.build(DiffusionModel(), spec)
+
+
+def test_guidance_moves_away_from_an_early_network_that_is_kept() -> None:
+    model = fitted(DiffusionModel(width=16, guidance=1.5, guide="early"))
+    early, network = model._early, model.network
+    assert early is not None
+    x, t, y = torch.randn(4, 1, 8, 8), torch.full((4,), 0.3), torch.tensor([0, 1, 0, 1])
+    with torch.inference_mode(), model.device.autocast():
+        late, soon = network(x, t, y), early(x, t, y)
+        torch.testing.assert_close(model._velocity(network, y)(x, t), soon + 1.5 * (late - soon))
+    assert float((late - soon).abs().max()) > 1e-3
+    config, arrays = model.state()
+    again = Diffusion.from_state(config, arrays)
+    asked = np.array([0, 1]), np.array([5, 6])
+    drawn = [m.sample(asked[0], seeds=asked[1]) for m in (model, again)]
+    assert drawn[0].tobytes() == drawn[1].tobytes()
+
+
+@pytest.mark.parametrize("died", [4, 20])
+def test_a_resumed_run_has_the_same_early_network(died: int) -> None:
+    """The early network is kept after 10 of 40 steps: died before and after it."""
+    params = DiffusionModel(width=16, guidance=1.5, guide="early")
+    whole = fitted(params)
+    kept: list[Any] = []
+
+    def die(state: Any) -> None:
+        kept.append(copy.deepcopy(state))
+        if state[0]["step"] == died:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(params, checkpoint=die, checkpoint_seconds=0.0)
+    resumed = fitted(params, restored=kept[-1])
+    ours, theirs = (m.state()[1] for m in (whole, resumed))
+    assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
+
+
+@pytest.fixture(scope="module")
+def trained() -> Diffusion:
+    return fitted(DiffusionModel(width=16, learning_rate=0.005), steps=100)
+
+
+def test_denoising_brings_images_nearer_and_refuses_no_noise(trained: Diffusion) -> None:
+    model = trained
+    rng = np.random.default_rng(1)
+    clean = np.full((20, 8, 8, 1), 60.0)
+    noisy = np.clip(clean + rng.normal(0, 0.2 * 255, clean.shape), 0, 255).astype(np.uint8)
+    made = model.denoise(noisy, 0.2)
+    assert (made.shape, made.dtype) == (noisy.shape, np.uint8)
+    assert np.square(made - clean).mean() < 0.5 * np.square(noisy - clean).mean()
+    with pytest.raises(ParameterError, match="at most 1"):
+        model.denoise(noisy, 0.0)
+    with pytest.raises(ParameterError, match="label_dropout"):
+        fitted(DiffusionModel(width=16, label_dropout=0.0), steps=1).denoise(noisy, 0.2)
+
+
+def test_images_are_likeliest_in_their_class(trained: Diffusion) -> None:
+    model = trained
+    images = np.stack([np.full((8, 8, 1), level, np.uint8) for level in (60, 190, 65, 185)])
+    likely = model.class_log_likelihoods(images)
+    assert likely.shape == (4, 2)
+    assert likely.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    alone = model.class_log_likelihoods(images[2:3])
+    np.testing.assert_allclose(alone, likely[2:3], rtol=0.02)
+
+
+def test_the_regulariser_and_moves_are_learnt_with() -> None:
+    plain = fitted(DiffusionModel(width=16), steps=3).state()[1]
+    for changed in ({"class_balance": 1.0}, {"turn_prob": 0.5}, {"flip_prob": 0.5}):
+        other = fitted(DiffusionModel(width=16, **changed), steps=3).state()[1]
+        assert any(plain[k].tobytes() != other[k].tobytes() for k in plain), changed

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.genmodels.table_flow import TableFlow
+from prefect_augment.genmodels.table_flow_network import (
+    N_TRIED,
+    FlowNetwork,
+    draw_choices_given,
+)
 from prefect_augment.params import FlowModel
 
 N = 3000
@@ -35,7 +44,7 @@ def model() -> TableFlow:
         class_counts=tuple(int(n) for n in np.bincount(y)),
     )
     flow = TableFlow.build(FlowModel(width=64, depth=2), spec)
-    flow.fit(TableData(X, y), FitContext(seed=0, steps=600, batch_size=256))
+    flow.fit(TableData(X, y), FitContext(seed=0, steps=800, batch_size=256))
     return flow
 
 
@@ -88,6 +97,34 @@ def test_the_other_columns_follow_a_number(model: TableFlow) -> None:
 def test_the_class_counts_beside_the_values(model: TableFlow) -> None:
     odds = [draw(model, {1: 0.0}, k=k)[:, 2].mean() for k in (0, 1)]
     assert odds == pytest.approx([0.5, 0.8], abs=0.12)
+
+
+def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
+    """By Bayes' rule, though the network does not know what a later code says of an earlier one."""
+    network = FlowNetwork((2, 2), 0, 1, width=8, depth=0)
+    weights = torch.zeros(4, 8)
+    with torch.no_grad():
+        network.choices.first.weight.zero_()
+        network.choices.first.bias.zero_()
+        for c in range(2):
+            network.choices.first.weight[c, c] = 1.0  # of the first choice's codes alone
+            weights[2 + c, c] = 0.8
+        network.choices.last.weight.copy_(weights)
+        network.choices.last.bias.copy_(torch.tensor([0.8, 0.2, 1.0, 1.0]).log())
+        known = network.seen(torch.tensor([[0, 0], [1, 0]]), torch.zeros(2, dtype=torch.int64),
+                             torch.tensor([[True, False]] * 2))  # fmt: skip
+        likely = network.logits(known)[:, 2:].softmax(dim=1)[:, 1].numpy()
+    n = 10_000
+    uniforms = torch.rand(n, 2 * N_TRIED + 1, generator=torch.Generator().manual_seed(0)).double()
+    codes = draw_choices_given(network, torch.zeros(n, dtype=torch.int64), uniforms, {1: 1}).numpy()
+    assert (codes[:, 1] == 1).all()
+    exact = 0.2 * likely[1] / (0.2 * likely[1] + 0.8 * likely[0])
+    # Of so many draws, k have the code; one is taken by how likely the given code is after it.
+    k = np.arange(N_TRIED + 1)
+    chance = np.array([comb(N_TRIED, i) for i in k]) * 0.2**k * 0.8 ** (N_TRIED - k)
+    right = float(chance @ (k * likely[1] / (k * likely[1] + (N_TRIED - k) * likely[0])))
+    assert codes[:, 0].mean() == pytest.approx(right, abs=0.02)
+    assert right > 0.5 * (0.2 + exact) + 0.1, "far nearer to Bayes' rule than to knowing nothing"
 
 
 def test_what_no_fit_record_has_is_refused(model: TableFlow) -> None:

@@ -17,8 +17,9 @@ from prefect_augment.genmodels.table_flow_network import (  # noqa: E402
     FlowNetwork,
     carried,
     draw_choices,
+    drawing_order,
 )
-from prefect_augment.genmodels.table_flow_training import FlowPhase, part_losses  # noqa: E402
+from prefect_augment.genmodels.table_flow_training import FlowPhase, noisy, part_losses  # noqa: E402
 from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
 from prefect_augment.genmodels.table_training import Encoded, held_back_rows  # noqa: E402
 from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
@@ -53,7 +54,7 @@ def test_two_gaussians_keep_means_deviations_and_correlation() -> None:
     # The correlation's sign depends on the class.
     second = np.where(y == 0, 0.8, -0.8) * (first - 3 * y) + 0.6 * rng.normal(size=1800)
     spec = spec_of((False, False), (0, 0), (1500, 300))
-    model = fitted(TableData(np.column_stack([first, second]), y), spec, 450)
+    model = fitted(TableData(np.column_stack([first, second]), y), spec, 700)
     for k, sign in ((0, 1), (1, -1)):
         X = drawn(model, k, 1500)
         assert X.mean(axis=0) == pytest.approx([3 * k, 0], abs=0.2)
@@ -184,14 +185,41 @@ def test_loss_is_that_of_a_loop_over_records() -> None:
             for c, part in ((0, logits[:2]), (1, logits[2:]))
             if not shown[i, c]
         ]
-        entropy.append(float(torch.stack(hidden).detach().mean()))
+        entropy.append(float(torch.stack(hidden).detach().mean() + hidden[0].detach()))
         x = torch.from_numpy((1 - t[i]) * noise[i] + t[i] * scores[i])[None]
         ones = network.seen(torch.from_numpy(codes[i : i + 1]), label)
         has = torch.from_numpy(has_score[i : i + 1])
         v = network.velocity(ones, x, torch.from_numpy(t[i : i + 1]), has)[0].detach().numpy()
-        error += [(v - (scores[i] - noise[i])) ** 2 * has_score[i]]
+        if i % 2 == 0:  # scores are learnt from every second record
+            error += [(v - (scores[i] - noise[i])) ** 2 * has_score[i]]
     assert float(found["choices"]) == pytest.approx(np.mean(entropy), rel=1e-5)
     assert float(found["scores"]) == pytest.approx(np.mean(error), rel=1e-5)
+
+
+def test_most_records_hide_their_last_codes_as_when_they_are_drawn() -> None:
+    n, n_choices = 8000, 5
+    codes = torch.zeros(n, n_choices, dtype=torch.int64)
+    none = torch.zeros(n, 0)
+    records = Encoded(codes, none.double(), none.double(), none.bool(), torch.zeros(n))
+    shown = noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
+    n_shown = shown.sum(axis=1)
+    assert n_shown.max() == n_choices - 1, "something is hidden"
+    one, two = shown[n_shown == 1], shown[n_shown == 2]
+    # With none given the first is shown, with one given anything may be; and so for two.
+    assert one[:, 0].mean() > 0.3
+    assert (one.mean(axis=0) > 0.05).all()
+    in_order = (two == (np.arange(n_choices) < 2)).all(axis=1)
+    first_and_another = two[:, 0]
+    assert in_order.mean() > 0.4
+    assert first_and_another.mean() > 0.8
+    assert (two[~in_order].mean(axis=0) > 0.1).all()
+
+
+def test_neighbours_among_many_choices_are_not_drawn_at_once() -> None:
+    assert drawing_order(5).tolist() == [0, 1, 2, 3, 4]
+    order = drawing_order(70).tolist()
+    assert sorted(order) == list(range(70))
+    assert order[:4] == [0, 32, 64, 1]
 
 
 @pytest.mark.parametrize(("power", "rare"), [(1.0, 0.1), (0.5, 0.25), (0.0, 0.5)])

@@ -7,17 +7,21 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
+from prefect_augment.genmodels.autoencoder_losses import (  # noqa: E402
+    jacobian_norm,
+    sparsity_divergence,
+)
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
+from prefect_augment.genmodels.counter_random import record_keys  # noqa: E402
+from prefect_augment.genmodels.latent_densities import ClassDensities  # noqa: E402
+from prefect_augment.genmodels.latent_neighbours import ClassNeighbours  # noqa: E402
+from prefect_augment.genmodels.record_numbers import RecordNumbers  # noqa: E402
 from prefect_augment.genmodels.table_autoencoder import (  # noqa: E402
     AutoencoderNetwork,
     AutoencoderPhase,
     TableAutoencoder,
-    jacobian_norm,
-    sparsity_divergence,
 )
-from prefect_augment.genmodels.table_latents import ClassDensities  # noqa: E402
 from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.table_network import RecordNumbers  # noqa: E402
 from prefect_augment.genmodels.table_training import Encoded  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
 from prefect_augment.training.devices import Device  # noqa: E402
@@ -26,7 +30,8 @@ VARIANTS = ("dense", "deep", "denoising", "sparse", "contractive")
 
 
 def drawn(densities: ClassDensities, k: int, n: int) -> np.ndarray:
-    numbers = RecordNumbers(np.arange(n, dtype=np.int64), torch.device("cpu"))
+    keys = record_keys(np.arange(n, dtype=np.int64))
+    numbers = RecordNumbers(keys, torch.device("cpu"))
     return densities.draw(torch.full((n,), k), numbers).numpy()
 
 
@@ -63,6 +68,32 @@ def test_densities_come_back_from_their_arrays() -> None:
     assert drawn(again, 1, 50).tobytes() == drawn(densities, 1, 50).tobytes()
     refitted = ClassDensities.fit(Z, y, 2, seed=1)
     assert drawn(refitted, 1, 50).tobytes() == drawn(densities, 1, 50).tobytes()
+
+
+def test_interpolated_vectors_lie_between_neighbours_of_their_class() -> None:
+    rng = np.random.default_rng(0)
+    # Two lines of points far apart: between neighbours is on a line, between others it is not.
+    first = np.column_stack([np.linspace(0, 1, 60), np.zeros(60)])
+    second = np.column_stack([np.linspace(0, 1, 30), np.full(30, 9.0)])
+    Z = np.concatenate([first, second, [[5.0, 5.0]]]).astype(np.float32)
+    y = np.repeat([0, 1, 2], [60, 30, 1])
+    order = rng.permutation(len(y))
+    neighbours = ClassNeighbours.fit(Z[order], y[order], 3, seed=1)
+    labels = torch.arange(3).repeat(200)
+
+    def drawn_by(found: ClassNeighbours) -> np.ndarray:
+        numbers = RecordNumbers(record_keys(np.arange(600)), torch.device("cpu"))
+        return found.draw(labels, numbers).numpy()
+
+    made = drawn_by(neighbours)
+    assert (made[0::3, 1] == 0).all()
+    assert (made[1::3, 1] == 9).all()
+    assert (made[2::3] == 5).all(), "a lone record has no neighbour"
+    gap = 1 / 59
+    nearest = np.abs(made[0::3, :1] - first[:, 0]).min(axis=1)
+    assert np.median(nearest) > gap / 20, "between the points, not on them"
+    again = ClassNeighbours.from_arrays(neighbours.arrays())
+    assert drawn_by(again).tobytes() == made.tobytes()
 
 
 def test_the_contractive_estimate_is_the_exact_norm_in_the_mean() -> None:

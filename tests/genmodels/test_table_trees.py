@@ -10,7 +10,7 @@ import pytest
 from sklearn.tree import DecisionTreeRegressor
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels import table_trees, tree_nodes
+from prefect_augment.genmodels import table_trees, tree_growth, tree_nodes
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_random import record_keys, seeds_from, uniform
 from prefect_augment.genmodels.table_trees import TableTrees
@@ -100,18 +100,27 @@ def test_descent_reaches_the_leaf_that_scikit_learn_reaches() -> None:
     target = rng.normal(size=4000) + codes[:, 2] / 1000
     grower = DecisionTreeRegressor(max_depth=12, min_samples_leaf=3, random_state=0)
     grower.fit(codes.astype(np.float32), target)
+    other = DecisionTreeRegressor(max_depth=5, min_samples_leaf=3, random_state=0)
+    other.fit(codes.astype(np.float32), codes[:, 4])
     tree = tree_nodes.as_arrays(
-        grower.tree_,
-        grower.apply(codes.astype(np.float32)),
+        [g.tree_ for g in (grower, other)],
+        [g.apply(codes.astype(np.float32)) for g in (grower, other)],
         np.zeros(4000, np.int32),
         range(6),
         {},
     )
     model = trees(np.zeros((10, 5)), np.zeros(10, int), (0,) * 5)
-    model._sizes = [0] * 6
+    model._sizes, model._trees = [0] * 6, [tree] * 6
     fresh = rng.integers(-1, 5000, (6, 3000)).astype(np.int32)
-    leaves = model._descend(tree, fresh)
-    assert np.array_equal(leaves, grower.apply(fresh.T.astype(np.float32)))
+    leaves = model._descend(6, fresh, record_keys(np.arange(3000)))
+    reached = np.stack([g.apply(fresh.T.astype(np.float32)) for g in (grower, other)])
+    is_other = leaves >= tree.roots[1]
+    assert np.array_equal(
+        leaves - tree.roots[is_other.astype(int)], reached[is_other.astype(int), np.arange(3000)]
+    )
+    assert is_other.mean() == pytest.approx(0.5, abs=0.05), (
+        "each record takes one of them by chance"
+    )
 
 
 def test_leaves_shrink_for_a_small_class_but_not_below_the_floor() -> None:
@@ -175,6 +184,49 @@ def test_fit_is_the_same_on_one_thread_and_on_two(repository: object) -> None:
     assert len(digests) == 1
 
 
+def test_several_trees_follow_a_slope_more_closely_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One tree's cuts leave steps: within a leaf the column follows no more."""
+    rng = np.random.default_rng(10)
+    x = rng.normal(size=1500)
+    X = np.column_stack([x, x + 0.1 * rng.normal(size=1500)])
+    spread = {}
+    for n in (1, 4):
+        monkeypatch.setattr(tree_growth, "MAX_TREES", n)
+        drawn = draw(trees(X, np.zeros(1500, int), (0, 0), min_leaf=50), 0, 6000)
+        between = np.digitize(drawn[:, 0], np.quantile(x, np.linspace(0, 1, 121)[1:-1]))
+        means = np.array(
+            [(drawn[between == b, 1] - drawn[between == b, 0]).mean() for b in range(120)]
+        )
+        spread[n] = means[5:-5].std()
+    assert spread[4] < 0.8 * spread[1]
+
+
+def test_a_large_table_has_fewer_trees_a_column() -> None:
+    assert tree_growth.n_trees(8000, 20) == tree_growth.MAX_TREES
+    assert tree_growth.n_trees(100_000, 5) == 2
+    assert tree_growth.n_trees(20_000, 1000) == 1
+
+
+def test_a_class_keeps_its_weight_when_weights_are_drawn_anew() -> None:
+    y = np.repeat([0, 2], [40, 3])
+    weights = np.repeat([0.5, 4.0], [40, 3])
+    drawn = tree_growth._resampled(weights, y, np.random.RandomState(0))
+    assert (drawn > 0).all()
+    assert np.ptp(drawn[:40]) > 0
+    assert np.bincount(y, drawn) == pytest.approx([20.0, 0.0, 12.0])
+
+
+def test_numbers_are_drawn_from_the_finest_to_the_coarsest_behind_categories() -> None:
+    rng = np.random.default_rng(11)
+    X = np.column_stack([rng.integers(0, 5, 200), rng.normal(size=200), rng.integers(0, 3, 200)])
+    model = trees(X.astype(float), np.zeros(200, int), (0, 0, 3))
+    assert model._sequence == [2, 1, 0]
+    config, arrays = model.state()
+    assert np.array_equal(draw(TableTrees.from_state(config, arrays), 0, 50), draw(model, 0, 50))
+
+
 def test_params_of_another_kind_are_refused() -> None:
     spec = TableSpec(("x",), (False,), (0,), ("k",), (3,))
     with pytest.raises(ParameterError, match="TreesModel"):
@@ -212,7 +264,7 @@ def test_in_a_wide_table_what_belongs_together_is_found_and_kept() -> None:
     X = wide()
     d = X.shape[1]
     model = trees(X, np.zeros(len(X), int), (0, 0, 0, 3, *[0] * (d - 4)))
-    # Place 0 is the class and place 1 the category; a tree is grown on 32 of them.
+    # Place 0 is the class and place 1 the category; a tree is grown on some of them.
     assert max(len(np.unique(tree.feature)) for tree in model._trees) <= table_trees.MAX_PREDICTORS
     drawn = draw(model, 0, 2000)
     kept = [np.corrcoef(drawn[:, j], drawn[:, j + d // 2])[0, 1] for j in range(d // 2)]
@@ -234,3 +286,5 @@ def test_predictors_are_those_that_tell_most_and_the_class() -> None:
     assert {0, 7, 9, 11} < set(found.of(50))
     assert len(found.of(50)) == 5
     assert found.of(50) == sorted(found.of(50))
+    assert Predictors(codes, sizes, most=5, wide=59).of(50) == list(range(50)), "not wide"
+    assert len(Predictors(codes, sizes, most=5, wide=58).of(50)) == 5

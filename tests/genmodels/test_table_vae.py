@@ -11,13 +11,13 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal  # noqa: 
 from torch.distributions import kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
+from prefect_augment.genmodels.latent_normals import kl_divergence  # noqa: E402
 from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
 from prefect_augment.genmodels.table_training import Encoded  # noqa: E402
 from prefect_augment.genmodels.table_vae import TableVae, VaePhase, elbo_parts  # noqa: E402
 from prefect_augment.genmodels.table_vae_network import (  # noqa: E402
     VaeNetwork,
     draw_score,
-    kl_divergence,
     mixture_nll,
     mixture_parts,
 )

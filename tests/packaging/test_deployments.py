@@ -22,7 +22,10 @@ CONTENT = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text(encoding="utf-8
 TEMPLATES = sorted((DEPLOYMENTS / "work-pools").glob("*.json"))
 
 # What a person fills in; a deployment with a schedule has to do without.
-ASKED_IN_THE_FORM = {"source": {"uri": "real.parquet"}, "synthetic": "synthetic.parquet"}
+ASKED_IN_THE_FORM = {
+    "evaluate": {"source": {"uri": "real.parquet"}, "synthetic": "synthetic.parquet"},
+    "denoise": {"source": {"uri": "scans"}},
+}
 
 
 @pytest.fixture(params=CONTENT["deployments"], ids=lambda deployment: deployment["name"])
@@ -56,17 +59,22 @@ def test_nothing_is_pulled_because_the_package_is_installed() -> None:
 
 
 def test_every_flow_that_people_start_has_one_deployment() -> None:
-    assert sorted(deployment["entrypoint"] for deployment in CONTENT["deployments"]) == [
-        f"prefect_augment.flows.{name}:{name}"
-        for name in ("augment", "evaluate", "rebalance", "train")
-    ]
+    uses = ("anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct")
+    assert sorted(deployment["entrypoint"] for deployment in CONTENT["deployments"]) == sorted(
+        [
+            f"prefect_augment.flows.{name}:{name}"
+            for name in ("augment", "evaluate", "rebalance", "train")
+        ]
+        + [f"prefect_augment.flows.latents:{name}" for name in uses]
+    )
 
 
 def test_entrypoint_takes_the_parameters_of_its_deployment(deployment: dict[str, Any]) -> None:
     module, name = deployment["entrypoint"].split(":")
     flow = getattr(import_module(module), name)
     assert isinstance(flow, Flow)
-    asked = {} if deployment["schedules"] else ASKED_IN_THE_FORM
+    asked: dict[str, Any] = ASKED_IN_THE_FORM.get(name, {})
+    assert not (asked and deployment["schedules"])
     given = {**deployment["parameters"], **asked}
     assert set(given) <= set(flow.validate_parameters(given))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +32,13 @@ from prefect_augment.params import (
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages.arms import GIVEN, make_arms, make_recipe
-from prefect_augment.stages.bench import Wishes, Workbench, kept_synthetic, open_bench
+from prefect_augment.stages.bench import (
+    Synthetic,
+    Wishes,
+    Workbench,
+    kept_synthetic,
+    open_bench,
+)
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.judge import judge
 from prefect_augment.stages.parts import Question, score_folds
@@ -183,7 +190,8 @@ def test_swapped_labels_and_copies_do_not_pass_the_gate(bench: Workbench) -> Non
     other = val[data.strata[val] == int(np.argmax([c.n_real for c in bench.plan.classes]))][:15]
     X = np.concatenate([data.X[copies], data.X[other]])
     candidates = Labelled(X, np.full(len(X), rare))
-    outcome = bench.gate(Question(fit, val, candidates, np.arange(len(X)), seed=0))
+    hard = replace(bench, plan=bench.plan.model_copy(update={"soft_labels": False}))
+    outcome = hard.gate(Question(fit, val, candidates, np.arange(len(X)), seed=0))
     assert (outcome.reason[: len(copies)] == "near copy").all()
     assert outcome.passed[len(copies) :].mean() < 0.5
 
@@ -223,7 +231,8 @@ def test_candidates_are_judged_and_read_back_best_first(
     bench: Workbench, dataset: DatasetRef, store: Store
 ) -> None:
     drawn = candidates_of(dataset, bench.facts, store)
-    report = judge(dataset, drawn, plan=bench.plan, gate=GATE, seed=0, store=store, device="cpu")
+    hard = bench.plan.model_copy(update={"soft_labels": False})
+    report = judge(dataset, drawn, plan=hard, gate=GATE, seed=0, store=store, device="cpu")
     kept = kept_synthetic(bench, store, report)
     everything = kept_synthetic(bench, store, report, with_dropped=True)
     assert everything is not None
@@ -311,7 +320,7 @@ def test_image_arms_draw_the_balance_that_the_arm_asks_for(
     found = planned(images, store)
     bench = open_bench(store, load_facts(images, store), found)
     data = bench.records
-    synthetic = (data.X[data.y == 1][:30], np.full(30, 1))
+    synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
     for arm in make_arms("image", model="diffusion", classic=Classic()):
         arm = arm.model_copy(update={"amount": 1.0})
         drawn = drawn_training_set(
@@ -334,7 +343,7 @@ def test_image_arms_draw_the_balance_that_the_arm_asks_for(
 def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
     data = open_bench(store, load_facts(images, store), found).records
-    synthetic = (data.X[:10], np.full(10, 2))
+    synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
         GIVEN, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
     )
@@ -347,11 +356,11 @@ def test_an_image_arm_with_a_model_trains_on_the_runs_own_candidates(
 ) -> None:
     """Under every seed: a model of images cannot be trained anew for each."""
     bench = open_bench(store, load_facts(images, store), planned(images, store))
-    given = (bench.records.X[:4], np.zeros(4, dtype=np.int64))
+    given = Synthetic(bench.records.X[:4], np.zeros(4, dtype=np.int64))
     assert bench.synthetic(np.arange(5), given=given, seed=7) is given
-    images_of_none, strata = bench.synthetic(np.arange(5), given=None, seed=7)
-    assert images_of_none.shape == (0, *bench.records.X.shape[1:])
-    assert len(strata) == 0
+    none = bench.synthetic(np.arange(5), given=None, seed=7)
+    assert none.X.shape == (0, *bench.records.X.shape[1:])
+    assert len(none.strata) == 0
     assert np.array_equal(bench.folds(seed=0, has_candidates=True) >= 0, bench.records.is_val)
 
 

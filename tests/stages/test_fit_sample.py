@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,10 @@ import pytest
 
 from prefect_augment.datatypes import BalancePlan, DatasetRef, Estimate
 from prefect_augment.encoding.folded import fold_ids
-from prefect_augment.genmodels.table_trees import TableTrees
-from prefect_augment.params import Budget, TreesModel
+from prefect_augment.errors import MissingExtraError
+from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
 from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.registry import load_model_class, model_kinds
 from prefect_augment.stages.fit_sample import read_fit_records, sample_rows, sample_sizes
 from prefect_augment.stages.train import train
 from prefect_augment.storage import Store, open_store
@@ -96,19 +99,39 @@ def test_a_smallest_identifier_is_always_there(store: Store, releases: ModuleTyp
         assert smallest in found["n"].to_pylist()
 
 
-def test_trees_say_that_they_were_fitted_on_a_sample(
-    store: Store, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wish", [TreesModel(), AutoencoderModel(width=16)], ids=lambda w: w.kind)
+def test_a_model_says_that_it_was_fitted_on_a_sample(
+    store: Store,
+    releases: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wish: ModelParams,
 ) -> None:
+    if wish.kind != "trees":
+        pytest.importorskip("torch", reason="the extra 'torch'")
     dataset = releases.stage_dataset(store, releases.source_table(700).select(["x", "label"]))
     plan = BalancePlan(
         rule="", classes=(), estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0)
     )
-    wishes = {"model": TreesModel(), "plan": plan, "budget": Budget(), "seed": 0, "store": store}
-    whole = train(dataset, **wishes)
-    monkeypatch.setattr(TableTrees, "max_fit_records", 90)
-    sampled = train(dataset, **wishes)
+    budget = Budget(steps=3, device="cpu")
+    wishes: dict[str, Any] = {"model": wish, "plan": plan, "budget": budget, "seed": 0}
+    whole = train(dataset, store=store, **wishes)
+    monkeypatch.setattr(load_model_class(wish), "max_fit_records", 90)
+    with caplog.at_level(logging.INFO, logger="prefect_augment"):
+        sampled = train(dataset, store=store, **wishes)
     assert (whole.n_fit, sampled.n_fit) == (420, 90)
     assert whole.key != sampled.key
     assert whole.strata == sampled.strata
     assert "fitted on 90 of 420 fit records" in sampled.notes[0]
     assert not any("fitted on" in note for note in whole.notes)
+    assert f"Training {wish.kind} on 90 records of 1 columns takes" in caplog.text
+
+
+@pytest.mark.parametrize("kind", model_kinds("table"))
+def test_every_model_of_tables_has_a_limit(kind: str) -> None:
+    """What it holds in memory would grow with the table."""
+    try:
+        model_class = load_model_class(kind)
+    except MissingExtraError as exc:
+        pytest.skip(str(exc))
+    assert 50_000 <= model_class.max_fit_records <= 1_000_000

@@ -50,11 +50,12 @@ from prefect_augment.stages.erase import erase
 from prefect_augment.stages.gc import collect_garbage
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.interpolate import interpolate
+from prefect_augment.stages.latent_view import suffixes
 from prefect_augment.stages.latents import Strata
 from prefect_augment.stages.latents_page import latents_page
 from prefect_augment.stages.models import load_model
 from prefect_augment.stages.plan import plan
-from prefect_augment.stages.reconstruct import reconstruct, suffixes
+from prefect_augment.stages.reconstruct import reconstruct
 from prefect_augment.stages.sample import sample
 from prefect_augment.stages.select_classes import select_classes
 from prefect_augment.stages.train import train
@@ -185,7 +186,8 @@ def test_nothing_but_the_result_is_left_in_its_folder(trained: Trained) -> None:
     ref = anomalies(dataset, model=model, store=store)
     left = files(store, ref)
     latents = result(store, ref)
-    assert left == {"index.json", latents.facts.picture, *(s.path for s in latents.facts.shards)}
+    shards = {shard.path for shard in latents.facts.shards}
+    assert left == {"index.json", "README.md", *latents.facts.pictures, *shards}
 
 
 def test_records_of_a_shard_are_read_some_at_a_time(
@@ -607,26 +609,3 @@ def test_pages_show_what_was_found_and_escape_names(
     assert "explained variance" in pages["reconstruct"]
     assert pages["interpolate"].count("\n| ") >= 11
     assert "recall, %" in pages["classify"]
-
-
-# --- images ---
-
-
-def test_images_take_the_same_ways(
-    linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
-) -> None:
-    pq.write_table(releases.image_table(messy_images, 90), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="label"), store=store, seed=0)
-    model = fit(store, dataset, PluginModel(name="linear"))
-    assert result(store, embed(dataset, model=model, store=store)).vectors().shape[1] == 3
-    scored = anomalies(dataset, model=model, store=store)
-    assert scored.n_records == dataset.n_records
-    table = result(store, reconstruct(dataset, model=model, store=store)).to_table()
-    assert table.schema.field("image_reconstructed").type == table.schema.field("image").type
-    strip = result(store, interpolate(dataset, model=model, store=store)).to_table()
-    assert strip["image"].null_count == 0
-    said = classify(dataset, model=model, store=store)
-    assert 0 <= said.found["parts"]["val"]["accuracy"] <= 1
-    for ref in (scored, said):
-        assert latents_page(ref, store)

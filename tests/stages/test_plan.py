@@ -15,10 +15,12 @@ from prefect_augment.params import (
     Balance,
     ClassTarget,
     ColumnWish,
+    Combination,
     Gate,
     NoModel,
     Source,
     TreesModel,
+    Unique,
 )
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.ingest import ingest
@@ -56,7 +58,8 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
 
 
 def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
-    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=Gate(), store=store)
+    gate = Gate(labels="hard")
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=gate, store=store)
     assert [(c.name, c.n_real, c.target) for c in found.classes] == [
         ("a", 200, 200),
         ("b", 40, 120),
@@ -65,6 +68,38 @@ def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None
     assert all(c.judged for c in found.classes)
     assert found.rule == "median, at most 1 synthetic per real"
     assert found.warnings == ()
+    assert not found.soft_labels
+
+
+def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
+    dataset: DatasetRef, store: Store
+) -> None:
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=Gate(), store=store)
+    assert [(c.target, c.n_synthetic, c.n_classic) for c in found.classes] == [
+        (200, 400, 0),
+        (120, 80, 0),
+    ]
+    assert found.rule == "median, at most 2 synthetic per real with soft labels"
+    assert found.soft_labels
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(labels="hard"),
+        Gate(purpose="faithful"),
+        Gate(constraints=[Unique(columns=["town"])]),
+        Gate(constraints=[Combination(columns=["town", "kind"])]),
+    ],
+    ids=["hard", "faithful", "no two alike", "the label is bound"],
+)
+def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
+    dataset: DatasetRef, store: Store, gate: Gate
+) -> None:
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=gate, store=store)
+    assert not found.soft_labels
+    assert [c.n_synthetic for c in found.classes] == [0, 40]
 
 
 def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:

@@ -313,3 +313,23 @@ def adult(shared_data: Path) -> tuple[pa.Table, TableEncoder, Any]:
     table = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)[:24_000]))
     encoder, fitted = _fitted(table.slice(0, 12_000), "income")
     return table.slice(12_000), encoder, fitted
+
+
+def test_records_near_to_a_fit_record_are_passed_over_and_said(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    counts = {"ill": 60}
+    plain = facts_of(model, dataset, store, counts=counts)
+    facts = facts_of(model, dataset, store, counts=counts, max_near=0.0)
+    found = facts.extra["rules"]
+    assert found["max_near"] == 0.0
+    assert found["passed"]["distance to the fit records"] >= 60
+    assert 0 < found["accepted"]["ill"] < 1
+    assert facts.part_counts == {"candidates": counts}
+    assert facts.key != plain.key
+    all_ordinals = read_part(store, facts, ["candidates"])["aug_ordinal"].to_pylist()
+    assert all_ordinals == sorted(all_ordinals)
+    few = drawn(model, dataset, store, counts={"ill": 5}, max_near=0.0)
+    assert few["aug_ordinal"].to_pylist() == all_ordinals[:5], "more extend those there are"
+    with pytest.raises(ParameterError, match="max_near=1"):
+        drawn(model, dataset, store, max_near=1.0)

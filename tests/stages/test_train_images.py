@@ -27,7 +27,7 @@ from prefect_augment.datatypes import (
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels import diffusion
+from prefect_augment.genmodels.diffusion_training import FlowPhase
 from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
@@ -38,6 +38,7 @@ from prefect_augment.stages.sample import resample_record, sample
 from prefect_augment.stages.train import train, why_no_image_model
 from prefect_augment.staging import Stage, read_fact
 from prefect_augment.storage import Store, open_store, sha256_hex
+from prefect_augment.training import devices, loop
 from prefect_augment.training.budget import Calibration
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -171,7 +172,7 @@ def test_minutes_become_steps_once_and_reruns_obey_the_receipt(
     for path in store.list(f"_staging/train/{first.key}"):
         if not path.endswith("calibration.json"):
             store.delete(path)
-    monkeypatch.setattr(diffusion.loop, "seconds_per_step", lambda *a, **k: 1e-9)  # much faster now
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *a, **k: 1e-9)  # much faster now
     assert run(dataset, store, budget=minutes) == first
 
 
@@ -188,7 +189,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     staged(other)
     often = STEPS.model_copy(update={"checkpoint_seconds": 0.0})
     n_batches = Counter[str]()
-    draw = diffusion._FlowPhase.batch
+    draw = FlowPhase.batch
 
     def die_in_the_fifth(self: Any, *args: Any) -> Any:
         n_batches["first" if n_batches["first"] < 5 else "second"] += 1
@@ -196,7 +197,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
             raise KeyboardInterrupt
         return draw(self, *args)
 
-    monkeypatch.setattr(diffusion._FlowPhase, "batch", die_in_the_fifth)
+    monkeypatch.setattr(FlowPhase, "batch", die_in_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         run(dataset, other, budget=often)
     resumes = [p for p in other.list(f"_staging/train/{whole.key}/resume") if p.count("/") == 4]
@@ -280,6 +281,17 @@ def test_auto_declines_small_budgets_and_large_images_and_says_why(
     other = open_store(str(tmp_path / "large"))
     large = staged(other, size=40)
     assert "40×40 px" in why(large, other, Budget(steps=10_000, batch_size=64, device="cpu"))
+
+
+def test_auto_trains_on_a_gpu_whatever_the_size_and_budget(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "choose_device", lambda *_: devices.Device("cuda"))
+    large = staged(store, size=40)
+    budget = Budget(minutes=0.1)
+    assert why_no_image_model(
+        large, model=AutoModel(), plan=PLAN, budget=budget, seed=3, store=store
+    ) == ""  # fmt: skip
 
 
 def test_a_model_of_tables_is_refused_for_images(dataset: DatasetRef, store: Store) -> None:

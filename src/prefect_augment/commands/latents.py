@@ -1,8 +1,12 @@
-"""What a trained model says of records: ``embed``, ``anomalies``, ``reconstruct``, ``interpolate``, ``classify``."""
+"""What a trained model says of records: embed, anomalies, reconstruct, denoise, interpolate, classify.
+
+What all of these commands take and do is :func:`_use`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +30,7 @@ from prefect_augment.commands.shared import (
     read_params,
 )
 
-__all__ = ["anomalies", "classify", "embed", "interpolate", "reconstruct"]
+__all__ = ["anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct"]
 
 Dest = Annotated[
     str,
@@ -41,8 +45,10 @@ Out = Annotated[
 ]
 Minutes = Annotated[float, typer.Option(help="Budget of the run that trains the model.")]
 
+Wishes = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
 
-def embed(
+
+def _shared(
     source: Source,
     dest: Dest,
     label: Label = "",
@@ -57,143 +63,8 @@ def embed(
     steps: Steps = 0,
     seed: Seed = 0,
     params: ParamsFile = None,
-    as_json: Json = False,
-) -> None:
-    """Write a vector per record, for search, clustering and classifiers."""
-    given = _given(source, dest, label, model, part, out, holdout, group, include, exclude,
-                   minutes, steps, seed, params)  # fmt: skip
-    _run("embed", given, as_json=as_json)
-
-
-def anomalies(
-    source: Source,
-    dest: Dest,
-    label: Label = "",
-    train_on: Annotated[
-        list[str] | None,
-        typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
-    ] = None,
-    normal_share: Annotated[
-        float, typer.Option(help="Share of normal val records that may be flagged (0.05).")
-    ] = 0.0,
-    model: Model = "",
-    part: Part = None,
-    out: Out = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    minutes: Minutes = 0.0,
-    steps: Steps = 0,
-    seed: Seed = 0,
-    params: ParamsFile = None,
-    as_json: Json = False,
-) -> None:
-    """Score how strange every record is, and flag those beyond what is normal."""
-    given = _given(source, dest, label, model, part, out, holdout, group, include, exclude,
-                   minutes, steps, seed, params)  # fmt: skip
-    lay_over(given, "anomalies", train_on=train_on, normal_share=normal_share)
-    _run("anomalies", given, as_json=as_json)
-
-
-def reconstruct(
-    source: Source,
-    dest: Dest,
-    label: Label = "",
-    model: Model = "",
-    part: Part = None,
-    out: Out = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    minutes: Minutes = 0.0,
-    steps: Steps = 0,
-    seed: Seed = 0,
-    params: ParamsFile = None,
-    as_json: Json = False,
-) -> None:
-    """Write every record beside what the model makes of its vector, with the error per column."""
-    given = _given(source, dest, label, model, part, out, holdout, group, include, exclude,
-                   minutes, steps, seed, params)  # fmt: skip
-    _run("reconstruct", given, as_json=as_json)
-
-
-def interpolate(
-    source: Source,
-    dest: Dest,
-    label: Label = "",
-    start: Annotated[
-        str, typer.Option("--from", help="A class or an aug_id; the largest class by default.")
-    ] = "",
-    end: Annotated[
-        str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
-    ] = "",
-    n_steps: Annotated[int, typer.Option("--records", help="Records to make (9).")] = 0,
-    model: Model = "",
-    part: Part = None,
-    out: Out = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    minutes: Minutes = 0.0,
-    steps: Steps = 0,
-    seed: Seed = 0,
-    params: ParamsFile = None,
-    as_json: Json = False,
-) -> None:
-    """Make the records on the way from one to another, or from one class to another."""
-    given = _given(source, dest, label, model, part, out, holdout, group, include, exclude,
-                   minutes, steps, seed, params)  # fmt: skip
-    lay_over(given, "interpolation", start=start, end=end, n_steps=n_steps)
-    _run("interpolate", given, as_json=as_json)
-
-
-def classify(
-    source: Source,
-    dest: Dest,
-    label: Label = "",
-    prior: Annotated[
-        str, typer.Option(help="balanced: all classes equally likely; observed: as in fit.")
-    ] = "",
-    model: Model = "",
-    part: Part = None,
-    out: Out = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    minutes: Minutes = 0.0,
-    steps: Steps = 0,
-    seed: Seed = 0,
-    params: ParamsFile = None,
-    as_json: Json = False,
-) -> None:
-    """Say of every record in which class the model itself finds it most likely."""
-    given = _given(source, dest, label, model, part, out, holdout, group, include, exclude,
-                   minutes, steps, seed, params)  # fmt: skip
-    lay_over(given, "classification", prior=prior)
-    _run("classify", given, as_json=as_json)
-
-
-def _given(
-    source: str,
-    dest: str,
-    label: str,
-    model: str,
-    part: list[str] | None,
-    out: str,
-    holdout: str,
-    group: str,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    minutes: float,
-    steps: int,
-    seed: int,
-    params: Path | None,
 ) -> dict[str, Any]:
-    """Return the flow's parameters: those of the file with the options laid over them."""
+    """Return the parameters that all flows take: those of the file with the options laid over them."""
     given: dict[str, Any] = read_params(params)
     lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
     lay_over(given, "source", include=include, exclude=exclude)
@@ -206,6 +77,32 @@ def _given(
     return given
 
 
+N_PLACES = 3  # of the shared parameters, those before a command's own: source, dest, label
+
+
+def _use(wishes: Callable[..., Wishes]) -> Callable[..., None]:
+    """Make a command of a function that turns its own options into wishes."""
+    shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
+    own = list(inspect.signature(wishes, eval_str=True).parameters.values())
+    as_json = inspect.Parameter(
+        "as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json
+    )
+
+    def command(**options: Any) -> None:
+        mine = {p.name: options.pop(p.name) for p in own}
+        quiet = options.pop("as_json")
+        given = _shared(**options)
+        for group, values in wishes(**mine).items():
+            lay_over(given, group, **values)
+        _run(wishes.__name__, given, as_json=quiet)
+
+    taken = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
+    command.__name__, command.__doc__ = wishes.__name__, wishes.__doc__
+    command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in taken}
+    return command
+
+
 def _run(name: str, given: dict[str, Any], *, as_json: bool) -> None:
     """Run a flow, and print what it says."""
     with prefect_session(quiet=as_json), parameter_errors():
@@ -216,3 +113,67 @@ def _run(name: str, given: dict[str, Any], *, as_json: bool) -> None:
     from prefect_augment.display import show_latents
 
     print_result(result, show_latents, as_json=as_json)
+
+
+@_use
+def embed() -> Wishes:
+    """Write a vector per record, for search, clustering and classifiers."""
+    return {}
+
+
+@_use
+def anomalies(
+    train_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
+    ] = None,
+    normal_share: Annotated[
+        float, typer.Option(help="Share of normal val records that may be flagged (0.05).")
+    ] = 0.0,
+) -> Wishes:
+    """Score how strange every record is, and flag those beyond what is normal."""
+    return {"anomalies": {"train_on": train_on, "normal_share": normal_share}}
+
+
+@_use
+def reconstruct(
+    as_class: Annotated[
+        str, typer.Option(help="A class that all records are reconstructed as; else their own.")
+    ] = "",
+) -> Wishes:
+    """Write every record beside what the model makes of its vector, with the error per column."""
+    return {"reconstruction": {"as_class": as_class}}
+
+
+@_use
+def denoise(
+    noise: Annotated[
+        float, typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1).")
+    ] = 0.0,
+) -> Wishes:
+    """Write every image without its noise."""
+    return {"denoising": {"noise": noise}}
+
+
+@_use
+def interpolate(
+    start: Annotated[
+        str, typer.Option("--from", help="A class or an aug_id; the largest class by default.")
+    ] = "",
+    end: Annotated[
+        str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
+    ] = "",
+    n_steps: Annotated[int, typer.Option("--records", help="Records to make (9).")] = 0,
+) -> Wishes:
+    """Make the records on the way from one to another, or from one class to another."""
+    return {"interpolation": {"start": start, "end": end, "n_steps": n_steps}}
+
+
+@_use
+def classify(
+    prior: Annotated[
+        str, typer.Option(help="balanced: all classes equally likely; observed: as in fit.")
+    ] = "",
+) -> Wishes:
+    """Say of every record in which class the model itself finds it most likely."""
+    return {"classification": {"prior": prior}}

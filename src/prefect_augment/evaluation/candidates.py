@@ -16,7 +16,8 @@ __all__ = ["Asked", "GateOutcome", "Labelled", "Purpose"]
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
-Purpose = Literal["utility", "faithful"]
+# soft: for utility, where a record may stand for several classes.
+Purpose = Literal["utility", "faithful", "soft"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class GateOutcome:
     reason : ndarray of str, shape (n_candidates,)
         Empty where kept, else one of :data:`~prefect_augment.evaluation.gates.REASONS`.
     score : ndarray of float64, shape (n_candidates,)
-        Probability of the wanted class by the utility filter.
+        Probability of the wanted class by the utility filter; 0 for soft labels, which need none.
     strata : tuple of ClassGate
         Counts, reasons and metrics of each stratum that was asked for or has candidates.
     feature_space : str

@@ -23,7 +23,8 @@ as :class:`Measures`: :mod:`~prefect_augment.evaluation.table_gates` for tables,
 
 What passes is kept up to the number wanted: for *utility* those that another classifier finds most
 like their class (trained on the other half of the fit records, so that the filter does not teach to
-the test), for *faithful* the first ordinals. The rest is ``surplus``.
+the test), for *faithful* the first ordinals. The rest is ``surplus``. Records with *soft* labels are
+kept as faithful ones, and their class is not checked: those near a border say most.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def gate_records(
         Records of a group stay in one half.
     in_domain : ndarray of bool, shape (n_candidates,), optional
         False where a candidate breaks the domain.
-    purpose : {"utility", "faithful"}
+    purpose : {"utility", "faithful", "soft"}
     near_copy_quantile, fidelity_quantile : float in [0, 1)
         Share of real records that each check would drop; 0 drops only what is beyond all of val.
     seed : int
@@ -172,16 +173,19 @@ def gate_records(
     distance = _near_and_far(
         measures, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
     )
-    halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, measures.train, seed)
     wanted_class = stratum_class[candidates.stratum]
-    limits = label_limits(halves, val, stratum_class, fidelity_quantile)
-    doubtful = utility_scores(halves.judge, candidates.X, wanted_class) < limits[wanted_class]
-    _mark(reason, np.flatnonzero(doubtful), "label")
-    notes += [
-        f"{_class_name(strata, stratum_class, k)}: too few real records for a classifier; "
-        "labels are not checked."
-        for k in np.unique(wanted_class[np.isnan(limits[wanted_class])])
-    ]
+    score = np.zeros(len(candidates))
+    if purpose != "soft":
+        halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, measures.train, seed)
+        limits = label_limits(halves, val, stratum_class, fidelity_quantile)
+        doubtful = utility_scores(halves.judge, candidates.X, wanted_class) < limits[wanted_class]
+        _mark(reason, np.flatnonzero(doubtful), "label")
+        notes += [
+            f"{_class_name(strata, stratum_class, k)}: too few real records for a classifier; "
+            "labels are not checked."
+            for k in np.unique(wanted_class[np.isnan(limits[wanted_class])])
+        ]
+        score = utility_scores(halves.filter, candidates.X, wanted_class)
 
     for s in np.unique(candidates.stratum):
         rows = np.flatnonzero((candidates.stratum == s) & (reason == ""))
@@ -189,7 +193,6 @@ def gate_records(
         rows = rows[np.argsort(ordinals[rows], kind="stable")]
         reason[rows[_repeats(candidates.X[rows], real)]] = "repeat"
 
-    score = utility_scores(halves.filter, candidates.X, wanted_class)
     passed = reason == ""
     kept = _keep(passed, candidates.stratum, ordinals, score, wanted, purpose)
     reason[passed & ~kept] = "surplus"

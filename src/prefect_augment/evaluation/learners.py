@@ -37,6 +37,7 @@ BOOSTING_L2 = 1.0
 BOOSTING_MAX_TREES = 1000
 NATIVE_LEVELS = 255  # HistGradientBoosting's limit for a category column
 LOGISTIC_ITERATIONS = 100
+LARGEST = 1e150  # of a number in the linear model, which squares it and adds up
 LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
 
@@ -263,6 +264,11 @@ class _Logistic:
         return probabilities
 
 
+def _squarable(values: Float) -> Float:
+    """Return numbers whose squares can be added up; larger ones become the largest of these."""
+    return np.clip(values, -LARGEST, LARGEST)
+
+
 @dataclass(frozen=True)
 class _Design:
     """Turns columns into what a linear model reads: dense numbers and sparse one-hot levels."""
@@ -282,7 +288,7 @@ class _Design:
             np.flatnonzero(~columns.is_category),
             np.flatnonzero(columns.is_category),
         )
-        values = X[:, numeric]
+        values = _squarable(X[:, numeric])
         median = np.nanmedian(values, axis=0) if len(numeric) else np.zeros(0)
         filled = np.where(np.isnan(values), median, values)
         # Weighted, so that copies and weights of a record stand for the same thing.
@@ -303,7 +309,7 @@ class _Design:
         return cls(numeric, category, with_null, median, mean, scale, tuple(level_column), n)
 
     def transform(self, X: Float) -> tuple[Float, sparse.csr_matrix]:
-        values = X[:, self.numeric]
+        values = _squarable(X[:, self.numeric])
         filled = np.where(np.isnan(values), self.median, values)
         numbers = np.hstack([(filled - self.mean) / self.scale, np.isnan(X[:, self.with_null])])
         rows, places = [], []

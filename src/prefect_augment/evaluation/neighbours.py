@@ -23,6 +23,7 @@ __all__ = [
     "Points",
     "Space",
     "near_copies",
+    "near_limit",
     "nearest_by_blocks",
     "real_distances",
 ]
@@ -209,6 +210,27 @@ def real_distances(space: Space, fit: Any, val: Any) -> Float:
     return distances[np.isfinite(distances)]
 
 
+def near_limit(real: Float, quantile: float) -> float:
+    """Distance below which a record that is no exact copy counts as too near.
+
+    Parameters
+    ----------
+    real : ndarray of float64, shape (n_real,)
+        From :func:`real_distances`, at least one.
+    quantile : float in [0, 1)
+        Share of real records that count as too near.
+
+    Returns
+    -------
+    float
+        The quantile; where it is 0, since real records are exact copies themselves, that of the
+        positive distances. 0 where there is none.
+    """
+    limit = float(np.quantile(real, quantile))
+    positive = real[real > 0]
+    return limit if limit > 0 or not len(positive) else float(np.quantile(positive, quantile))
+
+
 def near_copies(
     distance: Float, real: Float, quantile: float, ordinals: Int, standing: Bool
 ) -> Bool:
@@ -234,14 +256,12 @@ def near_copies(
         copies themselves: then exact copies may be the same share of what stays as they are of
         ``real``, and the others are held against the quantile of the positive distances.
     """
-    limit = np.quantile(real, quantile)
-    if limit > 0:
-        near: Bool = distance < limit
+    limit = near_limit(real, quantile)
+    near: Bool = distance < limit
+    if limit == 0 or np.quantile(real, quantile) > 0:
         return near
     positive = real[real > 0]
-    if not len(positive):
-        return np.zeros(len(distance), dtype=bool)
-    near = (distance > 0) & (distance < np.quantile(positive, quantile))
+    near &= distance > 0
     n_others = int((standing & (distance > 0) & ~near).sum())
     # The share s is of copies and others together: n / (n + n_others) <= s.
     n_allowed = (len(real) - len(positive)) * n_others // len(positive)

@@ -28,6 +28,10 @@ PURPOSES = {
     "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
     "faithful": "faithful: as the classes are, without a promise of better training",
 }
+SOFT = (
+    "utility: for training with weights; a record has a row for each class that it may be of, and is no "
+    "description of any"
+)
 MAX_CLASS_ROWS = 50  # a card or an artifact with a thousand rows is not read
 
 
@@ -57,7 +61,8 @@ def _verdict(data: ReportData) -> list[str]:
     if data.recipe is not None:
         blocks.append(f"**Recipe.** {markdown_text(data.recipe.sentence)}")
     if data.gate is not None:
-        blocks.append(f"**Purpose of the synthetic records.** {PURPOSES[data.gate.purpose]}.")
+        purpose = SOFT if data.gate.shares else PURPOSES[data.gate.purpose]
+        blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")

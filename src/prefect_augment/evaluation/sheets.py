@@ -15,7 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prefect_augment.evaluation.drawing import MAX_BYTES, drawable, font_path
 
-__all__ = ["CELL", "N_COLUMNS", "ROW_HEIGHT", "ROW_TITLES", "sheet", "shown_name"]
+__all__ = [
+    "CELL",
+    "N_COLUMNS",
+    "ROW_HEIGHT",
+    "ROW_TITLES",
+    "Images",
+    "rows_sheet",
+    "sheet",
+    "shown_name",
+]
 
 N_COLUMNS = 8  # on a phone each is still 40 pixels wide
 CELL = 112  # pixels: a whole multiple of 8, 14, 16 and 28
@@ -68,13 +77,17 @@ def sheet(
         whole factor with their pixels visible, large ones are reduced.
     """
     rows = {"real": real, "classic": classic, "synthetic": synthetic, "nearest": nearest}
-    shown = [
-        (ROW_TITLES[name], images[:N_COLUMNS])
-        for name, images in rows.items()
-        if images is not None and len(images)
-    ]
+    given = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
+    return rows_sheet(label, given, number=number)
+
+
+def rows_sheet(
+    title: str, rows: Sequence[tuple[str, Images]], *, number: int | None = None
+) -> bytes:
+    """A sheet of any rows, each with what it shows; see :func:`sheet`."""
+    shown = [(text, images[:N_COLUMNS]) for text, images in rows if len(images)]
     is_gray = all(pixels.shape[2] == 1 for _, images in shown for pixels in images)
-    return _small_png(_draw(label, shown, number), is_gray)
+    return _small_png(_draw(title, shown, number), is_gray)
 
 
 def shown_name(label: str, number: int | None = None) -> str:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnWish, Destination, Source
-from prefect_augment.params.latents import Anomalies, Classification, Interpolation, Output
+from prefect_augment.params.latents import (
+    Anomalies,
+    Classification,
+    Denoising,
+    Interpolation,
+    Output,
+    Reconstruction,
+)
 from prefect_augment.params.models import (
     AutoencoderModel,
     AutoModel,
@@ -51,6 +58,7 @@ __all__ = [
     "Combination",
     "Compute",
     "Constraint",
+    "Denoising",
     "Destination",
     "DiffusionModel",
     "FlowModel",
@@ -65,6 +73,7 @@ __all__ = [
     "PluginOption",
     "Positive",
     "Publish",
+    "Reconstruction",
     "Report",
     "Source",
     "TreesModel",

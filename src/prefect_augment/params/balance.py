@@ -38,7 +38,8 @@ class Balance(Params):
         default=1.0,
         ge=0.0,
         description="At most so many synthetic records per real one; the rest of the way to the target is "
-        "resampling. Above 5 a warning says that this has been seen to hurt.",
+        "resampling. Above 5 a warning says that this has been seen to hurt. Soft labels draw twice as many, of every "
+        "class, and leave the balance to weights.",
     )
     max_per_class: int = Field(
         default=0, ge=0, description="No class is brought above this; 0 for no such cap."

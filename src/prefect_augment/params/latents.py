@@ -8,7 +8,14 @@ from pydantic import Field
 
 from prefect_augment.params.base import Params
 
-__all__ = ["Anomalies", "Classification", "Interpolation", "Output"]
+__all__ = [
+    "Anomalies",
+    "Classification",
+    "Denoising",
+    "Interpolation",
+    "Output",
+    "Reconstruction",
+]
 
 
 class Output(Params):
@@ -42,6 +49,27 @@ class Anomalies(Params):
         gt=0.0,
         lt=1.0,
         description="Share of normal val records above the threshold: what is flagged where nothing is wrong.",
+    )
+
+
+class Reconstruction(Params):
+    """As what vectors are turned into records."""
+
+    as_class: str = Field(
+        default="",
+        description="A class that all records are reconstructed as, also those of classes that the model does not "
+        "know. Empty: each as its own.",
+    )
+
+
+class Denoising(Params):
+    """How much noise is taken out."""
+
+    noise: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="Standard deviation of the noise that the images hold, white being 1.",
     )
 
 

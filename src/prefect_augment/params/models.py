@@ -76,18 +76,29 @@ LearningRate = Annotated[
 WeightDecay = Annotated[
     float, Field(ge=0.0, le=10.0, description="AdamW's pull of the weights towards zero.")
 ]
-LatentSize = Annotated[
-    int,
-    Field(
-        ge=0,
-        le=1024,
-        description="Numbers that stand for a record; 0: as many as columns, at most 16.",
-    ),
-]
 Width = Annotated[
     int,
     Field(
         ge=8, le=4096, description="Numbers in the networks' layers; time grows with its square."
+    ),
+]
+# Of models of tables and of images, whose natural sizes differ.
+CodeSize = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1024,
+        description="Numbers that stand for a record; 0 goes by the data: as many as a table has columns, at most 16; "
+        "32 to 256 for images, by their size.",
+    ),
+]
+CodecWidth = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=4096,
+        description="Numbers in the networks' layers, channels in convolutions (a multiple of 16); 0 goes by the "
+        "data. Time grows with its square.",
     ),
 ]
 Epochs = Annotated[
@@ -100,6 +111,17 @@ Epochs = Annotated[
 ]
 
 
+NDraws = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=64,
+        description="Tables: draws of which one becomes the record, more likely one that is like the real ones; 1 "
+        "takes them as they come. Below 1,000 records there is always one.",
+    ),
+]
+
+
 class TableParams(Params):
     """What every model of tables can be asked for."""
 
@@ -107,6 +129,23 @@ class TableParams(Params):
         default=False,
         description="Learn records of the largest class that look like another one as a class of their own, which is "
         "not sampled: rare classes get clearer, the largest loses its border.",
+    )
+
+
+class ImageParams(Params):
+    """What every model of images can be asked for."""
+
+    size: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Edge in pixels that images are learnt at; 0 goes by the images, at most 32.",
+    )
+    output_size: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Longer edge of the images that go out, in pixels; 0: the dataset's most common size.",
     )
 
 
@@ -124,7 +163,7 @@ class TreesModel(TableParams):
         description="Records in a leaf; less where the smallest class is small, up to twice as many where what is "
         "drawn lies too near to the records.",
     )
-    max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's tree.")
+    max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's trees.")
 
 
 class FlowModel(TableParams):
@@ -134,10 +173,10 @@ class FlowModel(TableParams):
     model_config = ConfigDict(json_schema_extra={"title": "flow"})
 
     kind: Literal["flow"] = "flow"
-    width: Width = 256
-    depth: int = Field(default=3, ge=1, le=16, description="Blocks of two layers in each network.")
+    width: Width = 128
+    depth: int = Field(default=2, ge=1, le=16, description="Blocks of two layers in each network.")
     epochs: int = Field(
-        default=120,
+        default=90,
         ge=1,
         le=100_000,
         description="At most so many passes over the records, however large the budget: beyond, small tables are "
@@ -152,18 +191,18 @@ class FlowModel(TableParams):
     class_power: ClassPower = 0.5
     ema_fraction: EmaFraction = 0.05
     learning_rate: LearningRate = 0.002
-    weight_decay: WeightDecay = 0.01
+    weight_decay: WeightDecay = 0.3
 
 
-class VaeModel(TableParams):
-    """Variational autoencoder: a latent space with a prior per class, decoded column by column."""
+class VaeModel(TableParams, ImageParams):
+    """Variational autoencoder: a latent space with a prior per class, decoded to columns or pixels."""
 
     # The tab of the form.
     model_config = ConfigDict(json_schema_extra={"title": "vae"})
 
     kind: Literal["vae"] = "vae"
-    n_latent: LatentSize = 0
-    width: Width = 256
+    n_latent: CodeSize = 0
+    width: CodecWidth = 0
     depth: int = Field(
         default=2, ge=1, le=16, description="Blocks of two layers in encoder and decoder."
     )
@@ -180,13 +219,14 @@ class VaeModel(TableParams):
         description="Share of the steps over which the divergence gains its weight.",
     )
     epochs: Epochs = 60
+    n_draws: NDraws = 4
     class_power: ClassPower = 0.5
     ema_fraction: EmaFraction = 0.05
     learning_rate: LearningRate = 0.002
     weight_decay: WeightDecay = 0.01
 
 
-class GanModel(TableParams):
+class GanModel(TableParams, ImageParams):
     """Adversarial networks: a generator against a critic that tells its records from real ones."""
 
     # The tab of the form.
@@ -197,52 +237,86 @@ class GanModel(TableParams):
         default=0,
         ge=0,
         le=1024,
-        description="Numbers that a record is made of; 0: as many as columns, at most 16.",
+        description="Numbers that a record is made of; 0: as many as columns, at most 16, and 64 for images.",
     )
-    width: Width = 192
-    depth: int = Field(default=2, ge=1, le=16, description="Blocks of two layers in each network.")
+    width: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Numbers in the networks' layers, channels for images; time grows with its square. 0: 192 for "
+        "tables, 32 for images.",
+    )
+    depth: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Blocks of two layers in each network, for images at each resolution; 0: 2 for tables, 1 for "
+        "images.",
+    )
     critic_steps: int = Field(
-        default=2, ge=1, le=20, description="Steps of the critic for one of the generator."
+        default=0,
+        ge=0,
+        le=20,
+        description="Steps of the critic for one of the generator; 0: 2 for tables, 1 for images.",
     )
     gradient_penalty: float = Field(
-        default=10.0,
+        default=0.0,
         ge=0.0,
         le=1000.0,
-        description="How firmly the critic's slopes are held to one.",
+        description="How firmly the critic's slopes are held, to one for tables and to zero for images; 0: 10 for "
+        "tables, 1 for images.",
     )
     pack: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Records that the critic sees at a time: more keep the generator from repeating itself.",
+        description="Tables: records that the critic sees at a time; more keep the generator from repeating itself.",
     )
     reconstruction: float = Field(
         default=1.0,
         ge=0.0,
         le=100.0,
-        description="How firmly generator and encoder are held to bring every record back.",
+        description="Tables: how firmly generator and encoder are held to bring every record back.",
+    )
+    augment_prob: float = Field(
+        default=0.3,
+        ge=0.0,
+        le=0.8,
+        description="Images: chance of each kind of move (shift, cover, light, contrast) before the critic sees real "
+        "and made images; helps where there are few.",
     )
     epochs: Epochs = 60
+    n_draws: NDraws = 4
     class_power: ClassPower = 0.5
     ema_fraction: EmaFraction = 0.05
-    learning_rate: LearningRate = 0.001
+    learning_rate: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Largest learning rate of AdamW; 0: 0.001 for tables, 0.002 for images.",
+    )
     weight_decay: WeightDecay = 0.0001
 
 
-class AutoencoderModel(TableParams):
+class AutoencoderModel(TableParams, ImageParams):
     """Autoencoder: records through a narrow place and back, drawn by the density of each class there."""
 
     # The tab of the form.
     model_config = ConfigDict(json_schema_extra={"title": "autoencoder"})
 
     kind: Literal["autoencoder"] = "autoencoder"
-    variant: Literal["dense", "deep", "denoising", "sparse", "contractive"] = Field(
+    variant: Literal["dense", "conv", "deep", "denoising", "sparse", "contractive"] = Field(
         default="denoising",
-        description="dense: one hidden layer; deep: several; denoising: mends swapped values; sparse: few units "
-        "active; contractive: small changes of a record change little.",
+        description="dense: one hidden layer; conv: convolutions (images); deep: several layers, for images trained "
+        "one after the other first; denoising: mends swapped values or noisy pixels; sparse: few units active; "
+        "contractive: small changes of a record change little.",
     )
-    n_latent: LatentSize = 0
-    width: Width = 256
+    n_latent: CodeSize = 0
+    width: CodecWidth = 0
+    layers: Literal["auto", "dense", "conv"] = Field(
+        default="auto",
+        description="Images: what denoising, sparse and contractive are made of; auto: convolutions.",
+    )
     depth: int = Field(
         default=2,
         ge=1,
@@ -250,13 +324,29 @@ class AutoencoderModel(TableParams):
         description="Blocks of two layers in encoder and decoder; dense has none.",
     )
     noise: float = Field(
-        default=0.1,
+        default=0.0,
         ge=0.0,
         lt=1.0,
-        description="denoising: share of a record's values that are another record's.",
+        description="denoising: share of a table's values that are another record's; of images the largest deviation "
+        "of noise, black to white being 1. 0 goes by the data: 0.1 or 0.5.",
     )
     sparsity: float = Field(
         default=0.1, gt=0.0, lt=1.0, description="sparse: mean activation of each unit."
+    )
+    sparse_by: Literal["kl", "l1"] = Field(
+        default="kl",
+        description="sparse, images: hold each unit's mean activation (kl), or the sum of activations (l1).",
+    )
+    pretraining: float = Field(
+        default=0.3,
+        ge=0.0,
+        lt=1.0,
+        description="deep, images: share of the steps for layers one by one, as restricted Boltzmann machines.",
+    )
+    drawn_by: Literal["density", "neighbours"] = Field(
+        default="density",
+        description="density: by the density of the class's codes; neighbours: between a record's code and a "
+        "neighbour's of its class (DeepSMOTE), which lies nearer to single records.",
     )
     penalty: float = Field(
         default=0.05,
@@ -265,31 +355,20 @@ class AutoencoderModel(TableParams):
         description="Weight of the penalty of sparse and contractive.",
     )
     epochs: Epochs = 60
+    n_draws: NDraws = 4
     class_power: ClassPower = 0.5
     ema_fraction: EmaFraction = 0.05
     learning_rate: LearningRate = 0.002
     weight_decay: WeightDecay = 0.01
 
 
-class DiffusionModel(Params):
+class DiffusionModel(ImageParams):
     """Flow matching in pixel space: a small U-Net carries noise to images of the class asked for."""
 
     # The tab of the form.
     model_config = ConfigDict(json_schema_extra={"title": "diffusion"})
 
     kind: Literal["diffusion"] = "diffusion"
-    size: int = Field(
-        default=0,
-        ge=0,
-        le=256,
-        description="Edge in pixels that images are learnt at; 0 goes by the images, at most 32.",
-    )
-    output_size: int = Field(
-        default=0,
-        ge=0,
-        le=4096,
-        description="Longer edge of the images that go out, in pixels; 0: the dataset's most common size.",
-    )
     width: int = Field(
         default=48,
         ge=16,
@@ -301,7 +380,10 @@ class DiffusionModel(Params):
         default=6,
         ge=1,
         le=100,
-        description="Midpoint steps per image, two evaluations each.",
+        description="Steps per image, two evaluations of the network each.",
+    )
+    sampler: Literal["midpoint", "heun"] = Field(
+        default="midpoint", description="Rule of a step; heun is EDM's."
     )
     class_power: ClassPower = 0.5
     guidance: float = Field(
@@ -309,6 +391,11 @@ class DiffusionModel(Params):
         ge=0.0,
         le=10.0,
         description="Above 1 images look more like their class and less like one another; doubles sampling time.",
+    )
+    guide: Literal["unlabelled", "early"] = Field(
+        default="unlabelled",
+        description="What guidance moves away from: the network without a label, or as it was after a quarter of the "
+        "steps (autoguidance), which costs less variety.",
     )
     label_dropout: float = Field(
         default=0.1,
@@ -321,6 +408,30 @@ class DiffusionModel(Params):
         ge=0.0,
         le=1.0,
         description="Share of records learnt moved by up to a tenth of the size; the network is told the move.",
+    )
+    flip_prob: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of records learnt mirrored; the network is told. For images with no left and right.",
+    )
+    turn_prob: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of records learnt turned by up to 11 degrees and scaled by up to 15 %; the network is told.",
+    )
+    class_balance: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight of CBDM's regulariser, which draws what is learnt of a class towards all; 0: none. It "
+        "takes time, and is for long runs.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the network before training (torch.compile): minutes that only long runs on a GPU get "
+        "back. Where it cannot be done, training goes on without.",
     )
     ema_fraction: float = Field(
         default=0.05,

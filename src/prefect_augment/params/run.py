@@ -66,8 +66,13 @@ class Gate(Params):
     )
     purpose: Literal["utility", "faithful"] = Field(
         default="utility",
-        description="utility keeps the third of the candidates that a classifier finds most like their class (for "
-        "training); faithful keeps them as the class is (for sharing and testing).",
+        description="utility makes records for training (see labels); faithful keeps them as the class is (for "
+        "sharing and testing).",
+    )
+    labels: Literal["soft", "hard"] = Field(
+        default="soft",
+        description="For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and "
+        "aug_weight says how likely. hard: the third of the candidates that a classifier finds most like their class.",
     )
     learners: list[Learner] = Field(
         default=["boosting", "logistic"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,15 @@ from prefect_augment.storage import Store, open_store
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["INDEX", "VECTOR", "Latents", "open_latents", "vectors_of"]
+__all__ = ["ERROR_MAP", "INDEX", "VECTOR", "Latents", "open_latents", "vectors_of"]
 
 INDEX = "index.json"
 VECTOR = "embedding"
+ERROR_MAP = "error_map"
 
 
 def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Latents:
-    """Return one result of ``embed``, ``anomalies``, ``reconstruct``, ``interpolate`` or ``classify``.
+    """Return one result of ``embed``, ``anomalies``, ``reconstruct``, ``denoise``, ``interpolate`` or ``classify``.
 
     Parameters
     ----------
@@ -97,9 +99,32 @@ class Latents:
             raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
         return vectors_of(self.to_table(*splits))
 
+    def error_maps(self, *splits: str) -> NDArray[np.float32]:
+        """Return where the flagged images are strange, shape (n_flagged, size, size).
+
+        In the order of the flagged records, ``to_pandas()`` where ``anomaly``; all at the model's
+        resolution, other images fitted into its squares as the encoder does.
+
+        Raises
+        ------
+        SchemaError
+            If the result is none of ``anomalies`` on images.
+        """
+        table = self.to_table(*splits)
+        if ERROR_MAP not in table.column_names:
+            raise SchemaError(f"{self!r} has no maps; those are what `anomalies` writes of images.")
+        maps = _rows_of(table.select([ERROR_MAP]).drop_null(), ERROR_MAP)
+        size = math.isqrt(maps.shape[1])
+        return maps.reshape(-1, size, size)
+
 
 def vectors_of(table: pa.Table) -> NDArray[np.float32]:
     """Return the column ``embedding`` as an array of shape (n_records, n_latent)."""
-    size = table.schema.field(VECTOR).type.list_size
-    parts = [chunk.flatten().to_numpy().reshape(-1, size) for chunk in table[VECTOR].chunks]
+    return _rows_of(table, VECTOR)
+
+
+def _rows_of(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """Return a column of lists of one size as the rows of an array; none of them is null."""
+    size = table.schema.field(name).type.list_size
+    parts = [chunk.flatten().to_numpy().reshape(-1, size) for chunk in table[name].chunks]
     return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float32)

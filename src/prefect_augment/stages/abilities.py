@@ -13,16 +13,22 @@ from prefect_augment.registry import MODELS, load_model_class, resolve_model
 
 __all__ = ["Ability", "able_model", "check_able"]
 
-# As the protocols Encodes and ScoresClasses of genmodels/base.py say, and the method that tells.
-Ability = Literal["latents", "likelihoods"]
-_METHODS: dict[Ability, str] = {"latents": "embed", "likelihoods": "class_log_likelihoods"}
+# As the protocols Encodes, ScoresClasses and Denoises of genmodels/base.py say, and the method that tells.
+Ability = Literal["latents", "likelihoods", "denoising"]
+_METHODS: dict[Ability, str] = {
+    "latents": "embed",
+    "likelihoods": "class_log_likelihoods",
+    "denoising": "denoise",
+}
 _CAN: dict[Ability, str] = {
     "latents": "has a latent space",
     "likelihoods": "knows how likely a record is in a class",
+    "denoising": "takes noise out of records",
 }
 _LACKS: dict[Ability, str] = {
     "latents": "has no latent space",
     "likelihoods": "does not know how likely a record is in a class",
+    "denoising": "does not take noise out of records",
 }
 
 
@@ -35,7 +41,7 @@ def able_model(
     ----------
     model : ModelParams
         The wish. ``auto`` stands for the first registered kind that is able, with its defaults.
-    ability : {"latents", "likelihoods"}
+    ability : {"latents", "likelihoods", "denoising"}
         What the model has to offer.
     modality : str, optional
         The kind of data; while it is not known, it is enough to be able for any.

@@ -84,29 +84,34 @@ def lowered(
         for kind, k in share.items():
             new[kind][name] = k
     new = {kind: {name: n for name, n in counts.items() if n} for kind, counts in new.items()}
-    added = added_records(recipe)
     weight = dict(recipe.class_weight)
+    # What is left of soft labels counts in proportion; publishing scales all weights by what it is.
+    shares = {
+        name: share * new["synthetic"][name] / recipe.synthetic[name]
+        for name, share in recipe.shares.items()
+        if name in new["synthetic"]
+    }
+    fewer = recipe.model_copy(update={**new, "shares": shares, "weights_from": None})
     if not copies:
-        before = {c.name: c.n_real + added.get(c.name, 0) for c in plan.classes if c.name in weight}
-        after = {name: n - added.get(name, 0) for name, n in before.items()}
-        for counts in new.values():
-            for name, n in counts.items():
-                after[name] += n
-        effective = {name: weight[name] * n for name, n in before.items()}
-        mean = sum(effective.values()) / max(1, sum(after.values()))
-        weight = {name: effective[name] / max(1, after[name]) / mean for name in before}
+        real = {c.name: c.n_real for c in plan.classes if c.name in weight}
+        n_rows = sum(real.values()) + sum(added_records(fewer).get(name, 0) for name in real)
+        effective = {name: weight[name] * (n + recipe.counted(name)) for name, n in real.items()}
+        mean = sum(effective.values()) / max(1, n_rows)
+        weight = {
+            name: effective[name] / max(1, n + fewer.counted(name)) / mean
+            for name, n in real.items()
+        }
     sentence = recipe_sentence(
         recipe.arm,
         n_synthetic=sum(new["synthetic"].values()),
         n_classic=sum(new["classic"].values()),
         copies=copies,
         policy=recipe.classic_policy,
+        soft=bool(recipe.shares),
     )
-    return recipe.model_copy(
+    return fewer.model_copy(
         update={
-            **new,
             "class_weight": weight,
-            "weights_from": None,
             "sentence": f"{sentence} Fewer records were added than judged, as the approval has it.",
         }
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -19,16 +20,20 @@ from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef, ShardFact
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.latent_charts import Scores, scores_chart
 from prefect_augment.params import Output
+from prefect_augment.reading.latents import ERROR_MAP
 from prefect_augment.reading.staged import iter_shards
 from prefect_augment.shards.formats import label_names
 from prefect_augment.stages.embed import finite
-from prefect_augment.stages.latents import NOT_SUMMED, Job, Piece, Progress, Strata, head
+from prefect_augment.stages.latent_folder import Piece
+from prefect_augment.stages.latent_view import View, open_view
+from prefect_augment.stages.latents import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.storage import Store
 
 __all__ = ["anomalies"]
 
-ALGORITHM_VERSION = 1
-COLUMNS = ("score", "anomaly", "rank")
+ALGORITHM_VERSION = 2
+COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
+N_SHOWN = 8  # of the strangest records of val
 # A quantile with fewer records beyond it than this rests on chance.
 MIN_BEYOND = 10
 
@@ -69,9 +74,10 @@ def anomalies(
     -------
     LatentRef
         Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is stranger),
-        ``anomaly`` (bool) and ``rank`` (int64, 1 is the strangest of all). ``found``: threshold, records and
-        flagged ones per part (but the hold-out) and class and, where val holds other classes, their AUROC against the
-        normal ones.
+        ``anomaly`` (bool), ``rank`` (int64, 1 is the strangest of all) and, of images, ``error_map`` (fixed_size_list
+        of float32: where a flagged one is strange, row by row at the model's resolution; null of the
+        others). ``found``: threshold, records and flagged ones per part (but the hold-out) and class and, where val
+        holds other classes, their AUROC against the normal ones.
 
     Raises
     ------
@@ -84,9 +90,10 @@ def anomalies(
         raise ParameterError(f"normal_share is {normal_share}; give a share between 0 and 1.")
     job = Job.of("anomalies", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
                  store=store, output=output, out=out, params={"normal_share": normal_share})  # fmt: skip
-    if (known := job.found()) is not None:
+    if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")
+    view = open_view(job, fitted, encoder)
     normal = Strata(encoder).classes
 
     def score(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
@@ -94,7 +101,7 @@ def anomalies(
         scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", model)
         return pa.table({**columns, "score": scores.astype(np.float64)}), {}
 
-    # What a first pass writes goes when the result is whole.
+    # What this first pass writes goes when the result is whole.
     pieces = job.each_shard(score, on_progress, folder="scores")
     scored = _Scored.read(job, pieces, normal)
     beyond = scored.normal_val
@@ -104,7 +111,7 @@ def anomalies(
             "those; use ingested records, with val among output.parts."
         )
     threshold = float(np.quantile(beyond, 1 - normal_share, method="higher"))
-    shards = _write(job, pieces, scored, threshold)
+    shards = _write(job, view, scored, threshold)
     notes = []
     if len(beyond) * normal_share < MIN_BEYOND:
         notes.append(
@@ -123,7 +130,9 @@ def anomalies(
             "n_flagged": int((scored.scores > threshold).sum()),
             "counts": scored.counts(threshold),
         },
-        picture=job.put_picture(scores_chart(chart)),
+        pictures=job.folder.put_pictures(
+            scores_chart(chart), view.strange_picture(scored.strangest_val)
+        ),
         notes=notes,
     )
 
@@ -138,18 +147,28 @@ class _Scored:
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     normal: tuple[str, ...]
+    strangest_val: tuple[str, ...]  # ids, the strangest first
 
     @classmethod
     def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> _Scored:
         scores, parts, classes = [], _Codes(), _Codes()
-        columns = ["score", "aug_split", job.facts.label]
-        for table in iter_shards(job.stage.store, _shards(pieces), columns):
+        strangest: list[tuple[float, str]] = []
+        columns = ["score", "aug_split", job.facts.label, "aug_id"]
+        for table in iter_shards(job.folder.store, _shards(pieces), columns):
             scores.append(table["score"].to_numpy())
+            val = table.filter(pc.equal(table["aug_split"], "val")).sort_by(
+                [("score", "descending"), ("aug_id", "ascending")]
+            )[:N_SHOWN]
+            strangest += zip(
+                (-val["score"].to_numpy()).tolist(), val["aug_id"].to_pylist(), strict=True
+            )
+            strangest = sorted(strangest)[:N_SHOWN]
             parts.add(table["aug_split"].to_pylist())
             classes.add(label_names(table[job.facts.label]))
         return cls(
             np.concatenate(scores), parts.codes, classes.codes, tuple(parts.index),
             tuple(classes.index), tuple(normal),
+            tuple(aug_id for _, aug_id in strangest),
         )  # fmt: skip
 
     @property
@@ -206,24 +225,26 @@ class _Codes:
         return np.concatenate(self._batches)
 
 
-def _write(job: Job, pieces: Sequence[Piece], scored: _Scored, threshold: float) -> list[ShardFact]:
-    """Write the scores with flag and rank; equal scores rank in the records' order."""
+def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardFact]:
+    """Write the scores with flag, rank and place; equal scores rank in the records' order."""
     ranks = np.empty(len(scored.scores), dtype=np.int64)
     ranks[np.argsort(-scored.scores, kind="stable")] = np.arange(1, len(ranks) + 1)
+    columns = [*dict.fromkeys(["aug_id", job.facts.label, *view.where_columns])]
     written: list[ShardFact] = []
     start = 0
-    for i, shard in enumerate(_shards(pieces)):
+    for i, shard in enumerate(job.shards):
         stop = start + shard.n_records
 
         def tables(shard: ShardFact = shard, start: int = start) -> Any:
-            for table in iter_shards(job.stage.store, [shard]):
+            for table in job.tables([shard], columns):
                 rows = slice(start, start + table.num_rows)
                 start = rows.stop
-                flags = pa.array(scored.scores[rows] > threshold)
-                table = table.append_column("anomaly", flags)
-                yield table.append_column("rank", pa.array(ranks[rows]))
+                flags = scored.scores[rows] > threshold
+                marks = {"score": scored.scores[rows], "anomaly": flags, "rank": ranks[rows]}
+                places = view.where(table, flags)
+                yield pa.table({**head(table, job.facts.label, shard), **marks, **places})
 
-        written += job.put(
+        written += job.folder.put(
             tables(),
             shard.n_records,
             f"{shard.split}-{i:05d}",

@@ -46,7 +46,9 @@ NATURAL = ("as_is", "threshold", "loss", "given")
 GIVEN = Arm(name="given records", family="given")
 
 
-def make_arms(modality: Modality, *, model: str | None, classic: Classic) -> tuple[Arm, ...]:
+def make_arms(
+    modality: Modality, *, model: str | None, classic: Classic, soft_labels: bool = False
+) -> tuple[Arm, ...]:
     """Return the arms for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
     Parameters
@@ -57,16 +59,22 @@ def make_arms(modality: Modality, *, model: str | None, classic: Classic) -> tup
         Kind of the generative model, where there are candidates of one.
     classic : Classic
         Whether, and how often, classic augmentation is applied.
+    soft_labels : bool
+        Whether synthetic records stand for every class that they may be of, see the plan. They are not
+        mixed with SMOTE records, which would take back what they say.
     """
     if modality == "image":
         return image_arms(
             model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
         )
-    return table_arms(model=model, classic=classic.table != "none")
+    return table_arms(model=model, classic=classic.table != "none", soft_labels=soft_labels)
 
 
-def table_arms(*, model: str | None, classic: bool) -> tuple[Arm, ...]:
-    """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+def table_arms(*, model: str | None, classic: bool, soft_labels: bool = False) -> tuple[Arm, ...]:
+    """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
+
+    What soft labels teach is a ranking: as of records as they are, it takes a threshold to use it.
+    """
     arms = [
         Arm(name="as is", family="as_is", amount=1.0),
         Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
@@ -76,8 +84,8 @@ def table_arms(*, model: str | None, classic: bool) -> tuple[Arm, ...]:
     if classic:
         arms.append(Arm(name="SMOTE", family="classic", amount=0.0))
     if model:
-        arms.append(Arm(name=model, family="model", amount=0.0))
-    if model and classic:
+        arms.append(Arm(name=model, family="model", amount=0.0, tune_threshold=soft_labels))
+    if model and classic and not soft_labels:
         arms.append(Arm(name=f"SMOTE + {model}", family="mixture", amount=0.0))
     return tuple(arms)
 
@@ -122,6 +130,7 @@ class Wanted:
     """What an arm wants of one stratum, in records.
 
     ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
+    With soft labels ``synthetic`` are rows, and ``share`` is what they count together.
     """
 
     n_real: int
@@ -129,11 +138,18 @@ class Wanted:
     synthetic: int = 0
     classic: int = 0
     copies: int = 0
+    share: float | None = None
 
     @property
     def weight(self) -> float:
         """Weight of each record of the stratum, before normalising."""
-        return self.effective / max(1, self.stored + self.copies)
+        return self.effective / max(1, self.counted + self.copies)
+
+    @property
+    def counted(self) -> float:
+        """What the stored records count before they are weighted."""
+        share = self.synthetic if self.share is None else self.share
+        return self.n_real + self.classic + share
 
     @property
     def stored(self) -> int:
@@ -147,6 +163,7 @@ def wanted_records(
     plan: BalancePlan,
     *,
     available: Mapping[str, int] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, Wanted]:
     """Return what ``arm`` wants per stratum, for a training part with ``counts`` real records.
 
@@ -162,6 +179,9 @@ def wanted_records(
         scaled to the part.
     available : mapping of str to int, optional
         Synthetic records that passed the gate, where they are at hand.
+    shares : mapping of str to float, optional
+        With soft labels: what the available rows of each stratum count together. An arm takes all of
+        them, whatever its amount, since their weight and not their number brings the balance.
     """
     largest: dict[tuple[tuple[str, str], ...], int] = {}
     for entry in plan.classes:
@@ -180,7 +200,10 @@ def wanted_records(
         share = n / entry.n_real if entry.n_real else 0.0
         room = max(0, min(round((entry.target - entry.n_real) * share), round(effective) - n))
         synthetic = classic = copies = 0
-        if arm.family == "given":
+        counted = None
+        if arm.has_model and shares is not None:
+            synthetic, counted = (available or {}).get(entry.name, 0), shares.get(entry.name, 0.0)
+        elif arm.family == "given":
             # Records that another tool made are judged as they are: all of them, unweighted.
             synthetic = (available or {}).get(entry.name, 0)
             effective = float(n + synthetic)
@@ -191,10 +214,10 @@ def wanted_records(
             if available is not None:
                 synthetic = min(synthetic, available.get(entry.name, 0))
         if arm.family in ("classic", "mixture") and not arm.classic_prob:
-            classic = room - synthetic
+            classic = max(0, room - synthetic)
         if arm.family == "resampling":
             copies = max(0, round(effective) - n)
-        wanted[entry.name] = Wanted(n, effective, synthetic, classic, copies)
+        wanted[entry.name] = Wanted(n, effective, synthetic, classic, copies, counted)
     return wanted
 
 
@@ -206,6 +229,7 @@ def make_recipe(
     plan: BalancePlan,
     *,
     kept: Mapping[str, int] | None,
+    shares: Mapping[str, float] | None = None,
     scores: Sequence[ArmScore],
     copies: bool,
     policy: str = "",
@@ -216,6 +240,8 @@ def make_recipe(
     ----------
     kept : mapping of str to int, optional
         Synthetic records per stratum that passed the gate.
+    shares : mapping of str to float, optional
+        With soft labels: what they count.
     scores : sequence of ArmScore
         For the thresholds that were tuned on val, where the arm has some.
     copies : bool
@@ -224,11 +250,11 @@ def make_recipe(
         Name of the classic policy, for arms that apply one on the fly.
     """
     counts = {c.name: c.n_real for c in plan.classes}
-    wanted = wanted_records(arm, counts, plan, available=kept)
+    wanted = wanted_records(arm, counts, plan, available=kept, shares=shares or None)
     # Copies are only written on request: weights say the same in a fraction of the bytes.
     stored = {k: w.stored for k, w in wanted.items()}
-    weight = {k: w.effective / max(1, stored[k]) for k, w in wanted.items()}
-    mean = sum(weight[k] * stored[k] for k in wanted) / max(1, sum(stored.values()))
+    weight = {k: w.effective / max(1, w.counted) for k, w in wanted.items()}
+    mean = sum(weight[k] * w.counted for k, w in wanted.items()) / max(1, sum(stored.values()))
     n_copies = (
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
@@ -236,6 +262,7 @@ def make_recipe(
         arm=arm,
         class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
         synthetic={k: w.synthetic for k, w in wanted.items() if w.synthetic},
+        shares={k: w.share for k, w in wanted.items() if w.share},
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
         thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
@@ -249,22 +276,32 @@ def make_recipe(
             n_classic=sum(w.classic for w in wanted.values()),
             copies=copies,
             policy=policy,
+            soft=any(w.share for w in wanted.values()),
         ),
     )
 
 
-def plain_recipe(plan: BalancePlan, kept: Mapping[str, int]) -> Recipe:
-    """The recipe of records that were published without a comparison: all of them, unweighted."""
+def plain_recipe(
+    plan: BalancePlan, kept: Mapping[str, int], shares: Mapping[str, float] | None = None
+) -> Recipe:
+    """The recipe of records that were published without a comparison: all of them, unweighted.
+
+    ``shares`` is what rows with soft labels count.
+    """
+    n = f"{sum(kept.values()):,}"
+    what = (
+        f"{n} rows of synthetic records, to be weighted by aug_weight,"
+        if shares
+        else f"{n} synthetic records"
+    )
     return Recipe(
         arm=Arm(name="not compared", family="model" if kept else "as_is"),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={name: n for name, n in kept.items() if n},
         classic={},
         copies={},
-        sentence=(
-            f"{sum(kept.values()):,} synthetic records were added without a comparison: nothing is known "
-            "about whether they help."
-        ),
+        shares={name: share for name, share in (shares or {}).items() if share},
+        sentence=f"{what} were added without a comparison: nothing is known about whether they help.",
     )
 
 
@@ -293,7 +330,7 @@ def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) ->
     ``strata`` are those that the model can sample: its fit records may be fewer than the plan's
     training records let expect.
     """
-    factor = OVERDRAW[gate.purpose]
+    factor = OVERDRAW["faithful" if plan.soft_labels else gate.purpose]
     return {
         c.name: math.ceil(factor * c.n_synthetic)
         for c in plan.classes
@@ -302,7 +339,7 @@ def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) ->
 
 
 def recipe_sentence(
-    arm: Arm, *, n_synthetic: int, n_classic: int, copies: bool, policy: str
+    arm: Arm, *, n_synthetic: int, n_classic: int, copies: bool, policy: str, soft: bool = False
 ) -> str:
     """Say what was done and how to read it."""
     if arm.family == "as_is":
@@ -319,10 +356,13 @@ def recipe_sentence(
             f"{times}the logarithm of the class's share of the training records to each logit."
         )
     added = []
-    for word, total in (("synthetic", n_synthetic), ("SMOTE", n_classic)):
+    synthetic = "rows of synthetic" if soft else "synthetic"
+    for word, total in ((synthetic, n_synthetic), ("SMOTE", n_classic)):
         if total:
             added.append(f"{total:,} {word} records")
     what = f"{' and '.join(added)} were added" if added else "No record was added"
+    if soft and n_synthetic:
+        what += ", a record once for each class that it may be of"
     if copies:
         how = "rare classes are duplicated, so read the train split as it is"
     elif arm.classic_prob or arm.real_only_finish < 1:
@@ -331,6 +371,10 @@ def recipe_sentence(
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
     way = "all of the way" if arm.amount >= 1 else f"{arm.amount:.0%} of the way (on a log scale)"
     sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
+    if arm.tune_threshold:
+        sentences.append(
+            "Multiply each predicted probability by the class's multiplier in recipe.json, and take the largest."
+        )
     if arm.classic_prob:
         sentences.append(
             f"Apply the classic policy {policy!r} to {arm.classic_prob:.0%} of the records as they are drawn."

@@ -69,7 +69,8 @@ class Portion:
 class Assembled:
     """All records of a version, and what a reader should know about how they came together.
 
-    ``weights`` are those in the shards of train, by stratum; empty where all are 1.
+    ``weights`` are those in the shards of train, by stratum; empty where all are 1. With soft labels
+    synthetic rows have that times their share.
     """
 
     portions: tuple[Portion, ...]
@@ -89,6 +90,11 @@ def check_wishes(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
     if publish.materialise == "copies" and "copy" not in publish.origins:
         raise ParameterError(
             "publish.materialise is 'copies' but publish.origins leaves 'copy' out; add it, or use 'auto'."
+        )
+    if publish.materialise == "copies" and recipe.shares:
+        raise ParameterError(
+            "publish.materialise is 'copies', and the recipe has soft labels, which only weights can say; take "
+            "gate.labels 'hard', or materialise 'auto'."
         )
     known = {c.name for c in plan.classes}
     amounts = (recipe.class_weight, recipe.synthetic, recipe.classic, recipe.copies)
@@ -168,7 +174,9 @@ def assemble(
         )
     # Where duplicates stand in the data, weights would count them twice.
     duplicated = publish.materialise == "copies" and any(recipe.copies.values())
-    weights = {} if duplicated else shard_weights(recipe, [s.counts for s in train])
+    weights = {}
+    if not duplicated:
+        weights = shard_weights(recipe, [s.counts for s in train], [s.counted for s in train])
     portions = [_portion(source, "train", weights) for source in train]
     if "real" in publish.origins and not facts.holdout_uri:
         holdout = Real(look, facts.shards, ("holdout",))
@@ -183,11 +191,13 @@ def _portion(source: Source, split: Split, weights: Mapping[str, float]) -> Port
     def stream(piece: Piece) -> Stream:
         def tables() -> Iterator[pa.Table]:
             for records in piece.records():
-                found = [weights.get(name, 1.0) for name in records.strata]
+                weight = np.array([weights.get(name, 1.0) for name in records.strata])
+                if records.shares is not None:
+                    weight = weight * records.shares
                 yield with_lineage(
                     records.table,
                     origin=source.origin,
-                    weight=np.array(found, dtype=np.float32),
+                    weight=weight.astype(np.float32),
                     **records.lineage,
                 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,29 @@ from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import read_shards
 from prefect_augment.stages.parts import Question
 from prefect_augment.stages.records import Records, by_columns
+from prefect_augment.stages.soft import SHARE
 from prefect_augment.storage import Store
 
 __all__ = ["Synthetic", "Wishes", "Workbench", "kept_synthetic", "open_bench"]
 
 Int = NDArray[np.int64]
-Synthetic = tuple[NDArray[Any], Int]  # records and their strata, best first
+
+
+class Synthetic(NamedTuple):
+    """Synthetic records for arms.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n, ...)
+        Best first within a stratum.
+    strata : ndarray of int64, shape (n,)
+    shares : ndarray of float64, shape (n,), optional
+        What each counts, where a record may stand for several classes; else each counts 1.
+    """
+
+    X: NDArray[Any]
+    strata: Int
+    shares: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +151,13 @@ def kept_synthetic(
         return None
     # What is kept has a rank and what is dropped a reason; only the source's columns are common.
     facts = bench.facts
-    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label])]
+    soft = [SHARE] if report.shares and not with_dropped else []
+    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label, *soft])]
     table = read_shards(store, shards, columns)
     index = {name: i for i, name in enumerate(bench.records.strata_names)}
     strata = table_strata(table, label=facts.label, by=by_columns(bench.plan))
-    return bench.encode(table), np.array([index[s] for s in strata], dtype=np.int64)
+    return Synthetic(
+        bench.encode(table),
+        np.array([index[s] for s in strata], dtype=np.int64),
+        table[SHARE].to_numpy() if soft else None,
+    )

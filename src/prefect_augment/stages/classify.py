@@ -16,7 +16,8 @@ from prefect_augment.errors import EmptyClassError
 from prefect_augment.params import Output
 from prefect_augment.shards.formats import label_names
 from prefect_augment.stages.embed import finite
-from prefect_augment.stages.latents import NOT_SUMMED, Job, Progress, Strata, add_up, head
+from prefect_augment.stages.latent_folder import add_up
+from prefect_augment.stages.latents import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.storage import Store
 
 __all__ = ["classify", "posterior"]
@@ -73,7 +74,7 @@ def classify(
     """
     job = Job.of("classes", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
                  store=store, output=output, out=out, params={"prior": prior})  # fmt: skip
-    if (known := job.found()) is not None:
+    if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("likelihoods")
     strata = Strata(encoder)

@@ -6,12 +6,15 @@ import logging
 from typing import Any
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.estimates import training_bytes, trees_seconds
+from prefect_augment.evaluation.words import duration
 from prefect_augment.genmodels.base import Calibrates, FitContext, ImageData, TableData
 from prefect_augment.params import Budget
 from prefect_augment.training.budget import Calibration, steps_within
 
 __all__ = [
     "TRAINING_SHARE",
+    "announce",
     "calibrate",
     "calibrated_context",
     "check_budget",
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Of budget.minutes: judging takes at most half, sampling and the gate the rest.
 TRAINING_SHARE = 0.4
+# Of that, what is left to the steps at least, whatever else training takes.
+STEPS_SHARE = 0.5
 
 
 def effort(budget: Budget) -> list[Any]:
@@ -46,16 +51,48 @@ def calibrate(
 ) -> Calibration:
     """Return steps, batch, device, precision and threads of a run; steps from minutes by a trial."""
     found = model.calibrate(data, plain_context(budget, seed))
-    if not budget.steps:
-        seconds = budget.minutes * 60 * TRAINING_SHARE
+    steps = budget.steps
+    if not steps:
+        whole = budget.minutes * 60 * TRAINING_SHARE
+        seconds = max(whole - found.fixed_seconds, STEPS_SHARE * whole)
         steps = steps_within(seconds, found.seconds_per_step)
-        found = found.model_copy(update={"steps": steps})
-        logger.info(
-            "Training takes %d steps of %d records (%.3f s each) in %.0f s, %.0f %% of the %g minutes.",
-            steps, found.batch_size, found.seconds_per_step, seconds, 100 * TRAINING_SHARE,
-            budget.minutes,
-        )  # fmt: skip
-    return found
+    return found.model_copy(update={"steps": min(steps, found.most_steps or steps)})
+
+
+def announce(
+    kind: str, data: TableData | ImageData, budget: Budget, calibration: Calibration | None
+) -> None:
+    """Say in the log what training will take, before it starts.
+
+    Parameters
+    ----------
+    kind : str
+        Of the model.
+    data : TableData or ImageData
+        What it is fitted on.
+    budget : Budget
+        The wish.
+    calibration : Calibration, optional
+        Of a model that is trained in steps.
+    """
+    n, words, seconds = len(data.y), [], 0.0
+    if calibration is not None:
+        words.append(f"at most {calibration.steps:,} steps of {calibration.batch_size}")
+        seconds = calibration.seconds
+    elif isinstance(data, TableData):
+        seconds = trees_seconds(*data.X.shape)
+    if seconds:
+        words.append(f"about {duration(seconds)}")
+    if calibration is not None and not budget.steps:
+        whole = budget.minutes * 60 * TRAINING_SHARE
+        words[-1] += f" (it may take {duration(whole)} of the {budget.minutes:g} minutes)"
+    if isinstance(data, TableData):
+        memory = training_bytes(*data.X.shape, network=calibration is not None)
+        words.append(f"about {memory / 1e9:.1f} GB of memory in all")
+        what = f"{n:,} records of {data.X.shape[1]} columns"
+    else:
+        what = f"{n:,} images of {data.images.shape[1]} pixels"
+    logger.info("Training %s on %s takes %s.", kind, what, ", ".join(words))
 
 
 def plain_context(budget: Budget, seed: int) -> FitContext:

@@ -17,12 +17,14 @@ from prefect_augment.params import Output
 from prefect_augment.reading.latents import VECTOR, vectors_of
 from prefect_augment.reading.staged import iter_shards
 from prefect_augment.shards.formats import label_names
-from prefect_augment.stages.latents import Job, Piece, Progress, head
+from prefect_augment.stages.latent_folder import Piece
+from prefect_augment.stages.latent_view import open_view
+from prefect_augment.stages.latents import Job, Progress, head
 from prefect_augment.storage import Store
 
 __all__ = ["embed", "finite", "vector_column"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 SHOWN_PER_CLASS = 250
 
 
@@ -67,7 +69,7 @@ def embed(
     """
     job = Job.of("embeddings", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
                  store=store, output=output, out=out)  # fmt: skip
-    if (known := job.found()) is not None:
+    if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")
 
@@ -82,7 +84,9 @@ def embed(
     return job.finish(
         shards,
         found={"n_latent": int(fitted.n_latent), "plane_share": round(cloud.share, 6)},
-        picture=job.put_picture(cloud_chart(cloud)),
+        pictures=job.folder.put_pictures(
+            cloud_chart(cloud), open_view(job, fitted, encoder).codes_picture()
+        ),
     )
 
 
@@ -139,7 +143,7 @@ def _cloud(job: Job, pieces: Sequence[Piece], n_latent: int) -> Cloud:
     moments = _Moments(0, np.zeros(n_latent), np.zeros((n_latent, n_latent)))
     shown: dict[str, _Shown] = {}
     shards = [shard for piece in pieces for shard in piece.shards]
-    for table in iter_shards(job.stage.store, shards):
+    for table in iter_shards(job.folder.store, shards):
         Z = vectors_of(table).astype(np.float64)
         moments.add(Z)
         names, ids = np.array(label_names(table[job.facts.label]), dtype=object), table["aug_id"]

@@ -98,7 +98,9 @@ class ImageBench:
     def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
         """The run's own candidates under every seed."""
         if given is None:
-            return np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
+            return Synthetic(
+                np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
+            )
         return given
 
     def predictions(

@@ -24,6 +24,7 @@ from prefect_augment.params import Source
 from prefect_augment.spill import Workspace, give_back, returned_at_once
 from prefect_augment.splitting import Ledger
 from prefect_augment.stages.decide import Decision
+from prefect_augment.stages.denoised_source import with_its_holdout
 from prefect_augment.stages.earlier import (
     Earlier,
     NotReusableError,
@@ -105,6 +106,7 @@ def ingest(
     report = on_progress or (lambda fraction, text: None)
     listing = list_source(source.uri, wished=source.format, options=source_options)
     _refuse_nesting(source.uri, store, listing, what="source")
+    source = with_its_holdout(source, listing.denoised)
     holdout_listing = None
     if source.holdout_uri:
         # How image files get their labels says nothing of a hold-out that comes as Parquet.

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef, ShardFact
-from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Interpolation, Output
 from prefect_augment.shards.formats import label_names
 from prefect_augment.stages.embed import finite
+from prefect_augment.stages.latent_view import open_view
 from prefect_augment.stages.latents import Job, Strata
 from prefect_augment.stages.models import Encoder
 from prefect_augment.stages.reconstruct import decoding_strata
@@ -24,7 +24,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["interpolate"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def interpolate(
     wish = wish or Interpolation()
     job = Job.of("interpolations", algorithm_version=ALGORITHM_VERSION, dataset=dataset,
                  model=model, store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
-    if (known := job.found()) is not None:
+    if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")
     strata = Strata(encoder)
@@ -92,9 +92,12 @@ def interpolate(
     codes = np.concatenate([decoding_strata(end.record, strata, "") for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
     X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
-    made = _records(encoder, X, [strata.names[k] for k in y.tolist()])
+    view = open_view(job, fitted, encoder)
+    made = view.made(X, y, [f"step-{i:04d}" for i in range(len(y))])
     strip = _strip(made, places, ends)
-    shards = job.put(iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic")
+    shards = job.folder.put(
+        iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic"
+    )
     return job.finish(
         shards,
         found={
@@ -104,17 +107,8 @@ def interpolate(
             "end_class": strata.of_class[codes[1]],
             "distance": float(np.linalg.norm(ends[1].z - ends[0].z)),
         },
+        pictures=job.folder.put_pictures(view.strip_picture(strip)),
     )
-
-
-def _records(encoder: Encoder, X: NDArray[np.generic], names: Sequence[str]) -> pa.Table:
-    if isinstance(encoder, ImageEncoder):
-        ids = [f"step-{i:04d}" for i in range(len(names))]
-        return encoder.decode(X.astype(np.uint8), strata=names, aug_ids=ids).select(
-            [encoder.column, encoder.label, *encoder.by]
-        )
-    shown = {*encoder.names, encoder.label, *encoder.by}
-    return encoder.decode(X.astype(np.float64), strata=names, columns=[*shown])
 
 
 def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefect_augment.datatypes import (
     BalancePlan,
@@ -24,9 +25,11 @@ from prefect_augment.params import Gate, Source
 from prefect_augment.reading.staged import load_facts, read_shards
 from prefect_augment.shards.parquet import select_columns, write_shards
 from prefect_augment.spill import Workspace
-from prefect_augment.stages.bench import Wishes, open_bench
+from prefect_augment.stages.bench import Wishes, Workbench, open_bench
+from prefect_augment.stages.matrix import Matrix
 from prefect_augment.stages.parts import Question, best_first
 from prefect_augment.stages.records import by_columns
+from prefect_augment.stages.soft import share_sums, stand, standing_rows
 from prefect_augment.stages.source import list_source, scan
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
@@ -67,6 +70,7 @@ def judge(
             gate.near_copy_quantile,
             gate.fidelity_quantile,
             *gate.constraints,
+            *(["soft labels"] if plan.soft_labels else []),
         ],
         inputs=[dataset.key, candidates.key],
         seed=seed,
@@ -97,6 +101,10 @@ def judge(
     order = best_first(outcome, strata, ordinals, gate)
     ranks = np.concatenate([np.arange(n) for n in np.bincount(strata[order])] or [order])
     kept = table.take(pa.array(order)).append_column("aug_rank", pa.array(ranks))
+    counted: dict[str, Any] = {}
+    if plan.soft_labels:
+        assert isinstance(data, Matrix)
+        kept, counted = _with_soft_labels(kept, strata[order], data, plan, bench, seed)
     rest = np.flatnonzero(~outcome.kept)
     dropped = table.take(pa.array(rest)).append_column(
         "aug_reason", pa.array(outcome.reason[rest].astype(str))
@@ -111,10 +119,39 @@ def judge(
         kept=_write(stage, kept, "kept", facts.label),
         dropped=_write(stage, dropped, "dropped", facts.label),
         feature_space=outcome.feature_space,
-        notes=(*([rules["said"]] if rules else []), *outcome.notes),
+        notes=(*([rules["said"]] if rules else []), *outcome.notes, *counted.pop("notes", ())),
         rules=rules,
+        **counted,
     )
     return stage.finish(report)
+
+
+def _with_soft_labels(
+    kept: pa.Table,
+    strata: NDArray[np.int64],
+    data: Matrix,
+    plan: BalancePlan,
+    bench: Workbench,
+    seed: int,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the rows that kept records become, and what the report says of them."""
+    fit = np.flatnonzero(~data.is_val)
+    found = stand(data, plan, fit, bench.encode(kept), strata, seed=seed)
+    rows = standing_rows(kept, data, found)
+    # A row's rank is its place among those that stand for the same.
+    counts = np.bincount(found.strata, minlength=len(data.strata_names))
+    ranks = np.concatenate([np.arange(n) for n in counts])
+    rows = rows.set_column(rows.column_names.index("aug_rank"), "aug_rank", pa.array(ranks))
+    members = ", ".join(f"{kind} {share:.0%}" for kind, share in found.teacher.items())
+    said = (
+        f"{kept.num_rows:,} synthetic records became {rows.num_rows:,} rows, one for each class "
+        f"that an ensemble ({members}) finds likely; aug_weight has how likely."
+    )
+    return rows, {
+        "rows": {k: int(n) for k, n in zip(data.strata_names, counts, strict=True) if n},
+        "shares": share_sums(found.strata, found.shares, data.strata_names),
+        "notes": (said,),
+    }
 
 
 def _write(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:

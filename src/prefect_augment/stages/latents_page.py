@@ -34,6 +34,8 @@ def latents_sentence(ref: LatentRef) -> str:
         return f"Scored {n}; {found['n_flagged']:,} are beyond the threshold of {found['threshold']:.4g}.{auroc}"
     if ref.use == "reconstructions":
         return f"Reconstructed {n}."
+    if ref.use == "denoised":
+        return f"Took noise of {found['noise']:g} out of {n}.{_gain(found)}"
     if ref.use == "interpolations":
         return (
             f"Made {ref.n_records - 2} records on the way from {found['start_class']!r} to "
@@ -46,6 +48,17 @@ def latents_sentence(ref: LatentRef) -> str:
         else ""
     )
     return f"Classified {n} with the prior {found['prior']}.{scores}"
+
+
+def _gain(found: Found) -> str:
+    """What denoising does to val records that noise was added to."""
+    check = found["check"]
+    if check is None:
+        return ""
+    return (
+        f" With that much noise added, {check['n']} {check['part']} records go from {check['psnr_noisy']:.1f} to "
+        f"{check['psnr']:.1f} dB."
+    )
 
 
 def latents_page(ref: LatentRef, out: Store) -> str:
@@ -71,8 +84,8 @@ def latents_page(ref: LatentRef, out: Store) -> str:
     if facts is None:
         raise IntegrityError(f"{store.uri}/{INDEX} is gone; run again, it is made anew.")
     blocks = [f"**{markdown_text(latents_sentence(ref))}**"]
-    if facts.picture:
-        png = base64.b64encode(store.read(facts.picture)).decode()
+    for picture in facts.pictures:
+        png = base64.b64encode(store.read(picture)).decode()
         blocks.append(f"![{ref.use}](data:image/png;base64,{png})")
     blocks += _TABLES[ref.use](facts, store)
     blocks += [f"- {markdown_text(note)}" for note in ref.notes]
@@ -161,6 +174,7 @@ _TABLES: Mapping[LatentUse, Callable[[LatentFacts, Store], list[str]]] = {
     "embeddings": _nothing,
     "anomalies": _flagged,
     "reconstructions": _columns,
+    "denoised": _nothing,
     "interpolations": _records,
     "classes": _confusion,
 }

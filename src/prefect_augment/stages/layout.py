@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from prefect_augment.datatypes import LatentUse
 from prefect_augment.manifest import Manifest
 from prefect_augment.stages.leases import FOLDER as LEASES
 from prefect_augment.stages.leases import modified_at
@@ -33,7 +34,7 @@ _KINDS = {
         "quarantine": rf"_quarantine/{_SHARD}",
         "proposal": r"_proposals/[0-9a-f]+(\.decision(-\d+)?)?\.json",
         "lease": rf"{LEASES}/[^/]+\.json",
-        "latents": r"_(embeddings|anomalies|reconstructions|interpolations|classes)/[^/]+/.+",
+        "latents": rf"_({'|'.join(get_args(LatentUse))})/[^/]+/.+",
         "stage": r"_staging/[^/]+/[^/]+/.+",
     }.items()
 }

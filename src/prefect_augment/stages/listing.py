@@ -14,12 +14,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from prefect_augment.datatypes import ShardFact
 from prefect_augment.errors import InputError, StorageError
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.registry import FORMATS
 from prefect_augment.shards.archives import ARCHIVE_ENDINGS
 from prefect_augment.shards.hf_folders import choose_files
 from prefect_augment.shards.image_names import is_ignored, is_image_name
+from prefect_augment.stages.denoised_source import denoised_shards
 from prefect_augment.storage import Store, open_store
 
 __all__ = [
@@ -70,6 +72,8 @@ class Listing:
         One for all; ``folder`` lists image files and what lies beside them.
     manifest : Manifest, optional
         Where the source is a dataset that we published.
+    denoised : tuple of ShardFact
+        Where it is what ``denoise`` left.
     n_ignored : int
         Objects in the folder that are of another format.
     n_loops : int
@@ -85,11 +89,13 @@ class Listing:
     n_ignored: int = 0
     n_loops: int = 0
     notes: tuple[str, ...] = ()
+    denoised: tuple[ShardFact, ...] = ()
 
     @property
     def identity(self) -> list[list[Any]]:
         """What names the content without reading it: paths, sizes, etags (digests where we wrote it)."""
-        sha256 = {s.path: s.sha256 for s in self.manifest.shards} if self.manifest else {}
+        ours = self.manifest.shards if self.manifest else self.denoised
+        sha256 = {s.path: s.sha256 for s in ours}
         return [[e.path, e.n_bytes, sha256.get(e.path, e.etag)] for e in self.entries]
 
 
@@ -98,7 +104,8 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
 
     Names that start with a dot (for tables, also an underscore) are passed over, as are other formats'
     files in a folder. Where several formats lie together, ``auto`` takes what most files are. A folder
-    that carries our manifest is its newest version, read through the manifest alone.
+    that carries our manifest is its newest version, read through the manifest alone; one that ``denoise``
+    left is read through its index.
 
     Parameters
     ----------
@@ -123,6 +130,9 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
             is_tar = bool(ours) and all(_format(p) == "archive" for p in ours)
             kind: Format = "archive" if is_tar else "parquet"
             return Listing(store, tuple(entry_of(store, p) for p in ours), kind, manifest)
+        if denoised := denoised_shards(store):
+            entries = tuple(entry_of(store, shard.path) for shard in denoised)
+            return Listing(store, entries, "parquet", denoised=denoised)
     notes: tuple[str, ...] = ()
     chosen = None if found.is_exact or found.is_glob else choose_files(paths, store)
     if chosen is not None:
@@ -184,6 +194,10 @@ def listing_notes(listing: Listing) -> list[str]:
         notes.append(
             f"the source is version {listing.manifest.version} of a dataset published by this tool: only its real "
             "records are read, with its split"
+        )
+    if listing.denoised:
+        notes.append(
+            "the source was denoised by this tool: its real records are read, with their hold-out"
         )
     return notes
 

@@ -17,6 +17,7 @@ from prefect_augment.shards.formats import label_names, open_shard
 from prefect_augment.shards.parquet import conform
 from prefect_augment.shards.streams import Reordered
 from prefect_augment.stages.origins import Ids, Look, Piece, Real, Records
+from prefect_augment.stages.soft import SHARE
 
 __all__ = ["classic_records", "synthetic_records"]
 
@@ -33,16 +34,24 @@ class Made:
     like: pa.Table
     lineage: Mapping[str, str]  # what with_lineage takes -> column
     places: Int  # of every record of the shards: where it goes, -1 where it does not
+    soft: bool = False  # the records have shares
     counts: Counter[str] = field(init=False)
+    counted: dict[str, float] = field(init=False)
     labels: set[str] = field(init=False)
     ids: Ids = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts, self.labels = Counter(), set()
         self.ids = Ids(self.look.workspace)
-        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.look.label])]
+        self.counted = {}
+        soft = [SHARE] if self.soft else []
+        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.look.label, *soft])]
         for table, _ in self._chosen(columns):
-            self.counts.update(table["aug_stratum"].to_pylist())
+            strata = table["aug_stratum"].to_pylist()
+            self.counts.update(strata)
+            shares = table[SHARE].to_pylist() if self.soft else [1] * len(strata)
+            for name, share in zip(strata, shares, strict=True):
+                self.counted[name] = self.counted.get(name, 0) + share
             self.labels.update(label_names(table[self.look.label].unique()))
             self.ids.add(table["aug_id"])
 
@@ -71,6 +80,7 @@ class Made:
                 conform(table, self.like, where=f"the {self.origin} records"),
                 table["aug_stratum"].to_pylist(),
                 {name: table[column] for name, column in self.lineage.items()},
+                table[SHARE].to_numpy() if self.soft else None,
             )
 
     def _in_order(self) -> Iterator[pa.Table]:
@@ -146,7 +156,8 @@ def synthetic_records(
     stratum_places = np.array([place_of.get(name, -1) for name in sorted(wanted)], dtype=np.int64)
     rows = rows[np.lexsort((ordinals[rows], stratum_places[strata[rows]]))]
     lineage = {"aug_id": "aug_id", "model": "aug_model", "seed": "aug_seed"}
-    return Made(look, "synthetic", gate.kept, real.like, lineage, _places(rows, strata.size))
+    places = _places(rows, strata.size)
+    return Made(look, "synthetic", gate.kept, real.like, lineage, places, soft=bool(gate.shares))
 
 
 def _small(

@@ -47,11 +47,15 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Records:
-    """Some records: the source's columns, a stratum for each, and what ``with_lineage`` takes."""
+    """Some records: the source's columns, a stratum for each, and what ``with_lineage`` takes.
+
+    ``shares`` is what each counts, where that is not 1.
+    """
 
     table: pa.Table
     strata: Sequence[str]
     lineage: Mapping[str, Any]
+    shares: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Source(Protocol):
     @property
     def counts(self) -> Counter[str]:
         """Records per stratum."""
+        ...
+
+    @property
+    def counted(self) -> Mapping[str, float]:
+        """What the records of each stratum count before they are weighted."""
         ...
 
     @property
@@ -181,6 +190,11 @@ class Real:
         return self._seen[0]
 
     @property
+    def counted(self) -> Mapping[str, float]:
+        """Each counts 1."""
+        return self.counts
+
+    @property
     def ids(self) -> Ids:
         """See :class:`Source`."""
         return self._seen[1]
@@ -211,6 +225,7 @@ class Copies:
     def __init__(self, real: Real, wanted: Mapping[str, int]) -> None:
         self.real = real
         self.counts = Counter({name: n for name, n in wanted.items() if n})
+        self.counted: Mapping[str, float] = self.counts
         self.labels: set[str] = set()
         self._ids, self._parents = self._draw()
         n = len(self._ids)

@@ -13,7 +13,14 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.params import Gate
 from prefect_augment.stages.records import Records
 
-__all__ = ["Question", "best_first", "gate_wishes", "groups_of", "rarest_in_val", "score_folds"]
+__all__ = [
+    "Question",
+    "best_first",
+    "gate_wishes",
+    "groups_of",
+    "rarest_in_val",
+    "score_folds",
+]
 
 Int = NDArray[np.int64]
 
@@ -78,7 +85,7 @@ def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Quest
         ordinals=question.ordinals,
         fit_keys=records.keys[question.fit],
         fit_groups=groups_of(records, question.fit),
-        purpose=gate.purpose,
+        purpose="soft" if plan.soft_labels else gate.purpose,
         near_copy_quantile=gate.near_copy_quantile,
         fidelity_quantile=gate.fidelity_quantile,
         seed=question.seed,
@@ -90,6 +97,7 @@ def best_first(
     outcome: GateOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], gate: Gate
 ) -> NDArray[np.int64]:
     """Return the kept candidates by stratum and rank: a smaller amount is a prefix of a larger one."""
+    # With soft labels all scores are 0, and the ordinals decide.
     first = -outcome.score if gate.purpose == "utility" else np.zeros(len(ordinals))
     order = np.lexsort((ordinals, first, strata))
     return order[outcome.kept[order]]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import islice
 
-from prefect_augment.balancing import plan_classes, plan_warnings, suggestion
+from prefect_augment.balancing import SOFT_PER_REAL, plan_classes, plan_warnings, suggestion
 from prefect_augment.datatypes import (
     Arm,
     BalancePlan,
@@ -112,24 +112,36 @@ def _plan(
     can_sample = model.kind != "none"
     said = _constraint_warnings(facts, gate, store)
     counts = _training_counts(facts, balance.by, store)
-    classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample)
+    soft = can_sample and _can_have_soft_labels(facts, gate)
+    classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample, soft_labels=soft)
     has_model = any(entry.n_synthetic for entry in classes)
     if facts.image is not None:
         expected, steps, n_folds = _estimate_images(
             facts, classes, gate, budget, has_model=has_model
         )
     else:
-        expected = _estimate(facts, classes, gate, can_sample=can_sample)
+        expected = _estimate(facts, classes, gate, can_sample=can_sample, soft=soft)
         steps = n_folds = 0
     return BalancePlan(
-        rule=_rule(balance),
+        rule=_rule(balance, soft=soft),
         classes=classes,
         estimate=expected,
         warnings=said
-        + plan_warnings(classes, balance)
+        + plan_warnings(classes, balance, soft_labels=soft)
         + _budget_warnings(expected, n_folds, facts, budget, gate.n_seeds),
         learner_steps=steps,
         n_folds=n_folds,
+        soft_labels=soft,
+    )
+
+
+def _can_have_soft_labels(facts: DatasetFacts, gate: Gate) -> bool:
+    """Tell whether a synthetic record may have a row for each class that it may be of."""
+    if gate.purpose != "utility" or gate.labels != "soft" or facts.image is not None:
+        return False
+    # Two rows of one record are alike, and one of them has another class than was drawn.
+    return not any(
+        rule.kind == "unique" or facts.label in columns_of(rule) for rule in gate.constraints
     )
 
 
@@ -261,7 +273,7 @@ def _constraint_warnings(facts: DatasetFacts, gate: Gate, store: Store) -> tuple
     )
 
 
-def _rule(balance: Balance) -> str:
+def _rule(balance: Balance, *, soft: bool) -> str:
     """Say in one line what was asked for."""
     words = [balance.target if balance.target != "count" else f"{balance.count} records per class"]
     if balance.max_per_class:
@@ -274,21 +286,23 @@ def _rule(balance: Balance) -> str:
             if len(balance.classes) > 1
             else f"class {balance.classes[0].name!r} with a wish of its own"
         )
-    words.append(f"at most {balance.max_synthetic_per_real:g} synthetic per real")
+    most = balance.max_synthetic_per_real * (SOFT_PER_REAL if soft else 1)
+    words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft else ''}")
     return ", ".join(words)
 
 
 def _estimate(
-    facts: DatasetFacts, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool
+    facts: DatasetFacts, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool, soft: bool
 ) -> Estimate:
     """Count what the run will train, as the score stage will."""
-    n_fits = _n_fits(make_arms("table", model="model" if can_sample else None, classic=Classic()))
+    model = "model" if can_sample else None
+    n_fits = _n_fits(make_arms("table", model=model, classic=Classic(), soft_labels=soft))
     return estimate(
         n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
         n_bytes=sum(shard.n_bytes for shard in facts.shards),
         n_columns=sum(column.kind in ("numeric", "category") for column in facts.columns),
         n_classes=len({entry.label for entry in classes}),
-        n_added=sum(entry.target - entry.n_real for entry in classes),
+        n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
         n_arms=sum(n_fits.values()),
         n_folds=1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS,
         n_seeds=gate.n_seeds,

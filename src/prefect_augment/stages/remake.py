@@ -15,6 +15,7 @@ from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.reading.dataset import Dataset, open_dataset
 from prefect_augment.stages.draw import candidate_seeds, draw_batch
 from prefect_augment.stages.models import Encoder, load_model
+from prefect_augment.stages.soft import drawn_for
 
 __all__ = ["remake_records"]
 
@@ -96,12 +97,21 @@ def _plain(table: pa.Table) -> pa.Table:
 def _remade(
     record: pa.Table, models: Mapping[str, tuple[GenerativeModel, Encoder]], run_seed: int
 ) -> pa.Table:
-    """The record drawn again, at its place."""
-    digest, aug_seed = (record[name][0].as_py() for name in ("aug_model", "aug_seed"))
+    """The record drawn again, at its place; with soft labels it may stand for another class."""
+    aug_id, digest, aug_seed = (
+        record[name][0].as_py() for name in ("aug_id", "aug_model", "aug_seed")
+    )
     fitted, encoder = models[digest]
-    stratum = table_strata(record, label=encoder.label, by=encoder.by)[0]
+    named = table_strata(record, label=encoder.label, by=encoder.by)[0]
+    stratum = drawn_for(
+        aug_id, digest=digest, aug_seed=aug_seed, stratum=named, strata=encoder.strata
+    )
     ordinal = _ordinal(run_seed, stratum, aug_seed)
     drawn = draw_batch(fitted, encoder, digest, [(stratum, ordinal, 1)], run_seed)
+    if stratum != named:
+        label = encoder.stratum_labels().take(pa.array([encoder.strata.index(named)]))
+        place = drawn.column_names.index(encoder.label)
+        drawn = drawn.set_column(place, drawn.schema.field(place), label)
     schema = encoder.schema
     return drawn.select(schema.names).replace_schema_metadata(schema.metadata)
 

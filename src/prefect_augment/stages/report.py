@@ -171,7 +171,10 @@ def _draw(
     elif gate is not None and gate.kept and pictures != "none":
         synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
         fit = read_part(store, facts, ["fit"])
-        rare = tuple(dict.fromkeys(c.label for c in plan.classes if c.n_synthetic))
+        # With soft labels records of every class are drawn.
+        rare = tuple(
+            dict.fromkeys(c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real)
+        )
         shapes = _shapes(fit, synthetic, facts, rare)
         neighbours = _neighbours(fit, synthetic, facts, by_columns(plan), rare)
     data = ReportData(
@@ -274,12 +277,9 @@ def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
         return {}
     totals: dict[str, float] = {}
     for entry in plan.classes:
-        n = entry.n_real + sum(
-            m.get(entry.name, 0) for m in (recipe.synthetic, recipe.classic, recipe.copies)
-        )
-        totals[entry.label] = totals.get(entry.label, 0.0) + n * recipe.class_weight.get(
-            entry.name, 1.0
-        )
+        n = entry.n_real + recipe.counted(entry.name)
+        weight = recipe.class_weight.get(entry.name, 1.0)
+        totals[entry.label] = totals.get(entry.label, 0.0) + n * weight
     return totals
 
 

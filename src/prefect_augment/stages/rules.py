@@ -1,6 +1,6 @@
-"""What every record that is drawn has to keep: given column values, and constraints.
+"""What every record that is drawn has to keep: given column values, constraints, distance to real ones.
 
-Both are met by drawing: a stratum's candidates are gone through in the order of their ordinals, and
+All are met by drawing: a stratum's candidates are gone through in the order of their ordinals, and
 those that keep all of it are taken until there are enough, or a bound is reached. Given values are
 set by the model where it can (:class:`~prefect_augment.genmodels.base.SamplesGiven`). Constraints are
 checked on values as they are written, so that no rounding breaks them afterwards.
@@ -30,6 +30,7 @@ from prefect_augment.stages.constraints import (
     tuples_of,
 )
 from prefect_augment.stages.given import given_value, require_column
+from prefect_augment.stages.near_rows import NearRows
 
 __all__ = ["Kept", "Keys", "Rules", "draw_kept"]
 
@@ -37,13 +38,14 @@ __all__ = ["Kept", "Keys", "Rules", "draw_kept"]
 MAX_DRAWS_PER_RECORD = 1000
 MIN_DRAWS = 100_000
 BLOCK_RECORDS = 20_000
+FAR_ENOUGH = "distance to the fit records"  # among what each rule let through
 
 Keys = list[set[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Given values and constraints, checked against the columns.
+    """Given values and constraints, checked against the columns, and how near records may lie.
 
     Attributes
     ----------
@@ -54,12 +56,15 @@ class Rules:
     constraints : tuple of Constraint
     combinations : tuple of sets of tuples
         Per constraint, the values that real records have; empty for those of other kinds.
+    near : NearRows, optional
+        Which records stay that lie near to a fit record.
     """
 
     given: dict[int, float] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
     combinations: tuple[set[tuple[Any, ...]], ...] = ()
+    near: NearRows | None = None
 
     @classmethod
     def of(
@@ -109,7 +114,7 @@ class Rules:
         )
 
     def __bool__(self) -> bool:
-        return bool(self.given or self.constraints)
+        return bool(self.given or self.constraints or self.near)
 
     @property
     def columns(self) -> list[str]:
@@ -154,7 +159,7 @@ class Kept:
         Draws that were looked at, up to the last record that is kept.
     passed : dict of str to int
         Of all draws that were made, those that have the given values, and those of these that keep
-        each constraint.
+        each constraint and lie far enough from the fit records.
     """
 
     X: NDArray[np.float64]
@@ -220,7 +225,7 @@ def draw_kept(
         X, rows = X[ordinals[rows] >= start], rows[ordinals[rows] >= start]
         passed["draws"] += size
         passed["given"] += len(rows)
-        rows_kept = _keeping(encoder, rules, X, stratum, taken, n - n_kept, passed)
+        rows_kept = _keeping(encoder, rules, X, seeds[rows], stratum, taken, n - n_kept, passed)
         found.append((X[rows_kept], ordinals[rows[rows_kept]], seeds[rows[rows_kept]]))
         n_kept, n_draws, at = n_kept + len(rows_kept), n_draws + size, at + size
     if not found:
@@ -261,16 +266,20 @@ def _keeping(
     encoder: TableEncoder,
     rules: Rules,
     X: NDArray[np.float64],
+    seeds: NDArray[np.int64],
     stratum: str,
     taken: Keys,
     n: int,
     passed: Counter[str],
 ) -> NDArray[np.int64]:
-    """Return the first ``n`` records that keep the constraints, and count what each let through."""
-    if not rules.constraints:
-        return np.arange(min(n, len(X)))
-    table = encoder.decode(X, strata=[stratum] * len(X), columns=rules.columns)
+    """Return the first ``n`` records that keep all of it, and count what each rule let through."""
     good = np.ones(len(X), dtype=bool)
+    if rules.near is not None:
+        good = rules.near.stay(encoder.strata.index(stratum), X, seeds)
+        passed[FAR_ENOUGH] += int(good.sum())
+    if not rules.constraints:
+        return np.flatnonzero(good)[:n]
+    table = encoder.decode(X, strata=[stratum] * len(X), columns=rules.columns)
     for rule, real in zip(rules.constraints, rules.combinations, strict=True):
         if not isinstance(rule, Unique):
             keeps = holds(rule, table, real)

@@ -6,15 +6,18 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import Field
 
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact, ModelRef, ShardFact
 from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesGiven
@@ -28,6 +31,7 @@ from prefect_augment.stages.draw import (
     records_of,
 )
 from prefect_augment.stages.models import load_model
+from prefect_augment.stages.near_rows import NearRows
 from prefect_augment.stages.rules import Rules
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
@@ -63,6 +67,7 @@ def sample(
     dataset: DatasetRef,
     given: Mapping[str, Any] | None = None,
     constraints: Sequence[Constraint] = (),
+    max_near: float | None = None,
     on_progress: Progress | None = None,
 ) -> DatasetRef:
     """Draw exactly the candidates asked for, and stage them.
@@ -88,6 +93,9 @@ def sample(
     constraints : sequence of Constraint
         Tables: what every record keeps. Candidates that do not are passed over, up to a bound;
         ``extra["rules"]`` of the staged facts says which share was accepted.
+    max_near : float in [0, 1), optional
+        Tables: largest share of records that are nearer to a fit record of their stratum than the
+        nearest 5 % of val's are, see :mod:`.near_rows`; the others are passed over. None takes all.
     on_progress : callable, optional
         Called with the fraction done and what is being done.
 
@@ -102,17 +110,21 @@ def sample(
     EmptyClassError
         If a stratum cannot be sampled: the model does not know it, or has seen too few records.
     ParameterError
-        If a count is negative, a given value or a constraint does not fit the columns, or too few
-        draws keep them.
+        If a count is negative, ``max_near`` no share, a given value or a constraint does not fit the
+        columns, or too few draws keep them.
     """
     wanted = _check_counts(counts, model)
+    _check_max_near(max_near)
     rules = Rules()
-    if given or constraints:
+    if given or constraints or max_near is not None:
         rules = _rules(model, store, dataset, given, constraints)
+    asked: list[Any] = [wanted, rules.said, list(rules.constraints)]
+    if max_near is not None:
+        asked.append(max_near)
     key = stage_key(
         "sample",
         algorithm_version=ALGORITHM_VERSION,
-        params=[wanted, rules.said, list(rules.constraints)] if rules else wanted,
+        params=asked if rules or max_near is not None else wanted,
         inputs=[dataset.key, dataset.digest, model.key, model.digest],
         seed=seed,
     )
@@ -120,6 +132,8 @@ def sample(
     facts = stage.outcome(DatasetFacts)
     if facts is None:
         source = load_facts(dataset, store)
+        if max_near is not None:
+            rules = replace(rules, near=_near_rows(model, store, source, wanted, max_near))
         facts = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
     return stage.reference(facts, facts.part_counts["candidates"])
 
@@ -135,13 +149,42 @@ def _rules(
     _, encoder = load_model(store, model)
     if isinstance(encoder, ImageEncoder):
         raise ParameterError(
-            "given and constraints are about columns, and the model makes images; leave them out."
+            "given, constraints and max_near are about columns, and the model makes images; leave them "
+            "out."
         )
 
     def real() -> pa.Table:
         return read_part(store, load_facts(dataset, store), ["fit", "val"])
 
     return Rules.of(encoder, real, given=given, constraints=constraints)
+
+
+def _near_rows(
+    model: ModelRef, store: Store, facts: DatasetFacts, wanted: Mapping[str, int], share: float
+) -> NearRows:
+    """Return which records stay of those near to a fit record."""
+    fitted, encoder = load_model(store, model)
+    assert isinstance(encoder, TableEncoder)  # the rules have refused images
+    fit, val = (_encoded(read_part(store, facts, [part]), encoder) for part in ("fit", "val"))
+    strata = [encoder.strata.index(name) for name in wanted]
+    return NearRows.of(share, fitted, encoder, fit=fit, val=val, strata=strata)
+
+
+def _encoded(
+    table: pa.Table, encoder: TableEncoder
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return records in the matrix form, and their strata; -1 for one that the model does not know."""
+    index = {name: k for k, name in enumerate(encoder.strata)}
+    names = table_strata(table, label=encoder.label, by=encoder.by)
+    return encoder.encode(table), np.array([index.get(name, -1) for name in names], dtype=np.int64)
+
+
+def _check_max_near(share: float | None) -> None:
+    if share is not None and not 0 <= share < 1:
+        raise ParameterError(
+            f"max_near={share} is not a share below 1; choose 0 to pass near records over, 0.05 for as "
+            "many as among real ones, or leave it out."
+        )
 
 
 def resample_record(
@@ -162,7 +205,8 @@ def resample_record(
     aug_seed : int
         The record's own seed.
     stratum : str
-        The record's class, with its ``balance.by`` values where there are any.
+        The class it was drawn for, with its ``balance.by`` values where there are any. That of a row with
+        soft labels is not always its label: :func:`.remake_records` finds it by the row's id.
     store : Store
         The root that the model lies under.
     ordinal : int
@@ -263,6 +307,7 @@ def _with_rules(
     found = {
         "given": rules.said,
         "constraints": [rule.model_dump(mode="json") for rule in rules.constraints],
+        **({"max_near": rules.near.share} if rules.near is not None else {}),
         "accepted": accepted,
         "passed": dict(passed),
         "said": note,

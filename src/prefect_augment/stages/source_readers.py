@@ -18,6 +18,7 @@ from prefect_augment.shards import webdataset
 from prefect_augment.shards.base import SourceRecords, in_batches
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.shards.parquet_source import read_batches as read_parquet
+from prefect_augment.stages.denoised_source import PART
 from prefect_augment.stages.image_columns import as_image_columns, find_image_columns
 from prefect_augment.stages.image_reading import read_archive_records
 from prefect_augment.stages.listing import Listing
@@ -33,6 +34,8 @@ def reader_of(listing: Listing) -> Callable[..., SourceRecords | Iterable[Source
     """Return what reads one object of the source."""
     if listing.manifest is not None:
         return _read_published
+    if listing.denoised:
+        return _read_denoised
     if listing.format == "archive":
         return _read_archive
     read = load_reader(listing.format)
@@ -102,6 +105,13 @@ def _read_published_tar(file: IO[bytes], name: str) -> Iterator[SourceRecords]:
             f"{name} cannot be read as a WebDataset shard of ours ({exc}); write it again, or leave it out.",
             path=name,
         ) from exc
+
+
+def _read_denoised(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Real records of what ``denoise`` left; their part only where it says the hold-out."""
+    for batch in _read_published(file, name=name, source=source):
+        names = [n for n in batch.table.column_names if n != PART or n == source.holdout_column]
+        yield replace(batch, table=select_columns(batch.table, names))
 
 
 def _only_real(records: SourceRecords) -> SourceRecords:

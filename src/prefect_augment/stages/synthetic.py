@@ -27,6 +27,7 @@ from prefect_augment.stages.fit_sample import sample_rows
 from prefect_augment.stages.models import table_spec
 from prefect_augment.stages.parts import Question, best_first, groups_of
 from prefect_augment.stages.rules import draw_kept
+from prefect_augment.stages.soft import stand
 from prefect_augment.stages.train import fit_model
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def draw_synthetic(
 
     Returns
     -------
-    tuple of ndarray
-        Records in matrix form, best first within a stratum, and their stratum codes.
+    Synthetic
+        In matrix form.
     """
     data = bench.records
     fold = stratified_folds(
@@ -98,10 +99,14 @@ def draw_synthetic(
         codes.append(np.full(len(kept.X), k, dtype=np.int64))
         ordinals.append(kept.ordinals)
     if not drawn:
-        return np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64)
+        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
     candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
     outcome = bench.gate(
         Question(fit, val, candidates, np.concatenate(ordinals), seed=seed, share=share)
     )
     order = best_first(outcome, candidates.stratum, np.concatenate(ordinals), gate)
-    return candidates.X[order], candidates.stratum[order]
+    X, strata = candidates.X[order], candidates.stratum[order]
+    if not bench.plan.soft_labels:
+        return Synthetic(X, strata)
+    soft = stand(data, bench.plan, fit, X, strata, seed=seed)
+    return Synthetic(X[soft.rows], soft.strata, soft.shares)

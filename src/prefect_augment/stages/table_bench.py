@@ -101,7 +101,9 @@ class TableBench:
         """
         if self.has_slow_model:
             if given is None:
-                return np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
+                return Synthetic(
+                    np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
+                )
             return given
         return draw_synthetic(self, rows, model=self.wishes.model, gate=self.wishes.gate, seed=seed)
 

@@ -37,6 +37,7 @@ from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.spill import give_back
 from prefect_augment.stages.effort import (
+    announce,
     calibrate,
     calibrated_context,
     check_budget,
@@ -62,7 +63,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).
@@ -381,6 +382,7 @@ class _Job:
     def context(self, fitted: GenerativeModel, data: TableData | ImageData) -> FitContext:
         """Return how to train: by the receipt where the model leaves one."""
         calibration = self.calibration(fitted, data)
+        announce(self.kind, data, self.budget, calibration)
         if calibration is None:
             return plain_context(self.budget, self.seed)
         return calibrated_context(calibration, self.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,8 @@ from prefect_augment.augmentation.tables import random_oversample_indices, smote
 from prefect_augment.datatypes import Arm, BalancePlan
 from prefect_augment.params import Classic
 from prefect_augment.stages.arms import Wanted, wanted_records
+from prefect_augment.stages.bench import Synthetic
+from prefect_augment.stages.soft import share_sums
 
 __all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set"]
 
@@ -33,7 +34,7 @@ def build_training_set(
     *,
     names: tuple[str, ...],
     plan: BalancePlan,
-    synthetic: tuple[NDArray[np.float64], NDArray[np.int64]] | None,
+    synthetic: Synthetic | None,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
     classic: Classic,
@@ -47,8 +48,8 @@ def build_training_set(
         Real records in matrix form.
     strata : ndarray of int64, shape (n,)
         Their stratum, as an index into ``names``.
-    synthetic : pair of ndarrays, optional
-        Synthetic records that passed the gate, best first within a stratum; needed by model arms.
+    synthetic : Synthetic, optional
+        Records that passed the gate; needed by model arms.
     seed : int
         For copies and SMOTE records.
 
@@ -58,13 +59,14 @@ def build_training_set(
         Real records first, then synthetic, SMOTE records and copies.
     """
     wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
-    parts_X, parts_s = [X], [strata]
+    parts_X, parts_s, shares = [X], [strata], np.ones(0)
     if arm.has_model and synthetic is not None:
         rows = _first_of_each(
-            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
+            synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
         )
-        parts_X.append(synthetic[0][rows])
-        parts_s.append(synthetic[1][rows])
+        parts_X.append(synthetic.X[rows])
+        parts_s.append(synthetic.strata[rows])
+        shares = np.ones(len(rows)) if synthetic.shares is None else synthetic.shares[rows]
     smote_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if smote_counts:
         made = smote(
@@ -88,6 +90,7 @@ def build_training_set(
     # A stratum that is not in this part has no weight to give, and no records to give it to.
     weight = np.array([wanted[name].weight if name in wanted else 1.0 for name in names])
     weights = weight[all_strata]
+    weights[len(X) : len(X) + len(shares)] *= shares
     return TrainingSet(np.concatenate(parts_X), all_strata, weights / weights.mean())
 
 
@@ -108,7 +111,7 @@ def drawn_training_set(
     *,
     names: tuple[str, ...],
     plan: BalancePlan,
-    synthetic: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+    synthetic: Synthetic | None,
 ) -> DrawnSet:
     """Return the training set of one arm whose learner draws records by weight.
 
@@ -119,10 +122,10 @@ def drawn_training_set(
     n_real = len(strata)
     if arm.has_model and synthetic is not None:
         rows = _first_of_each(
-            synthetic[1], {names.index(k): w.synthetic for k, w in wanted.items()}
+            synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
         )
-        X = np.concatenate([X, synthetic[0][rows]])
-        strata = np.concatenate([strata, synthetic[1][rows]])
+        X = np.concatenate([X, synthetic.X[rows]])
+        strata = np.concatenate([strata, synthetic.strata[rows]])
     weight = np.zeros(len(names))
     for name, w in wanted.items():
         weight[names.index(name)] = w.effective / max(1, w.stored)
@@ -135,12 +138,16 @@ def _wanted_of_part(
     strata: NDArray[np.int64],
     names: tuple[str, ...],
     plan: BalancePlan,
-    synthetic: tuple[NDArray[Any], NDArray[np.int64]] | None,
+    synthetic: Synthetic | None,
 ) -> dict[str, Wanted]:
     """What the arm wants of a part with these real records, and these synthetic ones at hand."""
     counts = _counts(strata, names)
-    available = None if synthetic is None else _counts(synthetic[1], names)
-    return wanted_records(arm, counts, plan, available=available)
+    available = shares = None
+    if synthetic is not None:
+        available = _counts(synthetic.strata, names)
+        if synthetic.shares is not None:
+            shares = share_sums(synthetic.strata, synthetic.shares, names)
+    return wanted_records(arm, counts, plan, available=available, shares=shares)
 
 
 def _counts(strata: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:

@@ -25,8 +25,14 @@ logger = logging.getLogger(__name__)
 MAX_MOVE = 0.2
 
 
-def shard_weights(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> dict[str, float]:
+def shard_weights(
+    recipe: Recipe,
+    counts: Iterable[Mapping[str, int]],
+    counted: Iterable[Mapping[str, float]],
+) -> dict[str, float]:
     """Return the ``aug_weight`` of each stratum's records, as the shards hold it.
+
+    With soft labels a synthetic row's is that times its share.
 
     Parameters
     ----------
@@ -35,6 +41,8 @@ def shard_weights(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> dict[s
         stay as they are.
     counts : iterable of mapping
         Stratum -> records of each origin that is published in train.
+    counted : iterable of mapping
+        What these count: the same numbers, but for rows with soft labels their shares.
 
     Returns
     -------
@@ -44,10 +52,14 @@ def shard_weights(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> dict[s
     total: Counter[str] = Counter()
     for origin in counts:
         total.update(origin)
+    mass = dict.fromkeys(total, 0.0)
+    for of_origin in counted:
+        for name, n in of_origin.items():
+            mass[name] += n
     given = {name: recipe.class_weight.get(name, 1.0) for name in total}
     scale = 1.0
     if recipe.weights_from is None:
-        scale = total.total() / sum(n * given[name] for name, n in total.items())
+        scale = total.total() / sum(n * given[name] for name, n in mass.items())
     return {name: float(np.float32(weight * scale)) for name, weight in sorted(given.items())}
 
 
@@ -81,7 +93,13 @@ def inherit_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: 
         "classic": recipe.classic,
         "synthetic": recipe.synthetic,
     }
-    fresh = shard_weights(recipe, [n for origin, n in origins.items() if origin in publish.origins])
+    goes_out = [origin for origin in origins if origin in publish.origins]
+    shares = {"synthetic": recipe.shares} if recipe.shares else {}
+    fresh = shard_weights(
+        recipe,
+        [origins[origin] for origin in goes_out],
+        [shares.get(origin, origins[origin]) for origin in goes_out],
+    )
     if fresh == parent.weights:
         return recipe
     reason = _why_new(recipe, fresh, parent.recipe, parent.weights)
@@ -109,7 +127,8 @@ def _why_new(
     recipe: Recipe, fresh: Mapping[str, float], before: Recipe, weights: Mapping[str, float]
 ) -> str:
     """Say why the weights cannot be the parent's; empty where they can."""
-    if (recipe.arm.family, recipe.loss) != (before.arm.family, before.loss):
+    kinds = [(r.arm.family, r.loss, bool(r.shares)) for r in (recipe, before)]
+    if kinds[0] != kinds[1]:
         return f"the recipe was {before.arm.name!r} and is {recipe.arm.name!r}"
     if not weights:
         return "the version before does not say its own"

@@ -25,6 +25,8 @@ class Calibration(Fact):
     precision: str
     threads: int
     seconds_per_step: float  # 0 where steps were given
+    most_steps: int = 0  # beyond which the model does not go by itself; 0: as far as it is told
+    fixed_seconds: float = 0.0  # that training takes beside its steps: judging, fitting densities
 
     @property
     def n_images(self) -> int:
@@ -33,8 +35,8 @@ class Calibration(Fact):
 
     @property
     def seconds(self) -> float:
-        """How long training should take."""
-        return self.steps * self.seconds_per_step
+        """How long training should take; 0 where steps were given."""
+        return self.steps * self.seconds_per_step + self.fixed_seconds
 
 
 def calibrate(

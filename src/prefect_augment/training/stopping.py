@@ -22,7 +22,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.training import loop
 from prefect_augment.training.devices import Device
 
-__all__ = ["PATIENCE", "Judgement", "Watched", "WatchedPhase", "train_watched"]
+__all__ = ["N_STRETCHES", "PATIENCE", "Judgement", "Watched", "WatchedPhase", "train_watched"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,14 @@ class Judgement:
         By the name of a child of the network.
     memorised : bool
         The network gives back records that it was trained on: it is not taken, and training ends.
+    fault : str
+        What else is wrong with the network: it is not taken, and training ends once there was a
+        better one, or after ``patience`` judgements without.
     """
 
     losses: dict[str, float]
     memorised: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,10 @@ class _Book:
         self.judged.append(step)
         if judgement.memorised and self.best:
             self.reason = f"records were about to be learnt by heart at step {step}"
+            return
+        if judgement.fault:
+            if self.best or len(self.judged) >= self.patience:
+                self.reason = f"{judgement.fault} at step {step}"
             return
         resting = self.resting
         for name, loss in judgement.losses.items():

@@ -1,0 +1,116 @@
+"""Rows near to a fit record: as rare as asked for, with equal ones as frequent as among real records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from prefect_augment import GenerativeSampler
+from prefect_augment.encoding.columns import describe_columns
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.evaluation.neighbours import FeatureSpace, near_limit
+from prefect_augment.genmodels.counter_random import seeds_from
+from prefect_augment.stages.near_rows import QUANTILE, NearRows
+
+N = 400
+
+
+class Copier:
+    """Gives back fit records: some of them as they are, some moved a little, the others elsewhere."""
+
+    def __init__(self, X: NDArray[np.float64], equal: float, near: float) -> None:
+        self.X, self.equal, self.near = X, equal, near
+
+    def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> np.ndarray:
+        made = []
+        for k, seed in zip(conditions, seeds, strict=True):
+            rng = np.random.default_rng([abs(int(seed)), int(k)])
+            row, chance = self.X[rng.integers(len(self.X))], rng.random()
+            if chance > self.equal:
+                row = row + 1e-4 if chance < self.equal + self.near else rng.normal(size=len(row))
+            made.append(row)
+        return np.array(made)
+
+
+def real(twins: int = 0) -> NDArray[np.float64]:
+    X = np.random.default_rng(0).normal(size=(N, 3))
+    X[:twins] = X[0]
+    return X
+
+
+def judged(
+    X: NDArray[np.float64], share: float, *, equal: float, near: float, n: int = 4000
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return how far drawn rows are from the fit records, and which of them stay."""
+    table = pa.table({**{f"x{j}": X[:, j] for j in range(3)}, "y": ["a"] * N})
+    encoder = TableEncoder.fit(table, columns=describe_columns(table, label="y"), label="y")
+    model, y = Copier(X, equal, near), np.zeros(N, dtype=np.int64)
+    rows = NearRows.of(
+        share,
+        model,
+        encoder,
+        fit=(X, y),
+        val=(X[:0], y[:0]),
+        strata=[0],  # type: ignore[arg-type]
+    )
+    seeds = seeds_from(3, 0, n)
+    drawn = model.sample(np.zeros(n, dtype=np.int64), seeds=seeds)
+    stays = rows.stay(0, drawn, seeds)
+    assert np.array_equal(stays[100:200], rows.stay(0, drawn[100:200], seeds[100:200]))
+    written = encoder.encode(encoder.decode(drawn, strata=["a"] * n))
+    return rows.space.nearest(rows.space.place(written), rows.space.place(X)), stays
+
+
+def limit_of(X: NDArray[np.float64]) -> float:
+    space = FeatureSpace.of(X, np.zeros(3, dtype=bool))
+    return near_limit(space.nearest_others(space.place(X)), QUANTILE)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2])
+def test_near_rows_are_as_rare_as_asked_for(share: float) -> None:
+    distance, stays = judged(real(), share, equal=0.1, near=0.3)
+    left = distance[stays]
+    assert np.mean(left < limit_of(real())) == pytest.approx(share, abs=0.03)
+    assert (left > 0).all(), "no two real records are equal"
+    assert stays[distance >= limit_of(real())].all(), "rows that are far enough all stay"
+
+
+def test_rows_equal_to_a_fit_record_are_as_frequent_as_among_real_ones() -> None:
+    X = real(twins=120)
+    distance, stays = judged(X, 0.0, equal=0.6, near=0.2)
+    assert np.mean(distance[stays] == 0) == pytest.approx(120 / N, abs=0.03)
+    assert not ((distance > 0) & (distance < limit_of(X)))[stays].any()
+
+
+def test_nothing_is_passed_over_where_real_records_are_all_equal() -> None:
+    twice = np.repeat(real()[: N // 2], 2, axis=0)
+    assert judged(twice, 0.0, equal=1.0, near=0.0)[1].all()
+
+
+def test_rows_as_rare_as_asked_for_all_stay() -> None:
+    assert judged(real(), 0.5, equal=0.0, near=0.2)[1].all()
+
+
+def test_the_sampler_says_how_many_draws_were_passed_over() -> None:
+    rng = np.random.default_rng(1)
+    X, y = np.round(rng.normal(size=(240, 2)), 1), np.repeat([0, 1], [200, 40])
+    near = {}
+    for share in (None, 0.0):
+        sampler = GenerativeSampler(max_near=share, purpose="faithful", random_state=0)
+        made, labels = sampler.fit_resample(X, y)
+        assert len(made) == 400
+        assert (labels == 1).sum() == 200
+        space = FeatureSpace.of(X, np.zeros(2, dtype=bool))
+        own = space.place(X[y == 1])
+        distances = space.nearest(space.place(made[240:]), own)
+        limit = near_limit(space.nearest_others(own), QUANTILE)
+        near[share] = np.mean((distances > 0) & (distances < limit))
+        assert (sampler.summary_["accepted"][1] == 1.0) == (share is None)
+    assert near[None] > near[0.0] == 0
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_near"):
+        GenerativeSampler(max_near=1.0).fit_resample(np.zeros((20, 1)), np.repeat([0, 1], 10))

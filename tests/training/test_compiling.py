@@ -1,0 +1,30 @@
+"""A network that cannot be compiled is trained as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra 'torch'")
+
+from torch import Tensor, nn  # noqa: E402
+
+from prefect_augment.training.compiling import compiled  # noqa: E402
+from prefect_augment.training.devices import Device  # noqa: E402
+
+
+# PyTorch uses what it has deprecated itself when its compiler is imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_that_cannot_be_compiled_works_as_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = nn.Linear(2, 1)
+    x = torch.ones(3, 2)
+    before = network(x)
+
+    def loss() -> Tensor:
+        raise RuntimeError("no compiler here")
+
+    assert not compiled(network, loss, Device())
+    assert "trained as it is: RuntimeError: no compiler here" in caplog.text
+    torch.testing.assert_close(network(x), before)
+    assert list(network.state_dict()) == ["weight", "bias"]
