@@ -89,10 +89,11 @@ def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
         sampler = GenerativeSampler(
             kind,
             purpose="faithful",
-            max_near=MAX_NEAR if method.endswith(NOT_NEAR) else None,
             random_state=seed,
             budget=BUDGET,
         )
+        if method.endswith(NOT_NEAR):
+            sampler.set_params(max_near=MAX_NEAR)
         with cost() as fitting:
             sampler.fit(X, y)
         counts = y.value_counts().to_dict()

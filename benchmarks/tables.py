@@ -7,8 +7,8 @@ Every method gets the same fit rows:
   SMOTEN, as fits the columns, with imputed nulls);
 - CTGAN and TVAE of the `ctgan` package at their defaults (300 epochs), in an environment of their own;
 - each of our models by `GenerativeSampler` at its defaults, `faithful` and, where named so, for
-  `utility`; *trees, weighted* is its `fit_weighted`: rows of every class with soft labels and weights;
-  *trees, not near* passes over rows too near to a fit row (`max_near=0.05`).
+  `utility`; *weighted* is its `fit_weighted`: rows of every class with soft labels and weights;
+  *trees, not near* passes over rows too near to a fit row in every class (`max_near=0.05`).
 
 Measured are, with test's rows: the AUC of boosted trees that tell drawn rows from them (C2ST; 0.5 is
 perfect; five folds, up to 2,500 rows a side), column shapes and pair trends (sdmetrics' figures), all
@@ -62,8 +62,13 @@ BASELINES = (NOTHING, WEIGHTS, "oversampling", "SMOTE")
 KINDS = [
     k for k in ("trees", "flow", "vae", "gan", "autoencoder") if k in MODELS
 ]  # fmt: skip
-OURS = [m for k in KINDS for m in (k, f"{k}, utility")]
-OURS[2:2] = ["trees, weighted", "trees, not near"]
+USES = {
+    "trees": (", utility", ", weighted", ", not near"),
+    "flow": (", utility",),
+    "vae": (", weighted",),
+    "gan": (", weighted",),
+}
+OURS = [k + use for k in KINDS for use in ("", *USES.get(k, ()))]
 METHODS = [*BASELINES, *PEERS, *OURS]
 QUICK = [*BASELINES, "TVAE", "trees", "trees, utility", "flow"]
 SPEED_ROWS = 8000

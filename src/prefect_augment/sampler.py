@@ -44,6 +44,9 @@ __all__ = ["GenerativeSampler"]
 
 # Draw three times as many, keep the third most confidently of the class (docs: two purposes).
 UTILITY_DRAWS = 3
+# What max_near="auto" is about: classes with fewer rows, and as many near ones as among real rows.
+SMALL_CLASS = 50
+AUTO_NEAR = 0.05
 
 
 class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-learn has no types
@@ -71,11 +74,12 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Columns of arrays are called ``x0``, ``x1`` …
     constraints : list of Constraint or dict, or None, default=None
         What every new row keeps, such as ``{"kind": "inequality", "left": "from", "right": "to"}``.
-    max_near : float or None, default=None
+    max_near : "auto", float or None, default="auto"
         Largest share of new rows that are nearer to a row of their class in ``X`` than the nearest 5 %
         of those rows are to one another: 0.05 is as many as among real rows, 0 passes all of them
-        over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. None takes rows
-        as they are drawn.
+        over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. ``auto`` is 0.05
+        for classes with fewer than 50 rows, which models keep close to; None takes rows as they are
+        drawn.
     budget : Budget, dict or None, default=None
         For models that are trained in steps; its default takes minutes. Trees need none.
 
@@ -115,7 +119,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         "model_params": [dict, None],
         "columns": [list, tuple, None],
         "constraints": [list, tuple, None],
-        "max_near": [Interval(Real, 0, 1, closed="left"), None],
+        "max_near": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left"), None],
         "budget": [Budget, dict, None],
     }
 
@@ -129,7 +133,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         model_params: Any = None,
         columns: Any = None,
         constraints: Any = None,
-        max_near: Any = None,
+        max_near: Any = "auto",
         budget: Any = None,
     ) -> None:
         super().__init__(sampling_strategy=sampling_strategy)
@@ -396,17 +400,23 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         self.summary_ |= {"drawn": {}, "kept": {}, "copied": {}, "accepted": {}}
         return matrix, codes
 
-    def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows:
+    def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows | None:
         """Return which rows stay of those near to a row of ``X``; no row was kept out of the fit."""
+        n_rows = np.array(self._spec.class_counts)
+        is_judged = n_rows >= MIN_SAMPLED_RECORDS
+        share = self.max_near
+        if share == "auto":
+            is_judged &= n_rows < SMALL_CLASS
+            share = AUTO_NEAR
+        if not is_judged.any():
+            return None
         return NearRows.of(
-            self.max_near,
+            share,
             self.model_,
             self.encoder_,
             fit=(matrix, codes),
             val=(matrix[:0], codes[:0]),
-            strata=np.flatnonzero(
-                np.array(self._spec.class_counts) >= MIN_SAMPLED_RECORDS
-            ).tolist(),
+            strata=np.flatnonzero(is_judged).tolist(),
         )
 
     def _checked(self, X: Any, y: NDArray[Any]) -> Any:

@@ -12,6 +12,7 @@ from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.neighbours import FeatureSpace, near_limit
 from prefect_augment.genmodels.counter_random import seeds_from
+from prefect_augment.sampler import SMALL_CLASS
 from prefect_augment.stages.near_rows import QUANTILE, NearRows
 
 N = 400
@@ -112,5 +113,19 @@ def test_the_sampler_says_how_many_draws_were_passed_over() -> None:
 
 
 def test_a_share_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_near"):
-        GenerativeSampler(max_near=1.0).fit_resample(np.zeros((20, 1)), np.repeat([0, 1], 10))
+    for none in (1.0, "none"):
+        with pytest.raises(ValueError, match="max_near"):
+            GenerativeSampler(max_near=none).fit_resample(np.zeros((20, 1)), np.repeat([0, 1], 10))
+
+
+def test_by_itself_only_small_classes_are_held_against_their_rows() -> None:
+    rng = np.random.default_rng(2)
+    y = np.repeat([0, 1, 2], [200, 60, SMALL_CLASS - 1])
+    X = np.round(rng.normal(size=(len(y), 2)), 1)
+    accepted = {}
+    for share in ("auto", None):
+        sampler = GenerativeSampler(max_near=share, purpose="faithful", random_state=0)
+        sampler.fit_resample(X, y)
+        accepted[share] = sampler.summary_["accepted"]
+    assert accepted["auto"][1] == accepted[None][1] == accepted[None][2] == 1.0
+    assert accepted["auto"][2] < 1.0

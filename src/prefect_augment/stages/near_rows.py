@@ -63,6 +63,7 @@ class NearRows:
     space : FeatureSpace
         Of all fit records.
     strata : dict of int to _Stratum
+        Records of others all stay.
     """
 
     share: float
@@ -117,8 +118,8 @@ class NearRows:
         seeds : ndarray of int64, shape (n,)
             Each record's own.
         """
-        of = self.strata[k]
-        if min(of.keep_near, of.keep_equal) >= 1:
+        of = self.strata.get(k)
+        if of is None or min(of.keep_near, of.keep_equal) >= 1:
             return np.ones(len(X), dtype=bool)
         distance = self.space.nearest(self._placed(X), of.fit)
         keep = np.where(distance == 0, of.keep_equal, of.keep_near)
