@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,15 @@ def test_library_below_the_tasks_does_not_load_prefect(room: str, repository: Pa
     assert "prefect" not in loaded_after(statements)
 
 
-def test_help_of_the_command_answers_in_under_a_second() -> None:
-    """Best of three: what the command needs, not what else the machine does."""
-    command = "from prefect_augment.cli import main; import sys; sys.argv[0] = 'prefect-augment'"
-    arguments = [sys.executable, "-c", f"{command}; sys.exit(main())", "--help"]
-
-    def answer() -> tuple[float, str]:
-        started = time.perf_counter()
-        done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
-        return time.perf_counter() - started, done.stdout
-
-    seconds, text = min(answer() for _ in range(3))
-    assert "rebalance" in text
-    assert seconds < 1.0
+def test_help_of_the_command_loads_no_heavy_library() -> None:
+    """Nor what its commands need: help is there at once."""
+    statements = (
+        "import contextlib, sys\n"
+        "from prefect_augment.cli import main\n"
+        "sys.argv = ['prefect-augment', '--help']\n"
+        "with contextlib.suppress(SystemExit):\n main()"
+    )
+    assert loaded_after(statements) & (NOT_FOR_THE_FORM | {"pyarrow"}) == set()
 
 
 def test_imports_point_to_lower_layers_and_prefect_stays_on_top(repository: Path) -> None:
