@@ -34,7 +34,7 @@ test: setup ## the fast tests: no server, no network, no GPU
 
 # pytest exits with 5 where it finds no test of a kind.
 define run_marked
-	@$(PYTEST) -m $(1) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
+	@$(PYTEST) $(2) -m $(1) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
 	echo "make $(1): THERE IS NO TEST MARKED $(1) YET, NOTHING WAS TESTED"; }
 endef
 
@@ -43,7 +43,7 @@ e2e: setup ## the tests that start real servers on loopback
 
 faults: setup ## the tests that kill, fill and break things, and talk to real object stores
 	@PYTHON=$(PYTHON) ./tests/faults/servers/install
-	$(call run_marked,faults)
+	$(call run_marked,faults,-n 2 --dist loadfile)
 
 lint: setup ## formatting, lint, types, layers
 	@$(BIN)/ruff format --check .
