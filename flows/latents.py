@@ -1,4 +1,4 @@
-"""What a trained model says of records: embed, anomalies, reconstruct, denoise, interpolate, classify.
+"""What a trained model says of records, or makes of them: embed, anomalies, reconstruct, and so on.
 
 Each finds the model that an earlier run of the same parameters trained below the destination, or
 trains it, and leaves its result beside the dataset. What all of them take and do is :func:`_use`.
@@ -20,6 +20,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.flows._inputs import default_destination, default_source, running
 from prefect_augment.params import (
     Anomalies,
+    AttributeShift,
     AutoModel,
     Budget,
     Classification,
@@ -46,10 +47,19 @@ from prefect_augment.tasks.latents import (
     reconstruct_records,
     score_anomalies,
     select_classes,
+    shift_records,
 )
 from prefect_augment.tasks.train import train_model
 
-__all__ = ["anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct"]
+__all__ = [
+    "anomalies",
+    "classify",
+    "denoise",
+    "embed",
+    "interpolate",
+    "reconstruct",
+    "shift_attribute",
+]
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def _use(
         use.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         use.__signature__ = signature  # type: ignore[attr-defined]
         del use.__wrapped__
-        name = work.__name__
+        name = work.__name__.replace("_", "-")
         return flow(name=name, flow_run_name=f"{name} {{source.uri}}", persist_result=False)(use)
 
     return decorate
@@ -212,6 +222,16 @@ def interpolate(job: _Run, interpolation: Interpolation = Interpolation()) -> La
         interpolation: Between which records or classes, and in how many steps.
     """
     return job.use(interpolate_records, interpolation)
+
+
+@_use("latents")
+def shift_attribute(job: _Run, shift: AttributeShift = AttributeShift()) -> LatentResult:
+    """Add an attribute to records, in several strengths: arithmetic on their latent vectors.
+
+    Args:
+        shift: Which attribute, of which records, and how much of it.
+    """
+    return job.use(shift_records, shift)
 
 
 @_use("likelihoods")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from prefect import task
 
 from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
-from prefect_augment.params import Destination, Interpolation, Output
+from prefect_augment.params import AttributeShift, Destination, Interpolation, Output
 from prefect_augment.registry import load_model_class
 from prefect_augment.stages.anomalies import anomalies
 from prefect_augment.stages.classify import classify
@@ -19,6 +19,7 @@ from prefect_augment.stages.interpolate import interpolate
 from prefect_augment.stages.latents_page import latents_page
 from prefect_augment.stages.reconstruct import reconstruct
 from prefect_augment.stages.select_classes import select_classes as select
+from prefect_augment.stages.shift_attribute import shift_attribute
 from prefect_augment.stages.version_records import version_records
 from prefect_augment.storage import Store
 from prefect_augment.tasks._limits import gpu_slot
@@ -43,6 +44,7 @@ __all__ = [
     "reconstruct_records",
     "score_anomalies",
     "select_classes",
+    "shift_records",
 ]
 
 
@@ -236,6 +238,38 @@ def interpolate_records(
     with _use(dataset, model, output, "interpolate") as (given, shown):
         given.pop("on_progress")
         return shown(interpolate(dataset, wish=wish, **given))
+
+
+@task(name="shift_records", task_run_name=_named("shift an attribute of"), **TASK_OPTIONS)
+def shift_records(
+    dataset: DatasetRef,
+    model: ModelRef,
+    wish: AttributeShift | None = None,
+    *,
+    output: Output | None = None,
+) -> LatentRef:
+    """Add an attribute to the latent vectors of records, in several strengths, and decode them.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Staged records; the direction comes from the fit records among them.
+    model : ModelRef
+        A model with a latent space.
+    wish : AttributeShift, optional
+        Which attribute, which records, which strengths; from the largest class towards the smallest by
+        default.
+    output : Output, optional
+        Which parts, and where to; beside the dataset by default.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with a row per record and strength; ``found`` has how well the direction tells the two
+        values apart on val.
+    """
+    with _use(dataset, model, output, "shift attribute") as (given, shown):
+        return shown(shift_attribute(dataset, wish=wish, **given))
 
 
 @task(name="classify_records", task_run_name=_named("classify"), **TASK_OPTIONS)

@@ -20,17 +20,20 @@ from prefect_augment.flows.latents import (
     embed,
     interpolate,
     reconstruct,
+    shift_attribute,
 )
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.params import Balance, ClassTarget, PluginModel, Source
 
-USES: list[Flow[Any, Any]] = [anomalies, classify, denoise, embed, interpolate, reconstruct]
+USES: list[Flow[Any, Any]] = [
+    anomalies, classify, denoise, embed, interpolate, reconstruct, shift_attribute,
+]  # fmt: skip
 FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve, *USES]
 # In the order of work: what comes in, what is wanted, how, what has to hold, what goes out.
 ORDER = [
     *("source", "synthetic", "destination", "proposal", "answer", "balance"),
-    *("anomalies", "reconstruction", "denoising", "interpolation", "classification"),
+    *("anomalies", "reconstruction", "denoising", "interpolation", "shift", "classification"),
     *("model", "classic", "budget", "gate", "approval", "publish", "report", "compute"),
     *("output", "seed", "plan_only"),
 ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         embed,
         interpolate,
         reconstruct,
+        shift_attribute,
     )
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.flows.train import train
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Anomalies,
         Answer,
         Approval,
+        AttributeShift,
         AutoencoderModel,
         AutoModel,
         Balance,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
         reconstruct_records,
         score_anomalies,
         select_classes,
+        shift_records,
     )
     from prefect_augment.tasks.plan import plan_balance
     from prefect_augment.tasks.publish import publish_dataset, write_report
@@ -89,13 +92,22 @@ _HOMES = {
     "flows.approve": ("approve",),
     "flows.augment": ("augment",),
     "flows.evaluate": ("evaluate",),
-    "flows.latents": ("anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct"),
+    "flows.latents": (
+        "anomalies",
+        "classify",
+        "denoise",
+        "embed",
+        "interpolate",
+        "reconstruct",
+        "shift_attribute",
+    ),
     "flows.rebalance": ("rebalance",),
     "flows.train": ("train",),
     "params": (
         "Anomalies",
         "Answer",
         "Approval",
+        "AttributeShift",
         "AutoModel",
         "AutoencoderModel",
         "Balance",
@@ -144,6 +156,7 @@ _HOMES = {
         "reconstruct_records",
         "score_anomalies",
         "select_classes",
+        "shift_records",
     ),
     "tasks.plan": ("plan_balance",),
     "tasks.publish": ("publish_dataset", "write_report"),
@@ -156,6 +169,7 @@ __all__ = [
     "Anomalies",
     "Answer",
     "Approval",
+    "AttributeShift",
     "AutoModel",
     "AutoencoderModel",
     "Balance",
@@ -219,6 +233,8 @@ __all__ = [
     "score_anomalies",
     "score_arm",
     "select_classes",
+    "shift_attribute",
+    "shift_records",
     "train",
     "train_model",
     "verify_choice",

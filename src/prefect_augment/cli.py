@@ -21,6 +21,7 @@ from prefect_augment.commands.latents import (
     embed,
     interpolate,
     reconstruct,
+    shift_attribute,
 )
 from prefect_augment.commands.rebalance import demo, rebalance
 from prefect_augment.commands.shared import err, escape
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     rebalance, augment, train, evaluate, embed, anomalies, reconstruct, denoise, interpolate,
-    classify, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
+    shift_attribute, classify, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
     init, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

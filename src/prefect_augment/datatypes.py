@@ -58,7 +58,7 @@ ArmFamily = Literal[
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
 LatentUse = Literal[
-    "embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "classes"
+    "embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "shifts", "classes"
 ]
 
 

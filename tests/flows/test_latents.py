@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from prefect_augment import (
     Anomalies,
+    AttributeShift,
     Denoising,
     Destination,
     Interpolation,
@@ -42,6 +43,8 @@ from prefect_augment import (
     reconstruct_records,
     score_anomalies,
     select_classes,
+    shift_attribute,
+    shift_records,
     train,
     train_model,
 )
@@ -96,6 +99,7 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
         "_anomalies": anomalies,
         "_reconstructions": reconstruct,
         "_interpolations": interpolate,
+        "_shifts": shift_attribute,
         "_classes": classify,
     }
     for folder, use in uses.items():
@@ -104,7 +108,10 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
         assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
 
 
-@pytest.mark.parametrize("use", [embed, anomalies, reconstruct, denoise, interpolate, classify])
+@pytest.mark.parametrize(
+    "use",
+    [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify],
+)
 def test_every_flow_takes_the_same_beside_its_own_wish(use: Any) -> None:
     names = list(use.parameters.model_dump()["properties"])
     own = 1 if use is not embed else 0
@@ -175,6 +182,8 @@ def test_every_task_is_a_plain_function_outside_prefect(given: dict[str, Any]) -
     model = train_model.fn(dataset, given["model"])
     strip = interpolate_records.fn(dataset, model, Interpolation(n_steps=3))
     assert strip.n_records == 5
+    wish = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
+    assert shift_records.fn(dataset, model, wish).n_records == 3
     assert reconstruct_records.fn(dataset, model, as_class="ok").n_records == dataset.n_records
     assert classify_records.fn(dataset, model, prior="observed").found["prior"] == "observed"
     publish_dataset.fn(dataset)
@@ -229,6 +238,11 @@ def call(
         ("anomalies", ["--train-on", "ok", "--normal-share", "0.1"], "beyond the threshold"),
         ("reconstruct", ["--as-class", "ok"], "Reconstructed 348 records"),
         ("interpolate", ["--from", "worn", "--to", "ok", "--records", "4"], "Made 4 records"),
+        (
+            "shift-attribute",
+            ["--from", "ok", "--to", "worn", "--strength", "0", "--strength", "-1"],
+            "by 2 strengths of the way from 'ok' to 'worn' of 'state'",
+        ),
         ("classify", ["--prior", "observed"], "with the prior observed"),
     ],
 )
@@ -284,6 +298,8 @@ def test_the_page_in_the_docs_runs(
         "three classes of the hold-out, better than chance"
     )
     assert 0 < names["nmi"] < 1
+    assert names["strip"].num_rows == 3 * 260, "all records of 'ok', in three strengths"
+    assert names["told_apart"] > 0.7
     assert names["auroc"] > 0.6
     assert names["strangest"]["anomaly"].all()
     drawn, beside = names["look_closely"]("parts.parquet", "state", "parts-balanced")

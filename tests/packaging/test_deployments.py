@@ -59,7 +59,9 @@ def test_nothing_is_pulled_because_the_package_is_installed() -> None:
 
 
 def test_every_flow_that_people_start_has_one_deployment() -> None:
-    uses = ("anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct")
+    uses = (
+        "anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct", "shift_attribute",
+    )  # fmt: skip
     assert sorted(deployment["entrypoint"] for deployment in CONTENT["deployments"]) == sorted(
         [
             f"prefect_augment.flows.{name}:{name}"

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.evaluation.sheets import ROW_HEIGHT
 from prefect_augment.params import (
+    AttributeShift,
     AutoModel,
     Balance,
     Budget,
@@ -32,7 +35,7 @@ from prefect_augment.stages.anomalies import anomalies
 from prefect_augment.stages.classify import classify
 from prefect_augment.stages.denoise import denoise
 from prefect_augment.stages.embed import embed
-from prefect_augment.stages.image_view import some_records
+from prefect_augment.stages.image_view import MAX_SHOWN, some_records
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.interpolate import interpolate
 from prefect_augment.stages.latents import Job
@@ -41,6 +44,7 @@ from prefect_augment.stages.models import load_model
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.reconstruct import reconstruct
 from prefect_augment.stages.select_classes import select_classes
+from prefect_augment.stages.shift_attribute import shift_attribute
 from prefect_augment.stages.train import train
 from prefect_augment.storage import Store, open_store
 
@@ -116,7 +120,8 @@ def test_images_that_are_balanced_within_groups_are_shown_too(
 
 def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None:
     store, dataset, model = trained
-    n_pictures = {embed: 2, anomalies: 2, reconstruct: 1, denoise: 1, interpolate: 1, classify: 0}
+    n_pictures = {embed: 2, anomalies: 2, reconstruct: 1, denoise: 1, interpolate: 1,
+                  shift_attribute: 1, classify: 0}  # fmt: skip
     for use, n in n_pictures.items():
         ref = use(dataset, model=model, store=store)  # type: ignore[operator]
         page = latents_page(ref, store)
@@ -138,6 +143,7 @@ def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     assert table.schema.field("image_reconstructed").type == table.schema.field("image").type
     strip = result(store, interpolate(dataset, model=model, store=store)).to_table()
     assert strip["image"].null_count == 0
+    assert shift_attribute(dataset, model=model, store=store).n_records > 0
     said = classify(dataset, model=model, store=store)
     assert 0 <= said.found["parts"]["val"]["accuracy"] <= 1
     denoised = result(store, denoise(dataset, model=model, store=store)).to_table()
@@ -179,6 +185,37 @@ def test_what_is_shown_is_of_val_and_of_the_hold_out_only_where_nothing_else_is_
         assert part == shown
         assert set(records["aug_id"].to_pylist()) <= by_part[shown]
         assert records["label"].to_pylist() == ["across"] * 4 + ["down"] * 4, "classes take turns"
+
+
+def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> None:
+    store, dataset, model = trained
+    wish = AttributeShift(start="across", end="down", strengths=[-0.5, 0, 0.5, 1])
+    ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+    made, source = result(store, ref).to_table(), table_of(store, dataset)
+    assert made.schema.field("image").type == source.schema.field("image").type
+    is_down = np.array(source["label"].to_pylist()) == "down"
+    learner = LogisticRegression(C=1e-6, max_iter=1000).fit(pixels_of(source["image"]), is_down)
+    likely = learner.predict_proba(pixels_of(made["image"]))[:, 1].reshape(-1, 4).mean(axis=0)
+    assert (np.diff(likely) > 0.05).all()
+    assert likely[1] < 0.2
+    assert likely[3] > 0.8
+    assert ref.found["val_auroc"] > 0.95
+
+
+def test_the_picture_of_a_shift_has_a_row_per_strength_below_the_records(trained: Trained) -> None:
+    store, dataset, model = trained
+    heights = []
+    for strengths in ([0.0], [0.0, 1.0], list(np.linspace(0, 1, 32))):
+        wish = AttributeShift(strengths=strengths)
+        ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+        (sheet,) = pictures(store, ref)
+        heights.append(len(sheet))
+    assert heights[1] - heights[0] == ROW_HEIGHT
+    assert heights[2] - heights[0] == (MAX_SHOWN - 1) * ROW_HEIGHT, "of many some are shown"
+
+
+def pixels_of(column: pa.ChunkedArray) -> np.ndarray:
+    return np.stack([decode_image(row["bytes"]).ravel() for row in column.to_pylist()])
 
 
 # --- anomalies ---

@@ -1,4 +1,4 @@
-"""What a trained model says of records: embed, anomalies, reconstruct, denoise, interpolate, classify.
+"""What a trained model says of records, or makes of them: embed, anomalies, reconstruct, and so on.
 
 What all of these commands take and do is :func:`_use`.
 """
@@ -30,7 +30,15 @@ from prefect_augment.commands.shared import (
     read_params,
 )
 
-__all__ = ["anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct"]
+__all__ = [
+    "anomalies",
+    "classify",
+    "denoise",
+    "embed",
+    "interpolate",
+    "reconstruct",
+    "shift_attribute",
+]
 
 Dest = Annotated[
     str,
@@ -44,6 +52,10 @@ Out = Annotated[
     str, typer.Option("--out", help="Folder or URL for the result; else beside the dataset.")
 ]
 Minutes = Annotated[float, typer.Option(help="Budget of the run that trains the model.")]
+
+AsClass = Annotated[
+    str, typer.Option(help="A class that all records are decoded as; else their own.")
+]
 
 Wishes = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
 
@@ -137,9 +149,7 @@ def anomalies(
 
 @_use
 def reconstruct(
-    as_class: Annotated[
-        str, typer.Option(help="A class that all records are reconstructed as; else their own.")
-    ] = "",
+    as_class: AsClass = "",
 ) -> Wishes:
     """Write every record beside what the model makes of its vector, with the error per column."""
     return {"reconstruction": {"as_class": as_class}}
@@ -167,6 +177,40 @@ def interpolate(
 ) -> Wishes:
     """Make the records on the way from one to another, or from one class to another."""
     return {"interpolation": {"start": start, "end": end, "n_steps": n_steps}}
+
+
+@_use
+def shift_attribute(
+    column: Annotated[
+        str, typer.Option(help="The column that holds the attribute; the label by default.")
+    ] = "",
+    start: Annotated[
+        str, typer.Option("--from", help="Away from this value; the most frequent by default.")
+    ] = "",
+    end: Annotated[
+        str, typer.Option("--to", help="Towards this value; the rarest by default.")
+    ] = "",
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="How much of the difference is added; repeatable (0, 0.5, 1, 1.5)."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A class or an aug_id to shift; repeatable. Those of --from by default."),
+    ] = None,
+    as_class: AsClass = "",
+) -> Wishes:
+    """Add an attribute to records, in several strengths: arithmetic on their latent vectors."""
+    return {
+        "shift": {
+            "column": column,
+            "start": start,
+            "end": end,
+            "strengths": strength,
+            "only": only,
+            "as_class": as_class,
+        }
+    }
 
 
 @_use

@@ -12,6 +12,7 @@ from prefect_augment.params.constraints import Combination, Constraint, Inequali
 from prefect_augment.params.data import ColumnWish, Destination, Source
 from prefect_augment.params.latents import (
     Anomalies,
+    AttributeShift,
     Classification,
     Denoising,
     Interpolation,
@@ -46,6 +47,7 @@ __all__ = [
     "Anomalies",
     "Answer",
     "Approval",
+    "AttributeShift",
     "AutoModel",
     "AutoencoderModel",
     "Balance",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from prefect_augment.params.base import Params
 
 __all__ = [
     "Anomalies",
+    "AttributeShift",
     "Classification",
     "Denoising",
     "Interpolation",
@@ -83,6 +84,40 @@ class Interpolation(Params):
     end: str = Field(default="", description="The same for the end. Empty: the smallest class.")
     n_steps: int = Field(
         default=9, ge=2, le=1000, description="Records made, the two ends included."
+    )
+
+
+class AttributeShift(Params):
+    """Which attribute is added to which records, and how much of it."""
+
+    column: str = Field(
+        default="",
+        description="The column that holds the attribute, e.g. one of balance.by. Empty: the label.",
+    )
+    start: str = Field(
+        default="",
+        description="The value that the direction leads away from. Empty: the most frequent one.",
+    )
+    end: str = Field(
+        default="",
+        description="The value that it leads to. Empty: the rarest one that has enough fit records.",
+    )
+    strengths: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default=[0.0, 0.5, 1.0, 1.5],
+        min_length=1,
+        max_length=32,
+        description="How much of the direction is added, each making one record: 0 reconstructs the record as it is, 1 "
+        "adds the whole difference of the two values, below 0 leads away from it.",
+    )
+    only: list[str] = Field(
+        default_factory=list,
+        description="The records that are shifted: classes, or records by their aug_id. Empty: those with the value "
+        "that the direction leads away from.",
+    )
+    as_class: str = Field(
+        default="",
+        description="A class that all are decoded as, also records of classes that the model does not know. Empty: "
+        "each as its own.",
     )
 
 

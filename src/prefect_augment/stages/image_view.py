@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from prefect_augment.genmodels.base import MapsAnomalies
 from prefect_augment.reading.latents import ERROR_MAP
 from prefect_augment.shards.formats import label_names
 from prefect_augment.stages.latent_view import suffixes
-from prefect_augment.stages.latents import NOT_SUMMED, Job, Strata
+from prefect_augment.stages.latents import Job, Strata
 
 __all__ = ["ImageView", "some_records"]
 
 Images = NDArray[np.uint8]
 AT_ONCE = 256  # images whose maps are in memory
+MAX_SHOWN = 8  # strengths of a shift
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,28 @@ class ImageView:
         images = [decode_image(data, at_least=longest) for data in image_bytes(column)]
         return strip_sheet("From one to the other", images)
 
+    def shift_picture(
+        self,
+        title: str,
+        ids: Sequence[str],
+        shifted: Callable[[pa.Table], Sequence[tuple[str, Images]]],
+    ) -> bytes:
+        """Draw a row per strength, a column per record, below the records as they are."""
+        shards = [shard for shard in self.job.shards if shard.split == self.job.shown_part]
+        columns = [*self.where_columns, self.encoder.label, *self.encoder.by]
+        records = _records_named(self.job, ids, shards, columns)
+        made = shifted(records)
+        shown = np.unique(np.rint(np.linspace(0, len(made) - 1, MAX_SHOWN)).astype(int))
+        rows = [("as they are", self.encoder.encode(records)), *(made[i] for i in shown.tolist())]
+        return rows_sheet(title, rows)
+
 
 def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tuple[pa.Table, str]:
     """Return a few records to be shown, and their part: val where it is read, the hold-out only if nothing else is.
 
     Classes take turns; of each, those with the lowest ids, which are hashes: a sample without a seed.
     """
-    parts = {shard.split for shard in job.shards} - {NOT_SUMMED} or {NOT_SUMMED}
-    part = "val" if "val" in parts else min(parts)
+    part = job.shown_part
     shards = [shard for shard in job.shards if shard.split == part]
     label = job.facts.label
     kept: dict[str, list[str]] = {}

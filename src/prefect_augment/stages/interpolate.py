@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Interpolation, Output
-from prefect_augment.shards.formats import label_names
 from prefect_augment.stages.embed import finite
+from prefect_augment.stages.latent_groups import vector_means, vectors, vectors_by
 from prefect_augment.stages.latent_view import open_view
 from prefect_augment.stages.latents import Job, Strata
 from prefect_augment.stages.models import Encoder
@@ -24,7 +24,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["interpolate"]
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def interpolate(
 ) -> LatentRef:
     """Write a strip of records between two, made from vectors on the straight line between theirs.
 
-    A class stands for its medoid: the fit record nearest to the mean of the class's vectors. Vectors of the
-    first half are decoded as the first one's stratum, the others as the last one's.
+    A class stands for its medoid: the fit record nearest to the mean of the class's vectors (of records that are
+    not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
+    others as the last one's.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str
     for table in job.tables(job.shards):
         found = table.filter(pc.equal(table["aug_id"], aug_id))
         if found.num_rows:
-            return _End(found.slice(0, 1), _embedded(job, fitted, encoder, found.slice(0, 1))[0])
+            return _End(found.slice(0, 1), vectors(job, fitted, encoder, found.slice(0, 1))[0])
     raise ParameterError(
         f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(job.parts)}; classes: "
         f"{', '.join(map(repr, strata.classes))}."
@@ -161,42 +162,19 @@ def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str
 
 
 def _medoids(job: Job, fitted: Any, encoder: Encoder, classes: Sequence[str]) -> dict[str, _End]:
-    """Return of each class the fit record nearest to the mean of its vectors, in two passes."""
-    shards = [s for s in job.facts.shards if s.split == "fit"] or job.shards
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts = dict.fromkeys(classes, 0)
-    for name, _, Z in _by_class(job, fitted, encoder, classes, shards):
-        sums[name] = sums.get(name, np.zeros(Z.shape[1])) + Z.sum(axis=0)
-        counts[name] += len(Z)
-    empty = [name for name in classes if not counts[name]]
+    """Return of each class the learnt record nearest to the mean of its vectors, in two passes."""
+    of_class: dict[str, Any] = {"column": job.facts.label, "values": classes}
+    means = vector_means(job, fitted, encoder, **of_class)
+    empty = [name for name in classes if name not in means]
     if empty:
         raise EmptyClassError(
             f"class {empty[0]!r} has no fit record that could stand for it; name a record by its aug_id.",
             class_name=empty[0],
         )
     best: dict[str, tuple[float, _End]] = {}
-    for name, table, Z in _by_class(job, fitted, encoder, classes, shards):
-        distances = np.linalg.norm(Z - sums[name] / counts[name], axis=1)
+    for name, table, Z in vectors_by(job, fitted, encoder, **of_class, shards=job.learnt_shards):
+        distances = np.linalg.norm(Z - means[name], axis=1)
         i = int(distances.argmin())
         if name not in best or distances[i] < best[name][0]:
             best[name] = float(distances[i]), _End(table.slice(i, 1), Z[i])
     return {name: end for name, (_, end) in best.items()}
-
-
-def _by_class(
-    job: Job, fitted: Any, encoder: Encoder, classes: Sequence[str], shards: Sequence[ShardFact]
-) -> Iterator[tuple[str, pa.Table, NDArray[np.float64]]]:
-    """Yield class, records and their vectors, some megabytes at a time."""
-    for table in job.tables(shards):
-        names = np.array(label_names(table[job.facts.label]), dtype=object)
-        for name in classes:
-            rows = np.flatnonzero(names == name)
-            if len(rows):
-                taken = table.take(pa.array(rows))
-                yield name, taken, _embedded(job, fitted, encoder, taken)
-
-
-def _embedded(job: Job, fitted: Any, encoder: Encoder, table: pa.Table) -> NDArray[np.float64]:
-    Z = fitted.embed(encoder.encode(table))
-    vectors: NDArray[np.float64] = finite(Z, "vectors", job.model).astype(np.float64)
-    return vectors

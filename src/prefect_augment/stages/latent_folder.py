@@ -54,6 +54,10 @@ _ROWS = (
     "`classic` or `synthetic`."
 )
 _STEPS = "One row is one step, numbered by `aug_step`; the first and the last are records, named by `aug_id`."
+_SHIFTED = (
+    "One row is one record, named by `aug_id`, shifted by one strength, `aug_strength`; `aug_split` is the part of "
+    "the record."
+)
 
 
 class Piece(Fact):
@@ -179,7 +183,7 @@ def _card(facts: LatentFacts) -> str:
         title=facts.use.capitalize(),
         model=f"a model of kind {markdown_text(facts.model.kind)}",
         dataset=markdown_text(facts.dataset.root) + version,
-        rows=_STEPS if facts.use == "interpolations" else _ROWS,
+        rows={"interpolations": _STEPS, "shifts": _SHIFTED}.get(facts.use, _ROWS),
         kind=markdown_text(facts.model.kind),
         digest=facts.model.digest,
         n_fit=facts.model.n_fit,

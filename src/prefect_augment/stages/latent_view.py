@@ -8,7 +8,7 @@ The uses are written once, over this protocol. Tables bring a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +58,15 @@ class View(Protocol):
 
     def strip_picture(self, strip: pa.Table) -> bytes:
         """Draw the records of an interpolation."""
+        ...
+
+    def shift_picture(
+        self,
+        title: str,
+        ids: Sequence[str],
+        shifted: Callable[[pa.Table], Sequence[tuple[str, NDArray[Any]]]],
+    ) -> bytes:
+        """Draw some records, and what becomes of them: ``shifted`` gives each row with what it shows."""
         ...
 
 

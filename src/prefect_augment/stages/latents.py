@@ -120,6 +120,21 @@ class Job:
         """The shards that are read, in their order."""
         return [shard for shard in self.facts.shards if shard.split in self.parts]
 
+    @property
+    def learnt_shards(self) -> list[ShardFact]:
+        """The fit shards, read or not; of records that are not divided those that are read.
+
+        The hold-out is among them only where there is nothing else.
+        """
+        fit = [shard for shard in self.facts.shards if shard.split == "fit"]
+        return fit or [s for s in self.shards if s.split != NOT_SUMMED] or self.shards
+
+    @property
+    def shown_part(self) -> str:
+        """The part that records are shown of: val where it is read, the hold-out only if nothing else is."""
+        parts = set(self.parts) - {NOT_SUMMED} or {NOT_SUMMED}
+        return "val" if "val" in parts else min(parts)
+
     def load(self, ability: Ability) -> tuple[Any, Encoder]:
         """Return the fitted model and its encoder.
 
@@ -146,6 +161,7 @@ class Job:
         on_progress: Progress | None,
         *,
         folder: str = "data",
+        n_made: Callable[[ShardFact], int] | None = None,
     ) -> list[Piece]:
         """Write what is made of each shard's records, each with a receipt.
 
@@ -158,6 +174,8 @@ class Job:
             Called with the fraction done and what is being done.
         folder : str
             Where to, below the result's; all but ``data`` go when the result is whole.
+        n_made : callable, optional
+            How many records are written for a shard; as many as are read where not given.
         """
         total, done, pieces = sum(shard.n_records for shard in self.shards), 0, []
         for i, shard in enumerate(self.shards):
@@ -173,7 +191,7 @@ class Job:
 
                 written = self.folder.put(
                     tables(),
-                    shard.n_records,
+                    shard.n_records if n_made is None else n_made(shard),
                     f"{shard.split}-{i:05d}",
                     split=shard.split,
                     origin=shard.origin,

@@ -41,6 +41,16 @@ def latents_sentence(ref: LatentRef) -> str:
             f"Made {ref.n_records - 2} records on the way from {found['start_class']!r} to "
             f"{found['end_class']!r}."
         )
+    if ref.use == "shifts":
+        auroc = (
+            f" On val the direction tells the two apart with AUROC {found['val_auroc']:.3f}."
+            if found["val_auroc"] is not None
+            else ""
+        )
+        return (
+            f"Shifted {found['n_shifted']:,} records by {len(found['strengths'])} strengths of the way from "
+            f"{found['start']!r} to {found['end']!r} of {found['column']!r}.{auroc}"
+        )
     val = found["parts"].get("val")
     scores = (
         f" On val: accuracy {val['accuracy']:.3f}, balanced accuracy {val['balanced_accuracy']:.3f}."
@@ -176,5 +186,6 @@ _TABLES: Mapping[LatentUse, Callable[[LatentFacts, Store], list[str]]] = {
     "reconstructions": _columns,
     "denoised": _nothing,
     "interpolations": _records,
+    "shifts": _records,
     "classes": _confusion,
 }

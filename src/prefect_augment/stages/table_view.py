@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,15 @@ class TableView:
         return b""
 
     def strip_picture(self, strip: pa.Table) -> bytes:
+        """Return none."""
+        return b""
+
+    def shift_picture(
+        self,
+        title: str,
+        ids: Sequence[str],
+        shifted: Callable[[pa.Table], Sequence[tuple[str, NDArray[Any]]]],
+    ) -> bytes:
         """Return none."""
         return b""
 
