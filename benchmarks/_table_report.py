@@ -1,4 +1,4 @@
-"""What `tables.py` prints: tables of means over seeds, differences with intervals, goals."""
+"""What `tables.py` prints: tables of means over seeds, differences with intervals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from _goals import Goal, print_goals, print_heading, print_row
 from _table_data import LABELS
 from _table_downstream import FIGURES, LEARNERS, Outcome, bootstrap_differences
 from _table_score import NOTHING
 
-__all__ = ["Results", "print_differences", "print_downstream", "print_likeness", "print_speed"]
+__all__ = [
+    "Goal",
+    "Results",
+    "best_of",
+    "print_differences",
+    "print_downstream",
+    "print_goals",
+    "print_likeness",
+    "print_speed",
+]
 
 # Student's t for a 95 % interval by degrees of freedom: a few seeds.
 _T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
@@ -97,7 +107,7 @@ def print_likeness(results: Results) -> None:
         print(
             f"\n### {of_set}: rows as the classes are (mean over seeds ± half of a 95 % interval)\n"
         )
-        _heading(["method", *(title for title, _, _ in LIKENESS)])
+        print_heading(["method", *(title for title, _, _ in LIKENESS)])
         for method in results.methods:
             cells = []
             for _, where, digits in LIKENESS:
@@ -106,7 +116,7 @@ def print_likeness(results: Results) -> None:
                 text = f"{np.mean(found):,.{digits}f}" if found else ""
                 cells.append(text + (f" ±{wide:.3f}" if not math.isnan(wide) else ""))
             if any(cells):
-                _row([method if method != NOTHING else "(real fit rows)", *cells])
+                print_row([method if method != NOTHING else "(real fit rows)", *cells])
 
 
 def print_downstream(results: Results) -> None:
@@ -119,7 +129,9 @@ def print_downstream(results: Results) -> None:
         print(
             f"\n### {of_set}: downstream after balancing (mean over seeds ± half of a 95 % interval)\n"
         )
-        _heading(["method", *(f"{learner} {titles[f]}" for learner in LEARNERS for f in FIGURES)])
+        print_heading(
+            ["method", *(f"{learner} {titles[f]}" for learner in LEARNERS for f in FIGURES)]
+        )
         for method in results.methods:
             cells = []
             for learner in LEARNERS:
@@ -129,7 +141,7 @@ def print_downstream(results: Results) -> None:
                     text = f"{np.mean(found):.3f}" if found else ""
                     cells.append(text + (f" ±{wide:.3f}" if not math.isnan(wide) else ""))
             if any(cells):
-                _row([method, *cells])
+                print_row([method, *cells])
 
 
 def differences(results: Results, sets: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -157,7 +169,9 @@ def print_differences(results: Results) -> None:
     print(
         f"\n### against nothing with a tuned threshold: mean of {len(sets)} sets [95 % interval]\n"
     )
-    _heading(["method", *(f"{learner} {f}" for learner in LEARNERS for f in ("AUPRC", "macro-F1"))])
+    print_heading(
+        ["method", *(f"{learner} {f}" for learner in LEARNERS for f in ("AUPRC", "macro-F1"))]
+    )
     found = differences(results, sets)
     for method in found[LEARNERS[0]]:
         cells = []
@@ -165,7 +179,7 @@ def print_differences(results: Results) -> None:
             for figure in ("auprc", "f1_tuned"):
                 middle, low, high = found[learner][method][figure]
                 cells.append(f"{middle:+.4f} [{low:+.4f}, {high:+.4f}]")
-        _row([method, *cells])
+        print_row([method, *cells])
 
 
 def print_speed(results: Results) -> None:
@@ -173,61 +187,12 @@ def print_speed(results: Results) -> None:
     if not results.speed:
         return
     print("\n### speed on 8,000 rows, one thread\n")
-    _heading(["set", "method", "fit CPU s", "rows/s"])
+    print_heading(["set", "method", "fit CPU s", "rows/s"])
     for (of_set, method), found in results.speed.items():
-        _row([of_set, method, f"{found['fit_cpu']:.2f}", f"{found['rows_per_s']:,.0f}"])
-
-
-def _heading(titles: Sequence[str]) -> None:
-    _row(titles)
-    _row(["---"] * len(titles))
-
-
-def _row(cells: Sequence[str]) -> None:
-    print("| " + " | ".join(cells) + " |")
-
-
-# --- goals ---
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One figure held against a limit, with a peer's figure beside it."""
-
-    metric: str
-    unit: str
-    ours: float
-    peer: float
-    peer_name: str
-    goal: str
-    met: bool
-
-    def row(self) -> dict[str, Any]:
-        """Return the form that all benchmarks write."""
-        ratio = self.ours / self.peer if self.peer else math.nan
-        numbers = {"ours": self.ours, "peer": self.peer, "ratio": ratio}
-        return {
-            "metric": self.metric,
-            "unit": self.unit,
-            **{k: None if math.isnan(v) else round(v, 5) for k, v in numbers.items()},
-            "peer_name": self.peer_name,
-            "goal": self.goal,
-            "met": self.met,
-        }
+        print_row([of_set, method, f"{found['fit_cpu']:.2f}", f"{found['rows_per_s']:,.0f}"])
 
 
 def best_of(figures: Iterable[tuple[float, str]], pick: Callable[..., Any]) -> tuple[float, str]:
     """Return the best of some peers' figures and whose it is; NaN where there is none."""
     known = [(value, name) for value, name in figures if not math.isnan(value)]
     return pick(known) if known else (math.nan, "")
-
-
-def print_goals(goals: Sequence[Goal]) -> None:
-    """Print every goal with what was reached."""
-    print("\n### goals\n")
-    _heading(["goal", "ours", "peer", "wanted", "met"])
-    for goal in goals:
-        peer = "" if math.isnan(goal.peer) else f"{goal.peer:,.4g} ({goal.peer_name})"
-        met = "yes" if goal.met else "NO"
-        _row([goal.metric, f"{goal.ours:,.4g}", peer, goal.goal, met])
-    print(f"\n{sum(g.met for g in goals)} of {len(goals)} met")

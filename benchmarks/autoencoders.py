@@ -10,10 +10,9 @@ one thread; settings were chosen on a part of that file, and the test file (2,00
 - the ratio of bytes of an image to float32 numbers of a code, 16, 32 and 64 of them;
 - denoising: PSNR gained at a deviation of 0.5, of images stored as uint8, where noise beyond black and
   white is lost already, and against the noise before that;
-- AUROC of the nine other digits where one is learnt, mean over the ten, one configuration;
-- k nearest neighbours, logistic regression and clusters' NMI on embeddings, beside PCA of their size
-  (without --quick also on fashion_lt).
+- AUROC of the nine other digits where one is learnt, mean over the ten, one configuration.
 
+What embeddings hold is measured by `image_latents.py`.
 --sheet writes a picture: test images, and below as each kind brings them back. The images are read
 from ../shared/data/images beside the repository.
 """
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import statistics
@@ -30,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,24 +36,19 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from _image_scores import read
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from prefect_augment.genmodels.autoencoder import Autoencoder
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.vae import Vae
 from prefect_augment.params import AutoencoderModel, VaeModel
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"
 BATCH = 128
 SIGMA = 0.5
 # Kind: params and steps.
@@ -73,9 +65,7 @@ KINDS: dict[str, tuple[AutoencoderModel | VaeModel, int]] = {
     "vae": (VaeModel(n_latent=32), 400),
 }  # fmt: skip
 QUICK_KINDS = ("dense 784-64-784", "contractive")
-EMBEDDED = ("conv", "denoising", "contractive", "vae")
 COMPRESSED_STEPS = 300
-FASHION_STEPS = 300
 STRANGE = AutoencoderModel(variant="denoising", layers="dense", n_latent=32)
 STRANGE_STEPS = 400
 PYTHAE = {"AE": 16, "VAE": 16}
@@ -108,16 +98,6 @@ class Images:
         """Shape and classes."""
         counts = np.bincount(self.y, minlength=len(self.classes))
         return ImageSpec(28, 1, self.classes, tuple(counts.tolist()))
-
-
-def read(name: str) -> tuple[NDArray[np.uint8], list[str]]:
-    """Return grey images (n, 28, 28, 1) and labels of a file."""
-    path = DATA / f"{name}.parquet"
-    if not path.is_file():
-        raise SystemExit(f"no data at {path}; this benchmark reads images beside the repository.")
-    table = pq.read_table(path)
-    images = [Image.open(io.BytesIO(r["bytes"])).convert("L") for r in table["image"].to_pylist()]
-    return np.stack([np.array(i) for i in images])[..., None], table["label"].to_pylist()
 
 
 def fitted(params: Any, data: ImageData, spec: ImageSpec, steps: int) -> tuple[Any, float]:
@@ -269,46 +249,6 @@ def anomalies(images: Images, digits: range) -> list[dict[str, Any]]:
     return [row("anomalies, one digit learnt: mean AUROC", "AUROC", ours, peer, "PCA 32", 0.95)]
 
 
-# --- embeddings -----------------------------------------------------------------------------------
-
-
-def embeddings(
-    name: str, images: Images, models: dict[str, Any], most: int
-) -> list[dict[str, Any]]:
-    """Return three measures of each model's embeddings, beside PCA of their size."""
-    rows, peers = [], {}
-    flat, test = (X[:most].reshape(len(X[:most]), -1) / 255.0 for X in (images.X, images.test_X))
-    for kind, model in models.items():
-        size = model.n_latent
-        if size not in peers:
-            pca = PCA(size, random_state=0).fit(flat)
-            peers[size] = measured(pca.transform(flat), pca.transform(test), images, most)
-        ours = measured(
-            model.embed(images.X[:most]), model.embed(images.test_X[:most]), images, most
-        )
-        for measure, value in ours.items():
-            peer = peers[size][measure]
-            rows.append(
-                row(f"{name}, {kind}: {measure}", "share", value, peer, f"PCA {size}", peer)
-            )
-    return rows
-
-
-def measured(Z: NDArray[Any], test: NDArray[Any], images: Images, most: int) -> dict[str, float]:
-    """Return accuracies and NMI; vectors are taken as they are, scaled for the logistic regression."""
-    y, test_y = images.y[:most], images.test_y[:most]
-    scaler = StandardScaler().fit(Z)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # alike for both sides
-        logistic = LogisticRegression(max_iter=200).fit(scaler.transform(Z), y)
-    clusters = KMeans(len(images.classes), n_init=5, random_state=0).fit(Z)
-    return {
-        "15-NN accuracy": float(KNeighborsClassifier(15).fit(Z, y).score(test, test_y)),
-        "logistic accuracy": float(logistic.score(scaler.transform(test), test_y)),
-        "clusters' NMI": float(normalized_mutual_info_score(test_y, clusters.predict(test))),
-    }
-
-
 # --- pythae ---------------------------------------------------------------------------------------
 
 
@@ -435,26 +375,11 @@ def main() -> None:
             args.json.write_text(json.dumps(rows, indent=1))
 
     part("anomalies", lambda: anomalies(images, range(1) if args.quick else range(10)))
-    embedded = {kind: model for kind, model in models.items() if kind in EMBEDDED}
-    part(
-        "embeddings", lambda: embeddings("mnist10k", images, embedded, 2000 if args.quick else 8000)
-    )
     if not args.quick:
         part("denoising", lambda: denoising(images, models["denoising"]))
         part("compression", lambda: compression(images, COMPRESSED_STEPS))
         if python := peer_python(args.cache):
             part("pythae", lambda: peers(images, python, PEER_EPOCHS))
-        part("embeddings of fashion_lt", fashion)
-
-
-def fashion() -> list[dict[str, Any]]:
-    """Return the embeddings of fashion_lt by convolutions and VAE."""
-    images = Images.of("fashion_lt", "fashion_test")
-    models = {
-        kind: fitted(KINDS[kind][0], ImageData(images.X, images.y), images.spec, FASHION_STEPS)[0]
-        for kind in ("conv", "vae")
-    }
-    return embeddings("fashion_lt", images, models, 6000)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from _latent_scores import MEASURES, judge
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy import stats
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    accuracy_score,
-    balanced_accuracy_score,
-    normalized_mutual_info_score,
-    roc_auc_score,
-)
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from prefect_augment.encoding.columns import describe_columns
@@ -59,16 +50,8 @@ LABELS = {"adult_income": "income", "hypothyroid": "diagnosis", "mammography": "
 SETS = ("hypothyroid", "mammography", "adult_income")
 KINDS = ("autoencoder", "vae")
 MIN_CLASS = 10
-N_NEIGHBOURS = 15
 MAX_RECORDS = 10_000  # of a data set, chosen by the seed
 QUICK_RECORDS = 2000
-MEASURES = (
-    "k-NN accuracy",
-    "k-NN balanced accuracy",
-    "logistic accuracy",
-    "logistic balanced accuracy",
-    "clusters' NMI",
-)
 
 
 @dataclass(frozen=True)
@@ -131,42 +114,6 @@ class Parts:
 
 
 # --- embeddings -------------------------------------------------------------------------------
-
-
-def judge(Z: NDArray[np.float64], parts: Parts, seed: int) -> dict[str, float]:
-    """Return all measures of some vectors."""
-    found: dict[str, float] = {}
-    y = parts.y
-    learners: dict[str, Callable[[], Any]] = {
-        "k-NN": lambda: KNeighborsClassifier(N_NEIGHBOURS),
-        "logistic": lambda: LogisticRegression(max_iter=500),
-    }
-    both = {True: StandardScaler().fit(Z[parts.fit]).transform(Z), False: Z}
-    for name, make in learners.items():
-        fitted = {}
-        for scaled, V in both.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                fitted[scaled] = make().fit(V[parts.fit], y[parts.fit])
-        best = max(
-            both, key=lambda s: accuracy_score(y[parts.val], fitted[s].predict(both[s][parts.val]))
-        )
-        said = fitted[best].predict(both[best][parts.test])
-        found[f"{name} accuracy"] = accuracy_score(y[parts.test], said)
-        found[f"{name} balanced accuracy"] = balanced_accuracy_score(y[parts.test], said)
-    n_classes = len(np.unique(y))
-    clusters = {
-        scaled: KMeans(n_classes, n_init=10, random_state=seed).fit(V[parts.fit])
-        for scaled, V in both.items()
-    }
-
-    def nmi(scaled: bool, rows: NDArray[np.int64]) -> float:
-        return float(
-            normalized_mutual_info_score(y[rows], clusters[scaled].predict(both[scaled][rows]))
-        )
-
-    found["clusters' NMI"] = nmi(max(both, key=lambda s: nmi(s, parts.val)), parts.test)
-    return found
 
 
 def embeddings(name: str, seed: int, most: int, budget: Budget) -> dict[str, dict[str, float]]:

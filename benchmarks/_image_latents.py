@@ -1,0 +1,226 @@
+"""Latent spaces of images: what embeddings hold, and what lies on the way from one image to another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from _image_scores import coded, read
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from prefect_augment.evaluation.image_learner import balanced_draws, fit_image_learner
+from prefect_augment.genmodels.base import ImageData, ImageSpec
+from prefect_augment.params import Budget, ModelParams
+from prefect_augment.stages.train import fit_model
+
+__all__ = ["Ends", "ImageParts", "Strips", "along", "changes_once", "classifier", "strips_of"]
+
+Codes = NDArray[np.int64]
+BATCH = 64  # on a CPU twice the steps of half the records learn more in the same time
+Classify = Callable[[NDArray[np.uint8]], Codes]
+
+
+@dataclass(frozen=True)
+class ImageParts:
+    """Images of a training and of a test file, the first divided into fit and val.
+
+    Attributes
+    ----------
+    images : ndarray of uint8, shape (n, size, size, 1)
+        Of both files.
+    y : ndarray of int64, shape (n,)
+    classes : tuple of str
+    fit, val, test : ndarray of int64
+        Places of records.
+    """
+
+    images: NDArray[np.uint8]
+    y: Codes
+    classes: tuple[str, ...]
+    fit: Codes
+    val: Codes
+    test: Codes
+
+    @classmethod
+    def of(cls, train: str, test: str, *, seed: int, most: int = 0) -> ImageParts:
+        """Read both files, at most so many records of each; a fifth of the first is val."""
+        rng = np.random.default_rng(seed)
+        images, labels = [], []
+        for name in (train, test):
+            X, names = read(name)
+            rows = np.sort(rng.permutation(len(X))[: most or len(X)])
+            images.append(X[rows])
+            labels.append([names[i] for i in rows])
+        classes = sorted({name for names in labels for name in names})
+        y = [coded(names, classes) for names in labels]
+        n = len(images[0])
+        fit, val = train_test_split(np.arange(n), test_size=0.2, stratify=y[0], random_state=seed)
+        test_rows = n + np.arange(len(images[1]))
+        return cls(np.concatenate(images), np.concatenate(y), tuple(classes), fit, val, test_rows)
+
+    @property
+    def flat(self) -> NDArray[np.float64]:
+        """All images as vectors, white being 1."""
+        return self.images.reshape(len(self.images), -1) / 255.0
+
+    def train(self, params: ModelParams, *, steps: int, seed: int) -> tuple[Any, float]:
+        """Return a model fitted on the fit records, and its CPU seconds."""
+        X, y = self.images[self.fit], self.y[self.fit]
+        counts = np.bincount(y, minlength=len(self.classes))
+        _, size, _, channels = X.shape
+        spec = ImageSpec(size, channels, self.classes, tuple(counts.tolist()))
+        started = time.process_time()
+        budget = Budget(steps=steps, device="cpu", batch_size=BATCH)
+        model = fit_model(ImageData(X, y), spec, params, seed, budget=budget)
+        return model, time.process_time() - started
+
+
+def classifier(parts: ImageParts, *, steps: int, seed: int) -> tuple[Classify, float]:
+    """Return a classifier trained on the real fit images, and its accuracy on the test images."""
+    learner = fit_image_learner(
+        parts.images[parts.fit],
+        parts.y[parts.fit],
+        n_classes=len(parts.classes),
+        steps=steps,
+        seed=seed,
+        weights=balanced_draws(parts.y[parts.fit]),
+        augment_prob=0.5,
+    )
+
+    def said(images: NDArray[np.uint8]) -> Codes:
+        found: Codes = learner.predict_proba(images).argmax(axis=1)
+        return found
+
+    accuracy = np.mean(said(parts.images[parts.test]) == parts.y[parts.test])
+    return said, float(accuracy)
+
+
+# --- strips ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The records that strips go between, as places in :class:`ImageParts`.
+
+    Attributes
+    ----------
+    within, between : ndarray of int64, shape (n_strips, 2)
+        Of one class, and of two.
+    """
+
+    within: Codes
+    between: Codes
+
+    @classmethod
+    def drawn(cls, parts: ImageParts, rows: Codes, *, per_class: int, seed: int) -> Ends:
+        """Draw ``per_class`` strips in every class, and half as many between any two."""
+        rng = np.random.default_rng(seed)
+        own = [rows[parts.y[rows] == k] for k in range(len(parts.classes))]
+        within = [rng.choice(of, 2, replace=False) for of in own for _ in range(per_class)]
+        between = [
+            (rng.choice(a), rng.choice(b))
+            for a, b in combinations(own, 2)
+            for _ in range(-(-per_class // 2))
+        ]
+        return cls(np.array(within), np.array(between))
+
+
+@dataclass(frozen=True)
+class Strips:
+    """What a classifier sees along strips.
+
+    Attributes
+    ----------
+    kept : float
+        Share of strips within a class of which every image is of that class.
+    once : float
+        Share of strips between two records of two classes that begin as the one, end as the other, and
+        change once.
+    medoids : float
+        The same between the most typical records of two classes.
+    ends_within, ends_between : float
+        Shares of strips whose first and last image, which are reconstructions, are of their classes.
+    """
+
+    kept: float
+    once: float
+    medoids: float
+    ends_within: float
+    ends_between: float
+
+
+def strips_of(
+    model: Any, parts: ImageParts, ends: Ends, classify: Classify, *, n_steps: int
+) -> Strips:
+    """Return what becomes of classes along strips of so many images."""
+    Z = model.embed(parts.images).astype(np.float64)
+
+    def seen(pairs: Codes) -> Codes:
+        first, last = ((Z[pairs[:, i]], parts.y[pairs[:, i]]) for i in (0, 1))
+        images = along(model, first, last, n_steps=n_steps)
+        return classify(images).reshape(len(pairs), n_steps)
+
+    within, between = seen(ends.within), seen(ends.between)
+    typical = np.array(list(combinations(_medoids(Z, parts), 2)))
+    own = parts.y[ends.within]
+    return Strips(
+        kept=float((within == own[:, :1]).all(axis=1).mean()),
+        once=float(changes_once(between, parts.y[ends.between]).mean()),
+        medoids=float(changes_once(seen(typical), parts.y[typical]).mean()),
+        ends_within=float((within[:, [0, -1]] == own).all(axis=1).mean()),
+        ends_between=float((between[:, [0, -1]] == parts.y[ends.between]).all(axis=1).mean()),
+    )
+
+
+def along(
+    model: Any,
+    first: tuple[NDArray[np.float64], Codes],
+    last: tuple[NDArray[np.float64], Codes],
+    *,
+    n_steps: int,
+) -> NDArray[np.uint8]:
+    """Return the images of strips, one strip after the other, as :mod:`.stages.interpolate` makes them.
+
+    Parameters
+    ----------
+    model : Encodes
+    first, last : tuple of ndarray, shapes (n_strips, n_latent) and (n_strips,)
+        Vectors of both ends, and their classes.
+    n_steps : int
+        Images of a strip, both ends included.
+    """
+    places = np.linspace(0.0, 1.0, n_steps)[None, :, None]
+    lines = (1 - places) * first[0][:, None] + places * last[0][:, None]
+    y = np.where(places[..., 0] < 0.5, first[1][:, None], last[1][:, None])
+    flat = lines.reshape(-1, lines.shape[2]).astype(np.float32)
+    images: NDArray[np.uint8] = model.decode_latents(flat, y.ravel())
+    return images
+
+
+def changes_once(seen: Codes, wanted: Codes) -> NDArray[np.bool_]:
+    """Return which strips begin and end as wanted and change once.
+
+    Parameters
+    ----------
+    seen : ndarray of int64, shape (n_strips, n_steps)
+        Classes along each strip.
+    wanted : ndarray of int64, shape (n_strips, 2)
+        Classes of its ends.
+    """
+    n_changes = (seen[:, 1:] != seen[:, :-1]).sum(axis=1)
+    found: NDArray[np.bool_] = (n_changes == 1) & (seen[:, [0, -1]] == wanted).all(axis=1)
+    return found
+
+
+def _medoids(Z: NDArray[np.float64], parts: ImageParts) -> list[int]:
+    """Return of each class the fit record whose vector is nearest to their mean."""
+    found = []
+    for k in range(len(parts.classes)):
+        own = parts.fit[parts.y[parts.fit] == k]
+        found.append(int(own[np.linalg.norm(Z[own] - Z[own].mean(axis=0), axis=1).argmin()]))
+    return found
