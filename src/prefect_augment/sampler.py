@@ -44,9 +44,11 @@ __all__ = ["GenerativeSampler"]
 
 # Draw three times as many, keep the third most confidently of the class (docs: two purposes).
 UTILITY_DRAWS = 3
-# What max_near="auto" is about: classes with fewer rows, and as many near ones as among real rows.
+# What max_near="auto" is about: classes with fewer rows, as many near ones as among real rows, and only
+# where so much of what is drawn would stay.
 SMALL_CLASS = 50
 AUTO_NEAR = 0.05
+AUTO_ACCEPTED = 0.1
 
 
 class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-learn has no types
@@ -78,8 +80,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Largest share of new rows that are nearer to a row of their class in ``X`` than the nearest 5 %
         of those rows are to one another: 0.05 is as many as among real rows, 0 passes all of them
         over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. ``auto`` is 0.05
-        for classes with fewer than 50 rows, which models keep close to; None takes rows as they are
-        drawn.
+        for classes with fewer than 50 rows, which models keep close to, where at least a tenth of the
+        draws would stay; None takes rows as they are drawn.
     budget : Budget, dict or None, default=None
         For models that are trained in steps; its default takes minutes. Trees need none.
 
@@ -410,7 +412,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             share = AUTO_NEAR
         if not is_judged.any():
             return None
-        return NearRows.of(
+        near = NearRows.of(
             share,
             self.model_,
             self.encoder_,
@@ -418,6 +420,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             val=(matrix[:0], codes[:0]),
             strata=np.flatnonzero(is_judged).tolist(),
         )
+        return near.where_possible(AUTO_ACCEPTED) if self.max_near == "auto" else near
 
     def _checked(self, X: Any, y: NDArray[Any]) -> Any:
         """Return ``X`` with its columns counted and named; refuse what is no table."""

@@ -11,6 +11,7 @@ from prefect_augment import GenerativeSampler
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.neighbours import FeatureSpace, near_limit
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.sampler import SMALL_CLASS
 from prefect_augment.stages.near_rows import QUANTILE, NearRows
@@ -129,3 +130,11 @@ def test_by_itself_only_small_classes_are_held_against_their_rows() -> None:
         accepted[share] = sampler.summary_["accepted"]
     assert accepted["auto"][1] == accepted[None][1] == accepted[None][2] == 1.0
     assert accepted["auto"][2] < 1.0
+
+
+def test_by_itself_it_leaves_rows_that_can_only_be_near() -> None:
+    """One column of a few values: every draw equals a row, and the few real ones hardly one another."""
+    y = np.repeat([0, 1], [60, 6 + MIN_SAMPLED_RECORDS])
+    X = np.concatenate([np.arange(60.0) % 20, np.arange(6.0 + MIN_SAMPLED_RECORDS)])[:, None]
+    sampler = GenerativeSampler(purpose="faithful", random_state=0)
+    assert len(sampler.fit_resample(X, y)[0]) == 120

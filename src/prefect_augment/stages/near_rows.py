@@ -14,7 +14,7 @@ empty rows), and drawn ones may as often as these, whatever share of near ones i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -42,12 +42,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Stratum:
-    """What is near in one stratum, and how much of it stays."""
+    """What is near in one stratum, how much of it stays, and how much of all that is drawn."""
 
     fit: Points
     limit: float
     keep_near: float
     keep_equal: float
+    accepted: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,14 @@ class NearRows:
             found.strata[k] = _of_distances(own, real, distance, share)
         return found
 
+    def where_possible(self, least: float) -> Self:
+        """Return the same without the strata in which less than a share of the draws would stay.
+
+        Where columns have few values, all that is drawn may be near, and there is nothing to choose from.
+        """
+        strata = {k: of for k, of in self.strata.items() if of.accepted >= least}
+        return replace(self, strata=strata)
+
     def stay(self, k: int, X: Floats, seeds: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which records of a stratum stay, shape (n,).
 
@@ -144,7 +153,7 @@ def _of_distances(fit: Points, real: Floats, drawn: Floats, share: float) -> _St
     near = share * (1.0 - equal)
     others = 1.0 - equal - near
     if others <= 0:  # real records are all equal
-        return _Stratum(fit, limit, 1.0, 1.0)
+        return _Stratum(fit, limit, 1.0, 1.0, 1.0)
     is_equal = drawn == 0
     is_near = ~is_equal & (drawn < limit)
     n_others = np.count_nonzero(~is_equal & ~is_near)
@@ -154,4 +163,6 @@ def _of_distances(fit: Points, real: Floats, drawn: Floats, share: float) -> _St
         # Where none was seen there may still be one.
         return min(1.0, wanted / others * n_others / n) if n else float(wanted > 0)
 
-    return _Stratum(fit, limit, keep(near, is_near), keep(equal, is_equal))
+    keep_near, keep_equal = keep(near, is_near), keep(equal, is_equal)
+    stays = n_others + keep_near * is_near.sum() + keep_equal * is_equal.sum()
+    return _Stratum(fit, limit, keep_near, keep_equal, float(stays / len(drawn)))
