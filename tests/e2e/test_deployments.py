@@ -105,7 +105,7 @@ def test_all_flows_are_deployed_without_a_prompt_and_the_file_stays_as_it_is(
     assert path.read_bytes() == before
     with deployed.client() as client:
         for name, entry in entries.items():
-            flow = entry["entrypoint"].rpartition(":")[2]
+            flow = entry["entrypoint"].rpartition(":")[2].replace("_", "-")
             found = client.read_deployment_by_name(f"{flow}/{name}")
             assert found.description == entry["description"]
             assert found.tags == entry["tags"]
