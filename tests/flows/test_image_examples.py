@@ -1,4 +1,7 @@
-"""The worked examples of docs/images.md, run as they stand there on few pictures and for few steps."""
+"""The worked examples of docs/images.md, run as they stand there on few pictures and for few steps.
+
+Each is a whole run or two, a minute in all: they stand with the tests that go from end to end.
+"""
 
 from __future__ import annotations
 
@@ -146,6 +149,7 @@ def test_commands_and_parameters_on_the_page_are_taken(sections: Mapping[str, st
 # --- the examples ---
 
 
+@pytest.mark.e2e
 def test_x_rays_are_judged_on_a_test_set_of_their_own(
     run_section: Callable[[str], Names], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_x_rays_are_judged_on_a_test_set_of_their_own(
     assert any("images on this CPU" in note for note in result.notes), "and no generator"
 
 
+@pytest.mark.e2e
 def test_no_smear_of_blood_cells_is_on_both_sides(
     run_section: Callable[[str], Names], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +185,7 @@ def arms_of(result: RunResult) -> list[Any]:
     return [score.arm for score in result.arms]
 
 
+@pytest.mark.e2e
 def test_masks_of_defects_are_no_pictures(
     run_section: Callable[[str], Names], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +224,7 @@ def photograph(kind: str, view: str, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.e2e
 def test_own_pictures_are_balanced_within_an_attribute_and_split_by_vehicle(
     run_section: Callable[[str], Names], tmp_path: Path
 ) -> None:
