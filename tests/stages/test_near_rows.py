@@ -138,3 +138,27 @@ def test_by_itself_it_leaves_rows_that_can_only_be_near() -> None:
     X = np.concatenate([np.arange(60.0) % 20, np.arange(6.0 + MIN_SAMPLED_RECORDS)])[:, None]
     sampler = GenerativeSampler(purpose="faithful", random_state=0)
     assert len(sampler.fit_resample(X, y)[0]) == 120
+
+
+def test_many_small_classes_are_measured_on_fewer_draws_each() -> None:
+    """Measuring is not to take longer than drawing; a class by itself is measured closely."""
+
+    class Counting(Copier):
+        n_drawn = 0
+
+        def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> np.ndarray:
+            self.n_drawn += len(seeds)
+            return super().sample(conditions, seeds=seeds)
+
+    X = real()
+    table = pa.table({**{f"x{j}": X[:, j] for j in range(3)}, "y": ["a"] * N})
+    encoder = TableEncoder.fit(table, columns=describe_columns(table, label="y"), label="y")
+    n_drawn = {}
+    for n_classes in (1, 40):
+        model, y = Counting(X, 0.1, 0.1), np.arange(N) % n_classes
+        none = (X[:0], y[:0])
+        strata = list(range(n_classes))
+        NearRows.of(0.05, model, encoder, fit=(X, y), val=none, strata=strata)  # type: ignore[arg-type]
+        n_drawn[n_classes] = model.n_drawn
+    assert n_drawn[40] <= 5 * n_drawn[1]
+    assert n_drawn[1] >= 2000

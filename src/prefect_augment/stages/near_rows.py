@@ -13,7 +13,7 @@ empty rows), and drawn ones may as often as these, whatever share of near ones i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -34,7 +34,9 @@ __all__ = ["QUANTILE", "NearRows"]
 
 QUANTILE = 0.05  # of the real records' distances: nearer is near
 MIN_DISTANCES = 10  # with fewer real records only equal ones count, as in the gate
-N_MEASURED = 2048  # draws of each stratum; the share of near ones is known to half a percent
+# Draws of each stratum by which near ones are counted: their share is known to half a percent. Where there
+# are many strata fewer of each, so that measuring does not take longer than drawing.
+N_MEASURED, N_MEASURED_IN_ALL, MIN_MEASURED = 2048, 8192, 128
 COUNTER = 1 << 40  # of the random number that decides: far behind those that models use
 
 Floats = NDArray[np.float64]
@@ -81,7 +83,7 @@ class NearRows:
         *,
         fit: tuple[Floats, NDArray[np.int64]],
         val: tuple[Floats, NDArray[np.int64]],
-        strata: Iterable[int],
+        strata: Sequence[int],
     ) -> Self:
         """Measure how near a model's records lie.
 
@@ -94,16 +96,17 @@ class NearRows:
             The model's.
         fit, val : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
             Records in the matrix form with their strata; val may be empty.
-        strata : iterable of int
+        strata : sequence of int
             Those that are drawn.
         """
         space = FeatureSpace.of(fit[0], encoder.is_category)
         found = cls(share, encoder, space, {})
+        n = max(MIN_MEASURED, min(N_MEASURED, N_MEASURED_IN_ALL // max(1, len(strata))))
         for k in strata:
             own = space.place(fit[0][fit[1] == k])
             real = real_distances(space, own, space.place(val[0][val[1] == k]))
-            seeds = seeds_from(k, 0, N_MEASURED)
-            drawn = fitted.sample(np.full(N_MEASURED, k, dtype=np.int64), seeds=seeds)
+            seeds = seeds_from(k, 0, n)
+            drawn = fitted.sample(np.full(n, k, dtype=np.int64), seeds=seeds)
             distance = space.nearest(found._placed(drawn), own)
             found.strata[k] = _of_distances(own, real, distance, share)
         return found
