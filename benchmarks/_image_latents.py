@@ -16,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from prefect_augment.evaluation.image_learner import balanced_draws, fit_image_learner
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.params import Budget, ModelParams
+from prefect_augment.stages.interpolate import way
 from prefect_augment.stages.train import fit_model
 
 __all__ = ["Ends", "ImageParts", "Strips", "along", "changes_once", "classifier", "strips_of"]
@@ -143,6 +144,8 @@ class Strips:
         change once.
     medoids : float
         The same between the most typical records of two classes.
+    once_straight, medoids_straight : float
+        Both along straight lines, where the class does not change as a whole in the middle.
     ends_within, ends_between : float
         Shares of strips whose first and last image, which are reconstructions, are of their classes.
     """
@@ -150,6 +153,8 @@ class Strips:
     kept: float
     once: float
     medoids: float
+    once_straight: float
+    medoids_straight: float
     ends_within: float
     ends_between: float
 
@@ -159,19 +164,25 @@ def strips_of(
 ) -> Strips:
     """Return what becomes of classes along strips of so many images."""
     Z = model.embed(parts.images).astype(np.float64)
+    centres = _centres(Z, parts)
 
-    def seen(pairs: Codes) -> Codes:
-        first, last = ((Z[pairs[:, i]], parts.y[pairs[:, i]]) for i in (0, 1))
-        images = along(model, first, last, n_steps=n_steps)
+    def seen(pairs: Codes, *, straight: bool = False) -> Codes:
+        y = parts.y[pairs]
+        images = along(model, Z[pairs], y, None if straight else centres[y], n_steps=n_steps)
         return classify(images).reshape(len(pairs), n_steps)
 
+    def once(pairs: Codes, seen: Codes) -> float:
+        return float(changes_once(seen, parts.y[pairs]).mean())
+
     within, between = seen(ends.within), seen(ends.between)
-    typical = np.array(list(combinations(_medoids(Z, parts), 2)))
+    typical = np.array(list(combinations(_medoids(Z, parts, centres), 2)))
     own = parts.y[ends.within]
     return Strips(
         kept=float((within == own[:, :1]).all(axis=1).mean()),
-        once=float(changes_once(between, parts.y[ends.between]).mean()),
-        medoids=float(changes_once(seen(typical), parts.y[typical]).mean()),
+        once=once(ends.between, between),
+        medoids=once(typical, seen(typical)),
+        once_straight=once(ends.between, seen(ends.between, straight=True)),
+        medoids_straight=once(typical, seen(typical, straight=True)),
         ends_within=float((within[:, [0, -1]] == own).all(axis=1).mean()),
         ends_between=float((between[:, [0, -1]] == parts.y[ends.between]).all(axis=1).mean()),
     )
@@ -179,8 +190,9 @@ def strips_of(
 
 def along(
     model: Any,
-    first: tuple[NDArray[np.float64], Codes],
-    last: tuple[NDArray[np.float64], Codes],
+    Z: NDArray[np.float64],
+    y: Codes,
+    centres: NDArray[np.float64] | None,
     *,
     n_steps: int,
 ) -> NDArray[np.uint8]:
@@ -189,16 +201,23 @@ def along(
     Parameters
     ----------
     model : Encodes
-    first, last : tuple of ndarray, shapes (n_strips, n_latent) and (n_strips,)
-        Vectors of both ends, and their classes.
+    Z : ndarray of float64, shape (n_strips, 2, n_latent)
+        Vectors of both ends.
+    y : ndarray of int64, shape (n_strips, 2)
+        Their classes.
+    centres : ndarray of float64, shape (n_strips, 2, n_latent), or None
+        Mean vectors of these; None goes straight.
     n_steps : int
         Images of a strip, both ends included.
     """
-    places = np.linspace(0.0, 1.0, n_steps)[None, :, None]
-    lines = (1 - places) * first[0][:, None] + places * last[0][:, None]
-    y = np.where(places[..., 0] < 0.5, first[1][:, None], last[1][:, None])
-    flat = lines.reshape(-1, lines.shape[2]).astype(np.float32)
-    images: NDArray[np.uint8] = model.decode_latents(flat, y.ravel())
+    places = np.linspace(0.0, 1.0, n_steps)
+    ways = [
+        way(*ends, places, *(() if centres is None else centres[i])) for i, ends in enumerate(Z)
+    ]
+    codes = np.where(places < 0.5, y[:, :1], y[:, 1:])
+    images: NDArray[np.uint8] = model.decode_latents(
+        np.concatenate(ways).astype(np.float32), codes.ravel()
+    )
     return images
 
 
@@ -217,10 +236,16 @@ def changes_once(seen: Codes, wanted: Codes) -> NDArray[np.bool_]:
     return found
 
 
-def _medoids(Z: NDArray[np.float64], parts: ImageParts) -> list[int]:
+def _centres(Z: NDArray[np.float64], parts: ImageParts) -> NDArray[np.float64]:
+    """Return the mean vector of each class's fit records, shape (n_classes, n_latent)."""
+    fit, y = Z[parts.fit], parts.y[parts.fit]
+    return np.stack([fit[y == k].mean(axis=0) for k in range(len(parts.classes))])
+
+
+def _medoids(Z: NDArray[np.float64], parts: ImageParts, centres: NDArray[np.float64]) -> list[int]:
     """Return of each class the fit record whose vector is nearest to their mean."""
     found = []
-    for k in range(len(parts.classes)):
+    for k, centre in enumerate(centres):
         own = parts.fit[parts.y[parts.fit] == k]
-        found.append(int(own[np.linalg.norm(Z[own] - Z[own].mean(axis=0), axis=1).argmin()]))
+        found.append(int(own[np.linalg.norm(Z[own] - centre, axis=1).argmin()]))
     return found

@@ -172,12 +172,14 @@ def strips(
     )
     print_heading(
         ["model", "class kept", "both ends right", "changes once", "both ends right",
-         "changes once, typical records"]
+         "typical records", "straight", "straight, typical records"]
     )  # fmt: skip
     goals = []
     for kind, model in models.items():
         s = strips_of(model, parts, ends, classify, n_steps=N_STEPS)
-        shares = (s.kept, s.ends_within, s.once, s.ends_between, s.medoids)
+        shares = (
+            s.kept, s.ends_within, s.once, s.ends_between, s.medoids, s.once_straight, s.medoids_straight,
+        )  # fmt: skip
         print_row([kind, *(f"{share:.3f}" for share in shares)])
         goals += [
             _share(f"{name}, {kind}: strips within a class that keep it", s.kept, KEPT),

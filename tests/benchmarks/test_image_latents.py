@@ -12,6 +12,7 @@ import pytest
 
 from prefect_augment.params import Balance, Budget, Gate, Interpolation, PluginModel, Source
 from prefect_augment.reading.latents import open_latents
+from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.interpolate import interpolate
 from prefect_augment.stages.models import load_model
@@ -53,7 +54,7 @@ def plain(levels: list[int]) -> np.ndarray:
     return np.repeat(np.array(levels, dtype=np.uint8), 16).reshape(-1, 4, 4, 1)
 
 
-def test_strips_go_straight_from_one_image_to_the_other(image_latents: ModuleType) -> None:
+def test_only_straight_strips_pass_by_a_class_that_lies_between(image_latents: ModuleType) -> None:
     """Dark, gray and bright: between dark and bright, gray is on the way; between neighbours nothing is."""
     levels = [10, 20, 30, 110, 120, 130, 210, 220, 230]
     rows, y = np.arange(9), np.repeat([0, 1, 2], 3)
@@ -65,8 +66,9 @@ def test_strips_go_straight_from_one_image_to_the_other(image_latents: ModuleTyp
         Brightness(), parts, ends, lambda X: X[:, 0, 0, 0].astype(np.int64) // 86, n_steps=9
     )
     assert (strips.kept, strips.ends_within, strips.ends_between) == (1.0, 1.0, 1.0)
-    assert strips.once == pytest.approx(2 / 4)
-    assert strips.medoids == pytest.approx(2 / 3)
+    assert (strips.once, strips.medoids) == (1.0, 1.0)
+    assert strips.once_straight == pytest.approx(2 / 4)
+    assert strips.medoids_straight == pytest.approx(2 / 3)
 
 
 def test_ends_are_two_records_of_a_class_and_one_of_each_of_two(image_latents: ModuleType) -> None:
@@ -81,9 +83,11 @@ def test_ends_are_two_records_of_a_class_and_one_of_each_of_two(image_latents: M
     assert set(ends.within.ravel().tolist()) <= set(rows[1::2].tolist())
 
 
+@pytest.mark.parametrize("path", ["class", "straight"])
 def test_strips_are_those_of_interpolate(
-    image_latents: ModuleType, shapes: ModuleType, linear_model: PluginModel, tmp_path: Path
-) -> None:
+    image_latents: ModuleType, shapes: ModuleType, linear_model: PluginModel, tmp_path: Path,
+    path: Any,
+) -> None:  # fmt: skip
     pq.write_table(shapes.as_table(shapes.with_attributes(192, 0)), tmp_path / "in.parquet")
     store = open_store(str(tmp_path / "out"))
     source = Source(uri=str(tmp_path / "in.parquet"), label="form")
@@ -91,13 +95,18 @@ def test_strips_are_those_of_interpolate(
     wished = plan(dataset, balance=Balance(), model=linear_model, gate=Gate(), store=store)
     given: dict[str, Any] = {"model": linear_model, "plan": wished, "budget": Budget(), "seed": 0}
     ref = train(dataset, store=store, **given)
-    wish = Interpolation(start="cross", end="square", n_steps=5)
+    wish = Interpolation(start="cross", end="square", n_steps=5, path=path)
     result = interpolate(dataset, model=ref, store=store, wish=wish)
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()
     fitted, encoder = load_model(store, ref)
     pixels = encoder.encode(strip)
-    Z = fitted.embed(pixels[[0, -1]]).astype(np.float64)
-    y = np.array([encoder.strata.index(name) for name in ("cross", "square")])
-    made = image_latents.along(fitted, (Z[:1], y[:1]), (Z[1:], y[1:]), n_steps=5)
+    Z = fitted.embed(pixels[[0, -1]]).astype(np.float64)[None]
+    y = np.array([[encoder.strata.index(name) for name in ("cross", "square")]])
+    fit = read_part(store, load_facts(dataset, store), ["fit"])
+    vectors = fitted.embed(encoder.encode(fit)).astype(np.float64)
+    own = [np.array(fit["form"].to_pylist()) == name for name in ("cross", "square")]
+    centres = np.stack([vectors[rows].mean(axis=0) for rows in own])[None]
+    given_centres = centres if path == "class" else None
+    made = image_latents.along(fitted, Z, y, given_centres, n_steps=5)
     assert np.array_equal(made, pixels[1:-1])
     assert not np.array_equal(made[0], made[-1])

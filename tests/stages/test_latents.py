@@ -49,7 +49,7 @@ from prefect_augment.stages.embed import embed
 from prefect_augment.stages.erase import erase
 from prefect_augment.stages.gc import collect_garbage
 from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.interpolate import interpolate
+from prefect_augment.stages.interpolate import interpolate, way
 from prefect_augment.stages.latent_view import suffixes
 from prefect_augment.stages.latents import Strata
 from prefect_augment.stages.latents_page import latents_page
@@ -426,7 +426,7 @@ def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that
 
 def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
     store, dataset, model = trained
-    wish = Interpolation(start="ok", end="cracked", n_steps=5)
+    wish = Interpolation(start="ok", end="cracked", n_steps=5, path="straight")
     table = result(store, interpolate(dataset, model=model, store=store, wish=wish)).to_table()
     assert table["aug_step"].to_pylist() == list(range(7))
     assert table["aug_place"].to_pylist() == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
@@ -439,6 +439,17 @@ def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
     assert {ids[0], ids[-1]} <= set(source["aug_id"].to_pylist())
     load = np.array(table["load"].to_pylist()[1:-1])
     assert (np.diff(load) > 0).all() or (np.diff(load) < 0).all(), "a straight line, decoded"
+
+
+def test_the_class_changes_as_a_whole_in_the_middle() -> None:
+    """One number is the class's, the other the record's own: the one jumps, the other goes in equal steps."""
+    first, last, places = np.array([0.0, 1.0]), np.array([8.0, 5.0]), np.linspace(0.0, 1.0, 5)
+    found = way(first, last, places, np.array([0.0, 0.0]), np.array([8.0, 0.0]))
+    assert found.tolist() == [[0, 1], [0, 2], [8, 3], [8, 4], [8, 5]]
+    straight = way(first, last, places)
+    assert straight[:, 0].tolist() == [0, 2, 4, 6, 8]
+    of_one_class = way(first, last, places, last, last)
+    assert of_one_class.tolist() == straight.tolist()
 
 
 def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> None:

@@ -174,9 +174,12 @@ def interpolate(
         str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
     ] = "",
     n_steps: Annotated[int, typer.Option("--records", help="Records to make (9).")] = 0,
+    path: Annotated[
+        str, typer.Option(help="class (changes in the middle), or straight; class by default.")
+    ] = "",
 ) -> Wishes:
     """Make the records on the way from one to another, or from one class to another."""
-    return {"interpolation": {"start": start, "end": end, "n_steps": n_steps}}
+    return {"interpolation": {"start": start, "end": end, "n_steps": n_steps, "path": path}}
 
 
 @_use

@@ -85,6 +85,11 @@ class Interpolation(Params):
     n_steps: int = Field(
         default=9, ge=2, le=1000, description="Records made, the two ends included."
     )
+    path: Literal["class", "straight"] = Field(
+        default="class",
+        description="class: what is the records' own changes step by step, and the class in the middle; straight: all "
+        "along one line, on which a third class may lie.",
+    )
 
 
 class AttributeShift(Params):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,21 @@ from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Interpolation, Output
 from prefect_augment.stages.embed import finite
-from prefect_augment.stages.latent_groups import vector_means, vectors, vectors_by
+from prefect_augment.stages.latent_groups import (
+    column_values,
+    vector_means,
+    vectors,
+    vectors_by,
+)
 from prefect_augment.stages.latent_view import open_view
 from prefect_augment.stages.latents import Job, Strata
 from prefect_augment.stages.models import Encoder
 from prefect_augment.stages.reconstruct import decoding_strata
 from prefect_augment.storage import Store
 
-__all__ = ["interpolate"]
+__all__ = ["interpolate", "way"]
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class _End:
 
     record: pa.Table
     z: NDArray[np.float64]
+    centre: NDArray[np.float64] | None = None  # mean vector of its class
 
     @property
     def aug_id(self) -> str:
@@ -48,7 +54,7 @@ def interpolate(
     output: Output | None = None,
     out: Store | None = None,
 ) -> LatentRef:
-    """Write a strip of records between two, made from vectors on the straight line between theirs.
+    """Write a strip of records between two, made from vectors on the :func:`way` between theirs.
 
     A class stands for its medoid: the fit record nearest to the mean of the class's vectors (of records that are
     not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
@@ -89,7 +95,8 @@ def interpolate(
     strata = Strata(encoder)
     ends = _ends(job, fitted, encoder, strata, wish)
     places = np.linspace(0.0, 1.0, wish.n_steps)
-    Z = (1 - places)[:, None] * ends[0].z + places[:, None] * ends[1].z
+    centres = ends[0].centre, ends[1].centre
+    Z = way(ends[0].z, ends[1].z, places, *(centres if wish.path == "class" else ()))
     codes = np.concatenate([decoding_strata(end.record, strata, "") for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
     X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
@@ -110,6 +117,36 @@ def interpolate(
         },
         pictures=job.folder.put_pictures(view.strip_picture(strip)),
     )
+
+
+def way(
+    first: NDArray[np.float64],
+    last: NDArray[np.float64],
+    places: NDArray[np.float64],
+    first_centre: NDArray[np.float64] | None = None,
+    last_centre: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return vectors on the way from one to another, shape (n_places, n_latent).
+
+    The way is a straight line. With the mean vectors of both classes, only what is the records' own goes
+    along it, and the class changes as a whole in the middle: half-way between two means a decoder often
+    finds a third class.
+
+    Parameters
+    ----------
+    first, last : ndarray of float64, shape (n_latent,)
+        Vectors of both ends.
+    places : ndarray of float64, shape (n_places,)
+        From 0, the first, to 1, the last.
+    first_centre, last_centre : ndarray of float64, shape (n_latent,), optional
+        Mean vectors of their classes.
+    """
+    t = places[:, None]
+    line: NDArray[np.float64] = (1 - t) * first + t * last
+    if first_centre is None or last_centre is None:
+        return line
+    found: NDArray[np.float64] = line + ((t >= 0.5) - t) * (last_centre - first_centre)
+    return found
 
 
 def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
@@ -145,9 +182,24 @@ def _ends(
             f"the strip would begin and end with {names[0]!r}; name two classes, or two records by their "
             f"aug_id. Classes: {', '.join(map(repr, strata.classes))}."
         )
-    classes = [name for name in names if name in strata.classes]
-    medoids = _medoids(job, fitted, encoder, classes) if classes else {}
-    return [medoids.get(name) or _record(job, fitted, encoder, strata, name) for name in names]
+    found = [
+        None if name in strata.classes else _record(job, fitted, encoder, strata, name)
+        for name in names
+    ]
+    classes = [
+        name if end is None else column_values(end.record, job.facts.label)[0]
+        for name, end in zip(names, found, strict=True)
+    ]
+    of_class: dict[str, Any] = {
+        "column": job.facts.label,
+        "values": [*dict.fromkeys(name for name in classes if name is not None)],
+    }
+    centres = vector_means(job, fitted, encoder, **of_class)
+    medoids = _medoids(job, fitted, encoder, centres, [n for n in names if n in strata.classes])
+    return [
+        replace(end or medoids[name], centre=centres.get(name))
+        for name, end in zip(classes, found, strict=True)
+    ]
 
 
 def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str) -> _End:
@@ -161,19 +213,28 @@ def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str
     )
 
 
-def _medoids(job: Job, fitted: Any, encoder: Encoder, classes: Sequence[str]) -> dict[str, _End]:
-    """Return of each class the learnt record nearest to the mean of its vectors, in two passes."""
-    of_class: dict[str, Any] = {"column": job.facts.label, "values": classes}
-    means = vector_means(job, fitted, encoder, **of_class)
-    empty = [name for name in classes if name not in means]
+def _medoids(
+    job: Job,
+    fitted: Any,
+    encoder: Encoder,
+    centres: Mapping[str, NDArray[np.float64]],
+    classes: Sequence[str],
+) -> dict[str, _End]:
+    """Return of each class the learnt record nearest to the mean of its vectors."""
+    empty = [name for name in classes if name not in centres]
     if empty:
         raise EmptyClassError(
             f"class {empty[0]!r} has no fit record that could stand for it; name a record by its aug_id.",
             class_name=empty[0],
         )
+    if not classes:
+        return {}
     best: dict[str, tuple[float, _End]] = {}
-    for name, table, Z in vectors_by(job, fitted, encoder, **of_class, shards=job.learnt_shards):
-        distances = np.linalg.norm(Z - means[name], axis=1)
+    given = vectors_by(
+        job, fitted, encoder, column=job.facts.label, values=classes, shards=job.learnt_shards
+    )
+    for name, table, Z in given:
+        distances = np.linalg.norm(Z - centres[name], axis=1)
         i = int(distances.argmin())
         if name not in best or distances[i] < best[name][0]:
             best[name] = float(distances[i]), _End(table.slice(i, 1), Z[i])
