@@ -39,7 +39,7 @@ define run_marked
 endef
 
 e2e: setup ## the tests that start real servers on loopback
-	$(call run_marked,e2e)
+	$(call run_marked,e2e,-n 2 --dist loadfile)
 
 faults: setup ## the tests that kill, fill and break things, and talk to real object stores
 	@PYTHON=$(PYTHON) ./tests/faults/servers/install
