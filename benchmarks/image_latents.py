@@ -16,7 +16,7 @@
    b. factors. A VAE with 10 numbers, for beta 1 and 4, learns pictures without any label; MIG and
       DCI of its vectors of pictures that nobody has learnt (`_disentanglement.py`).
 
-Models learn for as many steps as about half an hour of one thread allows in all; the steps were not
+Models learn for as many steps as about an hour of one thread allows in all; the steps were not
 chosen, and what else was tried, was tried on val, and on shapes of another seed. --json FILE writes the goals, --sheet
 FILE a picture of the shapes asked for, a row per model, and --parts does some of it. --quick shows that
 everything runs: its models have learnt next to nothing. The images are read from ../shared/data/images
@@ -107,7 +107,7 @@ FULL = Effort(
     per_class=20,
     shapes=4800,
     each=10,
-    asked={"vae": (VaeModel(), 1200), "diffusion": (DiffusionModel(), 600)},
+    asked={"vae": (VaeModel(), 1200), "diffusion": (DiffusionModel(), 3000)},
     factors=4000,
     factor_steps=500,
 )
