@@ -138,7 +138,7 @@ def rebalance(
             shares=candidates.shares if candidates else None,
             scores=scores,
             copies=publish.materialise == "copies",
-            policy=classic.image,
+            classic=classic,
         )
         recipe = inherit_weights(recipe, plan, publish, store)
         page = run(

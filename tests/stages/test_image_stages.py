@@ -31,6 +31,7 @@ from prefect_augment.datatypes import (
     ShardFact,
 )
 from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.jpeg import encode_like
 from prefect_augment.encoding.pixels import (
     decode_image,
     encode_jpeg,
@@ -223,8 +224,8 @@ def test_a_copy_is_its_parent_under_the_policy_or_its_parents_bytes(made: pa.Tab
         n_changed += 1
         pixels = decode_image(image_of(parent))
         again = policy.apply(pixels, seed=record["aug_seed"], prob=1.0)
-        encode = encode_jpeg if ending == "jpg" else encode_png
-        assert encode(again) == image_of(record)
+        encoded = encode_like(again, image_of(parent)) if ending == "jpg" else encode_png(again)
+        assert encoded == image_of(record)
     assert 0 < n_changed < made.num_rows
 
 

@@ -1,82 +1,60 @@
-"""Classic augmentation of images: albumentations behind our own adapter.
+"""Classic augmentation of images: a policy, and a copy of an image under a seed.
 
-The adapter exists for what albumentations 2.0.8, the last release under a free licence, does not do
-by itself: one seed given to a pipeline gives every operation the same random numbers (of the 8
-patterns of three flips 2 occur), a pickled pipeline repeats itself in every worker, and unknown
-arguments are dropped with a warning. Here each node of a pipeline gets its own generators for each
-record, so that a record's copy depends on nothing but its seed, and a name that the real signature
-does not have is an error.
+A policy's operations are albumentations'. Where all of them can be done in one warp, one colour matrix and one blur
+(:mod:`.fused`; every preset but ``trivial``), that is how they are done; else albumentations does them
+(:mod:`.pipeline`). A record's copy depends on nothing but its seed, either way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import os
-import random
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.augmentation.fused import Draws, Fused, fused
+from prefect_augment.augmentation.operations import (
+    Operation,
+    flattened,
+    read_operations,
+    read_pipeline,
+)
+from prefect_augment.augmentation.pipeline import SIZED, Pipeline, library_versions
+from prefect_augment.augmentation.presets import DOMAINS, PRESETS, check_allowed
+from prefect_augment.augmentation.targets import MIN_VISIBILITY, Targets
 from prefect_augment.balancing import suggestion
-from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.staging import canonical_json
 
-__all__ = ["PRESETS", "ImagePolicy", "Operation", "record_seed"]
+__all__ = [
+    "ALLOW_IMPORT_PATHS",
+    "ENTRY_POINTS",
+    "PRESETS",
+    "ImagePolicy",
+    "Operation",
+    "Targets",
+    "record_seed",
+]
 
-ALGORITHM_VERSION = 1
-BORDER_REFLECT_101 = 4  # cv2's number: the border pixel is not repeated
+ALGORITHM_VERSION = 2
+ENTRY_POINTS = "prefect_augment.policies"
+# A form must not run whatever its reader types: a worker's own environment has to say that it may.
+ALLOW_IMPORT_PATHS = "PREFECT_AUGMENT_ALLOW_IMPORT_PATHS"
+MOST_PIPELINES = 64  # of one thread: operations without a size are built for each size of images
+TRIED_SIDE = 64  # of the picture that a policy is tried on
 
 Images = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of a policy: a class of albumentations and its arguments, as JSON values."""
-
-    name: str
-    arguments: Mapping[str, Any]
-
-
-# Ranges of the prototype that gained 5 points (shared/research/images.md, section 9), and mild
-# brightness. No flips: they turn a 6 into nothing and a left side into a right one.
-PRESETS: dict[str, tuple[Operation, ...]] = {
-    "none": (),
-    "safe": (
-        Operation(
-            "Affine",
-            {
-                "rotate": (-10.0, 10.0),
-                "scale": (0.9, 1.1),
-                "keep_ratio": True,
-                "translate_percent": (-0.07, 0.07),
-                "border_mode": BORDER_REFLECT_101,
-                "p": 1.0,
-            },
-        ),
-        Operation(
-            "RandomBrightnessContrast",
-            {"brightness_limit": (-0.1, 0.1), "contrast_limit": (-0.1, 0.1), "p": 1.0},
-        ),
-    ),
-}
-
-_SENTENCES = {
-    "none": "Images are not augmented.",
-    "safe": (
-        "Classic augmentation (preset safe): turned by up to 10 degrees, scaled by 0.9 to 1.1, "
-        "shifted by up to 7 %, brightness and contrast changed by up to a tenth, never flipped."
-    ),
-}
+Callback = Callable[[Images, np.random.Generator], Images]
 
 
 def record_seed(run_seed: int, record: str, copy: int) -> int:
@@ -87,7 +65,7 @@ def record_seed(run_seed: int, record: str, copy: int) -> int:
     run_seed : int
         The run's.
     record : str
-        The record's ``aug_id`` (or another hexadecimal digest of its own).
+        The record's ``aug_id`` (or another digest of its own).
     copy : int
         Number of the copy, from 0 on.
 
@@ -97,9 +75,8 @@ def record_seed(run_seed: int, record: str, copy: int) -> int:
         In [0, 2**63): what ``aug_seed`` holds. It depends on nothing else: not on the order of
         records, their number, or who asks.
     """
-    # SeedSequence takes no negative entropy; two's complement keeps -1 apart from 1.
-    entropy = (run_seed % 2**64, int(record, 16), copy)
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    key = f"{run_seed}|{record}|{copy}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -115,12 +92,17 @@ class ImagePolicy:
         unchanged.
     rule : str
         What it does, in a sentence for the report.
+    name : str
+        A preset, ``custom``, or a plug-in.
+    plugin : str
+        A user's callable instead of operations: its name in the entry-point group
+        ``prefect_augment.policies``, or ``module:function`` where the worker allows it.
 
     Raises
     ------
     ParameterError
         On first use, if albumentations has no such operation, the operation no such argument, or
-        the argument no such value.
+        the argument no such value; if there is no such plug-in.
     MissingExtraError
         On first use, if albumentations is not installed.
     """
@@ -128,25 +110,89 @@ class ImagePolicy:
     operations: tuple[Operation, ...]
     prob: float = 0.5
     rule: str = ""
+    name: str = "custom"
+    plugin: str = ""
 
     @classmethod
     def from_params(cls, classic: Classic) -> ImagePolicy:
-        """Return the policy that the params ask for."""
-        rule = _SENTENCES[classic.image]
-        if classic.image != "none":
-            rule += f" Applied to {100 * classic.image_prob:g} % of the records that are drawn."
-        return cls(PRESETS[classic.image], classic.image_prob, rule)
+        """Return the policy that the params ask for.
+
+        Raises
+        ------
+        ParameterError
+            If the pipeline is none, or has what its domain forbids.
+        """
+        prob = classic.image_prob
+        often = f" Applied to {100 * prob:g} % of the records that are drawn."
+        if classic.plugin:
+            rule = f"Classic augmentation (plug-in {classic.plugin})." + often
+            return cls((), prob, rule, name=classic.plugin, plugin=classic.plugin)
+        if classic.policy:
+            operations = read_pipeline(classic.policy)
+            check_allowed(operations, classic.image)
+            names = ", ".join(op.name for op in flattened(operations))
+            rule = f"Classic augmentation (a pipeline of one's own: {names})." + often
+            return cls(operations, prob, rule)
+        domain = DOMAINS[classic.image]
+        rule = f"Classic augmentation (preset {classic.image}): {domain.rule}." + often
+        if not domain.operations:
+            rule = domain.rule
+        return cls(domain.operations, prob, rule, name=classic.image)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ImagePolicy:
+        """Return a policy from its :attr:`config`, as recipes hold it."""
+        return cls(
+            read_operations(config["operations"]),
+            float(config["prob"]),
+            name=str(config["name"]),
+            plugin=str(config["plugin"]),
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the policy does, as JSON."""
+        return {
+            "name": self.name,
+            "plugin": self.plugin,
+            "operations": [op.config for op in self.operations],
+            "prob": self.prob,
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """:attr:`config`, its digest and the libraries' versions, as manifests hold them."""
+        return {**self.config, "digest": self.digest, "libraries": library_versions()}
 
     @cached_property
     def digest(self) -> str:
         """sha256 of what the policy does, 64 hexadecimal digits; library versions are not in it."""
-        config = [[op.name, dict(op.arguments)] for op in self.operations]
-        return hashlib.sha256(canonical_json([ALGORITHM_VERSION, config, self.prob])).hexdigest()
+        what: list[Any] = [[op.config for op in self.operations], self.prob]
+        if self.plugin:
+            what += [self.plugin, str(getattr(self._callback, "version", ""))]
+        return hashlib.sha256(canonical_json([ALGORITHM_VERSION, *what])).hexdigest()
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is ever changed."""
+        return not self.operations and not self.plugin
 
     def check(self) -> None:
-        """Build the pipeline once, so that a mistake in it shows before any work is done."""
-        if self.operations:
-            self._pipeline()
+        """Try the policy once, so that a mistake in it shows before any work is done."""
+        if not self.is_none:
+            side = np.arange(TRIED_SIDE, dtype=np.uint8)
+            image = np.stack(
+                [side[:, None] + side, side[:, None] * 2 + side, 255 - side + side[:, None]], axis=2
+            )
+            try:
+                self.apply(image, seed=0, prob=1.0)
+            except ParameterError:
+                raise
+            except Exception as exc:  # whatever a library or a user's callable raises
+                raise ParameterError(
+                    f"the policy {self.name!r} fails on a picture of {TRIED_SIDE}×{TRIED_SIDE} pixels: "
+                    f"{type(exc).__name__}: {exc}."
+                ) from exc
 
     def apply(self, image: Images, *, seed: int, prob: float | None = None) -> Images:
         """Return one image as the policy changes it under this seed.
@@ -163,22 +209,52 @@ class ImagePolicy:
         Returns
         -------
         ndarray of uint8, shape (height, width, channels)
-            The image itself where the policy passes it over.
+            The image itself where the policy passes it over. The size changes only where an operation
+            asks for one.
         """
-        _check_image(image)
-        if not self.operations:
-            return image
-        pipeline = self._pipeline()
-        nodes = list(_nodes(pipeline))
-        states = np.random.SeedSequence(seed).generate_state(2 * len(nodes) + 1, np.uint64)
-        # Drawn here and not by the pipeline, whose own probability is 1.
-        if float(states[-1]) / 2.0**64 >= (self.prob if prob is None else prob):
-            return image
-        for node, for_numpy, for_python in zip(nodes, states[::2], states[1::2], strict=False):
-            node.random_generator = np.random.Generator(np.random.PCG64(int(for_numpy)))
-            node.py_random = random.Random(int(for_python))  # noqa: S311 - no secret
-        changed: Images = pipeline(image=image)["image"]
-        return changed.reshape(image.shape)
+        return self._apply(image, None, seed, prob, 0.0)[0]
+
+    def apply_targets(
+        self,
+        image: Images,
+        targets: Targets,
+        *,
+        seed: int,
+        prob: float | None = None,
+        min_visibility: float = MIN_VISIBILITY,
+    ) -> tuple[Images, Targets]:
+        """Return one image with its boxes, masks and keypoints, all moved alike.
+
+        What a moved image leaves empty is gray here, and not the image reflected: a reflection would
+        show objects that no box names.
+
+        Parameters
+        ----------
+        image, seed, prob
+            As for :meth:`apply`.
+        targets : Targets
+            Boxes, masks and keypoints of the image.
+        min_visibility : float in [0, 1]
+            Boxes of which a smaller share of the area stays in the image are left out.
+
+        Returns
+        -------
+        tuple
+            The image, and the targets that are left; ``places`` says which boxes these were.
+
+        Raises
+        ------
+        ParameterError
+            If the policy is a plug-in, which knows nothing of boxes.
+        """
+        if self.plugin:
+            raise ParameterError(
+                f"the plug-in {self.plugin!r} changes images and knows nothing of their boxes, masks or keypoints; "
+                "take a preset or a pipeline (classic.policy)."
+            )
+        changed, moved = self._apply(image, targets.started(), seed, prob, min_visibility)
+        assert moved is not None
+        return changed, moved
 
     def batch(self, images: Sequence[Images] | Images, seeds: Sequence[int]) -> list[Images]:
         """Return each image as the policy changes it under its own seed.
@@ -194,12 +270,94 @@ class ImagePolicy:
             self.apply(image, seed=int(seed)) for image, seed in zip(images, seeds, strict=True)
         ]
 
-    def _pipeline(self) -> Any:
+    def _apply(
+        self,
+        image: Images,
+        targets: Targets | None,
+        seed: int,
+        prob: float | None,
+        min_visibility: float,
+    ) -> tuple[Images, Targets | None]:
+        _check_image(image)
+        # The first number always: how a changed image looks does not depend on how often images are changed.
+        draw = Draws(seed)
+        if self.is_none or draw() >= (self.prob if prob is None else prob):
+            return image, targets
+        if self.plugin:
+            rng = np.random.Generator(np.random.PCG64(seed))
+            return self._checked(self._callback(image.copy(), rng), image), None
+        size = (image.shape[0], image.shape[1]) if self._needs_size else (0, 0)
+        pipeline, fast = self._built(size, targets is not None, min_visibility)
+        if fast is not None:
+            changed, moved = fast.apply(image, draw, targets, min_visibility=min_visibility)
+        else:
+            words: NDArray[np.uint64] = np.random.SeedSequence(seed).generate_state(
+                pipeline.n_words, np.uint64
+            )  # type: ignore[assignment]  # the stub does not look at the type asked for
+            changed, moved = pipeline.apply(image, words, targets)
+        return self._checked(changed, image), moved
+
+    def _checked(self, changed: Any, image: Images) -> Images:
+        """Return a changed image with its channels, refusing what no image is."""
+        if isinstance(changed, np.ndarray) and changed.ndim == 2 and image.shape[2] == 1:
+            changed = changed[:, :, None]
+        if (
+            not isinstance(changed, np.ndarray)
+            or changed.dtype != np.uint8
+            or changed.ndim != 3
+            or changed.shape[2] != image.shape[2]
+        ):
+            found = (
+                f"{changed.dtype} of shape {changed.shape}"
+                if isinstance(changed, np.ndarray)
+                else type(changed)
+            )
+            raise ParameterError(
+                f"the policy {self.name!r} makes {found} of an image; expected uint8 of shape (height, width, "
+                f"{image.shape[2]}). Leave out what converts or normalises."
+            )
+        return changed
+
+    @cached_property
+    def _needs_size(self) -> bool:
+        return any(
+            op.name in SIZED and "size" not in op.arguments for op in flattened(self.operations)
+        )
+
+    @cached_property
+    def _callback(self) -> Callback:
+        return _load_callback(self.plugin)
+
+    def _built(
+        self, size: tuple[int, int], with_targets: bool, min_visibility: float
+    ) -> tuple[Pipeline, Fused | None]:
         """Return this thread's pipeline: its nodes carry generators, so threads may not share them."""
-        pipelines: dict[str, Any] = _built.__dict__.setdefault("pipelines", {})
-        if self.digest not in pipelines:
-            pipelines[self.digest] = _build(self.operations)
-        return pipelines[self.digest]
+        pipelines: dict[Any, tuple[Pipeline, Fused | None]] = _built.__dict__.setdefault(
+            "pipelines", {}
+        )
+        key = (self.digest, size, with_targets, min_visibility)
+        if key not in pipelines:
+            if len(pipelines) >= MOST_PIPELINES:
+                pipelines.clear()
+            # What the fast path reads off the nodes is their own: it fills what is left empty by itself.
+            plain = Pipeline(self.operations, size=size)
+            fast = fused(plain.nodes)
+            pipelines[key] = (
+                Pipeline(
+                    self.operations, size=size, with_targets=True, min_visibility=min_visibility
+                )
+                if with_targets and fast is None
+                else plain,
+                fast,
+            )
+        return pipelines[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is built: a process makes its own."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 _built = threading.local()
@@ -213,91 +371,30 @@ def _check_image(image: Images) -> None:
         )
 
 
-# --- albumentations ---------------------------------------------------------------------------
-
-
-def _albumentations() -> Any:
-    # Its import asks the package index for a newer release unless it is told not to.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+def _load_callback(name: str) -> Callback:
+    """Return a user's callable."""
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     try:
-        with _torch_unseen():
-            return importlib.import_module("albumentations")
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f"classic augmentation of images needs {exc.name}: "
-            "pip install 'prefect-augment[images]', or choose classic.image='none'.",
-            extra="images",
-        ) from exc
-
-
-@contextmanager
-def _torch_unseen() -> Iterator[None]:
-    """Let albumentations be imported without torch, which it loads for tensors: 165 MB that we never use."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python says: not to be had
-    try:
-        yield
-    finally:
-        sys.modules.pop("torch", None)
-
-
-def _build(operations: Sequence[Operation]) -> Any:
-    library = _albumentations()
-    transforms = [_transform(library, operation) for operation in operations]
-    return library.Compose(transforms, p=1.0)
-
-
-def _transform(library: Any, operation: Operation) -> Any:
-    """Make one operation, with every name checked: albumentations only warns, and then guesses."""
-    found = getattr(library, operation.name, None)
-    if not (inspect.isclass(found) and issubclass(found, library.BasicTransform)):
-        known = [
-            name
-            for name, value in vars(library).items()
-            if inspect.isclass(value) and issubclass(value, library.BasicTransform)
-        ]
-        raise ParameterError(
-            f"albumentations has no operation {operation.name!r}; {suggestion(operation.name, known)}.",
-            operation=operation.name,
-        )
-    allowed = [name for name in inspect.signature(found.__init__).parameters if name != "self"]
-    for name in operation.arguments:
-        if name not in allowed:
+        if name in points:
+            found = points[name].load()
+        elif ":" in name and os.environ.get(ALLOW_IMPORT_PATHS):
+            module, _, attribute = name.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        elif ":" in name:
             raise ParameterError(
-                f"operation {operation.name!r} has no argument {name!r}; {suggestion(name, allowed)}.",
-                operation=operation.name,
-                argument=name,
+                f"classic.plugin {name!r} is an import path, which this worker does not follow: set "
+                f"{ALLOW_IMPORT_PATHS}=1 in its environment, or offer the function in the entry-point group "
+                f"{ENTRY_POINTS!r}."
             )
-    if operation.name == "Affine":
-        # Its shift in whole pixels, rounded towards none, would leave an 8-pixel image in its place.
-        found = type("Affine", (found,), {"_get_translate_params": _shift})
-    try:
-        return found(**operation.arguments)
-    except (TypeError, ValueError) as exc:
-        problem = str(exc).strip().replace("\n", " ")
+        else:
+            raise ParameterError(
+                f"there is no classic.plugin {name!r} in the entry-point group {ENTRY_POINTS!r}; "
+                f"{suggestion(name, sorted(points)) if points else 'no installed package offers any'}."
+            )
+    except (ImportError, AttributeError) as exc:
         raise ParameterError(
-            f"operation {operation.name!r} does not take {dict(operation.arguments)}: {problem}.",
-            operation=operation.name,
+            f"classic.plugin {name!r} cannot be imported: {exc}; mend or reinstall its package."
         ) from exc
-
-
-def _shift(affine: Any, shape: tuple[int, int]) -> dict[str, float]:
-    """Fractions of a pixel, as the warp can do them; :meth:`Affine._get_translate_params`."""
-    if affine.translate_percent is None:
-        pixels = affine.translate_px or {"x": (0, 0), "y": (0, 0)}
-        return {axis: affine.py_random.randint(*pixels[axis]) for axis in ("x", "y")}
-    height, width = shape[:2]
-    sides = {"x": width, "y": height}
-    return {
-        axis: affine.py_random.uniform(*affine.translate_percent[axis]) * side
-        for axis, side in sides.items()
-    }
-
-
-def _nodes(pipeline: Any) -> Iterator[Any]:
-    """Yield a pipeline and everything in it: each has generators of its own."""
-    yield pipeline
-    for child in getattr(pipeline, "transforms", ()):
-        yield from _nodes(child)
+    if not callable(found):
+        raise ParameterError(f"classic.plugin {name!r} is {type(found).__name__} and no function.")
+    return found  # type: ignore[no-any-return]

@@ -51,6 +51,9 @@ def augment(
     exclude: Exclude = None,
     seed: Seed = 0,
     params: ParamsFile = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A pipeline of albumentations as YAML, for images.")
+    ] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Show the plan; publish nothing.")
     ] = False,
@@ -62,6 +65,8 @@ def augment(
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
     lay_over(given, "balance", by=by, **target_wish(target))
+    if policy is not None:
+        lay_over(given, "classic", policy=read_text(policy))
     given.setdefault("seed", seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.augment import augment as flow

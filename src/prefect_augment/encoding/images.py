@@ -356,7 +356,7 @@ def encode_column(
 
 
 def image_array(
-    encoded: Sequence[bytes], paths: Sequence[str | None], kind: pa.DataType
+    encoded: Sequence[bytes | None], paths: Sequence[str | None], kind: pa.DataType
 ) -> pa.Array:
     """Return encoded images as a column of this type; further fields of a struct are null.
 

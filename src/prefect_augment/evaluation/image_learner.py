@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +42,7 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Images = NDArray[np.uint8]
 Loss = Literal["ce", "balanced_softmax"]
+Change = Callable[[Images, Int], Images]
 
 BATCH_SIZE = 128
 # AdamW with one cycle, as the prototype had it (research on images, section 9).
@@ -67,6 +68,7 @@ def fit_image_learner(
     prior: Float | None = None,
     augment_prob: float = 0.0,
     ranges: ClassicRanges | None = None,
+    change: Change | None = None,
     synthetic: Bool | None = None,
     real_only_finish: float = 1.0,
     batch_size: int = BATCH_SIZE,
@@ -95,6 +97,8 @@ def fit_image_learner(
         Probability that a drawn image is changed by classic augmentation.
     ranges : ClassicRanges, optional
         How far.
+    change : callable, optional
+        Changes images under one seed each, instead: (images, seeds) to images of the same shape.
     synthetic : ndarray of bool, shape (n_records,), optional
         Records that are no longer drawn after the share ``real_only_finish`` of the steps; each
         class keeps its share of the draws, and one without real records its synthetic ones.
@@ -138,6 +142,7 @@ def fit_image_learner(
         else None,
         augment_prob=augment_prob,
         ranges=ranges or ClassicRanges(),
+        change=change,
         batch_size=batch_size,
     )
     with one_torch_thread():
@@ -262,6 +267,7 @@ class _Classifying:
     augment_prob: float
     ranges: ClassicRanges
     batch_size: int
+    change: Change | None = None
     name: str = "classifier"
     step: int = 0
 
@@ -287,8 +293,11 @@ class _Classifying:
             self.batch_size, generator=rng, device=cumulated.device, dtype=torch.float64
         )
         rows = torch.searchsorted(cumulated, uniform, right=True)
-        x = _to_batch(self.images[rows])
-        if self.augment_prob > 0:
+        images = self.images[rows]
+        if self.augment_prob > 0 and self.change is not None:
+            images = _changed(images, rng, self.change, self.augment_prob)
+        x = _to_batch(images)
+        if self.augment_prob > 0 and self.change is None:
             x = classic_batch(x, rng, prob=self.augment_prob, ranges=self.ranges)
         return _scaled(x, self.scale), self.y[rows]
 
@@ -298,6 +307,17 @@ class _Classifying:
         if self.log_prior is None:
             return functional.cross_entropy(logits, y)
         return balanced_softmax_loss(logits, y, self.log_prior)
+
+
+def _changed(images: Tensor, rng: torch.Generator, change: Change, prob: float) -> Tensor:
+    """Change some of the images, uint8 of (n, height, width, channels), one by one."""
+    draws = torch.rand(len(images), generator=rng, device=images.device)
+    seeds = torch.randint(2**62, (len(images),), generator=rng, device=images.device)
+    rows = torch.nonzero(draws < prob)[:, 0]
+    made = change(images[rows].cpu().numpy(), seeds[rows].cpu().numpy())
+    found = images.clone()
+    found[rows] = torch.from_numpy(made).to(images.device)
+    return found
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:

@@ -79,10 +79,29 @@ class Classic(Params):
         ge=64,
         description="Refuse, with advice, when the estimate of the memory needed is above this.",
     )
-    image: Literal["safe", "none"] = Field(
+    image: Literal[
+        "safe", "natural", "characters", "medical", "texture", "vehicles", "trivial", "none"
+    ] = Field(
         default="safe",
-        description="safe turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, and changes "
-        "brightness and contrast by up to a tenth; it never flips.",
+        description="What is done to images. safe: turns by up to 10 degrees, scales by up to a tenth, shifts by up to "
+        "7 %, changes brightness and contrast by up to a tenth, never flips. Presets of a domain do more, and forbid "
+        "what would change a label there; trivial is TrivialAugment.",
+    )
+    policy: str = Field(
+        default="",
+        description="A pipeline of albumentations as YAML, instead of a preset's operations; the preset named above "
+        "still forbids. Example: '- Rotate: {limit: 5, p: 1.0}'.",
+    )
+    plugin: str = Field(
+        default="",
+        description="A function of your own that changes images, by its name in the entry-point group "
+        "prefect_augment.policies.",
+    )
+    min_visibility: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Images with boxes: a box of which a smaller share of the area stays in the image is left out.",
     )
     image_prob: float = Field(
         default=0.5,
@@ -90,3 +109,13 @@ class Classic(Params):
         le=1.0,
         description="How many of the images that a classifier sees are changed at all.",
     )
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Classic:
+        if self.policy and self.plugin:
+            raise ValueError("policy and plugin are both given; leave one of them out.")
+        if self.image == "none" and (self.policy or self.plugin):
+            raise ValueError(
+                "image is 'none' and a policy is given; choose 'safe', or the domain whose rules it must keep."
+            )
+        return self

@@ -338,7 +338,7 @@ def _policy(
     image = main_image(schema)
     if recipe is None or not recipe.classic_policy or image not in features:
         return None
-    if recipe.classic_policy not in PRESETS:
+    if not recipe.classic_config and recipe.classic_policy not in PRESETS:
         raise ParameterError(
             f"the recipe's classic policy {recipe.classic_policy!r} is not one of this release's "
             f"({', '.join(PRESETS)}); upgrade prefect-augment, or read with recipe=False."
@@ -349,7 +349,11 @@ def _policy(
             f"the recipe moves the picture and would leave {', '.join(map(repr, beside))} where they were; leave them "
             "out of columns, or read with recipe=False and change both yourself."
         )
-    policy = ImagePolicy(PRESETS[recipe.classic_policy], recipe.classic_prob)
+    policy = (
+        ImagePolicy.from_config({**recipe.classic_config, "prob": recipe.classic_prob})
+        if recipe.classic_config
+        else ImagePolicy(PRESETS[recipe.classic_policy], recipe.classic_prob)
+    )
     policy.check()
     return policy
 

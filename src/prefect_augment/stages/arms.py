@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Modality, Recipe
 from prefect_augment.params import Classic, Gate
 
@@ -232,7 +233,7 @@ def make_recipe(
     shares: Mapping[str, float] | None = None,
     scores: Sequence[ArmScore],
     copies: bool,
-    policy: str = "",
+    classic: Classic | None = None,
 ) -> Recipe:
     """Write an arm down as what to publish and how to train on it.
 
@@ -246,9 +247,11 @@ def make_recipe(
         For the thresholds that were tuned on val, where the arm has some.
     copies : bool
         Write duplicates instead of weights.
-    policy : str
-        Name of the classic policy, for arms that apply one on the fly.
+    classic : Classic, optional
+        Says the policy, for arms that apply one on the fly.
     """
+    policy = ImagePolicy.from_params(classic) if classic and arm.classic_prob else None
+    name = policy.name if policy else ""
     counts = {c.name: c.n_real for c in plan.classes}
     wanted = wanted_records(arm, counts, plan, available=kept, shares=shares or None)
     # Copies are only written on request: weights say the same in a fraction of the bytes.
@@ -267,7 +270,8 @@ def make_recipe(
         copies={k: n for k, n in n_copies.items() if n},
         thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
         loss="balanced_softmax" if arm.family == "loss" else "cross_entropy",
-        classic_policy=policy if arm.classic_prob else "",
+        classic_policy=name,
+        classic_config=policy.facts if policy else {},
         classic_prob=arm.classic_prob,
         real_only_finish=arm.real_only_finish,
         sentence=recipe_sentence(
@@ -275,7 +279,7 @@ def make_recipe(
             n_synthetic=sum(w.synthetic for w in wanted.values()),
             n_classic=sum(w.classic for w in wanted.values()),
             copies=copies,
-            policy=policy,
+            policy=name,
             soft=any(w.share for w in wanted.values()),
         ),
     )

@@ -20,19 +20,15 @@ from numpy.typing import NDArray
 from prefect_augment.augmentation.images import ImagePolicy, record_seed
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, ShardFact
 from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.jpeg import decode_checked, encode_like
 from prefect_augment.encoding.keys import derived_ids
-from prefect_augment.encoding.pixels import (
-    decode_image,
-    encode_jpeg,
-    encode_png,
-    image_bytes,
-    is_jpeg,
-)
+from prefect_augment.encoding.pixels import encode_png, image_bytes, is_jpeg
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import iter_shards
 from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, Reordered, cut, write_stream
+from prefect_augment.stages.image_targets import ImageTargets, MovedRecord
 from prefect_augment.stages.records import by_columns
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, sha256_hex
@@ -116,7 +112,9 @@ def make_image_copies(
     fewer. Policies pass over some records (``classic.image_prob``); here that probability is raised
     so far that the share it leaves of real records and copies together is the same as where the
     policy runs on the fly. A copy that is passed over keeps its parent's bytes, others are written
-    as 8-bit PNG, or as JPEG of quality 95 where the parent is a JPEG.
+    as 8-bit PNG, or as JPEG of quality 95 where the parent is a JPEG. Boxes, masks and keypoints of the
+    records move with the image; a box that leaves it goes, with all that is said of it
+    (``classic.min_visibility``).
     """
     policy = ImagePolicy.from_params(classic)
     policy.check()
@@ -124,7 +122,7 @@ def make_image_copies(
     jobs = _jobs(look, wanted, policy, source.digest, seed)
     shards: list[ShardFact] = []
     with Reordered(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
-        sizes = _make_all(look, jobs, policy, seed, spill)
+        sizes = _make_all(look, jobs, policy, classic.min_visibility, seed, spill)
         for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
             shards += write_stream(
                 stage.store,
@@ -156,7 +154,7 @@ def make_image_copies(
         modality="image",
         image=source.image,
         notes=(policy.rule,),
-        extra={"policy": policy.digest},
+        extra={"policy": policy.facts},
     )
 
 
@@ -226,7 +224,14 @@ def _as_bytes(ids: Any) -> NDArray[np.bytes_]:
 # --- their bytes ------------------------------------------------------------------------------
 
 
-def _make_all(look: _Look, jobs: _Jobs, policy: ImagePolicy, seed: int, spill: Reordered) -> Int:
+def _make_all(
+    look: _Look,
+    jobs: _Jobs,
+    policy: ImagePolicy,
+    min_visibility: float,
+    seed: int,
+    spill: Reordered,
+) -> Int:
     """Make the copies, some records' at a time; return the bytes of each in the order of their ids."""
     by_row = np.argsort(jobs.rows, kind="stable")
     rows = jobs.rows[by_row]
@@ -235,21 +240,24 @@ def _make_all(look: _Look, jobs: _Jobs, policy: ImagePolicy, seed: int, spill: R
     for parents, _ in look.tables():
         images = list(image_bytes(parents.column(look.column), name=look.column))
         keys = parents["aug_id"].to_pylist()
+        targets = ImageTargets.of(parents.schema, look.column)
         low, high = np.searchsorted(rows, [start, start + parents.num_rows])
         places: list[int] = []
-        made: list[bytes] = []
+        made: list[_Made] = []
         n_bytes = 0
         for at in range(low, high):
             place, row = int(by_row[at]), int(rows[at]) - start
             copy_seed = record_seed(seed, keys[row], int(jobs.copies[place]))
             prob = float(jobs.probs[jobs.strata[place]])
-            made.append(_copy(images[row], policy, copy_seed, prob))
+            record = parents.slice(row, 1).to_pylist()[0] if targets else None
+            copy = _Copying(policy, copy_seed, prob, min_visibility, targets)
+            made.append(copy.of(images[row], record))
             places.append(place)
-            n_bytes += len(made[-1])
+            n_bytes += len(made[-1].data)
             if n_bytes >= BATCH_BYTES or at + 1 == high:
                 taken = np.array(places)
-                sizes[taken] = [len(data) for data in made]
-                spill.add(_to_table(look, parents, jobs, taken, start, made, seed), taken)
+                sizes[taken] = [len(m.data) for m in made]
+                spill.add(_to_table(look, parents, jobs, taken, start, made, targets), taken)
                 places, made, n_bytes = [], [], 0
         start += parents.num_rows
     return sizes
@@ -267,12 +275,42 @@ def _shard_sizes(sizes: Int) -> list[int]:
     return sizes_of
 
 
-def _copy(data: bytes, policy: ImagePolicy, seed: int, prob: float) -> bytes:
-    image = decode_image(data, max_pixels=None)
-    changed = policy.apply(image, seed=seed, prob=prob)
-    if changed is image:
-        return data
-    return encode_jpeg(changed) if is_jpeg(data) else encode_png(changed)
+class _Made(NamedTuple):
+    """One copy."""
+
+    data: bytes
+    seed: int
+    moved: MovedRecord | None = None  # what belongs to it, where that has changed
+
+
+class _Copying(NamedTuple):
+    """How one copy is made."""
+
+    policy: ImagePolicy
+    seed: int
+    prob: float
+    min_visibility: float
+    targets: ImageTargets
+
+    def of(self, data: bytes, record: Mapping[str, Any] | None) -> _Made:
+        """Return the copy of an encoded image; of one that is passed over, its own bytes."""
+        image = decode_checked(data)
+        moved = None
+        if record is None:
+            changed = self.policy.apply(image, seed=self.seed, prob=self.prob)
+        else:
+            changed, found = self.policy.apply_targets(
+                image,
+                self.targets.read(record, image.shape),
+                seed=self.seed,
+                prob=self.prob,
+                min_visibility=self.min_visibility,
+            )
+            moved = self.targets.write(record, found)
+        if changed is image:
+            return _Made(data, self.seed)
+        encoded = encode_like(changed, data) if is_jpeg(data) else encode_png(changed)
+        return _Made(encoded, self.seed, moved)
 
 
 def _to_table(
@@ -281,8 +319,8 @@ def _to_table(
     jobs: _Jobs,
     places: Int,
     start: int,
-    made: Sequence[bytes],
-    seed: int,
+    made: Sequence[_Made],
+    targets: ImageTargets,
 ) -> pa.Table:
     """Return copies in the source's columns, with their lineage; ``parents`` are the rows from ``start`` on."""
     rows = pa.array(jobs.rows[places] - start)
@@ -290,20 +328,18 @@ def _to_table(
     field = parents.schema.field(look.column)
     ids = [aug_id.decode() for aug_id in jobs.ids[places].tolist()]
     paths = [
-        f"classic/{aug_id}.{'jpg' if is_jpeg(data) else 'png'}"
-        for aug_id, data in zip(ids, made, strict=True)
+        f"classic/{aug_id}.{'jpg' if is_jpeg(m.data) else 'png'}"
+        for aug_id, m in zip(ids, made, strict=True)
     ]
-    of = parents.column("aug_id").take(rows)
-    copies = jobs.copies[places].tolist()
-    seeds = [record_seed(seed, key, n) for key, n in zip(of.to_pylist(), copies, strict=True)]
     lineage = {
         "aug_id": pa.array(ids, pa.string()),
-        "aug_parent": of,
-        "aug_seed": pa.array(seeds, pa.int64()),
+        "aug_parent": parents.column("aug_id").take(rows),
+        "aug_seed": pa.array([m.seed for m in made], pa.int64()),
         "aug_stratum": pa.array([look.strata[k] for k in jobs.strata[places]], pa.string()),
     }
     table = parents.drop_columns([look.column]).take(rows)
-    table = table.add_column(at, field, image_array(made, paths, field.type))
+    table = targets.replaced(table, [m.moved for m in made], ids)
+    table = table.add_column(at, field, image_array([m.data for m in made], paths, field.type))
     table = table.drop_columns([name for name in IDS if name in table.column_names])
     for name, values in lineage.items():
         table = table.append_column(name, values)

@@ -8,7 +8,7 @@ Needs torch and Pillow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, ImageFacts
 from prefect_augment.encoding.images import encode_column
+from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.estimates import learner_size
 from prefect_augment.evaluation.candidates import GateOutcome
 from prefect_augment.evaluation.image_gates import gate_image_candidates
 from prefect_augment.evaluation.image_learner import fit_image_learner
 from prefect_augment.evaluation.image_transforms import ClassicRanges
+from prefect_augment.params import Classic
 from prefect_augment.stages.bench import Synthetic, Wishes
 from prefect_augment.stages.ledger import split_clusters
 from prefect_augment.stages.parts import Question, gate_wishes, score_folds
@@ -39,6 +42,23 @@ Images = NDArray[np.uint8]
 LEARNER = "convolutional"
 # Presets of the written policy (augmentation.images.PRESETS) as the batched transform has them.
 RANGES = {"safe": ClassicRanges()}
+
+
+def _change(classic: Classic) -> Callable[[Images, Int], Images] | None:
+    """Return what changes images as the policy does; None where the batched transform does the same."""
+    if classic.image in RANGES and not classic.policy and not classic.plugin:
+        return None
+    policy = ImagePolicy.from_params(classic)
+
+    def change(images: Images, seeds: Int) -> Images:
+        height, width = images.shape[1:3]
+        found = images.copy()
+        for i, seed in enumerate(seeds.tolist()):
+            # An operation may ask for a size of its own; the classifier has one.
+            found[i] = resize(policy.apply(images[i], seed=seed, prob=1.0), width, height)
+        return found
+
+    return change
 
 
 def open_bench(store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes) -> ImageBench:
@@ -130,6 +150,7 @@ class ImageBench:
             prior=np.where(counts > 0, counts**arm.amount, 0.0),
             augment_prob=arm.classic_prob,
             ranges=RANGES.get(self.wishes.classic.image),
+            change=_change(self.wishes.classic) if arm.classic_prob else None,
             synthetic=drawn.synthetic,
             real_only_finish=arm.real_only_finish,
             device=self.wishes.device,

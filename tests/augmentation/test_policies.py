@@ -1,0 +1,261 @@
+"""Presets by domain and what they forbid, pipelines as YAML, plug-ins."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
+
+from prefect_augment.augmentation import images  # noqa: E402 - needs the extra
+from prefect_augment.augmentation.images import (  # noqa: E402
+    ALLOW_IMPORT_PATHS,
+    PRESETS,
+    ImagePolicy,
+    record_seed,
+)
+from prefect_augment.augmentation.operations import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.presets import DOMAINS, check_allowed  # noqa: E402
+from prefect_augment.errors import ParameterError  # noqa: E402
+from prefect_augment.params import Classic  # noqa: E402
+
+PIPELINE = """
+- HorizontalFlip: {p: 0.5}
+- OneOf:
+    p: 0.3
+    transforms:
+      - GaussianBlur: {blur_limit: [3, 5], p: 1.0}
+      - GaussNoise
+- Affine: {rotate: [-10, 10], border_mode: 4, p: 1.0}
+"""
+
+
+def corner(size: int = 32) -> NDArray[np.uint8]:
+    """All in the top left, more at the left than at the top."""
+    image = np.zeros((size, size, 1), dtype=np.uint8)
+    image[: size // 3, : size // 2] = 255
+    return image
+
+
+def seeds(n: int) -> list[int]:
+    return [record_seed(0, f"{i:032x}", 0) for i in range(n)]
+
+
+# --- presets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_no_preset_has_what_its_domain_forbids(name: str) -> None:
+    check_allowed(PRESETS[name], name)
+    known = {n for n, v in vars(albumentations).items() if isinstance(v, type)}
+    assert set(DOMAINS[name].forbids) <= known | {"PiecewiseAffine"}, "a name that does not exist"
+
+
+@pytest.mark.parametrize("name", ["safe", "characters", "medical"])
+def test_where_sides_mean_something_nothing_is_mirrored(name: str) -> None:
+    policy = ImagePolicy.from_params(Classic(image=name))  # type: ignore[arg-type]
+    for seed in seeds(100):
+        changed = policy.apply(corner(), seed=seed, prob=1.0).astype(int)
+        assert changed[:16, :16].sum() > max(changed[:16, 16:].sum(), changed[16:, :16].sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "quarters"),
+    [("natural", {(0, 0), (0, 1)}), ("vehicles", {(0, 0), (0, 1)}),
+     ("texture", {(0, 0), (0, 1), (1, 0), (1, 1)})],
+)  # fmt: skip
+def test_other_domains_mirror_the_ways_that_they_say(name: str, quarters: set[Any]) -> None:
+    policy = ImagePolicy.from_params(Classic(image=name))  # type: ignore[arg-type]
+    found = set()
+    for seed in seeds(80):
+        changed = policy.apply(corner(), seed=seed, prob=1.0).astype(int)
+        sums = changed.reshape(2, 16, 2, 16).sum(axis=(1, 3))
+        found.add(tuple(int(i) for i in np.unravel_index(sums.argmax(), (2, 2))))
+    assert found == quarters
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none"}))
+@pytest.mark.parametrize("shape", [(8, 8, 1), (20, 33, 3)])
+def test_presets_keep_every_size_and_say_what_they_do(name: str, shape: tuple[int, ...]) -> None:
+    policy = ImagePolicy.from_params(Classic(image=name))  # type: ignore[arg-type]
+    policy.check()
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    changed = [policy.apply(image, seed=seed, prob=1.0) for seed in seeds(30)]
+    assert {c.shape for c in changed} == {shape}
+    assert len({c.tobytes() for c in changed}) > 10
+    assert f"preset {name}" in policy.rule
+
+
+def test_trivial_augment_does_one_of_fourteen_each_as_often() -> None:
+    """An identity among them: a share of the copies, about one in fourteen, is the original."""
+    (one_of,) = PRESETS["trivial"]
+    assert (one_of.name, len(one_of.inner)) == ("OneOf", 14)
+    policy = ImagePolicy.from_params(Classic(image="trivial", image_prob=1.0))
+    image = np.random.default_rng(0).integers(40, 200, (16, 16, 3), dtype=np.uint8)
+    same = sum(np.array_equal(policy.apply(image, seed=s), image) for s in seeds(280))
+    assert 8 <= same <= 40  # 20 ± 4 standard deviations
+
+
+# --- YAML -------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_as_yaml_does_what_albumentations_does_by_its_own_file() -> None:
+    short = read_pipeline(PIPELINE)
+    assert [op.name for op in flattened(short)] == [
+        "HorizontalFlip", "OneOf", "GaussianBlur", "GaussNoise", "Affine",
+    ]  # fmt: skip
+    whole = albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.OneOf(
+                [
+                    albumentations.GaussianBlur(blur_limit=(3, 5), p=1.0),
+                    albumentations.GaussNoise(),
+                ],
+                p=0.3,
+            ),
+            albumentations.Affine(rotate=(-10, 10), border_mode=4, p=1.0),
+        ],
+        p=1.0,
+    )
+    import yaml
+
+    written = read_pipeline(yaml.safe_dump(whole.to_dict()))
+    a, b = (ImagePolicy(ops, prob=1.0) for ops in (short, written))
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    inner = b.operations[0].inner
+    assert [op.name for op in inner] == [op.name for op in a.operations]
+    alone = ImagePolicy(inner, prob=1.0)
+    for seed in seeds(20):
+        assert np.array_equal(a.apply(image, seed=seed), alone.apply(image, seed=seed))
+
+
+def test_a_policy_goes_through_json_and_does_the_same() -> None:
+    import json
+
+    policy = ImagePolicy.from_params(Classic(policy=PIPELINE, image_prob=0.7))
+    again = ImagePolicy.from_config(json.loads(json.dumps(policy.facts)))
+    assert again.digest == policy.digest
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 1), dtype=np.uint8)
+    for seed in seeds(20):
+        assert np.array_equal(policy.apply(image, seed=seed), again.apply(image, seed=seed))
+    assert set(policy.facts["libraries"]) == {"albumentations", "opencv-python-headless", "numpy"}
+    assert all(policy.facts["libraries"].values())
+
+
+def test_patterns_of_flips_in_yaml_are_independent() -> None:
+    text = "[HorizontalFlip: {p: 0.5}, VerticalFlip: {p: 0.5}, Transpose: {p: 0.5}, NoOp]"
+    policy = ImagePolicy.from_params(Classic(policy=text, image_prob=1.0))
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
+    assert len({policy.apply(image, seed=s).tobytes() for s in seeds(200)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- [", "no YAML"),
+        ("5", "is int; expected a list"),
+        ("[]", "expected a list"),
+        ("- 7", r"policy\[0\] is 7; expected an operation's name"),
+        ("- HorizontalFlip: 3", r"policy\[0\] is .*expected an operation's name"),
+        ("- OneOf: {p: 1.0}", "OneOf takes a list of operations"),
+        ("- Rotate: {transforms: [NoOp]}", "Rotate takes no 'transforms'"),
+        ("- Compose: {transforms: [NoOp], bbox_params: {format: coco}}", "Compose has 'bbox_params'"),
+        ("- Rotat: {limit: 5}", "no operation 'Rotat'; did you mean 'Rotate'"),
+        ("- OneOf: {transforms: [{Rotate: {limt: 5}}]}", "no argument 'limt'; did you mean 'limit'"),
+        ("- Rotate: {limit: five}", "does not take"),
+        ("- Normalize: {p: 1.0}", "makes float32 of shape"),
+        ("- !!python/object/apply:os.system ['true']", "no YAML"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_yaml_are_named(text: str, message: str) -> None:
+    def tried() -> None:
+        ImagePolicy.from_params(Classic(policy=text)).check()
+
+    with pytest.raises(ParameterError, match=message):
+        tried()
+
+
+@pytest.mark.parametrize(
+    ("domain", "text", "message"),
+    [
+        ("characters", "- HorizontalFlip", "'HorizontalFlip', which the domain"),
+        ("medical", "- OneOf: {transforms: [HueSaturationValue]}", "'HueSaturationValue'"),
+        ("texture", "- CoarseDropout", "forbids"),
+        ("characters", "- Rotate: {limit: 45}", "by up to 45 degrees; .* allows 20"),
+        ("characters", "- Rotate", "by up to 90 degrees"),
+    ],
+)
+def test_a_pipeline_keeps_the_rules_of_the_domain_beside_it(
+    domain: Any, text: str, message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        ImagePolicy.from_params(Classic(image=domain, policy=text))
+    ImagePolicy.from_params(Classic(policy=text)).check()
+
+
+def test_two_policies_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        Classic(policy="- NoOp", plugin="mine")
+    with pytest.raises(ValueError, match="image is 'none' and a policy is given"):
+        Classic(image="none", policy="- NoOp")
+
+
+# --- plug-ins ---------------------------------------------------------------------------------
+
+
+def darker(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A user's function."""
+    return (image * rng.uniform(0.5, 1.0)).astype(np.uint8)
+
+
+def broken(image: NDArray[np.uint8], rng: np.random.Generator) -> Any:
+    """One that gives what no image is."""
+    return image / 2
+
+
+@pytest.fixture
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint(n, f"{__name__}:{n}", images.ENTRY_POINTS) for n in ("darker", "broken")]
+    for point in points:
+        monkeypatch.setattr(type(point), "load", lambda self: globals()[self.name], raising=True)
+    monkeypatch.setattr(images, "entry_points", lambda group: points)
+
+
+@pytest.mark.usefixtures("_plugins")
+def test_a_plugin_changes_images_by_the_seed_alone() -> None:
+    policy = ImagePolicy.from_params(Classic(plugin="darker", image_prob=1.0))
+    policy.check()
+    image = np.full((4, 4, 3), 200, dtype=np.uint8)
+    first, again, other = (policy.apply(image, seed=s) for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.max() < 200
+    with pytest.raises(ParameterError, match="knows nothing of their boxes"):
+        policy.apply_targets(image, images.Targets(), seed=1)
+
+
+@pytest.mark.usefixtures("_plugins")
+def test_a_plugin_that_is_not_there_or_gives_no_image_is_said() -> None:
+    with pytest.raises(ParameterError, match="did you mean 'darker'"):
+        ImagePolicy.from_params(Classic(plugin="daker")).check()
+    with pytest.raises(ParameterError, match="makes float64 of shape"):
+        ImagePolicy.from_params(Classic(plugin="broken")).check()
+
+
+def test_an_import_path_is_followed_only_where_the_worker_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = ImagePolicy.from_params(Classic(plugin="os.path:basename"))
+    monkeypatch.delenv(ALLOW_IMPORT_PATHS, raising=False)
+    with pytest.raises(ParameterError, match=f"set {ALLOW_IMPORT_PATHS}=1"):
+        policy.check()
+    monkeypatch.setenv(ALLOW_IMPORT_PATHS, "1")
+    with pytest.raises(ParameterError, match="fails on a picture"):
+        ImagePolicy.from_params(Classic(plugin="os.path:basename")).check()
+    with pytest.raises(ParameterError, match="cannot be imported"):
+        ImagePolicy.from_params(Classic(plugin="os.path:no_such_thing")).check()
