@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +53,10 @@ def augment(
     seed: Seed = 0,
     params: ParamsFile = None,
     policy: Annotated[
-        Path | None, typer.Option(help="A pipeline of albumentations as YAML, for images.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Images: a pipeline of albumentations as YAML."
+        ),
     ] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Show the plan; publish nothing.")
@@ -66,7 +70,7 @@ def augment(
     lay_over(given, "destination", uri=dest)
     lay_over(given, "balance", by=by, **target_wish(target))
     if policy is not None:
-        lay_over(given, "classic", policy=read_text(policy))
+        lay_over(given, "classic", policy=policy.read_text())
     given.setdefault("seed", seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.augment import augment as flow
