@@ -95,7 +95,9 @@ def rebalance(
         plan_only: Show the plan and an estimate; train and publish nothing.
     """
     started = time.monotonic()
-    check_parameters(source=source, destination=destination, budget=budget, model=model)
+    check_parameters(
+        source=source, destination=destination, budget=budget, model=model, judged=balance
+    )
     destination = default_destination(destination, source)
     with running(destination, publishes=not plan_only):
         if approval.ask and not plan_only:

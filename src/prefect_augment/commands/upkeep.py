@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,12 @@ def export(
         list[str] | None,
         typer.Option(help="real, copy, classic or synthetic; repeatable. All by default."),
     ] = None,
+    annotations: Annotated[
+        str,
+        typer.Option(
+            help="coco, voc or yolo: images with their boxes as files, instead of Parquet."
+        ),
+    ] = "",
     block: Block = "",
     as_json: Json = False,
 ) -> None:
@@ -72,6 +79,7 @@ def export(
 
     from prefect_augment.datatypes import Origin
     from prefect_augment.stages.export import export as write
+    from prefect_augment.stages.export_boxes import export_boxes
 
     known: tuple[Origin, ...] = get_args(Origin)
     unknown = sorted(set(origins or ()) - set(known))
@@ -79,7 +87,7 @@ def export(
         raise ParameterError(
             f"--origins {', '.join(unknown)} is no origin; choose of {', '.join(known)}."
         )
-    found = write(
+    found = (partial(export_boxes, convention=annotations) if annotations else write)(
         open_root(dest, block),
         folder,
         version=version,

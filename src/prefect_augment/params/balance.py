@@ -44,6 +44,11 @@ class Balance(Params):
     max_per_class: int = Field(
         default=0, ge=0, description="No class is brought above this; 0 for no such cap."
     )
+    unit: Literal["record", "object"] = Field(
+        default="record",
+        description="What is counted. object: boxes of images; whole images are copied until rare classes of boxes "
+        "reach their target (the flow augment; repeat-factor sampling with target sqrt).",
+    )
     by: list[str] = Field(
         default_factory=list,
         description="Further columns to balance within, e.g. a site or a sex: each combination is balanced by itself.",

@@ -10,6 +10,7 @@ from prefect_augment.datatypes import BalancePlan
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import (
     AutoModel,
+    Balance,
     Budget,
     Destination,
     Gate,
@@ -27,14 +28,20 @@ MINIMUM_SECONDS = 0.2
 
 
 def check_parameters(
-    *, source: Source, destination: Destination, budget: Budget, model: ModelParams
+    *,
+    source: Source,
+    destination: Destination,
+    budget: Budget,
+    model: ModelParams,
+    judged: Balance | None = None,
 ) -> None:
     """Refuse what cannot work before anything is read.
 
     Raises
     ------
     ParameterError
-        If the model is unknown or the budget is too small for one step of anything.
+        If the model is unknown, the budget is too small for one step of anything, or a balance of boxes is to be
+        judged.
     InputError
         If source and destination lie inside one another.
     """
@@ -42,6 +49,11 @@ def check_parameters(
         raise ParameterError(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
+        )
+    if judged is not None and judged.unit == "object":
+        raise ParameterError(
+            "balance.unit is 'object', and what judges images tells classes of whole images apart, not boxes; balance "
+            "boxes with the flow augment, or records with balance.unit 'record'."
         )
     if not isinstance(model, AutoModel | NoModel):  # what auto is depends on the data
         load_model_class(model)

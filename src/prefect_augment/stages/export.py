@@ -25,7 +25,7 @@ from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.shards.streams import drafted
 from prefect_augment.storage import Draft, Store, contains, open_store
 
-__all__ = ["ExportReport", "check_export", "export", "export_newest"]
+__all__ = ["ExportReport", "check_export", "export", "export_newest", "swapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def export(
     parts = {_part(i, shard) for i, shard in enumerate(shards)}
     is_new = _read(target, SUCCESS) != seal or not parts <= set(target.list())
     if is_new and target.is_local:
-        with _swapped(Path(target.root)) as temporary:
+        with swapped(Path(target.root)) as temporary:
             _write(store, open_store(temporary), manifest, shards, seal)
     elif is_new:
         # Without the seal the tree is not whole; the manifest tells a rerun that it is ours all the same.
@@ -278,7 +278,7 @@ def _readme(manifest: Manifest, shards: Sequence[ShardFact]) -> str:
 
 
 @contextlib.contextmanager
-def _swapped(folder: Path) -> Iterator[Path]:
+def swapped(folder: Path) -> Iterator[Path]:
     """Give a new folder beside this one, which takes its place when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)

@@ -26,6 +26,7 @@ from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, Mo
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.stages.arms import AMOUNTS, make_arms
 from prefect_augment.stages.constraints import check_types, columns_of, n_breaking, said_rule
+from prefect_augment.stages.object_plan import object_classes
 from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
 from prefect_augment.storage import Store
 
@@ -109,6 +110,8 @@ def _plan(
     budget: Budget | None,
     store: Store,
 ) -> BalancePlan:
+    if balance.unit == "object":
+        return _plan_objects(facts, balance, gate, budget, store)
     can_sample = model.kind != "none"
     said = _constraint_warnings(facts, gate, store)
     counts = _training_counts(facts, balance.by, store)
@@ -132,6 +135,21 @@ def _plan(
         learner_steps=steps,
         n_folds=n_folds,
         soft_labels=soft,
+    )
+
+
+def _plan_objects(
+    facts: DatasetFacts, balance: Balance, gate: Gate, budget: Budget | None, store: Store
+) -> BalancePlan:
+    """Return the plan of a detection set; nothing judges it."""
+    classes = object_classes(facts, balance, store)
+    expected, steps, n_folds = _estimate_images(facts, classes, gate, budget, has_model=False)
+    return BalancePlan(
+        rule=f"{_rule(balance, soft=False)} (counted in boxes)",
+        classes=classes,
+        estimate=expected,
+        learner_steps=steps,
+        n_folds=n_folds,
     )
 
 
