@@ -77,7 +77,9 @@ def augment(
             check_export(store, publish.export)
         check_shard_format(publish.format, modality=dataset.modality)
 
-        recipe = inherit_weights(classic_recipe(plan, dataset.modality), plan, publish, store)
+        recipe = inherit_weights(
+            classic_recipe(plan, dataset.modality, classic), plan, publish, store
+        )
         made = None
         if recipe.classic:
             made = run(augment_records, dataset, plan, recipe.classic, classic, seed=seed)

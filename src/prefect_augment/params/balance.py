@@ -72,9 +72,23 @@ class Balance(Params):
 class Classic(Params):
     """Classic augmentation: the SMOTE family on tables, small changes of pictures on images."""
 
-    table: Literal["smote", "none"] = Field(
+    table: Literal["smote", "borderline", "adasyn", "oversampling", "jitter", "none"] = Field(
         default="smote",
-        description="smote interpolates between neighbours of a class (SMOTENC with categories).",
+        description="smote interpolates between neighbours of a class (SMOTENC with categories); borderline starts at "
+        "the border to other classes, adasyn the more often the nearer these are; oversampling copies records and "
+        "moves them as shrinkage says, jitter by a share of the class's deviation.",
+    )
+    shrinkage: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=10.0,
+        description="oversampling: width of the noise, 1 being Silverman's rule (ROSE); 0 copies as they are.",
+    )
+    jitter: float = Field(
+        default=0.05,
+        gt=0.0,
+        le=1.0,
+        description="jitter: deviation of the noise, as a share of the class's own.",
     )
     k_neighbors: int = Field(
         default=5, ge=1, le=50, description="Neighbours to interpolate with; fewer in tiny classes."

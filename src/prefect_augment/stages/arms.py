@@ -31,6 +31,14 @@ __all__ = [
     "wanted_records",
 ]
 
+# Ways of Classic.table, in names of arms and in sentences.
+TITLES = {
+    "smote": "SMOTE",
+    "borderline": "Borderline-SMOTE",
+    "adasyn": "ADASYN",
+    "oversampling": "smoothed copies",
+    "jitter": "jittered copies",
+}
 # Half of the way (the square root of the imbalance) and all of it: the same small search for all.
 AMOUNTS = (0.5, 1.0)
 # A class that is too small to be judged is drawn at most this often per real record.
@@ -68,10 +76,11 @@ def make_arms(
         return image_arms(
             model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
         )
-    return table_arms(model=model, classic=classic.table != "none", soft_labels=soft_labels)
+    title = TITLES.get(classic.table, "")
+    return table_arms(model=model, classic=title, soft_labels=soft_labels)
 
 
-def table_arms(*, model: str | None, classic: bool, soft_labels: bool = False) -> tuple[Arm, ...]:
+def table_arms(*, model: str | None, classic: str, soft_labels: bool = False) -> tuple[Arm, ...]:
     """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
     What soft labels teach is a ranking: as of records as they are, it takes a threshold to use it.
@@ -83,11 +92,11 @@ def table_arms(*, model: str | None, classic: bool, soft_labels: bool = False) -
         Arm(name="resampling", family="resampling", amount=0.0),
     ]
     if classic:
-        arms.append(Arm(name="SMOTE", family="classic", amount=0.0))
+        arms.append(Arm(name=classic, family="classic", amount=0.0))
     if model:
         arms.append(Arm(name=model, family="model", amount=0.0, tune_threshold=soft_labels))
     if model and classic and not soft_labels:
-        arms.append(Arm(name=f"SMOTE + {model}", family="mixture", amount=0.0))
+        arms.append(Arm(name=f"{classic} + {model}", family="mixture", amount=0.0))
     return tuple(arms)
 
 
@@ -309,11 +318,12 @@ def plain_recipe(
     )
 
 
-def classic_recipe(plan: BalancePlan, modality: Modality) -> Recipe:
+def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> Recipe:
     """The recipe of classic records up to each class's target, published without a comparison."""
     # A stratum that stands in the hold-out alone has no record to start from.
     made = {c.name: c.n_classic for c in plan.classes if c.n_classic and c.n_real}
-    kind = "changed copies of images" if modality == "image" else "SMOTE records"
+    table = f"{TITLES.get(classic.table, 'classic')} records"
+    kind = "changed copies of images" if modality == "image" else table
     what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
     return Recipe(
         arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
@@ -361,7 +371,8 @@ def recipe_sentence(
         )
     added = []
     synthetic = "rows of synthetic" if soft else "synthetic"
-    for word, total in ((synthetic, n_synthetic), ("SMOTE", n_classic)):
+    method = arm.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
+    for word, total in ((synthetic, n_synthetic), (method, n_classic)):
         if total:
             added.append(f"{total:,} {word} records")
     what = f"{' and '.join(added)} were added" if added else "No record was added"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.augmentation.tables import SmoteRecords, smote
+from prefect_augment.augmentation.table_methods import make_records
+from prefect_augment.augmentation.tables import SmoteRecords
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef, Modality
 from prefect_augment.encoding.keys import derived_ids
@@ -130,15 +131,14 @@ def _make(
     """Make the records, put their shards, and return what is known of them."""
     data = training_matrix(stage.store, source, plan)
     names = [entry.name for entry in plan.classes]
-    made = smote(
+    made = make_records(
         data.X,
         data.strata,
         {names.index(name): n for name, n in wanted.items()},
+        classic=classic,
         is_category=data.is_category,
         n_levels=data.n_levels,
-        k_neighbors=classic.k_neighbors,
         seed=seed,
-        max_memory_mib=classic.max_memory_mib,
     )
     table = _to_table(made, data, source.digest, seed, _first_place(plan))
     shards = write_shards(

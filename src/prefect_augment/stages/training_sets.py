@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.tables import random_oversample_indices, smote
+from prefect_augment.augmentation.table_methods import make_records
+from prefect_augment.augmentation.tables import random_oversample_indices
 from prefect_augment.datatypes import Arm, BalancePlan
 from prefect_augment.params import Classic
 from prefect_augment.stages.arms import Wanted, wanted_records
@@ -67,17 +68,16 @@ def build_training_set(
         parts_X.append(synthetic.X[rows])
         parts_s.append(synthetic.strata[rows])
         shares = np.ones(len(rows)) if synthetic.shares is None else synthetic.shares[rows]
-    smote_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
-    if smote_counts:
-        made = smote(
+    classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
+    if classic_counts:
+        made = make_records(
             X,
             strata,
-            smote_counts,
+            classic_counts,
+            classic=classic,
             is_category=is_category,
             n_levels=n_levels,
-            k_neighbors=classic.k_neighbors,
             seed=seed,
-            max_memory_mib=classic.max_memory_mib,
         )
         parts_X.append(made.X)
         parts_s.append(made.strata)
