@@ -21,7 +21,8 @@ from prefect_augment.params import (
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
 from prefect_augment.stages.result import summarise
-from prefect_augment.tasks._runtime import conclude, run, run_log
+from prefect_augment.stages.text_columns import check_judgeable
+from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
 from prefect_augment.tasks.plan import plan_balance
@@ -64,6 +65,7 @@ def evaluate(
     with run_log():
         model = NoModel()
         dataset = run(ingest_dataset, source, destination, seed=seed)
+        check_judgeable(dataset, open_destination(destination))
         plan = run(plan_balance, dataset, balance, model=model, gate=gate)
         given = run(import_synthetic, dataset, plan, synthetic, storage_block=source.storage_block)
         judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)

@@ -43,6 +43,7 @@ from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
+from prefect_augment.stages.text_columns import check_judgeable
 from prefect_augment.stages.verdict import without_comparison
 from prefect_augment.stages.weights import inherit_weights
 from prefect_augment.tasks._events import emit_refused
@@ -106,6 +107,7 @@ def rebalance(
         if publish.materialise == "copies":  # what soft labels say is in the weights alone
             gate = gate.model_copy(update={"labels": "hard"})
         dataset = run(ingest_dataset, source, destination, seed=seed)
+        check_judgeable(dataset, open_destination(destination))
         plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
         if gate.constraints:
             classic = classic.model_copy(update={"table": "none"})

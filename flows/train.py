@@ -22,6 +22,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.stages.checks import check_parameters
 from prefect_augment.stages.result import peak_rss_bytes
+from prefect_augment.stages.text_columns import check_judgeable
 from prefect_augment.stages.train import find_model
 from prefect_augment.tasks._runtime import finish, open_destination, run
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -63,6 +64,7 @@ def train(
     with running(destination, publishes=False):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
+        check_judgeable(dataset, open_destination(destination))
         plan = run(plan_balance, dataset, balance, model=model, budget=budget, seed=seed)
         store = open_destination(destination)
         given: dict[str, Any] = {"model": model, "plan": plan, "budget": budget, "seed": seed}

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation import images  # noqa: E402 - needs the extra
+from prefect_augment.augmentation import images, plugins  # noqa: E402 - needs the extra
 from prefect_augment.augmentation.images import (  # noqa: E402
-    ALLOW_IMPORT_PATHS,
     PRESETS,
     ImagePolicy,
     record_seed,
 )
 from prefect_augment.augmentation.operations import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS  # noqa: E402
 from prefect_augment.augmentation.presets import DOMAINS, check_allowed  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
@@ -223,7 +223,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [EntryPoint(n, f"{__name__}:{n}", images.ENTRY_POINTS) for n in ("darker", "broken")]
     for point in points:
         monkeypatch.setattr(type(point), "load", lambda self: globals()[self.name], raising=True)
-    monkeypatch.setattr(images, "entry_points", lambda group: points)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
 
 
 @pytest.mark.usefixtures("_plugins")

@@ -8,14 +8,11 @@ A policy's operations are albumentations'. Where all of them can be done in one 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -29,15 +26,14 @@ from prefect_augment.augmentation.operations import (
     read_pipeline,
 )
 from prefect_augment.augmentation.pipeline import SIZED, Pipeline, library_versions
+from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.augmentation.presets import DOMAINS, PRESETS, check_allowed
 from prefect_augment.augmentation.targets import MIN_VISIBILITY, Targets
-from prefect_augment.balancing import suggestion
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.staging import canonical_json
 
 __all__ = [
-    "ALLOW_IMPORT_PATHS",
     "ENTRY_POINTS",
     "PRESETS",
     "ImagePolicy",
@@ -48,8 +44,6 @@ __all__ = [
 
 ALGORITHM_VERSION = 2
 ENTRY_POINTS = "prefect_augment.policies"
-# A form must not run whatever its reader types: a worker's own environment has to say that it may.
-ALLOW_IMPORT_PATHS = "PREFECT_AUGMENT_ALLOW_IMPORT_PATHS"
 MOST_PIPELINES = 64  # of one thread: operations without a size are built for each size of images
 TRIED_SIDE = 64  # of the picture that a policy is tried on
 
@@ -326,7 +320,7 @@ class ImagePolicy:
 
     @cached_property
     def _callback(self) -> Callback:
-        return _load_callback(self.plugin)
+        return load_function(self.plugin, group=ENTRY_POINTS, field="classic.plugin")
 
     def _built(
         self, size: tuple[int, int], with_targets: bool, min_visibility: float
@@ -369,32 +363,3 @@ def _check_image(image: Images) -> None:
             f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape "
             "(height, width, 1 or 3)."
         )
-
-
-def _load_callback(name: str) -> Callback:
-    """Return a user's callable."""
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    try:
-        if name in points:
-            found = points[name].load()
-        elif ":" in name and os.environ.get(ALLOW_IMPORT_PATHS):
-            module, _, attribute = name.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-        elif ":" in name:
-            raise ParameterError(
-                f"classic.plugin {name!r} is an import path, which this worker does not follow: set "
-                f"{ALLOW_IMPORT_PATHS}=1 in its environment, or offer the function in the entry-point group "
-                f"{ENTRY_POINTS!r}."
-            )
-        else:
-            raise ParameterError(
-                f"there is no classic.plugin {name!r} in the entry-point group {ENTRY_POINTS!r}; "
-                f"{suggestion(name, sorted(points)) if points else 'no installed package offers any'}."
-            )
-    except (ImportError, AttributeError) as exc:
-        raise ParameterError(
-            f"classic.plugin {name!r} cannot be imported: {exc}; mend or reinstall its package."
-        ) from exc
-    if not callable(found):
-        raise ParameterError(f"classic.plugin {name!r} is {type(found).__name__} and no function.")
-    return found  # type: ignore[no-any-return]

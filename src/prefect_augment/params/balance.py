@@ -90,6 +90,16 @@ class Classic(Params):
         le=1.0,
         description="jitter: deviation of the noise, as a share of the class's own.",
     )
+    text: Literal["none", "light"] = Field(
+        default="none",
+        description="Columns of free text in new records of tables. light: the parent's, with some words swapped, left "
+        "out or mistyped; none leaves them empty.",
+    )
+    text_plugin: str = Field(
+        default="",
+        description="A function of your own that changes texts, by its name in the entry-point group "
+        "prefect_augment.text.",
+    )
     k_neighbors: int = Field(
         default=5, ge=1, le=50, description="Neighbours to interpolate with; fewer in tiny classes."
     )
@@ -131,6 +141,8 @@ class Classic(Params):
 
     @model_validator(mode="after")
     def _one_policy(self) -> Classic:
+        if self.text != "none" and self.text_plugin:
+            raise ValueError("text and text_plugin are both given; leave one of them out.")
         if self.policy and self.plugin:
             raise ValueError("policy and plugin are both given; leave one of them out.")
         if self.image == "none" and (self.policy or self.plugin):

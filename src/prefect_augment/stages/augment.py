@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from prefect_augment.augmentation.table_methods import make_records
 from prefect_augment.augmentation.tables import SmoteRecords
+from prefect_augment.augmentation.texts import text_changer
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef, Modality
 from prefect_augment.encoding.keys import derived_ids
@@ -22,6 +23,7 @@ from prefect_augment.reading.staged import load_facts
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages.augment_images import make_image_copies
 from prefect_augment.stages.matrix import Matrix, training_matrix
+from prefect_augment.stages.text_columns import is_learnable, with_texts
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
@@ -129,6 +131,12 @@ def _make(
     stage: Stage,
 ) -> DatasetFacts:
     """Make the records, put their shards, and return what is known of them."""
+    change = text_changer(classic)
+    if wanted and change is None and not is_learnable(source):
+        raise ParameterError(
+            "the source holds free text alone, and new records would be empty; set classic.text='light', or name a "
+            "classic.text_plugin."
+        )
     data = training_matrix(stage.store, source, plan)
     names = [entry.name for entry in plan.classes]
     made = make_records(
@@ -141,6 +149,7 @@ def _make(
         seed=seed,
     )
     table = _to_table(made, data, source.digest, seed, _first_place(plan))
+    table = with_texts(table, source, change, stage.store)
     shards = write_shards(
         stage.store,
         table,

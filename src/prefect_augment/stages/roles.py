@@ -24,6 +24,7 @@ from prefect_augment.shards.parquet import select_columns
 from prefect_augment.stages.image_columns import GROUP, main_image, with_group_column
 from prefect_augment.stages.schemas import plain_schema
 from prefect_augment.stages.source import Scan
+from prefect_augment.stages.text_columns import is_free_text
 
 __all__ = ["Roles", "describe", "find_roles"]
 
@@ -147,7 +148,9 @@ def describe(
     """
     wishes = [wish for wish in source.columns if wish.kind != "drop"]
     columns = describe_summaries(roles.schema, summaries, label=roles.label, wishes=wishes)
-    if not roles.image and not any(c.kind in ("numeric", "category") for c in columns):
+    # A text classification set has one text and nothing else: copies can be made of it.
+    learnable = any(c.kind in ("numeric", "category") or is_free_text(c) for c in columns)
+    if not roles.image and not learnable:
         raise InputError(
             f"the source has no column to learn from besides the label {roles.label!r}: "
             + (", ".join(f"{c.name!r} is {c.kind}" for c in columns) or "there is no other")
