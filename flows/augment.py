@@ -21,6 +21,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.registry import check_shard_format
 from prefect_augment.stages.arms import classic_recipe
+from prefect_augment.stages.check_policy import needs_check
 from prefect_augment.stages.checks import as_json, check_parameters
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
@@ -28,6 +29,7 @@ from prefect_augment.stages.result import summarise
 from prefect_augment.stages.weights import inherit_weights
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.augment import augment_records
+from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import publish_dataset, write_report
@@ -77,6 +79,14 @@ def augment(
             check_export(store, publish.export)
         check_shard_format(publish.format, modality=dataset.modality)
 
+        if needs_check(classic, dataset, balance):
+            run(
+                check_image_policy,
+                dataset,
+                classic,
+                seed=seed,
+                show_pictures=report.pictures == "real",
+            )
         recipe = inherit_weights(
             classic_recipe(plan, dataset.modality, classic), plan, publish, store
         )

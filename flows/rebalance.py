@@ -38,6 +38,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.registry import check_shard_format, resolve_model
 from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
+from prefect_augment.stages.check_policy import needs_check
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
@@ -50,6 +51,7 @@ from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
+from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
 from prefect_augment.tasks.plan import plan_balance
@@ -120,6 +122,14 @@ def rebalance(
             check_export(store, publish.export)
         check_shard_format(publish.format, modality=dataset.modality)
 
+        if needs_check(classic, dataset, balance):
+            run(
+                check_image_policy,
+                dataset,
+                classic,
+                seed=seed,
+                show_pictures=report.pictures == "real",
+            )
         trained, candidates = _candidates(
             dataset, plan, model=model, gate=gate, budget=budget, seed=seed
         )

@@ -25,7 +25,7 @@ from prefect_augment.commands.latents import (
 )
 from prefect_augment.commands.rebalance import demo, rebalance
 from prefect_augment.commands.shared import err, escape
-from prefect_augment.commands.steps import augment, evaluate, profile, train
+from prefect_augment.commands.steps import augment, check_policy, evaluate, profile, train
 from prefect_augment.commands.upkeep import erase, export, gc, rollback
 from prefect_augment.errors import AugmentError
 
@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     rebalance, augment, train, evaluate, embed, anomalies, reconstruct, denoise, interpolate,
-    shift_attribute, classify, approve, profile, versions, inspect, verify, export, rollback, gc, erase,
+    shift_attribute, classify, approve, profile, check_policy, versions, inspect, verify, export, rollback, gc, erase,
     init, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,12 +19,16 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 
+if TYPE_CHECKING:
+    from prefect_augment.stages.check_policy import PolicyCheck
+
 __all__ = [
     "show_checks",
     "show_demo",
     "show_evaluation",
     "show_fact",
     "show_latents",
+    "show_policy",
     "show_profile",
     "show_run",
     "show_training",
@@ -120,6 +124,25 @@ def show_training(console: Console, result: TrainResult) -> None:
     console.print(
         f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
     )
+
+
+def show_policy(console: Console, result: PolicyCheck) -> None:
+    """Print what a probe says of a policy, an operation a line."""
+    table = Table("operation", "another class", "at least", "worst class", "of it", "taken for")
+    for op in result.operations:
+        table.add_row(
+            escape(op.name), f"{op.rate:.1%}", f"{op.low:.1%}", escape(op.worst_class),
+            f"{op.worst_rate:.1%}", escape(op.becomes), style="red" if op.damages else None,
+        )  # fmt: skip
+    console.print(table)
+    bad = ", ".join(op.name for op in result.damaging)
+    word = f"May change what images show: {bad}." if bad else "No damage was found."
+    console.print(f"[bold]{escape((result.note and f'Not judged: {result.note}.') or word)}[/]")
+    console.print(
+        f"The probe is right about {result.accuracy:.1%} of {result.n_images:,} unchanged images.",
+        highlight=False,
+    )
+    console.print(f"[bold]Pictures[/]: {escape(result.picture)}", soft_wrap=True)
 
 
 def show_latents(console: Console, result: LatentResult) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "EmptyClassError",
     "InputError",
     "IntegrityError",
+    "LabelDamageError",
     "LabelError",
     "MissingExtraError",
     "ParameterError",
@@ -135,6 +136,12 @@ class DivergedError(AugmentError):
 
 class RefusedError(AugmentError):
     """The gate found no gain, and ``gate.on_no_gain`` is ``fail``."""
+
+    exit_code = 3
+
+
+class LabelDamageError(AugmentError):
+    """A policy changes what images show, and ``classic.on_label_damage`` is ``refuse``."""
 
     exit_code = 3
 

@@ -10,7 +10,6 @@ import typer
 
 from prefect_augment.commands.shared import (
     By,
-    Dest,
     Exclude,
     Group,
     Holdout,
@@ -37,12 +36,21 @@ if TYPE_CHECKING:
     pass
 
 
-__all__ = ["augment", "evaluate", "profile", "train"]
+__all__ = ["augment", "check_policy", "evaluate", "profile", "train"]
+
+
+OptionalDest = Annotated[
+    str, typer.Argument(help="Folder or fsspec URL to publish into; not needed for --preview.")
+]
+Policy = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Images: a pipeline of albumentations as YAML."),
+]
 
 
 def augment(
     source: Source,
-    dest: Dest,
+    dest: OptionalDest = "",
     label: Label = "",
     target: Target = "",
     by: By = None,
@@ -52,15 +60,17 @@ def augment(
     exclude: Exclude = None,
     seed: Seed = 0,
     params: ParamsFile = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Images: a pipeline of albumentations as YAML."
-        ),
-    ] = None,
+    policy: Policy = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Show the plan; publish nothing.")
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images: write a sheet of what the policy makes of some (PNG); no more.",
+            dir_okay=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not judged."""
@@ -72,6 +82,13 @@ def augment(
     if policy is not None:
         lay_over(given, "classic", policy=policy.read_text())
     given.setdefault("seed", seed)
+    if preview is not None:
+        _preview(given, preview)
+        return
+    if not dest and "destination" not in given:
+        raise typer.BadParameter(
+            "it is missing; give a folder or URL to publish into.", param_hint="DEST"
+        )
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.augment import augment as flow
 
@@ -79,6 +96,16 @@ def augment(
     from prefect_augment.display import show_run
 
     print_result(result, show_run, as_json=as_json)
+
+
+def _preview(given: dict[str, Any], path: Path) -> None:
+    from prefect_augment.params import Classic, Source
+    from prefect_augment.stages.preview import preview
+
+    with parameter_errors():
+        source, classic = Source(**given.get("source", {})), Classic(**given.get("classic", {}))
+        path.write_bytes(preview(source, classic, seed=given["seed"]))
+    out.print(f"{path}: originals, and below them each operation of the policy.", highlight=False)
 
 
 def train(
@@ -143,6 +170,41 @@ def evaluate(
     from prefect_augment.display import show_evaluation
 
     print_result(result, show_evaluation, as_json=as_json)
+
+
+def check_policy(
+    source: Source,
+    dest: Annotated[
+        str,
+        typer.Argument(
+            help="A later rebalance's or augment's folder or URL; records are staged there."
+        ),
+    ],
+    label: Label = "",
+    image: Annotated[str, typer.Option(help="A preset: natural, characters, medical …")] = "",
+    policy: Policy = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    params: ParamsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say how often each operation on images makes one another class's, in a small classifier's eyes.
+
+    Ends with 3 where one does and `classic.on_label_damage` is `refuse`.
+    """
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=source, label=label, include=include, exclude=exclude)
+    lay_over(given, "destination", uri=dest)
+    lay_over(given, "classic", image=image, policy=policy.read_text() if policy else "")
+    given.setdefault("seed", seed)
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows.check_policy import check_policy as flow
+
+        result = flow(**flow.validate_parameters(given))
+    from prefect_augment.display import show_policy
+
+    print_result(result, show_policy, as_json=as_json)
 
 
 def profile(

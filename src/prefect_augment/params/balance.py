@@ -126,6 +126,17 @@ class Classic(Params):
         description="A function of your own that changes images, by its name in the entry-point group "
         "prefect_augment.policies.",
     )
+    on_label_damage: Literal["warn", "refuse", "ignore"] = Field(
+        default="warn",
+        description="Policies other than safe are tried on a small classifier of the real images: when too many "
+        "changed ones are another class's to it, warn, refuse, or do not look.",
+    )
+    max_label_damage: float = Field(
+        default=0.2,
+        ge=0.0,
+        le=1.0,
+        description="So many (lower end of the interval) are too many.",
+    )
     min_visibility: float = Field(
         default=0.1,
         ge=0.0,

@@ -1,0 +1,160 @@
+"""A policy that changes what digits are is found; one that keeps them passes; flows refuse or warn."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+pytest.importorskip("albumentations", reason="needs the extra 'images'")
+pytest.importorskip("torch", reason="needs the extra 'torch'")
+
+from prefect_augment.datatypes import DatasetRef
+from prefect_augment.display import show_policy
+from prefect_augment.errors import LabelDamageError, ParameterError
+from prefect_augment.evaluation.label_damage import Flips
+from prefect_augment.evaluation.sheets import ROW_HEIGHT
+from prefect_augment.flows.augment import augment
+from prefect_augment.params import Balance, Classic, Destination, Report, Source
+from prefect_augment.stages import check_policy as module
+from prefect_augment.stages.check_policy import act_on, check_policy, policy_page
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.preview import preview
+from prefect_augment.storage import Store, open_store
+
+UPSIDE_DOWN = "- Rotate: {limit: [180, 180], border_mode: 4, p: 1.0}"
+LEANING = "- Rotate: {limit: [-8, 8], border_mode: 4, p: 1.0}"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Threes, fives, sixes and nines of 8 pixels, twice as large."""
+    folder = tmp_path_factory.mktemp("digits")
+    bunch = load_digits()
+    rows, labels = [], []
+    for i in np.flatnonzero(np.isin(bunch.target, [3, 5, 6, 9])).tolist():
+        image = Image.fromarray((bunch.images[i] * 15).astype(np.uint8)).resize((16, 16))
+        sink = io.BytesIO()
+        image.save(sink, "PNG")
+        rows.append({"bytes": sink.getvalue(), "path": f"{i}.png"})
+        labels.append(f"digit {bunch.target[i]}")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(
+        pa.table({"image": pa.array(rows, kind), "label": labels}), folder / "in.parquet"
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four classes of small pictures are learnt sooner."""
+    monkeypatch.setattr(module, "STEPS", 60)
+
+
+@pytest.fixture(scope="module")
+def staged(digits: Path) -> tuple[Store, DatasetRef]:
+    store = open_store(str(digits / "out"))
+    return store, ingest(Source(uri=str(digits / "in.parquet"), label="label"), store=store, seed=0)
+
+
+def test_digits_upside_down_are_found_and_leaning_ones_are_not(
+    staged: tuple[Store, DatasetRef], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, dataset = staged
+    bad, good = (
+        check_policy(dataset, classic=Classic(policy=text), seed=0, store=store)
+        for text in (UPSIDE_DOWN, LEANING)
+    )
+    assert bad.accuracy > 0.9
+    assert {op.name for op in bad.damaging} == {"Rotate", "the whole policy"}
+    assert bad.operations[0].rate > 0.4
+    assert {bad.operations[0].worst_class, bad.operations[0].becomes} <= {
+        f"digit {k}" for k in (3, 5, 6, 9)
+    }
+    assert not good.damaging
+    assert good.operations[0].rate < 0.1
+    with pytest.raises(LabelDamageError, match="after Rotate .* mostly taken for 'digit"):
+        act_on(bad, Classic(policy=UPSIDE_DOWN, on_label_damage="refuse"))
+    with caplog.at_level(logging.WARNING):
+        act_on(good, Classic(policy=LEANING, on_label_damage="refuse"))
+        assert not caplog.records
+        act_on(bad, Classic(policy=UPSIDE_DOWN))
+    assert "may change what images show" in caplog.text
+    again = check_policy(dataset, classic=Classic(policy=LEANING), seed=0, store=store)
+    assert again == good, "the outcome is kept"
+    page = policy_page(bad, store)
+    assert "data:image/png;base64," in page
+    assert "May change what images show: Rotate" in page
+    assert "base64" not in policy_page(bad, store, show_pictures=False)
+
+
+def test_the_flow_refuses_before_anything_is_published(digits: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "source": Source(uri=str(digits / "in.parquet"), label="label"),
+        "balance": Balance(target="count", count=190),
+        "report": Report(pictures="none"),
+    }
+    with pytest.raises(LabelDamageError):
+        augment.fn(
+            destination=Destination(uri=str(tmp_path / "no")),
+            classic=Classic(policy=UPSIDE_DOWN, on_label_damage="refuse"),
+            **given,
+        )
+    assert not (tmp_path / "no" / "_manifests").exists()
+    done = augment.fn(
+        destination=Destination(uri=str(tmp_path / "yes")),
+        classic=Classic(policy=UPSIDE_DOWN, on_label_damage="ignore"),
+        **given,
+    )
+    assert done.status == "published"
+
+
+def test_tables_and_no_policy_are_refused(staged: tuple[Store, DatasetRef], tmp_path: Path) -> None:
+    store, dataset = staged
+    with pytest.raises(ParameterError, match="there is no policy to check"):
+        check_policy(dataset, classic=Classic(image="none"), seed=0, store=store)
+    table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
+    pq.write_table(table, tmp_path / "t.parquet")
+    other = open_store(str(tmp_path / "out"))
+    rows = ingest(Source(uri=str(tmp_path / "t.parquet"), label="label"), store=other, seed=0)
+    with pytest.raises(ParameterError, match="check-policy is of images"):
+        check_policy(rows, classic=Classic(), seed=0, store=other)
+
+
+def test_few_images_say_little() -> None:
+    assert Flips(0, 0, -1).low == 0.0
+    assert Flips(4, 4, 1).low < 0.5 < Flips(40, 40, 1).low
+    assert Flips(100, 20, 1).low == pytest.approx(0.1367, abs=1e-3)
+
+
+def test_a_person_reads_which_operation(staged: tuple[Store, DatasetRef]) -> None:
+    store, dataset = staged
+    console = Console(file=io.StringIO(), width=200)
+    show_policy(
+        console, check_policy(dataset, classic=Classic(policy=UPSIDE_DOWN), seed=0, store=store)
+    )
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "May change what images show: Rotate" in said
+    assert "policy.png" in said
+
+
+def test_a_preview_shows_each_operation_and_publishes_nothing(digits: Path, tmp_path: Path) -> None:
+    sheet = preview(Source(uri=str(digits / "in.parquet"), label="label"), Classic(image="texture"))
+    picture = Image.open(io.BytesIO(sheet))
+    assert len(sheet) < 200_000
+    one = preview(Source(uri=str(digits / "in.parquet"), label="label"), Classic(policy=LEANING))
+    # Of four operations, the whole policy and the originals; and of one.
+    assert picture.height - Image.open(io.BytesIO(one)).height == 3 * ROW_HEIGHT
+    table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ParameterError, match="rows of a table"):
+        preview(Source(uri=str(tmp_path / "t.parquet"), label="label"), Classic())
