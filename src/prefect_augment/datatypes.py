@@ -407,7 +407,8 @@ class Recipe(Fact):
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
     loss: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
     classic_policy: str = ""  # applied on the fly to records as they are drawn; empty for none
-    # What it does, its digest and the versions of the libraries that did it; empty where the name is a preset of old.
+    # What the policy does, its digest and the versions of the libraries that did it, of copies that are written too;
+    # empty where the name is a preset of old.
     classic_config: dict[str, Any] = Field(default_factory=dict)
     classic_prob: float = 0.0  # to what share of them
     real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment import open_dataset
+from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.augment import augment as augment_flow
@@ -109,6 +110,14 @@ def test_rare_boxes_reach_their_target(published: Path) -> None:
         assert 0.9 * wanted <= after[name] <= 1.2 * wanted + 2
     assert after["square"] < 1.6 * before["square"], "only by images that hold rare ones"
     assert set(table["aug_origin"].to_pylist()) == {"real", "classic"}
+
+
+def test_the_manifest_holds_the_policy_of_the_copies(published: Path) -> None:
+    recipe = open_dataset(str(published / "out")).manifest.recipe
+    policy = ImagePolicy.from_config(recipe.classic_config)
+    assert policy.digest == recipe.classic_config["digest"]
+    assert policy.operations == ImagePolicy.from_params(Classic(image="texture")).operations
+    assert recipe.classic_config["libraries"]["albumentations"]
 
 
 def seen(pixels: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:

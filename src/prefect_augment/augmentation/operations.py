@@ -76,7 +76,7 @@ def flattened(operations: Sequence[Operation]) -> Iterator[Operation]:
 def read_operations(config: Sequence[Any]) -> tuple[Operation, ...]:
     """Return operations from their :attr:`Operation.config`."""
     return tuple(
-        Operation(name, arguments, read_operations(inner[0]) if inner else ())
+        Operation(name, _as_tuples(arguments), read_operations(inner[0]) if inner else ())
         for name, arguments, *inner in config
     )
 

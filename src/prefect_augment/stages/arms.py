@@ -325,12 +325,14 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
     table = f"{TITLES.get(classic.table, 'classic')} records"
     kind = "changed copies of images" if modality == "image" else table
     what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
+    policy = ImagePolicy.from_params(classic) if modality == "image" and made else None
     return Recipe(
         arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={},
         classic=made,
         copies={},
+        classic_config=policy.facts if policy else {},  # of the copies that were written
         sentence=(
             f"{what if made else 'Nothing was added: every class is at its target'}; read the train split as it "
             "is. Nothing was judged: whether this helps is not known."
