@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from prefect_augment.stages.remake import remake_records
     from prefect_augment.tasks.approve import decide_proposal, propose_dataset
     from prefect_augment.tasks.augment import augment_records
+    from prefect_augment.tasks.check_policy import check_image_policy
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.judge import (
         choose_arm,
@@ -145,6 +146,7 @@ _HOMES = {
     "tasks.approve": ("decide_proposal", "propose_dataset"),
     "stages.remake": ("remake_records",),
     "tasks.augment": ("augment_records",),
+    "tasks.check_policy": ("check_image_policy",),
     "tasks.ingest": ("ingest_dataset",),
     "tasks.judge": ("choose_arm", "judge_candidates", "score_arm", "verify_choice"),
     "tasks.latents": (
@@ -205,6 +207,7 @@ __all__ = [
     "approve",
     "augment",
     "augment_records",
+    "check_image_policy",
     "choose_arm",
     "classify",
     "classify_records",

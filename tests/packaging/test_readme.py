@@ -71,11 +71,15 @@ def test_the_python_section_publishes_and_reads(
 
 
 def test_every_command_that_is_named_exists() -> None:
-    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    known = {
+        c.name or c.callback.__name__.replace("_", "-")
+        for c in app.registered_commands
+        if c.callback
+    }
     named = {
         name
         for block in re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-        for name in re.findall(r"^prefect-augment ([a-z]+)", block, flags=re.MULTILINE)
+        for name in re.findall(r"^prefect-augment ([a-z-]+)", block, flags=re.MULTILINE)
     }
     assert {"rebalance", "init", "doctor", "inspect"} <= named
     assert named <= known
