@@ -4,7 +4,7 @@ JPEGs of 32, 256 and 512 px (seeded smooth noise with discs and a little grain) 
 and encoded again (quality 90, 4:2:0, in all columns). The policy: a resized crop of 0.6 to 1 of the
 area, a mirror, colour jitter, a turn of up to 15 degrees, a blur in three of ten. Beside one another:
 
-- ours: a copy under its own seed, by the fused path;
+- ours: a copy under its own seed, by the fused path, in the portions of the step;
 - ours by albumentations: the same, operation by operation;
 - plain loop: albumentations and OpenCV as most scripts have it, nothing seeded;
 - plain loop, seeded: every node of the pipeline with generators of its own per record, without which
@@ -45,6 +45,7 @@ from prefect_augment.augmentation.pipeline import Pipeline
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.augment import augment
+from prefect_augment.stages.augment_images import portions
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.plan import plan
 from prefect_augment.storage import open_store
@@ -53,7 +54,7 @@ QUALITY = 90
 SIZES = {32: 512, 256: 96, 512: 32}  # images of each
 REFLECT_101 = 4
 Pixels = NDArray[np.uint8]
-Work = Callable[[int, bytes], bytes]
+Work = Callable[[int, Sequence[bytes]], list[bytes]]  # a first number, and encoded images
 
 
 def operations(side: int) -> tuple[Operation, ...]:
@@ -102,13 +103,33 @@ def decoded(data: bytes) -> Pixels:
 
 
 def ours(side: int) -> Work:
-    """By the fused path."""
+    """By the fused path, in the portions of `augment`."""
     policy = ImagePolicy(operations(side), prob=1.0)
     policy.check()
-    return lambda i, data: encoded(policy.apply(decoded(data), seed=record_seed(0, f"{i:032x}", 0)))
+
+    def work(first: int, images: Sequence[bytes]) -> list[bytes]:
+        made: list[bytes] = []
+        for part in portions([len(data) for data in images]):
+            seeds = [record_seed(0, f"{first + i:032x}", 0) for i in range(part.start, part.stop)]
+            pixels = [decoded(data) for data in images[part]]
+            made += [encoded(image) for image in policy.batch(pixels, seeds)]
+        return made
+
+    return work
 
 
-def ours_by_albumentations(side: int) -> Work:
+def one_by_one(make: Callable[[int], Callable[[int, bytes], bytes]]) -> Callable[[int], Work]:
+    """Return a way for images that come one at a time."""
+
+    def way(side: int) -> Work:
+        one = make(side)
+        return lambda first, images: [one(first + i, data) for i, data in enumerate(images)]
+
+    return way
+
+
+@one_by_one
+def ours_by_albumentations(side: int) -> Callable[[int, bytes], bytes]:
     """By the same pipeline, operation by operation."""
     pipeline = Pipeline(operations(side), size=(side, side))
 
@@ -120,13 +141,15 @@ def ours_by_albumentations(side: int) -> Work:
     return work
 
 
-def plain(side: int) -> Work:
+@one_by_one
+def plain(side: int) -> Callable[[int, bytes], bytes]:
     """As most scripts have it."""
     pipeline = _plain_pipeline(side)
     return lambda i, data: _plain_encoded(pipeline(image=_plain_decoded(data))["image"])
 
 
-def plain_seeded(side: int) -> Work:
+@one_by_one
+def plain_seeded(side: int) -> Callable[[int, bytes], bytes]:
     """The same with generators of its own for every node and record."""
     pipeline = _plain_pipeline(side)
     nodes = [pipeline, *pipeline.transforms]
@@ -141,7 +164,8 @@ def plain_seeded(side: int) -> Work:
     return work
 
 
-def limit(side: int) -> Work:
+@one_by_one
+def limit(side: int) -> Callable[[int, bytes], bytes]:
     """Nothing but the codec."""
     return lambda i, data: encoded(decoded(data))
 
@@ -189,8 +213,7 @@ def rates(side: int, n: int, repeats: int) -> dict[str, float]:
     for repeat in range(repeats + 1):
         for name, work in ways.items():
             started = time.process_time()
-            for i, data in enumerate(images):
-                work(i + repeat * n, data)
+            work(repeat * n, images)
             if repeat:  # the first one warms up
                 best[name] = min(best[name], time.process_time() - started)
     return {name: n / seconds for name, seconds in best.items()}
@@ -203,8 +226,7 @@ def _share(job: tuple[int, int, int]) -> int:
     side, n, first = job
     cv2.setNumThreads(1)
     work, images = ours(side), pictures(side, min(n, SIZES[side]))
-    for i in range(n):
-        work(first + i, images[i % len(images)])
+    work(first, [images[i % len(images)] for i in range(n)])
     return n
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 A = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.fused import Draws, Fused, fused  # noqa: E402 - needs the extra
+from prefect_augment.augmentation.fused import Fused, draws, fused  # noqa: E402 - needs the extra
 from prefect_augment.augmentation.images import PRESETS, ImagePolicy, Operation  # noqa: E402
 from prefect_augment.augmentation.pipeline import GROUND, Pipeline  # noqa: E402
 from prefect_augment.augmentation.targets import Targets  # noqa: E402
 from prefect_augment.encoding.pixels import resize  # noqa: E402
+from prefect_augment.params import Classic  # noqa: E402
 
 
 def picture(height: int = 48, width: int = 64, channels: int = 3) -> NDArray[np.uint8]:
@@ -32,7 +33,7 @@ def both(
     fast = fused(pipeline.nodes)
     assert isinstance(fast, Fused), f"{name} does not fit in"
     words = np.arange(pipeline.n_words, dtype=np.uint64)
-    return fast.apply(image, Draws(3))[0], pipeline.apply(image, words)[0].reshape(image.shape)
+    return fast.apply(image, draws(3))[0], pipeline.apply(image, words)[0].reshape(image.shape)
 
 
 REFLECT = {"border_mode": 4}
@@ -81,7 +82,7 @@ def _crop(arguments: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint
     fast = fused(pipeline.nodes)
     assert fast is not None
     words = np.arange(pipeline.n_words, dtype=np.uint64)
-    return fast.apply(picture(), Draws(3))[0], pipeline.apply(picture(), words)[0]
+    return fast.apply(picture(), draws(3))[0], pipeline.apply(picture(), words)[0]
 
 
 @pytest.mark.parametrize(
@@ -124,19 +125,19 @@ def test_operations_are_composed_in_their_order() -> None:
         fast = fused(pipeline.nodes)
         assert fast is not None
         words = np.arange(pipeline.n_words, dtype=np.uint64)
-        ours, theirs = fast.apply(image, Draws(0))[0], pipeline.apply(image, words)[0]
+        ours, theirs = fast.apply(image, draws(0))[0], pipeline.apply(image, words)[0]
         assert np.abs(ours.astype(int) - theirs).mean() < 0.3
 
 
 def test_the_random_numbers_are_even_and_independent_of_one_another() -> None:
     def drawn(seed: int, n: int) -> list[float]:
-        draw = Draws(seed)
+        draw = draws(seed)
         return [draw() for _ in range(n)]
 
-    draws = np.array([drawn(seed, 12) for seed in range(4000)])
-    assert 0.0 <= draws.min() < 0.001 < 0.999 < draws.max() < 1.0
-    assert np.abs(draws.mean(axis=0) - 0.5).max() < 0.025  # five standard deviations
-    correlation = np.corrcoef(draws.T) - np.eye(12)
+    found = np.array([drawn(seed, 12) for seed in range(4000)])
+    assert 0.0 <= found.min() < 0.001 < 0.999 < found.max() < 1.0
+    assert np.abs(found.mean(axis=0) - 0.5).max() < 0.025  # five standard deviations
+    correlation = np.corrcoef(found.T) - np.eye(12)
     assert np.abs(correlation).max() < 0.08
     assert drawn(5, 12) == drawn(5, 12)
     assert drawn(-1, 2) != drawn(1, 2)
@@ -289,3 +290,19 @@ def test_images_without_boxes_pass() -> None:
         changed, moved = policy.apply_targets(image, Targets(), seed=1)
         assert changed.shape == image.shape
         assert (len(moved.boxes), len(moved.keypoints), moved.masks) == (0, 0, ())
+
+
+@pytest.mark.parametrize("preset", ["safe", "natural", "medical", "trivial"])
+def test_a_batch_is_what_each_image_alone_would_be(preset: str) -> None:
+    policy = ImagePolicy.from_params(Classic(image=preset, image_prob=0.6))
+    images = [picture(), picture()[:40, :52], picture()[..., :1].copy()] * 4
+    seeds = list(range(40, 52))
+    n_passed_over = []
+    for probs in (None, [1.0] * len(seeds)):
+        batch = policy.batch(images, seeds, probs)
+        for image, seed, one in zip(images, seeds, batch, strict=True):
+            alone = policy.apply(image, seed=seed, prob=probs and 1.0)
+            np.testing.assert_array_equal(one, alone)
+            assert (one is image) == (alone is image)
+        n_passed_over.append(sum(x is image for x, image in zip(batch, images, strict=True)))
+    assert len(images) > n_passed_over[0] > n_passed_over[1]

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
-from itertools import permutations
+from itertools import count, permutations
 from operator import mul
 from struct import pack, unpack
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.augmentation.targets import Targets
 
-__all__ = ["Draws", "Fused", "fused"]
+__all__ = ["Draw", "Fused", "draws", "fused"]
 
 Pixels = NDArray[np.uint8]
 Map = tuple[float, float, float, float, float, float]  # rows of a 2 x 3 matrix, of pixel centres
@@ -39,36 +40,39 @@ GROUND = 114  # about images with boxes: a reflection would show objects that no
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _TO_YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
-# Matrices of RGB by which luma goes through, colour goes through, and colour is turned by a quarter.
-_OF_LUMA, _OF_CHROMA, _OF_TURNED = (
+# Rows: the 3 x 4 matrices of RGB by which luma goes through, colour goes through, colour is turned by a quarter,
+# and an offset is added. One product with four numbers makes the matrix of a copy.
+_basis = np.zeros((4, 3, 4))
+_basis[:3, :, :3] = [
     _FROM_YIQ @ np.array(m) @ _TO_YIQ
     for m in (
         [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
         [[0, 0, 0], [0, 1, 0], [0, 0, 1]],
         [[0, 0, 0], [0, 0, 1], [0, -1, 0]],
     )
-)
+]
+_basis[3, :, 3] = 1.0
+_COLOUR_BASIS = _basis.reshape(4, 12)
 IDENTITY: Map = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-class Draws:
-    """Numbers in [0, 1) that depend on a seed alone: eight to a BLAKE2b hash, in their order."""
-
-    def __init__(self, seed: int) -> None:
-        self._key = pack("<Q", seed % 2**64)
-        self._n_blocks = 0
-        self._left: list[int] = []
-
-    def __call__(self) -> float:
-        """Return the next one."""
-        if not self._left:
-            block = blake2b(self._key, digest_size=64, salt=pack("<Q", self._n_blocks)).digest()
-            self._left = [*unpack("<8Q", block)]
-            self._n_blocks += 1
-        return self._left.pop() * 2.0**-64
+Draw = Callable[[], float]
 
 
-def _within(limits: tuple[float, float], draw: Draws) -> float:
+def draws(seed: int) -> Draw:
+    """Return what gives numbers in [0, 1) that depend on a seed alone, one a call: eight to a BLAKE2b hash."""
+    return _numbers(seed).__next__
+
+
+def _numbers(seed: int) -> Iterator[float]:
+    key = pack("<Q", seed % 2**64)
+    for n in count():
+        block = blake2b(key, digest_size=64, salt=pack("<Q", n)).digest()
+        for word in reversed(unpack("<8Q", block)):
+            yield word * 2.0**-64
+
+
+def _within(limits: tuple[float, float], draw: Draw) -> float:
     return limits[0] + (limits[1] - limits[0]) * draw()
 
 
@@ -92,7 +96,7 @@ class _Copy:
         )  # fmt: skip
 
 
-Act = Callable[[_Copy, Draws], None]
+Act = Callable[[_Copy, Draw], None]
 
 
 class Fused:
@@ -104,7 +108,7 @@ class Fused:
     def apply(
         self,
         image: Pixels,
-        draw: Draws,
+        draw: Draw,
         targets: Targets | None = None,
         *,
         min_visibility: float = 0.0,
@@ -114,23 +118,17 @@ class Fused:
         Parameters
         ----------
         image : ndarray of uint8, shape (height, width, 1 or 3)
-        draw : Draws
+        draw : callable
+            See :func:`draws`.
         targets : Targets, optional
             With them the ground about a moved image is gray; else it is the image reflected.
         min_visibility : float in [0, 1]
             Boxes of which a smaller share of the area stays in the image are left out.
         """
-        copy = _Copy(image.shape[1], image.shape[0])
-        for prob, act in self._steps:
-            if draw() < prob:
-                act(copy, draw)
+        copy = self._planned(image, draw)
         border = REFLECT_101 if targets is None else CONSTANT
         changed = _warped(image, copy, border, GROUND, LINEAR)
-        changed = _coloured(changed, copy.colours)
-        if copy.blur is not None:
-            size, sigma = copy.blur
-            blurred = _cv2().GaussianBlur(changed, (size, size), sigma, borderType=REFLECT_101)
-            changed = _as_before(blurred, 3)
+        changed = _blurred(_coloured(changed, copy.colours), copy.blur)
         if targets is None:
             return changed, None
         moved = targets.moved(
@@ -141,6 +139,26 @@ class Fused:
         )
         masks = tuple(_warped(mask, copy, CONSTANT, 0, NEAREST) for mask in targets.masks)
         return changed, Targets(moved.boxes, moved.keypoints, masks, moved.places, moved.inside)
+
+    def batch(self, images: Sequence[Pixels], draws: Sequence[Draw]) -> list[Pixels]:
+        """Return each image as :meth:`apply` does, pass by pass.
+
+        Small images take a third less time so: the code of a pass stays in the processor's caches.
+        """
+        copies = [self._planned(image, draw) for image, draw in zip(images, draws, strict=True)]
+        found = [
+            _warped(image, copy, REFLECT_101, GROUND, LINEAR)
+            for image, copy in zip(images, copies, strict=True)
+        ]
+        found = [_coloured(image, copy.colours) for image, copy in zip(found, copies, strict=True)]
+        return [_blurred(image, copy.blur) for image, copy in zip(found, copies, strict=True)]
+
+    def _planned(self, image: Pixels, draw: Draw) -> _Copy:
+        copy = _Copy(image.shape[1], image.shape[0])
+        for prob, act in self._steps:
+            if draw() < prob:
+                act(copy, draw)
+        return copy
 
 
 def fused(nodes: Sequence[Any]) -> Fused | None:
@@ -164,6 +182,7 @@ def fused(nodes: Sequence[Any]) -> Fused | None:
 # --- pixels -----------------------------------------------------------------------------------
 
 
+@cache
 def _cv2() -> Any:
     import cv2
 
@@ -252,10 +271,16 @@ def _coloured(image: Pixels, colours: Sequence[tuple[str, float]]) -> Pixels:
     if n_channels == 1:
         matrix = np.array([[gain, offset]])
     else:
-        matrix = np.empty((3, 4))
-        matrix[:, :3] = gain * _OF_LUMA + chroma.real * _OF_CHROMA + chroma.imag * _OF_TURNED
-        matrix[:, 3] = offset
+        parts = np.array((gain, chroma.real, chroma.imag, offset))
+        matrix = (parts @ _COLOUR_BASIS).reshape(3, 4)
     return _as_before(cv2.transform(image, matrix), 3)
+
+
+def _blurred(image: Pixels, blur: tuple[int, float] | None) -> Pixels:
+    if blur is None:
+        return image
+    size, sigma = blur
+    return _as_before(_cv2().GaussianBlur(image, (size, size), sigma, borderType=REFLECT_101), 3)
 
 
 # --- operations -------------------------------------------------------------------------------
@@ -292,7 +317,7 @@ def _rotate(node: Any) -> _Made:
     if not _is_plain(node) or node.crop_border:
         return None
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         centre = ((copy.width - 1) / 2, (copy.height - 1) / 2)
         copy.then(_turned(_within(node.limit, draw), centre))
 
@@ -307,7 +332,7 @@ def _affine(node: Any) -> _Made:
     shift = node.translate_percent or {"x": (0.0, 0.0), "y": (0.0, 0.0)}
     keep_ratio = node.keep_ratio
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         sx = _within(node.scale["x"], draw)
         sy = sx if keep_ratio else _within(node.scale["y"], draw)
         centre = x, y = (copy.width - 1) / 2, (copy.height - 1) / 2
@@ -330,7 +355,7 @@ def _resized_crop(node: Any) -> _Made:
     tries = 10
     log_ratio = (math.log(node.ratio[0]), math.log(node.ratio[1]))
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         area = copy.width * copy.height
         width, height = copy.width, copy.height  # where nothing fits
         for _ in range(tries):
@@ -353,7 +378,7 @@ def _brightness_contrast(node: Any) -> _Made:
     if not node.brightness_by_max or node.ensure_safe_range:
         return None
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         copy.colours.append(("gain", 1.0 + _within(node.contrast_limit, draw)))
         copy.colours.append(("offset", 255.0 * _within(node.brightness_limit, draw)))
 
@@ -366,7 +391,7 @@ def _colour_jitter(node: Any) -> _Made:
         ("saturation", node.saturation), ("hue", node.hue),
     ]  # fmt: skip
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         values = [(kind, _within(limits, draw)) for kind, limits in ranges]
         copy.colours += [values[i] for i in _ORDERS[int(len(_ORDERS) * draw())]]
 
@@ -376,7 +401,7 @@ def _colour_jitter(node: Any) -> _Made:
 def _gaussian_blur(node: Any) -> _Made:
     low, high = node.blur_limit
 
-    def act(copy: _Copy, draw: Draws) -> None:
+    def act(copy: _Copy, draw: Draw) -> None:
         sigma = _within(node.sigma_limit, draw)
         size = low + int((high - low + 1) * draw())
         size = int(sigma * 3.5) * 2 + 1 if size == 0 else size

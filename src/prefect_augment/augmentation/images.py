@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.fused import Draws, Fused, fused
+from prefect_augment.augmentation.fused import Fused, draws, fused
 from prefect_augment.augmentation.operations import (
     Operation,
     flattened,
@@ -250,8 +250,13 @@ class ImagePolicy:
         assert moved is not None
         return changed, moved
 
-    def batch(self, images: Sequence[Images] | Images, seeds: Sequence[int]) -> list[Images]:
-        """Return each image as the policy changes it under its own seed.
+    def batch(
+        self,
+        images: Sequence[Images] | Images,
+        seeds: Sequence[int],
+        probs: Sequence[float] | None = None,
+    ) -> list[Images]:
+        """Return each image as :meth:`apply` does under its own seed, faster where they are small.
 
         Parameters
         ----------
@@ -259,10 +264,30 @@ class ImagePolicy:
             Of one size or of many.
         seeds : sequence of int
             One per image.
+        probs : sequence of float, optional
+            One per image, instead of the policy's own probability.
         """
-        return [
-            self.apply(image, seed=int(seed)) for image, seed in zip(images, seeds, strict=True)
-        ]
+        chances = [self.prob] * len(images) if probs is None else probs
+        numbers = [draws(int(seed)) for seed in seeds]
+        drawn = [i for i, prob in enumerate(chances) if numbers[i]() < prob]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i in [] if self.is_none else drawn:
+            _check_image(images[i])
+            by_size.setdefault(self._size_for(images[i]), []).append(i)
+        found = list(images)
+        for size, places in by_size.items():
+            chosen = [images[i] for i in places]
+            fast = None if self.plugin else self._built(size)[1]
+            if fast is None:
+                changed = [
+                    self.apply(image, seed=int(seeds[i]), prob=1.0)
+                    for image, i in zip(chosen, places, strict=True)
+                ]
+            else:
+                changed = fast.batch(chosen, [numbers[i] for i in places])
+            for i, image in zip(places, changed, strict=True):
+                found[i] = image
+        return found
 
     def _apply(
         self,
@@ -274,14 +299,13 @@ class ImagePolicy:
     ) -> tuple[Images, Targets | None]:
         _check_image(image)
         # The first number always: how a changed image looks does not depend on how often images are changed.
-        draw = Draws(seed)
+        draw = draws(seed)
         if self.is_none or draw() >= (self.prob if prob is None else prob):
             return image, targets
         if self.plugin:
             rng = np.random.Generator(np.random.PCG64(seed))
             return self._checked(self._callback(image.copy(), rng), image), None
-        size = (image.shape[0], image.shape[1]) if self._needs_size else (0, 0)
-        pipeline, fast = self._built(size, targets is not None, min_visibility)
+        pipeline, fast = self._built(self._size_for(image), targets is not None, min_visibility)
         if fast is not None:
             changed, moved = fast.apply(image, draw, targets, min_visibility=min_visibility)
         else:
@@ -312,6 +336,9 @@ class ImagePolicy:
             )
         return changed
 
+    def _size_for(self, image: Images) -> tuple[int, int]:
+        return (image.shape[0], image.shape[1]) if self._needs_size else (0, 0)
+
     @cached_property
     def _needs_size(self) -> bool:
         return any(
@@ -323,7 +350,10 @@ class ImagePolicy:
         return load_function(self.plugin, group=ENTRY_POINTS, field="classic.plugin")
 
     def _built(
-        self, size: tuple[int, int], with_targets: bool, min_visibility: float
+        self,
+        size: tuple[int, int] = (0, 0),
+        with_targets: bool = False,
+        min_visibility: float = 0.0,
     ) -> tuple[Pipeline, Fused | None]:
         """Return this thread's pipeline: its nodes carry generators, so threads may not share them."""
         pipelines: dict[Any, tuple[Pipeline, Fused | None]] = _built.__dict__.setdefault(

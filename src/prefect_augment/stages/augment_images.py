@@ -33,10 +33,12 @@ from prefect_augment.stages.records import by_columns
 from prefect_augment.staging import Stage
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["make_image_copies"]
+__all__ = ["make_image_copies", "portions"]
 
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 Int = NDArray[np.int64]
+# Encoded: some dozens of thumbnails; one large image, since decoded ones take memory.
+PORTION_BYTES = 32 * 1024
 IDS = ("aug_id", "content_key")  # of staged records, beside the source's columns
 
 
@@ -242,22 +244,29 @@ def _make_all(
         keys = parents["aug_id"].to_pylist()
         targets = ImageTargets.of(parents.schema, look.column)
         low, high = np.searchsorted(rows, [start, start + parents.num_rows])
+        ways = _Copying(policy, min_visibility, targets)
         places: list[int] = []
         made: list[_Made] = []
         n_bytes = 0
-        for at in range(low, high):
-            place, row = int(by_row[at]), int(rows[at]) - start
-            copy_seed = record_seed(seed, keys[row], int(jobs.copies[place]))
-            prob = float(jobs.probs[jobs.strata[place]])
-            record = parents.slice(row, 1).to_pylist()[0] if targets else None
-            copy = _Copying(policy, copy_seed, prob, min_visibility, targets)
-            made.append(copy.of(images[row], record))
-            places.append(place)
-            n_bytes += len(made[-1].data)
-            if n_bytes >= BATCH_BYTES or at + 1 == high:
-                taken = np.array(places)
-                sizes[taken] = [len(m.data) for m in made]
-                spill.add(_to_table(look, parents, jobs, taken, start, made, targets), taken)
+        for ats in portions([len(images[int(row) - start]) for row in rows[low:high]], low):
+            taken = by_row[ats]
+            local = (rows[ats] - start).tolist()
+            copies = jobs.copies[taken].tolist()
+            made += ways.of(
+                [images[row] for row in local],
+                [
+                    record_seed(seed, keys[row], copy)
+                    for row, copy in zip(local, copies, strict=True)
+                ],
+                jobs.probs[jobs.strata[taken]].tolist(),
+                [parents.slice(row, 1).to_pylist()[0] for row in local] if targets else None,
+            )
+            places += taken.tolist()
+            n_bytes += sum(len(copy.data) for copy in made[-len(local) :])
+            if n_bytes >= BATCH_BYTES or ats.stop == high:
+                of = np.array(places)
+                sizes[of] = [len(m.data) for m in made]
+                spill.add(_to_table(look, parents, jobs, of, start, made, targets), of)
                 places, made, n_bytes = [], [], 0
         start += parents.num_rows
     return sizes
@@ -283,34 +292,68 @@ class _Made(NamedTuple):
     moved: MovedRecord | None = None  # what belongs to it, where that has changed
 
 
+def portions(sizes: Sequence[int], first: int = 0) -> Iterator[slice]:
+    """Yield places, from ``first`` on, in runs: of small images many, of large ones each by itself.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Bytes of each encoded image.
+    first : int
+        Place of the first one.
+    """
+    begin, n_bytes = 0, 0
+    for i, size in enumerate(sizes):
+        n_bytes += size
+        if n_bytes >= PORTION_BYTES or i + 1 == len(sizes):
+            yield slice(first + begin, first + i + 1)
+            begin, n_bytes = i + 1, 0
+
+
 class _Copying(NamedTuple):
-    """How one copy is made."""
+    """How copies are made."""
 
     policy: ImagePolicy
-    seed: int
-    prob: float
     min_visibility: float
     targets: ImageTargets
 
-    def of(self, data: bytes, record: Mapping[str, Any] | None) -> _Made:
-        """Return the copy of an encoded image; of one that is passed over, its own bytes."""
-        image = decode_checked(data)
-        moved = None
-        if record is None:
-            changed = self.policy.apply(image, seed=self.seed, prob=self.prob)
+    def of(
+        self,
+        encoded: Sequence[bytes],
+        seeds: Sequence[int],
+        probs: Sequence[float],
+        records: Sequence[Mapping[str, Any]] | None,
+    ) -> list[_Made]:
+        """Return the copies of encoded images; of one that is passed over, its own bytes.
+
+        ``records`` are given where boxes, masks or keypoints move along.
+        """
+        images = [decode_checked(data) for data in encoded]
+        moved: list[MovedRecord | None] = [None] * len(images)
+        if records is None:
+            changed = self.policy.batch(images, seeds, probs)
         else:
-            changed, found = self.policy.apply_targets(
-                image,
-                self.targets.read(record, image.shape),
-                seed=self.seed,
-                prob=self.prob,
-                min_visibility=self.min_visibility,
+            changed = []
+            for i, (image, record) in enumerate(zip(images, records, strict=True)):
+                pixels, found = self.policy.apply_targets(
+                    image,
+                    self.targets.read(record, image.shape),
+                    seed=seeds[i],
+                    prob=probs[i],
+                    min_visibility=self.min_visibility,
+                )
+                changed.append(pixels)
+                moved[i] = self.targets.write(record, found)
+        return [
+            _Made(data, seed) if after is before else _Made(_encoded(after, data), seed, belongings)
+            for before, after, data, seed, belongings in zip(
+                images, changed, encoded, seeds, moved, strict=True
             )
-            moved = self.targets.write(record, found)
-        if changed is image:
-            return _Made(data, self.seed)
-        encoded = encode_like(changed, data) if is_jpeg(data) else encode_png(changed)
-        return _Made(encoded, self.seed, moved)
+        ]
+
+
+def _encoded(pixels: NDArray[np.uint8], like: bytes) -> bytes:
+    return encode_like(pixels, like) if is_jpeg(like) else encode_png(pixels)
 
 
 def _to_table(

@@ -173,9 +173,7 @@ def _operations(policy: ImagePolicy) -> dict[str, ImagePolicy]:
 def _change(policy: ImagePolicy) -> Change:
     def change(images: NDArray[np.uint8], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         height, width = images.shape[1:3]
-        made = [
-            policy.apply(x, seed=s, prob=1.0) for x, s in zip(images, seeds.tolist(), strict=True)
-        ]
+        made = policy.batch(images, seeds.tolist(), [1.0] * len(images))
         return np.stack([resize(image, width, height) for image in made])
 
     return change

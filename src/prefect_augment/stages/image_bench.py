@@ -52,11 +52,9 @@ def _change(classic: Classic) -> Callable[[Images, Int], Images] | None:
 
     def change(images: Images, seeds: Int) -> Images:
         height, width = images.shape[1:3]
-        found = images.copy()
-        for i, seed in enumerate(seeds.tolist()):
-            # An operation may ask for a size of its own; the classifier has one.
-            found[i] = resize(policy.apply(images[i], seed=seed, prob=1.0), width, height)
-        return found
+        made = policy.batch(images, seeds.tolist(), [1.0] * len(images))
+        # An operation may ask for a size of its own; the classifier has one.
+        return np.stack([resize(image, width, height) for image in made])
 
     return change
 
