@@ -117,6 +117,7 @@ def release(
         pictures=proposal.pictures,
         classic=proposal.policy,
         approval=decision,
+        findings=proposal.findings,
         seed=proposal.seed,
     )
     commit = run(

@@ -18,6 +18,7 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.errors import RefusedError
+from prefect_augment.findings import Findings
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
 from prefect_augment.flows._scoring import score_arms
@@ -155,6 +156,7 @@ def rebalance(
             classic=classic,
         )
         recipe = inherit_weights(recipe, plan, publish, store)
+        findings = Findings()
         page = run(
             write_report,
             dataset,
@@ -167,6 +169,7 @@ def rebalance(
             pictures=report,
             classic=classic,
             status="proposed" if approval.ask else "published",
+            findings=findings,
             seed=seed,
         )
         if gate.on_no_gain == "fail" and verdict.decision != "accept":
@@ -201,6 +204,7 @@ def rebalance(
                 pictures=report,
                 policy=classic,
                 params=params,
+                findings=findings,
                 seed=seed,
             )
             proposed = proposal.id

@@ -18,6 +18,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
+from prefect_augment.findings import Findings
 from prefect_augment.params import Answer, Classic, Destination, Publish, Report
 from prefect_augment.stages.approval import (
     Proposal,
@@ -61,6 +62,7 @@ def propose_dataset(
     pictures: Report | None = None,
     policy: Classic | None = None,
     params: dict[str, Any] | None = None,
+    findings: Findings | None = None,
     seed: int = 0,
 ) -> Proposal:
     """Leave a version that is ready as a proposal, for somebody to approve or reject.
@@ -71,7 +73,7 @@ def propose_dataset(
         As for `publish_dataset`, which takes them once it is approved.
     report : ReportRef
         What the approver reads.
-    scores, pictures, policy, seed
+    scores, pictures, policy, findings, seed
         For the report that is published, which names the decision.
 
     Returns
@@ -96,6 +98,7 @@ def propose_dataset(
             pictures=pictures or Report(),
             policy=policy or Classic(),
             params=params or {},
+            findings=findings or Findings(),
             seed=seed,
         )
         page = f"{store.uri}/{report.prefix}/report.html"

@@ -19,6 +19,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
+from prefect_augment.findings import Findings
 from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
 from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.judge import ungated
@@ -58,6 +59,7 @@ def write_report(
     classic: Classic | None = None,
     status: Literal["published", "proposed", "refused", "evaluated"] = "published",
     approval: ApprovalDecision | None = None,
+    findings: Findings | None = None,
     seed: int = 0,
 ) -> ReportRef:
     """Write the page that shows what was done and whether it helped.
@@ -76,6 +78,8 @@ def write_report(
         What becomes of the run.
     approval : ApprovalDecision, optional
         Who let the version out, where somebody was asked.
+    findings : Findings, optional
+        Further measurements, each shown in a section of its own.
     seed : int
         The run's seed.
 
@@ -97,6 +101,7 @@ def write_report(
             classic=classic,
             status=status,
             approval=approval,
+            findings=findings or Findings(),
             seed=seed,
             store=open_block_store(dataset.root, dataset.block),
         )

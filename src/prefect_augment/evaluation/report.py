@@ -71,6 +71,8 @@ def report_facts(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str
     facts = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     # Values of single records: their summaries follow, as far as they may be shown.
     del facts["column_shapes"]
+    findings = facts.pop("findings")
+    facts.update({name: getattr(findings, name) for name in type(findings).model_fields})
     facts["shapes"] = shapes
     facts["sheets"] = sheet_files(data)
     if data.pictures != "real":

@@ -17,6 +17,7 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.evaluation.shapes import ColumnShape
+from prefect_augment.findings import Findings
 
 __all__ = ["Neighbour", "ReportData", "sheet_files"]
 
@@ -90,6 +91,8 @@ class ReportData:
         Further digests for the lineage section, by what they are of.
     software : mapping of str to str
         Versions by package.
+    findings : Findings
+        Further measurements, each a key of report.json and a section of the page.
     """
 
     title: str
@@ -122,6 +125,7 @@ class ReportData:
     method_notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
 
 
 def sheet_files(data: ReportData) -> dict[str, str]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
+from typing import Any
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.evaluation import charts, words
 from prefect_augment.evaluation.report_data import Neighbour, ReportData, sheet_files
+from prefect_augment.evaluation.report_sections import environment, shown_sections
 from prefect_augment.evaluation.report_view import (
     ORIGINS,
     ArmRow,
@@ -229,49 +228,44 @@ def render_page(
     by_section: dict[str, list[Chart]] = {}
     for chart in pictures:
         by_section.setdefault(chart.section, []).append(chart)
-    template = _environment().from_string(
-        files("prefect_augment.evaluation").joinpath("templates/report.html.j2").read_text("utf-8")
-    )
+    context = _context(data, shapes, by_section)
+    page = environment().get_template("report.html.j2")
+    text = page.render(context, sections=shown_sections(data, context))
+    return text.encode("utf-8", errors="replace")
+
+
+def _context(
+    data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
+) -> dict[str, Any]:
+    """What the templates are filled with."""
     rows, arms = class_rows(data), arm_rows(data)
     neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
-    page = template.render(
-        data=data,
-        is_image=data.modality == "image",
-        parts=[part for part in PARTS if part in data.part_counts],
-        head=headline(data),
-        main=main_difference(data),
-        published=published_counts(data),
-        charts=by_section,
-        rows=rows,
-        arms=arms,
-        families=_families_used(arms, data),
-        has_times=any(arm.seconds for arm in arms),
-        has_amounts=any(amount != 1.0 for arm in arms for amount in arm.amounts),
-        as_is=as_is_arm(data),
-        origins=[o for o in ORIGINS if any(r.after.get(o) for r in rows)],
-        ratios=_imbalance_ratios(data, rows),
-        gate_metrics=_gate_metrics(data),
-        shapes=shapes,
-        n_shapes_drawn=min(len(shapes), MAX_SHAPES),
-        max_rows=charts.MAX_ROWS,
-        neighbours=neighbours,
-        neighbour_columns=_neighbour_columns(data, neighbours),
-        thresholds=_threshold_rows(data, rows),
-        holdout_arms=_holdout_arms(data),
-        decisions=_decision_counts(rows),
-    )
-    return page.encode("utf-8", errors="replace")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    for name in ("count", "duration", "effect", "interval_percent", "interval_points"):
-        environment.filters[name] = getattr(words, name)
-    for name in ("number", "percent", "points", "visible"):
-        environment.filters[name] = getattr(words, name)
-    return environment
+    return {
+        "data": data,
+        "is_image": data.modality == "image",
+        "parts": [part for part in PARTS if part in data.part_counts],
+        "head": headline(data),
+        "main": main_difference(data),
+        "published": published_counts(data),
+        "charts": by_section,
+        "rows": rows,
+        "arms": arms,
+        "families": _families_used(arms, data),
+        "has_times": any(arm.seconds for arm in arms),
+        "has_amounts": any(amount != 1.0 for arm in arms for amount in arm.amounts),
+        "as_is": as_is_arm(data),
+        "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
+        "ratios": _imbalance_ratios(data, rows),
+        "gate_metrics": _gate_metrics(data),
+        "shapes": shapes,
+        "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
+        "max_rows": charts.MAX_ROWS,
+        "neighbours": neighbours,
+        "neighbour_columns": _neighbour_columns(data, neighbours),
+        "thresholds": _threshold_rows(data, rows),
+        "holdout_arms": _holdout_arms(data),
+        "decisions": _decision_counts(rows),
+    }
 
 
 def _percent(interval: Interval) -> Interval:

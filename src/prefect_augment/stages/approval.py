@@ -27,6 +27,7 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.words import markdown_text
+from prefect_augment.findings import Findings
 from prefect_augment.manifest import find_commit
 from prefect_augment.params import Answer, Classic, Publish, Report
 from prefect_augment.stages.amounts import added_records, lowered_amounts
@@ -67,6 +68,7 @@ class Proposal(Fact):
     policy: Classic  # that picture sheets show
     params: dict[str, Any]
     seed: int
+    findings: Findings = Findings()
 
 
 class ProposalState(Fact):
@@ -99,6 +101,7 @@ def propose(
     policy: Classic,
     params: dict[str, Any],
     seed: int,
+    findings: Findings | None = None,
 ) -> Proposal:
     """Leave a proposal, or return the one of the same inputs that is there.
 
@@ -108,7 +111,7 @@ def propose(
         The destination.
     dataset, plan, recipe, verdict, gate, classic, models, settings, params
         As for :func:`.publish`, which takes them once somebody approves.
-    scores, report, pictures, policy, seed
+    scores, report, pictures, policy, seed, findings
         For the report, which is written anew with the decision and the amounts in it.
     """
     key = dataset_key(dataset, recipe, verdict, gate, classic, models, settings)
@@ -129,6 +132,7 @@ def propose(
         policy=policy,
         params=params,
         seed=seed,
+        findings=findings or Findings(),
     )
     path = f"{FOLDER}/{key}.json"
     # What is published already needs nobody's yes.

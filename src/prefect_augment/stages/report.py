@@ -36,6 +36,7 @@ from prefect_augment.evaluation.report import (
     build_report,
     markdown_summary,
 )
+from prefect_augment.findings import Findings
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
@@ -75,11 +76,13 @@ def report(
     title: str = "",
     classic: Classic | None = None,
     approval: ApprovalDecision | None = None,
+    findings: Findings | None = None,
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files.
 
     ``classic`` is the policy that the picture sheets of images show at work; none where not given.
-    ``approval`` says who let the version out, where somebody was asked.
+    ``approval`` says who let the version out, where somebody was asked. ``findings`` are further
+    measurements, each shown in a section of its own.
 
     Returns
     -------
@@ -99,6 +102,7 @@ def report(
             "title": title or _title(store),
             "classic": classic,
             "approval": approval,
+            "findings": findings or Findings(),
             "software": software_versions(),
         },
         inputs=[
@@ -126,6 +130,7 @@ def report(
             title=title or _title(store),
             classic=classic,
             approval=approval,
+            findings=findings or Findings(),
         )
         stage.finish(page)
     return ReportRef(root=store.uri, prefix=page.prefix, files=page.files), page.summary
@@ -159,6 +164,7 @@ def _draw(
     title: str,
     classic: Classic | None,
     approval: ApprovalDecision | None,
+    findings: Findings,
 ) -> _Page:
     """Draw the report and stage its files."""
     facts = load_facts(dataset, store)
@@ -210,6 +216,7 @@ def _draw(
             **({"encoder": model.encoder_digest} if model else {}),
         },
         software=software_versions(),
+        findings=findings,
     )
     files = build_report(data)
     key = stage_key(

@@ -1,0 +1,16 @@
+"""What a run found beside its verdict: each field is a key of ``report.json`` and a section of the page.
+
+A further measurement is a frozen fact in ``facts_<name>.py``, a field here, a function
+``evaluation/section_<name>.py`` that writes its part of the page, and its line in
+:data:`.report_sections.SECTIONS`.
+"""
+
+from __future__ import annotations
+
+from prefect_augment.datatypes import Fact
+
+__all__ = ["Findings"]
+
+
+class Findings(Fact):
+    """Measurements that a report shows where they were made; None where they were not."""
