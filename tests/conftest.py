@@ -55,6 +55,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash.get(_temporary_home, ""), ignore_errors=True)
 
 
+_fsync = os.fsync
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Wait for the disk only where something is really killed: a fast test has no power to lose."""
+    waits = item.get_closest_marker("e2e") or item.get_closest_marker("faults")
+    os.fsync = _fsync if waits else _write_later
+
+
+def _write_later(file: int) -> None:
+    """Stand in for `os.fsync`."""
+
+
 @pytest.fixture(scope="session")
 def prefect_harness() -> Iterator[None]:
     """Prefect's API with a database of its own, started once for all tests marked ``flow``."""
@@ -161,6 +175,25 @@ def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table
             "state": pa.array(names),
         }
     )
+
+
+# --- quick runs ---
+
+
+@pytest.fixture(scope="module")
+def quick_teacher() -> Iterator[None]:
+    """Soft labels by an ensemble of few members, which is most of what a run on a small table computes.
+
+    For tests of what runs do around it; what the whole ensemble says is tested where it is made
+    (`evaluation/test_soft_labels.py`), and runs with it are those of `make e2e` and `make faults`.
+    """
+    from prefect_augment.evaluation import soft_labels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soft_labels, "N_FOLDS", 2)
+        patch.setattr(soft_labels, "FOREST_TREES", 10)
+        patch.setattr(soft_labels, "BOOSTING_ITERATIONS", 10)
+        yield
 
 
 # --- a browser ---

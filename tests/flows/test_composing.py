@@ -55,6 +55,8 @@ from prefect_augment.stages.arms import make_arms, make_recipe
 MakeTable = Callable[..., pa.Table]
 FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
 
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
 
 def our_tasks() -> dict[str, Task[..., Any]]:
     """Every task of the package, by name."""

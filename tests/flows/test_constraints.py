@@ -44,6 +44,8 @@ RULES: list[Constraint] = [
     Unique(columns=["cycles", "since"]),
 ]
 
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
 
 @pytest.fixture
 def source(make_table: MakeTable, tmp_path: Path) -> Source:

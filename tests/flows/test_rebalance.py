@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
 PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
 
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
 
 @pytest.fixture
 def source(make_table: MakeTable, tmp_path: Path) -> Source:
@@ -50,16 +53,34 @@ def run(source: Source, folder: Path | str, **params: object) -> RunResult:
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
 
 
+@dataclass(frozen=True)
+class Published:
+    """A run with synthetic records, for several tests to look at."""
+
+    folder: Path
+    result: RunResult
+
+
+@pytest.fixture(scope="module")
+def published(
+    make_table: MakeTable, quick_teacher: None, tmp_path_factory: pytest.TempPathFactory
+) -> Published:
+    folder = tmp_path_factory.mktemp("published")
+    pq.write_table(make_table(), folder / "parts.parquet")
+    source = Source(uri=str(folder / "parts.parquet"), label="state")
+    result = run(source, folder / "out", model=TreesModel(), gate=PUBLISH)
+    return Published(folder / "out", result)
+
+
 def shards(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
 
 
-def test_a_run_publishes_a_version_that_verifies(source: Source, tmp_path: Path) -> None:
-    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
-
+def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
+    result = published.result
     assert result.status == "published"
     assert result.version == 1
-    assert not verify(open_store(str(tmp_path / "out"))).problems
+    assert not verify(open_store(str(published.folder))).problems
     train = result.counts["train"]
     real = sum(n["real"] for split in result.counts.values() for n in split.values())
     assert real + result.quarantined == sum(COUNTS.values())
@@ -72,11 +93,10 @@ def test_a_run_publishes_a_version_that_verifies(source: Source, tmp_path: Path)
 
 
 def test_what_comes_back_has_the_source_columns_then_the_lineage(
-    make_table: MakeTable, source: Source, tmp_path: Path
+    make_table: MakeTable, published: Published
 ) -> None:
-    run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
     original = make_table()
-    table = open_dataset(str(tmp_path / "out")).to_table()
+    table = open_dataset(str(published.folder)).to_table()
 
     assert table.schema.names[: len(original.schema)] == original.schema.names
     assert [table.schema.field(f.name).type for f in original.schema] == [
@@ -90,11 +110,11 @@ def test_what_comes_back_has_the_source_columns_then_the_lineage(
     assert synthetic["serial"].null_count == synthetic.num_rows, "an identifier is never invented"
 
 
-def test_a_synthetic_record_is_made_again_from_its_lineage(source: Source, tmp_path: Path) -> None:
-    run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
-    dataset = open_dataset(str(tmp_path / "out"))
+def test_a_synthetic_record_is_made_again_from_its_lineage(
+    published: Published, source: Source, tmp_path: Path
+) -> None:
+    dataset = open_dataset(str(published.folder))
     table = dataset.to_table(origins=["synthetic"])
-    store = open_store(str(tmp_path / "out"))
     for row in table.slice(0, 5).to_pylist():
         made = remake_records(dataset, [row["aug_id"]])
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
@@ -113,10 +133,10 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(source: Source, tmp_p
 
 
 def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
-    source: Source, tmp_path: Path
+    published: Published,
 ) -> None:
-    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH)
-    dataset = open_dataset(str(tmp_path / "out"))
+    result = published.result
+    dataset = open_dataset(str(published.folder))
     table = dataset.to_table("train").to_pandas()
     recipe, weights = dataset.manifest.recipe, dataset.manifest.weights
     assert recipe.arm.family == "model"
@@ -151,19 +171,18 @@ def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
 
 
 def test_records_in_another_order_give_the_same_bytes(
-    make_table: MakeTable, source: Source, tmp_path: Path
+    make_table: MakeTable, published: Published, source: Source, tmp_path: Path
 ) -> None:
-    run(source, tmp_path / "a", model=TreesModel(), gate=PUBLISH)
     shuffled = tmp_path / "shuffled.parquet"
     table = make_table()
     pq.write_table(table.take(np.random.default_rng(1).permutation(table.num_rows)), shuffled)
     run(
         source.model_copy(update={"uri": str(shuffled)}),
-        tmp_path / "b",
+        tmp_path / "out",
         model=TreesModel(),
         gate=PUBLISH,
     )
-    assert shards(tmp_path / "a") == shards(tmp_path / "b")
+    assert shards(published.folder) == shards(tmp_path / "out")
 
 
 def test_a_rerun_with_nothing_new_publishes_nothing(source: Source, tmp_path: Path) -> None:
@@ -286,17 +305,16 @@ def test_a_destination_with_another_schema_is_refused_before_training(
 
 
 def test_our_own_output_is_a_source_of_its_real_records_only(
-    source: Source, tmp_path: Path
+    published: Published, tmp_path: Path
 ) -> None:
-    run(source, tmp_path / "first", model=TreesModel(), gate=PUBLISH)
     result = run(
-        Source(uri=str(tmp_path / "first"), label="state"), tmp_path / "second", model=NoModel()
+        Source(uri=str(published.folder), label="state"), tmp_path / "second", model=NoModel()
     )
     real = sum(n["real"] for split in result.counts.values() for n in split.values())
     assert real == sum(COUNTS.values())
     holdouts = [
-        set(open_dataset(str(tmp_path / name)).to_table("holdout")["aug_id"].to_pylist())
-        for name in ("first", "second")
+        set(open_dataset(str(folder)).to_table("holdout")["aug_id"].to_pylist())
+        for folder in (published.folder, tmp_path / "second")
     ]
     assert holdouts[0] == holdouts[1], "the split is inherited"
 

@@ -18,6 +18,8 @@ from prefect_augment.storage import open_store
 
 FAST = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
 
 @pytest.fixture
 def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:

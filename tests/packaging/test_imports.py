@@ -19,6 +19,8 @@ FLOWS = [
     "prefect_augment.flows.latents",
 ]
 
+ROOMS = ["stages", "reading", "augmentation", "evaluation", "genmodels", "encoding", "shards"]
+
 
 def loaded_by(module: str) -> set[str]:
     """Top-level packages in memory once ``module`` is imported into a new interpreter."""
@@ -30,11 +32,15 @@ def loaded_after(statements: str) -> set[str]:
         f"{statements}\nimport sys, json\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
+    return set(json.loads(printed_by(code).splitlines()[-1]))
+
+
+def printed_by(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
 
 
 @pytest.mark.parametrize("module", ["prefect_augment", "prefect_augment.params"])
@@ -43,28 +49,51 @@ def test_package_and_parameters_load_no_heavy_library(module: str) -> None:
     assert loaded_by(module) & NOT_FOR_THE_FORM == set()
 
 
+def loaded_one_after_another(steps: dict[str, str]) -> dict[str, set[str]]:
+    """What is in memory after each of these statements, in one new interpreter."""
+    shown = "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    code = "\n".join(f"{step}\nimport sys, json\n{shown}" for step in steps.values())
+    lines = printed_by(code).splitlines()[-len(steps) :]
+    return {name: set(json.loads(line)) for name, line in zip(steps, lines, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def loaded_by_flows() -> dict[str, set[str]]:
+    """One interpreter for all: what a flow must not load, it must not load after another one either."""
+    return loaded_one_after_another({module: f"import {module}" for module in FLOWS})
+
+
 @pytest.mark.parametrize("module", FLOWS)
-def test_flows_load_neither_torch_nor_albumentations(module: str) -> None:
-    loaded = loaded_by(module)
+def test_flows_load_neither_torch_nor_albumentations(
+    module: str, loaded_by_flows: dict[str, set[str]]
+) -> None:
+    loaded = loaded_by_flows[module]
     assert "prefect" in loaded
     assert loaded & HEAVY == set()
 
 
-@pytest.mark.parametrize(
-    "room",
-    ["stages", "reading", "augmentation", "evaluation", "genmodels", "encoding", "shards"],
-)
-def test_library_below_the_tasks_does_not_load_prefect(room: str, repository: Path) -> None:
+@pytest.fixture(scope="module")
+def loaded_by_rooms(repository: Path) -> dict[str, set[str]]:
+    """What is in memory once every module of a room, and of those before it, is imported."""
+    steps = {}
+    for room in ROOMS:
+        folder = repository / "src" / "prefect_augment" / room
+        modules = [f"prefect_augment.{room}.{p.stem}" for p in sorted(folder.glob("[a-z]*.py"))]
+        # A module that needs an extra is left out where the extra is not installed.
+        steps[room] = "\n".join(
+            f"try:\n import {module}\n"
+            f"except ModuleNotFoundError as exc:\n assert exc.name in {HEAVY}, exc\n"
+            for module in [f"prefect_augment.{room}", *modules]
+        )
+    return loaded_one_after_another(steps)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_library_below_the_tasks_does_not_load_prefect(
+    room: str, loaded_by_rooms: dict[str, set[str]]
+) -> None:
     """Every step works in a notebook or under another orchestrator."""
-    folder = repository / "src" / "prefect_augment" / room
-    modules = [f"prefect_augment.{room}.{p.stem}" for p in sorted(folder.glob("[a-z]*.py"))]
-    # A module that needs an extra is left out where the extra is not installed.
-    statements = "".join(
-        f"try:\n import {module}\n"
-        f"except ModuleNotFoundError as exc:\n assert exc.name in {HEAVY}, exc\n"
-        for module in [f"prefect_augment.{room}", *modules]
-    )
-    assert "prefect" not in loaded_after(statements)
+    assert "prefect" not in loaded_by_rooms[room]
 
 
 def test_help_of_the_command_loads_no_heavy_library() -> None:

@@ -25,6 +25,7 @@ from prefect_augment.flows.augment import augment as augment_flow
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Balance, Classic, Destination, Source
 from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages import check_policy
 from prefect_augment.stages.export_boxes import export_boxes
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.storage import open_store
@@ -174,7 +175,8 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
             ]
 
 
-def test_masks_move_with_their_image(tmp_path: Path) -> None:
+def test_masks_move_with_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_policy, "STEPS", 20)  # two colours are told apart sooner
     rng = np.random.default_rng(3)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [drawn(rng, ["disc"] if i < 4 else ["square"]) for i in range(24)]
