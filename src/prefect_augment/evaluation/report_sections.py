@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import words
+from prefect_augment.evaluation import section_drift, words
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -60,9 +60,10 @@ def measured(name: str, link: str, section: Callable[[Any], str]) -> Section:
     return Section(name, link, draw)
 
 
-# A measurement has one line here: measured("drift", "Since the last version", section_drift.section).
+# A measurement has one line here.
 SECTIONS: tuple[Section, ...] = (
     standing("classes", "Classes"),
+    measured("drift", "Since the last version", section_drift.section),
     standing("pictures", "Pictures"),
     standing("arms", "Arms"),
     standing("per-class", "Per class"),
