@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prefect_augment.datatypes import Fact
 from prefect_augment.facts_drift import Contents, Drift
+from prefect_augment.facts_training import Training
 
 __all__ = ["Findings"]
 
@@ -18,3 +19,4 @@ class Findings(Fact):
 
     contents: Contents | None = None  # for the next version; no section
     drift: Drift | None = None
+    training: Training | None = None

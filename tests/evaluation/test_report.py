@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -43,6 +44,7 @@ from prefect_augment.evaluation.report import (
     shape_summaries,
 )
 from prefect_augment.evaluation.report_page import render_page
+from prefect_augment.evaluation.report_schema import published_schema
 from prefect_augment.evaluation.sheets import sheet
 
 HOSTILE = '<img src="http://leak.invalid/a.png" onerror="alert(1)">'
@@ -419,6 +421,7 @@ def test_facts_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str,
     facts = json.loads(files["report.json"], parse_constant=refuse)
     assert list(facts) == sorted(facts)
     assert facts["schema_version"] == 1
+    jsonschema.validate(facts, published_schema())
     assert facts["verdict"]["decision"] == "accept"
     assert facts["arm_scores"][0]["learners"]["boosting"]["auprc"] is None
     assert len(facts["arm_scores"]) == 3 * len(ARMS)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment.evaluation.report_schema import published_schema
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.manifest import Manifest, manifest_path, read_manifest
 from prefect_augment.params import Destination, NoModel, Source
@@ -77,8 +79,9 @@ def test_the_next_version_says_what_changed_and_keeps_saying_it(published: Desti
     assert [c["name"] for c in kept["columns"]] == ["x", "site"]
     assert sum(kept["classes"].values()) == kept["n_looked_at"]
 
-    place.add("b", table(1, shift=3.0, new=5))
+    place.add("b", table(1, shift=3.0, worn=0, new=5))
     second = place.run()
+    jsonschema.validate(place.report(second), published_schema())
     drift = place.report(second)["drift"]
     assert drift["version"] == 1
     assert drift["n_shared"] == drift["n_before"], "a source that grew holds every record of before"

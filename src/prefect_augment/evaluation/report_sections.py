@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import section_drift, words
+from prefect_augment.evaluation import section_drift, section_training, words
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -69,6 +69,7 @@ SECTIONS: tuple[Section, ...] = (
     standing("per-class", "Per class"),
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),
+    measured("training", "Training curves", section_training.section),
     standing("quality", "Data quality"),
     standing("method", "Method and limits"),
     standing("lineage", "Lineage"),
@@ -77,7 +78,7 @@ SECTIONS: tuple[Section, ...] = (
 
 def shown_sections(data: ReportData, context: Mapping[str, Any]) -> list[Shown]:
     """The sections that have something to say, in the order of the page."""
-    drawn = ((section, section.draw(data, context)) for section in SECTIONS)
+    drawn = ((section, str(section.draw(data, context))) for section in SECTIONS)
     return [Shown(s.id, s.link, Markup(html)) for s, html in drawn if html.strip()]  # noqa: S704
 
 

@@ -40,6 +40,7 @@ from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
 from prefect_augment.stages.contents import column_values
+from prefect_augment.stages.curves import read_training
 from prefect_augment.stages.drift import find_before, look
 from prefect_augment.stages.publish import software_versions
 from prefect_augment.stages.records import by_columns
@@ -109,7 +110,9 @@ def report(
         recipe=recipe,
         store=store,
     )
-    findings = findings.model_copy(update={"contents": contents, "drift": drift})
+    findings = findings.model_copy(
+        update={"contents": contents, "drift": drift, "training": read_training(model, store)}
+    )
     key = stage_key(
         "report-page",
         algorithm_version=ALGORITHM_VERSION,
