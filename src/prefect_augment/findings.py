@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prefect_augment.datatypes import Fact
 from prefect_augment.facts_drift import Contents, Drift
+from prefect_augment.facts_policy import PolicyCheck
 from prefect_augment.facts_training import Training
 
 __all__ = ["Findings"]
@@ -20,3 +21,4 @@ class Findings(Fact):
     contents: Contents | None = None  # for the next version; no section
     drift: Drift | None = None
     training: Training | None = None
+    policy: PolicyCheck | None = None

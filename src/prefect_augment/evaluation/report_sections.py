@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import section_drift, section_training, words
+from prefect_augment.evaluation import section_drift, section_policy, section_training, words
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -33,7 +33,8 @@ class Section:
     """A part of the page: ``id`` is where links lead, ``link`` what they are called.
 
     ``draw`` gets the report's data and what the templates are filled with, and returns what stands
-    between ``<section>`` and ``</section>``, its heading first; empty where there is nothing to say.
+    between ``<section>`` and ``</section>``, its heading first, or brings these tags itself; empty where
+    there is nothing to say.
     """
 
     id: str
@@ -65,6 +66,11 @@ SECTIONS: tuple[Section, ...] = (
     standing("classes", "Classes"),
     measured("drift", "Since the last version", section_drift.section),
     standing("pictures", "Pictures"),
+    Section(
+        "policy",
+        "Policy check",
+        lambda data, _: section_policy.section(data.findings.policy, data.policy_sheet),
+    ),
     standing("arms", "Arms"),
     standing("per-class", "Per class"),
     standing("shapes", "Column shapes"),

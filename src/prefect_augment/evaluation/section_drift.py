@@ -19,10 +19,10 @@ from prefect_augment.evaluation.markup import (
 from prefect_augment.evaluation.words import (
     MISSING,
     count,
+    effect,
     interval_percent,
     number,
     percent,
-    points,
     visible,
 )
 from prefect_augment.facts_drift import ColumnDrift, Drift
@@ -31,6 +31,7 @@ __all__ = ["section"]
 
 MAX_DRAWN = 6  # columns whose values are drawn, the most changed ones
 MAX_LEVELS = 8  # named in a cell
+MAX_TOLD = 12  # the table has all
 _TONES = {"changed": "inconclusive", "new": "accept", "gone": "reject"}
 HOW_TO_READ = (
     "Distance: the largest gap between the two cumulative distributions for numbers and dates, the total "
@@ -65,7 +66,8 @@ def _pictures(drift: Drift) -> Markup:
         told = "; ".join(f"{visible(c.column)}: {_against(c)}" for c in measured[:30])
         alt = f"Distance of each column to the version before, and what chance allows. {told}."
         shown.append((distance_chart(measured), alt, ""))
-    changed = [c for c in measured if c.status == "changed" and c.kind != "picture"][:MAX_DRAWN]
+    moved = [c for c in measured if (c.distance or 0.0) > (c.noise or 0.0)]
+    changed = [c for c in moved if c.kind != "picture"][:MAX_DRAWN]
     if changed:
         told = ", ".join(visible(c.column) for c in changed)
         (png,) = value_charts(changed)
@@ -86,26 +88,27 @@ def _classes(drift: Drift) -> Markup:
     rows = [
         (
             name(c.name),
-            count(c.before),
-            count(c.now),
-            percent(c.before / n),
-            percent(c.now / m),
-            points(c.noise).lstrip("+"),
+            f"{count(c.before)} ({percent(c.before / n)} %)",
+            f"{count(c.now)} ({percent(c.now / m)} %)",
+            effect(c.noise),
             _word(
                 "new" if not c.before else "gone" if not c.now else "changed" if c.changed else ""
             ),
         )
         for c in drift.classes
     ]
-    head = ("Class", "Records before", "Now", "Share before, %", "Now, %", "By chance, points", "")
+    head = ("Class", "Before", "Now", "By chance, points", "")
     shared = (
         f"About {count(drift.n_shared)} records are in both versions." if drift.n_shared else ""
     )
     return Markup("").join(
         [
             heading("Classes", level=3),
-            paragraph(f"Real training records. {shared}"),
-            table("Classes before and now", head, rows, numbers=range(1, 6)),
+            paragraph(
+                f"Real training records and their share. {shared} The last column says how many points "
+                "of a share chance allows."
+            ),
+            table("Classes before and now", head, rows, numbers=range(1, 4)),
         ]
     )
 
@@ -140,9 +143,29 @@ def _columns(drift: Drift) -> Markup:
     return Markup("").join(
         [
             heading("Columns", level=3),
+            bullets(_told(drift)),
             folded("Every column, and how to read the distances", shown + how),
         ]
     )
+
+
+def _told(drift: Drift) -> list[Markup]:
+    """What the pictures do not show: empty values and levels that came or went, the first of many."""
+    told = []
+    for c in drift.columns:
+        if c.null_changed:
+            told.append(
+                Markup("{}: {} % are empty, {} % were; chance allows {} points").format(
+                    name(c.column),
+                    percent(c.null_now),
+                    percent(c.null_before),
+                    effect(c.null_noise),
+                )
+            )
+        for what, levels in (("new", c.new_levels), ("gone", c.vanished_levels)):
+            if levels:
+                told.append(Markup("{}: {}: {}").format(name(c.column), what, _levels(levels)))
+    return told[:MAX_TOLD]
 
 
 def _levels(levels: dict[str, int]) -> str:

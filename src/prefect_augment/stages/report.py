@@ -39,6 +39,7 @@ from prefect_augment.findings import Findings
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.stages.check_policy import check_picture, find_check
 from prefect_augment.stages.contents import column_values
 from prefect_augment.stages.curves import read_training
 from prefect_augment.stages.drift import find_before, look
@@ -110,8 +111,16 @@ def report(
         recipe=recipe,
         store=store,
     )
+    check = None
+    if classic is not None and dataset.modality == "image":
+        check = find_check(dataset, classic=classic, seed=seed, store=store)
     findings = findings.model_copy(
-        update={"contents": contents, "drift": drift, "training": read_training(model, store)}
+        update={
+            "contents": contents,
+            "drift": drift,
+            "training": read_training(model, store),
+            "policy": check,
+        }
     )
     key = stage_key(
         "report-page",
@@ -242,6 +251,7 @@ def _draw(
             **({"encoder": model.encoder_digest} if model else {}),
         },
         software=software_versions(),
+        policy_sheet=check_picture(findings.policy, store) if pictures == "real" else None,
         findings=findings,
     )
     files = build_report(data)
