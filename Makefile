@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e faults lint bench docs dist clean
+.PHONY: help setup demo test e2e faults lint bench schema docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: setup ## list the benchmarks and how to run one
 	docs = [ast.get_docstring(ast.parse(p.read_text())) or "" for p in paths]; \
 	[print(f"$(BIN)/python {p} [--quick] [--json FILE]\n    {d.splitlines()[0] if d else str()}") for p, d in zip(paths, docs)]; \
 	paths or print("there is no benchmark in benchmarks/ yet")'
+
+schema: setup ## write the JSON schema of report.json anew, for the package and for docs/
+	@$(BIN)/python -m prefect_augment.evaluation.report_schema src/prefect_augment/evaluation/report.schema.json docs/report.schema.json
 
 docs: setup ## build the pages of docs/ into site/
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[docs]'

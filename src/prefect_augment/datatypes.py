@@ -576,3 +576,4 @@ class ReportRef(Fact):
     root: str
     prefix: str  # folder of the files, relative to root
     files: tuple[str, ...]  # report.html, report.json, recipe.json, PNGs
+    notes: tuple[str, ...] = ()  # what the manifest and the card say too

@@ -8,9 +8,17 @@ A further measurement is a frozen fact in ``facts_<name>.py``, a field here, a f
 from __future__ import annotations
 
 from prefect_augment.datatypes import Fact
+from prefect_augment.facts_drift import Contents, Drift
+from prefect_augment.facts_policy import PolicyCheck
+from prefect_augment.facts_training import Training
 
 __all__ = ["Findings"]
 
 
 class Findings(Fact):
     """Measurements that a report shows where they were made; None where they were not."""
+
+    contents: Contents | None = None  # for the next version; no section
+    drift: Drift | None = None
+    training: Training | None = None
+    policy: PolicyCheck | None = None

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -43,7 +44,9 @@ from prefect_augment.evaluation.report import (
     shape_summaries,
 )
 from prefect_augment.evaluation.report_page import render_page
+from prefect_augment.evaluation.report_schema import published_schema
 from prefect_augment.evaluation.sheets import sheet
+from prefect_augment.findings import Findings
 
 HOSTILE = '<img src="http://leak.invalid/a.png" onerror="alert(1)">'
 CLASSES = {
@@ -246,6 +249,45 @@ def full_report(**changes: Any) -> ReportData:
 MINIMAL = ReportData(title="demo", label="y")
 
 
+def findings() -> Findings:
+    """Every measurement, under names that try to break out."""
+    levels = {f"{i} {HOSTILE}": 5 for i in range(12)}
+    column = {"kind": "category", "status": "changed", "distance": 0.3, "noise": 0.1}
+    values = {"levels": tuple(levels)[:6], "before": (0.2,) * 6, "now": (0.1,) * 6}
+    picture = {"before": (40.0,) * 64, "now": (90.0,) * 64, "distance": 0.02, "noise": 0.1}
+    operation = {"rate": 0.4, "low": 0.3, "worst_class": HOSTILE, "worst_rate": 0.9}
+    return Findings.model_validate(
+        {
+            "drift": {
+                "version": 3,
+                "n_before": 4000,
+                "n_now": 4200,
+                "n_shared": 4000,
+                "classes": [
+                    {"name": n, "before": k, "now": k + 9, "noise": 0.01, "changed": True}
+                    for n, k in CLASSES.items()
+                ],
+                "columns": [
+                    {**column, **values, "column": HOSTILE, "new_levels": levels},
+                    {**picture, "column": "mean picture", "kind": "picture", "status": "same"},
+                ],
+                "arms": [{"name": HOSTILE, "val_now": 0.7, "holdout_now": around(0.7, 0.1)}],
+                "recipe_now": HOSTILE,
+                "sentence": f"Since version 3: {HOSTILE}",
+            },
+            "training": {"curves": [{"loss": "a" * 90, "points": [(1, 2.0), (2, 1.0)]}]},
+            "policy": {
+                "policy": HOSTILE,
+                "digest": "d",
+                "accuracy": 0.9,
+                "n_images": 80,
+                "operations": [{**operation, "name": HOSTILE, "becomes": "", "damages": True}],
+                "picture": "p",
+            },
+        }
+    )
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and the text that a reader sees."""
 
@@ -361,6 +403,24 @@ def test_user_strings_are_text_and_never_markup(page: Page) -> None:
     assert all((a["src"] or "").startswith("data:") for a in page.all("img"))
 
 
+def test_measurements_have_sections_and_links_and_their_names_are_text() -> None:
+    page = Page(render_page(full_report(findings=findings()), (), ()))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert {"drift", "training", "policy"} <= ids
+    assert {"#drift", "#training", "#policy"} <= {a["href"] for a in page.all("a")}
+    assert page.text.index("Since version 3") < page.text.index("Classes before and after")
+    assert all((a["src"] or "").startswith("data:") for a in page.all("img"))
+    without = Page(render_page(full_report(), (), ()))
+    assert {"drift", "training", "policy"}.isdisjoint(
+        {a["id"] for _, a in without.tags if "id" in a}
+    )
+
+
+def test_drift_stands_in_the_summary() -> None:
+    assert "**Drift.** Since version 3" in markdown_summary(full_report(findings=findings()))
+    assert "Drift" not in markdown_summary(full_report())
+
+
 def test_every_class_is_on_the_page_with_its_fate(page: Page) -> None:
     for name in CLASSES:
         assert name in page.text
@@ -419,6 +479,7 @@ def test_facts_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str,
     facts = json.loads(files["report.json"], parse_constant=refuse)
     assert list(facts) == sorted(facts)
     assert facts["schema_version"] == 1
+    jsonschema.validate(facts, published_schema())
     assert facts["verdict"]["decision"] == "accept"
     assert facts["arm_scores"][0]["learners"]["boosting"]["auprc"] is None
     assert len(facts["arm_scores"]) == 3 * len(ARMS)
@@ -740,19 +801,19 @@ BROWSERS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
 
 @pytest.mark.e2e
 def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
-    tmp_path: Path, files: dict[str, bytes], proxy: _Requests
+    tmp_path: Path, proxy: _Requests
 ) -> None:
-    pages = [files["report.html"], build_report(MINIMAL)["report.html"]]
-    wide, phone, wide_minimal, phone_minimal = measure(
-        pages, (1280, 390), tmp_path, proxy.server_address[1]
-    )
-    for found in (wide, phone, wide_minimal, phone_minimal):
-        assert found["content"] == found["width"], found
-        assert found["outside"] == [], found
-        assert found["loaded"] == found["images"]
-    assert phone["width"] == 390
-    assert phone["images"] == 6
-    assert phone["scrolling"] >= 3  # wide tables scroll by themselves
+    table = full_report(findings=findings())
+    image = image_report(findings=findings(), policy_sheet=image_report().sheets[HOSTILE])
+    pages = [build_report(data)["report.html"] for data in (table, image, MINIMAL)]
+    found = measure(pages, (1280, 390), tmp_path, proxy.server_address[1])
+    for page in found:
+        assert page["content"] == page["width"], page
+        assert page["outside"] == [], page
+        assert page["loaded"] == page["images"]
+    assert [page["width"] for page in found] == [1280, 390] * 3
+    assert [page["images"] for page in found] == [10, 10, 12, 12, 0, 0]
+    assert found[1]["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,9 +135,28 @@ def test_diverged_loss_stops_with_the_step_and_what_to_do() -> None:
         def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
             return super().loss(loss_name, batch) * float("nan")
 
-    with pytest.raises(DivergedError, match="at step 20 of 20.*learning rate") as caught:
+    with pytest.raises(DivergedError, match="at step 1 of 20.*learning rate") as caught:
         train(Broken(), steps=20, seed=1, device=CPU)
-    assert caught.value.values["step"] == 20
+    assert caught.value.values["step"] == 1
+
+
+def test_curves_are_means_of_each_loss_over_windows_that_a_resume_keeps() -> None:
+    def curve(**changes: Any) -> list[tuple[int, float]]:
+        heard: list[tuple[int, float]] = []
+
+        def hear(step: int, scalars: Mapping[str, float]) -> None:
+            heard.extend((step, v) for name, v in scalars.items() if name.startswith("curve."))
+
+        train(LinePhase(), steps=250, seed=1, device=CPU, on_progress=hear, **changes)
+        return heard
+
+    whole = curve()
+    assert len(whole) == 100
+    assert whole[-1][0] == 250
+    assert whole[-1][1] < whole[0][1]
+    kept: list[Any] = []
+    first = curve(stop_after=31, checkpoint=kept.append)  # in the middle of a window
+    assert first + curve(restored=kept[-1]) == whole
 
 
 def test_without_room_the_batch_is_halved_and_the_gradient_stays(

@@ -45,6 +45,7 @@ __all__ = [
     "class_counts_chart",
     "forest_chart",
     "recall_chart",
+    "rows_figure",
     "shapes_chart",
 ]
 
@@ -112,7 +113,7 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     bytes
         A PNG.
     """
-    figure, ax = _rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
+    figure, ax = rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
     for y, bar in enumerate(bars):
         _count_line(ax, y, bar)
     largest = max([2, *(max(b.before, sum(b.after.values())) for b in bars)])
@@ -195,7 +196,7 @@ def forest_chart(
     bytes
         A PNG.
     """
-    figure, ax = _rows_figure([_forest_name(r) for r in rows], extra=0.95)
+    figure, ax = rows_figure([_forest_name(r) for r in rows], extra=0.95)
     if zero:
         ax.axvline(0.0, color=MUTED, lw=1.2, zorder=1)
     handles = [line_mark(legend, INK)] if legend else []
@@ -230,7 +231,7 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
     bytes
         A PNG.
     """
-    figure, ax = _rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
+    figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
         if row.before is not None:
             _estimate(ax, y - 0.16, _percent(row.before), GREY, hollow=True)
@@ -250,13 +251,17 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
     return png_bytes(figure)
 
 
-def shapes_chart(panels: Sequence[ShapeSummary]) -> bytes:
+def shapes_chart(
+    panels: Sequence[ShapeSummary], *, names: tuple[str, str] = ("real", "synthetic")
+) -> bytes:
     """Histograms of up to six columns, real as grey areas, synthetic as blue lines.
 
     Parameters
     ----------
     panels : sequence of ShapeSummary
         One to :data:`SHAPES_PER_CHART` columns.
+    names : pair of str
+        What the legend calls the two, where they are something else.
 
     Returns
     -------
@@ -272,9 +277,9 @@ def shapes_chart(panels: Sequence[ShapeSummary]) -> bytes:
         _panel(ax, panel)
     for ax in list(grid.flat)[len(panels) :]:
         ax.set_axis_off()
-    handles = [bar_mark("synthetic", BLUE)]
+    handles = [bar_mark(names[1], BLUE)]
     if any(p.n_real for p in panels):
-        handles.insert(0, bar_mark("real", "#c3c9d0"))
+        handles.insert(0, bar_mark(names[0], "#c3c9d0"))
     add_legend(figure, handles)
     return png_bytes(figure)
 
@@ -345,7 +350,7 @@ def _forest_name(row: ForestRow) -> str:
     return f"{_name(row.name)}\n{mark.strip()}"
 
 
-def _rows_figure(names: Sequence[str], *, extra: float) -> tuple[Figure, Axes]:
+def rows_figure(names: Sequence[str], *, extra: float) -> tuple[Figure, Axes]:
     """One named row per entry, the first on top; ``extra`` inches for axis and legend."""
     if len(names) > MAX_ROWS:
         raise ValueError(f"a chart has room for {MAX_ROWS} rows, got {len(names)}; choose fewer.")

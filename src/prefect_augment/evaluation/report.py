@@ -54,6 +54,8 @@ def build_report(data: ReportData) -> dict[str, bytes]:
     files = {chart.file: chart.png for chart in charts}
     files["report.html"] = render_page(data, shapes, charts)
     files["report.json"] = _to_json(report_facts(data, shapes))
+    if data.policy_sheet is not None:
+        files["policy.png"] = data.policy_sheet
     if data.recipe is not None:
         files["recipe.json"] = data.recipe.to_json()
     return dict(sorted(files.items()))
@@ -70,7 +72,7 @@ def report_facts(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str
     """Everything behind the page as plain JSON values; NaN and infinity become null."""
     facts = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     # Values of single records: their summaries follow, as far as they may be shown.
-    del facts["column_shapes"]
+    del facts["column_shapes"], facts["policy_sheet"]
     findings = facts.pop("findings")
     facts.update({name: getattr(findings, name) for name in type(findings).model_fields})
     facts["shapes"] = shapes

@@ -91,6 +91,8 @@ class ReportData:
         Further digests for the lineage section, by what they are of.
     software : mapping of str to str
         Versions by package.
+    policy_sheet : bytes, optional
+        The picture of a policy check, a PNG; shown only where ``pictures`` is "real".
     findings : Findings
         Further measurements, each a key of report.json and a section of the page.
     """
@@ -125,6 +127,7 @@ class ReportData:
     method_notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
+    policy_sheet: bytes | None = None
     findings: Findings = field(default_factory=Findings)
 
 

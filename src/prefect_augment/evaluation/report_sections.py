@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import words
+from prefect_augment.evaluation import section_drift, section_policy, section_training, words
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -33,7 +33,8 @@ class Section:
     """A part of the page: ``id`` is where links lead, ``link`` what they are called.
 
     ``draw`` gets the report's data and what the templates are filled with, and returns what stands
-    between ``<section>`` and ``</section>``, its heading first; empty where there is nothing to say.
+    between ``<section>`` and ``</section>``, its heading first, or brings these tags itself; empty where
+    there is nothing to say.
     """
 
     id: str
@@ -60,14 +61,21 @@ def measured(name: str, link: str, section: Callable[[Any], str]) -> Section:
     return Section(name, link, draw)
 
 
-# A measurement has one line here: measured("drift", "Since the last version", section_drift.section).
+# A measurement has one line here.
 SECTIONS: tuple[Section, ...] = (
     standing("classes", "Classes"),
+    measured("drift", "Since the last version", section_drift.section),
     standing("pictures", "Pictures"),
+    Section(
+        "policy",
+        "Policy check",
+        lambda data, _: section_policy.section(data.findings.policy, data.policy_sheet),
+    ),
     standing("arms", "Arms"),
     standing("per-class", "Per class"),
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),
+    measured("training", "Training curves", section_training.section),
     standing("quality", "Data quality"),
     standing("method", "Method and limits"),
     standing("lineage", "Lineage"),
@@ -76,7 +84,7 @@ SECTIONS: tuple[Section, ...] = (
 
 def shown_sections(data: ReportData, context: Mapping[str, Any]) -> list[Shown]:
     """The sections that have something to say, in the order of the page."""
-    drawn = ((section, section.draw(data, context)) for section in SECTIONS)
+    drawn = ((section, str(section.draw(data, context))) for section in SECTIONS)
     return [Shown(s.id, s.link, Markup(html)) for s, html in drawn if html.strip()]  # noqa: S704
 
 

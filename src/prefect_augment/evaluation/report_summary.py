@@ -66,6 +66,8 @@ def _verdict(data: ReportData) -> list[str]:
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")
+    if data.findings.drift:
+        blocks.append(f"**Drift.** {markdown_text(data.findings.drift.sentence)}")
     if data.approval:
         blocks.append(f"**Approval.** {markdown_text(data.approval)}")
     return blocks

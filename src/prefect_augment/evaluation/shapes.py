@@ -14,7 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ColumnShape", "ShapeSummary", "summarise_shapes"]
+__all__ = [
+    "ColumnShape",
+    "ShapeSummary",
+    "histogram_edges",
+    "is_null",
+    "sorted_numbers",
+    "summarise_shapes",
+]
 
 MAX_LEVELS = 6  # further levels are summed: six bars stay legible in a small picture
 MAX_BINS = 24
@@ -97,8 +104,8 @@ def _summary(name: str, shape: ColumnShape, show_real: bool) -> ShapeSummary:
 
 def _numeric(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSummary:
     is_date = real.dtype.kind == "M" or synthetic.dtype.kind == "M"
-    a, b = _numbers(real), _numbers(synthetic)
-    edges = _edges(np.sort(np.concatenate([a, b])))
+    a, b = sorted_numbers(real), sorted_numbers(synthetic)
+    edges = histogram_edges(np.sort(np.concatenate([a, b])))
     return ShapeSummary(
         column=name,
         kind="date" if is_date else "numeric",
@@ -114,7 +121,7 @@ def _numeric(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSum
     )
 
 
-def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
+def sorted_numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     """Finite numbers of ``values``, sorted; dates as days since 1970."""
     if values.dtype.kind == "M":
         values = values[~np.isnat(values)]
@@ -123,7 +130,7 @@ def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.sort(np.clip(numbers[np.isfinite(numbers)], -_LARGEST, _LARGEST))
 
 
-def _edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+def histogram_edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
     """Equal bins over the pooled, sorted values; the outer bins also hold the far outliers."""
     if pooled.size == 0:
         return np.array([0.0, 1.0])
@@ -183,8 +190,8 @@ def _category(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSu
         levels=tuple(levels),
         real=tuple(shown_a),
         synthetic=tuple(shown_b),
-        null_real=_share(sum(_is_null(v) for v in real), len(real)),
-        null_synthetic=_share(sum(_is_null(v) for v in synthetic), len(synthetic)),
+        null_real=_share(sum(is_null(v) for v in real), len(real)),
+        null_synthetic=_share(sum(is_null(v) for v in synthetic), len(synthetic)),
         n_real=len(real),
         n_synthetic=len(synthetic),
         distance=0.5 * sum(abs(a.get(v, 0.0) - b.get(v, 0.0)) for v in by_size) if both else None,
@@ -193,12 +200,12 @@ def _category(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSu
 
 def _level_shares(values: NDArray[Any]) -> dict[str, float]:
     """Share of each level among the values that are not null, in sorted order."""
-    texts = sorted(str(v) for v in values.tolist() if not _is_null(v))
+    texts = sorted(str(v) for v in values.tolist() if not is_null(v))
     levels, counts = np.unique(np.array(texts, dtype=object), return_counts=True)
     return {str(level): _share(int(n), len(texts)) for level, n in zip(levels, counts, strict=True)}
 
 
-def _is_null(value: object) -> bool:
+def is_null(value: object) -> bool:
     """None, NaN and NaT: the values that differ from themselves."""
     return value is None or value != value
 

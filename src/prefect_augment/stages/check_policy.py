@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.images import ImagePolicy, Operation, record_seed
-from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact
+from prefect_augment.datatypes import DatasetFacts, DatasetRef
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.pixels import resize
@@ -21,6 +21,7 @@ from prefect_augment.estimates import learner_size
 from prefect_augment.evaluation.label_damage import Change, Flips, label_flips
 from prefect_augment.evaluation.sheets import N_COLUMNS, rows_sheet
 from prefect_augment.evaluation.words import markdown_text
+from prefect_augment.facts_policy import OperationCheck, PolicyCheck
 from prefect_augment.params import Balance, Classic
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.records import training_table
@@ -31,7 +32,9 @@ __all__ = [
     "OperationCheck",
     "PolicyCheck",
     "act_on",
+    "check_picture",
     "check_policy",
+    "find_check",
     "needs_check",
     "policy_page",
     "policy_sheet",
@@ -47,35 +50,6 @@ CLASS_DAMAGE = 0.5  # of one class's images: more often another class than its o
 LEAST_ACCURACY = 0.8  # of the probe, below which it is too weak to tell
 WHOLE = "the whole policy"
 PICTURE = "policy.png"
-
-
-class OperationCheck(Fact):
-    """What became of val images under one operation, always applied."""
-
-    name: str
-    rate: float  # of images whose class the probe no longer sees
-    low: float  # lower end of its 95 % interval
-    worst_class: str  # the class that suffers most, by the lower end of its own interval
-    worst_rate: float
-    becomes: str  # what the probe takes that class for
-    damages: bool
-
-
-class PolicyCheck(Fact):
-    """What a probe says of a policy."""
-
-    policy: str
-    digest: str
-    accuracy: float  # of the probe, on unchanged val images
-    n_images: int
-    operations: tuple[OperationCheck, ...]
-    picture: str  # path of a sheet, relative to the dataset
-    note: str = ""  # why nothing can be said
-
-    @property
-    def damaging(self) -> tuple[OperationCheck, ...]:
-        """Operations after which too many images are another class's."""
-        return tuple(op for op in self.operations if op.damages)
 
 
 def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Store) -> PolicyCheck:
@@ -105,13 +79,34 @@ def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Sto
     policy.check()
     if policy.is_none:
         raise ParameterError("classic.image is 'none': there is no policy to check.")
+    stage = _stage(dataset, policy, classic, seed, store)
+    known = stage.outcome(PolicyCheck)
+    return known or stage.finish(_check(facts, policy, classic, seed, stage))
+
+
+def find_check(
+    dataset: DatasetRef, *, classic: Classic, seed: int, store: Store
+) -> PolicyCheck | None:
+    """Return what :func:`check_policy` found of the same, or None where nobody asked."""
+    policy = ImagePolicy.from_params(classic)
+    if policy.is_none:
+        return None
+    return _stage(dataset, policy, classic, seed, store).outcome(PolicyCheck)
+
+
+def check_picture(check: PolicyCheck | None, store: Store) -> bytes | None:
+    """Return the sheet of a check as PNG bytes; None for no check."""
+    return store.read(check.picture) if check else None
+
+
+def _stage(
+    dataset: DatasetRef, policy: ImagePolicy, classic: Classic, seed: int, store: Store
+) -> Stage:
     key = stage_key(
         "check_policy", algorithm_version=ALGORITHM_VERSION,
         params=[policy.digest, classic.max_label_damage], inputs=[dataset.key], seed=seed,
     )  # fmt: skip
-    stage = Stage(store, "check_policy", key)
-    known = stage.outcome(PolicyCheck)
-    return known or stage.finish(_check(facts, policy, classic, seed, stage))
+    return Stage(store, "check_policy", key)
 
 
 def _check(

@@ -186,7 +186,7 @@ def publish(
                 "params": params,
                 "approval": approval,
                 "quarantine": quarantine,
-                "notes": (*facts.notes, *assembled.notes),
+                "notes": (*facts.notes, *assembled.notes, *(report.notes if report else ())),
             }
             say(0.9, "writing the manifest")
             build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)

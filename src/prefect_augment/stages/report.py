@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import (
@@ -40,6 +39,10 @@ from prefect_augment.findings import Findings
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.stages.check_policy import check_picture, find_check
+from prefect_augment.stages.contents import column_values
+from prefect_augment.stages.curves import read_training
+from prefect_augment.stages.drift import find_before, look
 from prefect_augment.stages.publish import software_versions
 from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.report_images import NEAREST_RULE, picture_sheets
@@ -89,6 +92,36 @@ def report(
     tuple of ReportRef and str
         The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
     """
+    findings = findings or Findings()
+    # What decides and what is shown may differ between a proposal and its version: they are one run.
+    run = stage_key(
+        "report-run",
+        algorithm_version=ALGORITHM_VERSION,
+        params=[plan, verdict],
+        inputs=[dataset.key, dataset.digest, gate.key if gate else ""],
+        seed=seed,
+    )
+    contents, drift = look(
+        dataset,
+        None if status == "evaluated" else find_before(store, run),
+        run=run,
+        show=pictures == "real",
+        scores=scores,
+        verdict=verdict,
+        recipe=recipe,
+        store=store,
+    )
+    check = None
+    if classic is not None and dataset.modality == "image":
+        check = find_check(dataset, classic=classic, seed=seed, store=store)
+    findings = findings.model_copy(
+        update={
+            "contents": contents,
+            "drift": drift,
+            "training": read_training(model, store),
+            "policy": check,
+        }
+    )
     key = stage_key(
         "report-page",
         algorithm_version=ALGORITHM_VERSION,
@@ -102,7 +135,7 @@ def report(
             "title": title or _title(store),
             "classic": classic,
             "approval": approval,
-            "findings": findings or Findings(),
+            "findings": findings,
             "software": software_versions(),
         },
         inputs=[
@@ -130,10 +163,12 @@ def report(
             title=title or _title(store),
             classic=classic,
             approval=approval,
-            findings=findings or Findings(),
+            findings=findings,
         )
         stage.finish(page)
-    return ReportRef(root=store.uri, prefix=page.prefix, files=page.files), page.summary
+    notes = (drift.sentence,) if drift else ()
+    ref = ReportRef(root=store.uri, prefix=page.prefix, files=page.files, notes=notes)
+    return ref, page.summary
 
 
 class _Page(Fact):
@@ -216,6 +251,7 @@ def _draw(
             **({"encoder": model.encoder_digest} if model else {}),
         },
         software=software_versions(),
+        policy_sheet=check_picture(findings.policy, store) if pictures == "real" else None,
         findings=findings,
     )
     files = build_report(data)
@@ -315,31 +351,13 @@ def _shapes(
             kinds[column.name] = "category"
     sides = [_of_classes(fit, facts.label, rare), _of_classes(synthetic, facts.label, rare)]
     return {
-        name: ColumnShape(kind, *(_values(side.column(name), kind) for side in sides))
+        name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
         for name, kind in list(kinds.items())[:MAX_SHAPES]
     }
 
 
 def _of_classes(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
     return table.filter(pc.is_in(pa.array(label_names(table[label])), pa.array(list(names))))
-
-
-def _values(column: pa.ChunkedArray, kind: str) -> NDArray[np.generic]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if kind == "category":
-        return np.array(column.cast(pa.string()).to_pylist(), dtype=object)
-    if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
-        if pa.types.is_time(column.type):
-            column = column.cast(pa.string())
-            return np.array(column.to_pylist(), dtype=object)
-        stamps = (
-            column.cast(pa.timestamp("us")) if not pa.types.is_timestamp(column.type) else column
-        )
-        return np.array(stamps.to_numpy(), dtype="datetime64[us]")
-    if pa.types.is_duration(column.type):
-        column = column.cast(pa.int64())
-    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
 
 
 def _neighbours(

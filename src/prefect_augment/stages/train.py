@@ -36,6 +36,7 @@ from prefect_augment.params import Budget, ModelParams
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.spill import give_back
+from prefect_augment.stages.curves import CurveKeeper
 from prefect_augment.stages.effort import (
     announce,
     calibrate,
@@ -142,16 +143,21 @@ def train(
     fitted: GenerativeModel = job.model_class.build(job.params, records.learnt or records.spec)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
+    restored = resume.load()
+    curve = CurveKeeper(restored)
     context = replace(
         context,
-        report=_progress(
-            on_progress, context.steps or records.n_features, unit=_UNITS[job.facts.modality]
+        report=curve.heard(
+            _progress(
+                on_progress, context.steps or records.n_features, unit=_UNITS[job.facts.modality]
+            )
         ),
-        checkpoint=resume.save,
+        checkpoint=curve.kept(resume.save),
         checkpoint_seconds=budget.checkpoint_seconds,
-        restored=resume.load(),
+        restored=restored,
     )
     fitted.fit(records.data, context)
+    curve.leave(job.stage)
     keep_training(job.stage, wish=job.wish, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
         keep_model(

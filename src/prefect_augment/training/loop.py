@@ -49,6 +49,7 @@ Report = Callable[[int, Mapping[str, float]], None]
 REPORT_SECONDS = 1.0
 CHECKPOINT_SECONDS = 60.0
 HISTORY_POINTS = 200  # of the loss curve that a result keeps
+CURVE_POINTS = 100  # of the curves that are reported: means over as many windows of equal steps
 
 
 class Phase(Protocol):
@@ -171,7 +172,8 @@ def train(
         Gradients longer than this are shortened to it; 0 leaves them.
     on_progress : callable, optional
         Called about every second and at the end with the step and ``loss``, ``records_per_second``
-        and ``seconds_left``.
+        and ``seconds_left``. At the end of every hundredth of the steps also with ``curve.<loss>``,
+        the mean of each loss over that hundredth, which does not depend on the clock.
     checkpoint : callable, optional
         Called every ``checkpoint_seconds`` with all that a resume needs.
     restored : Checkpoint, optional
@@ -197,7 +199,7 @@ def train(
         end = min(steps, stop_after) if stop_after else steps
         while run.step < end:
             run.take_step()
-            clock.tick(last=run.step == steps)
+            clock.tick(last=run.step == steps, curve=run.curve_point())
             if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
                 run.check_loss()
                 checkpoint(run.checkpoint())
@@ -246,6 +248,8 @@ class _Run:
     losses: list[tuple[int, float]] = field(default_factory=list)
     loss_sum: Tensor | None = None  # kept on the device: reading it waits for the device
     loss_count: int = 0
+    # Of each loss by its name, since the last point of the curve: sum and steps.
+    window: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.phase.network.train()
@@ -275,6 +279,8 @@ class _Run:
             optimizer.step()
             self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
             self.loss_count += 1
+            total, n = self.window.get(name, (torch.zeros_like(loss), 0))
+            self.window[name] = (total + loss, n + 1)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.phase.network, self.step)
@@ -328,6 +334,17 @@ class _Run:
             self.losses = self.losses[::-2][::-1]  # every second one, the newest included
         return loss
 
+    def curve_point(self) -> dict[str, float]:
+        """Return the mean of each loss where a window of the curve ends here; else nothing."""
+        if (
+            self.step * CURVE_POINTS // self.n_steps
+            == (self.step - 1) * CURVE_POINTS // self.n_steps
+        ):
+            return {}
+        means = {f"curve.{name}": float(total) / n for name, (total, n) in self.window.items()}
+        self.window = {}
+        return means
+
     def checkpoint(self) -> Checkpoint:
         """Return everything that the next step depends on."""
         config: dict[str, Any] = {
@@ -337,6 +354,7 @@ class _Run:
             "seed": self.seed,
             "micro_batch": self.micro_batch,
             "losses": [list(point) for point in self.losses],
+            "window": {name: [float(total), n] for name, (total, n) in self.window.items()},
         }
         arrays = named_arrays("network", self.phase.network.state_dict())
         if self.ema is not None:
@@ -357,6 +375,10 @@ class _Run:
             )
         self.step, self.micro_batch = int(config["step"]), int(config["micro_batch"])
         self.losses = [(int(step), float(loss)) for step, loss in config["losses"]]
+        self.window = {
+            name: (torch.tensor(total, device=self.device.torch), int(n))
+            for name, (total, n) in config.get("window", {}).items()
+        }
         self.phase.network.load_state_dict(tensors("network", arrays))
         if self.ema is not None:
             self.ema.network.load_state_dict(tensors("ema", arrays))
@@ -390,10 +412,10 @@ class _Clock:
         self.start = self.last = time.monotonic()
         self.first_step = self.last_step = run.step
 
-    def tick(self, *, last: bool) -> None:
-        """Report if it is time, or if this was the last step."""
+    def tick(self, *, last: bool, curve: Mapping[str, float]) -> None:
+        """Report if it is time, if there is a point of the curve, or if this was the last step."""
         now = time.monotonic()
-        if now - self.last < REPORT_SECONDS and not last:
+        if now - self.last < REPORT_SECONDS and not last and not curve:
             return
         loss = self.run.check_loss()
         done = self.run.step - self.first_step
@@ -403,6 +425,7 @@ class _Clock:
             * self.run.batch_size
             / max(now - self.last, 1e-9),
             "seconds_left": (now - self.start) / done * (self.run.n_steps - self.run.step),
+            **curve,
         }
         self.last, self.last_step = now, self.run.step
         if self.on_progress is not None:

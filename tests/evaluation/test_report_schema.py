@@ -1,0 +1,64 @@
+"""The JSON schema of report.json: published as the facts are, and kept to by every report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from prefect_augment.evaluation.report import report_facts
+from prefect_augment.evaluation.report_data import ReportData
+from prefect_augment.evaluation.report_schema import (
+    ReportFacts,
+    published_schema,
+    report_schema,
+    schema_text,
+)
+from prefect_augment.findings import Findings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("folder", ["src/prefect_augment/evaluation", "docs"])
+def test_published_schema_is_that_of_the_facts(folder: str) -> None:
+    assert (ROOT / folder / "report.schema.json").read_text("utf-8") == schema_text(), "make schema"
+
+
+def test_schema_is_a_schema_and_comes_with_the_package() -> None:
+    jsonschema.Draft202012Validator.check_schema(report_schema())
+    assert published_schema() == report_schema()
+
+
+def test_every_key_of_a_report_is_in_the_schema() -> None:
+    fields = {f.name for f in dataclasses.fields(ReportData)} - {
+        "column_shapes",
+        "policy_sheet",
+        "findings",
+    }
+    keys = fields | {"shapes", "schema_version"} | set(Findings.model_fields)
+    assert keys == set(ReportFacts.model_fields)
+    # Measurements that came with later releases are not in the reports of earlier ones.
+    assert set(report_schema()["required"]) == keys - set(Findings.model_fields)
+
+
+def minimal() -> dict[str, Any]:
+    return report_facts(ReportData(title="t", label="y"), ())
+
+
+def test_a_report_of_nothing_validates_and_a_wrong_one_does_not() -> None:
+    jsonschema.validate(minimal(), published_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(minimal() | {"status": "lost"}, published_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(
+            {k: v for k, v in minimal().items() if k != "verdict"}, published_schema()
+        )
+
+
+def test_numbers_that_are_none_are_null_and_later_keys_are_no_error() -> None:
+    facts = json.loads(json.dumps(minimal() | {"seconds": None, "later": 1}))
+    jsonschema.validate(facts, published_schema())
