@@ -47,8 +47,8 @@ REAL_TABLES = (
     "adult_income",
 )
 REAL_IMAGES = ("mnist10k_train", "fashion_test", "bccd_cells_train", "pneumonia_train")
-SIDE = 12  # of pictures
-STEPS = 40  # of each classifier of pictures
+SIDE = 10  # of pictures
+STEPS = 16  # of each classifier of pictures
 MOST_FIT, MOST_VAL, MOST_FRESH = 300, 100, 200  # of a class
 FEWEST = 70  # records of a class of a real set that takes part
 BLUR = 0.005  # of a column's range, or of 255, for copies that are not exact
@@ -162,7 +162,7 @@ def _drawn_images(seed: int, n_fresh: int) -> World:
 
     def draw(n_k: NDArray[np.int64]) -> Labelled:
         y = np.repeat([0, 1], n_k)
-        cx, cy, width, slope = rng.uniform([3, 3, 1.5, -1], [8, 8, 3, 1], (len(y), 4)).T[
+        cx, cy, width, slope = rng.uniform([2, 2, 1, -1], [7, 7, 2.5, 1], (len(y), 4)).T[
             ..., None, None
         ]
         blob = (across - cx) ** 2 + (down - cy) ** 2

@@ -47,7 +47,7 @@ N_WORLDS = {
     "image": {DRAWN["image"]: 60, **dict.fromkeys(REAL_IMAGES, 15)},
 }
 MOST_WRONG = 0.05
-DOSES = (1, 2, 5, 10, 20, 30, 50, 100)
+DOSES = {"table": (1, 2, 5, 10, 15, 20, 30, 50, 100), "image": (10, 20, 30, 50, 100)}
 N_DOSED = {"table": 60, "image": 20}
 N_CANDIDATES = 1000
 OTHER_LIMITS = {
@@ -80,7 +80,7 @@ def doses(kind: str, seed: int) -> dict[str, Any]:
     w = _gate_cases.world(kind, DRAWN[kind], 10_000 + seed, n_fresh=N_CANDIDATES)
     found: dict[str, Any] = {}
     for fault in [f for f in FAULTY[kind] if "copies" in f]:
-        for n in DOSES:
+        for n in DOSES[kind]:
             candidates = _gate_cases.dosed(w, fault, n)
             outcome = judge(w, candidates)
             reason = outcome.reason[:n]
@@ -193,11 +193,15 @@ def print_doses(kind: str, found: Sequence[Any]) -> None:
     """Print how many copies it takes."""
     faults = [f for f in FAULTY[kind] if "copies" in f]
     print(f"\n### {kind}s: copies among {N_CANDIDATES:,} candidates; cases called unsafe\n")
-    print_heading(["fault", *map(str, DOSES), "95 % from", "of the copies, dropped one by one"])
+    print_heading(
+        ["fault", *map(str, DOSES[kind]), "95 % from", "of the copies, dropped one by one"]
+    )
     for fault in faults:
-        shares = [float(np.mean([w[f"{fault}/{n}"]["unsafe"] for w in found])) for n in DOSES]
-        enough = next((str(n) for n, s in zip(DOSES, shares, strict=True) if s >= 0.95), "more")
-        dropped = float(np.mean([w[f"{fault}/{DOSES[-1]}"]["dropped"] for w in found]))
+        shares = [float(np.mean([w[f"{fault}/{n}"]["unsafe"] for w in found])) for n in DOSES[kind]]
+        enough = next(
+            (str(n) for n, s in zip(DOSES[kind], shares, strict=True) if s >= 0.95), "more"
+        )
+        dropped = float(np.mean([w[f"{fault}/{DOSES[kind][-1]}"]["dropped"] for w in found]))
         print_row([fault, *(f"{s:.0%}" for s in shares), enough, f"{dropped:.0%}"])
 
 
