@@ -464,6 +464,7 @@ class Verdict(Fact):
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # arm -> balanced accuracy
     n_without_twins: int = 0
+    leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
 
 
 # --- published --------------------------------------------------------------------------------
