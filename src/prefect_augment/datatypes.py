@@ -18,6 +18,7 @@ __all__ = [
     "BalancePlan",
     "BatchFact",
     "Choice",
+    "ClassCheck",
     "ClassGate",
     "ClassPlan",
     "ColumnFact",
@@ -57,6 +58,7 @@ ArmFamily = Literal[
     "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
+CheckName = Literal["domain", "copies", "noise", "labels", "collapse"]
 LatentUse = Literal[
     "embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "shifts", "classes"
 ]
@@ -295,6 +297,18 @@ class ModelRef(Fact):
     block: str = ""
 
 
+class ClassCheck(Fact):
+    """Whether all candidates of a stratum together are as real records would be, in one respect."""
+
+    name: CheckName
+    found: float  # a share: of the candidates; for collapse, of the real records that are covered
+    expected: float  # what unseen real records give
+    p_value: (
+        float | None
+    )  # of so much by chance, over all ways of looking; None where none is taken
+    passed: bool
+
+
 class ClassGate(Fact):
     """What the gate did to one stratum's candidates."""
 
@@ -303,7 +317,9 @@ class ClassGate(Fact):
     n_passed: int
     n_kept: int  # after the utility filter, at most the plan's n_synthetic
     reasons: dict[str, int]  # reason -> candidates dropped for it
-    metrics: dict[str, float]  # density, coverage, c2st, near_copy_fraction, …
+    metrics: dict[str, float]  # of evaluation.class_metrics: density, coverage, c2st_auc, …
+    checks: tuple[ClassCheck, ...] = ()  # those that could be made
+    verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
 
 
 class GateReport(Fact):
@@ -448,6 +464,7 @@ class Verdict(Fact):
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # arm -> balanced accuracy
     n_without_twins: int = 0
+    leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
 
 
 # --- published --------------------------------------------------------------------------------

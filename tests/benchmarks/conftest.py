@@ -16,6 +16,12 @@ def disentanglement(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Module
 
 
 @pytest.fixture
+def gate_cases(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Generators with a known fault: `benchmarks/_gate_cases.py`."""
+    return _helper("_gate_cases", repository, monkeypatch)
+
+
+@pytest.fixture
 def shapes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Pictures of shapes and their oracle: `benchmarks/_shapes.py`."""
     pytest.importorskip("PIL", reason="needs the images extra")

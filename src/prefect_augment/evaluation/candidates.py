@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.datatypes import ClassGate
+from prefect_augment.evaluation.class_gates import Limits
 
 __all__ = ["Asked", "GateOutcome", "Labelled", "Purpose"]
 
@@ -85,3 +86,5 @@ class Asked(TypedDict):
     fidelity_quantile: NotRequired[float]
     seed: NotRequired[int]
     metrics: NotRequired[bool]
+    limits: NotRequired[Limits]
+    drop_unsafe: NotRequired[bool]

@@ -22,6 +22,8 @@ __all__ = [
     "Halves",
     "TrainClassifier",
     "label_limits",
+    "mistaken",
+    "real_probabilities",
     "utility_scores",
 ]
 
@@ -48,7 +50,7 @@ TrainClassifier = Callable[[NDArray[Any], Int], Classifier]
 class Halves:
     """Two classifiers from disjoint halves of the fit records: one filters, the other judges."""
 
-    filter: Classifier
+    filter: Classifier | None  # none where no record is picked
     judge: Classifier
     unseen_by_judge: Labelled  # the filter's half: real records to compare with, where val is small
     n_judge: Int  # records per class that the judge learnt from
@@ -62,6 +64,8 @@ class Halves:
         stratum_class: Int,
         train: TrainClassifier,
         seed: int,
+        *,
+        with_filter: bool = True,
     ) -> Halves:
         """Both classifiers, trained on fit records that are split by key."""
         n_classes = int(stratum_class.max()) + 1
@@ -75,7 +79,8 @@ class Halves:
 
         a, b = fold == 0, fold == 1
         n_judge = np.bincount(y[b], minlength=n_classes)
-        return cls(train_on(a), train_on(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
+        filter_of = train_on(a) if with_filter else None
+        return cls(filter_of, train_on(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
 
 
 def utility_scores(classifier: Classifier, X: NDArray[Any], wanted_class: Int) -> Float:
@@ -96,16 +101,44 @@ def utility_scores(classifier: Classifier, X: NDArray[Any], wanted_class: Int) -
     return classifier.predict_proba(X)[np.arange(len(X)), wanted_class]
 
 
-def label_limits(halves: Halves, val: Labelled, stratum_class: Int, quantile: float) -> Float:
-    """Lowest probability of its class that a record may have, per class.
+def real_probabilities(
+    halves: Halves, val: Labelled, stratum_class: Int
+) -> tuple[Float | None, ...]:
+    """What the judge says of real records that neither classifier has seen, per class.
 
     Parameters
     ----------
     halves : Halves
     val : Labelled
-        Real records that neither classifier has seen. Where a class has fewer than 20 of them, its
-        records of the filter's half, which the judge has not seen either, join in.
+        Where a class has fewer than 20 of them, its records of the filter's half, which the judge
+        has not seen either, join in.
     stratum_class : ndarray of int64, shape (n_strata,)
+
+    Returns
+    -------
+    tuple of ndarray of float64, shape (n_real, n_classes), or None
+        One entry per class; None where it has too few records to tell.
+    """
+    unseen = halves.unseen_by_judge
+    y_val, y_unseen = stratum_class[val.stratum], stratum_class[unseen.stratum]
+    p_val = halves.judge.predict_proba(val.X)
+    p_unseen = halves.judge.predict_proba(unseen.X)
+    found: list[Float | None] = []
+    for k, n_judge in enumerate(halves.n_judge):
+        real = p_val[y_val == k]
+        if len(real) < MIN_VAL:
+            real = np.concatenate([real, p_unseen[y_unseen == k]])
+        found.append(real if min(n_judge, len(real)) >= MIN_TO_CLASSIFY else None)
+    return tuple(found)
+
+
+def label_limits(real: Sequence[Float | None], quantile: float) -> Float:
+    """Lowest probability of its class that a record may have, per class.
+
+    Parameters
+    ----------
+    real : sequence of ndarray of float64 or None, length n_classes
+        From :func:`real_probabilities`.
     quantile : float in [0, 1)
         Share of real records that would fall below.
 
@@ -114,15 +147,11 @@ def label_limits(halves: Halves, val: Labelled, stratum_class: Int, quantile: fl
     ndarray of float64, shape (n_classes,)
         NaN where a class has too few records to tell.
     """
-    unseen = halves.unseen_by_judge
-    y_val, y_unseen = stratum_class[val.stratum], stratum_class[unseen.stratum]
-    p_val = halves.judge.predict_proba(val.X)
-    p_unseen = halves.judge.predict_proba(unseen.X)
-    limits = np.full(len(halves.n_judge), np.nan)
-    for k in range(len(limits)):
-        real = p_val[y_val == k, k]
-        if len(real) < MIN_VAL:
-            real = np.concatenate([real, p_unseen[y_unseen == k, k]])
-        if halves.n_judge[k] >= MIN_TO_CLASSIFY and len(real) >= MIN_TO_CLASSIFY:
-            limits[k] = np.quantile(real, quantile)
-    return limits
+    limits = [np.nan if p is None else np.quantile(p[:, k], quantile) for k, p in enumerate(real)]
+    return np.array(limits, dtype=np.float64)
+
+
+def mistaken(proba: Float, classes: Int | int) -> Bool:
+    """Which records the judge takes for another class than the one they are of, shape (n,)."""
+    found: Bool = proba.argmax(axis=1) != classes
+    return found

@@ -25,28 +25,47 @@ What passes is kept up to the number wanted: for *utility* those that another cl
 like their class (trained on the other half of the fit records, so that the filter does not teach to
 the test), for *faithful* the first ordinals. The rest is ``surplus``. Records with *soft* labels are
 kept as faithful ones, and their class is not checked: those near a border say most.
+
+All candidates of a stratum are judged together as well, by :mod:`.class_gates`: the verdict says
+whether the class is safe. Of an unsafe class nothing is kept where that is asked for (``drop_unsafe``;
+the reason is ``unsafe class``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import ClassGate
+from prefect_augment.datatypes import ClassCheck, ClassGate
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.candidates import GateOutcome, Labelled, Purpose
+from prefect_augment.evaluation.class_gates import (
+    Limits,
+    class_checks,
+    class_verdict,
+    said_of,
+)
+from prefect_augment.evaluation.class_metrics import Stratum, class_evidence, class_metrics
 from prefect_augment.evaluation.fidelity import (
     Halves,
-    TrainClassifier,
     label_limits,
+    mistaken,
+    real_probabilities,
     utility_scores,
 )
-from prefect_augment.evaluation.neighbours import Space, near_copies, real_distances
-from prefect_augment.evaluation.similarity import MAX_COMPARED, density_coverage
+from prefect_augment.evaluation.measures import Measures
+from prefect_augment.evaluation.nearness import (
+    comparable,
+    equal_ways,
+    mark,
+    mark_near_and_far,
+    nearness,
+)
 
 __all__ = ["REASONS", "Measures", "gate_records"]
 
@@ -54,44 +73,49 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-REASONS = ("domain", "near copy", "outlier", "label", "repeat", "surplus")
-# Below this many records even the fit records' own distances say nothing; only exact copies count.
-MIN_DISTANCES = 10
-# Of real records' median distance, for copies that were moved: as near-duplicates have it.
-MOVED_SHARE = 0.25
-# Of uniform noise in the range of a class of 250, 4 % get through; at 0.99, where a few records with
-# nulls set the limit, 73 % do.
-OUTLIER_QUANTILE = 0.95
-MIN_TO_COMPARE = 20  # records a side for the two-sample test
+REASONS = ("domain", "near copy", "outlier", "label", "repeat", "unsafe class", "surplus")
 MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stratum
 
 
 @dataclass(frozen=True)
-class Measures:
-    """How records of one kind of data are measured.
+class _Labels:
+    """What the judge of labels says.
 
-    Attributes
-    ----------
-    space : Space
-        Where distances are measured.
-    train : callable
-        Returns a class-balanced classifier of records and their class codes.
-    two_sample : callable
-        AUC of a classifier that tells real records (first argument) and synthetic ones apart.
-    moved : Space, optional
-        A second measure, in which copies that were moved a little are near too.
+    ``proba`` is of the candidates, ``real`` of real records that it has not seen either, by class.
     """
 
-    space: Space
-    train: TrainClassifier
-    two_sample: Callable[[NDArray[Any], NDArray[Any]], float]
-    moved: Space | None = None
+    wanted: Int
+    proba: Float
+    real: tuple[Float | None, ...]
 
-    @property
-    def name(self) -> str:
-        """What the report calls the measures of distance."""
-        also = f"; near copies also by: {self.moved.name}" if self.moved else ""
-        return self.space.name + also
+    @classmethod
+    def of(cls, halves: Halves, val: Labelled, candidates: Labelled, stratum_class: Int) -> _Labels:
+        """Ask the judge."""
+        return cls(
+            stratum_class[candidates.stratum],
+            halves.judge.predict_proba(candidates.X),
+            real_probabilities(halves, val, stratum_class),
+        )
+
+    def doubtful(self, quantile: float) -> Int:
+        """Candidates that look less like their class than most real records do."""
+        lowest = label_limits(self.real, quantile)[self.wanted]
+        return np.flatnonzero(self.proba[np.arange(len(self.proba)), self.wanted] < lowest)
+
+    def mistaken(self, rows: Int, k: int) -> tuple[Bool, Bool] | tuple[None, None]:
+        """Which of these candidates of a class are taken for another one, and which real records."""
+        real = self.real[k]
+        if real is None:
+            return None, None
+        return mistaken(self.proba[rows], k), mistaken(real, k)
+
+
+class _Judged(NamedTuple):
+    """What was found out about a stratum as a whole."""
+
+    checks: tuple[ClassCheck, ...] = ()
+    verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 def gate_records(
@@ -112,6 +136,8 @@ def gate_records(
     fidelity_quantile: float = 0.05,
     seed: int = 0,
     metrics: bool = True,
+    limits: Limits | None = None,
+    drop_unsafe: bool = False,
 ) -> GateOutcome:
     """Judge candidates against real records, and keep what is wanted of those that pass.
 
@@ -144,7 +170,11 @@ def gate_records(
         Share of real records that each check would drop; 0 drops only what is beyond all of val.
     seed : int
     metrics : bool
-        Measure density, coverage and the two-sample test too; an arm's fold does without.
+        Measure likeness, and judge every class as a whole; an arm's fold does without.
+    limits : Limits, optional
+        What a class may show as a whole.
+    drop_unsafe : bool
+        Keep nothing of a class that is unsafe.
 
     Returns
     -------
@@ -169,29 +199,33 @@ def gate_records(
     reason = np.full(len(candidates), "", dtype="U16")
     if in_domain is not None:
         reason[~in_domain] = "domain"
+    near = nearness(measures, fit, val, candidates)
+    mark_near_and_far(near, strata, ordinals, near_copy_quantile, reason, notes)
 
-    distance = _near_and_far(
-        measures, fit, val, candidates, ordinals, strata, near_copy_quantile, reason, notes
-    )
-    wanted_class = stratum_class[candidates.stratum]
+    looks_at_classes = metrics or drop_unsafe
     score = np.zeros(len(candidates))
-    if purpose != "soft":
-        halves = Halves.of(fit, fit_keys, fit_groups, stratum_class, measures.train, seed)
-        limits = label_limits(halves, val, stratum_class, fidelity_quantile)
-        doubtful = utility_scores(halves.judge, candidates.X, wanted_class) < limits[wanted_class]
-        _mark(reason, np.flatnonzero(doubtful), "label")
+    labels = None
+    if purpose != "soft" or looks_at_classes:
+        halves = Halves.of(
+            fit, fit_keys, fit_groups, stratum_class, measures.train, seed,
+            with_filter=purpose != "soft",
+        )  # fmt: skip
+        labels = _Labels.of(halves, val, candidates, stratum_class)
         notes += [
             f"{_class_name(strata, stratum_class, k)}: too few real records for a classifier; "
             "labels are not checked."
-            for k in np.unique(wanted_class[np.isnan(limits[wanted_class])])
+            for k in np.unique(labels.wanted)
+            if labels.real[k] is None
         ]
-        score = utility_scores(halves.filter, candidates.X, wanted_class)
+        if halves.filter is not None:
+            mark(reason, labels.doubtful(fidelity_quantile), "label")
+            score = utility_scores(halves.filter, candidates.X, labels.wanted)
 
     for s in np.unique(candidates.stratum):
         rows = np.flatnonzero((candidates.stratum == s) & (reason == ""))
-        real = np.concatenate([fit.X[fit.stratum == s], val.X[val.stratum == s]])
+        own = np.concatenate([fit.X[fit.stratum == s], val.X[val.stratum == s]])
         rows = rows[np.argsort(ordinals[rows], kind="stable")]
-        reason[rows[_repeats(candidates.X[rows], real)]] = "repeat"
+        reason[rows[_repeats(candidates.X[rows], own)]] = "repeat"
 
     passed = reason == ""
     kept = _keep(passed, candidates.stratum, ordinals, score, wanted, purpose)
@@ -199,101 +233,57 @@ def gate_records(
     shown = np.flatnonzero(
         (wanted > 0) | (np.bincount(candidates.stratum, minlength=len(strata)) > 0)
     )
+    judged: dict[int, _Judged] = {}
+    if labels is not None and looks_at_classes:
+        two_sample = measures.two_sample if len(shown) <= MAX_STRATA_COMPARED else None
+        for s, of in near.items():
+            records = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[of.rows])
+            equal = equal_ways(measures, *records, of)
+            wrong, real_wrong = labels.mistaken(of.rows, int(stratum_class[s]))
+            stratum = Stratum(
+                *records,
+                valid=reason[of.rows] != "domain",
+                kept=kept[of.rows],
+                distance=of.distance,
+                near=of.ways,
+                equal=equal,
+                wrong=wrong,
+                real_wrong=real_wrong,
+            )
+            evidence = class_evidence(stratum, measures.space)
+            checks = class_checks(evidence, limits or Limits(), n_strata=len(shown))
+            judged[s] = _Judged(
+                checks,
+                class_verdict(checks),
+                class_metrics(stratum, evidence, measures.space, two_sample) if metrics else {},
+            )
+    for s, found in judged.items():
+        if found.verdict == "unsafe":
+            notes.append(said_of(strata[s], found.checks, dropped=drop_unsafe))
+        if found.verdict == "unsafe" and drop_unsafe:
+            rows = near[s].rows[passed[near[s].rows]]
+            reason[rows], kept[rows], passed[rows] = "unsafe class", False, False
     facts = tuple(
-        ClassGate(
-            name=strata[s],
-            n_candidates=int((candidates.stratum == s).sum()),
-            n_passed=int((passed & (candidates.stratum == s)).sum()),
-            n_kept=int((kept & (candidates.stratum == s)).sum()),
-            reasons=_count_reasons(reason[candidates.stratum == s]),
-            metrics=_metrics(
-                measures, fit, val, candidates, kept, distance, s,
-                with_c2st=len(shown) <= MAX_STRATA_COMPARED,
-            ) if metrics else {},
-        )
+        _facts(strata[s], candidates.stratum == s, passed, kept, reason, judged.get(s, _Judged()))
         for s in map(int, shown)
-    )  # fmt: skip
+    )
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
     return GateOutcome(passed, kept, reason, score, facts, measures.name, tuple(notes))
-
-
-def _near_and_far(
-    measures: Measures,
-    fit: Labelled,
-    val: Labelled,
-    candidates: Labelled,
-    ordinals: Int,
-    strata: Sequence[str],
-    quantile: float,
-    reason: NDArray[np.str_],
-    notes: list[str],
-) -> Float:
-    """Mark near copies and outliers in ``reason``; returns each candidate's distance."""
-    space = measures.space
-    placed_fit, placed_val = space.place(fit.X), space.place(val.X)
-    placed = space.place(candidates.X)
-    distance = np.full(len(candidates), np.inf)
-    for s in np.unique(candidates.stratum):
-        rows = np.flatnonzero(candidates.stratum == s)
-        own = placed_fit[fit.stratum == s]
-        distance[rows] = space.nearest(placed[rows], own)
-        real = real_distances(space, own, placed_val[val.stratum == s])
-        if len(real) < MIN_DISTANCES:
-            notes.append(
-                f"{strata[s]}: too few real records to take distances from; "
-                "only exact copies are dropped."
-            )
-            near, far = distance[rows] == 0.0, np.zeros(len(rows), dtype=bool)
-        else:
-            near = near_copies(distance[rows], real, quantile, ordinals[rows], reason[rows] == "")
-            far = distance[rows] > np.quantile(real, OUTLIER_QUANTILE)
-            if measures.moved is not None:
-                sets = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[rows])
-                near |= _moved_copies(measures.moved, *sets, quantile) & (distance[rows] > 0)
-        _mark(reason, rows[near], "near copy")
-        _mark(reason, rows[far], "outlier")
-    return distance
-
-
-def _moved_copies(
-    space: Space,
-    fit: NDArray[Any],
-    val: NDArray[Any],
-    candidates: NDArray[Any],
-    quantile: float,
-) -> Bool:
-    """Which candidates are far nearer to a fit record than real records usually are."""
-    placed_fit = space.place(fit)
-    real = real_distances(space, placed_fit, space.place(val))
-    if len(real) < MIN_DISTANCES:
-        return np.zeros(len(candidates), dtype=bool)
-    # Val's own twins of fit records may not cost more candidates than the quantile allows.
-    limit = min(MOVED_SHARE * np.median(real), np.quantile(real, quantile))
-    near: Bool = space.nearest(space.place(candidates), placed_fit) < limit
-    return near
 
 
 def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:
     """Candidates, in order, that repeat earlier ones more often than real records repeat."""
     if not len(X) or not len(real):
         return np.zeros(len(X), dtype=bool)
-    _, real_counts = np.unique(_comparable(real), axis=0, return_counts=True)
+    _, real_counts = np.unique(comparable(real), axis=0, return_counts=True)
     n_allowed = -(-int(real_counts.max()) * len(X) // len(real))  # rounded up
-    _, value = np.unique(_comparable(X), axis=0, return_inverse=True)
+    _, value = np.unique(comparable(X), axis=0, return_inverse=True)
     order = np.argsort(value, kind="stable")
     first = np.searchsorted(value[order], value[order])  # where each value begins
     repeats = np.empty(len(X), dtype=bool)
     repeats[order] = np.arange(len(X)) - first >= n_allowed
     return repeats
-
-
-def _comparable(X: NDArray[Any]) -> NDArray[Any]:
-    """One row per record, nulls as a number: NaN equals nothing, itself included."""
-    rows = X.reshape(len(X), -1)
-    if not np.issubdtype(rows.dtype, np.floating):
-        return rows
-    return np.where(np.isnan(rows), np.finfo(np.float64).max, rows)
 
 
 def _keep(
@@ -309,42 +299,25 @@ def _keep(
     return kept
 
 
-def _metrics(
-    measures: Measures,
-    fit: Labelled,
-    val: Labelled,
-    candidates: Labelled,
-    kept: Bool,
-    distance: Float,
-    s: int,
-    *,
-    with_c2st: bool,
-) -> dict[str, float]:
-    """Shares over all candidates of a stratum, and likeness of the kept ones to real records."""
-    rows = candidates.stratum == s
-    own_fit, own_val = fit.X[fit.stratum == s], val.X[val.stratum == s]
-    # The generator has seen fit: val is the better witness where it is large enough.
-    real = own_val if len(own_val) >= MIN_TO_COMPARE else np.concatenate([own_val, own_fit])
-    synthetic = candidates.X[rows & kept][:MAX_COMPARED]
-    density, coverage = density_coverage(real, synthetic, space=measures.space)
-    found = {"density": density, "coverage": coverage}
-    if with_c2st and min(len(real), len(synthetic)) >= MIN_TO_COMPARE:
-        found["c2st_auc"] = measures.two_sample(real, synthetic)
-    if rows.any():
-        found["exact_copy_fraction"] = float((distance[rows] == 0).mean())
-        found["median_distance"] = float(np.median(distance[rows]))
-    # JSON has no NaN or infinity: what cannot be measured is left out.
-    return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
-def _mark(reason: NDArray[np.str_], rows: Int, why: str) -> None:
-    """Give a reason to those rows that have none yet."""
-    reason[rows[reason[rows] == ""]] = why
-
-
 def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
     """The class's name, from any stratum of it ("class" or "class | column=value")."""
     return strata[int(np.flatnonzero(stratum_class == k)[0])].split(" | ")[0]
+
+
+def _facts(
+    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], judged: _Judged
+) -> ClassGate:
+    """What the report says of a stratum."""
+    return ClassGate(
+        name=name,
+        n_candidates=int(own.sum()),
+        n_passed=int((passed & own).sum()),
+        n_kept=int((kept & own).sum()),
+        reasons=_count_reasons(reason[own]),
+        metrics=dict(judged.metrics),
+        checks=judged.checks,
+        verdict=judged.verdict,
+    )
 
 
 def _count_reasons(reason: NDArray[np.str_]) -> dict[str, int]:

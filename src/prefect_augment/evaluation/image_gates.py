@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.candidates import Asked, GateOutcome, Labelled
 from prefect_augment.evaluation.gates import Measures, gate_records
+from prefect_augment.evaluation.image_hashes import perceptual_hashes
 from prefect_augment.evaluation.image_learner import (
     ImageLearner,
     balanced_draws,
@@ -26,7 +27,7 @@ from prefect_augment.evaluation.neighbours import nearest_by_blocks
 from prefect_augment.evaluation.similarity import c2st_auc
 from prefect_augment.evaluation.threads import single_threaded
 
-__all__ = ["PictureSpace", "Pictures", "ShiftSpace", "gate_image_candidates"]
+__all__ = ["PictureSpace", "Pictures", "ShiftSpace", "gate_image_candidates", "image_measures"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -62,8 +63,31 @@ def gate_image_candidates(
     **asked
         As for :func:`~prefect_augment.evaluation.gates.gate_records`.
     """
-    seed = asked.get("seed", 0)
-    stratum_class = asked["stratum_class"]
+    measures = image_measures(
+        fit,
+        stratum_class=asked["stratum_class"],
+        steps=steps,
+        seed=asked.get("seed", 0),
+        device=device,
+    )
+    return gate_records(fit, val, candidates, measures=measures, **asked)
+
+
+def image_measures(
+    fit: Labelled, *, stratum_class: Int, steps: int, seed: int, device: str = "cpu"
+) -> Measures:
+    """How images are measured: trains the classifier of the feature space.
+
+    Parameters
+    ----------
+    fit : Labelled
+    stratum_class : ndarray of int64, shape (n_strata,)
+        Class code of each stratum.
+    steps, device
+        As for :func:`gate_image_candidates`.
+    seed : int
+        Of the classifiers.
+    """
     n_classes = int(stratum_class.max()) + 1
 
     def train(images: Images, y: Int) -> ImageLearner:
@@ -92,8 +116,14 @@ def gate_image_candidates(
             learner="logistic",
         )
 
-    measures = Measures(space, train, two_sample, moved=ShiftSpace())
-    return gate_records(fit, val, candidates, measures=measures, **asked)
+    moved = ShiftSpace()
+    return Measures(
+        space,
+        train,
+        two_sample,
+        moved=moved,
+        hashes=lambda images: perceptual_hashes(moved.place(images)),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""How alike two sets of records are: density and coverage, and the classifier two-sample test."""
+"""How alike two sets of records are: precision, recall, density, coverage; the classifier two-sample test."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,14 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.learners import LearnerKind, balanced_weights, fit_learner
 from prefect_augment.evaluation.neighbours import Space
 
-__all__ = ["MAX_COMPARED", "c2st_auc", "density_coverage"]
+__all__ = [
+    "MAX_COMPARED",
+    "Likeness",
+    "c2st_auc",
+    "density_coverage",
+    "expected_coverage",
+    "likeness",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -26,28 +33,41 @@ C2ST_RECORDS = 1000
 C2ST_ITERATIONS = 50
 
 
-def density_coverage(
+class Likeness(NamedTuple):
+    """How alike two sets are; NaN with fewer than two real records or no synthetic one.
+
+    Attributes
+    ----------
+    precision : float in [0, 1]
+        Share of synthetic records within the ball of some real one.
+    recall : float in [0, 1]
+        Share of real records within the ball of some synthetic one; NaN with one synthetic record.
+    density : float
+        Mean number of real balls around a synthetic record, over k; about 1 for the same
+        distribution, above 1 where records crowd.
+    coverage : float in [0, 1]
+        Share of real records whose ball holds a synthetic record.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def likeness(
     real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
-) -> tuple[float, float]:
-    """Density and coverage of synthetic records.
+) -> Likeness:
+    """Precision, recall, density and coverage of synthetic records.
 
     Parameters
     ----------
     real, synthetic : ndarray, shape (n_records, ...)
         The first 2,000 of each are looked at.
     k : int
-        Neighbours that span each real record's ball; fewer where there are few records.
+        Neighbours that span each record's ball; fewer where there are few records.
     space : Space, optional
         Where distances are measured; Euclidean without one (then without nulls).
-
-    Returns
-    -------
-    density : float
-        Mean number of real balls around a synthetic record, over k; about 1 for the same
-        distribution, above 1 where records crowd.
-    coverage : float in [0, 1]
-        Share of real records whose ball holds a synthetic record. Both are NaN with fewer than two
-        real records or no synthetic one.
 
     Notes
     -----
@@ -57,21 +77,68 @@ def density_coverage(
     References
     ----------
     Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", section 3.
+    Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
     """
     real, synthetic = real[:MAX_COMPARED], synthetic[:MAX_COMPARED]
     if len(real) < 2 or not len(synthetic):
-        return float("nan"), float("nan")
-    k = min(k, len(real) - 1)
+        return Likeness(*[float("nan")] * 4)
     if space is None:
         among, between = cdist(real, real), cdist(real, synthetic)
+        others = cdist(synthetic, synthetic)
     else:
-        placed = space.place(real)
-        among = space.distances(placed, placed)
-        between = space.distances(placed, space.place(synthetic))
+        placed, made = space.place(real), space.place(synthetic)
+        among, between = space.distances(placed, placed), space.distances(placed, made)
+        others = space.distances(made, made)
+    k_real = min(k, len(real) - 1)
+    inside = between <= _radius(among, k_real)[:, None]
+    recall = float("nan")
+    if len(synthetic) > 1:
+        reached = between <= _radius(others, min(k, len(synthetic) - 1))
+        recall = float(reached.any(axis=1).mean())
+    return Likeness(
+        precision=float(inside.any(axis=0).mean()),
+        recall=recall,
+        density=float(inside.sum() / (k_real * len(synthetic))),
+        coverage=float(inside.any(axis=1).mean()),
+    )
+
+
+def _radius(among: Float, k: int) -> Float:
+    """Distance of each record to its k-th nearest other one; the matrix is used up."""
     np.fill_diagonal(among, np.inf)
-    radius = np.partition(among, k - 1, axis=1)[:, k - 1]
-    inside = between <= radius[:, None]
-    return float(inside.sum() / (k * len(synthetic))), float(inside.any(axis=1).mean())
+    found: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
+    return found
+
+
+def density_coverage(
+    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
+) -> tuple[float, float]:
+    """Density and coverage alone; see :func:`likeness`."""
+    found = likeness(real, synthetic, k, space=space)
+    return found.density, found.coverage
+
+
+def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:
+    """Coverage that records of the same distribution reach on average.
+
+    Parameters
+    ----------
+    n_real, n_synthetic : int
+        Records a side; more than 2,000 count as 2,000.
+    k : int
+        As for :func:`likeness`.
+
+    Returns
+    -------
+    float in [0, 1]
+        1 minus the chance that the nearest k of all other records are real ones (any order of them is
+        as likely). Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k.
+    """
+    n, m = min(n_real, MAX_COMPARED), min(n_synthetic, MAX_COMPARED)
+    if n < 2 or not m:
+        return float("nan")
+    i = np.arange(min(k, n - 1))
+    return float(1.0 - np.prod((n - 1 - i) / (n - 1 + m - i)))
 
 
 def c2st_auc(

@@ -14,7 +14,7 @@ from prefect_augment.evaluation.learners import balanced_weights, fit_learner
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.similarity import c2st_auc
 
-__all__ = ["gate_candidates", "utility_filter"]
+__all__ = ["gate_candidates", "table_measures", "utility_filter"]
 
 
 def gate_candidates(
@@ -38,8 +38,37 @@ def gate_candidates(
     **asked
         As for :func:`~prefect_augment.evaluation.gates.gate_records`.
     """
-    seed = asked.get("seed", 0)
-    n_classes = int(asked["stratum_class"].max()) + 1
+    measures = table_measures(
+        fit,
+        is_category=is_category,
+        n_levels=n_levels,
+        stratum_class=asked["stratum_class"],
+        seed=asked.get("seed", 0),
+    )
+    return gate_records(fit, val, candidates, measures=measures, **asked)
+
+
+def table_measures(
+    fit: Labelled,
+    *,
+    is_category: NDArray[np.bool_],
+    n_levels: NDArray[np.int64],
+    stratum_class: NDArray[np.int64],
+    seed: int,
+) -> Measures:
+    """How records of a table are measured.
+
+    Parameters
+    ----------
+    fit : Labelled
+    is_category, n_levels
+        As for :func:`gate_candidates`.
+    stratum_class : ndarray of int64, shape (n_strata,)
+        Class code of each stratum.
+    seed : int
+        Of the classifiers.
+    """
+    n_classes = int(stratum_class.max()) + 1
 
     def train(X: NDArray[Any], y: NDArray[np.int64]) -> Classifier:
         return utility_filter(
@@ -49,8 +78,7 @@ def gate_candidates(
     def two_sample(real: NDArray[Any], synthetic: NDArray[Any]) -> float:
         return c2st_auc(real, synthetic, is_category=is_category, n_levels=n_levels, seed=seed)
 
-    measures = Measures(FeatureSpace.of(fit.X, is_category), train, two_sample)
-    return gate_records(fit, val, candidates, measures=measures, **asked)
+    return Measures(FeatureSpace.of(fit.X, is_category), train, two_sample)
 
 
 def utility_filter(

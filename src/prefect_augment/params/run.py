@@ -100,6 +100,31 @@ class Gate(Params):
         lt=1.0,
         description="A synthetic record that looks less like its class than this quantile of val's records is dropped.",
     )
+    on_unsafe_class: Literal["report", "drop"] = Field(
+        default="report",
+        description="When a class's synthetic records as a whole are unsafe (copies, other labels, noise, collapse): "
+        "say so and use those that passed one by one, or use none of them.",
+    )
+    false_alarm: float = Field(
+        default=0.01,
+        gt=0.0,
+        lt=1.0,
+        description="Chance that any class of a sound generator is called unsafe.",
+    )
+    max_fault_share: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="A class is unsafe where by this share more synthetic than real records break the domain, lie far "
+        "from all training records, or look like another class.",
+    )
+    min_coverage: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="A class is unsafe where its synthetic records cover less than this share of what as many real "
+        "ones would.",
+    )
     n_bootstrap: int = Field(
         default=2000, ge=100, le=100_000, description="Resamples behind each interval."
     )

@@ -36,7 +36,7 @@ from prefect_augment.storage import Store, sha256_hex
 
 __all__ = ["import_candidates", "judge", "ungated"]
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 SHARD_RECORDS = 100_000
 SHARD_BYTES = 64 * 2**20
 
@@ -69,6 +69,10 @@ def judge(
             gate.purpose,
             gate.near_copy_quantile,
             gate.fidelity_quantile,
+            gate.on_unsafe_class,
+            gate.false_alarm,
+            gate.max_fault_share,
+            gate.min_coverage,
             *gate.constraints,
             *(["soft labels"] if plan.soft_labels else []),
         ],

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import BalancePlan
 from prefect_augment.evaluation.candidates import Asked, GateOutcome, Labelled
+from prefect_augment.evaluation.class_gates import Limits
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.params import Gate
 from prefect_augment.stages.records import Records
@@ -90,6 +91,13 @@ def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Quest
         fidelity_quantile=gate.fidelity_quantile,
         seed=question.seed,
         metrics=question.metrics,
+        limits=Limits(
+            false_alarm=gate.false_alarm,
+            max_fault_share=gate.max_fault_share,
+            min_coverage=gate.min_coverage,
+        ),
+        # Of the whole run's candidates alone: a fold has too few real records to tell.
+        drop_unsafe=question.metrics and gate.on_unsafe_class == "drop",
     )
 
 

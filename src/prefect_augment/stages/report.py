@@ -245,7 +245,10 @@ def _draw(
         seed=seed,
         model_kind=model.kind if model else "",
         model_digest=model.digest if model else "",
-        method_notes=_notes(facts, model, gate, classic, sheets),
+        method_notes=(
+            *(verdict.leaks if verdict else ()),
+            *_notes(facts, model, gate, classic, sheets),
+        ),
         digests={
             "ingested records": dataset.digest,
             **({"encoder": model.encoder_digest} if model else {}),

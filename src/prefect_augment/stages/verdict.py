@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ from prefect_augment.datatypes import (
     GateReport,
     Verdict,
 )
+from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.evaluation.compare import ArmPredictions, decide
+from prefect_augment.evaluation.leaks import holdout_leaks
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages.bench import (
@@ -27,12 +31,16 @@ from prefect_augment.stages.bench import (
     kept_synthetic,
     open_bench,
 )
+from prefect_augment.stages.matrix import Matrix
+from prefect_augment.stages.records import Records
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
 __all__ = ["verify", "without_comparison"]
 
-ALGORITHM_VERSION = 2
+logger = logging.getLogger(__name__)
+
+ALGORITHM_VERSION = 3
 
 
 def verify(
@@ -114,7 +122,10 @@ def verify(
         twins=np.isin(holdout.content, data.content),
         not_judged={c.label: c.note for c in plan.classes if not c.judged and c.note},
     )
-    return stage.finish(verdict)
+    leaks = _leaks(data, holdout)
+    for leak in leaks:
+        logger.warning("%s", leak)
+    return stage.finish(verdict.model_copy(update={"leaks": leaks}))
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
@@ -176,6 +187,15 @@ def _predict(
     return {
         name: np.stack(values * len(seeds) if fixed else values) for name, values in proba.items()
     }
+
+
+def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
+    """Return what points to a leak; images have near-duplicates, which were kept on one side."""
+    if not isinstance(data, Matrix):
+        return ()
+    fit, val = (Labelled(data.X[rows], data.y[rows]) for rows in (~data.is_val, data.is_val))
+    space = FeatureSpace.of(fit.X, data.is_category)
+    return holdout_leaks(fit, val, Labelled(holdout.X, holdout.y), space)
 
 
 def _as_trained(arm: Arm) -> Arm:
