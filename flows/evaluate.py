@@ -8,6 +8,7 @@ from prefect import flow
 
 from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import ParameterError
+from prefect_augment.findings import Findings
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
     Balance,
@@ -20,6 +21,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
+from prefect_augment.stages.privacy import found_privacy
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.text_columns import check_judgeable
 from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
@@ -95,6 +97,8 @@ def evaluate(
             gate=gate,
             seed=seed,
         )
+        # Of the records that the verdict has read the hold-out for.
+        privacy = found_privacy(open_destination(destination), dataset, judged)
         page = run(
             write_report,
             dataset,
@@ -104,6 +108,7 @@ def evaluate(
             gate=judged,
             pictures=report,
             status="evaluated",
+            findings=Findings(privacy=privacy),
             seed=seed,
         )
         result = summarise(

@@ -18,6 +18,7 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.errors import RefusedError
+from prefect_augment.facts_privacy import Privacy
 from prefect_augment.findings import Findings
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
@@ -54,7 +55,12 @@ from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
-from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
+from prefect_augment.tasks.judge import (
+    choose_arm,
+    judge_candidates,
+    measure_privacy,
+    verify_choice,
+)
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import publish_dataset, write_report
 from prefect_augment.tasks.sample import sample_classes
@@ -131,7 +137,7 @@ def rebalance(
                 seed=seed,
                 show_pictures=report.pictures == "real",
             )
-        trained, candidates = _candidates(
+        trained, candidates, privacy = _candidates(
             dataset, plan, model=model, gate=gate, budget=budget, seed=seed
         )
         arm, verdict, scores = _compare(
@@ -156,7 +162,7 @@ def rebalance(
             classic=classic,
         )
         recipe = inherit_weights(recipe, plan, publish, store)
-        findings = Findings()
+        findings = Findings(privacy=privacy)
         page = run(
             write_report,
             dataset,
@@ -264,15 +270,15 @@ def _candidates(
     gate: Gate,
     budget: Budget,
     seed: int,
-) -> tuple[ModelRef | None, GateReport | None]:
+) -> tuple[ModelRef | None, GateReport | None, Privacy | None]:
     """Train the model, draw from it and judge what it drew; nothing where the plan wants nothing."""
     if not (resolve_model(model, modality=dataset.modality) and plan.n_synthetic):
-        return None, None
+        return None, None, None
     trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, trained.strata)
     drawn = run(sample_classes, dataset, trained, wanted, seed=seed, constraints=gate.constraints)
     judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
-    return trained, judged
+    return trained, judged, run(measure_privacy, dataset, drawn, judged, plan)
 
 
 def _compare(

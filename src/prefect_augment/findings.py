@@ -8,9 +8,12 @@ A further measurement is a frozen fact in ``facts_<name>.py``, a field here, a f
 from __future__ import annotations
 
 from prefect_augment.datatypes import Fact
+from prefect_augment.facts_privacy import Privacy
 
 __all__ = ["Findings"]
 
 
 class Findings(Fact):
     """Measurements that a report shows where they were made; None where they were not."""
+
+    privacy: Privacy | None = None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import words
+from prefect_augment.evaluation import section_privacy, words
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -68,6 +68,7 @@ SECTIONS: tuple[Section, ...] = (
     standing("per-class", "Per class"),
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),
+    measured("privacy", "Privacy", section_privacy.section),
     standing("quality", "Data quality"),
     standing("method", "Method and limits"),
     standing("lineage", "Lineage"),
