@@ -7,7 +7,7 @@ import time
 from prefect import flow
 
 from prefect_augment.datatypes import RunResult
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.findings import Findings
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
@@ -22,8 +22,10 @@ from prefect_augment.params import (
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
 from prefect_augment.stages.privacy import found_privacy
-from prefect_augment.stages.result import summarise
+from prefect_augment.stages.refusal import why_refused
+from prefect_augment.stages.result import summarise, with_given
 from prefect_augment.stages.text_columns import check_judgeable
+from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
@@ -69,7 +71,14 @@ def evaluate(
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_judgeable(dataset, open_destination(destination))
         plan = run(plan_balance, dataset, balance, model=model, gate=gate)
-        given = run(import_synthetic, dataset, plan, synthetic, storage_block=source.storage_block)
+        given = run(
+            import_synthetic,
+            dataset,
+            plan,
+            synthetic,
+            storage_block=source.storage_block,
+            max_megapixels=source.max_megapixels,
+        )
         judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)
         scores = score_arms(
             make_arms(dataset.modality, model=None, classic=classic),
@@ -120,4 +129,14 @@ def evaluate(
             verdict=verdict,
             report=page,
         )
+        result = with_given(result, given, judged, privacy)
+        why = why_refused(gate, verdict, privacy, goes_out=True)
+        if why:
+            conclude(result, dataset.root, dataset.block)
+            emit_refused(destination.uri, verdict, page)
+            raise RefusedError(
+                f"refused: {why} The report is {result.report}.",
+                verdict=verdict,
+                report=result.report,
+            )
         return conclude(result, dataset.root, dataset.block)

@@ -44,6 +44,7 @@ from prefect_augment.stages.check_policy import needs_check
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
+from prefect_augment.stages.refusal import why_refused
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
 from prefect_augment.stages.text_columns import check_judgeable
@@ -178,11 +179,11 @@ def rebalance(
             findings=findings,
             seed=seed,
         )
-        if gate.on_no_gain == "fail" and verdict.decision != "accept":
+        why = why_refused(gate, verdict, privacy, goes_out=any(recipe.synthetic.values()))
+        if why:
             emit_refused(destination.uri, verdict, page)
             raise RefusedError(
-                f"refused: the verdict is {verdict.decision} and gate.on_no_gain is 'fail', so nothing was "
-                f"published. {' '.join(verdict.reasons)} The report is {page.root}/{page.prefix}/report.html.",
+                f"refused, nothing was published: {why} The report is {page.root}/{page.prefix}/report.html.",
                 verdict=verdict,
                 report=f"{page.root}/{page.prefix}/report.html",
             )

@@ -145,23 +145,47 @@ def train(
     print_result(result, show_training, as_json=as_json)
 
 
+FAIL_ON = {"no-gain": "on_no_gain", "leak": "on_leak"}
+
+
 def evaluate(
     real: Annotated[str, typer.Argument(help="Real records.")],
     synthetic: Annotated[
         str, typer.Argument(help="Records that another tool made, with the same columns.")
     ],
     label: Label = "",
-    holdout: Holdout = "",
+    holdout: Annotated[
+        str, typer.Option(help="Real records that the other tool never had: file, folder or URL.")
+    ] = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="no-gain or leak: end with 3 where that is found; repeatable."),
+    ] = None,
     report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
     seed: Seed = 0,
     workers: Workers = 2,
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Judge synthetic records from anywhere: do they help, do they copy, do they fit their class."""
+    """Judge synthetic records from anywhere: do they help, copy, fit their class, leak what they were made from.
+
+    Ends with 0 whatever the verdict, and with 3 where --fail-on names what was found.
+    """
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=real, label=label, **holdout_wish(holdout))
+    lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=report)
+    unknown = sorted(set(fail_on or ()) - FAIL_ON.keys())
+    if unknown:
+        raise typer.BadParameter(
+            f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
+        )
+    if fail_on:
+        wished = {"purpose": "faithful", **given.get("gate", {})}
+        given["gate"] = wished | {FAIL_ON[what]: "fail" for what in fail_on}
     given.update({"synthetic": synthetic, "compute": {"workers": workers}, "seed": seed})
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.evaluate import evaluate as flow

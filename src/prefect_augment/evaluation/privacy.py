@@ -200,7 +200,7 @@ def _sentence(
         parts.append(f"Of single classes it does better than luck: {_listed(leaking)}.")
     if rare is not None:
         parts.append(
-            f"Of the most isolated {percent(RARE_SHARE)} %, {percent(rare.members)} % have a synthetic "
+            f"Of the most isolated {RARE_SHARE:.0%}, {percent(rare.members)} % have a synthetic "
             f"record as their nearest, where {percent(rare.others)} % were to be expected."
         )
     return " ".join([*parts, MEANINGS[finding]])

@@ -154,7 +154,7 @@ def _method(facts: Privacy) -> list[str]:
             "nearer than the nearest 5 % of the others."
         ),
         (
-            f"Isolated are the {percent(facts.rare_share)} % of each class with the fewest real records around them. "
+            f"Isolated are the {facts.rare_share:.0%} of each class with the fewest real records around them. "
             "They are found out first, and means over all records hide it. Expected is the share among others."
         ),
         (

@@ -8,8 +8,6 @@ measured on, so a report or a card that is written later has it too.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 
@@ -128,9 +126,7 @@ def found_privacy(store: Store, dataset: DatasetRef, judged: GateReport | None) 
     return next((privacy for privacy in found if privacy is not None), None)
 
 
-def _stage(
-    store: Store, dataset: DatasetRef, judged: GateReport, others: Literal["val", "holdout"] | str
-) -> Stage:
+def _stage(store: Store, dataset: DatasetRef, judged: GateReport, others: str) -> Stage:
     inputs = [dataset.key, judged.key]
     key = stage_key("privacy", algorithm_version=ALGORITHM_VERSION, params=others, inputs=inputs)
     return Stage(store, "privacy", key)
@@ -149,10 +145,13 @@ def _measured(
     facts, classes = bench.facts, bench.records.classes
     space = bench.plain_space(np.concatenate([members.X, others.X]))
     most_real, most_synthetic = MOST_REAL[facts.modality], MOST_SYNTHETIC[facts.modality]
+    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label])]
     sides = []
     for records, files in shards.items():
-        table = read_shards(store, files, [*dict.fromkeys([*_columns(bench), facts.label])])
-        synthetic = Part(bench.encode(table), _codes(table, facts.label, classes))
+        synthetic = Part(members.X[:0], members.y[:0])
+        if files:
+            table = read_shards(store, files, columns)
+            synthetic = Part(bench.encode(table), _codes(table, facts.label, classes))
         sides.append(
             privacy_side(
                 records,
@@ -166,18 +165,15 @@ def _measured(
                 words=words,
             )
         )
-    largest = max(np.bincount(members.y[members.y >= 0], minlength=1).max(), len(others.y) and 0)
     notes = []
-    if largest > most_real:
+    if max(np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)) > (
+        most_real
+    ):
         notes.append(
             f"Of each class the first {most_real:,} real records of a side were looked at, in the order of "
             "their ids, which is an order by chance."
         )
     return summed_up(sides, words=words, feature_space=space.name, notes=notes, unusable=unusable)
-
-
-def _columns(bench: Workbench) -> list[str]:
-    return [c.name for c in bench.facts.columns]
 
 
 def _codes(table: pa.Table, label: str, classes: tuple[str, ...]) -> np.ndarray:
