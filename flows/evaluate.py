@@ -12,6 +12,7 @@ from prefect_augment.findings import Findings
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
     Balance,
+    Budget,
     Classic,
     Compute,
     Destination,
@@ -21,6 +22,8 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
+from prefect_augment.stages.checks import judge_seeds
+from prefect_augment.stages.foreign import plan_of_given
 from prefect_augment.stages.privacy import found_privacy
 from prefect_augment.stages.refusal import why_refused
 from prefect_augment.stages.result import summarise, with_given
@@ -43,6 +46,7 @@ def evaluate(
     destination: Destination = Destination(uri="evaluation"),
     balance: Balance = Balance(),
     classic: Classic = Classic(),
+    budget: Budget = Budget(),
     gate: Gate = Gate(purpose="faithful"),
     report: Report = Report(),
     compute: Compute = Compute(),
@@ -56,7 +60,8 @@ def evaluate(
         destination: Where the report goes.
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
-        gate: Thresholds per record.
+        budget: How much effort judging may take.
+        gate: Thresholds per record, and what a run fails on.
         report: What may be seen in the report.
         compute: How many workers.
         seed: Seed of everything random.
@@ -70,7 +75,9 @@ def evaluate(
         model = NoModel()
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_judgeable(dataset, open_destination(destination))
-        plan = run(plan_balance, dataset, balance, model=model, gate=gate)
+        plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
+        # What half of the budget does not allow is left out, on val and on the hold-out.
+        gate = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
         given = run(
             import_synthetic,
             dataset,
@@ -79,7 +86,10 @@ def evaluate(
             storage_block=source.storage_block,
             max_megapixels=source.max_megapixels,
         )
-        judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)
+        asked = plan_of_given(plan, given)
+        judged = run(
+            judge_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
+        )
         scores = score_arms(
             make_arms(dataset.modality, model=None, classic=classic),
             dataset,
@@ -90,6 +100,7 @@ def evaluate(
             seed=seed,
             n_seeds=gate.n_seeds,
             workers=compute.workers,
+            device=budget.device,
         )
         # Whoever made the records may have seen val, so they are compared on the hold-out alone.
         best = run(choose_arm, scores)
@@ -105,13 +116,14 @@ def evaluate(
             classic=classic,
             gate=gate,
             seed=seed,
+            device=budget.device,
         )
         # Of the records that the verdict has read the hold-out for.
         privacy = found_privacy(open_destination(destination), dataset, judged)
         page = run(
             write_report,
             dataset,
-            plan,
+            asked,
             scores=scores,
             verdict=verdict,
             gate=judged,
@@ -138,5 +150,6 @@ def evaluate(
                 f"refused: {why} The report is {result.report}.",
                 verdict=verdict,
                 report=result.report,
+                result=result,
             )
         return conclude(result, dataset.root, dataset.block)

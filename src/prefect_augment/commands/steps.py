@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,7 @@ from prefect_augment.commands.shared import (
     read_params,
     target_wish,
 )
-
-if TYPE_CHECKING:
-    pass
-
+from prefect_augment.errors import RefusedError
 
 __all__ = ["augment", "check_policy", "evaluate", "profile", "train"]
 
@@ -165,6 +162,7 @@ def evaluate(
         typer.Option(help="no-gain or leak: end with 3 where that is found; repeatable."),
     ] = None,
     report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
+    minutes: Annotated[float, typer.Option(help="Budget of the whole run.")] = 0.0,
     seed: Seed = 0,
     workers: Workers = 2,
     params: ParamsFile = None,
@@ -178,6 +176,7 @@ def evaluate(
     lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_wish(holdout))
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=report)
+    lay_over(given, "budget", minutes=minutes)
     unknown = sorted(set(fail_on or ()) - FAIL_ON.keys())
     if unknown:
         raise typer.BadParameter(
@@ -190,10 +189,16 @@ def evaluate(
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.evaluate import evaluate as flow
 
-        result = flow(**flow.validate_parameters(given))
+        refused = None
+        try:
+            result = flow(**flow.validate_parameters(given))
+        except RefusedError as exc:  # what was found is printed all the same
+            result, refused = exc.values["result"], exc
     from prefect_augment.display import show_evaluation
 
     print_result(result, show_evaluation, as_json=as_json)
+    if refused is not None:
+        raise refused
 
 
 def check_policy(

@@ -36,7 +36,7 @@ from prefect_augment.stages.usable_images import ImageChecker
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store, sha256_hex
 
-__all__ = ["STAGE", "import_candidates"]
+__all__ = ["STAGE", "import_candidates", "plan_of_given"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,17 @@ def import_candidates(
     for note in done.notes:
         logger.info("%s", note)
     return stage.reference(done, done.part_counts["candidates"])
+
+
+def plan_of_given(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
+    """Return the plan that wants all given records: what the gate may keep, and the report shows."""
+    classes = []
+    for entry in plan.classes:
+        n = given.class_counts.get(entry.name, 0)
+        wanted = {"n_synthetic": n, "n_classic": 0, "target": entry.n_real + n}
+        classes.append(entry.model_copy(update=wanted))
+    rule = "the real records and those that were given"
+    return plan.model_copy(update={"classes": tuple(classes), "rule": rule})
 
 
 @dataclass
