@@ -7,10 +7,12 @@ import time
 from prefect import flow
 
 from prefect_augment.datatypes import RunResult
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import ParameterError, RefusedError
+from prefect_augment.findings import Findings
 from prefect_augment.flows._scoring import score_arms
 from prefect_augment.params import (
     Balance,
+    Budget,
     Classic,
     Compute,
     Destination,
@@ -20,8 +22,13 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
-from prefect_augment.stages.result import summarise
+from prefect_augment.stages.checks import judge_seeds
+from prefect_augment.stages.foreign import plan_of_given
+from prefect_augment.stages.privacy import found_privacy
+from prefect_augment.stages.refusal import why_refused
+from prefect_augment.stages.result import summarise, with_given
 from prefect_augment.stages.text_columns import check_judgeable
+from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
@@ -39,6 +46,7 @@ def evaluate(
     destination: Destination = Destination(uri="evaluation"),
     balance: Balance = Balance(),
     classic: Classic = Classic(),
+    budget: Budget = Budget(),
     gate: Gate = Gate(purpose="faithful"),
     report: Report = Report(),
     compute: Compute = Compute(),
@@ -52,7 +60,8 @@ def evaluate(
         destination: Where the report goes.
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
-        gate: Thresholds per record.
+        budget: How much effort judging may take.
+        gate: Thresholds per record, and what a run fails on.
         report: What may be seen in the report.
         compute: How many workers.
         seed: Seed of everything random.
@@ -66,9 +75,21 @@ def evaluate(
         model = NoModel()
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_judgeable(dataset, open_destination(destination))
-        plan = run(plan_balance, dataset, balance, model=model, gate=gate)
-        given = run(import_synthetic, dataset, plan, synthetic, storage_block=source.storage_block)
-        judged = run(judge_candidates, dataset, given, plan, gate=gate, seed=seed)
+        plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
+        # What half of the budget does not allow is left out, on val and on the hold-out.
+        gate = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
+        given = run(
+            import_synthetic,
+            dataset,
+            plan,
+            synthetic,
+            storage_block=source.storage_block,
+            max_megapixels=source.max_megapixels,
+        )
+        asked = plan_of_given(plan, given)
+        judged = run(
+            judge_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
+        )
         scores = score_arms(
             make_arms(dataset.modality, model=None, classic=classic),
             dataset,
@@ -79,6 +100,7 @@ def evaluate(
             seed=seed,
             n_seeds=gate.n_seeds,
             workers=compute.workers,
+            device=budget.device,
         )
         # Whoever made the records may have seen val, so they are compared on the hold-out alone.
         best = run(choose_arm, scores)
@@ -94,16 +116,20 @@ def evaluate(
             classic=classic,
             gate=gate,
             seed=seed,
+            device=budget.device,
         )
+        # Of the records that the verdict has read the hold-out for.
+        privacy = found_privacy(open_destination(destination), dataset, judged)
         page = run(
             write_report,
             dataset,
-            plan,
+            asked,
             scores=scores,
             verdict=verdict,
             gate=judged,
             pictures=report,
             status="evaluated",
+            findings=Findings(privacy=privacy),
             seed=seed,
         )
         result = summarise(
@@ -115,4 +141,15 @@ def evaluate(
             verdict=verdict,
             report=page,
         )
+        result = with_given(result, given, judged, privacy)
+        why = why_refused(gate, verdict, privacy, goes_out=True)
+        if why:
+            conclude(result, dataset.root, dataset.block)
+            emit_refused(destination.uri, verdict, page)
+            raise RefusedError(
+                f"refused: {why} The report is {result.report}.",
+                verdict=verdict,
+                report=result.report,
+                result=result,
+            )
         return conclude(result, dataset.root, dataset.block)

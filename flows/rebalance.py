@@ -18,6 +18,7 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.errors import RefusedError
+from prefect_augment.facts_privacy import Privacy
 from prefect_augment.findings import Findings
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
@@ -43,6 +44,7 @@ from prefect_augment.stages.check_policy import needs_check
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
+from prefect_augment.stages.refusal import why_refused
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
 from prefect_augment.stages.text_columns import check_judgeable
@@ -54,7 +56,12 @@ from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
-from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
+from prefect_augment.tasks.judge import (
+    choose_arm,
+    judge_candidates,
+    measure_privacy,
+    verify_choice,
+)
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import publish_dataset, write_report
 from prefect_augment.tasks.sample import sample_classes
@@ -131,7 +138,7 @@ def rebalance(
                 seed=seed,
                 show_pictures=report.pictures == "real",
             )
-        trained, candidates = _candidates(
+        trained, candidates, privacy = _candidates(
             dataset, plan, model=model, gate=gate, budget=budget, seed=seed
         )
         arm, verdict, scores = _compare(
@@ -156,7 +163,7 @@ def rebalance(
             classic=classic,
         )
         recipe = inherit_weights(recipe, plan, publish, store)
-        findings = Findings()
+        findings = Findings(privacy=privacy)
         page = run(
             write_report,
             dataset,
@@ -172,11 +179,11 @@ def rebalance(
             findings=findings,
             seed=seed,
         )
-        if gate.on_no_gain == "fail" and verdict.decision != "accept":
+        why = why_refused(gate, verdict, privacy, goes_out=any(recipe.synthetic.values()))
+        if why:
             emit_refused(destination.uri, verdict, page)
             raise RefusedError(
-                f"refused: the verdict is {verdict.decision} and gate.on_no_gain is 'fail', so nothing was "
-                f"published. {' '.join(verdict.reasons)} The report is {page.root}/{page.prefix}/report.html.",
+                f"refused, nothing was published: {why} The report is {page.root}/{page.prefix}/report.html.",
                 verdict=verdict,
                 report=f"{page.root}/{page.prefix}/report.html",
             )
@@ -264,15 +271,15 @@ def _candidates(
     gate: Gate,
     budget: Budget,
     seed: int,
-) -> tuple[ModelRef | None, GateReport | None]:
+) -> tuple[ModelRef | None, GateReport | None, Privacy | None]:
     """Train the model, draw from it and judge what it drew; nothing where the plan wants nothing."""
     if not (resolve_model(model, modality=dataset.modality) and plan.n_synthetic):
-        return None, None
+        return None, None, None
     trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, trained.strata)
     drawn = run(sample_classes, dataset, trained, wanted, seed=seed, constraints=gate.constraints)
     judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
-    return trained, judged
+    return trained, judged, run(measure_privacy, dataset, drawn, judged, plan)
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -16,8 +17,10 @@ from prefect_augment.datatypes import (
     GateReport,
     Verdict,
 )
+from prefect_augment.facts_privacy import Privacy
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.stages.judge import judge
+from prefect_augment.stages.privacy import measure
 from prefect_augment.stages.score import choose, score
 from prefect_augment.stages.verdict import verify
 from prefect_augment.tasks._limits import gpu_slot
@@ -30,7 +33,9 @@ from prefect_augment.tasks._runtime import (
     run_log,
 )
 
-__all__ = ["choose_arm", "judge_candidates", "score_arm", "verify_choice"]
+__all__ = ["choose_arm", "judge_candidates", "measure_privacy", "score_arm", "verify_choice"]
+
+logger = logging.getLogger(__name__)
 
 
 @task(
@@ -79,6 +84,42 @@ def judge_candidates(
             store=open_block_store(dataset.root, dataset.block),
             device=device,
         )
+
+
+@task(name="measure_privacy", task_run_name="measure privacy", **TASK_OPTIONS)
+def measure_privacy(
+    dataset: DatasetRef, candidates: DatasetRef, judged: GateReport, plan: BalancePlan
+) -> Privacy:
+    """Say what synthetic records give away about the records that they were made from.
+
+    Reports and cards that are written later of the same records have it, too.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The real records; fit and val are read, the hold-out is not.
+    candidates : DatasetRef
+        What a model drew that was trained on fit.
+    judged : GateReport
+        What was kept of it.
+    plan : BalancePlan
+        Names the classes.
+
+    Returns
+    -------
+    Privacy
+        A membership-inference attack, distances to the closest record, exposure of isolated ones.
+    """
+    with run_log():
+        found = measure(
+            dataset,
+            candidates,
+            judged,
+            plan=plan,
+            store=open_block_store(dataset.root, dataset.block),
+        )
+        logger.info("Privacy: %s", found.sentence)
+        return found
 
 
 @task(

@@ -10,7 +10,7 @@ from prefect import task
 from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
-from prefect_augment.stages.judge import import_candidates
+from prefect_augment.stages.foreign import import_candidates
 from prefect_augment.stages.sample import sample
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
@@ -92,7 +92,12 @@ def sample_classes(
 
 @task(name="import_synthetic", task_run_name="import {uri}", **TASK_OPTIONS)
 def import_synthetic(
-    dataset: DatasetRef, plan: BalancePlan, uri: str, *, storage_block: str = ""
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    uri: str,
+    *,
+    storage_block: str = "",
+    max_megapixels: float = 50.0,
 ) -> DatasetRef:
     """Stage records that another tool made, so that they can be judged like our own.
 
@@ -106,11 +111,13 @@ def import_synthetic(
         File, folder or glob of the records.
     storage_block : str
         Name of a Prefect block with the credentials, where some are needed.
+    max_megapixels : float
+        Larger images are set aside.
 
     Returns
     -------
     DatasetRef
-        Staged candidates.
+        Staged candidates; what could not be judged is counted in ``n_quarantined``.
     """
     with run_log():
         ref = import_candidates(
@@ -119,5 +126,6 @@ def import_synthetic(
             plan=plan,
             store=open_block_store(dataset.root, dataset.block),
             options=storage_options(storage_block),
+            max_megapixels=max_megapixels,
         )
         return ref.model_copy(update={"block": dataset.block})

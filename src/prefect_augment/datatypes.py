@@ -523,6 +523,9 @@ class RunResult(Fact):
     notes: tuple[str, ...] = ()
     proposal: str = ""  # id, where one was made
     approval: ApprovalDecision | None = None
+    # Of records that another tool made: given, quarantined, judged, and of those passed and kept.
+    given: dict[str, int] = Field(default_factory=dict)
+    privacy: str = ""  # what the attack on the synthetic records found: leak, gap, none shown …
 
 
 class TrainResult(Fact):

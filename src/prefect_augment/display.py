@@ -101,8 +101,17 @@ def show_demo(
 
 def show_evaluation(console: Console, result: RunResult) -> None:
     """Print what ``evaluate`` found."""
+    counts = result.given
+    if counts:
+        console.print(
+            f"{counts['given']:,} records given, {counts['quarantined']:,} of them could not be judged; of "
+            f"{counts['judged']:,} judged {counts['passed']:,} pass the gate.",
+            highlight=False,
+        )
     _show_arms(console, result.arms)
     _show_verdict(console, result.verdict)
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
 
 

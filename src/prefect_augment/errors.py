@@ -135,7 +135,7 @@ class DivergedError(AugmentError):
 
 
 class RefusedError(AugmentError):
-    """The gate found no gain, and ``gate.on_no_gain`` is ``fail``."""
+    """The gate found no gain, or a leak, and ``gate.on_no_gain`` or ``gate.on_leak`` is ``fail``."""
 
     exit_code = 3
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from prefect_augment.datatypes import Fact
 from prefect_augment.facts_drift import Contents, Drift
 from prefect_augment.facts_policy import PolicyCheck
+from prefect_augment.facts_privacy import Privacy
 from prefect_augment.facts_training import Training
 
 __all__ = ["Findings"]
@@ -22,3 +23,4 @@ class Findings(Fact):
     drift: Drift | None = None
     training: Training | None = None
     policy: PolicyCheck | None = None
+    privacy: Privacy | None = None

@@ -2,110 +2,209 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from prefect_augment.cli import app
 from prefect_augment.datatypes import RunResult
-from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.errors import RefusedError
 from prefect_augment.flows.evaluate import evaluate
-from prefect_augment.params import Destination, Gate, Source
+from prefect_augment.params import Destination, Gate, Report, Source
+from prefect_augment.stages import verdict
 
 MakeTable = Callable[..., pa.Table]
 GATE = Gate(purpose="faithful", n_seeds=1, n_bootstrap=200, learners=["logistic"])
+LEFT_OUT = "left out"  # a value of no record but this one
 
 
-@pytest.fixture
-def real(make_table: MakeTable, tmp_path: Path) -> pa.Table:
-    table = make_table()
-    pq.write_table(table, tmp_path / "real.parquet")
-    pq.write_table(
-        make_table(seed=9, counts={"ok": 60, "worn": 30, "cracked": 30}),
-        tmp_path / "holdout.parquet",
+class Judged(NamedTuple):
+    """What one file of records came to."""
+
+    result: RunResult
+    report: dict[str, Any]
+    page: str
+
+
+@pytest.fixture(scope="module")
+def folder(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real records, and a hold-out that nothing was made from."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    pq.write_table(make_table(), folder / "real.parquet")
+    counts = {"ok": 60, "worn": 30, "cracked": 30}
+    pq.write_table(make_table(seed=9, counts=counts), folder / "holdout.parquet")
+    return folder
+
+
+def judge(folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any) -> Judged:
+    source = Source(
+        uri=str(folder / "real.parquet"),
+        label="state",
+        holdout_uri=str(folder / "holdout.parquet") if holdout else "",
     )
-    return table
-
-
-def judge(folder: Path, synthetic: pa.Table) -> RunResult:
-    pq.write_table(synthetic, folder / "synthetic.parquet")
-    return evaluate.fn(
-        source=Source(
-            uri=str(folder / "real.parquet"),
-            label="state",
-            holdout_uri=str(folder / "holdout.parquet"),
-        ),
-        synthetic=str(folder / "synthetic.parquet"),
+    result = evaluate.fn(
+        source=source,
+        synthetic=str(synthetic),
         destination=Destination(uri=str(folder / "evaluation")),
-        gate=GATE,
+        **{"gate": GATE, **params},
     )
+    return read(result)
 
 
-def gated(result: RunResult, folder: Path) -> dict[str, dict[str, int]]:
-    """What the gate dropped, per class, as the report's JSON says."""
-    import json
-
-    report = json.loads((Path(result.report).parent / "report.json").read_text())
-    return {c["name"]: c["reasons"] for c in report["gate"]["classes"]}
+def read(result: RunResult) -> Judged:
+    page = Path(result.report)
+    report = json.loads((page.parent / "report.json").read_text())
+    return Judged(result, report, page.read_text())
 
 
-def test_copies_of_training_records_are_caught(real: pa.Table, tmp_path: Path) -> None:
-    cracked = real.filter(pa.compute.equal(real["state"], "cracked"))
-    result = judge(tmp_path, cracked)
-    assert result.status == "evaluated"
-    assert result.verdict is not None
-    assert result.verdict.chosen == "given records"
-    dropped = gated(result, tmp_path)["cracked"]
+def of_class(table: pa.Table, name: str) -> pa.Table:
+    return table.filter(pc.equal(table["state"], name))
+
+
+@pytest.fixture(scope="module")
+def copies(folder: Path, make_table: MakeTable) -> Judged:
+    """The cracked records again, as CSV."""
+    table = of_class(make_table(), "cracked")
+    plain = table.set_column(3, "site", table["site"].cast(pa.string()))
+    pa_csv.write_csv(plain, folder / "copies.csv")
+    return judge(folder, folder / "copies.csv")
+
+
+@pytest.fixture(scope="module")
+def fresh(folder: Path, make_table: MakeTable) -> Judged:
+    """New records of one class, and three that cannot be judged."""
+    table = make_table(seed=5, counts={"worn": 203})
+    states = ["worn"] * 200 + ["molten", "molten", None]
+    pq.write_table(table.set_column(6, "state", pa.array(states)), folder / "fresh.parquet")
+    return judge(folder, folder / "fresh.parquet")
+
+
+def reasons(judged: Judged, name: str) -> dict[str, int]:
+    return next(c["reasons"] for c in judged.report["gate"]["classes"] if c["name"] == name)
+
+
+def test_copies_of_training_records_are_caught(copies: Judged) -> None:
+    assert copies.result.status == "evaluated"
+    assert copies.result.verdict is not None
+    assert copies.result.verdict.chosen == "given records"
     # Those that ingest put into val were not seen as training records; the others are exact copies.
-    assert dropped.get("near copy", 0) > 10
+    assert reasons(copies, "cracked").get("near copy", 0) > 10
 
 
-def test_fresh_records_of_the_same_kind_mostly_pass(
-    real: pa.Table, make_table: MakeTable, tmp_path: Path
-) -> None:
-    result = judge(tmp_path, make_table(seed=5, counts={"worn": 200}))
-    dropped = gated(result, tmp_path)["worn"]
+def test_copies_give_away_who_was_in_the_training_data(copies: Judged) -> None:
+    """Of all real records, those in val too: whoever copied them had them."""
+    privacy = copies.report["privacy"]
+    assert copies.result.privacy == privacy["finding"] == "leak"
+    drawn = privacy["sides"][0]
+    assert (drawn["records"], drawn["n_synthetic"]) == ("drawn", 26)
+    assert drawn["attack"]["auc"]["estimate"] == 1.0
+    assert drawn["closeness"]["synthetic_copies"] == 1.0
+    assert privacy["sentence"] in copies.result.notes
+    assert "Guard them as you guard the real records" in copies.page
+
+
+def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Judged) -> None:
+    dropped = reasons(fresh, "worn")
     assert sum(n for reason, n in dropped.items() if reason != "surplus") < 80
+    assert fresh.result.privacy == "none shown"
+    auc = fresh.report["privacy"]["sides"][0]["attack"]["auc"]
+    assert auc["low"] <= 0.5 <= auc["high"]
 
 
-def test_records_with_swapped_labels_do_not_raise_the_score(real: pa.Table, tmp_path: Path) -> None:
-    ok = real.filter(pa.compute.equal(real["state"], "ok"))
-    swapped = ok.set_column(
-        ok.schema.get_field_index("state"), "state", pa.array(["cracked"] * ok.num_rows)
+def test_records_given_are_those_judged_and_those_set_aside(fresh: Judged) -> None:
+    counts = fresh.result.given
+    assert (counts["given"], counts["judged"], counts["quarantined"]) == (203, 200, 3)
+    assert fresh.result.quarantined == 3
+    assert any("class 'molten'" in note for note in fresh.report["gate"]["notes"])
+    assert "is none of the real records" in fresh.page
+
+
+def test_nothing_is_said_to_be_published(fresh: Judged) -> None:
+    assert fresh.result.verdict is not None
+    assert not any("is published" in reason for reason in fresh.result.verdict.reasons)
+
+
+def test_records_with_swapped_labels_do_not_raise_the_score(
+    folder: Path, make_table: MakeTable
+) -> None:
+    ok = of_class(make_table(), "ok")
+    pq.write_table(
+        ok.set_column(6, "state", pa.array(["cracked"] * ok.num_rows)), folder / "swapped.parquet"
     )
-    result = judge(tmp_path, swapped)
+    result = judge(folder, folder / "swapped.parquet").result
     assert result.verdict is not None
     assert result.verdict.decision != "accept"
 
 
-def test_identifiers_may_be_missing_and_other_columns_may_not(
-    real: pa.Table, tmp_path: Path
+def test_leak_fails_where_that_is_asked_and_says_what_was_found(
+    copies: Judged, folder: Path
 ) -> None:
-    assert judge(tmp_path, real.drop_columns(["serial"]).slice(0, 40)).verdict is not None
-    with pytest.raises(SchemaError, match="load"):
-        judge(tmp_path, real.drop_columns(["load"]).slice(0, 40))
+    with pytest.raises(RefusedError, match="on_leak") as refused:
+        judge(folder, folder / "copies.csv", gate=GATE.model_copy(update={"on_leak": "fail"}))
+    assert refused.value.exit_code == 3
+    assert refused.value.values["result"].privacy == "leak"
+    with pytest.raises(RefusedError, match="on_no_gain"):
+        judge(folder, folder / "copies.csv", gate=GATE.model_copy(update={"on_no_gain": "fail"}))
 
 
-def test_a_class_that_the_real_records_lack_is_refused(real: pa.Table, tmp_path: Path) -> None:
-    other = real.slice(0, 5).set_column(
-        real.schema.get_field_index("state"), "state", pa.array(["molten"] * 5)
+def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Judged) -> None:
+    """Whoever made the records may have had those that are held out here."""
+    found = judge(folder, folder / "fresh.parquet", holdout=False)
+    assert found.result.privacy == "not measured"
+    assert "no hold-out of its own was given" in found.page
+
+
+def test_holdout_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_part, parts = verdict.read_part, []
+
+    def counted(store: Any, facts: Any, wanted: Any, *rest: Any) -> pa.Table:
+        parts.extend(wanted)
+        return read_part(store, facts, wanted, *rest)
+
+    monkeypatch.setattr(verdict, "read_part", counted)
+    gate = GATE.model_copy(update={"n_bootstrap": 201})
+    judge(folder, folder / "copies.csv", gate=gate)
+    assert parts == ["holdout"]
+
+
+@pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
+def test_report_shows_of_real_records_what_it_may(
+    make_table: MakeTable, tmp_path: Path, pictures: str
+) -> None:
+    """A value of a single real record is nowhere: not in a page, a fact or a picture's text."""
+    table = make_table()
+    sites = table["site"].to_pylist()
+    rows = [i for i, name in enumerate(table["state"].to_pylist()) if name == "cracked"]
+    for i in rows:
+        sites[i] = LEFT_OUT
+    pq.write_table(table.set_column(3, "site", pa.array(sites)), tmp_path / "real.parquet")
+    counts = {"ok": 60, "worn": 30, "cracked": 30}
+    pq.write_table(
+        make_table(seed=9, counts=counts).set_column(3, "site", pa.array(["north"] * 120)),
+        tmp_path / "holdout.parquet",
     )
-    with pytest.raises(InputError, match="molten"):
-        judge(tmp_path, other)
+    made = make_table(seed=5, counts={"cracked": 40, "worn": 40})
+    made = made.set_column(3, "site", made["site"].cast(pa.string()))
+    pq.write_table(made, tmp_path / "made.parquet")
+    found = judge(tmp_path, tmp_path / "made.parquet", report=Report(pictures=pictures))
+    text = found.page + json.dumps(found.report)
+    assert (LEFT_OUT in text) == (pictures == "real")
+    assert found.report["privacy"] is not None
 
 
-def test_types_that_lose_nothing_are_cast(real: pa.Table, tmp_path: Path) -> None:
-    """CSV tools write whole numbers as floats, and know no dictionary columns."""
-    table = real.slice(0, 60)
-    table = table.set_column(
-        table.schema.get_field_index("cycles"), "cycles", table["cycles"].cast(pa.float64())
-    ).set_column(table.schema.get_field_index("site"), "site", table["site"].cast(pa.string()))
-    assert judge(tmp_path, table).verdict is not None
-    broken = table.set_column(
-        table.schema.get_field_index("cycles"), "cycles", pa.array(np.full(60, 0.5))
-    )
-    with pytest.raises(SchemaError, match="cycles"):
-        judge(tmp_path, broken)
+def test_command_line_prints_one_object_and_ends_with_3(folder: Path, copies: Judged) -> None:
+    params = folder / "params.yaml"
+    params.write_text("gate: {n_seeds: 1, n_bootstrap: 200, learners: [logistic]}\n")
+    words = ["evaluate", str(folder / "real.parquet"), str(folder / "copies.csv")]
+    words += ["--label", "state", "--holdout", str(folder / "holdout.parquet")]
+    words += ["--report", str(folder / "evaluation"), "--params", str(params), "--json"]
+    unknown = CliRunner().invoke(app, [*words, "--fail-on", "luck"])
+    assert unknown.exit_code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,7 @@ from prefect_augment.commands.shared import (
     read_params,
     target_wish,
 )
-
-if TYPE_CHECKING:
-    pass
-
+from prefect_augment.errors import RefusedError
 
 __all__ = ["augment", "check_policy", "evaluate", "profile", "train"]
 
@@ -145,31 +142,63 @@ def train(
     print_result(result, show_training, as_json=as_json)
 
 
+FAIL_ON = {"no-gain": "on_no_gain", "leak": "on_leak"}
+
+
 def evaluate(
     real: Annotated[str, typer.Argument(help="Real records.")],
     synthetic: Annotated[
         str, typer.Argument(help="Records that another tool made, with the same columns.")
     ],
     label: Label = "",
-    holdout: Holdout = "",
+    holdout: Annotated[
+        str, typer.Option(help="Real records that the other tool never had: file, folder or URL.")
+    ] = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="no-gain or leak: end with 3 where that is found; repeatable."),
+    ] = None,
     report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
+    minutes: Annotated[float, typer.Option(help="Budget of the whole run.")] = 0.0,
     seed: Seed = 0,
     workers: Workers = 2,
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Judge synthetic records from anywhere: do they help, do they copy, do they fit their class."""
+    """Judge synthetic records from anywhere: do they help, copy, fit their class, leak what they were made from.
+
+    Ends with 0 whatever the verdict, and with 3 where --fail-on names what was found.
+    """
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=real, label=label, **holdout_wish(holdout))
+    lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=report)
+    lay_over(given, "budget", minutes=minutes)
+    unknown = sorted(set(fail_on or ()) - FAIL_ON.keys())
+    if unknown:
+        raise typer.BadParameter(
+            f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
+        )
+    if fail_on:
+        wished = {"purpose": "faithful", **given.get("gate", {})}
+        given["gate"] = wished | {FAIL_ON[what]: "fail" for what in fail_on}
     given.update({"synthetic": synthetic, "compute": {"workers": workers}, "seed": seed})
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.evaluate import evaluate as flow
 
-        result = flow(**flow.validate_parameters(given))
+        refused = None
+        try:
+            result = flow(**flow.validate_parameters(given))
+        except RefusedError as exc:  # what was found is printed all the same
+            result, refused = exc.values["result"], exc
     from prefect_augment.display import show_evaluation
 
     print_result(result, show_evaluation, as_json=as_json)
+    if refused is not None:
+        raise refused
 
 
 def check_policy(

@@ -177,7 +177,12 @@ class FeatureSpace:
 
 
 def nearest_by_blocks(
-    distances: Callable[[Any, Any], Float], a: Any, b: Any, *, to_others: bool = False
+    distances: Callable[[Any, Any], Float],
+    a: Any,
+    b: Any,
+    *,
+    to_others: bool = False,
+    k: int = 1,
 ) -> Float:
     """Smallest distance of each point of ``a`` to ``b``, in a bounded amount of memory.
 
@@ -189,6 +194,8 @@ def nearest_by_blocks(
         ``b`` is not empty.
     to_others : bool
         ``b`` is ``a``: a point is not its own neighbour.
+    k : int
+        The distance to the k-th nearest instead, of at least k points.
     """
     best = np.empty(len(a))
     block = max(1, BLOCK_BYTES // (8 * len(b)))
@@ -197,7 +204,7 @@ def nearest_by_blocks(
         found = distances(a[rows], b)
         if to_others:
             found[np.arange(len(rows)), rows] = np.inf
-        best[rows] = found.min(axis=1)
+        best[rows] = found.min(axis=1) if k == 1 else np.partition(found, k - 1, axis=1)[:, k - 1]
     return best
 
 

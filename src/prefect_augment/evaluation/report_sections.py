@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment.evaluation import section_drift, section_policy, section_training, words
+from prefect_augment.evaluation import (
+    section_drift,
+    section_policy,
+    section_privacy,
+    section_training,
+    words,
+)
 from prefect_augment.evaluation.report_data import ReportData
 
 __all__ = ["SECTIONS", "Section", "Shown", "environment", "shown_sections"]
@@ -76,6 +82,7 @@ SECTIONS: tuple[Section, ...] = (
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),
     measured("training", "Training curves", section_training.section),
+    measured("privacy", "Privacy", section_privacy.section),
     standing("quality", "Data quality"),
     standing("method", "Method and limits"),
     standing("lineage", "Lineage"),

@@ -63,6 +63,8 @@ def _verdict(data: ReportData) -> list[str]:
     if data.gate is not None:
         purpose = SOFT if data.gate.shares else PURPOSES[data.gate.purpose]
         blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
+    if data.findings.privacy is not None:
+        blocks.append(f"**Privacy.** {markdown_text(data.findings.privacy.sentence)}")
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")

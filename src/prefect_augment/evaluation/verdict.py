@@ -179,6 +179,12 @@ def decide(
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
+    if predictions[chosen].arm.family == "given":  # judged, and nothing is published
+        why = (
+            "So train on the real records together with these."
+            if published == chosen
+            else f"So do without them: {published} is what to use of the other ways."
+        )
     pairs = dict.fromkeys(
         [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
     )

@@ -64,6 +64,11 @@ class Gate(Params):
         default="recipe",
         description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
     )
+    on_leak: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="When synthetic records show which real records they were made from: say so, or publish nothing "
+        "and fail.",
+    )
     purpose: Literal["utility", "faithful"] = Field(
         default="utility",
         description="utility makes records for training (see labels); faithful keeps them as the class is (for "

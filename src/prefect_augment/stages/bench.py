@@ -20,6 +20,7 @@ from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts, GateReport
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.candidates import GateOutcome
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import read_shards
 from prefect_augment.stages.parts import Question
@@ -105,6 +106,10 @@ class Workbench(Protocol):
         self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``."""
+        ...
+
+    def plain_space(self, X: NDArray[Any]) -> Space:
+        """Where distances are measured that may not know which records trained anything."""
         ...
 
     def gate(self, question: Question) -> GateOutcome:

@@ -23,7 +23,7 @@ from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.estimates import learner_size
 from prefect_augment.evaluation.candidates import GateOutcome
-from prefect_augment.evaluation.image_gates import gate_image_candidates
+from prefect_augment.evaluation.image_gates import ShiftSpace, gate_image_candidates
 from prefect_augment.evaluation.image_learner import fit_image_learner
 from prefect_augment.evaluation.image_transforms import ClassicRanges
 from prefect_augment.params import Classic
@@ -154,6 +154,10 @@ class ImageBench:
             device=self.wishes.device,
         )
         yield LEARNER, learner.predict_proba(X)
+
+    def plain_space(self, X: NDArray[Any]) -> ShiftSpace:
+        """Pixels: features of a network that was trained on fit would tell fit from val by themselves."""
+        return ShiftSpace()
 
     def gate(self, question: Question) -> GateOutcome:
         """Distances in a classifier's features, labels by two others."""

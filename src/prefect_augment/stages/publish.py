@@ -47,6 +47,7 @@ from prefect_augment.stages.assemble import Portion, assemble, check_wishes
 from prefect_augment.stages.card import refresh_card
 from prefect_augment.stages.export import check_export, export_newest
 from prefect_augment.stages.leases import drop_lease, lease
+from prefect_augment.stages.privacy import found_privacy
 from prefect_augment.stages.publish_files import (
     check_follows,
     copy_files,
@@ -186,7 +187,12 @@ def publish(
                 "params": params,
                 "approval": approval,
                 "quarantine": quarantine,
-                "notes": (*facts.notes, *assembled.notes, *(report.notes if report else ())),
+                "notes": (
+                    *facts.notes,
+                    *assembled.notes,
+                    *(report.notes if report else ()),
+                    *_privacy(store, dataset, recipe, gate),
+                ),
             }
             say(0.9, "writing the manifest")
             build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
@@ -356,6 +362,14 @@ def _write_portions(
             done += stream.n_records
             give_back()  # the next one is of another size
     return tuple(shards)
+
+
+def _privacy(
+    store: Store, dataset: DatasetRef, recipe: Recipe, gate: GateReport | None
+) -> tuple[str, ...]:
+    """Return what published synthetic records give away, in words, where that was measured."""
+    found = found_privacy(store, dataset, gate) if any(recipe.synthetic.values()) else None
+    return (found.sentence,) if found else ()
 
 
 def _class_counts(shards: Sequence[ShardFact]) -> dict[str, dict[str, dict[str, int]]]:

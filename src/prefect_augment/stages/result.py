@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,15 +15,17 @@ from prefect_augment.datatypes import (
     BalancePlan,
     Commit,
     DatasetRef,
+    GateReport,
     Recipe,
     ReportRef,
     RunResult,
     Verdict,
 )
+from prefect_augment.facts_privacy import Privacy
 from prefect_augment.manifest import read_manifest
 from prefect_augment.storage import Store
 
-__all__ = ["peak_rss_bytes", "summarise"]
+__all__ = ["peak_rss_bytes", "summarise", "with_given"]
 
 
 def summarise(
@@ -81,6 +84,39 @@ def summarise(
         notes=plan.warnings,
         proposal=proposal,
         approval=approval,
+    )
+
+
+def with_given(
+    result: RunResult, given: DatasetRef, judged: GateReport, privacy: Privacy | None
+) -> RunResult:
+    """Add what became of records that another tool made: those given are those judged and those quarantined."""
+    dropped = Counter[str]()
+    for c in judged.classes:
+        dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
+    why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common())
+    said = [f"the gate would drop {sum(dropped.values()):,} of {given.n_records:,}: {why}"] * bool(
+        why
+    )
+    counts = {
+        "given": given.n_records + given.n_quarantined,
+        "quarantined": given.n_quarantined,
+        "judged": given.n_records,
+        "passed": sum(c.n_passed for c in judged.classes),
+        "kept": sum(c.n_kept for c in judged.classes),
+    }
+    return result.model_copy(
+        update={
+            "given": counts,
+            "quarantined": result.quarantined + given.n_quarantined,
+            "privacy": privacy.finding if privacy else "",
+            "notes": (
+                *result.notes,
+                *judged.notes,
+                *said,
+                *([privacy.sentence] if privacy else []),
+            ),
+        }
     )
 
 

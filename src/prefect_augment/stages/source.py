@@ -130,6 +130,7 @@ def scan(
     known: pa.Schema | None = None,
     folder: Folder | None = None,
     on_progress: Progress | None = None,
+    has_lineage: bool = False,
 ) -> Scan:
     """Read a source's files, each once, and put the records aside.
 
@@ -151,6 +152,8 @@ def scan(
         Of loose image files, where it has been looked at.
     on_progress : callable, optional
         Called with a fraction in [0, 1] and what is being done.
+    has_lineage : bool
+        Columns may be named like lineage columns.
 
     Raises
     ------
@@ -164,7 +167,8 @@ def scan(
     numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
     if listing.format == "folder":
         folder = folder or look_at_folder(listing, source)
-    return _Scanner(listing, source, workspace, numbers, folder, on_progress).run(wanted, known)
+    scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
+    return scanner.run(wanted, known, has_lineage=has_lineage)
 
 
 class _Scanner:
@@ -192,7 +196,9 @@ class _Scanner:
         self.dictionaries: Dictionaries = {}
         self.notes: list[tuple[str, str]] = []
 
-    def run(self, wanted: Collection[str] | None, known: pa.Schema | None) -> Scan:
+    def run(
+        self, wanted: Collection[str] | None, known: pa.Schema | None, *, has_lineage: bool
+    ) -> Scan:
         if known is not None:
             self.schemas.append(("the source of earlier versions", known))
         if self.folder is not None:
@@ -202,7 +208,8 @@ class _Scanner:
         listing = self.listing
         if not self.n_read.any() and known is None:
             raise InputError(self._no_record(), uri=listing.store.uri)
-        refuse_lineage_names(self.schemas[0][1], self.schemas[0][0])
+        if not has_lineage:
+            refuse_lineage_names(self.schemas[0][1], self.schemas[0][0])
         schema = one_schema(
             [schema for _, schema in self.schemas],
             [path for path, _ in self.schemas],

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from prefect_augment.datatypes import Arm, BalancePlan, DatasetFacts
 from prefect_augment.evaluation.candidates import GateOutcome
 from prefect_augment.evaluation.learners import fit_learner
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.table_gates import gate_candidates
 from prefect_augment.params import NoModel
 from prefect_augment.registry import load_model_class
@@ -137,6 +138,10 @@ class TableBench:
                 seed=seed,
             )
             yield name, learner.predict_proba(X)
+
+    def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
+        """The gate's distance, scaled by these records."""
+        return FeatureSpace.of(X, self.records.is_category)
 
     def gate(self, question: Question) -> GateOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""

@@ -32,6 +32,7 @@ from prefect_augment.stages.bench import (
     open_bench,
 )
 from prefect_augment.stages.matrix import Matrix
+from prefect_augment.stages.privacy import measure_given
 from prefect_augment.stages.records import Records
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
@@ -87,6 +88,8 @@ def verify(
     bench = open_bench(store, load_facts(dataset, store), plan, wishes)
     data = bench.records
     holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
+    if choice.chosen.family == "given" and candidates is not None:
+        measure_given(dataset, candidates, bench, holdout, store)  # of this one reading
     # Shown, whatever is chosen; an image's classifier takes minutes for that.
     shown = choice.model if bench.facts.image is None else None
     compared = (choice.chosen, choice.baseline, choice.as_is, *([shown] if shown else []))

@@ -1,0 +1,166 @@
+"""The report's section on privacy: what the synthetic records give away, over all and per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from prefect_augment.datatypes import Interval
+from prefect_augment.evaluation.markup import (
+    bullets,
+    folded,
+    heading,
+    name,
+    paragraph,
+    table,
+    tag,
+)
+from prefect_augment.evaluation.words import MISSING, count, number, percent
+from prefect_augment.facts_privacy import (
+    Attack,
+    ClassPrivacy,
+    Closeness,
+    Exposure,
+    Finding,
+    Privacy,
+    PrivacySide,
+)
+
+__all__ = ["section"]
+
+TITLES = {"drawn": "All records that were drawn", "kept": "Records that were kept"}
+SAID: dict[Finding, tuple[str, str]] = {
+    "leak": ("more than luck", "reject"),
+    "gap": ("a gap around them", "reject"),
+    "none shown": ("nothing shown", "accept"),
+    "too few": ("too few records", "none"),
+    "not measured": ("not measured", "inconclusive"),
+}
+MAX_CLASSES = 100
+
+
+def section(facts: Privacy | None) -> str:
+    """The section's HTML.
+
+    Parameters
+    ----------
+    facts : Privacy, optional
+
+    Returns
+    -------
+    str
+        Empty where nothing was measured. Holds numbers and class names, no value of any record.
+    """
+    if facts is None:
+        return ""
+    parts = [
+        heading("Privacy: what the synthetic records give away"),
+        paragraph(facts.sentence, lead=True),
+        _over_all(facts.sides),
+        *(_side(side, is_open=i == 0) for i, side in enumerate(facts.sides) if side.classes),
+        heading("How it was measured", level=3),
+        bullets(_method(facts)),
+    ]
+    return str(Markup("").join(parts))
+
+
+def _over_all(sides: Sequence[PrivacySide]) -> Markup:
+    head = [
+        *("Synthetic records", "Number", "Found", "Attack: AUC (95 %)"),
+        *("Members found, %", "Nearer than the nearest 5 % of others, %", "Copies, %"),
+        *("Isolated members with a synthetic nearest, %", "Expected, %"),
+    ]
+    rows = [
+        [
+            TITLES[side.records],
+            count(side.n_synthetic),
+            tag(*SAID[side.finding]),
+            *_attack(side.attack),
+            *_closeness(side.closeness)[2:],
+            *_exposure(side.exposure),
+        ]
+        for side in sides
+    ]
+    return table("Privacy over all classes", head, rows, numbers={1, *range(3, 9)})
+
+
+def _side(side: PrivacySide, *, is_open: bool) -> Markup:
+    head = [
+        *("Class", "Synthetic", "Found", "Members", "Others", "Attack: AUC", "Members found, %"),
+        *("Median distance to a member", "of others", "Nearer than 5 % of others, %", "Copies, %"),
+        *("Isolated members with a synthetic nearest, %", "Expected, %"),
+    ]
+    rows = [_row(c) for c in side.classes[:MAX_CLASSES]]
+    shown = table(
+        f"Privacy per class, {TITLES[side.records].lower()}", head, rows, numbers=range(1, 13)
+    )
+    if len(side.classes) > MAX_CLASSES:
+        rest = count(len(side.classes) - MAX_CLASSES)
+        shown += paragraph(f"… and {rest} more classes, in report.json.")
+    title = f"{TITLES[side.records]}, per class"
+    return heading(title, level=3) + shown if is_open else folded(title, shown)
+
+
+def _row(c: ClassPrivacy) -> list[object]:
+    return [
+        name(c.name),
+        count(c.n_synthetic),
+        tag(*SAID[c.finding]),
+        count(c.attack.n_members if c.attack else None),
+        count(c.attack.n_others if c.attack else None),
+        *_attack(c.attack),
+        *_closeness(c.closeness),
+        *_exposure(c.exposure),
+    ]
+
+
+def _attack(found: Attack | None) -> tuple[str, str]:
+    if found is None:
+        return MISSING, MISSING
+    return _auc(found.auc), percent(found.found_share)
+
+
+def _auc(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def _closeness(found: Closeness | None) -> tuple[str, str, str, str]:
+    if found is None:
+        return MISSING, MISSING, MISSING, MISSING
+    return (
+        number(found.synthetic_median),
+        number(found.others_median),
+        percent(found.nearer_share),
+        percent(found.synthetic_copies),
+    )
+
+
+def _exposure(found: Exposure | None) -> tuple[str, str]:
+    return (MISSING, MISSING) if found is None else (percent(found.members), percent(found.others))
+
+
+def _method(facts: Privacy) -> list[str]:
+    return [
+        f"Members are {facts.members}; others are {facts.others}.",
+        (
+            "The attack takes a real record for a member the nearer its nearest synthetic record of the class is, "
+            "as measured by how far the real records around it lie apart. AUC is the share of pairs of a member and "
+            "another that it tells apart; 0.5 is luck, 1 always. Members found: how many of them, where 5 % of the "
+            "others are accused wrongly."
+        ),
+        (
+            "Distances to the closest member: where as many synthetic records as others lie near, 5 % of them are "
+            "nearer than the nearest 5 % of the others."
+        ),
+        (
+            f"Isolated are the {facts.rare_share:.0%} of each class with the fewest real records around them. "
+            "They are found out first, and means over all records hide it. Expected is the share among others."
+        ),
+        (
+            "Intervals of the classes and of the isolated records hold together at 95 %; equal records and groups "
+            "count together."
+        ),
+        f"Feature space: {facts.feature_space}.",
+        *facts.notes,
+    ]
