@@ -110,6 +110,7 @@ def release(
         proposal.dataset,
         proposal.plan,
         scores=proposal.scores,
+        search=proposal.search,
         verdict=proposal.verdict,
         recipe=recipe,
         gate=proposal.gate,

@@ -18,6 +18,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.params import Answer, Classic, Destination, Publish, Report
 from prefect_augment.stages.approval import (
     Proposal,
@@ -57,6 +58,7 @@ def propose_dataset(
     classic: DatasetRef | None = None,
     models: Sequence[ModelRef] = (),
     scores: Sequence[ArmScore] = (),
+    search: SearchFacts | None = None,
     settings: Publish | None = None,
     pictures: Report | None = None,
     policy: Classic | None = None,
@@ -71,7 +73,7 @@ def propose_dataset(
         As for `publish_dataset`, which takes them once it is approved.
     report : ReportRef
         What the approver reads.
-    scores, pictures, policy, seed
+    scores, search, pictures, policy, seed
         For the report that is published, which names the decision.
 
     Returns
@@ -91,6 +93,7 @@ def propose_dataset(
             classic=classic,
             models=models,
             scores=scores,
+            search=search,
             report=report,
             settings=settings or Publish(),
             pictures=pictures or Report(),

@@ -19,6 +19,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
 from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.judge import ungated
@@ -50,6 +51,7 @@ def write_report(
     plan: BalancePlan,
     *,
     scores: Sequence[ArmScore] = (),
+    search: SearchFacts | None = None,
     verdict: Verdict | None = None,
     recipe: Recipe | None = None,
     gate: GateReport | None = None,
@@ -66,7 +68,7 @@ def write_report(
     ----------
     dataset, plan
         What was asked.
-    scores, verdict, recipe, gate, model
+    scores, search, verdict, recipe, gate, model
         What was found; whatever is missing is shown as not run.
     pictures : Report, optional
         Whether real records may appear.
@@ -89,6 +91,7 @@ def write_report(
             dataset,
             plan=plan,
             scores=scores,
+            search=search,
             verdict=verdict,
             recipe=recipe,
             gate=gate,

@@ -17,6 +17,7 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.evaluation.shapes import ColumnShape
+from prefect_augment.facts_search import SearchFacts
 
 __all__ = ["Neighbour", "ReportData", "sheet_files"]
 
@@ -59,6 +60,8 @@ class ReportData:
         Real records in fit, val and holdout.
     arm_scores : tuple of ArmScore
         Scores on val, one per arm and seed.
+    search : SearchFacts, optional
+        What was tried on val, rung by rung.
     verdict, recipe, gate : optional
         The last comparison, the winner, what the gate kept.
     counts_before, counts_after : mapping of class to origin to int
@@ -101,6 +104,7 @@ class ReportData:
     columns: tuple[ColumnFact, ...] = ()
     part_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     arm_scores: tuple[ArmScore, ...] = ()
+    search: SearchFacts | None = None
     verdict: Verdict | None = None
     recipe: Recipe | None = None
     gate: GateReport | None = None

@@ -25,6 +25,7 @@ from prefect_augment.evaluation.report_view import (
     main_difference,
     published_counts,
 )
+from prefect_augment.evaluation.section_search import section as section_search
 from prefect_augment.evaluation.shapes import ShapeSummary
 from prefect_augment.evaluation.sheets import shown_name
 
@@ -244,6 +245,7 @@ def render_page(
         charts=by_section,
         rows=rows,
         arms=arms,
+        search=section_search(data.search),
         families=_families_used(arms, data),
         has_times=any(arm.seconds for arm in arms),
         has_amounts=any(amount != 1.0 for arm in arms for amount in arm.amounts),

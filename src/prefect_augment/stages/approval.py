@@ -27,6 +27,7 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.words import markdown_text
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.manifest import find_commit
 from prefect_augment.params import Answer, Classic, Publish, Report
 from prefect_augment.stages.amounts import added_records, lowered_amounts
@@ -61,6 +62,7 @@ class Proposal(Fact):
     classic: DatasetRef | None
     models: tuple[ModelRef, ...]
     scores: tuple[ArmScore, ...]
+    search: SearchFacts | None = None
     report: ReportRef
     settings: Publish
     pictures: Report
@@ -99,6 +101,7 @@ def propose(
     policy: Classic,
     params: dict[str, Any],
     seed: int,
+    search: SearchFacts | None = None,
 ) -> Proposal:
     """Leave a proposal, or return the one of the same inputs that is there.
 
@@ -108,7 +111,7 @@ def propose(
         The destination.
     dataset, plan, recipe, verdict, gate, classic, models, settings, params
         As for :func:`.publish`, which takes them once somebody approves.
-    scores, report, pictures, policy, seed
+    scores, report, pictures, policy, seed, search
         For the report, which is written anew with the decision and the amounts in it.
     """
     key = dataset_key(dataset, recipe, verdict, gate, classic, models, settings)
@@ -123,6 +126,7 @@ def propose(
         classic=classic,
         models=tuple(models),
         scores=tuple(scores),
+        search=search,
         report=report,
         settings=settings,
         pictures=pictures,

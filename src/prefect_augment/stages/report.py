@@ -36,6 +36,7 @@ from prefect_augment.evaluation.report import (
     build_report,
     markdown_summary,
 )
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import label_names, read_shard
@@ -64,6 +65,7 @@ def report(
     *,
     plan: BalancePlan,
     scores: Sequence[ArmScore],
+    search: SearchFacts | None = None,
     verdict: Verdict | None,
     recipe: Recipe | None,
     gate: GateReport | None,
@@ -78,6 +80,7 @@ def report(
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files.
 
+    ``search`` is what was tried on val, rung by rung.
     ``classic`` is the policy that the picture sheets of images show at work; none where not given.
     ``approval`` says who let the version out, where somebody was asked.
 
@@ -92,6 +95,7 @@ def report(
         params={
             "plan": plan,
             "scores": [score.model_dump(mode="json", exclude={"seconds"}) for score in scores],
+            "search": search,
             "verdict": verdict,
             "recipe": recipe,
             "pictures": pictures,
@@ -115,6 +119,7 @@ def report(
             dataset,
             plan=plan,
             scores=scores,
+            search=search,
             verdict=verdict,
             recipe=recipe,
             gate=gate,
@@ -148,6 +153,7 @@ def _draw(
     *,
     plan: BalancePlan,
     scores: Sequence[ArmScore],
+    search: SearchFacts | None,
     verdict: Verdict | None,
     recipe: Recipe | None,
     gate: GateReport | None,
@@ -187,6 +193,7 @@ def _draw(
         columns=facts.columns,
         part_counts=facts.part_counts,
         arm_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
+        search=search,
         verdict=verdict,
         recipe=recipe,
         gate=gate,
