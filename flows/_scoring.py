@@ -97,7 +97,8 @@ def search_arms(
     n_kept = affordable(pilots, budget=budget)
     kept = go_on(pilots, n_kept=n_kept)
     first = each(score_arm, [{"arm": arm, "seed": 0} for arm in kept])
-    last = finalists(first)
+    # With one seed there is nothing to add to it: all of them stand for election.
+    last = finalists(first) if n_seeds > 1 else kept
     rest = each(score_arm, [{"arm": arm, "seed": i} for arm in last for i in range(1, n_seeds)])
     said: dict[str, Any] = {"timed": not (budget and budget.steps), "model": kind}
     rungs = [
@@ -116,8 +117,10 @@ def search_arms(
             reasons={"": f"not of the best {len(last) - 1} arms"},
             **said,
         ),
-        rung("all seeds", [s for s in [*first, *rest] if s.arm in last], last, reasons={}, **said),
     ]
+    if rest:
+        scores = [score for score in [*first, *rest] if score.arm in last]
+        rungs.append(rung("all seeds", scores, last, reasons={}, **said))
     return Search([*first, *rest], SearchFacts(rungs=tuple(rungs), n_settings=plan.n_settings))
 
 

@@ -45,6 +45,7 @@ from prefect_augment.stages.export import check_export
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
+from prefect_augment.stages.search import decided
 from prefect_augment.stages.text_columns import check_judgeable
 from prefect_augment.stages.verdict import without_comparison
 from prefect_augment.stages.weights import inherit_weights
@@ -348,4 +349,4 @@ def _compare(
         seed=seed,
         device=budget.device,
     )
-    return published_arm(choice, verdict), verdict, scores, found.facts
+    return published_arm(choice, verdict), verdict, scores, decided(found.facts, choice)

@@ -14,12 +14,14 @@ from prefect_augment.datatypes import (
     Arm,
     ArmScore,
     BalancePlan,
+    Choice,
     ClassPlan,
     DatasetFacts,
     DatasetRef,
     Estimate,
     LearnerScore,
 )
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -38,6 +40,7 @@ from prefect_augment.stages.plan import plan
 from prefect_augment.stages.search import (
     affordable,
     best_settings,
+    decided,
     finalists,
     go_on,
     pilot,
@@ -94,7 +97,7 @@ def scored(arm: Arm, score: float, *, seed: int = 0, seconds: float = 1.0) -> Ar
         score=score,
         learners={"logistic": learner},
         n_train=72,
-        n_val=20,
+        n_val=200,
         seconds=seconds,
         folds=(score - 0.01, score, score + 0.01),
     )
@@ -187,7 +190,7 @@ def pilots() -> list[ArmScore]:
         arm = Arm(name=name, family=family, amount=1.0)  # type: ignore[arg-type]
         found.append(scored(arm, score))
         if family not in ("as_is", "threshold"):
-            found.append(scored(arm.model_copy(update={"amount": 0.5}), score + 0.005))
+            found.append(scored(arm.model_copy(update={"amount": 0.5}), score + 0.09))
     return found
 
 
@@ -198,10 +201,15 @@ def test_the_best_setting_of_the_best_arms_goes_on(pilots: list[ArmScore]) -> No
     assert all(arm.amount == 0.5 for arm in kept if arm.name != "as is"), "the better setting"
 
 
-def test_equal_scores_keep_the_earlier_setting(pilots: list[ArmScore]) -> None:
+def test_settings_that_tie_leave_the_earlier_one(pilots: list[ArmScore]) -> None:
+    """On few records the best of many settings is the luckiest one."""
     arm = Arm(name="weights", family="weights", amount=1.0)
-    same = [scored(arm, 0.7), scored(arm.model_copy(update={"amount": 0.5}), 0.7)]
-    assert best_settings(same)[0].arm == arm
+    first, other = scored(arm, 0.70), scored(arm.model_copy(update={"amount": 0.5}), 0.75)
+    assert best_settings([first, other])[0] == other, "better on every fold alike"
+    noisy = other.model_copy(update={"folds": (0.55, 0.75, 0.95)})
+    assert best_settings([first, noisy])[0] == first, "within a standard error of the folds"
+    alone = [s.model_copy(update={"folds": (), "n_val": 10}) for s in (first, other)]
+    assert best_settings(alone)[0] == alone[0], "less than one of ten records"
 
 
 def test_the_order_of_arms_does_not_change_who_goes_on(pilots: list[ArmScore]) -> None:
@@ -238,11 +246,37 @@ def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[ArmScore])
     dropped = [t for t in found.trials if not t.kept]
     assert {t.reason for t in dropped} == {
         "not among the best",
-        "another setting of this arm scored higher",
+        "another setting of this arm scored higher, or as high and stands before it",
     }
     assert {t.seconds for t in found.trials} == {0.0}, "no times where the same bytes are asked for"
     assert found.trials[0].spread == pytest.approx(0.01)
     assert found.trials[0].n_scores == 3
+
+
+def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[ArmScore]) -> None:
+    kept = go_on(pilots)
+    facts = SearchFacts(
+        rungs=(
+            rung("pilots", pilots, kept, reasons={}),
+            rung("in full", [scored(arm, 0.5) for arm in kept], kept, reasons={}),
+        ),
+        n_settings=8,
+    )
+    of_name = {arm.name: arm for arm in kept}
+    choice = Choice(
+        chosen=of_name["net"],
+        baseline=of_name["loss"],
+        as_is=of_name["as is"],
+        model=of_name["net"],
+        scores={},
+        reason="net has a mean score of 0.5 on val.",
+    )
+    found = decided(facts, choice)
+    assert found.rungs[0] == facts.rungs[0]
+    last = {t.arm.name: t for t in found.rungs[-1].trials}
+    assert {name for name, t in last.items() if t.kept} == {"net", "loss", "as is"}
+    assert last["SMOTE"].reason == "net has a mean score of 0.5 on val"
+    assert last["loss"].reason == ""
 
 
 # --- on records -------------------------------------------------------------------------------

@@ -27,11 +27,13 @@ from prefect_augment.datatypes import (
     Arm,
     ArmScore,
     BalancePlan,
+    Choice,
     DatasetRef,
     Fact,
     GateReport,
 )
-from prefect_augment.facts_search import Rung, Trial
+from prefect_augment.evaluation.compare import TIE
+from prefect_augment.facts_search import Rung, SearchFacts, Trial
 from prefect_augment.params import Budget, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.bench import (
@@ -55,6 +57,7 @@ __all__ = [
     "N_FINALISTS",
     "affordable",
     "best_settings",
+    "decided",
     "finalists",
     "go_on",
     "pilot",
@@ -169,12 +172,31 @@ def _draw(
 
 
 def best_settings(pilots: Sequence[ArmScore]) -> list[ArmScore]:
-    """Return each arm's best setting, the best arm first; the earlier one where scores are equal."""
-    best: dict[str, ArmScore] = {}
+    """Return each arm's best setting, the best arm first.
+
+    Of settings that tie with an arm's highest score the first one is taken: the best of eight on few records
+    is the luckiest one. Two tie where they are nearer than :data:`~prefect_augment.evaluation.compare.TIE`,
+    one record's worth of score, or one standard error of their difference over the folds.
+    """
+    of_arm: dict[str, list[ArmScore]] = {}
     for score in pilots:
-        if score.arm.name not in best or score.score > best[score.arm.name].score:
-            best[score.arm.name] = score
-    return sorted(best.values(), key=lambda s: -s.score)
+        of_arm.setdefault(score.arm.name, []).append(score)
+    best = []
+    for scores in of_arm.values():
+        top = max(scores, key=lambda s: s.score)
+        best.append(next(s for s in scores if top.score - s.score <= _tie(top, s)))
+    return sorted(best, key=lambda s: -s.score)
+
+
+def _tie(top: ArmScore, other: ArmScore) -> float:
+    """Difference up to which two settings of an arm count as equal."""
+    if top is other:
+        return 0.0
+    width = max(TIE, 1.0 / max(1, top.n_val))
+    if len(top.folds) < 2:
+        return width
+    gaps = np.subtract(top.folds, other.folds)
+    return max(width, float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))))
 
 
 def go_on(pilots: Sequence[ArmScore], *, n_kept: int = N_KEPT) -> list[Arm]:
@@ -227,6 +249,23 @@ def affordable(pilots: Sequence[ArmScore], *, budget: Budget | None, n_kept: int
 # --- what the report shows --------------------------------------------------------------------
 
 
+def decided(facts: SearchFacts, choice: Choice) -> SearchFacts:
+    """Return the search with what val has chosen: of the last rung, what goes to the hold-out is kept."""
+    goes_on = {choice.chosen, choice.baseline, choice.as_is}
+    last = facts.rungs[-1]
+    trials = tuple(
+        trial.model_copy(
+            update={
+                "kept": trial.arm in goes_on,
+                "reason": "" if trial.arm in goes_on else choice.reason.rstrip("."),
+            }
+        )
+        for trial in last.trials
+    )
+    rungs = (*facts.rungs[:-1], last.model_copy(update={"trials": trials}))
+    return facts.model_copy(update={"rungs": rungs})
+
+
 def rung(
     name: str,
     scores: Sequence[ArmScore],
@@ -268,7 +307,7 @@ def rung(
             reason = (
                 reasons.get(arm.name, reasons.get("", ""))
                 if other == arm
-                else "another setting of this arm scored higher"
+                else "another setting of this arm scored higher, or as high and stands before it"
             )
         trials.append(
             Trial(
