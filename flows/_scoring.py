@@ -1,20 +1,54 @@
-"""The comparison of arms, as both flows run it."""
+"""The comparison of arms, as both flows run it: a search on val by successive halving."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
-from prefect_augment.params import Classic, Gate, ModelParams
-from prefect_augment.tasks._runtime import run_each
-from prefect_augment.tasks.judge import score_arm
+from prefect_augment.facts_search import Rung, SearchFacts
+from prefect_augment.params import Budget, Classic, Gate, ModelParams
+from prefect_augment.reading.staged import load_facts
+from prefect_augment.stages.arms import make_arms
+from prefect_augment.stages.kinds import model_of, pilot_budget, suitable
+from prefect_augment.stages.search import (
+    affordable,
+    finalists,
+    go_on,
+    rung,
+)
+from prefect_augment.stages.search_space import PILOT_EFFORT, pilot_groups, settings
+from prefect_augment.tasks._runtime import open_block_store, run_each
+from prefect_augment.tasks.judge import pilot_arm, score_arm
 
-__all__ = ["score_arms"]
+__all__ = ["Search", "choose_model", "score_arms", "search_arms"]
 
-N_FINALISTS = 3  # arms that are scored with all seeds, beside as is
+
+@dataclass(frozen=True)
+class Search:
+    """What a search came to.
+
+    Attributes
+    ----------
+    scores : list of ArmScore
+        Of arms that were scored in full.
+    facts : SearchFacts
+        Every rung, for the report.
+    """
+
+    scores: list[ArmScore]
+    facts: SearchFacts
 
 
 def score_arms(
+    arms: Sequence[Arm], dataset: DatasetRef, plan: BalancePlan, **wishes: Any
+) -> list[ArmScore]:
+    """Search the arms' settings, and return the scores of those that were scored in full."""
+    return search_arms(arms, dataset, plan, **wishes).scores
+
+
+def search_arms(
     arms: Sequence[Arm],
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -27,12 +61,25 @@ def score_arms(
     workers: int,
     candidates: GateReport | None = None,
     device: str = "auto",
-) -> list[ArmScore]:
-    """Score all arms with one seed, and the best ones with all of them."""
+    budget: Budget | None = None,
+    copies: bool = False,
+    kind: str = "",
+) -> Search:
+    """Try every setting of all arms, the best arms in full, and the best of these with all seeds.
 
-    def each(items: list[dict[str, object]]) -> list[ArmScore]:
+    Parameters
+    ----------
+    budget : Budget, optional
+        Where it is in minutes, fewer arms go on if the pilots took too long.
+    copies : bool
+        Duplicates are published instead of weights.
+    kind : str
+        Of the generative model, for the report.
+    """
+
+    def each(task: Any, items: list[dict[str, object]]) -> list[Any]:
         return run_each(
-            score_arm,
+            task,
             items,
             workers=workers,
             dataset=dataset,
@@ -45,9 +92,99 @@ def score_arms(
             device=device,
         )
 
-    first = each([{"arm": arm, "seed": 0} for arm in arms])
-    # As is is always among them; each finalist keeps the amount that its own search found.
-    ranked = sorted(first, key=lambda s: (s.arm.family != "as_is", -s.score))
-    finalists = [s.arm for s in ranked[: N_FINALISTS + 1]]
-    rest = each([{"arm": arm, "seed": i} for arm in finalists for i in range(1, n_seeds)])
-    return first + rest
+    tried = pilot_groups(arms, plan=plan, classic=classic, copies=copies)
+    pilots = [s for found in each(pilot_arm, [{"arms": t} for t in tried]) for s in found]
+    n_kept = affordable(pilots, budget=budget)
+    kept = go_on(pilots, n_kept=n_kept)
+    first = each(score_arm, [{"arm": arm, "seed": 0} for arm in kept])
+    # With one seed there is nothing to add to it: all of them stand for election.
+    last = finalists(first) if n_seeds > 1 else kept
+    rest = each(score_arm, [{"arm": arm, "seed": i} for arm in last for i in range(1, n_seeds)])
+    said: dict[str, Any] = {"timed": not (budget and budget.steps), "model": kind}
+    rungs = [
+        rung(
+            "pilots",
+            pilots,
+            kept,
+            effort=PILOT_EFFORT,
+            reasons={"": f"the best setting of its arm, and not of the best {n_kept} arms"},
+            **said,
+        ),
+        rung(
+            "in full",
+            first,
+            last,
+            reasons={"": f"not of the best {len(last) - 1} arms"},
+            **said,
+        ),
+    ]
+    if rest:
+        scores = [score for score in [*first, *rest] if score.arm in last]
+        rungs.append(rung("all seeds", scores, last, reasons={}, **said))
+    return Search([*first, *rest], SearchFacts(rungs=tuple(rungs), n_settings=plan.n_settings))
+
+
+def choose_model(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    *,
+    model: ModelParams,
+    classic: Classic,
+    gate: Gate,
+    budget: Budget,
+    seed: int,
+    workers: int,
+) -> tuple[ModelParams, tuple[Rung, ...], dict[str, str]]:
+    """Compare the generative models that suit the records by pilots, where there are several.
+
+    Returns
+    -------
+    ModelParams
+        The wish itself, or the model whose best setting scored highest on val.
+    tuple of Rung
+        The pilots; empty where there was nothing to compare.
+    dict of str to str
+        Kinds that were passed over, and why.
+    """
+    facts = load_facts(dataset, open_block_store(dataset.root, dataset.block))
+    kinds, over = suitable(facts, plan, model)
+    if len(kinds) < 2:
+        return model, (), over
+    (arm,) = (
+        arm
+        for arm in make_arms(
+            dataset.modality, model="model", classic=classic, soft_labels=plan.soft_labels
+        )
+        if arm.family == "model"
+    )
+    tried = [
+        settings(arm.model_copy(update={"name": kind}), plan=plan, classic=classic)
+        for kind in kinds
+    ]
+    pilots = run_each(
+        pilot_arm,
+        [{"arms": t, "model": model_of(kind)} for kind, t in zip(kinds, tried, strict=True)],
+        workers=workers,
+        dataset=dataset,
+        plan=plan,
+        classic=classic,
+        gate=gate,
+        run_seed=seed,
+        device=budget.device,
+        budget=pilot_budget(budget),
+    )
+    best = max(range(len(kinds)), key=lambda i: max(s.score for s in pilots[i]))
+    trials = [
+        rung(
+            "models",
+            scores,
+            [max(scores, key=lambda s: s.score).arm] if i == best else [],
+            effort=PILOT_EFFORT,
+            reasons={"": f"{kinds[best]} scored higher"},
+            timed=not budget.steps,
+            model=kind,
+        )
+        for i, (kind, scores) in enumerate(zip(kinds, pilots, strict=True))
+    ]
+    found = trials[0].model_copy(update={"trials": tuple(t for r in trials for t in r.trials)})
+    return model_of(kinds[best]), (found,), over

@@ -19,10 +19,11 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.errors import RefusedError
 from prefect_augment.facts_privacy import Privacy
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.findings import Findings
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
-from prefect_augment.flows._scoring import score_arms
+from prefect_augment.flows._scoring import choose_model, search_arms
 from prefect_augment.manifest import find_commit
 from prefect_augment.params import (
     Approval,
@@ -47,6 +48,7 @@ from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.refusal import why_refused
 from prefect_augment.stages.result import summarise
 from prefect_augment.stages.score import published_arm
+from prefect_augment.stages.search import decided
 from prefect_augment.stages.text_columns import check_judgeable
 from prefect_augment.stages.verdict import without_comparison
 from prefect_augment.stages.weights import inherit_weights
@@ -118,7 +120,16 @@ def rebalance(
             gate = gate.model_copy(update={"labels": "hard"})
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_judgeable(dataset, open_destination(destination))
-        plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
+        plan = run(
+            plan_balance,
+            dataset,
+            balance,
+            model=model,
+            gate=gate,
+            budget=budget,
+            seed=seed,
+            searched=True,
+        )
         if gate.constraints:
             classic = classic.model_copy(update={"table": "none"})
         if plan_only:
@@ -138,20 +149,34 @@ def rebalance(
                 seed=seed,
                 show_pictures=report.pictures == "real",
             )
-        trained, candidates, privacy = _candidates(
-            dataset, plan, model=model, gate=gate, budget=budget, seed=seed
+        chosen, piloted, passed_over = choose_model(
+            dataset,
+            plan,
+            model=model,
+            classic=classic,
+            gate=gate,
+            budget=budget,
+            seed=seed,
+            workers=compute.workers,
         )
-        arm, verdict, scores = _compare(
+        trained, candidates, privacy = _candidates(
+            dataset, plan, model=chosen, gate=gate, budget=budget, seed=seed
+        )
+        arm, verdict, scores, search = _compare(
             dataset,
             plan,
             candidates,
-            model=model,
+            model=chosen,
             classic=classic,
             gate=gate,
             budget=budget,
             compute=compute,
             seed=seed,
+            copies=publish.materialise == "copies",
         )
+        if search:
+            rungs = (*piloted, *search.rungs)
+            search = search.model_copy(update={"rungs": rungs, "passed_over": passed_over})
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
             arm,
@@ -163,7 +188,7 @@ def rebalance(
             classic=classic,
         )
         recipe = inherit_weights(recipe, plan, publish, store)
-        findings = Findings(privacy=privacy)
+        findings = Findings(privacy=privacy, search=search)
         page = run(
             write_report,
             dataset,
@@ -293,15 +318,16 @@ def _compare(
     budget: Budget,
     compute: Compute,
     seed: int,
-) -> tuple[Arm, Verdict, list[ArmScore]]:
+    copies: bool,
+) -> tuple[Arm, Verdict, list[ArmScore], SearchFacts | None]:
     """Choose an arm on val and hold it against the best baseline on the hold-out."""
     if len({c.label for c in plan.classes if c.judged}) < 2:
         arm, verdict = without_comparison(plan)
-        return arm, verdict, []
+        return arm, verdict, [], None
     kind = resolve_model(model, modality=dataset.modality) if candidates else None
     # What half of the budget does not allow is left out, on val and on the hold-out.
     affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
-    scores = score_arms(
+    found = search_arms(
         make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels),
         dataset,
         plan,
@@ -313,7 +339,11 @@ def _compare(
         workers=compute.workers,
         candidates=candidates,
         device=budget.device,
+        budget=budget,
+        copies=copies,
+        kind=kind or "",
     )
+    scores = found.scores
     choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
     verdict = run(
         verify_choice,
@@ -328,4 +358,4 @@ def _compare(
         seed=seed,
         device=budget.device,
     )
-    return published_arm(choice, verdict), verdict, scores
+    return published_arm(choice, verdict), verdict, scores, decided(found.facts, choice)

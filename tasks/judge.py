@@ -18,10 +18,11 @@ from prefect_augment.datatypes import (
     Verdict,
 )
 from prefect_augment.facts_privacy import Privacy
-from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
+from prefect_augment.params import AutoModel, Budget, Classic, Gate, ModelParams
 from prefect_augment.stages.judge import judge
 from prefect_augment.stages.privacy import measure
 from prefect_augment.stages.score import choose, score
+from prefect_augment.stages.search import pilot
 from prefect_augment.stages.verdict import verify
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
@@ -33,7 +34,14 @@ from prefect_augment.tasks._runtime import (
     run_log,
 )
 
-__all__ = ["choose_arm", "judge_candidates", "measure_privacy", "score_arm", "verify_choice"]
+__all__ = [
+    "choose_arm",
+    "judge_candidates",
+    "measure_privacy",
+    "pilot_arm",
+    "score_arm",
+    "verify_choice",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +183,56 @@ def score_arm(
             store=open_block_store(dataset.root, dataset.block),
             candidates=candidates,
             device=device,
+        )
+
+
+@task(
+    name="pilot_arm",
+    task_run_name=named(lambda p: f"pilots of {p['arms'][0].name}, {len(p['arms'])} settings"),
+    **TASK_OPTIONS,
+)
+def pilot_arm(
+    arms: Sequence[Arm],
+    *,
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    model: ModelParams,
+    classic: Classic,
+    gate: Gate,
+    run_seed: int = 0,
+    candidates: GateReport | None = None,
+    device: str = "auto",
+    budget: Budget | None = None,
+) -> tuple[ArmScore, ...]:
+    """Score each setting of one arm on val, with a part of the learners' steps.
+
+    Parameters
+    ----------
+    arms : sequence of Arm
+        An arm with each of its settings.
+    budget : Budget, optional
+        Train a model of tables for these pilots alone, with so much effort.
+    dataset, plan, model, classic, gate, run_seed, candidates, device
+        As for :func:`score_arm`.
+
+    Returns
+    -------
+    tuple of ArmScore
+        In the order of ``arms``.
+    """
+    with run_log(), _gpu(dataset, device):
+        return pilot(
+            dataset,
+            arms=arms,
+            plan=plan,
+            model=model,
+            classic=classic,
+            gate=gate,
+            run_seed=run_seed,
+            store=open_block_store(dataset.root, dataset.block),
+            candidates=candidates,
+            device=device,
+            budget=budget,
         )
 
 

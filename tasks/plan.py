@@ -35,6 +35,7 @@ def plan_balance(
     gate: Gate | None = None,
     budget: Budget | None = None,
     seed: int = 0,
+    searched: bool = False,
 ) -> BalancePlan:
     """Work out each class's target, and how much of the way synthetic and classic records go.
 
@@ -53,6 +54,9 @@ def plan_balance(
         generator of images is worth it where ``model`` is auto.
     seed : int
         The run's seed.
+    searched : bool
+        The number of synthetic records is searched on val: where ``model`` is auto and no cap is
+        given, up to 5 per real one are planned.
 
     Returns
     -------
@@ -72,6 +76,7 @@ def plan_balance(
             gate=gate or Gate(),
             budget=budget,
             seed=seed,
+            searched=searched,
             store=open_block_store(dataset.root, dataset.block),
         )
         key = artifact_key(dataset_slug(dataset.root), "plan")

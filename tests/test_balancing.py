@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from prefect_augment.balancing import (
     MIN_SAMPLED,
+    MIN_SAMPLED_IMAGES,
     MOST_SOFT,
     balanced_weights,
     class_order,
@@ -193,6 +194,42 @@ def test_without_a_model_nothing_synthetic_is_planned() -> None:
     plan = plan_classes(COUNTS, list(COUNTS), Balance(target="majority"), can_sample=False)
     assert sum(c.n_synthetic for c in plan) == 0
     assert "no model" in next(c.note for c in plan if c.name == "rare")
+
+
+def test_a_model_that_auto_declined_is_not_said_to_be_unasked() -> None:
+    wish = {"can_sample": False, "why_no_model": "auto trains no model here"}
+    plan = plan_classes(COUNTS, list(COUNTS), Balance(target="majority"), **wish)  # type: ignore[arg-type]
+    note = next(c.note for c in plan if c.name == "rare")
+    assert "auto trains no model here" in note
+    assert "asked for" not in note
+
+
+def test_images_need_more_records_for_a_model_than_tables() -> None:
+    counts = {"common": 100, "rare": MIN_SAMPLED_IMAGES - 1, "fair": MIN_SAMPLED_IMAGES}
+    plan = {
+        c.name: c
+        for c in plan_classes(
+            counts,
+            list(counts),
+            Balance(target="majority"),
+            can_sample=True,
+            least=MIN_SAMPLED_IMAGES,
+        )
+    }
+    assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 81)
+    assert f"a model needs {MIN_SAMPLED_IMAGES}" in plan["rare"].note
+    assert plan["fair"].n_synthetic == MIN_SAMPLED_IMAGES
+
+
+def test_a_cap_that_is_not_given_is_one_per_real_record() -> None:
+    given, unsaid = (
+        plan_classes(COUNTS, list(COUNTS), balance, can_sample=True)
+        for balance in (
+            Balance(target="majority", max_synthetic_per_real=1.0),
+            Balance(target="majority"),
+        )
+    )
+    assert given == unsaid
 
 
 def test_a_class_may_forbid_synthetic_records() -> None:

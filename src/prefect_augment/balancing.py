@@ -20,6 +20,7 @@ from prefect_augment.params import Balance, ClassTarget
 __all__ = [
     "CAP_WARNING",
     "MIN_SAMPLED",
+    "MIN_SAMPLED_IMAGES",
     "NULL_TEXT",
     "balanced_weights",
     "class_order",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 MIN_SAMPLED = 10  # records a stratum needs before a model may draw for it
+MIN_SAMPLED_IMAGES = 20  # the same for images, below which classic augmentation is used instead
 # With soft labels: records drawn of every class per real one (twice what the cap allows), and in all. On
 # development seeds two per real one raised AUPRC and macro-F1 more than one did (docs/sampler.md).
 SOFT_PER_REAL = 2
@@ -276,6 +278,8 @@ def plan_classes(
     *,
     can_sample: bool,
     soft_labels: bool = False,
+    least: int = MIN_SAMPLED,
+    why_no_model: str = "no model was asked for",
 ) -> tuple[ClassPlan, ...]:
     """Return per stratum how the way from its count to its target is gone.
 
@@ -292,12 +296,16 @@ def plan_classes(
     soft_labels : bool
         Whether synthetic records stand for every class that they may be of. Then weights and not
         numbers bring the balance, and records are drawn of every class, at target or not.
+    least : int
+        Records that a stratum needs before a model may draw for it.
+    why_no_model : str
+        For the notes, where there is no model.
 
     Returns
     -------
     tuple of ClassPlan
         In the order of :func:`targets`. Synthetic records up to ``max_synthetic_per_real`` per real
-        one, none for a stratum under :data:`MIN_SAMPLED`; the rest of the way is classic.
+        one, none for a stratum under ``least``; the rest of the way is classic.
 
     Raises
     ------
@@ -310,8 +318,10 @@ def plan_classes(
     plans = []
     for name, target in targets(counts, balance).items():
         label, cell = stratum_parts(name, balance.by)
-        n_real, cap = counts[name], caps.get(label, balance.max_synthetic_per_real)
-        refusal = _why_not_sampled(n_real, cap, can_sample) if target > n_real else ""
+        n_real, cap = counts[name], caps.get(label, balance.most_per_real)
+        refusal = ""
+        if target > n_real:
+            refusal = _why_not_sampled(n_real, cap, "" if can_sample else why_no_model, least)
         n_synthetic = 0 if refusal else min(target - n_real, math.floor(cap * n_real))
         plans.append(
             ClassPlan(
@@ -338,7 +348,7 @@ def _soft_draws(
     """Return per stratum how many records with soft labels are drawn: rarer strata whole."""
     wished = {}
     for plan in plans:
-        cap = caps.get(plan.label, balance.max_synthetic_per_real)
+        cap = caps.get(plan.label, balance.most_per_real)
         most = math.floor(SOFT_PER_REAL * cap * plan.n_real) if plan.n_real >= MIN_SAMPLED else 0
         if balance.max_per_class:
             most = min(most, max(0, balance.max_per_class - plan.n_real))
@@ -355,12 +365,12 @@ def _with_draws(plan: ClassPlan, n_synthetic: int) -> ClassPlan:
     return plan.model_copy(update={"n_synthetic": n_synthetic, "n_classic": rest})
 
 
-def _why_not_sampled(n_real: int, cap: float, can_sample: bool) -> str:
+def _why_not_sampled(n_real: int, cap: float, why_no_model: str, least: int) -> str:
     """Say why a stratum gets no synthetic records; empty where it may."""
-    if not can_sample:
-        return "no synthetic records: no model was asked for"
-    if n_real < MIN_SAMPLED:
-        return f"no synthetic records: {n_real} real ones, a model needs {MIN_SAMPLED}"
+    if why_no_model:
+        return f"no synthetic records: {why_no_model}"
+    if n_real < least:
+        return f"no synthetic records: {n_real} real ones, a model needs {least}"
     return (
         "no synthetic records: the cap leaves room for none"
         if math.floor(cap * n_real) == 0
@@ -396,7 +406,7 @@ def plan_warnings(
     ``augmentation.md`` section 7 of the project's research: at most 5 synthetic per real in a class
     and 1 over the whole set, beyond which published results fall.
     """
-    caps = {"balance": balance.max_synthetic_per_real}
+    caps = {"balance": balance.most_per_real}
     caps |= {f"class {wish.name!r}": wish.max_synthetic_per_real for wish in balance.classes}
     found = [
         f"{where} allows {cap:g} synthetic records per real one; "

@@ -267,6 +267,9 @@ class BalancePlan(Fact):
     n_folds: int = (
         0  # of images: parts that arms are compared on in turn, 1 for val alone; 0 for tables
     )
+    n_settings: int = (
+        8  # settings of one arm that are tried on val at most, see stages.search_space
+    )
     # Synthetic records are of every class and stand for each that they may be of, by weight.
     soft_labels: bool = False
 
@@ -352,10 +355,12 @@ class GateReport(Fact):
 class Arm(Fact):
     """One way of treating the training part; all arms train the learners with equal steps.
 
-    ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. It is the small
-    search that baselines and models get alike. With ``classic_prob`` above 0, classic augmentation
-    changes records as they are drawn, and none are written. Synthetic records are drawn in the
-    first ``real_only_finish`` of the steps only.
+    ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. With
+    ``classic_prob`` above 0, classic augmentation changes records as they are drawn, ``classic_strength``
+    times as far as its policy says, and none are written. Of a model, at most ``per_real`` synthetic
+    records go with a real one (0: as many as the plan has), each counts ``synthetic_weight`` of a real
+    one, and they are drawn in the first ``real_only_finish`` of the steps only. All of these are settings
+    that are searched on val, for baselines and models alike.
     """
 
     name: str
@@ -363,6 +368,9 @@ class Arm(Fact):
     amount: float = 1.0
     tune_threshold: bool = False
     classic_prob: float = 0.0
+    classic_strength: float = 1.0
+    per_real: float = 0.0
+    synthetic_weight: float = 1.0
     real_only_finish: float = 1.0
 
     @property
@@ -397,6 +405,7 @@ class ArmScore(Fact):
     n_val: int
     seconds: float = 0.0
     path: str = ""  # the staged predictions behind the scores, relative to root
+    folds: tuple[float, ...] = ()  # the score on each fold by itself, where there are several
 
 
 class Choice(Fact):
@@ -428,13 +437,16 @@ class Recipe(Fact):
     classic_config: dict[str, Any] = Field(default_factory=dict)
     classic_prob: float = 0.0  # to what share of them
     real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
+    synthetic_weight: float = 1.0  # what a synthetic record counts, a real one of its class being 1
     weights_from: int | None = None  # version whose weights these are; None: made for these records
     sentence: str  # what was done and how to read it, for the log and the card
 
     def counted(self, name: str) -> float:
         """What the records that are added to a stratum count, before they are weighted."""
         synthetic = self.shares.get(name, self.synthetic.get(name, 0))
-        return synthetic + self.classic.get(name, 0) + self.copies.get(name, 0)
+        return (
+            self.synthetic_weight * synthetic + self.classic.get(name, 0) + self.copies.get(name, 0)
+        )
 
 
 class Difference(Fact):

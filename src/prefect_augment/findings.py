@@ -11,6 +11,7 @@ from prefect_augment.datatypes import Fact
 from prefect_augment.facts_drift import Contents, Drift
 from prefect_augment.facts_policy import PolicyCheck
 from prefect_augment.facts_privacy import Privacy
+from prefect_augment.facts_search import SearchFacts
 from prefect_augment.facts_training import Training
 
 __all__ = ["Findings"]
@@ -21,6 +22,7 @@ class Findings(Fact):
 
     contents: Contents | None = None  # for the next version; no section
     drift: Drift | None = None
+    search: SearchFacts | None = None
     training: Training | None = None
     policy: PolicyCheck | None = None
     privacy: Privacy | None = None

@@ -87,7 +87,7 @@ def test_a_failed_run_says_what_to_do_in_its_state(source: Source, tmp_path: Pat
 
 def test_parameters_are_checked_before_a_run_starts() -> None:
     with pytest.raises(ParameterTypeError, match="max_synthetic_per_real"):
-        rebalance.validate_parameters({"balance": {"max_synthetic_per_real": -1}})
+        rebalance.validate_parameters({"balance": {"max_synthetic_per_real": -2}})
 
 
 def test_the_form_shows_a_description_for_every_field() -> None:

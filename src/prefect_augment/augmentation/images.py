@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -28,6 +28,7 @@ from prefect_augment.augmentation.operations import (
 from prefect_augment.augmentation.pipeline import SIZED, Pipeline, library_versions
 from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.augmentation.presets import DOMAINS, PRESETS, check_allowed
+from prefect_augment.augmentation.strength import stronger
 from prefect_augment.augmentation.targets import MIN_VISIBILITY, Targets
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
@@ -142,6 +143,18 @@ class ImagePolicy:
             name=str(config["name"]),
             plugin=str(config["plugin"]),
         )
+
+    def stronger(self, times: float) -> ImagePolicy:
+        """Return the policy with ranges ``times`` as wide, see :func:`~.strength.stronger`.
+
+        Parameters
+        ----------
+        times : float
+            1 is the policy itself; below 1 it is milder.
+        """
+        if times == 1:
+            return self
+        return replace(self, operations=tuple(stronger(op, times) for op in self.operations))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.bootstrap import paired_bootstrap
 from prefect_augment.evaluation.verdict import ArmPredictions, OnNoGain, decide
 
-__all__ = ["ArmChoice", "ArmPredictions", "choose_arm", "decide", "paired_bootstrap"]
+__all__ = ["TIE", "ArmChoice", "ArmPredictions", "choose_arm", "decide", "paired_bootstrap"]
 
 SIMPLEST_FIRST = (
     "as_is",

@@ -39,6 +39,17 @@ class ClassicRanges:
     brightness: float = 0.1
     contrast: float = 0.1
 
+    def stronger(self, times: float) -> ClassicRanges:
+        """Return ranges that are ``times`` as wide."""
+        low, high = self.scale_range
+        return ClassicRanges(
+            rotate_degrees=times * self.rotate_degrees,
+            scale_range=(1 + times * (low - 1), 1 + times * (high - 1)),
+            shift=times * self.shift,
+            brightness=times * self.brightness,
+            contrast=times * self.contrast,
+        )
+
 
 def classic_batch(x: Tensor, rng: torch.Generator, *, prob: float, ranges: ClassicRanges) -> Tensor:
     """Return the batch with each image changed with probability ``prob``.

@@ -61,6 +61,7 @@ def fit_learner(
     n_classes: int,
     seed: int,
     n_iterations: int = BOOSTING_ITERATIONS,
+    effort: float = 1.0,
 ) -> Learner:
     """A classifier of the given kind, trained on weighted records.
 
@@ -86,6 +87,8 @@ def fit_learner(
         For what is random in a learner.
     n_iterations : int
         Of boosting; fewer from ten classes on.
+    effort : float in (0, 1]
+        Share of these iterations that is run, for a first look.
 
     Returns
     -------
@@ -121,6 +124,7 @@ def fit_learner(
         if kind == "boosting":
             trees_per_iteration = n_classes if n_classes > 2 else 1
             n_iterations = max(10, min(n_iterations, BOOSTING_MAX_TREES // trees_per_iteration))
+            n_iterations = max(1, round(effort * n_iterations))
             inner = _fit_boosting(X, y_dense, weights, columns, n_iterations, seed)
         else:
             inner = _fit_logistic(X, y_dense, weights, columns)

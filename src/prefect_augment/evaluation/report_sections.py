@@ -18,6 +18,7 @@ from prefect_augment.evaluation import (
     section_drift,
     section_policy,
     section_privacy,
+    section_search,
     section_training,
     words,
 )
@@ -78,6 +79,7 @@ SECTIONS: tuple[Section, ...] = (
         lambda data, _: section_policy.section(data.findings.policy, data.policy_sheet),
     ),
     standing("arms", "Arms"),
+    measured("search", "Search", section_search.section),
     standing("per-class", "Per class"),
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),

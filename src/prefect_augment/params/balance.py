@@ -35,11 +35,12 @@ class Balance(Params):
     )
     count: int = Field(default=0, ge=0, description="Training records per class for target=count.")
     max_synthetic_per_real: float = Field(
-        default=1.0,
-        ge=0.0,
+        default=-1.0,
+        ge=-1.0,
         description="At most so many synthetic records per real one; the rest of the way to the target is "
-        "resampling. Above 5 a warning says that this has been seen to hurt. Soft labels draw twice as many, of every "
-        "class, and leave the balance to weights.",
+        "resampling. -1: 1, or up to 5 where model is auto and the number is searched on val. Above 5 a warning says "
+        "that this has been seen to hurt. Soft labels draw twice as many, of every class, and leave the balance to "
+        "weights.",
     )
     max_per_class: int = Field(
         default=0, ge=0, description="No class is brought above this; 0 for no such cap."
@@ -56,6 +57,11 @@ class Balance(Params):
     classes: list[ClassTarget] = Field(
         default_factory=list, description="Classes with a target or cap of their own."
     )
+
+    @property
+    def most_per_real(self) -> float:
+        """The cap, which is 1 where none is given."""
+        return 1.0 if self.max_synthetic_per_real < 0 else self.max_synthetic_per_real
 
     @model_validator(mode="after")
     def _count_is_given(self) -> Balance:

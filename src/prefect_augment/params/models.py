@@ -36,7 +36,11 @@ def _as_value(value: Any) -> str:
 
 
 class AutoModel(Params):
-    """Let the tool choose the generative model: sequential trees for tables, diffusion for images."""
+    """Let the tool choose the generative model and how many records of it: by a search on val.
+
+    Tables: sequential trees or flow matching, by pilots where val can tell; images: diffusion, where it
+    is worth its time.
+    """
 
     # The tab of the form.
     model_config = ConfigDict(json_schema_extra={"title": "auto"})

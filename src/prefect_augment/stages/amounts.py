@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import BalancePlan, Recipe
 from prefect_augment.errors import ParameterError
-from prefect_augment.stages.arms import recipe_sentence
+from prefect_augment.stages.recipe_words import recipe_sentence
 
 __all__ = ["added_records", "lowered", "lowered_amounts"]
 

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Modality, Recipe
 from prefect_augment.params import Classic, Gate
+from prefect_augment.stages.recipe_words import recipe_sentence
 
 __all__ = [
     "AMOUNTS",
     "GIVEN",
     "Wanted",
+    "as_trained",
     "candidates_wanted",
     "classic_recipe",
     "image_arms",
     "make_arms",
     "make_recipe",
     "plain_recipe",
-    "recipe_sentence",
     "table_arms",
     "wanted_records",
 ]
@@ -39,7 +40,8 @@ TITLES = {
     "oversampling": "smoothed copies",
     "jitter": "jittered copies",
 }
-# Half of the way (the square root of the imbalance) and all of it: the same small search for all.
+# Half of the way (the square root of the imbalance) and all of it, where an arm is scored by itself; a
+# run searches more (search_space.py).
 AMOUNTS = (0.5, 1.0)
 # A class that is too small to be judged is drawn at most this often per real record.
 MAX_UNJUDGED_WEIGHT = 5.0
@@ -117,6 +119,14 @@ def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
                 classic_prob=classic_prob,
             )
         )
+        arms.append(
+            Arm(
+                name="balanced softmax + classic",
+                family="loss",
+                amount=0.0,
+                classic_prob=classic_prob,
+            )
+        )
     if model:
         with_model = Arm(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
@@ -132,6 +142,13 @@ def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def as_trained(arm: Arm) -> Arm:
+    """Return the arm as its training knows it: thresholds are applied to predictions alone."""
+    if arm.family == "threshold":
+        arm = arm.model_copy(update={"name": "as is", "family": "as_is"})
+    return arm.model_copy(update={"tune_threshold": False})
+
+
 # --- how many records -------------------------------------------------------------------------
 
 
@@ -140,7 +157,8 @@ class Wanted:
     """What an arm wants of one stratum, in records.
 
     ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
-    With soft labels ``synthetic`` are rows, and ``share`` is what they count together.
+    With soft labels ``synthetic`` are rows, and ``share`` is what they count together; each counts
+    ``synthetic_weight`` times that, or of a record.
     """
 
     n_real: int
@@ -149,6 +167,7 @@ class Wanted:
     classic: int = 0
     copies: int = 0
     share: float | None = None
+    synthetic_weight: float = 1.0
 
     @property
     def weight(self) -> float:
@@ -159,7 +178,7 @@ class Wanted:
     def counted(self) -> float:
         """What the stored records count before they are weighted."""
         share = self.synthetic if self.share is None else self.share
-        return self.n_real + self.classic + share
+        return self.n_real + self.classic + self.synthetic_weight * share
 
     @property
     def stored(self) -> int:
@@ -221,13 +240,17 @@ def wanted_records(
             # A mixture is half synthetic, half SMOTE; on the fly, classic takes no room.
             most = room // 2 if arm.family == "mixture" and not arm.classic_prob else room
             synthetic = min(most, round(entry.n_synthetic * share))
+            if arm.per_real:
+                synthetic = min(synthetic, round(arm.per_real * n))
             if available is not None:
                 synthetic = min(synthetic, available.get(entry.name, 0))
         if arm.family in ("classic", "mixture") and not arm.classic_prob:
             classic = max(0, room - synthetic)
         if arm.family == "resampling":
             copies = max(0, round(effective) - n)
-        wanted[entry.name] = Wanted(n, effective, synthetic, classic, copies, counted)
+        wanted[entry.name] = Wanted(
+            n, effective, synthetic, classic, copies, counted, arm.synthetic_weight
+        )
     return wanted
 
 
@@ -259,7 +282,9 @@ def make_recipe(
     classic : Classic, optional
         Says the policy, for arms that apply one on the fly.
     """
-    policy = ImagePolicy.from_params(classic) if classic and arm.classic_prob else None
+    policy = None
+    if classic and arm.classic_prob:
+        policy = ImagePolicy.from_params(classic).stronger(arm.classic_strength)
     name = policy.name if policy else ""
     counts = {c.name: c.n_real for c in plan.classes}
     wanted = wanted_records(arm, counts, plan, available=kept, shares=shares or None)
@@ -283,6 +308,7 @@ def make_recipe(
         classic_config=policy.facts if policy else {},
         classic_prob=arm.classic_prob,
         real_only_finish=arm.real_only_finish,
+        synthetic_weight=arm.synthetic_weight,
         sentence=recipe_sentence(
             arm,
             n_synthetic=sum(w.synthetic for w in wanted.values()),
@@ -352,52 +378,3 @@ def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) ->
         for c in plan.classes
         if c.n_synthetic and c.name in strata
     }
-
-
-def recipe_sentence(
-    arm: Arm, *, n_synthetic: int, n_classic: int, copies: bool, policy: str, soft: bool = False
-) -> str:
-    """Say what was done and how to read it."""
-    if arm.family == "as_is":
-        return "Nothing was added: training on the real records as they are was not beaten."
-    if arm.family == "threshold":
-        return (
-            "No record was added. Train on the real records as they are, multiply each predicted probability by "
-            "the class's multiplier in recipe.json, and take the largest."
-        )
-    if arm.family == "loss":
-        times = "" if arm.amount >= 1 else f"{arm.amount:g} times "
-        return (
-            "No record was added. Train with balanced softmax: while training, and only then, add "
-            f"{times}the logarithm of the class's share of the training records to each logit."
-        )
-    added = []
-    synthetic = "rows of synthetic" if soft else "synthetic"
-    method = arm.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
-    for word, total in ((synthetic, n_synthetic), (method, n_classic)):
-        if total:
-            added.append(f"{total:,} {word} records")
-    what = f"{' and '.join(added)} were added" if added else "No record was added"
-    if soft and n_synthetic:
-        what += ", a record once for each class that it may be of"
-    if copies:
-        how = "rare classes are duplicated, so read the train split as it is"
-    elif arm.classic_prob or arm.real_only_finish < 1:
-        how = "draw records in proportion to the column aug_weight"
-    else:
-        how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
-    way = "all of the way" if arm.amount >= 1 else f"{arm.amount:.0%} of the way (on a log scale)"
-    sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
-    if arm.tune_threshold:
-        sentences.append(
-            "Multiply each predicted probability by the class's multiplier in recipe.json, and take the largest."
-        )
-    if arm.classic_prob:
-        sentences.append(
-            f"Apply the classic policy {policy!r} to {arm.classic_prob:.0%} of the records as they are drawn."
-        )
-    if added and arm.real_only_finish < 1:
-        sentences.append(
-            f"Draw synthetic records in the first {arm.real_only_finish:.0%} of the training steps only."
-        )
-    return " ".join(sentences)

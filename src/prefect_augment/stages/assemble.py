@@ -176,8 +176,10 @@ def assemble(
     duplicated = publish.materialise == "copies" and any(recipe.copies.values())
     weights = {}
     if not duplicated:
-        weights = shard_weights(recipe, [s.counts for s in train], [s.counted for s in train])
-    portions = [_portion(source, "train", weights) for source in train]
+        weights = shard_weights(
+            recipe, [s.counts for s in train], [_counted(s, recipe) for s in train]
+        )
+    portions = [_portion(source, "train", weights, recipe) for source in train]
     if "real" in publish.origins and not facts.holdout_uri:
         holdout = Real(look, facts.shards, ("holdout",))
         if holdout.counts.total():
@@ -187,13 +189,24 @@ def assemble(
     return Assembled(tuple(portions), weights, tuple(notes))
 
 
-def _portion(source: Source, split: Split, weights: Mapping[str, float]) -> Portion:
+def _counted(source: Source, recipe: Recipe) -> dict[str, float]:
+    """Return what a source's records count before they are weighted, by stratum."""
+    one = recipe.synthetic_weight if source.origin == "synthetic" else 1.0
+    return {name: one * n for name, n in source.counted.items()}
+
+
+def _portion(
+    source: Source, split: Split, weights: Mapping[str, float], recipe: Recipe | None = None
+) -> Portion:
+    one = recipe.synthetic_weight if recipe and weights and source.origin == "synthetic" else 1.0
+
     def stream(piece: Piece) -> Stream:
         def tables() -> Iterator[pa.Table]:
             for records in piece.records():
                 weight = np.array([weights.get(name, 1.0) for name in records.strata])
                 if records.shares is not None:
                     weight = weight * records.shares
+                weight = one * weight
                 yield with_lineage(
                     records.table,
                     origin=source.origin,

@@ -103,9 +103,19 @@ class Workbench(Protocol):
         ...
 
     def predictions(
-        self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
+        self,
+        arm: Arm,
+        rows: Int,
+        X: NDArray[Any],
+        *,
+        synthetic: Synthetic | None,
+        seed: int,
+        effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``."""
+        """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``.
+
+        ``effort`` is the share of its steps that a learner takes, where it is trained in steps.
+        """
         ...
 
     def plain_space(self, X: NDArray[Any]) -> Space:

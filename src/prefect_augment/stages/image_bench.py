@@ -44,11 +44,17 @@ LEARNER = "convolutional"
 RANGES = {"safe": ClassicRanges()}
 
 
-def _change(classic: Classic) -> Callable[[Images, Int], Images] | None:
+def _ranges(classic: Classic, arm: Arm) -> ClassicRanges | None:
+    """Return how far the batched transform goes, where it does what the policy does."""
+    ranges = RANGES.get(classic.image)
+    return ranges.stronger(arm.classic_strength) if ranges else None
+
+
+def _change(classic: Classic, arm: Arm) -> Callable[[Images, Int], Images] | None:
     """Return what changes images as the policy does; None where the batched transform does the same."""
     if classic.image in RANGES and not classic.policy and not classic.plugin:
         return None
-    policy = ImagePolicy.from_params(classic)
+    policy = ImagePolicy.from_params(classic).stronger(arm.classic_strength)
 
     def change(images: Images, seeds: Int) -> Images:
         height, width = images.shape[1:3]
@@ -122,7 +128,14 @@ class ImageBench:
         return given
 
     def predictions(
-        self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
+        self,
+        arm: Arm,
+        rows: Int,
+        X: NDArray[Any],
+        *,
+        synthetic: Synthetic | None,
+        seed: int,
+        effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Train the classifier on draws from the arm's training set."""
         data = self.records
@@ -140,15 +153,15 @@ class ImageBench:
             drawn.X,
             y,
             n_classes=len(data.classes),
-            steps=self.plan.learner_steps,
+            steps=max(1, round(effort * self.plan.learner_steps)),
             seed=seed,
             weights=drawn.weights,
             loss="balanced_softmax" if arm.family == "loss" else "ce",
             # Half of the way is half of the log prior: the amount's meaning for this arm.
             prior=np.where(counts > 0, counts**arm.amount, 0.0),
             augment_prob=arm.classic_prob,
-            ranges=RANGES.get(self.wishes.classic.image),
-            change=_change(self.wishes.classic) if arm.classic_prob else None,
+            ranges=_ranges(self.wishes.classic, arm),
+            change=_change(self.wishes.classic, arm) if arm.classic_prob else None,
             synthetic=drawn.synthetic,
             real_only_finish=arm.real_only_finish,
             device=self.wishes.device,

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import islice
 
-from prefect_augment.balancing import SOFT_PER_REAL, plan_classes, plan_warnings, suggestion
+from prefect_augment.balancing import (
+    MIN_SAMPLED,
+    MIN_SAMPLED_IMAGES,
+    SOFT_PER_REAL,
+    plan_classes,
+    plan_warnings,
+    suggestion,
+)
 from prefect_augment.datatypes import (
     Arm,
     BalancePlan,
@@ -21,18 +28,32 @@ from prefect_augment.datatypes import (
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.estimates import estimate, estimate_images, learner_size
+from prefect_augment.estimates import (
+    estimate,
+    estimate_images,
+    learner_size,
+    learner_steps,
+)
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import iter_shards, load_facts
-from prefect_augment.stages.arms import AMOUNTS, make_arms
+from prefect_augment.stages.arms import make_arms
 from prefect_augment.stages.constraints import check_types, columns_of, n_breaking, said_rule
 from prefect_augment.stages.object_plan import object_classes
 from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
+from prefect_augment.stages.search_space import (
+    N_KEPT,
+    N_SETTINGS,
+    PILOT_EFFORT,
+    PILOT_FOLDS,
+    n_trained,
+    settings,
+)
 from prefect_augment.storage import Store
 
 __all__ = ["MAX_BY_VALUES", "plan"]
 
 MAX_BY_VALUES = 20  # of a column to balance within; more would cut the classes into crumbs
+MOST_SEARCHED = 5.0  # synthetic records per real one
 _TRAINING = ("fit", "val")
 
 
@@ -45,6 +66,7 @@ def plan(
     store: Store,
     budget: Budget | None = None,
     seed: int = 0,
+    searched: bool = False,
 ) -> BalancePlan:
     """Return the plan for the training records (fit and val) of a staged dataset.
 
@@ -65,6 +87,9 @@ def plan(
         and images are not worth a generator within it, none is planned, and a warning says why.
     seed : int
         The run's.
+    searched : bool
+        The number of synthetic records is searched on val: where ``model`` is auto and no cap is
+        given, so many are planned that :data:`MOST_SEARCHED` per real one can be tried.
 
     Returns
     -------
@@ -83,6 +108,11 @@ def plan(
     facts = load_facts(dataset, store)
     _check_extras(facts)
     _check_by(balance.by, facts)
+    if searched and isinstance(model, AutoModel) and balance.max_synthetic_per_real < 0:
+        # With soft labels it is the weight of records that is searched.
+        soft = _can_have_soft_labels(facts, gate)
+        most = balance.most_per_real if soft else MOST_SEARCHED
+        balance = balance.model_copy(update={"max_synthetic_per_real": most})
     found = _plan(facts, balance, model, gate, budget, store)
     if facts.modality != "image" or not isinstance(model, AutoModel) or budget is None:
         return found
@@ -96,7 +126,7 @@ def plan(
     )
     if not reason:
         return found
-    without = _plan(facts, balance, NoModel(), gate, budget, store)
+    without = _plan(facts, balance, NoModel(), gate, budget, store, declined=True)
     return without.model_copy(
         update={"warnings": (f"no synthetic records: {reason}", *without.warnings)}
     )
@@ -109,22 +139,35 @@ def _plan(
     gate: Gate,
     budget: Budget | None,
     store: Store,
+    *,
+    declined: bool = False,
 ) -> BalancePlan:
+    """Return the plan; ``declined`` says that auto found no model worth its time."""
     if balance.unit == "object":
         return _plan_objects(facts, balance, gate, budget, store)
     can_sample = model.kind != "none"
     said = _constraint_warnings(facts, gate, store)
     counts = _training_counts(facts, balance.by, store)
     soft = can_sample and _can_have_soft_labels(facts, gate)
-    classes = plan_classes(counts, facts.judged, balance, can_sample=can_sample, soft_labels=soft)
+    classes = plan_classes(
+        counts,
+        facts.judged,
+        balance,
+        can_sample=can_sample,
+        soft_labels=soft,
+        least=MIN_SAMPLED if facts.image is None else MIN_SAMPLED_IMAGES,
+        why_no_model="auto trains no model here, see the plan's notes"
+        if declined
+        else "no model was asked for",
+    )
     has_model = any(entry.n_synthetic for entry in classes)
     if facts.image is not None:
-        expected, steps, n_folds = _estimate_images(
+        expected, steps, n_folds, n_settings = _estimate_images(
             facts, classes, gate, budget, has_model=has_model
         )
     else:
         expected = _estimate(facts, classes, gate, can_sample=can_sample, soft=soft)
-        steps = n_folds = 0
+        steps, n_folds, n_settings = 0, 0, N_SETTINGS
     return BalancePlan(
         rule=_rule(balance, soft=soft),
         classes=classes,
@@ -134,6 +177,7 @@ def _plan(
         + _budget_warnings(expected, n_folds, facts, budget, gate.n_seeds),
         learner_steps=steps,
         n_folds=n_folds,
+        n_settings=n_settings,
         soft_labels=soft,
     )
 
@@ -143,7 +187,7 @@ def _plan_objects(
 ) -> BalancePlan:
     """Return the plan of a detection set; nothing judges it."""
     classes = object_classes(facts, balance, store)
-    expected, steps, n_folds = _estimate_images(facts, classes, gate, budget, has_model=False)
+    expected, steps, n_folds, _ = _estimate_images(facts, classes, gate, budget, has_model=False)
     return BalancePlan(
         rule=f"{_rule(balance, soft=False)} (counted in boxes)",
         classes=classes,
@@ -304,7 +348,7 @@ def _rule(balance: Balance, *, soft: bool) -> str:
             if len(balance.classes) > 1
             else f"class {balance.classes[0].name!r} with a wish of its own"
         )
-    most = balance.max_synthetic_per_real * (SOFT_PER_REAL if soft else 1)
+    most = balance.most_per_real * (SOFT_PER_REAL if soft else 1)
     words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft else ''}")
     return ", ".join(words)
 
@@ -314,18 +358,20 @@ def _estimate(
 ) -> Estimate:
     """Count what the run will train, as the score stage will."""
     model = "model" if can_sample else None
-    n_fits = _n_fits(make_arms("table", model=model, classic=Classic(), soft_labels=soft))
+    arms = make_arms("table", model=model, classic=Classic(), soft_labels=soft)
+    n_folds = 1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS
+    pilots = _n_pilots(arms, classes, soft=soft) * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
         n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
         n_bytes=sum(shard.n_bytes for shard in facts.shards),
         n_columns=sum(column.kind in ("numeric", "category") for column in facts.columns),
         n_classes=len({entry.label for entry in classes}),
         n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
-        n_arms=sum(n_fits.values()),
-        n_folds=1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS,
+        n_arms=math.ceil(pilots * PILOT_EFFORT) + min(len(arms), N_KEPT + 2),
+        n_folds=n_folds,
         n_seeds=gate.n_seeds,
         n_learners=len(gate.learners),
-        n_model_arms=sum(n for arm, n in n_fits.items() if arm.has_model),
+        n_model_arms=sum(arm.has_model for arm in arms),
     )
 
 
@@ -336,32 +382,47 @@ def _estimate_images(
     budget: Budget | None,
     *,
     has_model: bool,
-) -> tuple[Estimate, int, int]:
-    """Count what judging will train, and fit the classifier's steps and folds to half of the budget."""
+) -> tuple[Estimate, int, int, int]:
+    """Count what judging will train, and fit its effort to half of the budget.
+
+    Returns the estimate, the classifier's steps, the folds, and the settings that are tried of each arm.
+    """
     assert facts.image is not None
     counts = {part: sum(facts.part_counts.get(part, {}).values()) for part in facts.part_counts}
     n_train = counts.get("fit", 0) + counts.get("val", 0)
     # With a model's candidates, or a val part of some size, arms are compared on val alone.
     alone = has_model or _rarest(facts) >= SMALL_VAL["image"]
     arms = make_arms("image", model="model" if has_model else None, classic=Classic())
-    return estimate_images(
-        n_train=n_train,
-        n_scored=max(counts.get("val", 0), counts.get("holdout", 0)),
-        n_bytes=sum(shard.n_bytes for shard in facts.shards),
-        side=learner_size(facts.image.most_common_size),
-        n_channels=facts.image.n_channels,
-        n_added=sum(entry.n_synthetic for entry in classes),
-        n_arms=sum(_n_fits(arms).values()),
-        folds=(1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1),
-        n_seeds=gate.n_seeds,
-        has_model=has_model,
-        seconds=math.inf if budget is None or budget.steps else 30.0 * budget.minutes,
-    )
+    folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
+    for n_settings in (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4):
+        pilots = _n_pilots(arms, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
+        found, steps, n_folds = estimate_images(
+            n_train=n_train,
+            n_scored=max(counts.get("val", 0), counts.get("holdout", 0)),
+            n_bytes=sum(shard.n_bytes for shard in facts.shards),
+            side=learner_size(facts.image.most_common_size),
+            n_channels=facts.image.n_channels,
+            n_added=sum(entry.n_synthetic for entry in classes),
+            n_arms=math.ceil(pilots * PILOT_EFFORT) + min(len(arms), N_KEPT + 2),
+            folds=folds,
+            n_seeds=gate.n_seeds,
+            has_model=has_model,
+            seconds=math.inf if budget is None or budget.steps else 30.0 * budget.minutes,
+        )
+        # Fewer settings before a learner that is trained much too short, or fewer folds.
+        if n_folds == folds[0] and 2 * steps >= learner_steps(n_train):
+            break
+    return found, steps, n_folds, n_settings
 
 
-def _n_fits(arms: Sequence[Arm]) -> dict[Arm, int]:
-    """Return how often each arm trains a learner, per fold and seed."""
-    return {arm: len(AMOUNTS) if arm.amount == 0 else 1 for arm in arms}
+def _n_pilots(
+    arms: Sequence[Arm], classes: Sequence[ClassPlan], *, soft: bool = False, most: int = 0
+) -> int:
+    """Return how many learners the pilots train, per fold."""
+    empty = Estimate(seconds=0, output_bytes=0, memory_bytes=0)
+    plan = BalancePlan(rule="", classes=tuple(classes), estimate=empty, soft_labels=soft)
+    tried = (settings(arm, plan=plan, classic=Classic(), most=most) for arm in arms)
+    return n_trained(one for own in tried for one in own)
 
 
 def _rarest(facts: DatasetFacts) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.evaluation.compare import choose_arm
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.metrics import score_predictions
+from prefect_augment.evaluation.metrics import predict_classes, score_predictions
 from prefect_augment.evaluation.thresholds import cross_fitted_multipliers, tune_multipliers
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.arms import AMOUNTS
+from prefect_augment.stages.arms import AMOUNTS, as_trained
 from prefect_augment.stages.bench import (
     Synthetic,
     Wishes,
@@ -37,9 +37,9 @@ from prefect_augment.stages.records import N_FOLDS, Records
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
-__all__ = ["choose", "published_arm", "score"]
+__all__ = ["choose", "out_of_fold", "published_arm", "score", "score_predicted"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 Predictions = dict[str, NDArray[np.float64]]  # learner -> probabilities, shape (n, n_classes)
 
@@ -113,9 +113,9 @@ def score(
     amounts = AMOUNTS if arm.amount == 0 else (arm.amount,)
     arms = [arm.model_copy(update={"amount": amount}) for amount in amounts]
     given = kept_synthetic(bench, store, candidates) if arm.has_model else None
-    predicted = _predict_all(bench, arms, folds, given=given, seed=run_seed * 1000 + seed)
+    predicted = out_of_fold(bench, arms, folds, given=given, seed=run_seed * 1000 + seed)
     scored = [
-        _summarise(bench.records, a, p, folds, seed=seed)
+        score_predicted(bench.records, a, p, folds, seed=seed)
         for a, p in zip(arms, predicted, strict=True)
     ]
     best = max(scored, key=lambda s: s.score)
@@ -151,15 +151,37 @@ def published_arm(choice: Choice, verdict: Verdict) -> Arm:
     ]
 
 
-def _predict_all(
+def out_of_fold(
     bench: Workbench,
     arms: Sequence[Arm],
     folds: NDArray[np.int64],
     *,
     given: Synthetic | None,
     seed: int,
+    effort: float = 1.0,
+    draw: Callable[[NDArray[np.int64], int], Synthetic] | None = None,
 ) -> list[Predictions]:
-    """Return each arm's out-of-fold probabilities; the arms share each fold's synthetic records."""
+    """Return each arm's out-of-fold probabilities.
+
+    The arms share each fold's synthetic records, and arms that differ in thresholds alone their learners.
+
+    Parameters
+    ----------
+    bench : Workbench
+        The records and their learners.
+    arms : sequence of Arm
+        All with synthetic records, or none.
+    folds : ndarray of int64, shape (n_records,)
+        Fold of each record that is scored; -1 for records that only train.
+    given : Synthetic, optional
+        The run's own candidates.
+    seed : int
+        Of the learners and of what is drawn.
+    effort : float in (0, 1]
+        Share of a learner's steps.
+    draw : callable, optional
+        Makes synthetic records from (rows, seed), instead of the workbench.
+    """
     data = bench.records
     shape = (len(data.y), len(data.classes))
     predictions: list[Predictions] = [
@@ -169,23 +191,33 @@ def _predict_all(
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         synthetic = None
         if arms[0].has_model:
-            synthetic = bench.synthetic(train, given=given, seed=seed * 100 + fold)
+            inner = seed * 100 + fold
+            synthetic = (
+                draw(train, inner) if draw else bench.synthetic(train, given=given, seed=inner)
+            )
+        done: dict[Arm, dict[str, NDArray[np.float64]]] = {}
         for arm, out in zip(arms, predictions, strict=True):
-            for name, proba in bench.predictions(
-                arm, train, data.X[test], synthetic=synthetic, seed=seed
-            ):
+            plain = as_trained(arm)
+            if plain not in done:
+                done[plain] = dict(
+                    bench.predictions(
+                        arm, train, data.X[test], synthetic=synthetic, seed=seed, effort=effort
+                    )
+                )
+            for name, proba in done[plain].items():
                 out[name][test] = proba
     return predictions
 
 
-def _summarise(
+def score_predicted(
     data: Records, arm: Arm, predictions: Predictions, folds: NDArray[np.int64], *, seed: int
 ) -> ArmScore:
-    """Score one arm's predictions over the judged classes."""
+    """Score one arm's predictions over the judged classes, on all folds together and on each."""
     rows = np.flatnonzero((folds >= 0) & data.judged[data.y])
     y = data.y[rows]
     learners: dict[str, LearnerScore] = {}
     thresholds: dict[str, dict[str, float]] = {}
+    of_folds: list[list[float]] = []
     for name, proba in predictions.items():
         multipliers = None
         if arm.tune_threshold:
@@ -198,6 +230,8 @@ def _summarise(
         learners[name] = score_predictions(
             y, proba[rows], classes=data.classes, judged=data.judged, multipliers=multipliers
         )
+        right = predict_classes(proba[rows], multipliers) == y
+        of_folds.append(_recalls(y, right, folds[rows]))
     return ArmScore(
         arm=arm,
         seed=seed,
@@ -206,4 +240,20 @@ def _summarise(
         thresholds=thresholds,
         n_train=int(np.sum(folds != 0)),
         n_val=len(rows),
+        folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
     )
+
+
+def _recalls(
+    y: NDArray[np.int64], right: NDArray[np.bool_], folds: NDArray[np.int64]
+) -> list[float]:
+    """Return the mean recall on each fold over the classes that occur there; nothing of a single fold."""
+    numbers = np.unique(folds)
+    if len(numbers) < 2:
+        return []
+    found = []
+    for fold in numbers:
+        here = folds == fold
+        n = np.bincount(y[here])
+        found.append(float(np.mean(np.bincount(y[here], right[here])[n > 0] / n[n > 0])))
+    return found

@@ -7,7 +7,10 @@ training records: a fifth of them plays val. (Tables only: an image model takes 
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,17 +21,19 @@ from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
-from prefect_augment.params import Gate, ModelParams
+from prefect_augment.params import Budget, Gate, ModelParams
 from prefect_augment.registry import load_model_class
 from prefect_augment.stages.arms import candidates_wanted
 from prefect_augment.stages.bench import Synthetic
 from prefect_augment.stages.draw import candidate_seeds
+from prefect_augment.stages.effort import effort
 from prefect_augment.stages.fit_sample import sample_rows
 from prefect_augment.stages.models import table_spec
 from prefect_augment.stages.parts import Question, best_first, groups_of
 from prefect_augment.stages.rules import draw_kept
 from prefect_augment.stages.soft import stand
 from prefect_augment.stages.train import fit_model
+from prefect_augment.staging import stage_key
 
 if TYPE_CHECKING:
     from prefect_augment.stages.table_bench import TableBench
@@ -36,10 +41,20 @@ if TYPE_CHECKING:
 __all__ = ["draw_synthetic"]
 
 VAL_FOLDS = 5  # one of them plays val
+# Pilots, the full scores and arms that mix ask for the same draws one after the other.
+MAX_RECENT = 8
+_recent: OrderedDict[str, Synthetic] = OrderedDict()
+_recent_lock = Lock()
 
 
 def draw_synthetic(
-    bench: TableBench, rows: NDArray[np.int64], *, model: ModelParams, gate: Gate, seed: int
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    *,
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None = None,
 ) -> Synthetic:
     """Fit the model on some records, draw, and return what passes the gate.
 
@@ -51,12 +66,52 @@ def draw_synthetic(
         Those that may be used; what is wanted is scaled to them.
     seed : int
         Of the model, the draws and the gate's folds.
+    budget : Budget, optional
+        For models that are trained in steps.
 
     Returns
     -------
     Synthetic
         In matrix form.
     """
+    key = _key(bench, rows, model, gate, seed, budget)
+    with _recent_lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            return _recent[key]
+    found = _draw_synthetic(bench, rows, model=model, gate=gate, seed=seed, budget=budget)
+    with _recent_lock:
+        _recent[key] = found
+        while len(_recent) > MAX_RECENT:
+            _recent.popitem(last=False)
+    return found
+
+
+def _key(
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None,
+) -> str:
+    """Name what the draws depend on."""
+    keys = "".join(bench.records.keys[rows].tolist()).encode()
+    what = [bench.facts.key, bench.facts.digest, list(bench.plan.classes), bench.plan.soft_labels]
+    rows_digest = hashlib.sha256(keys).hexdigest()
+    asked = [model, gate, effort(budget) if budget else [], rows_digest]
+    return stage_key("draws", algorithm_version=0, params=[*what, *asked], seed=seed)
+
+
+def _draw_synthetic(
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    *,
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None,
+) -> Synthetic:
     data = bench.records
     fold = stratified_folds(
         data.strata[rows],
@@ -75,6 +130,7 @@ def draw_synthetic(
         table_spec(data.encoder, data.strata[learnt], data.strata_names),
         model,
         seed,
+        budget=budget,
     )
     share = len(rows) / len(data.y)
     drawn, codes, ordinals = [], [], []

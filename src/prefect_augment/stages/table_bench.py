@@ -109,7 +109,14 @@ class TableBench:
         return draw_synthetic(self, rows, model=self.wishes.model, gate=self.wishes.gate, seed=seed)
 
     def predictions(
-        self, arm: Arm, rows: Int, X: NDArray[Any], *, synthetic: Synthetic | None, seed: int
+        self,
+        arm: Arm,
+        rows: Int,
+        X: NDArray[Any],
+        *,
+        synthetic: Synthetic | None,
+        seed: int,
+        effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Fit each learner on the arm's training set."""
         data = self.records
@@ -136,6 +143,7 @@ class TableBench:
                 n_levels=data.n_levels,
                 n_classes=len(data.classes),
                 seed=seed,
+                effort=effort,
             )
             yield name, learner.predict_proba(X)
 

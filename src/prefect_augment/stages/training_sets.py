@@ -68,6 +68,7 @@ def build_training_set(
         parts_X.append(synthetic.X[rows])
         parts_s.append(synthetic.strata[rows])
         shares = np.ones(len(rows)) if synthetic.shares is None else synthetic.shares[rows]
+        shares = arm.synthetic_weight * shares
     classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if classic_counts:
         made = make_records(
@@ -128,9 +129,10 @@ def drawn_training_set(
         strata = np.concatenate([strata, synthetic.strata[rows]])
     weight = np.zeros(len(names))
     for name, w in wanted.items():
-        weight[names.index(name)] = w.effective / max(1, w.stored)
-    weights = weight[strata]
-    return DrawnSet(X, strata, weights / weights.mean(), np.arange(len(strata)) >= n_real)
+        weight[names.index(name)] = w.effective / max(1, w.counted)
+    is_synthetic = np.arange(len(strata)) >= n_real
+    weights = weight[strata] * np.where(is_synthetic, arm.synthetic_weight, 1.0)
+    return DrawnSet(X, strata, weights / weights.mean(), is_synthetic)
 
 
 def _wanted_of_part(

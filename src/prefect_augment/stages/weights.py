@@ -94,7 +94,8 @@ def inherit_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: 
         "synthetic": recipe.synthetic,
     }
     goes_out = [origin for origin in origins if origin in publish.origins]
-    shares = {"synthetic": recipe.shares} if recipe.shares else {}
+    synthetic = recipe.shares or recipe.synthetic
+    shares = {"synthetic": {k: recipe.synthetic_weight * n for k, n in synthetic.items()}}
     fresh = shard_weights(
         recipe,
         [origins[origin] for origin in goes_out],
@@ -127,7 +128,7 @@ def _why_new(
     recipe: Recipe, fresh: Mapping[str, float], before: Recipe, weights: Mapping[str, float]
 ) -> str:
     """Say why the weights cannot be the parent's; empty where they can."""
-    kinds = [(r.arm.family, r.loss, bool(r.shares)) for r in (recipe, before)]
+    kinds = [(r.arm.family, r.loss, bool(r.shares), r.synthetic_weight) for r in (recipe, before)]
     if kinds[0] != kinds[1]:
         return f"the recipe was {before.arm.name!r} and is {recipe.arm.name!r}"
     if not weights:

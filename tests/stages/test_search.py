@@ -1,0 +1,374 @@
+"""The search on val: who survives a rung, what is counted, and that baselines are tried as hard as models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import (
+    Arm,
+    ArmScore,
+    BalancePlan,
+    Choice,
+    ClassPlan,
+    DatasetFacts,
+    DatasetRef,
+    Estimate,
+    LearnerScore,
+)
+from prefect_augment.facts_search import SearchFacts
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    Gate,
+    NoModel,
+    Source,
+    TreesModel,
+)
+from prefect_augment.reading.staged import load_facts
+from prefect_augment.stages.arms import make_arms
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.kinds import model_of, pilot_budget, suitable
+from prefect_augment.stages.plan import plan
+from prefect_augment.stages.search import (
+    affordable,
+    best_settings,
+    decided,
+    finalists,
+    go_on,
+    pilot,
+    rung,
+)
+from prefect_augment.stages.search_space import (
+    N_KEPT,
+    N_SETTINGS,
+    PILOT_FOLDS,
+    n_trained,
+    pilot_groups,
+    settings,
+)
+from prefect_augment.storage import Store, open_store
+
+GATE = Gate(learners=["logistic"], n_seeds=2, n_bootstrap=100)
+
+
+def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -> BalancePlan:
+    common = ClassPlan(
+        name="common", label="common", n_real=60, target=60, n_synthetic=0, n_classic=0, judged=True
+    )
+    rare = ClassPlan(
+        name="rare",
+        label="rare",
+        n_real=12,
+        target=72,
+        n_synthetic=n_synthetic,
+        n_classic=0,
+        judged=True,
+    )
+    return BalancePlan(
+        rule="",
+        classes=(common, rare),
+        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
+        soft_labels=soft,
+        n_settings=n_settings,
+    )
+
+
+def scored(arm: Arm, score: float, *, seed: int = 0, seconds: float = 1.0) -> ArmScore:
+    learner = LearnerScore(
+        balanced_accuracy=score,
+        macro_f1=score,
+        auprc=score,
+        worst_recall=score,
+        worst_class="rare",
+        brier=0.1,
+        recall={"rare": score},
+    )
+    return ArmScore(
+        arm=arm,
+        seed=seed,
+        score=score,
+        learners={"logistic": learner},
+        n_train=72,
+        n_val=200,
+        seconds=seconds,
+        folds=(score - 0.01, score, score + 0.01),
+    )
+
+
+def arms_of(modality: str, *, soft: bool = False) -> tuple[Arm, ...]:
+    return make_arms(modality, model="net", classic=Classic(), soft_labels=soft)  # type: ignore[arg-type]
+
+
+# --- what is tried ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("modality", "soft"), [("table", True), ("table", False), ("image", False)]
+)
+def test_baselines_are_tried_with_at_least_as_many_settings_as_models(
+    modality: str, soft: bool
+) -> None:
+    found = {
+        arm.name: settings(arm, plan=plan_of(soft=soft), classic=Classic())
+        for arm in arms_of(modality, soft=soft)
+    }
+    searched = {name: len(own) for name, own in found.items() if len(own) > 1}
+    of_models = [n for name, n in searched.items() if "net" in name]
+    of_baselines = [n for name, n in searched.items() if "net" not in name]
+    assert of_models, "the models are searched"
+    assert max(of_models) <= min(of_baselines)
+    assert max(searched.values()) <= N_SETTINGS
+    for own in found.values():
+        assert len(set(own)) == len(own), "no setting is tried twice"
+
+
+def test_a_short_list_of_settings_is_a_prefix_of_the_long_one_for_all_arms_alike() -> None:
+    for arm in arms_of("image"):
+        whole = settings(arm, plan=plan_of(), classic=Classic())
+        assert settings(arm, plan=plan_of(n_settings=2), classic=Classic()) == whole[:2]
+
+
+def test_amounts_per_real_record_go_from_a_half_to_five() -> None:
+    (arm,) = (a for a in arms_of("table") if a.family == "model")
+    hard = settings(arm, plan=plan_of(n_synthetic=60), classic=Classic())
+    assert {one.per_real for one in hard} == {0.0, 0.5, 1.0, 2.0}, "0: what the plan has, 5 here"
+    one = settings(arm, plan=plan_of(n_synthetic=12), classic=Classic())
+    assert {one.per_real for one in one} == {0.0, 0.5}, "the plan itself is 1 per real"
+    soft = settings(arm, plan=plan_of(soft=True), classic=Classic())
+    assert {2 * one.synthetic_weight for one in soft} == {0.5, 1.0, 2.0, 5.0}
+
+
+def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
+    classic = Classic(image_prob=0.4)
+    (arm,) = (a for a in make_arms("image", model=None, classic=classic) if a.family == "classic")
+    found = settings(arm, plan=plan_of(), classic=classic)
+    assert {one.classic_prob for one in found} == {0.2, 0.4, 1.0}
+    assert {one.classic_strength for one in found} == {0.5, 1.0, 2.0}
+    assert found[0].classic_prob == 0.4, "the user's own first"
+    own = settings(arm, plan=plan_of(), classic=Classic(policy="- HorizontalFlip: {p: 0.5}"))
+    assert {one.classic_strength for one in own} == {1.0}, "a pipeline goes as far as it says"
+
+
+def test_copies_leave_no_record_that_counts_less_than_another() -> None:
+    for arm in arms_of("table"):
+        found = settings(arm, plan=plan_of(), classic=Classic(), copies=True)
+        assert {one.synthetic_weight for one in found} == {1.0}
+
+
+def test_arms_without_settings_are_one_group_and_share_a_learner() -> None:
+    groups = pilot_groups(arms_of("table"), plan=plan_of(), classic=Classic())
+    assert [arm.name for arm in groups[0]] == ["as is", "threshold"]
+    assert n_trained(groups[0]) == 1
+    assert len({arm.name for group in groups for arm in group}) == len(arms_of("table"))
+
+
+# --- who goes on ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pilots() -> list[ArmScore]:
+    """Seven arms with two settings each; 'net' and 'as is' are the worst."""
+    families = {
+        "as is": ("as_is", 0.50),
+        "weights": ("weights", 0.71),
+        "resampling": ("resampling", 0.72),
+        "SMOTE": ("classic", 0.73),
+        "loss": ("loss", 0.74),
+        "threshold": ("threshold", 0.60),
+        "net": ("model", 0.40),
+    }
+    found = []
+    for name, (family, score) in families.items():
+        arm = Arm(name=name, family=family, amount=1.0)  # type: ignore[arg-type]
+        found.append(scored(arm, score))
+        if family not in ("as_is", "threshold"):
+            found.append(scored(arm.model_copy(update={"amount": 0.5}), score + 0.09))
+    return found
+
+
+def test_the_best_setting_of_the_best_arms_goes_on(pilots: list[ArmScore]) -> None:
+    kept = go_on(pilots)
+    assert {arm.name for arm in kept} == {"as is", "weights", "resampling", "SMOTE", "loss", "net"}
+    assert len(kept) == N_KEPT + 2, "as is and the best model go on whatever their scores"
+    assert all(arm.amount == 0.5 for arm in kept if arm.name != "as is"), "the better setting"
+
+
+def test_settings_that_tie_leave_the_earlier_one(pilots: list[ArmScore]) -> None:
+    """On few records the best of many settings is the luckiest one."""
+    arm = Arm(name="weights", family="weights", amount=1.0)
+    first, other = scored(arm, 0.70), scored(arm.model_copy(update={"amount": 0.5}), 0.75)
+    assert best_settings([first, other])[0] == other, "better on every fold alike"
+    noisy = other.model_copy(update={"folds": (0.55, 0.75, 0.95)})
+    assert best_settings([first, noisy])[0] == first, "within a standard error of the folds"
+    alone = [s.model_copy(update={"folds": (), "n_val": 10}) for s in (first, other)]
+    assert best_settings(alone)[0] == alone[0], "less than one of ten records"
+
+
+def test_the_order_of_arms_does_not_change_who_goes_on(pilots: list[ArmScore]) -> None:
+    assert set(go_on(pilots)) == set(go_on(pilots[::-1]))
+
+
+def test_finalists_are_as_is_and_the_best_three(pilots: list[ArmScore]) -> None:
+    full = [
+        scored(arm, s) for arm, s in zip(go_on(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
+    ]
+    assert [arm.name for arm in finalists(full)] == ["as is", "weights", "resampling", "SMOTE"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (None, N_KEPT),
+        (Budget(minutes=1000), N_KEPT),
+        (Budget(minutes=0.5), 2),
+        (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
+    ],
+)
+def test_the_clock_only_ever_takes_arms_away(
+    pilots: list[ArmScore], budget: Budget | None, expected: int
+) -> None:
+    assert affordable(pilots, budget=budget) == expected
+
+
+def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[ArmScore]) -> None:
+    kept = go_on(pilots)
+    found = rung("pilots", pilots, kept, reasons={"": "not among the best"}, timed=False)
+    assert len(found.trials) == len(pilots)
+    assert found.n_kept == len(kept)
+    dropped = [t for t in found.trials if not t.kept]
+    assert {t.reason for t in dropped} == {
+        "not among the best",
+        "another setting of this arm scored higher, or as high and stands before it",
+    }
+    assert {t.seconds for t in found.trials} == {0.0}, "no times where the same bytes are asked for"
+    assert found.trials[0].spread == pytest.approx(0.01)
+    assert found.trials[0].n_scores == 3
+
+
+def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[ArmScore]) -> None:
+    kept = go_on(pilots)
+    facts = SearchFacts(
+        rungs=(
+            rung("pilots", pilots, kept, reasons={}),
+            rung("in full", [scored(arm, 0.5) for arm in kept], kept, reasons={}),
+        ),
+        n_settings=8,
+    )
+    of_name = {arm.name: arm for arm in kept}
+    choice = Choice(
+        chosen=of_name["net"],
+        baseline=of_name["loss"],
+        as_is=of_name["as is"],
+        model=of_name["net"],
+        scores={},
+        reason="net has a mean score of 0.5 on val.",
+    )
+    found = decided(facts, choice)
+    assert found.rungs[0] == facts.rungs[0]
+    last = {t.arm.name: t for t in found.rungs[-1].trials}
+    assert {name for name, t in last.items() if t.kept} == {"net", "loss", "as is"}
+    assert last["SMOTE"].reason == "net has a mean score of 0.5 on val"
+    assert last["loss"].reason == ""
+
+
+# --- on records -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    store: Store,
+    make_table: Callable[..., pa.Table],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> DatasetRef:
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    pq.write_table(make_table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
+    dataset: DatasetRef, store: Store
+) -> None:
+    found = plan(dataset, balance=Balance(), model=NoModel(), gate=GATE, store=store)
+    (arm,) = (a for a in make_arms("table", model=None, classic=Classic()) if a.family == "weights")
+    tried = settings(arm, plan=found, classic=Classic())
+    wishes = {"plan": found, "model": NoModel(), "classic": Classic(), "gate": GATE, "run_seed": 0}
+    scores = pilot(dataset, arms=tried, store=store, **wishes)  # type: ignore[arg-type]
+    assert tuple(s.arm for s in scores) == tried
+    assert {len(s.folds) for s in scores} == {PILOT_FOLDS}
+    assert all(s.thresholds for s in scores if s.arm.tune_threshold)
+    again = pilot(dataset, arms=tried, store=store, **wishes)  # type: ignore[arg-type]
+    assert again == scores, "a receipt is obeyed"
+    other = open_store(f"memory://{uuid4().hex}")
+    other.fs.copy(store.root, other.root, recursive=True)
+    for path in other.fs.find(other.root):
+        if "/pilot/" in path:
+            other.fs.rm(path)
+    moved = dataset.model_copy(update={"root": other.uri})
+    anew = pilot(moved, arms=tried, store=other, **wishes)  # type: ignore[arg-type]
+    assert [s.model_copy(update={"seconds": 0}) for s in anew] == [
+        s.model_copy(update={"seconds": 0}) for s in scores
+    ]
+    other.fs.rm(other.root, recursive=True)
+
+
+def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=GATE, store=store)
+    arm = Arm(name="trees", family="model", amount=1.0, tune_threshold=True)
+    (score,) = pilot(
+        dataset,
+        arms=[arm],
+        plan=found,
+        model=model_of("trees"),
+        classic=Classic(),
+        gate=GATE,
+        run_seed=0,
+        store=store,
+        budget=pilot_budget(Budget(minutes=1)),
+    )
+    assert 0 < score.score <= 1
+
+
+# --- which models -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def facts(dataset: DatasetRef, store: Store) -> DatasetFacts:
+    return load_facts(dataset, store)
+
+
+def test_auto_compares_models_only_where_val_alone_can(facts: DatasetFacts) -> None:
+    pytest.importorskip("torch")
+    kinds, over = suitable(facts, plan_of(), AutoModel())
+    assert kinds == ("trees",)
+    assert "val records" in over["flow"]
+    many = facts.model_copy(update={"part_counts": {"val": dict.fromkeys(facts.judged, 500)}})
+    kinds, over = suitable(many, plan_of(), AutoModel())
+    assert kinds == ("trees", "flow")
+    assert "vae" in over
+    assert "flow" not in over
+
+
+def test_a_model_by_name_is_compared_with_no_other(facts: DatasetFacts) -> None:
+    assert suitable(facts, plan_of(), TreesModel()) == (("trees",), {})
+    assert suitable(facts, plan_of(n_synthetic=0), AutoModel())[0] == ()
+
+
+def test_a_pilot_gets_a_quarter_of_the_training() -> None:
+    assert pilot_budget(Budget(minutes=8)).minutes == 2
+    assert pilot_budget(Budget(steps=1)).steps == 1
+    assert pilot_budget(Budget(steps=100)).steps == 25
