@@ -55,6 +55,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash.get(_temporary_home, ""), ignore_errors=True)
 
 
+# Two processes take file after file from the list of tests, and none may be left alone with a long one.
+LONGEST_FIRST = (
+    # make e2e
+    "e2e/browser/test_cancelling.py",
+    "e2e/test_command_line.py",
+    "e2e/test_deployments.py",
+    "flows/test_image_examples.py",
+    "packaging/test_readme.py",
+    "e2e/test_approval.py",
+    # make faults
+    "faults/test_kill_matrix.py",
+    "faults/test_interrupts.py",
+    "e2e/test_killed_runs.py",
+    "faults/test_killed_images.py",
+    "faults/test_full_disk.py",
+    # make test
+    "flows/test_rebalance.py",
+    "contracts/test_models.py",
+    "flows/test_rebalance_images.py",
+    "flows/test_prefect.py",
+    "flows/test_composing.py",
+    "reading/test_torch_dataset.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file, and of the others, stays."""
+    tests = Path(__file__).parent
+    place = {tests / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 _fsync = os.fsync
 
 
