@@ -40,7 +40,7 @@ def module_worker(deployed: Any) -> Iterator[Any]:
     """The worker of this test."""
     worker = deployed.worker(env=SHORT)
     yield worker
-    worker.stop()
+    worker.kill()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ for a gate (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of f
 such writes go through. The next one leaves its process's id beside the gate, and waits for as long as
 the gate is there, as it would for a store that is slow to answer.
 
-Where ``$JUDGE_STEPS`` is set, the network that judges arms of images is trained for so many steps.
+Runs are also made shorter where nobody looks at what is computed: with ``$JUDGE_STEPS`` the network
+that judges arms of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
+of a small ensemble, the fixture `quick_teacher`'s.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ def _shorten_judging(module: ModuleType) -> None:
     module._STEPS_RANGE = (steps, steps)  # type: ignore[attr-defined]
 
 
+def _teach_less(module: ModuleType) -> None:
+    for name, n in {"N_FOLDS": 2, "FOREST_TREES": 10, "BOOSTING_ITERATIONS": 10}.items():
+        setattr(module, name, n)
+
+
 class _Loader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, change: Change) -> None:
         self.loader, self.change = loader, change
@@ -92,7 +99,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if os.environ.get("HOLD_WRITES"):
-    sys.meta_path.insert(0, _Finder("prefect_augment.storage", _hold_writes))
-if os.environ.get("JUDGE_STEPS"):
-    sys.meta_path.insert(0, _Finder("prefect_augment.estimates", _shorten_judging))
+CHANGES = {
+    "HOLD_WRITES": ("prefect_augment.storage", _hold_writes),
+    "JUDGE_STEPS": ("prefect_augment.estimates", _shorten_judging),
+    "FEW_MEMBERS": ("prefect_augment.evaluation.soft_labels", _teach_less),
+}
+for variable, (name, change) in CHANGES.items():
+    if os.environ.get(variable):
+        sys.meta_path.insert(0, _Finder(name, change))
