@@ -213,18 +213,20 @@ def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table
 
 
 @pytest.fixture(scope="module")
-def quick_teacher() -> Iterator[None]:
-    """Soft labels by an ensemble of few members, which is most of what a run on a small table computes.
+def quick_runs() -> Iterator[None]:
+    """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
-    For tests of what runs do around it; what the whole ensemble says is tested where it is made
-    (`evaluation/test_soft_labels.py`), and runs with it are those of `make e2e` and `make faults`.
+    For tests of what runs do around it. What the whole ensemble says and how charts look is tested where
+    they are made (`evaluation/test_soft_labels.py`, `evaluation/test_charts.py`); runs of the command line
+    and of the README are whole in `make e2e`.
     """
-    from prefect_augment.evaluation import soft_labels
+    from prefect_augment.evaluation import drawing, soft_labels
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(soft_labels, "N_FOLDS", 2)
         patch.setattr(soft_labels, "FOREST_TREES", 10)
         patch.setattr(soft_labels, "BOOSTING_ITERATIONS", 10)
+        patch.setattr(drawing, "DOTS_PER_INCH", (40,))
         yield
 
 

@@ -7,7 +7,7 @@ the gate is there, as it would for a store that is slow to answer.
 
 Runs are also made shorter where nobody looks at what is computed: with ``$JUDGE_STEPS`` the network
 that judges arms of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
-of a small ensemble, the fixture `quick_teacher`'s.
+of a small ensemble, the fixture `quick_runs`'s.
 """
 
 from __future__ import annotations
