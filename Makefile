@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Bytecode is kept whatever the shell says: hundreds of processes would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 # Two processes share the work; one thread each, since some figures depend on the number of threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A file stays in one process, for what its tests share; tests/conftest.py puts the longest files first.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test e2e faults lint bench schema docs dist clean
@@ -30,20 +34,21 @@ demo: setup ## rebalance the built-in table and images, end to end
 	@$(BIN)/prefect-augment demo
 
 test: setup ## the fast tests: no server, no network, no GPU
-	@$(PYTEST) -n 2 --dist loadfile -m "not e2e and not faults"
+	@$(PYTEST) $(SHARED) -m "not e2e and not faults"
 
-# pytest exits with 5 where it finds no test of a kind.
+# Only files that name the marker are collected, which takes the others their half minute. pytest exits
+# with 5 where it finds no test of a kind.
 define run_marked
-	@$(PYTEST) $(2) -m $(1) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
+	@$(PYTEST) $(SHARED) -m $(1) $$(grep -rl --include='test_*.py' 'mark\.$(1)\b' tests) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
 	echo "make $(1): THERE IS NO TEST MARKED $(1) YET, NOTHING WAS TESTED"; }
 endef
 
 e2e: setup ## the tests that start real servers on loopback
-	$(call run_marked,e2e,-n 2 --dist loadfile)
+	$(call run_marked,e2e)
 
 faults: setup ## the tests that kill, fill and break things, and talk to real object stores
 	@PYTHON=$(PYTHON) ./tests/faults/servers/install
-	$(call run_marked,faults,-n 2 --dist loadfile)
+	$(call run_marked,faults)
 
 lint: setup ## formatting, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -55,6 +55,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash.get(_temporary_home, ""), ignore_errors=True)
 
 
+# Two processes take file after file from the list of tests, and none may be left alone with a long one.
+LONGEST_FIRST = (
+    # make e2e
+    "e2e/browser/test_cancelling.py",
+    "e2e/test_command_line.py",
+    "e2e/test_deployments.py",
+    "flows/test_image_examples.py",
+    "packaging/test_readme.py",
+    "e2e/test_approval.py",
+    # make faults
+    "faults/test_kill_matrix.py",
+    "faults/test_interrupts.py",
+    "e2e/test_killed_runs.py",
+    "faults/test_killed_images.py",
+    "faults/test_full_disk.py",
+    # make test
+    "flows/test_rebalance.py",
+    "contracts/test_models.py",
+    "flows/test_rebalance_images.py",
+    "flows/test_prefect.py",
+    "flows/test_composing.py",
+    "reading/test_torch_dataset.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file, and of the others, stays."""
+    tests = Path(__file__).parent
+    place = {tests / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 _fsync = os.fsync
 
 
@@ -181,18 +213,20 @@ def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table
 
 
 @pytest.fixture(scope="module")
-def quick_teacher() -> Iterator[None]:
-    """Soft labels by an ensemble of few members, which is most of what a run on a small table computes.
+def quick_runs() -> Iterator[None]:
+    """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
-    For tests of what runs do around it; what the whole ensemble says is tested where it is made
-    (`evaluation/test_soft_labels.py`), and runs with it are those of `make e2e` and `make faults`.
+    For tests of what runs do around it. What the whole ensemble says and how charts look is tested where
+    they are made (`evaluation/test_soft_labels.py`, `evaluation/test_charts.py`); runs of the command line
+    and of the README are whole in `make e2e`.
     """
-    from prefect_augment.evaluation import soft_labels
+    from prefect_augment.evaluation import drawing, soft_labels
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(soft_labels, "N_FOLDS", 2)
         patch.setattr(soft_labels, "FOREST_TREES", 10)
         patch.setattr(soft_labels, "BOOSTING_ITERATIONS", 10)
+        patch.setattr(drawing, "DOTS_PER_INCH", (40,))
         yield
 
 

@@ -135,6 +135,8 @@ class Server:
                 ]
             ),
             "HOLD_WRITES": str(home / "gates"),
+            # Runs of the command line and the README are as users have them (see hold/).
+            "FEW_MEMBERS": "1",
             # The embedded default of source and destination lies below the home folder.
             "HOME": str(home),
         }

@@ -38,6 +38,12 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own: Prefect's database in it is made by the first command."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
 def table(make_table: Callable[..., pa.Table], tmp_path: Path) -> Path:
     pq.write_table(make_table(), tmp_path / "in.parquet")
@@ -51,11 +57,9 @@ def quick(tmp_path: Path) -> Path:
     return path
 
 
-def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path) -> None:
+def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path, home: Path) -> None:
     given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
-    done = prefect_augment(
-        "rebalance", table, tmp_path / "out", *given, "--json", home=tmp_path / "home"
-    )
+    done = prefect_augment("rebalance", table, tmp_path / "out", *given, "--json", home=home)
     assert done.returncode == 0, done.stderr[-3000:]
     result = last_line(done)
     assert result["version"] == 1
@@ -65,12 +69,12 @@ def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path) -> None
         assert name in result
     assert result["peak_rss_bytes"] > 0
 
-    checked = prefect_augment("verify", tmp_path / "out", "--json", home=tmp_path / "home")
+    checked = prefect_augment("verify", tmp_path / "out", "--json", home=home)
     assert checked.returncode == 0, checked.stderr
     assert last_line(checked)["problems"] == []
 
 
-def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path) -> None:
+def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path, home: Path) -> None:
     done = prefect_augment(
         "rebalance",
         table,
@@ -78,7 +82,7 @@ def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path) -> None
         "--label",
         "state",
         "--plan-only",
-        home=tmp_path / "home",
+        home=home,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Estimate" in done.stdout
@@ -86,16 +90,18 @@ def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "_manifests").exists()
 
 
-def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path) -> None:
+def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path, home: Path) -> None:
     given = ["--label", "state", "--on-no-gain", "fail", "--params", quick]
-    done = prefect_augment("rebalance", table, tmp_path / "out", *given, home=tmp_path / "home")
+    done = prefect_augment("rebalance", table, tmp_path / "out", *given, home=home)
     assert done.returncode == 3, done.stderr[-3000:]
     assert "report.html" in done.stderr.replace("\n", "")
 
 
-def test_demo_publishes_a_table_and_images_with_a_judged_generator(tmp_path: Path) -> None:
+def test_demo_publishes_a_table_and_images_with_a_judged_generator(
+    tmp_path: Path, home: Path
+) -> None:
     """It ends within two minutes on two free cores, and these may be shared."""
-    done = prefect_augment("demo", tmp_path, "--json", home=tmp_path / "home", timeout=900)
+    done = prefect_augment("demo", tmp_path, "--json", home=home, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = last_line(done)
     for name in ("table", "images"):
@@ -112,14 +118,12 @@ def test_demo_publishes_a_table_and_images_with_a_judged_generator(tmp_path: Pat
     sheets = [path.name for path in report.parent.glob("*.png")]
     assert any("eight" in name or "sheet" in name for name in sheets), sheets
 
-    checked = prefect_augment("verify", tmp_path / "images", home=tmp_path / "home")
+    checked = prefect_augment("verify", tmp_path / "images", home=home)
     assert checked.returncode == 0, checked.stderr
 
 
-def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path) -> None:
-    done = prefect_augment(
-        "rebalance", table, tmp_path / "out", "--label", "stat", home=tmp_path / "home"
-    )
+def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path, home: Path) -> None:
+    done = prefect_augment("rebalance", table, tmp_path / "out", "--label", "stat", home=home)
     assert done.returncode == 2
     assert "did you mean 'state'" in " ".join(done.stderr.split())
     done = prefect_augment(
@@ -130,29 +134,29 @@ def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path) 
         "state",
         "--target",
         "best",
-        home=tmp_path / "home",
+        home=home,
     )
     assert done.returncode == 2
     assert "median" in done.stderr
 
 
 def test_a_version_that_waits_is_published_by_the_command(
-    table: Path, quick: Path, tmp_path: Path
+    table: Path, quick: Path, tmp_path: Path, home: Path
 ) -> None:
     given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
     done = prefect_augment(
         *("rebalance", table, tmp_path / "out", *given, "--require-approval", "--json"),
-        home=tmp_path / "home",
+        home=home,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     waiting = last_line(done)
     assert (waiting["status"], waiting["version"]) == ("awaiting_approval", None)
 
     answer = ["approve", tmp_path / "out", waiting["proposal"][:8], "--by", "Ada", "--json"]
-    raised = prefect_augment(*answer, "--amount", "cracked=999", home=tmp_path / "home")
+    raised = prefect_augment(*answer, "--amount", "cracked=999", home=home)
     assert raised.returncode == 2
     assert "999 records were asked for" in " ".join(raised.stderr.split())
-    done = prefect_augment(*answer, "--amount", "cracked=2", home=tmp_path / "home")
+    done = prefect_augment(*answer, "--amount", "cracked=2", home=home)
     assert done.returncode == 0, done.stderr[-3000:]
     result = last_line(done)
     assert result["status"] == "published"

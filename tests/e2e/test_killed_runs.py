@@ -94,6 +94,7 @@ class Reader(threading.Thread):
         return self.seen
 
 
+@pytest.mark.usefixtures("quick_runs")  # as the server's runs have it
 def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
     server: Any, tmp_path: Path
 ) -> None:

@@ -233,8 +233,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def warm_up() -> None:
-    """Import what a run imports, and compute nothing: threads do not survive a fork."""
+    """Import what a run imports, and compute nothing: threads do not survive a fork.
 
+    Soft labels are those of an ensemble of few members, the same in every run.
+    """
     import prefect_augment.cli
     import prefect_augment.commands.rebalance
     import prefect_augment.evaluation.charts
@@ -242,6 +244,9 @@ def warm_up() -> None:
     import prefect_augment.flows.rebalance
     import prefect_augment.genmodels.table_trees
     import prefect_augment.reading.dataset  # noqa: F401
+    from prefect_augment.evaluation import soft_labels
+
+    soft_labels.N_FOLDS, soft_labels.FOREST_TREES, soft_labels.BOOSTING_ITERATIONS = 2, 10, 10
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ from prefect_augment.stages.arms import make_arms, make_recipe
 MakeTable = Callable[..., pa.Table]
 FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
 
-pytestmark = pytest.mark.usefixtures("quick_teacher")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def our_tasks() -> dict[str, Task[..., Any]]:

@@ -44,7 +44,7 @@ RULES: list[Constraint] = [
     Unique(columns=["cycles", "since"]),
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_teacher")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Compute, Destination, Gate, NoModel, Source, TreesModel
 
-pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_teacher")]
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
 
 @pytest.fixture

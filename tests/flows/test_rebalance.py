@@ -39,7 +39,7 @@ COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
 PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
 
-pytestmark = pytest.mark.usefixtures("quick_teacher")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ class Published:
 
 @pytest.fixture(scope="module")
 def published(
-    make_table: MakeTable, quick_teacher: None, tmp_path_factory: pytest.TempPathFactory
+    make_table: MakeTable, quick_runs: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Published:
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "parts.parquet")

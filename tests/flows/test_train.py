@@ -18,7 +18,7 @@ from prefect_augment.storage import open_store
 
 FAST = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 
-pytestmark = pytest.mark.usefixtures("quick_teacher")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture

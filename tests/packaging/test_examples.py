@@ -24,6 +24,8 @@ NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/prefect.yaml"))
 Run = Callable[[str], Any]
 
 QUICK = "from prefect_augment import Gate; gate = Gate(n_seeds=1, n_bootstrap=200, learners=['logistic'])"
+# Pictures are judged by a network of few steps, whose scores nobody reads.
+SHORT = "from prefect_augment import estimates; estimates._STEPS_RANGE = (8, 8)"
 FAITHFUL = f"{QUICK}; gate = gate.model_copy(update={{'purpose': 'faithful'}})"
 
 
@@ -99,7 +101,7 @@ def test_pictures_are_published_only_after_somebody_approved(
 ) -> None:
     data = tmp_path / "data"
     waiting = repository_of(
-        f"{QUICK}\nimport json\nfrom prefect_augment import Budget\nfrom flows.weekly import weekly\n"
+        f"{SHORT}\n{QUICK}\nimport json\nfrom prefect_augment import Budget\nfrom flows.weekly import weekly\n"
         f"print(json.dumps(weekly({str(data)!r}, budget=Budget(steps=20), gate=gate)))"
     )
     assert waiting["status"] == "awaiting_approval"

@@ -48,6 +48,7 @@ def parts(
 
 
 @pytest.mark.flow
+@pytest.mark.usefixtures("quick_runs")
 def test_the_flow_of_tasks_publishes(parts: str, tmp_path: Path) -> None:
     (code,) = blocks("As tasks in your own flow", "python")
     names: dict[str, Any] = {}
@@ -58,6 +59,7 @@ def test_the_flow_of_tasks_publishes(parts: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.flow
+@pytest.mark.usefixtures("quick_runs")
 def test_the_python_section_publishes_and_reads(
     make_table: Callable[..., pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

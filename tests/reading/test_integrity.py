@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,9 @@ from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 
-@pytest.fixture
-def release(tmp_path: Path, releases: Any) -> Any:
+def publish_twice(folder: Path, releases: Any) -> Any:
     """A dataset of two versions on disk."""
-    store = open_store(str(tmp_path / "out"))
-    release = releases.stage_release(store)
+    release = releases.stage_release(open_store(str(folder)))
     publish(**vars(release))
     recipe = release.recipe.model_copy(update={"sentence": "Less."})
     publish(**{**vars(release), "recipe": recipe})
@@ -33,8 +32,22 @@ def release(tmp_path: Path, releases: Any) -> Any:
 
 
 @pytest.fixture
-def store(release: Any) -> Store:
-    return release.store  # type: ignore[no-any-return]
+def release(tmp_path: Path, releases: Any) -> Any:
+    """What publishing takes, to publish again."""
+    return publish_twice(tmp_path / "again", releases)
+
+
+@pytest.fixture(scope="module")
+def template(releases: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("template") / "out"
+    publish_twice(folder, releases)
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> Store:
+    """A copy of the dataset, to be damaged."""
+    return open_store(str(shutil.copytree(template, tmp_path / "out")))
 
 
 def shard(store: Store) -> str:
@@ -236,8 +249,9 @@ def forge(store: Store, change: Callable[[dict[str, Any]], Any]) -> None:
 
 @pytest.mark.parametrize("damage", [cut, empty, flip], ids=lambda damage: damage.__name__)
 def test_a_damaged_manifest_is_an_error_and_older_versions_stay_readable(
-    store: Store, release: Any, damage: Callable[[Path], None]
+    release: Any, damage: Callable[[Path], None]
 ) -> None:
+    store = release.store
     path = file(store, manifest_path(2))
     damage(path)
     says = (

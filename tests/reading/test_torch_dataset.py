@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -33,23 +34,32 @@ from prefect_augment.storage import open_store
 TAIL = "c/<b>|'"
 
 
+@pytest.fixture(scope="module")
+def template(releases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("template") / "out"
+    release = vars(releases.stage_release(open_store(str(folder))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "ROW_GROUP_BYTES", 200)
+        publish(**{**release, "publish": Publish(shard_records=20)})
+    return folder
+
+
 @pytest.fixture
-def table(tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+def table(template: Path, tmp_path: Path) -> Dataset:
     """55 train records in many small groups: 48 real, 3 classic, 4 synthetic; weights 1 : 2 : 3."""
-    monkeypatch.setattr(groups, "ROW_GROUP_BYTES", 200)
-    store = open_store(str(tmp_path / "out"))
-    publish(**{**vars(releases.stage_release(store)), "publish": Publish(shard_records=20)})
-    return open_dataset(store.uri)
+    return open_dataset(str(shutil.copytree(template, tmp_path / "out")))
 
 
-@pytest.fixture(params=["parquet", "webdataset"])
+@pytest.fixture(scope="module", params=["parquet", "webdataset"])
 def images(
     request: pytest.FixtureRequest,
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     releases: ModuleType,
     messy_images: ModuleType,
 ) -> Dataset:
-    return publish_images(tmp_path, releases, messy_images, shard_format=request.param)
+    """Pictures that no test changes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return publish_images(folder, releases, messy_images, shard_format=request.param)
 
 
 def publish_images(

@@ -41,7 +41,7 @@ from prefect_augment.storage import Store, open_store
 MakeTable = Callable[..., pa.Table]
 GATE = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
 
-pytestmark = pytest.mark.usefixtures("quick_teacher")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 # --- amounts ---
@@ -131,7 +131,7 @@ def test_an_answer_that_contradicts_itself_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def proposed(
-    make_table: MakeTable, quick_teacher: None, tmp_path_factory: pytest.TempPathFactory
+    make_table: MakeTable, quick_runs: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A run up to its proposal: source and destination. A copy of the folder is as good as a run."""
     folder = tmp_path_factory.mktemp("proposed")

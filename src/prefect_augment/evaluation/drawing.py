@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 MAX_BYTES = 200_000  # an artifact's picture may not be larger (DESIGN §9)
+DOTS_PER_INCH = (200, 150, 100, 72)  # the first that keeps a picture small enough
 WIDTH = 4.7  # inches: one column on a phone, half a page on a desktop
 FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs on every machine
 INK, MUTED, GRID = "#1c2430", "#5b6572", "#e6e9ed"
@@ -142,7 +143,7 @@ def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG, as fine as :data:`MAX_BYTES` allows."""
     FigureCanvasAgg(figure)
     content = b""
-    for dpi in (200, 150, 100, 72):
+    for dpi in DOTS_PER_INCH:
         drawn, buffer = BytesIO(), BytesIO()
         figure.savefig(
             drawn, format="png", dpi=dpi, facecolor="white", pil_kwargs={"compress_level": 1}

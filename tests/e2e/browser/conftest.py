@@ -48,7 +48,7 @@ def module_worker(deployed: Any) -> Iterator[Any]:
     """One worker for the tests of a module."""
     worker = deployed.worker()
     yield worker
-    worker.stop()
+    worker.kill()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,12 +25,22 @@ from prefect_augment.storage import open_store
 pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
 
 PARAMETERS: dict[str, Any] = {
-    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 60, "guidance": 2.0},
-    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
+    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
+    "budget": {"steps": 120, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
     "gate": {"n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }
+# Arms are judged by a network of few steps: here nobody reads its scores.
+SHORT = {"JUDGE_STEPS": "20"}
+
+
+@pytest.fixture(scope="module")
+def module_worker(deployed: Any) -> Iterator[Any]:
+    """The worker of this test."""
+    worker = deployed.worker(env=SHORT)
+    yield worker
+    worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,9 @@ def undisturbed(working: Any, digits: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "params.yaml").write_text(json.dumps(PARAMETERS))  # JSON is YAML
     words = ["prefect_augment.cli", "rebalance", str(digits), str(folder / "out")]
-    process = working.spawn([*words, "--params", str(folder / "params.yaml")], "undisturbed")
+    process = working.spawn(
+        [*words, "--params", str(folder / "params.yaml")], "undisturbed", env=SHORT
+    )
 
     def finished() -> Path:
         assert process.popen.wait(timeout=300) == 0, process.output()[-3000:]
@@ -122,7 +134,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui.open_filled_form({**PARAMETERS, **uris})
 
     # In training, from the UI, a third of the way.
-    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=100) as held:
+    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=40) as held:
         run_id = ui.submit()
         run = Watched(ui.server, run_id)
         ui.leave()

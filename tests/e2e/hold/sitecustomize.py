@@ -4,6 +4,10 @@ A stage may be over before a test has seen it begin, so a test that must act in 
 for a gate (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of full paths and how many
 such writes go through. The next one leaves its process's id beside the gate, and waits for as long as
 the gate is there, as it would for a store that is slow to answer.
+
+Runs are also made shorter where nobody looks at what is computed: with ``$JUDGE_STEPS`` the network
+that judges arms of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
+of a small ensemble, the fixture `quick_runs`'s.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_HELD_MODULE = "prefect_augment.storage"
+Change = Callable[[ModuleType], None]
 _passed: Counter[str] = Counter()
 
 
@@ -50,33 +54,56 @@ def _held(write: Callable[..., Any]) -> Callable[..., Any]:
     return held
 
 
+def _hold_writes(module: ModuleType) -> None:
+    for name in ("put", "put_if_absent"):
+        setattr(module.Store, name, _held(getattr(module.Store, name)))
+
+
+def _shorten_judging(module: ModuleType) -> None:
+    steps = int(os.environ["JUDGE_STEPS"])
+    module._STEPS_RANGE = (steps, steps)  # type: ignore[attr-defined]
+
+
+def _teach_less(module: ModuleType) -> None:
+    for name, n in {"N_FOLDS": 2, "FOREST_TREES": 10, "BOOSTING_ITERATIONS": 10}.items():
+        setattr(module, name, n)
+
+
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: importlib.abc.Loader, change: Change) -> None:
+        self.loader, self.change = loader, change
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        for name in ("put", "put_if_absent"):
-            setattr(module.Store, name, _held(getattr(module.Store, name)))
+        self.change(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Sees the one module when it is imported, so that nothing is imported here."""
+    """Sees one module when it is imported and changes it then, so that nothing is imported here."""
+
+    def __init__(self, name: str, change: Change) -> None:
+        self.name, self.change = name, change
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _HELD_MODULE:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self.change)
         return spec
 
 
-if os.environ.get("HOLD_WRITES"):
-    sys.meta_path.insert(0, _Finder())
+CHANGES = {
+    "HOLD_WRITES": ("prefect_augment.storage", _hold_writes),
+    "JUDGE_STEPS": ("prefect_augment.estimates", _shorten_judging),
+    "FEW_MEMBERS": ("prefect_augment.evaluation.soft_labels", _teach_less),
+}
+for variable, (name, change) in CHANGES.items():
+    if os.environ.get(variable):
+        sys.meta_path.insert(0, _Finder(name, change))
