@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
 
 from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.encoding.near_duplicates import strengths
@@ -172,6 +173,29 @@ def test_near_duplicates_of_a_given_holdout_are_counted_and_kept(
     assert facts.image.n_near_holdout == 7
     assert any("7 images have a near-duplicate in the hold-out" in note for note in facts.notes)
     assert parts["head/003.png"] in ("fit", "val")
+
+
+def test_small_pictures_of_one_kind_are_not_near_for_want_of_clusters(
+    tmp_path: Path, store: Store
+) -> None:
+    """Where groups decide what stays together: of 16-pixel digits most were near to a hold-out."""
+    digits = load_digits().images[:260] * 16
+
+    def picture(i: int, turned: float = 1.0) -> Image.Image:
+        pixels = np.clip(digits[i] * turned, 0, 255).astype(np.uint8)
+        return Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC)
+
+    named = {f"{'head' if i % 3 else 'tail'}/p{i}_a.png": picture(i) for i in range(160)}
+    held = {f"{'head' if i % 3 else 'tail'}/q{i}_a.png": picture(i) for i in range(160, 260)}
+    held |= {f"head/c{i}_a.png": picture(i, 0.8) for i in (1, 4, 7)}
+    facts, _ = run(
+        store,
+        write(tmp_path / "in", named),
+        holdout_uri=str(write(tmp_path / "held", held)),
+        group_pattern=r"(\w\d+)_",
+    )
+    assert facts.image is not None
+    assert facts.image.n_near_holdout == 3
 
 
 def test_images_that_are_also_in_the_holdout_are_refused_or_dropped(

@@ -399,11 +399,10 @@ class _Bin:
                 "largest_cluster": int(sizes.max(initial=0)),
             }
         if self.held is not None and self.held.images is not None:
-            levels = np.zeros(len(left), dtype=np.int64)
             found["n_near_holdout"] = count_near(
                 left.keys,
                 self._thumbs_of(left),
-                levels if self.clusters is None else self.clusters.levels,
+                None if self.clusters is None else self.clusters.levels,
                 self.held.every.keys,
                 self.held.images.thumbs,
             )

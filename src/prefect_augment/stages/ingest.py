@@ -47,7 +47,7 @@ __all__ = ["ALGORITHM_VERSION", "ingest"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 
 @dataclass(frozen=True)

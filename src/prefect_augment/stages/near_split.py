@@ -312,14 +312,17 @@ def _grown(
 def count_near(
     keys: NDArray[Any],
     thumbs: Thumbs,
-    levels: NDArray[np.int64],
+    levels: NDArray[np.int64] | None,
     holdout_keys: NDArray[Any],
     holdout_thumbs: Thumbs,
 ) -> int:
     """Return how many records have a near-duplicate, not an equal image, among hold-out records.
 
-    Each is compared as strictly as within the source.
+    Each is compared as strictly as within the source. Without ``levels`` (the source's groups decided
+    what stays together) that is found out here: of small pictures of one kind most would be near.
     """
+    if levels is None:
+        levels = _levels(keys, thumbs)
     n_holdout = len(holdout_keys)
     near = nearest_by_group(
         thumbs,
@@ -330,3 +333,10 @@ def count_near(
     )
     equal = np.isin(keys, holdout_keys)
     return int(((near.strength[:, 0] > levels) & ~equal).sum())
+
+
+def _levels(keys: NDArray[Any], thumbs: Thumbs) -> NDArray[np.int64]:
+    """How strictly each image has to be compared, from its distance to the others of the source."""
+    distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    _, levels = cluster_images(thumbs[first], limit=cluster_limit(len(distinct)))
+    return levels[which.ravel()]
