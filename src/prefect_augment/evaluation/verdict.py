@@ -179,12 +179,8 @@ def decide(
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
-    if predictions[chosen].arm.family == "given":  # judged, and nothing is published
-        why = (
-            "So train on the real records together with these."
-            if published == chosen
-            else f"So do without them: {published} is what to use of the other ways."
-        )
+    if predictions[chosen].arm.family == "given":
+        why = _of_given(decision, published)
     pairs = dict.fromkeys(
         [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
     )
@@ -273,6 +269,14 @@ def _what_to_publish(
     if on_no_gain == "fail":
         return arm, f"on_no_gain is fail; otherwise {arm}{because}, would be published."
     return arm, f"The recipe of {arm} is published{because}."
+
+
+def _of_given(decision: Decision, published: str) -> str:
+    """What to do with records that were given to be judged; nothing of them is published."""
+    if decision == "accept":
+        return "So train on the real records together with these."
+    word = "do without them" if decision == "reject" else "nothing speaks for them so far"
+    return f"So {word}: of the other ways {published} is the one to use."
 
 
 def _nothing_to_judge(

@@ -1,0 +1,185 @@
+"""What records of a model give away, from staged records to the report and the card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import BalancePlan, DatasetRef, GateReport, Verdict
+from prefect_augment.evaluation.section_privacy import section
+from prefect_augment.facts_privacy import Privacy
+from prefect_augment.findings import Findings
+from prefect_augment.params import Balance, Gate, NoModel, Publish, Source
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages.arms import plain_recipe
+from prefect_augment.stages.foreign import import_candidates, plan_of_given
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.judge import judge
+from prefect_augment.stages.plan import plan
+from prefect_augment.stages.privacy import found_privacy, measure
+from prefect_augment.stages.publish import publish
+from prefect_augment.stages.refusal import why_refused
+from prefect_augment.stages.report import report
+from prefect_augment.storage import Store, open_store
+
+MakeTable = Callable[..., pa.Table]
+# The gate drops nothing, so that what is kept is what was drawn.
+OPEN = Gate(purpose="faithful", near_copy_quantile=0.0, fidelity_quantile=0.0)
+
+
+class Drawn(NamedTuple):
+    store: Store
+    dataset: DatasetRef
+    plan: BalancePlan
+    candidates: DatasetRef
+    judged: GateReport
+    privacy: Privacy
+
+
+@pytest.fixture(scope="module")
+def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drawn]:
+    """Records of a generator that was fitted on fit."""
+    folder = tmp_path_factory.mktemp("privacy")
+    pq.write_table(make_table(counts={"ok": 300, "worn": 150}), folder / "real.parquet")
+    source = Source(uri=str(folder / "real.parquet"), label="state")
+
+    def make(kind: str) -> Drawn:
+        store = open_store(str(folder / kind))
+        dataset = ingest(source, store=store, seed=0)
+        fit = read_part(store, load_facts(dataset, store), ["fit"])
+        fit = fit.drop_columns(["aug_id", "content_key"])
+        worn = fit.filter(pa.array([name == "worn" for name in fit["state"].to_pylist()]))
+        if kind == "fresh":
+            worn = make_table(seed=7, counts={"worn": 100})
+        pq.write_table(worn, folder / f"{kind}.parquet")
+        wanted = plan(dataset, balance=Balance(), model=NoModel(), gate=OPEN, store=store)
+        uri = str(folder / f"{kind}.parquet")
+        candidates = import_candidates(dataset, uri, plan=wanted, store=store)
+        wanted = plan_of_given(wanted, candidates)
+        judged = judge(dataset, candidates, plan=wanted, gate=OPEN, seed=0, store=store)
+        privacy = measure(dataset, candidates, judged, plan=wanted, store=store)
+        return Drawn(store, dataset, wanted, candidates, judged, privacy)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def copies(drawn: Callable[..., Drawn]) -> Drawn:
+    return drawn("copies")
+
+
+@pytest.fixture(scope="module")
+def fresh(drawn: Callable[..., Drawn]) -> Drawn:
+    return drawn("fresh")
+
+
+def side(privacy: Privacy, records: str) -> dict[str, object]:
+    found = next(s for s in privacy.sides if s.records == records)
+    return {"auc": found.attack.auc if found.attack else None, "finding": found.finding}
+
+
+def test_generator_that_copies_leaks_whatever_the_gate_kept(copies: Drawn) -> None:
+    found = side(copies.privacy, "drawn")
+    assert found["finding"] == "leak"
+    assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
+
+
+def test_new_records_of_the_distribution_show_nothing(fresh: Drawn) -> None:
+    for records in ("drawn", "kept"):
+        found = side(fresh.privacy, records)
+        assert found["finding"] == "none shown"
+        assert found["auc"].low <= 0.5 <= found["auc"].high  # type: ignore[attr-defined]
+    assert "no proof" in fresh.privacy.sentence
+
+
+def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
+    assert found_privacy(copies.store, copies.dataset, copies.judged) == copies.privacy
+    again = measure(
+        fresh.dataset, fresh.candidates, fresh.judged, plan=fresh.plan, store=fresh.store
+    )
+    assert again.to_json() == fresh.privacy.to_json()
+    other = copies.judged.model_copy(update={"key": "another"})
+    assert found_privacy(copies.store, copies.dataset, other) is None
+    assert found_privacy(copies.store, copies.dataset, None) is None
+
+
+def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> None:
+    kept = fresh.judged.kept_counts
+    for counts, said in ((kept, True), ({}, False)):
+        recipe = plain_recipe(fresh.plan, counts)
+        publish(
+            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, gate=fresh.judged,
+            classic=None, models=[], report=None, publish=Publish(), params={}, store=fresh.store,
+        )  # fmt: skip
+        card = fresh.store.read("README.md").decode()
+        assert ("This is one attack, by distance." in card) == said
+
+
+def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
+    ref, summary = report(
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.judged,
+        model=None, pictures="none", seed=0, store=fresh.store,
+        findings=Findings(privacy=fresh.privacy),
+    )  # fmt: skip
+    facts = json.loads(fresh.store.read(f"{ref.prefix}/report.json"))
+    page = fresh.store.read(f"{ref.prefix}/report.html").decode()
+    assert Privacy.model_validate(facts["privacy"]) == fresh.privacy
+    assert 'id="privacy"' in page
+    assert "**Privacy.**" in summary
+    assert section(None) == ""
+
+
+def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
+    first = fresh.privacy.sides[0]
+    named = first.classes[0].model_copy(update={"name": "<script>x</script>"})
+    odd = fresh.privacy.model_copy(
+        update={"sides": (first.model_copy(update={"classes": (named,)}),)}
+    )
+    assert "<script>" not in section(odd)
+    # Numbers, shares and names of classes: nothing else has a place in these facts.
+    texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]
+    assert not any(value in text for text in texts for value in ("north", "south", "sn-0"))
+
+
+def _leaves(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
+    """Fit and val in another order give the same distances."""
+    from prefect_augment.stages.bench import open_bench
+
+    bench = open_bench(copies.store, load_facts(copies.dataset, copies.store), copies.plan)
+    X = bench.records.X
+    one, other = bench.plain_space(X), bench.plain_space(X[::-1])
+    a, b = (s.distances(s.place(X[:20]), s.place(X[20:40])) for s in (one, other))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("gate", "goes_out", "refused"),
+    [
+        (Gate(), True, False),
+        (Gate(on_leak="fail"), True, True),
+        (Gate(on_leak="fail"), False, False),
+        (Gate(on_no_gain="fail"), False, False),
+    ],
+)
+def test_a_leak_refuses_what_would_go_out(
+    copies: Drawn, gate: Gate, goes_out: bool, refused: bool
+) -> None:
+    leaking = copies.privacy.model_copy(update={"finding": "leak"})
+    verdict: Verdict | None = None
+    assert bool(why_refused(gate, verdict, leaking, goes_out=goes_out)) == refused
+    shown = leaking.model_copy(update={"finding": "none shown"})
+    assert why_refused(gate, verdict, shown, goes_out=goes_out) == ""
