@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, GateReport, Verdict
+from prefect_augment.datatypes import BalancePlan, ColumnFact, DatasetRef, GateReport, Verdict
+from prefect_augment.evaluation.disclosure import disclosable
+from prefect_augment.evaluation.report import ReportData, build_report, markdown_summary
 from prefect_augment.evaluation.section_privacy import section
 from prefect_augment.facts_privacy import Privacy
 from prefect_augment.findings import Findings
@@ -33,6 +36,18 @@ MakeTable = Callable[..., pa.Table]
 OPEN = Gate(purpose="faithful", near_copy_quantile=0.0, fidelity_quantile=0.0)
 
 
+SITE = "Baker Street"  # of real worn records, and of no synthetic one
+
+
+def with_own_sites(table: pa.Table) -> pa.Table:
+    """A third of the worn records from a place of their own."""
+    sites = table["site"].to_pylist()
+    worn = [i for i, name in enumerate(table["state"].to_pylist()) if name == "worn"]
+    for i in worn[::3]:
+        sites[i] = SITE
+    return table.set_column(3, "site", pa.array(sites))
+
+
 class Drawn(NamedTuple):
     store: Store
     dataset: DatasetRef
@@ -46,7 +61,9 @@ class Drawn(NamedTuple):
 def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drawn]:
     """Records of a generator that was fitted on fit."""
     folder = tmp_path_factory.mktemp("privacy")
-    pq.write_table(make_table(counts={"ok": 300, "worn": 150}), folder / "real.parquet")
+    pq.write_table(
+        with_own_sites(make_table(counts={"ok": 300, "worn": 150})), folder / "real.parquet"
+    )
     source = Source(uri=str(folder / "real.parquet"), label="state")
 
     def make(kind: str) -> Drawn:
@@ -133,6 +150,58 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
     assert 'id="privacy"' in page
     assert "**Privacy.**" in summary
     assert section(None) == ""
+
+
+@pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
+def test_report_and_artifact_show_of_real_records_what_they_may(
+    fresh: Drawn, pictures: Literal["real", "synthetic", "none"]
+) -> None:
+    """A value of real records is in no page, fact or summary that may not show it."""
+    ref, summary = report(
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.judged,
+        model=None, pictures=pictures, seed=0, store=fresh.store,
+        findings=Findings(privacy=fresh.privacy),
+    )  # fmt: skip
+    page, facts = (fresh.store.read(f"{ref.prefix}/report.{e}").decode() for e in ("html", "json"))
+    assert (SITE in facts) == (pictures == "real")
+    if pictures != "real":  # else it is in a picture on the page
+        assert SITE not in page + summary
+    made = "north"  # of synthetic records too
+    assert (made in facts) == (pictures != "none")
+    assert json.loads(facts)["privacy"] is not None
+
+
+def test_words_that_quote_values_are_hidden_and_names_are_not() -> None:
+    data = ReportData(
+        title="t",
+        label="state",
+        pictures="synthetic",
+        columns=(column("load", "always 'x'"),),
+        quarantine={
+            "column 'load': 'Sherlock' is not a number": 2,
+            "column 'load': \"O'Hara\" is not a number": 1,
+            "no label": 3,
+        },
+        notes=("others' records and others' 'Watson'", "column 'state' is the label"),
+        counts_before={"worn": {"real": 3}},
+    )
+    found = disclosable(data)
+    assert found.quarantine == {"column 'load': '…' is not a number": 3, "no label": 3}
+    assert found.notes == ("others' records and others' '…'", "column 'state' is the label")
+    assert found.columns[0].note == "always '…'"
+    assert disclosable(dataclasses.replace(data, pictures="real")) == dataclasses.replace(
+        data, pictures="real"
+    )
+    files = build_report(data)
+    text = b"".join(content for name, content in files.items() if not name.endswith(".png"))
+    assert not any(word in text for word in (b"Sherlock", b"Hara", b"Watson"))
+    assert "Sherlock" not in markdown_summary(data)
+
+
+def column(name: str, note: str) -> ColumnFact:
+    return ColumnFact(
+        name=name, arrow_type="double", kind="numeric", n_null=0, n_unique=3, note=note
+    )
 
 
 def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:

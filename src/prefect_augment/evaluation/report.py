@@ -17,6 +17,7 @@ from prefect_augment.datatypes import (
     BalancePlan,
     Fact,
 )
+from prefect_augment.evaluation.disclosure import disclosable
 from prefect_augment.evaluation.report_data import Neighbour, ReportData, sheet_files
 from prefect_augment.evaluation.shapes import ColumnShape, ShapeSummary, summarise_shapes
 
@@ -49,6 +50,7 @@ def build_report(data: ReportData) -> dict[str, bytes]:
     # Imported here: matplotlib and jinja2 take half a second that markdown_summary does not need.
     from prefect_augment.evaluation.report_page import draw_charts, render_page
 
+    data = disclosable(data)
     shapes = shape_summaries(data)
     charts = draw_charts(data, shapes)
     files = {chart.file: chart.png for chart in charts}
@@ -155,4 +157,4 @@ def markdown_summary(data: ReportData, *, images: Mapping[str, bytes] | None = N
     """
     from prefect_augment.evaluation.report_summary import summary
 
-    return summary(data, images or {})
+    return summary(disclosable(data), images or {})
