@@ -176,11 +176,7 @@ def _sentence(
     classes: Sequence[ClassPrivacy],
     words: Words,
 ) -> str:
-    subject = (
-        "All synthetic records that were drawn"
-        if records == "drawn"
-        else "The synthetic records that were kept"
-    )
+    subject = SUBJECTS[records]
     if not classes:
         return f"{subject}: there are none."
     if whole is None:
@@ -189,29 +185,34 @@ def _sentence(
             "nothing can be said of what they give away."
         )
     parts = [
+        f"{subject} {MEANINGS[finding]}",
         (
-            f"{subject}: of two real records of a class, one of {words.members} and one of "
-            f"{words.others}, a guess by the distance to the nearest synthetic record names the first in "
-            f"{_shares(whole.auc)} of the pairs; 50 % is luck."
-        )
+            f"An attacker who has a real record of {words.members} and one of {words.others}, both of "
+            "a class, and takes the one nearer to a synthetic record for the first, is right in "
+            f"{_shares(whole.auc)} of the cases; luck is 50 %."
+        ),
     ]
     leaking = [c.name for c in classes if c.finding == "leak"]
     if leaking and whole.auc.low <= 0.5:
-        parts.append(f"Of single classes it does better than luck: {_listed(leaking)}.")
+        parts.append(f"In single classes that is more than luck: {_listed(leaking)}.")
     if rare is not None:
         parts.append(
-            f"Of the most isolated {RARE_SHARE:.0%}, {percent(rare.members)} % have a synthetic "
-            f"record as their nearest, where {percent(rare.others)} % were to be expected."
+            f"Of the most isolated {100 * RARE_SHARE:.0f} % of them, {percent(rare.members)} % have a "
+            f"synthetic record as their nearest, where {percent(rare.others)} % were to be expected."
         )
-    return " ".join([*parts, MEANINGS[finding]])
+    return " ".join(parts)
 
 
+SUBJECTS = {
+    "drawn": "All synthetic records together",
+    "kept": "The synthetic records that were kept",
+}
 MEANINGS: dict[Finding, str] = {
-    "leak": "So they show who was among the records that they were made from: whoever holds a real record "
-    "can tell more often than by luck. Guard them as you guard the real records.",
-    "gap": "So they keep away from the records that they were made from, which gives those away as well: "
-    "whoever knows of the gap can tell more often than by luck. Guard them as you guard the real records.",
-    "none shown": "So no more is shown of the records that they were made from than of others like them.",
+    "leak": "show who was among the real records that they were made from: guard them as you guard "
+    "the real records.",
+    "gap": "keep away from the real records that they were made from, and so give them away: guard "
+    "them as you guard the real records.",
+    "none shown": "show no more of the real records that they were made from than of others like them.",
     "too few": "",
     "not measured": "",
 }

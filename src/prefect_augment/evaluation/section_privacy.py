@@ -30,6 +30,10 @@ from prefect_augment.facts_privacy import (
 __all__ = ["section"]
 
 TITLES = {"drawn": "All records that were drawn", "kept": "Records that were kept"}
+SHORT = {"drawn": "drawn", "kept": "kept"}
+MEASURED = ("AUC (95 %)", "Members found, %")
+NEAR = ("Distance", "of others", "Near, %", "Copies, %")
+ISOLATED = ("Isolated, %", "expected, %")
 SAID: dict[Finding, tuple[str, str]] = {
     "leak": ("more than luck", "reject"),
     "gap": ("a gap around them", "reject"),
@@ -66,14 +70,10 @@ def section(facts: Privacy | None) -> str:
 
 
 def _over_all(sides: Sequence[PrivacySide]) -> Markup:
-    head = [
-        *("Synthetic records", "Number", "Found", "Attack: AUC (95 %)"),
-        *("Members found, %", "Nearer than the nearest 5 % of others, %", "Copies, %"),
-        *("Isolated members with a synthetic nearest, %", "Expected, %"),
-    ]
+    head = ["Synthetic records", "Number", "Found", *MEASURED, *NEAR[2:], *ISOLATED]
     rows = [
         [
-            TITLES[side.records],
+            SHORT[side.records],
             count(side.n_synthetic),
             tag(*SAID[side.finding]),
             *_attack(side.attack),
@@ -86,19 +86,13 @@ def _over_all(sides: Sequence[PrivacySide]) -> Markup:
 
 
 def _side(side: PrivacySide, *, is_open: bool) -> Markup:
-    head = [
-        *("Class", "Synthetic", "Found", "Members", "Others", "Attack: AUC", "Members found, %"),
-        *("Median distance to a member", "of others", "Nearer than 5 % of others, %", "Copies, %"),
-        *("Isolated members with a synthetic nearest, %", "Expected, %"),
-    ]
+    head = ["Class", "Synthetic", "Found", "Members", "Others", *MEASURED, *NEAR, *ISOLATED]
     rows = [_row(c) for c in side.classes[:MAX_CLASSES]]
-    shown = table(
-        f"Privacy per class, {TITLES[side.records].lower()}", head, rows, numbers=range(1, 13)
-    )
+    title = f"{TITLES[side.records]}, per class"
+    shown = table(f"Privacy: {title.lower()}", head, rows, numbers={1, *range(3, 13)})
     if len(side.classes) > MAX_CLASSES:
         rest = count(len(side.classes) - MAX_CLASSES)
         shown += paragraph(f"… and {rest} more classes, in report.json.")
-    title = f"{TITLES[side.records]}, per class"
     return heading(title, level=3) + shown if is_open else folded(title, shown)
 
 
@@ -142,24 +136,26 @@ def _exposure(found: Exposure | None) -> tuple[str, str]:
 
 def _method(facts: Privacy) -> list[str]:
     return [
-        f"Members are {facts.members}; others are {facts.others}.",
+        f"Members are real records of {facts.members}; others are real records of {facts.others}.",
         (
-            "The attack takes a real record for a member the nearer its nearest synthetic record of the class is, "
-            "as measured by how far the real records around it lie apart. AUC is the share of pairs of a member and "
-            "another that it tells apart; 0.5 is luck, 1 always. Members found: how many of them, where 5 % of the "
-            "others are accused wrongly."
+            "AUC: the attack takes a real record for a member the nearer its nearest synthetic record of the "
+            "class is, as measured by how far the real records around it lie apart. It is the share of pairs of "
+            "a member and another that are told apart; 0.5 is luck, 1 always."
+        ),
+        "Members found: how many, where 5 % of the others are accused wrongly.",
+        (
+            "Distance: the median to the nearest member, of synthetic records and of others. Near: synthetic "
+            "records nearer to a member than the nearest 5 % of the others are; 5 % are expected. Copies: "
+            "those that equal a member."
         ),
         (
-            "Distances to the closest member: where as many synthetic records as others lie near, 5 % of them are "
-            "nearer than the nearest 5 % of the others."
+            f"Isolated are the {100 * facts.rare_share:.0f} % of each class with the fewest real records around "
+            "them; they are found out first, and means over all records hide it. Shown is how many members "
+            "among them have a synthetic record as their nearest; expected is the share among others."
         ),
         (
-            f"Isolated are the {facts.rare_share:.0%} of each class with the fewest real records around them. "
-            "They are found out first, and means over all records hide it. Expected is the share among others."
-        ),
-        (
-            "Intervals of the classes and of the isolated records hold together at 95 %; equal records and groups "
-            "count together."
+            "Intervals of the classes and of the isolated records hold together at 95 %; equal records and "
+            "groups count together."
         ),
         f"Feature space: {facts.feature_space}.",
         *facts.notes,

@@ -28,9 +28,11 @@ ALGORITHM_VERSION = 1
 MOST_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
 MOST_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
 
-OF_OUR_OWN = Words(members="fit, which they were made from", others="val, which they were not")
+OF_OUR_OWN = Words(
+    members="fit, which they were made from", others="val, which they were not made from"
+)
 OF_OTHERS = Words(
-    members="the real records that were given", others="the hold-out, which they were not made from"
+    members="those that were given", others="the hold-out, which they were not made from"
 )
 NO_HOLDOUT = (
     "What the synthetic records give away could not be measured: no hold-out of its own was given, so the records "
