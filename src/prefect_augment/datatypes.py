@@ -439,6 +439,10 @@ class Recipe(Fact):
     real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
     synthetic_weight: float = 1.0  # what a synthetic record counts, a real one of its class being 1
     weights_from: int | None = None  # version whose weights these are; None: made for these records
+    # Class shares of the real training records, and those that training by the recipe has; empty where not known.
+    # A probability times the first over the second, scaled to sum to 1, is right where the first hold.
+    prior_true: dict[str, float] = Field(default_factory=dict)
+    prior_train: dict[str, float] = Field(default_factory=dict)
     sentence: str  # what was done and how to read it, for the log and the card
 
     def counted(self, name: str) -> float:
@@ -471,12 +475,16 @@ class Verdict(Fact):
     minimum_detectable_effect: float
     class_recall: dict[str, dict[str, Interval]]  # arm -> class
     class_decisions: dict[str, str]
+    # Recall of the chosen arm less that of the arm it is compared with; hold together over the classes.
+    class_differences: dict[str, Interval] = Field(default_factory=dict)
     not_judged: dict[str, str]  # class -> why
     n_holdout: int
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # arm -> balanced accuracy
     n_without_twins: int = 0
     leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
+    # Path of what the same reading says of robustness, groups and calibration, relative to the root.
+    further: str = ""
 
 
 # --- published --------------------------------------------------------------------------------

@@ -122,3 +122,29 @@ def test_nothing_to_compare_is_an_error():
         paired_bootstrap(y, hits, judged=~BOTH)
     with pytest.raises(ParameterError, match="one shape"):
         paired_bootstrap(y, {"a": hits["a"], "b": np.ones((2, 15))}, judged=BOTH)
+
+
+@pytest.mark.parametrize("n_classes", [2, 60])
+def test_intervals_of_many_classes_hold_together(n_classes):
+    """Equal arms: at most about 5 % of repetitions show a difference in any class, however many."""
+    y = np.repeat(np.arange(n_classes), 30)
+    false = 0
+    for s in range(60):
+        rng = np.random.default_rng(s)
+        hits = {arm: (rng.random((1, len(y))) < 0.7).astype(float) for arm in ("a", "b")}
+        boot = paired_bootstrap(
+            y, hits, judged=np.ones(n_classes, dtype=bool), n_bootstrap=200, seed=s
+        )
+        found = boot.class_difference("a", "b").values()
+        false += any(i.low > 0 or i.high < 0 for i in found)
+    assert false <= 7
+
+
+def test_a_real_difference_of_one_class_among_many_is_shown():
+    y = np.repeat(np.arange(50), 60)
+    rng = np.random.default_rng(0)
+    luck = rng.random((1, len(y)))
+    hits = {"a": (luck < np.where(y == 7, 0.95, 0.6)) * 1.0, "b": (luck < 0.6) * 1.0}
+    boot = paired_bootstrap(y, hits, judged=np.ones(50, dtype=bool), n_bootstrap=400)
+    shown = {k for k, i in boot.class_difference("a", "b").items() if i.low > 0}
+    assert shown == {7}

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtrit
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.threads import single_threaded
 
-__all__ = ["Bootstrap", "paired_bootstrap"]
+__all__ = ["Bootstrap", "paired_bootstrap", "simultaneous"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -41,12 +42,15 @@ class Bootstrap:
     recall : ndarray of float64, shape (n_arms, n_present)
         The plain estimates, mean over seeds.
     draws : ndarray of float64, shape (n_bootstrap, n_arms, n_present)
+    n_units : ndarray of int64, shape (n_present,)
+        Records of each class, or groups that hold any.
     """
 
     arms: tuple[str, ...]
     classes: Int
     recall: Float
     draws: Float
+    n_units: Int
 
     def balanced_accuracy(self, arm: str) -> Interval:
         """Mean recall of an arm with its 95 % interval."""
@@ -74,16 +78,53 @@ class Bootstrap:
         }
 
     def class_difference(self, arm: str, against: str) -> dict[int, Interval]:
-        """Difference in recall per class code; together the intervals hold at 95 % (Bonferroni)."""
+        """Difference in recall per class code; together the intervals hold at 95 % (max-T)."""
         a, b = self.arms.index(arm), self.arms.index(against)
-        return {
-            int(k): _interval(
-                self.recall[a, j] - self.recall[b, j],
-                self.draws[:, a, j] - self.draws[:, b, j],
-                level=1 - 0.05 / len(self.classes),
-            )
-            for j, k in enumerate(self.classes)
-        }
+        intervals = simultaneous(
+            self.recall[a] - self.recall[b], self.draws[:, a] - self.draws[:, b], self.n_units
+        )
+        return {int(k): i for k, i in zip(self.classes, intervals, strict=True)}
+
+
+def simultaneous(
+    estimate: Float, draws: Float, n_units: Int, level: float = 0.95
+) -> list[Interval]:
+    """Intervals that hold all together: none of them misses in 95 % of repetitions.
+
+    Each is as many standard deviations of its draws wide as the largest of all deviations stays
+    within in 95 % of the draws (max-T), and as Student's t asks for with so few units. Quantiles at a
+    level divided by the number of classes would lie beyond the draws there are: of 60 classes with 30
+    records each, two equal arms differ in one by them in 30 to 40 % of repetitions, by these in 2 %.
+
+    Parameters
+    ----------
+    estimate : ndarray of float64, shape (n,)
+    draws : ndarray of float64, shape (n_draws, n)
+    n_units : ndarray of int64, shape (n,)
+        Records, or groups of them, that each rests on.
+    level : float
+
+    Returns
+    -------
+    list of Interval, length n
+        Each holds its estimate.
+
+    References
+    ----------
+    Westfall & Young 1993, "Resampling-Based Multiple Testing", section 2.6 (max-T).
+    """
+    centre, spread = draws.mean(axis=0), draws.std(axis=0)
+    deviations = np.abs(draws - centre) / np.where(spread > 0, spread, 1.0)
+    widest = float(np.quantile(deviations.max(axis=1), level))
+    # Never wider than Bonferroni: classes in which the arms agree on every record have draws of the
+    # imaginary ones alone, whose tails are long.
+    widest = min(widest, float(-ndtri((1 - level) / 2 / len(estimate))))
+    # A deviation that few records tell is often too small: Student's t at the normal's tail.
+    reach = -spread * stdtrit(np.maximum(n_units - 1, 1), ndtr(-widest))
+    return [
+        Interval(estimate=float(e), low=float(min(c - r, e)), high=float(max(c + r, e)))
+        for e, c, r in zip(estimate, centre, reach, strict=True)
+    ]
 
 
 def paired_bootstrap(
@@ -168,7 +209,8 @@ def paired_bootstrap(
     n_k = np.bincount(y_dense)
     recall = np.stack([np.bincount(y_dense, weights=column) / n_k for column in flat.T])
     by_arm = recall.reshape(len(arms), n_seeds, len(classes)).mean(axis=1)
-    return Bootstrap(arms, classes, by_arm, draws)
+    n_units = np.bincount(units.klass, weights=units.size[units.unit], minlength=len(classes))
+    return Bootstrap(arms, classes, by_arm, draws, n_units.astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,8 @@ def decide(
         ``accept`` where the 95 % interval of the difference lies above 0 and the worst recall does
         not fall by more than allowed; ``reject`` where the interval lies below 0, or the interval
         of the worst recall's fall lies beyond what is allowed; ``inconclusive`` otherwise, and
-        where fewer than two classes can be judged. ``class_decisions`` are corrected for the number
-        of classes (Bonferroni).
+        where fewer than two classes can be judged. ``class_differences`` and the decisions made
+        from them are corrected for the number of classes (max-T).
 
     Raises
     ------
@@ -188,6 +188,7 @@ def decide(
         Difference(arm=a, against=b, interval=boots[a].difference(a, b)) for a, b in pairs if a != b
     )
     gap = boot.difference(chosen, against)
+    of_class = {classes[k]: i for k, i in boot.class_difference(chosen, against).items()}
     alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & judged[y]
     return Verdict(
         decision=decision,
@@ -203,9 +204,8 @@ def decide(
             name: {classes[k]: i for k, i in b.class_recall(name).items()}
             for name, b in boots.items()
         },
-        class_decisions={
-            classes[k]: _side(i) for k, i in boot.class_difference(chosen, against).items()
-        },
+        class_decisions={name: _side(i) for name, i in of_class.items()},
+        class_differences=of_class,
         not_judged=why_not,
         n_holdout=len(y),
         n_seeds=predictions[chosen].n_seeds,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from prefect_augment.evaluation.candidates import Labelled
 from prefect_augment.evaluation.compare import ArmPredictions, decide
 from prefect_augment.evaluation.leaks import holdout_leaks
 from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.facts_holdout import HoldoutFacts
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages.bench import (
@@ -31,6 +31,7 @@ from prefect_augment.stages.bench import (
     kept_synthetic,
     open_bench,
 )
+from prefect_augment.stages.further import Copies, Holdout, corrupted_copies, further_facts
 from prefect_augment.stages.matrix import Matrix
 from prefect_augment.stages.privacy import measure_given
 from prefect_augment.stages.records import Records
@@ -41,7 +42,8 @@ __all__ = ["verify", "without_comparison"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
+FURTHER = "further"
 
 
 def verify(
@@ -64,7 +66,8 @@ def verify(
     the first seed a model arm trains on the very records that would be published, under the others
     on records of the same model trained and drawn anew; for images, whose models take too long for
     that, on the same ones. Of a table, the best arm with synthetic records is shown beside them,
-    whatever is published.
+    whatever is published. Of the same reading and the same fitted learners are robustness to
+    corrupted copies, recall per group of ``balance.by`` and calibration (:mod:`.further`).
 
     ``device`` says where networks compute: auto, cpu or cuda.
 
@@ -87,27 +90,32 @@ def verify(
     wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
     bench = open_bench(store, load_facts(dataset, store), plan, wishes)
     data = bench.records
-    holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
+    held = Holdout.of(bench, read_part(store, bench.facts, ["holdout"]))
+    holdout = held.records
     if choice.chosen.family == "given" and candidates is not None:
         measure_given(dataset, candidates, bench, holdout, store)  # of this one reading
+    copies = corrupted_copies(bench, holdout, seed=run_seed)
     # Shown, whatever is chosen; an image's classifier takes minutes for that.
     shown = choice.model if bench.facts.image is None else None
-    compared = (choice.chosen, choice.baseline, choice.as_is, *([shown] if shown else []))
-    arms = {arm.name: arm for arm in compared}
+    compared = {arm.name: arm for arm in (choice.chosen, choice.baseline, choice.as_is)}
+    arms = compared | ({shown.name: shown} if shown else {})
     given = kept_synthetic(bench, store, candidates, with_dropped=choice.chosen.family == "given")
+    multipliers = {
+        name: _multipliers(arm, data.classes, scores, gate.n_seeds) for name, arm in arms.items()
+    }
+    predictions: dict[str, ArmPredictions] = {}
+    corrupted: dict[str, NDArray[np.float64]] = {}
     # An arm and the same with tuned thresholds are trained once.
-    proba = {
-        arm: _predict(arm, bench, holdout.X, range(gate.n_seeds), given, run_seed=run_seed)
-        for arm in dict.fromkeys(map(_as_trained, arms.values()))
-    }
-    predictions = {
-        name: ArmPredictions(
-            arm=arm,
-            proba=proba[_as_trained(arm)],
-            multipliers=_multipliers(arm, data.classes, scores, gate.n_seeds),
-        )
-        for name, arm in arms.items()
-    }
+    for trained in dict.fromkeys(map(_as_trained, arms.values())):
+        alike = {name: arm for name, arm in arms.items() if _as_trained(arm) == trained}
+        asked = {name: multipliers[name] for name in alike if name in compared}
+        proba, hits = _predict(
+            trained, bench, holdout, copies if asked else None, range(gate.n_seeds), given,
+            asked=asked, run_seed=run_seed,
+        )  # fmt: skip
+        corrupted |= hits
+        for name, arm in alike.items():
+            predictions[name] = ArmPredictions(arm, proba, multipliers[name])
     verdict = decide(
         holdout.y,
         predictions,
@@ -128,7 +136,17 @@ def verify(
     leaks = _leaks(data, holdout)
     for leak in leaks:
         logger.warning("%s", leak)
-    return stage.finish(verdict.model_copy(update={"leaks": leaks}))
+    stage.item(
+        FURTHER,
+        HoldoutFacts,
+        lambda: further_facts(
+            verdict, predictions, {name: corrupted[name] for name in compared},
+            bench=bench, holdout=held, copies=copies, given=given,
+            n_bootstrap=gate.n_bootstrap, seed=run_seed,
+        ),
+    )  # fmt: skip
+    further = f"{stage.prefix}/{FURTHER}.json"
+    return stage.finish(verdict.model_copy(update={"leaks": leaks, "further": further}))
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
@@ -169,27 +187,57 @@ def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
 def _predict(
     arm: Arm,
     bench: Workbench,
-    X: NDArray[Any],
+    holdout: Records,
+    copies: Copies | None,
     seeds: Sequence[int],
     given: Synthetic | None,
     *,
+    asked: Mapping[str, Mapping[str, NDArray[np.float64]]],
     run_seed: int,
-) -> dict[str, NDArray[np.float64]]:
-    """Train one arm with each seed; return each learner's probabilities of the hold-out records."""
-    everything = np.arange(len(bench.records.y))
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Train one arm with each seed and let it predict the hold-out, and its corrupted copies.
+
+    ``asked`` has the multipliers of the arms that are trained so, by name and learner.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (n_seeds, n_records, n_classes)
+        Each learner's probabilities of the hold-out records.
+    dict of str to ndarray, shape (n_seeds, n_corruptions, n_rows)
+        Per arm asked, the share of learners that are right about each copy.
+    """
+    everything, n = np.arange(len(bench.records.y)), len(holdout.y)
+    X = holdout.X if copies is None else np.concatenate([holdout.X, copies.X])
     proba: dict[str, list[NDArray[np.float64]]] = {name: [] for name in bench.learners}
+    hits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in asked}
     fixed = bench.is_fixed(arm)
-    for seed in seeds[:1] if fixed else seeds:
+    for i, seed in enumerate(seeds[:1] if fixed else seeds):
         synthetic = given if arm.has_model else None
         if arm.has_model and seed > 0:
             synthetic = bench.synthetic(everything, given=given, seed=run_seed * 1000 + seed)
-        for name, p in bench.predictions(
+        right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in asked}
+        for learner, p in bench.predictions(
             arm, everything, X, synthetic=synthetic, seed=run_seed * 1000 + seed
         ):
-            proba[name].append(p)
-    return {
-        name: np.stack(values * len(seeds) if fixed else values) for name, values in proba.items()
-    }
+            proba[learner].append(p[:n].copy())  # a view would keep the copies' in memory
+            if copies is None:
+                continue
+            for name, multipliers in asked.items():
+                tuned = multipliers[learner][i] if learner in multipliers else None
+                right[name].append(copies.hits(p[n:], holdout.y, tuned))
+        for name, of_learners in right.items():
+            hits[name].append(np.mean(of_learners, axis=0))
+    return (
+        {name: _over_seeds(values, len(seeds)) for name, values in proba.items()},
+        {name: _over_seeds(values, len(seeds)) for name, values in hits.items()},
+    )
+
+
+def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.float64]:
+    """Stack what each seed gave; of a single one the same array for all, without copies of it."""
+    if len(values) == 1:
+        return np.broadcast_to(values[0], (n_seeds, *values[0].shape))
+    return np.stack(values)
 
 
 def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:

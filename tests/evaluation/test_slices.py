@@ -1,0 +1,122 @@
+"""Groups: a planted harm is flagged, chance is not, and small slices say nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefect_augment.evaluation.slices import MIN_SLICE, slices
+
+CLASSES = ["head", "tail"]
+BOTH = np.ones(2, dtype=bool)
+
+
+def records(n_head=1000, n_tail=400):
+    """Half of each class from either site."""
+    y = np.repeat([0, 1], [n_head, n_tail])
+    site = np.where(np.arange(len(y)) % 2, "north", "south")
+    return y, site
+
+
+def compared(before, after, *, y=None, site=None, seed=0, by=None, n_bootstrap=400, **kwargs):
+    """``before`` and ``after`` are recalls by (class, site); two seeds share half of their luck."""
+    if y is None:
+        y, site = records()
+    rng = np.random.default_rng(seed)
+    luck = rng.random((2, len(y)))
+    rate = {
+        arm: np.array([table[int(k), s] for k, s in zip(y, site, strict=True)])
+        for arm, table in (("as is", before), ("weights", after))
+    }
+    return slices(
+        y,
+        {arm: (luck < r).astype(float) for arm, r in rate.items()},
+        {"site": list(site)} if by is None else by,
+        classes=CLASSES,
+        judged=BOTH,
+        before="as is",
+        after="weights",
+        n_bootstrap=n_bootstrap,
+        **kwargs,
+    )
+
+
+FLAT = {(0, "north"): 0.8, (0, "south"): 0.8, (1, "north"): 0.6, (1, "south"): 0.6}
+PLANTED = FLAT | {(1, "north"): 0.85, (1, "south"): 0.40}
+
+
+def of(found, label, site):
+    return next(s for s in found.slices if s.label == label and s.group == {"site": site})
+
+
+def test_a_planted_harm_of_one_group_is_flagged():
+    found = compared(FLAT, PLANTED)
+    assert of(found, "tail", "north").decision == "gains"
+    assert of(found, "tail", "south").decision == "loses"
+    assert of(found, "head", "north").decision == "not shown"
+    assert "Class tail: site=north gains and site=south loses." in found.flags
+    assert "Over the classes: site=north gains and site=south loses." in found.flags
+    gap = next(g for g in found.gaps if g.label == "tail")
+    assert gap.change.low > 0.2, "the gap between the sites grew"
+    assert of(found, "tail", "south").n_holdout == 200
+
+
+def test_a_gain_of_all_groups_is_no_flag():
+    found = compared(FLAT, {k: v + 0.15 for k, v in FLAT.items()})
+    assert {g.decision for g in found.groups} == {"gains"}
+    assert found.flags == ()
+
+
+def test_arms_that_are_alike_are_rarely_told_apart_in_any_slice():
+    """Together the intervals hold at 95 %: four slices and two groups, 100 repetitions."""
+    false = 0
+    y, site = records(400, 160)
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        hits = {arm: (rng.random((2, len(y))) < 0.7).astype(float) for arm in ("a", "b")}
+        found = slices(
+            y, hits, {"site": list(site)}, classes=CLASSES, judged=BOTH, before="a", after="b",
+            n_bootstrap=200,
+        )  # fmt: skip
+        false += any(s.decision != "not shown" for s in found.slices)
+    assert false <= 10
+
+
+def test_slices_with_too_few_records_say_so_and_have_their_count():
+    y, site = records(400, 100)
+    site = site.copy()
+    few = np.flatnonzero((y == 1) & (site == "south"))[MIN_SLICE - 1 :]
+    site[few] = "north"
+    found = compared(FLAT, PLANTED, y=y, site=site)
+    small = of(found, "tail", "south")
+    assert (small.decision, small.n_holdout, small.before) == ("too few", MIN_SLICE - 1, None)
+    assert found.n_too_few == 1
+    assert next(g for g in found.groups if g.group == {"site": "south"}).n_classes == 1
+
+
+def test_where_all_slices_are_too_small_nothing_is_said():
+    y, site = records(20, 10)
+    found = compared(FLAT, PLANTED, y=y, site=site)
+    assert {s.decision for s in found.slices} == {g.decision for g in found.groups} == {"too few"}
+    assert found.gaps == ()
+
+
+def test_several_columns_are_looked_at_one_by_one_and_together():
+    y, site = records()
+    sex = np.where(np.arange(len(y)) % 4 < 2, "f", "m")
+    found = compared(FLAT, FLAT, by={"site": list(site), "sex": list(sex)})
+    assert {tuple(g.group) for g in found.groups} == {("site",), ("sex",), ("site", "sex")}
+    assert sum(g.n_holdout for g in found.groups if tuple(g.group) == ("sex",)) == len(y)
+    together = [s for s in found.slices if len(s.group) == 2]
+    assert sum(s.n_holdout for s in together) == len(y)
+
+
+def test_the_same_arm_neither_gains_nor_loses():
+    y, site = records(100, 60)
+    hits = {"as is": (np.random.default_rng(0).random((2, len(y))) < 0.7).astype(float)}
+    found = slices(
+        y, hits, {"site": list(site)}, classes=CLASSES, judged=BOTH, before="as is",
+        after="as is", n_bootstrap=100,
+    )  # fmt: skip
+    assert {s.decision for s in found.slices} == {"not shown"}
+    assert found.slices[0].difference.estimate == pytest.approx(0)
