@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     )
     from prefect_augment.reading.dataset import open_dataset
     from prefect_augment.reading.latents import open_latents
+    from prefect_augment.recipe_classifier import RecipeClassifier
     from prefect_augment.sampler import GenerativeSampler
     from prefect_augment.stages.remake import remake_records
     from prefect_augment.tasks.approve import decide_proposal, propose_dataset
@@ -143,6 +144,7 @@ _HOMES = {
     ),
     "reading.dataset": ("open_dataset",),
     "reading.latents": ("open_latents",),
+    "recipe_classifier": ("RecipeClassifier",),
     "sampler": ("GenerativeSampler",),
     "tasks.approve": ("decide_proposal", "propose_dataset"),
     "stages.remake": ("remake_records",),
@@ -204,6 +206,7 @@ __all__ = [
     "PluginModel",
     "Positive",
     "Publish",
+    "RecipeClassifier",
     "Reconstruction",
     "Report",
     "Source",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,8 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from prefect_augment.datatypes import Origin, Recipe, ShardFact
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.manifest import Manifest, read_manifest
+from prefect_augment.reading.probabilities import (
+    class_names,
+    multipliers_of,
+    prior_corrected,
+    rescaled,
+)
 from prefect_augment.reading.staged import read_shards
-from prefect_augment.shards.formats import check_digest, label_names
+from prefect_augment.shards.formats import check_digest
 from prefect_augment.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -331,35 +337,49 @@ class Dataset:
         ... )  # doctest: +SKIP
         >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
         """
-        proba = np.asarray(probabilities, dtype=np.float64)
-        names = self.classes if classes is None else _class_names(classes)
+        names = self._known(classes)
+        return rescaled(probabilities, names, multipliers_of(self.recipe, learner, names))
+
+    def correct_prior(
+        self,
+        probabilities: ArrayLike,
+        *,
+        classes: Sequence[Any] | None = None,
+        prior: Mapping[Any, float] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return class probabilities as they are where classes come as often as in the source.
+
+        A classifier that was trained as the recipe says takes classes to be as frequent as the recipe
+        makes them. Use these where a probability is read as one; to choose a class as it was judged,
+        use the uncorrected ones, or :meth:`apply_thresholds`.
+
+        Parameters
+        ----------
+        probabilities, classes
+            As for :meth:`apply_thresholds`.
+        prior : mapping of class to float, optional
+            Class shares where the classifier is used, if others than the source's.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records, n_classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        ParameterError
+            If a class is not one of the version's, or the columns are not one per class.
+        """
+        return prior_corrected(probabilities, self.recipe, self._known(classes), prior)
+
+    def _known(self, classes: Sequence[Any] | None) -> tuple[str, ...]:
+        names = self.classes if classes is None else class_names(classes)
         unknown = [name for name in names if name not in self.classes]
         if unknown:
             raise ParameterError(
                 f"class {unknown[0]!r} is none of the version's: {', '.join(map(repr, self.classes))}."
             )
-        if proba.ndim != 2 or proba.shape[1] != len(names):
-            raise ParameterError(
-                f"probabilities have the shape {proba.shape}; expected a column for each of {len(names)} classes."
-            )
-        tuned = self._thresholds(learner)
-        scaled: NDArray[np.float64] = proba * np.array([tuned.get(name, 1.0) for name in names])
-        total = scaled.sum(axis=1, keepdims=True)
-        np.divide(scaled, total, out=scaled, where=total > 0)
-        return scaled
-
-    def _thresholds(self, learner: str) -> dict[str, float]:
-        tuned = self.recipe.thresholds
-        if not tuned:
-            return {}
-        if not learner and len(tuned) == 1:
-            return next(iter(tuned.values()))
-        if learner not in tuned:
-            raise ParameterError(
-                f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}; say which with learner, not "
-                f"{learner!r}: the one that your classifier is most like."
-            )
-        return tuned[learner]
+        return names
 
     def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardFact]:
         if split not in self.manifest.class_counts:
@@ -374,9 +394,3 @@ class Dataset:
             )
         shards = self.manifest.split_shards(split)
         return [s for s in shards if origins is None or s.origin in origins]
-
-
-def _class_names(classes: Sequence[Any]) -> tuple[str, ...]:
-    """Classes as the manifest spells them: true for True, 1 for numpy's 1."""
-    values = [c.item() if isinstance(c, np.generic) else c for c in classes]
-    return tuple(label_names(pa.array(values)))

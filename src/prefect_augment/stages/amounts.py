@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from prefect_augment.balancing import suggestion
 from prefect_augment.datatypes import BalancePlan, Recipe
 from prefect_augment.errors import ParameterError
+from prefect_augment.stages.priors import with_priors
 from prefect_augment.stages.recipe_words import recipe_sentence
 
 __all__ = ["added_records", "lowered", "lowered_amounts"]
@@ -109,12 +110,13 @@ def lowered(
         policy=recipe.classic_policy,
         soft=bool(recipe.shares),
     )
-    return fewer.model_copy(
+    lower = fewer.model_copy(
         update={
             "class_weight": weight,
             "sentence": f"{sentence} Fewer records were added than judged, as the approval has it.",
         }
     )
+    return with_priors(lower, plan)
 
 
 def _split(n: int, counts: Mapping[str, int]) -> dict[str, int]:

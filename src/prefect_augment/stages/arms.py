@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from prefect_augment.augmentation.images import ImagePolicy
 from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, Modality, Recipe
 from prefect_augment.params import Classic, Gate
+from prefect_augment.stages.priors import with_priors
 from prefect_augment.stages.recipe_words import recipe_sentence
 
 __all__ = [
@@ -295,7 +296,7 @@ def make_recipe(
     n_copies = (
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
-    return Recipe(
+    recipe = Recipe(
         arm=arm,
         class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
         synthetic={k: w.synthetic for k, w in wanted.items() if w.synthetic},
@@ -318,6 +319,7 @@ def make_recipe(
             soft=any(w.share for w in wanted.values()),
         ),
     )
+    return with_priors(recipe, plan)
 
 
 def plain_recipe(
@@ -333,7 +335,7 @@ def plain_recipe(
         if shares
         else f"{n} synthetic records"
     )
-    return Recipe(
+    recipe = Recipe(
         arm=Arm(name="not compared", family="model" if kept else "as_is"),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={name: n for name, n in kept.items() if n},
@@ -342,6 +344,7 @@ def plain_recipe(
         shares={name: share for name, share in (shares or {}).items() if share},
         sentence=f"{what} were added without a comparison: nothing is known about whether they help.",
     )
+    return with_priors(recipe, plan)
 
 
 def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> Recipe:
@@ -352,7 +355,7 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
     kind = "changed copies of images" if modality == "image" else table
     what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
     policy = ImagePolicy.from_params(classic) if modality == "image" and made else None
-    return Recipe(
+    recipe = Recipe(
         arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={},
@@ -364,6 +367,7 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
             "is. Nothing was judged: whether this helps is not known."
         ),
     )
+    return with_priors(recipe, plan)
 
 
 def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:

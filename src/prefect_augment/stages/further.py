@@ -35,9 +35,10 @@ from prefect_augment.facts_holdout import (
     RobustnessFacts,
     SliceFacts,
 )
+from prefect_augment.stages.arms import wanted_records
 from prefect_augment.stages.bench import Synthetic, Workbench
 from prefect_augment.stages.matrix import Matrix
-from prefect_augment.stages.priors import arm_shares, class_shares
+from prefect_augment.stages.priors import class_shares, left_by_loss, shares_of
 from prefect_augment.stages.records import Records, by_columns
 from prefect_augment.stages.soft import share_sums
 
@@ -289,7 +290,7 @@ def _rarest(y: Int, judged: NDArray[np.bool_]) -> list[int]:
 
 
 def _trained(arm: Arm, bench: Workbench, given: Synthetic | None) -> dict[str, float]:
-    """Return the class shares that an arm trains with."""
+    """Return the class shares that an arm trains with: records times weight."""
     available = shares = None
     if arm.has_model and given is not None:
         names = bench.records.strata_names
@@ -297,7 +298,10 @@ def _trained(arm: Arm, bench: Workbench, given: Synthetic | None) -> dict[str, f
         available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
         if given.shares is not None:
             shares = share_sums(given.strata, given.shares, names)
-    return arm_shares(arm, bench.plan, available=available, shares=shares)
+    counts = {c.name: c.n_real for c in bench.plan.classes}
+    wanted = wanted_records(arm, counts, bench.plan, available=available, shares=shares)
+    found = shares_of(bench.plan, {name: w.effective for name, w in wanted.items()})
+    return left_by_loss(found, arm) if arm.family == "loss" else found
 
 
 def _said(facts: CalibrationFacts) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from prefect_augment.datatypes import BalancePlan, Recipe
 from prefect_augment.manifest import latest_version, read_manifest
 from prefect_augment.params import Publish
+from prefect_augment.stages.priors import with_priors
 from prefect_augment.storage import Store
 
 __all__ = ["MAX_MOVE", "inherit_weights", "shard_weights"]
@@ -115,13 +116,14 @@ def inherit_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: 
         round(100 * MAX_MOVE),
     )
     said = f"The weights are those of version {version}: none would have moved by {MAX_MOVE:.0%}."
-    return recipe.model_copy(
+    inherited = recipe.model_copy(
         update={
             "class_weight": dict(parent.weights),
             "weights_from": version,
             "sentence": f"{recipe.sentence} {said}",
         }
     )
+    return with_priors(inherited, plan)
 
 
 def _why_new(

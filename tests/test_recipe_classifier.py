@@ -1,0 +1,170 @@
+"""``RecipeClassifier``: scikit-learn takes it for a classifier, and it does what the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from prefect_augment import RecipeClassifier
+from prefect_augment.datatypes import Arm, Recipe
+from prefect_augment.errors import ParameterError
+
+TRUE = {"common": 0.95, "rare": 0.05}
+HALF = {"common": 0.5, "rare": 0.5}
+
+
+def recipe(family: Any = "weights", **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "arm": Arm(name="class weights", family=family),
+        "class_weight": {"common": 0.53, "rare": 10.0},
+        "synthetic": {},
+        "classic": {},
+        "copies": {},
+        "prior_true": TRUE,
+        "prior_train": HALF,
+        "sentence": "",
+    }
+    return Recipe(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Two normals, one class in twenty: a logistic regression is the right model of it."""
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(8000) < 0.05, "rare", "common")
+    return rng.normal(size=(8000, 1)) + 2 * (y == "rare")[:, None], y
+
+
+def truth(X: np.ndarray) -> np.ndarray:
+    """The rare class's probability, by Bayes' rule."""
+    odds = 0.05 / 0.95 * np.exp(2 * X[:, 0] - 2)
+    return odds / (1 + odds)
+
+
+def listed(checks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    names, values = checks.args
+    return pytest.mark.parametrize(names, list(values), **checks.kwargs)
+
+
+@listed(parametrize_with_checks([RecipeClassifier(LogisticRegression())]))
+def test_scikit_learn_takes_it_for_a_classifier(
+    estimator: Any, check: Callable[[Any], None]
+) -> None:
+    check(estimator)
+
+
+def test_it_decides_as_balanced_and_gives_probabilities_as_they_are(data: Any) -> None:
+    X, y = data
+    model = RecipeClassifier(LogisticRegression(), recipe()).fit(X, y)
+    plain = LogisticRegression().fit(X, y)
+    found = balanced_accuracy_score(y, model.predict(X))
+    assert found == pytest.approx(0.841, abs=0.02), "the best there is for these normals"
+    assert found > balanced_accuracy_score(y, plain.predict(X)) + 0.1
+    rare = model.predict_proba(X)[:, 1]
+    assert np.abs(rare - truth(X)).mean() < 0.01
+    raw = model.set_params(correct_prior=False).predict_proba(X)[:, 1]
+    assert raw.mean() > 0.2, "uncorrected, the rare class seems five times as frequent"
+    assert np.allclose(model.estimator_.predict_proba(X)[:, 1], raw)
+
+
+def test_a_recipe_of_balanced_softmax_is_applied_after_training(data: Any) -> None:
+    X, y = data
+    softmax = recipe("loss", loss="balanced_softmax", class_weight={"common": 1.0, "rare": 1.0})
+    model = RecipeClassifier(LogisticRegression(), softmax).fit(X, y)
+    plain = LogisticRegression().fit(X, y)
+    assert np.allclose(model.predict_proba(X), plain.predict_proba(X))
+    assert balanced_accuracy_score(y, model.predict(X)) == pytest.approx(0.841, abs=0.02)
+
+
+def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
+    X, y = data
+    tuned = recipe(
+        "threshold",
+        prior_train=TRUE,
+        thresholds={"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}},
+    )
+    model = RecipeClassifier(LogisticRegression(), tuned, learner="logistic").fit(X, y)
+    proba = model.predict_proba(X)
+    assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
+    assert np.allclose(proba, LogisticRegression().fit(X, y).predict_proba(X))
+    with pytest.raises(ParameterError, match="say which with learner"):
+        RecipeClassifier(LogisticRegression(), tuned).fit(X, y)
+    with pytest.raises(ParameterError, match="LinearSVC gives none"):
+        RecipeClassifier(LinearSVC(), tuned, learner="logistic").fit(X, y)
+
+
+def test_another_prior_moves_probabilities_to_it(data: Any) -> None:
+    X, y = data
+    model = RecipeClassifier(LogisticRegression(), recipe(), prior={"common": 80, "rare": 20})
+    rare = model.fit(X, y).predict_proba(X)[:, 1]
+    odds = 0.25 * np.exp(2 * X[:, 0] - 2)
+    assert np.abs(rare - odds / (1 + odds)).mean() < 0.02
+    with pytest.raises(ParameterError, match="no share of 'common'"):
+        RecipeClassifier(LogisticRegression(), recipe(), prior={"rare": 0.2}).fit(X, y)
+
+
+def test_given_weights_are_used_as_they_are(data: Any) -> None:
+    X, y = data
+    weights = np.where(y == "rare", 19.0, 1.0)
+    given = RecipeClassifier(LogisticRegression(), recipe()).fit(X, y, sample_weight=weights)
+    same = LogisticRegression().fit(X, y, sample_weight=weights)
+    assert np.allclose(given.estimator_.coef_, same.coef_)
+    # Those of the recipe bring the classes to the same shares.
+    own = RecipeClassifier(LogisticRegression(), recipe()).fit(X, y)
+    assert own.estimator_.intercept_ == pytest.approx(same.intercept_, abs=0.2)
+    with pytest.raises(ParameterError, match="soft labels"):
+        RecipeClassifier(LogisticRegression(), recipe(shares={"rare": 3.0})).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [KNeighborsClassifier(25), make_pipeline(StandardScaler(), LogisticRegression())],
+    ids=["draws", "pipeline"],
+)
+def test_estimators_without_weights_and_pipelines_take_part(data: Any, estimator: Any) -> None:
+    X, y = data
+    model = RecipeClassifier(estimator, recipe(), random_state=0).fit(X, y)
+    assert balanced_accuracy_score(y, model.predict(X)) > 0.8
+    again = clone(model).fit(X, y)
+    assert np.array_equal(model.predict(X), again.predict(X)), "a seed's draws are the same again"
+
+
+def test_it_works_in_pipelines_searches_and_folds(data: Any) -> None:
+    X, y = data
+    inside = make_pipeline(StandardScaler(), RecipeClassifier(LogisticRegression(), recipe()))
+    assert cross_val_score(inside, X, y, cv=3, scoring="balanced_accuracy").mean() > 0.8
+    search = GridSearchCV(
+        RecipeClassifier(LogisticRegression(), recipe()), {"estimator__C": [0.1, 1.0]}, cv=2
+    )
+    assert set(search.fit(X, y).best_params_) == {"estimator__C"}
+    weights = np.ones(len(y))
+    inside.fit(X, y, recipeclassifier__sample_weight=weights)
+
+
+def test_the_content_of_a_recipe_file_will_do(data: Any) -> None:
+    X, y = data
+    loaded = recipe().model_dump(mode="json")
+    a = RecipeClassifier(LogisticRegression(), loaded).fit(X, y)
+    b = RecipeClassifier(LogisticRegression(), recipe()).fit(X, y)
+    assert np.array_equal(a.predict_proba(X), b.predict_proba(X))
+    with pytest.raises(ParameterError, match="recipe is a str"):
+        RecipeClassifier(LogisticRegression(), "recipe.json").fit(X, y)
+
+
+def test_a_class_that_the_recipe_does_not_know_is_named(data: Any) -> None:
+    X, y = data
+    other = np.where(np.arange(len(y)) < 50, "new", y)
+    with pytest.raises(ParameterError, match="class 'new' is none of the recipe's"):
+        RecipeClassifier(LogisticRegression(), recipe()).fit(X, other)
