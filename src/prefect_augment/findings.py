@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prefect_augment.datatypes import Fact
 from prefect_augment.facts_drift import Contents, Drift
+from prefect_augment.facts_holdout import CalibrationFacts, RobustnessFacts, SliceFacts
 from prefect_augment.facts_policy import PolicyCheck
 from prefect_augment.facts_privacy import Privacy
 from prefect_augment.facts_search import SearchFacts
@@ -26,3 +27,6 @@ class Findings(Fact):
     training: Training | None = None
     policy: PolicyCheck | None = None
     privacy: Privacy | None = None
+    robustness: RobustnessFacts | None = None
+    slices: SliceFacts | None = None
+    calibration: CalibrationFacts | None = None

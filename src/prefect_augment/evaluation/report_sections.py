@@ -15,10 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefect_augment.evaluation import (
+    section_calibration,
     section_drift,
     section_policy,
     section_privacy,
+    section_robustness,
     section_search,
+    section_slices,
     section_training,
     words,
 )
@@ -81,6 +84,9 @@ SECTIONS: tuple[Section, ...] = (
     standing("arms", "Arms"),
     measured("search", "Search", section_search.section),
     standing("per-class", "Per class"),
+    measured("slices", "Groups", section_slices.section),
+    measured("robustness", "Robustness", section_robustness.section),
+    measured("calibration", "Calibration", section_calibration.section),
     standing("shapes", "Column shapes"),
     standing("neighbours", "Neighbours"),
     measured("training", "Training curves", section_training.section),

@@ -35,6 +35,7 @@ from prefect_augment.evaluation.report import (
     build_report,
     markdown_summary,
 )
+from prefect_augment.facts_holdout import HoldoutFacts
 from prefect_augment.findings import Findings
 from prefect_augment.params import Classic
 from prefect_augment.reading.staged import load_facts, read_part
@@ -46,7 +47,7 @@ from prefect_augment.stages.drift import find_before, look
 from prefect_augment.stages.publish import software_versions
 from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.report_images import NEAREST_RULE, picture_sheets
-from prefect_augment.staging import Stage, stage_key
+from prefect_augment.staging import Stage, read_fact, stage_key
 from prefect_augment.storage import Store
 
 __all__ = ["report"]
@@ -92,7 +93,7 @@ def report(
     tuple of ReportRef and str
         The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
     """
-    findings = findings or Findings()
+    findings = _with_further(findings or Findings(), verdict, store)
     # What decides and what is shown may differ between a proposal and its version: they are one run.
     run = stage_key(
         "report-run",
@@ -177,6 +178,15 @@ class _Page(Fact):
     prefix: str
     files: tuple[str, ...]
     summary: str
+
+
+def _with_further(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
+    """Add what the verdict's reading of the hold-out says further."""
+    path = verdict.further if verdict else ""
+    facts = read_fact(store, path, HoldoutFacts) if path else None
+    if facts is None:
+        return findings
+    return findings.model_copy(update={n: getattr(facts, n) for n in HoldoutFacts.model_fields})
 
 
 def _title(store: Store) -> str:

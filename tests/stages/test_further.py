@@ -1,0 +1,219 @@
+"""What the verdict's one reading of the hold-out says further, and how it reaches report and recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetRef, Verdict
+from prefect_augment.errors import ParameterError
+from prefect_augment.facts_holdout import HoldoutFacts
+from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
+from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages import further, verdict
+from prefect_augment.stages.arms import make_recipe
+from prefect_augment.stages.bench import Wishes, open_bench
+from prefect_augment.stages.ingest import ingest
+from prefect_augment.stages.plan import plan
+from prefect_augment.stages.priors import class_shares, left_by_loss
+from prefect_augment.stages.report import report
+from prefect_augment.stages.verdict import verify
+from prefect_augment.staging import read_fact
+from prefect_augment.storage import Store, open_store
+
+GATE = Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"])
+AS_IS = Arm(name="as is", family="as_is")
+WEIGHTS = Arm(name="class weights", family="weights", amount=1.0)
+WISHES: dict[str, Any] = {"model": NoModel(), "classic": Classic(), "gate": GATE, "run_seed": 0}
+
+
+def table(n: int = 2400) -> pa.Table:
+    """One rare class in ten; at the site "south" the feature says the opposite about it."""
+    rng = np.random.default_rng(0)
+    rare = rng.random(n) < 0.1
+    south = rng.random(n) < 0.3
+    x = rng.normal(size=n) + rare * np.where(south, -2.0, 2.0)
+    names = ["south" if s else "north" for s in south]
+    return pa.table(
+        {
+            "x": x,
+            "z": rng.normal(size=n),
+            "site": pa.array([None if i % 100 == 0 else s for i, s in enumerate(names)]),
+            "many": pa.array([f"v{i % 40}" for i in range(n)]),
+            "state": np.where(rare, "rare", "common"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    pq.write_table(table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+@pytest.fixture(scope="module")
+def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
+    return plan(dataset, balance=Balance(by=["site"]), model=NoModel(), gate=GATE, store=store)
+
+
+@pytest.fixture(scope="module")
+def judged(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[Verdict, list[Any]]:
+    """The verdict, and every reading of the hold-out that it took."""
+    reads: list[Any] = []
+
+    def counting(where: Store, facts: Any, parts: Any, columns: Any = None) -> pa.Table:
+        reads.append(list(parts))
+        return read_part(where, facts, parts, columns)
+
+    choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict, "read_part", counting)
+        found = verify(
+            dataset, choice=choice, plan=planned, scores=[], candidates=None, store=store, **WISHES
+        )
+    return found, [parts for parts in reads if "holdout" in parts]
+
+
+@pytest.fixture(scope="module")
+def facts(judged: tuple[Verdict, list[Any]], store: Store) -> HoldoutFacts:
+    found = read_fact(store, judged[0].further, HoldoutFacts)
+    assert found is not None
+    return found
+
+
+def test_everything_comes_from_one_reading_of_the_hold_out(judged: Any) -> None:
+    assert judged[1] == [["holdout"]]
+
+
+def test_corrupted_records_score_lower_and_arms_are_compared_on_each(facts: HoldoutFacts) -> None:
+    found = facts.robustness
+    assert found is not None
+    assert [c.name for c in found.conditions] == ["missing", "noise", "rounding"]
+    clean = found.clean.balanced_accuracy["class weights"].estimate
+    missing = found.conditions[0].balanced_accuracy["class weights"].estimate
+    assert missing < clean
+    assert found.mean.balanced_accuracy["class weights"].estimate < clean
+    for condition in (*found.conditions, found.mean):
+        assert [(d.arm, d.against) for d in condition.differences] == [("class weights", "as is")]
+        assert len(condition.changes) == 1
+
+
+def test_the_clean_score_of_robustness_is_the_verdicts_own(
+    judged: Any, facts: HoldoutFacts
+) -> None:
+    assert facts.robustness is not None
+    for arm, interval in judged[0].balanced_accuracy.items():
+        found = facts.robustness.clean.balanced_accuracy[arm].estimate
+        assert found == pytest.approx(interval.estimate)
+
+
+def test_groups_have_their_recall_before_and_after(
+    facts: HoldoutFacts, dataset: DatasetRef
+) -> None:
+    found = facts.slices
+    assert found is not None
+    assert (found.before, found.after) == ("as is", "class weights")
+    assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
+    assert sum(g.n_holdout for g in found.groups) == facts.calibration.n_records  # type: ignore[union-attr]
+    rare = {s.group["site"]: s for s in found.slices if s.label == "rare"}
+    north, south = rare["north"], rare["south"]
+    assert north.decision == "gains"
+    assert north.after is not None
+    assert south.decision == "too few" or (
+        south.after is not None and south.after.estimate < north.after.estimate
+    )
+    assert any(s.decision == "too few" for s in found.slices), "records without a site are few"
+
+
+def test_the_correction_brings_the_probabilities_of_weighted_records_back(
+    facts: HoldoutFacts, planned: BalancePlan
+) -> None:
+    found = facts.calibration
+    assert found is not None
+    assert found.looked_at == ("rare",)
+    assert found.prior_true == pytest.approx(class_shares(planned))
+    assert found.prior_train["as is"] == pytest.approx(found.prior_true)
+    assert found.prior_train["class weights"]["rare"] == pytest.approx(0.5, abs=0.01)
+    weighted = found.arms["class weights"]["logistic"]
+    assert found.arms["as is"]["logistic"].corrected is None
+    assert weighted.as_predicted.class_ece.low > 0.1
+    assert weighted.corrected is not None
+    assert weighted.corrected.class_ece.estimate < 0.3 * weighted.as_predicted.class_ece.estimate
+    assert weighted.change is not None
+    assert weighted.change.high < 0
+
+
+def test_classes_have_their_difference_with_an_interval(judged: Any) -> None:
+    found = judged[0]
+    assert set(found.class_differences) == {"common", "rare"}
+    gain = found.class_differences["rare"]
+    assert gain.low <= gain.estimate <= gain.high
+    assert (found.class_decisions["rare"] == "accept") == (gain.low > 0)
+
+
+def test_report_and_page_have_a_key_and_a_section_for_each(
+    judged: Any, dataset: DatasetRef, planned: BalancePlan, facts: HoldoutFacts, store: Store
+) -> None:
+    recipe = make_recipe(WEIGHTS, planned, kept=None, scores=[], copies=False)
+    ref, _ = report(
+        dataset, plan=planned, scores=[], verdict=judged[0], recipe=recipe, gate=None, model=None,
+        pictures="none", seed=0, store=store,
+    )  # fmt: skip
+    found = json.loads(store.read(f"{ref.prefix}/report.json"))
+    page = store.read(f"{ref.prefix}/report.html").decode()
+    for name in ("robustness", "slices", "calibration"):
+        assert found[name] == json.loads(getattr(facts, name).to_json())
+        assert f'id="{name}"' in page
+    kept = json.loads(store.read(f"{ref.prefix}/recipe.json"))
+    assert kept["prior_true"] == pytest.approx(class_shares(planned))
+    assert kept["prior_train"]["rare"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_balanced_softmax_leaves_of_the_prior() -> None:
+    shares = {"a": 0.9, "b": 0.1}
+    whole = left_by_loss(shares, Arm(name="loss", family="loss", amount=1.0))
+    assert whole == pytest.approx({"a": 0.5, "b": 0.5})
+    half = left_by_loss(shares, Arm(name="loss", family="loss", amount=0.5))
+    assert half["a"] / half["b"] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [("x", "holds numbers of type double, not categories"), ("many", "which has 40 values")],
+)
+def test_columns_that_are_no_groups_are_refused(
+    dataset: DatasetRef, store: Store, column: str, said: str
+) -> None:
+    with pytest.raises(ParameterError, match=said):
+        plan(dataset, balance=Balance(by=[column]), model=NoModel(), gate=GATE, store=store)
+
+
+def test_with_many_classes_fewer_records_are_corrupted(
+    dataset: DatasetRef, planned: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand classes make a thousand probabilities of each copy."""
+    bench = open_bench(store, load_facts(dataset, store), planned, Wishes(gate=GATE))
+    holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
+    whole = further.corrupted_copies(bench, holdout, seed=0)
+    assert len(whole.rows) == len(holdout.y)
+    monkeypatch.setattr(further, "MAX_CORRUPTED", 100)
+    some = further.corrupted_copies(bench, replace(holdout), seed=0)
+    assert 90 <= len(some.rows) <= 100
+    assert len(some.X) == 3 * len(some.rows)
