@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
 
 PARAMETERS: dict[str, Any] = {
     "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
-    "budget": {"steps": 120, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
+    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
     "gate": {"n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
@@ -134,7 +134,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui.open_filled_form({**PARAMETERS, **uris})
 
     # In training, from the UI, a third of the way.
-    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=40) as held:
+    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=100) as held:
         run_id = ui.submit()
         run = Watched(ui.server, run_id)
         ui.leave()
