@@ -112,9 +112,9 @@ class Picture(NamedTuple):
     photo: bool = False
 
 
-def figures(*pictures: Picture) -> Markup:
-    """Pictures beside one another."""
-    shown = Markup("\n").join(_figure(picture) for picture in pictures)
+def figures(*pictures: Picture | tuple[bytes, str, str]) -> Markup:
+    """Pictures beside one another; a plain tuple is a :class:`Picture` that is no photo."""
+    shown = Markup("\n").join(_figure(Picture(*picture)) for picture in pictures)
     return Markup('<div class="figures">{}</div>\n').format(shown) if shown else Markup("")
 
 
