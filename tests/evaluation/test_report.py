@@ -812,7 +812,7 @@ def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
         assert page["outside"] == [], page
         assert page["loaded"] == page["images"]
     assert [page["width"] for page in found] == [1280, 390] * 3
-    assert [page["images"] for page in found] == [10, 10, 12, 12, 0, 0]
+    assert [page["images"] for page in found] == [10, 10, 13, 13, 0, 0]
     assert found[1]["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}

@@ -26,7 +26,13 @@ from prefect_augment.evaluation.sheets import ROW_HEIGHT
 from prefect_augment.flows.augment import augment
 from prefect_augment.params import Balance, Classic, Destination, Report, Source
 from prefect_augment.stages import check_policy as module
-from prefect_augment.stages.check_policy import act_on, check_policy, policy_page
+from prefect_augment.stages.check_policy import (
+    act_on,
+    check_picture,
+    check_policy,
+    find_check,
+    policy_page,
+)
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.preview import preview
 from prefect_augment.storage import Store, open_store
@@ -91,6 +97,11 @@ def test_digits_upside_down_are_found_and_leaning_ones_are_not(
     assert "may change what images show" in caplog.text
     again = check_policy(dataset, classic=Classic(policy=LEANING), seed=0, store=store)
     assert again == good, "the outcome is kept"
+    found = find_check(dataset, classic=Classic(policy=LEANING), seed=0, store=store)
+    assert found == good, "the report finds it"
+    assert (check_picture(found, store) or b"").startswith(b"\x89PNG")
+    assert find_check(dataset, classic=Classic(policy=LEANING), seed=1, store=store) is None
+    assert find_check(dataset, classic=Classic(image="none"), seed=0, store=store) is None
     page = policy_page(bad, store)
     assert "data:image/png;base64," in page
     assert "May change what images show: Rotate" in page

@@ -405,6 +405,10 @@ def test_report_has_the_sheets_as_files_and_in_the_summary(
     facts = json.loads(store.read(f"{ref.prefix}/report.json"))
     assert facts["sheets"] == {SINGLE: "sheet_1.png", RARE: "sheet_2.png"}
     assert facts["modality"] == "image"
+    contents = facts["contents"]
+    assert [c["name"] for c in contents["columns"]] == ["brightness", "contrast", "width", "height"]
+    assert contents["n_looked_at"] == sum(contents["classes"].values())
+    assert len(contents["mean_picture"]) == 64
     page = store.read(f"{ref.prefix}/report.html").decode()
     assert "never flipped" in page
     assert "squared pixel differences" in page

@@ -32,6 +32,7 @@ from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.stages import sample as sample_stage
+from prefect_augment.stages.curves import read_training
 from prefect_augment.stages.effort import TRAINING_SHARE
 from prefect_augment.stages.models import load_model
 from prefect_augment.stages.sample import resample_record, sample
@@ -205,6 +206,11 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     resumed = run(dataset, other)
     assert n_batches["second"] == 2, "steps 5 and 6 alone were taken"
     assert resumed.digest == whole.digest
+    curves = read_training(whole, store)
+    assert curves is not None
+    assert curves == read_training(resumed, other)
+    assert [step for step, _ in curves.curves[0].points] == [1, 2, 3, 4, 5, 6]
+    assert read_training(None, store) is None
     assert not other.list(f"_staging/train/{whole.key}/resume")
 
 

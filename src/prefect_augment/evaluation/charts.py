@@ -34,6 +34,7 @@ from prefect_augment.evaluation.drawing import (
     ems,
     frame,
     line_mark,
+    log_marks,
     png_bytes,
 )
 from prefect_augment.evaluation.shapes import ShapeSummary
@@ -119,7 +120,9 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     largest = max([2, *(max(b.before, sum(b.after.values())) for b in bars)])
     smallest = min([largest, *(n for b in bars for n in (b.before, sum(b.after.values())) if n)])
     ax.set_xscale("log")
-    ax.set_xlim(max(0.7, smallest * 0.6), largest * (largest / smallest) ** 0.25 * 1.6)
+    low, high = _log_limits(bars, max(0.7, smallest * 0.6), largest)
+    ax.set_xlim(low, high)
+    ax.set_xticks(log_marks(low, largest))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
@@ -131,6 +134,21 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
         handles.append(dot_mark("with weights", ORANGE, marker="D"))
     add_legend(figure, handles)
     return png_bytes(figure)
+
+
+def _log_limits(bars: Sequence[ClassBar], low: float, largest: float) -> tuple[float, float]:
+    """The axis' ends, with room for the text behind the longest line."""
+    names = max(ems(_name(b.name, b.number)) for b in bars) * 10 / 72 if bars else 0.0
+    text = max(ems(_change(b)) for b in bars) * 9 / 72 if bars else 0.0
+    share = min(0.6, (text + 0.3) / (WIDTH - names - 0.4))  # of the axis, in inches
+    high = math.exp((math.log(largest) - share * math.log(low)) / (1 - share))
+    return low, max(high, largest * 1.6)
+
+
+def _change(bar: ClassBar) -> str:
+    """The numbers behind a line."""
+    total = sum(bar.after.values())
+    return f"{bar.before:,}" if total == bar.before else f"{bar.before:,} → {total:,}"
 
 
 def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
@@ -150,9 +168,8 @@ def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
     if bar.weighted is not None and bar.weighted >= 1.0 and not _near(bar.weighted, total):
         ax.plot(bar.weighted, y, "D", color=ORANGE, ms=4.5, zorder=5)
         ends.append(bar.weighted)
-    text = f"{bar.before:,}" if total == bar.before else f"{bar.before:,} → {total:,}"
     ax.annotate(
-        text,
+        _change(bar),
         (max(ends), y),
         xytext=(9, 0),
         textcoords="offset points",

@@ -85,4 +85,4 @@ def mean_pictures(column: ColumnDrift) -> bytes:
         np.array(values).reshape(side, side, 1).round().clip(0, 255).astype(np.uint8)
         for values in (column.before, column.now)
     ]
-    return rows_sheet("mean picture", [("before", pictures[:1]), ("now", pictures[1:])])
+    return rows_sheet("mean picture", [("before, and now", pictures)])

@@ -8,12 +8,24 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from prefect_augment.evaluation.words import visible
 
-__all__ = ["bullets", "figures", "folded", "heading", "name", "note", "paragraph", "table", "tag"]
+__all__ = [
+    "Picture",
+    "bullets",
+    "figures",
+    "folded",
+    "heading",
+    "name",
+    "note",
+    "paragraph",
+    "table",
+    "tag",
+]
 
 
 def name(text: object) -> Markup:
@@ -91,9 +103,18 @@ def table(
     ).format(label, top, Markup("\n").join(lines))
 
 
-def figures(*pictures: tuple[bytes, str, str]) -> Markup:
-    """Pictures beside one another: PNG bytes, what they show in words, a caption or nothing."""
-    shown = Markup("\n").join(_figure(*picture) for picture in pictures)
+class Picture(NamedTuple):
+    """A PNG and what it shows in words; ``photo`` where its colours are not to be turned in the dark."""
+
+    png: bytes
+    alt: str
+    caption: str = ""
+    photo: bool = False
+
+
+def figures(*pictures: Picture | tuple[bytes, str, str]) -> Markup:
+    """Pictures beside one another; a plain tuple is a :class:`Picture` that is no photo."""
+    shown = Markup("\n").join(_figure(Picture(*picture)) for picture in pictures)
     return Markup('<div class="figures">{}</div>\n').format(shown) if shown else Markup("")
 
 
@@ -102,9 +123,16 @@ def folded(summary: object, content: Markup) -> Markup:
     return Markup("<details><summary>{}</summary>\n{}</details>\n").format(summary, content)
 
 
-def _figure(png: bytes, alt: str, caption: str) -> Markup:
-    width, height = struct.unpack(">II", png[16:24])  # IHDR is always the first chunk
-    below = Markup("<figcaption>{}</figcaption>").format(visible(caption)) if caption else ""
+def _figure(picture: Picture) -> Markup:
+    width, height = struct.unpack(">II", picture.png[16:24])  # IHDR is always the first chunk
+    caption = visible(picture.caption) if picture.caption else ""
     return Markup(
-        '<figure><img src="data:image/png;base64,{}" alt="{}" width="{}" height="{}">{}</figure>'
-    ).format(base64.b64encode(png).decode("ascii"), alt, width // 2, height // 2, below)
+        '<figure class="{}"><img src="data:image/png;base64,{}" alt="{}" width="{}" height="{}">{}</figure>'
+    ).format(
+        "photo" if picture.photo else "chart",
+        base64.b64encode(picture.png).decode("ascii"),
+        picture.alt,
+        width // 2,
+        height // 2,
+        Markup("<figcaption>{}</figcaption>").format(caption) if caption else "",
+    )

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from prefect_augment.evaluation.drift_charts import distance_chart, mean_pictures, value_charts
 from prefect_augment.evaluation.markup import (
+    Picture,
     bullets,
     figures,
     folded,
@@ -65,17 +66,17 @@ def _pictures(drift: Drift) -> Markup:
     if measured:
         told = "; ".join(f"{visible(c.column)}: {_against(c)}" for c in measured[:30])
         alt = f"Distance of each column to the version before, and what chance allows. {told}."
-        shown.append((distance_chart(measured), alt, ""))
+        shown.append(Picture(distance_chart(measured), alt))
     moved = [c for c in measured if (c.distance or 0.0) > (c.noise or 0.0)]
     changed = [c for c in moved if c.kind != "picture"][:MAX_DRAWN]
     if changed:
         told = ", ".join(visible(c.column) for c in changed)
         (png,) = value_charts(changed)
-        shown.append((png, f"Values before and now of the columns that changed: {told}.", ""))
+        shown.append(Picture(png, f"Values before and now of the columns that changed: {told}."))
     for column in measured:
         if column.kind == "picture":
             alt = f"The mean of all images before and now, {_against(column)}."
-            shown.append((mean_pictures(column), alt, ""))
+            shown.append(Picture(mean_pictures(column), alt, photo=True))
     return figures(*shown)
 
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from prefect_augment.evaluation.markup import figures, heading, name, note, paragraph, table, tag
+from prefect_augment.evaluation.markup import (
+    Picture,
+    figures,
+    heading,
+    name,
+    note,
+    paragraph,
+    table,
+    tag,
+)
 from prefect_augment.evaluation.words import MISSING, count, percent, visible
 from prefect_augment.facts_policy import PolicyCheck
 
@@ -43,6 +52,6 @@ def section(check: PolicyCheck | None, sheet: bytes | None) -> str:
             "images was shown each of them under every operation, always applied. It has not learnt strong "
             "changes: what it takes for another class may still be its own to you. Look at the pictures."
         )
-        + (figures((sheet, alt, "")) if sheet else "")
+        + (figures(Picture(sheet, alt, photo=True)) if sheet else "")
         + table("Operations of the policy", head, rows, numbers=(1, 2, 4))
     )

@@ -20,7 +20,7 @@ from prefect_augment.evaluation.drawing import (
     frame,
     png_bytes,
 )
-from prefect_augment.evaluation.markup import figures, heading, paragraph
+from prefect_augment.evaluation.markup import Picture, figures, heading, paragraph
 from prefect_augment.evaluation.words import count, number, visible
 from prefect_augment.facts_training import Training, TrainingCurve
 
@@ -43,7 +43,7 @@ def section(training: Training | None) -> str:
         f"{number(c.points[-1][1])} at step {count(c.points[-1][0])}"
         for c in training.curves
     )
-    picture = (curves_chart(training.curves), f"Training loss over the steps. {told}.", "")
+    picture = Picture(curves_chart(training.curves), f"Training loss over the steps. {told}.")
     return heading("Training curves") + paragraph(HOW_TO_READ, lead=True) + figures(picture)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from prefect_augment.datatypes import DatasetFacts
+from prefect_augment.datatypes import DatasetFacts, ShardFact
 from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.encoding.pixels import decode_image, image_bytes, resize
 from prefect_augment.evaluation.contents import column_content
@@ -41,8 +41,8 @@ class Sampled:
     def contents(self, *, show: bool) -> Contents:
         """Return what is kept of them for the next version; no value where ``show`` is False."""
         classes: dict[str, int] = {}
-        for part in ("fit", "val"):
-            for name, n in self.facts.part_counts.get(part, {}).items():
+        for shard in _training(self.facts):
+            for name, n in shard.class_counts.items():
                 classes[name] = classes.get(name, 0) + n
         pictures = self.pictures if show and self.pictures is not None else np.zeros((0, 0))
         return Contents(
@@ -84,7 +84,7 @@ def read_sample(store: Store, facts: DatasetFacts, *, run: str) -> Sampled:
     run : str
         Names what the report is of.
     """
-    shards = [s for s in facts.shards if s.split in ("fit", "val")]
+    shards = _training(facts)
     folded = [fold_ids(table["aug_id"]) for table in iter_shards(store, shards, ["aug_id"])]
     ids = np.concatenate([np.zeros(0, np.uint64), *folded])
     most = MOST_IMAGES if facts.image else MOST_ROWS
@@ -106,6 +106,10 @@ def read_sample(store: Store, facts: DatasetFacts, *, run: str) -> Sampled:
     if facts.image:
         found.pictures = np.array(whole["picture"].to_pylist(), dtype=np.float32)
     return found
+
+
+def _training(facts: DatasetFacts) -> list[ShardFact]:
+    return [s for s in facts.shards if s.split in ("fit", "val")]
 
 
 def _kinds(facts: DatasetFacts) -> dict[str, Kind]:
