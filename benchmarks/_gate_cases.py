@@ -48,7 +48,7 @@ REAL_TABLES = (
 )
 REAL_IMAGES = ("mnist10k_train", "fashion_test", "bccd_cells_train", "pneumonia_train")
 SIDE = 10  # of pictures
-STEPS = 16  # of each classifier of pictures
+STEPS = 20  # of each classifier of pictures
 MOST_FIT, MOST_VAL, MOST_FRESH = 300, 100, 200  # of a class
 FEWEST = 70  # records of a class of a real set that takes part
 BLUR = 0.005  # of a column's range, or of 255, for copies that are not exact
