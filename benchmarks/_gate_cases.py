@@ -48,8 +48,9 @@ REAL_TABLES = (
 )
 REAL_IMAGES = ("mnist10k_train", "fashion_test", "bccd_cells_train", "pneumonia_train")
 SIDE = 10  # of pictures
-STEPS = 16  # of each classifier of pictures
+STEPS = 20  # of each classifier of pictures
 MOST_FIT, MOST_VAL, MOST_FRESH = 300, 100, 200  # of a class
+MOST_CLASSES = {"table": 4, "image": 2}  # of a real set, chosen anew for every seed
 FEWEST = 70  # records of a class of a real set that takes part
 BLUR = 0.005  # of a column's range, or of 255, for copies that are not exact
 
@@ -113,8 +114,7 @@ def world(kind: str, name: str, seed: int, *, n_fresh: int = MOST_FRESH) -> Worl
     rng = np.random.default_rng([seed, *map(ord, name)])
     parts: list[list[NDArray[np.int64]]] = [[], [], []]
     codes = np.flatnonzero(np.bincount(y) >= FEWEST)
-    if len(codes) > 4:
-        codes = np.sort(rng.permutation(codes)[:4])
+    codes = np.sort(rng.permutation(codes)[: MOST_CLASSES[kind]])
     for k in codes:
         rows = rng.permutation(np.flatnonzero(y == k))
         n_fit, n_val = min(MOST_FIT, len(rows) // 2), min(MOST_VAL, len(rows) // 5)

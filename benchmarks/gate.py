@@ -44,10 +44,10 @@ FAULTY["image"] = [f for f in FAULTS if f != "none"]
 # Worlds of each set: 100 cases and more of either side, of every fault.
 N_WORLDS = {
     "table": {DRAWN["table"]: 120, **dict.fromkeys(REAL_TABLES, 20)},
-    "image": {DRAWN["image"]: 60, **dict.fromkeys(REAL_IMAGES, 15)},
+    "image": {DRAWN["image"]: 40, **dict.fromkeys(REAL_IMAGES, 15)},
 }
 MOST_WRONG = 0.05
-DOSES = {"table": (1, 2, 5, 10, 15, 20, 30, 50, 100), "image": (10, 20, 30, 50, 100)}
+DOSES = {"table": (1, 2, 5, 10, 15, 20, 30, 50, 100), "image": (10, 30, 50, 100)}
 N_DOSED = {"table": 60, "image": 20}
 N_CANDIDATES = 1000
 OTHER_LIMITS = {
