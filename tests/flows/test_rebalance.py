@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,14 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     assert "synthetic" not in train["lost"], "a class of two records is not sampled"
     assert result.verdict is not None
     assert "lost" in result.verdict.not_judged
-    assert Path(result.report).is_file()
+    search = json.loads(Path(result.report).with_name("report.json").read_text())["search"]
+    pilots, full = search["rungs"]
+    assert {t["arm"]["name"] for t in pilots["trials"]} == {
+        *("as is", "threshold", "class weights", "resampling", "SMOTE", "trees")
+    }
+    assert [t["arm"] for t in pilots["trials"] if t["kept"]] == [t["arm"] for t in full["trials"]]
+    assert {t["arm"]["name"] for t in full["trials"]} == {score.arm.name for score in result.arms}
+    assert all(t["reason"] for rung in search["rungs"] for t in rung["trials"] if not t["kept"])
 
 
 def test_what_comes_back_has_the_source_columns_then_the_lineage(
