@@ -112,7 +112,7 @@ def test_copies_give_away_who_was_in_the_training_data(copies: Judged) -> None:
     assert drawn["attack"]["auc"]["estimate"] == 1.0
     assert drawn["closeness"]["synthetic_copies"] == 1.0
     assert privacy["sentence"] in copies.result.notes
-    assert "Guard them as you guard the real records" in copies.page
+    assert "guard them as you guard the real records" in copies.page
 
 
 def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Judged) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from prefect_augment.datatypes import BalancePlan, ColumnFact, DatasetRef, GateReport, Verdict
 from prefect_augment.evaluation.disclosure import disclosable
+from prefect_augment.evaluation.privacy import Words, summed_up
 from prefect_augment.evaluation.report import ReportData, build_report, markdown_summary
 from prefect_augment.evaluation.section_privacy import section
 from prefect_augment.facts_privacy import Privacy
@@ -105,6 +106,22 @@ def test_generator_that_copies_leaks_whatever_the_gate_kept(copies: Drawn) -> No
     found = side(copies.privacy, "drawn")
     assert found["finding"] == "leak"
     assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
+
+
+def test_model_that_leaks_is_named_though_what_was_kept_does_not(
+    copies: Drawn, fresh: Drawn
+) -> None:
+    """The gate drops copies; the model that made them goes on making them."""
+    kept = next(s for s in fresh.privacy.sides if s.records == "kept")
+    drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
+    words = Words(members="fit", others="val")
+    found = summed_up([kept, drawn], words=words, feature_space="a space")
+    assert found.finding == "none shown"
+    assert "do not hand on the model" in found.sentence
+    blind = summed_up([kept, drawn], words=words, feature_space="", unusable="Others were seen.")
+    assert (blind.finding, blind.sentence) == ("not measured", "Others were seen.")
+    seen = summed_up([drawn], words=words, feature_space="", unusable="Others were seen.")
+    assert seen.finding == "leak"
 
 
 def test_new_records_of_the_distribution_show_nothing(fresh: Drawn) -> None:
