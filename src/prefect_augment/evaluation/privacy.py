@@ -251,12 +251,13 @@ def summed_up(
     main = sides[0]
     blind = bool(unusable) and main.finding in ("none shown", "gap")
     finding: Finding = "not measured" if blind else main.finding
-    said = [main.sentence]
+    said = [main.sentence, *([] if main.finding == "too few" else [LIMITS])]
     for other in sides[1:]:
         if main.records == "kept" and other.finding == "leak" and other.attack is not None:
-            said.append(
+            said.insert(
+                1,
                 f"What the model drew before the gate leaks ({_shares(other.attack.auc)}, or in a class or "
-                "among isolated records): do not hand on the model."
+                "among isolated records): do not hand on the model.",
             )
     return Privacy(
         members=words.members,
@@ -266,6 +267,6 @@ def summed_up(
         rare_share=RARE_SHARE,
         sides=tuple(sides),
         finding=finding,
-        sentence=unusable if blind else " ".join([*said, LIMITS]),
+        sentence=unusable if blind else " ".join(said),
         notes=(*notes, *([unusable] if unusable else [])),
     )
