@@ -31,8 +31,9 @@ from prefect_augment.params import (
     Unique,
 )
 from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.foreign import import_candidates
 from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.judge import import_candidates, judge
+from prefect_augment.stages.judge import judge
 from prefect_augment.stages.plan import plan
 from prefect_augment.storage import open_store
 
