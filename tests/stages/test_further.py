@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetRef, Verd
 from prefect_augment.errors import ParameterError
 from prefect_augment.facts_holdout import HoldoutFacts
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
+from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages import further, verdict
 from prefect_augment.stages.arms import make_recipe
@@ -25,6 +27,7 @@ from prefect_augment.stages.bench import Wishes, open_bench
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.priors import class_shares, left_by_loss
+from prefect_augment.stages.publish import publish
 from prefect_augment.stages.report import report
 from prefect_augment.stages.verdict import verify
 from prefect_augment.staging import read_fact
@@ -184,6 +187,31 @@ def test_report_and_page_have_a_key_and_a_section_for_each(
     kept = json.loads(store.read(f"{ref.prefix}/recipe.json"))
     assert kept["prior_true"] == pytest.approx(class_shares(planned))
     assert kept["prior_train"]["rare"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_card_and_dataset_have_the_correction(releases: ModuleType, tmp_path: Path) -> None:
+    here = open_store(str(tmp_path / "out"))
+    release = releases.stage_release(here)
+    shares = class_shares(release.plan)
+    even = dict.fromkeys(shares, 1 / len(shares))
+    recipe = release.recipe.model_copy(update={"prior_true": shares, "prior_train": even})
+    publish(**vars(release) | {"recipe": recipe})
+    card = here.read("README.md").decode()
+    assert "## Probabilities" in card
+    dataset = open_dataset(here.uri)
+    n = len(dataset.classes)
+    assert f"| {n * shares['a']:.3g} |" in card, "the factor of a class"
+    found = dataset.correct_prior(np.full((1, n), 1 / n))
+    assert found[0].tolist() == pytest.approx([shares[name] for name in dataset.classes])
+    other = {name: float(i + 1) for i, name in enumerate(dataset.classes)}
+    moved = dataset.correct_prior(np.full((1, n), 1 / n), prior=other)
+    assert moved[0] == pytest.approx(np.arange(1, n + 1) / np.arange(1, n + 1).sum())
+    with pytest.raises(ParameterError, match="prior has no share of"):
+        dataset.correct_prior(np.full((1, n), 1 / n), prior={"a": 1.0})
+    # Where the recipe leaves the shares as they are there is nothing to correct.
+    plain = recipe.model_copy(update={"prior_train": shares, "sentence": "Other."})
+    publish(**vars(release) | {"recipe": plain})
+    assert "## Probabilities" not in here.read("README.md").decode()
 
 
 def test_what_balanced_softmax_leaves_of_the_prior() -> None:

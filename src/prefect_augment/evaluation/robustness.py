@@ -168,18 +168,23 @@ def _sentence(mean: ConditionFact, conditions: Sequence[ConditionFact], pairs: P
     """Say what the corruptions show about the first pair."""
     if not pairs:
         return "Only one arm was compared, so nothing is said of a gain or a loss in robustness."
-    change = mean.changes[0]
-    points = f"{100 * change.interval.estimate:+.1f} points"
-    against = f"{change.arm} against {change.against}"
-    if change.interval.low > 0:
-        said = f"A gain in robustness is shown: the difference of {against} is {points} larger"
-    elif change.interval.high < 0:
-        said = f"A loss in robustness is shown: the difference of {against} is {points} smaller"
-        said = said.replace("-", "", 1)
+    gap, change = mean.differences[0], mean.changes[0].interval
+    clean = gap.interval.estimate - change.estimate
+    said = (
+        f"On corrupted records “{gap.arm}” differs from “{gap.against}” by {_points(gap.interval.estimate)} points on "
+        f"average (95 % interval {_points(gap.interval.low)} to {_points(gap.interval.high)}), on clean ones by "
+        f"{_points(clean)}: "
+    )
+    if change.low > 0:
+        said += "a gain in robustness is shown."
+    elif change.high < 0:
+        still = ", though it stays better" if gap.interval.low > 0 else ""
+        said += f"a loss in robustness is shown{still}."
     else:
-        said = (
-            f"No gain or loss in robustness is shown: the difference of {against} moves by {points}"
-        )
+        said += "neither a gain nor a loss in robustness is shown."
     lost = [c.name for c in conditions if c.differences[0].interval.high < 0]
-    more = f" Under {', '.join(lost)} {change.arm} is shown to be worse." if lost else ""
-    return f"{said} on corrupted records, on average, than on clean ones.{more}"
+    return said + (f" It is shown to be worse under {', '.join(lost)}." if lost else "")
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"

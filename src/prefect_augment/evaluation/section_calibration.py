@@ -22,7 +22,7 @@ def section(facts: CalibrationFacts | None) -> str:
     what = (
         f"On {count(facts.n_records)} hold-out records; lower is better, and 0 within an interval of a calibration "
         f"error says that none is shown. Errors are of {facts.n_bins} bins of equal numbers: of the class that is "
-        f"predicted, and of the probabilities of the {looked} rarest judged class{'es' if looked > 1 else ''}. "
+        f"predicted, and of the probabilities of the {f'{looked} rarest classes' if looked > 1 else 'rarest class'}. "
         "“Corrected” multiplies each class's probability by its share of the real training records over the share "
         "that the arm trains with, and scales them to sum to 1 (Saerens et al. 2002)."
     )

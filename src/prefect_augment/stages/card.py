@@ -10,7 +10,7 @@ import logging
 
 import yaml
 
-from prefect_augment.datatypes import Verdict
+from prefect_augment.datatypes import Recipe, Verdict
 from prefect_augment.evaluation.words import markdown_text
 from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.shards.parquet import LINEAGE
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 _MARK = "<!-- Derived from _manifests by prefect-augment; changes are lost. -->"
 _MAX_CLASSES = 100
+_NO_CORRECTION = 0.01  # factors nearer to 1 are not worth a table
 _SPLITS = ("train", "holdout")
 
 _HOW_TO_READ = """
@@ -90,6 +91,7 @@ def render_card(manifest: Manifest) -> str:
         "",
         *_counts(manifest),
         *_elsewhere(manifest),
+        *_prior(manifest.recipe),
         _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip()),
     ]
     return "\n".join(parts)
@@ -158,6 +160,32 @@ def _counts(manifest: Manifest) -> list[str]:
                 f"| … and {len(classes) - _MAX_CLASSES} more, see the manifest | {' | ' * len(origins)}"
             )
         lines.append("")
+    return lines
+
+
+def _prior(recipe: Recipe) -> list[str]:
+    """What corrects the probabilities of a classifier that was trained as the recipe says."""
+    true, train = recipe.prior_true, recipe.prior_train
+    names = [name for name in true if train.get(name)]
+    if all(abs(true[name] / train[name] - 1) < _NO_CORRECTION for name in names):
+        return []
+    lines = [
+        "",
+        "## Probabilities",
+        "",
+        "A classifier that is trained as the recipe says takes classes to be as frequent as the recipe makes them. Its",
+        "decisions are what was judged: leave them as they are. Where a probability is read as one, multiply each",
+        "class's by its factor and scale them to sum to 1: `dataset.correct_prior(probabilities)`, or",
+        "`RecipeClassifier`. Where classes come in other shares, give these as `prior`.",
+        "",
+        "| class | share of the source | share in training | factor |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name in names[:_MAX_CLASSES]:
+        cells = f"{true[name]:.2%} | {train[name]:.2%} | {true[name] / train[name]:.3g}"
+        lines.append(f"| {markdown_text(name)} | {cells} |")
+    if len(names) > _MAX_CLASSES:
+        lines.append(f"| … and {len(names) - _MAX_CLASSES} more, see the manifest | | | |")
     return lines
 
 

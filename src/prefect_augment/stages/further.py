@@ -307,18 +307,16 @@ def _trained(arm: Arm, bench: Workbench, given: Synthetic | None) -> dict[str, f
 def _said(facts: CalibrationFacts) -> str:
     """Say what was found of the published arm's probabilities."""
     learners = facts.arms[facts.published]
-    name = facts.published
     corrected = [c for c in learners.values() if c.corrected is not None]
+    name = f"“{facts.published}”"
     if not corrected:
         return f"{name} trains with the class shares that there are, so its probabilities need no correction."
     better = sum(c.change is not None and c.change.high < 0 for c in corrected)
     worse = sum(c.change is not None and c.change.low > 0 for c in corrected)
-    n = len(corrected)
-    said = f"the corrected probabilities of {name} have a lower Brier score for {better} of {n} learners"
+    said = f"the correction is shown to lower the Brier score for {better} of {len(corrected)} learners"
     if worse:
-        said += f", and a higher one for {worse}"
+        said += f", and to raise it for {worse}"
     return (
-        f"{name} trains with other class shares than there are. On the hold-out {said} (interval beyond 0). "
-        "Use corrected probabilities where a probability is read as one, and the uncorrected ones to choose a class: "
-        "these are what was judged."
+        f"{name} trains with other class shares than there are. On the hold-out {said}. Use corrected probabilities "
+        "where a probability is read as one, and the uncorrected ones to choose a class: these are what was judged."
     )
