@@ -428,6 +428,11 @@ def test_every_class_is_on_the_page_with_its_fate(page: Page) -> None:
     assert "looks like another class: 11, near copy: 6" in page.text
 
 
+def test_every_heading_of_a_table_says_what_it_heads(page: Page) -> None:
+    scopes = {a.get("scope") for a in page.all("th")}
+    assert scopes == {"col", "row", "rowgroup"}
+
+
 def test_pictures_are_described_in_words(page: Page) -> None:
     alts = [a["alt"] or "" for a in page.all("img")]
     assert any("normal: 4,200 to 4,210" in alt for alt in alts)

@@ -209,9 +209,10 @@ def _pooled(level: str, *sides: ColumnContent) -> float:
 
 def _picture(before: Contents, now: Contents, n_eff: float, alpha: float) -> ColumnDrift:
     """The mean picture: root mean square over its pixels of the difference, in standard deviations."""
-    spread = np.maximum(np.array(before.picture_spread), 1.0)
-    z = (np.array(now.mean_picture) - np.array(before.mean_picture)) / spread
-    distance = float(np.sqrt(np.mean(z**2)))
+    # One scale for all: a pixel at the border that is almost always black would outweigh the others.
+    spread = max(1.0, float(np.sqrt(np.mean(np.array(before.picture_spread) ** 2))))
+    moved = np.array(now.mean_picture) - np.array(before.mean_picture)
+    distance = float(np.sqrt(np.mean(moved**2))) / spread
     # Pixels go together; at worst all move as one, and the tail is that of one normal variable.
     noise = (1 + math.sqrt(2 * math.log(1 / alpha))) / math.sqrt(n_eff) if n_eff else 1.0
     return ColumnDrift(
