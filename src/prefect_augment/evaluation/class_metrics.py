@@ -31,9 +31,11 @@ class Stratum:
         Within the domain; passed every check and is wanted.
     distance : ndarray of float64, shape (n_candidates,)
         To the nearest fit record.
+    real : ndarray of float64
+        The same of real records that the model has not seen, or of fit records to one another.
     near : tuple of CopyEvidence
-        The same beside real records', of all candidates, in each space that there is; empty where
-        there are too few real records to take distances from.
+        What the class is judged by, of all candidates, in each space that there is; empty where there
+        are too few real records to take distances from.
     equal : mapping of str to CopyEvidence
         Ways of being equal by their names, of all candidates.
     wrong, real_wrong : ndarray of bool, optional
@@ -46,6 +48,7 @@ class Stratum:
     valid: Bool
     kept: Bool
     distance: Float
+    real: Float
     near: tuple[CopyEvidence, ...]
     equal: Mapping[str, CopyEvidence]
     wrong: Bool | None = None
@@ -113,8 +116,8 @@ def class_metrics(
             found[f"{name}_copy_fraction"] = float((way.candidates == 0).mean())
             if len(way.real):
                 found[f"real_{name}_copy_fraction"] = float((way.real == 0).mean())
-        if of.near:
-            found["real_median_distance"] = float(np.median(of.near[0].real))
+        if len(of.real):
+            found["real_median_distance"] = float(np.median(of.real))
         if of.wrong is not None and of.real_wrong is not None:
             found["label_error"] = float(of.wrong.mean())
             found["real_label_error"] = float(of.real_wrong.mean())

@@ -58,6 +58,7 @@ from prefect_augment.evaluation.fidelity import (
     real_probabilities,
     utility_scores,
 )
+from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.measures import Measures
 from prefect_augment.evaluation.nearness import (
     comparable,
@@ -199,7 +200,9 @@ def gate_records(
     reason = np.full(len(candidates), "", dtype="U16")
     if in_domain is not None:
         reason[~in_domain] = "domain"
-    near = nearness(measures, fit, val, candidates)
+    # The halves of the two classifiers, by stratum and not by class.
+    half = stratified_folds(fit.stratum, fit_groups, 2, seed, fit_keys) == 0
+    near = nearness(measures, fit, val, candidates, half)
     mark_near_and_far(near, strata, ordinals, near_copy_quantile, reason, notes)
 
     looks_at_classes = metrics or drop_unsafe
@@ -245,6 +248,7 @@ def gate_records(
                 valid=reason[of.rows] != "domain",
                 kept=kept[of.rows],
                 distance=of.distance,
+                real=of.real,
                 near=of.ways,
                 equal=equal,
                 wrong=wrong,

@@ -39,50 +39,55 @@ class Near:
     real: Float  # of real records that were not trained on, to hold candidates' against
     val: Float  # of val's, however few
     moved: CopyEvidence | None
-
-    @property
-    def ways(self) -> tuple[CopyEvidence, ...]:
-        """Ways of being near that can be held against real records."""
-        if len(self.real) < MIN_DISTANCES:
-            return ()
-        return (CopyEvidence(self.distance, self.real), *([self.moved] if self.moved else []))
+    ways: tuple[CopyEvidence, ...]  # of being near, to judge the class by; none for too few
 
 
 def nearness(
-    measures: Measures, fit: Labelled, val: Labelled, candidates: Labelled
+    measures: Measures, fit: Labelled, val: Labelled, candidates: Labelled, half: Bool
 ) -> dict[int, Near]:
-    """How near candidates are to fit records, by stratum."""
-    space = measures.space
-    placed_fit, placed_val = space.place(fit.X), space.place(val.X)
-    placed = space.place(candidates.X)
+    """How near candidates are to fit records, by stratum.
+
+    ``half`` marks fit records, no group of which is divided. A class with fewer than 20 val records is
+    judged by distances to that half, of candidates and of all real records outside of it: the fit
+    records' distances to one another come in pairs, which no test of single records knows of.
+    """
     found = {}
+    spaces = [measures.space, *([measures.moved] if measures.moved is not None else [])]
     for s in map(int, np.unique(candidates.stratum)):
         rows = np.flatnonzero(candidates.stratum == s)
-        own, others = placed_fit[fit.stratum == s], placed_val[val.stratum == s]
-        real = real_distances(space, own, others)
-        moved = None
-        if measures.moved is not None:
-            sets = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[rows])
-            moved = _moved(measures.moved, *sets)
+        own, others = fit.X[fit.stratum == s], val.X[val.stratum == s]
+        sets = [
+            _in_space(x, own, others, candidates.X[rows], half[fit.stratum == s]) for x in spaces
+        ]
+        (near, of_val, way), moved = sets[0], sets[1] if len(sets) > 1 else None
+        ways = [way, *([moved[2]] if moved else [])]
         found[s] = Near(
             rows=rows,
-            distance=space.nearest(placed[rows], own),
-            real=real,
-            val=real if len(others) >= MIN_VAL else space.nearest(others, own),
-            moved=moved,
+            distance=near.candidates,
+            real=near.real,
+            val=of_val,
+            moved=moved[0] if moved and len(moved[0].real) >= MIN_DISTANCES else None,
+            ways=tuple(w for w in ways if len(w.real) >= MIN_DISTANCES),
         )
     return found
 
 
-def _moved(
-    space: Space, fit: NDArray[Any], val: NDArray[Any], candidates: NDArray[Any]
-) -> CopyEvidence | None:
-    """The same in the measure of copies that were moved; None where there are too few real records."""
-    placed_fit = space.place(fit)
-    real = real_distances(space, placed_fit, space.place(val))
-    if len(real) < MIN_DISTANCES:
-        return None
-    return CopyEvidence(space.nearest(space.place(candidates), placed_fit), real)
+def _in_space(
+    space: Space, fit: NDArray[Any], val: NDArray[Any], candidates: NDArray[Any], half: Bool
+) -> tuple[CopyEvidence, Float, CopyEvidence]:
+    """Distances to hold single candidates against, val's own, and those to judge the class by."""
+    own, others, made = space.place(fit), space.place(val), space.place(candidates)
+    near = CopyEvidence(space.nearest(made, own), real_distances(space, own, others))
+    if len(others) >= MIN_VAL:
+        return near, near.real, near
+    real = [space.nearest(x, own[half]) for x in (own[~half], others)]
+    seen = CopyEvidence(space.nearest(made, own[half]), _finite(np.concatenate(real)))
+    return near, space.nearest(others, own), seen
+
+
+def _finite(distances: Float) -> Float:
+    """Distances to something: none where there is nothing to be near to."""
+    return distances[np.isfinite(distances)]
 
 
 def mark_near_and_far(
