@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from prefect_augment.tasks.judge import (
         choose_arm,
         judge_candidates,
+        pilot_arm,
         score_arm,
         verify_choice,
     )
@@ -148,7 +149,13 @@ _HOMES = {
     "tasks.augment": ("augment_records",),
     "tasks.check_policy": ("check_image_policy",),
     "tasks.ingest": ("ingest_dataset",),
-    "tasks.judge": ("choose_arm", "judge_candidates", "score_arm", "verify_choice"),
+    "tasks.judge": (
+        "choose_arm",
+        "judge_candidates",
+        "pilot_arm",
+        "score_arm",
+        "verify_choice",
+    ),
     "tasks.latents": (
         "classify_records",
         "denoise_records",
@@ -225,6 +232,7 @@ __all__ = [
     "open_dataset",
     "open_latents",
     "open_version",
+    "pilot_arm",
     "plan_balance",
     "propose_dataset",
     "publish_dataset",
