@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         choose_arm,
         judge_candidates,
         measure_privacy,
+        pilot_arm,
         score_arm,
         verify_choice,
     )
@@ -155,6 +156,7 @@ _HOMES = {
         "choose_arm",
         "judge_candidates",
         "measure_privacy",
+        "pilot_arm",
         "score_arm",
         "verify_choice",
     ),
@@ -236,6 +238,7 @@ __all__ = [
     "open_dataset",
     "open_latents",
     "open_version",
+    "pilot_arm",
     "plan_balance",
     "propose_dataset",
     "publish_dataset",

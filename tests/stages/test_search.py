@@ -19,6 +19,7 @@ from prefect_augment.datatypes import (
     DatasetFacts,
     DatasetRef,
     Estimate,
+    ImageFacts,
     LearnerScore,
 )
 from prefect_augment.facts_search import SearchFacts
@@ -372,3 +373,37 @@ def test_a_pilot_gets_a_quarter_of_the_training() -> None:
     assert pilot_budget(Budget(minutes=8)).minutes == 2
     assert pilot_budget(Budget(steps=1)).steps == 1
     assert pilot_budget(Budget(steps=100)).steps == 25
+
+
+def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
+    store: Store, dataset: DatasetRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided by counts, so that a rerun tries the same."""
+    pytest.importorskip("torch")
+    facts = load_facts(dataset, store)
+    image = ImageFacts(
+        column="image",
+        modes={"L": 300},
+        formats={"PNG": 300},
+        sizes={"12x12": 300},
+        n_sizes=1,
+        most_common_size=(12, 12),
+        smallest_side=12,
+        largest_side=12,
+        n_channels=1,
+    )
+    counts = {
+        part: {**facts.part_counts[part], **dict.fromkeys(facts.judged, 20)}
+        for part in ("fit", "val")
+    }
+    pictures = facts.model_copy(
+        update={"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
+    )
+    monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
+
+    def tried(budget: Budget) -> int:
+        wish = {"balance": Balance(), "model": NoModel(), "gate": Gate(), "store": store}
+        return plan(dataset, budget=budget, **wish).n_settings  # type: ignore[arg-type]
+
+    assert [tried(Budget(minutes=m)) for m in (0.05, 5, 240)] == [2, 4, 8]
+    assert tried(Budget(minutes=240, steps=10)) == 4

@@ -54,6 +54,8 @@ __all__ = ["MAX_BY_VALUES", "plan"]
 
 MAX_BY_VALUES = 20  # of a column to balance within; more would cut the classes into crumbs
 MOST_SEARCHED = 5.0  # synthetic records per real one
+# Of the judge's half of the budget, what judging images with every setting may take; else half of them are tried.
+MOST_OF_SETTINGS = 0.25
 _TRAINING = ("fit", "val")
 
 
@@ -394,6 +396,7 @@ def _estimate_images(
     alone = has_model or _rarest(facts) >= SMALL_VAL["image"]
     arms = make_arms("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
+    seconds = math.inf if budget is None or budget.steps else 30.0 * budget.minutes
     for n_settings in (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4):
         pilots = _n_pilots(arms, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
         found, steps, n_folds = estimate_images(
@@ -407,10 +410,14 @@ def _estimate_images(
             folds=folds,
             n_seeds=gate.n_seeds,
             has_model=has_model,
-            seconds=math.inf if budget is None or budget.steps else 30.0 * budget.minutes,
+            seconds=seconds,
         )
-        # Fewer settings before a learner that is trained much too short, or fewer folds.
-        if n_folds == folds[0] and 2 * steps >= learner_steps(n_train):
+        # Fewer settings before a learner that is trained much too short, or fewer folds; all of them
+        # where they take a small part of what there is.
+        of_all = MOST_OF_SETTINGS * seconds if n_settings == N_SETTINGS else math.inf
+        fits = found.judge_seconds <= of_all < math.inf or n_settings < N_SETTINGS
+        fits = fits and found.judge_seconds / gate.n_seeds <= seconds
+        if fits and n_folds == folds[0] and 2 * steps >= learner_steps(n_train):
             break
     return found, steps, n_folds, n_settings
 
