@@ -32,7 +32,8 @@ OF_OUR_OWN = Words(
     members="fit, which they were made from", others="val, which they were not made from"
 )
 OF_OTHERS = Words(
-    members="those that were given", others="the hold-out, which they were not made from"
+    members="the source, which they were made from",
+    others="the hold-out, which they were not made from",
 )
 NO_HOLDOUT = (
     "What the synthetic records give away could not be measured: no hold-out of its own was given, so the records "
