@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation import threads
+from prefect_augment.evaluation import learners, threads
 from prefect_augment.evaluation.learners import balanced_weights, fit_learner
 from prefect_augment.evaluation.threads import single_threaded
 
@@ -220,3 +220,13 @@ def test_unusable_wishes_are_refused():
         fit("logistic", X, y, is_category, n_levels, weights=-np.ones(len(y)))
     with pytest.raises(EmptyClassError, match="positive weight"):
         fit("logistic", X, y, is_category, n_levels, weights=np.zeros(len(y)))
+
+
+def test_many_classes_are_learnt_in_blocks_with_the_same_outcome(monkeypatch):
+    X, y, is_category, n_levels = mixed_table(n_classes=6)
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
+    whole = fit("logistic", X, y, is_category, n_levels, weights=weights).predict_proba(X)
+    monkeypatch.setattr(learners, "MANY_PROBABILITIES", 0)
+    monkeypatch.setattr(learners, "BLOCK_PROBABILITIES", 100)
+    blocks = fit("logistic", X, y, is_category, n_levels, weights=weights).predict_proba(X)
+    assert np.allclose(whole, blocks, atol=1e-4)

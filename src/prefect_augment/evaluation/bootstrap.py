@@ -94,7 +94,7 @@ def simultaneous(
     Each is as many standard deviations of its draws wide as the largest of all deviations stays
     within in 95 % of the draws (max-T), and as Student's t asks for with so few units. Quantiles at a
     level divided by the number of classes would lie beyond the draws there are: of 60 classes with 30
-    records each, two equal arms differ in one by them in 30 to 40 % of repetitions, by these in 2 %.
+    records each, two equal arms differ in one by them in about 40 % of repetitions, by these in 2 %.
 
     Parameters
     ----------

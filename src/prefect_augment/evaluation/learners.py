@@ -7,8 +7,9 @@ depend on the machine's thread count, and several fits may run in threads beside
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ BOOSTING_L2 = 1.0
 BOOSTING_MAX_TREES = 1000
 NATIVE_LEVELS = 255  # HistGradientBoosting's limit for a category column
 LOGISTIC_ITERATIONS = 100
+# Above so many probabilities (32 MiB) the loss goes through the records in blocks of some (2 MiB).
+MANY_PROBABILITIES = 4_000_000
+BLOCK_PROBABILITIES = 250_000
 LARGEST = 1e150  # of a number in the linear model, which squares it and adds up
 LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
@@ -225,6 +229,8 @@ def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logis
     design = _Design.of(X, weights, columns)
     numbers, levels = design.transform(X)
     n_known = int(y.max()) + 1
+    if len(y) * n_known > MANY_PROBABILITIES:
+        return _Logistic(design, _minimised(_loss_in_blocks(numbers, levels, y, weights, n_known)))
     truth = np.zeros((len(y), n_known))
     truth[np.arange(len(y)), y] = 1.0
     n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
@@ -245,14 +251,58 @@ def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logis
         )
         return value / len(y), gradient.ravel() / len(y)
 
+    return _Logistic(design, _minimised(_Loss(loss, (n_rows + 1, n_known))))
+
+
+class _Loss(NamedTuple):
+    """The loss and its gradient at flat coefficients, and the shape that these have."""
+
+    at: Callable[[Float], tuple[float, Float]]
+    shape: tuple[int, int]
+
+
+def _minimised(loss: _Loss) -> Float:
     best = minimize(
-        loss,
-        np.zeros((n_rows + 1) * n_known),
+        loss.at,
+        np.zeros(loss.shape[0] * loss.shape[1]),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": LOGISTIC_ITERATIONS, "gtol": 1e-6, "ftol": 1e-9},
     )
-    return _Logistic(design, best.x.reshape(n_rows + 1, n_known))
+    coef: Float = best.x.reshape(loss.shape)
+    return coef
+
+
+def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known: int) -> _Loss:
+    """The same loss, some records at a time: with a thousand classes a quarter of the time and of the memory."""
+    n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
+    step = max(1, BLOCK_PROBABILITIES // n_known)
+    blocks = [
+        (numbers[i : i + step], levels[i : i + step], y[i : i + step], weights[i : i + step])
+        for i in range(0, len(y), step)
+    ]
+
+    def loss(flat: Float) -> tuple[float, Float]:
+        coef = flat.reshape(n_rows + 1, n_known)
+        gradient, likely = np.zeros_like(coef), 0.0
+        for some, of_levels, truth, weight in blocks:
+            z = some @ coef[:n_numbers] + of_levels @ coef[n_numbers:n_rows] + coef[-1]
+            z -= z.max(axis=1, keepdims=True)
+            place = np.arange(len(truth)), truth
+            of_truth = z[place]
+            np.exp(z, out=z)
+            total = z.sum(axis=1)
+            likely += float((weight * (of_truth - np.log(total))).sum())
+            z *= (weight / total)[:, None]
+            z[place] -= weight
+            gradient[:n_numbers] += some.T @ z
+            gradient[n_numbers:n_rows] += of_levels.T @ z
+            gradient[-1] += z.sum(axis=0)
+        gradient[:-1] += LOGISTIC_L2 * coef[:-1]
+        value = LOGISTIC_L2 / 2 * (coef[:-1] ** 2).sum() - likely
+        return value / len(y), gradient.ravel() / len(y)
+
+    return _Loss(loss, (n_rows + 1, n_known))
 
 
 @dataclass(frozen=True)
