@@ -101,7 +101,9 @@ class SliceFacts(Fact):
     groups: tuple[GroupFact, ...]
     slices: tuple[SliceFact, ...]
     gaps: tuple[Gap, ...]
-    flags: tuple[str, ...]  # where one group gains and another loses, in sentences
+    flags: tuple[
+        str, ...
+    ]  # where one group gains and another loses, or the gap widens; in sentences
 
 
 # --- calibration ------------------------------------------------------------------------------

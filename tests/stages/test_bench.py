@@ -19,6 +19,7 @@ from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetFacts, Da
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.candidates import Labelled
+from prefect_augment.facts_holdout import HoldoutFacts
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -46,7 +47,7 @@ from prefect_augment.stages.plan import plan
 from prefect_augment.stages.score import choose, score
 from prefect_augment.stages.training_sets import drawn_training_set
 from prefect_augment.stages.verdict import verify
-from prefect_augment.staging import Stage
+from prefect_augment.staging import Stage, read_fact
 from prefect_augment.storage import Store, open_store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
@@ -269,6 +270,17 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == GATE.n_seeds
+    further = read_fact(store, verdict.further, HoldoutFacts)
+    assert further is not None
+    assert further.robustness is not None
+    kinds = {
+        "image": ["noise", "blur", "shift", "contrast"],
+        "table": ["missing", "noise", "rounding"],
+    }
+    assert [c.name for c in further.robustness.conditions] == kinds[dataset.modality]
+    assert further.slices is None, "the run was not balanced within groups"
+    assert further.calibration is not None
+    assert set(further.calibration.arms) == {verdict.chosen, verdict.baseline, "as is"}
 
 
 def test_the_hold_out_shows_the_models_arm_of_a_table_where_another_is_chosen(

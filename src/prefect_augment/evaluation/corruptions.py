@@ -98,7 +98,7 @@ def _rounding(X: Float, rng: np.random.Generator, scale: Scale | None) -> Float:
 
 TABLE_CORRUPTIONS = (
     Corruption(
-        "missing", f"{TABLE_MISSING:.0%} of the values of all columns are missing", _missing
+        "missing", f"{100 * TABLE_MISSING:g} % of the values of all columns are missing", _missing
     ),
     Corruption(
         "noise",
@@ -157,13 +157,15 @@ IMAGE_CORRUPTIONS = (
     ),
     Corruption(
         "blur",
-        f"a normal kernel with a deviation of {IMAGE_BLUR:.1%} of the side (CIFAR-10-C, severity 3)",
+        f"a normal kernel with a deviation of {100 * IMAGE_BLUR:.1f} % of the side (CIFAR-10-C, severity 3)",
         _blur,
     ),
-    Corruption("shift", f"moved by {IMAGE_SHIFT:.0%} of the side, to one of eight sides", _shift),
+    Corruption(
+        "shift", f"moved by {100 * IMAGE_SHIFT:g} % of the side, to one of eight sides", _shift
+    ),
     Corruption(
         "contrast",
-        f"{IMAGE_CONTRAST:.0%} of the contrast is left (CIFAR-10-C, severity 3)",
+        f"{100 * IMAGE_CONTRAST:g} % of the contrast is left (CIFAR-10-C, severity 3)",
         _contrast,
     ),
 )

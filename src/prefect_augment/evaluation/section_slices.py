@@ -48,9 +48,11 @@ def section(facts: SliceFacts | None) -> str:
 
 def _flags(flags: Sequence[str]) -> Markup:
     if not flags:
-        return paragraph("Nowhere is shown that one group gains while another loses.")
+        return paragraph(
+            "Nowhere is shown that one group gains while another loses, or that the gap between groups widens."
+        )
     return Markup("{}{}").format(
-        paragraph(tag("One group gains while another loses.", "reject")), bullets(flags)
+        paragraph(tag("Groups are not treated alike.", "reject")), bullets(flags)
     )
 
 

@@ -95,7 +95,7 @@ def slices(
         groups=over_groups,
         slices=every,
         gaps=tuple(g for f in found for g in f.gaps),
-        flags=(*_flags(over_groups), *_flags(every)),
+        flags=(*_flags(over_groups), *_flags(every), *(w for f in found for w in _widened(f.gaps))),
     )
 
 
@@ -229,6 +229,17 @@ def _shown(difference: Interval) -> Shown:
     if difference.low > 0:
         return "gains"
     return "loses" if difference.high < 0 else "not shown"
+
+
+def _widened(gaps: Sequence[Gap]) -> list[str]:
+    """Say where the gap over the classes is shown to be wider than before; one test per table."""
+    return [
+        f"The gap between groups of {' × '.join(gap.columns)} is shown to widen, by "
+        f"{100 * gap.change.estimate:.1f} points (95 % interval {100 * gap.change.low:.1f} to "
+        f"{100 * gap.change.high:.1f}), whoever gains."
+        for gap in gaps
+        if not gap.label and gap.change.low > 0
+    ]
 
 
 def _flags(facts: Sequence[SliceFact] | Sequence[GroupFact]) -> list[str]:
