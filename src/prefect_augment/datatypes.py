@@ -486,6 +486,10 @@ class Verdict(Fact):
     # Path of what the same reading says of robustness, groups and calibration, relative to the root.
     further: str = ""
 
+    def published(self) -> Verdict:
+        """Return the verdict as reports and manifests hold it: a receipt's path depends on where records came from."""
+        return self.model_copy(update={"further": ""})
+
 
 # --- published --------------------------------------------------------------------------------
 

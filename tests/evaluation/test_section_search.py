@@ -8,6 +8,7 @@ from prefect_augment.datatypes import Arm
 from prefect_augment.evaluation.report import ReportData, build_report
 from prefect_augment.evaluation.section_search import MAX_TRIALS, section, setting_text
 from prefect_augment.facts_search import Rung, SearchFacts, Trial
+from prefect_augment.findings import Findings
 
 
 def trial(name: str, score: float, *, kept: bool, reason: str = "", **setting: object) -> Trial:
@@ -70,7 +71,7 @@ def test_settings_are_said_in_words() -> None:
 
 
 def test_the_report_has_the_search_on_its_page_and_in_its_json() -> None:
-    files = build_report(ReportData(title="a", label="y", search=facts()))
+    files = build_report(ReportData(title="a", label="y", findings=Findings(search=facts())))
     assert b'id="search"' in files["report.html"]
     found = json.loads(files["report.json"])["search"]
     assert found["rungs"][0]["trials"][0]["arm"]["amount"] == 0.5

@@ -40,7 +40,8 @@ HOW_TO_READ = (
     "pixels moved, in standard deviations. In the pictures of values the outer bars hold what lies "
     "beyond. What chance allows is a bound that all columns together stay below in 99 of 100 versions "
     "if records are drawn one by one from the same source; it is smaller the more records the versions share. "
-    "Records that come in groups (of a patient, of a batch) move more than that without anything having changed. Only fit and val are looked at."
+    "Records that come in groups (of a patient, of a batch) move more than that without anything having changed. "
+    "Only fit and val are looked at."
 )
 
 

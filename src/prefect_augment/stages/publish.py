@@ -181,7 +181,7 @@ def publish(
                 "plan": plan.classes,
                 "recipe": recipe,
                 "weights": assembled.weights,
-                "verdict": verdict,
+                "verdict": verdict and verdict.published(),
                 "gate": gate.classes if gate else (),
                 "models": tuple(_model(m) for m in models),
                 "params": params,
@@ -270,7 +270,11 @@ def dataset_key(
     return stage_key(
         "publish",
         algorithm_version=ALGORITHM_VERSION,
-        params={"publish": written, "recipe": recipe, "verdict": verdict},
+        params={
+            "publish": written,
+            "recipe": recipe,
+            "verdict": verdict and verdict.published(),
+        },
         inputs=made_from,
     )
 
