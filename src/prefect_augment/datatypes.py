@@ -486,7 +486,7 @@ class Verdict(Fact):
     # Path of what the same reading says of robustness, groups and calibration, relative to the root.
     further: str = ""
 
-    def published(self) -> Verdict:
+    def without_paths(self) -> Verdict:
         """Return the verdict as reports and manifests hold it: a receipt's path depends on where records came from."""
         return self.model_copy(update={"further": ""})
 

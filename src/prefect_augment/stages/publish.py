@@ -181,7 +181,7 @@ def publish(
                 "plan": plan.classes,
                 "recipe": recipe,
                 "weights": assembled.weights,
-                "verdict": verdict and verdict.published(),
+                "verdict": verdict and verdict.without_paths(),
                 "gate": gate.classes if gate else (),
                 "models": tuple(_model(m) for m in models),
                 "params": params,
@@ -273,7 +273,7 @@ def dataset_key(
         params={
             "publish": written,
             "recipe": recipe,
-            "verdict": verdict and verdict.published(),
+            "verdict": verdict and verdict.without_paths(),
         },
         inputs=made_from,
     )

@@ -94,7 +94,7 @@ def report(
         The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
     """
     findings = _with_further(findings or Findings(), verdict, store)
-    verdict = verdict and verdict.published()
+    verdict = verdict and verdict.without_paths()
     # What decides and what is shown may differ between a proposal and its version: they are one run.
     run = stage_key(
         "report-run",
