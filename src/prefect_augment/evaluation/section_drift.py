@@ -36,12 +36,12 @@ MAX_TOLD = 12  # the table has all
 _TONES = {"changed": "inconclusive", "new": "accept", "gone": "reject"}
 HOW_TO_READ = (
     "Distance: the largest gap between the two cumulative distributions for numbers and dates, the total "
-    "variation distance for categories; 0 is the same, 1 shares nothing. Of the mean picture: how far its "
-    "pixels moved, in standard deviations. In the pictures of values the outer bars hold what lies "
-    "beyond. What chance allows is a bound that all columns together stay below in 99 of 100 versions "
-    "if records are drawn one by one from the same source; it is smaller the more records the versions share. "
-    "Records that come in groups (of a patient, of a batch) move more than that without anything having changed. "
-    "Only fit and val are looked at."
+    "variation distance for categories; 0 is the same, 1 shares nothing. Of the mean picture: how far its"
+    " pixels moved, in standard deviations. In the pictures of values the outer bars hold what lies "
+    "beyond. What chance allows is a bound that all columns together stay below in 99 of 100 versions if "
+    "records are drawn one by one from the same source; it is smaller the more records the versions "
+    "share. Records that come in groups (of a patient, of a batch) move more than that without anything "
+    "having changed. Only fit and val are looked at."
 )
 
 

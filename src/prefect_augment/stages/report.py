@@ -52,7 +52,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["report"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
