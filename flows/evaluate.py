@@ -141,7 +141,14 @@ def evaluate(
             verdict=verdict,
             report=page,
         )
-        result = with_given(result, given, judged, privacy)
+        result = with_given(
+            result,
+            given,
+            judged,
+            privacy,
+            pictures=report.pictures,
+            store=open_destination(destination),
+        )
         why = why_refused(gate, verdict, privacy, goes_out=True)
         if why:
             conclude(result, dataset.root, dataset.block)

@@ -18,7 +18,7 @@ from prefect_augment.cli import app, main
 from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.evaluate import evaluate
-from prefect_augment.params import Destination, Gate, Source
+from prefect_augment.params import Destination, Gate, Report, Source
 from prefect_augment.stages import verdict
 
 MakeTable = Callable[..., pa.Table]
@@ -159,9 +159,14 @@ def test_leak_fails_where_that_is_asked_and_says_what_was_found(
 
 def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Judged) -> None:
     """Whoever made the records may have had those that are held out here."""
-    found = judge(folder, folder / "fresh.parquet", holdout=False)
+    shows_none = Report(pictures="none")
+    found = judge(folder, folder / "fresh.parquet", holdout=False, report=shows_none)
     assert found.result.privacy == "not measured"
     assert "no hold-out of its own was given" in found.page
+    # And with `none` no word of a record is anywhere.
+    said = found.page + json.dumps(found.report) + found.result.to_json().decode()
+    assert "molten" not in said
+    assert any("class '…' is none of the real records'" in note for note in found.result.notes)
 
 
 def test_holdout_is_read_once(fresh: Judged) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from prefect_augment.evaluation.report_data import ReportData
 
-__all__ = ["HIDDEN", "disclosable"]
+__all__ = ["HIDDEN", "disclosable", "hiding"]
 
 HIDDEN = "'…'"
 # As repr writes text: in single quotes, or in double ones where it holds a single one. No letter stands
@@ -36,7 +36,7 @@ def disclosable(data: ReportData) -> ReportData:
     """
     if data.pictures == "real":
         return data
-    hide = _hiding(_names(data))
+    hide = hiding(_names(data))
     quarantine: Counter[str] = Counter()
     for reason, n in data.quarantine.items():
         quarantine[hide(reason)] += n
@@ -65,7 +65,9 @@ def _names(data: ReportData) -> set[str]:
     return names
 
 
-def _hiding(names: Collection[str]) -> Callable[[str], str]:
+def hiding(names: Collection[str]) -> Callable[[str], str]:
+    """A function that hides what a text quotes, but for these names."""
+
     def replaced(match: re.Match[str]) -> str:
         quoted = match[1] if match[1] is not None else match[2]
         return match[0] if quoted in names else HIDDEN

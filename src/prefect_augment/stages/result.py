@@ -21,8 +21,10 @@ from prefect_augment.datatypes import (
     RunResult,
     Verdict,
 )
+from prefect_augment.evaluation.disclosure import hiding
 from prefect_augment.facts_privacy import Privacy
 from prefect_augment.manifest import read_manifest
+from prefect_augment.reading.staged import load_facts
 from prefect_augment.storage import Store
 
 __all__ = ["peak_rss_bytes", "summarise", "with_given"]
@@ -88,9 +90,18 @@ def summarise(
 
 
 def with_given(
-    result: RunResult, given: DatasetRef, judged: GateReport, privacy: Privacy | None
+    result: RunResult,
+    given: DatasetRef,
+    judged: GateReport,
+    privacy: Privacy | None,
+    *,
+    pictures: Literal["real", "synthetic", "none"],
+    store: Store,
 ) -> RunResult:
-    """Add what became of records that another tool made: those given are those judged and those quarantined."""
+    """Add what became of records that another tool made: those given are those judged and those quarantined.
+
+    With ``pictures`` none, notes quote no value of them.
+    """
     dropped = Counter[str]()
     for c in judged.classes:
         dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
@@ -98,6 +109,11 @@ def with_given(
     said = [f"the gate would drop {sum(dropped.values()):,} of {given.n_records:,}: {why}"] * bool(
         why
     )
+    notes = judged.notes
+    if pictures == "none":
+        facts = load_facts(given, store)
+        strata = [name for c in result.plan.classes for name in (c.name, c.label)]
+        notes = tuple(map(hiding({facts.label, *(c.name for c in facts.columns), *strata}), notes))
     counts = {
         "given": given.n_records + given.n_quarantined,
         "quarantined": given.n_quarantined,
@@ -112,7 +128,7 @@ def with_given(
             "privacy": privacy.finding if privacy else "",
             "notes": (
                 *result.notes,
-                *judged.notes,
+                *notes,
                 *said,
                 *([privacy.sentence] if privacy else []),
             ),
