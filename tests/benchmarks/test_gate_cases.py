@@ -51,3 +51,10 @@ def test_fifty_copies_of_a_thousand_make_a_class_unsafe_and_are_dropped(
         assert outcome.strata[0].verdict == verdict
         assert (outcome.reason[:n] == "near copy").all()
         assert np.mean(outcome.reason[n:] == "near copy") < 0.2
+
+
+def test_a_sound_class_with_few_val_records_is_safe(gate_cases: ModuleType) -> None:
+    """Held against its fit records' distances to one another it was unsafe, at p = 1e-5."""
+    world = gate_cases.world("table", gate_cases.DRAWN["table"], 94)
+    assert np.bincount(world.val.stratum).min() < 20
+    assert gate_cases.answer(world, "none").unsafe == ()

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from prefect_augment.evaluation import (
     section_calibration,
     section_drift,
+    section_gate,
     section_policy,
     section_privacy,
     section_robustness,
@@ -84,6 +85,7 @@ SECTIONS: tuple[Section, ...] = (
     standing("arms", "Arms"),
     measured("search", "Search", section_search.section),
     standing("per-class", "Per class"),
+    Section("gate", "Safe classes", lambda data, _: section_gate.section(data.gate)),
     measured("slices", "Groups", section_slices.section),
     measured("robustness", "Robustness", section_robustness.section),
     measured("calibration", "Calibration", section_calibration.section),
