@@ -216,7 +216,7 @@ def test_images_need_more_records_for_a_model_than_tables() -> None:
             least=MIN_SAMPLED_IMAGES,
         )
     }
-    assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 81)
+    assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 101 - MIN_SAMPLED_IMAGES)
     assert f"a model needs {MIN_SAMPLED_IMAGES}" in plan["rare"].note
     assert plan["fair"].n_synthetic == MIN_SAMPLED_IMAGES
 

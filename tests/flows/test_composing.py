@@ -282,4 +282,4 @@ def test_every_task_is_a_plain_function_outside_prefect(
     assert given.class_counts == {"cracked": 20}
     published = open_dataset(destination.uri)
     assert published.to_table(origins=["classic"]).num_rows > 0
-    assert published.manifest.verdict == verdict
+    assert published.manifest.verdict == verdict.without_paths()
