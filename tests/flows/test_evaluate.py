@@ -21,6 +21,8 @@ from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, Gate, Report, Source
 from prefect_augment.stages import verdict
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 MakeTable = Callable[..., pa.Table]
 GATE = Gate(purpose="faithful", n_seeds=1, n_bootstrap=200, learners=["logistic"])
 

@@ -29,6 +29,8 @@ from prefect_augment.tasks._limits import (
     gpu_slot,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 
 @pytest.fixture
 def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:

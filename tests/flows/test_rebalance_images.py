@@ -42,6 +42,8 @@ from prefect_augment.stages.sample import resample_record
 from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.
 PUBLISH = Gate(
     n_seeds=1, n_bootstrap=100, on_no_gain="publish", near_copy_quantile=0.0, fidelity_quantile=0.0

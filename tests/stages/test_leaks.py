@@ -32,6 +32,8 @@ from prefect_augment.stages.plan import plan
 from prefect_augment.stages.train import train
 from prefect_augment.storage import open_store
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 GATE = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 
 
