@@ -209,7 +209,7 @@ def test_masks_of_defects_are_no_pictures(
     assert "error_map" in names["flagged"]
 
 
-KINDS = {"van": 24, "truck": 8, "tractor": 3}  # vehicles of each, with two pictures from each side
+KINDS = {"van": 24, "truck": 11, "tractor": 3}  # vehicles of each, with two pictures from each side
 
 
 def photograph(kind: str, view: str, rng: np.random.Generator) -> Image.Image:
@@ -256,7 +256,7 @@ def test_own_pictures_are_balanced_within_an_attribute_and_split_by_vehicle(
     by_name = {c.label: c for c in planned.classes if c.by["view"] == "front"}
     assert by_name["truck"].n_synthetic > 0
     assert by_name["tractor"].n_synthetic == 0
-    assert "a model needs 10" in by_name["tractor"].note
+    assert "a model needs 16" in by_name["tractor"].note
     assert all(sides for sides in names["sides"])
     rows = real_records(tmp_path / "vehicles-balanced")
     assert {"kind", "vehicle", "view"} <= set(rows[0])
