@@ -63,8 +63,8 @@ bench: setup ## list the benchmarks and how to run one
 	[print(f"$(BIN)/python {p} [--quick] [--json FILE]\n    {d.splitlines()[0] if d else str()}") for p, d in zip(paths, docs)]; \
 	paths or print("there is no benchmark in benchmarks/ yet")'
 
-schema: setup ## write the JSON schema of report.json anew, for the package and for docs/
-	@$(BIN)/python -m prefect_augment.evaluation.report_schema src/prefect_augment/evaluation/report.schema.json docs/report.schema.json
+schema: setup ## write the JSON schema of report.json anew, which docs/ links to
+	@$(BIN)/python -m prefect_augment.evaluation.report_schema src/prefect_augment/evaluation/report.schema.json
 
 docs: setup ## build the pages of docs/ into site/
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[docs]'

@@ -57,17 +57,9 @@ def loaded_one_after_another(steps: dict[str, str]) -> dict[str, set[str]]:
     return {name: set(json.loads(line)) for name, line in zip(steps, lines, strict=True)}
 
 
-@pytest.fixture(scope="module")
-def loaded_by_flows() -> dict[str, set[str]]:
-    """One interpreter for all: what a flow must not load, it must not load after another one either."""
-    return loaded_one_after_another({module: f"import {module}" for module in FLOWS})
-
-
 @pytest.mark.parametrize("module", FLOWS)
-def test_flows_load_neither_torch_nor_albumentations(
-    module: str, loaded_by_flows: dict[str, set[str]]
-) -> None:
-    loaded = loaded_by_flows[module]
+def test_flows_load_neither_torch_nor_albumentations(module: str) -> None:
+    loaded = loaded_by(module)
     assert "prefect" in loaded
     assert loaded & HEAVY == set()
 

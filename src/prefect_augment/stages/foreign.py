@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef, ShardFact
+from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.keys import derived_ids
 from prefect_augment.encoding.strata import table_strata
@@ -25,10 +25,11 @@ from prefect_augment.encoding.values import plain
 from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.reading.staged import load_facts, read_part, read_shards
-from prefect_augment.shards.parquet import LINEAGE, select_columns, write_shards
+from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.spill import Workspace
 from prefect_augment.stages.foreign_values import class_codes, read_as
 from prefect_augment.stages.image_columns import as_image_columns, find_image_columns
+from prefect_augment.stages.judge import write_candidates
 from prefect_augment.stages.quarantine import Batch, Quarantine, by_reason
 from prefect_augment.stages.records import by_columns
 from prefect_augment.stages.source import Listing, Scan, list_source, scan
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 3
 STAGE = "import"
-SHARD_RECORDS = 100_000
-SHARD_BYTES = 64 * 2**20
 # What one row of a source needs of a table; without the others it cannot be compared.
 LEARNT = ("numeric", "category")
 MAX_REASONS = 5  # in a sentence
@@ -154,8 +153,8 @@ class _Reader:
             )
         strata = table_strata(table, label=facts.label, by=by_columns(self.plan))
         table = self._with_lineage(table, strata)
-        shards = _write(stage, table, "candidates", facts.label)
-        put = _write(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
+        shards = write_candidates(stage, table, "candidates", facts.label)
+        put = write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
         return DatasetFacts(
             stage=STAGE,
             key=stage.key,
@@ -364,17 +363,3 @@ def _reasons(counts: Counter[str]) -> str:
     shown = [f"{reason} ({n:,})" for reason, n in counts.most_common(MAX_REASONS)]
     rest = len(counts) - len(shown)
     return "; ".join(shown) + (f"; and {rest:,} other reasons" if rest else "")
-
-
-def _write(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
-    return write_shards(
-        stage.store,
-        table,
-        prefix=stage.prefix,
-        stem=stem,
-        split=stem,
-        origin="synthetic",
-        label=label,
-        max_records=SHARD_RECORDS,
-        max_bytes=SHARD_BYTES,
-    )

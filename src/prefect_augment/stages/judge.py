@@ -26,7 +26,7 @@ from prefect_augment.stages.soft import share_sums, stand, standing_rows
 from prefect_augment.staging import Stage, stage_key
 from prefect_augment.storage import Store
 
-__all__ = ["judge", "ungated"]
+__all__ = ["judge", "ungated", "write_candidates"]
 
 ALGORITHM_VERSION = 3
 SHARD_RECORDS = 100_000
@@ -112,8 +112,8 @@ def judge(
         key=key,
         purpose=gate.purpose,
         classes=outcome.strata,
-        kept=_write(stage, kept, "kept", facts.label),
-        dropped=_write(stage, dropped, "dropped", facts.label),
+        kept=write_candidates(stage, kept, "kept", facts.label),
+        dropped=write_candidates(stage, dropped, "dropped", facts.label),
         feature_space=outcome.feature_space,
         notes=(
             *(sampled.notes if sampled.stage == "import" else ()),
@@ -155,7 +155,8 @@ def _with_soft_labels(
     }
 
 
-def _write(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
+def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
+    """Write records that are no real ones into a stage's folder; return the shards."""
     return write_shards(
         stage.store,
         table,
