@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefect_augment.evaluation.similarity import density_coverage
+from prefect_augment.training.devices import choose_device
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"
 NEAR_QUANTILE = 0.01  # of real images' distances: so many of them are "near copies" themselves
@@ -63,13 +64,14 @@ class Oracle(nn.Module):
         """Train on shifted images."""
         torch.manual_seed(0)
         oracle = cls(n_classes, images.shape[3]).to(memory_format=torch.channels_last)
+        device = choose_device("cpu", threads=1)
         optimizer = torch.optim.AdamW(oracle.parameters(), 3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=n_steps)
         x, target = as_tensor(images), torch.from_numpy(y)
         for k in range(n_steps):
             rows = torch.randint(0, len(x), (128,))
             batch = torch.roll(x[rows], (k % 5 - 2, k // 5 % 5 - 2), (2, 3)) if k % 2 else x[rows]
-            with torch.autocast("cpu", torch.bfloat16):
+            with device.autocast():
                 scores = oracle.head(oracle.features(batch))
             loss = F.cross_entropy(scores.float(), target[rows])
             optimizer.zero_grad()

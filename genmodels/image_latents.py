@@ -82,9 +82,7 @@ class LatentImages(ImageNetwork[P, N]):
     def settle_draws(self, Z: Floats, records: ImageRecords, seed: int) -> None:
         """Fit what is drawn from to the raw vectors of the records trained on."""
         y, n_classes = records.y.cpu().numpy(), self.spec.n_classes
-        by_neighbours = getattr(self.params, "drawn_by", "density") == "neighbours"
-        kind = ClassNeighbours if by_neighbours else ClassDensities
-        self._drawn_from = kind.fit(Z, y, n_classes, seed=seed)
+        self._drawn_from = self._way_of_drawing().fit(Z, y, n_classes, seed=seed)
 
     def draw(self, network: N, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Return the images of vectors drawn from each class."""
@@ -97,9 +95,11 @@ class LatentImages(ImageNetwork[P, N]):
 
     def load_extra_state(self, arrays: Arrays) -> None:
         """Take it back."""
+        self._drawn_from = self._way_of_drawing().from_arrays(arrays)
+
+    def _way_of_drawing(self) -> type[ClassNeighbours] | type[ClassDensities]:
         by_neighbours = getattr(self.params, "drawn_by", "density") == "neighbours"
-        kind = ClassNeighbours if by_neighbours else ClassDensities
-        self._drawn_from = kind.from_arrays(arrays)
+        return ClassNeighbours if by_neighbours else ClassDensities
 
     # --- records in and out ---
 
