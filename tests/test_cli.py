@@ -48,7 +48,7 @@ def finished(
         source=Source(uri=str(folder / "in.parquet"), label="state"),
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
-        gate=Gate(n_seeds=1, n_bootstrap=100),
+        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=100),
     )
     return folder / "out", result
 
@@ -188,7 +188,7 @@ def test_proposals_are_listed_and_a_wrong_amount_is_refused(
         source=Source(uri=str(published.parent / "in.parquet"), label="state"),
         destination=Destination(uri=str(tmp_path / "out")),
         model=NoModel(),
-        gate=Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"]),
+        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"]),
         approval=Approval(ask=True),
     )
     code, out, _ = call("approve", tmp_path / "out", "--list", "--json")

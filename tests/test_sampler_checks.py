@@ -19,6 +19,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks as sklearn_ch
 
 from prefect_augment.sampler import GenerativeSampler
 
+# Soft labels by a small ensemble: the checks are about the interface, and bring some fifty data sets.
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 SAMPLERS = [
     GenerativeSampler(random_state=0),
     GenerativeSampler(purpose="faithful", random_state=0),

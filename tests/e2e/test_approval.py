@@ -37,6 +37,7 @@ def deployed_rebalance(server: Any, make_table: Callable[..., pa.Table], tmp_pat
         "model": {"kind": "trees"},
         "gate": {
             "n_seeds": 1,
+            "n_settings": 1,
             "n_bootstrap": 200,
             "learners": ["logistic"],
             "on_no_gain": "publish",

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = "local-process"
 # Judged by the quick learner alone.
-QUICK = {"n_seeds": 1, "n_bootstrap": 100, "learners": ["logistic"]}
+QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "learners": ["logistic"]}
 # Two heartbeats fit in, if only just: the least that Prefect sends is one in 30 seconds.
 SILENCE_SECONDS = 50
 
@@ -257,7 +257,7 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
 ) -> None:
     tag = "augment-killed"
     out = tmp_path / "out"
-    gate = {"n_seeds": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
+    gate = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
     parameters = {**slow_training, "destination": {"uri": str(out)}, "gate": gate}
     deploy("killed", "rebalance", parameters, tags=[tag])
     with server.client() as client:

@@ -37,7 +37,13 @@ PLACES = {
     "sample": "_staging/sample/*",
     "publish": "_reports/v00000002/*",
 }
-GATE = {"learners": ["logistic"], "n_seeds": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
+GATE = {
+    "learners": ["logistic"],
+    "n_seeds": 1,
+    "n_settings": 1,
+    "n_bootstrap": 100,
+    "on_no_gain": "publish",
+}
 
 
 def write_source(path: Path, n: int, seed: int) -> None:

@@ -34,6 +34,7 @@ from prefect_augment.datatypes import (
     Recipe,
     Verdict,
 )
+from prefect_augment.evaluation import drawing
 from prefect_augment.evaluation.report import (
     ColumnShape,
     Neighbour,
@@ -318,6 +319,12 @@ def text_of(data: ReportData) -> str:
     return Page(render_page(data, shape_summaries(data), ())).text
 
 
+@pytest.fixture
+def coarse_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what a page holds; how its charts look is for `test_charts.py` and the browser."""
+    monkeypatch.setattr(drawing, "DOTS_PER_INCH", (40,))
+
+
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     return build_report(full_report())
@@ -453,10 +460,10 @@ def test_invisible_characters_are_made_visible() -> None:
     assert json.loads(files["report.json"])["counts_before"]["a\x00b"] == {"real": 3}
 
 
-def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings(
-    files: dict[str, bytes],
-) -> None:
+@pytest.mark.usefixtures("coarse_charts")
+def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings() -> None:
     data = full_report()
+    files = build_report(data)
     backwards = {
         name: dict(reversed(getattr(data, name).items()))
         for name in (
@@ -494,6 +501,7 @@ def test_facts_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str,
     assert Recipe.model_validate_json(files["recipe.json"]) == recipe()
 
 
+@pytest.mark.usefixtures("coarse_charts")
 @pytest.mark.parametrize("pictures", ["synthetic", "none"])
 def test_real_values_appear_only_where_pictures_is_real(
     pictures: str, files: dict[str, bytes]
@@ -539,6 +547,7 @@ def test_any_part_of_a_run_may_be_missing(missing: dict[str, Any]) -> None:
     assert markdown_summary(data).startswith("## Verdict")
 
 
+@pytest.mark.usefixtures("coarse_charts")
 @pytest.mark.parametrize(
     ("missing", "pictures"),
     [
@@ -857,6 +866,7 @@ def test_images_have_no_sections_about_columns() -> None:
     assert "columns' domains" not in page.text
 
 
+@pytest.mark.usefixtures("coarse_charts")
 def test_report_without_pictures_has_no_sheet_anywhere() -> None:
     data = image_report(pictures="none")
     files = build_report(data)

@@ -28,7 +28,7 @@ STAGES = {
 }
 # Judged by the quick learner alone; what is published needs every stage to have run.
 PARAMS = """
-gate: {learners: [logistic], n_seeds: 1, n_bootstrap: 100, on_no_gain: publish}
+gate: {learners: [logistic], n_seeds: 1, n_settings: 1, n_bootstrap: 100, on_no_gain: publish}
 """
 
 

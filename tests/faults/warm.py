@@ -99,6 +99,7 @@ def rebalance(job: dict[str, Any]) -> int:
             learners=["logistic"],
             labels=job.get("labels", "soft"),
             n_seeds=1,
+            n_settings=1,
             n_bootstrap=100,
             on_no_gain="publish",
         ),
@@ -126,6 +127,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
         budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
         gate=Gate(
             n_seeds=1,
+            n_settings=1,
             n_bootstrap=100,
             on_no_gain="publish",
             near_copy_quantile=0.0,

@@ -53,7 +53,7 @@ from prefect_augment.errors import LabelError
 from prefect_augment.stages.arms import make_arms, make_recipe
 
 MakeTable = Callable[..., pa.Table]
-FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

@@ -66,7 +66,7 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
 
 def gate(*rules: Constraint) -> Gate:
     return Gate(
-        n_seeds=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish",
+        n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish",
         constraints=list(rules),
     )  # fmt: skip
 

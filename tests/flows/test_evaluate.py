@@ -24,7 +24,7 @@ from prefect_augment.stages import verdict
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 MakeTable = Callable[..., pa.Table]
-GATE = Gate(purpose="faithful", n_seeds=1, n_bootstrap=200, learners=["logistic"])
+GATE = Gate(purpose="faithful", n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
 
 
 class Judged(NamedTuple):

@@ -43,7 +43,7 @@ XRAYS, CELLS, DEFECTS, OWN = (
 )
 # What is fewer and shorter than on the page.
 BUDGET = Budget(steps=12, batch_size=16, device="cpu")
-GATE = Gate(n_seeds=1, n_bootstrap=100)
+GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=100)
 
 Names = dict[str, Any]
 

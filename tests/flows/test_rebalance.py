@@ -37,8 +37,10 @@ MakeTable = Callable[..., pa.Table]
 # What the fixture make_table makes by default.
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
-FAST = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"])
+# One setting of each arm; SEARCHED tries all of them.
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
 PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
+SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -69,7 +71,7 @@ def published(
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "parts.parquet")
     source = Source(uri=str(folder / "parts.parquet"), label="state")
-    result = run(source, folder / "out", model=TreesModel(), gate=PUBLISH)
+    result = run(source, folder / "out", model=TreesModel(), gate=SEARCHED)
     return Published(folder / "out", result)
 
 
@@ -188,7 +190,7 @@ def test_records_in_another_order_give_the_same_bytes(
         source.model_copy(update={"uri": str(shuffled)}),
         tmp_path / "out",
         model=TreesModel(),
-        gate=PUBLISH,
+        gate=SEARCHED,
     )
     assert shards(published.folder) == shards(tmp_path / "out")
 

@@ -46,7 +46,12 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.
 PUBLISH = Gate(
-    n_seeds=1, n_bootstrap=100, on_no_gain="publish", near_copy_quantile=0.0, fidelity_quantile=0.0
+    n_seeds=1,
+    n_settings=1,
+    n_bootstrap=100,
+    on_no_gain="publish",
+    near_copy_quantile=0.0,
+    fidelity_quantile=0.0,
 )
 STEPS = Budget(steps=120, batch_size=16, device="cpu")
 MODEL = DiffusionModel(width=16, sampler_steps=2)
@@ -104,7 +109,8 @@ def messy_run(
 ) -> tuple[Any, RunResult, Path]:
     folder = tmp_path_factory.mktemp("messy")
     messy = messy_images.make_messy_folder(folder / "in")
-    result = run(Source(uri=str(folder / "in")), folder / "out")
+    whole_search = PUBLISH.model_copy(update={"n_settings": 0})
+    result = run(Source(uri=str(folder / "in")), folder / "out", gate=whole_search)
     return messy, result, folder / "out"
 
 

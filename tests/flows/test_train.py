@@ -16,7 +16,7 @@ from prefect_augment.params import Budget, Destination, Gate, NoModel, Source, T
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.storage import open_store
 
-FAST = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

@@ -39,7 +39,7 @@ from prefect_augment.stages.verify import verify
 from prefect_augment.storage import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
-GATE = Gate(n_seeds=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
+GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

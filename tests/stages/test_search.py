@@ -401,9 +401,19 @@ def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
     )
     monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
 
-    def tried(budget: Budget) -> int:
-        wish = {"balance": Balance(), "model": NoModel(), "gate": Gate(), "store": store}
+    def tried(budget: Budget, **wishes: int) -> int:
+        gate = Gate(**wishes)  # type: ignore[arg-type]
+        wish = {"balance": Balance(), "model": NoModel(), "gate": gate, "store": store}
         return plan(dataset, budget=budget, **wish).n_settings  # type: ignore[arg-type]
 
     assert [tried(Budget(minutes=m)) for m in (0.05, 5, 240)] == [2, 4, 8]
     assert tried(Budget(minutes=240, steps=10)) == 4
+    assert tried(Budget(minutes=0.05), n_settings=8) == 8
+
+
+def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef) -> None:
+    wish = {"balance": Balance(), "model": NoModel(), "store": store}
+    eight, one = (plan(dataset, gate=Gate(n_settings=n), **wish) for n in (0, 1))  # type: ignore[arg-type]
+    assert (eight.n_settings, one.n_settings) == (8, 1)
+    assert one.estimate.judge_seconds <= eight.estimate.judge_seconds
+    assert one.estimate.seconds < eight.estimate.seconds

@@ -171,13 +171,13 @@ def png_bytes(figure: Figure) -> bytes:
 
 def ems(text: str) -> float:
     """Width of ``text`` in units of the font size."""
-    font = _font()
-    return sum(_advance(font, ord(char)) for char in text)
+    return sum(_advance(ord(char)) for char in text)
 
 
-def _advance(font: FT2Font, codepoint: int) -> float:
+@lru_cache(maxsize=4096)
+def _advance(codepoint: int) -> float:
     # linearHoriAdvance is 16.16 fixed point, in pixels at the size that _font sets (64).
-    return font.load_char(codepoint).linearHoriAdvance / 65_536 / 64
+    return _font().load_char(codepoint).linearHoriAdvance / 65_536 / 64
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -105,8 +106,9 @@ def shown_sections(data: ReportData, context: Mapping[str, Any]) -> list[Shown]:
     return [Shown(s.id, s.link, Markup(html)) for s, html in drawn if html.strip()]  # noqa: S704
 
 
+@lru_cache(maxsize=1)
 def environment() -> Environment:
-    """The page's templates, with the words' functions as filters; every text is escaped."""
+    """The page's templates, compiled once, with the words' functions as filters; every text is escaped."""
     found = Environment(
         loader=PackageLoader("prefect_augment.evaluation"),
         autoescape=True,

@@ -87,6 +87,13 @@ class Gate(Params):
     n_seeds: int = Field(
         default=3, ge=1, le=20, description="Seeds for the best three arms and the last comparison."
     )
+    n_settings: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="Settings of each arm that are tried on val; 0: eight, and of images fewer where judging them all "
+        "would take too long.",
+    )
     max_recall_loss: float = Field(
         default=0.02,
         ge=0.0,

@@ -60,7 +60,7 @@ SIDE = 12  # the original's 8 leave nothing to shift; 16 take half as long again
 # the original's 8 pixels, which hold all there is, and 800 steps give digits that a person can read.
 DEMO_MODEL = DiffusionModel(size=8, width=16)
 DEMO_BUDGET = Budget(steps=800)
-DEMO_GATE = Gate(n_seeds=1)
+DEMO_GATE = Gate(n_seeds=1, n_settings=1)
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 

@@ -169,7 +169,7 @@ def _plan(
         )
     else:
         expected = _estimate(facts, classes, gate, can_sample=can_sample, soft=soft)
-        steps, n_folds, n_settings = 0, 0, N_SETTINGS
+        steps, n_folds, n_settings = 0, 0, gate.n_settings or N_SETTINGS
     return BalancePlan(
         rule=_rule(balance, soft=soft),
         classes=classes,
@@ -362,7 +362,8 @@ def _estimate(
     model = "model" if can_sample else None
     arms = make_arms("table", model=model, classic=Classic(), soft_labels=soft)
     n_folds = 1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS
-    pilots = _n_pilots(arms, classes, soft=soft) * min(n_folds, PILOT_FOLDS) / n_folds
+    n_pilots = _n_pilots(arms, classes, most=gate.n_settings, soft=soft)
+    pilots = n_pilots * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
         n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
         n_bytes=sum(shard.n_bytes for shard in facts.shards),
@@ -397,7 +398,8 @@ def _estimate_images(
     arms = make_arms("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     seconds = math.inf if budget is None or budget.steps else 30.0 * budget.minutes
-    for n_settings in (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4):
+    tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
+    for n_settings in (gate.n_settings,) if gate.n_settings else tried:
         pilots = _n_pilots(arms, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
         found, steps, n_folds = estimate_images(
             n_train=n_train,

@@ -47,6 +47,7 @@ def parameters(destination: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "gate": {
             "learners": ["logistic"],
             "n_seeds": 1,
+            "n_settings": 1,
             "n_bootstrap": 200,
             "on_no_gain": "publish",
         },

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
 PARAMETERS: dict[str, Any] = {
     "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
     "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
-    "gate": {"n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
+    "gate": {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }

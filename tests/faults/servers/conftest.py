@@ -199,7 +199,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str
         source=example_source(str(folder / "in")),
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
-        gate=Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"),
+        gate=Gate(
+            n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"
+        ),
     )
     assert result.status == "published"
     return [(s.path, s.sha256) for s in read_manifest(open_store(str(folder / "out"))).shards]

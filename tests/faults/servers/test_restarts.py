@@ -37,7 +37,9 @@ def run(lake: str) -> RunResult:
         source=example_source(f"{lake}/in"),
         destination=Destination(uri=f"{lake}/out"),
         model=NoModel(),
-        gate=Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"),
+        gate=Gate(
+            n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"
+        ),
     )
 
 

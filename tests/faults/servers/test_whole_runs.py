@@ -18,7 +18,7 @@ from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+QUICK = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 
 
 def run(source: str, destination: str) -> RunResult:
