@@ -7,6 +7,7 @@ records are not picked for the quirks of the classifier that then judges them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,8 +80,10 @@ class Halves:
 
         a, b = fold == 0, fold == 1
         n_judge = np.bincount(y[b], minlength=n_classes)
-        filter_of = train_on(a) if with_filter else None
-        return cls(filter_of, train_on(b), Labelled(fit.X[a], fit.stratum[a]), n_judge)
+        with ThreadPoolExecutor(2) as pool:  # networks take one core each
+            judge = pool.submit(train_on, b)
+            filter_of = pool.submit(train_on, a).result() if with_filter else None
+        return cls(filter_of, judge.result(), Labelled(fit.X[a], fit.stratum[a]), n_judge)
 
 
 def utility_scores(classifier: Classifier, X: NDArray[Any], wanted_class: Int) -> Float:

@@ -67,8 +67,9 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
     """Return the parameters of the demo's runs by name, and write their sources.
 
-    The table goes through the main job as it is by default; of the images a generator is asked for
-    by name, small and for a number of steps, where the default would go on without one.
+    The table goes through the main job as it is by default, but with one seed of the learners; of the
+    images a generator is asked for by name, small and for a number of steps, where the default would go
+    on without one.
 
     Parameters
     ----------
@@ -78,7 +79,9 @@ def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
         Whether what images need is installed.
     """
     source = f"{folder}/source"
-    runs: dict[str, dict[str, Any]] = {"table": {"source": example_source(source)}}
+    runs: dict[str, dict[str, Any]] = {
+        "table": {"source": example_source(source), "gate": Gate(n_seeds=1)}
+    }
     if images:
         runs["images"] = {
             "source": example_images(source),
