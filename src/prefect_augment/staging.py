@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact
+from prefect_augment.datatypes import DatasetFacts, DatasetRef, Fact, ShardFact
 from prefect_augment.errors import IntegrityError
-from prefect_augment.storage import Store
+from prefect_augment.storage import Store, sha256_hex
 
 __all__ = ["Stage", "canonical_json", "stage_key"]
 
@@ -78,6 +79,42 @@ class Stage:
     def finish(self, outcome: F) -> F:
         """Leave the outcome, or take the one that another worker left first."""
         return self._put(self.outcome_path, outcome)
+
+    def facts_of(
+        self, source: DatasetFacts, shards: Sequence[ShardFact], *, part: str, **more: Any
+    ) -> DatasetFacts:
+        """Return the facts of staged records that were made like others: columns and classes are those.
+
+        Parameters
+        ----------
+        source : DatasetFacts
+            Of the records that they were made like.
+        shards : sequence of ShardFact
+            Of what was made.
+        part : str
+            What it is called in ``part_counts``.
+        **more
+            Other fields of :class:`~prefect_augment.datatypes.DatasetFacts`.
+        """
+        class_counts: Counter[str] = Counter()
+        for shard in shards:
+            class_counts.update(shard.class_counts)
+        known: dict[str, Any] = {
+            "stage": self.name,
+            "key": self.key,
+            "digest": sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
+            "label": source.label,
+            "label_type": source.label_type,
+            "schema_digest": source.schema_digest,
+            "columns": source.columns,
+            "shards": tuple(shards),
+            "part_counts": {part: dict(sorted(class_counts.items()))},
+            "judged": source.judged,
+            "group_column": source.group_column,
+            "modality": source.modality,
+            "image": source.image,
+        }
+        return DatasetFacts(**(known | more))
 
     def reference(self, facts: DatasetFacts, class_counts: Mapping[str, int]) -> DatasetRef:
         """Return the reference to this stage's records, to hand on."""

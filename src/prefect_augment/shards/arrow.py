@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
-from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords
 from prefect_augment.shards.packed import refuse_bomb, size_of
 from prefect_augment.shards.parquet_source import (
     plain_schema,
     refuse_duplicates,
+    unreadable_as,
     with_plain_types,
 )
 
@@ -61,7 +62,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     """
     n_bytes = size_of(file)
     n_rows = n_unpacked = 0
-    try:
+    with unreadable_as("Arrow IPC or Feather", name):
         for table in _tables(file, name):
             table.validate(full=True)
             n_unpacked += table.nbytes
@@ -70,15 +71,6 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
                 positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
                 yield SourceRecords(part, positions)
                 n_rows += part.num_rows
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
-        if isinstance(exc, OSError) and exc.errno is not None:
-            raise  # the store failed, not the format: Arrow's own errors carry no errno
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise InputError(
-            f"{name} cannot be read as Arrow IPC or Feather ({reason}); it may be cut off or of another format. "
-            "Write it again, or leave it out of the source.",
-            path=name,
-        ) from exc
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -15,7 +16,13 @@ from prefect_augment.params import Source
 from prefect_augment.shards.base import BATCH_BYTES, SourceRecords
 from prefect_augment.shards.parquet_check import check_parquet, check_row_count
 
-__all__ = ["plain_schema", "read_batches", "refuse_duplicates", "with_plain_types"]
+__all__ = [
+    "plain_schema",
+    "read_batches",
+    "refuse_duplicates",
+    "unreadable_as",
+    "with_plain_types",
+]
 
 # What a footer says of sizes may be wrong by orders of magnitude: 200 kB can hold one long text many
 # thousand times. So many rows are looked at first.
@@ -49,7 +56,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     SchemaError
         If two columns have the same name.
     """
-    try:
+    with unreadable_as("Parquet", name):
         # With a buffer, a column of a row group is read a piece at a time and not at once.
         reader = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
         schema = reader.schema_arrow
@@ -66,12 +73,19 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
             yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
             start = end
         check_row_count(reader, start - 1, name=name)
+
+
+@contextmanager
+def unreadable_as(format_name: str, name: str) -> Iterator[None]:
+    """Turn what Arrow raises of a file into an :class:`InputError` that names it; a store's failures stay."""
+    try:
+        yield
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
         if isinstance(exc, OSError) and exc.errno is not None:
             raise  # the store failed, not the format: Arrow's own errors carry no errno
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise InputError(
-            f"{name} cannot be read as Parquet ({reason}); it may be cut off or of another format. "
+            f"{name} cannot be read as {format_name} ({reason}); it may be cut off or of another format. "
             "Write it again, or leave it out of the source.",
             path=name,
         ) from exc

@@ -5,7 +5,6 @@ SMOTE records of tables are made here, copies of images in :mod:`~.augment_image
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +24,7 @@ from prefect_augment.stages.augment_images import make_image_copies
 from prefect_augment.stages.matrix import Matrix, training_matrix
 from prefect_augment.stages.text_columns import is_learnable, with_texts
 from prefect_augment.staging import Stage, stage_key
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
 __all__ = ["augment"]
 
@@ -161,23 +160,8 @@ def _make(
         max_records=SHARD_RECORDS,
         max_bytes=SHARD_BYTES,
     )
-    class_counts: Counter[str] = Counter()
-    for shard in shards:
-        class_counts.update(shard.class_counts)
-    return DatasetFacts(
-        stage="augment",
-        key=stage.key,
-        digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
-        label=source.label,
-        label_type=source.label_type,
-        schema_digest=source.schema_digest,
-        columns=source.columns,
-        shards=shards,
-        part_counts={"classic": dict(class_counts)},
-        judged=source.judged,
-        group_column=source.group_column,
-        notes=tuple(f"{names[code]}: {note}" for code, note in sorted(made.notes.items())),
-    )
+    notes = tuple(f"{names[code]}: {note}" for code, note in sorted(made.notes.items()))
+    return stage.facts_of(source, shards, part="classic", notes=notes)
 
 
 def _to_table(

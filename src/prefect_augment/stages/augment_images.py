@@ -8,7 +8,6 @@ local files into the order of their ids.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from prefect_augment.shards.streams import BATCH_BYTES, BATCH_RECORDS, Reordered
 from prefect_augment.stages.image_targets import ImageTargets, MovedRecord
 from prefect_augment.stages.records import by_columns
 from prefect_augment.staging import Stage
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
 __all__ = ["make_image_copies", "portions"]
 
@@ -138,25 +137,8 @@ def make_image_copies(
                 max_records=SHARD_RECORDS,
                 max_bytes=2 * SHARD_BYTES,  # one shard each: they are cut at SHARD_BYTES
             )
-    class_counts: Counter[str] = Counter()
-    for shard in shards:
-        class_counts.update(shard.class_counts)
-    return DatasetFacts(
-        stage="augment",
-        key=stage.key,
-        digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
-        label=source.label,
-        label_type=source.label_type,
-        schema_digest=source.schema_digest,
-        columns=source.columns,
-        shards=tuple(shards),
-        part_counts={"classic": dict(class_counts)},
-        judged=source.judged,
-        group_column=source.group_column,
-        modality="image",
-        image=source.image,
-        notes=(policy.rule,),
-        extra={"policy": policy.facts},
+    return stage.facts_of(
+        source, shards, part="classic", notes=(policy.rule,), extra={"policy": policy.facts}
     )
 
 

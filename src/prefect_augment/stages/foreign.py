@@ -155,21 +155,13 @@ class _Reader:
         table = self._with_lineage(table, strata)
         shards = write_candidates(stage, table, "candidates", facts.label)
         put = write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
-        return DatasetFacts(
-            stage=STAGE,
-            key=stage.key,
-            digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
-            label=facts.label,
-            label_type=facts.label_type,
-            schema_digest=facts.schema_digest,
-            columns=facts.columns,
-            shards=shards,
+        return stage.facts_of(
+            facts,
+            shards,
+            part="candidates",
             part_counts={"candidates": dict(Counter(strata))},
-            judged=facts.judged,
             n_quarantined=quarantine.num_rows,
             quarantine=put,
-            modality=facts.modality,
-            image=facts.image,
             notes=tuple(notes),
         )
 

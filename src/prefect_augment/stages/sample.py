@@ -34,7 +34,7 @@ from prefect_augment.stages.models import load_model
 from prefect_augment.stages.near_rows import NearRows
 from prefect_augment.stages.rules import Rules
 from prefect_augment.staging import Stage, stage_key
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage import Store
 
 __all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
 
@@ -363,22 +363,5 @@ def _facts(
     stage: Stage,
     source: DatasetFacts,
 ) -> DatasetFacts:
-    class_counts: Counter[str] = Counter()
-    for shard in shards:
-        class_counts.update(shard.class_counts)
-    return DatasetFacts(
-        stage="sample",
-        key=stage.key,
-        digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
-        label=source.label,
-        label_type=source.label_type,
-        schema_digest=source.schema_digest,
-        columns=source.columns,
-        shards=tuple(shards),
-        part_counts={"candidates": dict(sorted(class_counts.items()))},
-        judged=source.judged,
-        group_column=source.group_column,
-        modality=source.modality,
-        image=source.image,
-        extra={"model": model.digest, "strata": dict(wanted), "purpose": "faithful"},
-    )
+    made_by = {"model": model.digest, "strata": dict(wanted), "purpose": "faithful"}
+    return stage.facts_of(source, shards, part="candidates", extra=made_by)
