@@ -99,6 +99,7 @@ def test_judging_images_takes_longer_with_more_of_anything() -> None:
         {"side": 64},
         {"has_model": True},
         {"n_train": 24_000},
+        {"has_bf16": False},
     ):
         assert expected_of_images(**change)[0] > seconds, change
 

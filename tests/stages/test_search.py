@@ -400,6 +400,7 @@ def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
         update={"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
     )
     monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
+    monkeypatch.setattr("prefect_augment.stages.plan.cpu_multiplies_bf16", lambda: True)
 
     def tried(budget: Budget, **wishes: int) -> int:
         gate = Gate(**wishes)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ from prefect_augment.estimates import (
     learner_size,
     learner_steps,
 )
+from prefect_augment.machine import cpu_multiplies_bf16
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.stages.arms import make_arms
@@ -413,6 +414,7 @@ def _estimate_images(
             n_seeds=gate.n_seeds,
             has_model=has_model,
             seconds=seconds,
+            has_bf16=cpu_multiplies_bf16(),
         )
         # Fewer settings before a learner that is trained much too short, or fewer folds; all of them
         # where they take a small part of what there is.

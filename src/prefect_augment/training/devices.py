@@ -9,19 +9,16 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.machine import cpu_multiplies_bf16
 
 __all__ = ["Device", "choose_device", "usable_cores"]
 
 Precision = Literal["float32", "bfloat16"]
-
-# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def choose_device(wish: str = "auto", *, threads: int = 0, precision: str = "") 
             "or install a PyTorch build for the GPU's driver."
         )
     name = "cuda" if has_gpu and wish != "cpu" else "cpu"
-    native = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_multiplies_bf16()
+    native = torch.cuda.is_bf16_supported() if name == "cuda" else cpu_multiplies_bf16()
     chosen: Precision = (
         "bfloat16" if (precision == "bfloat16" or (not precision and native)) else "float32"
     )
@@ -112,16 +109,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has bf16 instructions; elsewhere bf16 is emulated and slower than float32."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
-    return any(
-        not _BF16_FLAGS.isdisjoint(line.split())
-        for line in text.splitlines()
-        if line.startswith(("flags", "Features"))
-    )
