@@ -58,9 +58,9 @@ def _table(conditions: tuple[ConditionFact, ...]) -> Markup:
     head = [
         "Condition",
         "What was done",
-        *(Markup("{}, %").format(name(arm)) for arm in arms),
-        *(Markup("{} against {}, points").format(name(a), name(b)) for a, b in pairs),
-        *(["Change of the first difference, points"] if pairs else []),
+        *(Markup("{} (%)").format(name(arm)) for arm in arms),
+        *(Markup("{} against {} (points)").format(name(a), name(b)) for a, b in pairs),
+        *(["Change of the first difference (points)"] if pairs else []),
     ]
     rows = [
         [
