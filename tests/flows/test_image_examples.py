@@ -67,7 +67,7 @@ def run_section(
     """Run the Python of a section in the folder of its data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(estimates, "_STEPS_RANGE", (8, 8))
+    monkeypatch.setattr(estimates, "_STEPS_RANGE", (3, 3))
     monkeypatch.setattr(estimates, "_LEARNER_SIDES", (8, 32))
     for flow in (rebalance, anomalies, shift_attribute):
         monkeypatch.setattr(prefect_augment, flow.fn.__name__, _reduced(flow.fn), raising=False)

@@ -53,7 +53,7 @@ PUBLISH = Gate(
     near_copy_quantile=0.0,
     fidelity_quantile=0.0,
 )
-STEPS = Budget(steps=120, batch_size=16, device="cpu")
+STEPS = Budget(steps=40, batch_size=16, device="cpu")
 MODEL = DiffusionModel(width=16, sampler_steps=2)
 RARE = "<i>ring & 😀"  # of messy_images.SHAPES
 
@@ -63,7 +63,7 @@ def quick() -> Iterator[None]:
     """One thread, since tests share the cores; a judge of a few steps, whose scores nobody reads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(estimates, "_STEPS_RANGE", (8, 8))
+        patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
         yield
 
 
