@@ -100,7 +100,7 @@ def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path, hom
 def test_demo_publishes_a_table_and_images_with_a_judged_generator(
     tmp_path: Path, home: Path
 ) -> None:
-    """It ends within five minutes on two free cores, and these may be shared."""
+    """It ends within about three minutes on two free cores, and these may be shared."""
     done = prefect_augment("demo", tmp_path, "--json", home=home, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = last_line(done)

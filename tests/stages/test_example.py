@@ -74,12 +74,13 @@ def test_files_decode_elsewhere(name: str, tmp_path: Path) -> None:
     assert loaded[0]["image"].size == (12, 12)
 
 
-def test_the_demo_trains_a_generator_of_images_and_keeps_the_tables_defaults(
+def test_the_demo_trains_a_generator_of_images_and_keeps_the_tables_defaults_but_for_seeds(
     tmp_path: Path,
 ) -> None:
     runs = demo_runs(str(tmp_path))
     assert list(runs) == ["table", "images"]
-    assert set(runs["table"]) == {"source", "destination"}
+    assert set(runs["table"]) == {"source", "destination", "gate"}
+    assert runs["table"]["gate"].model_dump(exclude_defaults=True) == {"n_seeds": 1}
     asked = rebalance.validate_parameters(runs["images"])
     assert asked["model"].kind == "diffusion"
     assert asked["budget"].steps > 0  # not minutes: the same bytes on every machine

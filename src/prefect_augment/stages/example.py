@@ -56,7 +56,7 @@ N_TAIL = 20
 VAL_FRACTION = 0.4  # of the rare 12 to fit, since the gate's classifier needs 10, and 8 for val
 N_TEST = 50  # of every digit
 SIDE = 12  # the original's 8 leave nothing to shift; 16 take half as long again to learn from
-# Of the demo's images, so that it ends within two minutes on two cores. The generator learns them at
+# Of the demo's images, so that it ends within three minutes on two slow cores. The generator learns them at
 # the original's 8 pixels, which hold all there is, and 800 steps give digits that a person can read.
 DEMO_MODEL = DiffusionModel(size=8, width=16)
 DEMO_BUDGET = Budget(steps=800)
