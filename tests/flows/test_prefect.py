@@ -64,13 +64,7 @@ def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path)
             source=source,
             destination=Destination(uri=str(folder)),
             model=TreesModel(),
-            gate=Gate(
-                n_seeds=2,
-                n_settings=1,
-                n_bootstrap=200,
-                learners=["logistic"],
-                on_no_gain="publish",
-            ),
+            gate=Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"], on_no_gain="publish"),
             compute=Compute(workers=workers),
         )
         shards.append({p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())})
