@@ -11,7 +11,9 @@ the hold-outs themselves, so a judge of all arms at once with hindsight) less th
 are paired by record and seed, over splits and records (bootstrap, 95 %).
 
 cifar10lt and magnetic_tile are reported and not held against the goals. --quick: one small table, one split, one seed.
-The data are read from ../shared/data beside the repository.
+The data are read from ../shared/data beside the repository. All of it takes six hours on two cores: with --keep FOLDER
+finished splits are put there and not run again, so that it can be done in parts; use another folder where the code has
+changed.
 """
 
 from __future__ import annotations
@@ -98,12 +100,32 @@ SETS = {
 class Split:
     """What was found on one split of a set."""
 
-    draws: Bootstrap  # of auto and of every single arm
+    accuracy: dict[str, float]  # balanced, of auto and of every single arm
+    less: dict[str, Float]  # by single arm, what auto has less in every draw of the bootstrap
     seconds: float  # of auto, by the clock
     published: str
 
-    def accuracy(self, arm: str) -> float:
-        return self.draws.balanced_accuracy(arm).estimate
+    @classmethod
+    def of(cls, draws: Bootstrap, seconds: float, published: str) -> Split:
+        """Take from the draws what is summed up."""
+        accuracy = {arm: draws.balanced_accuracy(arm).estimate for arm in draws.arms}
+        mean = dict(zip(draws.arms, draws.draws.mean(axis=2).T, strict=True))
+        less = {arm: mean[AUTO] - of_arm for arm, of_arm in mean.items() if arm != AUTO}
+        return cls(accuracy, less, seconds, published)
+
+    def write(self, path: Path) -> None:
+        """Write a file that :meth:`read` understands, whole or not at all."""
+        words = json.dumps([self.accuracy, list(self.less), self.seconds, self.published])
+        unfinished = path.with_suffix(".unfinished.npz")
+        np.savez_compressed(unfinished, words=np.array(words), less=np.stack([*self.less.values()]))
+        unfinished.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read a finished split."""
+        with np.load(path, allow_pickle=False) as file:
+            accuracy, arms, seconds, published = json.loads(str(file["words"]))
+            return cls(accuracy, dict(zip(arms, file["less"], strict=True)), seconds, published)
 
 
 def run_auto(
@@ -124,9 +146,7 @@ def run_auto(
     return result, time.monotonic() - started
 
 
-def run_split(
-    a_set: Set, destination: str, *, seed: int, minutes: float, n_seeds: int
-) -> tuple[Split, dict[str, Any]]:
+def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seeds: int) -> Split:
     """Run auto and every single arm on one split."""
     result, seconds = run_auto(a_set, destination, seed=seed, minutes=minutes)
     # What the command has staged is found again by its receipts.
@@ -169,7 +189,7 @@ def run_split(
         hits[name] = _hits(proba[trained], held.y, thresholds, bench.records.classes)
     judged = bench.records.judged
     draws = paired_bootstrap(held.y, hits, judged=judged, groups=held.groups, seed=seed)
-    return Split(draws, seconds, recipe["arm"]["name"]), result
+    return Split.of(draws, seconds, recipe["arm"]["name"])
 
 
 def _candidates(
@@ -232,27 +252,20 @@ class Found:
 
 def sum_up(splits: Sequence[Split]) -> Found:
     """Compare auto with the arm that is best over the splits."""
-    names = [n for n in splits[0].draws.arms if n != AUTO]
-    names = [n for n in names if all(n in split.draws.arms for split in splits)]
-    mean = {n: 100 * float(np.mean([s.accuracy(n) for s in splits])) for n in (AUTO, *names)}
+    names = [n for n in splits[0].less if all(n in split.less for split in splits)]
+    mean = {n: 100 * float(np.mean([s.accuracy[n] for s in splits])) for n in (AUTO, *names)}
     best = max(names, key=lambda n: mean[n])
     rng = np.random.default_rng(0)
-    less = np.stack([_difference_draws(s.draws, best) for s in splits])  # (n_splits, n_draws)
+    less = np.stack([split.less[best] for split in splits])  # (n_splits, n_draws)
     chosen = rng.integers(len(splits), size=less.shape)
     pooled = np.take_along_axis(less, chosen, axis=0).mean(axis=0)
     low, high = 100 * np.quantile(pooled, [0.025, 0.975])
     rows = [
-        {"arm": n, "balanced_accuracy": mean[n], "splits": [s.accuracy(n) for s in splits]}
+        {"arm": n, "balanced_accuracy": mean[n], "splits": [s.accuracy[n] for s in splits]}
         for n in sorted(mean, key=lambda n: -mean[n])
     ]
     longest = max(split.seconds for split in splits)
     return Found(best, mean[best] - mean[AUTO], float(low), float(high), longest, rows)
-
-
-def _difference_draws(draws: Bootstrap, other: str) -> Float:
-    a, b = draws.arms.index(AUTO), draws.arms.index(other)
-    found: Float = (draws.draws[:, a] - draws.draws[:, b]).mean(axis=1)
-    return found
 
 
 def show(name: str, found: Found, splits: Sequence[Split]) -> None:
@@ -318,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the learners on the hold-out")
     parser.add_argument("--minutes", type=float, default=5.0, help="budget of each run")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--keep", type=Path, help="put finished splits here, and use those there")
     args = parser.parse_args(arguments)
     if not DATA.is_dir():
         raise SystemExit(
@@ -325,19 +339,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     names = args.sets[:1] if args.quick else args.sets
     n_splits, n_seeds = (1, 1) if args.quick else (args.splits, args.seeds)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            splits = [
-                run_split(
-                    SETS[name],
-                    f"{folder}/{name}-{seed}",
-                    seed=seed,
-                    minutes=args.minutes,
-                    n_seeds=n_seeds,
-                )[0]
-                for seed in range(n_splits)
-            ]
+            splits = []
+            for seed in range(n_splits):
+                kept = (args.keep or Path(folder)) / (
+                    f"{name}-{seed}-{args.minutes:g}-minutes-{n_seeds}-seeds.npz"
+                )
+                if not kept.exists():
+                    destination = f"{folder}/{name}-{seed}"
+                    wishes = {"seed": seed, "minutes": args.minutes, "n_seeds": n_seeds}
+                    run_split(SETS[name], destination, **wishes).write(kept)
+                splits.append(Split.read(kept))
             found[name] = sum_up(splits)
             show(name, found[name], splits)
             if args.json:  # as far as it has come
