@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment import cli
-from prefect_augment.commands import rebalance as command
+from prefect_augment.commands import rebalance as rebalance_commands
+from prefect_augment.commands import steps as step_commands
 from prefect_augment.datatypes import RunResult
+from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Gate, NoModel, Source
 
@@ -69,7 +73,7 @@ def demo_calls(
         calls.append(given)
         return finished[1]
 
-    monkeypatch.setattr(command, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(rebalance_commands, "prefect_session", lambda quiet: nullcontext())
     monkeypatch.setattr(sys.modules["prefect_augment.flows.rebalance"], "rebalance", flow)
     return calls
 
@@ -113,7 +117,7 @@ def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(rebalance_commands, "find_spec", lambda name: None)
     code, out, _ = call("demo", tmp_path)
     assert (code, len(demo_calls)) == (0, 1)
     assert "pip install 'prefect-augment[images,torch]'" in out
@@ -153,11 +157,57 @@ def test_a_wrong_parameters_file_ends_with_2_and_names_the_field(
     assert "labell" in err
 
 
+class Asked:
+    """Stands where a flow is, and keeps what it is asked for."""
+
+    given: dict[str, Any]
+
+    def validate_parameters(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.given = given
+        raise ParameterError("that is all")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("rebalance", rebalance_commands), ("evaluate", step_commands)]
+)
+def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
+    call: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    module: ModuleType,
+) -> None:
+    flow = Asked()
+    monkeypatch.setattr(module, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(import_module(f"prefect_augment.flows.{name}"), name, flow)
+
+    def asked(text: str, *options: str) -> tuple[int, Any]:
+        (tmp_path / "params.yaml").write_text(text)
+        call(name, "a", "b", "--params", tmp_path / "params.yaml", *options)
+        return flow.given["seed"], flow.given.get("compute", {}).get("workers")
+
+    assert asked("{}") == (0, None)
+    assert asked("{seed: 7, compute: {workers: 1}}") == (7, 1)
+    assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
+
+
+@pytest.mark.parametrize("text", ["source:", "source: defects.parquet", "model: trees"])
+def test_a_group_of_parameters_that_is_no_mapping_is_said(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    code, _, err = call(
+        "rebalance", "a", "b", "--model", "none", "--params", tmp_path / "params.yaml"
+    )
+    assert code == 2
+    assert f"'{text.split(':')[0]}' in the parameters file is" in " ".join(err.split())
+
+
 def test_versions_inspect_and_verify_say_what_is_there(
     call: Callable[..., tuple[int, str, str]], published: Path
 ) -> None:
     code, out, _ = call("versions", published, "--json")
-    assert (code, json.loads(out)["version"]) == (0, 1)
+    assert (code, [fact["version"] for fact in json.loads(out)]) == (0, [1])
     code, out, _ = call("inspect", published)
     assert code == 0
     assert "state" in out
@@ -192,7 +242,7 @@ def test_proposals_are_listed_and_a_wrong_amount_is_refused(
         approval=Approval(ask=True),
     )
     code, out, _ = call("approve", tmp_path / "out", "--list", "--json")
-    found = json.loads(out)
+    (found,) = json.loads(out)
     assert (code, found["status"], found["decision"]) == (0, "open", None)
     code, out, _ = call("approve", tmp_path / "out", "--list")
     assert found["id"] in out

@@ -11,6 +11,7 @@ from prefect_augment.commands.shared import (
     Json,
     Version,
     open_root,
+    print_fact,
     print_facts,
 )
 
@@ -46,7 +47,7 @@ def inspect(
         fact: Fact = maintain.inspect(store, version)
     else:
         fact = maintain.diff(store, diff, version or latest_version(store) or diff)
-    print_facts([fact], as_json=as_json)
+    print_fact(fact, as_json=as_json)
 
 
 def verify(
@@ -62,6 +63,6 @@ def verify(
     from prefect_augment.stages.verify import verify as check
 
     found = check(open_root(dest, block), version, repair=repair)
-    print_facts([found], as_json=as_json)
+    print_fact(found, as_json=as_json)
     if found.problems:
         raise typer.Exit(1)

@@ -23,7 +23,9 @@ from prefect_augment.commands.shared import (
     Source,
     Steps,
     holdout_wish,
+    in_file,
     lay_over,
+    lay_seed,
     parameter_errors,
     prefect_session,
     print_result,
@@ -73,7 +75,7 @@ def _shared(
     exclude: Exclude = None,
     minutes: Minutes = 0.0,
     steps: Steps = 0,
-    seed: Seed = 0,
+    seed: Seed = None,
     params: ParamsFile = None,
 ) -> dict[str, Any]:
     """Return the parameters that all flows take: those of the file with the options laid over them."""
@@ -84,8 +86,8 @@ def _shared(
     lay_over(given, "output", parts=part, uri=out)
     lay_over(given, "budget", minutes=minutes, steps=steps)
     if model:
-        given["model"] = {**given.get("model", {}), "kind": model}
-    given.setdefault("seed", seed)
+        given["model"] = {**in_file(given, "model"), "kind": model}
+    lay_seed(given, seed)
     return given
 
 

@@ -27,7 +27,9 @@ from prefect_augment.commands.shared import (
     Workers,
     escape,
     holdout_wish,
+    in_file,
     lay_over,
+    lay_seed,
     out,
     parameter_errors,
     prefect_session,
@@ -63,8 +65,8 @@ def rebalance(
             "--require-approval", help="Leave a proposal for `prefect-augment approve` instead."
         ),
     ] = False,
-    seed: Seed = 0,
-    workers: Workers = 2,
+    seed: Seed = None,
+    workers: Workers = None,
     params: ParamsFile = None,
     plan_only: Annotated[
         bool,
@@ -84,9 +86,9 @@ def rebalance(
     lay_over(given, "gate", on_no_gain=on_no_gain)
     lay_over(given, "approval", ask=require_approval)
     if model:
-        given["model"] = {**given.get("model", {}), "kind": model}
-    given.setdefault("compute", {"workers": workers})
-    given.setdefault("seed", seed)
+        given["model"] = {**in_file(given, "model"), "kind": model}
+    lay_over(given, "compute", workers=workers)
+    lay_seed(given, seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.rebalance import rebalance as flow
 

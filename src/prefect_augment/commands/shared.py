@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -41,11 +41,14 @@ __all__ = [
     "err",
     "escape",
     "holdout_wish",
+    "in_file",
     "lay_over",
+    "lay_seed",
     "open_root",
     "out",
     "parameter_errors",
     "prefect_session",
+    "print_fact",
     "print_facts",
     "print_result",
     "read_params",
@@ -77,9 +80,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
 Label = Annotated[str, typer.Option("--label", help="The column that holds the class.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by default.")]
 Workers = Annotated[
-    int, typer.Option(min=1, help="Arms judged at the same time; never changes a byte.")
+    int | None,
+    typer.Option(min=1, help="Arms judged at the same time, 2 by default; never changes a byte."),
 ]
 Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
 ParamsFile = Annotated[
@@ -114,7 +118,29 @@ def lay_over(given: dict[str, Any], group: str, **values: Any) -> None:
     """Lay options that were given over the parameters file; empty ones leave it as it is."""
     values = {name: value for name, value in values.items() if value}
     if values or group in given:
-        given[group] = {**given.get(group, {}), **values}
+        given[group] = {**in_file(given, group), **values}
+
+
+def in_file(given: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return what the parameters file has of a group.
+
+    Raises
+    ------
+    ParameterError
+        If that is not a mapping.
+    """
+    found = given.get(group, {})
+    if not isinstance(found, dict):
+        raise ParameterError(
+            f"{group!r} in the parameters file is {'empty' if found is None else repr(found)}; remove the line, or "
+            f"give it values: '{group}: {{name: value}}'."
+        )
+    return found
+
+
+def lay_seed(given: dict[str, Any], seed: int | None) -> None:
+    """Lay the seed over the parameters file's, where one was given."""
+    given["seed"] = given.get("seed", 0) if seed is None else seed
 
 
 def holdout_wish(text: str) -> dict[str, Any]:
@@ -177,16 +203,21 @@ def print_result(result: R, show: Callable[[Console, R], None], *, as_json: bool
         show(out, result)
 
 
+def print_fact(fact: Fact, *, as_json: bool) -> None:
+    """Print a fact as one JSON object, or for people."""
+    from prefect_augment.display import show_fact
+
+    print_result(fact, show_fact, as_json=as_json)
+
+
 def print_facts(facts: Iterable[Fact], *, as_json: bool) -> None:
-    """Print facts as one JSON value, or for people."""
+    """Print facts as one JSON list, however many there are, or for people."""
     if as_json:
         data = [fact.model_dump(mode="json") for fact in facts]
-        print(json.dumps(data[0] if len(data) == 1 else data, ensure_ascii=False))
+        print(json.dumps(data, ensure_ascii=False))
     else:
-        from prefect_augment.display import show_fact
-
         for fact in facts:
-            show_fact(out, fact)
+            print_fact(fact, as_json=False)
 
 
 def open_root(uri: str, block: str = "") -> Store:

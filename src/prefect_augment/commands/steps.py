@@ -22,8 +22,11 @@ from prefect_augment.commands.shared import (
     Steps,
     Target,
     Workers,
+    block_options,
     holdout_wish,
+    in_file,
     lay_over,
+    lay_seed,
     out,
     parameter_errors,
     prefect_session,
@@ -55,7 +58,7 @@ def augment(
     group: Group = "",
     include: Include = None,
     exclude: Exclude = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     params: ParamsFile = None,
     policy: Policy = None,
     plan_only: Annotated[
@@ -78,7 +81,7 @@ def augment(
     lay_over(given, "balance", by=by, **target_wish(target))
     if policy is not None:
         lay_over(given, "classic", policy=policy.read_text())
-    given.setdefault("seed", seed)
+    lay_seed(given, seed)
     if preview is not None:
         _preview(given, preview)
         return
@@ -101,7 +104,8 @@ def _preview(given: dict[str, Any], path: Path) -> None:
 
     with parameter_errors():
         source, classic = Source(**given.get("source", {})), Classic(**given.get("classic", {}))
-        path.write_bytes(preview(source, classic, seed=given["seed"]))
+    options = block_options(source.storage_block)
+    path.write_bytes(preview(source, classic, seed=given["seed"], source_options=options))
     out.print(f"{path}: originals, and below them each operation of the policy.", highlight=False)
 
 
@@ -119,7 +123,7 @@ def train(
     by: By = None,
     minutes: Annotated[float, typer.Option(help="Budget of the whole later run.")] = 0.0,
     steps: Steps = 0,
-    seed: Seed = 0,
+    seed: Seed = None,
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
@@ -131,8 +135,8 @@ def train(
     lay_over(given, "balance", by=by)
     lay_over(given, "budget", minutes=minutes, steps=steps)
     if model:
-        given["model"] = {**given.get("model", {}), "kind": model}
-    given.setdefault("seed", seed)
+        given["model"] = {**in_file(given, "model"), "kind": model}
+    lay_seed(given, seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.train import train as flow
 
@@ -163,8 +167,8 @@ def evaluate(
     ] = None,
     report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
     minutes: Annotated[float, typer.Option(help="Budget of the whole run.")] = 0.0,
-    seed: Seed = 0,
-    workers: Workers = 2,
+    seed: Seed = None,
+    workers: Workers = None,
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
@@ -183,9 +187,11 @@ def evaluate(
             f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
         )
     if fail_on:
-        wished = {"purpose": "faithful", **given.get("gate", {})}
+        wished = {"purpose": "faithful", **in_file(given, "gate")}
         given["gate"] = wished | {FAIL_ON[what]: "fail" for what in fail_on}
-    given.update({"synthetic": synthetic, "compute": {"workers": workers}, "seed": seed})
+    given["synthetic"] = synthetic
+    lay_over(given, "compute", workers=workers)
+    lay_seed(given, seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.evaluate import evaluate as flow
 
@@ -214,7 +220,7 @@ def check_policy(
     policy: Policy = None,
     include: Include = None,
     exclude: Exclude = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
@@ -226,7 +232,7 @@ def check_policy(
     lay_over(given, "source", uri=source, label=label, include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
     lay_over(given, "classic", image=image, policy=policy.read_text() if policy else "")
-    given.setdefault("seed", seed)
+    lay_seed(given, seed)
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.check_policy import check_policy as flow
 
@@ -247,12 +253,13 @@ def profile(
     from prefect_augment.stages.profile import profile as look
 
     given = (
-        read_params(params).get("source", {})
+        in_file(read_params(params), "source")
         | {"uri": source}
         | ({"label": label} if label else {})
     )
     with parameter_errors():
-        found = look(Source(**given))
+        wish = Source(**given)
+    found = look(wish, source_options=block_options(wish.storage_block))
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
     else:

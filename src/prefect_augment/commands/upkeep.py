@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prefect_augment.commands.shared import Block, Json, block_options, open_root, print_facts
+from prefect_augment.commands.shared import Block, Json, block_options, open_root, print_fact
 from prefect_augment.errors import ParameterError
 
 __all__ = ["erase", "export", "gc", "rollback"]
@@ -25,7 +25,7 @@ def rollback(
     """Publish an older version again, as the newest; nothing is copied and nothing is lost."""
     from prefect_augment.stages.rollback import rollback as roll_back
 
-    print_facts([roll_back(open_root(dest, block), to)], as_json=as_json)
+    print_fact(roll_back(open_root(dest, block), to), as_json=as_json)
 
 
 def gc(
@@ -49,7 +49,7 @@ def gc(
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    print_facts([found], as_json=as_json)
+    print_fact(found, as_json=as_json)
 
 
 def export(
@@ -95,7 +95,7 @@ def export(
         origins=[origin for origin in known if origin in (origins or ())],
         options=block_options(block),
     )
-    print_facts([found], as_json=as_json)
+    print_fact(found, as_json=as_json)
 
 
 def erase(
@@ -121,7 +121,7 @@ def erase(
             raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
         conditions.append((name, value))
     chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
-    print_facts([take_out(open_root(dest, block), chosen, where=conditions)], as_json=as_json)
+    print_fact(take_out(open_root(dest, block), chosen, where=conditions), as_json=as_json)
 
 
 def _read_ids(text: str) -> list[str]:
