@@ -93,6 +93,10 @@ class InputError(AugmentError):
     exit_code = 2
 
 
+class EmptyFileError(InputError):
+    """A file of the source holds no records."""
+
+
 class SchemaError(InputError):
     """Columns or types are not what was expected."""
 

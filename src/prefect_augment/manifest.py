@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+ROLLED_BACK = "Rolled back to"  # how the note of such a version begins
 
 # 300 bytes per shard: a million shards. Larger ones are made to fill the memory of who reads them.
 MAX_BYTES = 256 << 20
@@ -324,6 +325,11 @@ def _parse(data: bytes, version: int, where: str) -> Manifest:
 
 
 # --- committing -------------------------------------------------------------------------------
+
+
+def is_rollback(manifest: Manifest) -> bool:
+    """Tell whether a version is an older one again, and no run's."""
+    return any(note.startswith(ROLLED_BACK) for note in manifest.notes)
 
 
 def find_commit(store: Store, dataset_key: str) -> Commit | None:

@@ -103,6 +103,11 @@ def _segments(uri: str) -> list[str]:
     return [protocol, *(segment for segment in path.split("/") if segment)]
 
 
+def _is_object(path: str) -> bool:
+    """Tell objects from the empty ones ``folder/`` that consoles make to show a folder."""
+    return bool(path) and not path.endswith("/")
+
+
 def _is_in_memory(uri: str) -> bool:
     return uri.startswith("memory://")
 
@@ -231,7 +236,11 @@ class Store:
             return []
         cut = len(self.root) + 1
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
-        return sorted(p[cut:] for p in found if not p.rsplit("/", 1)[-1].startswith(".tmp-"))
+        return sorted(
+            p[cut:]
+            for p in found
+            if _is_object(p[cut:]) and not p.rsplit("/", 1)[-1].startswith(".tmp-")
+        )
 
     def infos(self) -> dict[str, dict[str, Any]]:
         """Return what the file system says of each object, by relative path, from one listing."""
@@ -240,7 +249,7 @@ class Store:
         except FileNotFoundError:
             return {}
         cut = len(self.root) + 1
-        return {full[cut:]: info for full, info in sorted(found.items())}
+        return {full[cut:]: info for full, info in sorted(found.items()) if _is_object(full[cut:])}
 
     def put(self, path: str, data: bytes | Draft) -> None:
         """Write the whole object at once: readers see the old bytes or the new ones.

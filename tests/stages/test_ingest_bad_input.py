@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +22,7 @@ from prefect_augment.errors import (
     StorageError,
 )
 from prefect_augment.params import ColumnWish, Source
+from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.storage import open_store
 
@@ -383,3 +386,36 @@ def test_a_destination_that_cannot_be_written_is_said_before_anything_is_read(
             on_progress=lambda fraction, text: read.append(text),
         )
     assert not read
+
+
+# --- a night without records ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [("d2.csv", b"x,label\n"), ("d2.csv", b""), ("d2.jsonl", b""), ("d2.parquet", b"")],
+    ids=["header", "csv", "jsonl", "parquet"],
+)
+def test_a_file_without_records_among_others_is_passed_over_and_said(
+    tmp_path: Path, name: str, empty: bytes
+) -> None:
+    folder, table = tmp_path / "in", make_table()
+    folder.mkdir()
+    if name.endswith("csv"):
+        pa.csv.write_csv(table, folder / "d1.csv")
+    elif name.endswith("jsonl"):
+        lines = [json.dumps(row) for row in table.to_pylist()]
+        (folder / "d1.jsonl").write_text("\n".join(lines))
+    else:
+        pq.write_table(table, folder / "d1.parquet")
+    (folder / name).write_bytes(empty)
+    store = open_store(str(tmp_path / "out"))
+    source = Source(uri=str(folder), label="label")
+    found = ingest(source, store=store, seed=0)
+    assert found.n_records == N
+    notes = load_facts(found, store).notes
+    assert any(name in note and "no records" in note for note in notes), notes
+    # Alone it is an error: there is nothing to go on with.
+    next(folder.glob("d1.*")).unlink()
+    with pytest.raises(InputError):
+        ingest(source, store=open_store(str(tmp_path / "other")), seed=0)

@@ -4,13 +4,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment.datatypes import Commit
 from prefect_augment.errors import IntegrityError, ParameterError, TransientError
 from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.params import Balance, Gate, NoModel, Publish, Source
 from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.card import CARD
+from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.leases import lease
+from prefect_augment.stages.plan import plan
 from prefect_augment.stages.publish import publish
 from prefect_augment.stages.rollback import rollback
 from prefect_augment.stages.verify import verify
@@ -144,3 +152,52 @@ def test_a_kill_at_any_write_leaves_the_old_version_or_the_new_one(
     n_kills = kill_at_every_write(two_versions, lambda store: rollback(store, 1), after)
     assert n_kills == 4  # lease, manifest, card, lease
     assert list_versions(open_store(str(two_versions))) == (1, 2)
+
+
+def test_the_next_night_does_not_undo_a_rollback_and_new_files_go_on_from_what_was_read(
+    tmp_path: Path,
+) -> None:
+    source, store = tmp_path / "in", open_store(str(tmp_path / "out"))
+    source.mkdir()
+
+    def night() -> Commit:
+        dataset = ingest(Source(uri=str(source), label="label"), store=store, seed=0)
+        wish: Any = {"balance": Balance(), "model": NoModel(), "gate": Gate(), "store": store}
+        found = plan(dataset, **wish)
+        return publish(
+            dataset=dataset,
+            plan=found,
+            recipe=plain_recipe(found, {}),
+            verdict=None,
+            gate=None,
+            classic=None,
+            models=(),
+            report=None,
+            publish=Publish(),
+            params={},
+            store=store,
+        )
+
+    for day in (1, 2):
+        pq.write_table(records(60, seed=day), source / f"{day}.parquet")
+        assert night().version == day
+    rollback(store, 1)
+    assert (night().version, night().created) == (2, False)
+    assert list_versions(store) == (1, 2, 3)
+
+    parts = {split: ids_of(store, 2, split) for split in ("train", "holdout")}
+    pq.write_table(records(60, seed=3), source / "3.parquet")
+    assert night().version == 4
+    for split, ids in parts.items():
+        assert ids < ids_of(store, 4, split)
+
+
+def records(n: int, seed: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    return pa.table(
+        {"x": rng.normal(size=n), "label": ["tail" if i % 5 == 0 else "head" for i in range(n)]}
+    )
+
+
+def ids_of(store: Store, version: int, split: str) -> set[str]:
+    return set(open_dataset(store.uri, version).to_table(split)["aug_id"].to_pylist())

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.errors import InputError, ParameterError, SchemaError
+from prefect_augment.errors import EmptyFileError, InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.csv_types import ColumnTyper, count_marks, is_number
@@ -72,7 +72,9 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     """
     text = Text(file, name, source.encoding)
     if text.is_blank:
-        raise InputError(f"{name} is empty; expected a header and at least one record.", path=name)
+        raise EmptyFileError(
+            f"{name} is empty; expected a header and at least one record.", path=name
+        )
     separator = _find_separator(text, source.separator)
     skip_blanks = _has_blanks_after(text, separator)
     header, has_header = _header(text, separator, skip_blanks, source, name)
@@ -157,7 +159,7 @@ def _header(
     if source.label not in first and _is_data(first, below):
         return [f"column_{j + 1}" for j in range(len(first))], False
     if not below:
-        raise InputError(
+        raise EmptyFileError(
             f"{name} has a header and no records; expected at least one record.", path=name
         )
     names = [field or f"column_{j + 1}" for j, field in enumerate(first)]
@@ -346,6 +348,6 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
             path=name,
         )
     if n_rows == 0:
-        raise InputError(
+        raise EmptyFileError(
             f"{name} has a header and no records; expected at least one record.", path=name
         )

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.errors import InputError
+from prefect_augment.errors import EmptyFileError, InputError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import Rejected, SourceRecords
 from prefect_augment.shards.csv_types import MIN_DISTINCT, MIN_PARSED
@@ -179,7 +179,7 @@ def _batches(lines: Iterator[_Line]) -> Iterator[list[_Line]]:
 
 def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> None:
     if not n_rows and not rejected:
-        raise InputError(
+        raise EmptyFileError(
             f"{name} is empty; expected one JSON object per line, and at least one.", path=name
         )
     if len(rejected) > n_rows:

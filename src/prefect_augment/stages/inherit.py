@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from prefect_augment.datatypes import SourceFile
 from prefect_augment.errors import InputError, IntegrityError
-from prefect_augment.manifest import Manifest, latest_version, list_versions, read_manifest
+from prefect_augment.manifest import (
+    Manifest,
+    is_rollback,
+    latest_version,
+    list_versions,
+    read_manifest,
+)
 from prefect_augment.params import Source
 from prefect_augment.shards.formats import put_once
 from prefect_augment.splitting import Ledger, make_salt
@@ -81,15 +87,31 @@ def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list
     found = [Inherited(first)]
     newest = latest_version(store)
     if newest is not None:
-        manifest = read_manifest(store, newest)
-        # The parent of the oldest version that is kept is gone after `gc --keep-last` and `erase`.
-        has_parent = manifest.parent in list_versions(store)
-        before = read_manifest(store, manifest.parent) if has_parent else None
+        manifest = _of_a_run(store, newest)
+        assert manifest is not None
+        before = _of_a_run(store, manifest.parent)
+        own = manifest.version
         found = [
             _from(store, manifest, first, newest + 1),
-            Inherited(first, newest) if before is None else _from(store, before, first, newest),
+            Inherited(first, own) if before is None else _from(store, before, first, own),
         ]
     _refuse_other_split(found[0].ledger, unit, source)
+    return found
+
+
+def _of_a_run(store: Store, version: int | None) -> Manifest | None:
+    """Return a version, or where it is one of a rollback, the newest before it that a run published.
+
+    What a rollback goes back from is still what the source was read as. None where there is no such
+    version: the parent of the oldest that is kept is gone after ``gc --keep-last`` and ``erase``.
+    """
+    there = list_versions(store)
+    found = None
+    while version in there:
+        found = read_manifest(store, version)
+        if not is_rollback(found):
+            break
+        version = found.parent
     return found
 
 

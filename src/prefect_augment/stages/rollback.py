@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from prefect_augment.datatypes import Commit
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.manifest import (
+    ROLLED_BACK,
     Manifest,
     commit_next,
     committed,
@@ -85,19 +86,19 @@ def rollback(store: Store, to: int) -> Commit:
 
 
 def _again(target: Manifest, version: int, parent: Manifest | None) -> Manifest:
-    notes = [note for note in target.notes if not note.startswith(_NOTE)]
+    notes = [note for note in target.notes if not note.startswith(ROLLED_BACK)]
     return target.model_copy(
         update={
             "version": version,
             "parent": None if parent is None else parent.version,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "ledger": (parent and parent.ledger) or target.ledger,
-            "notes": (f"{_NOTE} version {target.version}: its shards, recipe and report.", *notes),
+            "notes": (
+                f"{ROLLED_BACK} version {target.version}: its shards, recipe and report.",
+                *notes,
+            ),
         }
     )
-
-
-_NOTE = "Rolled back to"
 
 
 def _check_there(store: Store, manifest: Manifest) -> None:

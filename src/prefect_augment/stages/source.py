@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.errors import InputError, SourceChangedError
+from prefect_augment.errors import EmptyFileError, InputError, SourceChangedError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import SourceRecords, in_batches
 from prefect_augment.spill import Spill, Workspace
@@ -242,7 +243,7 @@ class _Scanner:
     def _read_object(self, index: int, entry: Entry) -> None:
         store = self.listing.store
         try:
-            with store.open(entry.path) as file:
+            with store.open(entry.path) as file, self._may_be_empty(index):
                 read = reader_of(self.listing)
                 for records in in_batches(read(file, name=entry.path, source=self.source)):
                     self._take(records, index)
@@ -260,6 +261,19 @@ class _Scanner:
             self.n_read[index],
             self.quarantine.by_file[index],
         )
+
+    @contextmanager
+    def _may_be_empty(self, index: int) -> Iterator[None]:
+        """One day without records stops no nightly run; a source that is empty as a whole is an error."""
+        entry = self.listing.entries[index]
+        try:
+            yield
+        except InputError as exc:
+            is_empty = isinstance(exc, EmptyFileError) or entry.n_bytes == 0
+            if len(self.listing.entries) == 1 or not is_empty or self.files_read[index]:
+                raise
+            self.files_read[index] = True
+            self.notes.append(("holds no records and is passed over", entry.path))
 
     def _take(self, records: SourceRecords, index: int) -> None:
         """Put a batch of one object aside."""

@@ -10,9 +10,10 @@ import pytest
 from prefect_augment.datatypes import RunResult
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.manifest import Manifest, list_versions, read_manifest
-from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.params import Destination, Gate, NoModel, Source
 from prefect_augment.reading.dataset import open_dataset
 from prefect_augment.stages.example import example_source
+from prefect_augment.stages.profile import profile
 from prefect_augment.stages.verify import verify
 from prefect_augment.storage import open_store
 
@@ -53,3 +54,19 @@ def test_a_run_from_store_to_store_publishes_the_bytes_of_a_local_run(
 
     assert run(f"{lake}/in", f"{lake}/out").status == "unchanged"
     assert list_versions(store) == (1,)
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_the_empty_object_of_a_folder_made_in_a_console_is_no_file(
+    server: Any, as_user: Callable[..., None]
+) -> None:
+    as_user(server)
+    lake = f"{server.scheme}://{server.bucket()}"
+    source = example_source(f"{lake}/in")
+    store = open_store(f"{lake}/in")
+    before = profile(Source(uri=f"{lake}/in", label=source.label))
+    for marker in ("", "2026/"):
+        store.fs.pipe_file(f"{store.root}/{marker}", b"")
+    assert any(path.endswith("/") for path in store.fs.find(store.root)), "it is listed"
+    after = profile(Source(uri=f"{lake}/in", label=source.label))
+    assert (after.n_files, after.n_records) == (before.n_files, before.n_records)
