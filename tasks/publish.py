@@ -23,6 +23,7 @@ from prefect_augment.findings import Findings
 from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
 from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.judge import ungated
+from prefect_augment.stages.made_records import classic_counts
 from prefect_augment.stages.plan import plan as make_plan
 from prefect_augment.stages.publish import publish
 from prefect_augment.stages.report import report
@@ -141,7 +142,8 @@ def publish_dataset(
     plan : BalancePlan, optional
         Names the strata; the default plan's otherwise.
     recipe : Recipe, optional
-        How many records of each kind, and their weights; all that were given, unweighted, otherwise.
+        How many records of each kind, and their weights. Otherwise all that were given; where synthetic
+        ones have soft labels, weighted so that each class counts as much as its target.
     verdict, classic, models, report
         The evidence, and the other records to go with it.
     settings : Publish, optional
@@ -162,11 +164,14 @@ def publish_dataset(
         plan = plan or make_plan(
             dataset, balance=Balance(), model=AutoModel(), gate=Gate(), store=store
         )
+        if recipe is None:
+            made = classic_counts(store, classic) if classic else {}
+            kept, shares = (gate.kept_counts, gate.shares) if gate else ({}, {})
+            recipe = plain_recipe(plan, kept, shares, made)
         commit = publish(
             dataset=dataset,
             plan=plan,
-            recipe=recipe
-            or plain_recipe(plan, gate.kept_counts if gate else {}, gate.shares if gate else None),
+            recipe=recipe,
             verdict=verdict,
             gate=gate,
             classic=classic,

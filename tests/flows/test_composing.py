@@ -283,3 +283,39 @@ def test_every_task_is_a_plain_function_outside_prefect(
     published = open_dataset(destination.uri)
     assert published.to_table(origins=["classic"]).num_rows > 0
     assert published.manifest.verdict == verdict.without_paths()
+
+
+# --- published without a recipe ---
+
+
+def test_classic_records_that_are_given_are_published(
+    source: Source, destination: Destination
+) -> None:
+    dataset = ingest_dataset.fn(source, destination)
+    plan = plan_balance.fn(dataset, Balance(target="majority"), model=NoModel())
+    wanted = {c.name: c.n_classic for c in plan.classes if c.n_classic}
+    made = augment_records.fn(dataset, plan, wanted)
+    publish_dataset.fn(dataset, plan=plan, classic=made)
+    published = open_dataset(destination.uri)
+    assert published.to_table(origins=["classic"]).num_rows == sum(wanted.values()) > 0
+    assert f"{sum(wanted.values())} classic records were added" in published.recipe.sentence
+
+
+def test_soft_labels_bring_each_class_to_its_target_by_weights(
+    source: Source, destination: Destination
+) -> None:
+    dataset = ingest_dataset.fn(source, destination)
+    plan = plan_balance.fn(dataset, model=TreesModel())
+    assert plan.soft_labels
+    model = train_model.fn(dataset, TreesModel(), plan=plan)
+    wanted = {c.name: c.n_synthetic for c in plan.classes if c.name in model.strata}
+    judged = judge_candidates.fn(dataset, sample_classes.fn(dataset, model, wanted), plan)
+    publish_dataset.fn(dataset, judged, plan=plan, models=[model])
+    table = open_dataset(destination.uri).to_pandas("train")
+    weight = table.groupby("state", observed=True)["aug_weight"].sum()
+    target = {c.name: c.target for c in plan.classes}
+    for name in target:
+        assert weight[name] / weight.sum() == pytest.approx(
+            target[name] / sum(target.values()), rel=1e-3
+        )
+    assert table["aug_weight"].mean() == pytest.approx(1.0)

@@ -55,7 +55,10 @@ def test_the_flow_of_tasks_publishes(parts: str, tmp_path: Path) -> None:
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
     manifest = names["bring_up"](parts, "state", str(tmp_path / "out"))
     assert manifest.endswith("v00000001.json")
-    assert open_dataset(tmp_path / "out").to_table(origins=["synthetic"]).num_rows > 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.to_table(origins=["synthetic"]).num_rows > 0
+    recipe = dataset.recipe
+    assert recipe.prior_train["cracked"] > 1.2 * recipe.prior_true["cracked"], "it brings it up"
 
 
 @pytest.mark.flow

@@ -323,28 +323,51 @@ def make_recipe(
 
 
 def plain_recipe(
-    plan: BalancePlan, kept: Mapping[str, int], shares: Mapping[str, float] | None = None
+    plan: BalancePlan,
+    kept: Mapping[str, int],
+    shares: Mapping[str, float] | None = None,
+    classic: Mapping[str, int] | None = None,
 ) -> Recipe:
-    """The recipe of records that were published without a comparison: all of them, unweighted.
+    """The recipe of records that were published without a comparison: all of them.
 
-    ``shares`` is what rows with soft labels count.
+    ``shares`` is what rows with soft labels count. Such records are drawn of every class, at target or
+    not, so that weights bring the classes to their targets; others are not weighted. ``classic`` counts
+    the classic records that are there.
     """
-    n = f"{sum(kept.values()):,}"
-    what = (
-        f"{n} rows of synthetic records, to be weighted by aug_weight,"
-        if shares
-        else f"{n} synthetic records"
-    )
+    made = {name: n for name, n in (classic or {}).items() if n}
+    said = [f"{sum(made.values()):,} classic records"] if made else []
+    if kept or not made:
+        n = f"{sum(kept.values()):,}"
+        weighted = f"{n} rows of synthetic records, to be weighted by aug_weight,"
+        said.append(weighted if shares else f"{n} synthetic records")
     recipe = Recipe(
-        arm=Arm(name="not compared", family="model" if kept else "as_is"),
-        class_weight={c.name: 1.0 for c in plan.classes},
+        arm=Arm(name="not compared", family="model" if kept else "classic" if made else "as_is"),
+        class_weight=_weights_to_targets(plan, kept, shares or {}, made),
         synthetic={name: n for name, n in kept.items() if n},
-        classic={},
+        classic=made,
         copies={},
         shares={name: share for name, share in (shares or {}).items() if share},
-        sentence=f"{what} were added without a comparison: nothing is known about whether they help.",
+        sentence=f"{' and '.join(said)} were added without a comparison: nothing is known about whether they help.",
     )
     return with_priors(recipe, plan)
+
+
+def _weights_to_targets(
+    plan: BalancePlan,
+    kept: Mapping[str, int],
+    shares: Mapping[str, float],
+    classic: Mapping[str, int],
+) -> dict[str, float]:
+    """Return by stratum the weight with which it counts as much as its target; of mean 1 over all rows."""
+    if not any(shares.values()):
+        return {c.name: 1.0 for c in plan.classes}
+    whole = {c.name: c.n_real + classic.get(c.name, 0) for c in plan.classes}
+    counted = {name: n + shares.get(name, 0.0) for name, n in whole.items()}
+    n_rows = sum(whole.values()) + sum(kept.values())
+    mean = sum(c.target for c in plan.classes if counted[c.name]) / n_rows
+    return {
+        c.name: c.target / counted[c.name] / mean if counted[c.name] else 1.0 for c in plan.classes
+    }
 
 
 def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> Recipe:

@@ -18,6 +18,7 @@ from prefect_augment.shards.parquet import conform
 from prefect_augment.shards.streams import Reordered
 from prefect_augment.stages.origins import Ids, Look, Piece, Real, Records
 from prefect_augment.stages.soft import SHARE
+from prefect_augment.storage import Store
 
 __all__ = ["classic_records", "synthetic_records"]
 
@@ -94,6 +95,14 @@ class Made:
             for table, places in self._chosen():
                 spill.add(table, places)
             yield from spill.tables()
+
+
+def classic_counts(store: Store, classic: DatasetRef) -> dict[str, int]:
+    """Return how many classic records there are of each stratum."""
+    counts: Counter[str] = Counter()
+    for table in iter_shards(store, load_facts(classic, store).shards, ["aug_stratum"]):
+        counts.update(table["aug_stratum"].to_pylist())
+    return dict(counts)
 
 
 def classic_records(
