@@ -64,7 +64,9 @@ def augment(
     """
     started = time.monotonic()
     model = NoModel()
-    check_parameters(source=source, destination=destination, budget=Budget(), model=model)
+    check_parameters(
+        source=source, destination=destination, budget=Budget(), model=model, seed=seed
+    )
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=not plan_only):
         source = default_source(source, destination)

@@ -26,13 +26,15 @@ def check_policy(
     """Show what each operation of a policy does to the images, and whether a classifier still sees their class.
 
     Args:
-        source: Where the labelled images are. Empty: the built-in example.
+        source: Where the labelled images are.
         destination: Where a later rebalance or augment publishes; what is staged there is used again.
         classic: The policy.
         report: What may be seen on the run's page.
         seed: Seed of everything random.
     """
-    check_parameters(source=source, destination=destination, budget=Budget(), model=NoModel())
+    check_parameters(
+        source=source, destination=destination, budget=Budget(), model=NoModel(), seed=seed
+    )
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=False):
         source = default_source(source, destination)

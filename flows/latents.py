@@ -158,7 +158,7 @@ def _run(
 ) -> LatentResult:
     """Read the records, and do the work with a model that is able."""
     started = time.monotonic()
-    check_parameters(source=source, destination=destination, budget=budget, model=model)
+    check_parameters(source=source, destination=destination, budget=budget, model=model, seed=seed)
     if not isinstance(model, AutoModel):  # what auto is depends on the data
         able_model(model, ability)
     destination = default_destination(destination, source)

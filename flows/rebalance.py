@@ -109,7 +109,12 @@ def rebalance(
     """
     started = time.monotonic()
     check_parameters(
-        source=source, destination=destination, budget=budget, model=model, judged=balance
+        source=source,
+        destination=destination,
+        budget=budget,
+        model=model,
+        seed=seed,
+        judged=balance,
     )
     destination = default_destination(destination, source)
     with running(destination, publishes=not plan_only):
@@ -302,6 +307,11 @@ def _candidates(
         return None, None, None
     trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, trained.strata)
+    if not wanted:
+        logger.warning(
+            "No class has the records that a model needs to draw it; there is no synthetic record."
+        )
+        return None, None, None
     drawn = run(sample_classes, dataset, trained, wanted, seed=seed, constraints=gate.constraints)
     judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
     return trained, judged, run(measure_privacy, dataset, drawn, judged, plan)

@@ -58,7 +58,7 @@ def train(
         raise ParameterError(
             "model is 'none', so there is nothing to train; choose auto or a kind such as trees or diffusion."
         )
-    check_parameters(source=source, destination=destination, budget=budget, model=model)
+    check_parameters(source=source, destination=destination, budget=budget, model=model, seed=seed)
     destination = default_destination(destination, source)
     # Nothing is published, so nobody has to wait; what is staged is found by its receipt.
     with running(destination, publishes=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_info
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation import learners, threads
 from prefect_augment.evaluation.learners import balanced_weights, fit_learner
+from prefect_augment.evaluation.soft_labels import fit_teacher
 from prefect_augment.evaluation.threads import single_threaded
 
 KINDS = ["boosting", "logistic"]
@@ -230,3 +232,12 @@ def test_many_classes_are_learnt_in_blocks_with_the_same_outcome(monkeypatch):
     monkeypatch.setattr(learners, "BLOCK_PROBABILITIES", 100)
     blocks = fit("logistic", X, y, is_category, n_levels, weights=weights).predict_proba(X)
     assert np.allclose(whole, blocks, atol=1e-4)
+
+
+def test_seeds_beyond_32_bits_are_taken() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 2)), rng.integers(0, 2, 60)
+    columns: Any = {"is_category": np.zeros(2, dtype=bool), "n_levels": np.zeros(2, dtype=np.int64)}
+    for seed in (20_261_121_000, 2**40):  # a date, times the thousand that a run makes of it
+        fit_learner("boosting", X, y, weights=None, n_classes=2, seed=seed, **columns)
+        fit_teacher(X, y, n_classes=2, seed=seed, **columns)

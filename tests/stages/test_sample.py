@@ -15,8 +15,11 @@ import pytest
 
 from prefect_augment.datatypes import DatasetRef, ModelRef
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.params import Balance, Gate, TreesModel
 from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.stages import sample as stage
+from prefect_augment.stages.judge import judge
+from prefect_augment.stages.plan import plan
 from prefect_augment.stages.sample import candidate_seeds, resample_record, sample
 from prefect_augment.storage import Store, open_store
 
@@ -169,6 +172,16 @@ def test_nothing_asked_is_nothing_drawn(model: ModelRef, dataset: DatasetRef, st
     ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
     assert (ref.n_records, ref.class_counts) == (0, {})
     assert load_facts(ref, store).shards == ()
+
+
+def test_nothing_drawn_is_judged_as_nothing(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
+    found = plan(dataset, balance=Balance(), model=TreesModel(), gate=Gate(), store=store)
+    report = judge(dataset, ref, plan=found, gate=Gate(), seed=0, store=store)
+    assert (report.classes, report.kept, report.kept_counts) == ((), (), {})
+    assert "no synthetic records were drawn" in report.notes[0]
 
 
 def test_seeds_differ_by_run_and_stratum_and_extend_a_prefix() -> None:

@@ -35,6 +35,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.arms import make_arms
+from prefect_augment.stages.checks import judge_seeds
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.kinds import model_of, pilot_budget, suitable
 from prefect_augment.stages.plan import plan
@@ -418,3 +419,11 @@ def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef
     assert (eight.n_settings, one.n_settings) == (8, 1)
     assert one.estimate.judge_seconds <= eight.estimate.judge_seconds
     assert one.estimate.seconds < eight.estimate.seconds
+
+
+def test_minutes_do_not_count_where_steps_are_given(store: Store, dataset: DatasetRef) -> None:
+    wish = {"balance": Balance(), "model": NoModel(), "store": store}
+    found = plan(dataset, gate=Gate(), **wish)  # type: ignore[arg-type]
+    short = Budget(minutes=0.01)
+    assert judge_seeds(found, short, Gate()) == 1
+    assert judge_seeds(found, short.model_copy(update={"steps": 10}), Gate()) == 3

@@ -161,7 +161,9 @@ def _draw_numeric(
     """Let SMOTE draw within one stratum, over SMOTENC's distances where there are categories."""
     matrix = _with_levels(numbers, levels) if levels.shape[1] else numbers
     n_own = len(numbers)
-    sampler = _NotingSmote(sampling_strategy={0: n_own + n_new}, k_neighbors=k, random_state=seed)
+    sampler = _NotingSmote(
+        sampling_strategy={0: n_own + n_new}, k_neighbors=k, random_state=seed & 0xFFFFFFFF
+    )
     # SMOTE insists on a second class; one row is enough, and it never becomes a neighbour.
     rows = np.r_[np.arange(n_own), 0]
     sampler.fit_resample(matrix[rows], np.r_[np.zeros(n_own, np.int64), 1])
@@ -185,7 +187,7 @@ def _draw_nominal(table: Searchable, rows: Codes, n_new: int, k: int, seed: int)
     """Let SMOTEN draw; its distances are how levels go with strata, so it sees all records."""
     code = int(table.strata[rows[0]])
     sampler = _NotingSmoten(
-        sampling_strategy={code: rows.size + n_new}, k_neighbors=k, random_state=seed
+        sampling_strategy={code: rows.size + n_new}, k_neighbors=k, random_state=seed & 0xFFFFFFFF
     )
     sampler.fit_resample(table.levels, table.strata)
     parents, neighbours = sampler.noted

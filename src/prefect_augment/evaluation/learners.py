@@ -205,7 +205,7 @@ def _fit_boosting(
         l2_regularization=BOOSTING_L2,
         categorical_features=native if native.any() else None,
         early_stopping=False,
-        random_state=seed,
+        random_state=seed & 0xFFFFFFFF,  # no more is taken
     )
     return _Boosting(bins, model.fit(bins.take(X), y, sample_weight=weights))
 

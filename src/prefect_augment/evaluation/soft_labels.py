@@ -183,7 +183,10 @@ class _Forest:
     @classmethod
     def of(cls, X: Float, y: Int, n_classes: int, seed: int) -> _Forest:
         forest = RandomForestClassifier(
-            FOREST_TREES, min_samples_leaf=FOREST_LEAF, n_jobs=1, random_state=seed
+            FOREST_TREES,
+            min_samples_leaf=FOREST_LEAF,
+            n_jobs=1,
+            random_state=seed & 0xFFFFFFFF,  # no more is taken
         )
         return cls(forest.fit(_in_range(X), y), n_classes)
 

@@ -25,6 +25,7 @@ __all__ = ["as_json", "check_parameters", "judge_seeds"]
 
 # The fastest fit of the fastest model on a small table takes about this long.
 MINIMUM_SECONDS = 0.2
+LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 
 
 def check_parameters(
@@ -33,6 +34,7 @@ def check_parameters(
     destination: Destination,
     budget: Budget,
     model: ModelParams,
+    seed: int,
     judged: Balance | None = None,
 ) -> None:
     """Refuse what cannot work before anything is read.
@@ -40,11 +42,13 @@ def check_parameters(
     Raises
     ------
     ParameterError
-        If the model is unknown, the budget is too small for one step of anything, or a balance of boxes is to be
-        judged.
+        If the model is unknown, the budget is too small for one step of anything, the seed is none, or a balance of
+        boxes is to be judged.
     InputError
         If source and destination lie inside one another.
     """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
     if not budget.steps and budget.minutes * 60 < MINIMUM_SECONDS:
         raise ParameterError(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
@@ -71,6 +75,8 @@ def judge_seeds(plan: BalancePlan, budget: Budget, gate: Gate) -> int:
 
     Taken from the plan's estimate and not from the clock, so that a rerun does the same work.
     """
+    if budget.steps:  # then minutes do not count
+        return gate.n_seeds
     seconds = plan.estimate.judge_seconds or plan.estimate.seconds
     affordable = int(budget.minutes * 60 / 2 // max(seconds / gate.n_seeds, 1e-9))
     return max(1, min(gate.n_seeds, affordable))

@@ -75,10 +75,12 @@ def judge(
     found = stage.outcome(GateReport)
     if found is not None:
         return found
+    sampled = load_facts(candidates, store)
+    if not sampled.shards:
+        return stage.finish(_nothing_to_judge(stage, gate))
     facts = load_facts(dataset, store)
     bench = open_bench(store, facts, plan, Wishes(gate=gate, device=device))
     data = bench.records
-    sampled = load_facts(candidates, store)
     table = read_shards(store, sampled.shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
@@ -125,6 +127,20 @@ def judge(
         **counted,
     )
     return stage.finish(report)
+
+
+def _nothing_to_judge(stage: Stage, gate: Gate) -> GateReport:
+    return GateReport(
+        root=stage.store.uri,
+        path=stage.outcome_path,
+        key=stage.key,
+        purpose=gate.purpose,
+        classes=(),
+        kept=(),
+        dropped=(),
+        feature_space="",
+        notes=("no synthetic records were drawn, so none were judged",),
+    )
 
 
 def _with_soft_labels(

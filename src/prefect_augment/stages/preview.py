@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +21,13 @@ from prefect_augment.storage import open_store
 __all__ = ["preview"]
 
 
-def preview(source: Source, classic: Classic, *, seed: int = 0) -> bytes:
+def preview(
+    source: Source,
+    classic: Classic,
+    *,
+    seed: int = 0,
+    source_options: dict[str, Any] | None = None,
+) -> bytes:
     """Return a sheet of images of the rarest classes under each operation; nothing is kept.
 
     Parameters
@@ -29,6 +36,8 @@ def preview(source: Source, classic: Classic, *, seed: int = 0) -> bytes:
     classic : Classic
         The policy.
     seed : int
+    source_options : dict, optional
+        fsspec storage options.
 
     Returns
     -------
@@ -44,7 +53,9 @@ def preview(source: Source, classic: Classic, *, seed: int = 0) -> bytes:
     policy.check()
     with TemporaryDirectory() as folder:
         store = open_store(folder)
-        facts = load_facts(ingest(source, store=store, seed=seed), store)
+        facts = load_facts(
+            ingest(source, store=store, seed=seed, source_options=source_options), store
+        )
         if facts.image is None or policy.is_none:
             raise ParameterError(
                 "a preview shows what a policy makes of images; the source holds rows of a table, or classic.image is "
