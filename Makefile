@@ -63,8 +63,9 @@ bench: setup ## list the benchmarks and how to run one
 	[print(f"$(BIN)/python {p} [--quick] [--json FILE]\n    {d.splitlines()[0] if d else str()}") for p, d in zip(paths, docs)]; \
 	paths or print("there is no benchmark in benchmarks/ yet")'
 
-schema: setup ## write the JSON schema of report.json anew, which docs/ links to
+schema: setup ## write anew what is made of the code: the JSON schema of report.json, the page of parameters
 	@$(BIN)/python -m prefect_augment.evaluation.report_schema src/prefect_augment/evaluation/report.schema.json
+	@$(BIN)/python -m prefect_augment.params.reference docs/parameters.md
 
 docs: setup ## build the pages of docs/ into site/
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[docs]'

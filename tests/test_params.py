@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from prefect_augment.flows.latents import (
 )
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
-from prefect_augment.params import Balance, ClassTarget, PluginModel, Source
+from prefect_augment.params import Balance, ClassTarget, DiffusionModel, PluginModel, Source
+from prefect_augment.params.reference import parameters_page
 
 USES: list[Flow[Any, Any]] = [
     anomalies, classify, denoise, embed, interpolate, reconstruct, shift_attribute,
@@ -145,3 +148,19 @@ def test_options_of_a_plug_in_are_rows_in_the_form_and_a_mapping_in_yaml() -> No
 def test_an_unknown_name_is_not_ignored() -> None:
     with pytest.raises(ValidationError, match="lable"):
         Source.model_validate({"uri": "x", "lable": "kind"})
+
+
+def test_infinity_is_no_wish() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Balance(max_synthetic_per_real=math.inf)
+
+
+@pytest.mark.parametrize("size", [4, 50])
+def test_a_size_that_networks_cannot_halve_twice_is_refused(size: int) -> None:
+    with pytest.raises(ValidationError, match="size"):
+        DiffusionModel(size=size)
+
+
+def test_the_page_of_parameters_is_that_of_the_models() -> None:
+    page = Path(__file__).parents[1] / "docs" / "parameters.md"
+    assert page.read_text("utf-8") == parameters_page(), "make schema"

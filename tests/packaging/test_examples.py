@@ -75,7 +75,8 @@ def test_a_nightly_pipeline_trains_on_every_new_version(repository_of: Run, tmp_
     data = tmp_path / "data"
     nights = [
         repository_of(
-            f"{QUICK}\nimport json\nfrom flows.nightly import nightly\n"
+            # Their classifier is of the first kind, and takes the multipliers of that.
+            f"{QUICK.replace('logistic', 'boosting')}\nimport json\nfrom flows.nightly import nightly\n"
             f"print(json.dumps(nightly({str(data)!r}, {day!r}, gate)))"
         )
         for day in ("2026-11-01", "2026-11-02")
@@ -102,7 +103,7 @@ def test_pictures_are_published_only_after_somebody_approved(
     data = tmp_path / "data"
     waiting = repository_of(
         f"{SHORT}\n{QUICK}\nimport json\nfrom prefect_augment import Budget\nfrom flows.weekly import weekly\n"
-        f"print(json.dumps(weekly({str(data)!r}, budget=Budget(steps=20), gate=gate)))"
+        f"print(json.dumps(weekly({str(data)!r}, week=1, budget=Budget(steps=20), gate=gate)))"
     )
     assert waiting["status"] == "awaiting_approval"
     assert Path(waiting["report"]).is_file()

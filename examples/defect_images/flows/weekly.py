@@ -5,6 +5,7 @@ python -m flows.weekly FOLDER
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
@@ -24,7 +25,7 @@ from tasks.camera import photograph
 @flow(name="defect-images")
 def weekly(
     folder: str = "~/defect-images",
-    week: int = 1,
+    week: int = 0,
     budget: Budget = Budget(minutes=5),
     gate: Gate = Gate(),
 ) -> dict[str, str]:
@@ -32,13 +33,14 @@ def weekly(
 
     Args:
         folder: Where everything is kept.
-        week: Number of the week.
+        week: Number of the week; this week's where it is 0.
         budget: How much effort the comparison may take.
         gate: How strictly it is judged.
     """
     place = Path(folder).expanduser().resolve()
+    pictures = photograph(str(place), week or datetime.now(UTC).isocalendar().week)
     result = rebalance(
-        source=Source(uri=photograph(str(place), week), format="folder"),
+        source=Source(uri=pictures, format="folder"),
         destination=Destination(uri=str(place / "balanced")),
         # Small turns, shifts and changes of light; no generative model.
         classic=Classic(image="safe"),

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import joblib
-import numpy as np
 import pandas as pd
 from prefect import task
 from prefect_augment import open_dataset
@@ -22,9 +21,11 @@ def train_classifier(balanced: str, model_path: str) -> dict[str, float]:
         categorical_features="from_dtype", max_iter=60, random_state=0
     )
     classifier.fit(_matrix(train), train[dataset.label], sample_weight=dataset.sample_weight())
-    # A recipe weights the records, or says by how much to multiply each class's probability.
-    multipliers = [dataset.recipe.thresholds.get(name, 1.0) for name in classifier.classes_]
-    likely = np.argmax(classifier.predict_proba(_matrix(holdout)) * multipliers, axis=1)
+    # A recipe weights the records, and may say by how much to multiply each class's probability.
+    probabilities = dataset.apply_thresholds(
+        classifier.predict_proba(_matrix(holdout)), "boosting", classes=classifier.classes_
+    )
+    likely = probabilities.argmax(axis=1)
     score = balanced_accuracy_score(holdout[dataset.label], classifier.classes_[likely])
     Path(model_path).parent.mkdir(parents=True, exist_ok=True)
     joblib.dump(classifier, model_path)

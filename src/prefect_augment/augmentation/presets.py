@@ -123,7 +123,7 @@ DOMAINS: dict[str, Domain] = {
     ),
     "characters": Domain(
         "turned by up to 10 degrees, scaled by 0.9 to 1.1, shifted by up to 10 %, sheared by up to 8 degrees, "
-        "brightness and contrast changed by up to a fifth, never flipped",
+        "brightness changed by up to a tenth, contrast by up to a fifth, never flipped",
         (_move(10.0, 0.1, 0.1, shear=8.0), _light(0.1, 0.2)),
         forbids=(*_FLIPS, *_CROPS, *_COVERS),
         most_degrees=20.0,
@@ -137,8 +137,8 @@ DOMAINS: dict[str, Domain] = {
         most_degrees=30.0,
     ),
     "texture": Domain(
-        "mirrored both ways, shifted by up to 5 %, scaled by 0.95 to 1.05, brightness and contrast changed by up to a "
-        "fifth",
+        "mirrored both ways, turned by up to 3 degrees, shifted by up to 5 %, scaled by 0.95 to 1.05, brightness "
+        "changed by up to 15 %, contrast by up to a fifth",
         (
             _op("HorizontalFlip", 0.5),
             _op("VerticalFlip", 0.5),

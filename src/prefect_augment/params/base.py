@@ -17,6 +17,8 @@ _WORDS = {"uri": "URI", "mib": "MiB", "holdout": "hold-out", "prob": "probabilit
 
 
 class Params(BaseModel):
-    """Base of all wishes: unknown names are refused, so that a typing error is not ignored."""
+    """Base of all wishes: unknown names are refused, so that a typing error is not ignored; so is infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=_title)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, field_title_generator=_title, allow_inf_nan=False
+    )

@@ -143,8 +143,20 @@ class ImageParams(Params):
         default=0,
         ge=0,
         le=256,
-        description="Edge in pixels that images are learnt at; 0 goes by the images, at most 32.",
+        multiple_of=4,
+        description="Edge in pixels that images are learnt at, a multiple of 4 from 8 on; 0 goes by the images, at "
+        "most 32.",
     )
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_resolution(cls, size: int) -> int:
+        if 0 < size < 8:
+            raise ValueError(
+                "a network needs 8 pixels at least; give 0, or a multiple of 4 from 8 on"
+            )
+        return size
+
     output_size: int = Field(
         default=0,
         ge=0,

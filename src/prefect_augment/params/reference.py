@@ -1,0 +1,174 @@
+"""The page of all parameters, written from what the form shows.
+
+``python -m prefect_augment.params.reference FILE...`` (``make schema``) writes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from prefect_augment.params.balance import Balance, Classic
+from prefect_augment.params.base import Params
+from prefect_augment.params.data import Destination, Source
+from prefect_augment.params.latents import (
+    Anomalies,
+    AttributeShift,
+    Classification,
+    Denoising,
+    Interpolation,
+    Output,
+    Reconstruction,
+)
+from prefect_augment.params.models import ModelParams
+from prefect_augment.params.run import Answer, Approval, Budget, Compute, Gate, Publish, Report
+
+__all__ = ["parameters_page"]
+
+# By the name of a flow's parameter.
+_GROUPS: dict[str, type[Params]] = {
+    "source": Source,
+    "destination": Destination,
+    "balance": Balance,
+    "classic": Classic,
+    "budget": Budget,
+    "gate": Gate,
+    "approval": Approval,
+    "publish": Publish,
+    "report": Report,
+    "compute": Compute,
+    "answer": Answer,
+    "output": Output,
+    "anomalies": Anomalies,
+    "reconstruction": Reconstruction,
+    "denoising": Denoising,
+    "interpolation": Interpolation,
+    "shift": AttributeShift,
+    "classification": Classification,
+}
+_AFTER = "budget"  # models stand before it, as in the form
+
+_HEAD = """# Parameters
+
+What a run can be asked for: the groups of the form in the Prefect UI, the arguments of the flows, and the keys of a
+file for `--params`. Each flow has those that it needs. All have defaults. This page is written by `make schema`.
+
+```yaml
+source: {uri: s3://lake/defects/, label: state}
+destination: {uri: s3://lake/defects-balanced/}
+model: {kind: trees}
+gate: {on_no_gain: fail}
+seed: 7
+```
+
+`seed` (0) is the seed of everything random: the same input, parameters and seed give the same bytes. `plan_only`
+(false) shows the plan and an estimate, and trains and publishes nothing.
+"""
+
+
+def parameters_page() -> str:
+    """Return the page as Markdown."""
+    parts = [_HEAD]
+    for name, group in _GROUPS.items():
+        if name == _AFTER:
+            parts.append("## model\n\nOne of these kinds.\n")
+            parts += [_section(f"### {_kind(m)}", m) for m in _members(ModelParams)]
+        parts.append(_section(f"## {name}", group))
+    return "\n".join(parts)
+
+
+def _section(title: str, group: type[Params]) -> str:
+    """A table of the fields, and one for each model of parameters that stands in their lists."""
+    lines = [title, "", inspect.cleandoc(group.__doc__ or ""), ""]
+    fields = {
+        name: f for name, f in group.model_fields.items() if name != "kind" or not _kind(group)
+    }
+    if fields:
+        lines += ["| Name | Values | Default | |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| `{name}` | {_values(f)} | {_default(f)} | {_cell(f.description or '')} |"
+            for name, f in fields.items()
+        ]
+        lines.append("")
+    for name, field in fields.items():
+        for inner in _inner(field.annotation):
+            kind = f", kind `{_kind(inner)}`" if _kind(inner) else ""
+            lines.append(_section(f"Each of `{name}`{kind}:", inner))
+    return "\n".join(lines)
+
+
+def _values(field: FieldInfo) -> str:
+    annotation = field.annotation
+    if get_origin(annotation) is list:
+        (item,) = get_args(annotation)
+        of = _choices(item)
+        return f"list of {of}" if of else "list"
+    return _choices(annotation) + _range(field)
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    names = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
+    return names.get(annotation, "")
+
+
+def _range(field: FieldInfo) -> str:
+    """The limits, as ``0 <= x < 1`` would be said."""
+    marks = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    found = [
+        f"{word} {getattr(limit, name):g}"
+        for name, word in marks.items()
+        for limit in field.metadata
+        if getattr(limit, name, None) is not None
+    ]
+    return f", {' '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "to be given"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, list | tuple | str) and not value:
+        return "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, list | tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("*.", "\\*.").replace("**", "\\*\\*")
+
+
+def _kind(model: type[Params]) -> str:
+    """Return what tells a member of a union from the others; empty where the model is none."""
+    field = model.model_fields.get("kind")
+    return "" if field is None or field.is_required() else str(field.get_default())
+
+
+def _inner(annotation: Any) -> Iterator[type[Params]]:
+    for item in get_args(annotation) if get_origin(annotation) is list else ():
+        yield from _members(item)
+
+
+def _members(annotation: Any) -> Iterator[type[Params]]:
+    """The models of parameters that a union, however annotated, is of."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if isinstance(annotation, type) and issubclass(annotation, Params):
+        yield annotation
+    elif get_origin(annotation) is not Literal:
+        for member in get_args(annotation):
+            yield from _members(member)
+
+
+if __name__ == "__main__":
+    for target in sys.argv[1:]:
+        Path(target).write_text(parameters_page(), encoding="utf-8")
