@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
+import httpx
 from prefect import Task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -28,6 +29,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
@@ -195,9 +197,13 @@ def progress(name: str, uri: str = "") -> Iterator[Progress]:
         now = time.monotonic()
         if fraction >= 1.0 or now - last >= 1.0:
             last = now
-            update_progress_artifact(
-                artifact, min(100.0, 100.0 * fraction), description=f"{name}: {text}"
-            )
+            try:
+                update_progress_artifact(
+                    artifact, min(100.0, 100.0 * fraction), description=f"{name}: {text}"
+                )
+            except (httpx.HTTPError, PrefectException, OSError) as exc:
+                # A server that restarts must not end hours of training.
+                logging.getLogger(LOGGER).debug("The progress bar could not be moved: %s", exc)
 
     yield report
     report(1.0, "done")

@@ -175,6 +175,16 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
             ]
 
 
+def test_parts_that_are_not_there_are_not_exported_as_nothing(
+    published: Path, tmp_path: Path
+) -> None:
+    store = open_store(str(published / "out"))
+    for wrong in ({"splits": ["trian"]}, {"origins": ["synthetic"]}):
+        with pytest.raises(ParameterError, match="has no"):
+            export_boxes(store, str(tmp_path / "files"), convention="coco", **wrong)
+    assert not (tmp_path / "files").exists()
+
+
 def test_masks_move_with_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_policy, "STEPS", 20)  # two colours are told apart sooner
     rng = np.random.default_rng(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,17 @@ def test_auto_takes_the_first_registered_kind_that_is_able(
         able_model(AutoModel(), "latents", modality="table")
     monkeypatch.setattr(TableFlow, "embed", None, raising=False)
     assert able_model(AutoModel(), "latents", modality="table").kind == "flow"
+
+
+def test_what_has_to_be_installed_for_a_latent_space_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("prefect_augment.genmodels.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for model in (AutoModel(), NoModel(), TreesModel()):
+        with pytest.raises(ParameterError, match=r"pip install .*prefect-augment\[torch\]"):
+            able_model(model, "latents", modality="table")
 
 
 # --- anomalies ---

@@ -211,6 +211,25 @@ def test_only_synthetic_records_go_out_where_that_is_wanted(store: Store, releas
     assert verify(store).ok
 
 
+def test_made_records_whose_parents_are_not_let_out_are_sound(store: Store, release: Any) -> None:
+    run(release, publish=Publish(origins=["classic", "synthetic"]))
+    parents = open_dataset(store.uri).to_table(columns=["aug_parent"])
+    assert parents["aug_parent"].null_count < parents.num_rows
+    assert verify(store).ok
+
+
+def test_inputs_of_an_older_version_say_which_one_readers_get(
+    store: Store, release: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(release)
+    run(release, recipe=recipe(release, sentence="Less."))
+    with caplog.at_level("WARNING", logger="prefect_augment"):
+        done = run(release)
+    assert (done.version, done.created) == (1, False)
+    assert "The newest version" in caplog.text
+    assert "--to 1" in caplog.text
+
+
 def test_a_holdout_given_elsewhere_is_recorded_and_not_copied(
     store: Store, release: Any, releases: ModuleType
 ) -> None:

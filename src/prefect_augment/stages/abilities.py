@@ -60,7 +60,7 @@ def able_model(
         able = _able_kinds(ability, modality or "table")
         if not able:
             raise ParameterError(
-                f"there is no model of {modality or 'table'} data that {_CAN[ability]}."
+                f"there is {_no_model(ability, modality or 'table')}.{_missing(modality or 'table')}"
             )
         return _wish(able[0])
     of = modality or _able_for(model, ability)
@@ -86,8 +86,23 @@ def check_able(model: Any, kind: str, ability: Ability, *, modality: Modality) -
 def _choose(ability: Ability, modality: Modality) -> str:
     able = _able_kinds(ability, modality)
     if not able:
-        return f"no installed model of {modality} data {_CAN[ability]}"
+        return f"there is {_no_model(ability, modality)}.{_missing(modality)}".removesuffix(".")
     return f"choose {' or '.join(able)}"
+
+
+def _no_model(ability: Ability, modality: Modality) -> str:
+    return f"no model of {modality} data that {_CAN[ability]}"
+
+
+def _missing(modality: Modality) -> str:
+    """Return the advice to install what models of this kind of data lack; empty where they lack nothing."""
+    for kind in MODELS:
+        if _makes(wish := _wish(kind), modality):
+            try:
+                load_model_class(wish, modality=modality)
+            except MissingExtraError as exc:
+                return f" {exc}"
+    return ""
 
 
 def _able_kinds(ability: Ability, modality: Modality) -> list[str]:

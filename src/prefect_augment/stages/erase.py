@@ -27,6 +27,7 @@ from prefect_augment.manifest import (
     read_manifest,
 )
 from prefect_augment.shards.formats import read_shard
+from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.stages.approval import read_decision
 from prefect_augment.stages.card import refresh_card
 from prefect_augment.stages.erase_shards import Rewritten, erased_rows, rewrite
@@ -101,6 +102,12 @@ def erase(
     """
     if not ids and not where:
         raise ParameterError("name the records to erase: their aug_id, or a column and its value.")
+    ours = sorted({name for name, _ in where} & set(LINEAGE.names))
+    if ours:
+        raise ParameterError(
+            f"{', '.join(ours)} is a lineage column, and where goes by the source's own; give single records by their "
+            "aug_id (--ids)."
+        )
     request = stage_key("erase", algorithm_version=1, params=[sorted(ids), sorted(where)])
     with lease(store, "removing", f"erase-{request}") as renew:
         finished: dict[str, EraseReport] = {}

@@ -25,7 +25,7 @@ from prefect_augment.manifest import Manifest, latest_version, read_manifest
 from prefect_augment.shards.streams import drafted
 from prefect_augment.storage import Draft, Store, contains, open_store
 
-__all__ = ["ExportReport", "check_export", "export", "export_newest", "swapped"]
+__all__ = ["ExportReport", "check_export", "chosen_shards", "export", "export_newest", "swapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def export(
     target = folder if isinstance(folder, Store) else open_store(folder, options=options)
     check_export(store, target)
     manifest = read_manifest(store, version)
-    shards = _chosen(manifest, splits, origins)
+    shards = chosen_shards(manifest, splits, origins)
     seal = _seal(manifest, shards)
     n_records: dict[str, int] = {}
     for shard in shards:
@@ -178,9 +178,16 @@ def _read(store: Store, path: str) -> bytes:
         return b""
 
 
-def _chosen(
+def chosen_shards(
     manifest: Manifest, splits: Sequence[str], origins: Sequence[str]
 ) -> tuple[ShardFact, ...]:
+    """Return a version's shards of some splits and origins, of all where none are named.
+
+    Raises
+    ------
+    ParameterError
+        If the version has none of them.
+    """
     there = {s.split for s in manifest.shards}
     unknown = sorted(set(splits) - there)
     if unknown:

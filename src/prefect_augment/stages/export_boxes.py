@@ -28,7 +28,7 @@ from prefect_augment.manifest import Manifest, read_manifest
 from prefect_augment.reading.staged import iter_shards
 from prefect_augment.shards.image_check import header_of
 from prefect_augment.shards.image_files import main_image
-from prefect_augment.stages.export import ExportReport, swapped
+from prefect_augment.stages.export import ExportReport, chosen_shards, swapped
 from prefect_augment.stages.image_targets import OBJECTS
 from prefect_augment.storage import Store, contains, open_store
 
@@ -65,7 +65,8 @@ def export_boxes(
     Raises
     ------
     ParameterError
-        If there is no such convention, the folder holds anything, or lies in the dataset or around it.
+        If there is no such convention, split or origin, the folder holds anything, or lies in the dataset or
+        around it.
     SchemaError
         If the version holds no images with boxes.
     """
@@ -83,11 +84,7 @@ def export_boxes(
             f"the export {target.uri} holds files, e.g. {there[0]}; choose an empty folder."
         )
     manifest = read_manifest(store, version)
-    shards = [
-        s
-        for s in manifest.shards
-        if (not splits or s.split in splits) and (not origins or s.origin in origins)
-    ]
+    shards = chosen_shards(manifest, splits, origins)
     if target.is_local:
         with swapped(Path(target.root)) as temporary:
             done = _write(store, open_store(temporary), manifest, shards, convention)

@@ -212,6 +212,17 @@ def publish(
         store.uri,
         recipe.sentence,
     )
+    newest = latest_version(store)
+    if newest is not None and newest != done.version:
+        logger.warning(
+            "The newest version of %s is %d, and readers get that; `prefect-augment rollback %s --to %d` makes version "
+            "%d the newest.",
+            store.uri,
+            newest,
+            store.uri,
+            done.version,
+            done.version,
+        )
     return done
 
 
