@@ -152,6 +152,9 @@ def _values(old: ColumnContent, now: ColumnContent, n_eff: float, alpha: float) 
         why = "it was empty or is"
     elif not (old.points or old.levels) or not (now.points or now.levels):
         why = "a report may not hold real values (report.pictures)"
+    elif now.kind == "category" and max(old.n_levels, now.n_levels) > MAX_LEVELS:
+        # Each version knows its own most frequent ones: rare levels would come and go by chance.
+        why = f"it has more than {MAX_LEVELS} values"
     if why:
         return ColumnDrift(column=now.name, kind=now.kind, status="not compared", why=why)
     # Empty values are no values: as many fewer count.
@@ -186,8 +189,6 @@ def _levels(old: ColumnContent, now: ColumnContent, n_eff: float, alpha: float) 
         shares = [_pooled(v, old, now) for v in names] + [fmean(rest)]
         mean = 0.5 * sum(math.sqrt(2 / math.pi * p * (1 - p) / n_eff) for p in shares if p < 1)
         noise = min(1.0, mean + math.sqrt(math.log(1 / alpha) / (2 * n_eff)))
-    # Beyond the most frequent ones levels are not known by name.
-    knows = [c.n_levels <= MAX_LEVELS for c in (old, now)]
     shown = names[:SHOWN_LEVELS]
     return ColumnDrift(
         column=now.name,
@@ -195,8 +196,8 @@ def _levels(old: ColumnContent, now: ColumnContent, n_eff: float, alpha: float) 
         status="changed" if distance > noise else "same",
         distance=distance,
         noise=noise,
-        new_levels={v: n for v, n in now.levels.items() if knows[0] and v not in old.levels},
-        vanished_levels={v: n for v, n in old.levels.items() if knows[1] and v not in now.levels},
+        new_levels={v: n for v, n in now.levels.items() if v not in old.levels},
+        vanished_levels={v: n for v, n in old.levels.items() if v not in now.levels},
         levels=tuple(shown),
         before=tuple(a[: len(shown)]),
         now=tuple(b[: len(shown)]),
