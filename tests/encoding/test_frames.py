@@ -110,3 +110,19 @@ def test_labels_are_taken_as_they_are_held() -> None:
 def test_values_of_several_types_are_refused_by_column() -> None:
     with pytest.raises(SchemaError, match=r"column 'b' holds values of several types"):
         there_and_back(pd.DataFrame({"a": [1, 2], "b": pd.Series([1, "x"], dtype=object)}))
+
+
+def test_lists_keep_the_type_of_each_column() -> None:
+    rows = [[1.5, "a", 1], [2.5, "b", 2]]
+    table = Layout.of(rows).to_arrow(rows)
+    assert [str(t) for t in table.schema.types] == ["double", "string", "int64"]
+    assert there_and_back(rows) == rows
+
+
+def test_texts_longer_than_those_there_are_are_not_cut() -> None:
+    X = np.array([["a", "b"], ["c", "d"]])
+    layout = Layout.of(X)
+    new = pa.table({"x0": ["synthetic-1", "synthetic-2"], "x1": ["b", "d"]})
+    joined = layout.join(X, np.array([0]), new)
+    assert joined[:, 0].tolist() == ["a", "c", "a", "synthetic-1", "synthetic-2"]
+    assert joined.dtype.kind == "U"

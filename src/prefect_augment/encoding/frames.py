@@ -63,7 +63,7 @@ class Layout:
         """
         kind = kind_of(X)
         if kind in ("numpy", "list"):
-            X = np.asarray(X)
+            X = _as_matrix(X)
             names = tuple(f"x{j}" for j in range(X.shape[1]))
             missing = tuple(_missing(X[:, j]) for j in range(X.shape[1]))
             return cls(kind, names, names, (X.dtype,) * X.shape[1], missing)
@@ -98,7 +98,7 @@ class Layout:
         if self.kind == "polars":
             return X.to_arrow().rename_columns(list(self.names))
         if self.kind == "list":
-            X = np.asarray(X)
+            X = _as_matrix(X)
         fields, columns = [], []
         for j, name in enumerate(self.names):
             column = X.iloc[:, j] if self.kind == "pandas" else X[:, j]
@@ -143,10 +143,15 @@ class Layout:
             frame = pd.DataFrame(series, index=pd.RangeIndex(table.num_rows))
             frame.columns = self.columns
             return frame
-        X = np.empty((table.num_rows, len(self.names)), dtype=self.dtypes[0])
+        has_width = self.dtypes[0].kind in "US"  # new texts may be longer than those there are
+        X = np.empty(
+            (table.num_rows, len(self.names)), dtype=object if has_width else self.dtypes[0]
+        )
         for j, (column, missing) in enumerate(zip(table.columns, self.missing, strict=True)):
             X[:, j] = _as_objects(column, missing) if X.dtype == object else _as_array(column)
-        return X.tolist() if self.kind == "list" else X
+        if self.kind == "list":
+            return X.tolist()
+        return X.astype(self.dtypes[0].kind) if has_width else X
 
     def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
         """Return ``X``, then some of its rows again, then new ones.
@@ -174,6 +179,20 @@ class Layout:
         import pandas as pd
 
         return pd.concat([X, X.iloc[copies], made], ignore_index=True)
+
+
+def _as_matrix(X: Any) -> NDArray[Any]:
+    """Return an array; of lists with anything but numbers in them one of Python objects.
+
+    numpy would make one type of all columns: numbers beside texts become texts.
+    """
+    found = np.asarray(X)
+    if not isinstance(X, list | tuple) or found.dtype.kind in "biufc" or found.ndim != 2:
+        return found
+    cells = np.empty(found.shape, dtype=object)
+    for i, row in enumerate(X):
+        cells[i, :] = row
+    return cells
 
 
 def take_rows(values: Any, rows: NDArray[np.int64]) -> Any:
