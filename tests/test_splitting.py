@@ -208,6 +208,18 @@ def test_groups_stay_together_and_fill_the_shares(n_groups: int) -> None:
         assert counts == pytest.approx([0.64, 0.16, 0.2], abs=0.03)
 
 
+@pytest.mark.parametrize("n_groups", [3, 4, 5])
+def test_few_groups_leave_no_part_of_a_judged_class_empty(n_groups: int) -> None:
+    for seed in range(10):
+        names = [f"{seed}-{g}" for g in range(n_groups)]
+        sizes = np.random.default_rng(seed).lognormal(3, 0.8, n_groups).astype(int) + 10
+        groups = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
+        result = split(distinct(len(groups), "a"), groups=groups)
+        assert np.bincount(result.parts, minlength=3).min() > 0, sizes
+        grown = split(distinct(len(groups), "a"), result.ledger, groups=groups)
+        assert grown.parts.tolist() == result.parts.tolist()
+
+
 def test_groups_do_not_depend_on_row_order_and_stick() -> None:
     rows, groups = grouped(40)
     first = split(rows, groups=groups)

@@ -226,7 +226,8 @@ def _place_groups(
         return total
 
     starts = np.searchsorted(group, np.arange(len(part_of) + 1))
-    waiting = np.flatnonzero(part_of < 0)
+    is_waiting = part_of < 0
+    waiting = np.flatnonzero(is_waiting)
     hashes = salted(salt, groups.names[waiting], np.zeros(len(waiting), dtype=np.int64))
     for g in waiting[sort_order(hashes)].tolist():
         inside = slice(starts[g], starts[g + 1])
@@ -239,3 +240,19 @@ def _place_groups(
                 part = VAL
         part_of[g] = part
         have[part, classes] += counts
+    # Few groups of a class can each be too much for val: the one that comes nearest goes there all the
+    # same, where every class of it has others to stay.
+    for k in np.flatnonzero(judged & (have[VAL] == 0) & (aims[:, 1] > 0)):
+        found = []
+        for g in group[label == k].tolist():
+            inside = slice(starts[g], starts[g + 1])
+            classes, counts = label[inside], n[inside]
+            stay = (have[part_of[g], classes] > counts).all()
+            if is_waiting[g] and judged[classes].all() and stay:
+                found.append((gain(classes, counts, VAL), g))
+        if found:
+            _, g = max(found)
+            inside = slice(starts[g], starts[g + 1])
+            have[part_of[g], label[inside]] -= n[inside]
+            have[VAL, label[inside]] += n[inside]
+            part_of[g] = VAL
