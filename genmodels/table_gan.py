@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.counter_random import seeds_from
 from prefect_augment.genmodels.latent_densities import ClassDensities
@@ -312,6 +313,11 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
         self, network: GanNetwork, records: Encoded, space: MixedSpace, batch_size: int
     ) -> GanPhase:
         """Train them against each other."""
+        if batch_size < network.pack:
+            raise ParameterError(
+                f"budget.batch_size is {batch_size}, and the critic looks at model.pack={network.pack} records at "
+                "once; raise the one, or lower the other."
+            )
         return GanPhase(
             network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
         )

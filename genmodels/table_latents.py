@@ -108,7 +108,7 @@ class LatentTable(TableNetwork[P, N]):
     def batch_size(self, n_records: int, device: Device) -> int:
         """Return a quarter of a small table: passes over it then cost less, and are as many."""
         most = super().batch_size(n_records, device)
-        return min(most, max(MIN_BATCH, 1 << (n_records // 4).bit_length() - 1))
+        return min(most, max(MIN_BATCH, 1 << max(0, (n_records // 4).bit_length() - 1)))
 
     def latents_of(self, network: N, records: Encoded) -> Floats:
         """Return the latent vectors of records as tensors."""

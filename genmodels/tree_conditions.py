@@ -139,6 +139,8 @@ def _matching(model: TableTrees, place: int, value: float) -> tuple[int, NDArray
     after = int(np.searchsorted(grid, value))
     exact = after < len(grid) and grid[after] == value
     counts = np.bincount(values[values >= 0], minlength=len(grid))
+    if atoms.all() and not exact:  # between values that come again and again there are none
+        return 0, np.zeros(len(values), dtype=bool)
     if exact and (atoms[after] or counts[after] >= MIN_NEAR or atoms.all()):
         return after, values == after
     enough = max(MIN_NEAR, NEAR_SHARE * len(values))

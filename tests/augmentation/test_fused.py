@@ -232,7 +232,7 @@ def test_moved_boxes_are_those_of_all_their_points() -> None:
     box = np.array([[12.0, 20.0, 30.0, 15.0]], np.float32)
     for _ in range(20):
         matrix = np.column_stack([np.eye(2) + rng.normal(0, 0.2, (2, 2)), rng.normal(0, 5, 2)])
-        moved = Targets(box).started().moved(matrix, 200, 200, min_visibility=0.0)
+        moved = Targets(box).started(200, 200).moved(matrix, 200, 200, min_visibility=0.0)
         x, y, w, h = box[0]
         t = np.linspace(0, 1, 50)
         outline = np.concatenate(
@@ -306,3 +306,13 @@ def test_a_batch_is_what_each_image_alone_would_be(preset: str) -> None:
             assert (one is image) == (alone is image)
         n_passed_over.append(sum(x is image for x, image in zip(batch, images, strict=True)))
     assert len(images) > n_passed_over[0] > n_passed_over[1]
+
+
+@pytest.mark.parametrize("preset", ["trivial", "safe"])
+def test_boxes_of_which_nothing_is_in_the_image_are_left_out(preset: str) -> None:
+    policy = ImagePolicy.from_params(Classic(image=preset))
+    boxes = np.array([[5, 5, 0, 10], [2, 2, 10, 10], [40, 1, 5, 5]], np.float32)
+    image = np.full((32, 32, 3), 90, np.uint8)
+    for seed in range(5):
+        _, moved = policy.apply_targets(image, Targets(boxes=boxes), seed=seed, prob=1.0)
+        assert set(moved.places.tolist()) <= {1}

@@ -167,3 +167,20 @@ def test_too_little_memory_and_empty_classes_are_refused(method: str) -> None:
             run(X, strata, {1: 10}, method, max_memory_mib=64)
     with pytest.raises(EmptyClassError, match="has no record"):
         run(X[:50], strata[:50], {2: 3}, method)
+
+
+@pytest.mark.parametrize("method", ["borderline", "adasyn"])
+def test_tables_of_categories_and_constant_numbers_have_a_border(method: str) -> None:
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1], [90, 30])
+    levels = np.where(rng.random((120, 2)) < 0.8, strata[:, None], 1 - strata[:, None])
+    found = run(levels.astype(float), strata, {1: 30}, method, n_categories=2)
+    assert len(found.parents) == 30
+    # A category that is the class says that no other class is near, whatever stands beside it.
+    own = np.column_stack([np.zeros((120, 2)), strata])
+    weights, notes = start_weights(
+        own, strata, {1: 30}, method=method, is_category=np.array([False, False, True]),
+        n_levels=np.array([0, 0, 2]), k_neighbors=5, max_memory_mib=256,
+    )  # fmt: skip
+    assert (weights == 1).all()
+    assert 1 in notes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.bootstrap import paired_bootstrap
+from prefect_augment.evaluation.bootstrap import paired_bootstrap, simultaneous
 
 BOTH = np.ones(2, dtype=bool)
 
@@ -148,3 +148,9 @@ def test_a_real_difference_of_one_class_among_many_is_shown():
     boot = paired_bootstrap(y, hits, judged=np.ones(50, dtype=bool), n_bootstrap=400)
     shown = {k for k, i in boot.class_difference("a", "b").items() if i.low > 0}
     assert shown == {7}
+
+
+def test_no_difference_of_shares_goes_beyond_one() -> None:
+    draws = np.random.default_rng(0).normal(0.1, 0.3, (500, 2))
+    for interval in simultaneous(np.array([0.1, 0.1]), draws, np.array([2, 2])):
+        assert (interval.low, interval.high) == (-1.0, 1.0)

@@ -63,6 +63,15 @@ def test_tree_and_all_pairs_agree(monkeypatch):
     assert tree[1] == pytest.approx(pairs[1], abs=1e-12)
 
 
+def test_records_that_are_all_one_row_are_at_no_distance(monkeypatch):
+    monkeypatch.setattr(neighbours, "TREE_MIN_PAIRS", 0)
+    X = np.zeros((30, 3))
+    space = FeatureSpace.of(X, np.zeros(3, dtype=bool))
+    a = space.place(X)
+    assert (space.nearest(a, a) == 0).all()
+    assert (space.nearest_others(a) == 0).all()
+
+
 def test_memory_stays_bounded():
     rng = np.random.default_rng(0)
     X = rng.integers(0, 20, (12_000, 4)).astype(float)

@@ -109,5 +109,25 @@ def test_a_value_that_no_fit_record_has_is_refused(model: TableTrees) -> None:
         draw(model, {2: 1.0}, k=2)
 
 
+def test_a_value_between_those_that_come_again_and_again_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.choice([0.0, 10.0, 30.0, 40.0], 400)
+    X, y = np.column_stack([a, a + rng.normal(size=400)]), np.arange(400) % 2
+    spec = TableSpec(
+        names=("a", "b"),
+        is_category=(False, False),
+        n_levels=(0, 0),
+        classes=("x", "y"),
+        class_counts=(200, 200),
+    )
+    trees = TableTrees.build(TreesModel(), spec)
+    trees.fit(TableData(X, y), FitContext(seed=0))
+    seeds = seeds_from(1, 0, 100)
+    _, drawn = trees.sample_given(np.zeros(100, dtype=np.int64), seeds=seeds, given={0: 30.0})
+    assert drawn[:, 1].mean() == pytest.approx(30, abs=1)
+    with pytest.raises(ParameterError, match="column 'a'"):
+        trees.sample_given(np.zeros(100, dtype=np.int64), seeds=seeds, given={0: 20.0})
+
+
 def test_nothing_asked_is_nothing_drawn(model: TableTrees) -> None:
     assert draw(model, {2: 1.0}, n=0).shape == (0, 4)

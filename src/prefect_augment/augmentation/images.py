@@ -259,7 +259,9 @@ class ImagePolicy:
                 f"the plug-in {self.plugin!r} changes images and knows nothing of their boxes, masks or keypoints; "
                 "take a preset or a pipeline (classic.policy)."
             )
-        changed, moved = self._apply(image, targets.started(), seed, prob, min_visibility)
+        height, width = image.shape[:2]
+        started = targets.started(width, height)
+        changed, moved = self._apply(image, started, seed, prob, min_visibility)
         assert moved is not None
         return changed, moved
 

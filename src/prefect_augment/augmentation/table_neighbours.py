@@ -178,7 +178,8 @@ def _with_levels(numbers: Floats, levels: Codes) -> Any:
     way (4.6 GiB for 11,700 records and 35,000 levels, measured), which this does not.
     """
     # Two differing levels differ in two places of the one-hot part, hence the square root.
-    apart = float(np.median(numbers.std(axis=0))) / np.sqrt(2.0)
+    spread = numbers.std(axis=0)
+    apart = float(np.median(spread)) / np.sqrt(2.0) if spread.size else 1.0
     onehot = OneHotEncoder(dtype=np.float64).fit_transform(levels) * apart
     return sparse.hstack([sparse.csr_matrix(numbers), onehot], format="csr")
 
@@ -264,6 +265,8 @@ def start_weights(
         np.median(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in table.numbers.T
     ]
     numbers = np.where(np.isnan(table.numbers), np.array(medians), table.numbers)
+    if table.levels.shape[1]:  # numbers that do not vary say nothing of how far levels are apart
+        numbers = numbers[:, numbers.std(axis=0) > 0]
     matrix = _with_levels(numbers, table.levels) if table.levels.shape[1] else numbers
     n_neighbors = min(DANGER_NEIGHBORS if method == "borderline" else k_neighbors, n - 1)
     weights, notes = np.ones(n), {}

@@ -41,10 +41,15 @@ class Targets:
     places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
-    def started(self) -> Targets:
-        """Return these with all boxes and keypoints there."""
+    def started(self, width: int, height: int) -> Targets:
+        """Return these with all keypoints there, and all boxes of which something lies in the image."""
+        starts, ends = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        has_area = (np.minimum(ends, [width, height]) > np.maximum(starts, 0)).all(axis=1)
         return replace(
-            self, places=np.arange(len(self.boxes)), inside=np.ones(len(self.keypoints), np.bool_)
+            self,
+            boxes=self.boxes[has_area],
+            places=np.flatnonzero(has_area),
+            inside=np.ones(len(self.keypoints), np.bool_),
         )
 
     def moved(

@@ -107,7 +107,7 @@ def simultaneous(
     Returns
     -------
     list of Interval, length n
-        Each holds its estimate.
+        Each holds its estimate, and none goes beyond 1: these are differences of shares.
 
     References
     ----------
@@ -122,7 +122,11 @@ def simultaneous(
     # A deviation that few records tell is often too small: Student's t at the normal's tail.
     reach = -spread * stdtrit(np.maximum(n_units - 1, 1), ndtr(-widest))
     return [
-        Interval(estimate=float(e), low=float(min(c - r, e)), high=float(max(c + r, e)))
+        Interval(
+            estimate=float(e),
+            low=max(-1.0, float(min(c - r, e))),
+            high=min(1.0, float(max(c + r, e))),
+        )
         for e, c, r in zip(estimate, centre, reach, strict=True)
     ]
 

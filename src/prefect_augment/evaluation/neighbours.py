@@ -162,7 +162,7 @@ class FeatureSpace:
         # Most null indicators are 0 throughout.
         used = (a.numbers != 0).any(axis=0) | (b.numbers != 0).any(axis=0)
         a, b = Points(a.numbers[:, used], a.levels), Points(b.numbers[:, used], b.levels)
-        numeric = a.levels.shape[1] == 0 and a.numbers.shape[1] <= TREE_MAX_COLUMNS
+        numeric = a.levels.shape[1] == 0 and 0 < a.numbers.shape[1] <= TREE_MAX_COLUMNS
         if numeric and len(a) * len(b) >= TREE_MIN_PAIRS:
             k = 2 if to_others else 1  # the nearest of all is the record itself, or its twin
             found, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
