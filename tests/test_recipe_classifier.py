@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -139,6 +141,20 @@ def test_estimators_without_weights_and_pipelines_take_part(data: Any, estimator
     assert balanced_accuracy_score(y, model.predict(X)) > 0.8
     again = clone(model).fit(X, y)
     assert np.array_equal(model.predict(X), again.predict(X)), "a seed's draws are the same again"
+
+
+def test_estimators_without_weights_keep_a_frames_columns_and_every_class() -> None:
+    rng = np.random.default_rng(0)
+    y = np.array(["common"] * 199 + ["rare"])
+    X = pd.DataFrame({"x": rng.normal(size=200), "color": rng.choice(["red", "blue"], 200)})
+    encoder = ColumnTransformer([("c", OneHotEncoder(), ["color"])], remainder="passthrough")
+    never = recipe(class_weight={"common": 1.0, "rare": 1.0})
+    for seed in range(10):
+        model = RecipeClassifier(
+            make_pipeline(encoder, KNeighborsClassifier(3)), never, random_state=seed
+        )
+        assert model.fit(X, y).classes_.tolist() == ["common", "rare"]
+        assert model.predict(X).shape == (200,)
 
 
 def test_it_works_in_pipelines_searches_and_folds(data: Any) -> None:

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import assert_all_finite, check_random_state, column_or_1d, get_tags
+from sklearn.utils import (
+    _safe_indexing,
+    assert_all_finite,
+    check_random_state,
+    column_or_1d,
+    get_tags,
+)
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -232,11 +238,19 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
 
     def _fit_drawn(self, X: Any, y: Any, weights: Any) -> None:
         """Train on as many records, drawn in proportion to their weights."""
-        X, y = check_array(X, dtype=None, ensure_all_finite=False), np.asarray(y)
+        if not hasattr(X, "columns"):  # a frame's columns are known by their names
+            X = check_array(X, dtype=None, ensure_all_finite=False)
+        y = np.asarray(y)
         weights = _check_sample_weight(weights, X, ensure_non_negative=True)
         rng = check_random_state(self.random_state)
-        rows = rng.choice(len(y), size=len(y), p=weights / weights.sum())
-        self.estimator_.fit(X[rows], y[rows])
+        # One of each class first, so that none is unknown to the estimator.
+        own = [np.flatnonzero((y == name) & (weights > 0)) for name in np.unique(y)]
+        first = [
+            rng.choice(rows, p=weights[rows] / weights[rows].sum()) for rows in own if rows.size
+        ]
+        rest = rng.choice(len(y), size=len(y) - len(first), p=weights / weights.sum())
+        rows = np.concatenate([np.array(first, dtype=np.int64), rest])
+        self.estimator_.fit(_safe_indexing(X, rows), y[rows])
 
 
 def _weight_parameter(estimator: Any) -> str:
