@@ -15,6 +15,10 @@ thread (--seconds, 480 by default), by three seeds (--seeds). Of 100 images a cl
 
 Kinds that the package does not make of images are left out, which is said. Latent SMOTE and the class
 Gaussian draw from the codes of the same autoencoder, which is trained once a seed for both.
+
+All of it takes three hours of one core: with --keep FOLDER what a generator drew, and what each
+classifier was right on, is put there and not made again, so that it can be done in parts, several kinds
+at the same time; use another folder where the code has changed.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import copy
 import json
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +70,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--keep", type=Path, help="put what is finished here, and use what is there"
+    )
     args = parser.parse_args()
     if args.quick:
         args.seconds, args.seeds = 5.0, 1
     torch.set_num_threads(1)
-    bench = Bench(quick=args.quick)
+    bench = Bench(quick=args.quick, kept=Kept(args.keep))
     rows: list[dict[str, Any]] = [bench.of_real()]
     drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name in args.kinds:
         for seed in range(args.seeds):
-            made = bench.generator(name, args.seconds, seed)
+            made = bench.kept.generator(
+                name, seed, partial(bench.generator, name, args.seconds, seed)
+            )
             if made is None:
                 break
             rows.append(made[0])
@@ -85,11 +96,55 @@ def main() -> None:
         args.json.write_text(json.dumps({"generators": rows, "downstream": differences}, indent=1))
 
 
+Made = tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]  # scores; images and their classes
+
+
+class Kept:
+    """What was finished before, in a folder; without one, everything is made."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def generator(self, name: str, seed: int, make: Callable[[], Made | None]) -> Made | None:
+        """Return what a generator drew."""
+        path = self._path(name, seed)
+        if path is None or not path.exists():
+            made = make()
+            if path is not None and made is not None:
+                row, (images, y) = made
+                self._write(path, row=np.array(json.dumps(row)), images=images, y=y)
+            return made
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(str(file["row"])), (file["images"], file["y"])
+
+    def hits(self, arm: str, seed: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return what a classifier was right on."""
+        path = self._path(f"hits {arm}", seed)
+        if path is None or not path.exists():
+            found = make()
+            if path is not None:
+                self._write(path, hits=found)
+            return found
+        with np.load(path, allow_pickle=False) as file:
+            hits: np.ndarray = file["hits"]
+            return hits
+
+    def _path(self, name: str, seed: int) -> Path | None:
+        return self.folder and self.folder / f"{name.replace(' ', '_')}-{seed}.npz"
+
+    def _write(self, path: Path, **arrays: np.ndarray) -> None:
+        unfinished = path.with_suffix(".unfinished.npz")
+        np.savez_compressed(unfinished, **arrays)
+        unfinished.replace(path)
+
+
 class Bench:
     """The data, the oracle, and what is measured."""
 
-    def __init__(self, *, quick: bool) -> None:
-        self.quick = quick
+    def __init__(self, *, quick: bool, kept: Kept) -> None:
+        self.quick, self.kept = quick, kept
         self.autoencoders: dict[int, tuple[Any, int]] = {}  # by seed: trained, and its steps
         self.images, labels = read("fashion_lt")
         self.classes = sorted(set(labels))
@@ -122,9 +177,7 @@ class Bench:
         found = self.reference.scores(features[rows], y[rows], said[rows])
         return {"generator": "real, held out", "seed": 0, "steps": 0, "draws_per_s": 0.0, **found}
 
-    def generator(
-        self, name: str, seconds: float, seed: int
-    ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]] | None:
+    def generator(self, name: str, seconds: float, seed: int) -> Made | None:
         """Train a generator, score what it draws, and return that for the classifiers too."""
         try:
             params: Any = TypeAdapter(ModelParams).validate_python(KINDS[name])
@@ -192,7 +245,8 @@ class Bench:
                 arms[f"{name}, filled"] = self._filled(*made[seed])
                 arms[f"{name}, recipe"] = self._recipe(*made[seed])
             for arm, given in arms.items():
-                hits.setdefault(arm, []).append(self._hits(seed, given))
+                found = self.kept.hits(arm, seed, partial(self._hits, seed, given))
+                hits.setdefault(arm, []).append(found)
                 print(f"{arm}, seed {seed}: {hits[arm][-1].mean():.4f} accuracy", flush=True)
         judged = np.ones(len(self.classes), dtype=bool)
         boot = paired_bootstrap(
