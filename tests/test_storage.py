@@ -227,6 +227,15 @@ def test_an_unknown_protocol_and_an_empty_uri_are_refused() -> None:
         open_store("")
 
 
+@pytest.mark.parametrize(
+    "uri", ["sftp://me:s3cr3t@host/in", "simplecache::ftp://me:s3cr3t@host/a.csv"]
+)
+def test_a_password_in_a_url_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(ParameterError, match="storage_block") as refused:
+        open_store(uri)
+    assert "s3cr3t" not in str(refused.value)
+
+
 def test_options_do_not_show() -> None:
     store = open_store("memory://x", options={"secret": "s3cr3t"})
     assert "s3cr3t" not in repr(store)

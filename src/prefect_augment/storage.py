@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ _MEMORY_TURN = threading.Lock()
 # An endpoint that has never answered is more likely a wrong one than one that is being restarted.
 _ATTEMPTS_BEFORE_THE_FIRST_ANSWER = 3
 _HAVE_ANSWERED: set[str] = set()
+_PASSWORD = re.compile("://[^/@]*:[^/@]*@")
 
 
 def sha256_hex(data: bytes) -> str:
@@ -59,9 +61,14 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     Raises
     ------
     ParameterError
-        If the URL's protocol is unknown or its driver is not installed.
+        If the URL's protocol is unknown, its driver is not installed, or it holds a password.
     """
     uri = os.fspath(uri)
+    if found := _PASSWORD.search(uri):
+        raise ParameterError(
+            f"the URL {uri[: found.start()]}://… holds a password, which manifests, logs and reports would show; save "
+            "a Prefect storage block with the credentials, name it in storage_block, and leave them out of the URL."
+        )
     if not uri:
         raise ParameterError(
             "the URI is empty; give a local path or an fsspec URL such as s3://bucket/folder."
