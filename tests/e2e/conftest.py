@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = Path(__file__).parent / "hold"
 TEMPLATE = REPOSITORY / "deployments/work-pools/process-cpu.json"
 START_SECONDS = 180  # a busy machine of two cores has been seen to need a minute
-RUN_SECONDS = 300
+RUN_SECONDS = 600
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 # What a worker of ours and its flow runs are told beside the API's address.
