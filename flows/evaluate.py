@@ -22,7 +22,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
-from prefect_augment.stages.checks import judge_seeds
+from prefect_augment.stages.checks import check_seed, judge_seeds
 from prefect_augment.stages.foreign import plan_of_given
 from prefect_augment.stages.privacy import found_privacy
 from prefect_augment.stages.refusal import why_refused
@@ -71,6 +71,7 @@ def evaluate(
         raise ParameterError(
             "synthetic is empty; give the file, folder or URL of the records to judge."
         )
+    check_seed(seed)
     with run_log():
         model = NoModel()
         dataset = run(ingest_dataset, source, destination, seed=seed)

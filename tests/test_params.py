@@ -12,6 +12,7 @@ from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.evaluate import evaluate
@@ -26,7 +27,14 @@ from prefect_augment.flows.latents import (
 )
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
-from prefect_augment.params import Balance, ClassTarget, DiffusionModel, PluginModel, Source
+from prefect_augment.params import (
+    AttributeShift,
+    Balance,
+    ClassTarget,
+    DiffusionModel,
+    PluginModel,
+    Source,
+)
 from prefect_augment.params.reference import parameters_page
 
 USES: list[Flow[Any, Any]] = [
@@ -148,6 +156,18 @@ def test_options_of_a_plug_in_are_rows_in_the_form_and_a_mapping_in_yaml() -> No
 def test_an_unknown_name_is_not_ignored() -> None:
     with pytest.raises(ValidationError, match="lable"):
         Source.model_validate({"uri": "x", "lable": "kind"})
+
+
+@pytest.mark.parametrize("flow", [f for f in FLOWS if f is not approve], ids=lambda f: f.name)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_library_takes_is_refused_at_once(flow: Flow[Any, Any], seed: int) -> None:
+    given: dict[str, Any] = {"source": Source(uri="nowhere.parquet", label="y"), "seed": seed}
+    if flow is evaluate:
+        given["synthetic"] = "nowhere.csv"
+    if flow is shift_attribute:
+        given["shift"] = AttributeShift(column="y", start="a", end="b")
+    with pytest.raises(ParameterError, match=f"seed is {seed}; expected"):
+        flow.fn(**given)
 
 
 def test_infinity_is_no_wish() -> None:

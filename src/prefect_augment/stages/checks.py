@@ -21,7 +21,7 @@ from prefect_augment.params import (
 from prefect_augment.registry import load_model_class
 from prefect_augment.storage import contains
 
-__all__ = ["as_json", "check_parameters", "judge_seeds"]
+__all__ = ["as_json", "check_parameters", "check_seed", "judge_seeds"]
 
 # The fastest fit of the fastest model on a small table takes about this long.
 MINIMUM_SECONDS = 0.2
@@ -47,8 +47,7 @@ def check_parameters(
     InputError
         If source and destination lie inside one another.
     """
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
+    check_seed(seed)
     if not budget.steps and budget.minutes * 60 < MINIMUM_SECONDS:
         raise ParameterError(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
@@ -68,6 +67,18 @@ def check_parameters(
                 f"destination {destination.uri!r} lies inside the source {source.uri!r}, so the next run would read "
                 "its own output; choose a destination outside the source."
             )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what no library takes for a seed.
+
+    Raises
+    ------
+    ParameterError
+        If it is negative or too large.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
 
 
 def judge_seeds(plan: BalancePlan, budget: Budget, gate: Gate) -> int:
