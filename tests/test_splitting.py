@@ -220,6 +220,13 @@ def test_few_groups_leave_no_part_of_a_judged_class_empty(n_groups: int) -> None
         assert grown.parts.tolist() == result.parts.tolist()
 
 
+def test_few_groups_of_two_classes_move_one_group_to_val_for_both() -> None:
+    rows = [(f"{g}-{i}", "ab"[i % 2]) for g in range(3) for i in range(100)]
+    groups = [f"g{g}" for g in range(3) for _ in range(100)]
+    result = split(rows, groups=groups)
+    assert np.bincount(result.parts, minlength=3).tolist() == [100, 100, 100]
+
+
 def test_groups_do_not_depend_on_row_order_and_stick() -> None:
     rows, groups = grouped(40)
     first = split(rows, groups=groups)

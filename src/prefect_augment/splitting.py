@@ -242,7 +242,9 @@ def _place_groups(
         have[part, classes] += counts
     # Few groups of a class can each be too much for val: the one that comes nearest goes there all the
     # same, where every class of it has others to stay.
-    for k in np.flatnonzero(judged & (have[VAL] == 0) & (aims[:, 1] > 0)):
+    for k in np.flatnonzero(judged & (aims[:, 1] > 0)):
+        if have[VAL, k]:  # a group that went there for another class may have brought some
+            continue
         found = []
         for g in group[label == k].tolist():
             inside = slice(starts[g], starts[g + 1])
