@@ -11,7 +11,7 @@ the hold-outs themselves, so a judge of all arms at once with hindsight) less th
 are paired by record and seed, over splits and records (bootstrap, 95 %).
 
 cifar10lt and magnetic_tile are reported and not held against the goals. --quick: one small table, one split, one seed.
-The data are read from ../shared/data beside the repository. All of it takes six hours on two cores: with --keep FOLDER
+The data are read from ../shared/data beside the repository. All of it takes hours: with --keep FOLDER
 finished splits are put there and not run again, so that it can be done in parts; use another folder where the code has
 changed.
 """

@@ -16,7 +16,7 @@ thread (--seconds, 480 by default), by three seeds (--seeds). Of 100 images a cl
 Kinds that the package does not make of images are left out, which is said. Latent SMOTE and the class
 Gaussian draw from the codes of the same autoencoder, which is trained once a seed for both.
 
-All of it takes three hours of one core: with --keep FOLDER what a generator drew, and what each
+All of it takes hours: with --keep FOLDER what a generator drew, and what each
 classifier was right on, is put there and not made again, so that it can be done in parts, several kinds
 at the same time; use another folder where the code has changed.
 """
@@ -77,7 +77,9 @@ def main() -> None:
     if args.quick:
         args.seconds, args.seeds = 5.0, 1
     torch.set_num_threads(1)
-    bench = Bench(quick=args.quick, kept=Kept(args.keep))
+    # A quick run's classifiers are others, and so is what was drawn after other seconds.
+    kept = args.keep and args.keep / f"{args.seconds:g}-seconds{'-quick' * args.quick}"
+    bench = Bench(quick=args.quick, kept=Kept(kept))
     rows: list[dict[str, Any]] = [bench.of_real()]
     drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name in args.kinds:
