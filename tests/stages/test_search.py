@@ -422,8 +422,7 @@ def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef
 
 
 def test_minutes_do_not_count_where_steps_are_given(store: Store, dataset: DatasetRef) -> None:
-    wish = {"balance": Balance(), "model": NoModel(), "store": store}
-    found = plan(dataset, gate=Gate(), **wish)  # type: ignore[arg-type]
+    found = plan(dataset, balance=Balance(), model=NoModel(), gate=Gate(), store=store)
     short = Budget(minutes=0.01)
     assert judge_seeds(found, short, Gate()) == 1
     assert judge_seeds(found, short.model_copy(update={"steps": 10}), Gate()) == 3
