@@ -112,6 +112,16 @@ def test_values_of_several_types_are_refused_by_column() -> None:
         there_and_back(pd.DataFrame({"a": [1, 2], "b": pd.Series([1, "x"], dtype=object)}))
 
 
+def test_categories_that_are_ranges_come_back_as_they_were() -> None:
+    numbers = pd.Series([0.5, 1.5, None, 2.5])
+    days = pd.Series(pd.period_range("2026-01", periods=4, freq="M"))
+    frame = pd.DataFrame({"band": pd.cut(numbers, 3), "month": days.astype("category")})
+    table = Layout.of(frame).to_arrow(frame)
+    assert table["band"].to_pylist()[0] == str(frame["band"].iloc[0])
+    assert table["band"].null_count == 1
+    pd.testing.assert_frame_equal(there_and_back(frame), frame)
+
+
 def test_lists_keep_the_type_of_each_column() -> None:
     rows = [[1.5, "a", 1], [2.5, "b", 2]]
     table = Layout.of(rows).to_arrow(rows)

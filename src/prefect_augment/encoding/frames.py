@@ -271,8 +271,16 @@ def _from_pandas(column: Any, name: str) -> pa.Array:
         column = column.sparse.to_dense()
     if _is_object(dtype):
         return _inferred(column.tolist(), name)
+    if _has_ranges(dtype):
+        column = column.cat.rename_categories(list(map(str, dtype.categories)))
     made = pa.array(column, from_pandas=True)
     return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+
+def _has_ranges(dtype: Any) -> bool:
+    """Tell whether these are categories that Arrow has no values for: intervals (pandas.cut), periods."""
+    of = getattr(getattr(dtype, "categories", None), "dtype", None)
+    return type(of).__name__ in ("IntervalDtype", "PeriodDtype")
 
 
 def _inferred(values: Sequence[Any], name: str) -> pa.Array:
@@ -292,6 +300,10 @@ def _as_series(column: pa.ChunkedArray, dtype: Any, missing: Any) -> Any:
 
     if _is_object(dtype):
         return pd.Series(_as_objects(column, missing), dtype=object)
+    if _has_ranges(dtype):
+        code = {str(category): k for k, category in enumerate(dtype.categories)}
+        codes = [code.get(text, -1) for text in column.to_pylist()]
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
     if hasattr(dtype, "__from_arrow__"):  # Int64, string, timestamps with a zone, ArrowDtype …
         return pd.Series(dtype.__from_arrow__(column))
     return column.to_pandas().astype(dtype)
