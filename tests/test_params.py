@@ -33,6 +33,7 @@ from prefect_augment.params import (
     ClassTarget,
     DiffusionModel,
     PluginModel,
+    Publish,
     Source,
 )
 from prefect_augment.params.reference import parameters_page
@@ -184,3 +185,8 @@ def test_a_size_that_networks_cannot_halve_twice_is_refused(size: int) -> None:
 def test_the_page_of_parameters_is_that_of_the_models() -> None:
     page = Path(__file__).parents[1] / "docs" / "parameters.md"
     assert page.read_text("utf-8") == parameters_page(), "make schema"
+
+
+def test_copies_that_are_not_let_out_are_refused_before_any_work() -> None:
+    with pytest.raises(ValidationError, match="leaves 'copy' out"):
+        Publish(materialise="copies", origins=["real"])

@@ -537,11 +537,6 @@ def test_ids_that_occur_twice_are_refused(store: Store, release: Any) -> None:
     [
         ({"gate": None}, ParameterError, "pass `gate`"),
         ({"classic": None}, ParameterError, "pass `classic`"),
-        (
-            {"publish": Publish(materialise="copies", origins=["real"])},
-            ParameterError,
-            "leaves 'copy' out",
-        ),
         ({"publish": Publish(origins=["copy"])}, EmptyClassError, "nothing to publish"),
     ],
 )

@@ -233,6 +233,14 @@ class Publish(Params):
         "glob (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced.",
     )
 
+    @model_validator(mode="after")
+    def _copies_are_let_out(self) -> Publish:
+        if self.materialise == "copies" and "copy" not in self.origins:
+            raise ValueError(
+                "materialise is 'copies' but origins leaves 'copy' out; add it, or use 'auto'."
+            )
+        return self
+
 
 class Report(Params):
     """What the report may show."""

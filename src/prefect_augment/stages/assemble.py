@@ -84,13 +84,9 @@ def check_wishes(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
     Raises
     ------
     ParameterError
-        If copies are wanted and not let out, a weight is no positive number, or the recipe names a
+        If copies are wanted of a recipe with soft labels, a weight is no positive number, or the recipe names a
         stratum that the plan does not have.
     """
-    if publish.materialise == "copies" and "copy" not in publish.origins:
-        raise ParameterError(
-            "publish.materialise is 'copies' but publish.origins leaves 'copy' out; add it, or use 'auto'."
-        )
     if publish.materialise == "copies" and recipe.shares:
         raise ParameterError(
             "publish.materialise is 'copies', and the recipe has soft labels, which only weights can say; take "
