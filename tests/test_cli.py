@@ -191,6 +191,15 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
     assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
 
 
+def test_a_zero_is_given_too(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("budget: {minutes: 5}")
+    code, _, err = call(
+        "rebalance", "a", "b", "--minutes", "0", "--params", tmp_path / "params.yaml"
+    )
+    assert code == 2
+    assert "budget.minutes" in err
+
+
 @pytest.mark.parametrize("text", ["source:", "source: defects.parquet", "model: trees"])
 def test_a_group_of_parameters_that_is_no_mapping_is_said(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str

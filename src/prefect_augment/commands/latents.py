@@ -53,7 +53,7 @@ Part = Annotated[
 Out = Annotated[
     str, typer.Option("--out", help="Folder or URL for the result; else beside the dataset.")
 ]
-Minutes = Annotated[float, typer.Option(help="Budget of the run that trains the model.")]
+Minutes = Annotated[float | None, typer.Option(help="Budget of the run that trains the model.")]
 
 AsClass = Annotated[
     str, typer.Option(help="A class that all records are decoded as; else their own.")
@@ -73,8 +73,8 @@ def _shared(
     group: Group = "",
     include: Include = None,
     exclude: Exclude = None,
-    minutes: Minutes = 0.0,
-    steps: Steps = 0,
+    minutes: Minutes = None,
+    steps: Steps = None,
     seed: Seed = None,
     params: ParamsFile = None,
 ) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def anomalies(
         typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
     ] = None,
     normal_share: Annotated[
-        float, typer.Option(help="Share of normal val records that may be flagged (0.05).")
-    ] = 0.0,
+        float | None, typer.Option(help="Share of normal val records that may be flagged (0.05).")
+    ] = None,
 ) -> Wishes:
     """Score how strange every record is, and flag those beyond what is normal."""
     return {"anomalies": {"train_on": train_on, "normal_share": normal_share}}
@@ -160,8 +160,9 @@ def reconstruct(
 @_use
 def denoise(
     noise: Annotated[
-        float, typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1).")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1)."),
+    ] = None,
 ) -> Wishes:
     """Write every image without its noise."""
     return {"denoising": {"noise": noise}}
@@ -175,7 +176,7 @@ def interpolate(
     end: Annotated[
         str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
     ] = "",
-    n_steps: Annotated[int, typer.Option("--records", help="Records to make (9).")] = 0,
+    n_steps: Annotated[int | None, typer.Option("--records", help="Records to make (9).")] = None,
     path: Annotated[
         str, typer.Option(help="class (changes in the middle), or straight; class by default.")
     ] = "",

@@ -56,8 +56,8 @@ def rebalance(
     group: Group = "",
     include: Include = None,
     exclude: Exclude = None,
-    minutes: Annotated[float, typer.Option(help="Budget of the whole run.")] = 0.0,
-    steps: Steps = 0,
+    minutes: Annotated[float | None, typer.Option(help="Budget of the whole run.")] = None,
+    steps: Steps = None,
     on_no_gain: Annotated[str, typer.Option(help="recipe, fail or publish.")] = "",
     require_approval: Annotated[
         bool,

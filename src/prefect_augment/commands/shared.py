@@ -75,7 +75,7 @@ Exclude = Annotated[
     list[str] | None, typer.Option(help="No files that match, e.g. masks: '*.png'; repeatable.")
 ]
 Block = Annotated[str, typer.Option(help="Saved Prefect storage block with the credentials.")]
-Steps = Annotated[int, typer.Option(help="Training steps instead of minutes.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps instead of minutes.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
@@ -115,8 +115,8 @@ def read_params(path: Path | None) -> dict[str, Any]:
 
 
 def lay_over(given: dict[str, Any], group: str, **values: Any) -> None:
-    """Lay options that were given over the parameters file; empty ones leave it as it is."""
-    values = {name: value for name, value in values.items() if value}
+    """Lay options that were given over the parameters file; empty ones leave it as it is, zeros do not."""
+    values = {n: v for n, v in values.items() if v or type(v) in (int, float)}
     if values or group in given:
         given[group] = {**in_file(given, group), **values}
 
