@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from _image_scores import Oracle, Reference, coded, cpu_seconds, printed, read
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.bootstrap import paired_bootstrap
@@ -109,6 +110,18 @@ class Kept:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
+    def oracle(self, n_classes: int, train: Callable[[int], Oracle]) -> Oracle:
+        """Return the classifier that everything is judged by."""
+        path = self.folder and self.folder / "oracle.safetensors"
+        if path is None or not path.exists():
+            oracle = train(n_classes)
+            if path is not None:
+                save_file({k: v.contiguous() for k, v in oracle.state_dict().items()}, path)
+            return oracle
+        oracle = Oracle(n_classes).to(memory_format=torch.channels_last)
+        oracle.load_state_dict(load_file(path))
+        return oracle.eval()
+
     def generator(self, name: str, seed: int, make: Callable[[], Made | None]) -> Made | None:
         """Return what a generator drew."""
         path = self._path(name, seed)
@@ -156,8 +169,9 @@ class Bench:
         test_y = coded(test_labels, self.classes)
         order = np.random.default_rng(0).permutation(len(test))
         half, other = np.array_split(order, 2)
-        self.oracle = Oracle.trained(
-            test[half], test_y[half], len(self.classes), 60 if quick else 1_500
+        self.oracle = kept.oracle(
+            len(self.classes),
+            lambda n: Oracle.trained(test[half], test_y[half], n, 60 if quick else 1_500),
         )
         self.test, self.test_y = test[other], test_y[other]
         features, self.said = self.oracle.see(self.test)
