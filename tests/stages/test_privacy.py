@@ -21,6 +21,7 @@ from prefect_augment.facts_privacy import Privacy
 from prefect_augment.findings import Findings
 from prefect_augment.params import Balance, Gate, NoModel, Publish, Source
 from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.stages import privacy as privacy_stage
 from prefect_augment.stages.arms import plain_recipe
 from prefect_augment.stages.foreign import import_candidates, plan_of_given
 from prefect_augment.stages.ingest import ingest
@@ -73,8 +74,9 @@ def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Ca
         fit = read_part(store, load_facts(dataset, store), ["fit"])
         fit = fit.drop_columns(["aug_id", "content_key"])
         worn = fit.filter(pa.array([name == "worn" for name in fit["state"].to_pylist()]))
-        if kind == "fresh":
-            worn = make_table(seed=7, counts={"worn": 100})
+        if kind != "copies":
+            fresh = make_table(seed=7, counts={"worn": 100}).cast(worn.schema)
+            worn = fresh if kind == "fresh" else pa.concat_tables([fresh, worn])
         pq.write_table(worn, folder / f"{kind}.parquet")
         wanted = plan(dataset, balance=Balance(), model=NoModel(), gate=OPEN, store=store)
         uri = str(folder / f"{kind}.parquet")
@@ -130,6 +132,16 @@ def test_new_records_of_the_distribution_show_nothing(fresh: Drawn) -> None:
         assert found["finding"] == "none shown"
         assert found["auc"].low <= 0.5 <= found["auc"].high  # type: ignore[attr-defined]
     assert "no proof" in fresh.privacy.sentence
+
+
+def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
+    drawn: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New records first, then copies: what comes last is what the gate has dropped."""
+    monkeypatch.setitem(privacy_stage.MOST_SYNTHETIC, "table", 80)
+    found = drawn("copies last").privacy
+    assert side(found, "drawn")["finding"] == "leak"
+    assert "80 synthetic records were looked at" in " ".join(found.notes)
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:

@@ -23,7 +23,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["found_privacy", "measure", "measure_given"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 # Of a class and a side: an interval of 2,000 is three points wide. Distances between pictures take longer.
 MOST_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
 MOST_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
@@ -149,12 +149,16 @@ def _measured(
     space = bench.plain_space(np.concatenate([members.X, others.X]))
     most_real, most_synthetic = MOST_REAL[facts.modality], MOST_SYNTHETIC[facts.modality]
     columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label])]
-    sides = []
+    sides, n_most = [], 0
     for records, files in shards.items():
         synthetic = Part(members.X[:0], members.y[:0])
         if files:
             table = read_shards(store, files, columns)
-            synthetic = Part(bench.encode(table), _codes(table, facts.label, classes))
+            # They come by what the gate made of them, and of large classes the first are looked at.
+            order = np.random.default_rng(0).permutation(table.num_rows)
+            X, y = bench.encode(table), _codes(table, facts.label, classes)
+            synthetic = Part(X[order], y[order])
+            n_most = max(n_most, int(np.bincount(y[y >= 0], minlength=1).max()))
         sides.append(
             privacy_side(
                 records,
@@ -175,6 +179,10 @@ def _measured(
         notes.append(
             f"Of each class the first {most_real:,} real records of a side were looked at, in the order of "
             "their ids, which is an order by chance."
+        )
+    if n_most > most_synthetic:
+        notes.append(
+            f"Of each class {most_synthetic:,} synthetic records were looked at, drawn by chance."
         )
     return summed_up(sides, words=words, feature_space=space.name, notes=notes, unusable=unusable)
 
