@@ -68,6 +68,63 @@ def test_fresh_real_records_pass_at_the_nominal_rate(fresh_outcome):
         assert fresh_outcome.passed[FRESH.stratum == stratum].mean() > 0.75
 
 
+def test_copies_under_another_label_are_copies():
+    """Records of the head as records of the tail: no distance within the tail tells that."""
+    rare, common = FRESH.X[FRESH.stratum == 1][:160], FIT.X[FIT.stratum == 0][:40]
+    candidates = Labelled(np.concatenate([rare, common]), np.ones(200, dtype=np.int64))
+    outcome = judge(candidates)
+    assert (outcome.reason[160:] == "near copy").all()
+    assert outcome.strata[1].metrics["exact_copy_fraction"] == 0.2
+    assert outcome.strata[1].verdict == "unsafe"
+
+
+def test_where_real_records_repeat_copies_of_unlike_ones_are_dropped_all_the_same():
+    """A tenth of the rows are all alike, so equal records are nothing strange; copies of others are."""
+    X, alike = FIT.X[FIT.stratum == 1], FIT.X[-1]
+    fit = Labelled(
+        np.concatenate([X[:200], np.tile(alike, (20, 1))]), np.zeros(220, dtype=np.int64)
+    )
+    own = VAL.X[VAL.stratum == 1]
+    val = Labelled(
+        np.concatenate([own[:90], np.tile(alike, (10, 1))]), np.zeros(100, dtype=np.int64)
+    )
+    fresh = FRESH.X[FRESH.stratum == 1][:200]
+    X = np.concatenate([X[:30], np.tile(alike, (10, 1)), fresh])
+    outcome = judge(
+        Labelled(X, np.zeros(240, dtype=np.int64)),
+        fit=fit,
+        val=val,
+        wanted=(240,),
+        strata=["tail"],
+    )
+    assert (outcome.reason[:30] == "near copy").all()
+    assert (outcome.reason[30:40] != "near copy").all()
+
+
+@pytest.mark.parametrize("size", [10, 20])
+def test_a_class_of_groups_is_held_against_one_record_of_each(size):
+    """Five to forty patients with ten or twenty records each; sound ones are records of new patients."""
+    unsafe = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sets = [(400 // size, size), (100 // size, size), (300, 1)]
+        made = [_patients(rng, n, each) for n, each in sets]
+        fit, val, fresh = (Labelled(X, np.zeros(len(X), dtype=np.int64)) for X in made)
+        outcome = judge(
+            fresh, fit=fit, val=val, wanted=(300,), strata=["ill"], purpose="faithful", seed=seed,
+            fit_groups=np.arange(len(fit)) // size, val_groups=np.arange(len(val)) // size,
+        )  # fmt: skip
+        unsafe += outcome.strata[0].verdict == "unsafe"
+    assert unsafe == 0
+
+
+def _patients(rng, n, each):
+    X = np.repeat(rng.normal(size=(n, N_COLUMNS)), each, axis=0)
+    X += 0.3 * rng.normal(size=X.shape)
+    X[:, 5] = 0
+    return X
+
+
 def test_copies_of_training_records_are_caught():
     copies = Labelled(FIT.X[-200:], FIT.stratum[-200:])
     outcome = judge(copies)

@@ -80,6 +80,7 @@ class Asked(TypedDict):
     ordinals: Int
     fit_keys: Sequence[str] | NDArray[np.str_]
     fit_groups: NotRequired[Any]
+    val_groups: NotRequired[Any]
     in_domain: NotRequired[Bool | None]
     purpose: NotRequired[Purpose]
     near_copy_quantile: NotRequired[float]

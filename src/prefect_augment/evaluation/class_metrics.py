@@ -38,6 +38,8 @@ class Stratum:
         are too few real records to take distances from.
     equal : mapping of str to CopyEvidence
         Ways of being equal by their names, of all candidates.
+    one_each : tuple of ndarray of bool
+        Of fit and val, one record of each group.
     wrong, real_wrong : ndarray of bool, optional
         Which it takes for another class.
     """
@@ -51,19 +53,28 @@ class Stratum:
     real: Float
     near: tuple[CopyEvidence, ...]
     equal: Mapping[str, CopyEvidence]
+    one_each: tuple[Bool, Bool]
     wrong: Bool | None = None
     real_wrong: Bool | None = None
 
     @property
     def witnesses(self) -> NDArray[Any]:
         """Real records to compare with: the generator has seen fit, so val where it is large enough."""
-        enough = len(self.val) >= MIN_TO_COMPARE
-        return self.val if enough else np.concatenate([self.val, self.fit])
+        return _enough(self.val, self.fit)
+
+    @property
+    def unlike(self) -> NDArray[Any]:
+        """Of these, one of each group: what is expected of single records holds for them alone."""
+        return _enough(self.val[self.one_each[1]], self.fit[self.one_each[0]])
+
+
+def _enough(val: NDArray[Any], fit: NDArray[Any]) -> NDArray[Any]:
+    return val if len(val) >= MIN_TO_COMPARE else np.concatenate([val, fit])
 
 
 def class_evidence(of: Stratum, space: Space) -> Evidence:
     """What the checks of a class are made from."""
-    real, candidates = of.witnesses, of.candidates[of.valid]
+    real, candidates = of.unlike, of.candidates[of.valid]
     coverage = full = float("nan")
     if min(len(real), len(candidates)) >= MIN_TO_COMPARE:
         coverage = likeness(real, candidates, space=space).coverage

@@ -10,7 +10,8 @@ as :class:`Measures`: :mod:`~prefect_augment.evaluation.table_gates` for tables,
     It is nearer to a fit record of its stratum than val's own records are, but for the nearest
     ``near_copy_quantile`` of them. A generator that repeats what it was trained on fails here. Where
     there is a second measure, for copies that were moved, so does what is nearer by that one than a
-    quarter of val's median (and than the same quantile of val).
+    quarter of val's median (and than the same quantile of val), and what equals a fit record of
+    any stratum that is unlike every other real record.
 ``outlier``
     It is farther from every fit record of its stratum than 95 % of val's own records are. Noise
     fails here.
@@ -61,11 +62,14 @@ from prefect_augment.evaluation.fidelity import (
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.measures import Measures
 from prefect_augment.evaluation.nearness import (
+    Equality,
     comparable,
     equal_ways,
+    equality,
     mark,
     mark_near_and_far,
     nearness,
+    one_of_each,
 )
 
 __all__ = ["REASONS", "Measures", "gate_records"]
@@ -131,6 +135,7 @@ def gate_records(
     ordinals: Int,
     fit_keys: Sequence[str] | NDArray[np.str_],
     fit_groups: Any = None,
+    val_groups: Any = None,
     in_domain: Bool | None = None,
     purpose: Purpose = "utility",
     near_copy_quantile: float = 0.05,
@@ -164,6 +169,8 @@ def gate_records(
         What names each fit record; decides the halves of the two classifiers.
     fit_groups : sequence, length n_fit, optional
         Records of a group stay in one half.
+    val_groups : sequence, length n_val, optional
+        Records of a group are alike: a class as a whole is held against one of each.
     in_domain : ndarray of bool, shape (n_candidates,), optional
         False where a candidate breaks the domain.
     purpose : {"utility", "faithful", "soft"}
@@ -191,8 +198,10 @@ def gate_records(
     A stratum with fewer than 20 val records is held against its fit records' distances to one
     another; with fewer than 10 of those too, only exact copies are dropped, and no outliers. Where
     val itself has exact copies of fit records in the quantile (a table with many repeated rows),
-    exact copies may make up the same share of what is kept as they make up of val, first ordinals
-    first, and the rest is held against val's positive distances. A class with fewer than five fit
+    copies of values that several real records share may make up the same share of what is kept as
+    exact copies make up of val, first ordinals first, and the rest is held against val's positive
+    distances. A copy of a fit record that is unlike every other real record is always dropped,
+    whatever label it bears. A class with fewer than five fit
     records in the classifier's half is not checked for its label.
     """
     _check(candidates, ordinals, wanted, strata, near_copy_quantile, fidelity_quantile)
@@ -202,7 +211,10 @@ def gate_records(
         reason[~in_domain] = "domain"
     # The halves of the two classifiers, by stratum and not by class.
     half = stratified_folds(fit.stratum, fit_groups, 2, seed, fit_keys) == 0
-    near = nearness(measures, fit, val, candidates, half)
+    one_each = one_of_each(fit.stratum, fit_groups), one_of_each(val.stratum, val_groups)
+    near = nearness(measures, fit, val, candidates, half, one_each)
+    equal = equality(fit.X, val.X, candidates.X)
+    mark(reason, np.flatnonzero(equal.of_one), "near copy")
     mark_near_and_far(near, strata, ordinals, near_copy_quantile, reason, notes)
 
     looks_at_classes = metrics or drop_unsafe
@@ -241,7 +253,13 @@ def gate_records(
         two_sample = measures.two_sample if len(shown) <= MAX_STRATA_COMPARED else None
         for s, of in near.items():
             records = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[of.rows])
-            equal = equal_ways(measures, *records, of)
+            exact = Equality(
+                equal.fit[fit.stratum == s],
+                equal.val[(val.stratum == s) & one_each[1]],
+                equal.candidates[of.rows],
+                equal.of_one[of.rows],
+            )
+            ways = equal_ways(measures, *records, exact)
             wrong, real_wrong = labels.mistaken(of.rows, int(stratum_class[s]))
             stratum = Stratum(
                 *records,
@@ -250,7 +268,8 @@ def gate_records(
                 distance=of.distance,
                 real=of.real,
                 near=of.ways,
-                equal=equal,
+                equal=ways,
+                one_each=(one_each[0][fit.stratum == s], one_each[1][val.stratum == s]),
                 wrong=wrong,
                 real_wrong=real_wrong,
             )

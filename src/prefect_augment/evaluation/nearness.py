@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,17 @@ from prefect_augment.evaluation.class_gates import CopyEvidence
 from prefect_augment.evaluation.measures import Measures
 from prefect_augment.evaluation.neighbours import MIN_VAL, Space, near_copies, real_distances
 
-__all__ = ["Near", "comparable", "equal_ways", "mark", "mark_near_and_far", "nearness"]
+__all__ = [
+    "Equality",
+    "Near",
+    "comparable",
+    "equal_ways",
+    "equality",
+    "mark",
+    "mark_near_and_far",
+    "nearness",
+    "one_of_each",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -37,35 +48,54 @@ class Near:
     rows: Int
     distance: Float
     real: Float  # of real records that were not trained on, to hold candidates' against
-    val: Float  # of val's, however few
     moved: CopyEvidence | None
     ways: tuple[CopyEvidence, ...]  # of being near, to judge the class by; none for too few
 
 
+def one_of_each(stratum: Int, groups: Any) -> Bool:
+    """Mark the first record of each group in each stratum; all where there are no groups."""
+    if groups is None:
+        return np.ones(len(stratum), dtype=bool)
+    group = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
+    _, first = np.unique(group * (stratum.max(initial=0) + 1) + stratum, return_index=True)
+    marked = np.zeros(len(stratum), dtype=bool)
+    marked[first] = True
+    return marked
+
+
 def nearness(
-    measures: Measures, fit: Labelled, val: Labelled, candidates: Labelled, half: Bool
+    measures: Measures,
+    fit: Labelled,
+    val: Labelled,
+    candidates: Labelled,
+    half: Bool,
+    one_each: tuple[Bool, Bool],
 ) -> dict[int, Near]:
     """How near candidates are to fit records, by stratum.
 
     ``half`` marks fit records, no group of which is divided. A class with fewer than 20 val records is
     judged by distances to that half, of candidates and of all real records outside of it: the fit
     records' distances to one another come in pairs, which no test of single records knows of.
+    ``one_each`` marks one fit record and one val record of each group: tests of single records hold for
+    these alone, since records of a group are near together or far together.
     """
     found = {}
     spaces = [measures.space, *([measures.moved] if measures.moved is not None else [])]
     for s in map(int, np.unique(candidates.stratum)):
         rows = np.flatnonzero(candidates.stratum == s)
-        own, others = fit.X[fit.stratum == s], val.X[val.stratum == s]
+        of_fit, of_val = fit.stratum == s, val.stratum == s
+        own, others, chosen = fit.X[of_fit], val.X[of_val], one_each[1][of_val]
+        rest = ~half[of_fit] & one_each[0][of_fit]
         sets = [
-            _in_space(x, own, others, candidates.X[rows], half[fit.stratum == s]) for x in spaces
+            _in_space(x, own, others, candidates.X[rows], half[of_fit], rest, chosen)
+            for x in spaces
         ]
-        (near, of_val, way), moved = sets[0], sets[1] if len(sets) > 1 else None
-        ways = [way, *([moved[2]] if moved else [])]
+        (near, way), moved = sets[0], sets[1] if len(sets) > 1 else None
+        ways = [way, *([moved[1]] if moved else [])]
         found[s] = Near(
             rows=rows,
             distance=near.candidates,
             real=near.real,
-            val=of_val,
             moved=moved[0] if moved and len(moved[0].real) >= MIN_DISTANCES else None,
             ways=tuple(w for w in ways if len(w.real) >= MIN_DISTANCES),
         )
@@ -73,16 +103,26 @@ def nearness(
 
 
 def _in_space(
-    space: Space, fit: NDArray[Any], val: NDArray[Any], candidates: NDArray[Any], half: Bool
-) -> tuple[CopyEvidence, Float, CopyEvidence]:
-    """Distances to hold single candidates against, val's own, and those to judge the class by."""
+    space: Space,
+    fit: NDArray[Any],
+    val: NDArray[Any],
+    candidates: NDArray[Any],
+    half: Bool,
+    rest: Bool,
+    chosen: Bool,
+) -> tuple[CopyEvidence, CopyEvidence]:
+    """Distances to hold single candidates against, and those to judge the class by.
+
+    ``half`` and ``rest`` mark fit records, ``chosen`` val records.
+    """
     own, others, made = space.place(fit), space.place(val), space.place(candidates)
     near = CopyEvidence(space.nearest(made, own), real_distances(space, own, others))
-    if len(others) >= MIN_VAL:
-        return near, near.real, near
-    real = [space.nearest(x, own[half]) for x in (own[~half], others)]
+    if chosen.sum() >= MIN_VAL:
+        alone = near.real if chosen.all() else _finite(space.nearest(others[chosen], own))
+        return near, CopyEvidence(near.candidates, alone)
+    real = [space.nearest(x, own[half]) for x in (own[rest], others[chosen])]
     seen = CopyEvidence(space.nearest(made, own[half]), _finite(np.concatenate(real)))
-    return near, space.nearest(others, own), seen
+    return near, seen
 
 
 def _finite(distances: Float) -> Float:
@@ -128,18 +168,57 @@ def mark(reason: NDArray[np.str_], rows: Int, why: str) -> None:
 # --- equal records ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Equality:
+    """Who is equal to a fit record, of whatever stratum: a copy under another label is a copy.
+
+    Attributes
+    ----------
+    fit, val, candidates : ndarray of bool
+        Equal to a fit record; of fit records, to another one.
+    of_one : ndarray of bool, shape (n_candidates,)
+        Equal to a fit record that is unlike every other real record.
+    """
+
+    fit: Bool
+    val: Bool
+    candidates: Bool
+    of_one: Bool
+
+
+def equality(fit: NDArray[Any], val: NDArray[Any], candidates: NDArray[Any]) -> Equality:
+    """Compare the records of all strata."""
+    of_fit, of_val, made = map(_digests, (fit, val, candidates))
+    values, counts = np.unique(of_fit, return_counts=True)
+    alone = np.setdiff1d(values[counts == 1], of_val)
+    return Equality(
+        fit=np.isin(of_fit, values[counts > 1]),
+        val=np.isin(of_val, values),
+        candidates=np.isin(made, values),
+        of_one=np.isin(made, alone),
+    )
+
+
+def _digests(X: NDArray[Any]) -> NDArray[np.void]:
+    """A short name of each record; images of a thousand are too large to sort."""
+    # -0.0 is 0.0
+    found = [hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest() for row in comparable(X)]
+    return np.frombuffer(b"".join(found), dtype="V16")
+
+
 def equal_ways(
     measures: Measures,
     fit: NDArray[Any],
     val: NDArray[Any],
     candidates: NDArray[Any],
-    of: Near,
+    exact: Equality,
 ) -> dict[str, CopyEvidence]:
-    """Ways in which candidates are equal to fit records, beside val's records and fit's own twins."""
-    twins = _has_twin(comparable(fit))
-    found = {
-        "exact": CopyEvidence(of.distance, np.concatenate([of.val, (~twins).astype(np.float64)]))
-    }
+    """Ways in which candidates are equal to fit records, beside val's records and fit's own twins.
+
+    ``exact`` is of the same records. Distances are 0 where records are equal, and 1.
+    """
+    apart = [~exact.candidates, ~np.concatenate([exact.val, exact.fit])]
+    found = {"exact": CopyEvidence(*(x.astype(np.float64) for x in apart))}
     if measures.hashes is not None:
         seen, others, made = (measures.hashes(X) for X in (fit, val, candidates))
         real = np.concatenate([np.isin(others, seen), _has_twin(seen)])

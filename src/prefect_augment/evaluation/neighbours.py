@@ -260,7 +260,7 @@ def near_copies(
     -------
     ndarray of bool, shape (n_candidates,)
         Distance below the quantile of ``real``. Where that quantile is 0, real records are exact
-        copies themselves: then exact copies may be the same share of what stays as they are of
+        copies themselves: then exact copies that still stand may be the same share of what stays as they are of
         ``real``, and the others are held against the quantile of the positive distances.
     """
     limit = near_limit(real, quantile)

@@ -28,7 +28,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["judge", "ungated", "write_candidates"]
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 SHARD_RECORDS = 100_000
 SHARD_BYTES = 64 * 2**20
 

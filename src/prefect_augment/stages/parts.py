@@ -86,6 +86,7 @@ def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Quest
         ordinals=question.ordinals,
         fit_keys=records.keys[question.fit],
         fit_groups=groups_of(records, question.fit),
+        val_groups=groups_of(records, question.val),
         purpose="soft" if plan.soft_labels else gate.purpose,
         near_copy_quantile=gate.near_copy_quantile,
         fidelity_quantile=gate.fidelity_quantile,
