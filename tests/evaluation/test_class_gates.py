@@ -201,3 +201,18 @@ def test_training_records_that_were_changed_a_little_are_found_in_the_holdout(ji
     found = holdout_leaks(fit, val, held, FeatureSpace.of(fit.X, np.zeros(4, dtype=bool)))
     assert says in " ".join(found)
     assert "source.group_column" in found[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_rows_measured_twice_are_said_however_many_they_are(share: float) -> None:
+    """Where most of the hold-out is seen again, the usual distance to fit is small itself."""
+    rng = np.random.default_rng(0)
+    once = rng.normal(size=(1500, 4))
+    rows = np.concatenate([once, once[rng.random(1500) < share]])
+    rows += rng.normal(0, 1e-4, rows.shape)
+    part = rng.choice(3, len(rows), p=[0.64, 0.16, 0.2])
+    sets = [
+        Labelled(rows[part == k], np.zeros((part == k).sum(), dtype=np.int64)) for k in range(3)
+    ]
+    found = holdout_leaks(*sets, FeatureSpace.of(sets[0].X, np.zeros(4, dtype=bool)))
+    assert "almost equal to a training record" in " ".join(found)
