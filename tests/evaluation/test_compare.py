@@ -103,3 +103,14 @@ def test_publishing_anyway_takes_the_model_to_the_holdout():
 def test_something_must_be_there_to_compare_with():
     with pytest.raises(ParameterError, match="as is"):
         choose_arm(scores("trees", "model", [0.5]))
+
+
+def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_judged():
+    """As is ties with trees, whose seeds differ, and loses to weights under every seed."""
+    choice = choose_arm(
+        scores("as is", "as_is", [0.80, 0.80, 0.80])
+        + scores("weights", "weights", [0.83, 0.83, 0.83])
+        + scores("trees", "model", [0.90, 0.78, 0.82])
+    )
+    assert choice.best == choice.baseline
+    assert choice.best.name == "weights"

@@ -99,6 +99,10 @@ def choose_arm(scores: Sequence[ArmScore]) -> ArmChoice:
             "score at least 'as is'."
         )
     best, baseline = _elect(list(per_arm.values())), _elect(baselines)
+    if not best.has_model:
+        # A baseline that ties with a noisy model may not tie with the baselines' own best, and what is
+        # judged has to be what would be published.
+        best = baseline
     model = _elect(models) if models else None
     mean = {name: _mean(s) for name, s in per_arm.items()}
     top = max(mean, key=lambda name: mean[name])

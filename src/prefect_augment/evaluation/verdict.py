@@ -199,7 +199,8 @@ def decide(
         arms={name: predictions[name].scores(y, classes, judged) for name in boots},
         balanced_accuracy={name: b.balanced_accuracy(name) for name, b in boots.items()},
         differences=differences,
-        minimum_detectable_effect=(gap.high - gap.low) / 2,
+        # An arm and itself do not differ: nothing could have been detected.
+        minimum_detectable_effect=(gap.high - gap.low) / 2 if chosen != against else 1.0,
         class_recall={
             name: {classes[k]: i for k, i in b.class_recall(name).items()}
             for name, b in boots.items()
