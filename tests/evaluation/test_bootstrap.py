@@ -81,6 +81,38 @@ def test_seeds_widen_an_interval():
     assert interval.high > 0.99
 
 
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_intervals_cover_where_seeds_differ_and_records_do_not(n_seeds):
+    """Two arms of equal recall, a point of noise a seed, many records: three seeds tell little of it."""
+    covered = 0
+    for s in range(100):
+        rng = np.random.default_rng(s)
+        y, share = np.repeat([0, 1], 500), np.linspace(0, 1, 500)
+        hits = {
+            arm: np.stack([np.tile(share < r, 2) for r in 0.8 + 0.01 * rng.normal(size=n_seeds)])
+            for arm in "ab"
+        }
+        gap = paired_bootstrap(
+            y, {a: h.astype(float) for a, h in hits.items()}, judged=BOTH, n_bootstrap=300, seed=s
+        ).difference("a", "b")
+        covered += gap.low <= 0 <= gap.high
+    assert covered >= 85
+
+
+def test_intervals_cover_over_many_small_classes():
+    """The imaginary records' pull towards no difference does not shrink with the number of classes."""
+    covered = 0
+    for s in range(60):
+        rng = np.random.default_rng(s)
+        y = np.repeat(np.arange(100), 12)
+        luck = rng.random(len(y))
+        hits = {arm: (luck < p)[None].astype(float) for arm, p in (("a", 0.9), ("b", 0.7))}
+        boot = paired_bootstrap(y, hits, judged=np.ones(100, bool), n_bootstrap=300, seed=s)
+        gap = boot.difference("a", "b")
+        covered += gap.low <= 0.2 <= gap.high
+    assert covered >= 51
+
+
 @pytest.mark.parametrize(("n_tail", "shown"), [(1, False), (3, False), (8, True)])
 def test_a_handful_of_records_shows_nothing(n_tail, shown):
     """Arm a is right on every tail record and b on none: a plain bootstrap sees no doubt at all."""

@@ -19,11 +19,11 @@ def records(n_head=1000, n_tail=400):
 
 
 def compared(before, after, *, y=None, site=None, seed=0, by=None, n_bootstrap=400, **kwargs):
-    """``before`` and ``after`` are recalls by (class, site); two seeds share half of their luck."""
+    """``before`` and ``after`` are recalls by (class, site); three seeds have their own luck."""
     if y is None:
         y, site = records()
     rng = np.random.default_rng(seed)
-    luck = rng.random((2, len(y)))
+    luck = rng.random((3, len(y)))
     rate = {
         arm: np.array([table[int(k), s] for k, s in zip(y, site, strict=True)])
         for arm, table in (("as is", before), ("weights", after))

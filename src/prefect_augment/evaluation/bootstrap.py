@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from prefect_augment.datatypes import Interval
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.draws import seed_weights
 from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = ["Bootstrap", "paired_bootstrap", "simultaneous"]
@@ -28,6 +29,7 @@ CHUNK_BYTES = 32 << 20
 # Agresti & Min 2005: half a record in each cell of the two-by-two table "first arm right or wrong,
 # second arm right or wrong", so two records a class in all.
 PRIOR_RECORDS = 2.0
+FEW_CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,25 @@ class Bootstrap:
     def balanced_accuracy(self, arm: str) -> Interval:
         """Mean recall of an arm with its 95 % interval."""
         a = self.arms.index(arm)
-        return _interval(self.recall[a].mean(), self.draws[:, a].mean(axis=1))
+        estimate, draws = self.recall[a].mean(), self.draws[:, a].mean(axis=1)
+        return _interval(estimate, self._centred(estimate, draws))
 
     def difference(self, arm: str, against: str) -> Interval:
         """Balanced accuracy of ``arm`` less that of ``against``, paired by record and seed."""
         a, b = self.arms.index(arm), self.arms.index(against)
         estimate = (self.recall[a] - self.recall[b]).mean()
-        return _interval(estimate, (self.draws[:, a] - self.draws[:, b]).mean(axis=1))
+        draws = (self.draws[:, a] - self.draws[:, b]).mean(axis=1)
+        return _interval(estimate, self._centred(estimate, draws))
+
+    def _centred(self, estimate: float, draws: Float) -> Float:
+        """Take the imaginary records' pull off a mean over many classes, but for a few classes' part.
+
+        They pull every class towards no difference. Of few classes that is caution; in a mean over many
+        the pull stays as it is while the spread shrinks, and with some tens of small classes the interval
+        would miss the truth. The spread that they add is kept.
+        """
+        pull = float(draws.mean()) - estimate
+        return draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull
 
     def worst_recall_difference(self, arm: str, against: str) -> Interval:
         """Lowest recall over the classes of ``arm`` less that of ``against``."""
@@ -177,14 +191,12 @@ def paired_bootstrap(
     share one gamma weight, which is the same distribution for much less work. A resampled class of
     which every record is right has no spread at all, so each class also gets ``PRIOR_RECORDS``
     (two) imaginary records spread over all ways in which the arms can be right or wrong: with three
-    records in a class, nothing is shown. Seeds are drawn with replacement, one fewer than there
-    are, which makes the spread of their mean unbiased.
+    records in a class, nothing is shown. Of seeds see :func:`.seed_weights`.
 
     References
     ----------
     Rubin 1981, "The Bayesian Bootstrap"; Agresti & Min 2005, "Simple improved confidence intervals
-    for comparing matched proportions"; Rao & Wu 1988, "Resampling inference with complex survey
-    data" (n - 1 draws).
+    for comparing matched proportions".
     """
     arms = tuple(hits)
     shapes = {hits[arm].shape for arm in arms}
@@ -267,10 +279,7 @@ def _draw_recalls(
     for start in range(0, n_bootstrap, chunk):
         n_draws = min(chunk, n_bootstrap - start)
         weight = rng.standard_gamma(units.size, size=(n_draws, len(units.size)))
-        seed_weight = rng.multinomial(
-            max(1, n_seeds - 1), np.full(n_seeds, 1 / n_seeds), size=n_draws
-        )
-        seed_weight = seed_weight / seed_weight.sum(axis=1, keepdims=True)
+        seed_weight = seed_weights(n_seeds, n_draws, rng)
         for k, entries in enumerate(of_class):
             w = weight[:, units.unit[entries]]
             right = (w @ units.hits[entries]).reshape(n_draws, n_arms, n_seeds)
@@ -280,7 +289,8 @@ def _draw_recalls(
             shape = np.full(len(cells), PRIOR_RECORDS / len(cells))
             prior = per_unit * rng.standard_gamma(shape, size=(n_draws, len(cells)))
             right_mean = (right * seed_weight[:, None, :]).sum(axis=2) + prior @ cells
-            draws[start : start + n_draws, :, k] = right_mean / (total + prior.sum(axis=1))[:, None]
+            share = right_mean / (total + prior.sum(axis=1))[:, None]
+            draws[start : start + n_draws, :, k] = share.clip(0.0, 1.0)
     return draws
 
 

@@ -196,7 +196,7 @@ def _interval(found: Float) -> Interval:
     return Interval(
         estimate=max(0.0, (crossed.estimate + plain.estimate) / 2),
         low=max(0.0, crossed.low),
-        high=plain.high,
+        high=min(1.0, plain.high),
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from prefect_augment.datatypes import Interval
 
-__all__ = ["MAX_UNITS", "Draws", "percentiles", "units_of"]
+__all__ = ["MAX_UNITS", "Draws", "percentiles", "seed_weights", "units_of"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -56,7 +57,7 @@ class Draws:
     weights : ndarray of float64, shape (n_draws, n_units)
         Exponential.
     seeds : ndarray of float64, shape (n_draws, n_seeds)
-        Rows sum to 1; drawn with replacement, one fewer than there are.
+        Rows sum to 1; from :func:`seed_weights`.
 
     References
     ----------
@@ -73,8 +74,7 @@ class Draws:
         unit = units_of(n, groups, seed=seed)
         rng = np.random.default_rng([seed, 1])
         weights = rng.standard_exponential((n_draws, int(unit.max(initial=-1)) + 1))
-        seeds = rng.multinomial(max(1, n_seeds - 1), np.full(n_seeds, 1 / n_seeds), size=n_draws)
-        return cls(unit, weights, seeds / seeds.sum(axis=1, keepdims=True))
+        return cls(unit, weights, seed_weights(n_seeds, n_draws, rng))
 
     def sums(self, values: Float) -> Float:
         """Return the weighted sum of each column in each draw, shape (n_draws, n_columns)."""
@@ -88,7 +88,29 @@ class Draws:
     def means(self, values: Float) -> Float:
         """Return the weighted mean of a value in each draw, shape (n_draws,); (n_seeds, n_records) in."""
         sums = self.sums(np.concatenate([values, np.ones((1, values.shape[1]))]).T)
-        return np.asarray(((sums[:, :-1] / sums[:, -1:]) * self.seeds).sum(axis=1))
+        means = ((sums[:, :-1] / sums[:, -1:]) * self.seeds).sum(axis=1)
+        return np.clip(means, values.min(), values.max())
+
+
+def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
+    """Return the weight of each training seed in each draw, shape (n_draws, n_seeds).
+
+    Seeds are drawn with replacement, one fewer than there are, which makes the spread of their mean
+    unbiased. Two or three seeds say little of that spread, and no draw goes beyond the outermost of
+    them: weights are moved away from even ones by as much as Student's t of the difference of two
+    arms (2 n - 2 degrees of freedom) is wider than the normal. A weight may be negative then. One seed
+    tells nothing of how much they differ, and has all the weight.
+
+    References
+    ----------
+    Rao & Wu 1988, "Resampling inference with complex survey data" (n - 1 draws).
+    """
+    if n_seeds == 1:
+        return np.ones((n_draws, 1))
+    even = np.full(n_seeds, 1 / n_seeds)
+    drawn = rng.multinomial(n_seeds - 1, even, size=n_draws) / (n_seeds - 1)
+    wider = float(stdtrit(2 * n_seeds - 2, 0.975) / ndtri(0.975))
+    return np.asarray(even + wider * (drawn - even))
 
 
 def percentiles(estimate: float, draws: Float, *, level: float = 0.95) -> Interval:

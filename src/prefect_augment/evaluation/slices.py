@@ -72,7 +72,8 @@ def slices(
     Returns
     -------
     SliceFacts
-        Differences of slices hold together at 95 %, and so do those of groups (max-T).
+        Differences of slices hold together at 95 %, and so do those of groups: max-T within each table,
+        Bonferroni over the tables.
     """
     cuts = [_cut((name,), by) for name in by]
     if len(by) > 1:
@@ -81,6 +82,7 @@ def slices(
         _compare(
             cut, y, {BEFORE: hits[before], AFTER: hits[after]},
             classes=classes, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+            level=1.0 - 0.05 / len(cuts),
         )
         for cut in cuts
     ]  # fmt: skip
@@ -123,6 +125,7 @@ def _compare(
     groups: Any,
     n_bootstrap: int,
     seed: int,
+    level: float,
 ) -> _Found:
     n_cells = len(cut.values)
     code = y * n_cells + cut.cell
@@ -137,7 +140,10 @@ def _compare(
     n_draws = min(n_bootstrap, max(200, MAX_DRAW_BYTES // (16 * int(used.sum()))))
     boot = paired_bootstrap(code, hits, judged=used, groups=groups, n_bootstrap=n_draws, seed=seed)
     gained = simultaneous(
-        boot.recall[1] - boot.recall[0], boot.draws[:, 1] - boot.draws[:, 0], boot.n_units
+        boot.recall[1] - boot.recall[0],
+        boot.draws[:, 1] - boot.draws[:, 0],
+        boot.n_units,
+        level=level,
     )
     of_slice = dict(zip(boot.classes.tolist(), gained, strict=True))
     recalls = [boot.class_recall(arm) for arm in (BEFORE, AFTER)]
@@ -155,7 +161,7 @@ def _compare(
         else _few(cut, classes, int(k), int(counts[k]))
         for k in there
     )
-    return _Found(_groups(cut, boot, in_cell), made, _gaps(cut, boot, classes))
+    return _Found(_groups(cut, boot, in_cell, level), made, _gaps(cut, boot, classes))
 
 
 def _few(cut: _Cut, classes: Sequence[str], code: int, n: int) -> SliceFact:
@@ -167,14 +173,14 @@ def _no_group(cut: _Cut, cell: int, n: int) -> GroupFact:
     return GroupFact(group=cut.group(cell), n_holdout=n, n_classes=0, decision="too few")
 
 
-def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int) -> tuple[GroupFact, ...]:
+def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[GroupFact, ...]:
     """Mean recall of each group over its classes."""
     cells = boot.classes % len(cut.values)
     known = np.unique(cells)
     mean = np.stack([boot.recall[:, cells == c].mean(axis=1) for c in known], axis=1)
     draws = np.stack([boot.draws[:, :, cells == c].mean(axis=2) for c in known], axis=2)
     fewest = np.array([boot.n_units[cells == c].min() for c in known])
-    gained = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest)
+    gained = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest, level=level)
     place = {int(c): j for j, c in enumerate(known)}
     return tuple(
         GroupFact(
