@@ -145,7 +145,7 @@ def test_a_value_unlike_nearly_all_others_is_rejected() -> None:
     assert found.table.schema.field("x").type == pa.int64()
     (rejected,) = found.rejected
     assert (rejected.position, rejected.reason) == (
-        8, "column 'x': \"?\" is not a number, as over 99 % of its values are",
+        8, "column 'x': '?' is not a number, as over 99 % of its values are",
     )  # fmt: skip
 
 

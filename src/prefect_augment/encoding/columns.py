@@ -303,7 +303,7 @@ def _integer_identifier(name: str, found: ColumnSummary) -> str:
     assert counts.low is not None
     assert counts.high is not None
     if counts.high - counts.low == found.n_unique - 1:
-        return f"row number: every integer from {counts.low} to {counts.high} once"
+        return f"row number: every integer from '{counts.low}' to '{counts.high}' once"
     return "named like an identifier, no two values equal" if _is_named_like_id(name) else ""
 
 

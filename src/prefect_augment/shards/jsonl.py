@@ -352,9 +352,10 @@ def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:
     for key, value in record.items():
         kind = types[key]
         if value is not None and _kind(value) not in kind.kinds:
+            text = value if isinstance(value, str) else _spell(value)
             return (
-                f"column {key!r}: {json.dumps(value, ensure_ascii=False)[:60]} is not {kind.words}, "
-                "as over 99 % of its values are"
+                # In quotes, as every value of a record, which a report may have to hide.
+                f"column {key!r}: {text[:60]!r} is not {kind.words}, as over 99 % of its values are"
             )
     return ""
 

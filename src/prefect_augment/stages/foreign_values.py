@@ -197,5 +197,6 @@ def _without(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    text = value if isinstance(value, str) else repr(value)
+    # In quotes, as every value of a record, which a report may have to hide.
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
