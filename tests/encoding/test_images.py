@@ -147,6 +147,23 @@ def test_output_has_the_common_size_with_the_filling_cut_off(wide: pa.Table) -> 
         assert np.abs(back - there).mean() < 6  # half the resolution of a smooth picture
 
 
+def test_output_like_other_records_has_their_shapes_and_colours() -> None:
+    """Of a landscape dataset the portraits keep their top and bottom, of a gray one the red stays red."""
+    wide, tall = picture(0, 64, 48), picture(1, 48, 64)
+    red = np.dstack([picture(2, 64, 48), np.zeros((48, 64, 2), np.uint8)])
+    table = make_table([*[encode_png(wide)] * 6, encode_png(tall), encode_png(red)])
+    encoder = fit(table)
+    assert (encoder.out_size, encoder.out_channels) == ((64, 48), 1)
+    made = encoder.decode(encoder.encode(table), strata=["a"] * 8, aug_ids=["x"] * 8, like=table)[
+        "image"
+    ]
+    back = [decode_image(made[i].as_py()["bytes"]) for i in (0, 6, 7)]
+    assert [b.shape for b in back] == [(48, 64, 1), (64, 48, 1), (48, 64, 3)]
+    assert np.abs(back[1].astype(int) - tall).mean() < 12
+    again = encoder.encode(make_table([encode_png(b) for b in back[:2]])).astype(int)
+    assert np.abs(again - encoder.encode(table.take([0, 6])).astype(int)).mean() < 6
+
+
 def test_output_size_as_asked_keeps_the_aspect(wide: pa.Table) -> None:
     assert fit(wide, image_size=30).out_size == (30, 20)
     assert fit(wide, image_size=30).size == 32

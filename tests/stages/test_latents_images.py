@@ -202,6 +202,17 @@ def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> Non
     assert ref.found["val_auroc"] > 0.95
 
 
+def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Trained) -> None:
+    store, dataset, model = trained
+    fit = read_part(store, load_facts(dataset, store), ["fit"])
+    across = fit.filter(pa.array([name == "across" for name in fit["label"].to_pylist()]))
+    one = across["aug_id"][0].as_py()
+    wish = AttributeShift(start="across", end="down", strengths=[1.0], only=[one])
+    ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+    assert ref.n_records == 1
+    assert pictures(store, ref) == []
+
+
 def test_the_picture_of_a_shift_has_a_row_per_strength_below_the_records(trained: Trained) -> None:
     store, dataset, model = trained
     heights = []

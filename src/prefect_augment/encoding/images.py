@@ -212,7 +212,12 @@ class ImageEncoder(StoredEncoder):
         return encode_column(column, size=self.size, channels=self.channels, name=self.column)
 
     def decode(
-        self, images: NDArray[np.uint8], *, strata: Sequence[str], aug_ids: Sequence[str]
+        self,
+        images: NDArray[np.uint8],
+        *,
+        strata: Sequence[str],
+        aug_ids: Sequence[str],
+        like: pa.Table | None = None,
     ) -> pa.Table:
         """Return records with the source's exact schema.
 
@@ -224,6 +229,9 @@ class ImageEncoder(StoredEncoder):
             Each record's stratum; gives the label and the ``by`` columns.
         aug_ids : sequence of str, length n
             Their paths are ``synthetic/<aug_id>.png``.
+        like : pyarrow.Table, optional
+            The n records that they were made from: each goes out in the shape and colours of its own,
+            with the longer edge of ``out_size``.
 
         Returns
         -------
@@ -242,7 +250,12 @@ class ImageEncoder(StoredEncoder):
                 f"(n, {self.size}, {self.size}, {self.channels})."
             )
         codes = stratum_codes(strata, self._strata)
-        encoded = [encode_png(self.output(image)) for image in images]
+        kinds = (
+            [(self.out_size, self.out_channels)] * len(images) if like is None else self._own(like)
+        )
+        encoded = [
+            encode_png(self.output(image, *kind)) for image, kind in zip(images, kinds, strict=True)
+        ]
         paths = [f"synthetic/{aug_id}.png" for aug_id in aug_ids]
         made = []
         for field in self.schema:
@@ -255,11 +268,26 @@ class ImageEncoder(StoredEncoder):
             made.append(conform_column(field, column, self._dictionaries))
         return pa.table(made, schema=self.schema)
 
-    def output(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def output(
+        self,
+        image: NDArray[np.uint8],
+        out_size: tuple[int, int] | None = None,
+        out_channels: int | None = None,
+    ) -> NDArray[np.uint8]:
         """Return one model image as it goes out: filling cut off, at ``out_size``."""
-        left, top, width, height = content_box(*self.out_size, self.size)
+        out_size, out_channels = out_size or self.out_size, out_channels or self.out_channels
+        left, top, width, height = content_box(*out_size, self.size)
         content = image[top : top + height, left : left + width]
-        return with_channels(resize(content, *self.out_size), self.out_channels)
+        return with_channels(resize(content, *out_size), out_channels)
+
+    def _own(self, records: pa.Table) -> list[tuple[tuple[int, int], int]]:
+        """Return the size and channels that each record's image is to have."""
+        found = []
+        for data in image_bytes(records.column(self.column), name=self.column):
+            pixels, size = read_image(data, max_pixels=None, at_least=1)
+            channels = 1 if is_gray(pixels) else pixels.shape[2]
+            found.append((_scaled(size, max(self.out_size)), channels))
+        return found
 
     def _values_outgrown_by(self, other: Self) -> str:
         if (other.size, other.channels) != (self.size, self.channels):

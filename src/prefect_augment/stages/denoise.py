@@ -20,7 +20,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["denoise"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 N_CHECKED = 64  # records that noise is added to, to see what becomes of it
 
 
@@ -57,7 +57,8 @@ def denoise(
     -------
     LatentRef
         Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin`` and the source's other columns as
-        they are, but for the image: a PNG of the dataset's common size. ``found``: in ``check``, what
+        they are, but for the image: a PNG in the shape and colours of the record's own, its longer edge
+        that of the dataset's common size. ``found``: in ``check``, what
         becomes of a few records (of val where it is read) that seeded noise of this size was added to, as
         peak signal-to-noise ratios against them, in dB. If they hold noise themselves, it counts.
 
@@ -83,7 +84,7 @@ def denoise(
         clean = fitted.denoise(encoder.encode(table), noise)
         # The stratum fills in the label's column, which is taken from the record instead.
         strata = [encoder.strata[0]] * len(ids)
-        image = encoder.decode(clean, strata=strata, aug_ids=ids)[encoder.column]
+        image = encoder.decode(clean, strata=strata, aug_ids=ids, like=table)[encoder.column]
         columns = head(table, job.facts.label, shard)
         rest = {f.name: table[f.name] for f in encoder.schema if f.name not in columns}
         return pa.table({**columns, **rest, encoder.column: image}), {}

@@ -42,10 +42,16 @@ class ImageView:
         """The image."""
         return (self.encoder.column,)
 
-    def made(self, X: Images, codes: NDArray[np.int64], ids: Sequence[str]) -> pa.Table:
+    def made(
+        self,
+        X: Images,
+        codes: NDArray[np.int64],
+        ids: Sequence[str],
+        like: pa.Table | None = None,
+    ) -> pa.Table:
         """Return made records as PNG."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
-        found = self.encoder.decode(X, strata=names, aug_ids=ids)
+        found = self.encoder.decode(X, strata=names, aug_ids=ids, like=like)
         return found.select([self.encoder.column, self.encoder.label, *self.encoder.by])
 
     def compared(

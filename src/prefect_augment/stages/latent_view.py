@@ -30,8 +30,17 @@ class View(Protocol):
         """Columns of the source that :meth:`where` looks at."""
         ...
 
-    def made(self, X: NDArray[Any], codes: NDArray[np.int64], ids: Sequence[str]) -> pa.Table:
-        """Return records that the model made of these strata: its columns, then label and ``by``."""
+    def made(
+        self,
+        X: NDArray[Any],
+        codes: NDArray[np.int64],
+        ids: Sequence[str],
+        like: pa.Table | None = None,
+    ) -> pa.Table:
+        """Return records that the model made of these strata: its columns, then label and ``by``.
+
+        ``like`` are the records that they were made from, where it was one of each.
+        """
         ...
 
     def compared(

@@ -20,7 +20,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["decoding_strata", "reconstruct"]
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 
 def reconstruct(
@@ -79,7 +79,8 @@ def reconstruct(
         codes = decoding_strata(table, strata, as_class)
         X: Any = encoder.encode(table)
         Z = finite(fitted.embed(X), "vectors", model)
-        made = view.made(fitted.decode_latents(Z, codes), codes, table["aug_id"].to_pylist())
+        ids = table["aug_id"].to_pylist()
+        made = view.made(fitted.decode_latents(Z, codes), codes, ids, like=table)
         found, sums = view.compared(X, table, made, head(table, job.facts.label, shard))
         return found, {} if shard.split == NOT_SUMMED else {shard.split: sums}
 

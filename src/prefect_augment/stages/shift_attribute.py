@@ -31,7 +31,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["shift_attribute"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 STRENGTH = "aug_strength"
 # The mean of fewer vectors is mostly one record or another; as many as a model has to see of a class.
 MIN_RECORDS = MIN_SAMPLED_RECORDS
@@ -126,7 +126,7 @@ def shift_attribute(
         table = table.filter(wanted.mask(table))
         if not table.num_rows:
             return pa.table({}), {}
-        made = _made(view, *shifted(table), table["aug_id"].to_pylist())
+        made = _made(view, table, *shifted(table))
         return _written(job, table, shard, made, wish.strengths), {}
 
     n_strengths = len(wish.strengths)
@@ -152,16 +152,21 @@ def shift_attribute(
             "distance": float(np.linalg.norm(direction)),
             "val_auroc": _val_auroc(job, fitted, encoder, column, ends, direction),
         },
-        pictures=job.folder.put_pictures(view.shift_picture(title, wanted.shown, rows)),
+        # Of the wanted records none may lie in the part that is shown.
+        pictures=job.folder.put_pictures(
+            view.shift_picture(title, wanted.shown, rows) if wanted.shown else b""
+        ),
     )
 
 
 def _made(
-    view: View, codes: NDArray[np.int64], shifted: Sequence[NDArray[Any]], ids: Sequence[str]
+    view: View, table: pa.Table, codes: NDArray[np.int64], shifted: Sequence[NDArray[Any]]
 ) -> pa.Table:
     """Return the decoded records, those of one record one after the other."""
+    ids = table["aug_id"].to_pylist()
     tables = [
-        view.made(X, codes, [f"{aug_id}-{j:02d}" for aug_id in ids]) for j, X in enumerate(shifted)
+        view.made(X, codes, [f"{aug_id}-{j:02d}" for aug_id in ids], like=table)
+        for j, X in enumerate(shifted)
     ]
     made = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     by_record = np.arange(made.num_rows).reshape(len(shifted), len(ids)).T.ravel()

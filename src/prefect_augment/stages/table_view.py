@@ -29,7 +29,11 @@ class TableView:
         return ()
 
     def made(
-        self, X: NDArray[np.float64], codes: NDArray[np.int64], ids: Sequence[str]
+        self,
+        X: NDArray[np.float64],
+        codes: NDArray[np.int64],
+        ids: Sequence[str],
+        like: pa.Table | None = None,
     ) -> pa.Table:
         """Return made records."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
