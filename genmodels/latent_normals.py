@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Prior", "kl_divergence", "soft"]
@@ -20,7 +21,8 @@ class Prior(nn.Module):
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and logarithms of scales of classes, each (n, n_latent)."""
-        return self.mean[y], soft(self.log_scale[y])
+        # Unlike indexing's, the gradient has the same bits each time on several threads.
+        return F.embedding(y, self.mean), soft(F.embedding(y, self.log_scale))
 
 
 def soft(log_scale: Tensor) -> Tensor:

@@ -190,3 +190,9 @@ def test_the_page_of_parameters_is_that_of_the_models() -> None:
 def test_copies_that_are_not_let_out_are_refused_before_any_work() -> None:
     with pytest.raises(ValidationError, match="leaves 'copy' out"):
         Publish(materialise="copies", origins=["real"])
+
+
+def test_guidance_away_from_what_is_never_learnt_is_refused() -> None:
+    with pytest.raises(ValidationError, match="label_dropout 0 never trains"):
+        DiffusionModel(guidance=2.0, label_dropout=0.0)
+    DiffusionModel(guidance=2.0, guide="early", label_dropout=0.0)

@@ -110,7 +110,8 @@ Epochs = Annotated[
     Field(
         ge=1,
         le=100_000,
-        description="At most so many passes over the records, however large the budget.",
+        description="Tables: at most so many passes over the records, however large the budget. Of images the budget "
+        "alone decides.",
     ),
 ]
 
@@ -220,7 +221,10 @@ class VaeModel(TableParams, ImageParams):
     n_latent: CodeSize = 0
     width: CodecWidth = 0
     depth: int = Field(
-        default=2, ge=1, le=16, description="Blocks of two layers in encoder and decoder."
+        default=2,
+        ge=1,
+        le=16,
+        description="Blocks of two layers in encoder and decoder; of tables alone.",
     )
     beta: float = Field(
         default=0.2,
@@ -458,6 +462,15 @@ class DiffusionModel(ImageParams):
     learning_rate: float = Field(
         default=0.002, gt=0.0, le=1.0, description="Largest learning rate of Adam."
     )
+
+    @model_validator(mode="after")
+    def _guide_is_learnt(self) -> DiffusionModel:
+        if self.guidance != 1.0 and self.guide == "unlabelled" and not self.label_dropout:
+            raise ValueError(
+                "guidance moves away from the network without a label, which label_dropout 0 never trains; "
+                "give label_dropout (0.1), or guide 'early'."
+            )
+        return self
 
 
 class PluginOption(Params):

@@ -138,7 +138,7 @@ def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
         for table in job.tables(shards, columns):
             codes = strata.codes(table)
             counts += np.bincount(codes[codes >= 0], minlength=len(counts))
-        if not counts.sum():
+        if prior == "observed" and not counts.sum():
             raise EmptyClassError(
                 "no fit record is of the model's classes, so how common they are is not known; use "
                 "ingested records, or prior='balanced'."

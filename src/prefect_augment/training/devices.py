@@ -94,7 +94,11 @@ def choose_device(wish: str = "auto", *, threads: int = 0, precision: str = "") 
             "or install a PyTorch build for the GPU's driver."
         )
     name = "cuda" if has_gpu and wish != "cpu" else "cpu"
-    native = torch.cuda.is_bf16_supported() if name == "cuda" else cpu_multiplies_bf16()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == "cuda"
+        else cpu_multiplies_bf16()
+    )
     chosen: Precision = (
         "bfloat16" if (precision == "bfloat16" or (not precision and native)) else "float32"
     )
