@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["normal", "record_keys", "seeds_from", "uniform"]
 
+BLOCK = 1 << 22  # numbers that are computed at once
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -65,6 +66,16 @@ def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[n
     ndarray of float32, shape (n, n_values)
         Number ``j`` of a record is the same whatever ``n_values`` and the other records are.
     """
+    made = np.empty((len(keys), n_values), dtype=np.float32)
+    # What is computed on the way takes ten times the space of what is returned.
+    at_once = max(1, BLOCK // max(1, n_values))
+    for first in range(0, len(keys), at_once):
+        rows = slice(first, first + at_once)
+        made[rows] = _normal(keys[rows], n_values, start)
+    return made
+
+
+def _normal(keys: NDArray[np.uint64], n_values: int, start: int) -> NDArray[np.float64]:
     n_pairs = (n_values + 1) // 2
     counters = np.arange(start + 1, start + 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     bits = _mix(keys[:, None] + counters) >> np.uint64(11)
@@ -73,7 +84,8 @@ def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[n
     radius = np.sqrt(-2.0 * np.log(uniforms[..., 0]))
     angle = 2.0 * np.pi * uniforms[..., 1]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values].astype(np.float32)
+    found: NDArray[np.float64] = pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values]
+    return found
 
 
 def seeds_from(key: int, start: int, n: int) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ __all__ = ["COLLAPSED", "GanJudge", "RandomFeatures", "class_gaps", "judged_rows
 MIN_JUDGED = 8  # real images that a class needs, to be compared
 MAX_JUDGED = 64  # of a class
 MAX_IMAGES = 1024  # of all classes
+AT_ONCE = 128  # images that are drawn and looked at together
 # Mean distance between two drawn images of a class, over that between two real ones: below it in half of
 # the classes, the generator has collapsed.
 COLLAPSED = 0.2
@@ -87,12 +88,18 @@ def class_gaps(real: Tensor, made: Tensor) -> tuple[float, float]:
 
 
 def judged_rows(y: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """Return by class which records generators are compared with: the first of each; few make none."""
+    """Return by class which records generators are compared with: the first of each; few make none.
+
+    Of more classes than ``MAX_IMAGES`` has room for, some: every so many-th, by their sizes.
+    """
     counts = np.bincount(y)
-    most = min(MAX_JUDGED, max(MIN_JUDGED, MAX_IMAGES // len(counts)))
-    return {
-        k: np.flatnonzero(y == k)[:most] for k, count in enumerate(counts) if count >= MIN_JUDGED
-    }
+    able = np.flatnonzero(counts >= MIN_JUDGED)
+    most_classes = MAX_IMAGES // MIN_JUDGED
+    if len(able) > most_classes:
+        by_size = able[np.argsort(-counts[able], kind="stable")]
+        able = np.sort(by_size[np.linspace(0, len(able) - 1, most_classes).astype(int)])
+    most = min(MAX_JUDGED, max(MIN_JUDGED, MAX_IMAGES // max(1, len(able))))
+    return {int(k): np.flatnonzero(y == k)[:most] for k in able}
 
 
 @dataclass(frozen=True)
@@ -127,10 +134,12 @@ class GanJudge:
         """Return each class's distance and spread."""
         y = np.concatenate([np.full(len(part), k) for k, part in self.real.items()])
         seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 1 << 20, len(y))
-        made = self.draw(network, y, seeds)
-        features = RandomFeatures(made.shape[1]).to(made.device)
+        first = next(iter(self.real.values()))
+        features = RandomFeatures(first.shape[1]).to(first.device)
         with torch.inference_mode():
-            of_made = features(made.clamp(-1.0, 1.0))
+            parts = [slice(i, i + AT_ONCE) for i in range(0, len(y), AT_ONCE)]
+            drawn = (self.draw(network, y[part], seeds[part]) for part in parts)
+            of_made = torch.cat([features(made.clamp(-1.0, 1.0)) for made in drawn])
             return {
                 k: class_gaps(features(part), of_made[torch.from_numpy(y == k)])
                 for k, part in self.real.items()

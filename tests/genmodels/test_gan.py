@@ -173,3 +173,12 @@ def test_healthy_training_is_not_stopped() -> None:
     model = ImageGan.build(GanModel(width=8, n_latent=4), SPEC)
     model.fit(images(), FitContext(seed=0, steps=16, batch_size=8, threads=1))
     assert (model.stopped, model.n_steps) == ("", 16)
+
+
+def test_of_very_many_classes_some_of_all_sizes_are_judged() -> None:
+    counts = np.concatenate([[600], np.full(500, 9), np.full(499, 40), [5]])
+    rows = judged_rows(np.repeat(np.arange(1001), counts))
+    assert sum(map(len, rows.values())) <= 1024
+    assert {0, 500} <= set(rows)
+    assert any(counts[k] == 9 for k in rows)
+    assert 1000 not in rows
