@@ -264,6 +264,7 @@ def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
     assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("finding", ["leak", "gap"])
 @pytest.mark.parametrize(
     ("gate", "goes_out", "refused"),
     [
@@ -274,9 +275,9 @@ def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
     ],
 )
 def test_a_leak_refuses_what_would_go_out(
-    copies: Drawn, gate: Gate, goes_out: bool, refused: bool
+    copies: Drawn, gate: Gate, goes_out: bool, refused: bool, finding: str
 ) -> None:
-    leaking = copies.privacy.model_copy(update={"finding": "leak"})
+    leaking = copies.privacy.model_copy(update={"finding": finding})
     verdict: Verdict | None = None
     assert bool(why_refused(gate, verdict, leaking, goes_out=goes_out)) == refused
     shown = leaking.model_copy(update={"finding": "none shown"})

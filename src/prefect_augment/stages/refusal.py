@@ -6,7 +6,9 @@ from prefect_augment.datatypes import Verdict
 from prefect_augment.facts_privacy import Privacy
 from prefect_augment.params import Gate
 
-__all__ = ["why_refused"]
+__all__ = ["LEAKS", "why_refused"]
+
+LEAKS = ("leak", "gap")
 
 
 def why_refused(
@@ -27,6 +29,6 @@ def why_refused(
         return f"the verdict is {verdict.decision} and gate.on_no_gain is 'fail'. " + " ".join(
             verdict.reasons
         )
-    if gate.on_leak == "fail" and goes_out and privacy is not None and privacy.finding == "leak":
+    if gate.on_leak == "fail" and goes_out and privacy is not None and privacy.finding in LEAKS:
         return f"the synthetic records leak and gate.on_leak is 'fail'. {privacy.sentence}"
     return ""
