@@ -41,7 +41,7 @@ __all__ = ["STAGE", "import_candidates", "plan_of_given"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 STAGE = "import"
 # What one row of a source needs of a table; without the others it cannot be compared.
 LEARNT = ("numeric", "category")

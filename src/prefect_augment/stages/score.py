@@ -39,7 +39,7 @@ from prefect_augment.storage import Store
 
 __all__ = ["choose", "out_of_fold", "published_arm", "score", "score_predicted"]
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 Predictions = dict[str, NDArray[np.float64]]  # learner -> probabilities, shape (n, n_classes)
 

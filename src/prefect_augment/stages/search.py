@@ -64,7 +64,7 @@ __all__ = [
     "rung",
 ]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 N_FINALISTS = 3  # arms that are scored with all seeds, beside as is
 

@@ -64,7 +64,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).

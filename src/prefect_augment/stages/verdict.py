@@ -42,7 +42,7 @@ __all__ = ["verify", "without_comparison"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 FURTHER = "further"
 
 
