@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -230,8 +231,8 @@ class ImageEncoder(StoredEncoder):
         aug_ids : sequence of str, length n
             Their paths are ``synthetic/<aug_id>.png``.
         like : pyarrow.Table, optional
-            The n records that they were made from: each goes out in the shape and colours of its own,
-            with the longer edge of ``out_size``.
+            The records that they were made from, all of them in turn where there are fewer than n: each
+            goes out in the shape and colours of its own, with the longer edge of ``out_size``.
 
         Returns
         -------
@@ -250,11 +251,10 @@ class ImageEncoder(StoredEncoder):
                 f"(n, {self.size}, {self.size}, {self.channels})."
             )
         codes = stratum_codes(strata, self._strata)
-        kinds = (
-            [(self.out_size, self.out_channels)] * len(images) if like is None else self._own(like)
-        )
+        kinds = [(self.out_size, self.out_channels)] if like is None else self._own(like)
         encoded = [
-            encode_png(self.output(image, *kind)) for image, kind in zip(images, kinds, strict=True)
+            encode_png(self.output(image, *kind))
+            for image, kind in zip(images, cycle(kinds), strict=False)
         ]
         paths = [f"synthetic/{aug_id}.png" for aug_id in aug_ids]
         made = []

@@ -39,7 +39,7 @@ class View(Protocol):
     ) -> pa.Table:
         """Return records that the model made of these strata: its columns, then label and ``by``.
 
-        ``like`` are the records that they were made from, where it was one of each.
+        ``like`` are the records that they were made from, in turn, where it was one or more of each.
         """
         ...
 

@@ -164,11 +164,8 @@ def _made(
 ) -> pa.Table:
     """Return the decoded records, those of one record one after the other."""
     ids = table["aug_id"].to_pylist()
-    tables = [
-        view.made(X, codes, [f"{aug_id}-{j:02d}" for aug_id in ids], like=table)
-        for j, X in enumerate(shifted)
-    ]
-    made = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    names = [f"{aug_id}-{j:02d}" for j in range(len(shifted)) for aug_id in ids]
+    made = view.made(np.concatenate(shifted), np.tile(codes, len(shifted)), names, like=table)
     by_record = np.arange(made.num_rows).reshape(len(shifted), len(ids)).T.ravel()
     return made.take(pa.array(by_record))
 

@@ -35,7 +35,7 @@ class TableView:
         ids: Sequence[str],
         like: pa.Table | None = None,
     ) -> pa.Table:
-        """Return made records."""
+        """Return made records; what they were made from is nothing to a table's values."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
         shown = {*self.encoder.names, self.encoder.label, *self.encoder.by}
         return self.encoder.decode(X.astype(np.float64), strata=names, columns=[*shown])
