@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["normal", "record_keys", "seeds_from", "uniform"]
 
-BLOCK = 1 << 22  # numbers that are computed at once
+BLOCK = 1 << 20  # numbers that are computed at once, in about 40 MiB
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -67,7 +67,8 @@ def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[n
         Number ``j`` of a record is the same whatever ``n_values`` and the other records are.
     """
     made = np.empty((len(keys), n_values), dtype=np.float32)
-    # What is computed on the way takes ten times the space of what is returned.
+    # What is computed on the way takes ten times the space of what is returned, and all at once it would be
+    # gigabytes for a batch of large images.
     at_once = max(1, BLOCK // max(1, n_values))
     for first in range(0, len(keys), at_once):
         rows = slice(first, first + at_once)

@@ -29,6 +29,7 @@ CHUNK_BYTES = 32 << 20
 # Agresti & Min 2005: half a record in each cell of the two-by-two table "first arm right or wrong,
 # second arm right or wrong", so two records a class in all.
 PRIOR_RECORDS = 2.0
+# Over so many classes the imaginary records' pull is left as it is: it is small beside the spread.
 FEW_CLASSES = 4
 
 
