@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import Tensor  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
+from prefect_augment.genmodels import counter_random  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
 from prefect_augment.genmodels.counter_random import normal, record_keys  # noqa: E402
 from prefect_augment.genmodels.diffusion import Diffusion, integrate  # noqa: E402
@@ -336,3 +337,12 @@ def test_the_regulariser_and_moves_are_learnt_with() -> None:
     for changed in ({"class_balance": 1.0}, {"turn_prob": 0.5}, {"flip_prob": 0.5}):
         other = fitted(DiffusionModel(width=16, **changed), steps=3).state()[1]
         assert any(plain[k].tobytes() != other[k].tobytes() for k in plain), changed
+
+
+def test_numbers_do_not_depend_on_how_many_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = counter_random.record_keys(np.arange(7))
+    whole = counter_random.normal(keys, 1001, start=3)
+    monkeypatch.setattr(counter_random, "BLOCK", 2500)
+    np.testing.assert_array_equal(counter_random.normal(keys, 1001, start=3), whole)

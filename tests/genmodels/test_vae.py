@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
+from prefect_augment.genmodels.latent_normals import Prior  # noqa: E402
 from prefect_augment.genmodels.vae import Vae  # noqa: E402
 from prefect_augment.genmodels.vae_network import (  # noqa: E402
     VaeNetwork,
@@ -154,3 +155,21 @@ def test_strange_images_are_less_likely(model: Vae) -> None:
 def test_a_width_that_convolutions_cannot_have_is_refused() -> None:
     with pytest.raises(ParameterError, match="multiple of 16"):
         Vae.build(VaeModel(width=20), SPEC)
+
+
+def test_the_priors_gradient_has_the_same_bits_on_several_threads() -> None:
+    """Above 32,768 numbers PyTorch shares the work out; indexing then adds up in any order."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 10, (256,), generator=rng)
+    weights = torch.randn(256, 256, generator=rng)
+    prior, before, seen = Prior(10, 256), torch.get_num_threads(), set()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(30):
+            prior.zero_grad()
+            mean, log_scale = prior(y)
+            ((mean + log_scale) * weights).sum().backward()
+            seen.add(b"".join(p.grad.numpy().tobytes() for p in prior.parameters()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 1
