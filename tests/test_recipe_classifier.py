@@ -132,8 +132,17 @@ def test_given_weights_are_used_as_they_are(data: Any) -> None:
 
 @pytest.mark.parametrize(
     "estimator",
-    [KNeighborsClassifier(25), make_pipeline(StandardScaler(), LogisticRegression())],
-    ids=["draws", "pipeline"],
+    [
+        KNeighborsClassifier(25),
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        GridSearchCV(KNeighborsClassifier(), {"n_neighbors": [25]}, cv=2),
+        GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression()),
+            {"logisticregression__C": [1.0]},
+            cv=2,
+        ),
+    ],
+    ids=["draws", "pipeline", "search over draws", "search over a pipeline"],
 )
 def test_estimators_without_weights_and_pipelines_take_part(data: Any, estimator: Any) -> None:
     X, y = data

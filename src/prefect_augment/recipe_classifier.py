@@ -260,6 +260,9 @@ def _weight_parameter(estimator: Any) -> str:
         return f"{name}__sample_weight" if has_fit_parameter(last, "sample_weight") else ""
     if has_fit_parameter(estimator, "sample_weight"):
         return "sample_weight"
-    # A wrapper may hand on whatever it gets.
     parameters = inspect.signature(estimator.fit).parameters.values()
-    return "sample_weight" if any(p.kind is p.VAR_KEYWORD for p in parameters) else ""
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return ""
+    # A wrapper, such as a search, hands on what it gets to what it wraps.
+    wrapped = getattr(estimator, "estimator", None)
+    return "sample_weight" if wrapped is None else _weight_parameter(wrapped)
