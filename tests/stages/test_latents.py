@@ -499,6 +499,18 @@ def test_an_end_that_is_nothing_is_said(trained: Trained) -> None:
         interpolate(dataset, model=model, store=store, wish=Interpolation(end="ok"))
 
 
+def test_an_end_of_a_class_that_was_not_learnt_is_said(
+    trained: Trained, linear_model: PluginModel
+) -> None:
+    store, dataset, _ = trained
+    fit_part = read_part(store, load_facts(dataset, store), ["fit"])
+    cracked = fit_part["aug_id"].filter(pc.equal(fit_part["state"], "cracked"))[0].as_py()
+    two = select_classes(dataset, classes=["ok", "worn"], store=store)
+    wish = Interpolation(start="ok", end=cracked)
+    with pytest.raises(ParameterError, match="not trained on 'cracked'.* classes that it knows"):
+        interpolate(dataset, model=fit(store, two, linear_model), store=store, wish=wish)
+
+
 # --- classify ---
 
 

@@ -97,7 +97,8 @@ def interpolate(
     places = np.linspace(0.0, 1.0, wish.n_steps)
     centres = ends[0].centre, ends[1].centre
     Z = way(ends[0].z, ends[1].z, places, *(centres if wish.path == "class" else ()))
-    codes = np.concatenate([decoding_strata(end.record, strata, "") for end in ends])
+    advice = "let the strip begin and end with classes that it knows, or records of them"
+    codes = np.concatenate([decoding_strata(end.record, strata, "", advice=advice) for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
     X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
     view = open_view(job, fitted, encoder)

@@ -96,8 +96,16 @@ def reconstruct(
     )
 
 
-def decoding_strata(table: pa.Table, strata: Strata, as_class: str) -> NDArray[np.int64]:
+def decoding_strata(
+    table: pa.Table,
+    strata: Strata,
+    as_class: str,
+    *,
+    advice: str = "say with as_class what to decode them as",
+) -> NDArray[np.int64]:
     """Return the stratum that each record's vector is decoded as.
+
+    ``advice`` says what to do about records of a class that the model does not know.
 
     Raises
     ------
@@ -117,7 +125,7 @@ def decoding_strata(table: pa.Table, strata: Strata, as_class: str) -> NDArray[n
         row = table.slice(int(np.argmax(codes < 0)), 1)
         raise ParameterError(
             f"the model was not trained on {row[strata.encoder.label][0].as_py()!r}, so it cannot decode "
-            "records of that class as what they are; say with as_class what to decode them as, one of "
+            f"records of that class as what they are; {advice}, one of "
             f"{', '.join(map(repr, strata.names))}."
         )
     return codes
