@@ -94,7 +94,7 @@ def search_arms(
 
     tried = pilot_groups(arms, plan=plan, classic=classic, copies=copies)
     pilots = [s for found in each(pilot_arm, [{"arms": t} for t in tried]) for s in found]
-    n_kept = affordable(pilots, budget=budget)
+    n_kept = affordable(pilots, budget=budget, workers=workers)
     kept = go_on(pilots, n_kept=n_kept)
     first = each(score_arm, [{"arm": arm, "seed": 0} for arm in kept])
     # With one seed there is nothing to add to it: all of them stand for election.

@@ -118,6 +118,7 @@ def evaluate(
             gate=gate,
             seed=seed,
             device=budget.device,
+            workers=compute.workers,
         )
         # Of the records that the verdict has read the hold-out for.
         privacy = found_privacy(open_destination(destination), dataset, judged)

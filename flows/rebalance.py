@@ -44,6 +44,7 @@ from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recip
 from prefect_augment.stages.check_policy import needs_check
 from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
 from prefect_augment.stages.export import check_export
+from prefect_augment.stages.kinds import training_budget
 from prefect_augment.stages.publish import check_destination
 from prefect_augment.stages.refusal import why_refused
 from prefect_augment.stages.result import summarise
@@ -164,8 +165,14 @@ def rebalance(
             seed=seed,
             workers=compute.workers,
         )
+        n_piloted = len({trial.model for rung in piloted for trial in rung.trials})
         trained, candidates, privacy = _candidates(
-            dataset, plan, model=chosen, gate=gate, budget=budget, seed=seed
+            dataset,
+            plan,
+            model=chosen,
+            gate=gate,
+            budget=training_budget(budget, n_piloted),
+            seed=seed,
         )
         arm, verdict, scores, search = _compare(
             dataset,
@@ -367,5 +374,6 @@ def _compare(
         gate=affordable,
         seed=seed,
         device=budget.device,
+        workers=compute.workers,
     )
     return published_arm(choice, verdict), verdict, scores, decided(found.facts, choice)

@@ -279,6 +279,7 @@ def verify_choice(
     gate: Gate | None = None,
     seed: int = 0,
     device: str = "auto",
+    workers: int = 1,
 ) -> Verdict:
     """Compare the chosen arm, the best baseline and as is on the hold-out: its one reading.
 
@@ -298,6 +299,8 @@ def verify_choice(
         The run's seed.
     device : str
         Where networks compute: auto, cpu or cuda.
+    workers : int
+        Arms that are trained at the same time.
 
     Returns
     -------
@@ -317,6 +320,7 @@ def verify_choice(
             run_seed=seed,
             store=open_block_store(dataset.root, dataset.block),
             device=device,
+            workers=workers,
         )
 
 

@@ -112,6 +112,16 @@ def test_a_short_budget_takes_steps_from_all_arms_alike() -> None:
     assert half == pytest.approx(seconds / 2, rel=0.05)
 
 
+def test_a_narrow_classifier_takes_less_and_leaves_the_gates_as_they_are() -> None:
+    (narrow, steps), (whole, same) = (expected_of_images(width=w) for w in (0.5, 1.0))
+    assert narrow < whole / 2
+    assert steps == same
+    with_gate, whole_with_gate = (
+        expected_of_images(width=w, has_model=True)[0] for w in (0.5, 1.0)
+    )
+    assert with_gate - narrow == pytest.approx(whole_with_gate - whole, rel=0.01)
+
+
 def test_a_short_budget_takes_folds_once_the_steps_are_at_their_least() -> None:
     wishes = {"n_train": 900, "folds": (5, 3, 1), "n_seeds": 1}
     found = []

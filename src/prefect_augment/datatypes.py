@@ -264,6 +264,7 @@ class BalancePlan(Fact):
     estimate: Estimate
     warnings: tuple[str, ...] = ()
     learner_steps: int = 0  # steps of the classifier that judges arms of images; 0 for tables
+    learner_width: float = 1.0  # times its channels
     n_folds: int = (
         0  # of images: parts that arms are compared on in turn, 1 for val alone; 0 for tables
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from prefect_augment.datatypes import Estimate
 
 __all__ = [
+    "NARROW_BELOW",
     "estimate",
     "estimate_images",
     "learner_size",
@@ -134,7 +135,8 @@ _IMAGE_STEP_SECONDS = 0.022
 _IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
 # Without bf16 (an AMD EPYC with AVX2 alone) a step took 2.2 to 4.8 times as long, at 28 to 64 pixels.
 _FLOAT32_FACTOR = 3.0
-_NARROW_RECORDS, _NARROW_SHARE = 2_000, 0.45
+NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
+_NARROW_SHARE = 0.45
 _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
 _GATE_FITS = 3  # classifiers that the gate trains
 _DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
@@ -208,6 +210,7 @@ def estimate_images(
     has_model: bool,
     seconds: float = math.inf,
     has_bf16: bool = True,
+    width: float = 1.0,
 ) -> tuple[Estimate, int, int]:
     """Return roughly what judging and publishing images will take, and how hard it judges.
 
@@ -231,6 +234,8 @@ def estimate_images(
         That judging may take. Where one seed takes more, the steps are fewer, then the folds.
     has_bf16 : bool
         Whether the processor multiplies bf16.
+    width : float
+        Times the classifier's channels: 1 or a half.
 
     Returns
     -------
@@ -242,12 +247,12 @@ def estimate_images(
         Folds: the first choice with which one seed can be had, or the last.
     """
     step = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
-    if n_train < _NARROW_RECORDS:
+    if n_train < NARROW_BELOW or width < 1:
         step *= _NARROW_SHARE
     if not has_bf16:
         step *= _FLOAT32_FACTOR
     predict = _PREDICT_SHARE * step / LEARNER_BATCH * n_scored
-    gate = _GATE_FITS if has_model else 0
+    gate = _GATE_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0  # always whole
     for n_folds in folds:
         # All arms once, the finalists and as is with further seeds, three arms on the hold-out.
         first = n_arms * n_folds + _N_FINALISTS + gate

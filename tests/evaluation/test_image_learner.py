@@ -220,6 +220,8 @@ def test_small_sets_get_a_narrow_network():
     images = np.zeros((2100, SIDE, SIDE, 1), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(2100) % 256
     assert fit(images, y, steps=1).network.n_features == 128
+    assert fit(images, y, steps=1, width=0.5).network.n_features == 64
+    assert fit(*FIT, steps=1, width=0.5).network.n_features == 64, "half once, not twice"
 
 
 def test_unusable_wishes_are_refused():

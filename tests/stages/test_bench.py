@@ -266,7 +266,11 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
     assert scores[1].arm.amount in (0.5, 1.0), "the amount that was better"
     again = score(dataset, arm=arms[0], seed=0, **wishes)
     assert again == scores[0], "a receipt is obeyed"
-    verdict = verify(dataset, choice=choose(scores), scores=scores, candidates=None, **wishes)
+    asked = {"choice": choose(scores), "scores": scores, "candidates": None, **wishes}
+    verdict = verify(dataset, **asked)
+    store.fs.rm(store.full("_staging/verify"), recursive=True)
+    beside = verify(dataset, workers=3, **asked)
+    assert beside == verdict, "what is trained at the same time changes nothing"
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == GATE.n_seeds
@@ -385,6 +389,21 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
     assert 0 < found.estimate.judge_seconds < found.estimate.seconds
     hurried = plan(images, store=store, budget=Budget(minutes=0.01), **wishes)
     assert hurried.learner_steps == 300, "fewer steps than that teach nothing"
+
+
+def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    narrow = found.model_copy(update={"learner_width": 0.25})
+    facts, wishes = load_facts(images, store), Wishes(gate=GATE, device="cpu")
+    said = []
+    for one in (found, narrow):
+        bench = open_bench(store, facts, one, wishes)
+        fit, val = rows_of(bench)
+        arm = Arm(name="as is", family="as_is", amount=1.0)
+        made = bench.predictions(arm, fit, bench.records.X[val], synthetic=None, seed=0)
+        said.append(dict(made)["convolutional"])
+    assert said[0].shape == said[1].shape
+    assert not np.array_equal(said[0], said[1])
 
 
 def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) -> None:

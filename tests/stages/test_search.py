@@ -37,7 +37,7 @@ from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.arms import make_arms
 from prefect_augment.stages.checks import judge_seeds
 from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.kinds import model_of, pilot_budget, suitable
+from prefect_augment.stages.kinds import model_of, pilot_budget, suitable, training_budget
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.search import (
     affordable,
@@ -240,6 +240,14 @@ def test_the_clock_only_ever_takes_arms_away(
     assert affordable(pilots, budget=budget) == expected
 
 
+def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[ArmScore]) -> None:
+    seconds = sum(score.seconds for score in pilots)
+    budget = Budget(minutes=2 * seconds / 60)  # half of it is the judge's
+    alone, beside = (affordable(pilots, budget=budget, workers=n) for n in (1, 4))
+    assert (alone, beside) == (2, N_KEPT)
+    assert affordable(pilots, budget=budget, workers=256) == N_KEPT
+
+
 def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[ArmScore]) -> None:
     kept = go_on(pilots)
     found = rung("pilots", pilots, kept, reasons={"": "not among the best"}, timed=False)
@@ -376,10 +384,18 @@ def test_a_pilot_gets_a_quarter_of_the_training() -> None:
     assert pilot_budget(Budget(steps=100)).steps == 25
 
 
-def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
+@pytest.mark.parametrize(("n_piloted", "minutes"), [(0, 8), (1, 6), (2, 4)])
+def test_what_pilots_took_is_not_trained_again(n_piloted: int, minutes: float) -> None:
+    assert training_budget(Budget(minutes=8), n_piloted).minutes == minutes
+    asked = Budget(minutes=8, steps=100)
+    assert training_budget(asked, n_piloted) == asked, "steps are as many as were asked for"
+
+
+@pytest.fixture
+def plan_of_images(
     store: Store, dataset: DatasetRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Decided by counts, so that a rerun tries the same."""
+) -> Callable[..., BalancePlan]:
+    """Plan so many images a class, val's 20 besides, as a processor with bf16 would."""
     pytest.importorskip("torch")
     facts = load_facts(dataset, store)
     image = ImageFacts(
@@ -393,24 +409,46 @@ def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
         largest_side=12,
         n_channels=1,
     )
-    counts = {
-        part: {**facts.part_counts[part], **dict.fromkeys(facts.judged, 20)}
-        for part in ("fit", "val")
-    }
-    pictures = facts.model_copy(
-        update={"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
-    )
-    monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
     monkeypatch.setattr("prefect_augment.stages.plan.cpu_multiplies_bf16", lambda: True)
 
-    def tried(budget: Budget, **wishes: int) -> int:
+    def planned(budget: Budget, *, n_fit: int = 20, **wishes: int) -> BalancePlan:
+        counts = {
+            part: {**facts.part_counts[part], **dict.fromkeys(facts.judged, n)}
+            for part, n in (("fit", n_fit), ("val", 20))
+        }
+        changes = {"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
+        pictures = facts.model_copy(update=changes)
+        monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
         gate = Gate(**wishes)  # type: ignore[arg-type]
         wish = {"balance": Balance(), "model": NoModel(), "gate": gate, "store": store}
-        return plan(dataset, budget=budget, **wish).n_settings  # type: ignore[arg-type]
+        return plan(dataset, budget=budget, **wish)  # type: ignore[arg-type]
 
-    assert [tried(Budget(minutes=m)) for m in (0.05, 5, 240)] == [2, 4, 8]
-    assert tried(Budget(minutes=240, steps=10)) == 4
-    assert tried(Budget(minutes=0.05), n_settings=8) == 8
+    return planned
+
+
+def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
+    plan_of_images: Callable[..., BalancePlan],
+) -> None:
+    """Decided by counts, so that a rerun tries the same."""
+    found = [plan_of_images(Budget(minutes=m)) for m in (0.05, 5, 240)]
+    assert [one.n_settings for one in found] == [2, 4, 8]
+    assert plan_of_images(Budget(minutes=240, steps=10)).n_settings == 4
+    assert plan_of_images(Budget(minutes=0.05), n_settings=8).n_settings == 8
+    assert {one.learner_width for one in found} == {1.0}, "so few records have a narrow one anyway"
+
+
+@pytest.mark.parametrize("n_settings", [0, 1, 8])
+def test_a_budget_too_short_for_the_whole_classifier_takes_half_of_its_channels(
+    plan_of_images: Callable[..., BalancePlan], n_settings: int
+) -> None:
+    wish = {"n_fit": 4_000, "n_settings": n_settings}
+    short, ample = (plan_of_images(Budget(minutes=m), **wish) for m in (1, 600))
+    assert (short.learner_width, ample.learner_width) == (0.5, 1.0)
+    assert short.learner_steps <= ample.learner_steps
+    assert any("half of its channels" in line for line in short.warnings)
+    assert not any("half of its channels" in line for line in ample.warnings)
+    in_steps = plan_of_images(Budget(minutes=1, steps=10), **wish)
+    assert in_steps.learner_width == 1.0, "then minutes do not count"
 
 
 def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef) -> None:

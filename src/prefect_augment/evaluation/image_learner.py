@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.estimates import NARROW_BELOW
 from prefect_augment.evaluation.image_transforms import ClassicRanges, classic_batch
 from prefect_augment.training.devices import Device, choose_device
 from prefect_augment.training.loop import train
@@ -51,7 +52,6 @@ WEIGHT_DECAY = 1e-2
 WARM_UP = 0.3  # share of the steps
 START, END = 1 / 25, 1 / 2.5e5  # of the peak
 CHANNELS = (32, 64, 96, 128)
-NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
 FINAL_SIDE = 7  # of the last feature map, about, whatever the images' size
 PREDICT_BATCH = 512
 
@@ -72,6 +72,7 @@ def fit_image_learner(
     synthetic: Bool | None = None,
     real_only_finish: float = 1.0,
     batch_size: int = BATCH_SIZE,
+    width: float = 1.0,
     device: str = "cpu",
 ) -> ImageLearner:
     """Train a convolutional classifier on drawn batches of images.
@@ -84,7 +85,7 @@ def fit_image_learner(
     n_classes : int
         Width of the probabilities.
     steps : int
-        Optimiser steps; :func:`~prefect_augment.balancing.learner_steps` has the rule.
+        Optimiser steps; :func:`~prefect_augment.estimates.learner_steps` has the rule.
     seed : int
         Of the initial weights, the draws and the augmentation: same seed, same learner.
     weights : ndarray of float64, shape (n_records,), optional
@@ -105,6 +106,8 @@ def fit_image_learner(
     real_only_finish : float in [0, 1]
         1 draws all records to the end.
     batch_size : int
+    width : float
+        Times the network's channels; no more than a half of them for fewer than 2,000 records.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
 
@@ -129,7 +132,9 @@ def fit_image_learner(
     weights = _checked(weights, len(y))
     where = choose_device(device, threads=1)
     scale = _value_scale(images)
-    network = _make_network(images, n_classes, n_records=int((weights > 0).sum()), seed=seed)
+    if (weights > 0).sum() < NARROW_BELOW:
+        width = min(width, 0.5)
+    network = _make_network(images, n_classes, width=width, seed=seed)
     phase = _Classifying(
         network=network.to(where.torch, memory_format=torch.channels_last),
         images=torch.from_numpy(np.ascontiguousarray(images)).to(where.torch),
@@ -356,17 +361,12 @@ def _log_prior(y: Int, weights: Float, prior: Float | None, n_classes: int) -> T
     return torch.from_numpy(found.astype(np.float32))
 
 
-def _make_network(images: Images, n_classes: int, *, n_records: int, seed: int) -> ConvNet:
+def _make_network(images: Images, n_classes: int, *, width: float, seed: int) -> ConvNet:
     """The network for these images, with initial weights that the seed alone decides."""
-    height, width, n_channels = images.shape[1:]
+    n_channels = images.shape[3]
     # Made without values, which would come from torch's global generator.
     with torch.device("meta"):
-        network = ConvNet(
-            n_channels,
-            n_classes,
-            side=min(height, width),
-            width=0.5 if n_records < NARROW_BELOW else 1.0,
-        )
+        network = ConvNet(n_channels, n_classes, side=min(images.shape[1:3]), width=width)
     network = network.to_empty(device="cpu")
     rng = torch.Generator().manual_seed(seed)
     for module in network.modules():

@@ -252,7 +252,7 @@ class Report(Params):
 
 
 class Compute(Params):
-    """How many workers; changes the time a run takes, never its bytes."""
+    """How many workers; changes the time a run takes, and its bytes only where budget.minutes has the clock decide."""
 
     workers: int = Field(
         default=2, ge=1, le=256, description="Arms judged and shards written at the same time."

@@ -164,6 +164,7 @@ class ImageBench:
             change=_change(self.wishes.classic, arm) if arm.classic_prob else None,
             synthetic=drawn.synthetic,
             real_only_finish=arm.real_only_finish,
+            width=self.plan.learner_width,
             device=self.wishes.device,
         )
         yield LEARNER, learner.predict_proba(X)

@@ -9,7 +9,7 @@ from prefect_augment.params import AutoModel, Budget, FlowModel, ModelParams, Tr
 from prefect_augment.registry import model_kinds, resolve_model
 from prefect_augment.stages.records import SMALL_VAL
 
-__all__ = ["PILOT_SHARE", "model_of", "pilot_budget", "suitable"]
+__all__ = ["PILOT_SHARE", "model_of", "pilot_budget", "suitable", "training_budget"]
 
 # Of a model's training, what its pilot gets.
 PILOT_SHARE = 0.25
@@ -71,3 +71,14 @@ def pilot_budget(budget: Budget) -> Budget:
             "steps": max(1, round(PILOT_SHARE * budget.steps)) if budget.steps else 0,
         }
     )
+
+
+def training_budget(budget: Budget, n_piloted: int) -> Budget:
+    """Return what training may take after so many kinds' pilots: of minutes what these have left.
+
+    Steps are as many as were asked for.
+    """
+    if budget.steps:
+        return budget
+    left = 1 - PILOT_SHARE * n_piloted
+    return budget.model_copy(update={"minutes": left * budget.minutes})

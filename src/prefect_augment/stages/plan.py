@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
+from typing import Any
 
 from prefect_augment.balancing import (
     MIN_SAMPLED,
@@ -29,6 +30,7 @@ from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.estimates import (
+    NARROW_BELOW,
     estimate,
     estimate_images,
     learner_size,
@@ -165,23 +167,19 @@ def _plan(
     )
     has_model = any(entry.n_synthetic for entry in classes)
     if facts.image is not None:
-        expected, steps, n_folds, n_settings = _estimate_images(
-            facts, classes, gate, budget, has_model=has_model
-        )
+        expected, judging = _estimate_images(facts, classes, gate, budget, has_model=has_model)
     else:
         expected = _estimate(facts, classes, gate, can_sample=can_sample, soft=soft)
-        steps, n_folds, n_settings = 0, 0, gate.n_settings or N_SETTINGS
+        judging = {"n_settings": gate.n_settings or N_SETTINGS}
     return BalancePlan(
         rule=_rule(balance, soft=soft),
         classes=classes,
         estimate=expected,
         warnings=said
         + plan_warnings(classes, balance, soft_labels=soft)
-        + _budget_warnings(expected, n_folds, facts, budget, gate.n_seeds),
-        learner_steps=steps,
-        n_folds=n_folds,
-        n_settings=n_settings,
+        + _budget_warnings(expected, judging, facts, budget, gate.n_seeds),
         soft_labels=soft,
+        **judging,
     )
 
 
@@ -190,13 +188,12 @@ def _plan_objects(
 ) -> BalancePlan:
     """Return the plan of a detection set; nothing judges it."""
     classes = object_classes(facts, balance, store)
-    expected, steps, n_folds, _ = _estimate_images(facts, classes, gate, budget, has_model=False)
+    expected, judging = _estimate_images(facts, classes, gate, budget, has_model=False)
     return BalancePlan(
         rule=f"{_rule(balance, soft=False)} (counted in boxes)",
         classes=classes,
         estimate=expected,
-        learner_steps=steps,
-        n_folds=n_folds,
+        **judging,
     )
 
 
@@ -211,12 +208,22 @@ def _can_have_soft_labels(facts: DatasetFacts, gate: Gate) -> bool:
 
 
 def _budget_warnings(
-    expected: Estimate, n_folds: int, facts: DatasetFacts, budget: Budget | None, n_seeds: int
+    expected: Estimate,
+    judging: Mapping[str, Any],
+    facts: DatasetFacts,
+    budget: Budget | None,
+    n_seeds: int,
 ) -> tuple[str, ...]:
     """Say what the budget took from the judging of images, and what it cannot take."""
-    if budget is None or budget.steps or not n_folds:
+    if budget is None or budget.steps or facts.image is None:
         return ()
     found = []
+    n_folds = judging["n_folds"]
+    if judging["learner_width"] < 1:
+        found.append(
+            f"{budget.minutes:g} minutes allow a classifier with half of its channels: differences between arms "
+            "are those of a weaker one."
+        )
     wished = N_FOLDS if _rarest(facts) < SMALL_VAL["image"] else 1
     if n_folds < wished:
         found.append(
@@ -386,10 +393,10 @@ def _estimate_images(
     budget: Budget | None,
     *,
     has_model: bool,
-) -> tuple[Estimate, int, int, int]:
+) -> tuple[Estimate, dict[str, Any]]:
     """Count what judging will train, and fit its effort to half of the budget.
 
-    Returns the estimate, the classifier's steps, the folds, and the settings that are tried of each arm.
+    Returns the estimate and the plan's fields that say how hard it judges.
     """
     assert facts.image is not None
     counts = {part: sum(facts.part_counts.get(part, {}).values()) for part in facts.part_counts}
@@ -399,8 +406,11 @@ def _estimate_images(
     arms = make_arms("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     seconds = math.inf if budget is None or budget.steps else 30.0 * budget.minutes
+    widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
+    # All settings where they take a small part of what there is; fewer settings before a narrow learner, and
+    # that before one that is trained much too short, or fewer folds.
     tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
-    for n_settings in (gate.n_settings,) if gate.n_settings else tried:
+    for width, n_settings in product(widths, (gate.n_settings,) if gate.n_settings else tried):
         pilots = _n_pilots(arms, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
         found, steps, n_folds = estimate_images(
             n_train=n_train,
@@ -415,15 +425,20 @@ def _estimate_images(
             has_model=has_model,
             seconds=seconds,
             has_bf16=cpu_multiplies_bf16(),
+            width=width,
         )
-        # Fewer settings before a learner that is trained much too short, or fewer folds; all of them
-        # where they take a small part of what there is.
-        of_all = MOST_OF_SETTINGS * seconds if n_settings == N_SETTINGS else math.inf
-        fits = found.judge_seconds <= of_all < math.inf or n_settings < N_SETTINGS
-        fits = fits and found.judge_seconds / gate.n_seeds <= seconds
+        if n_settings == N_SETTINGS and not gate.n_settings:
+            fits = found.judge_seconds <= MOST_OF_SETTINGS * seconds < math.inf
+        else:
+            fits = found.judge_seconds / gate.n_seeds <= seconds
         if fits and n_folds == folds[0] and 2 * steps >= learner_steps(n_train):
             break
-    return found, steps, n_folds, n_settings
+    return found, {
+        "learner_steps": steps,
+        "learner_width": width,
+        "n_folds": n_folds,
+        "n_settings": n_settings,
+    }
 
 
 def _n_pilots(

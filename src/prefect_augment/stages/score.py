@@ -82,7 +82,16 @@ def score(
     key = stage_key(
         "score",
         algorithm_version=ALGORITHM_VERSION,
-        params=[arm, list(plan.classes), plan.learner_steps, plan.n_folds, model, classic, gate],
+        params=[
+            arm,
+            list(plan.classes),
+            plan.learner_steps,
+            plan.learner_width,
+            plan.n_folds,
+            model,
+            classic,
+            gate,
+        ],
         inputs=[dataset.key, candidates.key if candidates else ""],
         seed=run_seed * 1000 + seed,
     )

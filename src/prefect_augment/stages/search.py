@@ -112,7 +112,7 @@ def pilot(
         "pilot",
         algorithm_version=ALGORITHM_VERSION,
         params=[
-            *(list(arms), list(plan.classes), plan.learner_steps, plan.n_folds),
+            *(list(arms), list(plan.classes), plan.learner_steps, plan.learner_width, plan.n_folds),
             *(model, classic, gate, PILOT_EFFORT, PILOT_FOLDS, own),
         ],
         inputs=[dataset.key, candidates.key if candidates else ""],
@@ -223,7 +223,9 @@ def finalists(full: Sequence[ArmScore]) -> list[Arm]:
     return [score.arm for score in ranked[: N_FINALISTS + 1]]
 
 
-def affordable(pilots: Sequence[ArmScore], *, budget: Budget | None, n_kept: int = N_KEPT) -> int:
+def affordable(
+    pilots: Sequence[ArmScore], *, budget: Budget | None, workers: int = 1, n_kept: int = N_KEPT
+) -> int:
     """Return how many arms can be scored in full, at least two, within the judge's half of the budget.
 
     Parameters
@@ -232,13 +234,17 @@ def affordable(pilots: Sequence[ArmScore], *, budget: Budget | None, n_kept: int
         With what they took.
     budget : Budget, optional
         Without one, or where it is in steps, the number is not lowered.
+    workers : int
+        Arms that were, and will be, scored at the same time.
     """
     if budget is None or budget.steps:
         return n_kept
-    left = 30 * budget.minutes - sum(score.seconds for score in pilots)
+    ranked = best_settings(pilots)
+    # Each one's seconds went by while others were scored beside it.
+    left = 30 * budget.minutes * min(workers, len(ranked)) - sum(s.seconds for s in pilots)
     more = (N_FOLDS / PILOT_FOLDS if pilots[0].folds else 1.0) / PILOT_EFFORT
     spent, found = 0.0, 0
-    for score in best_settings(pilots)[:n_kept]:
+    for score in ranked[:n_kept]:
         spent += more * score.seconds
         if spent > left:
             break

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +62,7 @@ def verify(
     run_seed: int,
     store: Store,
     device: str = "auto",
+    workers: int = 1,
 ) -> Verdict:
     """Compare the chosen arm, the best baseline and as is on the hold-out.
 
@@ -69,7 +73,8 @@ def verify(
     whatever is published. Of the same reading and the same fitted learners are robustness to
     corrupted copies, recall per group of ``balance.by`` and calibration (:mod:`.further`).
 
-    ``device`` says where networks compute: auto, cpu or cuda.
+    ``device`` says where networks compute: auto, cpu or cuda; ``workers`` how many arms are trained at the same
+    time.
 
     Returns
     -------
@@ -79,7 +84,15 @@ def verify(
     key = stage_key(
         "verify",
         algorithm_version=ALGORITHM_VERSION,
-        params=[choice, list(plan.classes), plan.learner_steps, model, classic, gate],
+        params=[
+            choice,
+            list(plan.classes),
+            plan.learner_steps,
+            plan.learner_width,
+            model,
+            classic,
+            gate,
+        ],
         inputs=[dataset.key, candidates.key if candidates else ""],
         seed=run_seed,
     )
@@ -103,19 +116,29 @@ def verify(
     multipliers = {
         name: _multipliers(arm, data.classes, scores, gate.n_seeds) for name, arm in arms.items()
     }
+    # An arm and the same with tuned thresholds are trained once.
+    alike: dict[Arm, list[str]] = {}
+    for name, arm in arms.items():
+        alike.setdefault(_as_trained(arm), []).append(name)
+    everything = _predict_all(
+        bench,
+        holdout,
+        copies,
+        {
+            trained: {name: multipliers[name] for name in names if name in compared}
+            for trained, names in alike.items()
+        },
+        given,
+        n_seeds=gate.n_seeds,
+        run_seed=run_seed,
+        workers=workers,
+    )
     predictions: dict[str, ArmPredictions] = {}
     corrupted: dict[str, NDArray[np.float64]] = {}
-    # An arm and the same with tuned thresholds are trained once.
-    for trained in dict.fromkeys(map(_as_trained, arms.values())):
-        alike = {name: arm for name, arm in arms.items() if _as_trained(arm) == trained}
-        asked = {name: multipliers[name] for name in alike if name in compared}
-        proba, hits = _predict(
-            trained, bench, holdout, copies if asked else None, range(gate.n_seeds), given,
-            asked=asked, run_seed=run_seed,
-        )  # fmt: skip
+    for trained, (proba, hits) in everything.items():
         corrupted |= hits
-        for name, arm in alike.items():
-            predictions[name] = ArmPredictions(arm, proba, multipliers[name])
+        for name in alike[trained]:
+            predictions[name] = ArmPredictions(arms[name], proba, multipliers[name])
     verdict = decide(
         holdout.y,
         predictions,
@@ -184,53 +207,98 @@ def without_comparison(plan: BalancePlan) -> tuple[Arm, Verdict]:
     return arm, verdict
 
 
+Asked = Mapping[str, Mapping[str, NDArray[np.float64]]]  # arm -> learner -> multipliers
+Predicted = dict[str, NDArray[np.float64]]
+
+
+def _predict_all(
+    bench: Workbench,
+    holdout: Records,
+    copies: Copies,
+    asked: Mapping[Arm, Asked],
+    given: Synthetic | None,
+    *,
+    n_seeds: int,
+    run_seed: int,
+    workers: int,
+) -> dict[Arm, tuple[Predicted, Predicted]]:
+    """Train every arm with each seed, ``workers`` at the same time, and let it predict the hold-out.
+
+    ``asked`` has, of each arm, the multipliers of those whose corrupted copies are predicted too.
+
+    Returns
+    -------
+    dict of Arm to tuple
+        By learner, probabilities of shape (n_seeds, n_records, n_classes); by name of the arms asked, the share
+        of learners that are right about each copy, shape (n_seeds, n_corruptions, n_rows).
+    """
+    X = np.concatenate([holdout.X, copies.X])
+    with ThreadPoolExecutor(workers) as pool:
+        # One that draws nothing is the same under every seed.
+        jobs = {
+            arm: [
+                # The run's log goes by the context.
+                pool.submit(
+                    copy_context().run,
+                    _predict,
+                    arm,
+                    bench,
+                    holdout,
+                    copies,
+                    X,
+                    given,
+                    i,
+                    of,
+                    run_seed,
+                )
+                for i in range(1 if bench.is_fixed(arm) else n_seeds)
+            ]
+            for arm, of in asked.items()
+        }
+        try:
+            done = {arm: [job.result() for job in of_seeds] for arm, of_seeds in jobs.items()}
+        except BaseException:
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # what has not begun is not begun any more
+            raise
+    return {
+        arm: (
+            {name: _over_seeds([p[name] for p, _ in of], n_seeds) for name in bench.learners},
+            {name: _over_seeds([hits[name] for _, hits in of], n_seeds) for name in asked[arm]},
+        )
+        for arm, of in done.items()
+    }
+
+
 def _predict(
     arm: Arm,
     bench: Workbench,
     holdout: Records,
-    copies: Copies | None,
-    seeds: Sequence[int],
+    copies: Copies,
+    X: NDArray[Any],
     given: Synthetic | None,
-    *,
-    asked: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    i: int,
+    asked: Asked,
     run_seed: int,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """Train one arm with each seed and let it predict the hold-out, and its corrupted copies.
+) -> tuple[Predicted, Predicted]:
+    """Train an arm with seed ``i``; return what it says of the hold-out, and how right it is on the copies.
 
-    ``asked`` has the multipliers of the arms that are trained so, by name and learner.
-
-    Returns
-    -------
-    dict of str to ndarray, shape (n_seeds, n_records, n_classes)
-        Each learner's probabilities of the hold-out records.
-    dict of str to ndarray, shape (n_seeds, n_corruptions, n_rows)
-        Per arm asked, the share of learners that are right about each copy.
+    ``X`` has the hold-out's records and after them the copies.
     """
-    everything, n = np.arange(len(bench.records.y)), len(holdout.y)
-    X = holdout.X if copies is None else np.concatenate([holdout.X, copies.X])
-    proba: dict[str, list[NDArray[np.float64]]] = {name: [] for name in bench.learners}
-    hits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in asked}
-    fixed = bench.is_fixed(arm)
-    for i, seed in enumerate(seeds[:1] if fixed else seeds):
-        synthetic = given if arm.has_model else None
-        if arm.has_model and seed > 0:
-            synthetic = bench.synthetic(everything, given=given, seed=run_seed * 1000 + seed)
-        right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in asked}
-        for learner, p in bench.predictions(
-            arm, everything, X, synthetic=synthetic, seed=run_seed * 1000 + seed
-        ):
-            proba[learner].append(p[:n].copy())  # a view would keep the copies' in memory
-            if copies is None:
-                continue
-            for name, multipliers in asked.items():
-                tuned = multipliers[learner][i] if learner in multipliers else None
-                right[name].append(copies.hits(p[n:], holdout.y, tuned))
-        for name, of_learners in right.items():
-            hits[name].append(np.mean(of_learners, axis=0))
-    return (
-        {name: _over_seeds(values, len(seeds)) for name, values in proba.items()},
-        {name: _over_seeds(values, len(seeds)) for name, values in hits.items()},
-    )
+    rows, n, seed = np.arange(len(bench.records.y)), len(holdout.y), run_seed * 1000 + i
+    synthetic = given if arm.has_model else None
+    if arm.has_model and i:
+        synthetic = bench.synthetic(rows, given=given, seed=seed)
+    proba: Predicted = {}
+    right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in asked}
+    wanted = X if asked else X[:n]
+    for learner, p in bench.predictions(arm, rows, wanted, synthetic=synthetic, seed=seed):
+        proba[learner] = p[:n].copy()  # a view would keep the copies' in memory
+        for name, multipliers in asked.items():
+            tuned = multipliers[learner][i] if learner in multipliers else None
+            right[name].append(copies.hits(p[n:], holdout.y, tuned))
+    return proba, {name: np.mean(of_learners, axis=0) for name, of_learners in right.items()}
 
 
 def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.float64]:
