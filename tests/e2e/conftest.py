@@ -282,7 +282,7 @@ class Server:
         end = time.monotonic() + seconds
         while not (found := look()):
             if time.monotonic() > end:
-                tails = "\n".join(f"--- {p.log}\n{p.output()[-1500:]}" for p in self._processes[1:])
+                tails = "\n".join(f"--- {p.log}\n{p.output()[-1500:]}" for p in self._processes)
                 raise AssertionError(f"waited {seconds:.0f} s for {what}\n{tails}")
             time.sleep(1.0)
         return found

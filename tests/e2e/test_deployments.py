@@ -421,10 +421,10 @@ def test_a_published_version_runs_another_deployment_and_a_refused_one_is_told(
                     )
                 return runs[0] if runs else None
 
-            run = server.until(triggered, seconds=60, what="the run that the event triggers")
+            run = server.until(triggered, what="the run that the event triggers")
             assert run.parameters["source"] == {"uri": str(tmp_path / "a"), "label": "state"}
             assert server.wait(run).state_name == "Completed"
-            server.until(lambda: heard, seconds=60, what="the notification")
+            server.until(lambda: heard, what="the notification")
         assert len(heard) == 1
         assert str(tmp_path / "b") in heard[0]
         assert "report.html" in heard[0]
