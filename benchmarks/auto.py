@@ -44,7 +44,6 @@ from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.registry import resolve_model
 from prefect_augment.stages.arms import AMOUNTS, as_trained, candidates_wanted, make_arms
 from prefect_augment.stages.bench import Synthetic, Wishes, Workbench, kept_synthetic, open_bench
-from prefect_augment.stages.checks import judge_seeds
 from prefect_augment.stages.score import score
 from prefect_augment.storage import open_store
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -176,8 +175,7 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     }
     kind = resolve_model(AutoModel(), modality=dataset.modality) if candidates else None
     arms = make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels)
-    # As auto scores them, and by amount, so that what it has scored in full is found again.
-    affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
+    # By amount, so that what auto has scored in full is found again.
     for arm in arms:
         scored = max(
             (
@@ -187,7 +185,7 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
                     plan=plan,
                     model=AutoModel(),
                     classic=classic,
-                    gate=affordable,
+                    gate=gate,
                     seed=0,
                     run_seed=seed,
                     store=store,

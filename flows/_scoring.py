@@ -10,19 +10,16 @@ from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, DatasetRef, Ga
 from prefect_augment.facts_search import Rung, SearchFacts
 from prefect_augment.params import Budget, Classic, Gate, ModelParams
 from prefect_augment.reading.staged import load_facts
+from prefect_augment.registry import load_model_class
 from prefect_augment.stages.arms import make_arms
+from prefect_augment.stages.clock import Clock
 from prefect_augment.stages.kinds import model_of, pilot_budget, suitable
-from prefect_augment.stages.search import (
-    affordable,
-    finalists,
-    go_on,
-    rung,
-)
+from prefect_augment.stages.search import best_settings, finalists, go_on, rung
 from prefect_augment.stages.search_space import PILOT_EFFORT, pilot_groups, settings
 from prefect_augment.tasks._runtime import open_block_store, run_each
 from prefect_augment.tasks.judge import pilot_arm, score_arm
 
-__all__ = ["Search", "choose_model", "score_arms", "search_arms"]
+__all__ = ["Search", "choose_model", "search_arms"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,15 @@ class Search:
     ----------
     scores : list of ArmScore
         Of arms that were scored in full.
+    n_seeds : int
+        What the best of them were scored with, and the hold-out is to compare with.
     facts : SearchFacts
         Every rung, for the report.
     """
 
     scores: list[ArmScore]
+    n_seeds: int
     facts: SearchFacts
-
-
-def score_arms(
-    arms: Sequence[Arm], dataset: DatasetRef, plan: BalancePlan, **wishes: Any
-) -> list[ArmScore]:
-    """Search the arms' settings, and return the scores of those that were scored in full."""
-    return search_arms(arms, dataset, plan, **wishes).scores
 
 
 def search_arms(
@@ -56,26 +49,34 @@ def search_arms(
     model: ModelParams,
     classic: Classic,
     gate: Gate,
+    budget: Budget,
     seed: int,
-    n_seeds: int,
     workers: int,
     candidates: GateReport | None = None,
-    device: str = "auto",
-    budget: Budget | None = None,
     copies: bool = False,
     kind: str = "",
+    has_pilots: bool = False,
 ) -> Search:
     """Try every setting of all arms, the best arms in full, and the best of these with all seeds.
 
     Parameters
     ----------
-    budget : Budget, optional
-        Where it is in minutes, fewer arms go on if the pilots took too long.
+    gate : Gate
+        With as many seeds as are asked for.
+    budget : Budget
+        Where it is in minutes, so many arms go on, with so many seeds, as there is time for.
     copies : bool
         Duplicates are published instead of weights.
     kind : str
         Of the generative model, for the report.
+    has_pilots : bool
+        Generative models were compared by pilots before.
     """
+    trains_network = has_pilots or (
+        candidates is not None
+        and load_model_class(model, modality=dataset.modality).trained_in_steps
+    )
+    clock = Clock.of(budget, workers=workers, trains_network=trains_network)
 
     def each(task: Any, items: list[dict[str, object]]) -> list[Any]:
         return run_each(
@@ -89,18 +90,20 @@ def search_arms(
             gate=gate,
             run_seed=seed,
             candidates=candidates,
-            device=device,
+            device=budget.device,
         )
 
     tried = pilot_groups(arms, plan=plan, classic=classic, copies=copies)
     pilots = [s for found in each(pilot_arm, [{"arms": t} for t in tried]) for s in found]
-    n_kept = affordable(pilots, budget=budget, workers=workers)
+    n_kept = clock.n_kept(pilots, best_settings(pilots))
     kept = go_on(pilots, n_kept=n_kept)
     first = each(score_arm, [{"arm": arm, "seed": 0} for arm in kept])
-    # With one seed there is nothing to add to it: all of them stand for election.
-    last = finalists(first) if n_seeds > 1 else kept
+    last = finalists(first)
+    n_seeds = clock.n_seeds(pilots, first, last, most=gate.n_seeds)
+    if n_seeds == 1:  # there is nothing to add to it: all of them stand for election
+        last = kept
     rest = each(score_arm, [{"arm": arm, "seed": i} for arm in last for i in range(1, n_seeds)])
-    said: dict[str, Any] = {"timed": not (budget and budget.steps), "model": kind}
+    said: dict[str, Any] = {"timed": not budget.steps, "model": kind}
     rungs = [
         rung(
             "pilots",
@@ -121,7 +124,8 @@ def search_arms(
     if rest:
         scores = [score for score in [*first, *rest] if score.arm in last]
         rungs.append(rung("all seeds", scores, last, reasons={}, **said))
-    return Search([*first, *rest], SearchFacts(rungs=tuple(rungs), n_settings=plan.n_settings))
+    facts = SearchFacts(rungs=tuple(rungs), n_settings=plan.n_settings)
+    return Search([*first, *rest], n_seeds, facts)
 
 
 def choose_model(

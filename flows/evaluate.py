@@ -9,7 +9,7 @@ from prefect import flow
 from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.findings import Findings
-from prefect_augment.flows._scoring import score_arms
+from prefect_augment.flows._scoring import search_arms
 from prefect_augment.params import (
     Balance,
     Budget,
@@ -22,7 +22,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.stages.arms import GIVEN, make_arms
-from prefect_augment.stages.checks import check_seed, judge_seeds
+from prefect_augment.stages.checks import check_seed
 from prefect_augment.stages.foreign import plan_of_given
 from prefect_augment.stages.privacy import found_privacy
 from prefect_augment.stages.refusal import why_refused
@@ -77,8 +77,6 @@ def evaluate(
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_judgeable(dataset, open_destination(destination))
         plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
-        # What half of the budget does not allow is left out, on val and on the hold-out.
-        gate = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
         given = run(
             import_synthetic,
             dataset,
@@ -91,18 +89,18 @@ def evaluate(
         judged = run(
             judge_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
         )
-        scores = score_arms(
+        found = search_arms(
             make_arms(dataset.modality, model=None, classic=classic),
             dataset,
             plan,
             model=model,
             classic=classic,
             gate=gate,
+            budget=budget,
             seed=seed,
-            n_seeds=gate.n_seeds,
             workers=compute.workers,
-            device=budget.device,
         )
+        scores = found.scores
         # Whoever made the records may have seen val, so they are compared on the hold-out alone.
         best = run(choose_arm, scores)
         choice = best.model_copy(update={"chosen": GIVEN, "model": GIVEN})
@@ -115,7 +113,7 @@ def evaluate(
             model=model,
             candidates=judged,
             classic=classic,
-            gate=gate,
+            gate=gate.model_copy(update={"n_seeds": found.n_seeds}),
             seed=seed,
             device=budget.device,
             workers=compute.workers,

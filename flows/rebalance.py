@@ -42,7 +42,7 @@ from prefect_augment.params import (
 from prefect_augment.registry import check_shard_format, resolve_model
 from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
 from prefect_augment.stages.check_policy import needs_check
-from prefect_augment.stages.checks import as_json, check_parameters, judge_seeds
+from prefect_augment.stages.checks import as_json, check_parameters
 from prefect_augment.stages.export import check_export
 from prefect_augment.stages.kinds import training_budget
 from prefect_augment.stages.publish import check_destination
@@ -185,6 +185,7 @@ def rebalance(
             compute=compute,
             seed=seed,
             copies=publish.materialise == "copies",
+            has_pilots=bool(piloted),
         )
         if search:
             rungs = (*piloted, *search.rungs)
@@ -336,29 +337,27 @@ def _compare(
     compute: Compute,
     seed: int,
     copies: bool,
+    has_pilots: bool,
 ) -> tuple[Arm, Verdict, list[ArmScore], SearchFacts | None]:
     """Choose an arm on val and hold it against the best baseline on the hold-out."""
     if len({c.label for c in plan.classes if c.judged}) < 2:
         arm, verdict = without_comparison(plan)
         return arm, verdict, [], None
     kind = resolve_model(model, modality=dataset.modality) if candidates else None
-    # What half of the budget does not allow is left out, on val and on the hold-out.
-    affordable = gate.model_copy(update={"n_seeds": judge_seeds(plan, budget, gate)})
     found = search_arms(
         make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels),
         dataset,
         plan,
         model=model,
         classic=classic,
-        gate=affordable,
+        gate=gate,
+        budget=budget,
         seed=seed,
-        n_seeds=affordable.n_seeds,
         workers=compute.workers,
         candidates=candidates,
-        device=budget.device,
-        budget=budget,
         copies=copies,
         kind=kind or "",
+        has_pilots=has_pilots,
     )
     scores = found.scores
     choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
@@ -371,7 +370,7 @@ def _compare(
         model=model,
         candidates=candidates,
         classic=classic,
-        gate=affordable,
+        gate=gate.model_copy(update={"n_seeds": found.n_seeds}),
         seed=seed,
         device=budget.device,
         workers=compute.workers,

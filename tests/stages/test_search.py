@@ -35,12 +35,11 @@ from prefect_augment.params import (
 )
 from prefect_augment.reading.staged import load_facts
 from prefect_augment.stages.arms import make_arms
-from prefect_augment.stages.checks import judge_seeds
+from prefect_augment.stages.clock import Clock
 from prefect_augment.stages.ingest import ingest
 from prefect_augment.stages.kinds import model_of, pilot_budget, suitable, training_budget
 from prefect_augment.stages.plan import plan
 from prefect_augment.stages.search import (
-    affordable,
     best_settings,
     decided,
     finalists,
@@ -225,27 +224,60 @@ def test_finalists_are_as_is_and_the_best_three(pilots: list[ArmScore]) -> None:
     assert [arm.name for arm in finalists(full)] == ["as is", "weights", "resampling", "SMOTE"]
 
 
+def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Clock:
+    return Clock.of(Budget(minutes=minutes), workers=workers, trains_network=trains_network)
+
+
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
         (None, N_KEPT),
-        (Budget(minutes=1000), N_KEPT),
+        (Budget(minutes=1000), 7),  # all that there are
         (Budget(minutes=0.5), 2),
         (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
     ],
 )
-def test_the_clock_only_ever_takes_arms_away(
+def test_as_many_arms_are_scored_in_full_as_there_is_time_for(
     pilots: list[ArmScore], budget: Budget | None, expected: int
 ) -> None:
-    assert affordable(pilots, budget=budget) == expected
+    found = Clock.of(budget, workers=1, trains_network=False)
+    assert found.n_kept(pilots, best_settings(pilots)) == expected
 
 
 def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[ArmScore]) -> None:
-    seconds = sum(score.seconds for score in pilots)
-    budget = Budget(minutes=2 * seconds / 60)  # half of it is the judge's
-    alone, beside = (affordable(pilots, budget=budget, workers=n) for n in (1, 4))
-    assert (alone, beside) == (2, N_KEPT)
-    assert affordable(pilots, budget=budget, workers=256) == N_KEPT
+    seconds, best = sum(score.seconds for score in pilots), best_settings(pilots)
+    alone, beside, far = (clock(seconds / 30, workers=n).n_kept(pilots, best) for n in (1, 2, 256))
+    assert alone < beside < far == len(best), "no more at a time than there are"
+
+
+def test_a_network_takes_its_part_of_the_minutes(pilots: list[ArmScore]) -> None:
+    minutes, best = 1.5, best_settings(pilots)
+    without, beside = (
+        clock(minutes, trains_network=network).n_kept(pilots, best) for network in (False, True)
+    )
+    assert without > beside
+
+
+def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[ArmScore]) -> None:
+    full = [scored(arm, 0.5, seconds=5.0) for arm in go_on(pilots)]
+    last = finalists(full)
+    found = [clock(minutes).n_seeds(pilots, full, last, most=3) for minutes in (0.1, 1.5, 2.2, 100)]
+    assert found == [1, 1, 2, 3]
+    longer = [score.model_copy(update={"seconds": 10.0}) for score in full]
+    assert clock(2.2).n_seeds(pilots, longer, last, most=3) == 1
+    for budget in (None, Budget(minutes=0.1, steps=10)):
+        found = Clock.of(budget, workers=1, trains_network=False)
+        assert found.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
+
+
+def test_the_arms_of_the_hold_out_are_within_the_judges_time(pilots: list[ArmScore]) -> None:
+    best = best_settings(pilots)
+    # A pilot trained three times with a third of the steps; all five folds are five whole trainings, and the three
+    # arms of the hold-out are trained once, on a quarter more records.
+    in_full, holdout = len(best) * 5 * 1.0, 3 * 1.25
+    minutes = (sum(score.seconds for score in pilots) + in_full + holdout) / 0.7 / 60
+    assert clock(minutes + 0.001).n_kept(pilots, best) == len(best)
+    assert clock(minutes - 0.001).n_kept(pilots, best) == len(best) - 1
 
 
 def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[ArmScore]) -> None:
@@ -457,10 +489,3 @@ def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef
     assert (eight.n_settings, one.n_settings) == (8, 1)
     assert one.estimate.judge_seconds <= eight.estimate.judge_seconds
     assert one.estimate.seconds < eight.estimate.seconds
-
-
-def test_minutes_do_not_count_where_steps_are_given(store: Store, dataset: DatasetRef) -> None:
-    found = plan(dataset, balance=Balance(), model=NoModel(), gate=Gate(), store=store)
-    short = Budget(minutes=0.01)
-    assert judge_seeds(found, short, Gate()) == 1
-    assert judge_seeds(found, short.model_copy(update={"steps": 10}), Gate()) == 3

@@ -31,7 +31,8 @@ class Budget(Params):
     minutes: float = Field(
         default=10.0,
         gt=0.0,
-        description="Minutes for the whole run; judging takes at most half. Ignored where steps is set.",
+        description="Minutes for the whole run; judging takes at most half, 70 % where no network is trained. Ignored "
+        "where steps is set.",
     )
     steps: int = Field(
         default=0,

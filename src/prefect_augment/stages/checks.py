@@ -6,14 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from prefect_augment.datatypes import BalancePlan
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import (
     AutoModel,
     Balance,
     Budget,
     Destination,
-    Gate,
     ModelParams,
     NoModel,
     Source,
@@ -21,7 +19,7 @@ from prefect_augment.params import (
 from prefect_augment.registry import load_model_class
 from prefect_augment.storage import contains
 
-__all__ = ["as_json", "check_parameters", "check_seed", "judge_seeds"]
+__all__ = ["as_json", "check_parameters", "check_seed"]
 
 # The fastest fit of the fastest model on a small table takes about this long.
 MINIMUM_SECONDS = 0.2
@@ -79,18 +77,6 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
-
-
-def judge_seeds(plan: BalancePlan, budget: Budget, gate: Gate) -> int:
-    """Return how many seeds the judge can afford in half of the budget.
-
-    Taken from the plan's estimate and not from the clock, so that a rerun does the same work.
-    """
-    if budget.steps:  # then minutes do not count
-        return gate.n_seeds
-    seconds = plan.estimate.judge_seconds or plan.estimate.seconds
-    affordable = int(budget.minutes * 60 / 2 // max(seconds / gate.n_seeds, 1e-9))
-    return max(1, min(gate.n_seeds, affordable))
 
 
 def as_json(*params: BaseModel) -> dict[str, Any]:

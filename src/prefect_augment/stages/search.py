@@ -7,9 +7,8 @@
    hold-out.
 3. *Seeds*: the best three of these and as is, with all seeds.
 
-Who goes on is decided by counts and scores. The clock has a say in one place only, and not where
-``budget.steps`` is set: where the pilots took so long that four arms in full would not fit into the judge's half
-of the budget, fewer go on; what they took is read off their receipts, so that a rerun decides alike.
+Who goes on is decided by counts and scores. With a budget in minutes the clock says how many: more arms than four,
+or fewer, and so many seeds as there is time for (:mod:`.clock`).
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ from prefect_augment.stages.bench import (
     open_bench,
 )
 from prefect_augment.stages.effort import effort
-from prefect_augment.stages.records import N_FOLDS
 from prefect_augment.stages.score import out_of_fold, score_predicted
 from prefect_augment.stages.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
 from prefect_augment.staging import Stage, stage_key
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "N_FINALISTS",
-    "affordable",
     "best_settings",
     "decided",
     "finalists",
@@ -221,35 +218,6 @@ def finalists(full: Sequence[ArmScore]) -> list[Arm]:
     """Return the arms that are scored with all seeds: as is and the best of the others."""
     ranked = sorted(full, key=lambda s: (s.arm.family != "as_is", -s.score))
     return [score.arm for score in ranked[: N_FINALISTS + 1]]
-
-
-def affordable(
-    pilots: Sequence[ArmScore], *, budget: Budget | None, workers: int = 1, n_kept: int = N_KEPT
-) -> int:
-    """Return how many arms can be scored in full, at least two, within the judge's half of the budget.
-
-    Parameters
-    ----------
-    pilots : sequence of ArmScore
-        With what they took.
-    budget : Budget, optional
-        Without one, or where it is in steps, the number is not lowered.
-    workers : int
-        Arms that were, and will be, scored at the same time.
-    """
-    if budget is None or budget.steps:
-        return n_kept
-    ranked = best_settings(pilots)
-    # Each one's seconds went by while others were scored beside it.
-    left = 30 * budget.minutes * min(workers, len(ranked)) - sum(s.seconds for s in pilots)
-    more = (N_FOLDS / PILOT_FOLDS if pilots[0].folds else 1.0) / PILOT_EFFORT
-    spent, found = 0.0, 0
-    for score in ranked[:n_kept]:
-        spent += more * score.seconds
-        if spent > left:
-            break
-        found += 1
-    return max(2, found)
 
 
 # --- what the report shows --------------------------------------------------------------------

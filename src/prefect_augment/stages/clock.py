@@ -1,0 +1,125 @@
+"""What the clock allows of the search on val: how many arms in full, and how many seeds.
+
+Where ``budget.steps`` is set, or without a budget, the clock has no say. Else it is read off receipts, which
+tell what pilots and scores took, and never looked at: a rerun decides alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefect_augment.datatypes import Arm, ArmScore
+from prefect_augment.params import Budget
+from prefect_augment.stages.records import N_FOLDS
+from prefect_augment.stages.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
+
+__all__ = ["Clock"]
+
+# Of budget.minutes: what judging may take, its hold-out included. A network is trained in most of the rest; where
+# there is none, the rest is for ingest, the report and for what takes longer than its pilot said.
+JUDGE_SHARE, JUDGE_SHARE_ALONE = 0.5, 0.7
+# On the hold-out: the chosen arm, the best baseline and as is.
+HOLDOUT_ARMS = 3
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The judge's part of a budget.
+
+    Attributes
+    ----------
+    seconds : float
+        That judging may take; infinite where the clock has no say.
+    workers : int
+        Arms that are scored at the same time.
+    """
+
+    seconds: float = math.inf
+    workers: int = 1
+
+    @classmethod
+    def of(cls, budget: Budget | None, *, workers: int, trains_network: bool) -> Clock:
+        """Return the clock of a run.
+
+        Parameters
+        ----------
+        budget : Budget, optional
+        workers : int
+        trains_network : bool
+            Whether a generative model takes its part of the minutes.
+        """
+        if budget is None or budget.steps:
+            return cls(workers=workers)
+        share = JUDGE_SHARE if trains_network else JUDGE_SHARE_ALONE
+        return cls(60 * share * budget.minutes, workers)
+
+    @property
+    def has_a_say(self) -> bool:
+        """Whether minutes count."""
+        return math.isfinite(self.seconds)
+
+    def n_kept(self, pilots: Sequence[ArmScore], best: Sequence[ArmScore]) -> int:
+        """Return how many arms can be scored in full beside the hold-out's, at least two.
+
+        Parameters
+        ----------
+        pilots : sequence of ArmScore
+            All of them, with what they took.
+        best : sequence of ArmScore
+            Those of each arm's best setting, the best arm first.
+
+        Returns
+        -------
+        int
+            :data:`N_KEPT` where the clock has no say; with time for more, more.
+        """
+        if not self.has_a_say:
+            return N_KEPT
+        n_folds, more = (N_FOLDS, N_FOLDS / PILOT_FOLDS) if pilots[0].folds else (1, 1.0)
+        full = [more / PILOT_EFFORT * score.seconds for score in best]
+        left = self._of_all(len(best)) - math.fsum(score.seconds for score in pilots)
+        left -= _holdout(full, n_folds)
+        n = 0
+        while n < len(full) and math.fsum(full[: n + 1]) <= left:
+            n += 1
+        return max(2, n)
+
+    def n_seeds(
+        self,
+        pilots: Sequence[ArmScore],
+        full: Sequence[ArmScore],
+        finalists: Sequence[Arm],
+        *,
+        most: int,
+    ) -> int:
+        """Return with how many seeds the finalists can be scored and compared on the hold-out, at least one.
+
+        Parameters
+        ----------
+        pilots, full : sequence of ArmScore
+            What was scored so far, in full with one seed.
+        finalists : sequence of Arm
+            What further seeds are for.
+        most : int
+            That were asked for.
+        """
+        if not self.has_a_say:
+            return most
+        seconds = [score.seconds for score in full if score.arm in finalists]
+        holdout = _holdout(seconds, len(full[0].folds) or 1)
+        spent = math.fsum(score.seconds for score in (*pilots, *full)) + holdout
+        left = self._of_all(len(seconds)) - spent
+        of_seed = math.fsum(seconds) + holdout
+        return 1 + max(0, min(most - 1, int(left / of_seed))) if of_seed > 0 else most
+
+    def _of_all(self, n: int) -> float:
+        """Return what so many arms may take together: each one's seconds go by while others are scored beside it."""
+        return self.seconds * min(self.workers, n)
+
+
+def _holdout(seconds: Sequence[float], n_folds: int) -> float:
+    """Return what arms take that are trained once, on the records of all folds."""
+    of_fold = math.fsum(seconds) / len(seconds) / n_folds
+    return HOLDOUT_ARMS * of_fold * n_folds / max(1, n_folds - 1)
