@@ -258,9 +258,7 @@ def _predict_all(
         try:
             done = {arm: [job.result() for job in of_seeds] for arm, of_seeds in jobs.items()}
         except BaseException:
-            pool.shutdown(
-                wait=False, cancel_futures=True
-            )  # what has not begun is not begun any more
+            pool.shutdown(wait=False, cancel_futures=True)  # what waits is not begun any more
             raise
     return {
         arm: (
