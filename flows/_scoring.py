@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def search_arms(
     candidates: GateReport | None = None,
     copies: bool = False,
     kind: str = "",
-    has_pilots: bool = False,
+    piloted: Sequence[Rung] = (),
 ) -> Search:
     """Try every setting of all arms, the best arms in full, and the best of these with all seeds.
 
@@ -69,14 +70,15 @@ def search_arms(
         Duplicates are published instead of weights.
     kind : str
         Of the generative model, for the report.
-    has_pilots : bool
-        Generative models were compared by pilots before.
+    piloted : sequence of Rung
+        Of generative models that were compared before.
     """
-    trains_network = has_pilots or (
+    trains_network = (
         candidates is not None
         and load_model_class(model, modality=dataset.modality).trained_in_steps
     )
-    clock = Clock.of(budget, workers=workers, trains_network=trains_network)
+    spent = math.fsum(trial.seconds for one in piloted for trial in one.trials)
+    clock = Clock.of(budget, workers=workers, trains_network=trains_network, spent=spent)
 
     def each(task: Any, items: list[dict[str, object]]) -> list[Any]:
         return run_each(
@@ -105,6 +107,7 @@ def search_arms(
     rest = each(score_arm, [{"arm": arm, "seed": i} for arm in last for i in range(1, n_seeds)])
     said: dict[str, Any] = {"timed": not budget.steps, "model": kind}
     rungs = [
+        *piloted,
         rung(
             "pilots",
             pilots,

@@ -19,7 +19,7 @@ from prefect_augment.datatypes import (
 )
 from prefect_augment.errors import RefusedError
 from prefect_augment.facts_privacy import Privacy
-from prefect_augment.facts_search import SearchFacts
+from prefect_augment.facts_search import Rung, SearchFacts
 from prefect_augment.findings import Findings
 from prefect_augment.flows._approval import announce, release, settle
 from prefect_augment.flows._inputs import default_destination, default_source, running
@@ -185,11 +185,10 @@ def rebalance(
             compute=compute,
             seed=seed,
             copies=publish.materialise == "copies",
-            has_pilots=bool(piloted),
+            piloted=piloted,
         )
         if search:
-            rungs = (*piloted, *search.rungs)
-            search = search.model_copy(update={"rungs": rungs, "passed_over": passed_over})
+            search = search.model_copy(update={"passed_over": passed_over})
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
             arm,
@@ -337,7 +336,7 @@ def _compare(
     compute: Compute,
     seed: int,
     copies: bool,
-    has_pilots: bool,
+    piloted: tuple[Rung, ...],
 ) -> tuple[Arm, Verdict, list[ArmScore], SearchFacts | None]:
     """Choose an arm on val and hold it against the best baseline on the hold-out."""
     if len({c.label for c in plan.classes if c.judged}) < 2:
@@ -357,7 +356,7 @@ def _compare(
         candidates=candidates,
         copies=copies,
         kind=kind or "",
-        has_pilots=has_pilots,
+        piloted=piloted,
     )
     scores = found.scores
     choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")

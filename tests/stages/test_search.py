@@ -258,6 +258,17 @@ def test_a_network_takes_its_part_of_the_minutes(pilots: list[ArmScore]) -> None
     assert without > beside
 
 
+def test_pilots_of_generative_models_are_within_the_judges_time(pilots: list[ArmScore]) -> None:
+    best = best_settings(pilots)
+    kept = [
+        Clock.of(Budget(minutes=1.5), workers=1, trains_network=False, spent=seconds).n_kept(
+            pilots, best
+        )
+        for seconds in (0.0, 20.0, 1000.0)
+    ]
+    assert kept[0] > kept[1] > kept[2] == 2
+
+
 def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[ArmScore]) -> None:
     full = [scored(arm, 0.5, seconds=5.0) for arm in go_on(pilots)]
     last = finalists(full)

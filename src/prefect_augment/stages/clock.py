@@ -34,13 +34,18 @@ class Clock:
         That judging may take; infinite where the clock has no say.
     workers : int
         Arms that are scored at the same time.
+    spent : float
+        Seconds of what was scored before, pilots of generative models.
     """
 
     seconds: float = math.inf
     workers: int = 1
+    spent: float = 0.0
 
     @classmethod
-    def of(cls, budget: Budget | None, *, workers: int, trains_network: bool) -> Clock:
+    def of(
+        cls, budget: Budget | None, *, workers: int, trains_network: bool, spent: float = 0.0
+    ) -> Clock:
         """Return the clock of a run.
 
         Parameters
@@ -49,11 +54,13 @@ class Clock:
         workers : int
         trains_network : bool
             Whether a generative model takes its part of the minutes.
+        spent : float
+            See the class.
         """
         if budget is None or budget.steps:
             return cls(workers=workers)
         share = JUDGE_SHARE if trains_network else JUDGE_SHARE_ALONE
-        return cls(60 * share * budget.minutes, workers)
+        return cls(60 * share * budget.minutes, workers, spent)
 
     @property
     def has_a_say(self) -> bool:
@@ -79,8 +86,7 @@ class Clock:
             return N_KEPT
         n_folds, more = (N_FOLDS, N_FOLDS / PILOT_FOLDS) if pilots[0].folds else (1, 1.0)
         full = [more / PILOT_EFFORT * score.seconds for score in best]
-        left = self._of_all(len(best)) - math.fsum(score.seconds for score in pilots)
-        left -= _holdout(full, n_folds)
+        left = self._left(len(best), pilots) - _holdout(full, n_folds)
         n = 0
         while n < len(full) and math.fsum(full[: n + 1]) <= left:
             n += 1
@@ -109,14 +115,14 @@ class Clock:
             return most
         seconds = [score.seconds for score in full if score.arm in finalists]
         holdout = _holdout(seconds, len(full[0].folds) or 1)
-        spent = math.fsum(score.seconds for score in (*pilots, *full)) + holdout
-        left = self._of_all(len(seconds)) - spent
+        left = self._left(len(seconds), (*pilots, *full)) - holdout
         of_seed = math.fsum(seconds) + holdout
         return 1 + max(0, min(most - 1, int(left / of_seed))) if of_seed > 0 else most
 
-    def _of_all(self, n: int) -> float:
-        """Return what so many arms may take together: each one's seconds go by while others are scored beside it."""
-        return self.seconds * min(self.workers, n)
+    def _left(self, n: int, scored: Sequence[ArmScore]) -> float:
+        """Return what so many arms may take together after what was scored: their seconds go by side by side."""
+        taken = self.spent + math.fsum(score.seconds for score in scored)
+        return self.seconds * min(self.workers, n) - taken
 
 
 def _holdout(seconds: Sequence[float], n_folds: int) -> float:
