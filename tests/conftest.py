@@ -118,6 +118,13 @@ def _flow_tests_have_an_api(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("prefect_harness")
 
 
+@pytest.fixture(autouse=True)
+def _torch_starts_alike() -> None:
+    """Seed torch's own generator: networks that a test makes by itself are the same in every run."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""
