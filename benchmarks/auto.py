@@ -315,16 +315,15 @@ def show(name: str, found: Found, splits: Sequence[Split]) -> None:
         s.published if s.published == s.chosen else f"{s.published} (val chose {s.chosen})"
         for s in splits
     )
-    print(
-        f"\n### {name}: {len(splits)} splits, at most {found.seconds:.0f} s, published: {published}\n"
-    )
+    seconds = ", ".join(f"{s.seconds:.0f}" for s in splits)
+    print(f"\n### {name}: {len(splits)} splits in {seconds} s, published: {published}\n")
     print_heading(["arm", "balanced accuracy", "splits"])
     for row in found.rows:
         of_splits = ", ".join(f"{100 * x:.1f}" for x in row["splits"])
         print_row([row["arm"], f"{row['balanced_accuracy']:.1f}", of_splits])
     print(
         f"\nauto less {found.best}, the best single arm: {-found.regret:+.2f} "
-        f"[{found.low:+.2f}, {found.high:+.2f}]"
+        f"[{found.low:+.2f}, {found.high:+.2f}]; what val chose less it: {-found.of_chosen:+.2f}"
     )
 
 

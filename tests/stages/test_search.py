@@ -231,14 +231,13 @@ def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> 
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (None, N_KEPT),
         (Budget(minutes=1000), 7),  # all that there are
         (Budget(minutes=0.5), 2),
         (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
     ],
 )
 def test_as_many_arms_are_scored_in_full_as_there_is_time_for(
-    pilots: list[ArmScore], budget: Budget | None, expected: int
+    pilots: list[ArmScore], budget: Budget, expected: int
 ) -> None:
     found = Clock.of(budget, workers=1, trains_network=False)
     assert found.n_kept(pilots, best_settings(pilots)) == expected
@@ -276,9 +275,8 @@ def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[ArmScor
     assert found == [1, 1, 2, 3]
     longer = [score.model_copy(update={"seconds": 10.0}) for score in full]
     assert clock(2.2).n_seeds(pilots, longer, last, most=3) == 1
-    for budget in (None, Budget(minutes=0.1, steps=10)):
-        found = Clock.of(budget, workers=1, trains_network=False)
-        assert found.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
+    counted = Clock.of(Budget(minutes=0.1, steps=10), workers=1, trains_network=False)
+    assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
 
 
 def test_the_arms_of_the_hold_out_are_within_the_judges_time(pilots: list[ArmScore]) -> None:

@@ -1,6 +1,6 @@
 """What the clock allows of the search on val: how many arms in full, and how many seeds.
 
-Where ``budget.steps`` is set, or without a budget, the clock has no say. Else it is read off receipts, which
+Where ``budget.steps`` is set, the clock has no say. Else it is read off receipts, which
 tell what pilots and scores took, and never looked at: a rerun decides alike.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prefect_augment.datatypes import Arm, ArmScore
 from prefect_augment.params import Budget
 from prefect_augment.stages.records import N_FOLDS
 from prefect_augment.stages.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
 
-__all__ = ["Clock"]
+__all__ = ["JUDGE_SHARE", "Clock"]
 
 # Of budget.minutes: what judging may take, its hold-out included. A network is trained in most of the rest; where
 # there is none, the rest is for ingest, the report and for what takes longer than its pilot said.
@@ -43,21 +44,19 @@ class Clock:
     spent: float = 0.0
 
     @classmethod
-    def of(
-        cls, budget: Budget | None, *, workers: int, trains_network: bool, spent: float = 0.0
-    ) -> Clock:
+    def of(cls, budget: Budget, *, workers: int, trains_network: bool, spent: float = 0.0) -> Clock:
         """Return the clock of a run.
 
         Parameters
         ----------
-        budget : Budget, optional
+        budget : Budget
         workers : int
         trains_network : bool
             Whether a generative model takes its part of the minutes.
         spent : float
             See the class.
         """
-        if budget is None or budget.steps:
+        if budget.steps:
             return cls(workers=workers)
         share = JUDGE_SHARE if trains_network else JUDGE_SHARE_ALONE
         return cls(60 * share * budget.minutes, workers, spent)
@@ -87,10 +86,7 @@ class Clock:
         n_folds, more = (N_FOLDS, N_FOLDS / PILOT_FOLDS) if pilots[0].folds else (1, 1.0)
         full = [more / PILOT_EFFORT * score.seconds for score in best]
         left = self._left(len(best), pilots) - _holdout(full, n_folds)
-        n = 0
-        while n < len(full) and math.fsum(full[: n + 1]) <= left:
-            n += 1
-        return max(2, n)
+        return max(2, sum(taken <= left for taken in accumulate(full)))
 
     def n_seeds(
         self,

@@ -40,6 +40,7 @@ from prefect_augment.machine import cpu_multiplies_bf16
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.reading.staged import iter_shards, load_facts
 from prefect_augment.stages.arms import make_arms
+from prefect_augment.stages.clock import JUDGE_SHARE
 from prefect_augment.stages.constraints import check_types, columns_of, n_breaking, said_rule
 from prefect_augment.stages.object_plan import object_classes
 from prefect_augment.stages.records import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
@@ -405,7 +406,7 @@ def _estimate_images(
     alone = has_model or _rarest(facts) >= SMALL_VAL["image"]
     arms = make_arms("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
-    seconds = math.inf if budget is None or budget.steps else 30.0 * budget.minutes
+    seconds = math.inf if budget is None or budget.steps else 60 * JUDGE_SHARE * budget.minutes
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
     # All settings where they take a small part of what there is; fewer settings before a narrow learner, and
     # that before one that is trained much too short, or fewer folds.
