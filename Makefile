@@ -64,7 +64,7 @@ bench: setup ## list the benchmarks and how to run one
 	paths or print("there is no benchmark in benchmarks/ yet")'
 
 schema: setup ## write anew what is made of the code: the JSON schema of report.json, the page of parameters
-	@$(BIN)/python -m prefect_augment.evaluation.report_schema src/prefect_augment/evaluation/report.schema.json
+	@$(BIN)/python -m prefect_augment.report.json src/prefect_augment/report/report.schema.json
 	@$(BIN)/python -m prefect_augment.params.reference docs/parameters.md
 
 docs: setup ## build the pages of docs/ into site/

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.candidates import GateOutcome, Labelled
-from prefect_augment.evaluation.gates import Measures, gate_records
-from prefect_augment.evaluation.table_gates import table_measures
+from prefect_augment.encoding.arrays import GateOutcome, Labelled
+from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
+from prefect_augment.evaluation.quality.table_filter import table_measures
 
 __all__ = [
     "DRAWN",
@@ -92,7 +92,7 @@ class World:
                 seed=self.seed,
             )
         else:
-            from prefect_augment.evaluation.image_gates import image_measures
+            from prefect_augment.evaluation.quality.image_filter import image_measures
 
             made = image_measures(self.fit, stratum_class=classes, steps=STEPS, seed=self.seed)
         trained: dict[bytes, Any] = {}

@@ -13,11 +13,11 @@ from _image_scores import coded, read
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from prefect_augment.evaluation.image_learner import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
 from prefect_augment.genmodels.base import ImageData, ImageSpec
+from prefect_augment.latents.interpolate import way
 from prefect_augment.params import Budget, ModelParams
-from prefect_augment.stages.interpolate import way
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.train import fit_model
 
 __all__ = ["Ends", "ImageParts", "Strips", "along", "changes_once", "classifier", "strips_of"]
 

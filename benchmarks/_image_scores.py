@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from prefect_augment.evaluation.similarity import density_coverage
-from prefect_augment.training.devices import choose_device
+from prefect_augment.evaluation.quality.prdc import density_coverage
+from prefect_augment.nn.devices import choose_device
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"
 NEAR_QUANTILE = 0.01  # of real images' distances: so many of them are "near copies" themselves

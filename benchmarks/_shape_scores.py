@@ -15,9 +15,9 @@ from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.params import Budget, ModelParams, VaeModel
-from prefect_augment.stages.draw import candidate_seeds
-from prefect_augment.stages.models import image_spec
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.model_store import image_spec
+from prefect_augment.synthesis.train import fit_model
 
 __all__ = ["Disentangled", "Found", "Wanted", "disentangled", "oracle_accuracy"]
 

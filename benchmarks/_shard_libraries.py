@@ -121,8 +121,8 @@ class Ours:
         import pyarrow as pa
         import pyarrow.pandas_compat
 
-        import prefect_augment.manifest
-        import prefect_augment.reading.torch_dataset
+        import prefect_augment.loading.torch
+        import prefect_augment.schema.manifest
         import prefect_augment.shards.parquet
         import prefect_augment.shards.webdataset  # noqa: F401 - loaded before the clock runs
 
@@ -132,9 +132,9 @@ class Ours:
         """Build the table, write its shards, commit the version."""
         import pyarrow as pa
 
-        from prefect_augment.manifest import commit
+        from prefect_augment.schema.manifest import commit
         from prefect_augment.shards.parquet import with_lineage, write_shards
-        from prefect_augment.storage import open_store
+        from prefect_augment.storage.store import open_store
 
         store = open_store(folder)
         parts = [pa.array(source.images, pa.binary()), pa.nulls(len(source.images), pa.string())]
@@ -157,8 +157,8 @@ class Ours:
         commit(store, lambda *_: self._manifest(shards), dataset_key="benchmark")
 
     def _manifest(self, shards: Any) -> Any:
-        from prefect_augment.datatypes import Arm, Recipe
-        from prefect_augment.manifest import Manifest
+        from prefect_augment.schema.base import Arm, Recipe
+        from prefect_augment.schema.manifest import Manifest
 
         recipe = Recipe(
             arm=Arm(name="as_is", family="as_is"),

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.learners import fit_learner
-from prefect_augment.evaluation.metrics import predict_classes, score_predictions
-from prefect_augment.evaluation.thresholds import tune_multipliers
+from prefect_augment.evaluation.classifiers.base import fit_learner
+from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 
 __all__ = [
     "FIGURES",
@@ -99,7 +99,7 @@ def score_arm(
     weights : ndarray of float64, shape (n,), optional
         Of ``rows``.
     is_category, n_levels, n_classes, seed
-        As for :func:`prefect_augment.evaluation.learners.fit_learner`.
+        As for :func:`prefect_augment.evaluation.classifiers.base.fit_learner`.
 
     Returns
     -------

@@ -20,7 +20,7 @@ from _table_matrix import Matrix
 from _table_scores import DRAWS, likeness, nearness, validity
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.learners import balanced_weights
+from prefect_augment.evaluation.classifiers.base import balanced_weights
 
 __all__ = ["NOTHING", "WEIGHTS", "read_outcomes"]
 

@@ -40,15 +40,15 @@ import simplejpeg
 from _goals import Goal, print_goals, print_heading, print_row
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.images import ImagePolicy, Operation, record_seed
-from prefect_augment.augmentation.pipeline import Pipeline
+from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation.image_pipeline import Pipeline
+from prefect_augment.augmentation.image_policy import ImagePolicy, Operation, record_seed
+from prefect_augment.augmentation.write_images import portions
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.augment import augment
-from prefect_augment.stages.augment_images import portions
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.storage import open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import open_store
 
 QUALITY = 90
 SIZES = {32: 512, 256: 96, 512: 32}  # images of each

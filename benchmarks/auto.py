@@ -36,18 +36,24 @@ import numpy as np
 from _goals import Goal, print_goals, print_heading, print_row
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
-from prefect_augment.evaluation.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.metrics import predict_classes
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.metrics.scores import predict_classes
+from prefect_augment.experiment.evaluator import (
+    Synthetic,
+    Wishes,
+    Workbench,
+    kept_synthetic,
+    open_bench,
+)
+from prefect_augment.experiment.score import score
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Destination, Gate, Source
-from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_arms
 from prefect_augment.registry import resolve_model
-from prefect_augment.stages.arms import AMOUNTS, as_trained, candidates_wanted, make_arms
-from prefect_augment.stages.bench import Synthetic, Wishes, Workbench, kept_synthetic, open_bench
-from prefect_augment.stages.score import score
-from prefect_augment.storage import open_store
+from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
+from prefect_augment.tasks.compare import judge_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
-from prefect_augment.tasks.judge import judge_candidates
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.sample import sample_classes
 from prefect_augment.tasks.train import train_model
@@ -56,7 +62,7 @@ DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 HOLDOUT = 0.3  # of a table
 REPORTED = ("cifar10lt", "magnetic_tile")  # and not held against the goals
 MOST_REGRET, MOST_LOSS, MOST_SECONDS = 0.5, 0.5, 300.0
-COMMAND = [sys.executable, "-m", "prefect_augment.cli", "rebalance"]
+COMMAND = [sys.executable, "-m", "prefect_augment.cli.app", "rebalance"]
 AUTO = "auto"
 CHOSEN = "auto, as val chose"
 

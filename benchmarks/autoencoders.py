@@ -44,9 +44,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from prefect_augment.genmodels.autoencoder import Autoencoder
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.vae import Vae
+from prefect_augment.genmodels.images.autoencoder import Autoencoder
+from prefect_augment.genmodels.images.vae import Vae
 from prefect_augment.params import AutoencoderModel, VaeModel
 
 BATCH = 128

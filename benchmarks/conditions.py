@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder, table_strata
-from prefect_augment.evaluation.similarity import C2ST_RECORDS, c2st_auc
+from prefect_augment.evaluation.quality.prdc import C2ST_RECORDS, c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Budget, FlowModel, ModelParams, TreesModel
-from prefect_augment.stages.draw import candidate_seeds
-from prefect_augment.stages.models import table_spec
-from prefect_augment.stages.rules import Rules, draw_kept
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.model_store import table_spec
+from prefect_augment.synthesis.rejection import Rules, draw_kept
+from prefect_augment.synthesis.train import fit_model
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tabular"
 GOAL = 0.65

@@ -33,11 +33,11 @@ import numpy as np
 import torch
 
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.diffusion import Diffusion
+from prefect_augment.genmodels.images.flow_matching import Diffusion
+from prefect_augment.nn import loop
+from prefect_augment.nn.devices import compiled
+from prefect_augment.nn.networks import UNet
 from prefect_augment.params import DiffusionModel
-from prefect_augment.training import loop
-from prefect_augment.training.compiling import compiled
-from prefect_augment.training.networks import UNet
 
 SIZE, CHANNELS, N_CLASSES = 32, 3, 10
 WARM, BLOCKS, STEPS = 8, 3, 20  # steps before the clock, blocks, steps of a block

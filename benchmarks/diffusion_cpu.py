@@ -1,6 +1,6 @@
 """The small image generator on one CPU thread: `python benchmarks/diffusion_cpu.py [--quick] [--json FILE]`.
 
-Ours (``genmodels/diffusion.py`` through ``training/loop.py``) beside a plain PyTorch version of the
+Ours (``genmodels/images/flow_matching.py`` through ``nn/loop.py``) beside a plain PyTorch version of the
 prototype that the design's figures come from: a flow-matching U-Net of about 1.2 million weights on
 14 × 14 squares of 28 px images, 48 and 112 channels, one group norm of 8 groups a block, plain
 attention, batch 128, 6 midpoint steps; both in bf16 where the CPU multiplies it. Same data, same machine,
@@ -36,11 +36,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.diffusion import Diffusion, integrate
-from prefect_augment.genmodels.diffusion_training import velocity_loss
+from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate
+from prefect_augment.genmodels.images.flow_training import velocity_loss
+from prefect_augment.nn import loop
+from prefect_augment.nn.devices import choose_device
 from prefect_augment.params import DiffusionModel
-from prefect_augment.training import loop
-from prefect_augment.training.devices import choose_device
 
 PEER = "plain PyTorch prototype, 1.2M"
 DEVICE = choose_device("cpu", threads=1)

@@ -42,12 +42,12 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.image_learner import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
+from prefect_augment.nn import loop
 from prefect_augment.params import ModelParams
 from prefect_augment.registry import load_model_class, resolve_model
-from prefect_augment.training import loop
 
 KINDS: dict[str, dict[str, Any]] = {
     "diffusion": {"kind": "diffusion"},

@@ -42,8 +42,8 @@ from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder, table_strata
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Budget, ModelParams
-from prefect_augment.stages.models import table_spec
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.model_store import table_spec
+from prefect_augment.synthesis.train import fit_model
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tabular"
 LABELS = {"adult_income": "income", "hypothyroid": "diagnosis", "mammography": "calcification"}

@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from _image_scores import Oracle, Reference, coded, printed, read
 from torch import Tensor, nn
 
-from prefect_augment.evaluation.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.image_transforms import ClassicRanges, classic_batch
-from prefect_augment.evaluation.similarity import density_coverage
+from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
+from prefect_augment.evaluation.quality.prdc import density_coverage
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.params import Budget, DiffusionModel
-from prefect_augment.stages.effort import TRAINING_SHARE
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.effort import TRAINING_SHARE
+from prefect_augment.synthesis.train import fit_model
 
 BATCH = 128
 TRAIN_SHARE = 0.75  # of the minutes; the rest draws and filters

@@ -193,7 +193,14 @@ def measure(kind: str, n: int, times: int) -> Peak:
         write = write_images if kind == "images" else write_rows
         for i in range(times):
             write(source / f"{i:03d}.parquet", n, seed=i)
-        words = ["-m", "prefect_augment.cli", "augment", str(source), str(destination), "--label"]
+        words = [
+            "-m",
+            "prefect_augment.cli.app",
+            "augment",
+            str(source),
+            str(destination),
+            "--label",
+        ]
         if kind == "images":
             words.append("label")
         else:

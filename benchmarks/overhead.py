@@ -272,7 +272,7 @@ def main() -> None:
         child(args.child)
         return
 
-    from prefect_augment.stages.example import example_images, example_table
+    from prefect_augment.examples import example_images, example_table
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -28,10 +28,10 @@ from _goals import print_heading, print_row
 from _image_scores import DATA, coded
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.images import PRESETS, ImagePolicy
+from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy
 from prefect_augment.encoding.pixels import decode_image, fit_square, with_channels
-from prefect_augment.evaluation.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.image_learner import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.params import Classic
 
 SETS = {  # edge in pixels and channels

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
-from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.privacy import Part, Words, privacy_side
-from prefect_augment.facts_privacy import PrivacySide
+from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side
+from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.schema.privacy import PrivacySide
 
 N_COLUMNS = 5
 SIZES = ((200, 60, 200), (60, 15, 120), (30, 8, 60))  # members, others, synthetic per class

@@ -68,7 +68,7 @@ SETS = {
     ),
     "fashion_lt": Set("images/fashion_lt.parquet", "label", holdout="images/fashion_test.parquet"),
 }
-COMMAND = [sys.executable, "-m", "prefect_augment.cli"]
+COMMAND = [sys.executable, "-m", "prefect_augment.cli.app"]
 
 
 def run_set(name: str, folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

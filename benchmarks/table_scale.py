@@ -37,9 +37,9 @@ def wide(kind: str, n_columns: int, n_rows: int) -> dict[str, float]:
     import numpy as np
 
     from prefect_augment.genmodels.base import TableData, TableSpec
-    from prefect_augment.genmodels.counter_random import seeds_from
+    from prefect_augment.genmodels.counter_rng import seeds_from
     from prefect_augment.params import Budget, FlowModel, TreesModel
-    from prefect_augment.stages.train import fit_model
+    from prefect_augment.synthesis.train import fit_model
 
     if kind == "flow":
         import torch  # noqa: F401 - its own memory is not the table's
@@ -79,12 +79,12 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from prefect_augment.ingest.ingest import ingest
     from prefect_augment.params import Balance, Budget, Gate, Source, TreesModel
-    from prefect_augment.stages.ingest import ingest
-    from prefect_augment.stages.plan import plan
-    from prefect_augment.stages.sample import sample
-    from prefect_augment.stages.train import train
-    from prefect_augment.storage import open_store
+    from prefect_augment.plan.plan import plan
+    from prefect_augment.storage.store import open_store
+    from prefect_augment.synthesis.sample import sample
+    from prefect_augment.synthesis.train import train
 
     rng = np.random.default_rng(0)
     n = 20_000

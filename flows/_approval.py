@@ -13,11 +13,17 @@ from prefect.input.actions import read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
 from pydantic import Field, create_model
 
-from prefect_augment.datatypes import ApprovalDecision, Commit, Recipe, ReportRef
 from prefect_augment.params import Answer, Approval, ClassAmount
-from prefect_augment.stages.amounts import added_records, lowered
-from prefect_augment.stages.approval import Proposal, decide, read_decision, request_markdown
-from prefect_augment.storage import Store
+from prefect_augment.publish.proposal import (
+    Proposal,
+    added_records,
+    decide,
+    lowered,
+    read_decision,
+    request_markdown,
+)
+from prefect_augment.schema.base import ApprovalDecision, Commit, Recipe, ReportRef
+from prefect_augment.storage.store import Store
 from prefect_augment.tasks._runtime import link, run
 from prefect_augment.tasks.publish import publish_dataset, write_report
 

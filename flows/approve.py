@@ -7,11 +7,11 @@ import time
 
 from prefect import flow
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.flows._approval import release
 from prefect_augment.flows._inputs import running
 from prefect_augment.params import Answer, Destination
-from prefect_augment.stages.result import summarise
+from prefect_augment.report.run_summary import summarise
+from prefect_augment.schema.base import RunResult
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.approve import decide_proposal
 

@@ -7,8 +7,14 @@ import time
 
 from prefect import flow
 
-from prefect_augment.datatypes import RunResult
-from prefect_augment.flows._inputs import default_destination, default_source, running
+from prefect_augment.augmentation.label_preservation import needs_check
+from prefect_augment.flows._inputs import (
+    as_json,
+    check_parameters,
+    default_destination,
+    default_source,
+    running,
+)
 from prefect_augment.params import (
     Balance,
     Budget,
@@ -19,14 +25,13 @@ from prefect_augment.params import (
     Report,
     Source,
 )
+from prefect_augment.plan.strategies import classic_recipe
+from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.publish.export import check_export
+from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format
-from prefect_augment.stages.arms import classic_recipe
-from prefect_augment.stages.check_policy import needs_check
-from prefect_augment.stages.checks import as_json, check_parameters
-from prefect_augment.stages.export import check_export
-from prefect_augment.stages.publish import check_destination
-from prefect_augment.stages.result import summarise
-from prefect_augment.stages.weights import inherit_weights
+from prefect_augment.report.run_summary import summarise
+from prefect_augment.schema.base import RunResult
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.check_policy import check_image_policy

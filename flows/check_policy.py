@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from prefect import flow
 
-from prefect_augment.flows._inputs import default_destination, default_source, running
+from prefect_augment.augmentation.label_preservation import PolicyCheck
+from prefect_augment.flows._inputs import (
+    check_parameters,
+    default_destination,
+    default_source,
+    running,
+)
 from prefect_augment.params import Budget, Classic, Destination, NoModel, Report, Source
-from prefect_augment.stages.check_policy import PolicyCheck
-from prefect_augment.stages.checks import check_parameters
 from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset

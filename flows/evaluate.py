@@ -6,10 +6,13 @@ import time
 
 from prefect import flow
 
-from prefect_augment.datatypes import RunResult
+from prefect_augment.augmentation.text import check_judgeable
 from prefect_augment.errors import ParameterError, RefusedError
-from prefect_augment.findings import Findings
-from prefect_augment.flows._scoring import search_arms
+from prefect_augment.experiment.confirmation import why_refused
+from prefect_augment.experiment.privacy import found_privacy
+from prefect_augment.flows._compare import search_arms
+from prefect_augment.flows._inputs import check_seed
+from prefect_augment.ingest.external import plan_of_given
 from prefect_augment.params import (
     Balance,
     Budget,
@@ -21,17 +24,14 @@ from prefect_augment.params import (
     Report,
     Source,
 )
-from prefect_augment.stages.arms import GIVEN, make_arms
-from prefect_augment.stages.checks import check_seed
-from prefect_augment.stages.foreign import plan_of_given
-from prefect_augment.stages.privacy import found_privacy
-from prefect_augment.stages.refusal import why_refused
-from prefect_augment.stages.result import summarise, with_given
-from prefect_augment.stages.text_columns import check_judgeable
+from prefect_augment.plan.strategies import GIVEN, make_arms
+from prefect_augment.report.run_summary import summarise, with_given
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.report import Findings
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
+from prefect_augment.tasks.compare import choose_arm, judge_candidates, verify_choice
 from prefect_augment.tasks.ingest import ingest_dataset
-from prefect_augment.tasks.judge import choose_arm, judge_candidates, verify_choice
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 from prefect_augment.tasks.sample import import_synthetic

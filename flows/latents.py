@@ -15,9 +15,15 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from prefect_augment.datatypes import DatasetRef, LatentResult
 from prefect_augment.errors import ParameterError
-from prefect_augment.flows._inputs import default_destination, default_source, running
+from prefect_augment.flows._inputs import (
+    check_parameters,
+    default_destination,
+    default_source,
+    running,
+)
+from prefect_augment.latents.capabilities import Ability, able_model
+from prefect_augment.latents.page import latents_sentence
 from prefect_augment.params import (
     Anomalies,
     AttributeShift,
@@ -32,11 +38,9 @@ from prefect_augment.params import (
     Reconstruction,
     Source,
 )
-from prefect_augment.stages.abilities import Ability, able_model
-from prefect_augment.stages.checks import check_parameters
-from prefect_augment.stages.latents_page import latents_sentence
-from prefect_augment.stages.result import peak_rss_bytes
-from prefect_augment.storage import contains
+from prefect_augment.report.run_summary import peak_rss_bytes
+from prefect_augment.schema.base import DatasetRef, LatentResult
+from prefect_augment.storage.store import contains
 from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.latents import (

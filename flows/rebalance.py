@@ -7,24 +7,21 @@ import time
 
 from prefect import flow
 
-from prefect_augment.datatypes import (
-    Arm,
-    ArmScore,
-    BalancePlan,
-    DatasetRef,
-    GateReport,
-    ModelRef,
-    RunResult,
-    Verdict,
-)
+from prefect_augment.augmentation.label_preservation import needs_check
+from prefect_augment.augmentation.text import check_judgeable
 from prefect_augment.errors import RefusedError
-from prefect_augment.facts_privacy import Privacy
-from prefect_augment.facts_search import Rung, SearchFacts
-from prefect_augment.findings import Findings
+from prefect_augment.experiment.confirmation import why_refused, without_comparison
+from prefect_augment.experiment.score import published_arm
+from prefect_augment.experiment.search import decided
 from prefect_augment.flows._approval import announce, release, settle
-from prefect_augment.flows._inputs import default_destination, default_source, running
-from prefect_augment.flows._scoring import choose_model, search_arms
-from prefect_augment.manifest import find_commit
+from prefect_augment.flows._compare import choose_model, search_arms
+from prefect_augment.flows._inputs import (
+    as_json,
+    check_parameters,
+    default_destination,
+    default_source,
+    running,
+)
 from prefect_augment.params import (
     Approval,
     AutoModel,
@@ -39,32 +36,39 @@ from prefect_augment.params import (
     Report,
     Source,
 )
+from prefect_augment.plan.schedule import training_budget
+from prefect_augment.plan.strategies import candidates_wanted, make_arms, make_recipe
+from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.publish.export import check_export
+from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, resolve_model
-from prefect_augment.stages.arms import candidates_wanted, make_arms, make_recipe
-from prefect_augment.stages.check_policy import needs_check
-from prefect_augment.stages.checks import as_json, check_parameters
-from prefect_augment.stages.export import check_export
-from prefect_augment.stages.kinds import training_budget
-from prefect_augment.stages.publish import check_destination
-from prefect_augment.stages.refusal import why_refused
-from prefect_augment.stages.result import summarise
-from prefect_augment.stages.score import published_arm
-from prefect_augment.stages.search import decided
-from prefect_augment.stages.text_columns import check_judgeable
-from prefect_augment.stages.verdict import without_comparison
-from prefect_augment.stages.weights import inherit_weights
+from prefect_augment.report.run_summary import summarise
+from prefect_augment.schema.base import (
+    Arm,
+    ArmScore,
+    BalancePlan,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    RunResult,
+    Verdict,
+)
+from prefect_augment.schema.experiment import Rung, SearchFacts
+from prefect_augment.schema.manifest import find_commit
+from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema.report import Findings
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.check_policy import check_image_policy
-from prefect_augment.tasks.ingest import ingest_dataset
-from prefect_augment.tasks.judge import (
+from prefect_augment.tasks.compare import (
     choose_arm,
     judge_candidates,
     measure_privacy,
     verify_choice,
 )
+from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import publish_dataset, write_report
 from prefect_augment.tasks.sample import sample_classes

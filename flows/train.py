@@ -8,9 +8,14 @@ from typing import Any
 
 from prefect import flow
 
-from prefect_augment.datatypes import TrainResult
+from prefect_augment.augmentation.text import check_judgeable
 from prefect_augment.errors import ParameterError
-from prefect_augment.flows._inputs import default_destination, default_source, running
+from prefect_augment.flows._inputs import (
+    check_parameters,
+    default_destination,
+    default_source,
+    running,
+)
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -20,10 +25,9 @@ from prefect_augment.params import (
     NoModel,
     Source,
 )
-from prefect_augment.stages.checks import check_parameters
-from prefect_augment.stages.result import peak_rss_bytes
-from prefect_augment.stages.text_columns import check_judgeable
-from prefect_augment.stages.train import find_model
+from prefect_augment.report.run_summary import peak_rss_bytes
+from prefect_augment.schema.base import TrainResult
+from prefect_augment.synthesis.train import find_model
 from prefect_augment.tasks._runtime import finish, open_destination, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance

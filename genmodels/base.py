@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.training.budget import Calibration
+from prefect_augment.nn.budget import Calibration
 
 __all__ = [
     "MIN_SAMPLED_RECORDS",

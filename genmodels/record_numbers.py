@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefect_augment.genmodels.counter_random import normal, uniform
+from prefect_augment.genmodels.counter_rng import normal, uniform
 
 __all__ = ["RecordNumbers"]
 

@@ -34,12 +34,12 @@ from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import TransientError
-from prefect_augment.manifest import read_manifest
 from prefect_augment.params import Destination
-from prefect_augment.stages.summary import outcome_sentence, run_page, where
-from prefect_augment.storage import Store, open_store
+from prefect_augment.report.run_summary import outcome_sentence, run_page, where
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import Store, open_store
 from prefect_augment.tasks._blocks import storage_options
 
 __all__ = [
@@ -154,7 +154,7 @@ def _use_system_memory() -> None:
 def _give_memory_back() -> None:
     """Return to the system what is kept after use: 100 MB and more after reading images."""
     if "pyarrow" in sys.modules:  # else nothing was read, and the flow's form does without it
-        from prefect_augment.spill import give_back
+        from prefect_augment.storage.spill import give_back
 
         give_back()
 

@@ -7,7 +7,15 @@ from typing import Any
 
 from prefect import task
 
-from prefect_augment.datatypes import (
+from prefect_augment.params import Answer, Classic, Destination, Publish, Report
+from prefect_augment.publish.proposal import (
+    Proposal,
+    decide,
+    propose,
+    read_proposal,
+    request_markdown,
+)
+from prefect_augment.schema.base import (
     ApprovalDecision,
     ArmScore,
     BalancePlan,
@@ -18,15 +26,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
-from prefect_augment.findings import Findings
-from prefect_augment.params import Answer, Classic, Destination, Publish, Report
-from prefect_augment.stages.approval import (
-    Proposal,
-    decide,
-    propose,
-    read_proposal,
-    request_markdown,
-)
+from prefect_augment.schema.report import Findings
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from prefect import task
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef
+from prefect_augment.augmentation.base import augment
 from prefect_augment.params import Classic
-from prefect_augment.stages.augment import augment
+from prefect_augment.schema.base import BalancePlan, DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,

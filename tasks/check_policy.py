@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from prefect import task
 
-from prefect_augment.datatypes import DatasetRef
+from prefect_augment.augmentation.label_preservation import (
+    PolicyCheck,
+    act_on,
+    check_policy,
+    policy_page,
+)
 from prefect_augment.params import Classic
-from prefect_augment.stages.check_policy import PolicyCheck, act_on, check_policy, policy_page
+from prefect_augment.schema.base import DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import task
 
-from prefect_augment.datatypes import DatasetRef
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Destination, Source
-from prefect_augment.stages.ingest import ingest
+from prefect_augment.schema.base import DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     open_destination,

@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 from prefect import task
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
+from prefect_augment.latents.anomalies import anomalies
+from prefect_augment.latents.attribute_shift import shift_attribute
+from prefect_augment.latents.classify import classify
+from prefect_augment.latents.denoise import denoise
+from prefect_augment.latents.embed import embed
+from prefect_augment.latents.inputs import select_classes as select
+from prefect_augment.latents.inputs import version_records
+from prefect_augment.latents.interpolate import interpolate
+from prefect_augment.latents.page import latents_page
+from prefect_augment.latents.reconstruct import reconstruct
 from prefect_augment.params import AttributeShift, Destination, Interpolation, Output
 from prefect_augment.registry import load_model_class
-from prefect_augment.stages.anomalies import anomalies
-from prefect_augment.stages.classify import classify
-from prefect_augment.stages.denoise import denoise
-from prefect_augment.stages.embed import embed
-from prefect_augment.stages.interpolate import interpolate
-from prefect_augment.stages.latents_page import latents_page
-from prefect_augment.stages.reconstruct import reconstruct
-from prefect_augment.stages.select_classes import select_classes as select
-from prefect_augment.stages.shift_attribute import shift_attribute
-from prefect_augment.stages.version_records import version_records
-from prefect_augment.storage import Store
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.storage.store import Store
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

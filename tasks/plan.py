@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import task
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef
-from prefect_augment.evaluation.report import plan_table
 from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
-from prefect_augment.stages.plan import plan
+from prefect_augment.plan.plan import plan
+from prefect_augment.report.report import plan_table
+from prefect_augment.schema.base import BalancePlan, DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

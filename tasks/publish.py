@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 from prefect import task
 
-from prefect_augment.datatypes import (
+from prefect_augment.experiment.filter import ungated
+from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
+from prefect_augment.plan.plan import plan as make_plan
+from prefect_augment.plan.strategies import plain_recipe
+from prefect_augment.publish.publish import publish
+from prefect_augment.publish.synthetic_records import classic_counts
+from prefect_augment.report.build import report
+from prefect_augment.schema.base import (
     ApprovalDecision,
     ArmScore,
     BalancePlan,
@@ -19,14 +26,7 @@ from prefect_augment.datatypes import (
     ReportRef,
     Verdict,
 )
-from prefect_augment.findings import Findings
-from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
-from prefect_augment.stages.arms import plain_recipe
-from prefect_augment.stages.judge import ungated
-from prefect_augment.stages.made_records import classic_counts
-from prefect_augment.stages.plan import plan as make_plan
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.report import report
+from prefect_augment.schema.report import Findings
 from prefect_augment.tasks._events import emit_published
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

@@ -7,11 +7,11 @@ from typing import Any
 
 from prefect import task
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.ingest.external import import_candidates
 from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
-from prefect_augment.stages.foreign import import_candidates
-from prefect_augment.stages.sample import sample
+from prefect_augment.schema.base import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.synthesis.sample import sample
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

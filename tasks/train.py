@@ -6,11 +6,11 @@ from typing import Any
 
 from prefect import task
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
+from prefect_augment.plan.plan import plan as make_plan
 from prefect_augment.registry import load_model_class
-from prefect_augment.stages.plan import plan as make_plan
-from prefect_augment.stages.train import find_model, train
+from prefect_augment.schema.base import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

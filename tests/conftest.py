@@ -227,7 +227,8 @@ def quick_runs() -> Iterator[None]:
     they are made (`evaluation/test_soft_labels.py`, `evaluation/test_charts.py`); runs of the command line
     and of the README are whole in `make e2e`.
     """
-    from prefect_augment.evaluation import drawing, soft_labels
+    from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
+    from prefect_augment.figures import style as drawing
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(soft_labels, "N_FOLDS", 2)

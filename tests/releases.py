@@ -17,7 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_augment.datatypes import (
+from prefect_augment.params import Publish
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.base import (
     Arm,
     BalancePlan,
     ClassGate,
@@ -32,11 +34,9 @@ from prefect_augment.datatypes import (
     ReportRef,
     ShardFact,
 )
-from prefect_augment.params import Publish
 from prefect_augment.shards.parquet import label_names, write_shards
-from prefect_augment.stages.publish import publish
-from prefect_augment.staging import Stage
-from prefect_augment.storage import Store, sha256_hex
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, sha256_hex
 
 PARTS = ("fit", "fit", "val", "fit", "holdout")
 MODEL_DIGEST = "f" * 64

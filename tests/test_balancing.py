@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.balancing import (
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import Balance, ClassTarget
+from prefect_augment.plan.targets import (
     MIN_SAMPLED,
     MIN_SAMPLED_IMAGES,
     MOST_SOFT,
@@ -18,8 +20,6 @@ from prefect_augment.balancing import (
     stratum_parts,
     targets,
 )
-from prefect_augment.errors import ParameterError
-from prefect_augment.params import Balance, ClassTarget
 
 COUNTS = {"common": 1000, "rare": 40, "rarest": 5}
 

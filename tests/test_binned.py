@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment import binned
-from prefect_augment.binned import Binned, Pile, bin_of, first_of_bin, n_bins_for
-from prefect_augment.compact import KEY, sort_order
 from prefect_augment.errors import StorageError
-from prefect_augment.spill import Workspace
+from prefect_augment.storage import external_sort as binned
+from prefect_augment.storage.external_sort import Binned, Pile, bin_of, first_of_bin, n_bins_for
+from prefect_augment.storage.keys import KEY, sort_order
+from prefect_augment.storage.spill import Workspace
 
 ROW = np.dtype([("key", KEY), ("place", np.int64)])
 

@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import AugmentError, ParameterError, SchemaError
+from prefect_augment.estimators.sampler import GenerativeSampler
+from prefect_augment.experiment.filter import judge
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Budget, Gate, Source, TreesModel
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.sampler import GenerativeSampler
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.judge import judge
-from prefect_augment.stages.plan import plan as plan_of
-from prefect_augment.stages.sample import sample
-from prefect_augment.stages.train import train
-from prefect_augment.storage import open_store
+from prefect_augment.plan.plan import plan as plan_of
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
+from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis.train import train
 
 N = 120
 ILL = np.arange(N) % 4 == 0

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment import cli
-from prefect_augment.commands import rebalance as rebalance_commands
-from prefect_augment.commands import steps as step_commands
-from prefect_augment.datatypes import RunResult
+from prefect_augment.cli import app as cli
+from prefect_augment.cli import rebalance as rebalance_commands
+from prefect_augment.cli import steps as step_commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Gate, NoModel, Source
+from prefect_augment.schema.base import RunResult
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.compact import (
+from prefect_augment.storage.keys import (
     KEY,
     Coded,
     group_ids,

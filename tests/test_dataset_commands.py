@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from prefect_augment.cli import app
+from prefect_augment.cli.app import app
 from prefect_augment.errors import AugmentError
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.publish import publish
-from prefect_augment.storage import open_store
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.publish.publish import publish
+from prefect_augment.storage.store import open_store
 
 
 def call(*arguments: object) -> dict[str, Any]:

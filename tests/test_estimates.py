@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.estimates import (
+from prefect_augment.plan.estimate import (
     estimate,
     estimate_images,
     learner_size,

@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from prefect_augment.datatypes import Arm, Recipe, ShardFact
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
-from prefect_augment.manifest import (
+from prefect_augment.schema.base import Arm, Recipe, ShardFact
+from prefect_augment.schema.manifest import (
     Manifest,
     commit,
     content_digest,
@@ -21,7 +21,7 @@ from prefect_augment.manifest import (
     probe_exclusive,
     read_manifest,
 )
-from prefect_augment.storage import Store, open_store
+from prefect_augment.storage.store import Store, open_store
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -20,8 +20,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from prefect_augment import RecipeClassifier
-from prefect_augment.datatypes import Arm, Recipe
 from prefect_augment.errors import ParameterError
+from prefect_augment.schema.base import Arm, Recipe
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}

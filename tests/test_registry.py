@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from prefect_augment import registry
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import (
     AutoModel,
     DiffusionModel,

@@ -25,8 +25,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefect_augment.errors import AugmentError, EmptyClassError, ParameterError, SchemaError
+from prefect_augment.estimators.sampler import GenerativeSampler
 from prefect_augment.params import Inequality, Unique
-from prefect_augment.sampler import GenerativeSampler
 
 N = 160
 

@@ -17,7 +17,7 @@ from imblearn.utils.estimator_checks import (
 from imblearn.utils.estimator_checks import parametrize_with_checks as imblearn_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks as sklearn_checks
 
-from prefect_augment.sampler import GenerativeSampler
+from prefect_augment.estimators.sampler import GenerativeSampler
 
 # Soft labels by a small ensemble: the checks are about the interface, and bring some fifty data sets.
 pytestmark = pytest.mark.usefixtures("quick_runs")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.estimators.sampler import GenerativeSampler
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
-from prefect_augment.sampler import GenerativeSampler
 
 # How a column of n values is made from a generator and a number of levels.
 KINDS: dict[str, tuple[Any, pa.DataType]] = {

@@ -21,12 +21,12 @@ from prefect.settings import (
 )
 from typer.testing import CliRunner
 
-from prefect_augment.cli import app
-from prefect_augment.commands.init import write_project
+from prefect_augment.cli import doctor_checks as doctor
+from prefect_augment.cli.app import app
+from prefect_augment.cli.doctor_checks import check_destination, check_source, needed_extras
+from prefect_augment.cli.init import write_project
 from prefect_augment.errors import ParameterError
-from prefect_augment.stages import doctor
-from prefect_augment.stages.doctor_storage import check_destination, check_source, needed_extras
-from prefect_augment.storage import Store, open_store
+from prefect_augment.storage.store import Store, open_store
 
 
 def call(*arguments: object) -> tuple[int, str]:
@@ -166,7 +166,7 @@ def test_doctor_prints_a_line_per_check_for_people() -> None:
 
 
 def test_an_api_that_does_not_answer_is_a_problem() -> None:
-    from prefect_augment.commands.prefect_checks import check_prefect
+    from prefect_augment.cli.doctor_checks import check_prefect
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         (check,) = check_prefect()
@@ -176,7 +176,7 @@ def test_an_api_that_does_not_answer_is_a_problem() -> None:
 
 @pytest.mark.flow
 def test_a_server_without_a_work_pool_is_a_warning() -> None:
-    from prefect_augment.commands.prefect_checks import check_prefect
+    from prefect_augment.cli.doctor_checks import check_prefect
 
     server, *pools = check_prefect()
     assert server.status == "ok"
@@ -187,7 +187,7 @@ def test_a_server_without_a_work_pool_is_a_warning() -> None:
 
 @pytest.mark.flow
 def test_a_block_that_is_not_there_is_a_problem() -> None:
-    from prefect_augment.commands.prefect_checks import load_block
+    from prefect_augment.cli.doctor_checks import load_block
 
     block = load_block("remote-file-system/nowhere")
     assert block.failed

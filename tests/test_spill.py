@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from prefect_augment.errors import StorageError
-from prefect_augment.spill import Workspace
+from prefect_augment.storage.spill import Workspace
 
 
 def make(start: int, n: int) -> pa.Table:

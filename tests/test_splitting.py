@@ -11,12 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.binned import bin_of
-from prefect_augment.compact import KEY, Coded, shared_names
 from prefect_augment.errors import InputError
-from prefect_augment.spill import Workspace
-from prefect_augment.split_ledger import LedgerAside
-from prefect_augment.splitting import (
+from prefect_augment.split.assignment import (
     FIT,
     HOLDOUT,
     MIN_JUDGED,
@@ -29,6 +25,10 @@ from prefect_augment.splitting import (
     assign,
     make_salt,
 )
+from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.storage.external_sort import bin_of
+from prefect_augment.storage.keys import KEY, Coded, shared_names
+from prefect_augment.storage.spill import Workspace
 
 SALT = make_salt(0)
 Record = tuple[str, str]

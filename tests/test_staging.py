@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_augment.datatypes import Interval
 from prefect_augment.errors import IntegrityError
 from prefect_augment.params import Gate
-from prefect_augment.staging import Stage, canonical_json, read_fact, stage_key
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import Interval
+from prefect_augment.storage.staging import Stage, canonical_json, read_fact, stage_key
+from prefect_augment.storage.store import Store, open_store
 
 ONE = Interval(estimate=1.0, low=0.5, high=1.5)
 TWO = Interval(estimate=2.0, low=0.5, high=2.5)

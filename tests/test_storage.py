@@ -20,12 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_augment.errors import ParameterError, StorageError, TransientError
-from prefect_augment.retries import RetryPolicy, call
-from prefect_augment.storage import Store, contains, open_store
-from prefect_augment.storage_drivers import options_of
-from prefect_augment.storage_errors import as_storage_error
-from prefect_augment.storage_faults import fault_of
-from prefect_augment.storage_files import RangeReader
+from prefect_augment.storage.drivers import options_of
+from prefect_augment.storage.errors import as_storage_error, fault_of
+from prefect_augment.storage.local import RangeReader
+from prefect_augment.storage.retry import RetryPolicy, call
+from prefect_augment.storage.store import Store, contains, open_store
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -202,7 +201,7 @@ def test_an_object_above_the_quota_leaves_nothing_behind(tmp_path: Path) -> None
         """
         import resource, sys
         from prefect_augment.errors import StorageError
-        from prefect_augment.storage import open_store
+        from prefect_augment.storage.store import open_store
         store = open_store(sys.argv[1])
         store.put("small", b"x" * 100)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

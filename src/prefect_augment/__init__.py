@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_augment.estimators.recipe_classifier import RecipeClassifier
+    from prefect_augment.estimators.sampler import GenerativeSampler
     from prefect_augment.flows.approve import approve
     from prefect_augment.flows.augment import augment
     from prefect_augment.flows.evaluate import evaluate
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     )
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.flows.train import train
+    from prefect_augment.loading.dataset import open_dataset
+    from prefect_augment.loading.latents import open_latents
     from prefect_augment.params import (
         Anomalies,
         Answer,
@@ -59,16 +63,11 @@ if TYPE_CHECKING:
         Unique,
         VaeModel,
     )
-    from prefect_augment.reading.dataset import open_dataset
-    from prefect_augment.reading.latents import open_latents
-    from prefect_augment.recipe_classifier import RecipeClassifier
-    from prefect_augment.sampler import GenerativeSampler
-    from prefect_augment.stages.remake import remake_records
+    from prefect_augment.synthesis.reproduce import remake_records
     from prefect_augment.tasks.approve import decide_proposal, propose_dataset
     from prefect_augment.tasks.augment import augment_records
     from prefect_augment.tasks.check_policy import check_image_policy
-    from prefect_augment.tasks.ingest import ingest_dataset
-    from prefect_augment.tasks.judge import (
+    from prefect_augment.tasks.compare import (
         choose_arm,
         judge_candidates,
         measure_privacy,
@@ -76,6 +75,7 @@ if TYPE_CHECKING:
         score_arm,
         verify_choice,
     )
+    from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.latents import (
         classify_records,
         denoise_records,
@@ -143,16 +143,16 @@ _HOMES = {
         "Unique",
         "VaeModel",
     ),
-    "reading.dataset": ("open_dataset",),
-    "reading.latents": ("open_latents",),
-    "recipe_classifier": ("RecipeClassifier",),
-    "sampler": ("GenerativeSampler",),
+    "loading.dataset": ("open_dataset",),
+    "loading.latents": ("open_latents",),
+    "estimators.recipe_classifier": ("RecipeClassifier",),
+    "estimators.sampler": ("GenerativeSampler",),
     "tasks.approve": ("decide_proposal", "propose_dataset"),
-    "stages.remake": ("remake_records",),
+    "synthesis.reproduce": ("remake_records",),
     "tasks.augment": ("augment_records",),
     "tasks.check_policy": ("check_image_policy",),
     "tasks.ingest": ("ingest_dataset",),
-    "tasks.judge": (
+    "tasks.compare": (
         "choose_arm",
         "judge_candidates",
         "measure_privacy",

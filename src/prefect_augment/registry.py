@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_augment.datatypes import Modality
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.params import (
     AutoModel,
@@ -26,6 +25,7 @@ from prefect_augment.params import (
     PluginModel,
     TreesModel,
 )
+from prefect_augment.schema.base import Modality
 
 __all__ = [
     "ENTRY_POINTS",
@@ -58,23 +58,27 @@ class ModelEntry:
 _GENMODELS = "prefect_augment.genmodels"
 
 MODELS: dict[str, ModelEntry] = {
-    "trees": ModelEntry({"table": f"{_GENMODELS}.table_trees:TableTrees"}),
-    "flow": ModelEntry({"table": f"{_GENMODELS}.table_flow:TableFlow"}, "torch"),
+    "trees": ModelEntry({"table": f"{_GENMODELS}.trees.model:TableTrees"}),
+    "flow": ModelEntry({"table": f"{_GENMODELS}.tables.flow:TableFlow"}, "torch"),
     "vae": ModelEntry(
-        {"table": f"{_GENMODELS}.table_vae:TableVae", "image": f"{_GENMODELS}.vae:Vae"}, "torch"
+        {"table": f"{_GENMODELS}.tables.vae:TableVae", "image": f"{_GENMODELS}.images.vae:Vae"},
+        "torch",
     ),
     "gan": ModelEntry(
-        {"table": f"{_GENMODELS}.table_gan:TableGan", "image": f"{_GENMODELS}.gan:ImageGan"},
+        {
+            "table": f"{_GENMODELS}.tables.gan:TableGan",
+            "image": f"{_GENMODELS}.images.gan:ImageGan",
+        },
         "torch",
     ),
     "autoencoder": ModelEntry(
         {
-            "table": f"{_GENMODELS}.table_autoencoder:TableAutoencoder",
-            "image": f"{_GENMODELS}.autoencoder:Autoencoder",
+            "table": f"{_GENMODELS}.tables.autoencoder:TableAutoencoder",
+            "image": f"{_GENMODELS}.images.autoencoder:Autoencoder",
         },
         "torch",
     ),
-    "diffusion": ModelEntry({"image": f"{_GENMODELS}.diffusion:Diffusion"}, "torch"),
+    "diffusion": ModelEntry({"image": f"{_GENMODELS}.images.flow_matching:Diffusion"}, "torch"),
 }
 
 # What AutoModel stands for.
@@ -96,18 +100,18 @@ class FormatEntry:
 # Format, as Source.format names it.
 FORMATS: dict[str, FormatEntry] = {
     "parquet": FormatEntry(
-        "prefect_augment.shards.parquet_source:read_batches", (".parquet", ".pq"), "Parquet"
+        "prefect_augment.sources.parquet:read_batches", (".parquet", ".pq"), "Parquet"
     ),
     "csv": FormatEntry(
-        "prefect_augment.shards.csv:read_batches", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
+        "prefect_augment.sources.csv:read_batches", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
     ),
     "jsonl": FormatEntry(
-        "prefect_augment.shards.jsonl:read_batches",
+        "prefect_augment.sources.jsonl:read_batches",
         (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
         "JSON lines",
     ),
     "arrow": FormatEntry(
-        "prefect_augment.shards.arrow:read_batches",
+        "prefect_augment.sources.arrow:read_batches",
         (".arrow", ".feather", ".ipc", ".arrows"),
         "Arrow",
     ),

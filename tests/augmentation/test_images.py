@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.images import PRESETS, ImagePolicy, Operation, record_seed
+from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, Operation, record_seed
 from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
@@ -133,7 +133,7 @@ def test_nested_pipelines_are_seeded_node_by_node() -> None:
     """A composition inside the pipeline, as a user's YAML may have, draws for itself."""
     import albumentations
 
-    from prefect_augment.augmentation.pipeline import _descend
+    from prefect_augment.augmentation.image_pipeline import _descend
 
     inner = albumentations.OneOf(
         [albumentations.HorizontalFlip(p=1), albumentations.Transpose(p=1)]

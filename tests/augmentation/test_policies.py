@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation import images, plugins  # noqa: E402 - needs the extra
-from prefect_augment.augmentation.images import (  # noqa: E402
+from prefect_augment.augmentation import image_policy as images  # noqa: E402 - needs the extra
+from prefect_augment.augmentation import plugins  # noqa: E402 - needs the extra
+from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.image_policy import (  # noqa: E402
     PRESETS,
     ImagePolicy,
     record_seed,
 )
-from prefect_augment.augmentation.operations import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed  # noqa: E402
 from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS  # noqa: E402
-from prefect_augment.augmentation.presets import DOMAINS, check_allowed  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
 

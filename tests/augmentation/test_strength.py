@@ -7,11 +7,10 @@ import pytest
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.images import ImagePolicy
-from prefect_augment.augmentation.operations import Operation, flattened
-from prefect_augment.augmentation.presets import DOMAINS, check_allowed
-from prefect_augment.augmentation.strength import stronger
-from prefect_augment.evaluation.image_transforms import ClassicRanges
+from prefect_augment.augmentation.image_pipeline import Operation, flattened
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed, stronger
+from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
 from prefect_augment.params import Classic
 
 SCALABLE = [name for name in DOMAINS if name not in ("none", "trivial")]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from imblearn.over_sampling import BorderlineSMOTE, RandomOverSampler
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.table_methods import make_records
-from prefect_augment.augmentation.table_neighbours import start_weights
-from prefect_augment.augmentation.tables import SmoteRecords
+from prefect_augment.augmentation.base import make_records
+from prefect_augment.augmentation.smote import SmoteRecords
+from prefect_augment.augmentation.smote_neighbours import start_weights
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Classic
 

@@ -10,7 +10,7 @@ from imblearn.over_sampling import SMOTE, SMOTENC
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from prefect_augment.augmentation.tables import (
+from prefect_augment.augmentation.smote import (
     SmoteRecords,
     random_oversample_indices,
     smote,

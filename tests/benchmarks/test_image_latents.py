@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.interpolate import interpolate
+from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Balance, Budget, Gate, Interpolation, PluginModel, Source
-from prefect_augment.reading.latents import open_latents
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.interpolate import interpolate
-from prefect_augment.stages.models import load_model
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.train import train
-from prefect_augment.storage import open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
+from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.train import train
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from prefect_augment.params import (
     VaeModel,
 )
 from prefect_augment.registry import MODELS, load_model_class, model_kinds
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.train import fit_model
 
 # A new model adds its params with an effort that ends within a second or two.
 SMALL: dict[str, tuple[Any, Budget]] = {

@@ -26,7 +26,7 @@ def prefect_augment(
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     }
     return subprocess.run(
-        [sys.executable, "-m", "prefect_augment.cli", *map(str, arguments)],
+        [sys.executable, "-m", "prefect_augment.cli.app", *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,

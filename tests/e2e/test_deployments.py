@@ -33,10 +33,10 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from sklearn.datasets import load_digits
 
 from prefect_augment.encoding.pixels import encode_png
-from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.store import open_store
 from prefect_augment.tasks._runtime import dataset_slug
 
 pytestmark = pytest.mark.e2e

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.encoding.keys import (
+from prefect_augment.encoding.record_ids import (
     aug_ids,
     content_keys,
     derived_ids,
@@ -133,7 +133,7 @@ def test_keys_ignore_chunks_and_row_order(
 def test_batches_do_not_change_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table({"a": list(range(10)), "b": list("aabbccddee")})
     plain = content_keys(table)
-    monkeypatch.setattr("prefect_augment.encoding.keys.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("prefect_augment.encoding.record_ids.ROWS_AT_ONCE", 3)
     assert content_keys(table) == plain
 
 

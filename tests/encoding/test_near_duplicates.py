@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.near_duplicates import (
+from prefect_augment.split.near_duplicates import (
     DISTANCES,
     GAP,
     MAX_LEVEL,
@@ -156,7 +156,7 @@ def test_nothing_is_cut_from_a_cluster_that_is_alone() -> None:
 def test_real_digits_are_no_copies_of_one_another_and_copies_of_them_are() -> None:
     """At 16x16 pixels, as the demo has them; one shared threshold had half of them in clusters."""
     datasets = pytest.importorskip("sklearn.datasets")
-    check = pytest.importorskip("prefect_augment.shards.image_check")
+    check = pytest.importorskip("prefect_augment.sources.images.validation")
     image = pytest.importorskip("PIL.Image")
 
     def thumb(picture: Any, kind: str = "PNG", **options: int) -> Any:

@@ -29,7 +29,7 @@ from prefect_augment.encoding.pixels import (
     with_channels,
 )
 from prefect_augment.errors import SchemaError, UndecodableError
-from prefect_augment.shards.image_check import BadImageError, check_image
+from prefect_augment.sources.images.validation import BadImageError, check_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

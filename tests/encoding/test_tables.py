@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.datatypes import ColumnFact
 from prefect_augment.encoding.tables import TableEncoder, table_strata
 from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.schema.base import ColumnFact
 
 UTC = dt.UTC
 ZURICH = "Europe/Zurich"

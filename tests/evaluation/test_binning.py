@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from prefect_augment.evaluation.binning import MAX_BINS, Bins
+from prefect_augment.evaluation.classifiers.quantile_bins import MAX_BINS, Bins
 
 
 def columns(n: int, seed: int) -> np.ndarray:

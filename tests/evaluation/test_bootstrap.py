@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.bootstrap import paired_bootstrap, simultaneous
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap, simultaneous
 
 BOTH = np.ones(2, dtype=bool)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.calibration import (
+from prefect_augment.evaluation.metrics.bootstrap import MAX_UNITS, Draws, units_of
+from prefect_augment.evaluation.metrics.calibration import (
     calibration_error,
     calibration_of,
     correct_prior,
     prior_factors,
 )
-from prefect_augment.evaluation.draws import MAX_UNITS, Draws, units_of
 
 CLASSES = ["common", "rare"]
 

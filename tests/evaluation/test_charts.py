@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefect_augment.datatypes import Interval
-from prefect_augment.evaluation.charts import (
+from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summarise_shapes
+from prefect_augment.figures.style import MAX_BYTES, drawable
+from prefect_augment.report.charts import (
     MAX_ROWS,
     ClassBar,
     ForestRow,
@@ -22,8 +23,7 @@ from prefect_augment.evaluation.charts import (
     recall_chart,
     shapes_chart,
 )
-from prefect_augment.evaluation.drawing import MAX_BYTES, drawable
-from prefect_augment.evaluation.shapes import ColumnShape, summarise_shapes
+from prefect_augment.schema.base import Interval
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -97,7 +97,7 @@ def test_long_names_end_in_an_ellipsis_and_short_ones_stay() -> None:
 
 def test_equal_data_give_equal_bytes_also_in_another_process() -> None:
     code = (
-        "import hashlib;from prefect_augment.evaluation.charts import *;"
+        "import hashlib;from prefect_augment.report.charts import *;"
         "print(hashlib.sha256(class_counts_chart([ClassBar('a',5,{'real':5,'copy':3})])).hexdigest())"
     )
     digests = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from prefect_augment.datatypes import ClassCheck
+from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.candidates import Labelled
-from prefect_augment.evaluation.class_gates import (
+from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
+from prefect_augment.evaluation.quality.class_tests import (
     CopyEvidence,
     Evidence,
     Limits,
@@ -19,10 +19,10 @@ from prefect_augment.evaluation.class_gates import (
     more_marked,
     said_of,
 )
-from prefect_augment.evaluation.image_hashes import perceptual_hashes
-from prefect_augment.evaluation.leaks import holdout_leaks
-from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.similarity import expected_coverage, likeness
+from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
+from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
+from prefect_augment.schema.base import ClassCheck
 
 # --- exact tests ---
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_augment.datatypes import Arm, ArmScore
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.compare import choose_arm
+from prefect_augment.evaluation.metrics.selection import choose_arm
+from prefect_augment.schema.base import Arm, ArmScore
 
 
 def scores(name, family, values, *, amount=1.0, n_val=1000):

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefect_augment.datatypes import Interval, Verdict
-from prefect_augment.evaluation.contents import MAX_LEVELS, column_content
-from prefect_augment.evaluation.drift import (
+from prefect_augment.evaluation.metrics.column_profile import MAX_LEVELS, column_content
+from prefect_augment.evaluation.metrics.drift import (
     arm_drifts,
     class_drifts,
     column_drifts,
@@ -19,8 +18,9 @@ from prefect_augment.evaluation.drift import (
     effective,
     n_shared,
 )
-from prefect_augment.evaluation.section_drift import section
-from prefect_augment.facts_drift import ColumnContent, ColumnDrift, Contents, Drift
+from prefect_augment.report.section_drift import section
+from prefect_augment.schema.base import Interval, Verdict
+from prefect_augment.schema.drift import ColumnContent, ColumnDrift, Contents, Drift
 
 N = 1500
 

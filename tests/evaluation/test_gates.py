@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.candidates import Labelled
-from prefect_augment.evaluation.gates import REASONS
-from prefect_augment.evaluation.table_gates import gate_candidates
+from prefect_augment.evaluation.quality.record_filter import REASONS
+from prefect_augment.evaluation.quality.table_filter import gate_candidates
 
 N_COLUMNS = 6
 IS_CATEGORY = np.arange(N_COLUMNS) == 5

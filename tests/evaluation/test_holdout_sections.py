@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_augment.datatypes import Difference, Interval
-from prefect_augment.evaluation import (
-    section_calibration,
-    section_robustness,
-    section_slices,
-)
-from prefect_augment.facts_holdout import (
+from prefect_augment.report import section_calibration, section_robustness, section_slices
+from prefect_augment.schema.base import Difference, Interval
+from prefect_augment.schema.experiment import (
     ArmCalibration,
     CalibrationFacts,
     CalibrationScore,

@@ -7,17 +7,17 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prefect_augment.evaluation.candidates import Labelled
-from prefect_augment.evaluation.gates import REASONS
-from prefect_augment.evaluation.image_gates import (
+from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.evaluation.classifiers.convnet import (
+    balanced_draws,
+    fit_image_learner,
+)
+from prefect_augment.evaluation.quality.image_filter import (
     PictureSpace,
     ShiftSpace,
     gate_image_candidates,
 )
-from prefect_augment.evaluation.image_learner import (
-    balanced_draws,
-    fit_image_learner,
-)
+from prefect_augment.evaluation.quality.record_filter import REASONS
 
 SIDE = 8
 STEPS = 60

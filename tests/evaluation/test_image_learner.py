@@ -12,7 +12,11 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 
 torch = pytest.importorskip("torch")
 
-from prefect_augment.evaluation.image_learner import (  # noqa: E402 - needs torch
+from prefect_augment.evaluation.classifiers.batch_transforms import (  # noqa: E402 - needs torch
+    ClassicRanges,
+    classic_batch,
+)
+from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - needs torch
     ConvNet,
     _Classifying,
     _draws,
@@ -20,10 +24,6 @@ from prefect_augment.evaluation.image_learner import (  # noqa: E402 - needs tor
     balanced_softmax_loss,
     fit_image_learner,
     one_torch_thread,
-)
-from prefect_augment.evaluation.image_transforms import (  # noqa: E402 - needs torch
-    ClassicRanges,
-    classic_batch,
 )
 
 SIDE = 8

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefect_augment.evaluation.drawing import MAX_BYTES
-from prefect_augment.evaluation.latent_charts import Cloud, Scores, cloud_chart, scores_chart
+from prefect_augment.figures.latent_charts import Cloud, Scores, cloud_chart, scores_chart
+from prefect_augment.figures.style import MAX_BYTES
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.metrics import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 
 ALL = np.ones(3, dtype=bool)
 

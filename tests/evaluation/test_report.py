@@ -19,7 +19,20 @@ import jsonschema
 import numpy as np
 import pytest
 
-from prefect_augment.datatypes import (
+from prefect_augment.figures import style as drawing
+from prefect_augment.figures.image_grid import sheet
+from prefect_augment.report.json import published_schema
+from prefect_augment.report.report import (
+    ColumnShape,
+    Neighbour,
+    ReportData,
+    build_report,
+    markdown_summary,
+    plan_table,
+    shape_summaries,
+)
+from prefect_augment.report.report_page import render_page
+from prefect_augment.schema.base import (
     Arm,
     ArmScore,
     BalancePlan,
@@ -34,20 +47,7 @@ from prefect_augment.datatypes import (
     Recipe,
     Verdict,
 )
-from prefect_augment.evaluation import drawing
-from prefect_augment.evaluation.report import (
-    ColumnShape,
-    Neighbour,
-    ReportData,
-    build_report,
-    markdown_summary,
-    plan_table,
-    shape_summaries,
-)
-from prefect_augment.evaluation.report_page import render_page
-from prefect_augment.evaluation.report_schema import published_schema
-from prefect_augment.evaluation.sheets import sheet
-from prefect_augment.findings import Findings
+from prefect_augment.schema.report import Findings
 
 HOSTILE = '<img src="http://leak.invalid/a.png" onerror="alert(1)">'
 CLASSES = {

@@ -10,20 +10,20 @@ from typing import Any
 import jsonschema
 import pytest
 
-from prefect_augment.evaluation.report import report_facts
-from prefect_augment.evaluation.report_data import ReportData
-from prefect_augment.evaluation.report_schema import (
+from prefect_augment.report.json import (
+    ReportData,
     ReportFacts,
     published_schema,
     report_schema,
     schema_text,
 )
-from prefect_augment.findings import Findings
+from prefect_augment.report.report import report_facts
+from prefect_augment.schema.report import Findings
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("folder", ["src/prefect_augment/evaluation", "docs"])
+@pytest.mark.parametrize("folder", ["src/prefect_augment/report", "docs"])
 def test_published_schema_is_that_of_the_facts(folder: str) -> None:
     assert (ROOT / folder / "report.schema.json").read_text("utf-8") == schema_text(), "make schema"
 

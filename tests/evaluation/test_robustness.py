@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefect_augment.evaluation.corruptions import (
+from prefect_augment.evaluation.metrics.corruptions import (
     IMAGE_CORRUPTIONS,
     TABLE_CORRUPTIONS,
     Corruption,
     Scale,
 )
-from prefect_augment.evaluation.robustness import robustness, rows_to_corrupt
+from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_corrupt
 
 BOTH = np.ones(2, dtype=bool)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefect_augment.datatypes import ClassCheck, ClassGate, GateReport
-from prefect_augment.evaluation.section_gate import section
+from prefect_augment.report.section_gate import section
+from prefect_augment.schema.base import ClassCheck, ClassGate, GateReport
 
 
 def stratum(name: str, found: float, *, passed: bool) -> ClassGate:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from prefect_augment.datatypes import Arm
-from prefect_augment.evaluation.report import ReportData, build_report
-from prefect_augment.evaluation.section_search import MAX_TRIALS, section, setting_text
-from prefect_augment.facts_search import Rung, SearchFacts, Trial
-from prefect_augment.findings import Findings
+from prefect_augment.report.report import ReportData, build_report
+from prefect_augment.report.section_search import MAX_TRIALS, section, setting_text
+from prefect_augment.schema.base import Arm
+from prefect_augment.schema.experiment import Rung, SearchFacts, Trial
+from prefect_augment.schema.report import Findings
 
 
 def trial(name: str, score: float, *, kept: bool, reason: str = "", **setting: object) -> Trial:

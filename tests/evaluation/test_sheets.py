@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from prefect_augment.evaluation.drawing import MAX_BYTES
-from prefect_augment.evaluation.sheets import CELL, N_COLUMNS, sheet
+from prefect_augment.figures.image_grid import CELL, N_COLUMNS, sheet
+from prefect_augment.figures.style import MAX_BYTES
 
 HOSTILE = [
     '<img src="http://leak.invalid/a.png" onerror="alert(1)">',

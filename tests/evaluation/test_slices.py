@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefect_augment.evaluation.slices import MIN_SLICE, slices
+from prefect_augment.evaluation.metrics.slices import MIN_SLICE, slices
 
 CLASSES = ["head", "tail"]
 BOTH = np.ones(2, dtype=bool)

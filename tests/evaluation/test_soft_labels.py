@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefect_augment.evaluation.soft_labels import class_weighted, fit_teacher, soft_rows
+from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
+    class_weighted,
+    fit_teacher,
+    soft_rows,
+)
 
 
 def rings(n, seed, *, share=0.2):

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from prefect_augment.datatypes import Arm
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.verdict import ArmPredictions, decide
+from prefect_augment.evaluation.metrics.decision import ArmPredictions, decide
+from prefect_augment.schema.base import Arm
 
 CLASSES = ["head", "mid", "tail"]
 N_K = (600, 200, 100)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
-from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store, sha256_hex
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.store import open_store, sha256_hex
 
 pytestmark = pytest.mark.faults
 

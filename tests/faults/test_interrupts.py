@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.storage import open_store
+from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 

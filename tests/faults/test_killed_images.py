@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from prefect_augment.manifest import latest_version, read_manifest
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 

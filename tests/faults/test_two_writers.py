@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from prefect_augment.errors import TransientError
-from prefect_augment.manifest import latest_version, list_versions, read_manifest
-from prefect_augment.stages.gc import collect_garbage
-from prefect_augment.stages.leases import FOLDER, lease
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.maintenance.gc import collect_garbage
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import latest_version, list_versions, read_manifest
+from prefect_augment.storage.leases import FOLDER, lease
+from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 

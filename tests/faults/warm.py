@@ -81,7 +81,7 @@ def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import Destination, Gate, Source, TreesModel
-    from prefect_augment.stages import arms
+    from prefect_augment.plan import strategies as arms
 
     if job.get("labels") == "hard":
         # Which arm wins is for the data to say; here it has to be the one that runs every stage.
@@ -111,10 +111,10 @@ def rebalance_images(job: dict[str, Any]) -> int:
     """The same on images: a checkpoint after every step and candidates in batches of 32, so that there is a middle."""
     import logging
 
-    from prefect_augment import estimates
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
-    from prefect_augment.stages import sample
+    from prefect_augment.plan import estimate as estimates
+    from prefect_augment.synthesis import sample
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("prefect_augment").setLevel(logging.INFO)
@@ -139,7 +139,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
 
 def command(job: dict[str, Any]) -> int:
     """The command line, as in a shell."""
-    from prefect_augment.cli import main
+    from prefect_augment.cli.app import main
 
     sys.argv = ["prefect-augment", *job["words"]]
     try:
@@ -154,7 +154,7 @@ def read(job: dict[str, Any]) -> int:
 
     Each look is one line of the log, ``<version> <content digest> <records>``.
     """
-    from prefect_augment.reading.dataset import open_dataset
+    from prefect_augment.loading.dataset import open_dataset
 
     parent = os.getppid()
     while not Path(job["stop"]).exists() and os.getppid() == parent:
@@ -249,14 +249,7 @@ def warm_up() -> None:
 
     Soft labels are those of an ensemble of few members, the same in every run.
     """
-    import prefect_augment.cli
-    import prefect_augment.commands.rebalance
-    import prefect_augment.evaluation.charts
-    import prefect_augment.evaluation.learners
-    import prefect_augment.flows.rebalance
-    import prefect_augment.genmodels.table_trees
-    import prefect_augment.reading.dataset  # noqa: F401
-    from prefect_augment.evaluation import soft_labels
+    from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
 
     soft_labels.N_FOLDS, soft_labels.FOREST_TREES, soft_labels.BOOSTING_ITERATIONS = 2, 10, 10
 
@@ -264,8 +257,8 @@ def warm_up() -> None:
 def main() -> None:
     warm_up()
     if "images" in sys.argv:
-        import prefect_augment.evaluation.image_learner
-        import prefect_augment.genmodels.diffusion  # noqa: F401
+        import prefect_augment.evaluation.classifiers.convnet
+        import prefect_augment.genmodels.images.flow_matching  # noqa: F401
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.examples import example_images
 from prefect_augment.flows.augment import augment
-from prefect_augment.manifest import read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Balance, Classic, Destination, Publish, Source
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.example import example_images
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]
 

@@ -50,7 +50,7 @@ from prefect_augment import (
     write_report,
 )
 from prefect_augment.errors import LabelError
-from prefect_augment.stages.arms import make_arms, make_recipe
+from prefect_augment.plan.strategies import make_arms, make_recipe
 
 MakeTable = Callable[..., pa.Table]
 FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])

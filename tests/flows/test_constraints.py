@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from prefect_augment.commands.shared import read_params
-from prefect_augment.datatypes import RunResult
+from prefect_augment.cli.options import read_params
 from prefect_augment.errors import ParameterError
+from prefect_augment.experiment.filter import judge
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import read_manifest
+from prefect_augment.ingest.external import import_candidates
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import (
     Balance,
     Combination,
@@ -30,12 +32,10 @@ from prefect_augment.params import (
     TreesModel,
     Unique,
 )
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.foreign import import_candidates
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.judge import judge
-from prefect_augment.stages.plan import plan
-from prefect_augment.storage import open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]
 RULES: list[Constraint] = [

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from prefect_augment.cli import app, main
-from prefect_augment.datatypes import RunResult
+from prefect_augment.cli.app import app, main
 from prefect_augment.errors import RefusedError
+from prefect_augment.experiment import confirmation as verdict
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, Gate, Report, Source
-from prefect_augment.stages import verdict
+from prefect_augment.schema.base import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

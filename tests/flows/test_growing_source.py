@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import Manifest, read_manifest
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.storage import open_store
+from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]
 # One class of a size that can be judged: nothing is compared, and the rare one gets weight.

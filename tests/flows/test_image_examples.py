@@ -26,14 +26,15 @@ pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("albumentations", reason="the extra 'images'")
 
 import prefect_augment
-from prefect_augment import estimates, open_dataset
-from prefect_augment.cli import app
-from prefect_augment.datatypes import RunResult
+from prefect_augment import open_dataset
+from prefect_augment.cli.app import app
 from prefect_augment.flows.latents import anomalies, shift_attribute
 from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Balance, Budget, Destination, DiffusionModel, Gate
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.plan import estimate as estimates
+from prefect_augment.schema.base import RunResult
+from prefect_augment.storage.store import open_store
 
 XRAYS, CELLS, DEFECTS, OWN = (
     "Chest X-rays",

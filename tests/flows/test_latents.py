@@ -29,7 +29,6 @@ from prefect_augment import (
     anomalies,
     classify,
     classify_records,
-    cli,
     denoise,
     embed,
     embed_records,
@@ -48,11 +47,12 @@ from prefect_augment import (
     train,
     train_model,
 )
-from prefect_augment.commands import latents as commands
+from prefect_augment.cli import app as cli
+from prefect_augment.cli import latents as commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
-from prefect_augment.storage import open_store
+from prefect_augment.storage.store import open_store
 
 
 @pytest.fixture

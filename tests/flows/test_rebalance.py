@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment import remake_records
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import AugmentError, ParameterError, RefusedError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import list_versions
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import (
     Balance,
     Budget,
@@ -28,10 +28,10 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.sample import resample_record
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.manifest import list_versions
+from prefect_augment.storage.store import open_store
+from prefect_augment.synthesis.sample import resample_record
 
 MakeTable = Callable[..., pa.Table]
 # What the fixture make_table makes by default.

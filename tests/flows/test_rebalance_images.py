@@ -22,12 +22,12 @@ import pytest
 pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("albumentations", reason="the extra 'images'")
 
-from prefect_augment import estimates, remake_records
-from prefect_augment.datatypes import ModelRef, RunResult
+from prefect_augment import remake_records
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import Manifest, read_manifest
+from prefect_augment.loading.dataset import Dataset, open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import (
     Budget,
     Compute,
@@ -37,10 +37,11 @@ from prefect_augment.params import (
     NoModel,
     Source,
 )
-from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.stages.sample import resample_record
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.plan import estimate as estimates
+from prefect_augment.schema.base import ModelRef, RunResult
+from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.storage.store import open_store
+from prefect_augment.synthesis.sample import resample_record
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

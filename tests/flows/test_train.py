@@ -12,9 +12,9 @@ import pytest
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Budget, Destination, Gate, NoModel, Source, TreesModel
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.storage import open_store
+from prefect_augment.storage.store import open_store
 
 FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
 

@@ -24,7 +24,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 from prefect.filesystems import RemoteFileSystem
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.rebalance import rebalance
@@ -37,6 +36,7 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
+from prefect_augment.schema.base import RunResult
 from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]

@@ -8,10 +8,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.genmodels.autoencoder import Autoencoder  # noqa: E402
-from prefect_augment.genmodels.autoencoder_losses import jacobian_norm  # noqa: E402
-from prefect_augment.genmodels.autoencoder_networks import Codec  # noqa: E402
-from prefect_augment.genmodels.autoencoder_training import AutoencoderPhase  # noqa: E402
 from prefect_augment.genmodels.base import (  # noqa: E402
     Arrays,
     Config,
@@ -19,10 +15,16 @@ from prefect_augment.genmodels.base import (  # noqa: E402
     ImageData,
     ImageSpec,
 )
-from prefect_augment.genmodels.image_training import ImageRecords  # noqa: E402
-from prefect_augment.genmodels.table_autoencoder import TableAutoencoder  # noqa: E402
+from prefect_augment.genmodels.images.autoencoder import Autoencoder  # noqa: E402
+from prefect_augment.genmodels.images.autoencoder_network import Codec  # noqa: E402
+from prefect_augment.genmodels.images.autoencoder_training import (  # noqa: E402
+    AutoencoderPhase,
+    jacobian_norm,
+)
+from prefect_augment.genmodels.images.training import ImageRecords  # noqa: E402
+from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
 
 SIZE = 8
 SPEC = ImageSpec(SIZE, 1, ("across", "down"), (150, 150))

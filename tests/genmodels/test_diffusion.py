@@ -15,25 +15,25 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import Tensor  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.genmodels import counter_random  # noqa: E402
+from prefect_augment.genmodels import counter_rng as counter_random  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
-from prefect_augment.genmodels.counter_random import normal, record_keys  # noqa: E402
-from prefect_augment.genmodels.diffusion import Diffusion, integrate  # noqa: E402
-from prefect_augment.genmodels.diffusion_training import (  # noqa: E402
+from prefect_augment.genmodels.counter_rng import normal, record_keys  # noqa: E402
+from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate  # noqa: E402
+from prefect_augment.genmodels.images.flow_training import (  # noqa: E402
     FlowPhase,
     class_balance_loss,
+    denoised,
     velocity_loss,
 )
-from prefect_augment.genmodels.diffusion_uses import denoised  # noqa: E402
-from prefect_augment.genmodels.image_augmentation import (  # noqa: E402
+from prefect_augment.genmodels.images.training import (  # noqa: E402
     N_TOLD,
+    ImageRecords,
     moved,
     turned,
 )
-from prefect_augment.genmodels.image_training import ImageRecords  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
+from prefect_augment.nn.networks import UNet  # noqa: E402
 from prefect_augment.params import DiffusionModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
-from prefect_augment.training.networks import UNet  # noqa: E402
 
 SPREAD = 0.3
 SPEC = ImageSpec(8, 1, ("dark", "bright"), (90, 10))

@@ -13,9 +13,9 @@ import torch
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
-from prefect_augment.genmodels.counter_random import seeds_from
-from prefect_augment.genmodels.table_flow import TableFlow
-from prefect_augment.genmodels.table_flow_network import (
+from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.tables.flow import TableFlow
+from prefect_augment.genmodels.tables.flow_network import (
     N_TRIED,
     FlowNetwork,
     draw_choices_given,

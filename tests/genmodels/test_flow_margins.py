@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.flow_margins import (  # noqa: E402
+from prefect_augment.genmodels.tables.flow import TableFlow  # noqa: E402
+from prefect_augment.genmodels.tables.flow_marginals import (  # noqa: E402
     N_KNOTS,
     Compared,
     Margins,
@@ -17,8 +18,7 @@ from prefect_augment.genmodels.flow_margins import (  # noqa: E402
     lacking_bias,
     score_shifts,
 )
-from prefect_augment.genmodels.table_codes import CodeLayout  # noqa: E402
-from prefect_augment.genmodels.table_flow import TableFlow  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout  # noqa: E402
 from prefect_augment.params import FlowModel  # noqa: E402
 
 CPU = torch.device("cpu")

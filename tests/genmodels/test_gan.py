@@ -11,22 +11,22 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from torch import Tensor, nn  # noqa: E402
 
-from prefect_augment.genmodels import gan as gan_module  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
-from prefect_augment.genmodels.gan import ImageGan  # noqa: E402
-from prefect_augment.genmodels.gan_judge import GanJudge, class_gaps, judged_rows  # noqa: E402
-from prefect_augment.genmodels.gan_losses import (  # noqa: E402
+from prefect_augment.genmodels.images import gan as gan_module  # noqa: E402
+from prefect_augment.genmodels.images.gan import (  # noqa: E402
     GanPhase,
+    ImageGan,
     relativistic_loss,
     slope_penalty,
 )
-from prefect_augment.genmodels.image_augmentation import (  # noqa: E402
+from prefect_augment.genmodels.images.gan_eval import GanJudge, class_gaps, judged_rows  # noqa: E402
+from prefect_augment.genmodels.images.training import (  # noqa: E402
+    ImageRecords,
     critic_moves,
     seen_by_critic,
 )
-from prefect_augment.genmodels.image_training import ImageRecords  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import GanModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
 
 SPEC = ImageSpec(8, 1, ("dark", "bright"), (30, 10))
 

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.counter_random import record_keys  # noqa: E402
-from prefect_augment.genmodels.table_autoencoder import TableAutoencoder  # noqa: E402
-from prefect_augment.genmodels.table_choosing import Chooser, features_of  # noqa: E402
-from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.counter_rng import record_keys  # noqa: E402
+from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.tables.reranking import Chooser, features_of  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
 
 N = 1500

@@ -12,19 +12,23 @@ from torch import Tensor  # noqa: E402
 
 from prefect_augment.errors import EmptyClassError, ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.table_flow import TableFlow  # noqa: E402
-from prefect_augment.genmodels.table_flow_network import (  # noqa: E402
+from prefect_augment.genmodels.tables.flow import (  # noqa: E402
+    FlowPhase,
+    TableFlow,
+    noisy,
+    part_losses,
+)
+from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
     FlowNetwork,
     carried,
     draw_choices,
     drawing_order,
 )
-from prefect_augment.genmodels.table_flow_training import FlowPhase, noisy, part_losses  # noqa: E402
-from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.table_training import Encoded, held_back_rows  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded, held_back_rows  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
-from prefect_augment.stages.train import fit_model  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
+from prefect_augment.synthesis.train import fit_model  # noqa: E402
 
 SMALL = FlowModel(width=64, depth=1, learning_rate=0.005)
 SPREAD = 0.3

@@ -8,17 +8,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.table_gan import (  # noqa: E402
+from prefect_augment.genmodels.tables.gan import (  # noqa: E402
     GanNetwork,
     GanPhase,
     TableGan,
     energy_distance,
     gradient_penalty,
 )
-from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.table_training import Encoded  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import GanModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
 
 
 def test_the_penalty_of_a_linear_critic_is_its_slope_less_one_squared() -> None:

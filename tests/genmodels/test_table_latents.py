@@ -7,24 +7,24 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from prefect_augment.genmodels.autoencoder_losses import (  # noqa: E402
+from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
+from prefect_augment.genmodels.counter_rng import record_keys  # noqa: E402
+from prefect_augment.genmodels.images.autoencoder_training import (  # noqa: E402
     jacobian_norm,
     sparsity_divergence,
 )
-from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.counter_random import record_keys  # noqa: E402
-from prefect_augment.genmodels.latent_densities import ClassDensities  # noqa: E402
+from prefect_augment.genmodels.latent_density import ClassDensities  # noqa: E402
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours  # noqa: E402
 from prefect_augment.genmodels.record_numbers import RecordNumbers  # noqa: E402
-from prefect_augment.genmodels.table_autoencoder import (  # noqa: E402
+from prefect_augment.genmodels.tables.autoencoder import (  # noqa: E402
     AutoencoderNetwork,
     AutoencoderPhase,
     TableAutoencoder,
 )
-from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.table_training import Encoded  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
 
 VARIANTS = ("dense", "deep", "denoising", "sparse", "contractive")
 

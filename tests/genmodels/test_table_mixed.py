@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from prefect_augment.genmodels.base import TableData, TableSpec
-from prefect_augment.genmodels.counter_random import record_keys
-from prefect_augment.genmodels.table_mixed import MAX_LEVELS, MixedSpace
+from prefect_augment.genmodels.counter_rng import record_keys
+from prefect_augment.genmodels.tables.mixed_encoding import MAX_LEVELS, MixedSpace
 
 N = 1200
 

@@ -10,11 +10,13 @@ import pytest
 from sklearn.tree import DecisionTreeRegressor
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels import table_trees, tree_growth, tree_nodes
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
-from prefect_augment.genmodels.counter_random import record_keys, seeds_from, uniform
-from prefect_augment.genmodels.table_trees import TableTrees
-from prefect_augment.genmodels.tree_predictors import Predictors
+from prefect_augment.genmodels.counter_rng import record_keys, seeds_from, uniform
+from prefect_augment.genmodels.trees import growth as tree_growth
+from prefect_augment.genmodels.trees import model as table_trees
+from prefect_augment.genmodels.trees import nodes as tree_nodes
+from prefect_augment.genmodels.trees.growth import Predictors
+from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import NoModel, TreesModel
 
 
@@ -156,7 +158,7 @@ def test_fit_is_the_same_on_one_thread_and_on_two(repository: object) -> None:
     code = (
         "import hashlib, numpy as np\n"
         "from prefect_augment.genmodels.base import *\n"
-        "from prefect_augment.genmodels.table_trees import TableTrees\n"
+        "from prefect_augment.genmodels.trees.model import TableTrees\n"
         "from prefect_augment.params import TreesModel\n"
         "r = np.random.default_rng(0); n = 3000; y = r.integers(0, 3, n)\n"
         "X = np.column_stack([r.integers(0, 40, n), (y + r.integers(0, 30, n)) % 40, "

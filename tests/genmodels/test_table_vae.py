@@ -11,18 +11,18 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal  # noqa: 
 from torch.distributions import kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
-from prefect_augment.genmodels.latent_normals import kl_divergence  # noqa: E402
-from prefect_augment.genmodels.table_mixed import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.table_training import Encoded  # noqa: E402
-from prefect_augment.genmodels.table_vae import TableVae, VaePhase, elbo_parts  # noqa: E402
-from prefect_augment.genmodels.table_vae_network import (  # noqa: E402
+from prefect_augment.genmodels.latent_density import kl_divergence  # noqa: E402
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded  # noqa: E402
+from prefect_augment.genmodels.tables.vae import TableVae, VaePhase, elbo_parts  # noqa: E402
+from prefect_augment.genmodels.tables.vae_network import (  # noqa: E402
     VaeNetwork,
     draw_score,
     mixture_nll,
     mixture_parts,
 )
+from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import VaeModel  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
 
 
 def test_the_divergence_of_normals_is_the_closed_form() -> None:

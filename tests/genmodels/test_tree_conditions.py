@@ -7,8 +7,8 @@ import pytest
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
-from prefect_augment.genmodels.counter_random import seeds_from
-from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import TreesModel
 
 N = 6000

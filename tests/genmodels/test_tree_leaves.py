@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefect_augment.genmodels import table_trees
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
-from prefect_augment.genmodels.counter_random import seeds_from
-from prefect_augment.genmodels.table_trees import TableTrees
-from prefect_augment.genmodels.tree_leaves import too_near
+from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.trees import model as table_trees
+from prefect_augment.genmodels.trees.leaf_size import too_near
+from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import TreesModel
 
 SPEC = TableSpec(

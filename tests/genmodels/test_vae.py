@@ -14,13 +14,13 @@ from torch.distributions import kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
-from prefect_augment.genmodels.latent_normals import Prior  # noqa: E402
-from prefect_augment.genmodels.vae import Vae  # noqa: E402
-from prefect_augment.genmodels.vae_network import (  # noqa: E402
+from prefect_augment.genmodels.images.vae import (  # noqa: E402
+    Vae,
     VaeNetwork,
     elbo_parts,
     importance_bounds,
 )
+from prefect_augment.genmodels.latent_density import Prior  # noqa: E402
 from prefect_augment.params import VaeModel  # noqa: E402
 
 SIZE = 8

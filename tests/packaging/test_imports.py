@@ -19,7 +19,9 @@ FLOWS = [
     "prefect_augment.flows.latents",
 ]
 
-ROOMS = ["stages", "reading", "augmentation", "evaluation", "genmodels", "encoding", "shards"]
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "prefect_augment"
+FOLDERS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
+LIBRARY = [name for name in FOLDERS if name not in {"cli", "flows", "tasks"}]
 
 
 def loaded_by(module: str) -> set[str]:
@@ -65,34 +67,34 @@ def test_flows_load_neither_torch_nor_albumentations(module: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded_by_rooms(repository: Path) -> dict[str, set[str]]:
-    """What is in memory once every module of a room, and of those before it, is imported."""
+def loaded_by_folder() -> dict[str, set[str]]:
+    """What is in memory once every module of a folder, and of those before it, is imported."""
     steps = {}
-    for room in ROOMS:
-        folder = repository / "src" / "prefect_augment" / room
-        modules = [f"prefect_augment.{room}.{p.stem}" for p in sorted(folder.glob("[a-z]*.py"))]
+    for folder in LIBRARY:
+        files = sorted((PACKAGE / folder).rglob("[a-z]*.py"))
+        modules = [".".join(f.relative_to(PACKAGE).with_suffix("").parts) for f in files]
         # A module that needs an extra is left out where the extra is not installed.
-        steps[room] = "\n".join(
-            f"try:\n import {module}\n"
+        steps[folder] = "\n".join(
+            f"try:\n import prefect_augment.{module}\n"
             f"except ModuleNotFoundError as exc:\n assert exc.name in {HEAVY}, exc\n"
-            for module in [f"prefect_augment.{room}", *modules]
+            for module in [folder, *modules]
         )
     return loaded_one_after_another(steps)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("folder", LIBRARY)
 def test_library_below_the_tasks_does_not_load_prefect(
-    room: str, loaded_by_rooms: dict[str, set[str]]
+    folder: str, loaded_by_folder: dict[str, set[str]]
 ) -> None:
     """Every step works in a notebook or under another orchestrator."""
-    assert "prefect" not in loaded_by_rooms[room]
+    assert "prefect" not in loaded_by_folder[folder]
 
 
 def test_help_of_the_command_loads_no_heavy_library() -> None:
     """Nor what its commands need: help is there at once."""
     statements = (
         "import contextlib, sys\n"
-        "from prefect_augment.cli import main\n"
+        "from prefect_augment.cli.app import main\n"
         "sys.argv = ['prefect-augment', '--help']\n"
         "with contextlib.suppress(SystemExit):\n main()"
     )

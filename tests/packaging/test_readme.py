@@ -25,7 +25,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from prefect_augment import open_dataset
-from prefect_augment.cli import app
+from prefect_augment.cli.app import app
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -44,5 +44,7 @@ def test_wheel_declares_the_command_and_the_prefect_collection(wheel: zipfile.Zi
     (path,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     entry_points = ConfigParser()
     entry_points.read_string(wheel.read(path).decode())
-    assert dict(entry_points["console_scripts"]) == {"prefect-augment": "prefect_augment.cli:main"}
+    assert dict(entry_points["console_scripts"]) == {
+        "prefect-augment": "prefect_augment.cli.app:main"
+    }
     assert dict(entry_points["prefect.collections"]) == {"prefect_augment": "prefect_augment"}

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from prefect_augment.errors import IntegrityError, ParameterError, SchemaError
-from prefect_augment.reading.dataset import Dataset, open_dataset
+from prefect_augment.loading.dataset import Dataset, open_dataset
+from prefect_augment.publish.publish import publish
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.stages.publish import publish
-from prefect_augment.storage import Store, open_store
+from prefect_augment.storage.store import Store, open_store
 
 
 @pytest.fixture(params=["local", "memory"])

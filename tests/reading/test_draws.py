@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_augment.reading.draws import (
+from prefect_augment.loading.sampling_plan import (
     MAX_ROUNDS,
     Pass,
     Reader,

@@ -14,12 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.manifest import content_digest, list_versions, manifest_path, read_manifest
-from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.rollback import rollback
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.loading.dataset import Dataset, open_dataset
+from prefect_augment.maintenance.rollback import rollback
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.manifest import (
+    content_digest,
+    list_versions,
+    manifest_path,
+    read_manifest,
+)
+from prefect_augment.storage.store import Store, open_store
 
 
 def publish_twice(folder: Path, releases: Any) -> Any:

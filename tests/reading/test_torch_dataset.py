@@ -21,15 +21,15 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 import torch
 
-from prefect_augment.augmentation.images import ImagePolicy
+from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import IntegrityError, ParameterError, SchemaError
+from prefect_augment.loading.dataset import Dataset, open_dataset
+from prefect_augment.loading.torch_records import RowMaker
 from prefect_augment.params import Classic, Publish
-from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.reading.torch_records import RowMaker
-from prefect_augment.shards import groups
-from prefect_augment.stages.publish import publish
-from prefect_augment.storage import open_store
+from prefect_augment.publish.publish import publish
+from prefect_augment.shards import row_groups as groups
+from prefect_augment.storage.store import open_store
 
 TAIL = "c/<b>|'"
 
@@ -221,7 +221,7 @@ def test_a_loader_with_processes_gives_every_record_of_each_epoch(
     """
     script = """
 import json, sys, torch
-from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.loading.dataset import open_dataset
 stream = open_dataset(sys.argv[1]).to_torch(columns=["aug_id"])
 loader = torch.utils.data.DataLoader(
     stream, batch_size=None, num_workers=2, persistent_workers=sys.argv[2] == "True"
@@ -247,7 +247,7 @@ def test_ranks_come_from_torch_distributed_and_travel_to_workers(
 ) -> None:
     script = """
 import pickle, sys, torch
-from prefect_augment.reading.dataset import open_dataset
+from prefect_augment.loading.dataset import open_dataset
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=0, world_size=1)
 stream = open_dataset(sys.argv[1]).to_torch(columns=["aug_id"])
 assert pickle.loads(pickle.dumps(stream))._place == (0, 1)

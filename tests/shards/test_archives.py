@@ -9,8 +9,8 @@ import zipfile
 import pytest
 
 from prefect_augment.errors import InputError
-from prefect_augment.shards import archives
-from prefect_augment.shards.archives import read_archive
+from prefect_augment.sources import archives
+from prefect_augment.sources.archives import read_archive
 
 
 def zipped(files: dict[str, bytes]) -> bytes:

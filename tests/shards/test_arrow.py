@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards import arrow, packed
-from prefect_augment.shards.base import SourceRecords, whole
+from prefect_augment.sources import archives as packed
+from prefect_augment.sources import arrow
+from prefect_augment.sources.base import SourceRecords, whole
 
 
 def read(data: bytes) -> SourceRecords:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.shards.base import SourceRecords, whole
-from prefect_augment.shards.csv import read_batches
+from prefect_augment.sources.base import SourceRecords, whole
+from prefect_augment.sources.csv import read_batches
 
 
 def read(text: str | bytes, **wishes: Any) -> SourceRecords:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from prefect_augment.shards.image_check import BadImageError, check_image, looks_like
+from prefect_augment.sources.images.validation import BadImageError, check_image, looks_like
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_augment.errors import InputError
-from prefect_augment.evaluation.disclosure import hiding
 from prefect_augment.params import Source
-from prefect_augment.shards import jsonl
-from prefect_augment.shards.base import SourceRecords, whole
+from prefect_augment.report.redaction import hiding
+from prefect_augment.sources import jsonl
+from prefect_augment.sources.base import SourceRecords, whole
 
 SOURCE = Source(label="label")
 

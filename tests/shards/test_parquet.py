@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.shards import parquet
-from prefect_augment.shards.base import whole
 from prefect_augment.shards.parquet import (
     LINEAGE,
     conform,
@@ -28,8 +27,9 @@ from prefect_augment.shards.parquet import (
     with_lineage,
     write_shards,
 )
-from prefect_augment.shards.parquet_source import read_batches
-from prefect_augment.storage import Draft, Store, open_store, sha256_hex
+from prefect_augment.sources.base import whole
+from prefect_augment.sources.parquet import read_batches
+from prefect_augment.storage.store import Draft, Store, open_store, sha256_hex
 
 SOURCE = Source()
 

@@ -15,12 +15,12 @@ import pytest
 
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
-from prefect_augment.shards import packed
-from prefect_augment.shards.base import whole
-from prefect_augment.shards.groups import row_groups
 from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
-from prefect_augment.shards.parquet_source import read_batches
+from prefect_augment.shards.row_groups import row_groups
+from prefect_augment.sources import archives as packed
+from prefect_augment.sources.base import whole
+from prefect_augment.sources.parquet import read_batches
 
 N = 2000
 
@@ -197,7 +197,7 @@ def test_a_small_file_of_gigabytes_is_refused_and_takes_no_memory(
         "import resource, sys\n"
         "from prefect_augment.errors import InputError\n"
         "from prefect_augment.params import Source\n"
-        "from prefect_augment.shards.parquet_source import read_batches\n"
+        "from prefect_augment.sources.parquet import read_batches\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"
         "    list(read_batches(open(sys.argv[1], 'rb'), name='bomb.parquet', source=Source()))\n"

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import StorageError
-from prefect_augment.reading.staged import iter_shards
-from prefect_augment.shards.formats import read_shard, write_shards
-from prefect_augment.shards.groups import ROW_GROUP_BYTES
-from prefect_augment.shards.streams import BATCH_BYTES, Reordered, write_stream
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.base import read_shard, write_shards
+from prefect_augment.shards.row_groups import ROW_GROUP_BYTES
+from prefect_augment.shards.staged import iter_shards
+from prefect_augment.shards.stream_writer import BATCH_BYTES, Reordered, write_stream
+from prefect_augment.storage.store import Store, open_store
 
 WISHES: dict[str, Any] = {
     "prefix": "data", "stem": "train-real", "split": "train", "origin": "real", "label": "label",

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.shards import tar_members, webdataset
-from prefect_augment.shards.formats import open_shard, read_shard, write_shards
+from prefect_augment.shards import webdataset
+from prefect_augment.shards import webdataset as tar_members
+from prefect_augment.shards.base import open_shard, read_shard, write_shards
 from prefect_augment.shards.parquet import with_lineage
-from prefect_augment.shards.tar_members import tar_headers
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.webdataset import tar_headers
+from prefect_augment.storage.store import Store, open_store
 
 CLASSES = ("a", "b", "c/<b>|'")
 

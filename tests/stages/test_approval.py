@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from prefect_augment.datatypes import Arm, BalancePlan, ClassPlan, Estimate, Recipe, RunResult
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._approval import answer_form
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import (
     Answer,
     Approval,
@@ -26,17 +26,19 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.amounts import added_records, lowered, lowered_amounts
-from prefect_augment.stages.approval import (
+from prefect_augment.publish.proposal import (
     Proposal,
+    added_records,
     decide,
     list_proposals,
+    lowered,
+    lowered_amounts,
     read_proposal,
     request_markdown,
 )
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import Arm, BalancePlan, ClassPlan, Estimate, Recipe, RunResult
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")

@@ -14,17 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef
+from prefect_augment.augmentation.base import augment
 from prefect_augment.errors import ParameterError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Budget, Classic, Gate, Source, TreesModel
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.arms import candidates_wanted
-from prefect_augment.stages.augment import augment
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.sample import sample
-from prefect_augment.stages.train import train
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import candidates_wanted
+from prefect_augment.schema.base import BalancePlan, DatasetRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis.train import train
 
 LINEAGE = ["aug_id", "aug_parent", "aug_seed", "aug_stratum"]
 N = 260

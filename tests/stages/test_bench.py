@@ -15,11 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetFacts, DatasetRef
-from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.evaluation.candidates import Labelled
-from prefect_augment.facts_holdout import HoldoutFacts
+from prefect_augment.experiment.confirmation import verify
+from prefect_augment.experiment.evaluator import (
+    Question,
+    Synthetic,
+    Wishes,
+    Workbench,
+    kept_synthetic,
+    open_bench,
+    score_folds,
+)
+from prefect_augment.experiment.filter import judge
+from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.training_set import drawn_training_set
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -30,25 +42,14 @@ from prefect_augment.params import (
     NoModel,
     Source,
 )
-from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import GIVEN, make_arms, make_recipe
+from prefect_augment.schema.base import Arm, BalancePlan, Choice, DatasetFacts, DatasetRef
+from prefect_augment.schema.experiment import HoldoutFacts
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.arms import GIVEN, make_arms, make_recipe
-from prefect_augment.stages.bench import (
-    Synthetic,
-    Wishes,
-    Workbench,
-    kept_synthetic,
-    open_bench,
-)
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.judge import judge
-from prefect_augment.stages.parts import Question, score_folds
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.score import choose, score
-from prefect_augment.stages.training_sets import drawn_training_set
-from prefect_augment.stages.verdict import verify
-from prefect_augment.staging import Stage, read_fact
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.storage.store import Store, open_store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
 GATE = Gate(n_seeds=2, n_bootstrap=100, learners=["logistic"])
@@ -453,7 +454,7 @@ def test_images_without_torch_are_refused_with_the_line_to_install_it(
     images: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = planned(images, store, NoModel())
-    for name in [n for n in sys.modules if n.endswith((".image_bench", ".image_learner"))]:
+    for name in [n for n in sys.modules if n.endswith((".image_evaluator", ".convnet"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[images,torch\]'"):
@@ -481,8 +482,8 @@ def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
 
 def test_the_classic_of_the_arms_has_the_ranges_of_the_written_one() -> None:
     pytest.importorskip("torch")
-    from prefect_augment.augmentation.images import PRESETS
-    from prefect_augment.stages.image_bench import RANGES
+    from prefect_augment.augmentation.image_policy import PRESETS
+    from prefect_augment.experiment.image_evaluator import RANGES
 
     assert set(RANGES) == {"safe"}  # others are applied image by image
     affine, light = (operation.arguments for operation in PRESETS["safe"])

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefect_augment.manifest import read_manifest
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import Store, open_store
 
 MOST_MIB = 64
 
@@ -63,7 +63,7 @@ def test_publishing_holds_a_few_batches(store: Store, releases: ModuleType, tmp_
     del table
     held = most_mib(
         tmp_path,
-        "from prefect_augment.stages.publish import publish; publish(**given)",
+        "from prefect_augment.publish.publish import publish; publish(**given)",
         vars(release),
     )
     shards = read_manifest(store).shards

@@ -18,24 +18,24 @@ from sklearn.datasets import load_digits
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
-from prefect_augment.datatypes import DatasetRef
-from prefect_augment.display import show_policy
-from prefect_augment.errors import LabelDamageError, ParameterError
-from prefect_augment.evaluation.label_damage import Flips
-from prefect_augment.evaluation.sheets import ROW_HEIGHT
-from prefect_augment.flows.augment import augment
-from prefect_augment.params import Balance, Classic, Destination, Report, Source
-from prefect_augment.stages import check_policy as module
-from prefect_augment.stages.check_policy import (
+from prefect_augment.augmentation import label_preservation as module
+from prefect_augment.augmentation.label_preservation import (
     act_on,
     check_picture,
     check_policy,
     find_check,
     policy_page,
 )
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.preview import preview
-from prefect_augment.storage import Store, open_store
+from prefect_augment.cli.formatting import show_policy
+from prefect_augment.errors import LabelDamageError, ParameterError
+from prefect_augment.evaluation.classifiers.label_preservation import Flips
+from prefect_augment.figures.image_grid import ROW_HEIGHT
+from prefect_augment.flows.augment import augment
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Balance, Classic, Destination, Report, Source
+from prefect_augment.report.preview import preview
+from prefect_augment.schema.base import DatasetRef
+from prefect_augment.storage.store import Store, open_store
 
 UPSIDE_DOWN = "- Rotate: {limit: [180, 180], border_mode: 4, p: 1.0}"
 LEANING = "- Rotate: {limit: [-8, 8], border_mode: 4, p: 1.0}"

@@ -18,17 +18,17 @@ from PIL import Image, ImageDraw
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment import open_dataset
-from prefect_augment.augmentation.images import ImagePolicy
+from prefect_augment.augmentation import label_preservation as check_policy
+from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.augment import augment as augment_flow
 from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Source
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import check_policy
-from prefect_augment.stages.export_boxes import export_boxes
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import open_store
+from prefect_augment.publish.export_detection import export_boxes
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
 
 SIDE = 64
 COLOURS = {"square": (255, 0, 0), "disc": (0, 255, 0), "bar": (0, 0, 255)}

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.evaluation.report_schema import published_schema
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import Manifest, manifest_path, read_manifest
+from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.stages.drift import find_before
-from prefect_augment.stages.rollback import rollback
-from prefect_augment.storage import open_store
+from prefect_augment.report.drift import find_before
+from prefect_augment.report.json import published_schema
+from prefect_augment.schema.manifest import Manifest, manifest_path, read_manifest
+from prefect_augment.storage.store import open_store
 
 SMALL = {"ok": 60, "worn": 9}  # one class that can be judged: nothing is compared, runs are short
 

@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError, TransientError
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.erase import erase
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.reading.staged import load_facts
+from prefect_augment.publish.publish import publish
+from prefect_augment.report.card import CARD
+from prefect_augment.schema.manifest import list_versions, read_manifest
 from prefect_augment.shards.parquet import read_shard
-from prefect_augment.stages.card import CARD
-from prefect_augment.stages.erase import erase
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.leases import lease
-from prefect_augment.stages.ledger import read_ledger
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.split.ledger_io import read_ledger
+from prefect_augment.storage.leases import lease
+from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"
 

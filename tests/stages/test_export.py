@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Publish
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages import export as module
-from prefect_augment.stages.export import check_export, export
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.rollback import rollback
-from prefect_augment.storage import Store, open_store
+from prefect_augment.publish import export as module
+from prefect_augment.publish.export import check_export, export
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.storage.store import Store, open_store
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, Estimate
-from prefect_augment.encoding.folded import fold_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
-from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.registry import load_model_class, model_kinds
-from prefect_augment.stages.fit_sample import read_fit_records, sample_rows, sample_sizes
-from prefect_augment.stages.train import train
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import BalancePlan, DatasetRef, Estimate
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.subsample import read_fit_records, sample_rows, sample_sizes
+from prefect_augment.synthesis.train import train
 
 
 @pytest.fixture

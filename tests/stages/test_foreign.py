@@ -16,16 +16,15 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, DatasetFacts, DatasetRef
 from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.ingest.external import class_codes, import_candidates, read_as
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.params import Balance, Gate, NoModel, Source
-from prefect_augment.reading.staged import load_facts, read_shards
-from prefect_augment.stages.foreign import import_candidates
-from prefect_augment.stages.foreign_values import class_codes, read_as
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.quarantine import by_reason
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.shards.staged import load_facts, read_shards
+from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
-from prefect_augment.manifest import Manifest
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.registry import FORMATS, load_reader
-from prefect_augment.shards.hf_folders import choose_files
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.listing import list_source
-from prefect_augment.storage import open_store
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.sources.discovery import list_source
+from prefect_augment.sources.hf_layout import choose_files
+from prefect_augment.storage.store import open_store
 
 datasets = pytest.importorskip("datasets")
 

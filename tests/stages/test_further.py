@@ -15,23 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import Arm, BalancePlan, Choice, DatasetRef, Verdict
 from prefect_augment.errors import ParameterError
-from prefect_augment.facts_holdout import HoldoutFacts
+from prefect_augment.experiment import confirmation as verdict
+from prefect_augment.experiment import diagnostics as further
+from prefect_augment.experiment.confirmation import verify
+from prefect_augment.experiment.evaluator import Wishes, open_bench
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import further, verdict
-from prefect_augment.stages.arms import make_recipe
-from prefect_augment.stages.bench import Wishes, open_bench
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.priors import class_shares, left_by_loss
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.report import report
-from prefect_augment.stages.verdict import verify
-from prefect_augment.staging import read_fact
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.priors import class_shares, left_by_loss
+from prefect_augment.plan.strategies import make_recipe
+from prefect_augment.publish.publish import publish
+from prefect_augment.report.build import report
+from prefect_augment.schema.base import Arm, BalancePlan, Choice, DatasetRef, Verdict
+from prefect_augment.schema.experiment import HoldoutFacts
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store, open_store
 
 GATE = Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"])
 AS_IS = Arm(name="as is", family="as_is")

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from prefect_augment.datatypes import ApprovalDecision, Arm, Verdict
 from prefect_augment.errors import ParameterError, TransientError
-from prefect_augment.manifest import list_versions, manifest_path, read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.gc import GcReport, collect_garbage
+from prefect_augment.maintenance.layout import kind_of, named_in, stage_of
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Classic, Publish, Report
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.approval import propose
-from prefect_augment.stages.gc import GcReport, collect_garbage
-from prefect_augment.stages.layout import kind_of, named_in, stage_of
-from prefect_augment.stages.leases import lease, modified_at, store_time
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.publish.proposal import propose
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.base import ApprovalDecision, Arm, Verdict
+from prefect_augment.schema.manifest import list_versions, manifest_path, read_manifest
+from prefect_augment.storage.leases import lease, modified_at, store_time
+from prefect_augment.storage.store import Store, open_store
 
 DAY = 86_400.0
 

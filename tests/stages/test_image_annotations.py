@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
 
 # Image number to its objects: (class, x, y, width, height); 24x20 pixels.
 OBJECTS = {

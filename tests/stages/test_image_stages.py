@@ -18,8 +18,23 @@ from PIL import Image
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.images import ImagePolicy, record_seed
-from prefect_augment.datatypes import (
+from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
+from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.pixels import (
+    decode_image,
+    encode_jpeg,
+    encode_like,
+    encode_png,
+    is_jpeg,
+    resize,
+)
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.figures.image_grid import CELL, ROW_HEIGHT
+from prefect_augment.params import Classic
+from prefect_augment.report.build import report
+from prefect_augment.report.contact_sheets import picture_sheets
+from prefect_augment.schema.base import (
     BalancePlan,
     ClassGate,
     ClassPlan,
@@ -30,25 +45,10 @@ from prefect_augment.datatypes import (
     ImageFacts,
     ShardFact,
 )
-from prefect_augment.encoding.images import image_array
-from prefect_augment.encoding.jpeg import encode_like
-from prefect_augment.encoding.pixels import (
-    decode_image,
-    encode_jpeg,
-    encode_png,
-    is_jpeg,
-    resize,
-)
-from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.sheets import CELL, ROW_HEIGHT
-from prefect_augment.params import Classic
-from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.augment import augment
-from prefect_augment.stages.report import report
-from prefect_augment.stages.report_images import picture_sheets
-from prefect_augment.staging import Stage
-from prefect_augment.storage import Store, open_store
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, open_store
 
 CLASSES = {"plenty": 40, "few": 6, "🛠️ <b>one</b>": 1}
 RARE, SINGLE = list(CLASSES)[1:]
@@ -275,7 +275,7 @@ def test_other_seeds_give_other_copies(
 def test_large_wishes_are_written_in_several_shards(
     dataset: DatasetRef, plan: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect_augment.stages import augment_images
+    from prefect_augment.augmentation import write_images as augment_images
 
     monkeypatch.setattr(augment_images, "SHARD_BYTES", 20_000)
     ref = augment(dataset, plan=plan, counts={RARE: 61}, classic=Classic(), seed=8, store=store)

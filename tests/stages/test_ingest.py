@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef
-from prefect_augment.encoding.keys import content_keys
+from prefect_augment.encoding.record_ids import content_keys
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnWish, Source
-from prefect_augment.splitting import HOLDOUT
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.ledger import read_ledger
-from prefect_augment.staging import read_fact
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.split.assignment import HOLDOUT
+from prefect_augment.split.ledger_io import read_ledger
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store, open_store
 
 ADDED = ["aug_id", "content_key"]
 

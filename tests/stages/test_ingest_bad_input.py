@@ -21,10 +21,10 @@ from prefect_augment.errors import (
     SourceChangedError,
     StorageError,
 )
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnWish, Source
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import open_store
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import open_store
 
 N = 60
 

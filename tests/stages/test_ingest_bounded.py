@@ -11,15 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment import binned, record_split, spill
-from prefect_augment.encoding import keys
+from prefect_augment.encoding import record_ids as keys
+from prefect_augment.ingest import quarantine
+from prefect_augment.ingest import write_shards as placing
+from prefect_augment.ingest import write_shards as staged_shards
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.shards import csv, parquet_source
-from prefect_augment.shards.parquet_source import read_batches
-from prefect_augment.stages import image_reading, placing, quarantine, staged_shards
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import open_store
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.sources import csv
+from prefect_augment.sources import parquet as parquet_source
+from prefect_augment.sources.images import scan as image_reading
+from prefect_augment.sources.parquet import read_batches
+from prefect_augment.split import record_split
+from prefect_augment.storage import external_sort as binned
+from prefect_augment.storage import spill
+from prefect_augment.storage.store import open_store
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.errors import InputError, ParameterError, SourceChangedError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnWish, Source
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.profile import profile
-from prefect_augment.storage import Store, open_store
+from prefect_augment.report.profile import profile
+from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

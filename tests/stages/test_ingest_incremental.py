@@ -15,13 +15,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetFacts
-from prefect_augment.manifest import read_manifest
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import Source
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.gc import collect_garbage
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
 
 Publisher = Callable[..., Any]
 

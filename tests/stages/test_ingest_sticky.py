@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef
 from prefect_augment.errors import InputError
-from prefect_augment.manifest import read_manifest
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.staging import read_fact
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store, open_store
 
 Publisher = Callable[[Store, DatasetRef], None]
 

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.errors import (
     DivergedError,
     EmptyClassError,
@@ -23,7 +22,25 @@ from prefect_augment.errors import (
     ParameterError,
     SchemaError,
 )
-from prefect_augment.genmodels.table_flow import TableFlow
+from prefect_augment.genmodels.tables.flow import TableFlow
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents import anomalies as anomalies_stage
+from prefect_augment.latents import base as latents_stage
+from prefect_augment.latents import embed as embed_stage
+from prefect_augment.latents import inputs as select_stage
+from prefect_augment.latents.adapter import suffixes
+from prefect_augment.latents.anomalies import anomalies
+from prefect_augment.latents.base import Strata
+from prefect_augment.latents.capabilities import able_model
+from prefect_augment.latents.classify import classify, posterior
+from prefect_augment.latents.embed import embed
+from prefect_augment.latents.inputs import select_classes, version_records
+from prefect_augment.latents.interpolate import interpolate, way
+from prefect_augment.latents.page import latents_page
+from prefect_augment.latents.reconstruct import reconstruct
+from prefect_augment.loading.latents import Latents, open_latents
+from prefect_augment.maintenance.erase import erase
+from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import (
     AutoModel,
     Balance,
@@ -36,32 +53,14 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.reading.latents import Latents, open_latents
-from prefect_augment.reading.staged import load_facts, read_part
+from prefect_augment.plan.plan import plan
 from prefect_augment.registry import MODELS
-from prefect_augment.stages import anomalies as anomalies_stage
-from prefect_augment.stages import embed as embed_stage
-from prefect_augment.stages import latents as latents_stage
-from prefect_augment.stages import select_classes as select_stage
-from prefect_augment.stages.abilities import able_model
-from prefect_augment.stages.anomalies import anomalies
-from prefect_augment.stages.classify import classify, posterior
-from prefect_augment.stages.embed import embed
-from prefect_augment.stages.erase import erase
-from prefect_augment.stages.gc import collect_garbage
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.interpolate import interpolate, way
-from prefect_augment.stages.latent_view import suffixes
-from prefect_augment.stages.latents import Strata
-from prefect_augment.stages.latents_page import latents_page
-from prefect_augment.stages.models import load_model
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.reconstruct import reconstruct
-from prefect_augment.stages.sample import sample
-from prefect_augment.stages.select_classes import select_classes
-from prefect_augment.stages.train import train
-from prefect_augment.stages.version_records import version_records
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis.train import train
 
 Trained = tuple[Store, DatasetRef, ModelRef]
 

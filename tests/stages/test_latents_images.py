@@ -13,10 +13,23 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.evaluation.sheets import ROW_HEIGHT
+from prefect_augment.figures.image_grid import ROW_HEIGHT
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.anomalies import anomalies
+from prefect_augment.latents.attribute_shift import shift_attribute
+from prefect_augment.latents.base import Job
+from prefect_augment.latents.capabilities import able_model
+from prefect_augment.latents.classify import classify
+from prefect_augment.latents.denoise import denoise
+from prefect_augment.latents.embed import embed
+from prefect_augment.latents.image_adapter import MAX_SHOWN, some_records
+from prefect_augment.latents.inputs import select_classes
+from prefect_augment.latents.interpolate import interpolate
+from prefect_augment.latents.page import latents_page
+from prefect_augment.latents.reconstruct import reconstruct
+from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import (
     AttributeShift,
     AutoModel,
@@ -28,25 +41,12 @@ from prefect_augment.params import (
     PluginModel,
     Source,
 )
-from prefect_augment.reading.latents import Latents, open_latents
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages.abilities import able_model
-from prefect_augment.stages.anomalies import anomalies
-from prefect_augment.stages.classify import classify
-from prefect_augment.stages.denoise import denoise
-from prefect_augment.stages.embed import embed
-from prefect_augment.stages.image_view import MAX_SHOWN, some_records
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.interpolate import interpolate
-from prefect_augment.stages.latents import Job
-from prefect_augment.stages.latents_page import latents_page
-from prefect_augment.stages.models import load_model
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.reconstruct import reconstruct
-from prefect_augment.stages.select_classes import select_classes
-from prefect_augment.stages.shift_attribute import shift_attribute
-from prefect_augment.stages.train import train
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.train import train
 
 Trained = tuple[Store, DatasetRef, ModelRef]
 SIZE = 16

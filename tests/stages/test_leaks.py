@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import InputError
+from prefect_augment.experiment.evaluator import open_bench
 from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
     Budget,
@@ -24,13 +25,12 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.shards import formats
-from prefect_augment.stages.bench import open_bench
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.train import train
-from prefect_augment.storage import open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import RunResult
+from prefect_augment.shards import base as formats
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
+from prefect_augment.synthesis.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -153,14 +153,13 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
 def test_the_holdout_is_opened_once_to_judge_and_else_only_to_publish_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps = {"experiment", "report", "publish", "maintenance", "synthesis", "plan"}
     opened: Counter[str] = Counter()
     real = formats._file
 
     def counting(store: Any, path: str, mapped: bool) -> Any:
         if "holdout" in path:
-            frames = [
-                f for f in traceback.extract_stack() if "prefect_augment/stages" in f.filename
-            ]
+            frames = [f for f in traceback.extract_stack() if Path(f.filename).parent.name in steps]
             opened[f"{Path(frames[0].filename).stem}.{frames[0].name}"] += 1
         return real(store, path, mapped)
 
@@ -170,7 +169,7 @@ def test_the_holdout_is_opened_once_to_judge_and_else_only_to_publish_it(
     )
     result = run(source, tmp_path / "out", model=TreesModel())
     assert result.status == "published"
-    assert opened.pop("verdict.verify") == 1
+    assert opened.pop("confirmation.verify") == 1
     assert set(opened) == {"publish.publish"}, "it is published as it is, and nothing else reads it"
     run(source, tmp_path / "out", model=TreesModel())
-    assert "verdict.verify" not in opened, "a second run takes the verdict's receipt"
+    assert "confirmation.verify" not in opened, "a second run takes the verdict's receipt"

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetFacts
 from prefect_augment.errors import InputError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.shards import archives, packed
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import open_store
+from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.sources import archives
+from prefect_augment.sources import archives as packed
+from prefect_augment.storage.store import open_store
 
 MIB = 1 << 20
 
@@ -205,8 +206,8 @@ PROGRAM = """
 import resource, sys
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.storage import open_store
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.storage.store import open_store
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 first, bomb, out = sys.argv[1:]

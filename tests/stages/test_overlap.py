@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefect_augment.estimators.sampler import GenerativeSampler
 from prefect_augment.genmodels.base import TableData, TableSpec
-from prefect_augment.genmodels.counter_random import seeds_from
+from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.params import Budget, FlowModel, TreesModel
-from prefect_augment.sampler import GenerativeSampler
-from prefect_augment.stages.overlap import OVERLAP_CLASS, with_overlap_class
-from prefect_augment.stages.train import fit_model
+from prefect_augment.synthesis.overlap_class import OVERLAP_CLASS, with_overlap_class
+from prefect_augment.synthesis.train import fit_model
 
 
 def blobs(counts: tuple[int, ...] = (600, 80), shift: float = 2.0) -> tuple[TableData, TableSpec]:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetRef
 from prefect_augment.errors import ParameterError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
     ClassTarget,
@@ -22,10 +22,10 @@ from prefect_augment.params import (
     TreesModel,
     Unique,
 )
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.plan import plan
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
 
 N = 300
 

@@ -12,26 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, ColumnFact, DatasetRef, GateReport, Verdict
-from prefect_augment.evaluation.disclosure import disclosable
-from prefect_augment.evaluation.privacy import Words, summed_up
-from prefect_augment.evaluation.report import ReportData, build_report, markdown_summary
-from prefect_augment.evaluation.section_privacy import section
-from prefect_augment.facts_privacy import Privacy
-from prefect_augment.findings import Findings
+from prefect_augment.evaluation.privacy.distances import Words, summed_up
+from prefect_augment.experiment import privacy as privacy_stage
+from prefect_augment.experiment.confirmation import why_refused
+from prefect_augment.experiment.filter import judge
+from prefect_augment.experiment.privacy import found_privacy, measure
+from prefect_augment.ingest.external import import_candidates, plan_of_given
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Gate, NoModel, Publish, Source
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import privacy as privacy_stage
-from prefect_augment.stages.arms import plain_recipe
-from prefect_augment.stages.foreign import import_candidates, plan_of_given
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.judge import judge
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.privacy import found_privacy, measure
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.refusal import why_refused
-from prefect_augment.stages.report import report
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import plain_recipe
+from prefect_augment.publish.publish import publish
+from prefect_augment.report.build import report
+from prefect_augment.report.redaction import disclosable
+from prefect_augment.report.report import ReportData, build_report, markdown_summary
+from prefect_augment.report.section_privacy import section
+from prefect_augment.schema.base import BalancePlan, ColumnFact, DatasetRef, GateReport, Verdict
+from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema.report import Findings
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 # The gate drops nothing, so that what is kept is what was drawn.
@@ -255,7 +255,7 @@ def _leaves(value: object) -> list[object]:
 
 def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
     """Fit and val in another order give the same distances."""
-    from prefect_augment.stages.bench import open_bench
+    from prefect_augment.experiment.evaluator import open_bench
 
     bench = open_bench(copies.store, load_facts(copies.dataset, copies.store), copies.plan)
     X = bench.records.X

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
+from prefect_augment.examples import IMBALANCE_RATIO, example_source, example_table
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.stages.example import IMBALANCE_RATIO, example_source, example_table
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.profile import profile
-from prefect_augment.storage import open_store
+from prefect_augment.report.profile import profile
+from prefect_augment.storage.store import open_store
 
 LABELS = {
     "adult_income": "income",

@@ -23,15 +23,15 @@ from prefect_augment.errors import (
     SchemaError,
     StorageError,
 )
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.shards.formats import read_shard
-from prefect_augment.stages.card import CARD, refresh_card
-from prefect_augment.stages.publish import check_destination, publish
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.publish.publish import check_destination, publish
+from prefect_augment.report.card import CARD, refresh_card
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.shards.base import read_shard
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"
 
@@ -580,7 +580,7 @@ def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
         """
         import pickle, resource, sys
         from prefect_augment.errors import StorageError
-        from prefect_augment.stages.publish import publish
+        from prefect_augment.publish.publish import publish
         arguments = pickle.load(open(sys.argv[1], "rb"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:

@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip("PIL", reason="needs the extra 'images'")
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.manifest import read_manifest
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import Dataset, open_dataset
+from prefect_augment.maintenance import inspect as maintain
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
-from prefect_augment.reading.dataset import Dataset, open_dataset
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import maintain
-from prefect_augment.stages.card import CARD
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.publish.publish import publish
+from prefect_augment.report.card import CARD
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import open_store
 
 TAIL = "c/<b>|'"
 

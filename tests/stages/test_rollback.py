@@ -9,20 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import Commit
 from prefect_augment.errors import IntegrityError, ParameterError, TransientError
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.rollback import rollback
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Balance, Gate, NoModel, Publish, Source
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.arms import plain_recipe
-from prefect_augment.stages.card import CARD
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.leases import lease
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.rollback import rollback
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import plain_recipe
+from prefect_augment.publish.publish import publish
+from prefect_augment.report.card import CARD
+from prefect_augment.schema.base import Commit
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.leases import lease
+from prefect_augment.storage.store import Store, open_store
 
 
 def test_a_rollback_is_a_new_version_of_the_same_shards(two: Store) -> None:

@@ -14,21 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import DatasetFacts, DatasetRef, ModelRef
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder, table_strata
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.evaluation.similarity import c2st_auc
+from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import sample as stage
-from prefect_augment.stages.draw import candidate_seeds
-from prefect_augment.stages.models import table_spec
-from prefect_augment.stages.rules import Rules, draw_kept
-from prefect_augment.stages.sample import resample_record, sample
-from prefect_augment.stages.train import fit_model
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import DatasetFacts, DatasetRef, ModelRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis import sample as stage
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.model_store import table_spec
+from prefect_augment.synthesis.rejection import Rules, draw_kept
+from prefect_augment.synthesis.sample import resample_record, sample
+from prefect_augment.synthesis.train import fit_model
 
 
 def _builders() -> ModuleType:
@@ -261,7 +261,7 @@ def test_remaking_a_conditioned_record_without_its_values_is_refused() -> None:
     """Its seed is none of the run's plain ones, so that no other record passes for it."""
     seeds = candidate_seeds(1, "rare", 0, 100, given={"sex": "f"})
     assert not np.isin(seeds, candidate_seeds(1, "rare", 0, 100_000)).any()
-    from prefect_augment.stages.remake import _ordinal
+    from prefect_augment.synthesis.reproduce import _ordinal
 
     with pytest.raises(IntegrityError, match="another run"):
         _ordinal(1, "rare", int(seeds[0]))

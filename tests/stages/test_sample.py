@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from prefect_augment.datatypes import DatasetRef, ModelRef
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.experiment.filter import judge
 from prefect_augment.params import Balance, Gate, TreesModel
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import sample as stage
-from prefect_augment.stages.judge import judge
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.sample import candidate_seeds, resample_record, sample
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef, ModelRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis import sample as stage
+from prefect_augment.synthesis.sample import candidate_seeds, resample_record, sample
 
 
 def _builders() -> ModuleType:

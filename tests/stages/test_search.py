@@ -10,7 +10,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import (
+from prefect_augment.experiment.search import (
+    best_settings,
+    decided,
+    finalists,
+    go_on,
+    pilot,
+    rung,
+)
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    Gate,
+    NoModel,
+    Source,
+    TreesModel,
+)
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.schedule import Clock, model_of, pilot_budget, suitable, training_budget
+from prefect_augment.plan.search_space import (
+    N_KEPT,
+    N_SETTINGS,
+    PILOT_FOLDS,
+    n_trained,
+    pilot_groups,
+    settings,
+)
+from prefect_augment.plan.strategies import make_arms
+from prefect_augment.schema.base import (
     Arm,
     ArmScore,
     BalancePlan,
@@ -22,40 +52,9 @@ from prefect_augment.datatypes import (
     ImageFacts,
     LearnerScore,
 )
-from prefect_augment.facts_search import SearchFacts
-from prefect_augment.params import (
-    AutoModel,
-    Balance,
-    Budget,
-    Classic,
-    Gate,
-    NoModel,
-    Source,
-    TreesModel,
-)
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.arms import make_arms
-from prefect_augment.stages.clock import Clock
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.kinds import model_of, pilot_budget, suitable, training_budget
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.search import (
-    best_settings,
-    decided,
-    finalists,
-    go_on,
-    pilot,
-    rung,
-)
-from prefect_augment.stages.search_space import (
-    N_KEPT,
-    N_SETTINGS,
-    PILOT_FOLDS,
-    n_trained,
-    pilot_groups,
-    settings,
-)
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.experiment import SearchFacts
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
 
 GATE = Gate(learners=["logistic"], n_seeds=2, n_bootstrap=100)
 
@@ -450,7 +449,7 @@ def plan_of_images(
         largest_side=12,
         n_channels=1,
     )
-    monkeypatch.setattr("prefect_augment.stages.plan.cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr("prefect_augment.plan.plan.cpu_multiplies_bf16", lambda: True)
 
     def planned(budget: Budget, *, n_fit: int = 20, **wishes: int) -> BalancePlan:
         counts = {
@@ -459,7 +458,7 @@ def plan_of_images(
         }
         changes = {"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
         pictures = facts.model_copy(update=changes)
-        monkeypatch.setattr("prefect_augment.stages.plan.load_facts", lambda *_: pictures)
+        monkeypatch.setattr("prefect_augment.plan.plan.load_facts", lambda *_: pictures)
         gate = Gate(**wishes)  # type: ignore[arg-type]
         wish = {"balance": Balance(), "model": NoModel(), "gate": gate, "store": store}
         return plan(dataset, budget=budget, **wish)  # type: ignore[arg-type]

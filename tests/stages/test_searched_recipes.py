@@ -8,14 +8,14 @@ from types import ModuleType
 import pyarrow.compute as pc
 import pytest
 
-from prefect_augment.augmentation.images import ImagePolicy
-from prefect_augment.datatypes import Arm, BalancePlan, ClassPlan, Estimate
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Classic, Publish
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.amounts import lowered
-from prefect_augment.stages.arms import make_recipe, wanted_records
-from prefect_augment.stages.publish import publish
-from prefect_augment.storage import open_store
+from prefect_augment.plan.strategies import make_recipe, wanted_records
+from prefect_augment.publish.proposal import lowered
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.base import Arm, BalancePlan, ClassPlan, Estimate
+from prefect_augment.storage.store import open_store
 
 
 @pytest.fixture

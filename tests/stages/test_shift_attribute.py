@@ -15,9 +15,16 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from prefect_augment.datatypes import DatasetRef, LatentRef, ModelRef
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents import base as latents_stage
+from prefect_augment.latents.attribute_shift import shift_attribute
+from prefect_augment.latents.embed import embed
+from prefect_augment.latents.inputs import select_classes, version_records
+from prefect_augment.latents.page import latents_page
+from prefect_augment.latents.reconstruct import reconstruct
+from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import (
     AttributeShift,
     Balance,
@@ -28,20 +35,12 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.reading.latents import Latents, open_latents
-from prefect_augment.reading.staged import load_facts, read_part
-from prefect_augment.stages import latents as latents_stage
-from prefect_augment.stages.embed import embed
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.latents_page import latents_page
-from prefect_augment.stages.models import load_model
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.reconstruct import reconstruct
-from prefect_augment.stages.select_classes import select_classes
-from prefect_augment.stages.shift_attribute import shift_attribute
-from prefect_augment.stages.train import train
-from prefect_augment.stages.version_records import version_records
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.train import train
 
 Trained = tuple[Store, DatasetRef, ModelRef]
 NUMBERS = ("load", "cycles")

@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.datatypes import Arm, BalancePlan
-from prefect_augment.encoding.keys import derived_ids
+from prefect_augment.encoding.arrays import Matrix, training_matrix
+from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.experiment.evaluator import Synthetic
+from prefect_augment.experiment.training_set import build_training_set
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Gate, Source, TreesModel
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.amounts import lowered
-from prefect_augment.stages.arms import make_recipe, wanted_records
-from prefect_augment.stages.bench import Synthetic
-from prefect_augment.stages.ingest import ingest
-from prefect_augment.stages.matrix import Matrix, training_matrix
-from prefect_augment.stages.plan import plan
-from prefect_augment.stages.soft import drawn_for, share_sums, stand, standing_rows
-from prefect_augment.stages.training_sets import build_training_set
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import make_recipe, wanted_records
+from prefect_augment.publish.proposal import lowered
+from prefect_augment.schema.base import Arm, BalancePlan
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.soft_labels import drawn_for, share_sums, stand, standing_rows
 
 N = 600
 

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_augment import open_dataset
 from prefect_augment.augmentation import plugins
-from prefect_augment.augmentation.texts import ENTRY_POINTS, changed, text_changer
+from prefect_augment.augmentation.text import ENTRY_POINTS, changed, text_changer
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.rebalance import rebalance

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, ClassPlan, DatasetFacts, DatasetRef, Estimate
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.genmodels.base import TableData
-from prefect_augment.genmodels.table_trees import TableTrees
+from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
+from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetFacts, DatasetRef, Estimate
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages.models import load_model, table_spec
-from prefect_augment.stages.train import fit_model, train
-from prefect_augment.staging import Stage
-from prefect_augment.storage import Store, open_store, sha256_hex
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, open_store, sha256_hex
+from prefect_augment.synthesis.model_store import load_model, table_spec
+from prefect_augment.synthesis.train import fit_model, train
 
 
 def people(n: int = 240) -> pa.Table:

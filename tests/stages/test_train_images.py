@@ -14,7 +14,14 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="the extra 'torch'")
 
-from prefect_augment.datatypes import (
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.pixels import decode_image
+from prefect_augment.errors import ParameterError
+from prefect_augment.genmodels.images.flow_training import FlowPhase
+from prefect_augment.nn import devices, loop
+from prefect_augment.nn.budget import Calibration
+from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
+from prefect_augment.schema.base import (
     BalancePlan,
     ClassPlan,
     ColumnFact,
@@ -24,23 +31,16 @@ from prefect_augment.datatypes import (
     ImageFacts,
     ModelRef,
 )
-from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.pixels import decode_image
-from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.diffusion_training import FlowPhase
-from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
-from prefect_augment.reading.staged import load_facts, read_part
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.stages import sample as sample_stage
-from prefect_augment.stages.curves import read_training
-from prefect_augment.stages.effort import TRAINING_SHARE
-from prefect_augment.stages.models import load_model
-from prefect_augment.stages.sample import resample_record, sample
-from prefect_augment.stages.train import train, why_no_image_model
-from prefect_augment.staging import Stage, read_fact
-from prefect_augment.storage import Store, open_store, sha256_hex
-from prefect_augment.training import devices, loop
-from prefect_augment.training.budget import Calibration
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.storage.store import Store, open_store, sha256_hex
+from prefect_augment.synthesis import sample as sample_stage
+from prefect_augment.synthesis.effort import TRAINING_SHARE
+from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.resume import read_training
+from prefect_augment.synthesis.sample import resample_record, sample
+from prefect_augment.synthesis.train import train, why_no_image_model
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COUNTS = {"dark": 30, "bright": 12, "lone": 3}

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from prefect_augment.datatypes import BalancePlan, DatasetRef, Recipe
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Publish
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.reading.staged import load_facts
-from prefect_augment.stages.publish import publish
-from prefect_augment.stages.weights import inherit_weights
-from prefect_augment.storage import Store, open_store
+from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store, open_store
 
 
 @pytest.fixture

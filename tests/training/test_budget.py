@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.training.budget import MAX_SECONDS, Calibration, calibrate, steps_within
+from prefect_augment.nn.budget import MAX_SECONDS, Calibration, calibrate, steps_within
 
 
 class Clock:

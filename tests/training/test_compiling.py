@@ -8,8 +8,10 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from torch import Tensor, nn  # noqa: E402
 
-from prefect_augment.training.compiling import compiled  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
+from prefect_augment.nn.devices import (  # noqa: E402
+    Device,
+    compiled,
+)
 
 
 # PyTorch uses what it has deprecated itself when its compiler is imported.

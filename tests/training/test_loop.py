@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import DivergedError, ParameterError  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
-from prefect_augment.training.loop import (  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
+from prefect_augment.nn.loop import (  # noqa: E402
     Checkpoint,
     step_generator,
     train,

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.training.devices import Device, choose_device, usable_cores  # noqa: E402
-from prefect_augment.training.ema import Ema, decay  # noqa: E402
-from prefect_augment.training.networks import (  # noqa: E402
+from prefect_augment.nn.devices import Device, choose_device, usable_cores  # noqa: E402
+from prefect_augment.nn.ema import Ema, decay  # noqa: E402
+from prefect_augment.nn.networks import (  # noqa: E402
     SelfAttention,
     UNet,
     Upsample,

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.training import loop  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
-from prefect_augment.training.sequence import (  # noqa: E402
+from prefect_augment.nn import loop  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
+from prefect_augment.nn.sequence import (  # noqa: E402
     Stretch,
     mean_seconds_per_step,
     train_in_turn,

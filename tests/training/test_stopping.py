@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.training import loop  # noqa: E402
-from prefect_augment.training.devices import Device  # noqa: E402
-from prefect_augment.training.stopping import (  # noqa: E402
+from prefect_augment.nn import loop  # noqa: E402
+from prefect_augment.nn.devices import Device  # noqa: E402
+from prefect_augment.nn.early_stopping import (  # noqa: E402
     N_STRETCHES,
     PATIENCE,
     Judgement,

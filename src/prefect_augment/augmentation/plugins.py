@@ -8,8 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from prefect_augment.balancing import suggestion
 from prefect_augment.errors import ParameterError
+from prefect_augment.plan.targets import suggestion
 
 __all__ = ["ALLOW_IMPORT_PATHS", "load_function"]
 

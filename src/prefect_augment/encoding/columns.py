@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.binned import Pile
-from prefect_augment.datatypes import ColumnFact, ColumnKind
-from prefect_augment.encoding.keys import plain_array, value_hashes
+from prefect_augment.encoding.record_ids import plain_array, value_hashes
 from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnWish
-from prefect_augment.spill import Workspace
+from prefect_augment.schema.base import ColumnFact, ColumnKind
+from prefect_augment.storage.external_sort import Pile
+from prefect_augment.storage.spill import Workspace
 
 __all__ = [
     "ColumnCounts",

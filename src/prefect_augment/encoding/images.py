@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.balancing import class_order
 from prefect_augment.encoding.pixels import (
     DECODING_RULE,
     MAX_PIXELS,
@@ -32,7 +31,7 @@ from prefect_augment.encoding.pixels import (
     resize,
     with_channels,
 )
-from prefect_augment.encoding.stored import StoredEncoder
+from prefect_augment.encoding.serialization import StoredEncoder
 from prefect_augment.encoding.strata import (
     StratumValues,
     conform_column,
@@ -44,6 +43,7 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
+from prefect_augment.plan.targets import class_order
 
 __all__ = [
     "MAX_PIXELS",

@@ -18,7 +18,7 @@ from prefect_augment.encoding.columns import (
     listing,
     value_type_of,
 )
-from prefect_augment.encoding.keys import plain_array
+from prefect_augment.encoding.record_ids import plain_array
 from prefect_augment.errors import LabelError
 
 __all__ = [

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.balancing import class_order, stratum_names
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
+from prefect_augment.plan.targets import class_order, stratum_names
 
 __all__ = [
     "StratumValues",

@@ -16,11 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.balancing import class_order
-from prefect_augment.datatypes import ColumnFact
 from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
 from prefect_augment.encoding.fill import fit_fill, made_column
-from prefect_augment.encoding.stored import StoredEncoder
+from prefect_augment.encoding.serialization import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
     dictionaries_of,
@@ -32,6 +30,8 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.plan.targets import class_order
+from prefect_augment.schema.base import ColumnFact
 
 __all__ = ["TableEncoder", "table_strata"]
 

@@ -1,6 +1,6 @@
 """Wishes: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
 
-Facts (what happened) live in :mod:`prefect_augment.datatypes`. Descriptions sit on fields one level
+Facts (what happened) live in :mod:`prefect_augment.schema.base`. Descriptions sit on fields one level
 deep because Prefect's form shows those and drops others; ``Optional`` and ``dict`` render badly
 there, so "not given" is an empty string or list, and per-class wishes are lists of models.
 """

@@ -1,161 +1,373 @@
-"""The contracts of formats.
+"""Shards of every format: put once under a name that holds their content's hash, read by their ending.
 
-Of a source: bytes in, records out, and what could not be read said (:class:`SourceReader`). Of our
-own shards: records in, one object out, and the same records back (:class:`ShardFormat`).
+The formats themselves are one file each (:class:`~prefect_augment.sources.base.ShardFormat`), found
+through the registry.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from contextlib import contextmanager
+from functools import cache
+from types import TracebackType
+from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from prefect_augment.params import Source
+from prefect_augment.errors import IntegrityError, SchemaError, StorageError
+from prefect_augment.registry import SHARD_FORMATS, load_shard_format
+from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.shards.hashing_sink import HashedSink
+from prefect_augment.shards.row_groups import row_groups, rows_per_group
+from prefect_augment.sources.base import ShardFormat, ShardReader
+from prefect_augment.storage.store import Draft, Store, sha256_hex
 
 __all__ = [
-    "BATCH_BYTES",
-    "Rejected",
-    "ShardFormat",
-    "ShardReader",
-    "SourceReader",
-    "SourceRecords",
-    "in_batches",
-    "whole",
+    "ADVICE",
+    "OpenShard",
+    "check_count",
+    "check_digest",
+    "label_names",
+    "open_shard",
+    "put_once",
+    "read_shard",
+    "write_shard",
+    "write_shards",
 ]
 
-#: About so many bytes of Arrow data in a batch of records.
-BATCH_BYTES = 8 << 20
+#: What to do about a published object that is not what it was.
+ADVICE = (
+    "restore it from a copy, or go on with an older version (`prefect-augment rollback`); "
+    "`prefect-augment verify` names all that is damaged"
+)
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """One record that cannot be used.
+def label_names(column: Any) -> list[str]:
+    """Return the class of each record: the label cast to text, a dictionary decoded first."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
 
-    ``position`` counts from 1: the line of a text file, the row of a table.
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write_shards(
+    store: Store,
+    table: pa.Table,
+    *,
+    prefix: str,
+    stem: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    max_records: int,
+    max_bytes: int,
+    shard_format: str = "parquet",
+    classes: Sequence[str] = (),
+) -> tuple[ShardFact, ...]:
+    """Put the records as immutable objects named by their content.
+
+    A shard is written to a temporary file, or to memory where the store is not local, and gets its
+    name when it is whole: an exception inside a stream to the final key would commit half of it on an
+    object store.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    table : pyarrow.Table
+        The records in the order they are to stand in; none gives no shard.
+    prefix, stem : str
+        The objects are ``{prefix}/{stem}-{i:05d}-{sha12}.parquet``, or as the format ends.
+    split, origin : str
+        What all of these records are, for the facts.
+    label : str
+        Column that holds the class; empty where there is none (quarantine, ledgers).
+    max_records : int
+        At most so many records in a shard.
+    max_bytes : int
+        About so many bytes of Arrow data in a shard; less once compressed.
+    shard_format : str
+        A name of :data:`~prefect_augment.registry.SHARD_FORMATS`.
+    classes : sequence of str
+        All classes of the version in their order, for formats that number them.
+
+    Returns
+    -------
+    tuple of ShardFact
+        In the order of the records; ``path`` is relative to the store's root.
+
+    Raises
+    ------
+    SchemaError
+        If the format has no form for a column's type; names the columns.
+    StorageError
+        If the store cannot be written.
     """
-
-    position: int
-    reason: str
-    raw: str = ""
-
-
-@dataclass(frozen=True)
-class SourceRecords:
-    """Records of one source object, all or a batch; ``positions[i]`` is where record i stood in it."""
-
-    table: pa.Table
-    positions: NDArray[np.int64]
-    rejected: tuple[Rejected, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-
-
-class SourceReader(Protocol):
-    """Reads one object of a source: one function, and a line in the registry's ``FORMATS``."""
-
-    def __call__(
-        self, file: IO[bytes], *, name: str, source: Source
-    ) -> SourceRecords | Iterable[SourceRecords]:
-        """Return the records in batches, or all at once where a format allows nothing else.
-
-        Parameters
-        ----------
-        file : binary file
-            Seekable; open as long as batches are asked for.
-        name : str
-            The object's path, for messages.
-        source : Source
-            How the user wants it to be read.
-
-        Returns
-        -------
-        iterable of SourceRecords, or SourceRecords
-            At least one batch, also of an object without records: it says the columns. Each about
-            ``BATCH_BYTES`` of Arrow data, whatever the object says of its own size. All have one
-            schema; the dictionaries of category columns may differ. Rejected records and notes come
-            with any of them, each once.
-        """
-        ...
-
-
-def in_batches(found: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
-    """Return what a reader returned as batches."""
-    return iter((found,) if isinstance(found, SourceRecords) else found)
-
-
-def whole(found: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
-    """Return what a reader returned as one."""
-    batches = list(in_batches(found))
-    return SourceRecords(
-        pa.concat_tables([b.table for b in batches]).unify_dictionaries(),
-        np.concatenate([b.positions for b in batches]),
-        tuple(r for b in batches for r in b.rejected),
-        tuple(note for b in batches for note in b.notes),
+    kind = _format(shard_format)
+    table = table.unify_dictionaries()
+    n = table.num_rows
+    if n == 0:
+        return ()
+    n_shards = max(math.ceil(n / max_records), math.ceil(table.nbytes / max_bytes))
+    n_rows = math.ceil(n / min(n_shards, n))
+    group = rows_per_group(n, table.nbytes)
+    parts = (table.slice(start, n_rows) for start in range(0, n, n_rows))
+    return tuple(
+        write_shard(
+            store,
+            row_groups(part, group),
+            kind=kind,
+            name=f"{prefix}/{stem}-{i:05d}",
+            split=split,
+            origin=origin,
+            label=label,
+            classes=classes,
+        )
+        for i, part in enumerate(parts)
     )
 
 
-class ShardReader(Protocol):
-    """One of our shards, open: its schema and its groups are known, no record is read."""
+def write_shard(
+    store: Store,
+    groups: Iterable[pa.Table],
+    *,
+    kind: ShardFormat,
+    name: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    classes: Sequence[str],
+) -> ShardFact:
+    """Put the records of one shard as ``{name}-{sha12}`` with the format's ending.
 
-    schema: pa.Schema
-    group_rows: tuple[int, ...]  # records per group; a group is what is read at once, a few MiB
+    ``groups`` are those of :meth:`ShardFormat.write`; the rest is as for :func:`write_shards`.
+    """
+    counts: Counter[str] = Counter()
+    sizes: list[int] = []
+
+    def counted() -> Iterator[pa.Table]:
+        for group in groups:
+            sizes.append(group.num_rows)
+            if label:
+                counts.update(_class_counts(group[label]))
+            yield group
+
+    with store.draft(name.rpartition("/")[0]) as draft:
+        with HashedSink(draft) as sink:
+            kind.write(counted(), sink, label=label, classes=classes)
+        path = f"{name}-{sink.sha256[:12]}{kind.ending}"
+        put_once(store, path, draft)
+    return ShardFact(
+        path=path,
+        split=split,
+        origin=origin,
+        n_records=sum(sizes),
+        n_bytes=len(draft),
+        sha256=sink.sha256,
+        class_counts=dict(sorted(counts.items())),
+    )
+
+
+def put_once(store: Store, path: str, data: bytes | Draft) -> None:
+    """Put the object unless one of that name, which holds its digest, and size is there."""
+    try:
+        if store.size(path) == len(data):
+            return
+    except FileNotFoundError:
+        pass
+    store.put(path, data)
+
+
+def _class_counts(column: pa.ChunkedArray) -> Counter[str]:
+    """Records per class."""
+    found = column.value_counts()
+    names = label_names(found.field("values"))
+    counts: Counter[str] = Counter()
+    for name, n in zip(names, found.field("counts").to_pylist(), strict=True):
+        counts[name] += n  # two values may have one name
+    return counts
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_shard(
+    store: Store, path: str, columns: Sequence[str] | None = None, *, sha256: str = ""
+) -> pa.Table:
+    """Records of one of our own shards.
+
+    Parameters
+    ----------
+    store : Store
+        Where from.
+    path : str
+        Relative to the store's root; its ending names the format.
+    columns : sequence of str, optional
+        Only these, in this order.
+    sha256 : str, optional
+        The digest to check the object's bytes against; reads all of them.
+
+    Raises
+    ------
+    IntegrityError
+        If the object is missing, not whole, or not what its digest says.
+    SchemaError
+        If it has no such column.
+    """
+    with open_shard(store, path, sha256=sha256) as shard:
+        return shard.read(columns)
+
+
+def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True) -> OpenShard:
+    """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`.
+
+    A local one is mapped, which costs no copy; what has been read of it counts as this process's memory
+    until it is closed, so who reads one after the other in pieces is better off with ``mapped=False``.
+    """
+    with _readable(store, path):
+        if sha256:
+            file: Any = pa.BufferReader(_read_checked(store, path, sha256))
+        else:
+            file = _file(store, path, mapped)
+        try:
+            return OpenShard(store, path, file, _of_ending(path).open(file))
+        except BaseException:
+            file.close()
+            raise
+
+
+def check_digest(store: Store, path: str, sha256: str) -> None:
+    """Read the object and compare its bytes with its digest; errors are those of :func:`read_shard`."""
+    with _readable(store, path):
+        _read_checked(store, path, sha256)
+
+
+def _read_checked(store: Store, path: str, sha256: str) -> bytes:
+    data = store.read(path)
+    found = sha256_hex(data)
+    if found != sha256:
+        raise IntegrityError(
+            f"{store.uri}/{path} has other bytes than were published (sha256 {found[:12]}…, "
+            f"expected {sha256[:12]}…); {ADVICE}.",
+            path=path,
+        )
+    return data
+
+
+def check_count(store: Store, shard: ShardFact, n_records: int) -> None:
+    """Refuse a shard that does not hold as many records as the dataset says.
+
+    Raises
+    ------
+    IntegrityError
+        If the counts differ.
+    """
+    if n_records != shard.n_records:
+        raise IntegrityError(
+            f"{store.uri}/{shard.path} holds {n_records} records, and the dataset says {shard.n_records}; {ADVICE}.",
+            path=shard.path,
+        )
+
+
+def _file(store: Store, path: str, mapped: bool) -> Any:
+    """The open file. Local ones are mapped: pages of the cache are used as they are, not copied.
+
+    Shards are never changed in their place, so that a map does not lose what it shows.
+    """
+    if not store.is_local:
+        return store.open(path)
+    return pa.memory_map(store.full(path)) if mapped else pa.OSFile(store.full(path))
+
+
+class OpenShard:
+    """A shard and its open file; a context manager."""
+
+    def __init__(self, store: Store, path: str, file: IO[bytes], reader: ShardReader) -> None:
+        self._store = store
+        self._path = path
+        self._file = file
+        self._reader = reader
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The records' schema."""
+        return self._reader.schema
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        """Records per group."""
+        return self._reader.group_rows
 
     def read(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
     ) -> pa.Table:
-        """Return records of all groups or of some, in the order they were written in.
-
-        Raises what Arrow and the file raise; :mod:`prefect_augment.shards.formats` says it in our words.
-        """
-        ...
+        """Return records of all groups or of some, all columns or these in this order."""
+        self._check(columns or ())
+        with _readable(self._store, self._path):
+            return self._reader.read(columns, groups=groups)
 
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return these columns of a group, and of these image columns the images; None where there is none.
+        """Return columns of a group, and image columns as views of their images; none is copied in a local file."""
+        self._check([*columns, *images])
+        with _readable(self._store, self._path):
+            return self._reader.read_apart(columns, images, group=group)
 
-        Images are views: of the file itself where it is mapped or in memory, so that none is copied that
-        is not used. They stay when the file is closed. Raises what :meth:`read` raises.
-        """
-        ...
+    def _check(self, columns: Sequence[str]) -> None:
+        unknown = [name for name in columns if name not in self.schema.names]
+        if unknown:
+            raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
-class ShardFormat(Protocol):
-    """How records become one object. One class in one file, and a line in the registry.
+    def __enter__(self) -> OpenShard:
+        return self
 
-    Equal tables give equal bytes, and what is read is the table that was encoded: columns, order,
-    types, values and schema metadata.
-    """
-
-    ending: str  # of the objects' names, with the dot
-
-    def write(
-        self, groups: Iterable[pa.Table], sink: Any, *, label: str, classes: Sequence[str]
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Write records as one object.
+        self.close()
 
-        Parameters
-        ----------
-        groups : iterable of pyarrow.Table
-            The records in order, at least one table; what is in one is read together later. One
-            dictionary per column; chunks as they come, which change no byte.
-        sink : binary file
-            Written from its start to its end; what is written is not changed afterwards.
-        label : str
-            The column that holds the class; empty where there is none.
-        classes : sequence of str
-            All classes of the version in their order, for formats that number them.
 
-        Raises
-        ------
-        SchemaError
-            If the format has no form for a column.
-        """
-        ...
+@contextmanager
+def _readable(store: Store, path: str) -> Iterator[None]:
+    """Say what is wrong with a shard that cannot be read, and what to do."""
+    where = f"{store.uri}/{path}"
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{where} is missing, though the dataset lists it; {ADVICE}.",
+            path=path,
+        ) from exc
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:  # the last of a column's name
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise StorageError(f"cannot read {where}: {exc}.", path=path) from exc
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise IntegrityError(f"{where} is damaged: {reason}; {ADVICE}.", path=path) from exc
 
-    def open(self, file: Any) -> ShardReader:
-        """Return the reader of an object; the file stays open as long as it is used."""
-        ...
+
+@cache
+def _format(name: str) -> ShardFormat:
+    made: ShardFormat = load_shard_format(name)()
+    return made
+
+
+def _of_ending(path: str) -> ShardFormat:
+    for name in SHARD_FORMATS:
+        if path.endswith(_format(name).ending):
+            return _format(name)
+    raise IntegrityError(
+        f"{path} is a shard of a format that this release does not know; upgrade prefect-augment.",
+        path=path,
+    )

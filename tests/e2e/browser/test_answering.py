@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.manifest import list_versions, read_manifest
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.store import Store, open_store
 
 # A browser on a busy machine misses a click now and then: run once more, and counted.
 pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]

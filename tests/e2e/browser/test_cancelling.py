@@ -17,9 +17,9 @@ from prefect.states import Cancelling
 
 from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import IntegrityError
-from prefect_augment.manifest import read_manifest
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.storage import open_store
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import open_store
 
 # A browser on a busy machine misses a click now and then: run once more, and counted.
 pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
@@ -63,7 +63,7 @@ def undisturbed(working: Any, digits: Path, tmp_path_factory: pytest.TempPathFac
     """The same work as a plain command, begun now beside the test; called, it waits for the end."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "params.yaml").write_text(json.dumps(PARAMETERS))  # JSON is YAML
-    words = ["prefect_augment.cli", "rebalance", str(digits), str(folder / "out")]
+    words = ["prefect_augment.cli.app", "rebalance", str(digits), str(folder / "out")]
     process = working.spawn(
         [*words, "--params", str(folder / "params.yaml")], "undisturbed", env=SHORT
     )
@@ -84,7 +84,7 @@ def assert_nothing_is_visible(destination: Path) -> None:
 
 
 def assert_no_problems(destination: Path) -> None:
-    words = [sys.executable, "-m", "prefect_augment.cli", "verify", str(destination), "--json"]
+    words = [sys.executable, "-m", "prefect_augment.cli.app", "verify", str(destination), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout.splitlines()[-1])["problems"] == []
 

@@ -10,9 +10,9 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from prefect_augment.manifest import read_manifest
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.storage import open_store
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import open_store
 
 # A browser on a busy machine misses a click now and then: run once more, and counted.
 pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]

@@ -100,9 +100,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 CHANGES = {
-    "HOLD_WRITES": ("prefect_augment.storage", _hold_writes),
-    "JUDGE_STEPS": ("prefect_augment.estimates", _shorten_judging),
-    "FEW_MEMBERS": ("prefect_augment.evaluation.soft_labels", _teach_less),
+    "HOLD_WRITES": ("prefect_augment.storage.store", _hold_writes),
+    "JUDGE_STEPS": ("prefect_augment.plan.estimate", _shorten_judging),
+    "FEW_MEMBERS": ("prefect_augment.evaluation.classifiers.soft_label_ensemble", _teach_less),
 }
 for variable, (name, change) in CHANGES.items():
     if os.environ.get(variable):

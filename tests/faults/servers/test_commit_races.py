@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from prefect_augment.errors import CommitConflictError
-from prefect_augment.manifest import (
+from prefect_augment.examples import example_source
+from prefect_augment.maintenance.verify import verify
+from prefect_augment.schema.manifest import (
     Manifest,
     commit,
     list_versions,
@@ -21,9 +23,7 @@ from prefect_augment.manifest import (
     probe_exclusive,
     read_manifest,
 )
-from prefect_augment.stages.example import example_source
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 
@@ -73,7 +73,7 @@ def test_every_version_has_one_winner_and_can_be_read(
 WRITER = textwrap.dedent(
     """
     import json, sys
-    from prefect_augment.storage import open_store
+    from prefect_augment.storage.store import open_store
     uri, name, n_keys = sys.argv[1], sys.argv[2], int(sys.argv[3])
     store = open_store(uri)
     store.exists("go")
@@ -117,7 +117,7 @@ RUN = textwrap.dedent(
     import sys
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import Destination, Gate, NoModel
-    from prefect_augment.stages.example import example_source
+    from prefect_augment.examples import example_source
     source, destination, n_bootstrap = sys.argv[1:]
     gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=int(n_bootstrap), learners=["logistic"], on_no_gain="publish")
     print("ready", flush=True)
@@ -175,7 +175,7 @@ def test_the_probe_finds_out_a_store_that_ignores_conditions(
 
 
 def test_doctor_names_the_store_that_overwrites(rclone: Any) -> None:
-    from prefect_augment.stages.doctor_storage import check_destination
+    from prefect_augment.cli.doctor_checks import check_destination
 
     checks = check_destination(f"s3://{rclone.bucket()}/out", options=rclone.options())
     found = {check.name: check for check in checks}

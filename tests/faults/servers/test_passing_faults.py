@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import StorageError, TransientError
+from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import read_manifest
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Gate, NoModel
-from prefect_augment.stages.example import example_source
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from prefect_augment.errors import AugmentError, StorageError, TransientError
+from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Gate, NoModel
-from prefect_augment.stages.example import example_source
-from prefect_augment.storage import Store, open_store
+from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 

@@ -10,15 +10,15 @@ from typing import Any
 import prefect_augment_test_object_servers as servers
 import pytest
 
-from prefect_augment.datatypes import RunResult
 from prefect_augment.errors import TransientError
+from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.manifest import list_versions, read_manifest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Gate, NoModel
-from prefect_augment.reading.dataset import open_dataset
-from prefect_augment.stages.example import example_source
-from prefect_augment.stages.verify import verify
-from prefect_augment.storage import open_store
+from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 

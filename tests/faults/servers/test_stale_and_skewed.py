@@ -9,10 +9,10 @@ import prefect_augment_test_object_servers as servers
 import pytest
 
 from prefect_augment.errors import StorageError, TransientError
-from prefect_augment.manifest import Manifest, commit, list_versions, read_manifest
-from prefect_augment.stages.gc import collect_garbage
-from prefect_augment.stages.leases import lease, store_time
-from prefect_augment.storage import Store
+from prefect_augment.maintenance.gc import collect_garbage
+from prefect_augment.schema.manifest import Manifest, commit, list_versions, read_manifest
+from prefect_augment.storage.leases import lease, store_time
+from prefect_augment.storage.store import Store
 
 pytestmark = pytest.mark.faults
 

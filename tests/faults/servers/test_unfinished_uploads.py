@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from prefect_augment.errors import TransientError
-from prefect_augment.stages.gc import collect_garbage
-from prefect_augment.storage import Store, open_store
+from prefect_augment.maintenance.gc import collect_garbage
+from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 
@@ -23,7 +23,7 @@ N_BYTES = {"s3": 101 << 20, "az": 65 << 20, "gs": 101 << 20}
 WRITER = textwrap.dedent(
     """
     import sys
-    from prefect_augment.storage import open_store
+    from prefect_augment.storage.store import open_store
     open_store(sys.argv[1]).put("data/big", bytes(int(sys.argv[2])))
     """
 )

@@ -1,0 +1,396 @@
+"""What all networks of tables share: an engine adds its network, its losses and how it draws.
+
+:class:`TableNetwork` puts records into :class:`.table_mixed.MixedSpace`, holds a tenth of them back,
+trains an engine's :class:`.table_training.TablePhase` until those say that it is enough
+(:mod:`prefect_augment.nn.early_stopping`), draws in micro-batches of one size, and goes to storage
+and back.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
+from prefect_augment.genmodels.checks import check_request
+from prefect_augment.genmodels.counter_rng import record_keys
+from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
+from prefect_augment.genmodels.tables.training import (
+    Encoded,
+    TableJudge,
+    TablePhase,
+    held_back_rows,
+)
+from prefect_augment.nn import loop
+from prefect_augment.nn.budget import Calibration
+from prefect_augment.nn.devices import Device, choose_device
+from prefect_augment.nn.early_stopping import N_STRETCHES, PATIENCE, train_watched
+from prefect_augment.params.base import Params
+
+__all__ = ["TableNetwork"]
+
+BATCH_SIZE = {"cpu": 256, "cuda": 1024}
+# Records drawn at once; the place in it is part of the bits.
+MICRO_BATCH = {"cpu": 256, "cuda": 4096}
+CONSTANT_STEP_SECONDS = 1e-3  # where no column varies, and nothing is trained
+# Records that the stages fit on at most, the rarer classes whole. Ten minutes of a CPU draw some
+# millions of records, and every one that is held takes 1.3 kB at ten columns.
+MAX_FIT_RECORDS = 200_000
+
+P = TypeVar("P", bound=Params)
+N = TypeVar("N", bound=nn.Module)
+
+
+# Codes (n, n_choices) and scores (n, n_scores) of records, of a network, their classes and numbers.
+Draw = Callable[[N, Tensor, RecordNumbers], tuple[Tensor, Tensor]]
+
+
+class TableNetwork(ABC, Generic[P, N]):
+    """A generative model of tables that is trained by gradient; see :class:`.GenerativeModel`.
+
+    Parameters
+    ----------
+    params : Params
+        The wish, of ``params_class``; has ``epochs``, ``ema_fraction`` and what the phase reads.
+    spec : TableSpec
+        Columns and classes.
+
+    Attributes
+    ----------
+    stopped : str
+        Why training ended before its last step; empty where it did not.
+    """
+
+    trained_in_steps: ClassVar[bool] = True
+    max_fit_records: ClassVar[int] = MAX_FIT_RECORDS
+    params_class: ClassVar[type[Any]]
+    patience: ClassVar[int] = PATIENCE
+    min_steps: ClassVar[int] = 400  # where the passes limit a run: a tiny table needs some, too
+
+    def __init__(self, params: P, spec: TableSpec) -> None:
+        self.params = params
+        self.spec = spec
+        self.device = Device()
+        self.micro_batch = MICRO_BATCH["cpu"]
+        self.stopped = ""
+        self._space: MixedSpace | None = None
+        self._network: N | None = None  # none where no column varies, too
+        self._n_steps = 0
+
+    # --- what an engine says ---
+
+    @abstractmethod
+    def new_network(self, space: MixedSpace) -> N:
+        """Return an untrained network; at least one column varies."""
+
+    @abstractmethod
+    def new_phase(
+        self, network: N, records: Encoded, space: MixedSpace, batch_size: int
+    ) -> TablePhase:
+        """Return how it is trained."""
+
+    @abstractmethod
+    def draw(self, network: N, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
+        """Return codes (n, n_choices) of int64 and scores (n, n_scores) of records of classes y."""
+
+    def settle(self, network: N, records: Encoded, seed: int) -> None:
+        """Find what drawing needs beside the weights, from the records trained on."""
+
+    def batch_size(self, n_records: int, device: Device) -> int:
+        """Return the records of a step, where the budget does not say."""
+        return BATCH_SIZE[device.name]
+
+    def extra_state(self) -> Arrays:
+        """Return what :meth:`settle` found."""
+        return {}
+
+    def load_extra_state(self, arrays: Arrays) -> None:
+        """Take back what :meth:`extra_state` gave."""
+
+    # --- the frame ---
+
+    @classmethod
+    def build(cls, params: Any, spec: TableSpec) -> Self:
+        """Return an untrained model.
+
+        Raises
+        ------
+        ParameterError
+            If ``params`` are another model's.
+        """
+        if not isinstance(params, cls.params_class):
+            raise ParameterError(
+                f"{cls.__name__} takes {cls.params_class.__name__}, not {type(params).__name__}."
+            )
+        return cls(params, spec)
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps taken."""
+        return self._n_steps
+
+    @property
+    def space(self) -> MixedSpace:
+        """Choices and scores of the records that the model is fitted on."""
+        if self._space is None:
+            raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
+        return self._space
+
+    @property
+    def network(self) -> N:
+        """The trained network."""
+        if self._network is None:
+            why = "no column varies, so there is no network" if self._space else "it is not fitted"
+            raise ParameterError(f"the model cannot be asked that: {why}.")
+        return self._network
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train on fit records for at most ``ctx.steps`` steps.
+
+        Raises
+        ------
+        EmptyClassError
+            If there is no record.
+        ParameterError
+            If the matrix does not have the spec's columns, or there is no step to take.
+        DivergedError
+            If the loss is no longer a number.
+        """
+        space, trained, held_back = self._records(data, ctx.seed)
+        self._space, self.device = space, self._device(ctx)
+        self.micro_batch = MICRO_BATCH[self.device.name]
+        if not _varies(space):
+            ctx.report(0, {})
+            return
+        phase = self._phase(data, trained, space, ctx)
+        judge = None
+        if len(held_back):
+            judge = self.new_judge(phase, data, trained, held_back, ctx.seed)
+        steps = min(ctx.steps, self._useful_steps(len(trained), phase.batch_size))
+        found = train_watched(
+            phase,
+            steps=steps,
+            seed=ctx.seed,
+            device=self.device,
+            judge=judge,
+            ema_fraction=getattr(self.params, "ema_fraction", 0.0),
+            patience=self.patience,
+            on_progress=ctx.report,
+            checkpoint=ctx.checkpoint,
+            checkpoint_seconds=ctx.checkpoint_seconds,
+            restored=ctx.restored,
+        )
+        network: Any = found.network
+        self._network, self._n_steps, self.stopped = network, found.steps, found.reason
+        with self.device.settings():
+            self.settle(network, phase.data, ctx.seed)
+        if found.steps < steps:
+            ctx.report(found.steps, {})
+
+    def new_judge(
+        self,
+        phase: TablePhase,
+        data: TableData,
+        trained: NDArray[np.int64],
+        held_back: NDArray[np.int64],
+        seed: int,
+    ) -> TableJudge:
+        """Return what looks at the network now and then."""
+        return TableJudge(self, phase, data, trained, held_back, seed)
+
+    def calibrate(self, data: TableData, ctx: FitContext) -> Calibration:
+        """Return how this machine would train, as :class:`.Calibrates` has it.
+
+        Steps are too small to be shared among threads, and one thread has the same bits everywhere.
+        """
+        space, trained, held_back = self._records(data, ctx.seed)
+        device = self._device(ctx)
+        seconds = judging = 0.0
+        if not ctx.steps:
+            seconds = CONSTANT_STEP_SECONDS
+            if _varies(space):
+                phase = self._phase(data, trained, space, ctx)
+                seconds = loop.seconds_per_step(phase, seed=ctx.seed, device=device)
+                model = type(self)(self.params, self.spec)  # this one stays as it is
+                model._space, model.device = space, device
+                model.micro_batch = MICRO_BATCH[device.name]
+                judging = model._judging_seconds(phase, data, trained, held_back, ctx.seed)
+        batch_size = ctx.batch_size or self.batch_size(len(trained), device)
+        return Calibration(
+            steps=ctx.steps,
+            most_steps=self._useful_steps(len(trained), batch_size),
+            batch_size=batch_size,
+            device=device.name,
+            precision=device.precision,
+            threads=device.threads,
+            seconds_per_step=seconds,
+            fixed_seconds=judging,
+        )
+
+    def _judging_seconds(
+        self,
+        phase: TablePhase,
+        data: TableData,
+        trained: NDArray[np.int64],
+        held_back: NDArray[np.int64],
+        seed: int,
+    ) -> float:
+        """Return what all judgements of a training take, by one of them."""
+        if not len(held_back):
+            return 0.0
+        judge = self.new_judge(phase, data, trained, held_back, seed)
+        started = time.perf_counter()
+        with self.device.settings():
+            judge(phase.network)
+        return N_STRETCHES * (time.perf_counter() - started)
+
+    def _useful_steps(self, n_records: int, batch_size: int) -> int:
+        """Return the steps beyond which records are learnt by heart."""
+        epochs: int = getattr(self.params, "epochs", 1)
+        return max(self.min_steps, -(-epochs * n_records // batch_size))
+
+    def _records(
+        self, data: TableData, seed: int
+    ) -> tuple[MixedSpace, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the space of all records, the rows to train on, and those held back."""
+        if len(data.y) == 0:
+            raise EmptyClassError(
+                "there are 0 fit records, so the model cannot be trained; give a larger source."
+            )
+        if data.X.shape != (len(data.y), self.spec.n_columns):
+            raise ParameterError(
+                f"expected a matrix of shape {(len(data.y), self.spec.n_columns)}, found "
+                f"{data.X.shape}; encode the records with TableEncoder."
+            )
+        held_back = held_back_rows(data.y, seed)
+        trained = np.setdiff1d(np.arange(len(data.y)), held_back)
+        return MixedSpace.fit(data, self.spec), trained, held_back
+
+    def _device(self, ctx: FitContext) -> Device:
+        return choose_device(ctx.device, threads=ctx.threads or 1, precision=ctx.precision)
+
+    def _phase(
+        self, data: TableData, rows: NDArray[np.int64], space: MixedSpace, ctx: FitContext
+    ) -> TablePhase:
+        device = self._device(ctx)
+        network = self._new_network(space, ctx.seed).to(device.torch)
+        batch_size = ctx.batch_size or self.batch_size(len(rows), device)
+        records = Encoded.of(data.X[rows], data.y[rows], space, device)
+        return self.new_phase(network, records, space, batch_size)
+
+    def _new_network(self, space: MixedSpace, seed: int) -> N:
+        # Initialisers draw from PyTorch's global generator: set it, and put it back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.new_network(space)
+
+    # --- sampling ---
+
+    def sample(
+        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Draw one record per condition, as :class:`.GenerativeModel` has it.
+
+        Micro-batches have one size, the last one is padded, and each is computed on one thread.
+
+        Raises
+        ------
+        EmptyClassError
+            If a condition is no class of the model.
+        ParameterError
+            If the model has not been fitted, or there is not one seed per condition.
+        """
+        return self.sampled(conditions, seeds, self.draw)
+
+    def sampled(
+        self, conditions: NDArray[np.int64], seeds: NDArray[np.int64], draw: Draw[N]
+    ) -> NDArray[np.float64]:
+        """Return what :meth:`sample` does, drawn by a function of :meth:`draw`'s kind."""
+        conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
+        space = self.space
+        check_request(conditions, seeds, self.spec.classes)
+        if not _varies(space):
+            empty = np.empty((len(conditions), 0))
+            keys = record_keys(seeds)
+            return space.decode(empty.astype(np.int64), empty, y=conditions, keys=keys, counter=0)
+        return self.drawn(self.network, conditions, seeds, draw)
+
+    def drawn(
+        self,
+        network: N,
+        y: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        draw: Draw[N] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return records of classes ``y`` from a network, one micro-batch after the other."""
+        draw = draw or self.draw
+        X = np.empty((len(y), self.spec.n_columns))
+        at = replace(self.device, threads=1)
+        with at.settings(), torch.inference_mode(), at.autocast():
+            for start in range(0, len(y), self.micro_batch):
+                rows = slice(start, start + self.micro_batch)
+                n = len(y[rows])
+                padded = np.pad(y[rows], (0, self.micro_batch - n))
+                keys = record_keys(np.pad(seeds[rows], (0, self.micro_batch - n)))
+                numbers = RecordNumbers(keys, at.torch)
+                labels = torch.from_numpy(padded).to(at.torch)
+                codes, scores = draw(network, labels, numbers)
+                drawn = self.space.decode(
+                    codes.cpu().numpy(),
+                    scores.float().cpu().numpy(),
+                    y=padded,
+                    keys=numbers.keys,
+                    counter=numbers.used,
+                )
+                X[rows] = drawn[:n]
+        return X
+
+    # --- to storage and back ---
+
+    def state(self) -> tuple[Config, Arrays]:
+        """Return params, spec and layout as JSON; weights, grids and shares as arrays."""
+        if self._space is None:
+            raise ParameterError("the model has not been fitted, so there is nothing to keep.")
+        space, arrays = self._space.state()
+        config: Config = {
+            "params": self.params.model_dump(mode="json"),
+            "spec": self.spec.to_config(),
+            "space": space,
+            "precision": self.device.precision,
+            "micro_batch": self.micro_batch,
+            "n_steps": self._n_steps,
+            "stopped": self.stopped,
+        }
+        if self._network is not None:
+            arrays |= loop.named_arrays("network", self._network.state_dict())
+        return config, arrays | self.extra_state()
+
+    @classmethod
+    def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
+        """Return the model whose state this is."""
+        spec = TableSpec.from_config(config["spec"])
+        model = cls.build(cls.params_class(**config["params"]), spec)
+        model.device = choose_device(device, threads=1, precision=config["precision"])
+        model.micro_batch, model._n_steps = config["micro_batch"], config["n_steps"]
+        model.stopped = config["stopped"]
+        model._space = MixedSpace.from_state(config["space"], arrays, spec)
+        if _varies(model._space):
+            network = model._new_network(model._space, 0)
+            network.load_state_dict(loop.tensors("network", arrays))
+            model._network = network.requires_grad_(False).eval().to(model.device.torch)
+        model.load_extra_state(arrays)
+        return model
+
+
+def _varies(space: MixedSpace) -> bool:
+    return bool(space.n_codes or space.n_scores)

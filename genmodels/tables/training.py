@@ -1,0 +1,242 @@
+"""What networks of tables are trained on and by: records as tensors, batches, the judge of a fit.
+
+A tenth of the records is held back. :class:`TableJudge` says what the loss on them is, and whether
+records come back that lie nearer to those trained on than the ones held back do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prefect_augment.genmodels.base import TableData
+from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_scores
+from prefect_augment.nn import loop
+from prefect_augment.nn.devices import Device
+from prefect_augment.nn.early_stopping import Judgement
+
+if TYPE_CHECKING:
+    from prefect_augment.genmodels.tables.network import TableNetwork
+
+__all__ = ["Encoded", "TableJudge", "TablePhase", "held_back_rows"]
+
+HELD_BACK = 0.1
+MIN_TO_SPARE = 20  # records of a class
+MIN_HELD_BACK, MAX_HELD_BACK = 10, 2000
+MIN_JUDGED = 1024  # records in a judgement's loss; those held back are taken several times
+MAX_COMPARED, MAX_DRAWN = 4096, 256  # records in a judgement's distances
+NEAR_QUANTILE, NEAR_MARGIN = (
+    0.05,
+    0.03,
+)  # at most 8 % nearer than the nearest 5 % of those held back
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Records as tensors, on the device that trains."""
+
+    codes: Tensor  # (n, n_choices) int64
+    low: Tensor  # (n, n_scores) float64: the ranks that each record may have
+    high: Tensor
+    has_score: Tensor  # (n, n_scores) bool
+    y: Tensor  # (n,) int64
+
+    @classmethod
+    def of(
+        cls,
+        X: NDArray[np.float64],
+        y: NDArray[np.int64],
+        space: MixedSpace,
+        at: Device,
+    ) -> Self:
+        """Return records of the matrix form."""
+        parts = (space.codes(X), *space.ranks(X), y)
+        return cls(*(torch.from_numpy(part).to(at.torch) for part in parts))
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.y)
+
+    def drawn_scores(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Return normal scores of some records, each anywhere in its interval of ranks."""
+        low, high = self.low[rows], self.high[rows]
+        place = torch.rand(low.shape, generator=rng, device=low.device, dtype=torch.float64)
+        return normal_scores(low + place * (high - low))
+
+    @property
+    def middle_scores(self) -> Tensor:
+        """Normal scores of the middle of each interval, 0 where there is none, (n, n_scores)."""
+        return normal_scores((self.low + self.high) / 2) * self.has_score
+
+
+class TablePhase(ABC):
+    """What :func:`.stopping.train_watched` trains: an engine's network, on tempered classes.
+
+    Parameters
+    ----------
+    network : nn.Module
+        On the device already.
+    data : Encoded
+        Records to train on.
+    params : Any
+        The engine's; ``class_power``, ``learning_rate`` and ``weight_decay`` are read here.
+    batch_size, n_classes : int
+    """
+
+    name: str
+
+    def __init__(
+        self, network: Any, data: Encoded, params: Any, *, batch_size: int, n_classes: int
+    ) -> None:
+        self.network: nn.Module = network
+        self.data = data
+        self.params = params
+        self.batch_size = batch_size
+        self.resting: frozenset[str] = frozenset()
+        # p(class) ∝ n**q, p(record | class) = 1/n.
+        counts = torch.bincount(data.y, minlength=n_classes)
+        weights = counts[data.y].double() ** (params.class_power - 1.0)
+        self.cumulative = torch.cumsum(weights / weights.sum(), 0)
+
+    @abstractmethod
+    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Return some records with everything random about them; first axis: records."""
+
+    @abstractmethod
+    def part_losses(
+        self, network: Any, batch: tuple[Tensor, ...], resting: frozenset[str] = frozenset()
+    ) -> dict[str, Tensor]:
+        """Return the mean loss of each part of the network (a child) that is not resting."""
+
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """AdamW with a short memory, as befits a few thousand steps."""
+        return {
+            self.name.removeprefix("table-"): self.adamw(self.network, self.params.learning_rate)
+        }
+
+    def adamw(
+        self, part: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> torch.optim.Optimizer:
+        """Return the optimiser of a part of the network."""
+        return torch.optim.AdamW(
+            part.parameters(),
+            lr=rate,
+            betas=betas,
+            weight_decay=self.params.weight_decay,
+            fused=True,
+        )
+
+    def lr_factor(self, step: int, n_steps: int) -> float:
+        """Warm-up and half a cosine."""
+        return loop.warmup_cosine(step, n_steps)
+
+    def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the records of one step with everything random about them."""
+        drawn = torch.rand(
+            self.batch_size, generator=rng, device=self.data.y.device, dtype=torch.float64
+        )
+        rows = torch.searchsorted(self.cumulative, drawn).clamp_(max=len(self.data) - 1)
+        return self.noisy(self.data, rows, rng)
+
+    def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum of the parts' losses, which share no weight."""
+        found = self.part_losses(self.network, batch, self.resting)
+        return torch.stack(list(found.values())).sum()
+
+
+class TableJudge:
+    """What the records held back say: the loss on them, and whether records are given back.
+
+    Parameters
+    ----------
+    model : TableNetwork
+        Draws records.
+    phase : TablePhase
+        Has the losses.
+    data : TableData
+        All fit records.
+    trained, held_back : ndarray of int64
+        Rows of ``data``.
+    seed : int
+        Of what is drawn, the same at every judgement.
+    """
+
+    def __init__(
+        self,
+        model: TableNetwork[Any, Any],
+        phase: TablePhase,
+        data: TableData,
+        trained: NDArray[np.int64],
+        held_back: NDArray[np.int64],
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.phase = phase
+        self.seed = seed
+        space, device = model.space, model.device
+        rng = np.random.default_rng([seed & 0xFFFFFFFF, 1])
+        encoded = Encoded.of(data.X[held_back], data.y[held_back], space, device)
+        # Often enough that the chance in the loss is small beside what a stretch gains.
+        often = -(-MIN_JUDGED // len(held_back))
+        rows = torch.arange(len(held_back), device=device.torch).repeat(often)
+        generator = loop.step_generator(seed, "judge", 0, device.torch)
+        order = torch.randperm(len(rows), generator=generator, device=device.torch)
+        self.batch = phase.noisy(encoded, rows[order], generator)
+        near = rng.permutation(trained)[:MAX_COMPARED]
+        self.trained = self._placed(data.X[near])
+        self.y = rng.permutation(data.y[held_back])[:MAX_DRAWN]
+        own = self._distances(self._placed(data.X[rng.permutation(held_back)[:MAX_COMPARED]]))
+        self.limit = torch.quantile(own, NEAR_QUANTILE)
+        # Where records repeat, more than a twentieth are at the quantile.
+        share = float((own <= self.limit).float().mean())
+        chance = (share * (1 - share) * (1 / len(own) + 1 / len(self.y))) ** 0.5
+        self.most = min(1.0, share + NEAR_MARGIN + 2.0 * chance)
+
+    def __call__(self, network: nn.Module) -> Judgement:
+        """Judge a network."""
+        self.model.settle(network, self.phase.data, self.seed)
+        losses = self.losses(network)
+        seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 0, len(self.y))
+        drawn = self._placed(self.model.drawn(network, self.y, seeds))
+        share = float((self._distances(drawn) <= self.limit).float().mean())
+        return Judgement(losses, memorised=share > self.most)
+
+    def losses(self, network: nn.Module) -> dict[str, float]:
+        """Return the loss of each part on the records held back."""
+        with torch.inference_mode(), self.model.device.autocast():
+            found = self.phase.part_losses(network, self.batch)
+        return {name: float(loss) for name, loss in found.items()}
+
+    def _placed(self, X: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Return codes and ranks, by which records are compared."""
+        low, high, has_score = self.model.space.ranks(X)
+        codes = torch.from_numpy(self.model.space.codes(X)).float()
+        return codes, torch.from_numpy((low + high) / 2 * has_score).float()
+
+    def _distances(self, placed: tuple[Tensor, Tensor]) -> Tensor:
+        """Return each record's distance to the nearest trained one: codes that differ, and ranks."""
+        found = [
+            torch.cdist(codes, self.trained[0], p=0.0) + torch.cdist(ranks, self.trained[1], p=1.0)
+            for codes, ranks in zip(placed[0].split(128), placed[1].split(128), strict=True)
+        ]
+        return torch.cat([part.min(dim=1).values for part in found])
+
+
+def held_back_rows(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return the rows that training is judged on: a tenth of every class that can spare it."""
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, 0])
+    found = []
+    for k in np.unique(y):
+        rows = np.flatnonzero(y == k)
+        n = int(len(rows) * HELD_BACK) if len(rows) >= MIN_TO_SPARE else 0
+        found.append(rng.permutation(rows)[:n])
+    rows = rng.permutation(np.concatenate(found))[:MAX_HELD_BACK]
+    # Fewer say too little, and cost as much.
+    return np.sort(rows) if len(rows) >= MIN_HELD_BACK else rows[:0]

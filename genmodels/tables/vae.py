@@ -1,0 +1,296 @@
+"""A variational autoencoder of tables, class-conditional by construction.
+
+An encoder q(z | x) sees a record's codes and scores (:mod:`.table_mixed`) without its class; every
+class has a normal prior p(z | y); a decoder p(x | z, y) gives posteriors of the codes and mixtures of
+normals of the scores (Kingma & Welling 2014, with the conditional prior of Sohn et al. 2015). As the
+encoder knows no class, the class has to show in the latent vectors: records embed by what they are,
+and log p(x | y) can be bounded for every class.
+
+The decoder has two ways. From z and y alone, all columns at once: what the latent vectors are trained
+by. And one column after the other, the columns before shown (Hoogeboom et al. 2022, equation 5;
+choices first, then scores): what is drawn by, so that columns go together as in a record. Values are
+drawn from what the decoder says, never the most likely ones.
+
+In the place of the prior, vectors are drawn from a mixture of normals per class that is fitted to
+draws from q(z | x) of the records trained on (Ghosh et al. 2020, section 4): where the encoder's
+vectors lie is seldom where the prior has them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prefect_augment.genmodels.base import FitContext, TableData
+from prefect_augment.genmodels.checks import check_classes
+from prefect_augment.genmodels.latent_density import ClassDensities, kl_divergence
+from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.tables.latent import LatentTable
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
+from prefect_augment.genmodels.tables.training import Encoded, TablePhase
+from prefect_augment.genmodels.tables.vae_network import VaeNetwork, draw_records
+from prefect_augment.nn import loop
+from prefect_augment.params import VaeModel
+
+__all__ = ["TableVae", "VaePhase"]
+
+logger = logging.getLogger(__name__)
+
+MAX_LATENT = 16  # where the wish does not say
+WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # where it does not say either
+ALONE = 0.25  # share of records decoded from the latent vector and the class alone
+CLASS_DROPOUT = 0.5  # share of those whose class is not told, so that the vector carries it too
+AT_ONCE = 2048
+N_IMPORTANCE = 16  # draws of z by which log p(x | y) is bounded
+
+
+class VaePhase(TablePhase):
+    """The negative ELBO: reconstruction and, warmed up, the divergence from the class's prior."""
+
+    name = "table-vae"
+    params: VaeModel
+    warmth = 1.0  # share of beta at this step
+
+    def lr_factor(self, step: int, n_steps: int) -> float:
+        """Warm-up and half a cosine; the divergence warms up too (Sønderby et al. 2016)."""
+        self.warmth = min(1.0, (step + 1) / max(1.0, self.params.kl_warmup * n_steps))
+        return loop.warmup_cosine(step, n_steps)
+
+    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Return codes, scores, which there are, classes, noise, columns' weights and view, classes told."""
+        codes, has_score = data.codes[rows], data.has_score[rows]
+        scores = data.drawn_scores(rows, rng) * has_score
+        n, n_choices, n_scores = len(rows), codes.shape[1], scores.shape[1]
+        device, n_columns = rows.device, n_choices + n_scores
+        assert isinstance(self.network, VaeNetwork)
+        noise = torch.randn(n, self.network.n_latent, generator=rng, device=device)
+        # A place in the order of drawing, which is by chance among choices and among scores: what
+        # stands there and what comes after it in its group is asked for, what comes before is shown.
+        place = torch.randint(n_columns, (n, 1), generator=rng, device=device)
+        chance = torch.rand(n, n_columns, generator=rng, device=device)
+        order = torch.cat(
+            [
+                chance[:, :n_choices].argsort(dim=1).argsort(dim=1),
+                n_choices + chance[:, n_choices:].argsort(dim=1).argsort(dim=1),
+            ],
+            dim=1,
+        )
+        of_choices = place < n_choices
+        is_choice = torch.arange(n_columns, device=device) < n_choices
+        asked = (order >= place) & (of_choices == is_choice)
+        weights = asked * (n_columns / asked.sum(dim=1, keepdim=True))
+        shown = order < place
+        chance = torch.rand(n, 1, generator=rng, device=device)
+        alone, y = chance < ALONE, data.y[rows]
+        weights = torch.where(alone, 1.0, weights)
+        told = torch.where(chance[:, 0] < ALONE * CLASS_DROPOUT, self.network.n_classes, y)
+        return codes, scores, has_score, y, noise, weights, shown & ~alone, told
+
+    def part_losses(
+        self,
+        network: VaeNetwork,
+        batch: tuple[Tensor, ...],
+        resting: frozenset[str] = frozenset(),
+    ) -> dict[str, Tensor]:
+        """Return the negative ELBO per column, the divergence times beta."""
+        reconstruction, divergence = elbo_parts(network, batch)
+        warmth = self.warmth if torch.is_grad_enabled() else 1.0
+        loss = reconstruction + self.params.beta * warmth * divergence
+        n_columns = batch[5].shape[1]
+        return {"vae": loss.mean() / n_columns}
+
+
+def elbo_parts(network: VaeNetwork, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return each record's reconstruction error and divergence, both (n,) in nats.
+
+    ``reconstruction - divergence`` with all columns asked for and none shown is one draw of the
+    ELBO's negative; with others shown, of that of the decoder that draws column after column.
+    """
+    codes, scores, has_score, y, noise, weights, shown, told_class = batch
+    n_choices = codes.shape[1]
+    mean, log_scale = network.posterior(codes, scores)
+    z = mean + log_scale.exp() * noise
+    told = shown[:, n_choices:] & has_score
+    known = network.known(z, told_class, codes, scores, shown[:, :n_choices], told)
+    of_choices, of_scores = network.hidden_nll(known, codes, scores)
+    nll = torch.cat([of_choices, of_scores * has_score], dim=1)
+    return (nll * weights).sum(dim=1), kl_divergence((mean, log_scale), network.prior(y))
+
+
+class TableVae(LatentTable[VaeModel, VaeNetwork]):
+    """One variational autoencoder for all classes; see the module.
+
+    Parameters
+    ----------
+    params : VaeModel
+        The wish.
+    spec : TableSpec
+        Columns and classes.
+    """
+
+    params_class = VaeModel
+    min_steps = 320
+
+    @property
+    def n_latent(self) -> int:
+        """Size of a latent vector."""
+        return self.network.n_latent
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train, and say in the log what the ELBO's two parts have become."""
+        super().fit(data, ctx)
+        if self._network is not None:
+            some = slice(0, AT_ONCE)
+            logger.info(
+                "Of the ELBO, the reconstruction is %.2f and the divergence %.2f nats per record.",
+                *self.elbo(data.X[some], data.y[some]),
+            )
+
+    def new_network(self, space: MixedSpace) -> VaeNetwork:
+        """Return encoder, prior and decoder."""
+        n_columns = len({*space.choice_columns, *space.score_columns})
+        n_records = sum(self.spec.class_counts)
+        return VaeNetwork(
+            space.n_codes,
+            space.n_scores,
+            self.spec.n_classes,
+            n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
+            width=self.params.width or (WIDTH if n_records >= FEW_RECORDS else SMALL_WIDTH),
+            depth=self.params.depth,
+        )
+
+    def new_phase(
+        self, network: VaeNetwork, records: Encoded, space: MixedSpace, batch_size: int
+    ) -> VaePhase:
+        """Train all three at once."""
+        return VaePhase(
+            network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
+        )
+
+    def settle(self, network: VaeNetwork, records: Encoded, seed: int) -> None:
+        """Fit a density per class to draws of q(z | x)."""
+        scores, found = records.middle_scores, []
+        rng = loop.step_generator(seed, "table-vae/settle", 0, records.y.device)
+        with torch.inference_mode():
+            for codes, some in zip(
+                records.codes.split(AT_ONCE), scores.split(AT_ONCE), strict=True
+            ):
+                mean, log_scale = network.posterior(codes, some)
+                noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+                found.append(mean + log_scale.exp() * noise)
+        z = torch.cat(found).cpu().numpy()
+        self._densities = ClassDensities.fit(
+            z, records.y.cpu().numpy(), self.spec.n_classes, seed=seed
+        )
+
+    def draw(self, network: VaeNetwork, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
+        """Draw a vector of the class, then column after column."""
+        z = self._densities.draw(y, numbers)
+        uniforms = numbers.uniforms(len(network.layout) + network.n_scores)
+        normals = numbers.normals(network.n_scores)
+
+        def has_score(codes: Tensor) -> Tensor:
+            return torch.from_numpy(self.space.has_score(codes.cpu().numpy())).to(codes.device)
+
+        return draw_records(network, z, y, uniforms=uniforms, normals=normals, has_score=has_score)
+
+    def encode(self, network: VaeNetwork, codes: Tensor, scores: Tensor) -> Tensor:
+        """Return the means of q(z | x)."""
+        return network.posterior(codes, scores)[0]
+
+    def likeliest(self, network: VaeNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the most likely codes and the mixtures' means, all columns at once."""
+        logits, mixtures = network.decode(_alone(network, z, y))
+        weights, means = mixtures[:, 0].softmax(dim=-1), mixtures[:, 1]
+        return network.layout.likeliest(logits), (weights * means).sum(dim=-1)
+
+    def elbo(self, X: NDArray[np.float64], y: NDArray[np.int64]) -> tuple[float, float]:
+        """Return the ELBO's two parts over records, in nats per record: reconstruction, divergence.
+
+        Parameters
+        ----------
+        X : ndarray of float64, shape (n, n_columns)
+        y : ndarray of int64, shape (n,)
+
+        Returns
+        -------
+        tuple of float
+            Mean log p(x | z, y) under q(z | x), and mean KL(q(z | x) || p(z | y)); their difference
+            is the ELBO of the decoder that makes all columns at once.
+        """
+        check_classes(y, self.spec.classes)
+        records = replace(
+            self.encoded(X), y=torch.from_numpy(np.asarray(y, np.int64)).to(self.device.torch)
+        )
+        rng = loop.step_generator(0, "table-vae/elbo", 0, self.device.torch)
+        with self.device.settings(), torch.inference_mode():
+            shape = (len(records), self.n_latent)
+            noise = torch.randn(shape, generator=rng, device=self.device.torch)
+            weights = torch.ones(len(records), records.codes.shape[1] + records.low.shape[1])
+            weights = weights.to(self.device.torch)
+            batch = (
+                records.codes,
+                records.middle_scores,
+                records.has_score,
+                records.y,
+                noise,
+                weights,
+                weights < 0,
+                records.y,
+            )
+            reconstruction, divergence = elbo_parts(self.network, batch)
+        return -float(reconstruction.mean()), float(divergence.mean())
+
+    def strangeness(self, network: VaeNetwork, records: Encoded) -> Tensor:
+        """Return the negative bound under the class that fits best."""
+        return -self._bounds(network, records).max(dim=1).values
+
+    def class_log_likelihoods(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a bound on log p(record | class), as :class:`.base.ScoresClasses` has it.
+
+        References
+        ----------
+        Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
+        """
+        found = np.empty((len(X), self.spec.n_classes))
+        at = replace(self.device, threads=1)
+        with at.settings(), torch.inference_mode(), at.autocast():
+            for start in range(0, len(X), AT_ONCE):
+                rows = slice(start, start + AT_ONCE)
+                bounds = self._bounds(self.network, self.encoded(X[rows]))
+                found[rows] = bounds.cpu().numpy()
+        return found
+
+    def _bounds(self, network: VaeNetwork, records: Encoded) -> Tensor:
+        """Return bounds of log p(x | y), (n, n_classes) in nats; every record has the same noise."""
+        scores = records.middle_scores
+        mean, log_scale = network.posterior(records.codes, scores)
+        rng = loop.step_generator(0, "table-vae/bound", 0, mean.device)
+        noise = torch.randn(N_IMPORTANCE, 1, self.n_latent, generator=rng, device=mean.device)
+        found = mean.new_full((N_IMPORTANCE, len(mean), self.spec.n_classes), 0.0)
+        for i in range(N_IMPORTANCE):
+            z = mean + log_scale.exp() * noise[i]
+            own = (0.5 * noise[i] ** 2 + log_scale).sum(dim=1)  # -log q(z | x) but for a constant
+            for k in range(self.spec.n_classes):
+                y = torch.full_like(records.y, k)
+                known = _alone(network, z, y)
+                of_choices, of_scores = network.hidden_nll(known, records.codes, scores)
+                nll = of_choices.sum(dim=1) + (of_scores * records.has_score).sum(dim=1)
+                centre, spread = network.prior(y)
+                offset = (z - centre) * torch.exp(-spread)
+                prior = -(0.5 * offset**2 + spread).sum(dim=1)  # log p(z | y), but for the same
+                found[i, :, k] = prior + own - nll
+        return torch.logsumexp(found, dim=0) - float(np.log(N_IMPORTANCE))
+
+
+def _alone(network: VaeNetwork, z: Tensor, y: Tensor) -> Tensor:
+    """Return what the decoder reads of a vector and a class alone."""
+    n, n_choices = len(y), len(network.layout)
+    codes = torch.zeros(n, n_choices, dtype=torch.int64, device=y.device)
+    scores = torch.zeros(n, network.n_scores, device=y.device)
+    return network.known(z, y, codes, scores, codes.bool(), scores.bool())

@@ -1,0 +1,1 @@
+"""Sequential trees, the default model of tables."""

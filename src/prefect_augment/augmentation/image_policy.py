@@ -1,0 +1,411 @@
+"""Classic augmentation of images: a policy, and a copy of an image under a seed.
+
+A policy's operations are albumentations'. Where all of them can be done in one warp, one colour matrix and one blur
+(:mod:`.fused`; every preset but ``trivial``), that is how they are done; else albumentations does them
+(:mod:`.pipeline`). A record's copy depends on nothing but its seed, either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.augmentation.image_fused import Fused, draws, fused
+from prefect_augment.augmentation.image_pipeline import (
+    SIZED,
+    Operation,
+    Pipeline,
+    flattened,
+    library_versions,
+    read_operations,
+    read_pipeline,
+)
+from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed, stronger
+from prefect_augment.augmentation.plugins import load_function
+from prefect_augment.encoding.annotations import MIN_VISIBILITY, Targets
+from prefect_augment.errors import ParameterError
+from prefect_augment.params import Classic
+from prefect_augment.storage.staging import canonical_json
+
+__all__ = [
+    "ENTRY_POINTS",
+    "PRESETS",
+    "ImagePolicy",
+    "Operation",
+    "Targets",
+    "record_seed",
+]
+
+ALGORITHM_VERSION = 2
+ENTRY_POINTS = "prefect_augment.policies"
+MOST_PIPELINES = 64  # of one thread: operations without a size are built for each size of images
+TRIED_SIDE = 64  # of the picture that a policy is tried on
+
+Images = NDArray[np.uint8]
+Callback = Callable[[Images, np.random.Generator], Images]
+
+
+def record_seed(run_seed: int, record: str, copy: int) -> int:
+    """Return the seed of one copy of one record.
+
+    Parameters
+    ----------
+    run_seed : int
+        The run's.
+    record : str
+        The record's ``aug_id`` (or another digest of its own).
+    copy : int
+        Number of the copy, from 0 on.
+
+    Returns
+    -------
+    int
+        In [0, 2**63): what ``aug_seed`` holds. It depends on nothing else: not on the order of
+        records, their number, or who asks.
+    """
+    key = f"{run_seed}|{record}|{copy}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """Operations that change an image and keep its class, and how often they are applied.
+
+    Parameters
+    ----------
+    operations : tuple of Operation
+        Applied in this order.
+    prob : float in [0, 1]
+        Probability, per record, that the policy is applied at all; a record that it passes over is
+        unchanged.
+    rule : str
+        What it does, in a sentence for the report.
+    name : str
+        A preset, ``custom``, or a plug-in.
+    plugin : str
+        A user's callable instead of operations: its name in the entry-point group
+        ``prefect_augment.policies``, or ``module:function`` where the worker allows it.
+
+    Raises
+    ------
+    ParameterError
+        On first use, if albumentations has no such operation, the operation no such argument, or
+        the argument no such value; if there is no such plug-in.
+    MissingExtraError
+        On first use, if albumentations is not installed.
+    """
+
+    operations: tuple[Operation, ...]
+    prob: float = 0.5
+    rule: str = ""
+    name: str = "custom"
+    plugin: str = ""
+
+    @classmethod
+    def from_params(cls, classic: Classic) -> ImagePolicy:
+        """Return the policy that the params ask for.
+
+        Raises
+        ------
+        ParameterError
+            If the pipeline is none, or has what its domain forbids.
+        """
+        prob = classic.image_prob
+        often = f" Applied to {100 * prob:g} % of the records that are drawn."
+        if classic.plugin:
+            rule = f"Classic augmentation (plug-in {classic.plugin})." + often
+            return cls((), prob, rule, name=classic.plugin, plugin=classic.plugin)
+        if classic.policy:
+            operations = read_pipeline(classic.policy)
+            check_allowed(operations, classic.image)
+            names = ", ".join(op.name for op in flattened(operations))
+            rule = f"Classic augmentation (a pipeline of one's own: {names})." + often
+            return cls(operations, prob, rule)
+        domain = DOMAINS[classic.image]
+        rule = f"Classic augmentation (preset {classic.image}): {domain.rule}." + often
+        if not domain.operations:
+            rule = domain.rule
+        return cls(domain.operations, prob, rule, name=classic.image)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ImagePolicy:
+        """Return a policy from its :attr:`config`, as recipes hold it."""
+        return cls(
+            read_operations(config["operations"]),
+            float(config["prob"]),
+            name=str(config["name"]),
+            plugin=str(config["plugin"]),
+        )
+
+    def stronger(self, times: float) -> ImagePolicy:
+        """Return the policy with ranges ``times`` as wide, see :func:`~.strength.stronger`.
+
+        Parameters
+        ----------
+        times : float
+            1 is the policy itself; below 1 it is milder.
+        """
+        if times == 1:
+            return self
+        return replace(self, operations=tuple(stronger(op, times) for op in self.operations))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the policy does, as JSON."""
+        return {
+            "name": self.name,
+            "plugin": self.plugin,
+            "operations": [op.config for op in self.operations],
+            "prob": self.prob,
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """:attr:`config`, its digest and the libraries' versions, as manifests hold them."""
+        return {**self.config, "digest": self.digest, "libraries": library_versions()}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what the policy does, 64 hexadecimal digits; library versions are not in it."""
+        what: list[Any] = [[op.config for op in self.operations], self.prob]
+        if self.plugin:
+            what += [self.plugin, str(getattr(self._callback, "version", ""))]
+        return hashlib.sha256(canonical_json([ALGORITHM_VERSION, *what])).hexdigest()
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is ever changed."""
+        return not self.operations and not self.plugin
+
+    def check(self) -> None:
+        """Try the policy once, so that a mistake in it shows before any work is done."""
+        if not self.is_none:
+            side = np.arange(TRIED_SIDE, dtype=np.uint8)
+            image = np.stack(
+                [side[:, None] + side, side[:, None] * 2 + side, 255 - side + side[:, None]], axis=2
+            )
+            try:
+                self.apply(image, seed=0, prob=1.0)
+            except ParameterError:
+                raise
+            except Exception as exc:  # whatever a library or a user's callable raises
+                raise ParameterError(
+                    f"the policy {self.name!r} fails on a picture of {TRIED_SIDE}×{TRIED_SIDE} pixels: "
+                    f"{type(exc).__name__}: {exc}."
+                ) from exc
+
+    def apply(self, image: Images, *, seed: int, prob: float | None = None) -> Images:
+        """Return one image as the policy changes it under this seed.
+
+        Parameters
+        ----------
+        image : ndarray of uint8, shape (height, width, channels)
+            One channel or three, any size.
+        seed : int
+            Not negative; see :func:`record_seed`.
+        prob : float, optional
+            Instead of the policy's own probability. How a changed image looks does not depend on it.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, channels)
+            The image itself where the policy passes it over. The size changes only where an operation
+            asks for one.
+        """
+        return self._apply(image, None, seed, prob, 0.0)[0]
+
+    def apply_targets(
+        self,
+        image: Images,
+        targets: Targets,
+        *,
+        seed: int,
+        prob: float | None = None,
+        min_visibility: float = MIN_VISIBILITY,
+    ) -> tuple[Images, Targets]:
+        """Return one image with its boxes, masks and keypoints, all moved alike.
+
+        What a moved image leaves empty is gray here, and not the image reflected: a reflection would
+        show objects that no box names.
+
+        Parameters
+        ----------
+        image, seed, prob
+            As for :meth:`apply`.
+        targets : Targets
+            Boxes, masks and keypoints of the image.
+        min_visibility : float in [0, 1]
+            Boxes of which a smaller share of the area stays in the image are left out.
+
+        Returns
+        -------
+        tuple
+            The image, and the targets that are left; ``places`` says which boxes these were.
+
+        Raises
+        ------
+        ParameterError
+            If the policy is a plug-in, which knows nothing of boxes.
+        """
+        if self.plugin:
+            raise ParameterError(
+                f"the plug-in {self.plugin!r} changes images and knows nothing of their boxes, masks or keypoints; "
+                "take a preset or a pipeline (classic.policy)."
+            )
+        height, width = image.shape[:2]
+        started = targets.started(width, height)
+        changed, moved = self._apply(image, started, seed, prob, min_visibility)
+        assert moved is not None
+        return changed, moved
+
+    def batch(
+        self,
+        images: Sequence[Images] | Images,
+        seeds: Sequence[int],
+        probs: Sequence[float] | None = None,
+    ) -> list[Images]:
+        """Return each image as :meth:`apply` does under its own seed, faster where they are small.
+
+        Parameters
+        ----------
+        images : sequence of ndarray of uint8, shape (height, width, channels)
+            Of one size or of many.
+        seeds : sequence of int
+            One per image.
+        probs : sequence of float, optional
+            One per image, instead of the policy's own probability.
+        """
+        chances = [self.prob] * len(images) if probs is None else probs
+        numbers = [draws(int(seed)) for seed in seeds]
+        drawn = [i for i, prob in enumerate(chances) if numbers[i]() < prob]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i in [] if self.is_none else drawn:
+            _check_image(images[i])
+            by_size.setdefault(self._size_for(images[i]), []).append(i)
+        found = list(images)
+        for size, places in by_size.items():
+            chosen = [images[i] for i in places]
+            fast = None if self.plugin else self._built(size)[1]
+            if fast is None:
+                changed = [
+                    self.apply(image, seed=int(seeds[i]), prob=1.0)
+                    for image, i in zip(chosen, places, strict=True)
+                ]
+            else:
+                changed = fast.batch(chosen, [numbers[i] for i in places])
+            for i, image in zip(places, changed, strict=True):
+                found[i] = image
+        return found
+
+    def _apply(
+        self,
+        image: Images,
+        targets: Targets | None,
+        seed: int,
+        prob: float | None,
+        min_visibility: float,
+    ) -> tuple[Images, Targets | None]:
+        _check_image(image)
+        # The first number always: how a changed image looks does not depend on how often images are changed.
+        draw = draws(seed)
+        if self.is_none or draw() >= (self.prob if prob is None else prob):
+            return image, targets
+        if self.plugin:
+            rng = np.random.Generator(np.random.PCG64(seed))
+            return self._checked(self._callback(image.copy(), rng), image), None
+        pipeline, fast = self._built(self._size_for(image), targets is not None, min_visibility)
+        if fast is not None:
+            changed, moved = fast.apply(image, draw, targets, min_visibility=min_visibility)
+        else:
+            words: NDArray[np.uint64] = np.random.SeedSequence(seed).generate_state(
+                pipeline.n_words, np.uint64
+            )  # type: ignore[assignment]  # the stub does not look at the type asked for
+            changed, moved = pipeline.apply(image, words, targets)
+        return self._checked(changed, image), moved
+
+    def _checked(self, changed: Any, image: Images) -> Images:
+        """Return a changed image with its channels, refusing what no image is."""
+        if isinstance(changed, np.ndarray) and changed.ndim == 2 and image.shape[2] == 1:
+            changed = changed[:, :, None]
+        if (
+            not isinstance(changed, np.ndarray)
+            or changed.dtype != np.uint8
+            or changed.ndim != 3
+            or changed.shape[2] != image.shape[2]
+        ):
+            found = (
+                f"{changed.dtype} of shape {changed.shape}"
+                if isinstance(changed, np.ndarray)
+                else type(changed)
+            )
+            raise ParameterError(
+                f"the policy {self.name!r} makes {found} of an image; expected uint8 of shape (height, width, "
+                f"{image.shape[2]}). Leave out what converts or normalises."
+            )
+        return changed
+
+    def _size_for(self, image: Images) -> tuple[int, int]:
+        return (image.shape[0], image.shape[1]) if self._needs_size else (0, 0)
+
+    @cached_property
+    def _needs_size(self) -> bool:
+        return any(
+            op.name in SIZED and "size" not in op.arguments for op in flattened(self.operations)
+        )
+
+    @cached_property
+    def _callback(self) -> Callback:
+        return load_function(self.plugin, group=ENTRY_POINTS, field="classic.plugin")
+
+    def _built(
+        self,
+        size: tuple[int, int] = (0, 0),
+        with_targets: bool = False,
+        min_visibility: float = 0.0,
+    ) -> tuple[Pipeline, Fused | None]:
+        """Return this thread's pipeline: its nodes carry generators, so threads may not share them."""
+        pipelines: dict[Any, tuple[Pipeline, Fused | None]] = _built.__dict__.setdefault(
+            "pipelines", {}
+        )
+        key = (self.digest, size, with_targets, min_visibility)
+        if key not in pipelines:
+            if len(pipelines) >= MOST_PIPELINES:
+                pipelines.clear()
+            # What the fast path reads off the nodes is their own: it fills what is left empty by itself.
+            plain = Pipeline(self.operations, size=size)
+            fast = fused(plain.nodes)
+            pipelines[key] = (
+                Pipeline(
+                    self.operations, size=size, with_targets=True, min_visibility=min_visibility
+                )
+                if with_targets and fast is None
+                else plain,
+                fast,
+            )
+        return pipelines[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is built: a process makes its own."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+_built = threading.local()
+
+
+def _check_image(image: Images) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ParameterError(
+            f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape "
+            "(height, width, 1 or 3)."
+        )

@@ -1,0 +1,276 @@
+"""Presets of images by domain: what each does, and the operations that would change a label there.
+
+Copies that are stored are seen as often as their originals, so they stay milder than what is done on
+the fly. Ranges are those of the prototype that gained five points (``safe``), of the papers cited in
+``docs/augmentation.md``, and of practice; ``check-policy`` tells whether they keep your labels.
+
+How far an operation changes an image, as one number: ranges made wider or narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect_augment.augmentation.image_pipeline import Operation, flattened
+from prefect_augment.errors import ParameterError
+
+__all__ = ["DOMAINS", "PRESETS", "SCALED", "Domain", "check_allowed", "stronger"]
+
+REFLECT_101 = 4  # cv2's number: the border pixel is not repeated
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What images of one kind stand, and what they do not.
+
+    Attributes
+    ----------
+    rule : str
+        What the preset does, in a sentence for the report.
+    operations : tuple of Operation
+    forbids : tuple of str
+        Operations that are refused, in pipelines of one's own too, where the preset is named beside.
+    most_degrees : float
+        Farthest that anything may turn an image.
+    """
+
+    rule: str
+    operations: tuple[Operation, ...]
+    forbids: tuple[str, ...] = ()
+    most_degrees: float = 180.0
+
+
+def _op(name: str, p: float = 1.0, **arguments: Any) -> Operation:
+    return Operation(name, {**arguments, "p": p})
+
+
+def _move(degrees: float, scale: float, shift: float, shear: float = 0.0) -> Operation:
+    """Turn, scale and shift, the border filled by reflection."""
+    return _op(
+        "Affine",
+        rotate=(-degrees, degrees),
+        scale=(1.0 - scale, 1.0 + scale),
+        keep_ratio=True,
+        translate_percent=(-shift, shift),
+        shear=(-shear, shear),
+        border_mode=REFLECT_101,
+    )
+
+
+def _light(brightness: float, contrast: float) -> Operation:
+    return _op(
+        "RandomBrightnessContrast",
+        brightness_limit=(-brightness, brightness),
+        contrast_limit=(-contrast, contrast),
+    )
+
+
+def _blur(p: float) -> Operation:
+    return _op("GaussianBlur", p, blur_limit=(3, 5), sigma_limit=(0.5, 1.0))
+
+
+_FLIPS = ("HorizontalFlip", "VerticalFlip", "Transpose", "D4", "SquareSymmetry", "RandomRotate90")
+_COVERS = ("CoarseDropout", "GridDropout", "XYMasking", "Erasing", "PixelDropout", "Mosaic")
+_COLOURS = ("ColorJitter", "HueSaturationValue", "ChannelShuffle", "RGBShift", "PlanckianJitter", "ToSepia",
+            "ChannelDropout", "InvertImg")  # fmt: skip
+_TONES = ("Solarize", "Posterize", "Equalize", "CLAHE", "AutoContrast")
+_WARPS = ("ElasticTransform", "GridDistortion", "OpticalDistortion", "ThinPlateSpline", "GridElasticDeform",
+          "PiecewiseAffine")  # fmt: skip
+_CROPS = ("RandomResizedCrop", "RandomCrop", "CenterCrop", "RandomSizedCrop", "CropAndPad")
+
+# TrivialAugment (Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table
+# of the space "RA"): one of 14 operations, each as likely, of a magnitude that is drawn evenly.
+_TRIVIAL = Operation(
+    "OneOf",
+    {"p": 1.0},
+    (
+        _op("NoOp"),
+        _op("Affine", shear={"x": (-17.0, 17.0), "y": (0.0, 0.0)}, border_mode=REFLECT_101),
+        _op("Affine", shear={"x": (0.0, 0.0), "y": (-17.0, 17.0)}, border_mode=REFLECT_101),
+        _op("Affine", translate_percent={"x": (-0.3, 0.3), "y": (0.0, 0.0)}, border_mode=REFLECT_101),
+        _op("Affine", translate_percent={"x": (0.0, 0.0), "y": (-0.3, 0.3)}, border_mode=REFLECT_101),
+        _op("Rotate", limit=(-30.0, 30.0), border_mode=REFLECT_101),
+        _op("ColorJitter", brightness=(0.1, 1.9), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(0.0, 0.0)),
+        _op("ColorJitter", brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(0.1, 1.9), hue=(0.0, 0.0)),
+        _op("ColorJitter", brightness=(1.0, 1.0), contrast=(0.1, 1.9), saturation=(1.0, 1.0), hue=(0.0, 0.0)),
+        _op("Sharpen", alpha=(0.0, 0.9)),
+        _op("Posterize", num_bits=(4, 8)),
+        _op("Solarize", threshold_range=(0.0, 1.0)),
+        _op("AutoContrast"),
+        _op("Equalize"),
+    ),
+)  # fmt: skip
+
+DOMAINS: dict[str, Domain] = {
+    "none": Domain("Images are not augmented.", ()),
+    "safe": Domain(
+        "turned by up to 10 degrees, scaled by 0.9 to 1.1, shifted by up to 7 %, brightness and contrast changed by "
+        "up to a tenth, never flipped",
+        (_move(10.0, 0.1, 0.07), _light(0.1, 0.1)),
+    ),
+    "natural": Domain(
+        "mirrored in half of the cases, cropped to 0.7 of the area or more, turned by up to 15 degrees, brightness, "
+        "contrast and saturation changed by up to a fifth, sometimes blurred",
+        (
+            _op("RandomResizedCrop", scale=(0.7, 1.0), ratio=(0.9, 1.1)),
+            _op("HorizontalFlip", 0.5),
+            _op("Rotate", limit=(-15.0, 15.0), border_mode=REFLECT_101),
+            _op("ColorJitter", brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05)),
+            _blur(0.2),
+        ),
+        forbids=("VerticalFlip", "Transpose", "D4", "SquareSymmetry", "RandomRotate90", "InvertImg"),
+        most_degrees=45.0,
+    ),
+    "characters": Domain(
+        "turned by up to 10 degrees, scaled by 0.9 to 1.1, shifted by up to 10 %, sheared by up to 8 degrees, "
+        "brightness changed by up to a tenth, contrast by up to a fifth, never flipped",
+        (_move(10.0, 0.1, 0.1, shear=8.0), _light(0.1, 0.2)),
+        forbids=(*_FLIPS, *_CROPS, *_COVERS),
+        most_degrees=20.0,
+    ),
+    "medical": Domain(
+        "turned by up to 15 degrees, scaled by 0.9 to 1.1, shifted by up to 5 %, brightness and contrast changed by "
+        "up to a tenth, sometimes blurred a little, never flipped",
+        (_move(15.0, 0.1, 0.05), _light(0.1, 0.1), _blur(0.1)),
+        # Left and right may be the finding; gray levels and hues are measurements.
+        forbids=(*_FLIPS, *_COVERS, *_COLOURS, *_TONES),
+        most_degrees=30.0,
+    ),
+    "texture": Domain(
+        "mirrored both ways, turned by up to 3 degrees, shifted by up to 5 %, scaled by 0.95 to 1.05, brightness "
+        "changed by up to 15 %, contrast by up to a fifth",
+        (
+            _op("HorizontalFlip", 0.5),
+            _op("VerticalFlip", 0.5),
+            _move(3.0, 0.05, 0.05),
+            _light(0.15, 0.2),
+        ),
+        # A defect may be a few pixels wide: what covers, smears or cuts may remove it.
+        forbids=(*_COVERS, *_CROPS, *_WARPS, "MotionBlur", "MedianBlur", "GlassBlur", "Defocus", "ZoomBlur"),
+    ),
+    "vehicles": Domain(
+        "mirrored in half of the cases, cropped to 0.8 of the area or more, turned by up to 8 degrees, brightness, "
+        "contrast and saturation changed by up to a fifth, sometimes blurred",
+        (
+            _op("RandomResizedCrop", scale=(0.8, 1.0), ratio=(0.95, 1.05)),
+            _op("HorizontalFlip", 0.5),
+            _op("Rotate", limit=(-8.0, 8.0), border_mode=REFLECT_101),
+            _op("ColorJitter", brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02)),
+            _blur(0.2),
+        ),
+        forbids=("VerticalFlip", "Transpose", "D4", "SquareSymmetry", "RandomRotate90", "InvertImg"),
+        most_degrees=30.0,
+    ),
+    "trivial": Domain(
+        "one of 14 operations of any strength (TrivialAugment), which include solarising, posterising and equalising",
+        (_TRIVIAL,),
+    ),
+}  # fmt: skip
+
+PRESETS: dict[str, tuple[Operation, ...]] = {name: d.operations for name, d in DOMAINS.items()}
+
+
+def check_allowed(operations: Sequence[Operation], domain: str) -> None:
+    """Refuse what would change a label in a domain.
+
+    Raises
+    ------
+    ParameterError
+        If an operation is forbidden there, or turns images farther than is.
+    """
+    rules = DOMAINS[domain]
+    for operation in flattened(operations):
+        if operation.name in rules.forbids:
+            raise ParameterError(
+                f"the policy has {operation.name!r}, which the domain classic.image={domain!r} forbids: it may change "
+                "what an image shows. Leave it out, or name another domain ('safe' forbids nothing).",
+                operation=operation.name,
+            )
+        degrees = _degrees(operation)
+        if degrees > rules.most_degrees:
+            raise ParameterError(
+                f"{operation.name!r} turns images by up to {degrees:g} degrees; the domain classic.image={domain!r} "
+                f"allows {rules.most_degrees:g}.",
+                operation=operation.name,
+            )
+
+
+def _degrees(operation: Operation) -> float:
+    """Return how far an operation turns an image at most, as far as its arguments say."""
+    name = {
+        "Affine": "rotate",
+        "Rotate": "limit",
+        "SafeRotate": "limit",
+        "ShiftScaleRotate": "rotate_limit",
+    }
+    wish = operation.arguments.get(name.get(operation.name, ""), 0.0)
+    if operation.name in ("Rotate", "SafeRotate") and "limit" not in operation.arguments:
+        return 90.0  # albumentations' default
+    values = wish if isinstance(wish, tuple | list) else (wish,)
+    return max((abs(v) for v in values if isinstance(v, int | float)), default=0.0)
+
+
+MOST_RATIO = 0.95  # a range around 1 keeps off 0
+
+
+def _around_zero(value: Any, times: float) -> Any:
+    """A limit, a range around 0, or one of these per axis."""
+    if isinstance(value, dict):
+        return {axis: _around_zero(one, times) for axis, one in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(times * one for one in value)
+    return times * value
+
+
+def _around_one(value: Any, times: float) -> Any:
+    """A range of factors; those of size and light stay above 0."""
+    if isinstance(value, dict):
+        return {axis: _around_one(one, times) for axis, one in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(1 + max(-MOST_RATIO, times * (one - 1)) for one in value)
+    return value  # one number is a limit to some operations and a factor to others
+
+
+# Operation -> its arguments that say how far, and how they grow. Anything else is left as it is: flips are
+# there or not, and a blur is drawn by its own probability.
+SCALED: dict[str, dict[str, Callable[[Any, float], Any]]] = {
+    "Affine": {
+        "rotate": _around_zero,
+        "shear": _around_zero,
+        "translate_percent": _around_zero,
+        "scale": _around_one,
+    },
+    "Rotate": {"limit": _around_zero},
+    "RandomBrightnessContrast": {
+        "brightness_limit": _around_zero,
+        "contrast_limit": _around_zero,
+    },
+    "RandomResizedCrop": {"scale": _around_one},
+    "ColorJitter": {
+        "brightness": _around_one,
+        "contrast": _around_one,
+        "saturation": _around_one,
+        "hue": _around_zero,
+    },
+}
+
+
+def stronger(operation: Operation, times: float) -> Operation:
+    """Return an operation with ranges ``times`` as wide.
+
+    Parameters
+    ----------
+    operation : Operation
+        One that is not in :data:`SCALED` stays as it is; of a container, so do those in it that are not.
+    times : float
+        1 changes nothing.
+    """
+    rules = SCALED.get(operation.name, {})
+    arguments = {
+        name: rules[name](value, times) if name in rules else value
+        for name, value in operation.arguments.items()
+    }
+    inner = tuple(stronger(op, times) for op in operation.inner)
+    return Operation(operation.name, arguments, inner)

@@ -1,0 +1,66 @@
+"""The command line: ``prefect-augment``.
+
+Imports of Prefect and of the numerical libraries happen inside the commands, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from prefect_augment.cli.approve import approve
+from prefect_augment.cli.datasets import erase, export, gc, inspect, rollback, verify, versions
+from prefect_augment.cli.doctor import doctor
+from prefect_augment.cli.init import init
+from prefect_augment.cli.latents import (
+    anomalies,
+    classify,
+    denoise,
+    embed,
+    interpolate,
+    reconstruct,
+    shift_attribute,
+)
+from prefect_augment.cli.options import err, escape
+from prefect_augment.cli.rebalance import demo, rebalance
+from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
+from prefect_augment.errors import AugmentError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="prefect-augment",
+    help="Rebalance labelled datasets, with proof that it helps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    rebalance, augment, train, evaluate, embed, anomalies, reconstruct, denoise, interpolate,
+    shift_attribute, classify, approve, profile, check_policy, versions, inspect, verify, export, rollback, gc, erase,
+    init, doctor, demo,
+):  # fmt: skip
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; errors of our own end in one clear line and their exit code."""
+    try:
+        app()
+    except AugmentError as exc:
+        err.print(f"[bold red]error:[/] {escape(str(exc))}", highlight=False)
+        sys.exit(exc.exit_code)
+    except (KeyboardInterrupt, SystemExit) as exc:
+        # Typer turns Ctrl-C into an exit with 130, without a word.
+        if isinstance(exc, SystemExit) and exc.code != 130:
+            raise
+        err.print(
+            "interrupted: nothing half-visible was left; run the same command again to continue."
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Looking at published datasets: ``versions``, ``inspect``, ``verify``.
+
+Looking after published datasets: ``rollback``, ``gc``, ``export`` and ``erase``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prefect_augment.cli.options import (
+    Block,
+    Json,
+    Version,
+    block_options,
+    open_root,
+    print_fact,
+    print_facts,
+)
+from prefect_augment.errors import ParameterError
+
+if TYPE_CHECKING:
+    from prefect_augment.schema.base import Fact
+
+__all__ = ["erase", "export", "gc", "inspect", "rollback", "verify", "versions"]
+
+
+def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
+    """List the versions of a published dataset."""
+    from prefect_augment.maintenance.inspect import versions as list_versions
+
+    print_facts(list_versions(open_root(dest, block)), as_json=as_json)
+
+
+def inspect(
+    dest: str,
+    version: Version = None,
+    diff: Annotated[
+        int | None, typer.Option("--diff", help="Compare with this version instead of showing one.")
+    ] = None,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Show one version of a published dataset, or what changed between two."""
+    from prefect_augment.maintenance import inspect as maintain
+    from prefect_augment.schema.manifest import latest_version
+
+    store = open_root(dest, block)
+    if diff is None:
+        fact: Fact = maintain.inspect(store, version)
+    else:
+        fact = maintain.diff(store, diff, version or latest_version(store) or diff)
+    print_fact(fact, as_json=as_json)
+
+
+def verify(
+    dest: str,
+    version: Version = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rewrite what can be derived again.")
+    ] = False,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
+    from prefect_augment.maintenance.verify import verify as check
+
+    found = check(open_root(dest, block), version, repair=repair)
+    print_fact(found, as_json=as_json)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+Dest = Annotated[str, typer.Argument(help="The dataset's folder or fsspec URL.")]
+
+
+def rollback(
+    dest: Dest,
+    to: Annotated[int, typer.Option("--to", min=1, help="The version to come back.")],
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Publish an older version again, as the newest; nothing is copied and nothing is lost."""
+    from prefect_augment.maintenance.rollback import rollback as roll_back
+
+    print_fact(roll_back(open_root(dest, block), to), as_json=as_json)
+
+
+def gc(
+    dest: Dest,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Remove all versions but so many; none otherwise.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    older_than_days: Annotated[
+        float, typer.Option(min=0, help="Younger staged work may be in use and is kept.")
+    ] = 7.0,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Remove what no version, no open proposal and no run at work names; leave what is not ours."""
+    from prefect_augment.maintenance.gc import collect_garbage
+
+    found = collect_garbage(
+        open_root(dest, block),
+        keep_last=keep_last,
+        older_than_days=older_than_days,
+        dry_run=dry_run,
+    )
+    print_fact(found, as_json=as_json)
+
+
+def export(
+    dest: Dest,
+    folder: Annotated[str, typer.Argument(help="An empty folder or URL, or an earlier export.")],
+    version: Annotated[
+        int | None, typer.Option("--version", help="A version other than the latest.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train or holdout; repeatable. All by default.")
+    ] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(help="real, copy, classic or synthetic; repeatable. All by default."),
+    ] = None,
+    annotations: Annotated[
+        str,
+        typer.Option(
+            help="coco, voc or yolo: images with their boxes as files, instead of Parquet."
+        ),
+    ] = "",
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Write one version as a plain tree, <split>/part-….parquet, for engines that read by glob."""
+    from typing import get_args
+
+    from prefect_augment.publish.export import export as write
+    from prefect_augment.publish.export_detection import export_boxes
+    from prefect_augment.schema.base import Origin
+
+    known: tuple[Origin, ...] = get_args(Origin)
+    unknown = sorted(set(origins or ()) - set(known))
+    if unknown:
+        raise ParameterError(
+            f"--origins {', '.join(unknown)} is no origin; choose of {', '.join(known)}."
+        )
+    found = (partial(export_boxes, convention=annotations) if annotations else write)(
+        open_root(dest, block),
+        folder,
+        version=version,
+        splits=split or (),
+        origins=[origin for origin in known if origin in (origins or ())],
+        options=block_options(block),
+    )
+    print_fact(found, as_json=as_json)
+
+
+def erase(
+    dest: Dest,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--ids", help="An aug_id, or a file with one in each line; repeatable."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: every source record with this value; repeatable."),
+    ] = None,
+    block: Block = "",
+    as_json: Json = False,
+) -> None:
+    """Erase source records from all versions: a new version lacks them, older ones are removed."""
+    from prefect_augment.maintenance.erase import erase as take_out
+
+    conditions = []
+    for text in where or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
+        conditions.append((name, value))
+    chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
+    print_fact(take_out(open_root(dest, block), chosen, where=conditions), as_json=as_json)
+
+
+def _read_ids(text: str) -> list[str]:
+    """Return the ids of a file, one in each line; a text that is no file is an id."""
+    path = Path(text)
+    if not path.is_file():
+        return [text]
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,344 @@
+"""What the command line prints: facts as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prefect_augment.schema.base import (
+    ArmScore,
+    Fact,
+    Interval,
+    LatentResult,
+    RunResult,
+    TrainResult,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from prefect_augment.augmentation.label_preservation import PolicyCheck
+
+__all__ = [
+    "show_checks",
+    "show_demo",
+    "show_evaluation",
+    "show_fact",
+    "show_latents",
+    "show_policy",
+    "show_profile",
+    "show_run",
+    "show_training",
+]
+
+COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
+
+
+def show_run(console: Console, result: RunResult) -> None:
+    """Print a run: classes before and after, arms, verdict, recipe, where things are."""
+    _show_classes(console, result)
+    if result.status == "planned":
+        estimate = result.plan.estimate
+        console.print(
+            f"Estimate: {estimate.seconds:.0f} s, {estimate.output_bytes / 1e6:.1f} MB written, "
+            f"{estimate.memory_bytes / 1e6:.0f} MB of memory. Nothing was trained or published.",
+            highlight=False,
+        )
+        return
+    _show_arms(console, result.arms)
+    _show_verdict(console, result.verdict)
+    if result.recipe is not None:
+        console.print(
+            f"[bold]Recipe[/]: {escape(result.recipe.arm.name)}. {escape(result.recipe.sentence)}"
+        )
+    if result.approval is not None:
+        console.print(escape(result.approval.sentence), soft_wrap=True)
+    if result.status == "awaiting_approval":
+        console.print(
+            f"[bold]Nothing is published yet[/]: proposal {result.proposal} waits for "
+            "`prefect-augment approve`, with --reject or --amount CLASS=N where wanted.",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if result.status == "rejected":
+        console.print("[bold]Rejected[/]: nothing was published.")
+    if result.version is not None:
+        word = "Published" if result.status == "published" else "Nothing new since"
+        console.print(
+            f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}", soft_wrap=True
+        )
+    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
+def show_demo(
+    console: Console,
+    results: Mapping[str, RunResult],
+    places: Mapping[str, str],
+    *,
+    seconds: float,
+) -> None:
+    """Print the end of a demo: per part what was published, what was found, how to look at it."""
+    console.print(f"[bold]The demo is done[/], in {seconds:.0f} s:", highlight=False)
+    for name, result in results.items():
+        verdict, place = result.verdict, escape(places[name])
+        assert verdict is not None
+        word = "published" if result.status == "published" else "there already"
+        found = f"[{COLOURS[verdict.decision]}]{verdict.decision}[/]: {escape(verdict.reasons[0])}"
+        lines = (
+            f"- [bold]{name}[/]: version {result.version} {word}. {found}",
+            f"  Look at it: {escape(result.report)}",
+            f"  and with: prefect-augment inspect {place}",
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def show_evaluation(console: Console, result: RunResult) -> None:
+    """Print what ``evaluate`` found."""
+    counts = result.given
+    if counts:
+        console.print(
+            f"{counts['given']:,} records given, {counts['quarantined']:,} of them could not be judged; of "
+            f"{counts['judged']:,} judged {counts['passed']:,} pass the gate.",
+            highlight=False,
+        )
+    _show_arms(console, result.arms)
+    _show_verdict(console, result.verdict)
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
+
+
+def show_training(console: Console, result: TrainResult) -> None:
+    """Print what was trained, on what, and where it is."""
+    model = result.model
+    word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
+    effort = f"{model.steps:,} steps on " if model.steps else ""
+    console.print(
+        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_fit:,} fit records of {result.n_records:,}.",
+        highlight=False,
+    )
+    console.print(f"[bold]Can sample[/]: {escape(', '.join(model.strata)) or 'no class'}")
+    console.print(f"[bold]Checkpoint[/]: {escape(model.digest)}", soft_wrap=True)
+    console.print(f"[bold]Encoder[/]: {escape(model.encoder_digest)}", soft_wrap=True)
+    console.print(f"[bold]Kept as[/]: {escape(f'{model.root}/{model.checkpoint}')}", soft_wrap=True)
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
+def show_policy(console: Console, result: PolicyCheck) -> None:
+    """Print what a probe says of a policy, an operation a line."""
+    table = Table("operation", "another class", "at least", "worst class", "of it", "taken for")
+    for op in result.operations:
+        table.add_row(
+            escape(op.name), f"{op.rate:.1%}", f"{op.low:.1%}", escape(op.worst_class),
+            f"{op.worst_rate:.1%}", escape(op.becomes), style="red" if op.damages else None,
+        )  # fmt: skip
+    console.print(table)
+    bad = ", ".join(op.name for op in result.damaging)
+    word = f"May change what images show: {bad}." if bad else "No damage was found."
+    console.print(f"[bold]{escape((result.note and f'Not judged: {result.note}.') or word)}[/]")
+    console.print(
+        f"The probe is right about {result.accuracy:.1%} of {result.n_images:,} unchanged images.",
+        highlight=False,
+    )
+    console.print(f"[bold]Pictures[/]: {escape(result.picture)}", soft_wrap=True)
+
+
+def show_latents(console: Console, result: LatentResult) -> None:
+    """Print what a model said of records, by which model, and where it lies."""
+    from prefect_augment.latents.page import latents_sentence
+
+    console.print(f"[bold]{escape(latents_sentence(result.latents))}[/]", highlight=False)
+    found = result.latents.found
+    if result.latents.use == "anomalies":
+        _show_flagged(console, found["counts"])
+    if result.latents.use == "reconstructions":
+        _show_value(console, found["parts"].get("val", found["parts"]), 0)
+    console.print(
+        f"[bold]Model[/]: {escape(result.model.kind)} {result.model.digest[:12]}, trained on "
+        f"{result.model.n_fit:,} records",
+        highlight=False,
+    )
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+    console.print(f"[bold]Kept as[/]: {escape(result.uri)}", soft_wrap=True)
+    console.print(
+        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
+    )
+
+
+def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+    table = Table("part", "class", "records", "flagged", title="Beyond the threshold")
+    for part, classes in counts.items():
+        for name, c in classes.items():
+            share = c["flagged"] / c["records"]
+            table.add_row(
+                part, escape(name), f"{c['records']:,}", f"{c['flagged']:,} ({share:.1%})"
+            )
+    console.print(table)
+
+
+def show_profile(console: Console, profile: Any) -> None:
+    """Print a source's columns, classes and troubles."""
+    table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
+    for column in profile.columns:
+        table.add_row(
+            escape(column.name),
+            escape(column.arrow_type),
+            column.kind,
+            f"{column.n_null:,}",
+            f"{column.n_unique:,}",
+            escape(column.note),
+        )
+    console.print(table)
+    total = sum(profile.class_counts.values())
+    if not profile.usable:
+        console.print(f"[bold red]cannot be used:[/] {escape(profile.notes[0])}", highlight=False)
+        return
+    classes = Table(f"class ({escape(profile.label)})", "records", "share")
+    for name, n in profile.class_counts.items():
+        classes.add_row(escape(name), f"{n:,}", f"{n / total:.1%}")
+    console.print(classes)
+    console.print(
+        f"Imbalance ratio {profile.imbalance_ratio:.1f}, quarantined {profile.n_quarantined:,}.",
+        highlight=False,
+    )
+    for note in profile.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+
+
+def show_fact(console: Console, fact: Fact) -> None:
+    """Print any other fact as indented names and values."""
+    _show_value(console, fact.model_dump(mode="json"), 0)
+
+
+def show_checks(console: Console, checks: Sequence[Any]) -> None:
+    """Print what ``doctor`` found: a line per check, and below it what to do."""
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+    area = ""
+    for check in checks:
+        if check.area != area:
+            area = check.area
+            console.print(f"[bold]{escape(area)}[/]")
+        colour = colours[check.status]
+        line = f"  [{colour}]{check.status:<8}[/] {escape(check.name)}: {escape(check.found)}"
+        console.print(line, highlight=False, soft_wrap=True)
+        if check.advice:
+            console.print(f"           {escape(check.advice)}", highlight=False, soft_wrap=True)
+    n = {status: sum(c.status == status for c in checks) for status in colours}
+    console.print(", ".join(f"{status}: {count}" for status, count in n.items()), highlight=False)
+
+
+def _show_value(console: Console, value: Any, depth: int) -> None:
+    indent = "  " * depth
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, Mapping | list) and item:
+                console.print(f"{indent}[bold]{escape(str(name))}[/]:")
+                _show_value(console, item, depth + 1)
+            else:
+                text = "none" if item in ({}, [], None, "") else str(item)
+                console.print(
+                    f"{indent}[bold]{escape(str(name))}[/]: {escape(text)}", soft_wrap=True
+                )
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, Mapping):
+                _show_value(console, item, depth)
+                console.print()
+            else:
+                console.print(f"{indent}- {escape(str(item))}", soft_wrap=True)
+    else:
+        console.print(f"{indent}{escape(str(value))}")
+
+
+def _show_classes(console: Console, result: RunResult) -> None:
+    table = Table("class", title="Classes (training records)")
+    for head in ("before", "target", "synthetic", "classic", "after", "weighted"):
+        table.add_column(head, justify="right")
+    train = result.counts.get("train", {})
+    recipe = result.recipe
+    for entry in result.plan.classes:
+        added = {"synthetic": entry.n_synthetic, "classic": entry.n_classic}
+        weighted = ""
+        if recipe is not None:
+            added = {
+                "synthetic": recipe.synthetic.get(entry.name, 0),
+                "classic": recipe.classic.get(entry.name, 0),
+            }
+            n = entry.n_real + recipe.counted(entry.name)
+            weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
+        after = (
+            sum(train.get(entry.label, {}).values())
+            if train and not entry.by
+            else entry.n_real + sum(added.values())
+        )
+        name = escape(entry.name) + ("" if entry.judged else " (not judged)")
+        table.add_row(
+            name,
+            f"{entry.n_real:,}",
+            f"{entry.target:,}",
+            f"{added['synthetic']:,}",
+            f"{added['classic']:,}",
+            f"{after:,}",
+            weighted,
+        )
+    console.print(table)
+    for warning in result.plan.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]")
+
+
+def _show_arms(console: Console, scores: tuple[ArmScore, ...]) -> None:
+    if not scores:
+        return
+    learners = list(scores[0].learners)
+    table = Table("arm", "amount", "seeds", "balanced accuracy", title="Arms on val")
+    for name in learners:
+        table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
+    by_arm: dict[str, list[ArmScore]] = {}
+    for score in scores:
+        by_arm.setdefault(score.arm.name, []).append(score)
+    for name, group in by_arm.items():
+        values = [s.score for s in group]
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+        first = group[0]
+        cells = [
+            f"{x.balanced_accuracy:.3f} / {x.macro_f1:.3f} / {x.auprc:.3f}"
+            for x in (first.learners[k] for k in learners)
+        ]
+        mean = f"{sum(values) / len(values):.3f}{spread}"
+        table.add_row(escape(name), f"{first.arm.amount:g}", str(len(group)), mean, *cells)
+    console.print(table)
+
+
+def _show_verdict(console: Console, verdict: Verdict | None) -> None:
+    if verdict is None:
+        return
+    table = Table("arm", "balanced accuracy, 95 % interval", title="Hold-out")
+    for name, interval in verdict.balanced_accuracy.items():
+        table.add_row(escape(name), _interval(interval))
+    for difference in verdict.differences:
+        table.add_row(
+            f"{escape(difference.arm)} less {escape(difference.against)}",
+            _interval(difference.interval, sign=True),
+        )
+    console.print(table)
+    colour = COLOURS[verdict.decision]
+    console.print(f"[bold {colour}]{verdict.decision}[/]: {escape(' '.join(verdict.reasons))}")
+
+
+def _interval(interval: Interval, *, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]".replace(
+        "[", "("
+    ).replace("]", ")")

@@ -1,0 +1,229 @@
+"""What a trained model says of records, or makes of them: embed, anomalies, reconstruct, and so on.
+
+What all of these commands take and do is :func:`_use`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from prefect_augment.cli.options import (
+    Exclude,
+    Group,
+    Holdout,
+    Include,
+    Json,
+    Label,
+    ParamsFile,
+    Seed,
+    Source,
+    Steps,
+    holdout_wish,
+    in_file,
+    lay_over,
+    lay_seed,
+    parameter_errors,
+    prefect_session,
+    print_result,
+    read_params,
+)
+
+__all__ = [
+    "anomalies",
+    "classify",
+    "denoise",
+    "embed",
+    "interpolate",
+    "reconstruct",
+    "shift_attribute",
+]
+
+Dest = Annotated[
+    str,
+    typer.Argument(help="Folder or URL of the dataset; the model is found or trained below it."),
+]
+Model = Annotated[str, typer.Option(help="A kind of model; auto: the first that is able.")]
+Part = Annotated[
+    list[str] | None, typer.Option(help="Only fit, val or holdout; repeatable. All by default.")
+]
+Out = Annotated[
+    str, typer.Option("--out", help="Folder or URL for the result; else beside the dataset.")
+]
+Minutes = Annotated[float | None, typer.Option(help="Budget of the run that trains the model.")]
+
+AsClass = Annotated[
+    str, typer.Option(help="A class that all records are decoded as; else their own.")
+]
+
+Wishes = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
+
+
+def _shared(
+    source: Source,
+    dest: Dest,
+    label: Label = "",
+    model: Model = "",
+    part: Part = None,
+    out: Out = "",
+    holdout: Holdout = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    params: ParamsFile = None,
+) -> dict[str, Any]:
+    """Return the parameters that all flows take: those of the file with the options laid over them."""
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
+    lay_over(given, "destination", uri=dest)
+    lay_over(given, "output", parts=part, uri=out)
+    lay_over(given, "budget", minutes=minutes, steps=steps)
+    if model:
+        given["model"] = {**in_file(given, "model"), "kind": model}
+    lay_seed(given, seed)
+    return given
+
+
+N_PLACES = 3  # of the shared parameters, those before a command's own: source, dest, label
+
+
+def _use(wishes: Callable[..., Wishes]) -> Callable[..., None]:
+    """Make a command of a function that turns its own options into wishes."""
+    shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
+    own = list(inspect.signature(wishes, eval_str=True).parameters.values())
+    as_json = inspect.Parameter(
+        "as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json
+    )
+
+    def command(**options: Any) -> None:
+        mine = {p.name: options.pop(p.name) for p in own}
+        quiet = options.pop("as_json")
+        given = _shared(**options)
+        for group, values in wishes(**mine).items():
+            lay_over(given, group, **values)
+        _run(wishes.__name__, given, as_json=quiet)
+
+    taken = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
+    command.__name__, command.__doc__ = wishes.__name__, wishes.__doc__
+    command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in taken}
+    return command
+
+
+def _run(name: str, given: dict[str, Any], *, as_json: bool) -> None:
+    """Run a flow, and print what it says."""
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows import latents
+
+        flow = getattr(latents, name)
+        result = flow(**flow.validate_parameters(given))
+    from prefect_augment.cli.formatting import show_latents
+
+    print_result(result, show_latents, as_json=as_json)
+
+
+@_use
+def embed() -> Wishes:
+    """Write a vector per record, for search, clustering and classifiers."""
+    return {}
+
+
+@_use
+def anomalies(
+    train_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
+    ] = None,
+    normal_share: Annotated[
+        float | None, typer.Option(help="Share of normal val records that may be flagged (0.05).")
+    ] = None,
+) -> Wishes:
+    """Score how strange every record is, and flag those beyond what is normal."""
+    return {"anomalies": {"train_on": train_on, "normal_share": normal_share}}
+
+
+@_use
+def reconstruct(
+    as_class: AsClass = "",
+) -> Wishes:
+    """Write every record beside what the model makes of its vector, with the error per column."""
+    return {"reconstruction": {"as_class": as_class}}
+
+
+@_use
+def denoise(
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1)."),
+    ] = None,
+) -> Wishes:
+    """Write every image without its noise."""
+    return {"denoising": {"noise": noise}}
+
+
+@_use
+def interpolate(
+    start: Annotated[
+        str, typer.Option("--from", help="A class or an aug_id; the largest class by default.")
+    ] = "",
+    end: Annotated[
+        str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
+    ] = "",
+    n_steps: Annotated[int | None, typer.Option("--records", help="Records to make (9).")] = None,
+    path: Annotated[
+        str, typer.Option(help="class (changes in the middle), or straight; class by default.")
+    ] = "",
+) -> Wishes:
+    """Make the records on the way from one to another, or from one class to another."""
+    return {"interpolation": {"start": start, "end": end, "n_steps": n_steps, "path": path}}
+
+
+@_use
+def shift_attribute(
+    column: Annotated[
+        str, typer.Option(help="The column that holds the attribute; the label by default.")
+    ] = "",
+    start: Annotated[
+        str, typer.Option("--from", help="Away from this value; the most frequent by default.")
+    ] = "",
+    end: Annotated[
+        str, typer.Option("--to", help="Towards this value; the rarest by default.")
+    ] = "",
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="How much of the difference is added; repeatable (0, 0.5, 1, 1.5)."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A class or an aug_id to shift; repeatable. Those of --from by default."),
+    ] = None,
+    as_class: AsClass = "",
+) -> Wishes:
+    """Add an attribute to records, in several strengths: arithmetic on their latent vectors."""
+    return {
+        "shift": {
+            "column": column,
+            "start": start,
+            "end": end,
+            "strengths": strength,
+            "only": only,
+            "as_class": as_class,
+        }
+    }
+
+
+@_use
+def classify(
+    prior: Annotated[
+        str, typer.Option(help="balanced: all classes equally likely; observed: as in fit.")
+    ] = "",
+) -> Wishes:
+    """Say of every record in which class the model itself finds it most likely."""
+    return {"classification": {"prior": prior}}

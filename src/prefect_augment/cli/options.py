@@ -1,0 +1,236 @@
+"""Options and helpers that the commands share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from prefect_augment.errors import ParameterError
+
+if TYPE_CHECKING:
+    from prefect_augment.schema.base import Fact
+    from prefect_augment.storage.store import Store
+
+__all__ = [
+    "Block",
+    "By",
+    "Dest",
+    "Exclude",
+    "Group",
+    "Holdout",
+    "Include",
+    "Json",
+    "Label",
+    "ParamsFile",
+    "Seed",
+    "Source",
+    "Steps",
+    "Target",
+    "Version",
+    "Workers",
+    "block_options",
+    "err",
+    "escape",
+    "holdout_wish",
+    "in_file",
+    "lay_over",
+    "lay_seed",
+    "open_root",
+    "out",
+    "parameter_errors",
+    "prefect_session",
+    "print_fact",
+    "print_facts",
+    "print_result",
+    "read_params",
+    "target_wish",
+]
+
+out = Console()
+err = Console(stderr=True)
+
+Source = Annotated[
+    str, typer.Argument(help="File, folder, glob or fsspec URL of labelled records.")
+]
+Dest = Annotated[str, typer.Argument(help="Folder or fsspec URL to publish into.")]
+Target = Annotated[
+    str, typer.Option(help="median, majority, sqrt, or a number of records per class.")
+]
+By = Annotated[list[str] | None, typer.Option(help="Balance within this column too; repeatable.")]
+Holdout = Annotated[str, typer.Option(help="A fraction, or the URI of hold-out records.")]
+Group = Annotated[str, typer.Option(help="Column whose records stay on one side of the split.")]
+Include = Annotated[
+    list[str] | None, typer.Option(help="Only files that match, e.g. '*.jpg'; repeatable.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="No files that match, e.g. masks: '*.png'; repeatable.")
+]
+Block = Annotated[str, typer.Option(help="Saved Prefect storage block with the credentials.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps instead of minutes.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+]
+Label = Annotated[str, typer.Option("--label", help="The column that holds the class.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by default.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Arms judged at the same time, 2 by default; never changes a byte."),
+]
+Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
+ParamsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--params", exists=True, dir_okay=False, help="YAML with any of the flow's parameters."
+    ),
+]
+
+R = TypeVar("R", bound="Fact")
+
+
+# --- wishes -----------------------------------------------------------------------------------
+
+
+def read_params(path: Path | None) -> dict[str, Any]:
+    """Return what a parameters file holds; nothing where there is none."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as exc:
+        raise ParameterError(f"{path} is not readable YAML: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ParameterError(f"{path} must hold a mapping such as 'balance: {{target: median}}'.")
+    return data
+
+
+def lay_over(given: dict[str, Any], group: str, **values: Any) -> None:
+    """Lay options that were given over the parameters file; empty ones leave it as it is, zeros do not."""
+    values = {n: v for n, v in values.items() if v or type(v) in (int, float)}
+    if values or group in given:
+        given[group] = {**in_file(given, group), **values}
+
+
+def in_file(given: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return what the parameters file has of a group.
+
+    Raises
+    ------
+    ParameterError
+        If that is not a mapping.
+    """
+    found = given.get(group, {})
+    if not isinstance(found, dict):
+        raise ParameterError(
+            f"{group!r} in the parameters file is {'empty' if found is None else repr(found)}; remove the line, or "
+            f"give it values: '{group}: {{name: value}}'."
+        )
+    return found
+
+
+def lay_seed(given: dict[str, Any], seed: int | None) -> None:
+    """Lay the seed over the parameters file's, where one was given."""
+    given["seed"] = given.get("seed", 0) if seed is None else seed
+
+
+def holdout_wish(text: str) -> dict[str, Any]:
+    """Read a fraction, or the URI of hold-out records."""
+    if not text:
+        return {}
+    try:
+        return {"holdout_fraction": float(text)}
+    except ValueError:
+        return {"holdout_uri": text}
+
+
+def target_wish(text: str) -> dict[str, Any]:
+    """Read a rule, or a number of records per class."""
+    return {"target": "count", "count": int(text)} if text.isdigit() else {"target": text}
+
+
+@contextmanager
+def parameter_errors() -> Iterator[None]:
+    """Turn pydantic's and Prefect's parameter errors into ours: one line per field, exit 2."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as exc:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
+        raise ParameterError("; ".join(lines)) from exc
+
+
+# --- a run, and what comes of it --------------------------------------------------------------
+
+
+@contextmanager
+def prefect_session(*, quiet: bool) -> Iterator[None]:
+    """Keep Prefect's own lines off the screen and show ours; the user's settings win."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    logger = logging.getLogger("prefect_augment")
+    if not quiet:
+        from rich.logging import RichHandler
+
+        logger.addHandler(RichHandler(console=err, show_path=False, show_level=False))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # Prefect's console handler on the root would say everything twice
+
+    from prefect.exceptions import ParameterTypeError
+
+    try:
+        yield
+    except ParameterTypeError as exc:
+        raise ParameterError(" ".join(str(exc).split())) from exc
+
+
+def print_result(result: R, show: Callable[[Console, R], None], *, as_json: bool) -> None:
+    """Print a run's result as one JSON object, or for people."""
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json"), ensure_ascii=False))
+    else:
+        show(out, result)
+
+
+def print_fact(fact: Fact, *, as_json: bool) -> None:
+    """Print a fact as one JSON object, or for people."""
+    from prefect_augment.cli.formatting import show_fact
+
+    print_result(fact, show_fact, as_json=as_json)
+
+
+def print_facts(facts: Iterable[Fact], *, as_json: bool) -> None:
+    """Print facts as one JSON list, however many there are, or for people."""
+    if as_json:
+        data = [fact.model_dump(mode="json") for fact in facts]
+        print(json.dumps(data, ensure_ascii=False))
+    else:
+        for fact in facts:
+            print_fact(fact, as_json=False)
+
+
+def open_root(uri: str, block: str = "") -> Store:
+    """Open a published dataset's folder, with the credentials of a block where one is named."""
+    from prefect_augment.storage.store import open_store
+
+    return open_store(uri, options=block_options(block))
+
+
+def block_options(block: str) -> dict[str, Any]:
+    """Return the fsspec options that a saved Prefect block holds; none without a name."""
+    if not block:
+        return {}  # without Prefect, which takes seconds to import
+    from prefect_augment.tasks._blocks import storage_options
+
+    return storage_options(block)

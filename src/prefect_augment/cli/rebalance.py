@@ -1,0 +1,134 @@
+"""``prefect-augment rebalance`` and ``demo``: the main job."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefect_augment.cli.options import (
+    By,
+    Dest,
+    Exclude,
+    Group,
+    Holdout,
+    Include,
+    Json,
+    Label,
+    ParamsFile,
+    Seed,
+    Source,
+    Steps,
+    Target,
+    Workers,
+    escape,
+    holdout_wish,
+    in_file,
+    lay_over,
+    lay_seed,
+    out,
+    parameter_errors,
+    prefect_session,
+    print_result,
+    read_params,
+    target_wish,
+)
+
+if TYPE_CHECKING:
+    from prefect_augment.schema.base import RunResult
+
+
+__all__ = ["demo", "rebalance"]
+
+
+def rebalance(
+    source: Source,
+    dest: Dest,
+    label: Label = "",
+    model: Annotated[str, typer.Option(help="auto, none, or a kind of model, e.g. trees.")] = "",
+    target: Target = "",
+    by: By = None,
+    holdout: Holdout = "",
+    group: Group = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget of the whole run.")] = None,
+    steps: Steps = None,
+    on_no_gain: Annotated[str, typer.Option(help="recipe, fail or publish.")] = "",
+    require_approval: Annotated[
+        bool,
+        typer.Option(
+            "--require-approval", help="Leave a proposal for `prefect-augment approve` instead."
+        ),
+    ] = False,
+    seed: Seed = None,
+    workers: Workers = None,
+    params: ParamsFile = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="Show the plan and an estimate; train and publish nothing."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring rare classes up in the way that helps on held-out real data, and publish the result."""
+    given: dict[str, Any] = read_params(params)
+    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", include=include, exclude=exclude)
+    lay_over(given, "destination", uri=dest)
+    lay_over(given, "balance", by=by, **target_wish(target))
+    lay_over(given, "budget", minutes=minutes, steps=steps)
+    lay_over(given, "gate", on_no_gain=on_no_gain)
+    lay_over(given, "approval", ask=require_approval)
+    if model:
+        given["model"] = {**in_file(given, "model"), "kind": model}
+    lay_over(given, "compute", workers=workers)
+    lay_seed(given, seed)
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.flows.rebalance import rebalance as flow
+
+        result = flow(**flow.validate_parameters({**given, "plan_only": plan_only}))
+    from prefect_augment.cli.formatting import show_run
+
+    print_result(result, show_run, as_json=as_json)
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo keeps its data.")] = Path(
+        "demo-output"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Run the main job on handwritten digits, thinned to be imbalanced: as a table, then as images."""
+    started = time.monotonic()
+    can_see = all(find_spec(name) for name in ("PIL", "torch"))
+    results: dict[str, RunResult] = {}
+    with prefect_session(quiet=as_json), parameter_errors():
+        from prefect_augment.cli.formatting import show_demo, show_run
+        from prefect_augment.examples import demo_runs
+        from prefect_augment.flows.rebalance import rebalance as flow
+
+        runs = demo_runs(str(folder), images=can_see)
+        for i, (name, given) in enumerate(runs.items()):
+            if not as_json:
+                title = f"{i + 1} of {len(runs)}, {name}: {given['source'].uri}"
+                out.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
+            results[name] = flow(**given)
+            if not as_json:
+                show_run(out, results[name])
+                out.print()
+    seconds = round(time.monotonic() - started, 1)
+    if as_json:
+        parts = {name: result.model_dump(mode="json") for name, result in results.items()}
+        print(json.dumps({"images": None, **parts, "seconds": seconds}, ensure_ascii=False))
+        return
+    places = {name: given["destination"].uri for name, given in runs.items()}
+    show_demo(out, results, places, seconds=seconds)
+    if not can_see:
+        missing = escape("pip install 'prefect-augment[images,torch]'")
+        out.print(f"Images were left out; they need: {missing}", soft_wrap=True, highlight=False)

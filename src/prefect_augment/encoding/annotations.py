@@ -1,0 +1,243 @@
+"""Boxes, masks and keypoints of staged images: read for one record, moved with it, written for its copies.
+
+``objects`` is a struct of lists, one entry per box (``bbox``: left, top, width, height in pixels; ``category`` and
+whatever else stands there goes with it; ``keypoints``: x, y and visibility in turns, as COCO has them). Every
+image column beside the first is a mask of it.
+
+What belongs to an image and moves with it: boxes, masks, keypoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.pixels import decode_image, encode_png
+from prefect_augment.errors import SchemaError
+
+__all__ = ["MIN_VISIBILITY", "OBJECTS", "ImageTargets", "MovedRecord", "Targets"]
+
+OBJECTS = "objects"
+
+
+@dataclass(frozen=True)
+class MovedRecord:
+    """What belongs to one copy: ``objects``, and the bytes of each mask; None where it is its parent's."""
+
+    objects: dict[str, list[Any]] | None = None
+    masks: Mapping[str, bytes] | None = None
+
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """Which columns of records move with the image.
+
+    Attributes
+    ----------
+    has_objects : bool
+    masks : tuple of str
+    """
+
+    has_objects: bool
+    masks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, schema: pa.Schema, image: str) -> ImageTargets:
+        """Find them in a schema."""
+        objects = schema.field(OBJECTS).type if OBJECTS in schema.names else None
+        has_objects = (
+            objects is not None
+            and pa.types.is_struct(objects)
+            and objects.get_field_index("bbox") >= 0
+        )
+        masks = [
+            field.name
+            for field in schema
+            if field.name != image
+            and pa.types.is_struct(field.type)
+            and {"bytes", "path"} <= {f.name for f in field.type}
+        ]
+        return cls(has_objects, tuple(masks))
+
+    def __bool__(self) -> bool:
+        return self.has_objects or bool(self.masks)
+
+    def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> Targets:
+        """Return what belongs to an image.
+
+        Parameters
+        ----------
+        record : mapping of str to object
+            Its columns as Python values.
+        shape : sequence of int
+            The image's height and width.
+
+        Raises
+        ------
+        SchemaError
+            If a mask has another size than the image.
+        """
+        objects = (record.get(OBJECTS) if self.has_objects else None) or {}
+        masks = []
+        for name in self.masks:
+            value = record[name]
+            if value is None or value["bytes"] is None:
+                continue
+            mask = decode_image(value["bytes"], max_pixels=None)
+            if mask.shape[:2] != tuple(shape[:2]):
+                raise SchemaError(
+                    f"record {record['aug_id']}: the mask {name!r} has {mask.shape[1]}×{mask.shape[0]} pixels and the "
+                    f"image {shape[1]}×{shape[0]}; leave the column out, or give masks of the image's size."
+                )
+            masks.append(mask)
+        return Targets(
+            boxes=np.array(objects.get("bbox") or [], np.float32).reshape(-1, 4),
+            keypoints=_points(objects)[:, :2],
+            masks=tuple(masks),
+        )
+
+    def write(self, record: Mapping[str, Any], moved: Targets) -> MovedRecord:
+        """Return what belongs to the copy of a record."""
+        objects = (record.get(OBJECTS) if self.has_objects else None) or None
+        if objects is not None:
+            objects = _moved_objects(objects, moved)
+        there = [name for name in self.masks if record[name] and record[name]["bytes"] is not None]
+        return MovedRecord(
+            objects, {name: encode_png(m) for name, m in zip(there, moved.masks, strict=True)}
+        )
+
+    def replaced(
+        self, table: pa.Table, moved: Sequence[MovedRecord | None], ids: Sequence[str]
+    ) -> pa.Table:
+        """Return copies, whose columns are still their parents', with what was moved."""
+        if self.has_objects and any(m for m in moved):
+            at, field = table.column_names.index(OBJECTS), table.schema.field(OBJECTS)
+            values = [
+                old if m is None else m.objects
+                for old, m in zip(table[OBJECTS].to_pylist(), moved, strict=True)
+            ]
+            table = table.set_column(at, field, pa.array(values, field.type))
+        for name in self.masks:
+            at, field = table.column_names.index(name), table.schema.field(name)
+            rows = table[name].to_pylist()
+            found = [(m.masks or {}).get(name) if m else None for m in moved]
+            data = [
+                new if new is not None else (row or {}).get("bytes")
+                for row, new in zip(rows, found, strict=True)
+            ]
+            paths = [
+                f"classic/{aug_id}-{name}.png" if new is not None else (row or {}).get("path")
+                for row, new, aug_id in zip(rows, found, ids, strict=True)
+            ]
+            table = table.set_column(at, field, image_array(data, paths, field.type))
+        return table
+
+
+def _points(objects: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return x, y and visibility of all keypoints of all objects, (n, 3)."""
+    flat = [value for of_object in objects.get("keypoints") or [] for value in of_object or []]
+    return np.array(flat, np.float32).reshape(-1, 3)
+
+
+def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str, list[Any]]:
+    """Return the objects that are left: each member's entries of these, and boxes and keypoints as they are now."""
+    places = moved.places.tolist()
+    found = {name: [values[i] for i in places] for name, values in objects.items() if values}
+    found = {name: found.get(name, []) for name in objects}
+    found["bbox"] = moved.boxes.tolist()
+    if objects.get("keypoints"):
+        points = _points(objects)
+        # A point that has left the image is one without a place, as COCO says it.
+        seen = points[:, 2:] * moved.inside[:, None]
+        now = np.where(seen > 0, np.concatenate([moved.keypoints, seen], axis=1), 0.0)
+        ends = np.cumsum([len(of_object or []) // 3 for of_object in objects["keypoints"]])
+        split = np.split(now, ends[:-1])
+        found["keypoints"] = [split[i].ravel().tolist() for i in places]
+    return found
+
+
+MIN_VISIBILITY = 0.1  # share of a box's area that has to be left in the image
+
+Float = NDArray[np.float32]
+
+
+def _none(columns: int) -> Float:
+    return np.zeros((0, columns), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an image shows where.
+
+    Attributes
+    ----------
+    boxes : ndarray of float32, shape (n_boxes, 4)
+        Left, top, width and height in pixels (COCO).
+    keypoints : ndarray of float32, shape (n_keypoints, 2)
+        x and y in pixels.
+    masks : tuple of ndarray of uint8, shape (height, width)
+    places : ndarray of int64, shape (n_boxes,)
+        Which of the boxes that were given these are.
+    inside : ndarray of bool, shape (n_keypoints,)
+        Which keypoints are still in the image.
+    """
+
+    boxes: Float = field(default_factory=lambda: _none(4))
+    keypoints: Float = field(default_factory=lambda: _none(2))
+    masks: tuple[NDArray[np.uint8], ...] = ()
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def started(self, width: int, height: int) -> Targets:
+        """Return these with all keypoints there, and all boxes of which something lies in the image."""
+        starts, ends = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        has_area = (np.minimum(ends, [width, height]) > np.maximum(starts, 0)).all(axis=1)
+        return replace(
+            self,
+            boxes=self.boxes[has_area],
+            places=np.flatnonzero(has_area),
+            inside=np.ones(len(self.keypoints), np.bool_),
+        )
+
+    def moved(
+        self, matrix: NDArray[np.float64], width: int, height: int, *, min_visibility: float
+    ) -> Targets:
+        """Return boxes and keypoints under an affine map of pixel centres; masks as they are.
+
+        A box becomes the smallest upright one about its four corners, cut to the image.
+
+        Parameters
+        ----------
+        matrix : ndarray of float64, shape (2, 3)
+            From old to new coordinates of pixel centres.
+        width, height : int
+            Of the new image.
+        min_visibility : float in [0, 1]
+            Boxes of which a smaller share of the area stays in the image are left out.
+        """
+        linear, offset = matrix[:, :2], matrix[:, 2]
+        x, y, w, h = self.boxes.astype(np.float64).T
+        corners = np.stack([[x, y], [x + w, y], [x, y + h], [x + w, y + h]])  # (4, 2, n)
+        # Box edges lie half a pixel before the centre of their first pixel.
+        moved = np.einsum("ij,kjn->kin", linear, corners - 0.5) + offset[None, :, None] + 0.5
+        low, high = moved.min(axis=0), moved.max(axis=0)  # (2, n)
+        size = np.array([[width], [height]], dtype=np.float64)
+        cut_low, cut_high = np.clip(low, 0, size), np.clip(high, 0, size)
+        area, left = np.prod(high - low, axis=0), np.prod(cut_high - cut_low, axis=0)
+        keep = (left > 0) & (left >= min_visibility * area)
+        boxes = np.concatenate([cut_low, cut_high - cut_low])[:, keep].T.astype(np.float32)
+        points = self.keypoints.astype(np.float64) @ linear.T + offset
+        inside = ((points > -0.5) & (points < size[:, 0] - 0.5)).all(axis=1)
+        return replace(
+            self,
+            boxes=boxes,
+            places=self.places[keep],
+            keypoints=points.astype(np.float32),
+            inside=self.inside & inside,
+        )

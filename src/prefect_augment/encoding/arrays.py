@@ -1,0 +1,313 @@
+"""Staged records as arrays, and what is the same about them for every kind of data.
+
+Staged records of tables in matrix form: what models, gates and learners work on.
+
+What travels to the gate and back: records with their strata, what is asked, what became of each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.evaluation.quality.class_tests import Limits
+from prefect_augment.schema.base import BalancePlan, ClassGate, DatasetFacts, Modality
+from prefect_augment.shards.parquet import label_names
+from prefect_augment.shards.staged import read_part
+from prefect_augment.storage.staging import canonical_json
+from prefect_augment.storage.store import Store
+
+__all__ = [
+    "N_FEWER_FOLDS",
+    "N_FOLDS",
+    "SMALL_VAL",
+    "Asked",
+    "GateOutcome",
+    "Labelled",
+    "Matrix",
+    "Purpose",
+    "Records",
+    "Shared",
+    "by_columns",
+    "recent",
+    "shared_fields",
+    "to_matrix",
+    "training_matrix",
+    "training_table",
+]
+
+Int = NDArray[np.int64]
+
+N_FOLDS = 5
+N_FEWER_FOLDS = 3  # where a budget does not allow five
+# Below so many val records in the rarest judged class, val alone decides by luck, and arms are
+# compared by folds over fit + val instead. Tables: the standard error of a recall is above 3 points.
+# Images, whose fits take many times longer: one record is 10 points of it.
+SMALL_VAL: dict[Modality, int] = {"table": 200, "image": 10}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records as arrays.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n, ...)
+        The records themselves, in the array form of their kind.
+    y, strata : ndarray of int64, shape (n,)
+        Indices into ``classes`` and ``strata_names``; a class or stratum not named there is -1.
+    keys : ndarray of str, shape (n,)
+        ``aug_id``: an order of the records that does not depend on the source's.
+    content : ndarray of str, shape (n,)
+        ``content_key``; twins share it.
+    groups : ndarray of int64, shape (n,), or None
+        Records of one group stay together in folds and resamples.
+    is_val : ndarray of bool, shape (n,)
+        Which records belong to val.
+    """
+
+    X: NDArray[Any]
+    y: Int
+    strata: Int
+    keys: NDArray[np.str_]
+    content: NDArray[np.str_]
+    groups: Int | None
+    is_val: NDArray[np.bool_]
+    classes: tuple[str, ...]
+    strata_names: tuple[str, ...]
+    judged: NDArray[np.bool_]
+
+    def labelled(self, rows: Int) -> Labelled:
+        """Return some records with their strata."""
+        return Labelled(self.X[rows], self.strata[rows])
+
+    def class_of_stratum(self, plan: BalancePlan) -> Int:
+        """Return the class index of each stratum."""
+        return np.array([self.classes.index(c.label) for c in plan.classes], dtype=np.int64)
+
+
+class Shared(TypedDict):
+    """The fields of :class:`Records` but for the records themselves."""
+
+    y: Int
+    strata: Int
+    keys: NDArray[np.str_]
+    content: NDArray[np.str_]
+    groups: Int | None
+    is_val: NDArray[np.bool_]
+    classes: tuple[str, ...]
+    strata_names: tuple[str, ...]
+    judged: NDArray[np.bool_]
+
+
+def by_columns(plan: BalancePlan) -> tuple[str, ...]:
+    """Return the names of the ``balance.by`` columns."""
+    return tuple(plan.classes[0].by) if plan.classes else ()
+
+
+def training_table(store: Store, facts: DatasetFacts) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Return fit and val, sorted by key, and which of them are val; the hold-out is not read."""
+    parts = [read_part(store, facts, [part]) for part in ("fit", "val")]
+    table = pa.concat_tables(parts)
+    is_val = np.repeat([False, True], [part.num_rows for part in parts])
+    order = pc.sort_indices(table, sort_keys=[("aug_id", "ascending")])
+    return table.take(order), is_val[order.to_numpy()]
+
+
+def shared_fields(
+    table: pa.Table,
+    *,
+    facts: DatasetFacts,
+    plan: BalancePlan,
+    is_val: NDArray[np.bool_] | None = None,
+) -> Shared:
+    """Return what all kinds of data say alike, with classes and strata in the plan's order."""
+    classes = tuple(dict.fromkeys(c.label for c in plan.classes))
+    names = tuple(c.name for c in plan.classes)
+    groups = None
+    if facts.group_column:
+        groups = np.unique(
+            np.array(label_names(table[facts.group_column]), dtype=object).astype(str),
+            return_inverse=True,
+        )[1]
+    return Shared(
+        y=_codes(label_names(table[facts.label]), classes),
+        strata=_codes(table_strata(table, label=facts.label, by=by_columns(plan)), names),
+        keys=_texts(table, "aug_id"),
+        content=_texts(table, "content_key"),
+        groups=groups,
+        is_val=np.zeros(table.num_rows, dtype=bool) if is_val is None else is_val,
+        classes=classes,
+        strata_names=names,
+        judged=np.array([name in facts.judged for name in classes]),
+    )
+
+
+# Every arm of a run asks for the same records, one after the other or from several threads.
+_recent: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
+_recent_lock = Lock()
+MAX_RECENT = 2
+
+R = TypeVar("R", bound=Records)
+
+
+def recent(store: Store, facts: DatasetFacts, plan: BalancePlan, read: Callable[[], R]) -> R:
+    """Return the training records from memory where they were read lately, else read them."""
+    key = (store.uri, facts.digest + facts.key, canonical_json(list(plan.classes)))
+    with _recent_lock:
+        if key not in _recent:
+            _recent[key] = read()
+        _recent.move_to_end(key)
+        while len(_recent) > MAX_RECENT:
+            _recent.popitem(last=False)
+        found: R = _recent[key]
+        return found
+
+
+def _codes(values: Sequence[str], names: Sequence[str]) -> Int:
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([index.get(value, -1) for value in values], dtype=np.int64)
+
+
+def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
+    if column not in table.column_names:
+        return np.zeros(table.num_rows, dtype="U32")
+    return np.array(table.column(column).to_pylist(), dtype="U32")
+
+
+@dataclass(frozen=True)
+class Matrix(Records):
+    """Records in matrix form: ``X`` is float64 of shape (n, n_columns).
+
+    It holds the learnt columns; NaN is null; category columns hold level codes.
+    """
+
+    encoder: TableEncoder
+
+    @property
+    def is_category(self) -> NDArray[np.bool_]:
+        """Which columns hold level codes."""
+        return np.asarray(self.encoder.is_category, dtype=bool)
+
+    @property
+    def n_levels(self) -> NDArray[np.int64]:
+        """Levels per column; 0 for numeric ones."""
+        return np.asarray(self.encoder.n_levels, dtype=np.int64)
+
+
+def training_matrix(store: Store, facts: DatasetFacts, plan: BalancePlan) -> Matrix:
+    """Return fit and val in matrix form, sorted by key.
+
+    The encoder is fitted on these records alone; the hold-out is not read.
+    """
+
+    def read() -> Matrix:
+        table, is_val = training_table(store, facts)
+        encoder = TableEncoder.fit(
+            table, columns=facts.columns, label=facts.label, by=by_columns(plan)
+        )
+        return to_matrix(table, facts=facts, plan=plan, encoder=encoder, is_val=is_val)
+
+    return recent(store, facts, plan, read)
+
+
+def to_matrix(
+    table: pa.Table,
+    *,
+    facts: DatasetFacts,
+    plan: BalancePlan,
+    encoder: TableEncoder,
+    is_val: NDArray[np.bool_] | None = None,
+) -> Matrix:
+    """Encode ``table``, with classes and strata in the plan's order."""
+    return Matrix(
+        X=encoder.encode(table),
+        encoder=encoder,
+        **shared_fields(table, facts=facts, plan=plan, is_val=is_val),
+    )
+
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+# soft: for utility, where a record may stand for several classes.
+Purpose = Literal["utility", "faithful", "soft"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Records as an array with the stratum of each.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n_records, ...)
+        A table's matrix form, float64 of shape (n_records, n_columns), with NaN for null and level
+        codes in category columns; or images, uint8 of shape (n_records, height, width, channels).
+    stratum : ndarray of int64, shape (n_records,)
+    """
+
+    X: NDArray[Any]
+    stratum: Int
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+@dataclass(frozen=True)
+class GateOutcome:
+    """What became of each candidate, in the order given.
+
+    Attributes
+    ----------
+    passed : ndarray of bool, shape (n_candidates,)
+        Passed every check.
+    kept : ndarray of bool, shape (n_candidates,)
+        Passed, and among those wanted.
+    reason : ndarray of str, shape (n_candidates,)
+        Empty where kept, else one of :data:`~prefect_augment.evaluation.quality.record_filter.REASONS`.
+    score : ndarray of float64, shape (n_candidates,)
+        Probability of the wanted class by the utility filter; 0 for soft labels, which need none.
+    strata : tuple of ClassGate
+        Counts, reasons and metrics of each stratum that was asked for or has candidates.
+    feature_space : str
+        Where distances were measured.
+    notes : tuple of str
+        What could not be checked, and why.
+    """
+
+    passed: Bool
+    kept: Bool
+    reason: NDArray[np.str_]
+    score: Float
+    strata: tuple[ClassGate, ...]
+    feature_space: str
+    notes: tuple[str, ...]
+
+
+class Asked(TypedDict):
+    """What ``gate_records`` is asked, beside the records: the same for every kind of data."""
+
+    strata: Sequence[str]
+    stratum_class: Int
+    wanted: Int
+    ordinals: Int
+    fit_keys: Sequence[str] | NDArray[np.str_]
+    fit_groups: NotRequired[Any]
+    val_groups: NotRequired[Any]
+    in_domain: NotRequired[Bool | None]
+    purpose: NotRequired[Purpose]
+    near_copy_quantile: NotRequired[float]
+    fidelity_quantile: NotRequired[float]
+    seed: NotRequired[int]
+    metrics: NotRequired[bool]
+    limits: NotRequired[Limits]
+    drop_unsafe: NotRequired[bool]

@@ -1,0 +1,397 @@
+"""Names of records: content keys from feature values, and the ``aug_id`` of every kind of record.
+
+A content key says "these feature values", whatever file, chunk, column order, dictionary encoding or
+integer width they came in. An ``aug_id`` says "this record". Neither depends on the order of rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.values import plain
+from prefect_augment.storage.keys import KEY, Coded, hex_column, key_texts
+
+__all__ = [
+    "aug_ids",
+    "content_digests",
+    "content_keys",
+    "derived_ids",
+    "float_variants",
+    "occurrence_numbers",
+    "plain_array",
+    "real_ids",
+    "value_hashes",
+]
+
+ROWS_AT_ONCE = 65_536  # bounds the byte matrix below; 17 bytes per value
+
+# Every value becomes one tag and 16 bytes. The tag is the value's family, not its Arrow type: an
+# integer column that turned into floats because a null joined it keeps its records' keys.
+TOKEN_BYTES = 17
+NULL, NUMBER, LARGE_INTEGER, BOOLEAN, TEXT, BINARY, INSTANT, DURATION, TIME, DECIMAL, NESTED = (
+    range(11)
+)
+EXACT_INTEGER = 2**62  # below it a float64 that equals an integer can be cast back without overflow
+NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+
+Bytes = NDArray[np.uint8]
+
+
+def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.StringArray:
+    """Return each record's content key: blake2b-128 over its canonical feature values.
+
+    NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the
+    key, their order is not.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Records; column names are unique.
+    exclude : collection of str
+        Columns that are not features: the label, lineage.
+
+    Returns
+    -------
+    pyarrow.StringArray, shape (n_records,)
+        32 hexadecimal digits each.
+
+    Examples
+    --------
+    >>> one = pa.table({"a": [1, None], "b": ["x", "y"]})
+    >>> other = pa.table({"b": pa.array(["x", "y"]).dictionary_encode(), "a": [1.0, float("nan")]})
+    >>> content_keys(one) == content_keys(other)
+    True
+    """
+    return hex_column(content_digests(table, exclude=exclude))
+
+
+def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[Any]:
+    """Return content keys as 16 bytes each, shape (n_records,); see :func:`content_keys`."""
+    names = sorted(name for name in table.column_names if name not in exclude)
+    header = np.frombuffer(
+        blake2b(json.dumps(names).encode(), digest_size=16).digest(), dtype=np.uint8
+    )
+    keys = np.zeros(table.num_rows, dtype=KEY)
+    for start in range(0, table.num_rows, ROWS_AT_ONCE):
+        batch = table.slice(start, ROWS_AT_ONCE)
+        matrix = np.empty((batch.num_rows, 16 + TOKEN_BYTES * len(names)), dtype=np.uint8)
+        matrix[:, :16] = header
+        for j, name in enumerate(names):
+            place = 16 + TOKEN_BYTES * j
+            matrix[:, place : place + TOKEN_BYTES] = _tokens(batch.column(name))
+        keys[start : start + ROWS_AT_ONCE] = _hash_rows(matrix)
+    return keys
+
+
+def _hash_rows(matrix: Bytes) -> list[bytes]:
+    """Hash each row of bytes by itself."""
+    data, width = memoryview(matrix.data).cast("B"), matrix.shape[1]
+    return [
+        blake2b(data[i : i + width], digest_size=16).digest() for i in range(0, len(data), width)
+    ]
+
+
+def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
+    """Return a 64-bit number for each value that is neither null nor NaN, equal for equal values.
+
+    Numbers, dates and times that differ have different numbers; of texts two in 10**19 pairs may not.
+    """
+    tokens = _tokens(column)
+    tokens = tokens[tokens[:, 0] != NULL]
+    numbers = np.ascontiguousarray(tokens[:, 1:]).view("<u8").reshape(-1, 2)
+    return np.asarray(numbers[:, 0] ^ (numbers[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
+
+
+# --- canonical values -------------------------------------------------------------------------
+
+
+def _tokens(column: pa.ChunkedArray) -> Bytes:
+    """Return the column's canonical values as bytes, shape (n_records, TOKEN_BYTES)."""
+    values = plain_array(column)
+    tokens = np.zeros((len(values), TOKEN_BYTES), dtype=np.uint8)
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    if valid.any():
+        tokens[valid] = _valid_tokens(values.drop_null())
+    return tokens
+
+
+def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return the values as one array without dictionary, run-end, view or extension wrapping."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(
+        values, pa.ChunkedArray
+    ):  # combine_chunks keeps chunks where 32-bit offsets overflow
+        values = pa.concat_arrays([chunk.cast(_wide(chunk.type)) for chunk in values.chunks])
+    return plain(values)
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
+
+
+def _valid_tokens(values: pa.Array) -> Bytes:
+    """Tokens of an array without nulls."""
+    kind, t = values.type, pa.types
+    if t.is_floating(kind):
+        return _float_tokens(values.cast(pa.float64()).to_numpy())
+    if t.is_integer(kind):
+        return _integer_tokens(values.to_numpy())
+    if t.is_boolean(kind):
+        return _pack(BOOLEAN, values.cast(pa.int64()).to_numpy())
+    if t.is_date(kind) or t.is_timestamp(kind):
+        return _instant_tokens(values)
+    if t.is_duration(kind) or t.is_time(kind):
+        unit = NANOSECONDS[kind.unit]
+        counts = (
+            values.cast(pa.int32() if t.is_time32(kind) else pa.int64()).to_numpy().astype(np.int64)
+        )
+        return _split_seconds(
+            DURATION if t.is_duration(kind) else TIME, counts, 1_000_000_000 // unit
+        )
+    if t.is_decimal(kind):
+        if kind.bit_width < 128:  # which Arrow has few functions for
+            values = values.cast(pa.decimal128(kind.precision, kind.scale))
+        return _hashed(DECIMAL, values, _plain_decimal)
+    if t.is_string(kind) or t.is_large_string(kind):
+        return _hashed(TEXT, values, str.encode)
+    if t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind):
+        return _hashed(BINARY, values, bytes)
+    return _hashed(NESTED, values, lambda v: json.dumps(_canonical(v), sort_keys=True).encode())
+
+
+def _pack(
+    tag: int | NDArray[np.uint8], first: NDArray[Any], second: NDArray[Any] | None = None
+) -> Bytes:
+    """Lay out a tag and one or two 8-byte numbers, little-endian on every machine."""
+    out = np.zeros((len(first), TOKEN_BYTES), dtype=np.uint8)
+    out[:, 0] = tag
+    for place, numbers in ((1, first), (9, second)):
+        if numbers is not None:
+            little = np.ascontiguousarray(
+                numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
+            )
+            out[:, place : place + 8] = little.view(np.uint8).reshape(len(first), 8)
+    return out
+
+
+def _float_tokens(x: NDArray[np.float64]) -> Bytes:
+    tokens = _pack(NUMBER, x + 0.0)  # + 0.0 turns -0.0 into 0.0
+    tokens[np.isnan(x)] = 0  # NaN is null
+    return tokens
+
+
+def _integer_tokens(values: NDArray[Any]) -> Bytes:
+    """Integers that a float64 holds exactly get the float's token, others one of their own."""
+    with np.errstate(invalid="ignore"):
+        as_float = values.astype(np.float64)
+        small = np.abs(as_float) < EXACT_INTEGER
+        exact = small & (
+            np.where(small, as_float, 0.0).astype(values.dtype) == np.where(small, values, 0)
+        )
+    tokens = _pack(NUMBER, as_float)
+    if not exact.all():
+        rest = values[~exact]
+        tokens[~exact] = _pack(
+            LARGE_INTEGER, rest.astype(np.uint64, casting="unsafe"), (rest < 0).astype(np.int64)
+        )
+    return tokens
+
+
+def _instant_tokens(values: pa.Array) -> Bytes:
+    """Dates and timestamps as whole seconds and nanoseconds, so that the unit does not matter."""
+    if pa.types.is_date32(values.type):
+        return _pack(INSTANT, values.cast(pa.int32()).to_numpy().astype(np.int64) * 86_400, None)
+    if pa.types.is_date64(values.type):
+        return _split_seconds(INSTANT, values.cast(pa.int64()).to_numpy(), 1_000)
+    counts = values.cast(pa.int64()).to_numpy()
+    return _split_seconds(INSTANT, counts, 1_000_000_000 // NANOSECONDS[values.type.unit])
+
+
+def _split_seconds(tag: int, counts: NDArray[np.int64], per_second: int) -> Bytes:
+    seconds, rest = np.divmod(counts, per_second)
+    return _pack(tag, seconds, rest * (1_000_000_000 // per_second))
+
+
+def _hashed(tag: int, values: pa.Array, encode: Callable[[Any], bytes]) -> Bytes:
+    """Tokens of variable-width values; text and binary are hashed once per distinct value."""
+    if tag == NESTED:  # Arrow cannot dictionary-encode nested values
+        distinct, codes = values.to_pylist(), np.arange(len(values))
+    else:
+        encoded = values.cast(_wide(values.type)).dictionary_encode()
+        distinct, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    digests = b"".join(blake2b(encode(v), digest_size=16).digest() for v in distinct)
+    out = np.empty((len(values), TOKEN_BYTES), dtype=np.uint8)
+    out[:, 0] = tag
+    out[:, 1:] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)[codes]
+    return out
+
+
+def _plain_decimal(value: Any) -> bytes:
+    """Digits without trailing zeros: scale is a type's matter, not a value's (1.50 and 1.5 are one number)."""
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return b"0" if text in ("-0", "") else text.encode()
+
+
+def _canonical(value: Any) -> Any:
+    """Nested values as JSON that compares like the flat ones: NaN null, -0.0 zero, 1.0 one."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, float):
+        if value != value:
+            return None
+        return int(value) if value.is_integer() else value
+    if isinstance(value, int):
+        return value
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    return {type(value).__name__: str(value)}
+
+
+# --- ids --------------------------------------------------------------------------------------
+
+
+def occurrence_numbers(
+    *columns: Sequence[Any] | pa.Array, order: NDArray[Any] | None = None
+) -> NDArray[np.int64]:
+    """Return for each record how many equal ones come before it.
+
+    Parameters
+    ----------
+    *columns : sequences of n_records values
+        What makes records equal: all of them together.
+    order : ndarray, shape (n_records,), optional
+        Records with smaller values come first; the order of the rows otherwise.
+
+    Examples
+    --------
+    >>> occurrence_numbers(["a", "b", "a", "a"])
+    array([0, 0, 1, 2])
+    """
+    rows = list(zip(*(_listed(c) for c in columns), strict=True))
+    numbers = np.zeros(len(rows), dtype=np.int64)
+    seen: dict[tuple[Any, ...], int] = {}
+    places: Iterable[int] = (
+        range(len(rows)) if order is None else np.argsort(order, kind="stable").tolist()
+    )
+    for i in places:
+        number = seen.get(rows[i], 0)
+        numbers[i] = number
+        seen[rows[i]] = number + 1
+    return numbers
+
+
+def _listed(column: Sequence[Any] | pa.Array) -> Sequence[Any]:
+    return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
+
+
+def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[np.uint64]:
+    """Return a number per record that tells apart what content keys do not: NaN from null, -0.0 from 0.0.
+
+    Records with one content key are sorted by it before they are numbered; otherwise which of them
+    gets which ``aug_id`` would depend on the order of the rows.
+    """
+    state = np.zeros(table.num_rows, dtype=np.uint64)
+    for name in sorted(n for n in table.column_names if n not in exclude):
+        if not pa.types.is_floating(table.schema.field(name).type):
+            continue
+        values = plain_array(table.column(name)).cast(pa.float64())
+        x = values.fill_null(1.0).to_numpy(zero_copy_only=False)
+        state = state * np.uint64(3) + np.isnan(x).astype(np.uint64)
+        state += np.uint64(2) * ((x == 0.0) & np.signbit(x)).astype(np.uint64)
+    return state
+
+
+def aug_ids(
+    keys: Sequence[str] | pa.Array,
+    labels: Sequence[str] | pa.Array,
+    occurrences: NDArray[np.int64] | None = None,
+) -> pa.StringArray:
+    """Return the ``aug_id`` of real records: a hash of content key, label and occurrence number.
+
+    Parameters
+    ----------
+    keys, labels : sequences of str, length n_records
+        Content keys and class names.
+    occurrences : ndarray of int64, shape (n_records,), optional
+        Number of each record among those with its key and label; by position where not given.
+    """
+    if occurrences is None:
+        occurrences = occurrence_numbers(keys, labels)
+    return derived_ids("real", _listed(keys), _listed(labels), occurrences.tolist())
+
+
+def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the ids of :func:`aug_ids` as 16 bytes each, a chunk of texts alive at a time.
+
+    Parameters
+    ----------
+    keys : ndarray of keys, shape (n_records,)
+        Content keys.
+    labels : Coded, length n_records
+        Class names.
+    occurrences : ndarray of int64, shape (n_records,)
+        Number of each record among those with its key and label.
+    """
+    names = np.array([json.dumps(name) for name in labels.names.tolist()], dtype=object)
+    ids = np.zeros(len(keys), dtype=KEY)
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        rows = zip(
+            key_texts(keys[some]),
+            names[labels.codes[some]].tolist(),
+            occurrences[some].tolist(),
+            strict=True,
+        )
+        ids[some] = [
+            blake2b(f'["real", "{key}", {name}, {n}]'.encode(), digest_size=16).digest()
+            for key, name, n in rows
+        ]
+    return ids
+
+
+def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArray:
+    """Return ids of records that came from others: copies, classic and synthetic ones.
+
+    Parameters
+    ----------
+    origin : str
+        ``copy``, ``classic`` or ``synthetic``. It is hashed in, so an id never equals one of another
+        origin, real ones included.
+    *parts : sequence, or one str or int for all records
+        What names the record among those of its origin: the parent's id or the model's digest, the
+        stratum, the seed or ordinal. At least one is a sequence.
+
+    Returns
+    -------
+    pyarrow.StringArray, shape (n_records,)
+        32 hexadecimal digits each.
+
+    Examples
+    --------
+    >>> derived_ids("copy", ["a"], 0) == derived_ids("classic", ["a"], 0)
+    False
+    """
+    lists = [p if isinstance(p, str | int) else _listed(p) for p in parts]
+    n_records = max(len(p) for p in lists if not isinstance(p, str | int))
+    columns = [[p] * n_records if isinstance(p, str | int) else p for p in lists]
+    # JSON keeps ("a", "b|c") apart from ("a|b", "c").
+    encode = json.JSONEncoder(default=int).encode
+    return pa.array(
+        [
+            blake2b(encode([origin, *row]).encode(), digest_size=16).hexdigest()
+            for row in zip(*columns, strict=True)
+        ],
+        type=pa.string(),
+    )

@@ -1,0 +1,268 @@
+"""``RecipeClassifier``: a classifier of scikit-learn's trained and read as a published recipe says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils import (
+    _safe_indexing,
+    assert_all_finite,
+    check_random_state,
+    column_or_1d,
+    get_tags,
+)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_is_fitted,
+    has_fit_parameter,
+)
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.loading.probabilities import (
+    class_names,
+    multipliers_of,
+    prior_corrected,
+    rescaled,
+)
+from prefect_augment.schema.base import Recipe
+
+__all__ = ["RecipeClassifier"]
+
+Float = NDArray[np.float64]
+
+
+def _gives_probabilities(self: RecipeClassifier) -> bool:
+    """Whether the classifier inside does."""
+    getattr(getattr(self, "estimator_", self.estimator), "predict_proba")  # noqa: B009 - its own message
+    return True
+
+
+class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier under the recipe that won the comparison.
+
+    In training, records are weighted as the recipe says. :meth:`predict` decides as was judged on the
+    hold-out: with the recipe's multipliers where it has some. :meth:`predict_proba` gives
+    probabilities with the prior corrected: as they are where classes come as often as in the source.
+    So the class that is predicted need not be the most probable one, which for a rare class is the
+    point of the recipe.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Trained on a clone. One that takes no ``sample_weight`` is trained on records that are drawn
+        by weight. Of a pipeline the last step gets the weights.
+    recipe : Recipe, dict or None, default=None
+        ``dataset.recipe``, or the content of a ``recipe.json``. None trains and reads as the
+        estimator alone would.
+    learner : str, default=""
+        Whose multipliers: the classifier of the comparison that ``estimator`` is most like
+        (``boosting``, ``logistic``); may be left out where there is one, or no multipliers.
+    prior : dict or None, default=None
+        Class shares where the classifier is used, if others than the source's.
+    correct_prior : bool, default=True
+        False gives probabilities as they come out of training.
+    random_state : int, RandomState or None, default=None
+        Of the draws, for estimators that take no weights.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        The fitted one.
+    classes_ : ndarray, shape (n_classes,)
+    n_features_in_ : int
+        Where the estimator has it; ``feature_names_in_`` likewise.
+
+    References
+    ----------
+    Saerens, Latinne & Decaestecker 2002 (the prior); Menon et al. 2021, "Long-tail learning via
+    logit adjustment", section 4 (a recipe's balanced softmax, applied after training instead of
+    in the loss, which scikit-learn's classifiers do not let be changed).
+
+    Examples
+    --------
+    >>> dataset = open_dataset("defects-balanced")  # doctest: +SKIP
+    >>> model = RecipeClassifier(HistGradientBoostingClassifier(), dataset.recipe)  # doctest: +SKIP
+    >>> model.fit(X, y, sample_weight=dataset.sample_weight()).predict(X_new)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        recipe: Any = None,
+        *,
+        learner: str = "",
+        prior: Any = None,
+        correct_prior: bool = True,
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.recipe = recipe
+        self.learner = learner
+        self.prior = prior
+        self.correct_prior = correct_prior
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the estimator as the recipe says.
+
+        Parameters
+        ----------
+        X : whatever the estimator takes, shape (n_records, …)
+        y : array-like, shape (n_records,)
+        sample_weight : array-like, shape (n_records,), optional
+            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``: used as it is. Else
+            every class of ``y`` is weighted to the share that the recipe gives it, which needs a
+            recipe without soft labels.
+
+        Raises
+        ------
+        ParameterError
+            If recipe, learner or prior do not fit the classes.
+        """
+        recipe = self._recipe()
+        if recipe is not None:  # else the estimator looks at it
+            assert_all_finite(column_or_1d(y))
+            check_classification_targets(y)
+        weights = self._weights(recipe, y) if sample_weight is None else sample_weight
+        self.estimator_ = clone(self.estimator)
+        parameter = _weight_parameter(self.estimator_)
+        if weights is None:
+            self.estimator_.fit(X, y)
+        elif parameter:
+            self.estimator_.fit(X, y, **{parameter: weights})
+        else:
+            self._fit_drawn(X, y, weights)
+        self.classes_ = self.estimator_.classes_
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.estimator_, name):
+                setattr(self, name, getattr(self.estimator_, name))
+        if recipe is not None:
+            names = self._names(recipe)
+            multipliers_of(recipe, self.learner, names)  # refuses a learner that there is not
+            prior_corrected(np.ones((1, len(names))), recipe, names, self.prior)
+            if recipe.thresholds and not hasattr(self.estimator_, "predict_proba"):
+                raise ParameterError(
+                    f"the recipe multiplies probabilities, and {type(self.estimator).__name__} gives none; choose a "
+                    "classifier with predict_proba, such as CalibratedClassifierCV around it."
+                )
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class of each record, decided as was judged."""
+        check_is_fitted(self)
+        recipe = self._recipe()
+        decides = recipe is not None and (recipe.thresholds or recipe.loss == "balanced_softmax")
+        if recipe is None or not decides or not hasattr(self.estimator_, "predict_proba"):
+            return np.asarray(self.estimator_.predict(X))
+        names = self._names(recipe)
+        proba = self._as_trained(recipe, names, self.estimator_.predict_proba(X))
+        proba = rescaled(proba, names, multipliers_of(recipe, self.learner, names))
+        return np.asarray(self.classes_[proba.argmax(axis=1)])
+
+    @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Float:
+        """Return the probability of each class, shape (n_records, n_classes), with the prior corrected."""
+        check_is_fitted(self)
+        proba = np.asarray(self.estimator_.predict_proba(X))
+        recipe = self._recipe()
+        if recipe is None:
+            return proba
+        names = self._names(recipe)
+        proba = self._as_trained(recipe, names, proba)
+        return prior_corrected(proba, recipe, names, self.prior) if self.correct_prior else proba
+
+    def __sklearn_tags__(self) -> Any:
+        """Take what the estimator takes."""
+        tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.input_tags = inner.input_tags
+        tags.non_deterministic = inner.non_deterministic
+        if inner.classifier_tags is not None:
+            tags.classifier_tags = inner.classifier_tags
+        return tags
+
+    def _recipe(self) -> Recipe | None:
+        if isinstance(self.recipe, Mapping):
+            return Recipe.model_validate(self.recipe)
+        if self.recipe is None or isinstance(self.recipe, Recipe):
+            return self.recipe
+        raise ParameterError(
+            f"recipe is a {type(self.recipe).__name__}; give dataset.recipe, the content of a recipe.json, or None."
+        )
+
+    def _names(self, recipe: Recipe) -> tuple[str, ...]:
+        names = class_names(self.classes_)
+        unknown = [name for name in names if recipe.prior_true and name not in recipe.prior_true]
+        if unknown:
+            raise ParameterError(
+                f"class {unknown[0]!r} is none of the recipe's: {', '.join(map(repr, recipe.prior_true))}."
+            )
+        return names
+
+    def _weights(self, recipe: Recipe | None, y: Any) -> Float | None:
+        """Weight each class of ``y`` to the recipe's share of it; None where nothing is weighted."""
+        if recipe is None or recipe.loss == "balanced_softmax":
+            return None
+        if not recipe.prior_train or recipe.shares:
+            what = "has soft labels" if recipe.shares else "does not say its class shares"
+            raise ParameterError(
+                f"the recipe {what}; give sample_weight=dataset.sample_weight(), and the records of dataset.to_table()."
+            )
+        if all(abs(recipe.prior_train[k] - p) < 1e-9 for k, p in recipe.prior_true.items()):
+            return None
+        classes, place = np.unique(np.asarray(y), return_inverse=True)
+        names = class_names(list(classes))
+        shares = np.array([recipe.prior_train.get(name, 0.0) for name in names])
+        if not shares.all():
+            name = names[int(np.argmin(shares))]
+            known = ", ".join(map(repr, recipe.prior_train))
+            raise ParameterError(f"class {name!r} is none of the recipe's: {known}.")
+        weights = (shares / np.bincount(place))[place]
+        return np.asarray(weights / weights.mean())
+
+    def _as_trained(self, recipe: Recipe, names: tuple[str, ...], proba: Float) -> Float:
+        """Return probabilities with the class shares that the recipe trains with."""
+        if recipe.loss != "balanced_softmax" or not recipe.prior_train:
+            return proba
+        # Trained without weights: what the loss would have taken out is taken out here.
+        factors = [recipe.prior_train[name] / (recipe.prior_true[name] or 1.0) for name in names]
+        return rescaled(proba, names, np.array(factors))
+
+    def _fit_drawn(self, X: Any, y: Any, weights: Any) -> None:
+        """Train on as many records, drawn in proportion to their weights."""
+        if not hasattr(X, "columns"):  # a frame's columns are known by their names
+            X = check_array(X, dtype=None, ensure_all_finite=False)
+        y = np.asarray(y)
+        weights = _check_sample_weight(weights, X, ensure_non_negative=True)
+        rng = check_random_state(self.random_state)
+        # One of each class first, so that none is unknown to the estimator.
+        own = [np.flatnonzero((y == name) & (weights > 0)) for name in np.unique(y)]
+        first = [
+            rng.choice(rows, p=weights[rows] / weights[rows].sum()) for rows in own if rows.size
+        ]
+        rest = rng.choice(len(y), size=len(y) - len(first), p=weights / weights.sum())
+        rows = np.concatenate([np.array(first, dtype=np.int64), rest])
+        self.estimator_.fit(_safe_indexing(X, rows), y[rows])
+
+
+def _weight_parameter(estimator: Any) -> str:
+    """Return what fit calls the weights; empty where it takes none."""
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        return f"{name}__sample_weight" if has_fit_parameter(last, "sample_weight") else ""
+    if has_fit_parameter(estimator, "sample_weight"):
+        return "sample_weight"
+    parameters = inspect.signature(estimator.fit).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return ""
+    # A wrapper, such as a search, hands on what it gets to what it wraps.
+    wrapped = getattr(estimator, "estimator", None)
+    return "sample_weight" if wrapped is None else _weight_parameter(wrapped)

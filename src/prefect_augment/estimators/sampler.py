@@ -1,0 +1,526 @@
+"""``GenerativeSampler``: our table models as a sampler of imbalanced-learn.
+
+It goes the way of the tasks in memory: the encoder of :mod:`prefect_augment.encoding.tables`, a model
+of the registry, one draw per record wanted, and for ``purpose="utility"`` the filter of the gate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from functools import partial
+from numbers import Real
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from imblearn.over_sampling.base import BaseOverSampler
+from imblearn.utils import check_sampling_strategy, check_target_type
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from prefect_augment.encoding.columns import describe_columns
+from prefect_augment.encoding.frames import Layout, kind_of, take_rows
+from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
+    class_weighted,
+    fit_teacher,
+    soft_rows,
+)
+from prefect_augment.evaluation.quality.label_fidelity import utility_scores
+from prefect_augment.evaluation.quality.table_filter import utility_filter
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
+from prefect_augment.params import Budget, ColumnWish, ModelParams
+from prefect_augment.registry import MODELS, resolve_model
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.model_store import table_spec
+from prefect_augment.synthesis.novelty import NearRows
+from prefect_augment.synthesis.rejection import Kept, Keys, Rules, draw_kept
+from prefect_augment.synthesis.train import fit_model
+
+__all__ = ["GenerativeSampler"]
+
+# Draw three times as many, keep the third most confidently of the class (docs: two purposes).
+UTILITY_DRAWS = 3
+# What max_near="auto" is about: classes with fewer rows, as many near ones as among real rows, and only
+# where so much of what is drawn would stay.
+SMALL_CLASS = 50
+AUTO_NEAR = 0.05
+AUTO_ACCEPTED = 0.1
+
+
+class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-learn has no types
+    """Over-sampling with records drawn from a generative model of the table.
+
+    Takes what imbalanced-learn's own samplers do not: missing values, text, categories, dates,
+    identifiers (new rows get fresh ones), and classes of any size from one row up.
+
+    Parameters
+    ----------
+    kind : str, default="trees"
+        The model: ``auto``, ``trees``, ``flow``, ``vae``, ``gan``, ``autoencoder`` (all but trees need
+        the extra ``torch``), or the name of a plug-in.
+    sampling_strategy : float, str, dict or callable, default="auto"
+        As for imbalanced-learn's over-samplers; ``auto`` brings every class up to the largest.
+    purpose : {"utility", "faithful"}, default="utility"
+        ``utility`` draws three times as many rows and keeps those that a classifier finds most like
+        their class: for training. ``faithful`` keeps rows as the class is: for describing it.
+    random_state : int, RandomState or None, default=None
+        Of training, draws and filter.
+    model_params : dict or None, default=None
+        The model's own, such as ``{"min_leaf": 10}``.
+    columns : list of ColumnWish or dict, or None, default=None
+        What columns are, where that would be read wrongly: ``{"name": "zip", "kind": "category"}``.
+        Columns of arrays are called ``x0``, ``x1`` …
+    constraints : list of Constraint or dict, or None, default=None
+        What every new row keeps, such as ``{"kind": "inequality", "left": "from", "right": "to"}``.
+    max_near : "auto", float or None, default="auto"
+        Largest share of new rows that are nearer to a row of their class in ``X`` than the nearest 5 %
+        of those rows are to one another: 0.05 is as many as among real rows, 0 passes all of them
+        over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. ``auto`` is 0.05
+        for classes with fewer than 50 rows, which models keep close to, where at least a tenth of the
+        draws would stay; None takes rows as they are drawn.
+    budget : Budget, dict or None, default=None
+        For models that are trained in steps; its default takes minutes. Trees need none.
+
+    Attributes
+    ----------
+    sampling_strategy_ : dict
+        New rows by class.
+    sample_indices_ : ndarray of int64, shape (n_real_rows,)
+        Rows of ``X`` that the first ``n_real_rows`` rows of the outcome are: all of them, then the
+        copies of classes too small to learn. What follows is new.
+    model_ : GenerativeModel
+        The fitted model; ``encoder_`` turns its matrix into columns.
+    encoder_ : TableEncoder
+    classes_ : ndarray, shape (n_classes,)
+    summary_ : dict
+        ``purpose``, ``kind``, and by class: ``drawn``, ``kept``, ``copied``, ``accepted`` (the share
+        of draws that keep the constraints, and ``max_near``).
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+        Where all columns have names that are text.
+
+    References
+    ----------
+    Lemaître, Nogueira & Aridas 2017, "Imbalanced-learn", JMLR 18(17): the interface.
+
+    Examples
+    --------
+    >>> from imblearn.pipeline import make_pipeline
+    >>> from sklearn.ensemble import HistGradientBoostingClassifier
+    >>> model = make_pipeline(GenerativeSampler(random_state=0), HistGradientBoostingClassifier())
+    """
+
+    _parameter_constraints: dict[str, Any] = {  # noqa: RUF012 - scikit-learn's way
+        **BaseOverSampler._parameter_constraints,
+        "kind": [str],
+        "purpose": [StrOptions({"utility", "faithful"})],
+        "model_params": [dict, None],
+        "columns": [list, tuple, None],
+        "constraints": [list, tuple, None],
+        "max_near": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left"), None],
+        "budget": [Budget, dict, None],
+    }
+
+    def __init__(
+        self,
+        kind: str = "trees",
+        *,
+        sampling_strategy: Any = "auto",
+        purpose: str = "utility",
+        random_state: Any = None,
+        model_params: Any = None,
+        columns: Any = None,
+        constraints: Any = None,
+        max_near: Any = "auto",
+        budget: Any = None,
+    ) -> None:
+        super().__init__(sampling_strategy=sampling_strategy)
+        self.kind = kind
+        self.purpose = purpose
+        self.random_state = random_state
+        self.model_params = model_params
+        self.columns = columns
+        self.constraints = constraints
+        self.max_near = max_near
+        self.budget = budget
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit encoder and model; :meth:`sample` then draws rows.
+
+        Parameters
+        ----------
+        X : array-like or frame, shape (n_rows, n_columns)
+            numpy, pandas, polars, Arrow, or a list of lists; not sparse.
+        y : array-like, shape (n_rows,)
+            Classes; or one-vs-all, shape (n_rows, n_classes).
+
+        Raises
+        ------
+        ValueError
+            If parameters, ``X`` or ``y`` cannot be used.
+        AugmentError
+            If a column, wish or constraint does not fit.
+        """
+        self._fit(X, y)
+        return self
+
+    def fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Return the rows with new ones behind them.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        X_resampled, y_resampled
+            Held as ``X`` and ``y`` are; ``X`` first, then copies, then new rows by class.
+        """
+        return self._fit_resample(X, y)
+
+    def _fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
+        matrix, codes = self._fit(X, y)
+        rng = np.random.default_rng(self._seed)
+        copies, kept = [np.empty(0, dtype=np.int64)], {}
+        taken = self._rules.taken()
+        for name, n in self.sampling_strategy_.items():
+            k = self._stratum(name)
+            rows = np.flatnonzero(codes == k)
+            if n and len(rows) < MIN_SAMPLED_RECORDS:
+                copies.append(rng.choice(rows, n))
+                self.summary_["copied"][self._names[k]] = int(n)
+            elif n:
+                factor = UTILITY_DRAWS if self.purpose == "utility" else 1
+                kept[k] = self._draw(k, factor * n, self._rules, self._seed, taken, least=n)
+                self.summary_["drawn"][self._names[k]] = len(kept[k].X)
+                self.summary_["accepted"][self._names[k]] = len(kept[k].X) / kept[k].n_draws
+        if self.summary_["copied"]:
+            warnings.warn(
+                f"classes with fewer than {MIN_SAMPLED_RECORDS} rows are brought up by copies, since "
+                f"no model can learn them: {self.summary_['copied']}. Merge them with another class, "
+                "or leave them out of sampling_strategy.",
+                UserWarning,
+                stacklevel=3,
+            )
+        chosen = self._chosen(kept, matrix, codes)
+        self.summary_["kept"] = {self._names[k]: len(rows) for k, rows in chosen.items()}
+        repeated = np.concatenate(copies)
+        self.sample_indices_ = np.concatenate([np.arange(len(codes)), repeated])
+        # Any row of a class shows how the class is written.
+        first = {k: int(np.flatnonzero(codes == k)[0]) for k in chosen}
+        labels = [np.full(len(rows), first[k]) for k, rows in chosen.items()]
+        new = self._decoded([(k, kept[k], rows) for k, rows in chosen.items()])
+        return (
+            self._layout.join(X, repeated, new),
+            take_rows(y, np.concatenate([self.sample_indices_, *labels]).astype(np.int64)),
+        )
+
+    def fit_weighted(
+        self, X: Any, y: Any, *, times: float = 2.0, amount: float = 0.5
+    ) -> tuple[Any, Any, NDArray[np.float64]]:
+        """Return the rows with new ones of every class behind them, and weights to train with.
+
+        New rows get their classes from an ensemble that is fitted on the real ones: each stands once
+        for every class that it may be of, and its weight is the ensemble's probability of that class,
+        made sharper.
+        (Constraints hold between drawn rows; one that stands for two classes is there twice.)
+        This is the setting of ``purpose="utility"`` that raises AUPRC most (docs/sampler.md); weights
+        are what :meth:`fit_resample` cannot hand on. ``purpose`` and ``sampling_strategy`` say how
+        :meth:`fit_resample` picks and counts, and have no part here.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+        times : float, default=2.0
+            Records drawn of each class per real one; none of classes too small to learn.
+        amount : float, default=0.5
+            How far the weights bring every class to the largest one, in [0, 1], on a log scale.
+
+        Returns
+        -------
+        X_weighted, y_weighted
+            Held as ``X`` and ``y`` are; ``X`` first.
+        sample_weight : ndarray of float64, shape (n_rows,)
+            Of mean 1.
+
+        Raises
+        ------
+        ParameterError
+            If ``times`` is not positive, or ``amount`` outside [0, 1].
+        ValueError, AugmentError
+            As for :meth:`fit`.
+
+        References
+        ----------
+        Bucilă, Caruana & Niculescu-Mizil 2006, "Model Compression".
+        """
+        if not times > 0:
+            raise ParameterError(f"times={times} draws nothing; choose a positive number.")
+        if not 0 <= amount <= 1:
+            raise ParameterError(f"amount={amount} is not a share; choose it in [0, 1].")
+        matrix, codes = self._fit(X, y)
+        columns: dict[str, Any] = {
+            "is_category": self.encoder_.is_category,
+            "n_levels": self.encoder_.n_levels,
+            "n_classes": len(self.classes_),
+            "seed": self._seed,
+        }
+        teacher = fit_teacher(matrix, codes, **columns)
+        taken = self._rules.taken()
+        drawn = []
+        for k, n_real in enumerate(self._spec.class_counts):
+            n = round(times * n_real)
+            if n and n_real >= MIN_SAMPLED_RECORDS:
+                kept = self._draw(k, n, self._rules, self._seed, taken)
+                drawn.append((k, kept, np.arange(n)))
+                self.summary_["drawn"][self._names[k]] = n
+                self.summary_["accepted"][self._names[k]] = n / kept.n_draws
+        new_X = np.concatenate([matrix[:0], *(kept.X for _, kept, _ in drawn)])
+        rows, classes, shares = soft_rows(
+            teacher.predict_proba(new_X),
+            np.concatenate(
+                [np.empty(0, dtype=np.int64), *(np.full(len(i), k) for k, _, i in drawn)]
+            ),
+        )
+        self.summary_ |= {"purpose": "utility", "teacher": teacher.said}
+        self.sample_indices_ = np.arange(len(codes))
+        # Any row of a class shows how the class is written.
+        first = np.array([np.flatnonzero(codes == k)[0] for k in range(len(self.classes_))])
+        weights = class_weighted(
+            np.concatenate([np.ones(len(codes)), shares]),
+            np.concatenate([codes, classes]),
+            amount=amount,
+        )
+        return (
+            self._layout.join(X, np.empty(0, dtype=np.int64), self._decoded(drawn).take(rows)),
+            take_rows(y, np.concatenate([self.sample_indices_, first[classes]])),
+            weights,
+        )
+
+    def sample(
+        self, counts: dict[Any, int], *, given: dict[str, Any] | None = None, random_state: int = 0
+    ) -> tuple[Any, NDArray[Any]]:
+        """Return new rows of some classes, as faithful as the model is.
+
+        Parameters
+        ----------
+        counts : dict
+            Rows by class.
+        given : dict of str to value, optional
+            Value that every row has, by column; the other columns follow it.
+        random_state : int
+            Other numbers give other rows.
+
+        Returns
+        -------
+        X : as ``X`` was held in :meth:`fit`
+        y : ndarray, shape (n_rows,)
+
+        Raises
+        ------
+        EmptyClassError
+            If a class is unknown, or has too few rows to learn.
+        ParameterError
+            If a value does not fit its column, or too few draws keep the constraints.
+        """
+        check_is_fitted(self, "model_")
+        told = Rules.of(self.encoder_, self.encoder_.schema.empty_table, given=given)
+        rules = replace(self._rules, given=told.given, said=told.said)
+        taken, parts, y = rules.taken(), [], []
+        for name, n in counts.items():
+            k = self._stratum(name)
+            n_real = self._spec.class_counts[k]
+            if n and n_real < MIN_SAMPLED_RECORDS:
+                raise EmptyClassError(
+                    f"class {name!r} has {n_real} rows, and a model needs {MIN_SAMPLED_RECORDS} to "
+                    "learn it; ask for other classes.",
+                    class_name=str(name),
+                )
+            if n:
+                parts.append((k, self._draw(k, n, rules, random_state, taken), np.arange(n)))
+                y.append(np.full(n, k))
+        codes = np.concatenate([np.empty(0, dtype=np.int64), *y])
+        return self._layout.from_arrow(self._decoded(parts)), self._by_stratum[codes]
+
+    # --- parts of it ---
+
+    def _fit(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Fit everything; returns the matrix form and the class codes."""
+        self._validate_params()
+        if y is None:
+            raise ValueError("GenerativeSampler requires y to be passed, but the target y is None.")
+        y = y if kind_of(y) == "pandas" and y.ndim == 1 else np.asarray(y)
+        check_classification_targets(y)
+        y, _ = check_target_type(y, indicate_one_vs_all=True)
+        X = self._checked(X, y)
+        self.sampling_strategy_ = check_sampling_strategy(
+            self.sampling_strategy, y, "over-sampling"
+        )
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        names = tuple(map(str, self.classes_.tolist()))
+        self._layout = Layout.of(X)
+        table = self._layout.to_arrow(X)
+        label = "class"
+        while label in table.column_names:
+            label += "_"
+        labels = pa.array(names, pa.string()).take(pa.array(codes))
+        table = table.append_column(pa.field(label, labels.type, nullable=False), labels)
+        wishes = TypeAdapter(list[ColumnWish]).validate_python(list(self.columns or []))
+        for wish in wishes:
+            if wish.kind == "drop":
+                raise ParameterError(
+                    f"columns wishes to drop {wish.name!r}, and rows come back as they were; leave "
+                    "the column out of X, or take kind: opaque."
+                )
+        facts = describe_columns(table, label=label, wishes=wishes)
+        self.encoder_ = TableEncoder.fit(table, columns=facts, label=label)
+        # The encoder orders classes by its own rule, numpy by another.
+        place = np.array([self.encoder_.strata.index(name) for name in names])
+        self._by_stratum = self.classes_[np.argsort(place)]
+        self._names: list[Any] = self._by_stratum.tolist()
+        codes = place[codes].astype(np.int64)
+        self._rules = Rules.of(self.encoder_, lambda: table, constraints=self.constraints or [])
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        matrix = self.encoder_.encode(table)
+        self._spec = table_spec(self.encoder_, codes)
+        self.model_ = fit_model(
+            TableData(matrix, codes),
+            self._spec,
+            self._params(),
+            self._seed,
+            budget=TypeAdapter(Budget).validate_python(self.budget or {}),
+        )
+        if self.max_near is not None:
+            self._rules = replace(self._rules, near=self._near(matrix, codes))
+        self.summary_: dict[str, Any] = {"purpose": self.purpose, "kind": self.kind}
+        self.summary_ |= {"drawn": {}, "kept": {}, "copied": {}, "accepted": {}}
+        return matrix, codes
+
+    def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows | None:
+        """Return which rows stay of those near to a row of ``X``; no row was kept out of the fit."""
+        n_rows = np.array(self._spec.class_counts)
+        is_judged = n_rows >= MIN_SAMPLED_RECORDS
+        share = self.max_near
+        if share == "auto":
+            is_judged &= n_rows < SMALL_CLASS
+            share = AUTO_NEAR
+        if not is_judged.any():
+            return None
+        near = NearRows.of(
+            share,
+            self.model_,
+            self.encoder_,
+            fit=(matrix, codes),
+            val=(matrix[:0], codes[:0]),
+            strata=np.flatnonzero(is_judged).tolist(),
+        )
+        return near.where_possible(AUTO_ACCEPTED) if self.max_near == "auto" else near
+
+    def _checked(self, X: Any, y: NDArray[Any]) -> Any:
+        """Return ``X`` with its columns counted and named; refuse what is no table."""
+        kind = kind_of(X)
+        if kind not in ("numpy", "list"):
+            Layout.of(X)  # names the columns that cannot be told apart
+        if kind == "pandas":
+            validate_data(self, X, y, skip_check_array=True)
+        elif kind in ("polars", "arrow"):
+            names = X.column_names if kind == "arrow" else X.columns
+            self.n_features_in_, self.feature_names_in_ = len(names), np.array(names, dtype=object)
+        else:
+            checked, _ = validate_data(self, X, y, dtype=None, ensure_all_finite=False)
+            return X if kind == "list" else checked
+        if len(X) != len(y):
+            raise ValueError(
+                f"Found input variables with inconsistent numbers of samples: X has {len(X)} rows "
+                f"and y has {len(y)}; give one class per row."
+            )
+        return X
+
+    def _params(self) -> ModelParams:
+        """Return the wish for a model: a kind of ours, or a plug-in."""
+        own = dict(self.model_params or {})
+        wish = {"kind": "plugin", "name": self.kind, "options": own}
+        if self.kind == "auto" or self.kind in MODELS:
+            wish = {"kind": self.kind, **own}
+        params: ModelParams = TypeAdapter(ModelParams).validate_python(wish)
+        resolve_model(params)  # refuses a model of images before anything is loaded for it
+        return params
+
+    def _stratum(self, name: Any) -> int:
+        """Return a class's place in the model."""
+        if name not in self._names:
+            raise EmptyClassError(
+                f"there is no class {name!r}; the classes are {self.classes_.tolist()}.",
+                class_name=str(name),
+            )
+        return self._names.index(name)
+
+    def _draw(
+        self, k: int, n: int, rules: Rules, seed: int, taken: Keys, *, least: int = 0
+    ) -> Kept:
+        name = self._spec.classes[k]
+        return draw_kept(
+            self.model_,
+            self.encoder_,
+            rules,
+            stratum=name,
+            start=0,
+            n=int(n),
+            least=int(least or n),
+            seeds_of=partial(candidate_seeds, seed, name, given=rules.said),
+            taken=taken,
+        )
+
+    def _chosen(
+        self, kept: dict[int, Kept], matrix: NDArray[np.float64], codes: NDArray[np.int64]
+    ) -> dict[int, NDArray[np.int64]]:
+        """Return by class which of its drawn records are wanted, best first."""
+        if self.purpose == "faithful" or not kept:
+            return {k: np.arange(len(drawn.X)) for k, drawn in kept.items()}
+        judge = utility_filter(
+            matrix,
+            codes,
+            is_category=self.encoder_.is_category,
+            n_levels=self.encoder_.n_levels,
+            n_classes=len(self.classes_),
+            seed=self._seed,
+        )
+        chosen = {}
+        for k, drawn in kept.items():
+            score = utility_scores(judge, drawn.X, np.full(len(drawn.X), k))
+            wanted = self.sampling_strategy_[self._names[k]]
+            chosen[k] = np.argsort(-score, kind="stable")[:wanted]
+        return chosen
+
+    def _decoded(self, parts: list[tuple[int, Kept, NDArray[np.int64]]]) -> pa.Table:
+        """Return drawn records as columns."""
+        names = [self._spec.classes[k] for k, _, rows in parts for _ in rows]
+        empty = np.empty(0, dtype=np.int64)
+        X = [np.empty((0, len(self.encoder_.names))), *(kept.X[rows] for _, kept, rows in parts)]
+        ordinals = np.concatenate([empty, *(kept.ordinals[rows] for _, kept, rows in parts)])
+        seeds = np.concatenate([empty, *(kept.seeds[rows] for _, kept, rows in parts)])
+        return self.encoder_.decode(
+            np.concatenate(X),
+            strata=names,
+            ordinals=ordinals,
+            aug_ids=derived_ids("synthetic", names, seeds.tolist()).to_pylist(),
+        ).drop_columns([self.encoder_.label])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        tags.sampler_tags.sample_indices = True
+        return tags

@@ -1,0 +1,380 @@
+"""The classifiers that judge an arm: gradient boosting and logistic regression.
+
+Every arm trains them with the same settings and the same number of steps, without early stopping,
+so that arms differ in their records and weights alone. A fit uses one thread: its outcome does not
+depend on the machine's thread count, and several fits may run in threads beside one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.classifiers.quantile_bins import Bins
+from prefect_augment.evaluation.metrics.threads import single_threaded
+
+__all__ = ["Learner", "LearnerKind", "balanced_weights", "fit_learner"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+LearnerKind = Literal["boosting", "logistic"]
+
+BOOSTING_ITERATIONS = 100
+BOOSTING_LEAVES = 31
+# Without it a class of two records makes multiclass boosting diverge (hypothyroid as is: AUPRC 0.63
+# instead of 0.98), which would flatter every arm that is compared with plain training.
+BOOSTING_L2 = 1.0
+# One iteration grows a tree per class; from ten classes on, fewer iterations keep a fit's time.
+BOOSTING_MAX_TREES = 1000
+NATIVE_LEVELS = 255  # HistGradientBoosting's limit for a category column
+LOGISTIC_ITERATIONS = 100
+# Above so many probabilities (32 MiB) the loss goes through the records in blocks of some (2 MiB).
+MANY_PROBABILITIES = 4_000_000
+BLOCK_PROBABILITIES = 250_000
+LARGEST = 1e150  # of a number in the linear model, which squares it and adds up
+LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
+ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
+
+
+class Learner(Protocol):
+    """A fitted classifier."""
+
+    def predict_proba(self, X: Float) -> Float:
+        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
+        ...
+
+
+def fit_learner(
+    kind: LearnerKind,
+    X: Float,
+    y: Int,
+    *,
+    weights: Float | None,
+    is_category: Bool,
+    n_levels: Int,
+    n_classes: int,
+    seed: int,
+    n_iterations: int = BOOSTING_ITERATIONS,
+    effort: float = 1.0,
+) -> Learner:
+    """A classifier of the given kind, trained on weighted records.
+
+    Parameters
+    ----------
+    kind : {"boosting", "logistic"}
+        boosting: histogram gradient boosting, nulls and categories native, a fixed number of
+        iterations. logistic: multinomial logistic regression on standardised numerics (nulls as
+        the median, plus an indicator) and one-hot categories, a fixed limit on iterations.
+    X : ndarray of float64, shape (n_records, n_columns)
+        NaN is null; category columns hold level codes. Infinite values count as the largest or
+        smallest finite value seen; columns without any value are left out.
+    y : ndarray of int64, shape (n_records,)
+        Class codes; classes may be absent.
+    weights : ndarray of float64, shape (n_records,), optional
+        Non-negative; only their proportions matter. Records of weight 0 are left out.
+    is_category : ndarray of bool, shape (n_columns,)
+    n_levels : ndarray of int64, shape (n_columns,)
+        Levels of each category column; 0 for numerics.
+    n_classes : int
+        Width of the probabilities.
+    seed : int
+        For what is random in a learner.
+    n_iterations : int
+        Of boosting; fewer from ten classes on.
+    effort : float in (0, 1]
+        Share of these iterations that is run, for a first look.
+
+    Returns
+    -------
+    Learner
+        With one class, or no column that holds a value, it predicts the classes' weighted shares.
+
+    Raises
+    ------
+    ParameterError
+        If the kind is unknown or the weights are negative or not finite.
+    EmptyClassError
+        If no record has a positive weight.
+    """
+    if kind not in ("boosting", "logistic"):
+        raise ParameterError(f"learner {kind!r} is unknown; choose 'boosting' or 'logistic'.")
+    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ParameterError("weights must be finite and not negative; found others.")
+    used = weights > 0
+    if not used.any():
+        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
+    X, y, weights = X[used], y[used], weights[used]
+    weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
+
+    columns = _Columns.of(X, is_category, n_levels)
+    codes, y_dense = np.unique(y, return_inverse=True)
+    if len(codes) == 1 or not len(columns.kept):
+        share = np.bincount(y, weights=weights, minlength=n_classes)
+        return _Constant(share / share.sum())
+    X = columns.take(X)
+    inner: _Boosting | _Logistic
+    with single_threaded():
+        if kind == "boosting":
+            trees_per_iteration = n_classes if n_classes > 2 else 1
+            n_iterations = max(10, min(n_iterations, BOOSTING_MAX_TREES // trees_per_iteration))
+            n_iterations = max(1, round(effort * n_iterations))
+            inner = _fit_boosting(X, y_dense, weights, columns, n_iterations, seed)
+        else:
+            inner = _fit_logistic(X, y_dense, weights, columns)
+    return _OverAllClasses(inner, columns, codes, n_classes)
+
+
+def balanced_weights(y: Int) -> Float:
+    """Weight of each record with which every class that occurs has the same sum; mean 1."""
+    counts = np.bincount(y)
+    return len(y) / (np.count_nonzero(counts) * counts[y])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What has to be known of the training columns to treat later ones alike."""
+
+    kept: Int  # columns that hold a value
+    low: Float  # smallest and largest finite value, per kept column
+    high: Float
+    is_category: Bool
+    n_levels: Int
+
+    @classmethod
+    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> _Columns:
+        # HistGradientBoosting cannot bin an all-null column: it fails with a message on windows.
+        finite = np.isfinite(X)
+        kept = np.flatnonzero(finite.any(axis=0))
+        values, finite = X[:, kept], finite[:, kept]
+        low = np.where(finite, values, np.inf).min(axis=0, initial=np.inf)
+        high = np.where(finite, values, -np.inf).max(axis=0, initial=-np.inf)
+        return cls(kept, low, high, is_category[kept], n_levels[kept])
+
+    def take(self, X: Float) -> Float:
+        """The kept columns; infinite numbers become the nearest finite one seen in training."""
+        X = X[:, self.kept]
+        return np.where(np.isinf(X), np.clip(X, self.low, self.high), X)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """Predicts the same probabilities for every record."""
+
+    share: Float
+
+    def predict_proba(self, X: Float) -> Float:
+        return np.tile(self.share, (len(X), 1))
+
+
+@dataclass(frozen=True)
+class _OverAllClasses:
+    """Puts an inner classifier's probabilities in the places of the classes it knows."""
+
+    inner: Any
+    columns: _Columns
+    codes: Int
+    n_classes: int
+
+    def predict_proba(self, X: Float) -> Float:
+        proba = np.zeros((len(X), self.n_classes))
+        if len(X):
+            with single_threaded():
+                proba[:, self.codes] = self.inner.predict_proba(self.columns.take(X))
+        return proba
+
+
+def _fit_boosting(
+    X: Float, y: Int, weights: Float, columns: _Columns, n_iterations: int, seed: int
+) -> _Boosting:
+    native = columns.is_category & (columns.n_levels <= NATIVE_LEVELS)
+    bins = Bins.of(X, weights, ~native)
+    model = HistGradientBoostingClassifier(
+        max_iter=n_iterations,
+        max_leaf_nodes=BOOSTING_LEAVES,
+        l2_regularization=BOOSTING_L2,
+        categorical_features=native if native.any() else None,
+        early_stopping=False,
+        random_state=seed & 0xFFFFFFFF,  # no more is taken
+    )
+    return _Boosting(bins, model.fit(bins.take(X), y, sample_weight=weights))
+
+
+@dataclass(frozen=True)
+class _Boosting:
+    bins: Bins
+    model: HistGradientBoostingClassifier
+
+    def predict_proba(self, X: Float) -> Float:
+        probabilities: Float = self.model.predict_proba(self.bins.take(X))
+        return probabilities
+
+
+def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logistic:
+    """Minimise the weighted cross-entropy plus an L2 penalty by L-BFGS.
+
+    scikit-learn's LogisticRegression has the same loss, but says that it reached its iterations by
+    a warning, and silencing one warning is not safe in threads before Python 3.14.
+    """
+    design = _Design.of(X, weights, columns)
+    numbers, levels = design.transform(X)
+    n_known = int(y.max()) + 1
+    if len(y) * n_known > MANY_PROBABILITIES:
+        return _Logistic(design, _minimised(_loss_in_blocks(numbers, levels, y, weights, n_known)))
+    truth = np.zeros((len(y), n_known))
+    truth[np.arange(len(y)), y] = 1.0
+    n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
+    levels_t = levels.T.tocsr()
+
+    def loss(flat: Float) -> tuple[float, Float]:
+        coef = flat.reshape(n_rows + 1, n_known)  # the last row is the intercept, not penalised
+        z = numbers @ coef[:n_numbers] + levels @ coef[n_numbers:n_rows] + coef[-1]
+        log_p = log_softmax(z, axis=1)
+        error = (np.exp(log_p) - truth) * weights[:, None]
+        penalised = coef[:-1]
+        gradient = np.vstack(
+            [numbers.T @ error, levels_t @ error, error.sum(axis=0, keepdims=True)]
+        )
+        gradient[:-1] += LOGISTIC_L2 * penalised
+        value = (
+            LOGISTIC_L2 / 2 * (penalised**2).sum() - (weights * (log_p * truth).sum(axis=1)).sum()
+        )
+        return value / len(y), gradient.ravel() / len(y)
+
+    return _Logistic(design, _minimised(_Loss(loss, (n_rows + 1, n_known))))
+
+
+class _Loss(NamedTuple):
+    """The loss and its gradient at flat coefficients, and the shape that these have."""
+
+    at: Callable[[Float], tuple[float, Float]]
+    shape: tuple[int, int]
+
+
+def _minimised(loss: _Loss) -> Float:
+    best = minimize(
+        loss.at,
+        np.zeros(loss.shape[0] * loss.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": LOGISTIC_ITERATIONS, "gtol": 1e-6, "ftol": 1e-9},
+    )
+    coef: Float = best.x.reshape(loss.shape)
+    return coef
+
+
+def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known: int) -> _Loss:
+    """The same loss, some records at a time: with a thousand classes a quarter of the time and of the memory."""
+    n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
+    step = max(1, BLOCK_PROBABILITIES // n_known)
+    blocks = [
+        (numbers[i : i + step], levels[i : i + step], y[i : i + step], weights[i : i + step])
+        for i in range(0, len(y), step)
+    ]
+
+    def loss(flat: Float) -> tuple[float, Float]:
+        coef = flat.reshape(n_rows + 1, n_known)
+        gradient, likely = np.zeros_like(coef), 0.0
+        for some, of_levels, truth, weight in blocks:
+            z = some @ coef[:n_numbers] + of_levels @ coef[n_numbers:n_rows] + coef[-1]
+            z -= z.max(axis=1, keepdims=True)
+            place = np.arange(len(truth)), truth
+            of_truth = z[place]
+            np.exp(z, out=z)
+            total = z.sum(axis=1)
+            likely += float((weight * (of_truth - np.log(total))).sum())
+            z *= (weight / total)[:, None]
+            z[place] -= weight
+            gradient[:n_numbers] += some.T @ z
+            gradient[n_numbers:n_rows] += of_levels.T @ z
+            gradient[-1] += z.sum(axis=0)
+        gradient[:-1] += LOGISTIC_L2 * coef[:-1]
+        value = LOGISTIC_L2 / 2 * (coef[:-1] ** 2).sum() - likely
+        return value / len(y), gradient.ravel() / len(y)
+
+    return _Loss(loss, (n_rows + 1, n_known))
+
+
+@dataclass(frozen=True)
+class _Logistic:
+    design: _Design
+    coef: Float  # (n_design_columns + 1, n_classes), the intercept last
+
+    def predict_proba(self, X: Float) -> Float:
+        numbers, levels = self.design.transform(X)
+        n_numbers = numbers.shape[1]
+        z = numbers @ self.coef[:n_numbers] + levels @ self.coef[n_numbers:-1] + self.coef[-1]
+        probabilities: Float = softmax(z, axis=1)
+        return probabilities
+
+
+def _squarable(values: Float) -> Float:
+    """Return numbers whose squares can be added up; larger ones become the largest of these."""
+    return np.clip(values, -LARGEST, LARGEST)
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Turns columns into what a linear model reads: dense numbers and sparse one-hot levels."""
+
+    numeric: Int
+    category: Int
+    with_null: Int  # columns that had nulls in training; each gets an indicator
+    median: Float
+    mean: Float
+    scale: Float
+    level_column: tuple[Int, ...]  # per category column: level code -> one-hot column, or -1
+    n_level_columns: int
+
+    @classmethod
+    def of(cls, X: Float, weights: Float, columns: _Columns) -> _Design:
+        numeric, category = (
+            np.flatnonzero(~columns.is_category),
+            np.flatnonzero(columns.is_category),
+        )
+        values = _squarable(X[:, numeric])
+        median = np.nanmedian(values, axis=0) if len(numeric) else np.zeros(0)
+        filled = np.where(np.isnan(values), median, values)
+        # Weighted, so that copies and weights of a record stand for the same thing.
+        mean = np.average(filled, axis=0, weights=weights)
+        scale = np.sqrt(np.average((filled - mean) ** 2, axis=0, weights=weights))
+        level_column, n = [], 0
+        for j in category:
+            codes = X[:, j][~np.isnan(X[:, j])].astype(np.int64)
+            counts = np.bincount(codes)
+            frequent = np.argsort(-counts, kind="stable")[:ONE_HOT_LEVELS]
+            frequent = np.sort(frequent[counts[frequent] > 0])
+            lookup = np.full(len(counts), -1, dtype=np.int64)
+            lookup[frequent] = n + np.arange(len(frequent))
+            level_column.append(lookup)
+            n += len(frequent)
+        with_null = np.flatnonzero(np.isnan(X).any(axis=0))
+        scale = np.where(scale > 0, scale, 1.0)
+        return cls(numeric, category, with_null, median, mean, scale, tuple(level_column), n)
+
+    def transform(self, X: Float) -> tuple[Float, sparse.csr_matrix]:
+        values = _squarable(X[:, self.numeric])
+        filled = np.where(np.isnan(values), self.median, values)
+        numbers = np.hstack([(filled - self.mean) / self.scale, np.isnan(X[:, self.with_null])])
+        rows, places = [], []
+        for j, lookup in zip(self.category, self.level_column, strict=True):
+            codes = np.where(np.isnan(X[:, j]), -1, X[:, j]).astype(np.int64)
+            known = (codes >= 0) & (codes < len(lookup))
+            place = np.where(known, lookup[np.where(known, codes, 0)], -1)
+            seen = np.flatnonzero(place >= 0)
+            rows.append(seen)
+            places.append(place[seen])
+        row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+        place = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
+        shape = (len(X), self.n_level_columns)
+        return numbers, sparse.csr_matrix((np.ones(len(row)), (row, place)), shape=shape)

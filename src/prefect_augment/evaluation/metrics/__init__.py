@@ -1,0 +1,1 @@
+"""What decides, with its interval."""

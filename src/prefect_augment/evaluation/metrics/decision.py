@@ -1,0 +1,352 @@
+"""What the hold-out says about the chosen arm.
+
+The comparison is fixed beforehand: the chosen arm, the best baseline (an arm without synthetic
+records) and as is. Everything here reads predictions; nothing trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.schema.base import Arm, Decision, Difference, Interval, LearnerScore, Verdict
+
+__all__ = ["ArmPredictions", "OnNoGain", "decide"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+OnNoGain = Literal["recipe", "fail", "publish"]
+
+
+@dataclass(frozen=True)
+class ArmPredictions:
+    """An arm's probabilities on the hold-out.
+
+    Attributes
+    ----------
+    arm : Arm
+    proba : dict of str to ndarray of float64, shape (n_seeds, n_records, n_classes)
+        Per learner; the same seeds in the same order for all arms.
+    multipliers : dict of str to ndarray of float64, shape (n_seeds, n_classes)
+        Per learner, for arms with a tuned threshold; ones where a learner is missing.
+    """
+
+    arm: Arm
+    proba: dict[str, Float]
+    multipliers: dict[str, Float] = field(default_factory=dict)
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds that the arm was trained with."""
+        return len(next(iter(self.proba.values())))
+
+    def hits(self, y: Int) -> Float:
+        """Share of learners that are right, shape (n_seeds, n_records)."""
+        right: Float = np.mean(
+            [
+                [
+                    predict_classes(proba, self._multipliers(name, s)) == y
+                    for s, proba in enumerate(per_seed)
+                ]
+                for name, per_seed in self.proba.items()
+            ],
+            axis=0,
+        )
+        return right
+
+    def scores(self, y: Int, classes: Sequence[str], judged: Bool) -> dict[str, LearnerScore]:
+        """Per learner, mean over seeds."""
+        return {
+            name: _mean_score(
+                [
+                    score_predictions(
+                        y,
+                        proba,
+                        classes=classes,
+                        judged=judged,
+                        multipliers=self._multipliers(name, s),
+                    )
+                    for s, proba in enumerate(per_seed)
+                ]
+            )
+            for name, per_seed in self.proba.items()
+        }
+
+    def _multipliers(self, learner: str, seed: int) -> Float | None:
+        return self.multipliers[learner][seed] if learner in self.multipliers else None
+
+
+def decide(
+    y: Int,
+    predictions: Mapping[str, ArmPredictions],
+    *,
+    classes: Sequence[str],
+    judged: Bool,
+    chosen: str,
+    baseline: str,
+    as_is: str,
+    model: str | None = None,
+    on_no_gain: OnNoGain = "recipe",
+    max_recall_loss: float = 0.02,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+    groups: Any = None,
+    twins: Bool | None = None,
+    not_judged: Mapping[str, str] | None = None,
+) -> Verdict:
+    """The verdict of the hold-out on the chosen arm.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+        Classes of the hold-out records.
+    predictions : mapping of str to ArmPredictions
+        By arm name; at least ``chosen``, ``baseline`` and ``as_is``, which may coincide.
+    classes : sequence of str
+        Class names in code order.
+    judged : ndarray of bool, shape (n_classes,)
+        Classes that may be judged; those without a hold-out record are taken out here.
+    chosen, baseline, as_is : str
+        Arm names. A chosen arm with synthetic records is compared with the baseline, a chosen
+        baseline with as is.
+    model : str, optional
+        The best arm with synthetic records: shown beside the others, whatever is published. It has
+        no part in the decision, unless it is the chosen one.
+    on_no_gain : {"recipe", "fail", "publish"}
+        ``publish`` publishes the chosen arm whatever the verdict; otherwise an arm that is not
+        accepted gives way to the best baseline, or to as is where that baseline is shown to be
+        worse. (``fail`` is raised by the caller.)
+    max_recall_loss : float
+        How far the worst class's recall may fall below that of as is.
+    n_bootstrap, seed, groups
+        Of :func:`paired_bootstrap`.
+    twins : ndarray of bool, shape (n_records,), optional
+        Hold-out records whose values also occur in the training part; scores are also given
+        without them.
+    not_judged : mapping of str to str, optional
+        Class to the reason why it is not judged.
+
+    Returns
+    -------
+    Verdict
+        ``accept`` where the 95 % interval of the difference lies above 0 and the worst recall does
+        not fall by more than allowed; ``reject`` where the interval lies below 0, or the interval
+        of the worst recall's fall lies beyond what is allowed; ``inconclusive`` otherwise, and
+        where fewer than two classes can be judged. ``class_differences`` and the decisions made
+        from them are corrected for the number of classes (max-T).
+
+    Raises
+    ------
+    ParameterError
+        If an arm has no predictions.
+    """
+    shown = [] if model is None else [model]
+    for name in (chosen, baseline, as_is, *shown):
+        if name not in predictions:
+            raise ParameterError(
+                f"no hold-out predictions of arm {name!r}; found those of {sorted(predictions)}."
+            )
+    n_k = np.bincount(y, minlength=len(classes))
+    judged = judged & (n_k > 0)
+    why_not = _why_not_judged(classes, judged, n_k, not_judged or {})
+    if not judged.any():
+        return _nothing_to_judge(chosen, baseline, on_no_gain, why_not, predictions)
+
+    names = list(dict.fromkeys([chosen, baseline, as_is]))
+    hits = {name: predictions[name].hits(y) for name in names}
+    boot = paired_bootstrap(
+        y, hits, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed
+    )
+    boots = dict.fromkeys(names, boot)
+    if model is not None and model not in names:
+        # By itself: the draws depend on all arms in them, and what is only shown must not decide.
+        hits[model] = predictions[model].hits(y)
+        boots[model] = paired_bootstrap(
+            y, {name: hits[name] for name in (model, baseline)},
+            judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+        )  # fmt: skip
+    has_model = predictions[chosen].arm.has_model
+    against = baseline if has_model else as_is
+    decision, reasons = _ruling(boot, chosen, against, as_is, max_recall_loss, int(judged.sum()))
+    published, why = _what_to_publish(
+        boot, decision, has_model, chosen, baseline, as_is, on_no_gain
+    )
+    if predictions[chosen].arm.family == "given":
+        why = _of_given(decision, published)
+    pairs = dict.fromkeys(
+        [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
+    )
+    differences = tuple(
+        Difference(arm=a, against=b, interval=boots[a].difference(a, b)) for a, b in pairs if a != b
+    )
+    gap = boot.difference(chosen, against)
+    of_class = {classes[k]: i for k, i in boot.class_difference(chosen, against).items()}
+    alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & judged[y]
+    return Verdict(
+        decision=decision,
+        reasons=(*reasons, why),
+        chosen=chosen,
+        baseline=baseline,
+        published=published,
+        arms={name: predictions[name].scores(y, classes, judged) for name in boots},
+        balanced_accuracy={name: b.balanced_accuracy(name) for name, b in boots.items()},
+        differences=differences,
+        # An arm and itself do not differ: nothing could have been detected.
+        minimum_detectable_effect=(gap.high - gap.low) / 2 if chosen != against else 1.0,
+        class_recall={
+            name: {classes[k]: i for k, i in b.class_recall(name).items()}
+            for name, b in boots.items()
+        },
+        class_decisions={name: _side(i) for name, i in of_class.items()},
+        class_differences=of_class,
+        not_judged=why_not,
+        n_holdout=len(y),
+        n_seeds=predictions[chosen].n_seeds,
+        without_twins={name: _balanced(y, hits[name], alone) for name in boots}
+        if alone.any()
+        else {},
+        n_without_twins=int(alone.sum()),
+    )
+
+
+def _ruling(
+    boot: Bootstrap, chosen: str, against: str, as_is: str, max_recall_loss: float, n_judged: int
+) -> tuple[Decision, list[str]]:
+    """Decision on ``chosen`` and the reasons behind it."""
+    if n_judged < 2:
+        return "inconclusive", ["Only one class can be judged: its recall alone shows no gain."]
+    if chosen == against:
+        return "inconclusive", [
+            f"No arm did better on val than {chosen}, so there is no gain to show."
+        ]
+    gap = boot.difference(chosen, against)
+    side = _side(gap)
+    verb = {"accept": "raises", "reject": "lowers", "inconclusive": "does not clearly change"}[side]
+    detectable = 100 * (gap.high - gap.low) / 2
+    reasons = [
+        f"{chosen} {verb} balanced accuracy against {against}: {_points(gap)}.",
+        f"Effects below {detectable:.1f} points cannot be told from chance on this hold-out.",
+    ]
+    worst = boot.worst_recall_difference(chosen, as_is)
+    if chosen == as_is or worst.estimate >= -max_recall_loss:
+        return side, reasons
+    reasons.append(
+        f"The worst class's recall changes by {_points(worst)} against {as_is}; a loss of "
+        f"{100 * max_recall_loss:.1f} points is allowed."
+    )
+    shown = worst.high < -max_recall_loss
+    return "reject" if shown or side == "reject" else "inconclusive", reasons
+
+
+def _what_to_publish(
+    boot: Bootstrap,
+    decision: Decision,
+    has_model: bool,
+    chosen: str,
+    baseline: str,
+    as_is: str,
+    on_no_gain: OnNoGain,
+) -> tuple[str, str]:
+    """Arm whose recipe is published, and why."""
+    if decision == "accept":
+        return chosen, f"The recipe of {chosen} is published."
+    if on_no_gain == "publish":
+        return (
+            chosen,
+            f"The recipe of {chosen} is published all the same, because on_no_gain is publish.",
+        )
+    is_worse = decision == "reject" and not has_model
+    is_worse = is_worse or _side(boot.difference(baseline, as_is)) == "reject"
+    arm = as_is if is_worse else baseline
+    because = f", as {baseline} is shown to be worse" if is_worse else ", the best baseline"
+    if on_no_gain == "fail":
+        return arm, f"on_no_gain is fail; otherwise {arm}{because}, would be published."
+    return arm, f"The recipe of {arm} is published{because}."
+
+
+def _of_given(decision: Decision, published: str) -> str:
+    """What to do with records that were given to be judged; nothing of them is published."""
+    if decision == "accept":
+        return "So train on the real records together with these."
+    word = "do without them" if decision == "reject" else "nothing speaks for them so far"
+    return f"So {word}: of the other ways {published} is the one to use."
+
+
+def _nothing_to_judge(
+    chosen: str,
+    baseline: str,
+    on_no_gain: OnNoGain,
+    why_not: dict[str, str],
+    predictions: Mapping[str, ArmPredictions],
+) -> Verdict:
+    """The verdict where the hold-out has no record of any judged class."""
+    return Verdict(
+        decision="inconclusive",
+        reasons=("No judged class has a record in the hold-out, so no arm can be compared.",),
+        chosen=chosen,
+        baseline=baseline,
+        published=chosen if on_no_gain == "publish" else baseline,
+        arms={},
+        balanced_accuracy={},
+        differences=(),
+        minimum_detectable_effect=1.0,
+        class_recall={},
+        class_decisions={},
+        not_judged=why_not,
+        n_holdout=next(iter(predictions[chosen].proba.values())).shape[1],
+        n_seeds=predictions[chosen].n_seeds,
+    )
+
+
+def _why_not_judged(
+    classes: Sequence[str], judged: Bool, n_k: Int, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Reason for each class that is left out."""
+    reasons = {}
+    for k in np.flatnonzero(~judged):
+        missing = (
+            "it has no record in the hold-out" if n_k[k] == 0 else "it does not stand in all parts"
+        )
+        reasons[classes[int(k)]] = given.get(classes[int(k)], missing)
+    return reasons
+
+
+def _side(interval: Interval) -> Decision:
+    """Which side of 0 an interval lies on."""
+    if interval.low > 0:
+        return "accept"
+    return "reject" if interval.high < 0 else "inconclusive"
+
+
+def _points(interval: Interval) -> str:
+    e, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
+    return f"{e:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+
+
+def _balanced(y: Int, hits: Float, used: Bool) -> float:
+    """Balanced accuracy, mean over learners and seeds, on some of the records."""
+    y, right = y[used], hits[:, used].mean(axis=0)
+    return float(np.mean([right[y == k].mean() for k in np.unique(y)]))
+
+
+def _mean_score(scores: list[LearnerScore]) -> LearnerScore:
+    """Mean over seeds; the worst class is that of the mean recalls."""
+    recall = {k: float(np.mean([s.recall[k] for s in scores])) for k in scores[0].recall}
+    worst = min(recall, key=lambda k: recall[k])
+    return LearnerScore(
+        balanced_accuracy=float(np.mean([s.balanced_accuracy for s in scores])),
+        macro_f1=float(np.mean([s.macro_f1 for s in scores])),
+        auprc=float(np.mean([s.auprc for s in scores])),
+        worst_recall=recall[worst],
+        worst_class=worst,
+        brier=float(np.mean([s.brier for s in scores])),
+        recall=recall,
+    )

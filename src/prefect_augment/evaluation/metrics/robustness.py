@@ -1,0 +1,194 @@
+"""What corrupted hold-out records say about the compared arms.
+
+Every condition is asked of the same records with the same bootstrap draws, so that a difference
+between arms, and how much larger it is than on clean records, have intervals of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    paired_bootstrap,
+    percentiles,
+    units_of,
+)
+from prefect_augment.evaluation.metrics.corruptions import Corruption
+from prefect_augment.schema.base import Difference, Interval
+from prefect_augment.schema.experiment import ConditionFact, RobustnessFacts
+
+__all__ = ["robustness", "rows_to_corrupt"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Pairs = Sequence[tuple[str, str]]
+
+
+def rows_to_corrupt(y: Int, judged: Bool, *, most: int, seed: int) -> Int:
+    """Return which records are corrupted: those of judged classes, or a sample of them.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+    judged : ndarray of bool, shape (n_classes,)
+    most : int
+        Where there are more, classes give equally many and rarer ones all that they have: what
+        balanced accuracy is known best from.
+    seed : int
+        Of the sample.
+
+    Returns
+    -------
+    ndarray of int64
+        Sorted.
+    """
+    rows = np.flatnonzero(judged[y])
+    if len(rows) <= most:
+        return rows
+    counts = np.bincount(y[rows])
+    sizes = np.sort(counts[counts > 0])
+    # The largest n per class with which the classes together have at most so many.
+    full = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    room = (most - full) // np.arange(len(sizes), 0, -1)
+    per_class = int(room[np.argmax(room <= sizes)])
+    order = np.random.default_rng(seed).permutation(rows)
+    order = order[np.argsort(y[order], kind="stable")]
+    place = np.arange(len(order)) - np.searchsorted(y[order], y[order])
+    return np.sort(order[place < max(1, per_class)])
+
+
+def robustness(
+    y: Int,
+    clean: Mapping[str, Float],
+    corrupted: Mapping[str, Mapping[str, Float]],
+    *,
+    corruptions: Sequence[Corruption],
+    pairs: Pairs,
+    judged: Bool,
+    groups: Any = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> RobustnessFacts:
+    """Compare arms under each corruption.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+        Classes of the records that were corrupted.
+    clean : mapping of arm to ndarray of float64, shape (n_seeds, n_records)
+        Share of learners that are right about the records as they are.
+    corrupted : mapping of corruption to mapping like ``clean``
+    corruptions : sequence of Corruption
+        For names and strengths.
+    pairs : sequence of (arm, against)
+        What is compared; the first is what the verdict is about.
+    judged, groups, n_bootstrap, seed
+        Of :func:`.paired_bootstrap`.
+    """
+    # Units make the draws of all conditions the same: merged records would not be.
+    units = units_of(len(y), groups, seed=seed)
+
+    def draw(hits: Mapping[str, Float]) -> Bootstrap:
+        return paired_bootstrap(
+            y, hits, judged=judged, groups=units, n_bootstrap=n_bootstrap, seed=seed
+        )
+
+    base = _Drawn.of(draw(clean))
+    found = {c.name: _Drawn.of(draw(corrupted[c.name])) for c in corruptions}
+    mean = _Drawn.mean(list(found.values()))
+    conditions = tuple(
+        found[c.name].fact(c.name, c.strength, pairs, base=base) for c in corruptions
+    )
+    overall = mean.fact("mean", "the mean over these conditions", pairs, base=base)
+    return RobustnessFacts(
+        n_records=len(y),
+        seed=seed,
+        clean=base.fact("clean", "the same records as they are", pairs),
+        conditions=conditions,
+        mean=overall,
+        sentence=_sentence(overall, conditions, pairs),
+    )
+
+
+class _Drawn:
+    """Balanced accuracy of each arm: the estimate, and its draws of shape (n_bootstrap,)."""
+
+    def __init__(self, estimate: Mapping[str, float], draws: Mapping[str, Float]) -> None:
+        self.estimate, self.draws = estimate, draws
+
+    @classmethod
+    def of(cls, boot: Bootstrap) -> _Drawn:
+        return cls(
+            {arm: float(boot.recall[a].mean()) for a, arm in enumerate(boot.arms)},
+            {arm: boot.draws[:, a].mean(axis=1) for a, arm in enumerate(boot.arms)},
+        )
+
+    @classmethod
+    def mean(cls, some: Sequence[_Drawn]) -> _Drawn:
+        arms = list(some[0].estimate)
+        return cls(
+            {arm: float(np.mean([s.estimate[arm] for s in some])) for arm in arms},
+            {arm: np.mean([s.draws[arm] for s in some], axis=0) for arm in arms},
+        )
+
+    def difference(self, arm: str, against: str) -> tuple[float, Float]:
+        return (
+            self.estimate[arm] - self.estimate[against],
+            self.draws[arm] - self.draws[against],
+        )
+
+    def fact(
+        self, name: str, strength: str, pairs: Pairs, *, base: _Drawn | None = None
+    ) -> ConditionFact:
+        differences, changes = [], []
+        for arm, against in pairs:
+            gap, drawn = self.difference(arm, against)
+            differences.append(_named(arm, against, percentiles(gap, drawn)))
+            if base is not None:
+                was, were = base.difference(arm, against)
+                changes.append(_named(arm, against, percentiles(gap - was, drawn - were)))
+        return ConditionFact(
+            name=name,
+            strength=strength,
+            balanced_accuracy={
+                arm: percentiles(value, self.draws[arm]) for arm, value in self.estimate.items()
+            },
+            differences=tuple(differences),
+            changes=tuple(changes),
+        )
+
+
+def _named(arm: str, against: str, interval: Interval) -> Difference:
+    return Difference(arm=arm, against=against, interval=interval)
+
+
+def _sentence(mean: ConditionFact, conditions: Sequence[ConditionFact], pairs: Pairs) -> str:
+    """Say what the corruptions show about the first pair."""
+    if not pairs:
+        return "Only one arm was compared, so nothing is said of a gain or a loss in robustness."
+    gap, change = mean.differences[0], mean.changes[0].interval
+    clean = gap.interval.estimate - change.estimate
+    said = (
+        f"On corrupted records “{gap.arm}” differs from “{gap.against}” by {_points(gap.interval.estimate)} points on "
+        f"average (95 % interval {_points(gap.interval.low)} to {_points(gap.interval.high)}), on clean ones by "
+        f"{_points(clean)}: "
+    )
+    if change.low > 0:
+        said += "a gain in robustness is shown."
+    elif change.high < 0:
+        still = ", though it stays better" if gap.interval.low > 0 else ""
+        said += f"a loss in robustness is shown{still}."
+    else:
+        said += "neither a gain nor a loss in robustness is shown."
+    lost = [c.name for c in conditions if c.differences[0].interval.high < 0]
+    return said + (f" It is shown to be worse under {', '.join(lost)}." if lost else "")
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"

@@ -1,0 +1,270 @@
+"""Whether a recipe helps one group and hurts another: recall per class and group, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    paired_bootstrap,
+    percentiles,
+    simultaneous,
+)
+from prefect_augment.schema.base import Interval
+from prefect_augment.schema.experiment import Gap, GroupFact, Shown, SliceFact, SliceFacts
+
+__all__ = ["MIN_SLICE", "slices"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+# Of so many records a recall of 80 % has an interval of about 18 points to each side; with fewer a
+# number would say more about chance than about the group.
+MIN_SLICE = 20
+MAX_DRAW_BYTES = 128 << 20
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The records by the values of some columns: cell of each record, and each cell's values."""
+
+    columns: tuple[str, ...]
+    cell: Int
+    values: tuple[tuple[str, ...], ...]
+
+    def group(self, cell: int) -> dict[str, str]:
+        return dict(zip(self.columns, self.values[cell], strict=True))
+
+
+def slices(
+    y: Int,
+    hits: Mapping[str, Float],
+    by: Mapping[str, Sequence[str]],
+    *,
+    classes: Sequence[str],
+    judged: Bool,
+    before: str,
+    after: str,
+    groups: Any = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> SliceFacts:
+    """Compare two arms within each group.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+        Classes of the hold-out records.
+    hits : mapping of arm to ndarray of float64, shape (n_seeds, n_records)
+        Share of learners that are right.
+    by : mapping of column to sequence of str, length n_records
+        Groups are the values of each column, and of several columns their combinations too.
+    classes, judged
+        Names in code order, and which count.
+    before, after : str
+        Arms. Where they are the same one, nothing gains or loses.
+    groups, n_bootstrap, seed
+        Of :func:`.paired_bootstrap`.
+
+    Returns
+    -------
+    SliceFacts
+        Differences of slices hold together at 95 %, and so do those of groups: max-T within each table,
+        Bonferroni over the tables.
+    """
+    cuts = [_cut((name,), by) for name in by]
+    if len(by) > 1:
+        cuts.append(_cut(tuple(by), by))
+    found = [
+        _compare(
+            cut, y, {BEFORE: hits[before], AFTER: hits[after]},
+            classes=classes, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+            level=1.0 - 0.05 / len(cuts),
+        )
+        for cut in cuts
+    ]  # fmt: skip
+    every = tuple(s for f in found for s in f.slices)
+    over_groups = tuple(g for f in found for g in f.groups)
+    return SliceFacts(
+        by=tuple(by),
+        before=before,
+        after=after,
+        min_records=MIN_SLICE,
+        n_too_few=sum(s.decision == "too few" for s in every),
+        groups=over_groups,
+        slices=every,
+        gaps=tuple(g for f in found for g in f.gaps),
+        flags=(*_flags(over_groups), *_flags(every), *(w for f in found for w in _widened(f.gaps))),
+    )
+
+
+def _cut(columns: tuple[str, ...], by: Mapping[str, Sequence[str]]) -> _Cut:
+    rows = list(zip(*(by[name] for name in columns), strict=True))
+    values = tuple(sorted(set(rows)))
+    place = {value: i for i, value in enumerate(values)}
+    return _Cut(columns, np.array([place[row] for row in rows], dtype=np.int64), values)
+
+
+@dataclass(frozen=True)
+class _Found:
+    groups: tuple[GroupFact, ...]
+    slices: tuple[SliceFact, ...]
+    gaps: tuple[Gap, ...]
+
+
+def _compare(
+    cut: _Cut,
+    y: Int,
+    hits: Mapping[str, Float],
+    *,
+    classes: Sequence[str],
+    judged: Bool,
+    groups: Any,
+    n_bootstrap: int,
+    seed: int,
+    level: float,
+) -> _Found:
+    n_cells = len(cut.values)
+    code = y * n_cells + cut.cell
+    counts = np.bincount(code, minlength=len(classes) * n_cells)
+    used = (counts >= MIN_SLICE) & np.repeat(judged, n_cells)
+    there = np.flatnonzero((counts > 0) & np.repeat(judged, n_cells))
+    in_cell = np.bincount(cut.cell[judged[y]], minlength=n_cells)
+    if not used.any():
+        few = [_few(cut, classes, int(k), int(counts[k])) for k in there]
+        none = [_no_group(cut, c, int(in_cell[c])) for c in np.flatnonzero(in_cell).tolist()]
+        return _Found(tuple(none), tuple(few), ())
+    n_draws = min(n_bootstrap, max(200, MAX_DRAW_BYTES // (16 * int(used.sum()))))
+    boot = paired_bootstrap(code, hits, judged=used, groups=groups, n_bootstrap=n_draws, seed=seed)
+    gained = simultaneous(
+        boot.recall[1] - boot.recall[0],
+        boot.draws[:, 1] - boot.draws[:, 0],
+        boot.n_units,
+        level=level,
+    )
+    of_slice = dict(zip(boot.classes.tolist(), gained, strict=True))
+    recalls = [boot.class_recall(arm) for arm in (BEFORE, AFTER)]
+    made = tuple(
+        SliceFact(
+            label=classes[int(k) // n_cells],
+            group=cut.group(int(k) % n_cells),
+            n_holdout=int(counts[k]),
+            before=recalls[0][int(k)],
+            after=recalls[1][int(k)],
+            difference=of_slice[int(k)],
+            decision=_shown(of_slice[int(k)]),
+        )
+        if int(k) in of_slice
+        else _few(cut, classes, int(k), int(counts[k]))
+        for k in there
+    )
+    return _Found(_groups(cut, boot, in_cell, level), made, _gaps(cut, boot, classes))
+
+
+def _few(cut: _Cut, classes: Sequence[str], code: int, n: int) -> SliceFact:
+    label, cell = divmod(code, len(cut.values))
+    return SliceFact(label=classes[label], group=cut.group(cell), n_holdout=n, decision="too few")
+
+
+def _no_group(cut: _Cut, cell: int, n: int) -> GroupFact:
+    return GroupFact(group=cut.group(cell), n_holdout=n, n_classes=0, decision="too few")
+
+
+def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[GroupFact, ...]:
+    """Mean recall of each group over its classes."""
+    cells = boot.classes % len(cut.values)
+    known = np.unique(cells)
+    mean = np.stack([boot.recall[:, cells == c].mean(axis=1) for c in known], axis=1)
+    draws = np.stack([boot.draws[:, :, cells == c].mean(axis=2) for c in known], axis=2)
+    fewest = np.array([boot.n_units[cells == c].min() for c in known])
+    gained = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest, level=level)
+    place = {int(c): j for j, c in enumerate(known)}
+    return tuple(
+        GroupFact(
+            group=cut.group(c),
+            n_holdout=int(in_cell[c]),
+            n_classes=int((cells == c).sum()),
+            before=percentiles(mean[0, place[c]], draws[:, 0, place[c]]),
+            after=percentiles(mean[1, place[c]], draws[:, 1, place[c]]),
+            difference=gained[place[c]],
+            decision=_shown(gained[place[c]]),
+        )
+        if c in place
+        else _no_group(cut, c, int(in_cell[c]))
+        for c in map(int, np.flatnonzero(in_cell))
+    )
+
+
+def _gaps(cut: _Cut, boot: Bootstrap, classes: Sequence[str]) -> tuple[Gap, ...]:
+    """Highest less lowest recall over the groups, per class and over classes."""
+    n_cells = len(cut.values)
+    cells, labels = boot.classes % n_cells, boot.classes // n_cells
+    found = []
+    for k in np.unique(labels):
+        of_class = labels == k
+        if of_class.sum() > 1:
+            gap = _gap(classes[int(k)], cut.columns, boot.recall[:, of_class],
+                       boot.draws[:, :, of_class])  # fmt: skip
+            found.append(gap)
+    # Groups are compared over the classes that all of them have, or one with easy classes would win.
+    common = [k for k in np.unique(labels) if (labels == k).sum() == len(np.unique(cells))]
+    if common and len(np.unique(cells)) > 1:
+        shared = np.isin(labels, common)
+        columns = [shared & (cells == c) for c in np.unique(cells)]
+        recall = np.stack([boot.recall[:, c].mean(axis=1) for c in columns], axis=1)
+        draws = np.stack([boot.draws[:, :, c].mean(axis=2) for c in columns], axis=2)
+        found.insert(0, _gap("", cut.columns, recall, draws))
+    return tuple(found)
+
+
+def _gap(label: str, columns: tuple[str, ...], recall: Float, draws: Float) -> Gap:
+    estimate, drawn = np.ptp(recall, axis=1), np.ptp(draws, axis=2)
+    return Gap(
+        label=label,
+        columns=columns,
+        before=percentiles(estimate[0], drawn[:, 0]),
+        after=percentiles(estimate[1], drawn[:, 1]),
+        change=percentiles(estimate[1] - estimate[0], drawn[:, 1] - drawn[:, 0]),
+    )
+
+
+def _shown(difference: Interval) -> Shown:
+    if difference.low > 0:
+        return "gains"
+    return "loses" if difference.high < 0 else "not shown"
+
+
+def _widened(gaps: Sequence[Gap]) -> list[str]:
+    """Say where the gap over the classes is shown to be wider than before; one test per table."""
+    return [
+        f"The gap between groups of {' × '.join(gap.columns)} is shown to widen, by "
+        f"{100 * gap.change.estimate:.1f} points (95 % interval {100 * gap.change.low:.1f} to "
+        f"{100 * gap.change.high:.1f}), whoever gains."
+        for gap in gaps
+        if not gap.label and gap.change.low > 0
+    ]
+
+
+def _flags(facts: Sequence[SliceFact] | Sequence[GroupFact]) -> list[str]:
+    """Say where, of the same class or over all classes, one group gains and another loses."""
+    found = []
+    sides: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
+    for fact in facts:
+        label = fact.label if isinstance(fact, SliceFact) else ""
+        where = sides.setdefault((label, tuple(fact.group)), {})
+        said = ", ".join(f"{name}={value}" for name, value in fact.group.items())
+        where.setdefault(fact.decision, []).append(said)
+    for (label, _), side in sides.items():
+        if side.get("gains") and side.get("loses"):
+            of = f"Class {label}" if label else "Over the classes"
+            found.append(
+                f"{of}: {' and '.join(side['gains'])} gains and {' and '.join(side['loses'])} loses."
+            )
+    return found

@@ -1,0 +1,331 @@
+"""What synthetic records give away about the records that they were made from.
+
+Three measurements on the same distances: a membership-inference attack, the distance to the closest
+record, and the exposure of the most isolated records. *Members* are the records that the generator
+was fitted on; *others* are real records that it never saw, and say what is expected of a generator
+that has learnt nothing of any one record. Members and others must be drawn from one population by
+chance, so the space of the distances must treat them alike: features of a network trained on the
+members do not, and are not used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, norm, rankdata, t
+
+from prefect_augment.evaluation.quality.neighbours import Space, nearest_by_blocks
+from prefect_augment.schema.base import Interval
+from prefect_augment.schema.privacy import Attack, Closeness, Exposure
+
+__all__ = [
+    "K_EXPOSED",
+    "K_ISOLATION",
+    "MIN_RECORDS",
+    "RARE_SHARE",
+    "Distances",
+    "attack",
+    "closeness",
+    "exposure",
+    "measure_distances",
+]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+K_ISOLATION = 5  # as for density and coverage
+# With as many synthetic records as real ones, some is among the five nearest of nearly every record.
+K_EXPOSED = 1
+RARE_SHARE = 0.1
+MIN_RECORDS = 5  # a side: with fewer an interval says nothing
+FALSE_ALARMS = 0.05
+MIN_FOR_SHARE = 20  # others: a 5 % quantile of fewer is their minimum
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distances within one class.
+
+    Attributes
+    ----------
+    members_to_synthetic : ndarray of float64, shape (n_members,)
+        To the nearest synthetic record.
+    others_to_synthetic : ndarray of float64, shape (n_others,)
+    members_radius, others_radius : ndarray of float64
+        To the :data:`K_ISOLATION`-th nearest real record besides itself, members and others together:
+        a record does not show by it on which side it is.
+    members_nearest, others_nearest : ndarray of float64
+        The same to the :data:`K_EXPOSED`-th nearest.
+    synthetic_to_members : ndarray of float64, shape (n_synthetic,)
+    others_to_members : ndarray of float64, shape (n_others,)
+    member_groups, other_groups : ndarray of int64
+        Records of a group count together in intervals.
+    """
+
+    members_to_synthetic: Float
+    others_to_synthetic: Float
+    members_radius: Float
+    others_radius: Float
+    members_nearest: Float
+    others_nearest: Float
+    synthetic_to_members: Float
+    others_to_members: Float
+    member_groups: Int
+    other_groups: Int
+
+    @property
+    def n_pairs(self) -> tuple[int, int]:
+        """Members and others."""
+        return len(self.members_to_synthetic), len(self.others_to_synthetic)
+
+
+def measure_distances(
+    members: NDArray[Any],
+    others: NDArray[Any],
+    synthetic: NDArray[Any],
+    *,
+    space: Space,
+    member_groups: Int | None = None,
+    other_groups: Int | None = None,
+) -> Distances:
+    """All distances that the measurements of one class need.
+
+    Parameters
+    ----------
+    members, others, synthetic : ndarray, shape (n_records, ...)
+        Records of one class.
+    space : Space
+        Made without knowing who is a member.
+    member_groups, other_groups : ndarray of int64, optional
+        Without them every record is a group of its own.
+    """
+    n = len(members)
+    m, o, s = (space.place(X) for X in (members, others, synthetic))
+    real = space.place(np.concatenate([members, others]))
+    radius, nearest = (_to_kth_other(space, real, k) for k in (K_ISOLATION, K_EXPOSED))
+    to_synthetic = space.nearest(real, s)
+    return Distances(
+        members_to_synthetic=to_synthetic[:n],
+        others_to_synthetic=to_synthetic[n:],
+        members_radius=radius[:n],
+        others_radius=radius[n:],
+        members_nearest=nearest[:n],
+        others_nearest=nearest[n:],
+        synthetic_to_members=space.nearest(s, m),
+        others_to_members=space.nearest(o, m),
+        member_groups=np.arange(n) if member_groups is None else member_groups,
+        other_groups=np.arange(len(others)) if other_groups is None else other_groups,
+    )
+
+
+def _to_kth_other(space: Space, points: Any, k: int) -> Float:
+    """Distance of each to its k-th nearest other one, or to the farthest where there are fewer."""
+    k = min(k, len(points) - 1)
+    if k == 1:
+        return space.nearest_others(points)
+    if k < 1:
+        return np.full(len(points), np.inf)
+    return nearest_by_blocks(space.distances, points, points, to_others=True, k=k)
+
+
+# --- the attack ---------------------------------------------------------------------------------
+
+
+def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | None:
+    """A membership-inference attack by distance, over one class or several.
+
+    The attacker has the synthetic records and a real one, and takes it for a member the nearer the
+    nearest synthetic record of its class is, as measured by how far real records of its
+    neighbourhood lie apart.
+
+    Parameters
+    ----------
+    classes : sequence of Distances
+        Pairs are compared within a class.
+    level : float
+        Of the interval.
+
+    Returns
+    -------
+    Attack or None
+        ``auc`` is the mean over the classes, weighted by how much each can say. None where no class
+        has :data:`MIN_RECORDS` on both sides.
+
+    Notes
+    -----
+    The interval is DeLong's on the logit scale, its variance taken over groups; where every pair is
+    told apart it is that of as many independent pairs as the smaller side has groups.
+
+    References
+    ----------
+    Chen et al. 2020, "GAN-Leaks", section 4 (the nearest synthetic record as the attack, and its
+    calibration by how hard a record is). Hilprecht et al. 2019, "Monte Carlo and Reconstruction
+    Membership Inference Attacks against Generative Models". DeLong et al. 1988 (variance of an
+    AUC); Obuchowski 1997 (over groups); van Elteren 1960 (weights of strata). Carlini et al. 2022,
+    "Membership Inference Attacks From First Principles", on the share found at few false alarms.
+    """
+    usable = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
+    if not usable:
+        return None
+    scores = [_scores(c) for c in usable]
+    weights = np.array([n * m / (n + m + 1) for n, m in (c.n_pairs for c in usable)])
+    weights /= weights.sum()
+    auc, member_parts, other_parts, found = 0.0, [], [], []
+    for (a, b), weight in zip(scores, weights, strict=True):
+        own, of_members, of_others = _auc(a, b)
+        auc += weight * own
+        member_parts.append(weight * (of_members - own) / len(a))
+        other_parts.append(weight * (of_others - own) / len(b))
+        if len(b) >= MIN_FOR_SHARE:
+            found.append(a < np.quantile(b, FALSE_ALARMS, method="lower"))
+    member_groups = np.concatenate([c.member_groups for c in usable])
+    other_groups = np.concatenate([c.other_groups for c in usable])
+    variance, n_groups = 0.0, []
+    for parts, groups in ((member_parts, member_groups), (other_parts, other_groups)):
+        codes = np.unique(groups, return_inverse=True)[1]
+        sums = np.bincount(codes, weights=np.concatenate(parts))
+        n_groups.append(len(sums))
+        variance += float((sums**2).sum()) * len(sums) / max(1, len(sums) - 1)
+    return Attack(
+        auc=_interval(auc, variance, min(n_groups), level),
+        n_members=sum(len(a) for a, _ in scores),
+        n_others=sum(len(b) for _, b in scores),
+        found_share=float(np.concatenate(found).mean()) if found else None,
+    )
+
+
+def _scores(distances: Distances) -> tuple[Float, Float]:
+    """Members' and others' distances over the radius of their neighbourhood; less is more like a member."""
+    radii = np.concatenate([distances.members_radius, distances.others_radius])
+    positive = radii[(radii > 0) & np.isfinite(radii)]
+    # Of repeated records the radius is 0; a hundredth of the usual one keeps the order of distances.
+    floor = 0.01 * float(np.median(positive)) if len(positive) else 1.0
+    return (
+        _over(distances.members_to_synthetic, distances.members_radius, floor),
+        _over(distances.others_to_synthetic, distances.others_radius, floor),
+    )
+
+
+def _over(distance: Float, radius: Float, floor: float) -> Float:
+    return np.maximum(distance, 0.0) / np.maximum(np.where(np.isfinite(radius), radius, 0.0), floor)
+
+
+def _auc(members: Float, others: Float) -> tuple[float, Float, Float]:
+    """AUC, each member's share of others that are farther, each other's share of members that are nearer."""
+    n, m = len(members), len(others)
+    ranks = rankdata(np.concatenate([members, others]))
+    of_members = 1.0 - (ranks[:n] - rankdata(members)) / m
+    of_others = (ranks[n:] - rankdata(others)) / n
+    return float(of_members.mean()), of_members, of_others
+
+
+def _interval(auc: float, variance: float, n_groups: int, level: float) -> Interval:
+    tail = (1.0 - level) / 2
+    if variance <= 0.0 and auc in (0.0, 1.0):
+        bound = float(beta.ppf(tail, n_groups, 1))
+        low, high = (bound, 1.0) if auc == 1.0 else (0.0, 1.0 - bound)
+        return Interval(estimate=auc, low=low, high=high)
+    if variance <= 0.0:
+        return Interval(estimate=auc, low=auc, high=auc)
+    # One record of each side short of certainty: the logit has no end there.
+    centre = min(max(auc, 1e-6), 1 - 1e-6)
+    reach = t.ppf(1.0 - tail, max(1, n_groups - 1)) * np.sqrt(variance) / (centre * (1 - centre))
+    logit = np.log(centre / (1 - centre))
+    low, high = (1 / (1 + np.exp(-np.clip(logit + d, -700, 700))) for d in (-reach, reach))
+    return Interval(estimate=auc, low=float(low), high=float(high))
+
+
+# --- closest records and rare ones ----------------------------------------------------------------
+
+
+def closeness(classes: Sequence[Distances]) -> Closeness | None:
+    """Distance to the closest member: of synthetic records against that of others.
+
+    Over several classes quantiles and shares are means over their synthetic records. None where no
+    class has a synthetic record and :data:`MIN_RECORDS` others.
+
+    References
+    ----------
+    Park et al. 2018, "Data Synthesis based on Generative Adversarial Networks", section 5 (DCR).
+    Platzer & Reutterer 2021, "Holdout-Based Empirical Assessment of Mixed-Type Synthetic Data"
+    (records held out as the measure of it).
+    """
+    rows, weights = [], []
+    for c in classes:
+        made, others = c.synthetic_to_members, c.others_to_members
+        if not len(made) or len(others) < MIN_RECORDS or not len(c.members_to_synthetic):
+            continue
+        low = np.quantile(others, FALSE_ALARMS)
+        rows.append(
+            [
+                *np.quantile(made, [0.5, FALSE_ALARMS]),
+                *(np.median(others), low),
+                (made < low).mean(),
+                *((made == 0).mean(), (others == 0).mean()),
+            ]
+        )
+        weights.append(len(made))
+    if not rows:
+        return None
+    names = ("synthetic_median", "synthetic_low", "others_median", "others_low")
+    shares = ("nearer_share", "synthetic_copies", "others_copies")
+    means = np.average(np.array(rows), axis=0, weights=weights)
+    return Closeness(**dict(zip((*names, *shares), map(float, means), strict=True)))
+
+
+def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure | None:
+    """Share of the most isolated records that have a synthetic record among their k nearest.
+
+    The most isolated are the :data:`RARE_SHARE` of a class whose :data:`K_ISOLATION`-th nearest real
+    record is farthest, members and others alike. A synthetic record is among the k nearest where it
+    lies nearer than the k-th nearest real one, with k :data:`K_EXPOSED`.
+
+    Returns
+    -------
+    Exposure or None
+        The difference is members' share less others', with Newcombe's interval. None with fewer
+        than :data:`MIN_RECORDS` isolated records on a side.
+
+    References
+    ----------
+    Stadler et al. 2022, "Synthetic Data – Anonymisation Groundhog Day" (outliers are at risk, and
+    means over all records hide it). Newcombe 1998, "Interval Estimation for the Difference Between
+    Independent Proportions", method 10.
+    """
+    members, others = [], []
+    for c in classes:
+        radii = np.concatenate([c.members_radius, c.others_radius])
+        if not len(radii):
+            continue
+        limit = np.quantile(radii, 1 - RARE_SHARE, method="higher")
+        rare_members, rare_others = c.members_radius >= limit, c.others_radius >= limit
+        members.append((c.members_to_synthetic < c.members_nearest)[rare_members])
+        others.append((c.others_to_synthetic < c.others_nearest)[rare_others])
+    a, b = (np.concatenate(x) if x else np.zeros(0, dtype=bool) for x in (members, others))
+    if min(len(a), len(b)) < MIN_RECORDS:
+        return None
+    p, q = float(a.mean()), float(b.mean())
+    (low_p, high_p), (low_q, high_q) = _wilson(p, len(a), level), _wilson(q, len(b), level)
+    return Exposure(
+        n_members=len(a),
+        n_others=len(b),
+        members=p,
+        others=q,
+        difference=Interval(
+            estimate=p - q,
+            low=p - q - float(np.hypot(p - low_p, high_q - q)),
+            high=p - q + float(np.hypot(high_p - p, q - low_q)),
+        ),
+    )
+
+
+def _wilson(p: float, n: int, level: float) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    z = float(norm.ppf(0.5 + level / 2))
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return float(centre - reach), float(centre + reach)

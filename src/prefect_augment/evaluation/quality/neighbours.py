@@ -1,0 +1,291 @@
+"""Distances between records, and which candidates are near copies of training records.
+
+The space of tables is named :data:`FEATURE_SPACE` wherever its distances are shown; other kinds of
+data bring a :class:`Space` of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from prefect_augment.evaluation.metrics.threads import single_threaded
+
+__all__ = [
+    "FEATURE_SPACE",
+    "FeatureSpace",
+    "Points",
+    "Space",
+    "near_copies",
+    "near_limit",
+    "nearest_by_blocks",
+    "real_distances",
+]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+FEATURE_SPACE = (
+    "mean over the columns of |difference| / (95 % - 5 % quantile) for numbers and 0 or 1 for "
+    "categories; a null counts as the median, plus 1 beside a value"
+)
+BLOCK_BYTES = 32 << 20
+# A 5 % quantile of fewer records is little more than their minimum.
+MIN_VAL = 20
+# A tree beats comparing all pairs on purely numeric records, while there are few columns.
+TREE_MAX_COLUMNS = 12
+TREE_MIN_PAIRS = 2_000_000
+
+
+class Space(Protocol):
+    """Where records of some kind are placed, and how far apart they then are.
+
+    Points are a class of the space's own, which can be counted and indexed by rows. A distance is 0
+    for equal records and for no others.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the report calls the space."""
+        ...
+
+    def place(self, X: NDArray[Any], /) -> Any:
+        """Records, shape (n_records, ...), as points."""
+        ...
+
+    def distances(self, a: Any, b: Any, /) -> Float:
+        """All distances, shape (len(a), len(b))."""
+        ...
+
+    def nearest(self, a: Any, b: Any, /) -> Float:
+        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
+        ...
+
+    def nearest_others(self, a: Any, /) -> Float:
+        """Distance of each to the nearest other one; infinite where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Points:
+    """Records in the feature space.
+
+    Attributes
+    ----------
+    numbers : ndarray of float64, shape (n_records, n_numeric + n_numeric with nulls)
+        Scaled numerics, then null indicators.
+    levels : ndarray of int32, shape (n_records, n_category)
+        Level codes, -1 for null.
+    """
+
+    numbers: Float
+    levels: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, rows: Int | Bool | slice) -> Points:
+        return Points(self.numbers[rows], self.levels[rows])
+
+
+LARGEST = float(np.finfo(np.float64).max)
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """How records are placed; made from *fit* records, used for all.
+
+    Attributes
+    ----------
+    is_category : ndarray of bool, shape (n_columns,)
+    median, scale, low, high : ndarray of float64, shape (n_numeric,)
+        Of the fit records' finite values; infinite values count as the nearest finite one.
+    """
+
+    is_category: Bool
+    median: Float
+    scale: Float
+    low: Float
+    high: Float
+
+    @classmethod
+    def of(cls, X: Float, is_category: Bool) -> FeatureSpace:
+        """The space of these records, shape (n_records, n_columns), NaN for null."""
+        summaries = np.array([_summary(column) for column in X[:, ~is_category].T]).reshape(-1, 4)
+        return cls(is_category, *summaries.T)
+
+    @property
+    def name(self) -> str:
+        """What the report calls the space."""
+        return FEATURE_SPACE
+
+    def place(self, X: Float) -> Points:
+        """Records in this space."""
+        values = np.clip(X[:, ~self.is_category], *self._bounds(X[:, ~self.is_category]))
+        null = np.isnan(values)
+        with np.errstate(over="ignore"):
+            numbers = (np.where(null, self.median, values) - self.median) / self.scale
+        numbers = np.clip(numbers, -LARGEST, LARGEST)
+        codes = X[:, self.is_category]
+        levels = np.where(np.isnan(codes), -1, codes).astype(np.int32)
+        return Points(np.hstack([numbers, null]), levels)
+
+    def distances(self, a: Points, b: Points) -> Float:
+        """All distances, shape (len(a), len(b)); the caller bounds the size."""
+        with single_threaded():
+            total: Float = cdist(a.numbers, b.numbers, "cityblock")
+        for j in range(a.levels.shape[1]):
+            total += a.levels[:, j, None] != b.levels[None, :, j]
+        return total / max(1, len(self.is_category))
+
+    def nearest(self, a: Points, b: Points) -> Float:
+        """Distance of each record of ``a`` to its nearest one in ``b``, shape (len(a),).
+
+        Needs about 100 MiB at most; infinite where ``b`` is empty.
+        """
+        return self._nearest(a, b, to_others=False)
+
+    def nearest_others(self, a: Points) -> Float:
+        """Distance of each record to the nearest other one of the same set, shape (len(a),)."""
+        return self._nearest(a, a, to_others=True)
+
+    def _nearest(self, a: Points, b: Points, *, to_others: bool) -> Float:
+        if len(b) == 0 or (to_others and len(b) == 1):
+            return np.full(len(a), np.inf)
+        # Most null indicators are 0 throughout.
+        used = (a.numbers != 0).any(axis=0) | (b.numbers != 0).any(axis=0)
+        a, b = Points(a.numbers[:, used], a.levels), Points(b.numbers[:, used], b.levels)
+        numeric = a.levels.shape[1] == 0 and 0 < a.numbers.shape[1] <= TREE_MAX_COLUMNS
+        if numeric and len(a) * len(b) >= TREE_MIN_PAIRS:
+            k = 2 if to_others else 1  # the nearest of all is the record itself, or its twin
+            found, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
+            result: Float = found[:, 0] / len(self.is_category)
+            return result
+        return nearest_by_blocks(self.distances, a, b, to_others=to_others)
+
+    def _bounds(self, values: Float) -> tuple[Float, Float]:
+        """Limits that touch infinite values only: an outlier keeps its distance."""
+        infinite = np.isinf(values)
+        return np.where(infinite, self.low, -np.inf), np.where(infinite, self.high, np.inf)
+
+
+def nearest_by_blocks(
+    distances: Callable[[Any, Any], Float],
+    a: Any,
+    b: Any,
+    *,
+    to_others: bool = False,
+    k: int = 1,
+) -> Float:
+    """Smallest distance of each point of ``a`` to ``b``, in a bounded amount of memory.
+
+    Parameters
+    ----------
+    distances : callable
+        All distances between two sets of points.
+    a, b : points
+        ``b`` is not empty.
+    to_others : bool
+        ``b`` is ``a``: a point is not its own neighbour.
+    k : int
+        The distance to the k-th nearest instead, of at least k points.
+    """
+    best = np.empty(len(a))
+    block = max(1, BLOCK_BYTES // (8 * len(b)))
+    for start in range(0, len(a), block):
+        rows = np.arange(start, min(start + block, len(a)))
+        found = distances(a[rows], b)
+        if to_others:
+            found[np.arange(len(rows)), rows] = np.inf
+        best[rows] = found.min(axis=1) if k == 1 else np.partition(found, k - 1, axis=1)[:, k - 1]
+    return best
+
+
+def real_distances(space: Space, fit: Any, val: Any) -> Float:
+    """Distances of real records to the nearest fit record, to hold candidates' against.
+
+    Those of val; where it has fewer than 20 records, those of the fit records to one another.
+    """
+    distances = space.nearest(val, fit) if len(val) >= MIN_VAL else space.nearest_others(fit)
+    return distances[np.isfinite(distances)]
+
+
+def near_limit(real: Float, quantile: float) -> float:
+    """Distance below which a record that is no exact copy counts as too near.
+
+    Parameters
+    ----------
+    real : ndarray of float64, shape (n_real,)
+        From :func:`real_distances`, at least one.
+    quantile : float in [0, 1)
+        Share of real records that count as too near.
+
+    Returns
+    -------
+    float
+        The quantile; where it is 0, since real records are exact copies themselves, that of the
+        positive distances. 0 where there is none.
+    """
+    limit = float(np.quantile(real, quantile))
+    positive = real[real > 0]
+    return limit if limit > 0 or not len(positive) else float(np.quantile(positive, quantile))
+
+
+def near_copies(
+    distance: Float, real: Float, quantile: float, ordinals: Int, standing: Bool
+) -> Bool:
+    """Which candidates are nearer to a fit record than real records are.
+
+    Parameters
+    ----------
+    distance : ndarray of float64, shape (n_candidates,)
+        To the nearest fit record.
+    real : ndarray of float64, shape (n_real,)
+        The same of real records that are not fit records, at least one.
+    quantile : float in [0, 1)
+        Share of real records that count as too near.
+    ordinals : ndarray of int64, shape (n_candidates,)
+        Their order; of exact copies, the first ones stay.
+    standing : ndarray of bool, shape (n_candidates,)
+        Candidates that no earlier check has dropped.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_candidates,)
+        Distance below the quantile of ``real``. Where that quantile is 0, real records are exact
+        copies themselves: then exact copies that still stand may be the same share of what stays as they are of
+        ``real``, and the others are held against the quantile of the positive distances.
+    """
+    limit = near_limit(real, quantile)
+    near: Bool = distance < limit
+    if limit == 0 or np.quantile(real, quantile) > 0:
+        return near
+    positive = real[real > 0]
+    near &= distance > 0
+    n_others = int((standing & (distance > 0) & ~near).sum())
+    # The share s is of copies and others together: n / (n + n_others) <= s.
+    n_allowed = (len(real) - len(positive)) * n_others // len(positive)
+    exact = np.flatnonzero(standing & (distance == 0))
+    in_order = exact[np.argsort(ordinals[exact], kind="stable")]
+    near[in_order[n_allowed:]] = True
+    return near
+
+
+def _summary(column: Float) -> tuple[float, float, float, float]:
+    """Median, scale, smallest and largest of the finite values; a column without any lies at 0."""
+    finite = column[np.isfinite(column)]
+    if not len(finite):
+        return 0.0, 1.0, 0.0, 0.0
+    q05, median, q95 = np.quantile(finite, [0.05, 0.5, 0.95])
+    low, high = float(finite.min()), float(finite.max())
+    # Mostly one value (an inflated zero): the whole range. Constant: any difference is large.
+    with np.errstate(over="ignore"):
+        scale = (q95 - q05) or (np.float64(high) - low) or 1.0
+    return float(median), float(min(scale, LARGEST)), low, high

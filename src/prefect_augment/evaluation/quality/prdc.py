@@ -1,0 +1,203 @@
+"""How alike two sets of records are: precision, recall, density, coverage; the classifier two-sample test."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from sklearn.metrics import roc_auc_score
+
+from prefect_augment.evaluation.classifiers.base import LearnerKind, balanced_weights, fit_learner
+from prefect_augment.evaluation.metrics.folds import stratified_folds
+from prefect_augment.evaluation.quality.neighbours import Space
+
+__all__ = [
+    "MAX_COMPARED",
+    "Likeness",
+    "c2st_auc",
+    "density_coverage",
+    "expected_coverage",
+    "likeness",
+]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+MAX_COMPARED = 2000  # records a side; all distances between them take 32 MiB
+# The two-sample test needs a bound on its seconds rather than its last decimal.
+C2ST_FOLDS = 5
+C2ST_RECORDS = 1000
+C2ST_ITERATIONS = 50
+
+
+class Likeness(NamedTuple):
+    """How alike two sets are; NaN with fewer than two real records or no synthetic one.
+
+    Attributes
+    ----------
+    precision : float in [0, 1]
+        Share of synthetic records within the ball of some real one.
+    recall : float in [0, 1]
+        Share of real records within the ball of some synthetic one; NaN with one synthetic record.
+    density : float
+        Mean number of real balls around a synthetic record, over k; about 1 for the same
+        distribution, above 1 where records crowd.
+    coverage : float in [0, 1]
+        Share of real records whose ball holds a synthetic record.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def likeness(
+    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
+) -> Likeness:
+    """Precision, recall, density and coverage of synthetic records.
+
+    Parameters
+    ----------
+    real, synthetic : ndarray, shape (n_records, ...)
+        The first 2,000 of each are looked at.
+    k : int
+        Neighbours that span each record's ball; fewer where there are few records.
+    space : Space, optional
+        Where distances are measured; Euclidean without one (then without nulls).
+
+    Notes
+    -----
+    Balls are closed: a record at exactly the radius is inside, which matters for tables with many
+    equal values only.
+
+    References
+    ----------
+    Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", section 3.
+    Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
+    """
+    real, synthetic = real[:MAX_COMPARED], synthetic[:MAX_COMPARED]
+    if len(real) < 2 or not len(synthetic):
+        return Likeness(*[float("nan")] * 4)
+    if space is None:
+        among, between = cdist(real, real), cdist(real, synthetic)
+        others = cdist(synthetic, synthetic)
+    else:
+        placed, made = space.place(real), space.place(synthetic)
+        among, between = space.distances(placed, placed), space.distances(placed, made)
+        others = space.distances(made, made)
+    k_real = min(k, len(real) - 1)
+    inside = between <= _radius(among, k_real)[:, None]
+    recall = float("nan")
+    if len(synthetic) > 1:
+        reached = between <= _radius(others, min(k, len(synthetic) - 1))
+        recall = float(reached.any(axis=1).mean())
+    return Likeness(
+        precision=float(inside.any(axis=0).mean()),
+        recall=recall,
+        density=float(inside.sum() / (k_real * len(synthetic))),
+        coverage=float(inside.any(axis=1).mean()),
+    )
+
+
+def _radius(among: Float, k: int) -> Float:
+    """Distance of each record to its k-th nearest other one; the matrix is used up."""
+    np.fill_diagonal(among, np.inf)
+    found: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
+    return found
+
+
+def density_coverage(
+    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
+) -> tuple[float, float]:
+    """Density and coverage alone; see :func:`likeness`."""
+    found = likeness(real, synthetic, k, space=space)
+    return found.density, found.coverage
+
+
+def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:
+    """Coverage that records of the same distribution reach on average.
+
+    Parameters
+    ----------
+    n_real, n_synthetic : int
+        Records a side; more than 2,000 count as 2,000.
+    k : int
+        As for :func:`likeness`.
+
+    Returns
+    -------
+    float in [0, 1]
+        1 minus the chance that the nearest k of all other records are real ones (any order of them is
+        as likely). Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k.
+    """
+    n, m = min(n_real, MAX_COMPARED), min(n_synthetic, MAX_COMPARED)
+    if n < 2 or not m:
+        return float("nan")
+    i = np.arange(min(k, n - 1))
+    return float(1.0 - np.prod((n - 1 - i) / (n - 1 + m - i)))
+
+
+def c2st_auc(
+    real: Float,
+    synthetic: Float,
+    *,
+    is_category: Bool,
+    n_levels: Int,
+    seed: int = 0,
+    learner: LearnerKind = "boosting",
+    most: int = C2ST_RECORDS,
+    n_iterations: int = C2ST_ITERATIONS,
+) -> float:
+    """AUC of a classifier that tells synthetic records from real ones, by 5-fold cross-validation.
+
+    Parameters
+    ----------
+    real, synthetic : ndarray of float64, shape (n_records, n_columns)
+        NaN for null; the first ``most`` of each are looked at.
+    is_category, n_levels
+        As in :func:`~prefect_augment.evaluation.classifiers.base.fit_learner`.
+    seed : int
+        Seed of the folds.
+    learner : {"boosting", "logistic"}
+        Which classifier; logistic for features that a network has made, of which there are many.
+    most : int
+        Records a side.
+    n_iterations : int
+        Of boosting.
+
+    Returns
+    -------
+    float in [0, 1]
+        Mean over the folds; 0.5 where the sets cannot be told apart, 1 where they always can. NaN
+        with fewer than five records on a side.
+
+    References
+    ----------
+    Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests".
+    """
+    real, synthetic = real[:most], synthetic[:most]
+    if min(len(real), len(synthetic)) < C2ST_FOLDS:
+        return float("nan")
+    X = np.vstack([real, synthetic])
+    y = np.repeat([0, 1], [len(real), len(synthetic)])
+    folds = stratified_folds(y, None, C2ST_FOLDS, seed, [str(i) for i in range(len(y))])
+    aucs = []
+    for fold in range(C2ST_FOLDS):
+        train, test = folds != fold, folds == fold
+        fitted = fit_learner(
+            learner,
+            X[train],
+            y[train],
+            weights=balanced_weights(y[train]),
+            is_category=is_category,
+            n_levels=n_levels,
+            n_classes=2,
+            seed=seed,
+            n_iterations=n_iterations,
+        )
+        aucs.append(roc_auc_score(y[test], fitted.predict_proba(X[test])[:, 1]))
+    return float(np.mean(aucs))

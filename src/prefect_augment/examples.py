@@ -1,0 +1,195 @@
+"""The built-in examples: handwritten digits, as a table and as images; ``demo`` runs both.
+
+Both are made of the 1,797 images that scikit-learn ships (Optical Recognition of Handwritten Digits,
+E. Alpaydin and C. Kaynak, UCI, CC BY 4.0).
+
+The table: eights among other digits, thinned to 1 in 21. A record is one image: how much ink each of
+its rows and columns holds, where most of it is, and whether there is any in the very middle. Measured
+when it was chosen (4 splits, 30 % hold-out): boosting and logistic regression reach a balanced
+accuracy of 0.85 and 0.64 as is, 0.88 and 0.86 with class weights: there is something to gain and
+something to see.
+
+The images: 20 training images of each of three digits and 120 of each other one, at 12 × 12 pixels,
+and a balanced hold-out in a file of its own, which makes the interval narrow. Measured when it was
+chosen (2 splits, the judge's own network): a balanced accuracy of 0.97 as is, 0.98 with balanced softmax
+or with resampling and classic augmentation; the rare digits' recalls rise from 0.90 to 0.95.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.pixels import encode_png, resize
+from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
+from prefect_augment.storage.store import Store, open_store
+
+__all__ = [
+    "FILE_NAME",
+    "IMAGE_FILES",
+    "IMBALANCE_RATIO",
+    "TAIL",
+    "demo_runs",
+    "example_images",
+    "example_source",
+    "example_table",
+    "image_tables",
+]
+
+FILE_NAME = "eights.parquet"
+IMBALANCE_RATIO = 20
+N_EIGHTS = 81
+# 24 eights instead of 16 in the hold-out: with so few records the interval needs every one.
+HOLDOUT_FRACTION = 0.3
+IMAGE_FILES = ("digits_train.parquet", "digits_test.parquet")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TAIL = ("five", "eight", "nine")
+N_HEAD = 120  # one number, so that the three alone lie below the median
+N_TAIL = 20
+VAL_FRACTION = 0.4  # of the rare 12 to fit, since the gate's classifier needs 10, and 8 for val
+N_TEST = 50  # of every digit
+SIDE = 12  # the original's 8 leave nothing to shift; 16 take half as long again to learn from
+# Of the demo's images, so that it ends within three minutes on two slow cores. The generator learns them at
+# the original's 8 pixels, which hold all there is, and 800 steps give digits that a person can read.
+DEMO_MODEL = DiffusionModel(size=8, width=16)
+DEMO_BUDGET = Budget(steps=800)
+DEMO_GATE = Gate(n_seeds=1, n_settings=1)
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+
+
+def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
+    """Return the parameters of the demo's runs by name, and write their sources.
+
+    The table goes through the main job as it is by default, but with one seed of the learners; of the
+    images a generator is asked for by name, small and for a number of steps, where the default would go
+    on without one.
+
+    Parameters
+    ----------
+    folder : str
+        A folder or URI; ``source`` below it gets the sources, ``table`` and ``images`` the results.
+    images : bool
+        Whether what images need is installed.
+    """
+    source = f"{folder}/source"
+    runs: dict[str, dict[str, Any]] = {
+        "table": {"source": example_source(source), "gate": Gate(n_seeds=1)}
+    }
+    if images:
+        runs["images"] = {
+            "source": example_images(source),
+            "model": DEMO_MODEL,
+            "budget": DEMO_BUDGET,
+            "gate": DEMO_GATE,
+        }
+    for name, given in runs.items():
+        given["destination"] = Destination(uri=f"{folder}/{name}")
+    return runs
+
+
+def example_source(where: Store | str, seed: int = 0) -> Source:
+    """Write the example where it is not there yet, and return it as a source.
+
+    Parameters
+    ----------
+    where : Store or str
+        A folder, by store or URI.
+    seed : int
+        Which eights are kept, and the order of the records.
+    """
+    store = open_store(where) if isinstance(where, str) else where
+    _write(store, FILE_NAME, example_table(seed))
+    return Source(uri=f"{store.uri}/{FILE_NAME}", label="digit", holdout_fraction=HOLDOUT_FRACTION)
+
+
+def example_table(seed: int = 0) -> pa.Table:
+    """Return the example's records: 16 whole numbers, a category, a truth value and the label ``digit``."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images: NDArray[np.int64] = digits.images.astype(np.int64)  # (1797, 8, 8), ink from 0 to 16
+    rng = np.random.default_rng(seed)
+    eights = rng.permutation(np.flatnonzero(digits.target == 8))[:N_EIGHTS]
+    others = rng.permutation(np.flatnonzero(digits.target != 8))[: N_EIGHTS * IMBALANCE_RATIO]
+    chosen = rng.permutation(np.concatenate([eights, others]))
+    x = images[chosen]
+    quadrant = x.reshape(-1, 2, 4, 2, 4).sum(axis=(2, 4)).reshape(-1, 4).argmax(axis=1)
+    columns: dict[str, pa.Array] = {
+        f"ink_row_{i + 1}": pa.array(x[:, i, :].sum(axis=1)) for i in range(8)
+    }
+    columns |= {f"ink_column_{j + 1}": pa.array(x[:, :, j].sum(axis=1)) for j in range(8)}
+    columns["densest_quadrant"] = pa.array([QUADRANTS[q] for q in quadrant])
+    columns["ink_in_middle"] = pa.array(x[:, 3:5, 3:5].min(axis=(1, 2)) > 0)
+    columns["digit"] = pa.array(np.where(digits.target[chosen] == 8, "eight", "other").tolist())
+    return pa.table(columns)
+
+
+def example_images(where: Store | str, seed: int = 0) -> Source:
+    """Write the image example where it is not there yet, and return it as a source.
+
+    Parameters
+    ----------
+    where : Store or str
+        A folder, by store or URI.
+    seed : int
+        Which images are kept, which are the hold-out, and the order of the records.
+    """
+    store = open_store(where) if isinstance(where, str) else where
+    for name, table in zip(IMAGE_FILES, image_tables(seed), strict=True):
+        _write(store, name, table)
+    train, test = (f"{store.uri}/{name}" for name in IMAGE_FILES)
+    return Source(uri=train, label="label", holdout_uri=test, val_fraction=VAL_FRACTION)
+
+
+def image_tables(seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Return the image example's records, to train on and held out: PNGs and their digit in words."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink: NDArray[np.float64] = digits.images  # (1797, 8, 8), ink from 0 to 16
+    pixels = np.rint(ink * (255 / 16)).astype(np.uint8)[..., None]
+    rng = np.random.default_rng(seed)
+    train, test = [], []
+    for k, name in enumerate(DIGITS):
+        places = rng.permutation(np.flatnonzero(digits.target == k))
+        test.append(places[:N_TEST])
+        train.append(places[N_TEST:][: N_TAIL if name in TAIL else N_HEAD])
+    of_train, of_test = (
+        _image_table(rng.permutation(np.concatenate(part)), pixels, digits.target)
+        for part in (train, test)
+    )
+    return of_train, of_test
+
+
+def _image_table(
+    places: NDArray[np.int64], pixels: NDArray[np.uint8], target: NDArray[np.int64]
+) -> pa.Table:
+    """Return these images in the layout of the `datasets` library, which shows and decodes them."""
+    images = [encode_png(resize(pixels[i], SIDE, SIDE)) for i in places]
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "string", "_type": "Value"}}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "image": image_array(images, [f"digit-{i:04d}.png" for i in places], kind),
+            "label": pa.array([DIGITS[target[i]] for i in places]),
+        }
+    )
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+
+
+def _write(store: Store, name: str, table: pa.Table) -> None:
+    """Put the table unless it is there: a new modification time would make it a changed source."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue()
+    if not store.exists(name) or store.read(name) != data:
+        store.put(name, data)

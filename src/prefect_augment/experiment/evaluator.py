@@ -1,0 +1,278 @@
+"""The workbench: what judging needs to know of a kind of data.
+
+Scoring, gating and the verdict are written once, over this protocol. Tables bring a
+:class:`~prefect_augment.experiment.table_evaluator.TableBench`, images an
+:class:`~prefect_augment.experiment.image_evaluator.ImageBench`, which is imported on use: it needs torch.
+
+Which records are scored, and what the gate is asked, the same for every kind of data.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.arrays import Asked, GateOutcome, Labelled, Records, by_columns
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.errors import MissingExtraError
+from prefect_augment.evaluation.metrics.folds import stratified_folds
+from prefect_augment.evaluation.quality.class_tests import Limits
+from prefect_augment.evaluation.quality.neighbours import Space
+from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
+from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts, GateReport
+from prefect_augment.shards.staged import read_shards
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.soft_labels import SHARE
+
+__all__ = [
+    "Question",
+    "Synthetic",
+    "Wishes",
+    "Workbench",
+    "best_first",
+    "gate_wishes",
+    "groups_of",
+    "kept_synthetic",
+    "open_bench",
+    "rarest_in_val",
+    "score_folds",
+]
+
+Int = NDArray[np.int64]
+
+
+class Synthetic(NamedTuple):
+    """Synthetic records for arms.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n, ...)
+        Best first within a stratum.
+    strata : ndarray of int64, shape (n,)
+    shares : ndarray of float64, shape (n,), optional
+        What each counts, where a record may stand for several classes; else each counts 1.
+    """
+
+    X: NDArray[Any]
+    strata: Int
+    shares: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of the comparison."""
+
+    gate: Gate = Gate()
+    classic: Classic = Classic()
+    model: ModelParams = AutoModel()
+    device: str = "auto"  # where networks compute
+
+
+class Workbench(Protocol):
+    """Records of one kind, and how they are read, learnt and judged."""
+
+    facts: DatasetFacts
+    plan: BalancePlan
+
+    @property
+    def records(self) -> Records:
+        """Fit and val, sorted by key."""
+        ...
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the classifiers that judge an arm."""
+        ...
+
+    def read(self, table: pa.Table) -> Records:
+        """Staged records of another part."""
+        ...
+
+    def encode(self, table: pa.Table) -> NDArray[Any]:
+        """The array form of records alone."""
+        ...
+
+    def folds(self, *, seed: int, has_candidates: bool) -> Int:
+        """Fold of each record whose predictions are scored; -1 for records that only train.
+
+        ``has_candidates`` says that a model's candidates are compared in this run.
+        """
+        ...
+
+    def is_fixed(self, arm: Arm) -> bool:
+        """Whether another seed trains the same learners on the same records again."""
+        ...
+
+    def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
+        """Synthetic records for an arm that trains on ``rows``, best first within a stratum.
+
+        ``given`` are those that the run's own model drew and the gate kept.
+        """
+        ...
+
+    def predictions(
+        self,
+        arm: Arm,
+        rows: Int,
+        X: NDArray[Any],
+        *,
+        synthetic: Synthetic | None,
+        seed: int,
+        effort: float = 1.0,
+    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``.
+
+        ``effort`` is the share of its steps that a learner takes, where it is trained in steps.
+        """
+        ...
+
+    def plain_space(self, X: NDArray[Any]) -> Space:
+        """Where distances are measured that may not know which records trained anything."""
+        ...
+
+    def gate(self, question: Question) -> GateOutcome:
+        """Hold candidates against real records."""
+        ...
+
+
+def open_bench(
+    store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes | None = None
+) -> Workbench:
+    """Return the workbench for staged records.
+
+    Raises
+    ------
+    MissingExtraError
+        If the records are images and torch or Pillow is not installed.
+    """
+    kind = "image" if facts.modality == "image" else "table"
+    try:
+        module = importlib.import_module(f"prefect_augment.experiment.{kind}_evaluator")
+    except ModuleNotFoundError as exc:
+        if kind == "table" or (exc.name or "").partition(".")[0] == "prefect_augment":
+            raise
+        raise MissingExtraError(
+            f"judging images needs {exc.name}: pip install 'prefect-augment[images,torch]'",
+            extra="images,torch",
+        ) from exc
+    bench: Workbench = module.open_bench(store, facts, plan, wishes or Wishes())
+    return bench
+
+
+def kept_synthetic(
+    bench: Workbench, store: Store, report: GateReport | None, *, with_dropped: bool = False
+) -> Synthetic | None:
+    """Return the candidates that passed the gate as arrays: best first within a stratum.
+
+    Records that another tool made are judged as they are, ``with_dropped``: with what our gate
+    would drop.
+    """
+    if report is None:
+        return None
+    shards = report.kept + (report.dropped if with_dropped else ())
+    if not shards:
+        return None
+    # What is kept has a rank and what is dropped a reason; only the source's columns are common.
+    facts = bench.facts
+    soft = [SHARE] if report.shares and not with_dropped else []
+    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label, *soft])]
+    table = read_shards(store, shards, columns)
+    index = {name: i for i, name in enumerate(bench.records.strata_names)}
+    strata = table_strata(table, label=facts.label, by=by_columns(bench.plan))
+    return Synthetic(
+        bench.encode(table),
+        np.array([index[s] for s in strata], dtype=np.int64),
+        table[SHARE].to_numpy() if soft else None,
+    )
+
+
+def rarest_in_val(records: Records) -> int:
+    """Return how many val records the rarest judged class has; 0 where none is judged."""
+    judged = np.flatnonzero(records.judged)
+    return min((int(np.sum(records.is_val & (records.y == k))) for k in judged), default=0)
+
+
+def score_folds(records: Records, *, n_folds: int, seed: int) -> Int:
+    """Return the fold of each record; with one fold, val's is 0 and fit's -1: it only trains."""
+    if n_folds == 1:
+        return np.where(records.is_val, 0, -1)
+    return stratified_folds(
+        records.strata, groups=records.groups, n_folds=n_folds, seed=seed, keys=records.keys
+    )
+
+
+def groups_of(records: Records, rows: Int) -> Int | None:
+    """Return the groups of some records, where there are groups."""
+    return None if records.groups is None else records.groups[rows]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Candidates to hold against real records.
+
+    Attributes
+    ----------
+    fit, val : ndarray of int64
+        Rows of the workbench's records: those that the candidates were made from, and others.
+    candidates : Labelled
+        Encoded, with their strata.
+    ordinals : ndarray of int64, shape (n_candidates,)
+        Each one's place among those of its stratum.
+    seed : int
+        Of the classifiers' folds.
+    share : float
+        Scales the plan's wanted records to the part that is used.
+    metrics : bool
+        Measure what is only reported, too.
+    """
+
+    fit: Int
+    val: Int
+    candidates: Labelled
+    ordinals: Int
+    seed: int
+    share: float = 1.0
+    metrics: bool = False
+
+
+def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Question) -> Asked:
+    """Return what the gate is asked, beside the records."""
+    return Asked(
+        strata=records.strata_names,
+        stratum_class=records.class_of_stratum(plan),
+        wanted=np.array(
+            [round(c.n_synthetic * question.share) for c in plan.classes], dtype=np.int64
+        ),
+        ordinals=question.ordinals,
+        fit_keys=records.keys[question.fit],
+        fit_groups=groups_of(records, question.fit),
+        val_groups=groups_of(records, question.val),
+        purpose="soft" if plan.soft_labels else gate.purpose,
+        near_copy_quantile=gate.near_copy_quantile,
+        fidelity_quantile=gate.fidelity_quantile,
+        seed=question.seed,
+        metrics=question.metrics,
+        limits=Limits(
+            false_alarm=gate.false_alarm,
+            max_fault_share=gate.max_fault_share,
+            min_coverage=gate.min_coverage,
+        ),
+        # Of the whole run's candidates alone: a fold has too few real records to tell.
+        drop_unsafe=question.metrics and gate.on_unsafe_class == "drop",
+    )
+
+
+def best_first(
+    outcome: GateOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], gate: Gate
+) -> NDArray[np.int64]:
+    """Return the kept candidates by stratum and rank: a smaller amount is a prefix of a larger one."""
+    # With soft labels all scores are 0, and the ordinals decide.
+    first = -outcome.score if gate.purpose == "utility" else np.zeros(len(ordinals))
+    order = np.lexsort((ordinals, first, strata))
+    return order[outcome.kept[order]]

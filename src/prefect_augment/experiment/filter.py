@@ -1,0 +1,203 @@
+"""Judge candidates: which synthetic records may be used, and why the others may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.arrays import Labelled, Matrix
+from prefect_augment.experiment.evaluator import Question, Wishes, Workbench, best_first, open_bench
+from prefect_augment.params import Gate
+from prefect_augment.schema.base import (
+    BalancePlan,
+    ClassGate,
+    DatasetRef,
+    GateReport,
+    ShardFact,
+)
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.staged import load_facts, read_shards
+from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.soft_labels import share_sums, stand, standing_rows
+
+__all__ = ["judge", "ungated", "write_candidates"]
+
+ALGORITHM_VERSION = 4
+SHARD_RECORDS = 100_000
+SHARD_BYTES = 64 * 2**20
+
+
+def judge(
+    dataset: DatasetRef,
+    candidates: DatasetRef,
+    *,
+    plan: BalancePlan,
+    gate: Gate,
+    seed: int,
+    store: Store,
+    device: str = "auto",
+) -> GateReport:
+    """Hold staged candidates against the fit and val records, and stage what is kept and dropped.
+
+    ``device`` says where networks compute: auto, cpu or cuda.
+
+    Returns
+    -------
+    GateReport
+        ``kept`` records are ordered by stratum and rank; ``dropped`` ones carry their reason.
+    """
+    key = stage_key(
+        "judge",
+        algorithm_version=ALGORITHM_VERSION,
+        params=[
+            list(plan.classes),
+            plan.learner_steps,
+            gate.purpose,
+            gate.near_copy_quantile,
+            gate.fidelity_quantile,
+            gate.on_unsafe_class,
+            gate.false_alarm,
+            gate.max_fault_share,
+            gate.min_coverage,
+            *gate.constraints,
+            *(["soft labels"] if plan.soft_labels else []),
+        ],
+        inputs=[dataset.key, candidates.key],
+        seed=seed,
+    )
+    stage = Stage(store, "judge", key)
+    found = stage.outcome(GateReport)
+    if found is not None:
+        return found
+    sampled = load_facts(candidates, store)
+    if not sampled.shards:
+        return stage.finish(_nothing_to_judge(stage, gate))
+    facts = load_facts(dataset, store)
+    bench = open_bench(store, facts, plan, Wishes(gate=gate, device=device))
+    data = bench.records
+    table = read_shards(store, sampled.shards)
+    names = {name: i for i, name in enumerate(data.strata_names)}
+    strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
+    ordinals = table["aug_ordinal"].to_numpy()
+    outcome = bench.gate(
+        Question(
+            fit=np.flatnonzero(~data.is_val),
+            val=np.flatnonzero(data.is_val),
+            candidates=Labelled(bench.encode(table), strata),
+            ordinals=ordinals,
+            seed=seed,
+            metrics=True,
+        )
+    )
+    table = table.append_column("aug_score", pa.array(outcome.score))
+    order = best_first(outcome, strata, ordinals, gate)
+    ranks = np.concatenate([np.arange(n) for n in np.bincount(strata[order])] or [order])
+    kept = table.take(pa.array(order)).append_column("aug_rank", pa.array(ranks))
+    counted: dict[str, Any] = {}
+    if plan.soft_labels:
+        assert isinstance(data, Matrix)
+        kept, counted = _with_soft_labels(kept, strata[order], data, plan, bench, seed)
+    rest = np.flatnonzero(~outcome.kept)
+    dropped = table.take(pa.array(rest)).append_column(
+        "aug_reason", pa.array(outcome.reason[rest].astype(str))
+    )
+    rules = sampled.extra.get("rules", {})
+    report = GateReport(
+        root=store.uri,
+        path=stage.outcome_path,
+        key=key,
+        purpose=gate.purpose,
+        classes=outcome.strata,
+        kept=write_candidates(stage, kept, "kept", facts.label),
+        dropped=write_candidates(stage, dropped, "dropped", facts.label),
+        feature_space=outcome.feature_space,
+        notes=(
+            *(sampled.notes if sampled.stage == "import" else ()),
+            *([rules["said"]] if rules else []),
+            *outcome.notes,
+            *counted.pop("notes", ()),
+        ),
+        rules=rules,
+        **counted,
+    )
+    return stage.finish(report)
+
+
+def _nothing_to_judge(stage: Stage, gate: Gate) -> GateReport:
+    return GateReport(
+        root=stage.store.uri,
+        path=stage.outcome_path,
+        key=stage.key,
+        purpose=gate.purpose,
+        classes=(),
+        kept=(),
+        dropped=(),
+        feature_space="",
+        notes=("no synthetic records were drawn, so none were judged",),
+    )
+
+
+def _with_soft_labels(
+    kept: pa.Table,
+    strata: NDArray[np.int64],
+    data: Matrix,
+    plan: BalancePlan,
+    bench: Workbench,
+    seed: int,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the rows that kept records become, and what the report says of them."""
+    fit = np.flatnonzero(~data.is_val)
+    found = stand(data, plan, fit, bench.encode(kept), strata, seed=seed)
+    rows = standing_rows(kept, data, found)
+    # A row's rank is its place among those that stand for the same.
+    counts = np.bincount(found.strata, minlength=len(data.strata_names))
+    ranks = np.concatenate([np.arange(n) for n in counts])
+    rows = rows.set_column(rows.column_names.index("aug_rank"), "aug_rank", pa.array(ranks))
+    members = ", ".join(f"{kind} {share:.0%}" for kind, share in found.teacher.items())
+    said = (
+        f"{kept.num_rows:,} synthetic records became {rows.num_rows:,} rows, one for each class "
+        f"that an ensemble ({members}) finds likely; aug_weight has how likely."
+    )
+    return rows, {
+        "rows": {k: int(n) for k, n in zip(data.strata_names, counts, strict=True) if n},
+        "shares": share_sums(found.strata, found.shares, data.strata_names),
+        "notes": (said,),
+    }
+
+
+def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
+    """Write records that are no real ones into a stage's folder; return the shards."""
+    return write_shards(
+        stage.store,
+        table,
+        prefix=stage.prefix,
+        stem=stem,
+        split=stem,
+        origin="synthetic",
+        label=label,
+        max_records=SHARD_RECORDS,
+        max_bytes=SHARD_BYTES,
+    )
+
+
+def ungated(candidates: DatasetRef, store: Store) -> GateReport:
+    """Return sampled records as if all of them had passed, with a note that nothing was judged."""
+    facts = load_facts(candidates, store)
+    return GateReport(
+        root=store.uri,
+        path=candidates.path,
+        key=candidates.key,
+        purpose="faithful",
+        classes=tuple(
+            ClassGate(name=name, n_candidates=n, n_passed=n, n_kept=n, reasons={}, metrics={})
+            for name, n in candidates.class_counts.items()
+        ),
+        kept=facts.shards,
+        dropped=(),
+        feature_space="",
+        notes=("The synthetic records were published without being judged.",),
+    )

@@ -1,0 +1,153 @@
+"""Picture sheets: what a class looks like, real beside synthetic beside the nearest training image.
+
+Arrays in, a PNG out, small enough for an artifact. Each column is one record: below a synthetic image
+stands the real one that it is most like, so that a copy shows at a glance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from prefect_augment.figures.style import MAX_BYTES, drawable, font_path
+
+__all__ = [
+    "CELL",
+    "N_COLUMNS",
+    "ROW_HEIGHT",
+    "ROW_TITLES",
+    "Images",
+    "rows_sheet",
+    "sheet",
+    "shown_name",
+]
+
+N_COLUMNS = 8  # on a phone each is still 40 pixels wide
+CELL = 112  # pixels: a whole multiple of 8, 14, 16 and 28
+ROW_TITLES = {
+    "real": "real",
+    "classic": "the same, after classic augmentation",
+    "synthetic": "synthetic",
+    "nearest": "the real training image nearest to each",
+}
+
+# As fine as the other charts: the page shows two of these pixels as one.
+_GAP, _PADDING = 8, 20
+_TITLE, _TEXT = 34, 28
+# As wide for one image as for eight, so that sheets stand below one another at one scale.
+_WIDTH = 2 * _PADDING + N_COLUMNS * (CELL + _GAP) - _GAP
+_HEADER = _PADDING + _TITLE + 20
+_ABOVE, _BELOW = _TEXT + 14, 14  # of a row of images
+ROW_HEIGHT = _ABOVE + CELL + _BELOW
+_INK, _MUTED, _BORDER = (28, 36, 48), (91, 101, 114), (214, 219, 225)
+
+Pixels = NDArray[np.uint8]  # (height, width, channels)
+Images = NDArray[np.uint8] | Sequence[Pixels]
+
+
+def sheet(
+    label: str,
+    real: Images | None,
+    synthetic: Images | None,
+    nearest: Images | None,
+    *,
+    classic: Images | None = None,
+    number: int | None = None,
+) -> bytes:
+    """A class's picture sheet.
+
+    Parameters
+    ----------
+    label : str
+        The class; any text.
+    real, synthetic, nearest, classic : ndarray of uint8, shape (n, height, width, channels), optional
+        The rows, or lists of images of any sizes; a row without images is left out, and the first
+        :data:`N_COLUMNS` are shown. ``nearest`` goes with ``synthetic``, ``classic`` with ``real``.
+    number : int, optional
+        The class's number in the table of the report, see :func:`.drawable`.
+
+    Returns
+    -------
+    bytes
+        A PNG of less than 200 kB; equal arrays give equal bytes. Small images are enlarged by a
+        whole factor with their pixels visible, large ones are reduced.
+    """
+    rows = {"real": real, "classic": classic, "synthetic": synthetic, "nearest": nearest}
+    given = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
+    return rows_sheet(label, given, number=number)
+
+
+def rows_sheet(
+    title: str, rows: Sequence[tuple[str, Images]], *, number: int | None = None
+) -> bytes:
+    """A sheet of any rows, each with what it shows; see :func:`sheet`."""
+    shown = [(text, images[:N_COLUMNS]) for text, images in rows if len(images)]
+    is_gray = all(pixels.shape[2] == 1 for _, images in shown for pixels in images)
+    return _small_png(_draw(title, shown, number), is_gray)
+
+
+def shown_name(label: str, number: int | None = None) -> str:
+    """The class name as the sheet can show it."""
+    return drawable(label, width=(_WIDTH - 2 * _PADDING) / _TITLE, number=number)
+
+
+def _draw(label: str, rows: Sequence[tuple[str, Images]], number: int | None) -> Image.Image:
+    height = _HEADER + max(1, len(rows)) * ROW_HEIGHT + _PADDING - _BELOW
+    image = Image.new("RGB", (_WIDTH, height), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((_PADDING, _PADDING), shown_name(label, number), fill=_INK, font=_font(_TITLE))
+    y = _HEADER
+    if not rows:
+        draw.text((_PADDING, y), "no images to show", fill=_MUTED, font=_font(_TEXT))
+    for text, images in rows:
+        draw.text((_PADDING, y), text, fill=_MUTED, font=_font(_TEXT))
+        for i, pixels in enumerate(images):
+            _paste(image, draw, pixels, _PADDING + i * (CELL + _GAP), y + _ABOVE)
+        y += ROW_HEIGHT
+    return image
+
+
+def _paste(image: Image.Image, draw: ImageDraw.ImageDraw, pixels: Pixels, x: int, y: int) -> None:
+    """Draw one record in the middle of its cell, with a line around it: many images are white."""
+    thumbnail = _thumbnail(pixels)
+    width, height = thumbnail.size
+    left, top = x + (CELL - width) // 2, y + (CELL - height) // 2
+    image.paste(thumbnail, (left, top))
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=_BORDER)
+
+
+def _thumbnail(pixels: Pixels) -> Image.Image:
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    longer = max(image.size)
+    if 2 * longer <= CELL:
+        factor = CELL // longer
+        size = (image.width * factor, image.height * factor)
+        return image.resize(size, Image.Resampling.NEAREST)
+    width, height = (max(1, round(side * CELL / longer)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # The basic layout is there in every build of Pillow; the other would set some names differently.
+    return ImageFont.truetype(font_path(), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _small_png(image: Image.Image, is_gray: bool) -> bytes:
+    """The picture as PNG: whole where that is small enough, else with fewer colours, then smaller."""
+    plain = image.convert("L") if is_gray else image
+    content = b""
+    for n_colours, scale in ((0, 1.0), (128, 1.0), (48, 1.0), (64, 0.75), (32, 0.5)):
+        size = (round(image.width * scale), round(image.height * scale))
+        drawn = plain if scale == 1.0 else plain.resize(size, Image.Resampling.LANCZOS)
+        if n_colours:
+            drawn = drawn.quantize(n_colours, dither=Image.Dither.NONE)
+        buffer = BytesIO()
+        drawn.save(buffer, format="PNG", optimize=True)
+        content = buffer.getvalue()
+        if len(content) < MAX_BYTES:
+            break
+    return content

@@ -1,0 +1,160 @@
+"""Pictures of what a model's latents say of records: clouds of vectors, scores with their threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from prefect_augment.figures.style import (
+    BLUE,
+    FONT,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    WIDTH,
+    YELLOW,
+    add_legend,
+    axis_label,
+    bar_mark,
+    dot_mark,
+    drawable,
+    frame,
+    line_mark,
+    png_bytes,
+)
+from prefect_augment.plan.targets import class_order
+
+__all__ = ["Cloud", "Scores", "cloud_chart", "scores_chart"]
+
+N_BINS = 60
+# Of the scores, what the axis shows: a few records may be stranger by orders of magnitude.
+SHOWN_QUANTILE = 0.995
+_COLOURS = (BLUE, ORANGE, GREEN, YELLOW, "#cc79a7", "#56b4e9")  # Okabe & Ito 2008
+_MARKERS = "os^Dv*"
+_NAME_WIDTH = 10.0
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Vectors in a plane.
+
+    Attributes
+    ----------
+    points : mapping of str to ndarray, shape (n, 2)
+        Some records of each class.
+    share : float in [0, 1]
+        Of the variance of all vectors, what is in the plane.
+    """
+
+    points: Mapping[str, NDArray[np.float64]]
+    share: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Anomaly scores.
+
+    Attributes
+    ----------
+    normal_val : ndarray, shape (n,)
+        Of normal val records, which the threshold comes from.
+    known, other : ndarray
+        Of all records of the classes that the model knows, and of all others; may be empty.
+    threshold : float
+    """
+
+    normal_val: NDArray[np.float64]
+    known: NDArray[np.float64]
+    other: NDArray[np.float64]
+    threshold: float
+
+
+def cloud_chart(cloud: Cloud) -> bytes:
+    """Vectors as dots in the plane in which they spread most, a colour and a shape per class.
+
+    Classes beyond the sixth, the smallest ones first drawn, share one grey.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH * 0.9), layout="constrained")
+    ax = figure.add_subplot()
+    frame(ax)
+    ax.grid(visible=False)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    names = sorted(cloud.points, key=lambda name: (-len(cloud.points[name]), name))
+    own = class_order(names[: len(_COLOURS)])
+    handles = []
+    rest = [cloud.points[name] for name in names[len(_COLOURS) :]]
+    if rest:
+        many = np.concatenate(rest)
+        ax.plot(many[:, 0], many[:, 1], ".", color=GREY, ms=4, alpha=0.7, zorder=1)
+    for name, colour, marker in zip(own, _COLOURS, _MARKERS, strict=False):
+        points = cloud.points[name]
+        ax.plot(points[:, 0], points[:, 1], marker, color=colour, ms=3.2, alpha=0.7, zorder=2)
+        handles.append(dot_mark(drawable(name, width=_NAME_WIDTH), colour, marker=marker))
+    if rest:
+        handles.append(dot_mark(f"{len(rest)} more classes", GREY))
+    axis_label(
+        ax, f"the plane in which vectors spread most: {100 * cloud.share:.0f} % of the variance"
+    )
+    add_legend(figure, handles)
+    return png_bytes(figure)
+
+
+def scores_chart(scores: Scores) -> bytes:
+    """Histograms of anomaly scores with the threshold; each group's area is 1.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    everything = np.concatenate([scores.normal_val, scores.known, scores.other])
+    low, high = float(everything.min()), float(np.quantile(everything, SHOWN_QUANTILE))
+    high = max(high, scores.threshold + 0.1 * abs(scores.threshold - low))
+    edges = np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    ax = figure.add_subplot()
+    frame(ax)
+    handles = [bar_mark("val, normal", "#c3c9d0"), line_mark("all, normal", BLUE)]
+    ax.stairs(_heights(scores.normal_val, edges), edges, fill=True, color="#c3c9d0", zorder=2)
+    ax.stairs(_heights(scores.known, edges), edges, color=BLUE, lw=1.6, zorder=3)
+    if len(scores.other):
+        ax.stairs(_heights(scores.other, edges), edges, color=ORANGE, lw=1.6, zorder=3)
+        handles.append(line_mark("other classes", ORANGE))
+    ax.axvline(scores.threshold, color=INK, lw=1.4, ls="--", zorder=4)
+    ax.annotate(
+        f"threshold {scores.threshold:.4g}",
+        (scores.threshold, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -10),
+        textcoords="offset points",
+        fontsize=8.5,
+        fontfamily=FONT,
+        color=MUTED,
+    )
+    ax.set_yticks([])
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    n_beyond = int((everything > edges[-1]).sum())
+    axis_label(ax, "anomaly score" + (f" ({n_beyond:,} more to the right)" if n_beyond else ""))
+    add_legend(figure, handles)
+    return png_bytes(figure)
+
+
+def _heights(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of the values per bin."""
+    counts = np.histogram(values, edges)[0]
+    heights: NDArray[np.float64] = counts / max(1, len(values))
+    return heights

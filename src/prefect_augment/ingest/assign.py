@@ -1,0 +1,433 @@
+"""What becomes of every record: left out, or in which part, and under which id.
+
+All of it is decided in an order that does not depend on the source's, a bin of keys at a time: how large the
+parts of each class are is known when all bins have been looked at. What stays together by group or as
+near-duplicates is decided for all records at once, on arrays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.labels import check_classes, class_names, label_text
+from prefect_augment.encoding.record_ids import real_ids
+from prefect_augment.errors import InputError
+from prefect_augment.ingest.holdout import in_holdout, refuse_other_classes
+from prefect_augment.ingest.record_index import LEFT_OUT, RecordIndex, index_of, merge
+from prefect_augment.ingest.validate import Candidates
+from prefect_augment.ingest.validate_images import Traits, image_facts
+from prefect_augment.params import Source
+from prefect_augment.schema.base import ImageFacts
+from prefect_augment.split.assignment import Assignment, Ledger, Looked, RecordSplit, Shares, assign
+from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.split.near_split import (
+    NearClusters,
+    assign_clusters,
+    count_near,
+    find_clusters,
+)
+from prefect_augment.storage.external_sort import bin_of
+from prefect_augment.storage.keys import KEY, Coded, group_ids, ranks_within, shared_names
+from prefect_augment.storage.spill import give_back
+
+__all__ = ["REASONS", "Decision", "Piece", "numbers_within"]
+
+#: Why records are left out that could be used by themselves.
+REASONS = ("", "in hold-out", "bridge")
+HELD, TWINS = REASONS[1], "twins"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was decided on the records of a bin.
+
+    Parameters
+    ----------
+    index : RecordIndex
+        The records.
+    parts : ndarray of int8, shape (n_records,)
+        Index into :data:`~prefect_augment.split.assignment.PARTS`, or
+        :data:`~prefect_augment.ingest.record_index.LEFT_OUT`.
+    numbers : ndarray of int32, shape (n_records,)
+        Number of each record among those of its key and class.
+    ids : ndarray of keys, shape (n_records,)
+        ``aug_id``; of new records only.
+    reasons : ndarray of int8, shape (n_records,)
+        Why a record is left out: index into :data:`REASONS`; 0 where it is not.
+    """
+
+    index: RecordIndex
+    parts: NDArray[np.int8]
+    numbers: NDArray[np.int32]
+    ids: NDArray[Any]
+    reasons: NDArray[np.int8]
+
+
+class Decision:
+    """The decision on all records.
+
+    All of them are looked at once, and then :meth:`pieces` gives what was decided, a bin of keys at a time.
+
+    Parameters
+    ----------
+    found : Candidates
+        Those that were read.
+    earlier : sequence of RecordIndex
+        Those of earlier batches.
+    held : Candidates, optional
+        A hold-out of its own.
+    ledger : Ledger
+        The parent version's, or an empty one.
+    source : Source
+        How records are split.
+    batches : ndarray of int32, shape (n_files,)
+        Batch of each file.
+
+    Attributes
+    ----------
+    ledger : Ledger or LedgerAside
+        The grown one, after the last piece.
+    n_new, n_kept_against_mark : int
+        See :class:`prefect_augment.split.assignment.Assignment`; after the last piece.
+    classes : tuple of str
+        Names of the classes in the order of their values.
+    is_grouped : bool
+        Whether records stay together, by group or as near-duplicates.
+    image : ImageFacts, optional
+        What was found about the images; after the last piece.
+
+    Raises
+    ------
+    InputError
+        If what the user says of the hold-out does not fit the records.
+    """
+
+    def __init__(
+        self,
+        found: Candidates,
+        earlier: Sequence[RecordIndex],
+        held: Candidates | None,
+        *,
+        ledger: Ledger,
+        source: Source,
+        batches: NDArray[np.int32],
+    ) -> None:
+        self.found, self.earlier, self.held, self.source = found, earlier, held, source
+        self.batches = batches
+        self.ledger: Ledger | LedgerAside = ledger
+        self.is_grouped = bool(found.roles.grouped_by or found.roles.image)
+        self.n_new = self.n_kept_against_mark = 0
+        self.image: ImageFacts | None = None
+        self._parent = ledger
+        self._split: RecordSplit | None = None
+        self._last: tuple[int, _Bin, Looked | None] | None = None
+        self._look()
+
+    # --- first: look at all records ---
+
+    def _look(self) -> None:
+        found = self.found
+        n_marked = sum(int(i.marked.sum()) for i in self.earlier if i.marked is not None)
+        counts = Counter(found.label_counts)
+        for index in self.earlier:
+            counts.update(index.labels.counts())
+        names, theirs = self._names([*counts])
+        self._label_names = names
+        n = sum(counts.values())
+        self._check_label(counts)
+        if found.marks is not None:
+            found.marks.check(n=sum(map(len, self.earlier)), n_marked=n_marked)
+        if self.held is not None:
+            uri = self.held.scan.listing.store.uri
+            values = self._label_values(counts)
+            refuse_other_classes(self.held, {k: m for k, m in counts.items() if m}, values, uri)
+        if not self.is_grouped:
+            self._split = RecordSplit(
+                replace(self._parent, labels=theirs),
+                self._shares(),
+                has_marks=found.marks is not None,
+                workspace=found.scan.workspace,
+                n_bins=found.n_bins,
+            )
+        left, outside = Counter[str](), Counter[str]()
+        overlaps: dict[str, int] = {}
+        for number in range(found.n_bins):
+            some, looked = self._bin(number)
+            for reason, m in some.overlaps.items():
+                overlaps[reason] = overlaps.get(reason, 0) + m
+            kept = some.left()
+            left.update(kept.labels.counts())
+            outside.update(some.outside)
+            if self._split is not None and looked is not None:
+                self._split.note(looked, kept.labels, kept.marked, number)
+            del some, looked, kept
+            give_back()
+        self._refuse_overlap(overlaps, n)
+        if overlaps.get(HELD):
+            if not outside:
+                raise InputError(
+                    "every record of the source is also in the hold-out; nothing is left to train on."
+                )
+            self._check_label(outside)
+        values = class_names(self._label_values(left))
+        self.classes = tuple(name for name in values if name in left)
+
+    def _names(self, names: list[str]) -> tuple[NDArray[Any], Coded]:
+        """Return all class names, those of the ledger too, and its labels coded by them."""
+        ours = Coded.of(sorted(names))
+        ours, theirs = shared_names(ours, self._parent.labels)
+        return ours.names, theirs
+
+    def _bin(self, number: int) -> tuple[_Bin, Looked | None]:
+        """Return the records of a bin and what the ledger says of them."""
+        if self._last is not None and self._last[0] == number:
+            return self._last[1:]
+        self._last = None
+        found = self.found
+        index = index_of(found, found.rows(number), self.batches)
+        if found.images is not None:
+            found.images = None  # the index has them, and there is no other
+        parts = [i.of_bin(number, found.n_bins) for i in self.earlier]
+        index = merge([*parts, index])
+        index = replace(index, labels=shared_names(index.labels, self._none())[0])
+        some = _Bin(index, self.held, self.source, self._parent)
+        some.settle(number, found.n_bins)
+        looked = None
+        if self._split is not None:
+            left = some.left()
+            looked = self._split.look(left.keys, left.labels, left.marked, number)
+        if found.n_bins == 1:
+            self._last = number, some, looked
+        return some, looked
+
+    def _none(self) -> Coded:
+        return Coded(np.zeros(0, dtype=np.int32), self._label_names)
+
+    def _label_values(self, counts: Mapping[str, int]) -> pa.Array:
+        """The different labels of the records in their own type, also of those of earlier batches."""
+        names = [n for n in counts if n and counts[n]]
+        values = self.found.label_values
+        texts = label_text(values).to_pylist()
+        values = values.filter(pa.array([text in names for text in texts], pa.bool_()))
+        others = sorted(set(names).difference(texts))
+        if not others:
+            return values
+        return pa.concat_arrays([values, pa.array(others, pa.string()).cast(values.type)])
+
+    def _check_label(self, counts: Mapping[str, int]) -> None:
+        n = sum(counts.values())
+        check_classes(self._label_values(counts), n, n, name=self.found.roles.label)
+
+    def _refuse_overlap(self, overlaps: Mapping[str, int], total: int) -> None:
+        """Refuse records on both sides, where the user wants that."""
+        if self.source.on_overlap != "error":
+            return
+        if n := overlaps.get(HELD):
+            raise InputError(
+                f"{n} of the source's {total} records are also in the hold-out {self.source.holdout_uri} (equal values "
+                "and label, or the same group): the comparison would judge what was trained on. Take them out, or set "
+                "source.on_overlap to 'drop' to quarantine them.",
+                n_overlap=n,
+            )
+        if n := overlaps.get(TWINS):
+            raise InputError(
+                f"{n} images that {self.source.holdout_column!r} marks as training are byte for byte "
+                "also marked as hold-out: the comparison would judge what was trained on. Take them out, or set "
+                "source.on_overlap to 'drop' to quarantine them.",
+                n_overlap=n,
+            )
+
+    def _shares(self) -> Shares:
+        is_given = self.held is not None
+        fraction = 0.0 if is_given else self.source.holdout_fraction
+        is_given = is_given or fraction == 0.0 or self.found.marks is not None
+        return Shares(fraction, self.source.val_fraction, is_given)
+
+    # --- then: say what becomes of them ---
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield what was decided, sorted by key; once."""
+        aside = None
+        if self._split is not None:
+            aside = LedgerAside(self._parent, self._label_names, self.found.scan.workspace)
+        for number in range(self.found.n_bins):
+            some, looked = self._bin(number)
+            left = some.left()
+            if self._split is not None and looked is not None and aside is not None:
+                parts, grown = self._split.assign(looked, left.keys, left.labels, left.marked)
+                aside.append(grown)
+                occurrences = looked.occurrences
+            else:
+                assignment = self._together(some, left)
+                parts, occurrences = assignment.parts, assignment.occurrences
+            yield _piece(some, left, parts, occurrences)
+            del some, looked, left, parts, occurrences
+            self._last = None
+            give_back()
+        if self._split is not None and aside is not None:
+            self.ledger = aside
+            self.n_new = self._split.n_new
+            self.n_kept_against_mark = self._split.n_kept_against_mark
+
+    def _together(self, some: _Bin, left: RecordIndex) -> Assignment:
+        """Split records that stay together, by group or as near-duplicates: all of them are one bin."""
+        wishes: dict[str, Any] = {
+            "ledger": self._parent,
+            "holdout_fraction": 0.0 if self.held is not None else self.source.holdout_fraction,
+            "val_fraction": self.source.val_fraction,
+            "marked": left.marked,
+        }
+        if some.clusters is not None and left.thumbs is not None:
+            assignment = assign_clusters(
+                left.keys,
+                left.labels,
+                some.clusters,
+                left.thumbs,
+                thumb_rows=left.thumb_rows,
+                **wishes,
+            )
+        else:
+            assignment = assign(left.keys, left.labels, groups=left.groups, **wishes)
+        self.ledger, self.n_new = assignment.ledger, assignment.n_new
+        self.n_kept_against_mark = assignment.n_kept_against_mark
+        self.image = some.image_facts(self.found.roles.image, left)
+        return assignment
+
+
+def _piece(
+    some: _Bin, left: RecordIndex, parts: NDArray[np.int8], occurrences: NDArray[np.int64]
+) -> Piece:
+    index = some.index
+    every = np.full(len(index), LEFT_OUT, dtype=np.int8)
+    every[some.rows] = parts
+    # Numbers among those of a key and class are in the ledger's order.
+    order = np.argsort(occurrences, kind="stable")
+    numbers = np.zeros(len(index), dtype=np.int32)
+    numbers[some.rows[order]] = numbers_within(left.keys[order], left.labels.take(order))
+    ids = np.zeros(len(index), dtype=KEY)
+    new = some.rows[index.rows[some.rows] >= 0]
+    ids[new] = real_ids(index.keys[new], index.labels.take(new), numbers[new].astype(np.int64))
+    return Piece(index, every, numbers, ids, some.reasons)
+
+
+class _Bin:
+    """Records of one bin of keys, and which of them are left out."""
+
+    def __init__(
+        self, index: RecordIndex, held: Candidates | None, source: Source, ledger: Ledger
+    ) -> None:
+        self.index, self.held, self.source, self.ledger = index, held, source, ledger
+        self.reasons = np.zeros(len(index), dtype=np.int8)
+        self.rows = np.arange(len(index))  # those that are not left out
+        self.overlaps: dict[str, int] = {}
+        self.outside: dict[str, int] = {}  # class counts of those that are not in the hold-out
+        self.clusters: NearClusters | None = None
+
+    def left(self) -> RecordIndex:
+        """Return the records that are not left out."""
+        return self.index.take(self.rows)
+
+    def settle(self, number: int, n_bins: int) -> None:
+        """Leave out what is on both sides."""
+        self._settle_overlap(number, n_bins)
+        self._settle_twins()
+        self.outside = self.left().labels.counts()
+        # Where records on both sides are an error, it is said before the long search.
+        if self.source.on_overlap != "error" or not any(self.overlaps.values()):
+            self._find_clusters()
+
+    def _settle_overlap(self, number: int, n_bins: int) -> None:
+        if self.held is None:
+            return
+        index, held = self.index, self.held.every
+        if n_bins > 1:  # without groups: what is equal is in the same bin
+            held = held.take(bin_of(held.keys, n_bins) == number)
+        overlap = in_holdout(index.keys, index.labels, index.groups, held)
+        self.overlaps[HELD] = int(overlap.sum())
+        self._leave_out(overlap, HELD)
+
+    def _settle_twins(self) -> None:
+        """An image on both sides of the user's own marks is in the hold-out, as one at its URI would be."""
+        index = self.index
+        if index.marked is None or index.traits is None or index.groups is not None:
+            return
+        overlap = ~index.marked & np.isin(index.keys, index.keys[index.marked])
+        self.overlaps[TWINS] = int(overlap.sum())
+        self._leave_out(overlap, HELD)
+
+    def _leave_out(self, unusable: NDArray[np.bool_], reason: str) -> None:
+        """Leave records out; ``unusable`` is about all of them."""
+        self.reasons[self.rows[unusable[self.rows]]] = REASONS.index(reason)
+        self.rows = self.rows[~unusable[self.rows]]
+
+    def _find_clusters(self) -> None:
+        """Find near-duplicate images, where no group says what belongs together."""
+        if self.index.traits is None or self.index.groups is not None:
+            return
+        left = self.left()
+        assert left.thumbs is not None
+        clusters = find_clusters(
+            left.keys,
+            left.thumbs,
+            ledger=self.ledger,
+            thumb_rows=left.thumb_rows,
+            marked=left.marked,
+        )
+        bridges = np.zeros(len(self.index), dtype=bool)
+        bridges[self.rows] = clusters.is_bridge
+        self.clusters = clusters.take(np.flatnonzero(~clusters.is_bridge))
+        self._leave_out(bridges, "bridge")
+
+    # --- images ---
+
+    def image_facts(self, column: str, left: RecordIndex) -> ImageFacts | None:
+        """Return what was found about the images."""
+        if left.traits is None or left.thumb_rows is None or left.thumbs is None:
+            return None
+        found = {}
+        if self.clusters is not None:
+            sizes = np.unique(self.clusters.names, return_counts=True)[1]
+            found = {
+                "n_clusters": int((sizes > 1).sum()),
+                "n_clustered": int(sizes[sizes > 1].sum()),
+                "largest_cluster": int(sizes.max(initial=0)),
+            }
+        if self.held is not None and self.held.images is not None:
+            found["n_near_holdout"] = count_near(
+                left.keys,
+                self._thumbs_of(left),
+                None if self.clusters is None else self.clusters.levels,
+                self.held.every.keys,
+                self.held.images.thumbs,
+            )
+        counts = np.bincount(left.traits, minlength=len(left.kinds)).tolist()
+        kinds: Mapping[Traits, int] = {
+            kind: n for kind, n in zip(left.kinds, counts, strict=True) if n
+        }
+        return image_facts(column, kinds, **found)
+
+    def _thumbs_of(self, left: RecordIndex) -> NDArray[np.int8]:
+        """Thumbnails of all records; the ledger has those of earlier batches."""
+        assert left.thumbs is not None
+        assert left.thumb_rows is not None
+        known = left.thumb_rows < 0
+        if not known.any():
+            return left.thumbs[left.thumb_rows]
+        thumbs = np.zeros((len(left), left.thumbs.shape[1]), dtype=np.int8)
+        thumbs[~known] = left.thumbs[left.thumb_rows[~known]]
+        if self.ledger.images is not None:
+            place = np.searchsorted(self.ledger.keys, left.keys[known])
+            thumbs[known] = self.ledger.images.thumbs[np.minimum(place, len(self.ledger.keys) - 1)]
+        return thumbs
+
+
+def numbers_within(keys: NDArray[Any], labels: Coded) -> NDArray[np.int64]:
+    """Return how many records of the same key and class come before each."""
+    return ranks_within(group_ids(keys) * max(1, len(labels.names)) + labels.codes)

@@ -1,0 +1,546 @@
+"""Records that another tool made, staged as candidates so that they are judged like our own.
+
+They come in any format that a source may have. Columns are found by name and read as the real ones'
+types; what cannot be judged goes to quarantine with file, position and reason, and the records that came
+are the staged ones plus those.
+
+Values that another tool wrote, read as the real column's type: which fit, and why others do not.
+
+Tools lose types: whole numbers come as floats, everything comes as text out of a CSV file. What loses
+nothing is taken; whole numbers that were interpolated are rounded, and counted; what is no value of the
+column at all is said, so that its record can be set aside.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.arrays import by_columns
+from prefect_augment.encoding.columns import did_you_mean, listing
+from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.values import plain
+from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.experiment.filter import write_candidates
+from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
+from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
+from prefect_augment.ingest.validate_images import ImageChecker
+from prefect_augment.params import Source
+from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.shards.parquet import LINEAGE, select_columns
+from prefect_augment.shards.staged import load_facts, read_part, read_shards
+from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
+from prefect_augment.storage.spill import Workspace
+from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_given", "read_as"]
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM_VERSION = 4
+STAGE = "import"
+# What one row of a source needs of a table; without the others it cannot be compared.
+LEARNT = ("numeric", "category")
+MAX_REASONS = 5  # in a sentence
+
+
+def import_candidates(
+    dataset: DatasetRef,
+    uri: str,
+    *,
+    plan: BalancePlan,
+    store: Store,
+    options: dict[str, Any] | None = None,
+    max_megapixels: float = 50.0,
+) -> DatasetRef:
+    """Stage records that another tool made as candidates.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        The real records; columns, types and classes are taken from them.
+    uri : str
+        File, folder, glob or URL: whatever a source may be.
+    plan : BalancePlan
+        Names the strata.
+    store : Store
+        Where they are staged.
+    options : dict, optional
+        fsspec storage options of ``uri``.
+    max_megapixels : float
+        Larger images go to quarantine.
+
+    Returns
+    -------
+    DatasetRef
+        ``n_quarantined`` counts what could not be judged; the facts' notes say why.
+
+    Raises
+    ------
+    SchemaError
+        If the label or a column that models learn is missing.
+    InputError
+        If there is no record, or none that can be judged.
+    """
+    facts = load_facts(dataset, store)
+    files = list_source(uri, wished="auto", options=options)
+    if files.manifest is not None:
+        raise InputError(
+            f"{uri} is a dataset that this tool has published; give the files of its synthetic records "
+            "(data/*synthetic*.parquet), or the records as the other tool left them.",
+            uri=uri,
+        )
+    digest = sha256_hex(repr([(e.path, e.n_bytes, e.etag) for e in files.entries]).encode())
+    key = stage_key(
+        STAGE,
+        algorithm_version=ALGORITHM_VERSION,
+        params=[digest, max_megapixels, list(plan.classes)],
+        inputs=[dataset.key],
+    )
+    stage = Stage(store, STAGE, key)
+    done = stage.outcome(DatasetFacts)
+    if done is None:
+        reader = _Reader(facts, plan, store, uri, digest, max_megapixels)
+        done = stage.finish(reader.stage(stage, files))
+    for note in done.notes:
+        logger.info("%s", note)
+    return stage.reference(done, done.part_counts["candidates"])
+
+
+def plan_of_given(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
+    """Return the plan that wants all given records: what the gate may keep, and the report shows."""
+    classes = []
+    for entry in plan.classes:
+        n = given.class_counts.get(entry.name, 0)
+        wanted = {"n_synthetic": n, "n_classic": 0, "target": entry.n_real + n}
+        classes.append(entry.model_copy(update=wanted))
+    rule = "the real records and those that were given"
+    return plan.model_copy(update={"classes": tuple(classes), "rule": rule})
+
+
+@dataclass
+class _Reader:
+    """One import at work."""
+
+    facts: DatasetFacts
+    plan: BalancePlan
+    store: Store
+    uri: str
+    digest: str
+    max_megapixels: float
+
+    def stage(self, stage: Stage, files: Listing) -> DatasetFacts:
+        facts = self.facts
+        source = Source(uri=self.uri, label=facts.label, max_megapixels=self.max_megapixels)
+        with Workspace() as workspace:
+            found = scan(files, source, workspace, has_lineage=True)
+            n_read = found.n_records + len(found.quarantine)
+            table, notes, quarantine = self._judgeable(found)
+        if not table.num_rows:
+            raise InputError(
+                f"none of the {n_read:,} records of {self.uri} can be judged: "
+                f"{_reasons(by_reason(quarantine))}.",
+                uri=self.uri,
+            )
+        if quarantine.num_rows:
+            notes.append(
+                f"{quarantine.num_rows:,} of {n_read:,} given records could not be judged: "
+                f"{_reasons(by_reason(quarantine))}. They lie in {stage.prefix} with file, position and reason"
+            )
+        strata = table_strata(table, label=facts.label, by=by_columns(self.plan))
+        table = self._with_lineage(table, strata)
+        shards = write_candidates(stage, table, "candidates", facts.label)
+        put = write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
+        return stage.facts_of(
+            facts,
+            shards,
+            part="candidates",
+            part_counts={"candidates": dict(Counter(strata))},
+            n_quarantined=quarantine.num_rows,
+            quarantine=put,
+            notes=tuple(notes),
+        )
+
+    def _judgeable(self, found: Scan) -> tuple[pa.Table, list[str], pa.Table]:
+        """Return the records with the real ones' columns and types, what to say, and the others."""
+        real = read_shards(self.store, [], like=self.facts.shards)
+        kept = [n for n in real.column_names if n not in ("aug_id", "content_key")]
+        real = select_columns(real, kept)
+        notes, rounded = found.said(), Counter[str]()
+        self._check_columns(found.schema.names, real.schema, notes)
+        levels = self._levels()
+        tables = []
+        for batch in found.batches():
+            batch = self._named_as_real(batch)
+            batch = self._labelled(batch, found.quarantine)
+            batch = self._decodable(batch, found.quarantine)
+            made = self._typed(batch, real.schema, levels, found.quarantine, rounded)
+            tables.append(self._of_known_strata(made, found.quarantine))
+        n = found.n_records
+        notes += [
+            f"column {name!r} holds whole numbers in the real records: {times:,} of {n:,} given values were rounded"
+            for name, times in rounded.items()
+        ]
+        table = pa.concat_tables([real.schema.empty_table(), *tables]).unify_dictionaries()
+        return table, notes, found.quarantine.table()
+
+    # --- columns ---
+
+    @property
+    def _image(self) -> str:
+        return self.facts.image.column if self.facts.image else ""
+
+    def _needed(self) -> list[str]:
+        """Columns without which a record cannot be judged."""
+        own = [] if self._image else [c.name for c in self.facts.columns if c.kind in LEARNT]
+        return [*dict.fromkeys([*own, self.facts.label, *by_columns(self.plan)])]
+
+    def _check_columns(self, names: Sequence[str], real: pa.Schema, notes: list[str]) -> None:
+        missing = [name for name in self._needed() if name not in names]
+        if missing:
+            hint = did_you_mean(missing[0], [n for n in names if n not in real.names])
+            raise SchemaError(
+                f"{self.uri} lacks {'columns' if len(missing) > 1 else 'the column'} {listing(missing)}, which the "
+                f"real records have{hint}; it has {listing(names)}. Add what is missing, or leave the column "
+                "out of the real records too.",
+                uri=self.uri,
+                columns=missing,
+            )
+        extra = [n for n in names if n not in real.names and n not in LINEAGE.names]
+        if extra and not self._image:
+            notes.append(f"columns that the real records have not were left out: {listing(extra)}")
+
+    def _named_as_real(self, batch: Batch) -> Batch:
+        """Find the image column, whatever it is called."""
+        if not self._image:
+            return batch
+        names = find_image_columns(batch.table)
+        if self._image not in names and len(names) != 1:
+            raise SchemaError(
+                f"{self.uri} has {'several image columns' if names else 'no image column'}; expected "
+                f"one called {self._image!r} as in the real records; it has {listing(batch.table.column_names)}.",
+                uri=self.uri,
+            )
+        name = self._image if self._image in names else names[0]
+        table = as_image_columns(batch.table, [name])
+        if name != self._image:
+            renamed = [self._image if n == name else n for n in table.column_names]
+            table = table.rename_columns(renamed)
+        return Batch(table, batch.file_index, batch.positions)
+
+    # --- records ---
+
+    def _labelled(self, batch: Batch, quarantine: Quarantine) -> Batch:
+        """Set aside what has no class of the real records, or says itself that it is real."""
+        names = tuple(dict.fromkeys(c.label for c in self.plan.classes))
+        label = batch.table[self.facts.label]
+        codes = class_codes(label, names)
+        texts = plain(label).cast(pa.string()).to_pylist()
+        reasons = [
+            "no label" if k == -2 else f"class {texts[i]!r} is none of the real records'"
+            for i, k in enumerate(codes.tolist())
+            if k < 0
+        ]
+        batch = quarantine.reject(batch, codes < 0, reasons)
+        real = pa.array([names[k] for k in codes[codes >= 0].tolist()], pa.string())
+        place = batch.table.column_names.index(self.facts.label)
+        table = batch.table.set_column(place, self.facts.label, real)
+        batch = Batch(table, batch.file_index, batch.positions)
+        if "aug_origin" in table.column_names:
+            origins = plain(table["aug_origin"]).cast(pa.string()).to_pylist()
+            is_real = np.array([origin == "real" for origin in origins], dtype=bool)
+            batch = quarantine.reject(batch, is_real, "aug_origin says that it is a real record")
+        return batch
+
+    def _decodable(self, batch: Batch, quarantine: Quarantine) -> Batch:
+        if not self._image or not batch.table.num_rows:
+            return batch
+        checker = ImageChecker(self._image, self.max_megapixels)
+        with checker:
+            reasons, details = checker.check(batch.table[self._image])
+        bad = np.array([why != "" for why in reasons], dtype=bool)
+        rows = np.flatnonzero(bad)
+        return quarantine.reject(
+            batch, bad, [reasons[i] for i in rows], details=[details[i] for i in rows]
+        )
+
+    def _levels(self) -> dict[str, pa.Array]:
+        """Return the values that categories have in fit and val: no other can be learnt or judged."""
+        names = [c.name for c in self.facts.columns if c.kind == "category"]
+        if self._image or not names:
+            return {}
+        table = read_part(self.store, self.facts, ["fit", "val"], columns=names)
+        return {name: plain(table[name]).unique() for name in names}
+
+    def _typed(
+        self,
+        batch: Batch,
+        schema: pa.Schema,
+        levels: dict[str, pa.Array],
+        quarantine: Quarantine,
+        rounded: Counter[str],
+    ) -> Batch:
+        """Read every column as the real one's type."""
+        needed, n = set(self._needed()), batch.table.num_rows
+        columns: dict[str, pa.Array] = {}
+        why: dict[int, str] = {}
+        for column in schema:
+            name, kind = column.name, _value_type(column.type)
+            if name not in batch.table.column_names or (name not in needed and name != self._image):
+                columns[name] = pa.nulls(n, kind)
+                continue
+            if name == self._image:
+                columns[name] = batch.table[name].combine_chunks()
+                continue
+            read = read_as(batch.table[name], kind, levels.get(name))
+            columns[name] = read.values
+            rounded[name] += read.n_rounded
+            for row, text in read.unfit.items():
+                why.setdefault(row, f"column {name!r} holds {text}")
+        rounded += Counter()  # without those of none
+        bad = np.zeros(n, dtype=bool)
+        bad[list(why)] = True
+        kept = quarantine.reject(batch, bad, [why[i] for i in sorted(why)])
+        arrays = [_encoded(columns[f.name], f.type) for f in schema]
+        table = pa.table(arrays, schema=schema).filter(pa.array(~bad))
+        return Batch(table, kept.file_index, kept.positions)
+
+    def _of_known_strata(self, batch: Batch, quarantine: Quarantine) -> pa.Table:
+        """Set aside combinations with the ``balance.by`` columns that no real record has."""
+        by = by_columns(self.plan)
+        if not by or not batch.table.num_rows:
+            return batch.table
+        known = {c.name for c in self.plan.classes}
+        strata = table_strata(batch.table, label=self.facts.label, by=by)
+        strange = np.array([name not in known for name in strata], dtype=bool)
+        reasons = [f"no real record is of {strata[i]!r}" for i in np.flatnonzero(strange)]
+        return quarantine.reject(batch, strange, reasons).table
+
+    def _with_lineage(self, table: pa.Table, strata: Sequence[str]) -> pa.Table:
+        n = table.num_rows
+        ordinals: NDArray[np.int64] = np.arange(n)
+        columns = {
+            "aug_id": derived_ids("synthetic", self.digest, ordinals.tolist()),
+            "aug_model": pa.nulls(n, pa.string()),
+            "aug_seed": pa.nulls(n, pa.int64()),
+            "aug_stratum": pa.array(strata, pa.string()),
+            "aug_ordinal": pa.array(ordinals),
+        }
+        for name, values in columns.items():
+            table = table.append_column(name, values)
+        return table
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    return kind.value_type if pa.types.is_run_end_encoded(kind) else kind
+
+
+def _encoded(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return values.dictionary_encode().cast(kind)
+    if pa.types.is_run_end_encoded(kind):
+        import pyarrow.compute as pc
+
+        return pc.run_end_encode(values, run_end_type=kind.run_end_type)
+    return values
+
+
+def _reasons(counts: Counter[str]) -> str:
+    shown = [f"{reason} ({n:,})" for reason, n in counts.most_common(MAX_REASONS)]
+    rest = len(counts) - len(shown)
+    return "; ".join(shown) + (f"; and {rest:,} other reasons" if rest else "")
+
+
+SHOWN = 40  # characters of a value
+TRUE, FALSE = frozenset({"true", "1", "1.0"}), frozenset({"false", "0", "0.0"})
+
+
+@dataclass(frozen=True)
+class Read:
+    """A column as it was read.
+
+    Attributes
+    ----------
+    values : pyarrow.Array
+        Of the wanted type; null where a value does not fit.
+    unfit : dict of int to str
+        Why, by row.
+    n_rounded : int
+        Fractions in a column of whole numbers.
+    """
+
+    values: pa.Array
+    unfit: dict[int, str] = field(default_factory=dict)
+    n_rounded: int = 0
+
+
+def read_as(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, levels: pa.Array | None) -> Read:
+    """Return a column in another type.
+
+    Parameters
+    ----------
+    column : pyarrow array
+        As it was read.
+    kind : pyarrow.DataType
+        The real column's, without dictionary.
+    levels : pyarrow.Array, optional
+        Of a category: the values that real records have.
+    """
+    values = plain(column)
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    found = _converted(values, kind)
+    if levels is None or not len(found.values):
+        return found
+    strange = pc.and_(
+        pc.is_valid(found.values), pc.invert(pc.is_in(found.values, value_set=levels))
+    ).to_numpy(zero_copy_only=False)
+    if not strange.any():
+        return found
+    why = {
+        int(i): f"{_shown(found.values[int(i)].as_py())}, which no real record has"
+        for i in np.flatnonzero(strange)
+    }
+    return Read(_without(found.values, strange), {**found.unfit, **why}, found.n_rounded)
+
+
+def _converted(values: pa.Array, kind: pa.DataType) -> Read:
+    t = pa.types
+    if values.type == kind:
+        return Read(values)
+    if t.is_boolean(kind):
+        return _each(values, kind, _as_bool)
+    if t.is_integer(kind) and (t.is_floating(values.type) or t.is_decimal(values.type)):
+        return _rounded(values.cast(pa.float64(), safe=False), kind)
+    try:
+        return Read(values.cast(kind))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    if t.is_floating(kind) and t.is_integer(values.type):
+        return Read(values.cast(kind, safe=False))  # beyond 2**53: what a float can say of it
+    if t.is_integer(kind) and _is_text(values.type):
+        numbers = _each(values, pa.float64(), float)
+        whole = _rounded(numbers.values, kind)
+        return Read(whole.values, {**whole.unfit, **numbers.unfit}, whole.n_rounded)
+    if t.is_floating(kind) and t.is_floating(values.type):
+        return Read(values.cast(kind, safe=False))
+    return _each(values, kind, None)
+
+
+def _rounded(values: pa.Array, kind: pa.DataType) -> Read:
+    """Numbers as whole ones."""
+    x = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    missing = np.isnan(x)
+    whole = np.rint(x)
+    bits = kind.bit_width - (0 if pa.types.is_unsigned_integer(kind) else 1)
+    low = 0.0 if pa.types.is_unsigned_integer(kind) else -(2.0**bits)
+    with np.errstate(invalid="ignore"):
+        beyond = ~missing & ~((whole >= low) & (whole < 2.0**bits))
+    lost = missing | beyond
+    n_rounded = int((~lost & (whole != x)).sum())
+    made = pa.array(np.where(lost, 0, whole).astype(np.int64), mask=lost).cast(kind)
+    unfit = {int(i): f"{x[i]:g}, which is no {kind}" for i in np.flatnonzero(beyond)}
+    return Read(made, unfit, n_rounded)
+
+
+def _each(values: pa.Array, kind: pa.DataType, convert: Any) -> Read:
+    """Convert each different value by itself."""
+    coded = values.dictionary_encode()
+    made: list[Any] = []
+    wrong: dict[int, str] = {}
+    for code, value in enumerate(coded.dictionary):
+        try:
+            # An empty cell of a CSV file is no value.
+            text = value.as_py()
+            if isinstance(text, str) and not text.strip() and not _is_text(kind):
+                made.append(None)
+            elif convert is not None:
+                made.append(convert(text))
+            else:
+                made.append(pa.array([text], values.type).cast(kind)[0].as_py())
+        except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            made.append(None)
+            wrong[code] = f"{_shown(value.as_py())}, which is no {kind}"
+    codes = coded.indices.to_numpy(zero_copy_only=False)
+    unfit = {int(i): wrong[int(codes[i])] for i in np.flatnonzero(np.isin(codes, list(wrong)))}
+    return Read(pa.array(made, kind).take(coded.indices), unfit)
+
+
+def _as_bool(value: Any) -> bool | None:
+    if value is None or value != value:
+        return None
+    text = str(value).strip().casefold()
+    if text in TRUE or text in FALSE:
+        return text in TRUE
+    raise ValueError(text)
+
+
+def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return the class of each label, however it is spelled as a value: 1, 1.0, "1" and " 1" are one.
+
+    Parameters
+    ----------
+    column : pyarrow array
+        Labels of any type.
+    classes : tuple of str
+        The real classes' names.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Places in ``classes``; -1 for an unknown one, -2 for none.
+    """
+    values = plain(column)
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    coded = values.dictionary_encode()
+    index = {name: k for k, name in enumerate(classes)}
+    # "1.0" is the class "1" only where no other class is spelled so.
+    known = {_folded(name): k for name, k in index.items()}
+    found = []
+    for value in coded.dictionary.to_pylist():
+        text = str(value)
+        blank = value is None or value != value or not text.strip()
+        found.append(-2 if blank else index.get(text, known.get(_folded(text), -1)))
+    codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.float64)
+    missing = np.isnan(codes)
+    places = np.array([*found, -2], dtype=np.int64)
+    return places[np.where(missing, len(found), codes).astype(np.int64)]
+
+
+def _folded(text: str) -> str:
+    """A spelling that types do not change; a label's case says something and stays."""
+    text = text.strip()
+    if text in ("True", "False"):
+        return text.casefold()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _without(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
+    return pc.if_else(pa.array(rows), pa.scalar(None, values.type), values)
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    # In quotes, as every value of a record, which a report may have to hide.
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")

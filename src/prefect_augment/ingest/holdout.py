@@ -1,0 +1,176 @@
+"""A hold-out that the user brings at a URI of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.columns import did_you_mean
+from prefect_augment.encoding.labels import class_names
+from prefect_augment.errors import LabelError, SchemaError
+from prefect_augment.ingest.column_roles import Roles
+from prefect_augment.ingest.scan import scan
+from prefect_augment.ingest.schema import (
+    UNTYPED_FORMATS,
+    plain_schema,
+    refuse_other_names,
+    wider_type,
+)
+from prefect_augment.ingest.validate import Candidates, Rows, find_candidates, group_names
+from prefect_augment.params import Source
+from prefect_augment.shards.parquet import select_columns
+from prefect_augment.sources.discovery import Listing
+from prefect_augment.sources.images.columns import (
+    image_columns,
+    main_image,
+    with_group_column,
+)
+from prefect_augment.split.assignment import MIN_JUDGED
+from prefect_augment.storage.keys import Coded, group_ids
+from prefect_augment.storage.spill import Workspace
+
+__all__ = ["group_names", "in_holdout", "read_holdout", "refuse_other_classes"]
+
+logger = logging.getLogger(__name__)
+
+
+def read_holdout(
+    listing: Listing, source: Source, workspace: Workspace, *, roles: Roles
+) -> Candidates:
+    """Return the records at ``source.holdout_uri``, with the source's columns and types.
+
+    Parameters
+    ----------
+    listing : Listing
+        What lies there.
+    source : Source
+        How text is read, and which columns are dropped.
+    workspace : Workspace
+        Where records are put aside.
+    roles : Roles
+        The source's columns.
+
+    Raises
+    ------
+    SchemaError
+        If columns or types are not the source's.
+    """
+    found = scan(listing, source, workspace)
+    dropped = {wish.name for wish in source.columns if wish.kind == "drop"}
+    where = f"the hold-out {listing.store.uri}"
+    plain = plain_schema(roles.schema)
+
+    def chosen(table: pa.Table) -> pa.Table:
+        if roles.pattern:
+            table = with_group_column(table, roles.pattern)
+        table = select_columns(table, [n for n in table.column_names if n not in dropped])
+        return _beside_images(table, roles.schema, roles.label)
+
+    def conform(table: pa.Table) -> pa.Table:
+        try:
+            return chosen(table).select(plain.names).cast(plain)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+            raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
+
+    _check_schema(chosen(found.schema.empty_table()).schema, roles.schema, listing)
+    held = find_candidates(found, roles, source, conform=conform)
+    logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
+    return held
+
+
+def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
+    """Bring what an image hold-out has beside image and label to what the source has.
+
+    Boxes or a group that only one of the two has change nothing about how a picture is judged.
+    """
+    image = main_image(like)
+    if not image or image not in image_columns(table.schema):
+        return table
+    table = select_columns(table, [n for n in table.column_names if n in like.names])
+    for field in like:
+        if field.name not in (image, label, *table.column_names):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
+    """Refuse columns or types that are not the source's; CSV types are our own reading and may be widened."""
+    where = f"the hold-out {listing.store.uri}"
+    refuse_other_names(schema, where, like=like, where="the source")
+    for field in like:
+        found = schema.field(field.name).type
+        same = found == field.type or (
+            listing.format in UNTYPED_FORMATS and wider_type(found, field.type) == field.type
+        )
+        if not same and not _same_values(found, field.type):
+            raise SchemaError(
+                f"column {field.name!r} is {found} in {where} and {field.type} in the source; convert one of them.",
+                column=field.name,
+                expected=str(field.type),
+                found=str(found),
+            )
+
+
+def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
+    """Dictionaries of one value type, whatever the width of their codes."""
+    t = pa.types
+    return bool(
+        t.is_dictionary(one)
+        and t.is_dictionary(other)
+        and (one.value_type, one.ordered) == (other.value_type, other.ordered)
+    )
+
+
+def refuse_other_classes(
+    held: Candidates, counts: Mapping[str, int], label_values: pa.Array, uri: str
+) -> None:
+    """Refuse a hold-out whose classes are not the source's.
+
+    A class of the source with fewer than ``MIN_JUDGED`` records may be missing; it is not judged.
+
+    Raises
+    ------
+    LabelError
+        If there is a class that the source has not, or lacks one that it has.
+    """
+    theirs = {name for name in held.label_counts if name}
+    ours = [name for name in class_names(label_values) if name in counts]
+    unknown = [
+        name for name in class_names(held.label_values) if name in theirs and name not in counts
+    ]
+    if unknown:
+        raise LabelError(
+            f"the hold-out {uri} has the class {unknown[0]!r}, which the source has not"
+            f"{did_you_mean(unknown[0], ours)}; the source's classes are: {', '.join(map(repr, ours[:40]))}.",
+            classes=unknown,
+        )
+    missing = [name for name in ours if name not in theirs and counts[name] >= MIN_JUDGED]
+    if missing:
+        raise LabelError(
+            f"the hold-out {uri} has no record of class {missing[0]!r}, of which the source has "
+            f"{counts[missing[0]]}; add some, so that the class can be judged, or use holdout_fraction.",
+            classes=missing,
+        )
+
+
+def in_holdout(
+    keys: NDArray[Any], labels: Coded, groups: Coded | None, held: Rows
+) -> NDArray[np.bool_]:
+    """Return which records of the source are in the hold-out, or share a group with it."""
+    n = len(keys)
+    ids = group_ids(np.concatenate([keys, held.keys]))
+    names = {name: i for i, name in enumerate(labels.names.tolist())}
+    theirs = np.array([names.get(name, -1) for name in held.labels.names.tolist()], dtype=np.int64)
+    width = len(names) + 1
+    there = ids[n:] * width + (theirs[held.labels.codes] if len(held.labels) else 0)
+    overlap = np.isin(ids[:n] * width + labels.codes, there)
+    if groups is not None and held.groups is not None:
+        held_names = {name for name in held.groups.counts() if name}
+        is_held = np.array([name in held_names for name in groups.names.tolist()], dtype=bool)
+        overlap |= is_held[groups.codes]
+    return np.asarray(overlap)

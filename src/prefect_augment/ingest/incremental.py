@@ -1,0 +1,363 @@
+"""Earlier batches of a source that only grew: their staged records stand, and their files are not read.
+
+What the split needs of them comes from their index. It is decided anew for all records together, so what
+comes out is what reading everything would give; where that would change a staged record, everything is
+read after all.
+
+What a run takes over from the version before: the split, and which source files it knows already.
+
+Every source file belongs to a batch: the version whose ingest first saw it as it is. A published version
+lists its source's files with their batches, so that this outlives staging.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
+from prefect_augment.errors import InputError, IntegrityError
+from prefect_augment.ingest.record_index import RecordIndex, read_index
+from prefect_augment.params import Source
+from prefect_augment.schema.base import DatasetFacts, ShardFact, SourceFile
+from prefect_augment.schema.manifest import (
+    Manifest,
+    is_rollback,
+    latest_version,
+    list_versions,
+    read_manifest,
+)
+from prefect_augment.shards.base import open_shard, put_once, read_shard
+from prefect_augment.sources.discovery import Listing
+from prefect_augment.sources.images.scan import Folder, shown_path
+from prefect_augment.split.assignment import Ledger, make_salt
+from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = [
+    "Earlier",
+    "Inherited",
+    "NotReusableError",
+    "find_earlier",
+    "inherited",
+    "labels_said",
+    "n_moved",
+    "refuse_moved",
+    "schema_text",
+    "write_files",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class NotReusableError(Exception):
+    """Why all files have to be read; never leaves ingest."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier ingest staged of files that are as they were.
+
+    Parameters
+    ----------
+    facts : DatasetFacts
+        Its outcome.
+    schema : pyarrow.Schema
+        The one of the source's files.
+    wanted : frozenset of str
+        Files that are new, as the listing names them.
+    files : dict
+        Path -> source file, as it was.
+    """
+
+    facts: DatasetFacts
+    schema: pa.Schema
+    wanted: frozenset[str]
+    files: dict[str, SourceFile]
+
+    @property
+    def shards(self) -> tuple[ShardFact, ...]:
+        """Its staged real shards, those of a hold-out of its own left out."""
+        given = self.facts.extra["n_given"]
+        return self.facts.shards[: len(self.facts.shards) - given]
+
+    def indexes(self, store: Store) -> list[RecordIndex]:
+        """Return the index of each batch.
+
+        Raises
+        ------
+        NotReusableError
+            If one cannot be read.
+        """
+        try:
+            return [read_index(store, b.index, batch=b.batch) for b in self.facts.batches]
+        except (FileNotFoundError, pa.ArrowException, KeyError) as exc:
+            raise NotReusableError(
+                f"what was staged of it is damaged ({type(exc).__name__})"
+            ) from exc
+
+    def add_columns(self, store: Store, summaries: Mapping[str, ColumnSummary]) -> None:
+        """Take the earlier records' columns into summaries: counts as noted, values from staged shards."""
+        for batch in self.facts.batches:
+            for name, counts in batch.columns.items():
+                summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
+        names = [name for name, summary in summaries.items() if summary.is_comparable]
+        for shard in self.shards if names else ():
+            with open_shard(store, shard.path, mapped=False) as file:
+                for group in range(len(file.group_rows)):
+                    table = file.read(names, groups=[group])
+                    for name in names:
+                        summaries[name].add_values(table[name])
+
+    def quarantined(self, store: Store) -> pa.Table | None:
+        """Return what was put into quarantine, that of a hold-out of its own left out."""
+        shards = self.facts.quarantine[: self.facts.extra["n_quarantine_shards"]]
+        tables = [read_shard(store, shard.path) for shard in shards]
+        return pa.concat_tables(tables) if tables else None
+
+
+def n_moved(index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]) -> int:
+    """Return how many staged records would stand elsewhere by what was decided."""
+    moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
+    return int((moved & (index.rows < 0)).sum())
+
+
+def refuse_moved(n: int) -> None:
+    """Raise :class:`NotReusableError` if any staged record would stand elsewhere."""
+    if n:
+        raise NotReusableError(f"{n} of its records would stand elsewhere")
+
+
+def find_earlier(
+    store: Store,
+    listing: Listing,
+    parent: Inherited,
+    *,
+    wishes: str,
+    folder: Folder | None,
+) -> Earlier | None:
+    """Return the earlier batches that need not be read again; None where nothing was published.
+
+    Raises
+    ------
+    NotReusableError
+        If all files have to be read, with the reason.
+    """
+    if not parent.files:
+        return None
+    listed = {shown_path(path): (path, n, etag) for path, n, etag in listing.identity}
+    gone = Counter[str]()
+    for path, file in parent.files.items():
+        if path not in listed:
+            gone["are gone"] += 1
+        elif listed[path][1:] != (file.n_bytes, file.etag):
+            gone["have changed"] += 1
+    if gone:
+        said = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
+        raise NotReusableError(f"of {len(parent.files)} known files {said}")
+    if not parent.ingest:
+        raise NotReusableError("the version does not say where its records were staged")
+    try:
+        facts = read_fact(store, parent.ingest, DatasetFacts)
+    except IntegrityError as exc:
+        raise NotReusableError("what was staged of it is damaged") from exc
+    if facts is None:
+        raise NotReusableError("what was staged of it has been removed (gc)")
+    if facts.extra.get("wishes") != wishes:
+        raise NotReusableError("it was read with other parameters")
+    if folder is not None:
+        known = set(parent.files)
+        if folder.has_boxes:
+            raise NotReusableError("annotations of objects are looked at as a whole")
+        if facts.extra.get("labels") != folder.labels_digest(known):
+            raise NotReusableError("the labels of known files are others now")
+    earlier = Earlier(
+        facts,
+        pa.ipc.read_schema(pa.BufferReader(base64.b64decode(facts.extra["schema"]))),
+        frozenset(listed[path][0] for path in listed if path not in parent.files),
+        parent.files,
+    )
+    _check_there(store, earlier)
+    return earlier
+
+
+def _check_there(store: Store, earlier: Earlier) -> None:
+    try:
+        for shard in (*earlier.shards, *earlier.facts.quarantine):
+            if store.size(shard.path) != shard.n_bytes:
+                raise NotReusableError(f"{shard.path} is not what was staged")
+        for batch in earlier.facts.batches:
+            store.size(batch.index)
+    except FileNotFoundError as exc:
+        raise NotReusableError("a part of what was staged of it is gone") from exc
+
+
+def schema_text(schema: pa.Schema) -> str:
+    """Return a schema as text, to be kept in facts."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def labels_said(folder: Folder | None, paths: list[str]) -> str:
+    """Return a hash of what loose files' classes are; empty for other sources."""
+    return "" if folder is None else folder.labels_digest({shown_path(path) for path in paths})
+
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("n_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("n_records", pa.int64()),
+        ("n_quarantined", pa.int64()),
+        ("batch", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a version takes over.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The split so far.
+    version : int
+        The version that is to be made: the batch of files that are not known.
+    files : dict
+        Path -> source file, as the parent knew it.
+    ingest : str
+        Path of the outcome of the parent's ingest; empty where there is none.
+    """
+
+    ledger: Ledger
+    version: int = 1
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    ingest: str = ""
+
+    def batches(self, listing: Listing) -> NDArray[np.int32]:
+        """Return the batch of every listed file, shape (n_files,)."""
+        numbers = np.full(len(listing.entries), self.version, dtype=np.int32)
+        for i, (path, n_bytes, etag) in enumerate(listing.identity):
+            known = self.files.get(shown_path(path))
+            if known is not None and (known.n_bytes, known.etag) == (n_bytes, etag):
+                numbers[i] = known.batch
+        return numbers
+
+
+def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list[Inherited]:
+    """Return what to inherit and, where a version is published, what that version inherited.
+
+    The second finds the stage of the very run that published the newest version.
+    """
+    unit = _unit(source)
+    first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
+    if listing.manifest is not None and listing.manifest.ledger is not None:
+        first = read_ledger(listing.store, listing.manifest.ledger.path)
+    found = [Inherited(first)]
+    newest = latest_version(store)
+    if newest is not None:
+        manifest = _of_a_run(store, newest)
+        assert manifest is not None
+        before = _of_a_run(store, manifest.parent)
+        own = manifest.version
+        found = [
+            _from(store, manifest, first, newest + 1),
+            Inherited(first, own) if before is None else _from(store, before, first, own),
+        ]
+    _refuse_other_split(found[0].ledger, unit, source)
+    return found
+
+
+def _of_a_run(store: Store, version: int | None) -> Manifest | None:
+    """Return a version, or where it is one of a rollback, the newest before it that a run published.
+
+    What a rollback goes back from is still what the source was read as. None where there is no such
+    version: the parent of the oldest that is kept is gone after ``gc --keep-last`` and ``erase``.
+    """
+    there = list_versions(store)
+    found = None
+    while version in there:
+        found = read_manifest(store, version)
+        if not is_rollback(found):
+            break
+        version = found.parent
+    return found
+
+
+def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Inherited:
+    ledger = first if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
+    return Inherited(ledger, version, _read_files(store, manifest), manifest.ingest)
+
+
+def write_files(store: Store, files: list[SourceFile], *, prefix: str) -> str:
+    """Put the list of all source files and return its path."""
+    columns = {name: [getattr(file, name) for file in files] for name in SCHEMA.names}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    path = f"{prefix}/files-{sha256_hex(data)[:12]}.parquet"
+    put_once(store, path, data)
+    return path
+
+
+def _read_files(store: Store, manifest: Manifest) -> dict[str, SourceFile]:
+    if manifest.sources is None:
+        return {}  # of a release that did not write one: all files count as new
+    path = manifest.sources.path
+    try:
+        with store.open(path) as file:
+            rows = pq.read_table(file).to_pylist()
+    except (FileNotFoundError, pa.ArrowException) as exc:
+        raise IntegrityError(
+            f"the list of source files {store.uri}/{path} cannot be read ({type(exc).__name__}); restore it from a "
+            "copy, or publish to another destination.",
+            path=path,
+        ) from exc
+    return {row["path"]: SourceFile(**row) for row in rows}
+
+
+# --- the split --------------------------------------------------------------------------------
+
+
+def _unit(source: Source) -> str:
+    if source.group_column:
+        return f"group:{source.group_column}"
+    return f"pattern:{source.group_pattern}" if source.group_pattern else "record"
+
+
+def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
+    """Refuse to go on with a split of another kind: records that chose or judged would now train."""
+    # Whether a source holds images is known when it has been read: ingest looks again.
+    if ledger.unit != unit and not (ledger.unit == NEAR_DUPLICATE and unit == "record"):
+        kind, _, name = ledger.unit.partition(":")
+        was = {
+            "record": "by record",
+            NEAR_DUPLICATE: "by near-duplicate images",
+            "group": f"by column {name!r}",
+            "pattern": f"by the path pattern {name!r}",
+        }[kind]
+        now = "source.group_pattern" if source.group_pattern else "source.group_column"
+        value = source.group_pattern or source.group_column
+        raise InputError(
+            f"the dataset's earlier version was split {was}, and {now} is {value!r}; "
+            "keep the earlier one, or publish to another destination."
+        )
+    if ledger.has_own_holdout != bool(source.holdout_uri):
+        was = (
+            "a hold-out of its own (holdout_uri)"
+            if ledger.has_own_holdout
+            else "its hold-out split off the source"
+        )
+        raise InputError(
+            f"the dataset's earlier version had {was}; keep it so, or publish to another destination.",
+        )

@@ -1,0 +1,307 @@
+"""Ingest: a labelled source in, validated and split records out.
+
+What cannot be used goes to quarantine with file, position and reason, and the run goes on. Records
+in are records out plus quarantined ones. Nothing outside ``_staging`` is written.
+
+A source is read file by file and put aside on local disk, and so is what the split needs to know of each
+record; only where groups or near-duplicates stay together are there arrays of all records. Of a source
+that grew by files, only the new ones are read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.errors import InputError
+from prefect_augment.ingest.assign import Decision
+from prefect_augment.ingest.column_roles import Roles, find_roles
+from prefect_augment.ingest.holdout import read_holdout
+from prefect_augment.ingest.incremental import (
+    Earlier,
+    Inherited,
+    NotReusableError,
+    find_earlier,
+    inherited,
+)
+from prefect_augment.ingest.outcome import Ingested, make_facts
+from prefect_augment.ingest.scan import Progress, scan
+from prefect_augment.ingest.validate import Candidates, find_candidates
+from prefect_augment.ingest.write_index import Settled, settle
+from prefect_augment.params import Source
+from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
+from prefect_augment.sources.images.scan import Folder, look_at_folder
+from prefect_augment.split.assignment import Ledger
+from prefect_augment.split.ledger_io import NEAR_DUPLICATE
+from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
+from prefect_augment.storage.staging import Stage, canonical_json, stage_key
+from prefect_augment.storage.store import Store, contains, sha256_hex
+
+__all__ = ["ALGORITHM_VERSION", "ingest"]
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM_VERSION = 4
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One ingest: where from, where to, and what it goes on from."""
+
+    source: Source
+    listing: Listing
+    holdout: Listing | None
+    store: Store
+    report: Progress
+
+
+def ingest(
+    source: Source,
+    *,
+    store: Store,
+    seed: int,
+    source_options: dict[str, Any] | None = None,
+    on_progress: Progress | None = None,
+) -> DatasetRef:
+    """Read a labelled source, split it by the sticky ledger, and stage its records.
+
+    A source that has not changed since an earlier run (by its listing) is not read again, also when
+    that run's result has been published since. Of one that only grew by files since the newest version
+    the new files are read, where that version's staged records are still there; what is staged is the
+    same as if everything were read. The facts' notes say how many files were read.
+
+    Parameters
+    ----------
+    source : Source
+        Where the records are, which column holds the class, how they are split.
+    store : Store
+        The destination; its newest version's ledger is inherited.
+    seed : int
+        Fixes the salt of the first version's split.
+    source_options : dict, optional
+        fsspec storage options of source and hold-out.
+    on_progress : callable, optional
+        Called with a fraction in [0, 1] and what is being done.
+
+    Returns
+    -------
+    DatasetRef
+        ``n_records`` and ``class_counts`` count the source's records; those of a hold-out URI are in
+        the facts' ``part_counts`` only.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be used: nothing there, changed while read, inside the destination,
+        overlapping its hold-out. ``SchemaError`` and ``LabelError`` are kinds of it.
+    ParameterError
+        If a parameter names a column that is not there, or parameters contradict one another.
+    """
+    report = on_progress or (lambda fraction, text: None)
+    listing = list_source(source.uri, wished=source.format, options=source_options)
+    _refuse_nesting(source.uri, store, listing, what="source")
+    source = with_its_holdout(source, listing.denoised)
+    holdout_listing = None
+    if source.holdout_uri:
+        # How image files get their labels says nothing of a hold-out that comes as Parquet.
+        wished = "auto" if source.format in LAYOUTS else source.format
+        holdout_listing = list_source(source.holdout_uri, wished=wished, options=source_options)
+        _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
+
+    job = _Job(source, listing, holdout_listing, store, report)
+    parents = inherited(store, listing, source, seed)
+    for parent in parents:
+        stage = Stage(store, "ingest", _key(job, parent))
+        facts = stage.outcome(DatasetFacts)
+        if facts is not None and (
+            parent is parents[0] or facts.extra["ledger_digest"] == parents[0].ledger.digest
+        ):
+            logger.info("The source has not changed since it was ingested as %s.", stage.key)
+            return _reference(stage, facts)
+
+    store.check_writable()  # now, and not when all has been read
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    facts = _new_or_all(job, parents[0], stage)
+    report(1.0, "done")
+    for note in facts.notes:
+        logger.info("%s", note)
+    return _reference(stage, stage.finish(facts))
+
+
+def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetFacts:
+    """Read the new files where that is enough, else all."""
+    folder = None
+    if job.listing.format == "folder":
+        folder = look_at_folder(job.listing, job.source)
+    n_files = len(job.listing.entries)
+    try:
+        earlier = find_earlier(job.store, job.listing, parent, wishes=_wishes(job), folder=folder)
+        if earlier is not None:
+            note = (
+                f"{len(earlier.wanted)} of {n_files} source files are new and were read; the staged records of the "
+                "others were used again"
+            )
+            return _ingest(job, parent, stage, folder, earlier, (note,))
+    except NotReusableError as exc:
+        note = f"all {n_files} source files were read, known ones too: {exc}"
+        return _ingest(job, parent, stage, folder, None, (note,))
+    return _ingest(job, parent, stage, folder, None, ())
+
+
+def _ingest(
+    job: _Job,
+    parent: Inherited,
+    stage: Stage,
+    folder: Folder | None,
+    earlier: Earlier | None,
+    notes: tuple[str, ...],
+) -> DatasetFacts:
+    batches = parent.batches(job.listing)
+    with returned_at_once(), Workspace() as workspace:
+        found = _read(job, workspace, batches, folder, earlier)
+        held = None
+        if job.holdout is not None:
+            held = read_holdout(job.holdout, job.source, workspace, roles=found.roles)
+        give_back()
+        job.report(0.7, "split")
+        settled = _settled(job, parent, stage, found, held, batches, earlier)
+        give_back()
+        job.report(0.8, "write")
+        return make_facts(
+            Ingested(
+                source=job.source,
+                stage=stage,
+                workspace=workspace,
+                found=found,
+                held=held,
+                settled=settled,
+                batches=batches,
+                earlier=earlier,
+                wishes=_wishes(job),
+                notes=notes,
+            )
+        )
+
+
+def _settled(
+    job: _Job,
+    parent: Inherited,
+    stage: Stage,
+    found: Candidates,
+    held: Candidates | None,
+    batches: NDArray[np.int32],
+    earlier: Earlier | None,
+) -> Settled:
+    """Decide on all records; what it takes is gone with this call."""
+    decision = Decision(
+        found,
+        [] if earlier is None else earlier.indexes(job.store),
+        held,
+        ledger=_of_kind(parent.ledger, found.roles),
+        source=job.source,
+        batches=batches,
+    )
+    return settle(decision, found, held, batches=batches, stage=stage)
+
+
+def _read(
+    job: _Job,
+    workspace: Workspace,
+    batches: NDArray[np.int32],
+    folder: Folder | None,
+    earlier: Earlier | None,
+) -> Candidates:
+    """Read the files and find the records that can be used."""
+    read = scan(
+        job.listing,
+        job.source,
+        workspace,
+        batches=batches,
+        wanted=None if earlier is None else earlier.wanted,
+        known=None if earlier is None else earlier.schema,
+        folder=folder,
+        on_progress=lambda f, text: job.report(0.4 * f, text),
+    )
+    if earlier is not None and not read.schema.equals(earlier.schema, check_metadata=True):
+        raise NotReusableError("the new files make the type of a column wider")
+    roles = find_roles(
+        read,
+        job.source,
+        manifest=job.listing.manifest,
+        label="" if earlier is None else earlier.facts.label,
+    )
+    return find_candidates(
+        read,
+        roles,
+        job.source,
+        may_be_empty=earlier is not None,
+        in_bins=True,
+        on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
+    )
+
+
+def _of_kind(ledger: Ledger, roles: Roles) -> Ledger:
+    """Return the ledger for what the source turned out to hold; refuse to go on with another kind."""
+    unit = NEAR_DUPLICATE if roles.image and not roles.grouped_by else ledger.unit
+    if len(ledger.keys) == 0:
+        return replace(ledger, unit=unit)
+    if unit != ledger.unit or (ledger.unit == NEAR_DUPLICATE and not roles.image):
+        was = "images" if ledger.unit == NEAR_DUPLICATE else "a split by record"
+        raise InputError(
+            f"the dataset's earlier version had {was}, and the source now holds "
+            f"{'images' if roles.image else 'no images'}; publish to another destination."
+        )
+    return ledger
+
+
+def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> None:
+    """Refuse a source and a destination one of which would swallow the other's objects."""
+    uri = listing.store.uri if any(sign in uri for sign in MAGIC) else uri
+    if listing.manifest is not None and contains(uri, store.uri) and contains(store.uri, uri):
+        return  # our own dataset, balanced again in place: read through its manifest alone
+    if contains(uri, store.uri):
+        raise InputError(
+            f"the destination {store.uri} lies inside the {what} {uri}, so the next run would read its own output; "
+            f"choose a destination outside the {what}."
+        )
+    if contains(store.uri, uri):
+        raise InputError(
+            f"the {what} {uri} lies inside the destination {store.uri}, whose folder belongs to the published "
+            f"dataset; choose a destination beside the {what}."
+        )
+
+
+def _wishes(job: _Job) -> str:
+    """Return a hash of all but the source's files that what is staged of them depends on."""
+    wishes = job.source.model_dump(mode="json", exclude={"uri", "holdout_uri", "storage_block"})
+    found = {
+        "version": ALGORITHM_VERSION,
+        "format": job.listing.format,
+        "is_ours": job.listing.manifest is not None,
+        "holdout": None if job.holdout is None else job.holdout.identity,
+    }
+    return sha256_hex(canonical_json([wishes, found]))
+
+
+def _key(job: _Job, parent: Inherited) -> str:
+    # The seed matters through the salt alone, and that is in the ledger.
+    return stage_key(
+        "ingest",
+        algorithm_version=ALGORITHM_VERSION,
+        params=[_wishes(job), job.listing.identity, parent.batches(job.listing).tolist()],
+        inputs=[parent.ledger.digest],
+    )
+
+
+def _reference(stage: Stage, facts: DatasetFacts) -> DatasetRef:
+    counts: Counter[str] = Counter()
+    for part, of_class in facts.part_counts.items():
+        if not (part == "holdout" and facts.holdout_uri):
+            counts.update(of_class)
+    return stage.reference(facts, counts)

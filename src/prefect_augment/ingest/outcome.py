@@ -1,0 +1,286 @@
+"""What an ingest leaves: staged shards, quarantine, ledger, and the facts that say it all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.ingest.column_roles import describe
+from prefect_augment.ingest.incremental import Earlier, labels_said, schema_text, write_files
+from prefect_augment.ingest.quarantine import by_reason
+from prefect_augment.ingest.validate import Candidates
+from prefect_augment.ingest.validate_images import image_notes
+from prefect_augment.ingest.write_index import Settled, place_holdout
+from prefect_augment.ingest.write_shards import Dealt, deal_out, write_staged
+from prefect_augment.params import Source
+from prefect_augment.schema.base import BatchFact, ColumnFact, DatasetFacts, ShardFact, SourceFile
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.sources.discovery import listing_notes, notes_of_files
+from prefect_augment.sources.images.scan import by_folder, shown_path
+from prefect_augment.split.assignment import MIN_JUDGED, PARTS
+from prefect_augment.storage.spill import Workspace
+from prefect_augment.storage.staging import Stage, canonical_json
+from prefect_augment.storage.store import sha256_hex
+
+__all__ = ["Ingested", "make_facts"]
+
+QUARANTINE_RECORDS = 1_000_000
+QUARANTINE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """An ingest after everything has been decided.
+
+    Parameters
+    ----------
+    source : Source
+        The wishes.
+    stage : Stage
+        Where objects go.
+    workspace : Workspace
+        Where shards wait.
+    found : Candidates
+        The records that were read.
+    held : Candidates, optional
+        A hold-out of its own.
+    settled : Settled
+        What becomes of all records.
+    batches : ndarray of int32, shape (n_files,)
+        Batch of each file.
+    earlier : Earlier, optional
+        Staged records that are used again.
+    wishes : str
+        Hash of what staged records depend on beside the files.
+    notes : tuple of str
+        What was found before.
+    """
+
+    source: Source
+    stage: Stage
+    workspace: Workspace
+    found: Candidates
+    held: Candidates | None
+    settled: Settled
+    batches: NDArray[np.int32]
+    earlier: Earlier | None
+    wishes: str
+    notes: tuple[str, ...]
+
+
+def make_facts(job: Ingested) -> DatasetFacts:
+    """Write the stage's objects and return its outcome."""
+    return _Writing(job).run()
+
+
+class _Writing:
+    def __init__(self, job: Ingested) -> None:
+        self.job = job
+        self.stage, self.found, self.held = job.stage, job.found, job.held
+        self.settled, self.earlier = job.settled, job.earlier
+        self.scan = job.found.scan
+
+    def run(self) -> DatasetFacts:
+        job, settled, roles = self.job, self.settled, self.found.roles
+        dealt = deal_out(self.found, settled.placing, job.workspace)
+        if self.earlier is not None:
+            self.earlier.add_columns(self.stage.store, dealt.summaries)
+        columns = describe(dealt.summaries, roles, job.source)
+        shards = [*write_staged(self.stage.store, dealt, prefix=self.stage.prefix)]
+        shards += self.earlier.shards if self.earlier else ()
+        # By part, then by batch and number, which the names begin with.
+        shards.sort(key=lambda s: (PARTS.index(s.split), s.path.rpartition("/")[2]))
+        given = self._write_holdout()
+        every = (*shards, *given)
+        counts = {part: _sum_counts([s for s in every if s.split == part]) for part in PARTS}
+        judged = tuple(k for k in settled.classes if all(counts[part].get(k) for part in PARTS))
+        batches = self._batches(dealt)
+        files = self._files()
+        ours, theirs, put = self._quarantine()
+        schema = roles.schema
+        notes = self._notes(batches, columns, counts, judged, by_reason(ours) + by_reason(theirs))
+        return DatasetFacts(
+            stage="ingest",
+            key=self.stage.key,
+            digest=sha256_hex("".join(s.sha256 for s in every).encode()),
+            label=roles.label,
+            label_type=str(schema.field(roles.label).type),
+            schema_digest=sha256_hex(canonical_json([[f.name, str(f.type)] for f in schema])),
+            columns=columns,
+            shards=every,
+            part_counts=counts,
+            judged=judged,
+            n_quarantined=ours.num_rows + theirs.num_rows,
+            quarantine=(*put, *self._put_quarantine(theirs, "quarantine-holdout")),
+            sources=by_folder(files) if self.scan.folder is not None else tuple(files),
+            holdout_uri=job.source.holdout_uri,
+            holdout_digest=sha256_hex("".join(s.sha256 for s in given).encode()) if given else "",
+            ledger=settled.ledger,
+            group_column=roles.grouped_by,
+            n_twins=settled.n_twins,
+            modality="image" if roles.image else "table",
+            image=settled.image,
+            notes=(
+                *job.notes,
+                *notes,
+                *image_notes(settled.image),
+            ),
+            extra={
+                "ledger_digest": settled.ledger_digest,
+                "n_new": settled.n_new,
+                "n_quarantined_holdout": theirs.num_rows,
+                "n_quarantine_shards": len(put),
+                "n_given": len(given),
+                "schema": schema_text(self.scan.schema),
+                "wishes": job.wishes,
+                "labels": labels_said(
+                    self.scan.folder, [e.path for e in self.scan.listing.entries]
+                ),
+            },
+            batches=batches,
+            files=write_files(self.stage.store, files, prefix=self.stage.prefix),
+        )
+
+    # --- records ---
+
+    def _write_holdout(self) -> tuple[ShardFact, ...]:
+        """Stage a hold-out of its own, for the judge."""
+        held = self.held
+        if held is None:
+            return ()
+        placing = place_holdout(held)
+        dealt = deal_out(held, placing, self.job.workspace, describes=False)
+        return write_staged(self.stage.store, dealt, prefix=f"{self.stage.prefix}/given")
+
+    # --- what was done ---
+
+    def _batches(self, dealt: Dealt) -> tuple[BatchFact, ...]:
+        """Say of each batch what a later run needs to leave it alone."""
+        earlier = {b.batch: b for b in self.earlier.facts.batches} if self.earlier else {}
+        numbers = {
+            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.job.batches, strict=True)
+        }
+        found = []
+        for number in sorted({*self.settled.indexes, *earlier}):
+            if number in earlier:
+                found.append(earlier[number])
+                continue
+            path, n_records = self.settled.indexes[number]
+            notes = Counter(
+                note for note, path in self.scan.notes if path and numbers[path] == number
+            )
+            first = {
+                note: path
+                for note, path in reversed(self.scan.notes)
+                if path and numbers[path] == number
+            }
+            found.append(
+                BatchFact(
+                    batch=number,
+                    index=path,
+                    n_records=n_records,
+                    columns={name: astuple(c) for name, c in dealt.counts[number].items()},
+                    notes=tuple((note, first[note], n) for note, n in notes.items()),
+                )
+            )
+        return tuple(found)
+
+    def _files(self) -> list[SourceFile]:
+        scan = self.scan
+        earlier = self.earlier.files if self.earlier else {}
+        files = []
+        for i, (path, n_bytes, etag) in enumerate(scan.listing.identity):
+            shown = shown_path(path)
+            if not scan.files_read[i] and shown in earlier:
+                files.append(earlier[shown])
+                continue
+            files.append(
+                SourceFile(
+                    path=shown,
+                    n_bytes=n_bytes,
+                    etag=etag,
+                    n_records=int(self.settled.n_used[i]),
+                    n_quarantined=int(scan.quarantine.by_file[i]),
+                    batch=int(self.job.batches[i]),
+                )
+            )
+        return files
+
+    def _quarantine(self) -> tuple[pa.Table, pa.Table, tuple[ShardFact, ...]]:
+        earlier = self.earlier.quarantined(self.stage.store) if self.earlier else None
+        ours = self.scan.quarantine.table(earlier=earlier)
+        theirs = ours.slice(0, 0)
+        if self.held is not None:
+            theirs = self.held.scan.quarantine.table(prefix="hold-out ")
+        return ours, theirs, self._put_quarantine(ours, "quarantine")
+
+    def _put_quarantine(self, table: pa.Table, stem: str) -> tuple[ShardFact, ...]:
+        return write_shards(
+            self.stage.store,
+            table,
+            prefix=self.stage.prefix,
+            stem=stem,
+            split="quarantine",
+            origin="real",
+            label="",
+            max_records=QUARANTINE_RECORDS,
+            max_bytes=QUARANTINE_BYTES,
+        )
+
+    def _notes(
+        self,
+        batches: tuple[BatchFact, ...],
+        columns: Sequence[ColumnFact],
+        counts: dict[str, dict[str, int]],
+        judged: Sequence[str],
+        reasons: Counter[str],
+    ) -> tuple[str, ...]:
+        listing, settled = self.scan.listing, self.settled
+        notes = [note for note, path in self.scan.notes if not path]
+        notes += notes_of_files(said for batch in batches for said in batch.notes)
+        notes += listing_notes(listing)
+        if self.held is not None:
+            of_held = dict.fromkeys(note for note, _ in self.held.scan.notes)
+            notes += [f"hold-out: {note}" for note in of_held]
+        notes += [f"quarantined {n} records: {reason}" for reason, n in reasons.most_common()]
+        notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
+        for name, n in settled.class_counts.items():
+            if name not in judged:
+                notes.append(_why_not_judged(name, n, counts, grouped=settled.is_grouped))
+        if not judged:
+            notes.append(
+                f"no class has the {MIN_JUDGED} records that stand in all parts, so no arm can be judged"
+            )
+        if settled.n_kept_against_mark:
+            notes.append(
+                f"{settled.n_kept_against_mark} records keep the part of an earlier version, although the "
+                "hold-out column now says otherwise"
+            )
+        return tuple(notes)
+
+
+def _sum_counts(shards: Sequence[ShardFact]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for shard in shards:
+        total.update(shard.class_counts)
+    return dict(total)
+
+
+def _why_not_judged(name: str, n: int, counts: dict[str, dict[str, int]], *, grouped: bool) -> str:
+    where = ", ".join(f"{counts[part].get(name, 0)} in {part}" for part in PARTS)
+    if n < MIN_JUDGED:
+        return (
+            f"class {name!r} has {n} records, fewer than the {MIN_JUDGED} needed to stand in all parts: "
+            "it is not judged"
+        )
+    why = (
+        "its groups are too few or too large"
+        if grouped
+        else "the split that was given leaves a part without it"
+    )
+    return f"class {name!r} is not judged: {why} ({where})"

@@ -1,0 +1,353 @@
+"""The source's records, read once and put aside in batches, with where each came from.
+
+Shared by ingest, which writes what it finds, and profile, which only says it. A format is a reader
+(:class:`prefect_augment.sources.base.SourceReader`) in the registry's ``FORMATS``, and its endings in
+:mod:`prefect_augment.sources.discovery`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import EmptyFileError, InputError, SourceChangedError
+from prefect_augment.ingest.quarantine import Batch, Quarantine
+from prefect_augment.ingest.schema import (
+    UNTYPED_FORMATS,
+    one_schema,
+    plain_schema,
+    refuse_lineage_names,
+)
+from prefect_augment.params import Source
+from prefect_augment.sources.base import SourceRecords, in_batches
+from prefect_augment.sources.discovery import (
+    Entry,
+    Listing,
+    entry_of,
+    list_source,
+    listing_notes,
+    notes_of_files,
+)
+from prefect_augment.sources.images.scan import (
+    Folder,
+    look_at_folder,
+    read_folder,
+)
+from prefect_augment.sources.open import reader_of
+from prefect_augment.storage.spill import Spill, Workspace
+
+__all__ = ["Listing", "Progress", "Scan", "list_source", "scan"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[float, str], None]
+Dictionaries = dict[int, dict[str, list[Any]]]
+
+FILE, POSITION = "\0file", "\0position"  # columns of what is put aside
+
+
+@dataclass
+class Scan:
+    """All records of a source, or those of its new files, put aside.
+
+    Parameters
+    ----------
+    listing : Listing
+        All files.
+    workspace : Workspace
+        Where the records are put aside.
+    schema : pyarrow.Schema
+        The one of all files, categories as dictionaries.
+    quarantine : Quarantine
+        What could not be read; later steps put more there.
+    n_read : ndarray of int64, shape (n_files,)
+        Records of each file that could be read.
+    files_read : ndarray of bool, shape (n_files,)
+        Which files that was.
+    dictionaries : dict
+        Batch number -> category column -> its values in the order they were met.
+    notes : list of (str, str)
+        What was found on the way, and in which file; no file for all of them.
+    folder : Folder, optional
+        Of loose image files.
+    """
+
+    listing: Listing
+    workspace: Workspace
+    schema: pa.Schema
+    quarantine: Quarantine
+    n_read: NDArray[np.int64]
+    files_read: NDArray[np.bool_]
+    dictionaries: Dictionaries
+    notes: list[tuple[str, str]]
+    folder: Folder | None = None
+    _spills: list[Spill] = field(default_factory=list)
+
+    @property
+    def n_records(self) -> int:
+        """Records that could be read."""
+        return int(self.n_read.sum())
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the records in the order they were read."""
+        plain = plain_schema(self.schema)
+        for spill in self._spills:
+            for table in spill:
+                file_index = table[FILE].to_numpy().astype(np.int32)
+                positions = table[POSITION].to_numpy()
+                yield Batch(table.select(plain.names).cast(plain), file_index, positions)
+
+    def table(self) -> pa.Table:
+        """Return all records at once."""
+        plain = plain_schema(self.schema)
+        tables = [plain.empty_table(), *(batch.table for batch in self.batches())]
+        return pa.concat_tables(tables).cast(self.schema)
+
+    def said(self) -> list[str]:
+        """Return the notes, each once with the files that it is about, and those of the listing."""
+        of_files = notes_of_files((note, path, 1) for note, path in self.notes)
+        return [*of_files, *listing_notes(self.listing)]
+
+    def clear(self) -> None:
+        """Let go of what was put aside."""
+        for spill in self._spills:
+            spill.clear()
+
+
+def scan(
+    listing: Listing,
+    source: Source,
+    workspace: Workspace,
+    *,
+    batches: NDArray[np.int32] | None = None,
+    wanted: Collection[str] | None = None,
+    known: pa.Schema | None = None,
+    folder: Folder | None = None,
+    on_progress: Progress | None = None,
+    has_lineage: bool = False,
+) -> Scan:
+    """Read a source's files, each once, and put the records aside.
+
+    Parameters
+    ----------
+    listing : Listing
+        What there is.
+    source : Source
+        How it is read.
+    workspace : Workspace
+        Where records are put aside.
+    batches : ndarray of int32, shape (n_files,), optional
+        Number of the batch of each file; the schema is that of the lowest one's first file.
+    wanted : collection of str, optional
+        Only these files.
+    known : pyarrow.Schema, optional
+        Of the files that are not read.
+    folder : Folder, optional
+        Of loose image files, where it has been looked at.
+    on_progress : callable, optional
+        Called with a fraction in [0, 1] and what is being done.
+    has_lineage : bool
+        Columns may be named like lineage columns.
+
+    Raises
+    ------
+    SourceChangedError
+        If an object is not what was listed when its reading ends.
+    SchemaError
+        If the objects' columns differ, or one is named like a lineage column.
+    InputError
+        If there is no record.
+    """
+    numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
+    if listing.format == "folder":
+        folder = folder or look_at_folder(listing, source)
+    scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
+    return scanner.run(wanted, known, has_lineage=has_lineage)
+
+
+class _Scanner:
+    """One scan at work."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        source: Source,
+        workspace: Workspace,
+        numbers: NDArray[np.int32],
+        folder: Folder | None,
+        on_progress: Progress | None,
+    ) -> None:
+        self.listing, self.source, self.workspace, self.folder = listing, source, workspace, folder
+        self.numbers = numbers
+        self.report = on_progress or (lambda fraction, text: None)
+        n = len(listing.entries)
+        self.quarantine = Quarantine([e.path for e in listing.entries])
+        self.n_read = np.zeros(n, dtype=np.int64)
+        self.files_read = np.zeros(n, dtype=bool)
+        self.schemas: list[tuple[str, pa.Schema]] = []
+        self.spills: list[Spill] = []
+        self.spilled: pa.Schema | None = None
+        self.dictionaries: Dictionaries = {}
+        self.notes: list[tuple[str, str]] = []
+
+    def run(
+        self, wanted: Collection[str] | None, known: pa.Schema | None, *, has_lineage: bool
+    ) -> Scan:
+        if known is not None:
+            self.schemas.append(("the source of earlier versions", known))
+        if self.folder is not None:
+            self._read_folder(self.folder, wanted)
+        else:
+            self._read_objects(wanted)
+        listing = self.listing
+        if not self.n_read.any() and known is None:
+            raise InputError(self._no_record(), uri=listing.store.uri)
+        if not has_lineage:
+            refuse_lineage_names(self.schemas[0][1], self.schemas[0][0])
+        schema = one_schema(
+            [schema for _, schema in self.schemas],
+            [path for path, _ in self.schemas],
+            widen=listing.format in UNTYPED_FORMATS,
+        )
+        return Scan(
+            listing,
+            self.workspace,
+            schema,
+            self.quarantine,
+            self.n_read,
+            self.files_read,
+            self.dictionaries,
+            self.notes,
+            self.folder,
+            self.spills,
+        )
+
+    def _read_objects(self, wanted: Collection[str] | None) -> None:
+        entries = self.listing.entries
+        chosen = [i for i, e in enumerate(entries) if wanted is None or e.path in wanted]
+        chosen.sort(key=lambda i: (int(self.numbers[i]), entries[i].path))
+        n_bytes = sum(entries[i].n_bytes for i in chosen) or 1
+        done = 0
+        for i in chosen:
+            self._read_object(i, entries[i])
+            done += entries[i].n_bytes
+            self.report(done / n_bytes, f"read {entries[i].path}")
+
+    def _read_object(self, index: int, entry: Entry) -> None:
+        store = self.listing.store
+        try:
+            with store.open(entry.path) as file, self._may_be_empty(index):
+                read = reader_of(self.listing)
+                for records in in_batches(read(file, name=entry.path, source=self.source)):
+                    self._take(records, index)
+            unchanged = entry_of(store, entry.path) == entry
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise SourceChangedError(
+                f"{entry.path} changed while it was read; run again when nothing writes to {store.uri}.",
+                path=entry.path,
+            )
+        logger.info(
+            "Read %s: %s records, %s rejected.",
+            entry.path,
+            self.n_read[index],
+            self.quarantine.by_file[index],
+        )
+
+    @contextmanager
+    def _may_be_empty(self, index: int) -> Iterator[None]:
+        """One day without records stops no nightly run; a source that is empty as a whole is an error."""
+        entry = self.listing.entries[index]
+        try:
+            yield
+        except InputError as exc:
+            is_empty = isinstance(exc, EmptyFileError) or entry.n_bytes == 0
+            if len(self.listing.entries) == 1 or not is_empty or self.files_read[index]:
+                raise
+            self.files_read[index] = True
+            self.notes.append(("holds no records and is passed over", entry.path))
+
+    def _take(self, records: SourceRecords, index: int) -> None:
+        """Put a batch of one object aside."""
+        path = self.listing.entries[index].path
+        if not self.files_read[index]:
+            self.files_read[index] = True
+            self.schemas.append((path, records.table.schema))
+        for r in records.rejected:
+            self.quarantine.add(index, r.position, r.reason, r.raw)
+        self.notes += [(note, path) for note in records.notes]
+        self.n_read[index] += records.table.num_rows
+        self._put(
+            records.table,
+            np.full(records.table.num_rows, index, dtype=np.int32),
+            records.positions,
+            self.numbers[index],
+        )
+
+    def _read_folder(self, folder: Folder, wanted: Collection[str] | None) -> None:
+        """Put loose files aside: each is an object of its own, so that quarantine names it."""
+        entries = self.listing.entries
+        for i, entry in enumerate(entries):
+            self.files_read[i] = wanted is None or entry.path in wanted
+        for records in read_folder(
+            self.listing, folder, wanted_paths=wanted, on_progress=self.report
+        ):
+            if not self.schemas:
+                self.schemas.append((self.listing.store.uri, records.table.schema))
+            files = (records.positions - 1).astype(np.int32)
+            self.n_read += np.bincount(files, minlength=len(entries))
+            for r in records.rejected:
+                file = r.position - 1
+                raw = f"{entries[file].n_bytes} bytes"
+                self.quarantine.add(file, 1, r.reason, raw, path=r.raw)
+            self.notes += [(note, "") for note in records.notes]
+            for number in np.unique(self.numbers[files]):
+                rows = np.flatnonzero(self.numbers[files] == number)
+                some = records.table if len(rows) == len(files) else records.table.take(rows)
+                self._put(some, files[rows], np.ones(len(rows), dtype=np.int64), number)
+
+    def _put(
+        self,
+        table: pa.Table,
+        files: NDArray[np.int32],
+        positions: NDArray[np.int64],
+        number: np.int32,
+    ) -> None:
+        for field_ in table.schema:
+            if pa.types.is_dictionary(field_.type):
+                self._note_categories(int(number), field_.name, table.column(field_.name))
+        if table.num_rows == 0:
+            return
+        plain = plain_schema(table.schema).remove_metadata()
+        if self.spilled is None or self.spilled != plain:
+            self.spilled = plain
+            self.spills.append(self.workspace.spill())
+        table = table.replace_schema_metadata(None).cast(plain)
+        table = table.append_column(FILE, pa.array(files)).append_column(
+            POSITION, pa.array(positions, pa.int64())
+        )
+        self.spills[-1].append(table)
+
+    def _note_categories(self, number: int, name: str, column: pa.ChunkedArray) -> None:
+        """Take note of the categories in the order they come: that of an ordered category says something."""
+        known = self.dictionaries.setdefault(number, {}).setdefault(name, [])
+        for chunk in column.chunks:
+            values = chunk.dictionary.to_pylist()
+            if values != known[: len(values)]:
+                seen = set(map(repr, known))
+                known += [v for v in values if repr(v) not in seen and v is not None]
+
+    def _no_record(self) -> str:
+        n_rejected = len(self.quarantine)
+        found = f"the source {self.listing.store.uri} holds no usable record in {len(self.listing.entries)} files"
+        rejected = f" ({n_rejected} rejected)." if n_rejected else "."
+        notes = [note for note, path in self.notes if not path]
+        return found + rejected + "".join(f" {note}." for note in notes)

@@ -1,0 +1,438 @@
+"""Which records of a source can be used, and what the split needs to know of them.
+
+The records are gone through in batches: of each only its key, class, group and the like are kept, put
+aside by key. Images are decoded here, once, for ingest, profile and a hold-out alike.
+
+Hold-out records that a column of the source marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.labels import (
+    label_text,
+    missing_labels,
+)
+from prefect_augment.encoding.record_ids import plain_array
+from prefect_augment.errors import InputError
+from prefect_augment.ingest.column_roles import Roles
+from prefect_augment.ingest.quarantine import Batch
+from prefect_augment.ingest.scan import Progress, Scan
+from prefect_augment.ingest.schema import plain_schema
+from prefect_augment.ingest.validate_images import ImageChecker, Images
+from prefect_augment.params import Source
+from prefect_augment.shards.row_groups import record_bytes
+from prefect_augment.sources.images.columns import (
+    GROUP,
+    record_digests,
+    record_variants,
+    with_group_column,
+)
+from prefect_augment.storage.external_sort import Binned, bin_of, n_bins_for
+from prefect_augment.storage.keys import KEY, Coded
+
+__all__ = ["Candidates", "Marks", "Names", "Rows", "find_candidates", "group_names"]
+
+IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
+IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "fit", "val", "validation", ""})
+
+
+class Marks:
+    """Which records a hold-out column marks, from batches of it.
+
+    Parameters
+    ----------
+    name : str
+        The column's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._unknown: set[str] = set()
+        self._n = self._n_marked = 0
+
+    def add(self, column: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return which records of a batch are marked."""
+        encoded = label_text(column).dictionary_encode()
+        words = [word.strip().casefold() for word in encoded.dictionary.to_pylist()]
+        self._unknown |= set(words) - IN_HOLDOUT - IN_TRAINING
+        held = np.array([*(word in IN_HOLDOUT for word in words), False])
+        codes = encoded.indices.fill_null(len(words)).to_numpy()
+        marked: NDArray[np.bool_] = held[codes]
+        self._n += len(marked)
+        self._n_marked += int(marked.sum())
+        return marked
+
+    def check(self, *, n: int = 0, n_marked: int = 0) -> None:
+        """Refuse marks that say nothing.
+
+        Parameters
+        ----------
+        n, n_marked : int
+            Further records, and how many of them are marked.
+
+        Raises
+        ------
+        InputError
+            If the column holds a value that is neither yes nor no, or puts all records on one side.
+        """
+        if self._unknown:
+            unknown = sorted(self._unknown)
+            raise InputError(
+                f"holdout_column {self.name!r} holds {', '.join(map(repr, unknown[:5]))}; expected true, 1, holdout "
+                "or test for hold-out records and false, 0, train or nothing for the others.",
+                column=self.name,
+                values=unknown,
+            )
+        n, n_marked = self._n + n, self._n_marked + n_marked
+        if n_marked in (0, n):
+            where = "all records" if n_marked else "no record"
+            raise InputError(
+                f"holdout_column {self.name!r} marks {where} as hold-out; expected a part of them.",
+                column=self.name,
+            )
+
+
+Conform = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the split needs to know of some records, in the order they were read.
+
+    Parameters
+    ----------
+    keys : ndarray of keys, shape (n_records,)
+        Content keys.
+    labels : Coded, length n_records
+        Class names.
+    rows, files : ndarray of int64 and int32, shape (n_records,)
+        Which candidates they are, and the file of each.
+    variants : ndarray, shape (n_records,)
+        What tells apart records of one key and class.
+    sizes : ndarray of int32, shape (n_records,)
+        About so many bytes each.
+    marked : ndarray of bool, shape (n_records,), or None
+        Hold-out records, where a column of the source says it.
+    groups : Coded or None
+        Groups as text, where records are grouped.
+    """
+
+    keys: NDArray[Any]
+    labels: Coded
+    rows: NDArray[np.int64]
+    files: NDArray[np.int32]
+    variants: NDArray[Any]
+    sizes: NDArray[np.int32]
+    marked: NDArray[np.bool_] | None
+    groups: Coded | None
+
+    def take(self, rows: NDArray[Any]) -> Rows:
+        """Return some of them."""
+        return Rows(
+            self.keys[rows],
+            self.labels.take(rows),
+            self.rows[rows],
+            self.files[rows],
+            self.variants[rows],
+            self.sizes[rows],
+            None if self.marked is None else self.marked[rows],
+            None if self.groups is None else self.groups.take(rows),
+        )
+
+
+@dataclass
+class Candidates:
+    """The records of a scan that can be used, in the order they were read.
+
+    Parameters
+    ----------
+    scan : Scan
+        Where they are put aside.
+    roles : Roles
+        What their columns are for.
+    aside : Binned
+        What :meth:`rows` returns, by key.
+    labels, groups : Names
+        Class names and groups.
+    label_values : pyarrow.Array
+        The different labels as the source has them.
+    marks : Marks, optional
+        Hold-out records, where a column of the source says it.
+    images : Images, optional
+        What was found about the images.
+    kept : list of ndarray of uint8
+        Which records of each batch of the scan these are, a bit each.
+    conform : callable, optional
+        Brings a batch's table into other columns first.
+    """
+
+    scan: Scan
+    roles: Roles
+    aside: Binned
+    labels: Names
+    groups: Names
+    label_values: pa.Array
+    marks: Marks | None = None
+    images: Images | None = None
+    kept: list[NDArray[np.uint8]] = field(default_factory=list)
+    conform: Conform | None = None
+
+    @property
+    def n_records(self) -> int:
+        """How many records there are."""
+        return len(self.aside)
+
+    @property
+    def n_bins(self) -> int:
+        """How many bins they are in, by key."""
+        return self.aside.n_bins
+
+    def rows(self, number: int = 0) -> Rows:
+        """Return the records of a bin."""
+        found = self.aside.read(number)
+        return Rows(
+            np.ascontiguousarray(found["key"]),
+            self.labels.coded(found["label"]),
+            found["row"],
+            found["file"],
+            found["variant"],
+            found["size"],
+            None if self.marks is None else found["mark"],
+            self.groups.coded(found["group"]) if self.roles.grouped_by else None,
+        )
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Records per class."""
+        return self.labels.counts()
+
+    @cached_property
+    def every(self) -> Rows:
+        """All records, which are in one bin: those of a hold-out of its own."""
+        return self.rows()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the records in batches, published columns only, categories as plain values."""
+        for batch, bits in zip(self.scan.batches(), self.kept, strict=True):
+            keep = np.unpackbits(bits, count=len(batch.positions)).view(np.bool_)
+            some = _conformed(batch, self.conform).filter(keep)
+            table = self.roles.published_table(some.table)
+            yield Batch(table, some.file_index, some.positions)
+
+
+def find_candidates(
+    scan: Scan,
+    roles: Roles,
+    source: Source,
+    *,
+    conform: Conform | None = None,
+    may_be_empty: bool = False,
+    in_bins: bool = False,
+    on_progress: Progress | None = None,
+) -> Candidates:
+    """Go through the records, put what cannot be used into quarantine, and return the others.
+
+    Parameters
+    ----------
+    scan : Scan
+        The records; its quarantine takes more.
+    roles : Roles
+        What the columns are for.
+    source : Source
+        ``max_megapixels`` bounds what is decoded.
+    conform : callable, optional
+        Brings a batch's table into other columns first: those of a hold-out, whose groups may be unknown.
+    may_be_empty : bool
+        Whether there are other records, so that none of these has to be usable.
+    in_bins : bool
+        Whether the split decides on records of one key at a time. Where it looks at groups or
+        near-duplicates, all are in one bin.
+    on_progress : callable, optional
+        Called with a fraction in [0, 1] and what is being done.
+
+    Raises
+    ------
+    InputError
+        If no image can be used.
+    MissingExtraError
+        If Pillow is not installed.
+    """
+    alone = in_bins and not roles.image and not roles.grouped_by
+    found = _Found(roles, scan, n_bins_for(scan.n_records) if alone else 1)
+    checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
+    with checker or _Nothing():
+        n_done = 0
+        for batch in scan.batches():
+            n = len(batch.positions)
+            batch = _conformed(batch, conform)
+            needs_group = conform is None
+            found.add(_usable(batch, roles, scan, checker, needs_group=needs_group), n)
+            n_done += n
+            if on_progress is not None:
+                on_progress(n_done / max(1, scan.n_records), f"checked {n_done} records")
+    if checker is not None and not may_be_empty:
+        checker.refuse_none()
+    return found.candidates(None if checker is None else checker.images(), conform)
+
+
+def _conformed(batch: Batch, conform: Conform | None) -> Batch:
+    if conform is None:
+        return batch
+    return Batch(conform(batch.table), batch.file_index, batch.positions)
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *of: Any) -> None:
+        return None
+
+
+def _usable(
+    batch: Batch,
+    roles: Roles,
+    scan: Scan,
+    checker: ImageChecker | None,
+    *,
+    needs_group: bool,
+) -> tuple[Batch, NDArray[np.intp]]:
+    """Return the records of a batch that can be used, and which they are."""
+    rows = np.arange(len(batch.positions))
+
+    def reject(unusable: NDArray[np.bool_], reason: Any, details: Sequence[str] = ()) -> None:
+        nonlocal batch, rows
+        if unusable.any():
+            batch = scan.quarantine.reject(batch, unusable, reason, details=details)
+            rows = rows[~unusable]
+
+    reject(missing_labels(batch.table[roles.label]).to_numpy(zero_copy_only=False), "no label")
+    if roles.pattern and GROUP not in batch.table.column_names:
+        table = with_group_column(batch.table, roles.pattern)
+        batch = Batch(table, batch.file_index, batch.positions)
+    if roles.grouped_by and needs_group:
+        reason = (
+            "source.group_pattern does not match its path"
+            if roles.pattern
+            else f"no value in group column {roles.grouped_by!r}"
+        )
+        reject(np.asarray(group_names(batch.table[roles.grouped_by])) == "", reason)
+    if checker is not None and batch.table.num_rows:
+        reasons, details = checker.check(batch.table[roles.image])
+        unusable = np.array([why != "" for why in reasons], dtype=bool)
+        bad = np.flatnonzero(unusable)
+        reject(unusable, [reasons[i] for i in bad], [details[i] for i in bad])
+    return batch, rows
+
+
+class Names:
+    """Texts that come in batches, as codes in the order they were met."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._n = np.zeros(0, dtype=np.int64)
+
+    def add(self, texts: pa.Array) -> NDArray[np.int32]:
+        """Return the codes of a batch."""
+        encoded = texts.dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        found = [self._index.setdefault(name, len(self._index)) for name in names]
+        codes: NDArray[np.int32] = np.array(found, dtype=np.int32)[encoded.indices.to_numpy()]
+        n = np.bincount(codes, minlength=len(self._index))
+        n[: len(self._n)] += self._n
+        self._n = n
+        self.__dict__.pop("_ranks", None)
+        return codes
+
+    @cached_property
+    def _ranks(self) -> Coded:
+        """The names in their order, and the place of each code's."""
+        return Coded.from_names(np.arange(len(self._index)), list(self._index))
+
+    def coded(self, codes: NDArray[np.int32]) -> Coded:
+        """Return codes of names in their order."""
+        return Coded(self._ranks.codes[codes], self._ranks.names)
+
+    def counts(self) -> dict[str, int]:
+        """Return records per name, in the order of the names."""
+        return dict(sorted(zip(self._index, self._n.tolist(), strict=True)))
+
+
+class _Found:
+    """What is kept of each batch, put aside by key."""
+
+    def __init__(self, roles: Roles, scan: Scan, n_bins: int) -> None:
+        self.roles, self.scan = roles, scan
+        self.kept: list[NDArray[np.uint8]] = []
+        dtype = np.dtype(
+            [
+                ("key", KEY),
+                ("variant", KEY if roles.image else np.uint64),
+                ("row", np.int64),
+                ("label", np.int32),
+                ("file", np.int32),
+                ("size", np.int32),
+                ("group", np.int32),
+                ("mark", np.bool_),
+            ]
+        )
+        self.aside = Binned(scan.workspace, dtype, n_bins)
+        self.labels, self.groups = Names(), Names()
+        self.values: pa.Array | None = None
+        self.marks = Marks(roles.marks) if roles.marks else None
+
+    def add(self, usable: tuple[Batch, NDArray[np.intp]], n: int) -> None:
+        batch, rows = usable
+        keep = np.zeros(n, dtype=bool)
+        keep[rows] = True
+        self.kept.append(np.packbits(keep))
+        table, label = batch.table, self.roles.label
+        values = table[label].combine_chunks().unique()
+        self.values = (
+            values if self.values is None else pa.concat_arrays([self.values, values]).unique()
+        )
+        if len(rows) == 0:
+            return
+        published = self.roles.published_table(table)
+        some = np.zeros(len(rows), dtype=self.aside.dtype)
+        some["row"] = len(self.aside) + np.arange(len(rows))
+        some["key"] = record_digests(published, label=label)
+        some["variant"] = record_variants(published, label=label)
+        some["size"] = record_bytes(published)
+        some["file"] = batch.file_index
+        some["label"] = self.labels.add(label_text(table[label]))
+        if self.roles.grouped_by:
+            names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
+            some["group"] = self.groups.add(names)
+        if self.marks is not None:
+            some["mark"] = self.marks.add(table[self.roles.marks])
+        self.aside.add(some, bin_of(some["key"], self.aside.n_bins))
+
+    def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
+        kind = plain_schema(self.scan.schema).field(self.roles.label).type
+        return Candidates(
+            self.scan,
+            self.roles,
+            self.aside,
+            self.labels,
+            self.groups,
+            pa.array([], kind) if self.values is None else self.values,
+            self.marks,
+            images,
+            self.kept,
+            conform,
+        )
+
+
+def group_names(column: pa.ChunkedArray) -> list[str]:
+    """Return the group of each record as text; empty where there is none."""
+    return [value or "" for value in plain_array(column).cast(pa.string()).to_pylist()]

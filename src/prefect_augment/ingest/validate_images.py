@@ -1,0 +1,219 @@
+"""Records whose image can be decoded, and what the images are like; others go to quarantine.
+
+Each image is decoded once, in threads, a few at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import InputError
+from prefect_augment.schema.base import ImageFacts
+from prefect_augment.sources.images.columns import image_bytes
+from prefect_augment.sources.images.validation import (
+    THUMB_SIDE,
+    BadImageError,
+    ImageCheck,
+    check_image,
+)
+
+__all__ = ["ImageChecker", "Images", "Traits", "image_facts", "image_notes"]
+
+#: Mode, format, width, height, whether animated, whether turned.
+Traits = tuple[str, str, int, int, bool, bool]
+
+# Images taken out of the source at a time, and by one thread: handing over costs as much as a small image.
+BATCH, UNIT = 512, 32
+# Gray modes of Pillow; LA has an alpha channel, which is composited away.
+GRAY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"})
+SHOWN_SIZES = 20
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was found about the images of records.
+
+    Parameters
+    ----------
+    column : str
+        Where they are.
+    thumbs : ndarray of int8, shape (n_records, 1024)
+        As :class:`prefect_augment.sources.images.validation.ImageCheck` has them.
+    traits : ndarray of int32, shape (n_records,)
+        Which of ``kinds`` each is.
+    kinds : list of tuple
+        ``(mode, format, width, height, is_animated, is_rotated)``.
+    """
+
+    column: str
+    thumbs: NDArray[np.int8]
+    traits: NDArray[np.int32]
+    kinds: list[Traits]
+
+
+def image_facts(column: str, counts: Mapping[Traits, int], **found: int) -> ImageFacts:
+    """Return facts from how many images are of each kind, and what was ``found`` beyond this."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for (mode, kind, width, height, _, _), n in counts.items():
+        sizes[width, height] += n
+        modes[mode] += n
+        formats[kind] += n
+    ordered = sorted(sizes, key=lambda s: (-sizes[s], -s[0] * s[1], s))
+    sides = [side for size in sizes for side in size]
+    return ImageFacts(
+        column=column,
+        modes=dict(sorted(modes.items())),
+        formats=dict(sorted(formats.items())),
+        sizes={f"{w}x{h}": sizes[w, h] for w, h in ordered[:SHOWN_SIZES]},
+        n_sizes=len(sizes),
+        most_common_size=ordered[0] if ordered else (0, 0),
+        smallest_side=min(sides, default=0),
+        largest_side=max(sides, default=0),
+        n_channels=1 if modes.keys() <= GRAY else 3,
+        n_animated=sum(n for t, n in counts.items() if t[4]),
+        n_rotated=sum(n for t, n in counts.items() if t[5]),
+        **found,
+    )
+
+
+class ImageChecker:
+    """Decodes images once, batch by batch; a context manager, as it has threads.
+
+    Parameters
+    ----------
+    column : str
+        Where the images are.
+    max_megapixels : float
+        Larger images are refused by their header.
+    """
+
+    def __init__(self, column: str, max_megapixels: float) -> None:
+        self.column = column
+        self._limit = max_megapixels
+        self._thumbs: list[NDArray[np.int8]] = []
+        self._traits: list[NDArray[np.int32]] = []
+        self._kinds: dict[Traits, int] = {}
+        self._first_bad = ""
+        self._n_bad = 0
+
+    def __enter__(self) -> None:
+        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+
+    def __exit__(self, *of: object) -> None:
+        self._pool.shutdown()
+
+    def check(self, column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
+        """Decode a batch of images, and keep what was found about those that can be used.
+
+        Returns
+        -------
+        reasons, details : list of str, length n_records
+            Why an image cannot be used; empty where it can.
+        """
+        n = len(column)
+        reasons, details = [""] * n, [""] * n
+        for start in range(0, n, BATCH):
+            batch = list(image_bytes(column.slice(start, BATCH)))
+            parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
+            done = [
+                found
+                for part in self._pool.map(_checked, parts, repeat(self._limit))
+                for found in part
+            ]
+            good = []
+            for i, found in enumerate(done, start=start):
+                if isinstance(found, BadImageError):
+                    reasons[i], details[i] = found.reason, found.detail
+                    self._n_bad += 1
+                    self._first_bad = self._first_bad or f"{found.reason} ({found.detail})"
+                else:
+                    good.append(found)
+            if good:
+                self._thumbs.append(np.stack([found.thumb for found in good]))
+                kinds = [self._kinds.setdefault(_traits(f), len(self._kinds)) for f in good]
+                self._traits.append(np.array(kinds, dtype=np.int32))
+        return reasons, details
+
+    def refuse_none(self) -> None:
+        """Refuse a source none of whose images can be used.
+
+        Raises
+        ------
+        InputError
+            Where that is so.
+        """
+        if self._n_bad and not self._thumbs:
+            raise InputError(
+                f"none of the source's {self._n_bad} images can be used; the first is {self._first_bad}."
+            )
+
+    def images(self) -> Images:
+        """Return what was found about the images that can be used."""
+        thumbs = np.zeros((sum(map(len, self._traits)), THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
+        start = 0
+        while self._thumbs:  # not all of them twice
+            part = self._thumbs.pop(0)
+            thumbs[start : start + len(part)] = part
+            start += len(part)
+        traits = [np.zeros(0, dtype=np.int32), *self._traits]
+        return Images(self.column, thumbs, np.concatenate(traits), list(self._kinds))
+
+
+def _traits(found: ImageCheck) -> Traits:
+    return (
+        found.mode,
+        found.format,
+        found.width,
+        found.height,
+        found.is_animated,
+        found.is_rotated,
+    )
+
+
+def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:
+    return [_check_one(data, max_megapixels) for data in batch]
+
+
+def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError:
+    try:
+        return check_image(data, max_megapixels=max_megapixels)
+    except BadImageError as exc:
+        return exc
+
+
+def image_notes(facts: ImageFacts | None) -> tuple[str, ...]:
+    """Say in sentences what was found about images, for people."""
+    if facts is None:
+        return ()
+    modes = ", ".join(f"{n} {mode}" for mode, n in facts.modes.items())
+    width, height = facts.most_common_size
+    modes_and_sizes = (
+        f"modes {modes}; {facts.n_sizes} sizes of {facts.smallest_side} to {facts.largest_side} px"
+    )
+    notes = [f"images: {modes_and_sizes}, most often {width}x{height}"]
+    if facts.n_animated:
+        notes.append(f"{facts.n_animated} animated images: their first frame is used")
+    if facts.n_rotated:
+        notes.append(f"{facts.n_rotated} images are turned upright by their EXIF orientation")
+    if facts.n_clusters:
+        notes.append(
+            f"{facts.n_clustered} near-duplicate images in {facts.n_clusters} clusters (the largest of "
+            f"{facts.largest_cluster}) stay on one side of the split"
+        )
+    if facts.n_near_holdout:
+        notes.append(
+            f"{facts.n_near_holdout} images have a near-duplicate in the hold-out; they are kept, so its scores "
+            "may be a little too good"
+        )
+    return tuple(notes)

@@ -1,0 +1,176 @@
+"""What stays of the decision on all records: where each that was read goes, and objects for later runs.
+
+All of it goes to local disk a bin of keys at a time, and comes back in the order in which it is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.record_ids import real_ids
+from prefect_augment.ingest.assign import Decision, numbers_within
+from prefect_augment.ingest.incremental import n_moved, refuse_moved
+from prefect_augment.ingest.record_index import IndexAside
+from prefect_augment.ingest.validate import Candidates
+from prefect_augment.ingest.write_shards import Placer, Placing
+from prefect_augment.schema.base import ImageFacts
+from prefect_augment.split.assignment import HOLDOUT, PARTS
+from prefect_augment.split.ledger_io import write_ledger
+from prefect_augment.storage.external_sort import bin_of
+from prefect_augment.storage.keys import KEY, group_ids, joined, sort_order
+from prefect_augment.storage.staging import Stage
+
+__all__ = ["Settled", "place_holdout", "settle"]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was decided, as far as records that were read go, and in sums.
+
+    Parameters
+    ----------
+    placing : Placing
+        The shard of each candidate, or why it goes nowhere.
+    indexes : dict
+        Batch number -> path of its index and number of its records; batches that were read.
+    n_used : ndarray of int64, shape (n_files,)
+        Records of each file that are in a part.
+    class_counts : dict
+        Class -> records in a part, those of earlier batches too.
+    classes : tuple of str
+        In the order of their values.
+    n_twins : int
+        Records whose key occurs more than once.
+    ledger, ledger_digest : str
+        Path and content of the split's ledger.
+    n_new, n_kept_against_mark : int
+        See :class:`prefect_augment.split.assignment.Assignment`.
+    is_grouped : bool
+        Whether records stay together.
+    image : ImageFacts, optional
+        What was found about the images.
+    """
+
+    placing: Placing
+    indexes: dict[int, tuple[str, int]]
+    n_used: NDArray[np.int64]
+    class_counts: dict[str, int]
+    classes: tuple[str, ...]
+    n_twins: int
+    ledger: str
+    ledger_digest: str
+    n_new: int
+    n_kept_against_mark: int
+    is_grouped: bool
+    image: ImageFacts | None
+
+
+def settle(
+    decision: Decision,
+    found: Candidates,
+    held: Candidates | None,
+    *,
+    batches: NDArray[np.int32],
+    stage: Stage,
+) -> Settled:
+    """Put ledger and indexes into the stage, and return what is needed to write the records.
+
+    Parameters
+    ----------
+    decision : Decision
+        On all records.
+    found : Candidates
+        The records that were read.
+    held : Candidates, optional
+        A hold-out of its own.
+    batches : ndarray of int32, shape (n_files,)
+        Batch of each file.
+    stage : Stage
+        Where objects go.
+
+    Raises
+    ------
+    NotReusableError
+        If a staged record would go elsewhere than it is; nothing has been put then.
+    """
+    workspace = found.scan.workspace
+    indexes = IndexAside(workspace, np.unique(batches).tolist())
+    placer = Placer(found.n_records, workspace)
+    class_counts: Counter[str] = Counter()
+    n_used = np.zeros(len(batches), dtype=np.int64)
+    n_twins = n_elsewhere = 0
+    for number, piece in enumerate(decision.pieces()):
+        index = piece.index
+        n_elsewhere += n_moved(index, piece.parts, piece.numbers)
+        index.parts, index.numbers = piece.parts, piece.numbers
+        is_used, is_new = piece.parts >= 0, index.rows >= 0
+        indexes.append(index)
+        class_counts.update(index.labels.take(is_used).counts())
+        n_twins += _n_twins(index.keys[is_used], _held_keys(held, number, found.n_bins))
+        there = is_used & is_new
+        n_used += np.bincount(index.files[there], minlength=len(batches))
+        placer.add(
+            part=piece.parts[there],
+            batch=index.batch[there],
+            ids=piece.ids[there],
+            keys=index.keys[there],
+            sizes=index.sizes[there],
+            rows=index.rows[there],
+        )
+        placer.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
+        del piece, index
+    refuse_moved(n_elsewhere)
+    ledger = decision.ledger
+    return Settled(
+        placing=placer.placing(dict(enumerate(PARTS))),
+        indexes={
+            number: (indexes.write(stage.store, prefix=stage.prefix, batch=number), n)
+            for number, n in indexes.counts().items()
+        },
+        n_used=n_used,
+        class_counts=dict(class_counts),
+        classes=decision.classes,
+        n_twins=n_twins,
+        ledger=write_ledger(stage.store, ledger, prefix=stage.prefix),
+        ledger_digest=ledger.digest,
+        n_new=decision.n_new,
+        n_kept_against_mark=decision.n_kept_against_mark,
+        is_grouped=decision.is_grouped,
+        image=decision.image,
+    )
+
+
+def _n_twins(keys: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> int:
+    """Records whose key occurs more than once, with those of a hold-out of its own."""
+    n = np.bincount(group_ids(joined(keys, theirs)))
+    return int(n[n > 1].sum())
+
+
+def _held_keys(held: Candidates | None, number: int, n_bins: int) -> NDArray[np.bytes_]:
+    """Return the keys of a bin in a hold-out of its own."""
+    keys = np.zeros(0, dtype=KEY) if held is None else held.every.keys
+    found: NDArray[np.bytes_] = keys[bin_of(keys, n_bins) == number]
+    return found
+
+
+def place_holdout(held: Candidates) -> Placing:
+    """Return where the records of a hold-out of its own go."""
+    every = held.every
+    order = sort_order(every.keys, every.labels.codes, every.variants)
+    numbers = np.zeros(len(order), dtype=np.int64)
+    numbers[order] = numbers_within(every.keys[order], every.labels.take(order))
+    n = len(order)
+    placer = Placer(n, held.scan.workspace)
+    placer.add(
+        part=np.full(n, HOLDOUT, dtype=np.int8),
+        batch=np.ones(n, dtype=np.int32),
+        ids=real_ids(every.keys, every.labels, numbers),
+        keys=every.keys,
+        sizes=every.sizes,
+        rows=every.rows,
+    )
+    return placer.placing({HOLDOUT: PARTS[HOLDOUT]})

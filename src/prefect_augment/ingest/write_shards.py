@@ -1,0 +1,397 @@
+"""Which shard every candidate goes to: each part of each batch in the order of its ids, cut into shards.
+
+Ids come by key and are wanted by id; places come by id and are wanted by row. Both times they are brought
+into order on local disk, so that no array is as long as there are records.
+
+Staged real records: a shard at a time, sorted by ``aug_id`` within a part and a batch.
+
+The records are gone through once more and dealt out to their shards, which wait on local disk; then each
+is sorted, encoded and put. A shard's bytes depend on its records alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
+from prefect_augment.ingest.assign import REASONS
+from prefect_augment.ingest.validate import Candidates
+from prefect_augment.schema.base import ShardFact
+from prefect_augment.shards.base import write_shard
+from prefect_augment.shards.parquet import ParquetShards
+from prefect_augment.shards.row_groups import row_groups, rows_per_group
+from prefect_augment.storage.external_sort import Binned, bin_of, bin_of_row, n_bins_for
+from prefect_augment.storage.keys import KEY, hex_column, sort_order
+from prefect_augment.storage.spill import Spill, Workspace, give_back
+from prefect_augment.storage.store import Store
+
+__all__ = ["Dealt", "Placer", "Places", "Placing", "deal_out", "write_staged"]
+
+# Bounds the memory: a shard is held a few times over while it is sorted and encoded.
+SHARD_BYTES = 32 << 20
+
+NOWHERE = -1
+WAITING = np.dtype(
+    [("id", KEY), ("key", KEY), ("row", np.int64), ("size", np.int32), ("group", np.int32)]
+)
+PLACED = np.dtype(
+    [
+        ("id", KEY),
+        ("key", KEY),
+        ("row", np.int64),
+        ("group", np.int32),
+        ("shard", np.int32),
+        ("rank", np.int32),
+        ("reason", np.int8),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where each candidate goes.
+
+    Parameters
+    ----------
+    stems : tuple of (str, str)
+        Part and the beginning of its shards' names, per shard.
+    numbers : tuple of int
+        Number of the batch, per shard.
+    placed : Binned
+        The places, by row.
+    first : ndarray of int32, shape (n_groups,)
+        First shard of each part of each batch.
+    """
+
+    stems: tuple[tuple[str, str], ...]
+    numbers: tuple[int, ...]
+    placed: Binned
+    first: NDArray[np.int32]
+
+    def places(self) -> Places:
+        """Return the places from the first row on."""
+        return Places(self)
+
+
+class Places:
+    """Places of candidates in the order of their rows."""
+
+    def __init__(self, placing: Placing) -> None:
+        self._placing = placing
+        self._number = 0
+        self._held = np.zeros(0, dtype=PLACED)
+
+    def next(self, n: int) -> NDArray[Any]:
+        """Return the places of the next ``n`` candidates.
+
+        ``shard`` is -1 for none, and ``reason`` then says why; ``rank`` is the place in the shard.
+        """
+        held = [self._held]
+        while sum(map(len, held)) < n:
+            rows = self._placing.placed.read(self._number)
+            self._number += 1
+            rows = rows[np.argsort(rows["row"])]
+            goes = rows["group"] >= 0
+            rows["shard"][goes] += self._placing.first[rows["group"][goes]]
+            held.append(rows)
+        every = np.concatenate(held)
+        self._held = every[n:].copy()
+        return every[:n]
+
+
+@dataclass
+class _Group:
+    """A part of a batch while it is cut into shards."""
+
+    n_bytes: int = 0  # of all its records
+    done: int = 0  # bytes before the next record
+    last: int = -2  # number of the last shard, those without records counted; none has it
+    n_shards: int = 0
+    n_in_shard: int = 0
+    number: int = 0
+
+
+class Placer:
+    """Cuts every part of every batch into shards of about equal bytes.
+
+    Parameters
+    ----------
+    n_records : int
+        How many candidates there are.
+    workspace : Workspace
+        Where they are brought into order.
+    """
+
+    def __init__(self, n_records: int, workspace: Workspace) -> None:
+        n_bins = n_bins_for(n_records)
+        self._waiting = Binned(workspace, WAITING, n_bins)
+        self._placed = Binned(workspace, PLACED, n_bins)
+        self._groups: dict[tuple[int, int], _Group] = {}
+
+    def add(
+        self,
+        *,
+        part: NDArray[np.int8],
+        batch: NDArray[np.int32],
+        ids: NDArray[Any],
+        keys: NDArray[Any],
+        sizes: NDArray[np.int32],
+        rows: NDArray[np.int64],
+    ) -> None:
+        """Take candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
+        waiting = np.zeros(len(rows), dtype=WAITING)
+        waiting["id"], waiting["key"], waiting["row"], waiting["size"] = ids, keys, rows, sizes
+        for p in np.unique(part).tolist():
+            for number in np.unique(batch[part == p]).tolist():
+                of_group = (part == p) & (batch == number)
+                group = self._groups.setdefault((p, number), _Group(number=len(self._groups)))
+                group.n_bytes += int(sizes[of_group].sum(dtype=np.int64))
+                waiting["group"][of_group] = group.number
+        self._waiting.add(waiting, bin_of(waiting["id"], self._waiting.n_bins))
+
+    def leave_out(self, rows: NDArray[np.int64], reasons: NDArray[np.int8]) -> None:
+        """Take candidates that go nowhere."""
+        placed = np.zeros(len(rows), dtype=PLACED)
+        placed["row"], placed["reason"] = rows, reasons
+        placed["group"] = placed["shard"] = NOWHERE
+        self._put(placed)
+
+    def _put(self, placed: NDArray[Any]) -> None:
+        self._placed.add(placed, bin_of_row(placed["row"]))
+
+    def placing(self, parts: Mapping[int, str]) -> Placing:
+        """Cut the shards.
+
+        Parameters
+        ----------
+        parts : mapping of int to str
+            Name of each part, in the order of the shards.
+        """
+        by_number = {group.number: group for group in self._groups.values()}
+        for number in range(self._waiting.n_bins):
+            rows = self._waiting.read(number)
+            rows = rows[sort_order(rows["group"], rows["id"])]
+            starts = np.flatnonzero(np.diff(rows["group"], prepend=-1))
+            for some in np.split(rows, starts[1:]):
+                if len(some):
+                    self._put(_cut(some, by_number[int(some["group"][0])]))
+        self._waiting.clear()
+        stems: list[tuple[str, str]] = []
+        numbers: list[int] = []
+        first = np.zeros(len(by_number), dtype=np.int32)
+        for p, name in parts.items():
+            for batch in sorted(number for part, number in self._groups if part == p):
+                group = self._groups[p, batch]
+                first[group.number] = len(stems)
+                stems += [(name, f"{name}-b{batch:05d}-{i:05d}") for i in range(group.n_shards)]
+                numbers += [batch] * group.n_shards
+        return Placing(tuple(stems), tuple(numbers), self._placed, first)
+
+
+def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
+    """Give the next records of a part of a batch, sorted by id, their places."""
+    after = group.done + np.cumsum(rows["size"], dtype=np.int64)
+    n_shards = max(1, -(-group.n_bytes // SHARD_BYTES))
+    which = np.minimum((after - 1) * n_shards // max(1, group.n_bytes), n_shards - 1)
+    begins = np.diff(which, prepend=group.last) != 0  # one huge record leaves numbers out
+    shard = group.n_shards - 1 + np.cumsum(begins)
+    place = np.arange(len(rows))
+    start = np.maximum.accumulate(np.where(begins, place, -group.n_in_shard))
+    rank = place - start
+    group.done, group.last = int(after[-1]), int(which[-1])
+    group.n_shards, group.n_in_shard = int(shard[-1]) + 1, int(rank[-1]) + 1
+    placed = np.zeros(len(rows), dtype=PLACED)
+    for name in ("id", "key", "row", "group"):
+        placed[name] = rows[name]
+    placed["shard"], placed["rank"] = shard, rank
+    return placed
+
+
+OPEN_AT_ONCE = 128
+RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of what is put aside
+
+
+class Dealt:
+    """Candidates dealt out to their shards, and what their columns hold.
+
+    Attributes
+    ----------
+    counts : dict
+        Batch number -> column -> counts.
+    summaries : dict
+        Column -> summary.
+    """
+
+    def __init__(
+        self, found: Candidates, placing: Placing, workspace: Workspace, *, describes: bool = True
+    ) -> None:
+        self.found, self.placing, self.workspace = found, placing, workspace
+        label = found.roles.label
+        self.summaries = {
+            f.name: ColumnSummary(f.type, workspace) for f in found.roles.schema if f.name != label
+        }
+        self.counts: dict[int, dict[str, ColumnCounts]] = defaultdict(dict)
+        self._describes = describes
+        self._spills: dict[int, Spill] = {}
+
+    def deal(self, first: int = 0) -> None:
+        """Deal out to the shards from ``first`` on, as many as may be open at once.
+
+        The first time, take note of the columns and put what goes nowhere into quarantine.
+        """
+        places = self.placing.places()
+        for batch in self.found.batches():
+            place = places.next(batch.table.num_rows)
+            shard = place["shard"]
+            if first == 0:
+                self._look(batch.table, shard)
+                left_out = shard < 0
+                if left_out.any():
+                    why = [REASONS[r] for r in place["reason"][left_out].tolist()]
+                    self.found.scan.quarantine.reject(batch, left_out, why)
+            placed = batch.table
+            for name, values in (
+                (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
+                (ID, _as_binary(place["id"])),
+                (CONTENT, _as_binary(place["key"])),
+            ):
+                placed = placed.append_column(name, values)
+            for s in np.unique(shard[(shard >= first) & (shard < first + OPEN_AT_ONCE)]).tolist():
+                spill = self._spills.setdefault(s, self.workspace.spill())
+                some = np.flatnonzero(shard == s)
+                whole = len(some) == placed.num_rows
+                spill.append(placed if whole else placed.take(pa.array(some)))
+
+    def _look(self, table: pa.Table, shard: NDArray[np.int32]) -> None:
+        if not self._describes:
+            return
+        for number in {self.placing.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
+            of_number = np.array([n == number for n in self.placing.numbers], dtype=bool)
+            keep = (shard >= 0) & of_number[np.maximum(shard, 0)]
+            some = table if keep.all() else table.filter(pa.array(keep))
+            for name, summary in self.summaries.items():
+                counts = summary.add(some[name])
+                known = self.counts[number].get(name)
+                self.counts[number][name] = counts if known is None else known.plus(counts)
+
+    def shard(self, s: int) -> Spill:
+        """Return the records of a shard as they came, with their ranks, ids and content keys."""
+        if s and s % OPEN_AT_ONCE == 0:
+            self.deal(s)
+        return self._spills.pop(s)
+
+
+def _as_binary(keys: NDArray[Any]) -> pa.Array:
+    keys = np.ascontiguousarray(keys)
+    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys)])
+
+
+def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of 16 bytes a record as keys."""
+    chunks = [np.zeros(0, dtype=KEY)]
+    for chunk in column.chunks:
+        raw = np.frombuffer(chunk.buffers()[1], dtype=KEY)
+        chunks.append(raw[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(chunks)
+
+
+def deal_out(
+    found: Candidates,
+    placing: Placing,
+    workspace: Workspace,
+    *,
+    describes: bool = True,
+) -> Dealt:
+    """Deal candidates out to their shards; nothing is put into the store yet.
+
+    Parameters
+    ----------
+    found : Candidates
+        The records; their scan's quarantine takes what goes nowhere.
+    placing : Placing
+        Where each goes, or why it goes nowhere.
+    workspace : Workspace
+        Where shards wait.
+    describes : bool
+        Whether columns are summarised.
+    """
+    dealt = Dealt(found, placing, workspace, describes=describes)
+    dealt.deal()
+    return dealt
+
+
+def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardFact, ...]:
+    """Put the shards under names that hold their content's hash, one at a time."""
+    placing, label = dealt.placing, dealt.found.roles.label
+    facts = []
+    for s, (part, stem) in enumerate(placing.stems):
+        table = _staged(dealt, s)
+        facts.append(
+            write_shard(
+                store,
+                row_groups(table, rows_per_group(table.num_rows, table.nbytes)),
+                kind=ParquetShards(),
+                name=f"{prefix}/{stem}",
+                split=part,
+                origin="real",
+                label=label,
+                classes=(),
+            )
+        )
+        del table
+        give_back()  # the next one is of another size
+    return tuple(facts)
+
+
+def _staged(dealt: Dealt, s: int) -> pa.Table:
+    """Return a shard's records as they are staged.
+
+    Column after column is read and brought into order: a shard is in memory once, and one column of it twice.
+    """
+    schema = dealt.found.roles.schema
+    categories = dealt.found.scan.dictionaries.get(dealt.placing.numbers[s], {})
+    came = dealt.shard(s)
+    order = np.argsort(came.column(RANK).to_numpy())
+    ids, keys = (_as_keys(came.column(name))[order] for name in (ID, CONTENT))
+    rows = pa.array(order)
+    columns = []
+    for field in schema:
+        column = came.column(field.name).take(rows)
+        if pa.types.is_dictionary(field.type):
+            column = _with_categories(column, field.type, categories.get(field.name, []))
+        columns.append(_canonical(column.cast(field.type), field))
+        del column
+    came.clear()
+    for name, made in (("aug_id", ids), ("content_key", keys)):
+        schema = schema.append(pa.field(name, pa.string()))
+        columns.append(hex_column(made))
+    return pa.table(columns, schema=schema)
+
+
+def _with_categories(column: pa.ChunkedArray, kind: pa.DictionaryType, known: list[Any]) -> Any:
+    """Give a category column its dictionary back."""
+    values = pa.array(known, kind.value_type)
+    codes = pc.index_in(column.combine_chunks(), value_set=values).cast(kind.index_type)
+    return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)
+
+
+def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
+    """Return the column as one chunk in buffers of its own, whatever it was cut out of.
+
+    The encoder measures buffers to cut row groups; a slice, or a bitmap without a null in it, would
+    show in the bytes.
+    """
+    table = pa.table([column], schema=pa.schema([field])).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    del table
+    return pa.ipc.open_stream(sink.getvalue()).read_all().column(0)

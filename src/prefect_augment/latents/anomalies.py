@@ -1,0 +1,259 @@
+"""Anomalies: how badly a model accounts for each record, and which are beyond what is normal on val.
+
+Two passes: scores are staged shard by shard; then, with all scores in memory (some tens of bytes a record),
+threshold and ranks are known and the result is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.figures.latent_charts import Scores, scores_chart
+from prefect_augment.latents.adapter import View, open_view
+from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
+from prefect_augment.latents.embed import finite
+from prefect_augment.latents.output import Piece
+from prefect_augment.loading.latents import ERROR_MAP
+from prefect_augment.params import Output
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.shards.base import label_names
+from prefect_augment.shards.staged import iter_shards
+from prefect_augment.storage.store import Store
+
+__all__ = ["anomalies"]
+
+ALGORITHM_VERSION = 2
+COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
+N_SHOWN = 8  # of the strangest records of val
+# A quantile with fewer records beyond it than this rests on chance.
+MIN_BEYOND = 10
+
+
+def anomalies(
+    dataset: DatasetRef,
+    *,
+    model: ModelRef,
+    store: Store,
+    normal_share: float = 0.05,
+    output: Output | None = None,
+    out: Store | None = None,
+    on_progress: Progress | None = None,
+) -> LatentRef:
+    """Score every record, flag those beyond the threshold, and rank all.
+
+    Normal are the classes that the model was trained on: all of them, or those that
+    :func:`.select_classes` left.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records, val among them. Classes that the model has never seen are scored, too.
+    model : ModelRef
+        A model with a latent space.
+    store : Store
+        The root that dataset and model lie under.
+    normal_share : float in (0, 1)
+        The threshold is the val score that at most this share of the normal val records is above.
+    output : Output, optional
+        Which parts.
+    out : Store, optional
+        Where to; the dataset's folder ``_anomalies`` where not given.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is stranger),
+        ``anomaly`` (bool), ``rank`` (int64, 1 is the strangest of all) and, of images, ``error_map`` (fixed_size_list
+        of float32: where a flagged one is strange, row by row at the model's resolution; null of the
+        others). ``found``: threshold, records and flagged ones per part (but the hold-out) and class and, where val
+        holds other classes, their AUROC against the normal ones.
+
+    Raises
+    ------
+    ParameterError
+        If the model has no latent space, or there is no normal val record to calibrate on.
+    DivergedError
+        If a score is not finite.
+    """
+    if not 0 < normal_share < 1:
+        raise ParameterError(f"normal_share is {normal_share}; give a share between 0 and 1.")
+    job = Job.of("anomalies", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
+                 store=store, output=output, out=out, params={"normal_share": normal_share})  # fmt: skip
+    if (known := job.folder.found()) is not None:
+        return known
+    fitted, encoder = job.load("latents")
+    view = open_view(job, fitted, encoder)
+    normal = Strata(encoder).classes
+
+    def score(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+        columns = head(table, job.facts.label, shard, COLUMNS)
+        scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", model)
+        return pa.table({**columns, "score": scores.astype(np.float64)}), {}
+
+    # What this first pass writes goes when the result is whole.
+    pieces = job.each_shard(score, on_progress, folder="scores")
+    scored = _Scored.read(job, pieces, normal)
+    beyond = scored.normal_val
+    if not len(beyond):
+        raise ParameterError(
+            f"there are no val records of {', '.join(map(repr, normal))}, and the threshold comes from "
+            "those; use ingested records, with val among output.parts."
+        )
+    threshold = float(np.quantile(beyond, 1 - normal_share, method="higher"))
+    shards = _write(job, view, scored, threshold)
+    notes = []
+    if len(beyond) * normal_share < MIN_BEYOND:
+        notes.append(
+            f"the threshold rests on {len(beyond)} normal val records, {len(beyond) * normal_share:.1f} of "
+            f"them beyond it; take a larger normal_share, or more records, for a steadier one."
+        )
+    other = scored.scores[~scored.is_normal]
+    chart = Scores(beyond, scored.scores[scored.is_normal], other, threshold)
+    return job.finish(
+        shards,
+        found={
+            "normal": list(normal),
+            "threshold": threshold,
+            "n_normal_val": len(beyond),
+            "val_auroc": scored.auroc,
+            "n_flagged": int((scored.scores > threshold).sum()),
+            "counts": scored.counts(threshold),
+        },
+        pictures=job.folder.put_pictures(
+            scores_chart(chart), view.strange_picture(scored.strangest_val)
+        ),
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """All scores, in the order of the shards; part and class of each as codes."""
+
+    scores: NDArray[np.float64]
+    part_codes: NDArray[np.int32]
+    class_codes: NDArray[np.int32]
+    parts: tuple[str, ...]
+    classes: tuple[str, ...]
+    normal: tuple[str, ...]
+    strangest_val: tuple[str, ...]  # ids, the strangest first
+
+    @classmethod
+    def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> _Scored:
+        scores, parts, classes = [], _Codes(), _Codes()
+        strangest: list[tuple[float, str]] = []
+        columns = ["score", "aug_split", job.facts.label, "aug_id"]
+        for table in iter_shards(job.folder.store, _shards(pieces), columns):
+            scores.append(table["score"].to_numpy())
+            val = table.filter(pc.equal(table["aug_split"], "val")).sort_by(
+                [("score", "descending"), ("aug_id", "ascending")]
+            )[:N_SHOWN]
+            strangest += zip(
+                (-val["score"].to_numpy()).tolist(), val["aug_id"].to_pylist(), strict=True
+            )
+            strangest = sorted(strangest)[:N_SHOWN]
+            parts.add(table["aug_split"].to_pylist())
+            classes.add(label_names(table[job.facts.label]))
+        return cls(
+            np.concatenate(scores), parts.codes, classes.codes, tuple(parts.index),
+            tuple(classes.index), tuple(normal),
+            tuple(aug_id for _, aug_id in strangest),
+        )  # fmt: skip
+
+    @property
+    def is_normal(self) -> NDArray[np.bool_]:
+        return np.isin(np.array(self.classes, dtype=object), self.normal)[self.class_codes]
+
+    @property
+    def is_val(self) -> NDArray[np.bool_]:
+        return np.array([part == "val" for part in self.parts])[self.part_codes]
+
+    @property
+    def normal_val(self) -> NDArray[np.float64]:
+        return self.scores[self.is_val & self.is_normal]
+
+    @property
+    def auroc(self) -> float | None:
+        """Area under the ROC curve on val, the other classes as the anomaly; None without any."""
+        truth = ~self.is_normal[self.is_val]
+        if not truth.any() or truth.all():
+            return None
+        return float(roc_auc_score(truth, self.scores[self.is_val]))
+
+    def counts(self, threshold: float) -> dict[str, dict[str, dict[str, int]]]:
+        """Return part -> class -> records and flagged ones, but for the hold-out."""
+        shape = len(self.parts), len(self.classes)
+        every, flagged = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        beyond = self.scores > threshold
+        np.add.at(every, (self.part_codes, self.class_codes), 1)
+        np.add.at(flagged, (self.part_codes[beyond], self.class_codes[beyond]), 1)
+        return {
+            part: {
+                name: {"records": int(every[i, k]), "flagged": int(flagged[i, k])}
+                for k, name in sorted(enumerate(self.classes), key=lambda pair: pair[1])
+                if every[i, k]
+            }
+            for i, part in enumerate(self.parts)
+            if part != NOT_SUMMED
+        }
+
+
+class _Codes:
+    """Names that come in batches, each as the place where it first stood."""
+
+    def __init__(self) -> None:
+        self.index: dict[str, int] = {}
+        self._batches: list[NDArray[np.int32]] = []
+
+    def add(self, names: Sequence[str]) -> None:
+        codes = [self.index.setdefault(name, len(self.index)) for name in names]
+        self._batches.append(np.array(codes, dtype=np.int32))
+
+    @property
+    def codes(self) -> NDArray[np.int32]:
+        return np.concatenate(self._batches)
+
+
+def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardFact]:
+    """Write the scores with flag, rank and place; equal scores rank in the records' order."""
+    ranks = np.empty(len(scored.scores), dtype=np.int64)
+    ranks[np.argsort(-scored.scores, kind="stable")] = np.arange(1, len(ranks) + 1)
+    columns = [*dict.fromkeys(["aug_id", job.facts.label, *view.where_columns])]
+    written: list[ShardFact] = []
+    start = 0
+    for i, shard in enumerate(job.shards):
+        stop = start + shard.n_records
+
+        def tables(shard: ShardFact = shard, start: int = start) -> Any:
+            for table in job.tables([shard], columns):
+                rows = slice(start, start + table.num_rows)
+                start = rows.stop
+                flags = scored.scores[rows] > threshold
+                marks = {"score": scored.scores[rows], "anomaly": flags, "rank": ranks[rows]}
+                places = view.where(table, flags)
+                yield pa.table({**head(table, job.facts.label, shard), **marks, **places})
+
+        written += job.folder.put(
+            tables(),
+            shard.n_records,
+            f"{shard.split}-{i:05d}",
+            split=shard.split,
+            origin=shard.origin,
+        )
+        start = stop
+    return written
+
+
+def _shards(pieces: Sequence[Piece]) -> list[ShardFact]:
+    return [shard for piece in pieces for shard in piece.shards]

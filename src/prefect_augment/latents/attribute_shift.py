@@ -1,0 +1,317 @@
+"""Attribute arithmetic: records with an attribute added to their latent vectors, and decoded again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from prefect_augment.encoding.columns import did_you_mean, listing
+from prefect_augment.encoding.labels import label_text
+from prefect_augment.encoding.values import plain
+from prefect_augment.errors import ParameterError
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
+from prefect_augment.latents.adapter import View, open_view
+from prefect_augment.latents.base import Job, Progress, Strata, head
+from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
+from prefect_augment.latents.reconstruct import decoding_strata
+from prefect_augment.params import AttributeShift, Output
+from prefect_augment.plan.targets import suggestion
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.model_store import Encoder
+
+__all__ = ["shift_attribute"]
+
+ALGORITHM_VERSION = 2
+STRENGTH = "aug_strength"
+# The mean of fewer vectors is mostly one record or another; as many as a model has to see of a class.
+MIN_RECORDS = MIN_SAMPLED_RECORDS
+N_SHOWN = 8  # records in the picture
+WITHOUT_VALUES = (
+    "image",
+    "opaque",
+    "empty",
+    "identifier",
+)  # kinds of columns, shared by no two records
+
+
+def shift_attribute(
+    dataset: DatasetRef,
+    *,
+    model: ModelRef,
+    store: Store,
+    wish: AttributeShift | None = None,
+    output: Output | None = None,
+    out: Store | None = None,
+    on_progress: Progress | None = None,
+) -> LatentRef:
+    """Write records with an attribute added to them: ``decode(z + strength * direction)``.
+
+    The direction is the mean latent vector of the fit records with one value of a column minus the mean
+    of those with another. Whatever else differs between the two groups is in it, too.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Staged records. Of records that are not divided into parts, all but a hold-out make the direction.
+    model : ModelRef
+        A model with a latent space.
+    store : Store
+        The root that dataset and model lie under.
+    wish : AttributeShift, optional
+        Which attribute, which records, which strengths; from the largest class towards the smallest by
+        default.
+    output : Output, optional
+        Which parts the records that are shifted are of.
+    out : Store, optional
+        Where to; the dataset's folder ``_shifts`` where not given.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with a row per record and strength, in this order: ``aug_id`` of the record that was shifted,
+        ``aug_split``, ``aug_strength`` (float64), the columns that are learnt, and the label and ``by``
+        columns of the stratum that it was decoded as. At strength 0 that is its reconstruction. ``found``:
+        the two values with their fit records, the direction's length (Euclidean) and ``val_auroc``, how
+        well places along it tell the val records of the two apart (None where val lacks one).
+
+    Raises
+    ------
+    ParameterError
+        If the model has no latent space; the column, a value, a class or a record is not there; a value has
+        too few fit records; or nothing is left to shift.
+    DivergedError
+        If a vector is not finite.
+
+    References
+    ----------
+    Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
+    Networks", section 6.3.2 (arithmetic on mean vectors); Larsen et al. 2016, "Autoencoding beyond pixels
+    using a learned similarity metric", section 4.2 (attribute vectors of a dataset with labels).
+    """
+    wish = wish or AttributeShift()
+    job = Job.of("shifts", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
+                 store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
+    if (known := job.folder.found()) is not None:
+        return known
+    fitted, encoder = job.load("latents")
+    strata = Strata(encoder)
+    column = _column(job, wish.column)
+    ends = _ends(job, column, wish)
+    wanted = _Wanted.of(job, column, ends[0].value, wish.only)
+    means = vector_means(job, fitted, encoder, column=column, values=[end.value for end in ends])
+    direction = means[ends[1].value] - means[ends[0].value]
+
+    def shifted(table: pa.Table) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+        """Decode records once per strength; return as which strata, too."""
+        codes = decoding_strata(table, strata, wish.as_class)
+        Z = vectors(job, fitted, encoder, table)
+        moved = ((Z + s * direction).astype(np.float32) for s in wish.strengths)
+        return codes, [fitted.decode_latents(finite(z, "vectors", model), codes) for z in moved]
+
+    view = open_view(job, fitted, encoder)
+
+    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+        table = table.filter(wanted.mask(table))
+        if not table.num_rows:
+            return pa.table({}), {}
+        made = _made(view, table, *shifted(table))
+        return _written(job, table, shard, made, wish.strengths), {}
+
+    n_strengths = len(wish.strengths)
+    pieces = job.each_shard(
+        make, on_progress, n_made=lambda shard: wanted.counts[shard.path] * n_strengths
+    )
+
+    def rows(table: pa.Table) -> list[tuple[str, NDArray[Any]]]:
+        _, made = shifted(table)
+        return [(f"strength {s:g}", X) for s, X in zip(wish.strengths, made, strict=True)]
+
+    title = f"{ends[0].value} → {ends[1].value}"
+    return job.finish(
+        [shard for piece in pieces for shard in piece.shards],
+        found={
+            "column": column,
+            "start": ends[0].value,
+            "end": ends[1].value,
+            "n_start": ends[0].n,
+            "n_end": ends[1].n,
+            "strengths": list(wish.strengths),
+            "n_shifted": sum(wanted.counts.values()),
+            "distance": float(np.linalg.norm(direction)),
+            "val_auroc": _val_auroc(job, fitted, encoder, column, ends, direction),
+        },
+        # Of the wanted records none may lie in the part that is shown.
+        pictures=job.folder.put_pictures(
+            view.shift_picture(title, wanted.shown, rows) if wanted.shown else b""
+        ),
+    )
+
+
+def _made(
+    view: View, table: pa.Table, codes: NDArray[np.int64], shifted: Sequence[NDArray[Any]]
+) -> pa.Table:
+    """Return the decoded records, those of one record one after the other."""
+    ids = table["aug_id"].to_pylist()
+    names = [f"{aug_id}-{j:02d}" for j in range(len(shifted)) for aug_id in ids]
+    made = view.made(np.concatenate(shifted), np.tile(codes, len(shifted)), names, like=table)
+    by_record = np.arange(made.num_rows).reshape(len(shifted), len(ids)).T.ravel()
+    return made.take(pa.array(by_record))
+
+
+def _written(
+    job: Job, table: pa.Table, shard: ShardFact, made: pa.Table, strengths: Sequence[float]
+) -> pa.Table:
+    """Return what was made of these records, with ids, parts and strengths before it."""
+    whose = pa.array(np.repeat(np.arange(table.num_rows), len(strengths)))
+    known = head(table, job.facts.label, shard, (STRENGTH,))
+    columns = {
+        "aug_id": known["aug_id"].take(whose),
+        "aug_split": known["aug_split"].take(whose),
+        STRENGTH: pa.array(np.tile(strengths, table.num_rows), pa.float64()),
+        **{name: made[name] for name in made.column_names},
+    }
+    return pa.table(columns).replace_schema_metadata(made.schema.metadata)
+
+
+# --- the direction ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _End:
+    """A value that the direction leads from or to, and how many learnt records have it."""
+
+    value: str
+    n: int
+
+
+def _column(job: Job, name: str) -> str:
+    """Return the column of the attribute, the label where none is named; refuse what has no values."""
+    label = job.facts.label
+    able = [c.name for c in job.facts.columns if c.kind not in WITHOUT_VALUES]
+    if name and name not in (label, *able):
+        raise ParameterError(
+            f"column {name!r} is not one whose values an attribute can be{did_you_mean(name, able)}; take the label, "
+            f"{label!r}, or one of: {listing(able) or 'none'}."
+        )
+    return name or label
+
+
+def _ends(job: Job, column: str, wish: AttributeShift) -> tuple[_End, _End]:
+    counts: Counter[str] = Counter()
+    for table in job.tables(job.learnt_shards, [column]):
+        counts.update(value for value in column_values(table, column) if value is not None)
+    for value in filter(None, (wish.start, wish.end)):
+        if value not in counts:
+            raise ParameterError(
+                f"no fit record has the value {value!r} of column {column!r}; "
+                f"{suggestion(value, list(counts))}."
+            )
+    by_size = sorted(counts, key=lambda value: (-counts[value], value))
+    others = [v for v in by_size if counts[v] >= MIN_RECORDS and v not in (wish.start, wish.end)]
+    start = wish.start or next(iter(others), "")
+    end = wish.end or next((v for v in reversed(others) if v != start), "")
+    few = [v for v in (start, end) if v and counts[v] < MIN_RECORDS]
+    if few or not start or not end or start == end:
+        raise ParameterError(
+            f"a direction leads from one value of {column!r} to another, each with {MIN_RECORDS} fit records at "
+            f"least; {_what_is_wrong(counts, few, start, end)}. Name two with start (--from) and end (--to); there "
+            f"are: {listing([f'{v}: {counts[v]}' for v in by_size], 20) or 'none'}."
+        )
+    return _End(start, counts[start]), _End(end, counts[end])
+
+
+def _what_is_wrong(counts: Mapping[str, int], few: Sequence[str], start: str, end: str) -> str:
+    if few:
+        return f"{few[0]!r} has {counts[few[0]]}"
+    return f"both are {start!r}" if start and start == end else "there are not two such values"
+
+
+def _val_auroc(
+    job: Job,
+    fitted: Any,
+    encoder: Encoder,
+    column: str,
+    ends: tuple[_End, _End],
+    direction: NDArray[np.float64],
+) -> float | None:
+    """Return how well places along the direction tell the val records of its two values apart."""
+    start, end = (x.value for x in ends)
+    val = [shard for shard in job.facts.shards if shard.split == "val"]
+    given = vectors_by(job, fitted, encoder, column=column, values=[start, end], shards=val)
+    places: dict[str, list[NDArray[np.float64]]] = {start: [], end: []}
+    for value, _, Z in given:
+        places[value].append(Z @ direction)
+    if not (places[start] and places[end]):
+        return None
+    a, b = (np.concatenate(places[value]) for value in (start, end))
+    is_end = np.repeat([0, 1], [len(a), len(b)])
+    return float(roc_auc_score(is_end, np.concatenate([a, b])))
+
+
+# --- the records ------------------------------------------------------------------------------
+
+
+@dataclass
+class _Wanted:
+    """The records that are shifted, counted shard by shard. Made by :meth:`of`."""
+
+    label: str
+    column: str
+    start: str
+    only: frozenset[str]
+    counts: dict[str, int] = field(default_factory=dict)  # by the shard's path
+    shown: list[str] = field(default_factory=list)  # the lowest ids of the part that is shown
+
+    @classmethod
+    def of(cls, job: Job, column: str, start: str, only: Sequence[str]) -> _Wanted:
+        """Look at every record's id, label and attribute.
+
+        Raises
+        ------
+        ParameterError
+            If a class or record is not there, or no record is left.
+        """
+        wanted = cls(job.facts.label, column, start, frozenset(only))
+        missing = dict.fromkeys(only)
+        names = ["aug_id", *dict.fromkeys([job.facts.label, column])]
+        for shard in job.shards:
+            wanted.counts[shard.path] = 0
+            for table in job.tables([shard], names):
+                ids = table["aug_id"].filter(wanted.mask(table)).to_pylist()
+                wanted.counts[shard.path] += len(ids)
+                if shard.split == job.shown_part:
+                    wanted.shown = sorted([*wanted.shown, *ids])[:N_SHOWN]
+                for name in {*ids, *column_values(table, job.facts.label)} & missing.keys():
+                    del missing[name]
+        parts = ", ".join(job.parts)
+        if missing:
+            classes = dict.fromkeys(name for n in job.facts.part_counts.values() for name in n)
+            raise ParameterError(
+                f"{next(iter(missing))!r} is neither a class nor the aug_id of a record in {parts}; classes: "
+                f"{listing(list(classes))}."
+            )
+        if not any(wanted.counts.values()):
+            raise ParameterError(
+                f"no record in {parts} has the value {start!r} of column {column!r}; say with only which "
+                "records to shift, or read other parts."
+            )
+        return wanted
+
+    def mask(self, table: pa.Table) -> pa.Array:
+        """Tell which records are shifted; null where the attribute is missing."""
+        if not self.only:
+            return pc.equal(label_text(table[self.column]), self.start)
+        named = pa.array(sorted(self.only), pa.string())
+        of_class = pc.is_in(label_text(table[self.label]), named)
+        return pc.or_(of_class, pc.is_in(plain(table["aug_id"]), named))

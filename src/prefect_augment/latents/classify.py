@@ -1,0 +1,167 @@
+"""Classify: the class in which a model finds a record most likely, given how common classes are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from prefect_augment.errors import EmptyClassError
+from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
+from prefect_augment.latents.embed import finite
+from prefect_augment.latents.output import add_up
+from prefect_augment.params import Output
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.shards.base import label_names
+from prefect_augment.storage.store import Store
+
+__all__ = ["classify", "posterior"]
+
+ALGORITHM_VERSION = 1
+COLUMNS = ("predicted", "prob")
+
+
+def classify(
+    dataset: DatasetRef,
+    *,
+    model: ModelRef,
+    store: Store,
+    prior: Literal["balanced", "observed"] = "balanced",
+    output: Output | None = None,
+    out: Store | None = None,
+    on_progress: Progress | None = None,
+) -> LatentRef:
+    """Write the most likely class of every record.
+
+    By Bayes' rule from the model's log p(record | stratum) and the prior; a class of several strata
+    takes their sum.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Staged records with the columns that the model was trained on.
+    model : ModelRef
+        A model that knows how likely a record is in a class.
+    store : Store
+        The root that dataset and model lie under.
+    prior : {"balanced", "observed"}
+        All classes equally likely before the record is seen, or as often as they are in fit.
+    output : Output, optional
+        Which parts.
+    out : Store, optional
+        Where to; the dataset's folder ``_classes`` where not given.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``predicted`` (in the label's
+        type) and ``prob`` (float32, the predicted class's). ``found``: per part but the hold-out
+        the accuracy, balanced accuracy, recall per class and predictions per true class.
+
+    Raises
+    ------
+    ParameterError
+        If the model has no likelihoods.
+    EmptyClassError
+        If ``observed`` is asked for, and no fit record is of the model's classes.
+    """
+    job = Job.of("classes", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
+                 store=store, output=output, out=out, params={"prior": prior})  # fmt: skip
+    if (known := job.folder.found()) is not None:
+        return known
+    fitted, encoder = job.load("likelihoods")
+    strata = Strata(encoder)
+    log_prior = _log_prior(job, strata, prior)
+    first = [strata.of_class.index(name) for name in strata.classes]
+
+    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+        columns = head(table, job.facts.label, shard, COLUMNS)
+        likely = finite(fitted.class_log_likelihoods(encoder.encode(table)), "likelihoods", model)
+        proba = posterior(likely, log_prior, strata)
+        best = proba.argmax(axis=1)
+        predicted = strata.labels.take(pa.array(np.array(first)[best]))
+        probs = proba[np.arange(len(best)), best].astype(np.float32)
+        names = label_names(table[job.facts.label])
+        said = [strata.classes[k] for k in best.tolist()]
+        # Keys of JSON are text, so the two levels of the confusion are two levels of mappings.
+        confusion: dict[str, dict[str, int]] = {}
+        for (true, guess), n in Counter(zip(names, said, strict=True)).items():
+            confusion.setdefault(true, {})[guess] = n
+        sums = {} if shard.split == NOT_SUMMED else {shard.split: confusion}
+        return pa.table({**columns, "predicted": predicted, "prob": probs}), sums
+
+    pieces = job.each_shard(make, on_progress)
+    confusion: dict[str, dict[str, dict[str, int]]] = add_up(pieces)
+    found = {part: _scores(classes) for part, classes in confusion.items()}
+    return job.finish(
+        [shard for piece in pieces for shard in piece.shards],
+        found={"prior": prior, "classes": list(strata.classes), "parts": found},
+    )
+
+
+def posterior(
+    log_likelihoods: NDArray[np.float64], log_prior: NDArray[np.float64], strata: Strata
+) -> NDArray[np.float64]:
+    """Return the probability of each class, shape (n, n_classes).
+
+    Parameters
+    ----------
+    log_likelihoods : ndarray of float64, shape (n, n_strata)
+        log p(record | stratum), or a bound on it.
+    log_prior : ndarray of float64, shape (n_strata,)
+        Minus infinity leaves a stratum out.
+    strata : Strata
+        Which stratum is of which class.
+    """
+    joint = log_likelihoods + log_prior
+    of_class = np.array([strata.classes.index(name) for name in strata.of_class])
+    by_class = np.column_stack(
+        [logsumexp(joint[:, of_class == k], axis=1) for k in range(len(strata.classes))]
+    )
+    proba: NDArray[np.float64] = np.exp(by_class - logsumexp(by_class, axis=1, keepdims=True))
+    return proba
+
+
+def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
+    """Return the log prior of each stratum; within a class always as observed in fit."""
+    shards = [shard for shard in job.facts.shards if shard.split == "fit"]
+    counts = np.zeros(len(strata.names))
+    if prior == "observed" or len(strata.classes) < len(strata.names):
+        columns = [job.facts.label, *strata.encoder.by]
+        for table in job.tables(shards, columns):
+            codes = strata.codes(table)
+            counts += np.bincount(codes[codes >= 0], minlength=len(counts))
+        if prior == "observed" and not counts.sum():
+            raise EmptyClassError(
+                "no fit record is of the model's classes, so how common they are is not known; use "
+                "ingested records, or prior='balanced'."
+            )
+    if prior == "balanced":
+        for name in strata.classes:
+            rows = [i for i, other in enumerate(strata.of_class) if other == name]
+            total = counts[rows].sum()
+            counts[rows] = counts[rows] / total if total else 1 / len(rows)
+    with np.errstate(divide="ignore"):
+        log_prior: NDArray[np.float64] = np.log(counts / counts.sum())
+    return log_prior
+
+
+def _scores(confusion: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return accuracy and its companions of one part; a class that the model lacks counts as wrong."""
+    totals = {name: sum(row.values()) for name, row in confusion.items()}
+    right = {name: confusion[name].get(name, 0) for name in totals}
+    recall = {name: right[name] / n for name, n in sorted(totals.items())}
+    return {
+        "n_records": sum(totals.values()),
+        "accuracy": sum(right.values()) / sum(totals.values()),
+        "balanced_accuracy": sum(recall.values()) / len(recall),
+        "recall": recall,
+        "confusion": {name: dict(sorted(row.items())) for name, row in sorted(confusion.items())},
+    }

@@ -1,0 +1,188 @@
+"""Images, as uses of a model's latents read, write and show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.pixels import decode_image, image_bytes
+from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
+from prefect_augment.figures.latent_grids import code_images, heat_images, strip_sheet
+from prefect_augment.genmodels.base import MapsAnomalies
+from prefect_augment.latents.adapter import suffixes
+from prefect_augment.latents.base import Job, Strata
+from prefect_augment.loading.latents import ERROR_MAP
+from prefect_augment.schema.base import ShardFact
+from prefect_augment.shards.base import label_names
+
+__all__ = ["ImageView", "some_records"]
+
+Images = NDArray[np.uint8]
+AT_ONCE = 256  # images whose maps are in memory
+MAX_SHOWN = 8  # strengths of a shift
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """See :class:`.latent_view.View`."""
+
+    job: Job
+    fitted: Any
+    encoder: ImageEncoder
+
+    @property
+    def where_columns(self) -> tuple[str, ...]:
+        """The image."""
+        return (self.encoder.column,)
+
+    def made(
+        self,
+        X: Images,
+        codes: NDArray[np.int64],
+        ids: Sequence[str],
+        like: pa.Table | None = None,
+    ) -> pa.Table:
+        """Return made records as PNG."""
+        names = [self.encoder.strata[k] for k in codes.tolist()]
+        found = self.encoder.decode(X, strata=names, aug_ids=ids, like=like)
+        return found.select([self.encoder.column, self.encoder.label, *self.encoder.by])
+
+    def compared(
+        self, X: Images, table: pa.Table, made: pa.Table, head: Mapping[str, Any]
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """Return mean squared errors at the model's resolution, white being 1."""
+        name = self.encoder.column
+        second, third = suffixes([name, *head])
+        error = _squares(X, self.encoder.encode(made)).reshape(len(X), -1).mean(axis=1)
+        columns = {name: table[name], name + second: made[name], name + third: error}
+        sums = {name: {"n": len(X), "mse": float(error.sum())}}
+        return pa.table({**head, **columns}), sums
+
+    def summary(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return the mean squared error."""
+        return {"mse": sums["mse"] / sums["n"]}
+
+    # --- where an image is strange ---
+
+    def where(self, table: pa.Table, flagged: NDArray[np.bool_]) -> dict[str, pa.Array]:
+        """Return the map of every flagged record, row by row at the model's resolution, else null."""
+        size = self.encoder.size**2
+        rows = np.flatnonzero(flagged)
+        parts = [np.empty(0, dtype=np.float32)]
+        for start in range(0, len(rows), AT_ONCE):
+            some = table.take(pa.array(rows[start : start + AT_ONCE]))
+            parts.append(self.maps(self.encoder.encode(some)).ravel())
+        values = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(parts)), size)
+        places = np.cumsum(flagged) - 1
+        return {ERROR_MAP: values.take(pa.array(places, mask=~flagged))}
+
+    def maps(self, X: Images) -> NDArray[np.float32]:
+        """Return where images are strange, shape (n, size, size): as the model says, else its errors."""
+        if isinstance(self.fitted, MapsAnomalies):
+            return np.asarray(self.fitted.anomaly_maps(X), dtype=np.float32)
+        errors: NDArray[np.float32] = _squares(X, self._best(X)).mean(axis=3).astype(np.float32)
+        return errors
+
+    def _best(self, X: Images) -> Images:
+        """Return reconstructions, each as the stratum with which it comes out best."""
+        Z, best = self.fitted.embed(X), np.empty_like(X)
+        least = np.full(len(X), np.inf)
+        for k in range(len(self.encoder.strata)):
+            made = self.fitted.decode_latents(Z, np.full(len(X), k, dtype=np.int64))
+            error = _squares(X, made).reshape(len(X), -1).mean(axis=1)
+            better = error < least
+            best[better], least[better] = made[better], error[better]
+        return best
+
+    # --- pictures ---
+
+    def codes_picture(self) -> bytes:
+        """Draw a few records, their vectors, and the reconstructions."""
+        records, _ = some_records(self.job, [*self.where_columns, *self.encoder.by])
+        X = self.encoder.encode(records)
+        codes = Strata(self.encoder).codes(records)
+        Z = self.fitted.embed(X)
+        made = self._best(X)  # of a class that the model does not know
+        if (codes >= 0).any():
+            made[codes >= 0] = self.fitted.decode_latents(Z[codes >= 0], codes[codes >= 0])
+        rows = [("original", X), (f"code: {Z.shape[1]} numbers", code_images(Z)),
+                ("reconstruction", made)]  # fmt: skip
+        return rows_sheet("Original, code, reconstruction", rows)
+
+    def strange_picture(self, ids: Sequence[str]) -> bytes:
+        """Draw records of val with these ids, in their order."""
+        shards = [shard for shard in self.job.shards if shard.split == "val"]
+        X = self.encoder.encode(_records_named(self.job, ids, shards, self.where_columns))
+        rows = [("as they are, the strangest first", X),
+                ("as the model would have them", self._best(X)),
+                ("where they are strange", heat_images(self.maps(X)))]  # fmt: skip
+        return rows_sheet("The strangest of val", rows)
+
+    def strip_picture(self, strip: pa.Table) -> bytes:
+        """Draw the steps, the two records first and last."""
+        column = strip[self.encoder.column]
+        longest = 2 * self.encoder.size
+        images = [decode_image(data, at_least=longest) for data in image_bytes(column)]
+        return strip_sheet("From one to the other", images)
+
+    def shift_picture(
+        self,
+        title: str,
+        ids: Sequence[str],
+        shifted: Callable[[pa.Table], Sequence[tuple[str, Images]]],
+    ) -> bytes:
+        """Draw a row per strength, a column per record, below the records as they are."""
+        shards = [shard for shard in self.job.shards if shard.split == self.job.shown_part]
+        columns = [*self.where_columns, self.encoder.label, *self.encoder.by]
+        records = _records_named(self.job, ids, shards, columns)
+        made = shifted(records)
+        shown = np.unique(np.rint(np.linspace(0, len(made) - 1, MAX_SHOWN)).astype(int))
+        rows = [("as they are", self.encoder.encode(records)), *(made[i] for i in shown.tolist())]
+        return rows_sheet(title, rows)
+
+
+def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tuple[pa.Table, str]:
+    """Return a few records to be shown, and their part: val where it is read, the hold-out only if nothing else is.
+
+    Classes take turns; of each, those with the lowest ids, which are hashes: a sample without a seed.
+    """
+    part = job.shown_part
+    shards = [shard for shard in job.shards if shard.split == part]
+    label = job.facts.label
+    kept: dict[str, list[str]] = {}
+    for table in job.tables(shards, ["aug_id", label]):  # pictures are read of those that are shown
+        names = np.array(label_names(table[label]), dtype=object)
+        ids = np.array(table["aug_id"].to_pylist(), dtype=object)
+        for name in dict.fromkeys(names.tolist()):
+            kept[name] = sorted([*kept.get(name, []), *ids[names == name]])[:n]
+    turns = sorted((place, name) for name, mine in kept.items() for place in range(len(mine)))
+    shown = [kept[name][place] for name, place in sorted((n, p) for p, n in turns[:n])]
+    return _records_named(job, shown, shards, [label, *columns]), part
+
+
+def _records_named(
+    job: Job, ids: Sequence[str], shards: Sequence[ShardFact], columns: Sequence[str]
+) -> pa.Table:
+    """Return the records with these ids, in their order; reads until all are found."""
+    wanted, found = pa.array(ids, pa.string()), dict[str, pa.Table]()
+    for table in job.tables(shards, [*dict.fromkeys(["aug_id", *columns])]):
+        here = table.filter(pc.is_in(table["aug_id"], wanted))
+        # Copies, so that tables go.
+        found |= {here["aug_id"][i].as_py(): here.take([i]) for i in range(here.num_rows)}
+        if len(found) == len(ids):
+            break
+    return pa.concat_tables([found[i] for i in ids]).unify_dictionaries()
+
+
+def _squares(X: Images, made: Images) -> NDArray[np.float64]:
+    """Return squared differences of images, white being 1."""
+    difference = (X.astype(np.float64) - made) / 255
+    squares: NDArray[np.float64] = difference**2
+    return squares

@@ -1,0 +1,191 @@
+"""Select: the records of some classes, for a model that is to know no others.
+
+A published version as staged records, so that whatever reads those reads it, synthetic ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.plan.targets import suggestion
+from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ShardFact
+from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.shards.base import label_names
+from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = ["select_classes", "version_records"]
+
+CLASSES_VERSION = 1
+SHARD_RECORDS = 1_000_000
+SHARD_BYTES = 128 << 20
+
+
+class _Selected(Fact):
+    """The receipt of one shard."""
+
+    shards: tuple[ShardFact, ...]
+
+
+def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store) -> DatasetRef:
+    """Stage the fit and val records of some classes; the hold-out is left where it is.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records.
+    classes : sequence of str
+        As the plan names them.
+    store : Store
+        The root that they lie under.
+
+    Returns
+    -------
+    DatasetRef
+        Records with the ids and the parts that they have in ``dataset``.
+
+    Raises
+    ------
+    ParameterError
+        If no class is named, or one that is not there.
+    EmptyClassError
+        If none of their records is a fit record.
+    """
+    facts = load_facts(dataset, store)
+    wanted = tuple(dict.fromkeys(classes))
+    there = list(dict.fromkeys(name for part in facts.part_counts.values() for name in part))
+    unknown = [name for name in wanted if name not in there]
+    if unknown or not wanted:
+        raise ParameterError(
+            f"there is no class {unknown[0]!r}; {suggestion(unknown[0], there)}."
+            if unknown
+            else "no class was named; name those whose records are to be selected."
+        )
+    if not any(facts.part_counts.get("fit", {}).get(name) for name in wanted):
+        raise EmptyClassError(
+            f"no fit record is of {', '.join(map(repr, wanted))}, so nothing could be learnt of "
+            "them; name a larger class.",
+        )
+    key = stage_key(
+        "select",
+        algorithm_version=CLASSES_VERSION,
+        params=sorted(wanted),
+        inputs=[dataset.key, dataset.digest],
+    )
+    stage = Stage(store, "select", key)
+    found = stage.outcome(DatasetFacts) or stage.finish(_select(stage, facts, wanted))
+    counts: dict[str, int] = {}
+    for part in found.part_counts.values():
+        for name, n in part.items():
+            counts[name] = counts.get(name, 0) + n
+    return stage.reference(found, counts)
+
+
+def _select(stage: Stage, facts: DatasetFacts, wanted: Sequence[str]) -> DatasetFacts:
+    shards: list[ShardFact] = []
+    for i, shard in enumerate(s for s in facts.shards if s.split in ("fit", "val")):
+
+        def write(i: int = i, shard: ShardFact = shard) -> _Selected:
+            n = sum(shard.class_counts.get(name, 0) for name in wanted)
+            return _Selected(
+                shards=write_stream(
+                    stage.store,
+                    _rows(stage.store, shard, facts.label, wanted),
+                    n_records=n,
+                    prefix=stage.prefix,
+                    stem=f"{shard.split}-{i:05d}",
+                    split=shard.split,
+                    origin=shard.origin,
+                    label=facts.label,
+                    max_records=SHARD_RECORDS,
+                    max_bytes=SHARD_BYTES,
+                )
+            )
+
+        shards += stage.item(f"shard-{i:05d}", _Selected, write).shards
+    counts = {
+        part: {name: n for name, n in classes.items() if name in wanted}
+        for part, classes in facts.part_counts.items()
+        if part in ("fit", "val")
+    }
+    return facts.model_copy(
+        update={
+            "stage": "select",
+            "key": stage.key,
+            "digest": sha256_hex("\n".join(s.sha256 for s in shards).encode()),
+            "shards": tuple(shards),
+            "part_counts": counts,
+            "judged": tuple(name for name in facts.judged if name in wanted),
+            "extra": {**facts.extra, "classes": list(wanted)},
+        }
+    )
+
+
+def _rows(store: Store, shard: ShardFact, label: str, wanted: Sequence[str]) -> Iterator[pa.Table]:
+    for table in iter_shards(store, [shard]):
+        rows = np.flatnonzero(np.isin(np.array(label_names(table[label]), dtype=object), wanted))
+        if len(rows):
+            yield table.take(pa.array(rows))
+
+
+RECORDS_VERSION = 1
+
+
+def version_records(store: Store, version: int | None = None) -> DatasetRef:
+    """Return a reference to the records of a version, as its manifest names them; nothing is copied.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    version : int, optional
+        The newest by default.
+
+    Returns
+    -------
+    DatasetRef
+        Records of every origin; their parts are ``train`` and ``holdout``.
+
+    Raises
+    ------
+    IntegrityError
+        If there is no such version.
+    """
+    manifest = read_manifest(store, version)
+    key = stage_key(
+        "version", algorithm_version=RECORDS_VERSION, params=manifest.version,
+        inputs=[manifest.content_digest],
+    )  # fmt: skip
+    stage = Stage(store, "version", key)
+    counts = {
+        split: {name: sum(origins.values()) for name, origins in classes.items()}
+        for split, classes in manifest.class_counts.items()
+    }
+    is_image = any(column.kind == "image" for column in manifest.columns)
+    facts = stage.finish(
+        DatasetFacts(
+            stage="version",
+            key=key,
+            digest=sha256_hex("\n".join(shard.sha256 for shard in manifest.shards).encode()),
+            label=manifest.label,
+            label_type=manifest.label_type,
+            schema_digest=manifest.source_schema,
+            columns=manifest.columns,
+            shards=manifest.shards,
+            part_counts=counts,
+            judged=(),
+            modality="image" if is_image else "table",
+            extra={"version": manifest.version},
+        )
+    )
+    totals: dict[str, int] = {}
+    for classes in counts.values():
+        for name, n in classes.items():
+            totals[name] = totals.get(name, 0) + n
+    return stage.reference(facts, totals)

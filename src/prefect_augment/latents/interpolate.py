@@ -1,0 +1,242 @@
+"""Interpolate: the records that a model finds on the way from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.latents.adapter import open_view
+from prefect_augment.latents.base import Job, Strata
+from prefect_augment.latents.embed import (
+    column_values,
+    finite,
+    vector_means,
+    vectors,
+    vectors_by,
+)
+from prefect_augment.latents.reconstruct import decoding_strata
+from prefect_augment.params import Interpolation, Output
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.model_store import Encoder
+
+__all__ = ["interpolate", "way"]
+
+ALGORITHM_VERSION = 4
+
+
+@dataclass(frozen=True)
+class _End:
+    """A record that a strip begins or ends with."""
+
+    record: pa.Table
+    z: NDArray[np.float64]
+    centre: NDArray[np.float64] | None = None  # mean vector of its class
+
+    @property
+    def aug_id(self) -> str:
+        return str(self.record["aug_id"][0].as_py())
+
+
+def interpolate(
+    dataset: DatasetRef,
+    *,
+    model: ModelRef,
+    store: Store,
+    wish: Interpolation | None = None,
+    output: Output | None = None,
+    out: Store | None = None,
+) -> LatentRef:
+    """Write a strip of records between two, made from vectors on the :func:`way` between theirs.
+
+    A class stands for its medoid: the fit record nearest to the mean of the class's vectors (of records that are
+    not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
+    others as the last one's.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Staged records.
+    model : ModelRef
+        A model with a latent space.
+    store : Store
+        The root that dataset and model lie under.
+    wish : Interpolation, optional
+        From where to where, in how many steps; from the largest class to the smallest by default.
+    output : Output, optional
+        Which parts records are looked for in.
+    out : Store, optional
+        Where to; the dataset's folder ``_interpolations`` where not given.
+
+    Returns
+    -------
+    LatentRef
+        Parquet with ``aug_step``, ``aug_place`` (0 to 1), ``aug_id`` (null but for the two records,
+        which stand first and last) and the columns that are learnt, and the label.
+
+    Raises
+    ------
+    ParameterError
+        If the model has no latent space, an end is neither a class nor a record, or both are the same.
+    """
+    wish = wish or Interpolation()
+    job = Job.of("interpolations", algorithm_version=ALGORITHM_VERSION, dataset=dataset,
+                 model=model, store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
+    if (known := job.folder.found()) is not None:
+        return known
+    fitted, encoder = job.load("latents")
+    strata = Strata(encoder)
+    ends = _ends(job, fitted, encoder, strata, wish)
+    places = np.linspace(0.0, 1.0, wish.n_steps)
+    centres = ends[0].centre, ends[1].centre
+    Z = way(ends[0].z, ends[1].z, places, *(centres if wish.path == "class" else ()))
+    advice = "let the strip begin and end with classes that it knows, or records of them"
+    codes = np.concatenate([decoding_strata(end.record, strata, "", advice=advice) for end in ends])
+    y = np.where(places < 0.5, codes[0], codes[1])
+    X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
+    view = open_view(job, fitted, encoder)
+    made = view.made(X, y, [f"step-{i:04d}" for i in range(len(y))])
+    strip = _strip(made, places, ends)
+    shards = job.folder.put(
+        iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic"
+    )
+    return job.finish(
+        shards,
+        found={
+            "start": ends[0].aug_id,
+            "end": ends[1].aug_id,
+            "start_class": strata.of_class[codes[0]],
+            "end_class": strata.of_class[codes[1]],
+            "distance": float(np.linalg.norm(ends[1].z - ends[0].z)),
+        },
+        pictures=job.folder.put_pictures(view.strip_picture(strip)),
+    )
+
+
+def way(
+    first: NDArray[np.float64],
+    last: NDArray[np.float64],
+    places: NDArray[np.float64],
+    first_centre: NDArray[np.float64] | None = None,
+    last_centre: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return vectors on the way from one to another, shape (n_places, n_latent).
+
+    The way is a straight line. With the mean vectors of both classes, only what is the records' own goes
+    along it, and the class changes as a whole in the middle: half-way between two means a decoder often
+    finds a third class.
+
+    Parameters
+    ----------
+    first, last : ndarray of float64, shape (n_latent,)
+        Vectors of both ends.
+    places : ndarray of float64, shape (n_places,)
+        From 0, the first, to 1, the last.
+    first_centre, last_centre : ndarray of float64, shape (n_latent,), optional
+        Mean vectors of their classes.
+    """
+    t = places[:, None]
+    line: NDArray[np.float64] = (1 - t) * first + t * last
+    if first_centre is None or last_centre is None:
+        return line
+    found: NDArray[np.float64] = line + ((t >= 0.5) - t) * (last_centre - first_centre)
+    return found
+
+
+def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
+    """Return the first record, those that were made, and the last record, numbered from 0."""
+    first, last = (
+        end.record.select(made.column_names).cast(made.schema.remove_metadata()) for end in ends
+    )
+    tables = [t.replace_schema_metadata(None) for t in (first, made, last)]
+    strip = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    lineage = {
+        "aug_step": pa.array(np.arange(strip.num_rows), pa.int32()),
+        "aug_place": pa.array(np.concatenate([[0.0], places, [1.0]]), pa.float64()),
+        "aug_id": pa.array([ends[0].aug_id, *[None] * len(places), ends[1].aug_id], pa.string()),
+    }
+    columns = {**lineage, **{name: strip[name] for name in strip.column_names}}
+    return pa.table(columns).replace_schema_metadata(made.schema.metadata)
+
+
+# --- the ends ---------------------------------------------------------------------------------
+
+
+def _ends(
+    job: Job, fitted: Any, encoder: Encoder, strata: Strata, wish: Interpolation
+) -> list[_End]:
+    counts = {
+        name: sum(part.get(name, 0) for part in job.facts.part_counts.values())
+        for name in strata.classes
+    }
+    by_size = sorted(counts, key=lambda name: (-counts[name], name))
+    names = [wish.start or by_size[0], wish.end or by_size[-1]]
+    if names[0] == names[1]:
+        raise ParameterError(
+            f"the strip would begin and end with {names[0]!r}; name two classes, or two records by their "
+            f"aug_id. Classes: {', '.join(map(repr, strata.classes))}."
+        )
+    found = [
+        None if name in strata.classes else _record(job, fitted, encoder, strata, name)
+        for name in names
+    ]
+    classes = [
+        name if end is None else column_values(end.record, job.facts.label)[0]
+        for name, end in zip(names, found, strict=True)
+    ]
+    of_class: dict[str, Any] = {
+        "column": job.facts.label,
+        "values": [*dict.fromkeys(name for name in classes if name is not None)],
+    }
+    centres = vector_means(job, fitted, encoder, **of_class)
+    medoids = _medoids(job, fitted, encoder, centres, [n for n in names if n in strata.classes])
+    return [
+        replace(end or medoids[name], centre=centres.get(name))
+        for name, end in zip(classes, found, strict=True)
+    ]
+
+
+def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str) -> _End:
+    for table in job.tables(job.shards):
+        found = table.filter(pc.equal(table["aug_id"], aug_id))
+        if found.num_rows:
+            return _End(found.slice(0, 1), vectors(job, fitted, encoder, found.slice(0, 1))[0])
+    raise ParameterError(
+        f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(job.parts)}; classes: "
+        f"{', '.join(map(repr, strata.classes))}."
+    )
+
+
+def _medoids(
+    job: Job,
+    fitted: Any,
+    encoder: Encoder,
+    centres: Mapping[str, NDArray[np.float64]],
+    classes: Sequence[str],
+) -> dict[str, _End]:
+    """Return of each class the learnt record nearest to the mean of its vectors."""
+    empty = [name for name in classes if name not in centres]
+    if empty:
+        raise EmptyClassError(
+            f"class {empty[0]!r} has no fit record that could stand for it; name a record by its aug_id.",
+            class_name=empty[0],
+        )
+    if not classes:
+        return {}
+    best: dict[str, tuple[float, _End]] = {}
+    given = vectors_by(
+        job, fitted, encoder, column=job.facts.label, values=classes, shards=job.learnt_shards
+    )
+    for name, table, Z in given:
+        distances = np.linalg.norm(Z - centres[name], axis=1)
+        i = int(distances.argmin())
+        if name not in best or distances[i] < best[name][0]:
+            best[name] = float(distances[i]), _End(table.slice(i, 1), Z[i])
+    return {name: end for name, (_, end) in best.items()}

@@ -1,0 +1,211 @@
+"""The folder of one use of a model: shards, pictures, a card, and last its index.
+
+Without ``index.json`` nothing there counts. Receipts let an interrupted use go on; they go, with
+whatever else was staged on the way, when the index is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from pydantic import Field
+
+from prefect_augment.loading.latents import INDEX
+from prefect_augment.report.card import CARD
+from prefect_augment.schema.base import (
+    Fact,
+    LatentFacts,
+    LatentRef,
+    LatentUse,
+    Origin,
+    ShardFact,
+)
+from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.text import markdown_text
+
+__all__ = ["LatentFolder", "Piece", "add", "add_up"]
+
+SHARD_RECORDS = 1_000_000
+SHARD_BYTES = 128 << 20
+
+_CARD = """
+# {title}
+
+What {model} says of the records of {dataset}. {rows}
+What the other columns hold is said in docs/latents.md of prefect-augment.
+
+| From | |
+| --- | --- |
+| model | {kind} `{digest}`, trained on {n_fit:,} records |
+| records | `{records}` of {root} |
+| parameters | {params} |
+
+`open_latents(FOLDER)` of prefect-augment, `datasets.load_dataset(FOLDER)` and every reader of Parquet read it.
+"""
+
+_ROWS = (
+    "One row is one record, joined to the dataset by `aug_id`; `aug_split` is its part, `aug_origin` is `real`, "
+    "`classic` or `synthetic`."
+)
+_STEPS = "One row is one step, numbered by `aug_step`; the first and the last are records, named by `aug_id`."
+_SHIFTED = (
+    "One row is one record, named by `aug_id`, shifted by one strength, `aug_strength`; `aug_split` is the part of "
+    "the record."
+)
+
+
+class Piece(Fact):
+    """The receipt of one shard that was read: what was written for it, and numbers that add up."""
+
+    shards: tuple[ShardFact, ...]
+    sums: dict[str, Any] = Field(default_factory=dict)
+
+
+class LatentFolder(Stage):
+    """A stage in the folder of its result, whose outcome is the index.
+
+    Parameters
+    ----------
+    store : Store
+        Where the folder goes.
+    use : str
+        What is done; ``beside`` the dataset it names the folder above, with an underscore.
+    kind, key : str
+        The model's kind and the stage's key, which name the folder.
+    label : str
+        The label column of the records.
+    """
+
+    def __init__(
+        self, store: Store, use: LatentUse, kind: str, key: str, *, label: str, beside: bool
+    ) -> None:
+        super().__init__(store, use, key)
+        self.use = use
+        self.label = label
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', kind)}-{key[:12]}"
+        self.prefix = f"_{use}/{name}" if beside else name
+        self.outcome_path = f"{self.prefix}/{INDEX}"
+
+    def found(self) -> LatentRef | None:
+        """Return the result where it has been made; what a kill left beside it goes."""
+        facts = self.outcome(LatentFacts)
+        if facts is None:
+            return None
+        self._tidy(facts)
+        return self.referred(facts)
+
+    def put(
+        self,
+        tables: Iterator[pa.Table],
+        n_records: int,
+        stem: str,
+        *,
+        split: str,
+        origin: Origin,
+        folder: str = "data",
+    ) -> tuple[ShardFact, ...]:
+        """Put records as Parquet below the folder; all but ``data`` go when the result is whole."""
+        return write_stream(
+            self.store,
+            tables,
+            n_records=n_records,
+            prefix=f"{self.prefix}/{folder}",
+            stem=stem,
+            split=split,
+            origin=origin,
+            label=self.label,
+            max_records=SHARD_RECORDS,
+            max_bytes=SHARD_BYTES,
+        )
+
+    def put_pictures(self, *pngs: bytes) -> tuple[str, ...]:
+        """Put pictures; return their paths within the folder. Empty ones are left out."""
+        paths = []
+        for png in filter(None, pngs):
+            paths.append(f"picture-{sha256_hex(png)[:12]}.png")
+            self.store.put_if_absent(f"{self.prefix}/{paths[-1]}", png)
+        return tuple(paths)
+
+    def close(self, facts: LatentFacts) -> LatentRef:
+        """Write the card and the index, which makes the result count, and remove the receipts.
+
+        Paths of shards are made relative to the folder.
+        """
+        shards = [
+            shard.model_copy(update={"path": self._within(shard.path)}) for shard in facts.shards
+        ]
+        facts = facts.model_copy(update={"shards": tuple(shards)})
+        self.store.put(f"{self.prefix}/{CARD}", _card(facts).encode())
+        facts = self.finish(facts)
+        self._tidy(facts)
+        return self.referred(facts)
+
+    def referred(self, facts: LatentFacts) -> LatentRef:
+        """Return the reference to a result, to hand on."""
+        return LatentRef(
+            use=self.use,
+            root=self.store.uri,
+            folder=self.prefix,
+            key=facts.key,
+            digest=facts.digest,
+            n_records=sum(shard.n_records for shard in facts.shards),
+            found=facts.found,
+            notes=facts.notes,
+        )
+
+    def _tidy(self, facts: LatentFacts) -> None:
+        """Remove receipts, and what was staged on the way."""
+        kept = {INDEX, CARD, *facts.pictures, *(shard.path for shard in facts.shards)}
+        for path in self.store.list(self.prefix):
+            if self._within(path) not in kept:
+                self.store.delete(path)
+
+    def _within(self, path: str) -> str:
+        return path.removeprefix(f"{self.prefix}/")
+
+
+def _card(facts: LatentFacts) -> str:
+    """Return the folder's README.md, by which ``load_dataset`` finds the parts; names are escaped."""
+    files: dict[str, list[str]] = {}
+    for shard in facts.shards:
+        files.setdefault(shard.split, []).append(shard.path)
+    entries = [{"split": split, "path": paths} for split, paths in files.items()]
+    front = {"configs": [{"config_name": "default", "data_files": entries}]}
+    params = ", ".join(f"{name} {value!r}" for name, value in facts.params.items())
+    version = f", version {facts.version}" if facts.version else ""
+    text = _CARD.format(
+        title=facts.use.capitalize(),
+        model=f"a model of kind {markdown_text(facts.model.kind)}",
+        dataset=markdown_text(facts.dataset.root) + version,
+        rows={"interpolations": _STEPS, "shifts": _SHIFTED}.get(facts.use, _ROWS),
+        kind=markdown_text(facts.model.kind),
+        digest=facts.model.digest,
+        n_fit=facts.model.n_fit,
+        records=facts.dataset.digest,
+        root=markdown_text(facts.dataset.root),
+        params=markdown_text(params),
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, width=100_000)}---\n{text}"
+
+
+def add_up(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Return the numbers of all receipts, added up by name."""
+    total: dict[str, Any] = {}
+    for piece in pieces:
+        add(total, piece.sums)
+    return total
+
+
+def add(sums: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Add numbers, or mappings of numbers, to those of the same name."""
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            add(sums.setdefault(name, {}), value)
+        else:
+            sums[name] = sums.get(name, 0) + value

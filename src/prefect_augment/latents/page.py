@@ -1,0 +1,191 @@
+"""A use of a model's latents in a sentence and on a page: what people see of it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from prefect_augment.errors import IntegrityError
+from prefect_augment.loading.latents import INDEX
+from prefect_augment.report.run_summary import where
+from prefect_augment.schema.base import LatentFacts, LatentRef, LatentUse
+from prefect_augment.shards.base import open_shard
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store
+from prefect_augment.text import markdown_text, number, percent
+
+__all__ = ["latents_page", "latents_sentence"]
+
+MAX_ROWS = 30
+MAX_COLUMNS = 12
+MAX_CELL = 60
+
+Found = Mapping[str, Any]
+
+
+def latents_sentence(ref: LatentRef) -> str:
+    """Return what came of a use, in one sentence."""
+    found, n = ref.found, f"{ref.n_records:,} records"
+    if ref.use == "embeddings":
+        return f"Embedded {n} as vectors of {found['n_latent']} numbers."
+    if ref.use == "anomalies":
+        auroc = f" AUROC on val {found['val_auroc']:.3f}." if found["val_auroc"] is not None else ""
+        return f"Scored {n}; {found['n_flagged']:,} are beyond the threshold of {found['threshold']:.4g}.{auroc}"
+    if ref.use == "reconstructions":
+        return f"Reconstructed {n}."
+    if ref.use == "denoised":
+        return f"Took noise of {found['noise']:g} out of {n}.{_gain(found)}"
+    if ref.use == "interpolations":
+        return (
+            f"Made {ref.n_records - 2} records on the way from {found['start_class']!r} to "
+            f"{found['end_class']!r}."
+        )
+    if ref.use == "shifts":
+        auroc = (
+            f" On val the direction tells the two apart with AUROC {found['val_auroc']:.3f}."
+            if found["val_auroc"] is not None
+            else ""
+        )
+        return (
+            f"Shifted {found['n_shifted']:,} records by {len(found['strengths'])} strengths of the way from "
+            f"{found['start']!r} to {found['end']!r} of {found['column']!r}.{auroc}"
+        )
+    val = found["parts"].get("val")
+    scores = (
+        f" On val: accuracy {val['accuracy']:.3f}, balanced accuracy {val['balanced_accuracy']:.3f}."
+        if val
+        else ""
+    )
+    return f"Classified {n} with the prior {found['prior']}.{scores}"
+
+
+def _gain(found: Found) -> str:
+    """What denoising does to val records that noise was added to."""
+    check = found["check"]
+    if check is None:
+        return ""
+    return (
+        f" With that much noise added, {check['n']} {check['part']} records go from {check['psnr_noisy']:.1f} to "
+        f"{check['psnr']:.1f} dB."
+    )
+
+
+def latents_page(ref: LatentRef, out: Store) -> str:
+    """Return a page of markdown: what was found, the picture, where it lies.
+
+    Parameters
+    ----------
+    out : Store
+        The root that the result lies under.
+
+    Returns
+    -------
+    str
+        User strings are escaped.
+
+    Raises
+    ------
+    IntegrityError
+        If the result is gone.
+    """
+    store = Store(uri=f"{out.uri}/{ref.folder}", fs=out.fs, root=out.full(ref.folder))
+    facts = read_fact(store, INDEX, LatentFacts)
+    if facts is None:
+        raise IntegrityError(f"{store.uri}/{INDEX} is gone; run again, it is made anew.")
+    blocks = [f"**{markdown_text(latents_sentence(ref))}**"]
+    for picture in facts.pictures:
+        png = base64.b64encode(store.read(picture)).decode()
+        blocks.append(f"![{ref.use}](data:image/png;base64,{png})")
+    blocks += _TABLES[ref.use](facts, store)
+    blocks += [f"- {markdown_text(note)}" for note in ref.notes]
+    model = facts.model
+    blocks.append(
+        f"Model {markdown_text(model.kind)} {model.digest[:12]}, trained on {model.n_fit:,} records. "
+        f"Result: {where(ref.folder, store.uri)}"
+    )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _nothing(facts: LatentFacts, store: Store) -> list[str]:
+    return []
+
+
+def _flagged(facts: LatentFacts, store: Store) -> list[str]:
+    rows = [
+        (part, name, f"{c['records']:,}", f"{c['flagged']:,}", percent(c["flagged"] / c["records"]))
+        for part, classes in facts.found["counts"].items()
+        for name, c in classes.items()
+    ]
+    head = ("part", "class", "records", "flagged", "flagged, %")
+    normal = ", ".join(facts.found["normal"])
+    return [f"Normal: {markdown_text(normal)}.", *_table(head, rows, n_text=2)]
+
+
+def _columns(facts: LatentFacts, store: Store) -> list[str]:
+    parts = facts.found["parts"]
+    part = "val" if "val" in parts else next(iter(parts), "")
+    rows = []
+    for name, scores in parts.get(part, {}).items():
+        if "right" in scores:
+            rows.append((name, "categories that come back, %", percent(scores["right"])))
+        elif "mse" in scores:
+            rows.append((name, "mean squared error, white = 1", number(scores["mse"])))
+        else:
+            rows.append((name, "explained variance, %", percent(scores["explained"])))
+    head = ("column", f"on {part}", "")
+    return [*_table(head, rows, n_text=2), *_records(facts, store)]
+
+
+def _confusion(facts: LatentFacts, store: Store) -> list[str]:
+    parts = facts.found["parts"]
+    part = "val" if "val" in parts else next(iter(parts), "")
+    confusion = parts.get(part, {}).get("confusion", {})
+    said = facts.found["classes"][:MAX_COLUMNS]
+    rows = [(name, *(f"{row.get(k, 0):,}" for k in said)) for name, row in confusion.items()]
+    head = (f"{part}: true class", *(f"said {name}" for name in said))
+    recall = parts.get(part, {}).get("recall", {})
+    rows = [(*row, percent(recall[row[0]])) for row in rows]
+    return _table((*head, "recall, %"), rows, n_text=1)
+
+
+def _records(facts: LatentFacts, store: Store) -> list[str]:
+    """Show the first records of the result; pictures are left out."""
+    if not facts.shards:
+        return []
+    with open_shard(store, facts.shards[0].path) as shard:
+        names = [
+            field.name
+            for field in shard.schema
+            if str(field.type).partition("<")[0] not in ("struct", "binary", "large_binary")
+        ][: 2 * MAX_COLUMNS]
+        rows = shard.read(names, groups=[0]).slice(0, MAX_ROWS).to_pylist()
+    return _table(names, [[_cell(row[name]) for name in names] for row in rows], n_text=len(names))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return number(value) if isinstance(value, float) else str(value)[:MAX_CELL]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int) -> list[str]:
+    """A markdown table, its first ``n_text`` columns to the left; nothing without rows."""
+    lines = [[markdown_text(cell) for cell in row] for row in rows]
+    if not lines:
+        return []
+    more = f"… and {len(lines) - MAX_ROWS} more" if len(lines) > MAX_ROWS else ""
+    rule = ["---" if i < n_text else "---:" for i in range(len(head))]
+    shown = [[markdown_text(name) for name in head], rule, *lines[:MAX_ROWS]]
+    return ["\n".join(f"| {' | '.join(row)} |" for row in shown), *filter(None, [more])]
+
+
+_TABLES: Mapping[LatentUse, Callable[[LatentFacts, Store], list[str]]] = {
+    "embeddings": _nothing,
+    "anomalies": _flagged,
+    "reconstructions": _columns,
+    "denoised": _nothing,
+    "interpolations": _records,
+    "shifts": _records,
+    "classes": _confusion,
+}

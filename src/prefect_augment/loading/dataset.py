@@ -1,0 +1,396 @@
+"""A published dataset, as one version of it stands in its manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.loading.probabilities import (
+    class_names,
+    multipliers_of,
+    prior_corrected,
+    rescaled,
+)
+from prefect_augment.schema.base import Origin, Recipe, ShardFact
+from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.shards.base import check_digest
+from prefect_augment.shards.staged import read_shards
+from prefect_augment.storage.store import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prefect_augment.loading.torch import TorchDataset
+
+__all__ = ["Dataset", "open_dataset"]
+
+
+def open_dataset(
+    uri: str | os.PathLike[str],
+    version: int | None = None,
+    options: dict[str, Any] | None = None,
+    *,
+    verify: bool = False,
+) -> Dataset:
+    """Return a published dataset for reading.
+
+    What is read later belongs to the version found now, also while another run publishes the next.
+
+    Parameters
+    ----------
+    uri : str or path
+        Its folder: a local path or an fsspec URL.
+    version : int, optional
+        The newest by default.
+    options : dict, optional
+        fsspec storage options.
+    verify : bool
+        Check the sha256 of every shard whenever it is read, by whichever of the dataset's methods; a
+        shard is then read as a whole. Without it damage to the values of a shard may go unseen.
+
+    Raises
+    ------
+    IntegrityError
+        If there is no such version, or its manifest is damaged.
+    SchemaError
+        If a newer release of this package wrote it.
+
+    Examples
+    --------
+    >>> dataset = open_dataset("s3://lake/defects-balanced/")  # doctest: +SKIP
+    >>> table = dataset.to_pandas()  # doctest: +SKIP
+    >>> learner.fit(table[features], table["label"], sample_weight=dataset.sample_weight())  # doctest: +SKIP
+    """
+    store = open_store(uri, options=options)
+    return Dataset(store, read_manifest(store, version), verify=verify)
+
+
+class Dataset:
+    """One version of a published dataset; made by :func:`open_dataset`.
+
+    Records come in the order of the manifest's shards: real, copy, classic, synthetic, each sorted by
+    its ids. :meth:`to_table`, :meth:`to_pandas` and :meth:`sample_weight` agree on it.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset's folder.
+    manifest : Manifest
+        The version.
+    verify : bool
+        Check the sha256 of every shard that is read.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, *, verify: bool = False) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.verify = verify
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.store.uri!r}, version={self.version})"
+
+    @property
+    def version(self) -> int:
+        """The version's number."""
+        return self.manifest.version
+
+    @property
+    def label(self) -> str:
+        """The column that holds the class."""
+        return self.manifest.label
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes of the version, in order; what class indices count."""
+        return self.manifest.classes
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to train on the records: what won the comparison."""
+        return self.manifest.recipe
+
+    @property
+    def class_counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Records per split, class and origin."""
+        return self.manifest.class_counts
+
+    @property
+    def paths(self) -> dict[str, list[str]]:
+        """Location of every shard, per split; for readers of Parquet other than this one.
+
+        Where the dataset was opened with ``verify=True``, every shard is read and checked each time that
+        the paths are asked for, since other readers do not look at digests.
+        """
+        found: dict[str, list[str]] = {}
+        for shard in self.manifest.shards:
+            if self.verify:
+                check_digest(self.store, shard.path, shard.sha256)
+            full = self.store.full(shard.path)
+            location = full if self.store.is_local else str(self.store.fs.unstrip_protocol(full))
+            found.setdefault(shard.split, []).append(location)
+        return found
+
+    def to_table(
+        self,
+        split: str = "train",
+        origins: Sequence[Origin] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Return records as an Arrow table, the user's columns first and the lineage columns last.
+
+        Parameters
+        ----------
+        split : str
+            ``train`` or ``holdout``.
+        origins : sequence of str, optional
+            Only these: real, copy, classic, synthetic.
+        columns : sequence of str, optional
+            Only these, in this order.
+
+        Raises
+        ------
+        ParameterError
+            If the version has no such split.
+        SchemaError
+            If it has no such column.
+        IntegrityError
+            If a shard is missing or damaged.
+        """
+        return read_shards(
+            self.store,
+            self._shards(split, origins),
+            columns,
+            like=self.manifest.shards,
+            verify=self.verify,
+        )
+
+    def to_pandas(
+        self,
+        split: str = "train",
+        origins: Sequence[Origin] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Return records as a DataFrame with the source's dtypes; arguments as in :meth:`to_table`."""
+        return self.to_table(split, origins, columns).to_pandas()  # type: ignore[no-any-return]
+
+    def sample_weight(
+        self, split: str = "train", origins: Sequence[Origin] | None = None
+    ) -> NDArray[np.float32]:
+        """Return how often the recipe draws each record, mean 1 over the whole of train.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_records,)
+            In the order of :meth:`to_table`; what learners take as ``sample_weight``.
+        """
+        return self.to_table(split, origins, ["aug_weight"])["aug_weight"].to_numpy()  # type: ignore[no-any-return]
+
+    def to_torch(
+        self,
+        split: str = "train",
+        origins: Sequence[Origin] | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        recipe: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        decode: bool = True,
+        buffer_groups: int = 8,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> TorchDataset:
+        """Return records as a stream ``(x, y)`` for ``torch.utils.data.DataLoader``.
+
+        ``y`` is an index into :attr:`classes`. ``x`` is the picture, a uint8 tensor of shape (channels,
+        height, width); of a table whose columns are all numbers a float32 tensor of shape (n_columns,),
+        NaN where there is none; else, and where ``columns`` asks for more, a dict by column of such
+        tensors, numbers, and text.
+
+        Over all workers and ranks every record comes once per epoch; with ``recipe``, records are drawn
+        as often as the recipe says, as many as there are. Ranks get equal numbers, give or take one:
+        use ``drop_last=True`` where they wait for one another. Order and draws depend on seed, epoch
+        and the number of ranks and workers alone; call ``set_epoch`` before each epoch.
+
+        Parameters
+        ----------
+        split : str
+            ``train`` or ``holdout``.
+        origins : sequence of str, optional
+            Only these: real, copy, classic, synthetic.
+        columns : sequence of str, optional
+            What ``x`` is made of. By default the picture, or all columns but label and lineage.
+        recipe : bool
+            Apply the published recipe: draw in proportion to ``aug_weight``, change pictures by its
+            classic policy with its probability, draw synthetic records in its first share of the
+            training only (say how long that is with ``epochs``, or how far with ``set_progress``). What
+            the training loop has to do is in the stream's ``loss``, ``log_prior`` and ``thresholds``.
+        transform : callable, optional
+            Applied to ``x``, after the recipe.
+        shuffle : bool, optional
+            By default for train. Groups of records are read in a random order, and shuffled over
+            ``buffer_groups`` of them.
+        seed : int
+            Of order, draws and policy.
+        epochs : int, optional
+            How many epochs training has.
+        channels : int, optional
+            1 or 3, for pictures that are not all gray or all coloured; by default as they are.
+        decode : bool
+            False gives a picture's bytes as they are in the shard (PNG, JPEG …), for a decoder of
+            your own.
+        buffer_groups : int
+            Groups of about 3 MB that a worker holds.
+        rank, world_size : int, optional
+            By default those of ``torch.distributed``, where it is initialised.
+
+        Raises
+        ------
+        MissingExtraError
+            If torch, or for images Pillow, is not installed.
+        ParameterError
+            If arguments contradict one another, or there is no such split or record.
+        SchemaError
+            If there is no such column.
+
+        Examples
+        --------
+        >>> records = dataset.to_torch(recipe=True, epochs=30)  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(records, batch_size=128, num_workers=4)  # doctest: +SKIP
+        """
+        try:
+            from prefect_augment.loading.torch import TorchDataset
+        except ModuleNotFoundError as exc:
+            if (exc.name or "").partition(".")[0] != "torch":
+                raise
+            raise MissingExtraError(
+                "to_torch needs torch: pip install 'prefect-augment[torch]'", extra="torch"
+            ) from exc
+        if recipe and (split != "train" or shuffle is False):
+            raise ParameterError(
+                "a recipe says how the train split is drawn, at random; leave out recipe=True for "
+                f"{'the split ' + repr(split) if split != 'train' else 'records in their order'}."
+            )
+        return TorchDataset(
+            self.store,
+            self._shards(split, origins),
+            label=self.label,
+            classes=self.classes,
+            recipe=self.recipe if recipe else None,
+            columns=columns,
+            transform=transform,
+            shuffle=split == "train" if shuffle is None else shuffle,
+            seed=seed,
+            epochs=epochs,
+            channels=channels,
+            decode=decode,
+            buffer_groups=buffer_groups,
+            rank=rank,
+            world_size=world_size,
+            verify=self.verify,
+        )
+
+    def apply_thresholds(
+        self,
+        probabilities: ArrayLike,
+        learner: str = "",
+        *,
+        classes: Sequence[Any] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return class probabilities with the recipe's multipliers, so that the largest is the prediction.
+
+        With two classes that moves the threshold. A recipe without multipliers changes nothing.
+
+        Parameters
+        ----------
+        probabilities : array-like, shape (n_records, n_classes)
+            What a classifier says, e.g. ``predict_proba``.
+        learner : str
+            Whose multipliers: the classifier of the comparison that yours is most like (``boosting``,
+            ``logistic`` …). May be left out where there is one.
+        classes : sequence, optional
+            The class of each column, e.g. scikit-learn's ``classes_``; by default :attr:`classes`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records, n_classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        ParameterError
+            If the recipe has no such learner, a class is not one of the version's, or the columns are
+            not one per class.
+
+        Examples
+        --------
+        >>> proba = dataset.apply_thresholds(
+        ...     model.predict_proba(X), "boosting", classes=model.classes_
+        ... )  # doctest: +SKIP
+        >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
+        """
+        names = self._known(classes)
+        return rescaled(probabilities, names, multipliers_of(self.recipe, learner, names))
+
+    def correct_prior(
+        self,
+        probabilities: ArrayLike,
+        *,
+        classes: Sequence[Any] | None = None,
+        prior: Mapping[Any, float] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return class probabilities as they are where classes come as often as in the source.
+
+        A classifier that was trained as the recipe says takes classes to be as frequent as the recipe
+        makes them. Use these where a probability is read as one; to choose a class as it was judged,
+        use the uncorrected ones, or :meth:`apply_thresholds`.
+
+        Parameters
+        ----------
+        probabilities, classes
+            As for :meth:`apply_thresholds`.
+        prior : mapping of class to float, optional
+            Class shares where the classifier is used, if others than the source's.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records, n_classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        ParameterError
+            If a class is not one of the version's, or the columns are not one per class.
+        """
+        return prior_corrected(probabilities, self.recipe, self._known(classes), prior)
+
+    def _known(self, classes: Sequence[Any] | None) -> tuple[str, ...]:
+        names = self.classes if classes is None else class_names(classes)
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise ParameterError(
+                f"class {unknown[0]!r} is none of the version's: {', '.join(map(repr, self.classes))}."
+            )
+        return names
+
+    def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardFact]:
+        if split not in self.manifest.class_counts:
+            there = ", ".join(sorted(self.manifest.class_counts)) or "none"
+            hint = (
+                f" (the hold-out was given as {self.manifest.holdout_uri} and not copied)"
+                if self.manifest.holdout_uri
+                else ""
+            )
+            raise ParameterError(
+                f"version {self.version} of {self.store.uri} has no split {split!r}; there is: {there}{hint}."
+            )
+        shards = self.manifest.split_shards(split)
+        return [s for s in shards if origins is None or s.origin in origins]

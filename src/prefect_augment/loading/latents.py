@@ -1,0 +1,130 @@
+"""What a model said of records, read back: embeddings, scores, reconstructions, predictions."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import IntegrityError, SchemaError
+from prefect_augment.schema.base import LatentFacts
+from prefect_augment.shards.staged import read_shards
+from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.store import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ERROR_MAP", "INDEX", "VECTOR", "Latents", "open_latents", "vectors_of"]
+
+INDEX = "index.json"
+VECTOR = "embedding"
+ERROR_MAP = "error_map"
+
+
+def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Latents:
+    """Return one result of ``embed``, ``anomalies``, ``reconstruct``, ``denoise``, ``interpolate`` or ``classify``.
+
+    Parameters
+    ----------
+    uri : str or path
+        Its folder, as the command says it: the one with ``index.json``.
+    options : dict, optional
+        fsspec storage options.
+
+    Raises
+    ------
+    IntegrityError
+        If there is no index there, so that the result is not whole.
+
+    Examples
+    --------
+    >>> latents = open_latents("defects-balanced/_embeddings/vae-0123456789ab")  # doctest: +SKIP
+    >>> learner.fit(latents.vectors(), latents.to_pandas()["label"])  # doctest: +SKIP
+    """
+    store = open_store(uri, options=options)
+    facts = read_fact(store, INDEX, LatentFacts)
+    if facts is None:
+        raise IntegrityError(
+            f"{uri} has no {INDEX}, so no result there is whole; run the command again, which goes on "
+            "where it was interrupted."
+        )
+    return Latents(store, facts)
+
+
+class Latents:
+    """One result; made by :func:`open_latents`.
+
+    Attributes
+    ----------
+    facts : LatentFacts
+        Model, dataset, parameters and what was found, as ``index.json`` has them.
+    """
+
+    def __init__(self, store: Store, facts: LatentFacts) -> None:
+        self.store = store
+        self.facts = facts
+
+    def __repr__(self) -> str:
+        return f"Latents({self.store.uri!r}, {self.facts.use})"
+
+    def to_table(self, *splits: str) -> pa.Table:
+        """Return all records, or those of some parts (``fit``, ``val``, ``holdout`` …), as an Arrow table.
+
+        Raises
+        ------
+        IntegrityError
+            If a shard is missing or damaged.
+        """
+        wanted = [s for s in self.facts.shards if not splits or s.split in splits]
+        return read_shards(self.store, wanted, like=self.facts.shards)
+
+    def to_pandas(self, *splits: str) -> pd.DataFrame:
+        """Return the same as a DataFrame."""
+        return self.to_table(*splits).to_pandas()  # type: ignore[no-any-return]
+
+    def vectors(self, *splits: str) -> NDArray[np.float32]:
+        """Return embeddings as an array of shape (n_records, n_latent), in the order of the records.
+
+        Raises
+        ------
+        SchemaError
+            If the result is none of ``embed``.
+        """
+        if self.facts.use != "embeddings":
+            raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
+        return vectors_of(self.to_table(*splits))
+
+    def error_maps(self, *splits: str) -> NDArray[np.float32]:
+        """Return where the flagged images are strange, shape (n_flagged, size, size).
+
+        In the order of the flagged records, ``to_pandas()`` where ``anomaly``; all at the model's
+        resolution, other images fitted into its squares as the encoder does.
+
+        Raises
+        ------
+        SchemaError
+            If the result is none of ``anomalies`` on images.
+        """
+        table = self.to_table(*splits)
+        if ERROR_MAP not in table.column_names:
+            raise SchemaError(f"{self!r} has no maps; those are what `anomalies` writes of images.")
+        maps = _rows_of(table.select([ERROR_MAP]).drop_null(), ERROR_MAP)
+        size = math.isqrt(maps.shape[1])
+        return maps.reshape(-1, size, size)
+
+
+def vectors_of(table: pa.Table) -> NDArray[np.float32]:
+    """Return the column ``embedding`` as an array of shape (n_records, n_latent)."""
+    return _rows_of(table, VECTOR)
+
+
+def _rows_of(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """Return a column of lists of one size as the rows of an array; none of them is null."""
+    size = table.schema.field(name).type.list_size
+    parts = [chunk.flatten().to_numpy().reshape(-1, size) for chunk in table[name].chunks]
+    return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float32)

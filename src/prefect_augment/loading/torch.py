@@ -1,0 +1,499 @@
+"""A published dataset as a stream for torch: every record once per epoch, or as the recipe draws them.
+
+Row groups are read one after the other, so memory is a few of them per worker whatever the dataset's
+size. Which records are whose is decided in :mod:`prefect_augment.loading.sampling_plan`. Needs torch, and
+Pillow for images.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, record_seed
+from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.loading.sampling_plan import (
+    Part,
+    Pass,
+    Reader,
+    draw_rows,
+    one_pass,
+    real_only_weights,
+    repeat_numbers,
+    weighted_passes,
+)
+from prefect_augment.loading.torch_records import Records, RowMaker, class_codes
+from prefect_augment.schema.base import Recipe, ShardFact
+from prefect_augment.shards.base import OpenShard, check_count, open_shard
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.sources.images.files import main_image
+from prefect_augment.storage.store import Store
+
+__all__ = ["TorchDataset"]
+
+logger = logging.getLogger(__name__)
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+# Shards that a worker keeps open: their footers are not fetched again for every group.
+OPEN_SHARDS = 16
+# Footers are waited for, not worked on.
+OPENERS = 8
+# More than one pass of one epoch draws a record, so that every draw of an epoch has a number of its own.
+DRAWS_PER_PASS, PASSES_PER_EPOCH = 1 << 32, 1 << 8
+# What random numbers are for; last in a seed, and not 0, which a seed does not tell from nothing.
+FOR_PASSES, FOR_ROWS, FOR_BLOCKS = 1, 2, 3
+
+
+class TorchDataset(IterableDataset):
+    """Records ``(x, y)`` of one split; made by :meth:`~prefect_augment.loading.dataset.Dataset.to_torch`.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        ``y`` is an index into it.
+    features : tuple of str
+        The columns that ``x`` is made of, in order.
+    recipe : Recipe or None
+        What is applied while reading; None without ``recipe=True``. What a stream cannot do for the
+        training loop stands in the next three.
+    loss : str
+        ``cross_entropy`` or ``balanced_softmax``.
+    log_prior : Tensor of float32, shape (n_classes,), or None
+        For the balanced softmax: to be added to the logits in training, and only then. Minus infinity
+        for a class without records.
+    thresholds : dict
+        Learner to class to multiplier of the predicted probability; empty where none was tuned. See
+        :meth:`~prefect_augment.loading.dataset.Dataset.apply_thresholds`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        shards: Sequence[ShardFact],
+        *,
+        label: str,
+        classes: Sequence[str],
+        recipe: Recipe | None = None,
+        columns: Sequence[str] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epochs: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        decode: bool = True,
+        buffer_groups: int = 8,
+        rank: int | None = None,
+        world_size: int | None = None,
+        verify: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_numbers(epochs, channels, buffer_groups, rank, world_size)
+        self.classes = tuple(classes)
+        self.recipe = recipe
+        self.transform = transform
+        self.loss = recipe.loss if recipe else "cross_entropy"
+        self.thresholds = recipe.thresholds if recipe else {}
+        self._store = store
+        self._shuffle = shuffle
+        self._seed = seed
+        self._epochs = epochs
+        self._buffer_groups = buffer_groups
+        self._digests = {shard.path: shard.sha256 for shard in shards} if verify else {}
+        self._place = None if rank is None or world_size is None else (rank, world_size)
+        self._groups = _read_groups(
+            store, shards, label, self.classes, weighted=recipe is not None, verify=verify
+        )
+        schema = self._groups.schema
+        self.features = _features(schema, columns, label)
+        self._policy = _policy(recipe, schema, self.features)
+        self._rows_of = RowMaker(
+            schema, self.features, label, self.classes, channels, decode, transform
+        )
+        if self._policy is not None and not decode:
+            raise ParameterError(
+                "the recipe changes pictures, and decode=False asks for their bytes; leave one of both out."
+            )
+        lineage = ["aug_id", "aug_weight"] if recipe else []
+        images = self._rows_of.images  # read by themselves
+        plain = [name for name in self.features if name not in images]
+        self._columns = list(dict.fromkeys([*plain, label, *lineage]))
+        self.log_prior = _log_prior(recipe, shards, self.classes)
+        # Epoch, and how far training is. Shared, so that workers that live through epochs are told too.
+        self._clock = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
+
+    # --- where training is ---
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, from 0: another order and other draws, the same for the same epoch.
+
+        Without it every epoch is the first. With ``epochs`` given it also says how far training is.
+        """
+        if epoch < 0:
+            raise ParameterError(f"epoch is {epoch}; epochs count from 0.")
+        if epoch and self._finish < 1 and self._epochs is None and self._clock[1] < 0:
+            logger.warning(
+                "The recipe draws synthetic records in the first %.0f %% of the training only: say its length with "
+                "to_torch(epochs=…), or how far it is with set_progress(share). Until then they are drawn.",
+                100 * self._finish,
+            )
+        self._clock[0] = float(epoch)
+
+    def set_progress(self, share: float) -> None:
+        """Say how far training is, as a share in [0, 1]; counts from the next epoch on.
+
+        For training that is not counted in epochs; goes before what ``epochs`` says.
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ParameterError(f"share is {share}; expected a number from 0 to 1.")
+        self._clock[1] = share
+
+    @property
+    def _finish(self) -> float:
+        """The share of training in which synthetic records are drawn; 1 where there are none."""
+        if self.recipe is None or not self._groups.synthetic.any():
+            return 1.0
+        return self.recipe.real_only_finish
+
+    def _n_with_synthetic(self, epoch: int) -> int:
+        """How many of the epoch's records, the first ones, may be synthetic."""
+        n, finish, share = self._groups.n_records, self._finish, float(self._clock[1])
+        if finish >= 1:
+            return n
+        if share >= 0:
+            return n if share < finish else 0
+        if self._epochs is None:
+            return n
+        return round(n * min(1.0, max(0.0, finish * self._epochs - epoch)))
+
+    # --- records ---
+
+    def __len__(self) -> int:
+        """Records per epoch on this rank."""
+        return Reader(*self._current_place()).share(self._groups.n_records)
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        """Yield this worker's records of the epoch."""
+        info = get_worker_info()
+        reader = Reader(*self._current_place(), *((info.id, info.num_workers) if info else (0, 1)))
+        store = self._store if info is None else _own(self._store)
+        epoch = int(self._clock[0])
+        passes = self._passes(epoch)
+        with _OpenShards(store, self._digests) as shards:
+            for one, parts in reader.parts(passes):
+                n_groups = self._buffer_groups if self._mixes else 1
+                for start in range(0, len(parts), n_groups):
+                    yield from self._block(shards, one, parts[start : start + n_groups], epoch)
+
+    @property
+    def _mixes(self) -> bool:
+        return self._shuffle or self.recipe is not None
+
+    def _passes(self, epoch: int) -> list[Pass]:
+        groups = self._groups
+        if not self._mixes:
+            return [one_pass(groups.n_rows, None)]
+        rng = self._rng(epoch, FOR_PASSES)
+        if self.recipe is None:
+            return [one_pass(groups.n_rows, rng)]
+        n = self._n_with_synthetic(epoch)
+        largest = groups.largest.max()
+        passes = weighted_passes(n, groups.weights.sum(axis=1), largest, rng)
+        if n < groups.n_records:
+            weights, factor = real_only_weights(groups.weights, groups.synthetic)
+            largest = (groups.largest * np.maximum(1.0, factor)).max()
+            passes += weighted_passes(
+                groups.n_records - n,
+                weights.sum(axis=1),
+                largest,
+                rng,
+                factor=factor,
+                number=len(passes),
+            )
+        return passes
+
+    def _block(
+        self, shards: _OpenShards, one: Pass, parts: Sequence[Part], epoch: int
+    ) -> Iterator[tuple[Any, int]]:
+        """Read some groups and give what is asked of them, shuffled over all of them."""
+        groups, chosen, repeats, before = [], [], [], 0
+        for part in parts:
+            group = int(one.order[part.place])
+            path, number_there = self._groups.at(group)
+            table, images = shards.at(path).read_apart(
+                self._columns, self._rows_of.images, group=number_there
+            )
+            table = table.combine_chunks()
+            rows = self._rows(table, one, part.place, group, epoch)
+            took = slice(part.start, part.stop)
+            chosen.append(before + rows[took])
+            if self._policy is not None:
+                repeats.append(repeat_numbers(rows)[took])
+            groups.append(self._rows_of.prepare(table, images))
+            before += table.num_rows
+        records = self._rows_of.join(groups)
+        order = np.arange(sum(map(len, chosen)))
+        if self._mixes:
+            order = self._rng(
+                epoch, one.number, parts[0].place, parts[0].start, FOR_BLOCKS
+            ).permutation(order)
+        picked = np.concatenate(chosen)[order].tolist()
+        if self._policy is None:
+            return records.at(picked)
+        number = np.concatenate(repeats)[order]
+        number += (epoch * PASSES_PER_EPOCH + one.number) * DRAWS_PER_PASS
+        return self._changed(records, picked, number.tolist())
+
+    def _changed(
+        self, records: Records, rows: Sequence[int], numbers: Sequence[int]
+    ) -> Iterator[tuple[Any, int]]:
+        """Give records with their pictures as the classic policy changes them in these draws."""
+        policy = self._policy
+        assert policy is not None
+        for row, number in zip(rows, numbers, strict=True):
+            seed = record_seed(self._seed, records.columns["aug_id"][row], number)
+            change = functools.partial(policy.apply, seed=seed)
+            yield records.x(row, change), records.y[row]
+
+    def _rows(self, table: pa.Table, one: Pass, place: int, group: int, epoch: int) -> Int:
+        """The rows that a group gives in a pass."""
+        if self.recipe is None:
+            return np.arange(table.num_rows)
+        weights = table["aug_weight"].to_numpy().astype(np.float64)
+        if one.factor is not None:
+            factor = one.factor[self._rows_of.codes(table)]
+            is_synthetic = self._groups.synthetic[group]
+            weights = np.where(factor > 0, 0.0, weights) if is_synthetic else weights * factor
+        rng = self._rng(epoch, one.number, group, FOR_ROWS)
+        return draw_rows(one, place, weights, rng)
+
+    def _rng(self, *words: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed % 2**64, *words))
+
+    def _current_place(self) -> tuple[int, int]:
+        """Rank and number of ranks: as given, else of torch.distributed, else as it was when pickled."""
+        if self._place is not None:
+            return self._place
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned has no process group of its own to ask.
+        return {**self.__dict__, "_place": self._current_place()}
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+
+def _check_numbers(
+    epochs: int | None,
+    channels: int | None,
+    buffer_groups: int,
+    rank: int | None,
+    world_size: int | None,
+) -> None:
+    if (rank is None) != (world_size is None):
+        raise ParameterError("rank and world_size belong together; give both or neither.")
+    if rank is not None and world_size is not None and not 0 <= rank < world_size:
+        raise ParameterError(f"rank is {rank}; expected 0 to {world_size - 1} (world_size - 1).")
+    if channels not in (None, 1, 3):
+        raise ParameterError(f"channels is {channels}; expected 1, 3 or None.")
+    for name, value in (("epochs", epochs), ("buffer_groups", buffer_groups)):
+        if value is not None and value < 1:
+            raise ParameterError(f"{name} is {value}; expected at least 1.")
+
+
+def _features(schema: pa.Schema, columns: Sequence[str] | None, label: str) -> tuple[str, ...]:
+    """The columns of ``x``: as asked for, else the picture, else all of the user's but the label."""
+    if columns is None:
+        image = main_image(schema)
+        names = [n for n in schema.names if n not in LINEAGE.names and n != label]
+        return (image,) if image else tuple(names)
+    unknown = [name for name in columns if name not in schema.names]
+    if unknown:
+        raise SchemaError(f"there is no column {', '.join(map(repr, unknown))} in the dataset.")
+    return tuple(columns)
+
+
+def _policy(
+    recipe: Recipe | None, schema: pa.Schema, features: Sequence[str]
+) -> ImagePolicy | None:
+    """The recipe's classic policy, where it has one and the picture is asked for."""
+    image = main_image(schema)
+    if recipe is None or not recipe.classic_policy or image not in features:
+        return None
+    if not recipe.classic_config and recipe.classic_policy not in PRESETS:
+        raise ParameterError(
+            f"the recipe's classic policy {recipe.classic_policy!r} is not one of this release's "
+            f"({', '.join(PRESETS)}); upgrade prefect-augment, or read with recipe=False."
+        )
+    beside = [f for f in features if f != image and pa.types.is_nested(schema.field(f).type)]
+    if beside:
+        raise ParameterError(
+            f"the recipe moves the picture and would leave {', '.join(map(repr, beside))} where they were; leave them "
+            "out of columns, or read with recipe=False and change both yourself."
+        )
+    policy = (
+        ImagePolicy.from_config({**recipe.classic_config, "prob": recipe.classic_prob})
+        if recipe.classic_config
+        else ImagePolicy(PRESETS[recipe.classic_policy], recipe.classic_prob)
+    )
+    policy.check()
+    return policy
+
+
+def _log_prior(
+    recipe: Recipe | None, shards: Sequence[ShardFact], classes: Sequence[str]
+) -> Tensor | None:
+    """Logarithm of each class's share of the records; an arm that goes half of the way takes half of it."""
+    if recipe is None or recipe.loss != "balanced_softmax":
+        return None
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.class_counts)
+    n = np.array([counts[name] for name in classes], dtype=np.float64)
+    prior = np.where(n > 0, n**recipe.arm.amount, 0.0)
+    found = np.full(len(classes), -np.inf)
+    np.log(prior / prior.sum(), out=found, where=prior > 0)
+    return torch.from_numpy(found.astype(np.float32))
+
+
+# --- groups of records ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """What there is to read, known before anything is read.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema
+        Of all shards.
+    paths : tuple of str
+        The shards.
+    shard, number : ndarray of int64, shape (n_groups,)
+        Which of the paths a group is in, and which one it is there.
+    n_rows : ndarray of int64, shape (n_groups,)
+        Records in it.
+    synthetic : ndarray of bool, shape (n_groups,)
+        Whether they are synthetic.
+    weights : ndarray of float64, shape (n_groups, n_classes)
+        Sums of ``aug_weight``; without columns where nobody draws by weight.
+    largest : ndarray of float64, shape (n_classes,)
+        Largest ``aug_weight`` of a class.
+    """
+
+    schema: pa.Schema
+    paths: tuple[str, ...]
+    shard: Int
+    number: Int
+    n_rows: Int
+    synthetic: NDArray[np.bool_]
+    weights: Float
+    largest: Float
+
+    @property
+    def n_records(self) -> int:
+        """Records in all groups."""
+        return int(self.n_rows.sum())
+
+    def at(self, group: int) -> tuple[str, int]:
+        """The shard and the number of the group in it."""
+        return self.paths[self.shard[group]], int(self.number[group])
+
+
+def _read_groups(
+    store: Store,
+    shards: Sequence[ShardFact],
+    label: str,
+    classes: Sequence[str],
+    *,
+    weighted: bool,
+    verify: bool,
+) -> _Groups:
+    """Look into every shard once: its groups, and where records are drawn by weight its weights."""
+    if not shards:
+        raise ParameterError("there is no record to read: the version has none of these origins.")
+
+    def look(shard: ShardFact) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
+        with open_shard(store, shard.path, sha256=shard.sha256 if verify else "") as opened:
+            n = opened.group_rows
+            check_count(store, shard, sum(n))
+            sums = np.zeros((len(n), len(classes) if weighted else 0))
+            largest = np.zeros(sums.shape[1])
+            for g in range(len(n) if weighted else 0):
+                table = opened.read([label, "aug_weight"], groups=[g])
+                weights = table["aug_weight"].to_numpy().astype(np.float64)
+                codes = class_codes(table[label], classes)
+                sums[g] = np.bincount(codes, weights, minlength=len(classes))
+                np.maximum.at(largest, codes, weights)
+            return opened.schema, n, sums, largest
+
+    with ThreadPoolExecutor(OPENERS) as pool:
+        found = list(pool.map(look, shards))
+    n_groups = [len(n) for _, n, _, _ in found]
+    return _Groups(
+        schema=found[0][0],
+        paths=tuple(s.path for s in shards),
+        shard=np.repeat(np.arange(len(shards)), n_groups),
+        number=np.concatenate([np.arange(n) for n in n_groups]),
+        n_rows=np.array([rows for _, n, _, _ in found for rows in n], dtype=np.int64),
+        synthetic=np.repeat([s.origin == "synthetic" for s in shards], n_groups),
+        weights=np.concatenate([sums for _, _, sums, _ in found]),
+        largest=np.max([largest for _, _, _, largest in found], axis=0),
+    )
+
+
+class _OpenShards:
+    """The shards that one reader has open, the last used ones; checked where their digests are given."""
+
+    def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
+        self._store = store
+        self._digests = digests
+        self._open: OrderedDict[str, OpenShard] = OrderedDict()
+
+    def at(self, path: str) -> OpenShard:
+        if path not in self._open:
+            self._open[path] = open_shard(self._store, path, sha256=self._digests.get(path, ""))
+        self._open.move_to_end(path)
+        while len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close()
+        return self._open[path]
+
+    def __enter__(self) -> _OpenShards:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for shard in self._open.values():
+            shard.close()
+
+
+def _own(store: Store) -> Store:
+    """The store with connections of this process: those of a parent do not survive a fork."""
+    if store.is_local or not store.fs.async_impl:
+        return store
+    fs = type(store.fs)(
+        *store.fs.storage_args, **{**store.fs.storage_options, "skip_instance_cache": True}
+    )
+    return Store(uri=store.uri, fs=fs, root=store.root)

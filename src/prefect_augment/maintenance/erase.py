@@ -1,0 +1,300 @@
+"""Erasing source records: a new version without them, and every older trace of them removed.
+
+The order is that of all removals here: the new version is whole and visible before anything goes, and
+the manifests of the older ones go before their shards. What is to be erased is kept as an intent in
+staging until the last object is gone, so that a run after a kill ends what was begun.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
+from prefect_augment.maintenance.erase_shards import Rewritten, erased_rows, rewrite
+from prefect_augment.maintenance.layout import kind_of, named_by, removal_order, remove
+from prefect_augment.publish.proposal import read_decision
+from prefect_augment.report.card import refresh_card
+from prefect_augment.schema.base import Commit, Fact
+from prefect_augment.schema.manifest import (
+    Manifest,
+    commit_next,
+    committed,
+    find_commit,
+    list_versions,
+    manifest_path,
+    read_manifest,
+)
+from prefect_augment.shards.base import read_shard
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.storage.leases import lease
+from prefect_augment.storage.staging import read_fact, stage_key
+from prefect_augment.storage.store import Store
+
+__all__ = ["EraseReport", "erase"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "_staging/erase"
+_SHOWN = 20
+
+
+class EraseReport(Fact):
+    """What :func:`erase` did."""
+
+    version: int  # the first that lacks the records
+    n_erased: dict[str, int]  # origin -> records of the version before
+    n_shards_rewritten: int
+    n_ledger_entries: int  # removed; fewer than the records where groups or equal records stay
+    versions_removed: tuple[int, ...]
+    n_objects_removed: int
+    notes: tuple[str, ...]
+
+
+class _Intent(Fact):
+    """What is to be erased, until it is."""
+
+    ids: tuple[str, ...]  # hashes: nothing of the records' values stands here
+    dataset_key: str  # of the version that lacks them
+
+
+def erase(
+    store: Store, ids: Sequence[str] = (), *, where: Sequence[tuple[str, str]] = ()
+) -> EraseReport:
+    """Erase source records from every version that is kept.
+
+    A new version lacks them and the copies and classic records made of them; shards that held them are
+    written anew, as are those whose category lists hold a value that only they had. All older versions
+    go, with their reports, whose pictures may show the records; so does the newest one's report, all
+    staged work, which is derived from the records, with its models' checkpoints, embeddings and other uses
+    of their latents that lie beside the dataset, and proposals that were open. Their entries leave the
+    split ledger. Weights stay as they are.
+
+    Out of reach: the source (the next run brings back what is still in it), quarantine, exports made
+    before, embeddings written elsewhere, copies elsewhere, old object versions that a bucket keeps.
+    Synthetic records stay, and the manifest says that their models had seen the erased ones.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    ids : sequence of str
+        ``aug_id`` of real records.
+    where : sequence of (str, str)
+        Column and value: also every real record whose column equals the value, in any kept version.
+
+    Raises
+    ------
+    ParameterError
+        If an id is that of no real record, nothing fits a condition, or a column is not there.
+        Nothing is changed then.
+    EmptyClassError
+        If no record would be left.
+    IntegrityError
+        If a version cannot be read. Nothing is changed then.
+    TransientError
+        If another run publishes or removes meanwhile.
+    """
+    if not ids and not where:
+        raise ParameterError("name the records to erase: their aug_id, or a column and its value.")
+    ours = sorted({name for name, _ in where} & set(LINEAGE.names))
+    if ours:
+        raise ParameterError(
+            f"{', '.join(ours)} is a lineage column, and where goes by the source's own; give single records by their "
+            "aug_id (--ids)."
+        )
+    request = stage_key("erase", algorithm_version=1, params=[sorted(ids), sorted(where)])
+    with lease(store, "removing", f"erase-{request}") as renew:
+        finished: dict[str, EraseReport] = {}
+        for path in store.list(FOLDER):
+            intent = read_fact(store, path, _Intent)
+            if intent is not None:
+                report = _carry_out(store, intent, path, renew)
+                finished.update(dict.fromkeys(intent.ids, report))
+        chosen = _choose(store, ids, where, set(finished))
+        if not chosen:
+            return next(iter(finished.values()))
+        newest = read_manifest(store)
+        key = stage_key(
+            "erase",
+            algorithm_version=1,
+            params=sorted(chosen),
+            inputs=[str(newest.version), newest.content_digest],
+        )
+        intent = _Intent(ids=tuple(sorted(chosen)), dataset_key=key)
+        path = f"{FOLDER}/{key}/intent.json"
+        store.put_if_absent(path, intent.to_json())
+        return _carry_out(store, intent, path, renew)
+
+
+# --- which records ----------------------------------------------------------------------------
+
+
+def _choose(
+    store: Store, ids: Sequence[str], where: Sequence[tuple[str, str]], finished: set[str]
+) -> set[str]:
+    """Return the ids to erase, or say which of them there are not."""
+    manifests = [read_manifest(store, version) for version in list_versions(store)]
+    if not manifests:
+        read_manifest(store)  # says that there is no dataset
+    origins: dict[str, str] = {}
+    fitting: dict[tuple[str, str], set[str]] = {condition: set() for condition in where}
+    for shard in {s.path: s for m in manifests for s in m.shards}.values():
+        columns = sorted({name for name, _ in where}) if shard.origin == "real" else []
+        table = read_shard(store, shard.path, ["aug_id", *columns])
+        origins.update(dict.fromkeys(table["aug_id"].to_pylist(), shard.origin))
+        if shard.origin == "real":
+            for name, value in where:
+                rows = _equal(table[name], name, value)
+                fitting[name, value] |= set(table["aug_id"].filter(rows).to_pylist())
+    asked = set(ids) - finished
+    unknown = sorted(i for i in asked if origins.get(i) != "real")
+    if unknown:
+        shown = ", ".join(f"{i} ({origins[i]})" if i in origins else i for i in unknown[:_SHOWN])
+        more = f" … and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise ParameterError(
+            f"{len(unknown)} of {len(asked)} ids are those of no source record in {store.uri}: {shown}{more}. "
+            "Nothing was changed. Give the aug_id of records whose aug_origin is real.",
+            ids=unknown,
+        )
+    empty = [f"{name}={value}" for (name, value), found in fitting.items() if not found]
+    if empty and not finished:
+        raise ParameterError(
+            f"no source record of {store.uri} has {', '.join(empty)}. Nothing was changed."
+        )
+    return asked.union(*fitting.values())
+
+
+def _equal(column: pa.ChunkedArray, name: str, value: str) -> pa.ChunkedArray:
+    """Tell which values equal one that is given as text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        wanted = pa.scalar(value).cast(column.type)
+        return pc.fill_null(pc.equal(column, wanted), False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise ParameterError(
+            f"column {name!r} is {column.type}, which {value!r} cannot be compared with; name the records by id."
+        ) from exc
+
+
+# --- carrying it out --------------------------------------------------------------------------
+
+
+def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], None]) -> EraseReport:
+    """Publish the version without the records where there is none yet, then remove all else."""
+    gone = set(intent.ids)
+    state: dict[str, Rewritten] = {}
+
+    def build(version: int, parent: Manifest | None) -> Manifest:
+        if parent is None:
+            raise IntegrityError(f"{store.uri} lost all its versions meanwhile.")
+        state["made"] = rewrite(store, parent, gone, renew)
+        return _manifest(version, parent, intent, state["made"])
+
+    find = partial(_find, store, intent, gone)
+    try:
+        done = commit_next(store, build, find)
+    except (EmptyClassError, IntegrityError):
+        store.delete(path)  # it cannot be done, so no later run is to try
+        raise
+    # The card of the version before names shards that go.
+    refresh_card(store)
+    going = tuple(v for v in list_versions(store) if v < done.version)
+    infos = store.infos()
+    stay = {
+        p for v in list_versions(store) if v not in going for p in named_by(read_manifest(store, v))
+    }
+    paths = [
+        p for p in infos if p not in stay and not p.startswith(f"{FOLDER}/") and _goes(store, p)
+    ]
+    # As in gc: manifests first, so that no reader finds one whose shards are missing.
+    remove(store, map(manifest_path, going), renew)
+    remove(store, removal_order(paths, infos), renew)
+    notes = read_manifest(store, done.version).notes
+    store.delete(path)
+    logger.info("Version %d of %s lacks the erased records.", done.version, store.uri)
+    made = state.get("made")
+    return EraseReport(
+        version=done.version,
+        n_erased=dict(made.n_erased) if made else {},
+        n_shards_rewritten=made.n_rewritten if made else 0,
+        n_ledger_entries=made.n_ledger if made else 0,
+        versions_removed=going,
+        n_objects_removed=len(paths) + len(going),
+        notes=tuple(note for note in notes if note.startswith(_heading(done.version))),
+    )
+
+
+def _goes(store: Store, path: str) -> bool:
+    """Tell whether an object that no version names may hold, or wait for, what is erased."""
+    kind = kind_of(path)
+    if kind == "proposal":
+        return ".decision" not in path and (
+            read_decision(store, path.rsplit("/", 1)[-1].removesuffix(".json")) is None
+        )
+    return kind in (
+        "shard", "ledger", "report", "quarantine", "latents", "stage", "temporary",
+    )  # fmt: skip
+
+
+def _find(store: Store, intent: _Intent, gone: set[str]) -> Commit | None:
+    """Return the newest version where it lacks the records and an erasure of theirs is behind it."""
+    newest = read_manifest(store)
+    if newest.dataset_key == intent.dataset_key:
+        return committed(store, newest, created=False)
+    if find_commit(store, intent.dataset_key) is None or any(_held(store, newest, gone)):
+        return None
+    return committed(store, newest, created=False)
+
+
+def _held(store: Store, manifest: Manifest, gone: set[str]) -> Iterator[bool]:
+    for shard in manifest.shards:
+        table = read_shard(store, shard.path, ["aug_id", "aug_parent"])
+        yield bool(pc.any(erased_rows(table, gone), min_count=0).as_py())
+
+
+def _heading(version: int) -> str:
+    return f"Erased in version {version}: "
+
+
+def _manifest(version: int, parent: Manifest, intent: _Intent, made: Rewritten) -> Manifest:
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for shard in made.shards:
+        for name, n in shard.class_counts.items():
+            origins = counts.setdefault(shard.split, {}).setdefault(name, {})
+            origins[shard.origin] = origins.get(shard.origin, 0) + n
+    return parent.model_copy(
+        update={
+            "version": version,
+            "parent": parent.version,
+            "dataset_key": intent.dataset_key,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "class_counts": counts,
+            "shards": made.shards,
+            "ledger": made.ledger,
+            "ingest": "",
+            "report": "",
+            "report_files": (),
+            "notes": (*(f"{_heading(version)}{n}" for n in _notes(made)), *parent.notes),
+        }
+    )
+
+
+def _notes(made: Rewritten) -> Iterator[str]:
+    n = {origin: made.n_erased.get(origin, 0) for origin in ("real", "copy", "classic")}
+    yield (
+        f"{n['real']} source records of the version before, and {n['copy'] + n['classic']} records made from them "
+        f"({n['copy']} copies, {n['classic']} classic). Older versions, reports and staged work were removed. Plan, "
+        "recipe and verdict are those of the records before; weights were not scaled anew."
+    )
+    if made.n_train and any(s.origin == "synthetic" for s in made.shards):
+        yield (
+            f"the synthetic records stay; their models had seen {made.n_train} of the erased records, and their "
+            "checkpoints were removed."
+        )

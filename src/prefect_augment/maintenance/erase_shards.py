@@ -1,0 +1,280 @@
+"""A version without erased records: its shards, without what only those records had, and its ledger.
+
+The split ledger of a version without erased records.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_augment.encoding.labels import label_text
+from prefect_augment.encoding.record_ids import aug_ids
+from prefect_augment.errors import EmptyClassError
+from prefect_augment.ingest.holdout import group_names
+from prefect_augment.registry import SHARD_FORMATS, load_shard_format
+from prefect_augment.schema.base import ShardFact
+from prefect_augment.schema.manifest import (
+    Manifest,
+    PublishedFile,
+    list_versions,
+    read_manifest,
+)
+from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.sources.images.columns import GROUP, record_keys
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = ["Rewritten", "erased_rows", "rewrite", "rewrite_ledger"]
+
+
+@dataclass
+class Rewritten:
+    """What a version becomes; nothing of it names an erased record."""
+
+    shards: tuple[ShardFact, ...]
+    ledger: PublishedFile | None
+    n_rewritten: int = 0
+    n_ledger: int = 0
+    n_erased: Counter[str] = field(default_factory=Counter)
+    n_train: int = 0  # erased real records that models may have been trained on
+
+
+def rewrite(
+    store: Store, manifest: Manifest, gone: set[str], renew: Callable[[], None]
+) -> Rewritten:
+    """Write what replaces a version's shards and ledger; its own objects stay."""
+    lost = _lost_categories(store, manifest, gone, renew)
+    made = Rewritten(shards=(), ledger=None)
+    shards: list[ShardFact] = []
+    for shard in manifest.shards:
+        renew()
+        table = read_shard(store, shard.path, sha256=shard.sha256)
+        hit = erased_rows(table, gone)
+        n_hit = pc.sum(hit).as_py() or 0
+        drop = {
+            column: values
+            for column, values in lost.items()
+            if not values.isdisjoint(_categories(table[column]))
+        }
+        if not n_hit and not drop:
+            shards.append(shard)
+            continue
+        if (shard.origin, shard.split) == ("real", "train"):
+            made.n_train += n_hit
+        made.n_erased[shard.origin] += n_hit
+        made.n_rewritten += 1
+        kept = _without_categories(table.filter(pc.invert(hit)), drop)
+        shards += write_shards(
+            store,
+            kept,
+            prefix="data",
+            stem=f"{shard.split}-{shard.origin}",
+            split=shard.split,
+            origin=shard.origin,
+            label=manifest.label,
+            max_records=max(1, shard.n_records),
+            max_bytes=1 << 62,
+            shard_format=_format_of(shard.path),
+            classes=manifest.classes,
+        )
+    if not shards:
+        raise EmptyClassError(
+            f"no record of {store.uri} would be left; nothing was changed. Delete the folder instead."
+        )
+    made.shards = tuple(shards)
+    made.ledger, made.n_ledger = rewrite_ledger(store, manifest, gone)
+    made.n_erased += Counter()  # drops origins with none
+    return made
+
+
+def erased_rows(table: pa.Table, gone: set[str]) -> pa.ChunkedArray:
+    """Tell which records are erased, or were made from one that is."""
+    ids = pa.array(sorted(gone), pa.string())
+    return pc.or_(pc.is_in(table["aug_id"], ids), pc.is_in(table["aug_parent"], ids))
+
+
+def _lost_categories(
+    store: Store, manifest: Manifest, gone: set[str], renew: Callable[[], None]
+) -> dict[str, set[Any]]:
+    """Return, per category column, the values that only erased records have.
+
+    A shard keeps the whole list of categories, also those that none of its records has, so such a
+    value would go on to stand in every shard. What the source declared and nobody had stays.
+    """
+    erased: dict[str, set[Any]] = {}
+    kept: dict[str, set[Any]] = {}
+    for shard in manifest.shards:
+        renew()
+        with open_shard(store, shard.path) as opened:
+            names = _category_columns(opened.schema, manifest.label)
+            if not names:
+                continue
+            table = opened.read([*names, "aug_id", "aug_parent"])
+        hit = erased_rows(table, gone)
+        for name in names:
+            values = table[name].cast(table.schema.field(name).type.value_type)
+            erased.setdefault(name, set()).update(values.filter(hit).unique().to_pylist())
+            kept.setdefault(name, set()).update(values.filter(pc.invert(hit)).unique().to_pylist())
+    lost = {name: values - kept[name] - {None} for name, values in erased.items()}
+    return {name: values for name, values in lost.items() if values}
+
+
+def _category_columns(schema: pa.Schema, label: str) -> list[str]:
+    # A class stays one, also where it has no record left.
+    return [f.name for f in schema if pa.types.is_dictionary(f.type) and f.name != label]
+
+
+def _categories(column: pa.ChunkedArray) -> set[Any]:
+    return {value for chunk in column.chunks for value in chunk.dictionary.to_pylist()}
+
+
+def _without_categories(table: pa.Table, drop: dict[str, set[Any]]) -> pa.Table:
+    table = table.unify_dictionaries()
+    for name, values in drop.items():
+        at = table.column_names.index(name)
+        kind = table.schema.field(at).type
+        chunks = []
+        for chunk in table[name].chunks:
+            left = [v for v in chunk.dictionary.to_pylist() if v not in values]
+            dictionary = pa.array(left, kind.value_type)
+            codes = pc.index_in(chunk.cast(kind.value_type), value_set=dictionary)
+            chunks.append(
+                pa.DictionaryArray.from_arrays(
+                    codes.cast(kind.index_type), dictionary, ordered=kind.ordered
+                )
+            )
+        table = table.set_column(at, table.schema.field(at), pa.chunked_array(chunks, kind))
+    return table
+
+
+def _format_of(path: str) -> str:
+    return next(
+        (name for name in SHARD_FORMATS if path.endswith(load_shard_format(name).ending)), "parquet"
+    )
+
+
+def rewrite_ledger(
+    store: Store, manifest: Manifest, gone: set[str]
+) -> tuple[PublishedFile | None, int]:
+    """Write the ledger without the erased records; return it and how many entries it lost."""
+    if manifest.ledger is None:
+        return None, 0
+    table = read_shard(store, manifest.ledger.path, sha256=manifest.ledger.sha256)
+    unit = ((table.schema.metadata or {}).get(b"unit") or b"record").decode()
+    kind, _, column = unit.partition(":")
+    erased = _erased(store, gone)
+    if kind in ("group", "pattern"):
+        lost = _gone_groups(store, manifest, erased, column if kind == "group" else GROUP, gone)
+        keep = [key not in lost for key in table["key"].to_pylist()]
+    else:
+        keep = _kept_rows(table, manifest.label, erased)
+    n_dropped = keep.count(False)
+    if not n_dropped:
+        return manifest.ledger, 0
+    left = _renamed_clusters(table.filter(pa.array(keep, pa.bool_())))
+    sink = io.BytesIO()
+    pq.write_table(left, sink, compression="zstd")
+    data = sink.getvalue()
+    digest = sha256_hex(data)
+    path = f"_splits/v{manifest.version + 1:08d}-{digest[:12]}.parquet"
+    put_once(store, path, data)
+    return PublishedFile(path=path, n_bytes=len(data), sha256=digest), n_dropped
+
+
+def _erased(store: Store, gone: set[str]) -> list[tuple[str, pa.Table]]:
+    """Return the records to erase with their split, each once, as the newest version has them."""
+    waiting, found, seen = set(gone), [], set()
+    for version in reversed(list_versions(store)):
+        for shard in read_manifest(store, version).shards:
+            if shard.origin != "real" or shard.path in seen:
+                continue
+            seen.add(shard.path)
+            ids = read_shard(store, shard.path, ["aug_id"])["aug_id"]
+            if not waiting.isdisjoint(ids.to_pylist()):
+                rows = pc.is_in(ids, pa.array(sorted(waiting), pa.string()))
+                table = read_shard(store, shard.path).filter(rows)
+                waiting -= set(table["aug_id"].to_pylist())
+                found.append((shard.split, table))
+    return found
+
+
+def _kept_rows(table: pa.Table, label: str, erased: Sequence[tuple[str, pa.Table]]) -> list[bool]:
+    """Tell which entries stay: of equal records, as many go as are erased, on the side they are on."""
+    # (key, class) -> aug_id and side of the erased records
+    going: dict[tuple[str, str], list[tuple[str, bool]]] = {}
+    for split, records in erased:
+        user = records.select([c for c in records.column_names if c not in LINEAGE.names])
+        pairs = zip(
+            record_keys(user, label=label), label_text(user[label]).to_pylist(), strict=True
+        )
+        for pair, aug_id in zip(pairs, records["aug_id"].to_pylist(), strict=True):
+            going.setdefault(pair, []).append((aug_id, split == "holdout"))
+    rows: dict[tuple[str, str], list[tuple[int, int, bool]]] = {}
+    columns = [table[name].to_pylist() for name in ("key", "label", "occurrence", "part")]
+    for row, (key, name, occurrence, part) in enumerate(zip(*columns, strict=True)):
+        if (key, name) in going:
+            rows.setdefault((key, name), []).append((occurrence, row, part == "holdout"))
+    keep = [True] * table.num_rows
+    for (key, name), entries in rows.items():
+        for row in _rows_of(key, name, sorted(entries), going[key, name]):
+            keep[row] = False
+    return keep
+
+
+def _rows_of(
+    key: str, name: str, entries: list[tuple[int, int, bool]], going: list[tuple[str, bool]]
+) -> list[int]:
+    """Return the ledger's rows of some of the records that have one key and class.
+
+    An aug_id numbers equal records in the order of their occurrences, but counts those that an earlier
+    erasure took; so where the number does not tell, any entry of the same side will do.
+    """
+    ids = aug_ids([key] * len(entries), [name] * len(entries)).to_pylist()
+    left = {(aug_id, side): row for aug_id, (_, row, side) in zip(ids, entries, strict=True)}
+    rows = [left.pop(record) for record in going if record in left]
+    for _, side in [record for record in going if record[0] not in ids]:
+        any_of_side = next((other for other in left if other[1] == side), None)
+        if any_of_side is not None:
+            rows.append(left.pop(any_of_side))
+    return rows
+
+
+def _gone_groups(
+    store: Store,
+    manifest: Manifest,
+    erased: Sequence[tuple[str, pa.Table]],
+    column: str,
+    gone: set[str],
+) -> set[str]:
+    """Return the groups that lose their last record."""
+    groups = {
+        g for _, table in erased if column in table.column_names for g in group_names(table[column])
+    }
+    for shard in manifest.shards:
+        if shard.origin == "real" and groups:
+            table = read_shard(store, shard.path, ["aug_id", column])
+            names = zip(group_names(table[column]), table["aug_id"].to_pylist(), strict=True)
+            groups -= {name for name, aug_id in names if aug_id not in gone}
+    return groups
+
+
+def _renamed_clusters(table: pa.Table) -> pa.Table:
+    """Name a near-duplicate cluster by a member that is left, where the one that named it is gone."""
+    if "cluster" not in table.column_names:
+        return table
+    keys, clusters = table["key"].to_pylist(), table["cluster"].to_pylist()
+    there = set(keys)
+    names: dict[str, str] = {}
+    for key, cluster in sorted(zip(keys, clusters, strict=True)):
+        names.setdefault(cluster, cluster if cluster in there else key)
+    at = table.column_names.index("cluster")
+    renamed = pa.array([names[c] for c in clusters], table.schema.field(at).type)
+    return table.set_column(at, table.schema.field(at), renamed)

@@ -1,0 +1,331 @@
+"""Garbage collection: what nothing names any more is removed; what is not ours is listed and left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_augment.errors import ParameterError, StorageError
+from prefect_augment.loading.latents import INDEX
+from prefect_augment.maintenance.layout import (
+    kind_of,
+    named_by,
+    named_in,
+    removal_order,
+    remove,
+    stage_of,
+)
+from prefect_augment.publish.proposal import FOLDER as PROPOSALS
+from prefect_augment.publish.proposal import read_decision
+from prefect_augment.report.card import refresh_card
+from prefect_augment.schema.base import Fact
+from prefect_augment.schema.manifest import list_versions, manifest_path, read_manifest
+from prefect_augment.storage.leases import FOLDER as LEASES
+from prefect_augment.storage.leases import lease, modified_at, store_time
+from prefect_augment.storage.store import Store
+
+__all__ = ["GcLine", "GcReport", "collect_garbage"]
+
+logger = logging.getLogger(__name__)
+
+LEASE = f"{LEASES}/removing-gc.json"
+_VERSION_KINDS = ("shard", "ledger", "report", "quarantine")
+
+
+class GcLine(Fact):
+    """Objects of one kind that share one fate."""
+
+    kind: str
+    reason: str
+    n_objects: int
+    n_bytes: int
+
+
+class GcReport(Fact):
+    """What :func:`collect_garbage` did, or would do."""
+
+    dry_run: bool
+    versions_removed: tuple[int, ...]
+    versions_kept: tuple[int, ...]
+    n_removed: int
+    n_bytes_removed: int
+    removed: tuple[GcLine, ...]
+    kept: tuple[GcLine, ...]
+    unknown: tuple[str, ...]  # not of the layout: listed and left
+
+
+def collect_garbage(
+    store: Store,
+    *,
+    keep_last: int | None = None,
+    older_than_days: float = 7.0,
+    dry_run: bool = False,
+) -> GcReport:
+    """Remove what no manifest, no open proposal and no stage in use names.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    keep_last : int, optional
+        Remove all versions but so many; none goes otherwise.
+    older_than_days : float
+        Stages that were written to since, and objects that no version has named yet, may belong to a run
+        at work and are kept. 0 is for a destination where nothing runs. Ages are differences of two times
+        that the store gave, so a clock that is wrong, here or there, removes nothing too early.
+    dry_run : bool
+        Remove nothing. A probe is written all the same, to learn the store's time.
+
+    Returns
+    -------
+    GcReport
+        Counts and bytes by kind and reason. Proposals, their decisions and what is unknown always stay.
+
+    Raises
+    ------
+    ParameterError
+        If ``keep_last`` or ``older_than_days`` makes no sense.
+    IntegrityError, SchemaError
+        If a manifest that stays cannot be read: what it names could not be known.
+    TransientError
+        If a run publishes meanwhile.
+    """
+    if keep_last is not None and keep_last < 1:
+        raise ParameterError(f"keep_last is {keep_last}; at least one version has to be kept.")
+    if not (math.isfinite(older_than_days) and older_than_days >= 0):
+        raise ParameterError(f"older_than_days is {older_than_days}; give a number of days.")
+    with ExitStack() as stack:
+        renew = None if dry_run else stack.enter_context(lease(store, "removing", "gc"))
+        if renew is not None:
+            # A card that lags behind a kill may name the shards of a version that goes now.
+            refresh_card(store)
+        # The objects first: what is committed after this line is younger than the listing.
+        infos = store.infos()
+        cutoff = _cutoff(store, older_than_days)
+        plan = _plan(store, infos, keep_last, cutoff)
+        report = plan.report(infos, dry_run=dry_run)
+        if renew is not None:
+            # A version's manifest goes before its shards. The other way round, a reader that opens it in
+            # between finds a manifest whose shards are missing; this way a version is there or is not, and
+            # what a kill leaves behind is named by nothing and goes with a later run. Who opened an old
+            # version before may still lose it while reading, which --keep-last is to be chosen for.
+            remove(store, map(manifest_path, plan.versions_removed), renew)
+            remove(store, removal_order(plan.removed, infos), renew)
+            _drop_unfinished(store, cutoff)
+    logger.info(
+        "%s %d objects, %d bytes; %d objects are not of the layout and were left.",
+        "Would remove" if dry_run else "Removed",
+        report.n_removed,
+        report.n_bytes_removed,
+        len(report.unknown),
+    )
+    return report
+
+
+def _drop_unfinished(store: Store, cutoff: float | None) -> None:
+    """Drop the parts of uploads that were never finished, where the store shows them and lets us."""
+    if cutoff is None:
+        return
+    try:
+        n_dropped = store.abort_unfinished(cutoff)
+    except StorageError as exc:
+        logger.info("Unfinished uploads were not looked for: %s", exc)
+        return
+    if n_dropped:
+        logger.info("Dropped %d uploads that were never finished.", n_dropped)
+
+
+def _cutoff(store: Store, older_than_days: float) -> float | None:
+    """Return the time before which an object is old; None where the store gives no times."""
+    if older_than_days == 0:
+        return math.inf
+    now = store_time(store)
+    return None if now is None else now - older_than_days * 86_400
+
+
+@dataclass
+class _Plan:
+    """The fate of every object, with the reason."""
+
+    versions_removed: tuple[int, ...]
+    versions_kept: tuple[int, ...]
+    removed: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def report(self, infos: Mapping[str, Mapping[str, Any]], *, dry_run: bool) -> GcReport:
+        gone = {manifest_path(v): "beyond --keep-last" for v in self.versions_removed}
+        removed = _lines({**gone, **self.removed}, infos)
+        return GcReport(
+            dry_run=dry_run,
+            versions_removed=self.versions_removed,
+            versions_kept=self.versions_kept,
+            n_removed=sum(line.n_objects for line in removed),
+            n_bytes_removed=sum(line.n_bytes for line in removed),
+            removed=removed,
+            kept=_lines(self.kept, infos),
+            unknown=tuple(self.unknown),
+        )
+
+
+def _lines(fates: Mapping[str, str], infos: Mapping[str, Mapping[str, Any]]) -> tuple[GcLine, ...]:
+    n_objects: Counter[tuple[str, str]] = Counter()
+    n_bytes: Counter[tuple[str, str]] = Counter()
+    for path, reason in fates.items():
+        line = kind_of(path) or "", reason
+        n_objects[line] += 1
+        n_bytes[line] += int(infos.get(path, {}).get("size") or 0)
+    return tuple(
+        GcLine(kind=kind, reason=reason, n_objects=n, n_bytes=n_bytes[kind, reason])
+        for (kind, reason), n in sorted(n_objects.items())
+    )
+
+
+def _plan(
+    store: Store,
+    infos: Mapping[str, Mapping[str, Any]],
+    keep_last: int | None,
+    cutoff: float | None,
+) -> _Plan:
+    there = list_versions(store)
+    stay = there if keep_last is None else there[-keep_last:]
+    plan = _Plan(versions_removed=tuple(v for v in there if v not in stay), versions_kept=stay)
+    named = {
+        "named by a version": _named(store, stay),
+        "named by an open proposal": _open(store, infos, cutoff),
+    }
+    going = {manifest_path(version) for version in plan.versions_removed}
+    dropped = _dropped(store, going)
+    stages = _stages(store, infos, named, cutoff)
+    for path, info in infos.items():
+        kind = kind_of(path)
+        if kind is None:
+            plan.unknown.append(path)
+        elif kind in ("card", "proposal"):
+            plan.kept[path] = "always kept"
+        elif kind == "manifest":
+            if path not in going:
+                plan.kept[path] = "a version that stays"
+        elif path == LEASE:
+            continue  # this run's own
+        elif kind == "stage" and stage_of(path) in stages:
+            plan.kept[path] = stages[stage_of(path)]
+        elif kind in _VERSION_KINDS and (reason := _reason(path, named)):
+            plan.kept[path] = reason
+        elif kind == "latents" and f"{'/'.join(path.split('/')[:2])}/{INDEX}" in infos:
+            plan.kept[path] = "a whole result of a model's latents"
+        elif kind in _VERSION_KINDS and path in dropped:
+            plan.removed[path] = "of a version that goes"
+        elif kind != "stage" and (reason := _young(info, cutoff)):
+            plan.kept[path] = reason
+        else:
+            plan.removed[path] = "named by nothing, and old"
+    return plan
+
+
+def _reason(path: str, named: Mapping[str, set[str]]) -> str:
+    """Return who names a path; empty where nobody does."""
+    return next((reason for reason, paths in named.items() if path in paths), "")
+
+
+def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
+    """Return why an object may be in use still; empty where it is old."""
+    if cutoff == math.inf:
+        return ""
+    written = modified_at(info)
+    if cutoff is None or written is None:
+        return "of unknown age"
+    return "written to lately" if written > cutoff else ""
+
+
+def _named(store: Store, versions: Sequence[int]) -> set[str]:
+    """Return what versions name; of their ingests the newest one's alone, for the next run to go on from."""
+    found = {path for version in versions for path in named_by(read_manifest(store, version))}
+    older = {read_manifest(store, version).ingest for version in versions[:-1]}
+    newest = {read_manifest(store, version).ingest for version in versions[-1:]}
+    return found - (older - newest)
+
+
+def _dropped(store: Store, manifests: Iterable[str]) -> set[str]:
+    """Return what versions name that go. A damaged manifest goes too: its objects wait to be old."""
+    return {path for manifest in manifests for path in named_in(store.read(manifest))}
+
+
+def _open(store: Store, infos: Mapping[str, Mapping[str, Any]], cutoff: float | None) -> set[str]:
+    """Return what open proposals name, and those approved lately, which may be being published."""
+    found: set[str] = set()
+    published = {read_manifest(store, version).dataset_key for version in list_versions(store)}
+    for path in store.list(PROPOSALS):
+        if kind_of(path) != "proposal" or ".decision" in path:
+            continue
+        proposal_id = path.rsplit("/", 1)[-1].removesuffix(".json")
+        decision = read_decision(store, proposal_id)
+        if proposal_id in published or (decision and decision.decision == "reject"):
+            continue
+        said = [info for p, info in infos.items() if p.startswith(f"{PROPOSALS}/{proposal_id}.dec")]
+        if decision is None or any(_young(info, cutoff) for info in said):
+            found |= named_in(store.read(path))
+    return found
+
+
+def _stages(
+    store: Store,
+    infos: Mapping[str, Mapping[str, Any]],
+    named: dict[str, set[str]],
+    cutoff: float | None,
+) -> dict[str, str]:
+    """Return the stages that stay, with the reason, and add to ``named`` what their receipts name.
+
+    A stage stays as a whole: where a run writes to it, where something names an object of it, and where
+    a receipt of a stage that stays does.
+    """
+    objects: dict[str, list[str]] = defaultdict(list)
+    for path in infos:
+        if kind_of(path) == "stage":
+            objects[stage_of(path)].append(path)
+    stay: dict[str, str] = {}
+    for stage, paths in objects.items():
+        ages = [_young(infos[path], cutoff) for path in paths]
+        if any(ages):
+            stay[stage] = next(filter(None, ages))
+    for reason, paths_named in list(named.items()):
+        for stage in _stages_of(paths_named, objects):
+            stay.setdefault(stage, reason)
+    waiting = list(stay)
+    while waiting:
+        stage = waiting.pop()
+        found = {
+            text
+            for path in objects[stage]
+            if path.endswith(".json") and _is_small(infos[path])
+            for text in named_in(_read(store, path))
+        }
+        named.setdefault("named by a stage that stays", set()).update(found)
+        for other in _stages_of(found, objects):
+            if other not in stay:
+                stay[other] = "named by a stage that stays"
+                waiting.append(other)
+    return stay
+
+
+def _stages_of(paths: Iterable[str], objects: Mapping[str, Any]) -> set[str]:
+    return {stage_of(p) for p in paths if p.startswith("_staging/")} & objects.keys()
+
+
+def _is_small(info: Mapping[str, Any]) -> bool:
+    return (
+        int(info.get("size") or 0) <= 64 << 20
+    )  # receipts are a few kB; anything else names nothing
+
+
+def _read(store: Store, path: str) -> bytes:
+    try:
+        return store.read(path)
+    except FileNotFoundError:
+        return json.dumps(None).encode()  # a resumed training dropped an older checkpoint meanwhile

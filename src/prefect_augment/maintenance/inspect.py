@@ -1,0 +1,206 @@
+"""Looking after a published dataset: what versions there are, and what is in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from prefect_augment.schema.base import Decision, Fact, Recipe
+from prefect_augment.schema.manifest import (
+    Manifest,
+    list_versions,
+    manifest_path,
+    read_manifest,
+)
+from prefect_augment.shards.base import read_shard
+from prefect_augment.storage.store import Store
+
+__all__ = ["Inspection", "VersionDiff", "VersionFact", "diff", "inspect", "versions"]
+
+
+class VersionFact(Fact):
+    """One line of the list of versions."""
+
+    version: int
+    parent: int | None
+    created_at: str
+    manifest: str
+    n_records: dict[str, int]  # split -> records
+    n_origin: dict[str, int]  # origin -> records, over all splits
+    n_bytes: int
+    decision: Decision | None
+    arm: str  # of the recipe
+
+
+class Inspection(Fact):
+    """One version in full, but for its list of shards."""
+
+    version: int
+    parent: int | None
+    created_at: str
+    manifest: str
+    content_digest: str
+    label: str
+    class_counts: dict[str, dict[str, dict[str, int]]]  # split -> class -> origin -> records
+    n_shards: int
+    n_bytes: int
+    n_quarantined: int
+    recipe: Recipe
+    decision: Decision | None
+    reasons: tuple[str, ...]
+    report: str
+    holdout_uri: str
+    software: dict[str, str]
+    params: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class VersionDiff(Fact):
+    """What changed from version ``a`` to version ``b``."""
+
+    a: int
+    b: int
+    count_changes: dict[
+        str, dict[str, dict[str, int]]
+    ]  # split -> class -> origin -> records, b less a
+    n_real_added: int  # real records, by their ids
+    n_real_removed: int
+    n_real_moved: int  # in another split
+    n_shards_shared: int
+    params: dict[str, tuple[Any, Any]]  # name.field -> before, after
+    recipe: tuple[str, str] | None  # sentences, where they differ
+    decision: tuple[str, str] | None
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+
+def versions(store: Store) -> tuple[VersionFact, ...]:
+    """Return the published versions, oldest first; empty where there is none.
+
+    Raises
+    ------
+    IntegrityError, SchemaError
+        If a manifest cannot be read; the message names it.
+    """
+    return tuple(_version_fact(read_manifest(store, version)) for version in list_versions(store))
+
+
+def _version_fact(manifest: Manifest) -> VersionFact:
+    n_records: Counter[str] = Counter()
+    n_origin: Counter[str] = Counter()
+    for shard in manifest.shards:
+        n_records[shard.split] += shard.n_records
+        n_origin[shard.origin] += shard.n_records
+    return VersionFact(
+        version=manifest.version,
+        parent=manifest.parent,
+        created_at=manifest.created_at,
+        manifest=manifest_path(manifest.version),
+        n_records=dict(n_records),
+        n_origin=dict(n_origin),
+        n_bytes=sum(s.n_bytes for s in manifest.shards),
+        decision=manifest.verdict.decision if manifest.verdict else None,
+        arm=manifest.recipe.arm.name,
+    )
+
+
+def inspect(store: Store, version: int | None = None) -> Inspection:
+    """Return what a version holds and how it came about; the newest by default.
+
+    Raises
+    ------
+    IntegrityError, SchemaError
+        If there is no such version, or its manifest cannot be read.
+    """
+    manifest = read_manifest(store, version)
+    return Inspection(
+        version=manifest.version,
+        parent=manifest.parent,
+        created_at=manifest.created_at,
+        manifest=manifest_path(manifest.version),
+        content_digest=manifest.content_digest,
+        label=manifest.label,
+        class_counts=manifest.class_counts,
+        n_shards=len(manifest.shards),
+        n_bytes=sum(s.n_bytes for s in manifest.shards),
+        n_quarantined=manifest.n_quarantined,
+        recipe=manifest.recipe,
+        decision=manifest.verdict.decision if manifest.verdict else None,
+        reasons=manifest.verdict.reasons if manifest.verdict else (),
+        report=manifest.report,
+        holdout_uri=manifest.holdout_uri,
+        software=manifest.software,
+        params=manifest.params,
+        notes=manifest.notes,
+    )
+
+
+def diff(store: Store, a: int, b: int) -> VersionDiff:
+    """Return what changed from version ``a`` to version ``b``: counts, real records, params, verdict.
+
+    Raises
+    ------
+    IntegrityError, SchemaError
+        If a version does not exist, or cannot be read.
+    """
+    before, after = read_manifest(store, a), read_manifest(store, b)
+    old, new = _real_splits(store, before), _real_splits(store, after)
+    old_params, new_params = dict(_flat(before.params)), dict(_flat(after.params))
+    verdicts = [m.verdict.decision if m.verdict else "none" for m in (before, after)]
+    return VersionDiff(
+        a=a,
+        b=b,
+        count_changes=_count_changes(before, after),
+        n_real_added=len(new.keys() - old.keys()),
+        n_real_removed=len(old.keys() - new.keys()),
+        n_real_moved=sum(old[i] != new[i] for i in old.keys() & new.keys()),
+        n_shards_shared=len({s.path for s in before.shards} & {s.path for s in after.shards}),
+        params={
+            name: (old_params.get(name), new_params.get(name))
+            for name in sorted(old_params.keys() | new_params.keys())
+            if old_params.get(name) != new_params.get(name)
+        },
+        recipe=_changed(before.recipe.sentence, after.recipe.sentence),
+        decision=_changed(*verdicts),
+    )
+
+
+def _changed(before: str, after: str) -> tuple[str, str] | None:
+    return None if before == after else (before, after)
+
+
+def _real_splits(store: Store, manifest: Manifest) -> dict[str, str]:
+    """Return the split of each real record, by its id."""
+    return {
+        aug_id: shard.split
+        for shard in manifest.shards
+        if shard.origin == "real"
+        for aug_id in read_shard(store, shard.path, ["aug_id"])["aug_id"].to_pylist()
+    }
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in params.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _count_changes(before: Manifest, after: Manifest) -> dict[str, dict[str, dict[str, int]]]:
+    changes: Counter[tuple[str, str, str]] = Counter()
+    for sign, manifest in ((-1, before), (1, after)):
+        for split, classes in manifest.class_counts.items():
+            for name, origins in classes.items():
+                for origin, n in origins.items():
+                    changes[split, name, origin] += sign * n
+    nested: dict[str, dict[str, dict[str, int]]] = {}
+    for (split, name, origin), n in sorted(changes.items()):
+        if n:
+            nested.setdefault(split, {}).setdefault(name, {})[origin] = n
+    return nested
+
+
+# --- verifying --------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""The objects of a dataset's folder: of what kind each is, what names it, and how they are removed.
+
+What is not of the layout is nobody's business here: ``gc`` lists it and leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from prefect_augment.schema.base import LatentUse
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.leases import FOLDER as LEASES
+from prefect_augment.storage.leases import modified_at
+from prefect_augment.storage.store import Store
+
+__all__ = ["kind_of", "named_by", "named_in", "removal_order", "remove", "stage_of"]
+
+_DIGEST = "[0-9a-f]{12}"
+_VERSIONED = rf"v\d{{8}}(-{_DIGEST})?"
+_SHARD = rf"[^/]+-\d{{5}}-{_DIGEST}(\.[a-z0-9]+)+"
+_KINDS = {
+    kind: re.compile(pattern)
+    for kind, pattern in {
+        # What a killed put or probe left.
+        "temporary": r"((_[a-z]+|data)/([^/]+/)*)?\.(tmp|probe)-[0-9a-f]{32}.*",
+        "card": r"README\.md",
+        "manifest": r"_manifests/v\d{8}\.json",
+        "shard": rf"data/{_SHARD}",
+        "ledger": rf"_splits/{_VERSIONED}\.parquet",
+        "report": rf"_reports/{_VERSIONED}/.+",
+        "quarantine": rf"_quarantine/{_SHARD}",
+        "proposal": r"_proposals/[0-9a-f]+(\.decision(-\d+)?)?\.json",
+        "lease": rf"{LEASES}/[^/]+\.json",
+        "latents": rf"_({'|'.join(get_args(LatentUse))})/[^/]+/.+",
+        "stage": r"_staging/[^/]+/[^/]+/.+",
+    }.items()
+}
+
+
+def kind_of(path: str) -> str | None:
+    """Return the kind of object that stands at a path, or None where the layout has none there.
+
+    Examples
+    --------
+    >>> kind_of("data/train-real-00000-0123456789ab.parquet")
+    'shard'
+    >>> kind_of("data/my notes.txt") is None
+    True
+    """
+    return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(path)), None)
+
+
+def stage_of(path: str) -> str:
+    """Return the folder of the stage that a path below ``_staging`` belongs to."""
+    return "/".join(path.split("/")[:3])
+
+
+def named_by(manifest: Manifest) -> set[str]:
+    """Return every path that a manifest names, also in fields that are yet to come."""
+    return set(_strings(manifest.model_dump(mode="json")))
+
+
+def named_in(data: bytes) -> set[str]:
+    """Return every string in a JSON object; none where it is not JSON."""
+    try:
+        return set(_strings(json.loads(data)))
+    except ValueError:
+        return set()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+# --- removing ---------------------------------------------------------------------------------
+
+
+def removal_order(paths: Iterable[str], infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the paths so that a run after a kill in between never trusts a receipt of what is gone.
+
+    Receipts go before what they describe, the newest first: a stage is younger than those it read.
+    """
+
+    def rank(path: str) -> tuple[int, float, str]:
+        if kind_of(path) not in ("stage", "latents", "lease") or not path.endswith(".json"):
+            return 2, 0.0, path
+        is_outcome = path.endswith(("/outcome.json", "/index.json"))
+        return (0 if is_outcome else 1), -(modified_at(infos.get(path, {})) or 0.0), path
+
+    return sorted(paths, key=rank)
+
+
+def remove(store: Store, paths: Iterable[str], renew: Callable[[], None]) -> None:
+    """Delete objects in this order; one that is gone already is fine."""
+    for path in paths:
+        renew()
+        store.delete(path)

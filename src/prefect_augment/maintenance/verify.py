@@ -1,0 +1,266 @@
+"""``verify``: whether every object of a version is there, whole and what its manifest says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.errors import AugmentError
+from prefect_augment.report.card import CARD, card_is_current, refresh_card
+from prefect_augment.schema.base import Fact, ShardFact
+from prefect_augment.schema.manifest import (
+    Manifest,
+    manifest_path,
+    read_manifest,
+)
+from prefect_augment.shards.base import ADVICE, label_names, read_shard
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = ["Problem", "VerifyReport", "verify"]
+
+
+ProblemKind = Literal[
+    "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card"
+]
+
+
+class Problem(Fact):
+    """One thing that is wrong, and where."""
+
+    path: str
+    kind: ProblemKind
+    message: str
+
+
+class VerifyReport(Fact):
+    """Outcome of :func:`verify`; ``ok`` where no problem is left."""
+
+    version: int
+    ok: bool
+    n_objects: int
+    n_records: int
+    n_bytes: int
+    problems: tuple[Problem, ...]
+    repaired: tuple[str, ...] = ()
+
+
+def verify(store: Store, version: int | None = None, repair: bool = False) -> VerifyReport:
+    """Check that a version is all there and is what its manifest says.
+
+    Every object's size and sha256; in every shard the counts per class, the origin, the weights and
+    the lineage; ids unique over the version and parents in it; the counts of the manifest against
+    those of its shards; the card of the newest version.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    version : int, optional
+        The newest by default.
+    repair : bool
+        Write the card again where it lags. Nothing else can be mended from here: shards are
+        immutable and their content is nowhere else.
+
+    Returns
+    -------
+    VerifyReport
+        Problems are collected, not raised: one run names them all.
+
+    Raises
+    ------
+    IntegrityError, SchemaError
+        If there is no such version, or its manifest cannot be read at all.
+    """
+    manifest = read_manifest(store, version)
+    found = _Findings()
+    for shard in manifest.shards:
+        found.attempt(shard.path, partial(_check_shard, store, manifest, shard, found))
+    for path, n_bytes, sha256 in _other_objects(manifest):
+        found.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, found))
+    _check_ids(found, has_real=any(shard.origin == "real" for shard in manifest.shards))
+    _check_counts(manifest, found)
+    repaired: list[str] = []
+    # Also where the newest manifest is damaged: an older version can be sound all the same.
+    found.attempt(CARD, partial(_check_card, store, repair, repaired, found))
+    return VerifyReport(
+        version=manifest.version,
+        ok=not found.problems,
+        n_objects=found.n_objects,
+        n_records=sum(s.n_records for s in manifest.shards),
+        n_bytes=found.n_bytes,
+        problems=tuple(found.problems),
+        repaired=tuple(repaired),
+    )
+
+
+class _Findings:
+    """What one verification has seen so far."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.ids: list[pa.ChunkedArray] = []
+        self.parents: list[pa.ChunkedArray] = []
+        self.n_objects = 0
+        self.n_bytes = 0
+        self.has_all_ids = True
+
+    def add(self, path: str, kind: ProblemKind, message: str) -> None:
+        self.problems.append(Problem(path=path, kind=kind, message=message))
+
+    def attempt(self, path: str, check: Callable[[], object]) -> None:
+        """Run a check; what it cannot read becomes a problem, so that one does not hide the next."""
+        try:
+            check()
+        except AugmentError as exc:
+            self.add(path, "unreadable", exc.message)
+            self.has_all_ids = False
+
+
+def _other_objects(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
+    """Path, size and sha256 of what the version has beside its shards."""
+    for shard in manifest.quarantine:
+        yield shard.path, shard.n_bytes, shard.sha256
+    beside = [file for file in (manifest.ledger, manifest.sources) if file is not None]
+    for file in (*manifest.report_files, *beside):
+        yield file.path, file.n_bytes, file.sha256
+
+
+def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, found: _Findings) -> bool:
+    """Compare the object with its size and digest; return whether it is the published one."""
+    found.n_objects += 1
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        found.has_all_ids = False
+        found.add(path, "missing", f"{path} is missing; {_advice(path)}.")
+        return False
+    found.n_bytes += len(data)
+    if len(data) == n_bytes and sha256_hex(data) == sha256:
+        return True
+    size = (
+        f"{len(data)} bytes instead of {n_bytes}"
+        if len(data) != n_bytes
+        else "the same size, other bytes"
+    )
+    found.has_all_ids = False
+    found.add(
+        path,
+        "changed",
+        f"{path} was changed after it was published ({size}); {_advice(path)}.",
+    )
+    return False
+
+
+def _advice(path: str) -> str:
+    """What to do about an object that is not what it was."""
+    if path.startswith("data/"):
+        return ADVICE.split(";")[0]
+    what = {"_splits/": "ledger", "_reports/": "report", "_quarantine/": "quarantine"}
+    kind = next((word for start, word in what.items() if path.startswith(start)), "object")
+    return f"restore this {kind} from a copy; the records of the version do not depend on it"
+
+
+def _check_shard(store: Store, manifest: Manifest, shard: ShardFact, found: _Findings) -> None:
+    if not _check_bytes(store, shard.path, shard.n_bytes, shard.sha256, found):
+        return
+    table = read_shard(store, shard.path)
+    if (
+        table.column_names[-len(LINEAGE) :] != LINEAGE.names
+        or manifest.label not in table.column_names
+    ):
+        found.add(
+            shard.path,
+            "lineage",
+            f"{shard.path} lacks the label or the lineage columns, or has them elsewhere.",
+        )
+        found.has_all_ids = False
+        return
+    counts = dict(Counter(label_names(table[manifest.label])))
+    if table.num_rows != shard.n_records or counts != shard.class_counts:
+        found.add(
+            shard.path,
+            "counts",
+            f"{shard.path} holds {table.num_rows} records ({counts}); the manifest says {shard.n_records} "
+            f"({shard.class_counts}).",
+        )
+    for message in _lineage_faults(table, shard):
+        found.add(shard.path, "lineage", f"{shard.path}: {message}")
+    found.ids.append(table["aug_id"])
+    found.parents.append(table["aug_parent"])
+
+
+def _lineage_faults(table: pa.Table, shard: ShardFact) -> list[str]:
+    """What the lineage columns say that cannot be."""
+    n = table.num_rows
+    nulls = {name: table[name].null_count for name in LINEAGE.names}
+    filled = {"aug_id", "aug_origin", "aug_weight"}
+    filled |= {"aug_parent"} if shard.origin in ("copy", "classic") else set()
+    filled |= {"aug_model", "aug_seed"} if shard.origin == "synthetic" else set()
+    faults = [
+        f"{nulls[name]} of {n} records have no {name}." for name in sorted(filled) if nulls[name]
+    ]
+    origins = sorted(set(table["aug_origin"].drop_null().to_pylist()) - {shard.origin})
+    if origins:
+        faults.append(
+            f"it holds records of origin {', '.join(origins)}; the manifest says {shard.origin}."
+        )
+    weights = table["aug_weight"].drop_null()
+    usable = pc.and_(pc.is_finite(weights), pc.greater(weights, 0.0))
+    if not pc.all(usable, min_count=0).as_py():
+        faults.append("some weights are not positive numbers.")
+    return faults
+
+
+def _check_ids(found: _Findings, *, has_real: bool) -> None:
+    ids = pa.chunked_array([c for column in found.ids for c in column.chunks], pa.string())
+    counted = pc.value_counts(ids)
+    twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    if len(twice):
+        found.add("", "ids", f"{len(twice)} ids occur more than once, e.g. {twice[0].as_py()}.")
+    if not (found.has_all_ids and has_real):
+        return  # a parent may be in what could not be read, or was not let out
+    parents = pa.chunked_array(
+        [c for column in found.parents for c in column.chunks], pa.string()
+    ).drop_null()
+    lost = parents.filter(pc.invert(pc.is_in(parents, value_set=ids)))
+    if len(lost):
+        found.add(
+            "",
+            "ids",
+            f"{len(lost)} records name a parent that is not in the version, e.g. {lost[0].as_py()}.",
+        )
+
+
+def _check_counts(manifest: Manifest, found: _Findings) -> None:
+    """Compare the manifest's own sums with those over its shards."""
+    summed: Counter[tuple[str, str, str]] = Counter()
+    for shard in manifest.shards:
+        for name, n in shard.class_counts.items():
+            summed[shard.split, name, shard.origin] += n
+    said = {
+        (split, name, origin): n
+        for split, classes in manifest.class_counts.items()
+        for name, origins in classes.items()
+        for origin, n in origins.items()
+    }
+    if said != dict(summed):
+        found.add(
+            manifest_path(manifest.version),
+            "manifest",
+            "the counts per class and origin are not the sums over the shards.",
+        )
+
+
+def _check_card(store: Store, repair: bool, repaired: list[str], found: _Findings) -> None:
+    if repair and refresh_card(store):
+        repaired.append(CARD)
+    if not card_is_current(store):
+        found.add(
+            CARD, "card", "README.md lags behind the newest version; run verify with --repair."
+        )

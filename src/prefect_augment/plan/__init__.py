@@ -1,0 +1,1 @@
+"""How many records each class gets, and what that costs."""

@@ -1,0 +1,274 @@
+"""What a run will take, and how hard images are judged within a budget: arithmetic over counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from prefect_augment.schema.base import Estimate
+
+__all__ = [
+    "NARROW_BELOW",
+    "estimate",
+    "estimate_images",
+    "learner_size",
+    "learner_steps",
+    "training_bytes",
+    "trees_seconds",
+]
+
+# --- tables -----------------------------------------------------------------------------------
+
+# Fitted by eye to single-thread fits on two shared cores, 2026-11: 300 to 100,000 records, 7 to 100
+# columns, 2 to 8 classes, 0.1 to 14 seconds a fit; then to the processor time of whole runs.
+_TREE_SECONDS = 0.1  # a gradient boosting fit of two classes, which grows a tree per iteration
+_TREES_POWER = 0.7  # more classes grow one each, but smaller ones
+_TREE_COLUMN_SECONDS = 6e-3
+_TREE_VALUE_SECONDS = 1.4e-6
+_LOGISTIC_VALUE_SECONDS = 1.5e-7  # a logistic regression fit, per value and class
+_DRAW_FITS = 2.0  # fitting the model, drawing and gating cost about so many boosting fits
+_START_SECONDS = 25.0  # imports, orchestration, ingest, report, publishing: of a small table
+_VALUE_SECONDS = 1e-6  # the same, per value of the table
+_START_BYTES = 450 * 1024**2  # of a process that has imported what a run imports
+_COPIES = 48  # float64 copies of the matrix, and the like of it, that a run holds at the same time
+_REPORT_BYTES = 400_000
+_N_FINALISTS = 3  # arms that are run with all seeds, and on the hold-out
+
+
+def estimate(
+    *,
+    n_records: int,
+    n_bytes: int,
+    n_columns: int,
+    n_classes: int,
+    n_added: int,
+    n_arms: int,
+    n_folds: int,
+    n_seeds: int,
+    n_learners: int,
+    n_model_arms: int,
+) -> Estimate:
+    """Return roughly what a run will take: right within a factor of about three.
+
+    Parameters
+    ----------
+    n_records : int
+        Records of the table, hold-out included.
+    n_bytes : int
+        Bytes of the staged shards of these records.
+    n_columns, n_classes : int
+        Learnt columns, classes.
+    n_added : int
+        Classic and synthetic records planned.
+    n_arms, n_model_arms : int
+        Arms compared, each amount counted; those of them that draw from a model.
+    n_folds : int
+        Times an arm is trained for one score.
+    n_seeds : int
+        Seeds of the best three arms and of the last comparison.
+    n_learners : int
+        Classifiers that judge each arm.
+
+    Returns
+    -------
+    Estimate
+        Processor seconds, bytes written by publishing, peak memory in bytes. A fit of gradient
+        boosting is taken as trees**0.7 x (0.1 + 0.006 columns + 1.4e-6 values) seconds, with a tree
+        per class where there are more than two; all else follows from counts.
+    """
+    n_trained = n_records + n_added
+    n_values = n_trained * n_columns
+    n_trees = n_classes if n_classes > 2 else 1
+    boosting = n_trees**_TREES_POWER * (
+        _TREE_SECONDS + _TREE_COLUMN_SECONDS * n_columns + _TREE_VALUE_SECONDS * n_values
+    )
+    logistic = _LOGISTIC_VALUE_SECONDS * n_values * n_classes
+    n_scored = n_arms * n_folds + _N_FINALISTS * (n_seeds - 1) * n_folds + _N_FINALISTS * n_seeds
+    n_draws = n_seeds * (n_folds + 1) + 1 if n_model_arms else 0
+    fits = n_scored * (boosting + (n_learners - 1) * logistic) + n_draws * _DRAW_FITS * boosting
+    record_bytes = n_bytes / max(1, n_records)
+    return Estimate(
+        seconds=round(_START_SECONDS + _VALUE_SECONDS * n_values + fits, 1),
+        output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
+        memory_bytes=_START_BYTES + 4 * n_bytes + _COPIES * 8 * n_values,
+    )
+
+
+# --- training a model of tables ---------------------------------------------------------------
+
+_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process that has imported what training imports
+_RECORD_BYTES = 300  # ids and text of a record, before it is a row of the matrix
+_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix, and the like of it
+_TREES_VALUE_SECONDS = 6e-6
+
+
+def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:
+    """Return roughly the peak memory of a process that trains a model of tables.
+
+    Parameters
+    ----------
+    n_records, n_columns : int
+        What it is fitted on.
+    network : bool
+        Whether it is trained in steps, by torch.
+    """
+    start, copies = (_NETWORK_BYTES, _NETWORK_COPIES) if network else (_TREES_BYTES, _TREES_COPIES)
+    return round(start + n_records * (_RECORD_BYTES + 8 * copies * n_columns))
+
+
+def trees_seconds(n_records: int, n_columns: int) -> float:
+    """Return roughly the seconds of fitting trees on one thread."""
+    return _TREES_VALUE_SECONDS * n_records * n_columns
+
+
+# --- images -----------------------------------------------------------------------------------
+
+LEARNER_BATCH = 128  # images that the judging classifier draws per step
+# 800 steps for 12,000 records, as in research/images.md section 9; 300 is where a classifier of a
+# thousand records stops gaining.
+_STEPS, _STEPS_RECORDS = 800, 12_000
+_STEPS_RANGE = (300, 3_000)
+_LEARNER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+_SIDE_STEP = 4
+# One thread with bf16, 2026-11: the wide network (2,000 records and more) and the narrow one.
+_IMAGE_STEP_SECONDS = 0.022
+_IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
+# Without bf16 (an AMD EPYC with AVX2 alone) a step took 2.2 to 4.8 times as long, at 28 to 64 pixels.
+_FLOAT32_FACTOR = 3.0
+NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
+_NARROW_SHARE = 0.45
+_PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
+_GATE_FITS = 3  # classifiers that the gate trains
+_DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
+_IMAGE_BYTES = 24  # float32 copies of the pixels, and the like, that a run holds
+
+
+def learner_size(common_size: tuple[int, int]) -> int:
+    """Return the resolution at which images are judged.
+
+    Parameters
+    ----------
+    common_size : tuple of int
+        Most common width and height.
+
+    Returns
+    -------
+    int
+        The longer side, up to the next multiple of 4, within 8 and 64: what is lost above takes
+        many times the seconds to use.
+
+    Examples
+    --------
+    >>> learner_size((28, 28)), learner_size((200, 130)), learner_size((5, 6))
+    (28, 64, 8)
+    """
+    low, high = _LEARNER_SIDES
+    return min(high, max(low, -(-max(common_size) // _SIDE_STEP) * _SIDE_STEP))
+
+
+def learner_steps(n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0) -> int:
+    """Return the steps of the classifier that judges an arm of images: the same for all arms.
+
+    Parameters
+    ----------
+    n_records : int
+        Training records.
+    seconds : float
+        What all of them may take together, per fit.
+    step_seconds : float
+        What one takes.
+
+    Returns
+    -------
+    int
+        800 sqrt(n_records / 12,000), within 300 and 3,000; as many as the seconds allow where that
+        is less, but 300 always.
+
+    Examples
+    --------
+    >>> learner_steps(12_000), learner_steps(900), learner_steps(12_000, seconds=10, step_seconds=0.02)
+    (800, 300, 500)
+    """
+    low, high = _STEPS_RANGE
+    wanted = round(_STEPS * math.sqrt(n_records / _STEPS_RECORDS))
+    if step_seconds > 0 and math.isfinite(seconds):
+        wanted = min(wanted, int(seconds / step_seconds))
+    return max(low, min(high, wanted))
+
+
+def estimate_images(
+    *,
+    n_train: int,
+    n_scored: int,
+    n_bytes: int,
+    side: int,
+    n_channels: int,
+    n_added: int,
+    n_arms: int,
+    folds: Sequence[int],
+    n_seeds: int,
+    has_model: bool,
+    seconds: float = math.inf,
+    has_bf16: bool = True,
+    width: float = 1.0,
+) -> tuple[Estimate, int, int]:
+    """Return roughly what judging and publishing images will take, and how hard it judges.
+
+    Parameters
+    ----------
+    n_train, n_scored : int
+        Training records; records predicted per fit.
+    n_bytes : int
+        Bytes of the staged shards.
+    side, n_channels : int
+        Of the images as they are judged.
+    n_added : int
+        Synthetic records planned.
+    n_arms, n_seeds : int
+        As for :func:`estimate`.
+    folds : sequence of int
+        Times an arm may be trained for one score, the best choice first.
+    has_model : bool
+        Whether the gate judges candidates. Training a model is not counted: its budget says.
+    seconds : float
+        That judging may take. Where one seed takes more, the steps are fewer, then the folds.
+    has_bf16 : bool
+        Whether the processor multiplies bf16.
+    width : float
+        Times the classifier's channels: 1 or a half.
+
+    Returns
+    -------
+    Estimate
+        Right within a factor of about three on one thread of a CPU.
+    int
+        The classifier's steps.
+    int
+        Folds: the first choice with which one seed can be had, or the last.
+    """
+    step = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
+    if n_train < NARROW_BELOW or width < 1:
+        step *= _NARROW_SHARE
+    if not has_bf16:
+        step *= _FLOAT32_FACTOR
+    predict = _PREDICT_SHARE * step / LEARNER_BATCH * n_scored
+    gate = _GATE_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0  # always whole
+    for n_folds in folds:
+        # All arms once, the finalists and as is with further seeds, three arms on the hold-out.
+        first = n_arms * n_folds + _N_FINALISTS + gate
+        further = (_N_FINALISTS + 1) * n_folds + _N_FINALISTS
+        if first * (_STEPS_RANGE[0] * step + predict) <= seconds:
+            break
+    steps = learner_steps(n_train, seconds=seconds / first - predict, step_seconds=step)
+    judging = (first + (n_seeds - 1) * further) * (steps * step + predict)
+    n_records = n_train + n_scored
+    record_bytes = n_bytes / max(1, n_records)
+    found = Estimate(
+        seconds=round(_START_SECONDS + _DECODE_SECONDS * n_records + judging, 1),
+        output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
+        memory_bytes=2 * _START_BYTES
+        + 4 * n_bytes
+        + _IMAGE_BYTES * n_records * side**2 * n_channels,
+        judge_seconds=round(judging, 1),
+    )
+    return found, steps, n_folds

@@ -1,0 +1,47 @@
+"""Class shares: those there are, and those that a learner is trained with under an arm or a recipe.
+
+Their ratio corrects probabilities, see :func:`.correct_prior`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefect_augment.schema.base import Arm, BalancePlan, Recipe
+
+__all__ = ["class_shares", "left_by_loss", "shares_of", "with_priors"]
+
+
+def class_shares(plan: BalancePlan) -> dict[str, float]:
+    """Return each class's share of the real training records."""
+    return shares_of(plan, {c.name: float(c.n_real) for c in plan.classes})
+
+
+def with_priors(recipe: Recipe, plan: BalancePlan) -> Recipe:
+    """Return the recipe with the class shares that there are, and those that it trains with."""
+    train = shares_of(
+        plan,
+        {
+            c.name: recipe.class_weight.get(c.name, 1.0) * (c.n_real + recipe.counted(c.name))
+            for c in plan.classes
+        },
+    )
+    if recipe.loss == "balanced_softmax":
+        train = left_by_loss(train, recipe.arm)
+    return recipe.model_copy(update={"prior_true": class_shares(plan), "prior_train": train})
+
+
+def shares_of(plan: BalancePlan, counted: Mapping[str, float]) -> dict[str, float]:
+    """Sum strata up to classes, and divide by the sum of all."""
+    found: dict[str, float] = {}
+    for entry in plan.classes:
+        found[entry.label] = found.get(entry.label, 0.0) + counted.get(entry.name, 0.0)
+    total = sum(found.values())
+    return {name: n / total for name, n in found.items()} if total else {}
+
+
+def left_by_loss(shares: Mapping[str, float], arm: Arm) -> dict[str, float]:
+    """Balanced softmax takes so much of the prior out while it trains: what is left of it."""
+    left = {name: share ** (1 - arm.amount) if share else 0.0 for name, share in shares.items()}
+    total = sum(left.values())
+    return {name: value / total for name, value in left.items()}

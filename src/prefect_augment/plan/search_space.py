@@ -1,0 +1,144 @@
+"""The search space: the settings of each arm that a run tries on val, the same number for every arm.
+
+Baselines and arms with a model get as many settings each (:data:`N_SETTINGS`), in an order in which a
+shorter list is a sensible one: a badly set baseline would flatter every generator. What is set:
+
+- how far towards balance (:attr:`Arm.amount <prefect_augment.schema.base.Arm.amount>`);
+- whether decision thresholds are tuned;
+- of classic augmentation on the fly, to how many images and how far (``classic_prob``, ``classic_strength``);
+- of synthetic records, how many per real one, what each counts, and until when they are drawn
+  (``per_real``, ``synthetic_weight``, ``real_only_finish``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prefect_augment.params import Classic
+from prefect_augment.plan.strategies import as_trained
+from prefect_augment.schema.base import Arm, BalancePlan
+
+__all__ = [
+    "N_KEPT",
+    "N_SETTINGS",
+    "PILOT_EFFORT",
+    "PILOT_FOLDS",
+    "n_trained",
+    "pilot_groups",
+    "settings",
+]
+
+# Of one arm, at most. Plans of images lower it where the budget is short.
+N_SETTINGS = 8
+# Of pilots: share of a learner's steps, and folds of five (val alone stays val alone).
+PILOT_EFFORT, PILOT_FOLDS = 1 / 3, 3
+N_KEPT = 4  # arms that are scored in full after the pilots
+# With soft labels 2 records per real one are drawn, and the weight of each says what that amounts to.
+_SOFT_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
+
+# (amount, tune_threshold) of an arm that draws or weights real records, or SMOTE's.
+_PLAIN = (
+    *((1.0, False), (0.5, False), (0.5, True), (1.0, True)),
+    *((0.75, False), (0.25, True), (0.25, False), (0.75, True)),
+)
+# (amount, image_prob given times, strength) of classic augmentation on the fly; None: all images.
+_CLASSIC: tuple[tuple[float, float | None, float], ...] = (
+    *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
+    *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
+)
+_FAR = (2.0, 0.5)  # strengths other than the policy's own
+# What a model's arm is tried with; what is left out is the arm's own.
+_MODEL: tuple[dict[str, Any], ...] = (
+    {"amount": 1.0},
+    {"amount": 0.5},
+    {"amount": 1.0, "per_real": 1.0},
+    {"amount": 1.0, "per_real": 0.5},
+    {"amount": 1.0, "per_real": 2.0},
+    {"amount": 1.0, "synthetic_weight": 0.5},
+    {"amount": 0.5, "per_real": 1.0},
+    {"amount": 0.5, "tune_threshold": True},
+)
+_IMAGE_MODEL = (*_MODEL[:5], {"amount": 1.0, "synthetic_weight": 0.5}, {"amount": 1.0, "real_only_finish": 1.0},
+                {"amount": 0.5, "per_real": 1.0})  # fmt: skip
+
+
+def settings(
+    arm: Arm, *, plan: BalancePlan, classic: Classic, copies: bool = False, most: int = 0
+) -> tuple[Arm, ...]:
+    """Return an arm with each of its settings; the arm alone where there is nothing to set.
+
+    Parameters
+    ----------
+    arm : Arm
+        With amount 0, which asks for a search.
+    plan : BalancePlan
+        How many synthetic records there can be, and whether their labels are soft.
+    classic : Classic
+        How many images are changed by default, and by what.
+    copies : bool
+        Duplicates are published instead of weights, so a record cannot count less than another.
+    most : int
+        Settings of one arm; 0 for the plan's number.
+
+    Returns
+    -------
+    tuple of Arm
+        In order of their importance, without repeats.
+    """
+    if arm.amount > 0:
+        return (arm,)
+    found = (arm.model_copy(update=one) for one in _settings(arm, plan, classic))
+    if copies:
+        found = (one for one in found if one.synthetic_weight == 1)
+    return tuple(dict.fromkeys(found))[: most or plan.n_settings or N_SETTINGS]
+
+
+def _settings(arm: Arm, plan: BalancePlan, classic: Classic) -> Iterable[dict[str, Any]]:
+    if arm.has_model and plan.soft_labels:
+        return _soft()
+    if arm.has_model:
+        on_images = arm.real_only_finish < 1
+        return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
+    if arm.classic_prob:
+        return _on_the_fly(arm, classic)
+    return ({"amount": amount, "tune_threshold": tuned} for amount, tuned in _PLAIN)
+
+
+def _soft() -> Iterable[dict[str, Any]]:
+    for weight in _SOFT_WEIGHTS:
+        for amount in (1.0, 0.5):
+            yield {"amount": amount, "synthetic_weight": weight}
+
+
+def _of_model(tried: Sequence[dict[str, Any]], most: float) -> Iterable[dict[str, Any]]:
+    """Leave out numbers per real record that the plan does not reach: they are what it has anyway."""
+    return (one for one in tried if one.get("per_real", 0.0) < most)
+
+
+def _most_per_real(plan: BalancePlan) -> float:
+    return max((c.n_synthetic / c.n_real for c in plan.classes if c.n_real), default=0.0)
+
+
+def _on_the_fly(arm: Arm, classic: Classic) -> Iterable[dict[str, Any]]:
+    # A pipeline or function of the user's own goes as far as it says; TrivialAugment has no strength.
+    own = bool(classic.policy or classic.plugin or classic.image == "trivial")
+    for amount, times, strength in _CLASSIC:
+        if own and strength in _FAR:
+            continue
+        prob = 1.0 if times is None else times * arm.classic_prob
+        yield {"amount": amount, "classic_prob": prob, "classic_strength": strength}
+
+
+def pilot_groups(
+    arms: Sequence[Arm], *, plan: BalancePlan, classic: Classic, copies: bool = False
+) -> list[tuple[Arm, ...]]:
+    """Return what pilots train together: each arm's settings, and all arms without any as one group."""
+    tried = [settings(arm, plan=plan, classic=classic, copies=copies) for arm in arms]
+    fixed = tuple(arm for arm, own in zip(arms, tried, strict=True) if own == (arm,))
+    return [*([fixed] if fixed else []), *(own for own in tried if own[0] not in fixed)]
+
+
+def n_trained(arms: Iterable[Arm]) -> int:
+    """Return how many learners settings train: thresholds are applied to predictions alone."""
+    return len({as_trained(arm) for arm in arms})

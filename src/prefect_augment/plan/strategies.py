@@ -1,0 +1,407 @@
+"""Arms: the training sets that are compared, made from the same real records.
+
+Every arm brings the classes to the same *effective counts* (records times weight) for the same
+``amount``; arms differ in what fills the difference: weight, copies, SMOTE records, synthetic
+records, or both. So what is compared is how the balance is made, not how much of it. Arms of images
+draw records by weight, with classic augmentation on the fly, and have one more way: the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.params import Classic, Gate
+from prefect_augment.plan.priors import with_priors
+from prefect_augment.plan.recipe_text import recipe_sentence
+from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, Modality, Recipe
+
+__all__ = [
+    "AMOUNTS",
+    "GIVEN",
+    "Wanted",
+    "as_trained",
+    "candidates_wanted",
+    "classic_recipe",
+    "image_arms",
+    "make_arms",
+    "make_recipe",
+    "plain_recipe",
+    "table_arms",
+    "wanted_records",
+]
+
+# Ways of Classic.table, in names of arms and in sentences.
+TITLES = {
+    "smote": "SMOTE",
+    "borderline": "Borderline-SMOTE",
+    "adasyn": "ADASYN",
+    "oversampling": "smoothed copies",
+    "jitter": "jittered copies",
+}
+# Half of the way (the square root of the imbalance) and all of it, where an arm is scored by itself; a
+# run searches more (search_space.py).
+AMOUNTS = (0.5, 1.0)
+# A class that is too small to be judged is drawn at most this often per real record.
+MAX_UNJUDGED_WEIGHT = 5.0
+# Candidates per record wanted. Utility keeps the best third of those that pass (research: draw three
+# times, keep the third most confidently of the class); both leave room for what the gate drops.
+OVERDRAW = {"utility": 4.0, "faithful": 1.5}
+# Share of the steps that draw synthetic images; the rest draws real ones only. It repaired most of
+# the harm that synthetic images did (research on images, section 9).
+SYNTHETIC_SHARE_OF_STEPS = 0.6
+# Families that keep the classes as often as they come.
+NATURAL = ("as_is", "threshold", "loss", "given")
+
+GIVEN = Arm(name="given records", family="given")
+
+
+def make_arms(
+    modality: Modality, *, model: str | None, classic: Classic, soft_labels: bool = False
+) -> tuple[Arm, ...]:
+    """Return the arms for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
+
+    Parameters
+    ----------
+    modality : str
+        table or image.
+    model : str or None
+        Kind of the generative model, where there are candidates of one.
+    classic : Classic
+        Whether, and how often, classic augmentation is applied.
+    soft_labels : bool
+        Whether synthetic records stand for every class that they may be of, see the plan. They are not
+        mixed with SMOTE records, which would take back what they say.
+    """
+    if modality == "image":
+        return image_arms(
+            model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
+        )
+    title = TITLES.get(classic.table, "")
+    return table_arms(model=model, classic=title, soft_labels=soft_labels)
+
+
+def table_arms(*, model: str | None, classic: str, soft_labels: bool = False) -> tuple[Arm, ...]:
+    """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
+
+    What soft labels teach is a ranking: as of records as they are, it takes a threshold to use it.
+    """
+    arms = [
+        Arm(name="as is", family="as_is", amount=1.0),
+        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Arm(name="class weights", family="weights", amount=0.0),
+        Arm(name="resampling", family="resampling", amount=0.0),
+    ]
+    if classic:
+        arms.append(Arm(name=classic, family="classic", amount=0.0))
+    if model:
+        arms.append(Arm(name=model, family="model", amount=0.0, tune_threshold=soft_labels))
+    if model and classic and not soft_labels:
+        arms.append(Arm(name=f"{classic} + {model}", family="mixture", amount=0.0))
+    return tuple(arms)
+
+
+def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
+    """Return the arms for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    arms = [
+        Arm(name="as is", family="as_is", amount=1.0),
+        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Arm(name="balanced softmax", family="loss", amount=0.0),
+        Arm(name="resampling", family="resampling", amount=0.0),
+    ]
+    if classic_prob:
+        arms.append(
+            Arm(
+                name="resampling + classic",
+                family="classic",
+                amount=0.0,
+                classic_prob=classic_prob,
+            )
+        )
+        arms.append(
+            Arm(
+                name="balanced softmax + classic",
+                family="loss",
+                amount=0.0,
+                classic_prob=classic_prob,
+            )
+        )
+    if model:
+        with_model = Arm(
+            name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
+        )
+        arms.append(with_model)
+        if classic_prob:
+            both = {
+                "name": f"classic + {model}",
+                "family": "mixture",
+                "classic_prob": classic_prob,
+            }
+            arms.append(with_model.model_copy(update=both))
+    return tuple(arms)
+
+
+def as_trained(arm: Arm) -> Arm:
+    """Return the arm as its training knows it: thresholds are applied to predictions alone."""
+    if arm.family == "threshold":
+        arm = arm.model_copy(update={"name": "as is", "family": "as_is"})
+    return arm.model_copy(update={"tune_threshold": False})
+
+
+# --- how many records -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an arm wants of one stratum, in records.
+
+    ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
+    With soft labels ``synthetic`` are rows, and ``share`` is what they count together; each counts
+    ``synthetic_weight`` times that, or of a record.
+    """
+
+    n_real: int
+    effective: float
+    synthetic: int = 0
+    classic: int = 0
+    copies: int = 0
+    share: float | None = None
+    synthetic_weight: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Weight of each record of the stratum, before normalising."""
+        return self.effective / max(1, self.counted + self.copies)
+
+    @property
+    def counted(self) -> float:
+        """What the stored records count before they are weighted."""
+        share = self.synthetic if self.share is None else self.share
+        return self.n_real + self.classic + self.synthetic_weight * share
+
+    @property
+    def stored(self) -> int:
+        """Records of the stratum without copies, which weights or draws can stand for."""
+        return self.n_real + self.synthetic + self.classic
+
+
+def wanted_records(
+    arm: Arm,
+    counts: Mapping[str, int],
+    plan: BalancePlan,
+    *,
+    available: Mapping[str, int] | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> dict[str, Wanted]:
+    """Return what ``arm`` wants per stratum, for a training part with ``counts`` real records.
+
+    Parameters
+    ----------
+    arm : Arm
+        Its ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
+        stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance.
+    counts : mapping of str to int
+        Real records per stratum in the part (all of train, or a fold of it).
+    plan : BalancePlan
+        Bounds the records added: never beyond the plan's target nor its number of synthetic ones,
+        scaled to the part.
+    available : mapping of str to int, optional
+        Synthetic records that passed the gate, where they are at hand.
+    shares : mapping of str to float, optional
+        With soft labels: what the available rows of each stratum count together. An arm takes all of
+        them, whatever its amount, since their weight and not their number brings the balance.
+    """
+    largest: dict[tuple[tuple[str, str], ...], int] = {}
+    for entry in plan.classes:
+        cell = tuple(sorted(entry.by.items()))
+        largest[cell] = max(largest.get(cell, 0), counts.get(entry.name, 0))
+    wanted = {}
+    for entry in plan.classes:
+        n = counts.get(entry.name, 0)
+        if n == 0:
+            continue
+        effective = float(n)
+        if arm.family not in NATURAL:
+            effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** arm.amount
+        if not entry.judged:
+            effective = min(effective, MAX_UNJUDGED_WEIGHT * n)
+        share = n / entry.n_real if entry.n_real else 0.0
+        room = max(0, min(round((entry.target - entry.n_real) * share), round(effective) - n))
+        synthetic = classic = copies = 0
+        counted = None
+        if arm.has_model and shares is not None:
+            synthetic, counted = (available or {}).get(entry.name, 0), shares.get(entry.name, 0.0)
+        elif arm.family == "given":
+            # Records that another tool made are judged as they are: all of them, unweighted.
+            synthetic = (available or {}).get(entry.name, 0)
+            effective = float(n + synthetic)
+        elif arm.has_model:
+            # A mixture is half synthetic, half SMOTE; on the fly, classic takes no room.
+            most = room // 2 if arm.family == "mixture" and not arm.classic_prob else room
+            synthetic = min(most, round(entry.n_synthetic * share))
+            if arm.per_real:
+                synthetic = min(synthetic, round(arm.per_real * n))
+            if available is not None:
+                synthetic = min(synthetic, available.get(entry.name, 0))
+        if arm.family in ("classic", "mixture") and not arm.classic_prob:
+            classic = max(0, room - synthetic)
+        if arm.family == "resampling":
+            copies = max(0, round(effective) - n)
+        wanted[entry.name] = Wanted(
+            n, effective, synthetic, classic, copies, counted, arm.synthetic_weight
+        )
+    return wanted
+
+
+# --- the recipe -------------------------------------------------------------------------------
+
+
+def make_recipe(
+    arm: Arm,
+    plan: BalancePlan,
+    *,
+    kept: Mapping[str, int] | None,
+    shares: Mapping[str, float] | None = None,
+    scores: Sequence[ArmScore],
+    copies: bool,
+    classic: Classic | None = None,
+) -> Recipe:
+    """Write an arm down as what to publish and how to train on it.
+
+    Parameters
+    ----------
+    kept : mapping of str to int, optional
+        Synthetic records per stratum that passed the gate.
+    shares : mapping of str to float, optional
+        With soft labels: what they count.
+    scores : sequence of ArmScore
+        For the thresholds that were tuned on val, where the arm has some.
+    copies : bool
+        Write duplicates instead of weights.
+    classic : Classic, optional
+        Says the policy, for arms that apply one on the fly.
+    """
+    policy = None
+    if classic and arm.classic_prob:
+        policy = ImagePolicy.from_params(classic).stronger(arm.classic_strength)
+    name = policy.name if policy else ""
+    counts = {c.name: c.n_real for c in plan.classes}
+    wanted = wanted_records(arm, counts, plan, available=kept, shares=shares or None)
+    # Copies are only written on request: weights say the same in a fraction of the bytes.
+    stored = {k: w.stored for k, w in wanted.items()}
+    weight = {k: w.effective / max(1, w.counted) for k, w in wanted.items()}
+    mean = sum(weight[k] * w.counted for k, w in wanted.items()) / max(1, sum(stored.values()))
+    n_copies = (
+        {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
+    )
+    recipe = Recipe(
+        arm=arm,
+        class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
+        synthetic={k: w.synthetic for k, w in wanted.items() if w.synthetic},
+        shares={k: w.share for k, w in wanted.items() if w.share},
+        classic={k: w.classic for k, w in wanted.items() if w.classic},
+        copies={k: n for k, n in n_copies.items() if n},
+        thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
+        loss="balanced_softmax" if arm.family == "loss" else "cross_entropy",
+        classic_policy=name,
+        classic_config=policy.facts if policy else {},
+        classic_prob=arm.classic_prob,
+        real_only_finish=arm.real_only_finish,
+        synthetic_weight=arm.synthetic_weight,
+        sentence=recipe_sentence(
+            arm,
+            n_synthetic=sum(w.synthetic for w in wanted.values()),
+            n_classic=sum(w.classic for w in wanted.values()),
+            copies=copies,
+            policy=name,
+            soft=any(w.share for w in wanted.values()),
+        ),
+    )
+    return with_priors(recipe, plan)
+
+
+def plain_recipe(
+    plan: BalancePlan,
+    kept: Mapping[str, int],
+    shares: Mapping[str, float] | None = None,
+    classic: Mapping[str, int] | None = None,
+) -> Recipe:
+    """The recipe of records that were published without a comparison: all of them.
+
+    ``shares`` is what rows with soft labels count. Such records are drawn of every class, at target or
+    not, so that weights bring the classes to their targets; others are not weighted. ``classic`` counts
+    the classic records that are there.
+    """
+    made = {name: n for name, n in (classic or {}).items() if n}
+    said = [f"{sum(made.values()):,} classic records"] if made else []
+    if kept or not made:
+        n = f"{sum(kept.values()):,}"
+        weighted = f"{n} rows of synthetic records, to be weighted by aug_weight,"
+        said.append(weighted if shares else f"{n} synthetic records")
+    recipe = Recipe(
+        arm=Arm(name="not compared", family="model" if kept else "classic" if made else "as_is"),
+        class_weight=_weights_to_targets(plan, kept, shares or {}, made),
+        synthetic={name: n for name, n in kept.items() if n},
+        classic=made,
+        copies={},
+        shares={name: share for name, share in (shares or {}).items() if share},
+        sentence=f"{' and '.join(said)} were added without a comparison: nothing is known about whether they help.",
+    )
+    return with_priors(recipe, plan)
+
+
+def _weights_to_targets(
+    plan: BalancePlan,
+    kept: Mapping[str, int],
+    shares: Mapping[str, float],
+    classic: Mapping[str, int],
+) -> dict[str, float]:
+    """Return by stratum the weight with which it counts as much as its target; of mean 1 over all rows."""
+    if not any(shares.values()):
+        return {c.name: 1.0 for c in plan.classes}
+    whole = {c.name: c.n_real + classic.get(c.name, 0) for c in plan.classes}
+    counted = {name: n + shares.get(name, 0.0) for name, n in whole.items()}
+    n_rows = sum(whole.values()) + sum(kept.values())
+    mean = sum(c.target for c in plan.classes if counted[c.name]) / n_rows
+    return {
+        c.name: c.target / counted[c.name] / mean if counted[c.name] else 1.0 for c in plan.classes
+    }
+
+
+def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> Recipe:
+    """The recipe of classic records up to each class's target, published without a comparison."""
+    # A stratum that stands in the hold-out alone has no record to start from.
+    made = {c.name: c.n_classic for c in plan.classes if c.n_classic and c.n_real}
+    table = f"{TITLES.get(classic.table, 'classic')} records"
+    kind = "changed copies of images" if modality == "image" else table
+    what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
+    policy = ImagePolicy.from_params(classic) if modality == "image" and made else None
+    recipe = Recipe(
+        arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
+        class_weight={c.name: 1.0 for c in plan.classes},
+        synthetic={},
+        classic=made,
+        copies={},
+        classic_config=policy.facts if policy else {},  # of the copies that were written
+        sentence=(
+            f"{what if made else 'Nothing was added: every class is at its target'}; read the train split as it "
+            "is. Nothing was judged: whether this helps is not known."
+        ),
+    )
+    return with_priors(recipe, plan)
+
+
+def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:
+    """Return how many candidates to draw per stratum, so that enough are left after the gate.
+
+    ``strata`` are those that the model can sample: its fit records may be fewer than the plan's
+    training records let expect.
+    """
+    factor = OVERDRAW["faithful" if plan.soft_labels else gate.purpose]
+    return {
+        c.name: math.ceil(factor * c.n_synthetic)
+        for c in plan.classes
+        if c.n_synthetic and c.name in strata
+    }

@@ -1,0 +1,328 @@
+"""Exports: one version as a plain tree of files, for engines that read by glob.
+
+``<split>/part-….parquet``, a README, a copy of the manifest, and ``_SUCCESS``, written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prefect_augment.errors import IntegrityError, ParameterError
+from prefect_augment.schema.base import Fact, Origin, ShardFact
+from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.shards.stream_writer import drafted
+from prefect_augment.storage.store import Draft, Store, contains, open_store
+from prefect_augment.text import markdown_text
+
+__all__ = ["ExportReport", "check_export", "chosen_shards", "export", "export_newest", "swapped"]
+
+logger = logging.getLogger(__name__)
+
+SUCCESS = "_SUCCESS"
+MANIFEST = "manifest.json"
+README = "README.md"
+_PART = re.compile(r"[^/]+/part-\d{5}-[0-9a-f]{12}(\.[a-z0-9]+)+")
+_LEFTOVER_SECONDS = 86_400.0
+
+
+class ExportReport(Fact):
+    """What :func:`export` wrote."""
+
+    folder: str
+    version: int
+    n_records: dict[str, int]  # split -> records
+    n_files: int
+    n_bytes: int
+    created: bool  # False: the same export was there already
+
+
+def export(
+    store: Store,
+    folder: Store | str,
+    *,
+    version: int | None = None,
+    splits: Sequence[str] = (),
+    origins: Sequence[Origin] = (),
+    options: dict[str, Any] | None = None,
+) -> ExportReport:
+    """Write one version as a tree of its own, and nothing of it that is not wanted.
+
+    On a local disk the tree appears at once, in place of an earlier export too. An object store has no
+    rename: there ``_SUCCESS`` goes first and comes back last, and a reader that asks for it sees one
+    version. Every shard's digest is checked on the way.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    folder : Store or str
+        Where to; empty, not there yet, or an earlier export.
+    version : int, optional
+        The newest by default.
+    splits, origins : sequence of str
+        Only these; all by default.
+    options : dict, optional
+        fsspec storage options of ``folder``, where it is given as text.
+
+    Raises
+    ------
+    ParameterError
+        If ``folder`` holds anything else, lies in the dataset or around it, or nothing is chosen.
+    IntegrityError
+        If there is no such version, or a shard is missing or damaged.
+    StorageError
+        If ``folder`` cannot be written.
+    """
+    target = folder if isinstance(folder, Store) else open_store(folder, options=options)
+    check_export(store, target)
+    manifest = read_manifest(store, version)
+    shards = chosen_shards(manifest, splits, origins)
+    seal = _seal(manifest, shards)
+    n_records: dict[str, int] = {}
+    for shard in shards:
+        n_records[shard.split] = n_records.get(shard.split, 0) + shard.n_records
+    parts = {_part(i, shard) for i, shard in enumerate(shards)}
+    is_new = _read(target, SUCCESS) != seal or not parts <= set(target.list())
+    if is_new and target.is_local:
+        with swapped(Path(target.root)) as temporary:
+            _write(store, open_store(temporary), manifest, shards, seal)
+    elif is_new:
+        # Without the seal the tree is not whole; the manifest tells a rerun that it is ours all the same.
+        target.delete(SUCCESS)
+        _write(store, target, manifest, shards, seal)
+    logger.info("Version %d of %s is exported to %s.", manifest.version, store.uri, target.uri)
+    return ExportReport(
+        folder=target.uri,
+        version=manifest.version,
+        n_records=n_records,
+        n_files=len(shards),
+        n_bytes=sum(s.n_bytes for s in shards),
+        created=is_new,
+    )
+
+
+def export_newest(store: Store, uri: str) -> ExportReport:
+    """Export the newest version beside the dataset, again where another run publishes meanwhile.
+
+    The folder is opened with the dataset's own credentials where it is on the same kind of store.
+    """
+    target = _beside(store, uri)
+    while True:
+        done = export(store, target)
+        if latest_version(store) in (done.version, None):
+            return done
+
+
+def _beside(store: Store, uri: str) -> Store:
+    if store.is_local or "://" not in uri or uri.split("://")[0] not in _protocols(store):
+        return open_store(uri)
+    return Store(uri=uri, fs=store.fs, root=str(store.fs._strip_protocol(uri)).rstrip("/"))
+
+
+def _protocols(store: Store) -> tuple[str, ...]:
+    protocol = store.fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def check_export(store: Store, folder: Store | str) -> None:
+    """Refuse a folder that an export would mix with something else, or take something from.
+
+    Raises
+    ------
+    ParameterError
+        If it lies in the dataset or around it, is a file, or holds what is no export.
+    """
+    target = folder if isinstance(folder, Store) else _beside(store, folder)
+    if contains(store.uri, target.uri) or contains(target.uri, store.uri):
+        raise ParameterError(
+            f"the export {target.uri} lies inside the dataset {store.uri} or around it; choose a folder beside it."
+        )
+    if target.is_local and Path(target.root).is_file():
+        raise ParameterError(f"the export {target.uri} is a file; choose a folder.")
+    there = target.list()
+    is_ours = not there or _is_manifest(_read(target, MANIFEST))
+    strangers = [
+        p for p in there if p not in (SUCCESS, MANIFEST, README) and not _PART.fullmatch(p)
+    ]
+    if not is_ours or strangers:
+        named = ", ".join((strangers or there)[:3])
+        raise ParameterError(
+            f"the export {target.uri} holds files that are no export of ours, e.g. {named}; choose an empty folder, "
+            "or move them away."
+        )
+
+
+def _is_manifest(data: bytes) -> bool:
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and {"schema_version", "content_digest"} <= fields.keys()
+
+
+def _read(store: Store, path: str) -> bytes:
+    try:
+        return store.read(path)
+    except FileNotFoundError:
+        return b""
+
+
+def chosen_shards(
+    manifest: Manifest, splits: Sequence[str], origins: Sequence[str]
+) -> tuple[ShardFact, ...]:
+    """Return a version's shards of some splits and origins, of all where none are named.
+
+    Raises
+    ------
+    ParameterError
+        If the version has none of them.
+    """
+    there = {s.split for s in manifest.shards}
+    unknown = sorted(set(splits) - there)
+    if unknown:
+        raise ParameterError(
+            f"version {manifest.version} has no split {', '.join(unknown)}; there is: {', '.join(sorted(there))}."
+        )
+    shards = tuple(
+        s
+        for s in manifest.shards
+        if (not splits or s.split in splits) and (not origins or s.origin in origins)
+    )
+    if not shards:
+        found = ", ".join(sorted({s.origin for s in manifest.shards}))
+        raise ParameterError(
+            f"version {manifest.version} has no records of origin {', '.join(origins)} there; it has: {found}."
+        )
+    return shards
+
+
+def _seal(manifest: Manifest, shards: Sequence[ShardFact]) -> bytes:
+    """Name what is exported: equal seals, equal trees."""
+    fields = {
+        "version": manifest.version,
+        "content_digest": manifest.content_digest,
+        "files": [_part(i, shard) for i, shard in enumerate(shards)],
+    }
+    return json.dumps(fields, indent=1).encode() + b"\n"
+
+
+def _part(i: int, shard: ShardFact) -> str:
+    ending = "".join(PurePosixPath(shard.path).suffixes)
+    return f"{shard.split}/part-{i:05d}-{shard.sha256[:12]}{ending}"
+
+
+def _write(
+    store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardFact], seal: bytes
+) -> None:
+    """Write the tree, the seal last; what an earlier export left goes before the seal comes."""
+    target.put(MANIFEST, manifest.to_json())
+    names = set()
+    for i, shard in enumerate(shards):
+        names.add(_part(i, shard))
+        path = _part(i, shard)
+        with _checked(store, shard, target, path.rpartition("/")[0]) as draft:
+            target.put(path, draft)
+    target.put(README, _readme(manifest, shards).encode())
+    for path in target.list():
+        if _PART.fullmatch(path) and path not in names:
+            target.delete(path)
+    target.put(SUCCESS, seal)
+
+
+@contextlib.contextmanager
+def _checked(store: Store, shard: ShardFact, target: Store, folder: str) -> Iterator[Draft]:
+    """Give a shard as a draft for a folder of the target, if it is what was published."""
+    where = f"{store.uri}/{shard.path}"
+    try:
+        file = store.open(shard.path)
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{where} is missing; restore it from a copy.", path=shard.path
+        ) from exc
+    with file, drafted(target, folder, file) as (draft, sha256):
+        if sha256 != shard.sha256:
+            raise IntegrityError(
+                f"{where} was changed after it was published; restore it from a copy.",
+                path=shard.path,
+            )
+        yield draft
+
+
+def _readme(manifest: Manifest, shards: Sequence[ShardFact]) -> str:
+    splits = sorted({s.split for s in shards})
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split in splits:
+        endings = sorted(
+            {"".join(PurePosixPath(s.path).suffixes) for s in shards if s.split == split}
+        )
+        lines += [f"  - split: {split}", "    path:", *(f"    - {split}/*{e}" for e in endings)]
+    origins = sorted({s.origin for s in shards})
+    lines += [
+        "---",
+        f"# Version {manifest.version} of a balanced dataset",
+        "",
+        f"Records of origin {', '.join(origins)}, exported by prefect-augment; see `{MANIFEST}`.",
+        f"The class is in column {markdown_text(manifest.label)}; `aug_weight` is the sample weight.",
+        "",
+        markdown_text(manifest.recipe.sentence),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# --- the swap of a local folder ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def swapped(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside this one, which takes its place when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder.with_name(f".tmp-export-{uuid.uuid4().hex}-{folder.name}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        _put_in_place(temporary, folder)
+    finally:
+        # What is left here is the earlier export, or what an error cut off.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed exports of this folder left more than a day ago."""
+    left = re.compile(rf"\.tmp-export-[0-9a-f]{{32}}-{re.escape(folder.name)}")
+    for other in folder.parent.iterdir():
+        if left.fullmatch(other.name) and time.time() - other.stat().st_mtime > _LEFTOVER_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Put the new folder where the old one is, at once where the system can exchange two names."""
+    if not folder.exists() or not any(folder.iterdir()):
+        new.rename(folder)  # onto nothing, or onto an empty folder
+    elif not _exchange(new, folder):
+        aside = new.with_name(f"{new.name}-old")
+        folder.rename(aside)
+        new.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names atomically; return whether this system and disk can."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2  # Linux 3.15, glibc 2.28
+    except (AttributeError, OSError, TypeError):
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0)

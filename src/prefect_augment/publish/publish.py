@@ -1,0 +1,414 @@
+"""Publishing: shards first, the manifest last, then the card that follows from it.
+
+Whatever is written before the manifest is invisible to readers and is found again by a rerun. Two
+runs may publish to one destination at the same time: each version is the work of one of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from prefect_augment.errors import SchemaError
+from prefect_augment.experiment.privacy import found_privacy
+from prefect_augment.params import Publish
+from prefect_augment.plan.targets import class_order
+from prefect_augment.publish.assemble import Portion, assemble, check_wishes
+from prefect_augment.publish.export import check_export, export_newest
+from prefect_augment.publish.sidecar_files import (
+    check_follows,
+    copy_files,
+    copy_ledger,
+    copy_quarantine,
+    copy_report,
+)
+from prefect_augment.registry import check_shard_format
+from prefect_augment.report.card import refresh_card
+from prefect_augment.schema.base import (
+    ApprovalDecision,
+    BalancePlan,
+    Commit,
+    DatasetFacts,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    Recipe,
+    ReportRef,
+    ShardFact,
+    Verdict,
+)
+from prefect_augment.schema.manifest import (
+    Manifest,
+    PublishedModel,
+    commit,
+    find_commit,
+    latest_version,
+    probe_exclusive,
+    read_manifest,
+)
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage.leases import drop_lease, lease
+from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
+from prefect_augment.storage.staging import stage_key
+from prefect_augment.storage.store import Store
+
+__all__ = ["check_destination", "dataset_key", "publish", "software_versions"]
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM_VERSION = 2
+
+_SOFTWARE = (
+    "prefect-augment",
+    "prefect",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "scikit-learn",
+    "imbalanced-learn",
+    "fsspec",
+    "pillow",
+    "albumentations",
+    "opencv-python-headless",
+    "torch",
+)
+
+
+def publish(
+    *,
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    recipe: Recipe,
+    verdict: Verdict | None,
+    gate: GateReport | None,
+    classic: DatasetRef | None,
+    models: Sequence[ModelRef],
+    report: ReportRef | None,
+    publish: Publish,
+    params: dict[str, Any],
+    store: Store,
+    approval: ApprovalDecision | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+) -> Commit:
+    """Publish a version: what the recipe has of real, classic and synthetic records, with its proof.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Outcome of ingest.
+    plan : BalancePlan
+        Its strata are those of the recipe.
+    recipe : Recipe
+        Records and weights per stratum.
+    verdict : Verdict or None
+        None where nothing was compared on a hold-out.
+    gate : GateReport or None
+        Needed where the recipe has synthetic records.
+    classic : DatasetRef or None
+        Needed where the recipe has classic records.
+    models : sequence of ModelRef
+        Models whose records are published.
+    report : ReportRef or None
+        Its files are copied beside the version.
+    publish : Publish
+        Origins, duplicates, the format and size of shards, and where an export goes after the commit.
+    params : dict
+        The run's wishes as JSON, for the record; without secrets.
+    store : Store
+        The destination.
+    approval : ApprovalDecision, optional
+        Who let the version out, for the record.
+    on_progress : callable, optional
+        ``(fraction in [0, 1], what is being done)``.
+
+    Returns
+    -------
+    Commit
+        ``created`` is False where a version of the same inputs was there already.
+
+    Raises
+    ------
+    SchemaError
+        If the destination holds a dataset of another schema or label.
+    ParameterError, EmptyClassError
+        If recipe, plan and wishes do not fit together.
+    IntegrityError
+        If staged records are missing or damaged.
+    CommitConflictError
+        If another run published meanwhile, and what is here does not follow from it.
+    StorageError
+        If the destination cannot be written.
+    """
+    say = on_progress or (lambda fraction, text: None)
+    facts = load_facts(dataset, store)
+    check_wishes(publish, recipe, plan)
+    if publish.export:
+        check_export(store, publish.export)
+    check_shard_format(publish.format, modality=facts.modality)
+    key = dataset_key(dataset, recipe, verdict, gate, classic, models, publish)
+    done = find_commit(store, key)
+    if done is None:
+        check_destination(store, facts)
+        # Shards that are there already, of an older version or of a killed run, stay until they are named.
+        with lease(store, "writing", f"publish-{key}"), returned_at_once():
+            if not store.is_local:
+                probe_exclusive(store)
+            say(0.0, "putting records together")
+            with Workspace() as workspace:
+                assembled = assemble(
+                    store=store,
+                    facts=facts,
+                    plan=plan,
+                    recipe=recipe,
+                    gate=gate,
+                    classic=classic,
+                    publish=publish,
+                    workspace=workspace,
+                )
+            shards = _write_portions(store, assembled.portions, facts, publish, say)
+            # Quarantine holds the source's own lines: it stays behind where no real record goes out.
+            quarantine = copy_quarantine(store, facts) if "real" in publish.origins else ()
+            fields = {
+                "dataset_key": key,
+                "class_counts": _class_counts(shards),
+                "shards": shards,
+                "plan": plan.classes,
+                "recipe": recipe,
+                "weights": assembled.weights,
+                "verdict": verdict and verdict.without_paths(),
+                "gate": gate.classes if gate else (),
+                "models": tuple(_model(m) for m in models),
+                "params": params,
+                "approval": approval,
+                "quarantine": quarantine,
+                "notes": (
+                    *facts.notes,
+                    *assembled.notes,
+                    *(report.notes if report else ()),
+                    *_privacy(store, dataset, recipe, gate),
+                ),
+            }
+            say(0.9, "writing the manifest")
+            build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
+            done = commit(store, build, dataset_key=key)
+    else:
+        # A run that was killed right after its commit would keep removals out for a day.
+        drop_lease(store, "writing", f"publish-{key}")
+    refresh_card(store)
+    if publish.export:
+        say(0.95, f"exporting to {publish.export}")
+        export_newest(store, publish.export)
+    say(1.0, f"version {done.version}")
+    logger.info(
+        "%s version %d of %s. %s",
+        "Published" if done.created else "Nothing new: the same inputs are",
+        done.version,
+        store.uri,
+        recipe.sentence,
+    )
+    newest = latest_version(store)
+    if newest is not None and newest != done.version:
+        logger.warning(
+            "The newest version of %s is %d, and readers get that; `prefect-augment rollback %s --to %d` makes version "
+            "%d the newest.",
+            store.uri,
+            newest,
+            store.uri,
+            done.version,
+            done.version,
+        )
+    return done
+
+
+def _manifest(
+    version: int,
+    parent: Manifest | None,
+    *,
+    store: Store,
+    facts: DatasetFacts,
+    report: ReportRef | None,
+    fields: dict[str, Any],
+) -> Manifest:
+    """Write what lies under the version's number, and return its manifest."""
+    check_follows(store, facts, parent)
+    files = copy_report(store, report, version)
+    pages = [f.path for f in files if f.path.endswith("/report.html")]
+    return Manifest(
+        version=version,
+        parent=parent.version if parent else None,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        label=facts.label,
+        label_type=facts.label_type,
+        source_schema=facts.schema_digest,
+        columns=facts.columns,
+        ledger=copy_ledger(store, facts, version),
+        sources=copy_files(store, facts, version),
+        ingest=f"_staging/{facts.stage}/{facts.key}/outcome.json" if facts.files else "",
+        report=pages[0] if pages else "",
+        report_files=files,
+        n_quarantined=facts.n_quarantined,
+        holdout_uri=facts.holdout_uri,
+        holdout_digest=facts.holdout_digest,
+        software=software_versions(),
+        **fields,
+    )
+
+
+def dataset_key(
+    dataset: DatasetRef,
+    recipe: Recipe,
+    verdict: Verdict | None,
+    gate: GateReport | None,
+    classic: DatasetRef | None,
+    models: Sequence[ModelRef],
+    publish: Publish,
+) -> str:
+    """Return the name of a version's inputs: equal inputs are published once.
+
+    The report is left out: other pictures are no other dataset. So is where a copy goes.
+    """
+    written = publish.model_dump(mode="json", exclude={"export"})
+    made_from = [dataset.key, dataset.digest]
+    made_from += [gate.key] if gate else []
+    made_from += [classic.key, classic.digest] if classic else []
+    made_from += sorted(m.digest for m in models)
+    return stage_key(
+        "publish",
+        algorithm_version=ALGORITHM_VERSION,
+        params={
+            "publish": written,
+            "recipe": recipe,
+            "verdict": verdict and verdict.without_paths(),
+        },
+        inputs=made_from,
+    )
+
+
+# --- what a destination takes -----------------------------------------------------------------
+
+
+def check_destination(store: Store, dataset: DatasetRef | DatasetFacts) -> None:
+    """Refuse a destination whose dataset is another one; to be called before anything is trained.
+
+    Parameters
+    ----------
+    store : Store
+        The destination.
+    dataset : DatasetRef or DatasetFacts
+        Outcome of ingest.
+
+    Raises
+    ------
+    SchemaError
+        If its newest version has another label column, another type of it, or other columns.
+    CommitConflictError
+        If its records were split in another way.
+    """
+    facts = load_facts(dataset, store) if isinstance(dataset, DatasetRef) else dataset
+    latest = latest_version(store)
+    if latest is None:
+        return
+    there = read_manifest(store, latest)
+    advice = "choose another destination, or a source with the same columns"
+    if (there.label, there.label_type) != (facts.label, facts.label_type):
+        raise SchemaError(
+            f"{store.uri} holds a dataset labelled by {there.label!r} ({there.label_type}), the source is labelled by "
+            f"{facts.label!r} ({facts.label_type}); {advice}."
+        )
+    if there.source_schema != facts.schema_digest:
+        raise SchemaError(
+            f"{store.uri} holds a dataset of another schema: {_difference(there, facts)}; {advice}."
+        )
+    check_follows(store, facts, there)
+
+
+def _difference(there: Manifest, facts: DatasetFacts) -> str:
+    old = {c.name: c.arrow_type for c in there.columns}
+    new = {c.name: c.arrow_type for c in facts.columns}
+    said = [f"column {name!r} is new" for name in new if name not in old]
+    said += [f"column {name!r} is gone" for name in old if name not in new]
+    said += [
+        f"column {name!r} was {old[name]} and is {new[name]}"
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
+    return "; ".join(said) or "the columns are in another order, or differ in what their types hold"
+
+
+# --- what is written --------------------------------------------------------------------------
+
+
+def _write_portions(
+    store: Store,
+    portions: Sequence[Portion],
+    facts: DatasetFacts,
+    publish: Publish,
+    say: Callable[[float, str], None],
+) -> tuple[ShardFact, ...]:
+    """Write the shards; of real records those of one staged shard, so that the same ones keep their names."""
+    shards: list[ShardFact] = []
+    classes = class_order({name for portion in portions for name in portion.labels})
+    total = sum(stream.n_records for portion in portions for stream in portion.streams)
+    done = 0
+    for portion in portions:
+        for stream in portion.streams:
+            say(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
+            shards += write_stream(
+                store,
+                stream.tables(),
+                n_records=stream.n_records,
+                n_bytes=stream.n_bytes,
+                prefix="data",
+                stem=f"{portion.split}-{portion.origin}",
+                split=portion.split,
+                origin=portion.origin,
+                label=facts.label,
+                max_records=publish.shard_records,
+                max_bytes=publish.shard_mib << 20,
+                shard_format=publish.format,
+                classes=classes,
+            )
+            done += stream.n_records
+            give_back()  # the next one is of another size
+    return tuple(shards)
+
+
+def _privacy(
+    store: Store, dataset: DatasetRef, recipe: Recipe, gate: GateReport | None
+) -> tuple[str, ...]:
+    """Return what published synthetic records give away, in words, where that was measured."""
+    found = found_privacy(store, dataset, gate) if any(recipe.synthetic.values()) else None
+    return (found.sentence,) if found else ()
+
+
+def _class_counts(shards: Sequence[ShardFact]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return split -> class -> origin -> records."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for shard in shards:
+        classes = counts.setdefault(shard.split, {})
+        for name, n in shard.class_counts.items():
+            origins = classes.setdefault(name, {})
+            origins[shard.origin] = origins.get(shard.origin, 0) + n
+    return counts
+
+
+def _model(model: ModelRef) -> PublishedModel:
+    fields = model.model_dump()
+    return PublishedModel(**{name: fields[name] for name in PublishedModel.model_fields})
+
+
+def software_versions() -> dict[str, str]:
+    """Return the installed version of every package that shapes the bytes."""
+    found = {"python": platform.python_version()}
+    for name in _SOFTWARE:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a source tree, or a part that is not installed
+    return found

@@ -1,0 +1,214 @@
+"""Records that a stage has made: the classic and the synthetic ones that a recipe takes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.publish.real_records import Ids, Look, Piece, Real, Records
+from prefect_augment.schema.base import DatasetRef, GateReport, Origin, ShardFact
+from prefect_augment.shards.base import label_names, open_shard
+from prefect_augment.shards.parquet import conform
+from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.stream_writer import Reordered
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.soft_labels import SHARE
+
+__all__ = ["classic_records", "synthetic_records"]
+
+Int = NDArray[np.int64]
+
+
+@dataclass
+class Made:
+    """Records that a stage has made: those of its shards that the recipe takes."""
+
+    look: Look
+    origin: Origin
+    shards: Sequence[ShardFact]
+    like: pa.Table
+    lineage: Mapping[str, str]  # what with_lineage takes -> column
+    places: Int  # of every record of the shards: where it goes, -1 where it does not
+    soft: bool = False  # the records have shares
+    counts: Counter[str] = field(init=False)
+    counted: dict[str, float] = field(init=False)
+    labels: set[str] = field(init=False)
+    ids: Ids = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts, self.labels = Counter(), set()
+        self.ids = Ids(self.look.workspace)
+        self.counted = {}
+        soft = [SHARE] if self.soft else []
+        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.look.label, *soft])]
+        for table, _ in self._chosen(columns):
+            strata = table["aug_stratum"].to_pylist()
+            self.counts.update(strata)
+            shares = table[SHARE].to_pylist() if self.soft else [1] * len(strata)
+            for name, share in zip(strata, shares, strict=True):
+                self.counted[name] = self.counted.get(name, 0) + share
+            self.labels.update(label_names(table[self.look.label].unique()))
+            self.ids.add(table["aug_id"])
+
+    def _chosen(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
+        """Yield the records that are taken, with their places."""
+        start = 0
+        for table in iter_shards(self.look.store, self.shards, columns):
+            places = self.places[start : start + table.num_rows]
+            start += table.num_rows
+            rows = np.flatnonzero(places >= 0)
+            if rows.size == table.num_rows:
+                yield table, places
+            elif rows.size:
+                yield table.take(pa.array(rows)), places[rows]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All of it in one piece: what is taken depends on all."""
+        n = self.counts.total()
+        share = n / max(1, self.places.size)
+        return (Piece(n, int(share * sum(s.n_bytes for s in self.shards)), self._records),)
+
+    def _records(self) -> Iterator[Records]:
+        for table in self._in_order():
+            yield Records(
+                conform(table, self.like, where=f"the {self.origin} records"),
+                table["aug_stratum"].to_pylist(),
+                {name: table[column] for name, column in self.lineage.items()},
+                table[SHARE].to_numpy() if self.soft else None,
+            )
+
+    def _in_order(self) -> Iterator[pa.Table]:
+        taken = self.places[self.places >= 0]
+        if np.all(taken[1:] > taken[:-1]):
+            for table, _ in self._chosen():
+                yield table
+            return
+        piece = self.pieces[0]
+        with Reordered(piece.n_records, piece.n_bytes) as spill:
+            for table, places in self._chosen():
+                spill.add(table, places)
+            yield from spill.tables()
+
+
+def classic_counts(store: Store, classic: DatasetRef) -> dict[str, int]:
+    """Return how many classic records there are of each stratum."""
+    counts: Counter[str] = Counter()
+    for table in iter_shards(store, load_facts(classic, store).shards, ["aug_stratum"]):
+        counts.update(table["aug_stratum"].to_pylist())
+    return dict(counts)
+
+
+def classic_records(
+    look: Look,
+    classic: DatasetRef | None,
+    wanted: Mapping[str, int],
+    real: Real,
+    notes: list[str],
+) -> Made:
+    """Return the first classic records of each stratum, sorted by id.
+
+    Raises
+    ------
+    ParameterError
+        If there are none to take from.
+    """
+    if classic is None:
+        raise ParameterError(
+            "the recipe has classic records, but publish was given none; pass `classic`."
+        )
+    shards = load_facts(classic, look.store).shards
+    strata, _ = _small(look, shards, wanted, [])
+    rows = _first_of_each(strata, np.arange(strata.size), wanted, "classic", notes)
+    ids = [np.zeros(0, dtype="S32")]
+    for table in iter_shards(look.store, shards, ["aug_id"]):
+        ids.append(np.array(table["aug_id"].to_pylist(), dtype="S32"))
+    rows.sort()
+    places = _places(rows[np.argsort(np.concatenate(ids)[rows], kind="stable")], strata.size)
+    lineage = {"aug_id": "aug_id", "parent": "aug_parent", "seed": "aug_seed"}
+    return Made(look, "classic", shards, real.like, lineage, places)
+
+
+def synthetic_records(
+    look: Look,
+    gate: GateReport | None,
+    wanted: Mapping[str, int],
+    real: Real,
+    order: Sequence[str],
+    notes: list[str],
+) -> Made:
+    """Return the best synthetic records of each stratum that the gate kept, by stratum and ordinal.
+
+    Raises
+    ------
+    ParameterError
+        If there are none to take from.
+    """
+    if gate is None or not gate.kept:
+        raise ParameterError(
+            "the recipe has synthetic records, but publish was given none; pass `gate`, with kept records."
+        )
+    if gate.rules:
+        notes.append(f"synthetic records {gate.rules['said']}")
+    # A smaller amount is a prefix of what the gate kept; candidates that no gate saw have no rank.
+    strata, numbers = _small(look, gate.kept, wanted, ["aug_ordinal", "aug_rank"])
+    ordinals = numbers["aug_ordinal"]
+    by_rank = np.lexsort((ordinals, numbers.get("aug_rank", ordinals)))
+    rows = _first_of_each(strata, by_rank, wanted, "synthetic", notes)
+    place_of = {name: k for k, name in enumerate(order)}
+    stratum_places = np.array([place_of.get(name, -1) for name in sorted(wanted)], dtype=np.int64)
+    rows = rows[np.lexsort((ordinals[rows], stratum_places[strata[rows]]))]
+    lineage = {"aug_id": "aug_id", "model": "aug_model", "seed": "aug_seed"}
+    places = _places(rows, strata.size)
+    return Made(look, "synthetic", gate.kept, real.like, lineage, places, soft=bool(gate.shares))
+
+
+def _small(
+    look: Look, shards: Sequence[ShardFact], wanted: Mapping[str, int], numbers: Sequence[str]
+) -> tuple[NDArray[np.int32], dict[str, Int]]:
+    """Return each record's stratum, as its place among the sorted names or -1, and columns of numbers."""
+    code = {name: k for k, name in enumerate(sorted(wanted))}
+    strata = [np.zeros(0, dtype=np.int32)]
+    found: dict[str, list[Int]] = {name: [] for name in numbers}
+    for shard in shards:
+        with open_shard(look.store, shard.path) as opened:
+            there = [name for name in numbers if name in opened.schema.names]
+        for table in iter_shards(look.store, [shard], ["aug_stratum", *there]):
+            names = table["aug_stratum"].to_pylist()
+            strata.append(np.array([code.get(name, -1) for name in names], dtype=np.int32))
+            for name in there:
+                found[name].append(table[name].to_numpy())
+    joined = {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    return np.concatenate(strata), joined
+
+
+def _first_of_each(
+    strata: NDArray[np.int32],
+    rows: Int,
+    wanted: Mapping[str, int],
+    what: str,
+    notes: list[str],
+) -> Int:
+    """Take the first rows of each stratum, as many as wanted; fewer are said in the notes."""
+    taken = [np.zeros(0, dtype=np.int64)]
+    of_rows = strata[rows]
+    for code, (name, n) in enumerate(sorted(wanted.items())):
+        taken.append(rows[np.flatnonzero(of_rows == code)[:n]])
+        if len(taken[-1]) < n:
+            notes.append(
+                f"{name}: the recipe has {n} {what} records and {len(taken[-1])} are there."
+            )
+    return np.concatenate(taken)
+
+
+def _places(rows: Int, n: int) -> Int:
+    """Return the place of each of ``n`` records among ``rows``; -1 where it is none of them."""
+    places = np.full(n, -1, dtype=np.int64)
+    places[rows] = np.arange(rows.size)
+    return places

@@ -1,1 +1,0 @@
-"""Reading: published datasets for users, staged records for stages."""

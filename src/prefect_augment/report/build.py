@@ -1,0 +1,409 @@
+"""The report of a run, built from facts and from the staged records, and staged until published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.augmentation.label_preservation import check_picture, find_check
+from prefect_augment.encoding.arrays import by_columns
+from prefect_augment.encoding.pixels import DECODING_RULE
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.params import Classic
+from prefect_augment.publish.publish import software_versions
+from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
+from prefect_augment.report.drift import column_values, find_before, look
+from prefect_augment.report.report import (
+    ColumnShape,
+    Neighbour,
+    ReportData,
+    build_report,
+    markdown_summary,
+)
+from prefect_augment.schema.base import (
+    ApprovalDecision,
+    ArmScore,
+    BalancePlan,
+    DatasetFacts,
+    DatasetRef,
+    Fact,
+    GateReport,
+    ModelRef,
+    Origin,
+    Recipe,
+    ReportRef,
+    Verdict,
+)
+from prefect_augment.schema.experiment import HoldoutFacts
+from prefect_augment.schema.report import Findings
+from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.staging import Stage, read_fact, stage_key
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.resume import read_training
+
+__all__ = ["report"]
+
+ALGORITHM_VERSION = 2
+N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
+MAX_SHAPES = 12
+SHOWN_COLUMNS = 8  # of a record
+MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
+# Of the page's charts, those that say most for their bytes; shown in the order of these names.
+MARKDOWN_CHARTS = {
+    "class_counts.png": "Classes before and after",
+    "differences.png": "Differences on the hold-out",
+}
+
+
+def report(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    scores: Sequence[ArmScore],
+    verdict: Verdict | None,
+    recipe: Recipe | None,
+    gate: GateReport | None,
+    model: ModelRef | None,
+    pictures: Literal["real", "synthetic", "none"],
+    seed: int,
+    store: Store,
+    status: Literal["published", "proposed", "refused", "evaluated"] = "published",
+    title: str = "",
+    classic: Classic | None = None,
+    approval: ApprovalDecision | None = None,
+    findings: Findings | None = None,
+) -> tuple[ReportRef, str]:
+    """Build the report and stage its files.
+
+    ``classic`` is the policy that the picture sheets of images show at work; none where not given.
+    ``approval`` says who let the version out, where somebody was asked. ``findings`` are further
+    measurements, each shown in a section of its own.
+
+    Returns
+    -------
+    tuple of ReportRef and str
+        The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
+    """
+    findings = _with_further(findings or Findings(), verdict, store)
+    verdict = verdict and verdict.without_paths()
+    # What decides and what is shown may differ between a proposal and its version: they are one run.
+    run = stage_key(
+        "report-run",
+        algorithm_version=ALGORITHM_VERSION,
+        params=[list(plan.classes), verdict],  # an estimate of the time is none of it
+        inputs=[dataset.key, dataset.digest, gate.key if gate else ""],
+        seed=seed,
+    )
+    contents, drift = look(
+        dataset,
+        None if status == "evaluated" else find_before(store, run),
+        run=run,
+        show=pictures == "real",
+        scores=scores,
+        verdict=verdict,
+        recipe=recipe,
+        store=store,
+    )
+    check = None
+    if classic is not None and dataset.modality == "image":
+        check = find_check(dataset, classic=classic, seed=seed, store=store)
+    findings = findings.model_copy(
+        update={
+            "contents": contents,
+            "drift": drift,
+            "training": read_training(model, store),
+            "policy": check,
+        }
+    )
+    key = stage_key(
+        "report-page",
+        algorithm_version=ALGORITHM_VERSION,
+        params={
+            "plan": plan,
+            "scores": [score.model_dump(mode="json", exclude={"seconds"}) for score in scores],
+            "verdict": verdict,
+            "recipe": recipe,
+            "pictures": pictures,
+            "status": status,
+            "title": title or _title(store),
+            "classic": classic,
+            "approval": approval,
+            "findings": findings,
+            "software": software_versions(),
+        },
+        inputs=[
+            *(dataset.key, dataset.digest, gate.key if gate else ""),
+            *((model.digest, model.encoder_digest) if model else ()),
+        ],
+        seed=seed,
+    )
+    # Drawing takes seconds; a run that goes on after an approval or a crash finds what was drawn.
+    stage = Stage(store, "report-page", key)
+    page = stage.outcome(_Page)
+    if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
+        page = _draw(
+            dataset,
+            plan=plan,
+            scores=scores,
+            verdict=verdict,
+            recipe=recipe,
+            gate=gate,
+            model=model,
+            pictures=pictures,
+            seed=seed,
+            store=store,
+            status=status,
+            title=title or _title(store),
+            classic=classic,
+            approval=approval,
+            findings=findings,
+        )
+        stage.finish(page)
+    notes = (drift.sentence,) if drift else ()
+    ref = ReportRef(root=store.uri, prefix=page.prefix, files=page.files, notes=notes)
+    return ref, page.summary
+
+
+class _Page(Fact):
+    """The receipt of a report."""
+
+    prefix: str
+    files: tuple[str, ...]
+    summary: str
+
+
+def _with_further(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
+    """Add what the verdict's reading of the hold-out says further."""
+    path = verdict.further if verdict else ""
+    facts = read_fact(store, path, HoldoutFacts) if path else None
+    if facts is None:
+        return findings
+    return findings.model_copy(update={n: getattr(facts, n) for n in HoldoutFacts.model_fields})
+
+
+def _title(store: Store) -> str:
+    return store.uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _draw(
+    dataset: DatasetRef,
+    *,
+    plan: BalancePlan,
+    scores: Sequence[ArmScore],
+    verdict: Verdict | None,
+    recipe: Recipe | None,
+    gate: GateReport | None,
+    model: ModelRef | None,
+    pictures: Literal["real", "synthetic", "none"],
+    seed: int,
+    store: Store,
+    status: Literal["published", "proposed", "refused", "evaluated"],
+    title: str,
+    classic: Classic | None,
+    approval: ApprovalDecision | None,
+    findings: Findings,
+) -> _Page:
+    """Draw the report and stage its files."""
+    facts = load_facts(dataset, store)
+    shapes: dict[str, ColumnShape] = {}
+    neighbours: tuple[Neighbour, ...] = ()
+    rare: tuple[str, ...] = ()
+    sheets: dict[str, bytes] = {}
+    if facts.modality == "image":
+        sheets = picture_sheets(store, facts, plan, gate, pictures=pictures, classic=classic)
+    elif gate is not None and gate.kept and pictures != "none":
+        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
+        fit = read_part(store, facts, ["fit"])
+        # With soft labels records of every class are drawn.
+        rare = tuple(
+            dict.fromkeys(c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real)
+        )
+        shapes = _shapes(fit, synthetic, facts, rare)
+        neighbours = _neighbours(fit, synthetic, facts, by_columns(plan), rare)
+    data = ReportData(
+        title=title,
+        label=facts.label,
+        status=status,
+        approval=approval.sentence if approval else "",
+        plan=plan,
+        notes=facts.notes,
+        columns=facts.columns,
+        part_counts=facts.part_counts,
+        arm_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
+        verdict=verdict,
+        recipe=recipe,
+        gate=gate,
+        counts_before=_before(plan),
+        counts_after=_after(plan, recipe),
+        weighted_counts=_weighted(plan, recipe),
+        not_judged={c.label: c.note for c in plan.classes if not c.judged},
+        quarantine=_quarantine(store, facts),
+        rare_classes=rare,
+        column_shapes=shapes,
+        neighbours=neighbours,
+        modality=facts.modality,
+        sheets=sheets,
+        pictures=pictures,
+        seed=seed,
+        model_kind=model.kind if model else "",
+        model_digest=model.digest if model else "",
+        method_notes=(
+            *(verdict.leaks if verdict else ()),
+            *_notes(facts, model, gate, classic, sheets),
+        ),
+        digests={
+            "ingested records": dataset.digest,
+            **({"encoder": model.encoder_digest} if model else {}),
+        },
+        software=software_versions(),
+        policy_sheet=check_picture(findings.policy, store) if pictures == "real" else None,
+        findings=findings,
+    )
+    files = build_report(data)
+    key = stage_key(
+        "report",
+        algorithm_version=ALGORITHM_VERSION,
+        params={
+            name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())
+        },
+    )
+    prefix = f"_staging/report/{key}"
+    for name, content in sorted(files.items()):
+        store.put_if_absent(f"{prefix}/{name}", content)
+    shown = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
+    shown |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
+    return _Page(
+        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=shown)
+    )
+
+
+def _notes(
+    facts: DatasetFacts,
+    model: ModelRef | None,
+    gate: GateReport | None,
+    classic: Classic | None,
+    sheets: Mapping[str, bytes],
+) -> tuple[str, ...]:
+    """Return what is to be said about how things were done."""
+    notes = (model.notes if model else ()) + (gate.notes if gate else ())
+    if facts.modality == "image":
+        rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
+        notes = (*rules, *notes, *((NEAREST_RULE,) if sheets and gate else ()))
+    return notes
+
+
+# --- counts -----------------------------------------------------------------------------------
+
+
+def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
+    counts: dict[str, dict[Origin, int]] = {}
+    for entry in plan.classes:
+        origins = counts.setdefault(entry.label, {"real": 0})
+        origins["real"] += entry.n_real
+    return counts
+
+
+def _after(plan: BalancePlan, recipe: Recipe | None) -> dict[str, dict[Origin, int]]:
+    if recipe is None:
+        return {}
+    counts = _before(plan)
+    added: dict[Origin, Mapping[str, int]] = {
+        "synthetic": recipe.synthetic,
+        "classic": recipe.classic,
+        "copy": recipe.copies,
+    }
+    for entry in plan.classes:
+        for origin, per_stratum in added.items():
+            n = per_stratum.get(entry.name, 0)
+            if n:
+                counts[entry.label][origin] = counts[entry.label].get(origin, 0) + n
+    return counts
+
+
+def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
+    if recipe is None:
+        return {}
+    totals: dict[str, float] = {}
+    for entry in plan.classes:
+        n = entry.n_real + recipe.counted(entry.name)
+        weight = recipe.class_weight.get(entry.name, 1.0)
+        totals[entry.label] = totals.get(entry.label, 0.0) + n * weight
+    return totals
+
+
+def _quarantine(store: Store, facts: DatasetFacts) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for shard in facts.quarantine:
+        for reason in (
+            read_shard(store, shard.path, columns=["reason"]).column("reason").to_pylist()
+        ):
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+# --- records side by side ---------------------------------------------------------------------
+
+
+def _shapes(
+    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, rare: Sequence[str]
+) -> dict[str, ColumnShape]:
+    """Values of the learnt columns over the rare classes, real beside synthetic."""
+    kinds: dict[str, Literal["numeric", "category"]] = {}
+    for column in facts.columns:
+        if column.kind == "numeric":
+            kinds[column.name] = "numeric"
+        elif column.kind == "category":
+            kinds[column.name] = "category"
+    sides = [_of_classes(fit, facts.label, rare), _of_classes(synthetic, facts.label, rare)]
+    return {
+        name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
+        for name, kind in list(kinds.items())[:MAX_SHAPES]
+    }
+
+
+def _of_classes(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
+    return table.filter(pc.is_in(pa.array(label_names(table[label])), pa.array(list(names))))
+
+
+def _neighbours(
+    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, by: Sequence[str], rare: Sequence[str]
+) -> tuple[Neighbour, ...]:
+    """A few synthetic records of each class beside the real training record nearest to them."""
+    encoder = TableEncoder.fit(fit, columns=facts.columns, label=facts.label, by=by)
+    space = FeatureSpace.of(encoder.encode(fit), encoder.is_category)
+    shown = [c.name for c in facts.columns if c.kind in ("numeric", "category")][:SHOWN_COLUMNS]
+    found = []
+    for name in rare:
+        real, made = (_of_classes(side, facts.label, [name]) for side in (fit, synthetic))
+        made = made.slice(0, N_NEIGHBOURS)
+        if not real.num_rows or not made.num_rows:
+            continue
+        distances = space.distances(
+            space.place(encoder.encode(made)), space.place(encoder.encode(real))
+        )
+        for i, nearest in enumerate(np.argmin(distances, axis=1)):
+            found.append(
+                Neighbour(
+                    label=name,
+                    synthetic=_as_text(made, i, shown),
+                    real=_as_text(real, int(nearest), shown),
+                    distance=float(distances[i, nearest]),
+                )
+            )
+    return tuple(found)
+
+
+def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:
+    return {name: _short(table.column(name)[row].as_py()) for name in columns}
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""The dataset card, README.md: derived from the newest manifest, so that ``load_dataset(DEST)`` works.
+
+It may lag after a kill; the next run or ``verify --repair`` mends it. A README that somebody else
+wrote is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import yaml
+
+from prefect_augment.schema.base import Recipe, Verdict
+from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.storage.store import Store
+from prefect_augment.text import markdown_text
+
+__all__ = ["CARD", "card_is_current", "refresh_card", "render_card"]
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+_MARK = "<!-- Derived from _manifests by prefect-augment; changes are lost. -->"
+_MAX_CLASSES = 100
+_NO_CORRECTION = 0.01  # factors nearer to 1 are not worth a table
+_SPLITS = ("train", "holdout")
+
+_HOW_TO_READ = """
+## How to read it
+
+```python
+from prefect_augment import open_dataset
+
+dataset = open_dataset(DEST)
+table = dataset.to_pandas()             # split="holdout" for the hold-out
+weight = dataset.sample_weight()        # the recipe, as sample_weight of any learner
+```
+
+{shards}
+
+The last columns say where a record comes from:
+
+| column | meaning |
+| --- | --- |
+| `aug_id` | the record's own id |
+| `aug_origin` | `real`, `copy`, `classic` (made from one real record) or `synthetic` (drawn from a model) |
+| `aug_weight` | how often the recipe draws the record, mean 1 over train; give it to the learner as its sample weight |
+| `aug_parent` | `aug_id` of the record that a copy or classic record was made from |
+| `aug_model` | digest of the model that a synthetic record was drawn from |
+| `aug_seed` | seed that makes the record again |
+
+`_staging`, `_splits` and `_quarantine` hold or describe records of the source. To hand on the published records only,
+copy `data` and this file.
+"""
+
+
+_PARQUET = """
+`pandas.read_parquet(dataset.paths["train"])` and the same in polars or duckdb read the shards themselves;
+`datasets.load_dataset(DEST)` reads this version. Do not read `data/` by a wildcard: it holds the shards of all
+versions.
+"""
+_TAR = """
+`webdataset.WebDataset(dataset.paths["train"])` reads the shards themselves: `.cls` is the place of the class in
+`dataset.classes`, `.json` holds the columns below; `datasets.load_dataset(DEST)` reads this version. Do not read
+`data/` by a wildcard: it holds the shards of all versions.
+"""
+# Arrow's names of the types that `datasets` calls by a name of its own, or by the same.
+_DTYPES = {"double": "float64", "float": "float32", "large_string": "string", "string": "string"}
+_DTYPES |= {kind: kind for kind in ("bool", "int8", "int16", "int32", "int64")}
+
+
+def render_card(manifest: Manifest) -> str:
+    """Return the card of a version; user strings are escaped."""
+    parts = [
+        "---",
+        *_front_matter(manifest),
+        "---",
+        _MARK,
+        "",
+        f"# Balanced dataset, version {manifest.version}",
+        "",
+        markdown_text(manifest.recipe.sentence),
+        "",
+        *_verdict(manifest.verdict),
+        "",
+        *([markdown_text(manifest.approval.sentence), ""] if manifest.approval else []),
+        *(f"- {markdown_text(note)}" for note in manifest.notes),
+        "",
+        f"The class is in column {markdown_text(manifest.label)}.",
+        "",
+        *_counts(manifest),
+        *_elsewhere(manifest),
+        *_prior(manifest.recipe),
+        _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip()),
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(manifest: Manifest) -> list[str]:
+    lines = ["configs:", "- config_name: default", "  data_files:"]
+    for split in _SPLITS:
+        shards = manifest.split_shards(split)
+        if shards:
+            lines += [f"  - split: {split}", "    path:", *(f"    - {s.path}" for s in shards)]
+    return lines + (_features(manifest) if _is_tar(manifest) else [])
+
+
+def _is_tar(manifest: Manifest) -> bool:
+    return any(s.path.endswith(".tar") for s in manifest.shards)
+
+
+def _features(manifest: Manifest) -> list[str]:
+    """What `datasets` finds in the tars: guessing from the first records, it would lose what those lack."""
+    names = {str(k): name for k, name in enumerate(manifest.classes)}
+    fields = [(c.name, _DTYPES[c.arrow_type]) for c in manifest.columns if c.arrow_type in _DTYPES]
+    fields += [(field.name, _DTYPES[str(field.type)]) for field in LINEAGE]
+    features = [
+        {"name": "cls", "dtype": {"class_label": {"names": names}}},
+        {"name": "jpg", "dtype": "image"},
+        {"name": "png", "dtype": "image"},
+        {"name": "json", "struct": [{"name": name, "dtype": dtype} for name, dtype in fields]},
+        {"name": "__key__", "dtype": "string"},
+    ]
+    info = {"dataset_info": {"features": features}}
+    text = yaml.safe_dump(info, sort_keys=False, allow_unicode=False, width=100_000)
+    return text.splitlines()
+
+
+def _verdict(verdict: Verdict | None) -> list[str]:
+    if verdict is None:
+        return ["Verdict: not judged; the recipe was not compared on a hold-out."]
+    return [
+        f"Verdict on {verdict.n_holdout} hold-out records: **{verdict.decision}**.",
+        "",
+        *(f"- {markdown_text(reason)}" for reason in verdict.reasons),
+    ]
+
+
+def _counts(manifest: Manifest) -> list[str]:
+    lines = []
+    for split in [s for s in _SPLITS if s in manifest.class_counts]:
+        classes = manifest.class_counts[split]
+        origins = [
+            o
+            for o in ("real", "copy", "classic", "synthetic")
+            if any(o in c for c in classes.values())
+        ]
+        lines += [
+            f"## Records: {split}",
+            "",
+            f"| class | {' | '.join(origins)} |",
+            f"| --- |{' ---: |' * len(origins)}",
+        ]
+        for name, counts in list(classes.items())[:_MAX_CLASSES]:
+            cells = " | ".join(f"{counts.get(o, 0):,}" for o in origins)
+            lines.append(f"| {markdown_text(name)} | {cells} |")
+        if len(classes) > _MAX_CLASSES:
+            lines.append(
+                f"| … and {len(classes) - _MAX_CLASSES} more, see the manifest | {' | ' * len(origins)}"
+            )
+        lines.append("")
+    return lines
+
+
+def _prior(recipe: Recipe) -> list[str]:
+    """What corrects the probabilities of a classifier that was trained as the recipe says."""
+    true, train = recipe.prior_true, recipe.prior_train
+    names = [name for name in true if train.get(name)]
+    if all(abs(true[name] / train[name] - 1) < _NO_CORRECTION for name in names):
+        return []
+    lines = [
+        "",
+        "## Probabilities",
+        "",
+        "A classifier that is trained as the recipe says takes classes to be as frequent as the recipe makes them. Its",
+        "decisions are what was judged: leave them as they are. Where a probability is read as one, multiply each",
+        "class's by its factor and scale them to sum to 1: `dataset.correct_prior(probabilities)`, or",
+        "`RecipeClassifier`. Where classes come in other shares, give these as `prior`.",
+        "",
+        "| class | share of the source | share in training | factor |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name in names[:_MAX_CLASSES]:
+        cells = f"{true[name]:.2%} | {train[name]:.2%} | {true[name] / train[name]:.3g}"
+        lines.append(f"| {markdown_text(name)} | {cells} |")
+    if len(names) > _MAX_CLASSES:
+        lines.append(f"| … and {len(names) - _MAX_CLASSES} more, see the manifest | | | |")
+    return lines
+
+
+def _elsewhere(manifest: Manifest) -> list[str]:
+    lines = []
+    if manifest.holdout_uri:
+        lines.append(
+            f"The hold-out was given as {markdown_text(manifest.holdout_uri)} and is not copied."
+        )
+    if manifest.n_quarantined:
+        lines.append(f"{manifest.n_quarantined:,} records could not be used; see `_quarantine`.")
+    if manifest.report:
+        word = "How it was judged" if manifest.verdict else "What is in it"
+        lines.append(f"{word}: [report]({manifest.report}).")
+    return lines
+
+
+def card_is_current(store: Store) -> bool:
+    """Tell whether README.md is that of the newest version, or somebody else's."""
+    latest = latest_version(store)
+    return latest is None or _card(store) in (render_card(read_manifest(store, latest)), None)
+
+
+def refresh_card(store: Store) -> bool:
+    """Write the newest version's card where it lags; return whether it was written.
+
+    Of two commits that race, the older one's card may be put last; so each looks again after its
+    put, until the card it left is the newest version's.
+    """
+    written = False
+    while (latest := latest_version(store)) is not None:
+        text = render_card(read_manifest(store, latest))
+        found = _card(store)
+        if found is None:
+            logger.warning(
+                "%s/%s was written by somebody else and is left alone; datasets.load_dataset may not find "
+                "the shards. Rename it and run `prefect-augment verify --repair` to get a card.",
+                store.uri,
+                CARD,
+            )
+            break
+        if found == text:
+            break
+        store.put(CARD, text.encode())
+        written = True
+    return written
+
+
+def _card(store: Store) -> str | None:
+    """Return our card, empty where there is none; None where the file is somebody else's."""
+    try:
+        text = store.read(CARD).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return text if _MARK in text else None

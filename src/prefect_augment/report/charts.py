@@ -1,0 +1,467 @@
+"""The report's pictures, as PNG bytes: plain data in, bytes out; drawn with :mod:`.drawing`.
+
+Pictures of drift: every column's distance beside what chance allows, and the columns that changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
+from prefect_augment.figures.image_grid import rows_sheet
+from prefect_augment.figures.style import (
+    BLUE,
+    FONT,
+    GREEN,
+    GREY,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    WIDTH,
+    YELLOW,
+    add_legend,
+    axis_label,
+    bar_mark,
+    dot_mark,
+    drawable,
+    ems,
+    frame,
+    line_mark,
+    log_marks,
+    png_bytes,
+)
+from prefect_augment.schema.base import Interval, Origin
+from prefect_augment.schema.drift import ColumnDrift
+
+__all__ = [
+    "ClassBar",
+    "ForestRow",
+    "RecallRow",
+    "class_counts_chart",
+    "distance_chart",
+    "forest_chart",
+    "mean_pictures",
+    "recall_chart",
+    "rows_figure",
+    "shapes_chart",
+    "value_charts",
+]
+
+MAX_ROWS = 30  # more rows do not fit on a phone; the tables have them all
+SHAPES_PER_CHART = 6
+
+_NAME_WIDTH = 14.0  # of row labels, in units of the font size
+_ORIGIN_COLOUR: Final[Mapping[Origin, str]] = {
+    "real": GREY,
+    "copy": YELLOW,
+    "classic": GREEN,
+    "synthetic": BLUE,
+}
+
+
+@dataclass(frozen=True)
+class ClassBar:
+    """A class's training records before and after; ``weighted`` is what the weights make of them.
+
+    ``number`` is the class's place in the table beside the picture, see :func:`drawable`.
+    """
+
+    name: str
+    before: int
+    after: Mapping[Origin, int]
+    weighted: float | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """An estimate with its range; ``points`` are single runs, drawn as small dots.
+
+    ``mark`` follows the name in brackets, and "chosen" is drawn in the accent colour; ``detail``
+    is a second line below the name.
+    """
+
+    name: str
+    interval: Interval
+    points: tuple[float, ...] = ()
+    mark: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RecallRow:
+    """A class's recall under two arms, each in [0, 1]."""
+
+    name: str
+    before: Interval | None
+    after: Interval | None
+    number: int | None = None
+
+
+def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
+    """Training records per class before and after, by origin, on a logarithmic axis.
+
+    Parameters
+    ----------
+    bars : sequence of ClassBar
+        In drawing order, from the top; at most :data:`MAX_ROWS`.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure, ax = rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
+    for y, bar in enumerate(bars):
+        _count_line(ax, y, bar)
+    largest = max([2, *(max(b.before, sum(b.after.values())) for b in bars)])
+    smallest = min([largest, *(n for b in bars for n in (b.before, sum(b.after.values())) if n)])
+    ax.set_xscale("log")
+    low, high = _log_limits(bars, max(0.7, smallest * 0.6), largest)
+    ax.set_xlim(low, high)
+    ax.set_xticks(log_marks(low, largest))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
+    axis_label(ax, "training records (logarithmic)")
+    present = [o for o in _ORIGIN_COLOUR if o != "real" and any(b.after.get(o) for b in bars)]
+    handles = [dot_mark("before", GREY, hollow=True), dot_mark("after", INK)]
+    handles += [bar_mark(f"added: {o}", _ORIGIN_COLOUR[o]) for o in present]
+    if any(b.weighted is not None for b in bars):
+        handles.append(dot_mark("with weights", ORANGE, marker="D"))
+    add_legend(figure, handles)
+    return png_bytes(figure)
+
+
+def _log_limits(bars: Sequence[ClassBar], low: float, largest: float) -> tuple[float, float]:
+    """The axis' ends, with room for the text behind the longest line."""
+    names = max(ems(_name(b.name, b.number)) for b in bars) * 10 / 72 if bars else 0.0
+    text = max(ems(_change(b)) for b in bars) * 9 / 72 if bars else 0.0
+    share = min(0.6, (text + 0.3) / (WIDTH - names - 0.4))  # of the axis, in inches
+    high = math.exp((math.log(largest) - share * math.log(low)) / (1 - share))
+    return low, max(high, largest * 1.6)
+
+
+def _change(bar: ClassBar) -> str:
+    """The numbers behind a line."""
+    total = sum(bar.after.values())
+    return f"{bar.before:,}" if total == bar.before else f"{bar.before:,} → {total:,}"
+
+
+def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
+    """Before, the origins that were added, after; a class without records has only its label."""
+    total = sum(bar.after.values())
+    at = bar.before
+    for origin, colour in _ORIGIN_COLOUR.items():
+        n = bar.after.get(origin, 0)
+        if origin != "real" and n:
+            ax.plot([max(at, 1), at + n], [y, y], color=colour, lw=5, solid_capstyle="butt")
+            at += n
+    if total:
+        ax.plot(total, y, "o", color=INK, ms=6, zorder=3)
+    if bar.before:
+        ax.plot(bar.before, y, "o", mfc="none", mec=GREY, mew=1.8, ms=9, zorder=4)
+    ends = [float(total or 1), float(bar.before or 1)]
+    if bar.weighted is not None and bar.weighted >= 1.0 and not _near(bar.weighted, total):
+        ax.plot(bar.weighted, y, "D", color=ORANGE, ms=4.5, zorder=5)
+        ends.append(bar.weighted)
+    ax.annotate(
+        _change(bar),
+        (max(ends), y),
+        xytext=(9, 0),
+        textcoords="offset points",
+        va="center",
+        color=INK,
+        fontsize=9,
+        fontfamily=FONT,
+    )
+
+
+def _near(a: float, b: float) -> bool:
+    """Whether two marks would lie on one another."""
+    return abs(a - b) <= 0.05 * max(a, b)
+
+
+def forest_chart(
+    rows: Sequence[ForestRow],
+    *,
+    label: str,
+    zero: bool = False,
+    effect: float | None = None,
+    legend: str = "",
+) -> bytes:
+    """Estimates with their ranges, one below the other.
+
+    Parameters
+    ----------
+    rows : sequence of ForestRow
+        From the top; at most :data:`MAX_ROWS`. Values are in percent or points.
+    label : str
+        What the axis measures, with its unit.
+    zero : bool
+        Draw the line of no difference.
+    effect : float, optional
+        Minimum detectable effect, drawn as a band around zero.
+    legend : str
+        What the bars mean.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure, ax = rows_figure([_forest_name(r) for r in rows], extra=0.95)
+    if zero:
+        ax.axvline(0.0, color=MUTED, lw=1.2, zorder=1)
+    handles = [line_mark(legend, INK)] if legend else []
+    if zero and effect is not None and math.isfinite(effect):
+        ax.axvspan(-effect, effect, color=GRID, zorder=0)
+        handles.append(bar_mark("too small to detect", GRID))
+    for y, row in enumerate(rows):
+        _estimate(ax, y, row.interval, BLUE if row.mark == "chosen" else INK)
+        if len(row.points) > 1:
+            ax.plot(row.points, [y + 0.22] * len(row.points), ".", color=MUTED, ms=5, zorder=2)
+    if any(len(r.points) > 1 for r in rows):
+        handles.append(dot_mark("one seed", MUTED, marker="."))
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.margins(x=0.08)
+    axis_label(ax, label)
+    add_legend(figure, handles)
+    return png_bytes(figure)
+
+
+def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
+    """Recall per class under two arms with their intervals, in percent.
+
+    Parameters
+    ----------
+    rows : sequence of RecallRow
+        From the top; at most :data:`MAX_ROWS`.
+    before, after : str
+        Names of the two arms.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
+    for y, row in enumerate(rows):
+        if row.before is not None:
+            _estimate(ax, y - 0.16, _percent(row.before), GREY, hollow=True)
+        if row.after is not None:
+            _estimate(ax, y + 0.16, _percent(row.after), BLUE)
+    ax.set_xlim(-3, 103)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    axis_label(ax, "recall on the hold-out, %")
+    add_legend(
+        figure,
+        [
+            dot_mark(drawable(before, width=14), GREY, hollow=True),
+            dot_mark(drawable(after, width=14), BLUE),
+            Line2D([], [], color=MUTED, lw=2, label="95 % interval"),
+        ],
+    )
+    return png_bytes(figure)
+
+
+def shapes_chart(
+    panels: Sequence[ShapeSummary], *, names: tuple[str, str] = ("real", "synthetic")
+) -> bytes:
+    """Histograms of up to six columns, real as grey areas, synthetic as blue lines.
+
+    Parameters
+    ----------
+    panels : sequence of ShapeSummary
+        One to :data:`SHAPES_PER_CHART` columns.
+    names : pair of str
+        What the legend calls the two, where they are something else.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    n_rows = -(-len(panels) // 2)
+    figure = Figure(
+        figsize=(WIDTH, 1.75 * n_rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.09)
+    )
+    grid = figure.subplots(n_rows, 2, squeeze=False)
+    for ax, panel in zip(grid.flat, panels, strict=False):
+        _panel(ax, panel)
+    for ax in list(grid.flat)[len(panels) :]:
+        ax.set_axis_off()
+    handles = [bar_mark(names[1], BLUE)]
+    if any(p.n_real for p in panels):
+        handles.insert(0, bar_mark(names[0], "#c3c9d0"))
+    add_legend(figure, handles)
+    return png_bytes(figure)
+
+
+def _panel(ax: Axes, shape: ShapeSummary) -> None:
+    frame(ax)
+    ax.set_title(
+        drawable(shape.column, width=19),
+        fontsize=9.5,
+        fontfamily=FONT,
+        color=INK,
+        loc="left",
+        parse_math=False,
+    )
+    if shape.kind == "category":
+        _category_panel(ax, shape)
+        return
+    edges = list(shape.edges)
+    if shape.n_real:
+        ax.stairs(shape.real, edges, fill=True, color="#c3c9d0", zorder=2)
+    ax.stairs(shape.synthetic, edges, color=BLUE, lw=1.8, zorder=3)
+    ax.set_ylim(bottom=0)
+    ax.set_yticks([])
+    # Few marks: dates and large numbers are wide, and the panel is not.
+    ax.xaxis.set_major_locator(MaxNLocator(3 if shape.kind == "date" else 4))
+    if shape.kind == "date":
+        span = edges[-1] - edges[0]
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _date_mark(v, span)))
+    else:
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
+
+
+def _category_panel(ax: Axes, shape: ShapeSummary) -> None:
+    places = range(len(shape.levels))
+    if shape.n_real:
+        ax.barh([p - 0.2 for p in places], shape.real, height=0.38, color="#c3c9d0", zorder=2)
+    ax.barh([p + 0.2 for p in places], shape.synthetic, height=0.38, color=BLUE, zorder=2)
+    names = [drawable(level, width=8) for level in shape.levels]
+    ax.set_yticks(list(places), names, parse_math=False)
+    ax.tick_params(axis="y", labelsize=8, labelcolor=INK)
+    ax.set_ylim(max(len(shape.levels), 2) - 0.4, -0.6)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+
+
+def _date_mark(days: float, span: float) -> str:
+    """A mark on an axis of days since 1970, as fine as the axis' span needs it."""
+    day = str(np.datetime64(round(days), "D"))
+    year, month_day = day[:-6], day[-5:]
+    if span > 5 * 365:
+        return year
+    return f"{year}-{month_day[:2]}" if span > 120 else month_day
+
+
+def _name(name: str, number: int | None = None) -> str:
+    """A row's label."""
+    return drawable(name, width=_NAME_WIDTH, number=number)
+
+
+def _forest_name(row: ForestRow) -> str:
+    """A row's label: the mark goes to the second line where the name needs the first."""
+    mark = f" ({row.mark})" if row.mark else ""
+    if row.detail or not mark:
+        return "\n".join(_name(text) for text in (row.name, row.detail) if text)
+    if ems(drawable(row.name) + mark) <= _NAME_WIDTH:
+        return drawable(row.name) + mark
+    return f"{_name(row.name)}\n{mark.strip()}"
+
+
+def rows_figure(names: Sequence[str], *, extra: float) -> tuple[Figure, Axes]:
+    """One named row per entry, the first on top; ``extra`` inches for axis and legend."""
+    if len(names) > MAX_ROWS:
+        raise ValueError(f"a chart has room for {MAX_ROWS} rows, got {len(names)}; choose fewer.")
+    row_height = 0.46 if any("\n" in name for name in names) else 0.36
+    figure = Figure(figsize=(WIDTH, row_height * max(len(names), 1) + extra), layout="constrained")
+    ax = figure.add_subplot()
+    frame(ax)
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.tick_params(axis="y", labelsize=10, labelcolor=INK)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    return figure, ax
+
+
+def _estimate(ax: Axes, y: float, interval: Interval, colour: str, *, hollow: bool = False) -> None:
+    ax.plot([interval.low, interval.high], [y, y], color=colour, lw=2, solid_capstyle="round")
+    face = "white" if hollow else colour
+    ax.plot(interval.estimate, y, "o", mfc=face, mec=colour, mew=1.6, ms=6.5, zorder=3)
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(
+        estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
+    )
+
+
+_DRIFT_NAME_WIDTH = 14.0
+
+
+def distance_chart(columns: Sequence[ColumnDrift]) -> bytes:
+    """Each column's distance as a dot, what chance allows as a bar; at most :data:`MAX_ROWS`."""
+    shown = columns[:MAX_ROWS]
+    names = [
+        drawable(c.column, width=_DRIFT_NAME_WIDTH, number=i) for i, c in enumerate(shown, start=1)
+    ]
+    figure, ax = rows_figure(names, extra=0.95)
+    for y, column in enumerate(shown):
+        noise, distance = column.noise or 0.0, column.distance or 0.0
+        ax.plot([0, noise], [y, y], color="#c3c9d0", lw=7, solid_capstyle="butt", zorder=2)
+        beyond = distance > noise
+        ax.plot(
+            distance, y, "D" if beyond else "o", color=ORANGE if beyond else BLUE, ms=6, zorder=3
+        )
+    largest = max([0.02, *(max(c.noise or 0.0, c.distance or 0.0) for c in shown)])
+    ax.set_xlim(-0.02 * largest, 1.06 * largest)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    axis_label(ax, "distance to the version before")
+    add_legend(
+        figure,
+        [
+            bar_mark("what chance allows", "#c3c9d0"),
+            dot_mark("within", BLUE),
+            dot_mark("beyond", ORANGE, marker="D"),
+        ],
+    )
+    return png_bytes(figure)
+
+
+def value_charts(columns: Sequence[ColumnDrift]) -> list[bytes]:
+    """How the values lay before and lie now, :data:`SHAPES_PER_CHART` columns to a picture."""
+    panels = [
+        ShapeSummary(
+            column=c.column,
+            kind="category" if c.kind == "category" else "date" if c.kind == "date" else "numeric",
+            edges=c.edges,
+            levels=c.levels,
+            real=c.before,
+            synthetic=c.now,
+            null_real=0.0,
+            null_synthetic=0.0,
+            n_real=1,
+            n_synthetic=1,
+            distance=c.distance,
+        )
+        for c in columns
+    ]
+    return [
+        shapes_chart(panels[i : i + SHAPES_PER_CHART], names=("before", "now"))
+        for i in range(0, len(panels), SHAPES_PER_CHART)
+    ]
+
+
+def mean_pictures(column: ColumnDrift) -> bytes:
+    """The mean picture of the version before, and of this one."""
+    side = round(len(column.now) ** 0.5)
+    pictures = [
+        np.array(values).reshape(side, side, 1).round().clip(0, 255).astype(np.uint8)
+        for values in (column.before, column.now)
+    ]
+    return rows_sheet("mean picture", [("before, and now", pictures)])

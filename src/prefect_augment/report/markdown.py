@@ -1,0 +1,151 @@
+"""The report in short, as markdown for the dataset card and Prefect artifacts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+
+from prefect_augment.report.json import ReportData
+from prefect_augment.report.view_model import (
+    arm_rows,
+    class_rows,
+    difference_text,
+    headline,
+    published_counts,
+)
+from prefect_augment.text import (
+    MISSING,
+    count,
+    effect,
+    interval_percent,
+    markdown_text,
+    percent,
+)
+
+__all__ = ["summary"]
+
+PURPOSES = {
+    "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
+    "faithful": "faithful: as the classes are, without a promise of better training",
+}
+SOFT = (
+    "utility: for training with weights; a record has a row for each class that it may be of, and is no "
+    "description of any"
+)
+MAX_CLASS_ROWS = 50  # a card or an artifact with a thousand rows is not read
+
+
+def summary(data: ReportData, images: Mapping[str, bytes]) -> str:
+    """Markdown of the verdict, the classes, the arms and the recipe.
+
+    Parameters
+    ----------
+    data : ReportData
+    images : mapping of file name to PNG bytes
+        Shown inline below the tables, in sorted order.
+
+    Returns
+    -------
+    str
+        Ends with a line break; user strings are escaped.
+    """
+    blocks = [*_verdict(data), *_classes(data), *_arms(data), *_holdout(data), *_images(images)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _verdict(data: ReportData) -> list[str]:
+    head = headline(data)
+    blocks = [f"## Verdict: {head.word.lower()}", markdown_text(head.sentence)]
+    if head.reasons:
+        blocks.append("\n".join(f"- {markdown_text(reason)}" for reason in head.reasons))
+    if data.recipe is not None:
+        blocks.append(f"**Recipe.** {markdown_text(data.recipe.sentence)}")
+    if data.gate is not None:
+        purpose = SOFT if data.gate.shares else PURPOSES[data.gate.purpose]
+        blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
+    if data.findings.privacy is not None:
+        blocks.append(f"**Privacy.** {markdown_text(data.findings.privacy.sentence)}")
+    published = published_counts(data)
+    if published and data.status == "published":
+        blocks.append(f"**Published.** {published}.")
+    if data.findings.drift:
+        blocks.append(f"**Drift.** {markdown_text(data.findings.drift.sentence)}")
+    if data.approval:
+        blocks.append(f"**Approval.** {markdown_text(data.approval)}")
+    return blocks
+
+
+def _classes(data: ReportData) -> list[str]:
+    rows = class_rows(data)
+    if not rows:
+        return ["### Classes", "Not known: no records were counted in this run."]
+    after_known = bool(data.counts_after)
+    cells = [
+        (
+            markdown_text(row.name),
+            count(row.before),
+            count(row.total) if after_known else MISSING,
+            interval_percent(row.recall_as_is),
+            interval_percent(row.recall_chosen),
+            markdown_text(row.decision or MISSING),
+        )
+        for row in rows[:MAX_CLASS_ROWS]
+    ]
+    head = ("Class", "Before", "After", "Recall as is, %", "Recall chosen, %", "Decision")
+    blocks = [
+        f"### Classes of {markdown_text(data.label)}",
+        _table(head, cells, numbers=range(1, 5)),
+    ]
+    if len(rows) > MAX_CLASS_ROWS:
+        blocks.append(f"… and {count(len(rows) - MAX_CLASS_ROWS)} smaller classes in report.html.")
+    return blocks
+
+
+def _arms(data: ReportData) -> list[str]:
+    rows = arm_rows(data)
+    if not rows:
+        return ["### Arms", "Not run: no arms were compared."]
+    cells = [
+        (
+            markdown_text(row.name),
+            percent(row.score),
+            percent(row.macro_f1),
+            percent(row.worst_recall),
+            str(len(row.scores)),
+            row.mark,
+        )
+        for row in rows
+    ]
+    head = ("Arm (on val)", "Balanced accuracy, %", "Macro-F1, %", "Worst recall, %", "Seeds", "")
+    return ["### Arms", _table(head, cells, numbers=range(1, 5))]
+
+
+def _holdout(data: ReportData) -> list[str]:
+    verdict = data.verdict
+    if verdict is None:
+        return []
+    cells = [
+        (markdown_text(arm), interval_percent(interval))
+        for arm, interval in sorted(verdict.balanced_accuracy.items())
+    ]
+    head = ("Arm (on the hold-out)", "Balanced accuracy, % (95 % interval)")
+    blocks = [_table(head, cells, numbers=range(1, 2))]
+    blocks += [markdown_text(difference_text(d)) + "." for d in verdict.differences]
+    blocks.append(
+        f"Differences below {effect(verdict.minimum_detectable_effect)} points cannot be told "
+        f"from chance with {count(verdict.n_holdout)} hold-out records."
+    )
+    return blocks
+
+
+def _images(images: Mapping[str, bytes]) -> list[str]:
+    return [
+        f"![{markdown_text(name)}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        for name, png in sorted(images.items())
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: range) -> str:
+    """A markdown table; columns in ``numbers`` are set to the right."""
+    rule = ["---:" if i in numbers else "---" for i in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

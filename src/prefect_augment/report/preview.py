@@ -1,0 +1,75 @@
+"""A look at a policy: some images of a source, and what each of its operations makes of them."""
+
+from __future__ import annotations
+
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.augmentation.label_preservation import policy_sheet
+from prefect_augment.encoding.labels import label_text
+from prefect_augment.encoding.pixels import decode_image
+from prefect_augment.errors import ParameterError
+from prefect_augment.figures.image_grid import CELL, N_COLUMNS
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Classic, Source
+from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.storage.store import open_store
+
+__all__ = ["preview"]
+
+
+def preview(
+    source: Source,
+    classic: Classic,
+    *,
+    seed: int = 0,
+    source_options: dict[str, Any] | None = None,
+) -> bytes:
+    """Return a sheet of images of the rarest classes under each operation; nothing is kept.
+
+    Parameters
+    ----------
+    source : Source
+    classic : Classic
+        The policy.
+    seed : int
+    source_options : dict, optional
+        fsspec storage options.
+
+    Returns
+    -------
+    bytes
+        A PNG of less than 200 kB.
+
+    Raises
+    ------
+    ParameterError
+        If the source holds no images, or the policy is none.
+    """
+    policy = ImagePolicy.from_params(classic)
+    policy.check()
+    with TemporaryDirectory() as folder:
+        store = open_store(folder)
+        facts = load_facts(
+            ingest(source, store=store, seed=seed, source_options=source_options), store
+        )
+        if facts.image is None or policy.is_none:
+            raise ParameterError(
+                "a preview shows what a policy makes of images; the source holds rows of a table, or classic.image is "
+                "'none'."
+            )
+        counts = facts.part_counts["fit"]
+        wanted = sorted(counts, key=lambda name: (counts[name], name))[:N_COLUMNS]
+        found: dict[str, tuple[str, bytes]] = {}
+        for table in iter_shards(store, [s for s in facts.shards if s.split == "fit"]):
+            labels = label_text(table[facts.label]).to_pylist()
+            for name in wanted:
+                if name not in found and name in labels:
+                    row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
+                    found[name] = row["aug_id"], row[facts.image.column]["bytes"]
+        keys, data = zip(*(found[name] for name in wanted), strict=True)
+        images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
+        return policy_sheet(images, keys, policy)

@@ -1,0 +1,194 @@
+"""Profile: what a source holds, said before anything is done with it. Writes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.encoding.columns import (
+    ColumnSummary,
+    describe_summaries,
+    is_comparable,
+    value_type_of,
+)
+from prefect_augment.encoding.labels import (
+    check_classes,
+    class_names,
+    label_text,
+    missing_labels,
+)
+from prefect_augment.errors import InputError, ParameterError
+from prefect_augment.ingest.column_roles import describe, find_roles
+from prefect_augment.ingest.quarantine import by_reason
+from prefect_augment.ingest.scan import Scan, scan
+from prefect_augment.ingest.validate import Candidates, find_candidates
+from prefect_augment.ingest.validate_images import image_facts, image_notes
+from prefect_augment.params import Source
+from prefect_augment.schema.base import ColumnFact, ImageFacts, Profile
+from prefect_augment.sources.discovery import Listing, list_source
+from prefect_augment.sources.images.files import MASKS
+from prefect_augment.split.assignment import MIN_JUDGED, Ledger
+from prefect_augment.split.near_split import find_clusters
+from prefect_augment.storage.spill import Workspace
+
+__all__ = ["profile"]
+
+
+def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> Profile:
+    """Return what was found in a source: columns, types, classes, sizes, troubles.
+
+    What ingest would refuse about the label or the parameters is a note here, so that the rest can
+    be seen; what cannot be read at all is an error here as well.
+
+    Parameters
+    ----------
+    source : Source
+        Where the records are; the label may be left open.
+    source_options : dict, optional
+        fsspec storage options.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, or its files do not fit together.
+    """
+    listing = list_source(source.uri, wished=source.format, options=source_options)
+    with Workspace() as workspace:
+        read = scan(listing, source, workspace)
+        try:
+            roles = find_roles(read, source, manifest=listing.manifest)
+            found = find_candidates(read, roles, source)
+            return _usable(source, listing, found, workspace)
+        except (InputError, ParameterError) as exc:
+            return _unusable(source, listing, read, workspace, str(exc))
+
+
+def _usable(source: Source, listing: Listing, found: Candidates, workspace: Workspace) -> Profile:
+    counts = found.label_counts
+    names = [name for name in counts if name]
+    n = found.n_records
+    check_classes(_used(found.label_values, names), n, n, name=found.roles.label)
+    if found.marks is not None:
+        found.marks.check()
+    summaries = _summaries(found.roles.schema, found.roles.label, workspace)
+    for batch in found.batches():
+        for name, summary in summaries.items():
+            summary.add(batch.table[name])
+    columns = describe(summaries, found.roles, source)
+    ordered = {name: counts[name] for name in class_names(found.label_values) if name in counts}
+    small = [name for name, n in ordered.items() if n < MIN_JUDGED]
+    notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
+    image = _image_facts(found)
+    if small:
+        notes.insert(
+            0,
+            f"fewer than {MIN_JUDGED} records, so trained on but not judged: {', '.join(map(repr, small))}",
+        )
+    return _profile(
+        source,
+        listing,
+        found.scan,
+        n_records=n,
+        label=found.roles.label,
+        columns=columns,
+        counts=ordered,
+        usable=True,
+        notes=[*notes, *found.scan.said(), *image_notes(image)],
+        image=image,
+    )
+
+
+def _used(values: pa.Array, names: list[str]) -> pa.Array:
+    texts = label_text(values).to_pylist()
+    return values.filter(pa.array([text in names for text in texts], pa.bool_()))
+
+
+def _summaries(schema: pa.Schema, label: str, workspace: Workspace) -> dict[str, ColumnSummary]:
+    return {f.name: ColumnSummary(f.type, workspace) for f in schema if f.name != label}
+
+
+def _image_facts(found: Candidates) -> ImageFacts | None:
+    """Counts of the images and of their near-duplicates, as a first version would find them."""
+    images = found.images
+    if images is None:
+        return None
+    names = find_clusters(found.every.keys, images.thumbs, ledger=Ledger("")).names
+    sizes = np.unique(names, return_counts=True)[1]
+    counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
+    return image_facts(
+        images.column,
+        dict(zip(images.kinds, counts, strict=True)),
+        n_clusters=int((sizes > 1).sum()),
+        n_clustered=int(sizes[sizes > 1].sum()),
+        largest_cluster=int(sizes.max()),
+    )
+
+
+def _unusable(
+    source: Source, listing: Listing, read: Scan, workspace: Workspace, trouble: str
+) -> Profile:
+    """What can be said although the label or a parameter does not fit."""
+    label = source.label if source.label in read.schema.names else ""
+    counts: Counter[str] = Counter()
+    summaries = _summaries(read.schema, label, workspace)
+    is_flat = bool(label) and is_comparable(value_type_of(read.schema.field(label).type))
+    n_records = n_missing = 0
+    for batch in read.batches():
+        table = batch.table
+        if is_flat:
+            missing = missing_labels(table[label])
+            n_missing += pc.sum(missing).as_py() or 0
+            table = table.filter(pc.invert(missing))
+            for item in label_text(table[label]).value_counts().to_pylist():
+                counts[item["values"]] += item["counts"]
+        n_records += table.num_rows
+        for name, summary in summaries.items():
+            summary.add(table[name])
+    return _profile(
+        source,
+        listing,
+        read,
+        n_records=n_records,
+        label=label,
+        columns=describe_summaries(read.schema, summaries, label=label),
+        counts=dict(counts.most_common(100)),
+        usable=False,
+        notes=[trouble, *read.said()],
+    )
+
+
+def _profile(
+    source: Source,
+    listing: Listing,
+    read: Scan,
+    *,
+    n_records: int,
+    label: str,
+    columns: tuple[ColumnFact, ...],
+    counts: dict[str, int],
+    usable: bool,
+    notes: list[str],
+    image: ImageFacts | None = None,
+) -> Profile:
+    reasons = by_reason(read.quarantine.table())
+    return Profile(
+        source=source.uri,
+        format=listing.format,
+        label=label,
+        usable=usable,
+        n_files=len(listing.entries),
+        n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
+        n_records=n_records,
+        columns=columns,
+        class_counts=counts,
+        imbalance_ratio=max(counts.values()) / min(counts.values()) if counts else 0.0,
+        n_quarantined=sum(reasons.values()),
+        quarantine=dict(reasons),
+        modality="table" if image is None else "image",
+        image=image,
+        notes=tuple(sorted(notes, key=lambda note: not note.startswith(MASKS))),
+    )

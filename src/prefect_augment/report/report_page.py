@@ -1,0 +1,342 @@
+"""The report's HTML page and the pictures in it."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect_augment import text as words
+from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
+from prefect_augment.figures.image_grid import shown_name
+from prefect_augment.report import charts
+from prefect_augment.report.json import Neighbour, ReportData, sheet_files
+from prefect_augment.report.report_sections import environment, shown_sections
+from prefect_augment.report.view_model import (
+    ORIGINS,
+    ArmRow,
+    ClassRow,
+    arm_rows,
+    as_is_arm,
+    class_rows,
+    headline,
+    main_difference,
+    published_counts,
+)
+from prefect_augment.schema.base import Interval
+
+__all__ = ["Chart", "draw_charts", "render_page"]
+
+MAX_SHAPES = 24  # columns drawn, the most different ones; report.json has all
+MAX_NEIGHBOURS = 24
+PARTS = ("fit", "val", "holdout")
+
+FAMILIES = {
+    "as_is": "the training records as they are",
+    "threshold": "as they are, with decision thresholds tuned on val",
+    "weights": "each record weighted by how rare its class is",
+    "loss": "the loss corrected by how frequent each class is (balanced softmax)",
+    "resampling": "records of rare classes drawn more often",
+    "classic": "records made by interpolating between neighbours of a class (SMOTE)",
+    "model": "synthetic records drawn from the generative model",
+    "mixture": "synthetic records together with interpolated ones",
+    "given": "the synthetic records that were handed in, as they are",
+}
+# Where images differ.
+IMAGE_FAMILIES = {
+    "classic": "records of rare classes drawn more often, some of them turned, shifted or made brighter",
+    "mixture": "synthetic records together with classic augmentation",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of the page: its section, file name, words for those who cannot see it, bytes.
+
+    ``caption`` stands below it; a user's own words, which the page shows in full.
+    """
+
+    section: str
+    file: str
+    alt: str
+    png: bytes
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, so that the page does not jump while it loads."""
+        width, height = struct.unpack(">II", self.png[16:24])  # IHDR is always the first chunk
+        return int(width), int(height)
+
+
+def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart, ...]:
+    """All pictures that the data allow, in page order.
+
+    Parameters
+    ----------
+    data : ReportData
+    shapes : sequence of ShapeSummary
+        The most different first, as far as they may be shown.
+
+    Returns
+    -------
+    tuple of Chart
+    """
+    rows = class_rows(data)
+    return (
+        *_counts_chart(data, rows),
+        *_sheet_charts(data),
+        *_val_chart(arm_rows(data)),
+        *_holdout_charts(data),
+        *_recall_chart(data, rows),
+        *_shape_charts(shapes),
+    )
+
+
+def _counts_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
+    if not data.counts_after or not rows:
+        return []
+    # The rarest ones where there are too many: they are what the run is about.
+    shown = rows[-charts.MAX_ROWS :]
+    bars = [charts.ClassBar(r.name, r.before, r.after, r.weighted, r.number) for r in shown]
+    told = "; ".join(
+        f"{words.visible(r.name)}: {words.count(r.before)} to {words.count(r.total)}" for r in shown
+    )
+    alt = f"Training records per class before and after. {told}."
+    return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(bars))]
+
+
+def _sheet_charts(data: ReportData) -> list[Chart]:
+    kinds = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
+    found = []
+    for name, file in sheet_files(data).items():
+        alt = f"{kinds} images of {words.visible(name)}."
+        # Where the picture could not write the whole name; a browser has the letters for it.
+        caption = "" if shown_name(name) == name else name
+        found.append(Chart("pictures", file, alt, data.sheets[name], caption))
+    return found
+
+
+def _val_chart(rows: Sequence[ArmRow]) -> list[Chart]:
+    if not rows:
+        return []
+    shown = rows[: charts.MAX_ROWS]
+    forest = [
+        charts.ForestRow(
+            r.name, _percent(r.spread), tuple(100 * s for s in r.scores), _short_mark(r.mark)
+        )
+        for r in shown
+    ]
+    label = "balanced accuracy on val, %"
+    png = charts.forest_chart(forest, label=label, legend="mean, lowest to highest seed")
+    told = "; ".join(f"{r.name}: {words.percent(r.score)} %" for r in shown)
+    return [Chart("val", "arms_val.png", f"Balanced accuracy of each arm on val. {told}.", png)]
+
+
+def _holdout_charts(data: ReportData) -> list[Chart]:
+    verdict = data.verdict
+    if verdict is None or not verdict.balanced_accuracy:
+        return []
+    arms = _holdout_arms(data)
+    rows = [
+        charts.ForestRow(n, _percent(i), mark=_short_mark(_holdout_mark(data, n))) for n, i in arms
+    ]
+    label = "balanced accuracy on the hold-out, %"
+    told = "; ".join(f"{n}: {words.interval_percent(i)} %" for n, i in arms)
+    found = [
+        Chart(
+            "holdout",
+            "arms_holdout.png",
+            f"Balanced accuracy on the hold-out with 95 % intervals. {told}.",
+            charts.forest_chart(rows, label=label, legend="95 % interval"),
+        )
+    ]
+    if verdict.differences:
+        rows = [
+            charts.ForestRow(d.arm, _percent(d.interval), detail=f"vs {d.against}")
+            for d in verdict.differences
+        ]
+        told = "; ".join(
+            f"{d.arm} against {d.against}: {words.interval_points(d.interval)}"
+            for d in verdict.differences
+        )
+        png = charts.forest_chart(
+            rows,
+            label="difference on the hold-out, points",
+            zero=True,
+            effect=100 * verdict.minimum_detectable_effect,
+            legend="95 % interval",
+        )
+        alt = f"Differences of balanced accuracy on the hold-out, in points. {told}."
+        found.append(Chart("holdout", "differences.png", alt, png))
+    return found
+
+
+def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
+    judged = [r for r in rows if r.recall_as_is or r.recall_chosen][-charts.MAX_ROWS :]
+    if data.verdict is None or not judged:
+        return []
+    png = charts.recall_chart(
+        [charts.RecallRow(r.name, r.recall_as_is, r.recall_chosen, r.number) for r in judged],
+        before=as_is_arm(data) or "as is",
+        after=data.verdict.chosen,
+    )
+    told = "; ".join(
+        f"{words.visible(r.name)}: {words.interval_percent(r.recall_as_is)} to "
+        f"{words.interval_percent(r.recall_chosen)}"
+        for r in judged
+    )
+    return [Chart("recall", "class_recall.png", f"Recall per class in percent. {told}.", png)]
+
+
+def _shape_charts(shapes: Sequence[ShapeSummary]) -> list[Chart]:
+    shown, step = shapes[:MAX_SHAPES], charts.SHAPES_PER_CHART
+    found = []
+    for i in range(0, len(shown), step):
+        group = shown[i : i + step]
+        told = "; ".join(
+            f"{words.visible(s.column)}: distance {words.number(s.distance)}" for s in group
+        )
+        alt = f"Distribution of each column in real and synthetic records. {told}."
+        file = f"column_shapes_{i // step + 1}.png"
+        found.append(Chart("shapes", file, alt, charts.shapes_chart(group)))
+    return found
+
+
+def render_page(
+    data: ReportData, shapes: Sequence[ShapeSummary], pictures: Iterable[Chart]
+) -> bytes:
+    """The page as UTF-8 bytes; every string is escaped, every picture inline, no script.
+
+    Parameters
+    ----------
+    data : ReportData
+    shapes : sequence of ShapeSummary
+    pictures : iterable of Chart
+
+    Returns
+    -------
+    bytes
+    """
+    by_section: dict[str, list[Chart]] = {}
+    for chart in pictures:
+        by_section.setdefault(chart.section, []).append(chart)
+    context = _context(data, shapes, by_section)
+    page = environment().get_template("report.html.j2")
+    text = page.render(context, sections=shown_sections(data, context))
+    return text.encode("utf-8", errors="replace")
+
+
+def _context(
+    data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
+) -> dict[str, Any]:
+    """What the templates are filled with."""
+    rows, arms = class_rows(data), arm_rows(data)
+    neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
+    return {
+        "data": data,
+        "is_image": data.modality == "image",
+        "parts": [part for part in PARTS if part in data.part_counts],
+        "head": headline(data),
+        "main": main_difference(data),
+        "published": published_counts(data),
+        "charts": by_section,
+        "rows": rows,
+        "arms": arms,
+        "families": _families_used(arms, data),
+        "has_times": any(arm.seconds for arm in arms),
+        "has_amounts": any(amount != 1.0 for arm in arms for amount in arm.amounts),
+        "as_is": as_is_arm(data),
+        "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
+        "ratios": _imbalance_ratios(data, rows),
+        "gate_metrics": _gate_metrics(data),
+        "shapes": shapes,
+        "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
+        "max_rows": charts.MAX_ROWS,
+        "neighbours": neighbours,
+        "neighbour_columns": _neighbour_columns(data, neighbours),
+        "thresholds": _threshold_rows(data, rows),
+        "holdout_arms": _holdout_arms(data),
+        "decisions": _decision_counts(rows),
+    }
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(
+        estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
+    )
+
+
+def _short_mark(mark: str) -> str:
+    return mark if mark in ("chosen", "baseline") else ""
+
+
+def _holdout_mark(data: ReportData, arm: str) -> str:
+    verdict = data.verdict
+    if verdict is None:
+        return ""
+    return "chosen" if arm == verdict.chosen else "baseline" if arm == verdict.baseline else ""
+
+
+def _families_used(arms: Sequence[ArmRow], data: ReportData) -> list[tuple[str, str]]:
+    used = {a.family for a in arms}
+    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
+    return [(f.replace("_", " "), text) for f, text in texts.items() if f in used]
+
+
+def _imbalance_ratios(
+    data: ReportData, rows: Sequence[ClassRow]
+) -> tuple[float | None, float | None, float | None]:
+    """Largest over smallest class before, after, and with the weights; None where not known."""
+    before = [float(r.before) for r in rows]
+    after = [float(r.total) for r in rows] if data.counts_after else []
+    weighted = [r.weighted for r in rows if r.weighted is not None]
+    return (_ratio(before), _ratio(after), _ratio(weighted) if len(weighted) == len(rows) else None)
+
+
+def _ratio(counts: Sequence[float]) -> float | None:
+    return max(counts) / min(counts) if counts and min(counts) > 0 else None
+
+
+def _gate_metrics(data: ReportData) -> list[str]:
+    """Names of the gate's metrics over all strata."""
+    return sorted({name for c in data.gate.classes for name in c.metrics}) if data.gate else []
+
+
+def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> list[str]:
+    """Columns in the source's order; others, by name, after them."""
+    there = {name for n in neighbours for name in (*n.synthetic, *n.real)}
+    known = [c.name for c in data.columns if c.name in there]
+    return [*known, *sorted(there.difference(known))]
+
+
+def _threshold_rows(
+    data: ReportData, rows: Sequence[ClassRow]
+) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """Learners, and per class their multipliers."""
+    thresholds: dict[str, dict[str, float]] = data.recipe.thresholds if data.recipe else {}
+    learners = sorted(thresholds)
+    tuned = {name for factors in thresholds.values() for name in factors}
+    names = [r.name for r in rows if r.name in tuned]
+    names += sorted(tuned.difference(names))
+    return learners, [(n, [thresholds[learner].get(n) for learner in learners]) for n in names]
+
+
+def _holdout_arms(data: ReportData) -> list[tuple[str, Interval]]:
+    """Arms of the last comparison, the best first."""
+    scores = data.verdict.balanced_accuracy if data.verdict else {}
+    return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
+
+
+def _decision_counts(rows: Sequence[ClassRow]) -> list[tuple[str, int]]:
+    """How many classes got each decision, the most frequent first."""
+    counted = Counter(r.decision for r in rows if r.decision)
+    return sorted(counted.items(), key=lambda kv: (-kv[1], kv[0]))

@@ -1,0 +1,264 @@
+"""What a run says of itself when it ends.
+
+A run in a sentence and on a page: what people see first when it has ended.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from prefect_augment.report.redaction import hiding
+from prefect_augment.schema.base import (
+    ApprovalDecision,
+    ArmScore,
+    BalancePlan,
+    Commit,
+    DatasetRef,
+    GateReport,
+    Recipe,
+    ReportRef,
+    RunResult,
+    Verdict,
+)
+from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.privacy import Privacy
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.store import Store
+from prefect_augment.text import count, duration, markdown_text
+
+__all__ = ["outcome_sentence", "peak_rss_bytes", "run_page", "summarise", "where", "with_given"]
+
+
+def summarise(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    *,
+    status: Literal[
+        "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
+    ],
+    started: float,
+    store: Store | None = None,
+    commit: Commit | None = None,
+    scores: Sequence[ArmScore] = (),
+    recipe: Recipe | None = None,
+    verdict: Verdict | None = None,
+    report: ReportRef | None = None,
+    proposal: str = "",
+    approval: ApprovalDecision | None = None,
+) -> RunResult:
+    """Return the run's result.
+
+    Parameters
+    ----------
+    started : float
+        ``time.monotonic()`` at the start.
+    store : Store, optional
+        The destination, to read the counts of what was published.
+    proposal : str, optional
+        Id of what somebody has to decide, or has decided.
+    approval : ApprovalDecision, optional
+        What somebody decided.
+    """
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    page = f"{report.root}/{report.prefix}/report.html" if report else ""
+    if commit is not None and store is not None:
+        manifest = read_manifest(store, commit.version)
+        for shard in manifest.shards:
+            split = counts.setdefault(shard.split, {})
+            for name, n in shard.class_counts.items():
+                origins = split.setdefault(name, {})
+                origins[shard.origin] = origins.get(shard.origin, 0) + n
+        page = f"{store.uri}/{manifest.report}" if manifest.report else ""
+    return RunResult(
+        status=status,
+        version=commit.version if commit else None,
+        manifest=f"{commit.root}/{commit.manifest}" if commit else "",
+        counts=counts,
+        quarantined=dataset.n_quarantined,
+        plan=plan,
+        arms=tuple(scores),
+        recipe=recipe,
+        verdict=verdict,
+        report=page,
+        seconds=round(time.monotonic() - started, 2),
+        peak_rss_bytes=peak_rss_bytes(),
+        notes=plan.warnings,
+        proposal=proposal,
+        approval=approval,
+    )
+
+
+def with_given(
+    result: RunResult,
+    given: DatasetRef,
+    judged: GateReport,
+    privacy: Privacy | None,
+    *,
+    pictures: Literal["real", "synthetic", "none"],
+    store: Store,
+) -> RunResult:
+    """Add what became of records that another tool made: those given are those judged and those quarantined.
+
+    With ``pictures`` none, notes quote no value of them.
+    """
+    dropped = Counter[str]()
+    for c in judged.classes:
+        dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
+    why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common())
+    said = [f"the gate would drop {sum(dropped.values()):,} of {given.n_records:,}: {why}"] * bool(
+        why
+    )
+    notes = judged.notes
+    if pictures == "none":
+        facts = load_facts(given, store)
+        strata = [name for c in result.plan.classes for name in (c.name, c.label)]
+        notes = tuple(map(hiding({facts.label, *(c.name for c in facts.columns), *strata}), notes))
+    counts = {
+        "given": given.n_records + given.n_quarantined,
+        "quarantined": given.n_quarantined,
+        "judged": given.n_records,
+        "passed": sum(c.n_passed for c in judged.classes),
+        "kept": sum(c.n_kept for c in judged.classes),
+    }
+    return result.model_copy(
+        update={
+            "given": counts,
+            "quarantined": result.quarantined + given.n_quarantined,
+            "privacy": privacy.finding if privacy else "",
+            "notes": (
+                *result.notes,
+                *notes,
+                *said,
+                *([privacy.sentence] if privacy else []),
+            ),
+        }
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+
+
+MAX_CLASSES = 50
+MAX_SHARDS = 20
+
+
+def outcome_sentence(result: RunResult, root: str) -> str:
+    """Return what became of a run, and what to do next where something is to be done.
+
+    Parameters
+    ----------
+    root : str
+        The destination.
+    """
+    verdict = f" Verdict: {result.verdict.decision}." if result.verdict else ""
+    if result.status == "published":
+        n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
+        recipe = f" Recipe: {result.recipe.arm.name}." if result.recipe else ""
+        approval = f" {result.approval.sentence}" if result.approval else ""
+        return f"Published version {result.version} with {n:,} training records.{verdict}{recipe}{approval}"
+    if result.status == "unchanged":
+        return f"Nothing new: the same inputs are version {result.version}.{verdict}"
+    if result.status == "awaiting_approval":
+        return (
+            f"Nothing is published yet: it waits for approval.{verdict} "
+            f"To decide: prefect-augment approve {root} {result.proposal}"
+        )
+    if result.status == "rejected":
+        said = result.approval.sentence if result.approval else "It was rejected."
+        return (
+            f"Nothing was published. {said} The rejection stands for this very version; to decide anew, set "
+            "approval.ask_again, or use prefect-augment approve --again."
+        )
+    if result.status == "planned":
+        estimate = result.plan.estimate
+        return f"Plan only: nothing was published. A run takes about {duration(estimate.seconds)}."
+    return f"Judged; nothing was to be published.{verdict}"
+
+
+def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
+    """Return a page of markdown: the verdict, the version, counts before and after, where things are.
+
+    Parameters
+    ----------
+    root : str
+        The destination.
+    manifest : Manifest or None
+        The version's, where there is one.
+
+    Returns
+    -------
+    str
+        User strings are escaped.
+    """
+    blocks = []
+    if result.verdict is not None:
+        reasons = markdown_text(" ".join(result.verdict.reasons))
+        blocks.append(f"## Verdict: {result.verdict.decision}\n\n{reasons}")
+    blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
+    if result.recipe is not None:
+        blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")
+    blocks += [_classes(result), *(f"- {markdown_text(note)}" for note in result.notes)]
+    blocks.append(_places(result, root, manifest))
+    took = f"{duration(result.seconds)}, peak memory {result.peak_rss_bytes / 2**20:,.0f} MiB"
+    if result.quarantined:
+        took += f", {count(result.quarantined)} records quarantined"
+    blocks.append(took + ".")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _classes(result: RunResult) -> str:
+    """Training records per class before and after."""
+    before: dict[str, int] = {}
+    for entry in result.plan.classes:
+        before[entry.label] = before.get(entry.label, 0) + entry.n_real
+    after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
+    target: dict[str, int] = {}
+    for entry in result.plan.classes:
+        target[entry.label] = target.get(entry.label, 0) + entry.target
+    last = after or target
+    lines = [
+        f"| class | before | {'after' if after else 'target'} |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {markdown_text(name)} | {n:,} | {last.get(name, 0):,} |"
+            for name, n in list(before.items())[:MAX_CLASSES]
+        ),
+    ]
+    if len(before) > MAX_CLASSES:
+        lines.append(f"| … and {len(before) - MAX_CLASSES} more | | |")
+    return "\n".join(lines)
+
+
+def _places(result: RunResult, root: str, manifest: Manifest | None) -> str:
+    lines = [f"- dataset: {where(root, root)}"]
+    if result.manifest:
+        lines.append(f"- manifest: {where(result.manifest.rsplit('/', 1)[-1], result.manifest)}")
+    if result.report:
+        lines.append(f"- report: {where('report.html', result.report)}")
+    if manifest is not None:
+        shown = manifest.shards[:MAX_SHARDS]
+        lines += [
+            f"- {shard.split} {shard.origin}, {shard.n_records:,} records: "
+            f"{where(shard.path.rsplit('/', 1)[-1], f'{root}/{shard.path}')}"
+            for shard in shown
+        ]
+        if len(manifest.shards) > len(shown):
+            lines.append(f"- … and {len(manifest.shards) - len(shown)} more shards")
+    return "\n".join(lines)
+
+
+def where(name: str, uri: str) -> str:
+    """Return a link in markdown; a local path becomes a file URL, and what is odd is encoded."""
+    url = uri if re.match(r"[a-z][a-z0-9+.-]*://", uri) else Path(uri).absolute().as_uri()
+    return f"[{markdown_text(name)}]({quote(url, safe='/:%?&=#@+~-._')})"

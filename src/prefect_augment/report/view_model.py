@@ -1,0 +1,332 @@
+"""What the report says, before it is laid out: rows per class and arm, the verdict in words.
+
+The page and the markdown summary both read from here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from prefect_augment.report.json import ReportData
+from prefect_augment.schema.base import ArmScore, Difference, Interval, LearnerScore, Origin
+from prefect_augment.text import (
+    count,
+    interval_points,
+    natural_order,
+    points,
+)
+
+__all__ = [
+    "ArmRow",
+    "ClassRow",
+    "Headline",
+    "arm_rows",
+    "as_is_arm",
+    "class_rows",
+    "headline",
+    "main_difference",
+    "published_counts",
+]
+
+ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict as the first thing on the page: a word, why, and what it rests on."""
+
+    decision: str  # accept | reject | inconclusive | none, for the page's colours
+    word: str
+    sentence: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class over the whole run; None where a step was not run for it."""
+
+    number: int  # place in the table, for pictures that cannot draw the name
+    name: str
+    before: int
+    after: Mapping[Origin, int]
+    weighted: float | None
+    n_holdout: int | None
+    recall_as_is: Interval | None
+    recall_chosen: Interval | None
+    decision: str
+    why_not_judged: str
+    n_candidates: int | None
+    n_passed: int | None
+    n_kept: int | None
+    reasons: tuple[tuple[str, int], ...]
+
+    @property
+    def total(self) -> int:
+        """Published training records."""
+        return sum(self.after.values())
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Share of the candidates that passed the gate."""
+        return self.n_passed / self.n_candidates if self.n_passed and self.n_candidates else None
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm on val: means over its seeds and learners."""
+
+    name: str
+    family: str
+    mark: str  # chosen | baseline | as is | ""
+    amounts: tuple[float, ...]  # how far to full balance the arm's search went: 0.5 is half of it
+    scores: tuple[float, ...]  # balanced accuracy per seed
+    macro_f1: float
+    auprc: float
+    worst_recall: float
+    brier: float
+    n_train: int
+    seconds: float
+    learners: tuple[tuple[str, LearnerScore], ...]  # of the first seed
+
+    @property
+    def score(self) -> float:
+        """Balanced accuracy, mean over the seeds."""
+        return fmean(self.scores)
+
+    @property
+    def spread(self) -> Interval:
+        """The mean with the lowest and highest seed: a spread, not a confidence interval."""
+        return Interval(estimate=self.score, low=min(self.scores), high=max(self.scores))
+
+
+def headline(data: ReportData) -> Headline:
+    """The verdict in plain words, also for runs that have none."""
+    verdict = data.verdict
+    if verdict is None:
+        if data.status == "refused":
+            return Headline(
+                "none", "Refused", "The run was refused; nothing was published.", data.notes
+            )
+        return Headline(
+            "none",
+            "Not judged",
+            "No comparison on held-out real records was run, so nothing here says whether the "
+            "data helps.",
+            (),
+        )
+    lead = {
+        "accept": "The chosen way of training holds up on held-out real records",
+        "reject": "The chosen way of training does not hold up on held-out real records",
+        "inconclusive": "The held-out real records cannot tell the chosen way of training from "
+        "what it was compared with",
+    }[verdict.decision]
+    difference = main_difference(data)
+    if difference is None and verdict.decision == "inconclusive":
+        sentence = (
+            "There was no gain to show on held-out real records "
+            f"({count(verdict.n_holdout)} records)."
+        )
+    elif difference is None:
+        sentence = f"{lead} ({count(verdict.n_holdout)} records)."
+    else:
+        sentence = (
+            f"{lead}: “{difference.arm}” scored {points(difference.interval.estimate)} points of "
+            f"balanced accuracy against “{difference.against}” (95 % interval "
+            f"{points(difference.interval.low)} to {points(difference.interval.high)}, "
+            f"{count(verdict.n_holdout)} records)."
+        )
+    if data.status == "refused":
+        sentence += " The run was told to fail in this case, so nothing was published."
+    return Headline(verdict.decision, verdict.decision.capitalize(), sentence, verdict.reasons)
+
+
+def main_difference(data: ReportData) -> Difference | None:
+    """The comparison that the verdict is about; None where the arms are one and the same."""
+    verdict = data.verdict
+    if verdict is None or not verdict.differences:
+        return None
+    pairs = {(d.arm, d.against): d for d in verdict.differences}
+    return pairs.get((verdict.chosen, verdict.baseline), verdict.differences[0])
+
+
+def as_is_arm(data: ReportData) -> str | None:
+    """Name of the arm that trains on the source as it is."""
+    for score in data.arm_scores:
+        if score.arm.family == "as_is":
+            return score.arm.name
+    if data.verdict is None:
+        return None
+    others = set(data.verdict.class_recall) - {data.verdict.chosen, data.verdict.baseline}
+    return min(others) if others else data.verdict.baseline
+
+
+def published_counts(data: ReportData) -> str:
+    """``1,234 training records: 1,000 real, 234 synthetic``; empty where nothing is known."""
+    totals = {o: sum(c.get(o, 0) for c in data.counts_after.values()) for o in ORIGINS}
+    if not any(totals.values()):
+        return ""
+    parts = ", ".join(f"{count(n)} {origin}" for origin, n in totals.items() if n)
+    return f"{count(sum(totals.values()))} training records: {parts}"
+
+
+def class_rows(data: ReportData) -> tuple[ClassRow, ...]:
+    """One row per class, the largest first, ties by name."""
+    before = {name: _n_before(data, name) for name in _class_names(data)}
+    order = sorted(before, key=lambda name: (-before[name], natural_order(name)))
+    gates = _gate_by_class(data)
+    return tuple(_class_row(data, i + 1, name, before[name], gates) for i, name in enumerate(order))
+
+
+def _class_row(
+    data: ReportData, number: int, name: str, before: int, gates: Mapping[str, _GateSum]
+) -> ClassRow:
+    verdict, gate = data.verdict, gates.get(name)
+    recall = verdict.class_recall if verdict else {}
+    chosen = recall.get(verdict.chosen, {}) if verdict else {}
+    not_judged = {**data.not_judged, **(verdict.not_judged if verdict else {})}
+    decision = verdict.class_decisions.get(name, "") if verdict else ""
+    holdout = data.part_counts.get("holdout")
+    return ClassRow(
+        number=number,
+        name=name,
+        before=before,
+        after=data.counts_after.get(name, {}),
+        weighted=_weighted(data, name, before),
+        n_holdout=None if holdout is None else holdout.get(name, 0),
+        recall_as_is=recall.get(as_is_arm(data) or "", {}).get(name),
+        recall_chosen=chosen.get(name),
+        decision="not judged" if name in not_judged and not decision else decision,
+        why_not_judged=not_judged.get(name, ""),
+        n_candidates=gate.n_candidates if gate else None,
+        n_passed=gate.n_passed if gate else None,
+        n_kept=gate.n_kept if gate else None,
+        reasons=tuple(gate.reasons) if gate else (),
+    )
+
+
+def _class_names(data: ReportData) -> set[str]:
+    """Every class that any step knows of."""
+    groups: list[Iterable[str]] = [
+        data.counts_before,
+        data.counts_after,
+        data.not_judged,
+        *data.part_counts.values(),
+    ]
+    if data.plan is not None:
+        groups.append(c.label for c in data.plan.classes)
+    if data.verdict is not None:
+        groups += [data.verdict.class_decisions, data.verdict.not_judged]
+    return {name for group in groups for name in group}
+
+
+def _n_before(data: ReportData, name: str) -> int:
+    """Real training records of a class, from the first source that knows."""
+    if data.counts_before:
+        return sum(data.counts_before.get(name, {}).values())
+    if data.part_counts:
+        return sum(data.part_counts.get(part, {}).get(name, 0) for part in ("fit", "val"))
+    if data.plan is not None:
+        return sum(c.n_real for c in data.plan.classes if c.label == name)
+    return 0
+
+
+def _weighted(data: ReportData, name: str, before: int) -> float | None:
+    """Records that the weights make of a class; from the recipe where only real ones go out."""
+    if data.weighted_counts:
+        return data.weighted_counts.get(name)
+    recipe, plan = data.recipe, data.plan
+    if recipe is None or plan is None:
+        return None
+    if (
+        any(recipe.synthetic.values())
+        or any(recipe.classic.values())
+        or any(recipe.copies.values())
+    ):
+        return None
+    weights = recipe.class_weight
+    if all(abs(w - 1.0) < 1e-9 for w in weights.values()):
+        return None
+    return sum(c.n_real * weights.get(c.name, 1.0) for c in plan.classes if c.label == name)
+
+
+@dataclass(frozen=True)
+class _GateSum:
+    """The gate's figures of a class, summed over its strata."""
+
+    n_candidates: int
+    n_passed: int
+    n_kept: int
+    reasons: tuple[tuple[str, int], ...]
+
+
+def _gate_by_class(data: ReportData) -> dict[str, _GateSum]:
+    if data.gate is None:
+        return {}
+    label_of = {c.name: c.label for c in data.plan.classes} if data.plan else {}
+    strata = defaultdict(list)
+    for stratum in data.gate.classes:
+        strata[label_of.get(stratum.name, stratum.name)].append(stratum)
+    sums = {}
+    for label, gates in strata.items():
+        reasons: Counter[str] = Counter()
+        for gate in gates:
+            reasons.update(gate.reasons)
+        sums[label] = _GateSum(
+            n_candidates=sum(g.n_candidates for g in gates),
+            n_passed=sum(g.n_passed for g in gates),
+            n_kept=sum(g.n_kept for g in gates),
+            reasons=tuple(sorted(reasons.items(), key=lambda kv: (-kv[1], kv[0]))),
+        )
+    return sums
+
+
+def arm_rows(data: ReportData) -> tuple[ArmRow, ...]:
+    """One row per arm on val, the best first; its seeds may differ in amount."""
+    groups: defaultdict[str, list[ArmScore]] = defaultdict(list)
+    for score in data.arm_scores:
+        groups[score.arm.name].append(score)
+    rows = [_arm_row(data, name, sorted(g, key=lambda s: s.seed)) for name, g in groups.items()]
+    return tuple(sorted(rows, key=lambda r: (-r.score, r.name)))
+
+
+def _arm_row(data: ReportData, name: str, scores: Sequence[ArmScore]) -> ArmRow:
+    learners = [learner for score in scores for learner in score.learners.values()]
+    return ArmRow(
+        name=name,
+        family=scores[0].arm.family,
+        mark=_mark(data, name, scores[0].arm.family),
+        amounts=tuple(sorted({s.arm.amount for s in scores})),
+        scores=tuple(s.score for s in scores),
+        macro_f1=_mean(s.macro_f1 for s in learners),
+        auprc=_mean(s.auprc for s in learners),
+        worst_recall=_mean(s.worst_recall for s in learners),
+        brier=_mean(s.brier for s in learners),
+        n_train=scores[0].n_train,
+        seconds=sum(s.seconds for s in scores),
+        learners=tuple(sorted(scores[0].learners.items())),
+    )
+
+
+def _mark(data: ReportData, name: str, family: str) -> str:
+    verdict, recipe = data.verdict, data.recipe
+    if name == (verdict.chosen if verdict else recipe.arm.name if recipe else None):
+        return "chosen"
+    if verdict is not None and name == verdict.baseline:
+        return "baseline"
+    return "as is" if family == "as_is" and name not in ("as is", "as_is") else ""
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return fmean(listed) if listed else float("nan")
+
+
+def difference_text(difference: Difference) -> str:
+    """``“a” against “b”: +2.1 (+0.4 to +3.8) points``."""
+    return (
+        f"“{difference.arm}” against “{difference.against}”: "
+        f"{interval_points(difference.interval)} points"
+    )

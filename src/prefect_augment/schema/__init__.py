@@ -1,0 +1,1 @@
+"""Results: frozen, and stored as JSON."""

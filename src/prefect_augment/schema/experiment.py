@@ -1,0 +1,205 @@
+"""Facts of the search on val: what was tried in which rung, how it scored, and why it was dropped.
+
+Facts: what the one reading of the hold-out says beside the verdict.
+
+Robustness, groups and calibration of the arms that met on the hold-out. They travel by the path of
+their receipt, :attr:`.Verdict.further`; the report has them under the keys of :class:`HoldoutFacts`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from prefect_augment.schema.base import Arm, Difference, Fact, Interval
+
+__all__ = [
+    "ArmCalibration",
+    "CalibrationFacts",
+    "CalibrationScore",
+    "ConditionFact",
+    "Gap",
+    "GroupFact",
+    "HoldoutFacts",
+    "RobustnessFacts",
+    "Rung",
+    "SearchFacts",
+    "SliceFact",
+    "SliceFacts",
+    "Trial",
+]
+
+
+class Trial(Fact):
+    """One setting of one arm in one rung."""
+
+    arm: Arm
+    model: str = ""  # kind of the generative model, of arms that have one
+    score: float  # balanced accuracy on val, mean over learners, folds and seeds
+    spread: float | None  # standard deviation over these folds and seeds; None where there is one
+    n_scores: int  # folds times seeds
+    seconds: float = 0.0  # 0 where budget.steps asks for the same bytes every time
+    kept: bool
+    reason: str = ""  # why it was dropped
+
+
+class Rung(Fact):
+    """One round of the search: everything in it was trained alike."""
+
+    name: str
+    effort: float  # share of the steps of a learner that judges in full
+    n_seeds: int
+    trials: tuple[Trial, ...]
+    note: str = ""
+
+    @property
+    def n_kept(self) -> int:
+        """Trials that went on."""
+        return sum(trial.kept for trial in self.trials)
+
+
+class SearchFacts(Fact):
+    """The search as a whole; key ``search`` of ``report.json``."""
+
+    rungs: tuple[Rung, ...]
+    n_settings: int  # at most tried of an arm: the same for baselines and models
+    passed_over: dict[str, str] = Field(
+        default_factory=dict
+    )  # kind of model -> why it was not tried
+
+    @property
+    def n_trials(self) -> int:
+        """Settings that were tried in the first rung."""
+        return len(self.rungs[0].trials) if self.rungs else 0
+
+
+Shown = Literal["gains", "loses", "not shown", "too few"]
+
+
+# --- robustness -------------------------------------------------------------------------------
+
+
+class ConditionFact(Fact):
+    """Balanced accuracy on the hold-out under one condition, in [0, 1]."""
+
+    name: (
+        str  # noise, blur …; "clean" for the records as they are, "mean" for the mean of the others
+    )
+    strength: str  # what was done and how much of it, in words
+    balanced_accuracy: dict[str, Interval]  # by arm
+    differences: tuple[Difference, ...]  # the pairs of the verdict, under this condition
+    # How much larger each difference is than on clean records; empty for these.
+    changes: tuple[Difference, ...] = ()
+
+
+class RobustnessFacts(Fact):
+    """The compared arms on corrupted copies of hold-out records; trained on no such copies."""
+
+    n_records: int  # hold-out records that were corrupted, each in every way
+    seed: int
+    clean: ConditionFact  # the same records as they are
+    conditions: tuple[ConditionFact, ...]
+    mean: ConditionFact
+    sentence: str
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+class SliceFact(Fact):
+    """One class within one group: its recall before and after."""
+
+    label: str
+    group: dict[str, str]  # column -> value
+    n_holdout: int
+    before: Interval | None = None  # None where there are too few records
+    after: Interval | None = None
+    difference: Interval | None = None  # holds together with those of all other slices
+    decision: Shown
+
+
+class GroupFact(Fact):
+    """One group over its classes: the mean of their recalls, before and after."""
+
+    group: dict[str, str]
+    n_holdout: int
+    n_classes: int  # with enough records in the group
+    before: Interval | None = None
+    after: Interval | None = None
+    difference: Interval | None = None  # holds together with those of all other groups
+    decision: Shown
+
+
+class Gap(Fact):
+    """Highest less lowest recall over the groups that have enough records."""
+
+    label: str  # empty: the mean over the classes
+    columns: tuple[str, ...]
+    before: Interval
+    after: Interval
+    change: Interval
+
+
+class SliceFacts(Fact):
+    """Whether the recipe helps one group and hurts another."""
+
+    by: tuple[str, ...]  # balance.by
+    before: str  # the arm that is compared with
+    after: str  # the arm whose recipe is published, or the chosen one where that is as is
+    min_records: int  # with fewer hold-out records nothing is said of a slice
+    n_too_few: int  # slices with fewer
+    groups: tuple[GroupFact, ...]
+    slices: tuple[SliceFact, ...]
+    gaps: tuple[Gap, ...]
+    flags: tuple[
+        str, ...
+    ]  # where one group gains and another loses, or the gap widens; in sentences
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+class CalibrationScore(Fact):
+    """How far probabilities are from what happens, in [0, 1]; lower is better."""
+
+    brier: Interval  # half the mean squared distance, as LearnerScore has it, over all classes
+    ece: Interval  # of the most probable class; 0 within it: nothing is shown
+    class_ece: Interval  # mean over CalibrationFacts.looked_at
+    expected: dict[
+        str, float
+    ]  # class -> records that the probabilities sum up to, per record there
+
+
+class ArmCalibration(Fact):
+    """One learner of one arm, as it predicts and with its prior corrected."""
+
+    as_predicted: CalibrationScore
+    corrected: CalibrationScore | None = None  # None where the training prior is the true one
+    change: Interval | None = None  # Brier score, corrected less as predicted
+
+
+class CalibrationFacts(Fact):
+    """Calibration of the compared arms on the hold-out."""
+
+    n_records: int
+    n_bins: int
+    looked_at: tuple[
+        str, ...
+    ]  # the rarest judged classes, whose probabilities are looked at one by one
+    arms: dict[str, dict[str, ArmCalibration]]  # arm -> learner
+    prior_true: dict[str, float]  # class -> share of the real training records
+    prior_train: dict[str, dict[str, float]]  # arm -> class -> share that it trains with
+    published: str
+    sentence: str
+
+
+# --- all of it --------------------------------------------------------------------------------
+
+
+class HoldoutFacts(Fact):
+    """What the verdict's reading of the hold-out says further; None where it was not asked."""
+
+    robustness: RobustnessFacts | None = None
+    slices: SliceFacts | None = None
+    calibration: CalibrationFacts | None = None

@@ -1,0 +1,241 @@
+"""Records that are too many for memory: written shard by shard as they come, and brought into order on disk.
+
+:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables that come one
+after the other; :class:`Reordered` puts records into another order by way of local files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import StorageError
+from prefect_augment.registry import load_shard_format
+from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.shards.base import write_shard, write_shards
+from prefect_augment.shards.hashing_sink import HashedSink
+from prefect_augment.shards.row_groups import rows_per_group
+from prefect_augment.storage.spill import Workspace, disk_space
+from prefect_augment.storage.store import Draft, Store
+
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_RECORDS",
+    "Reordered",
+    "cut",
+    "drafted",
+    "write_stream",
+]
+
+# What is in memory at once, of Arrow data; a record that is larger is one by itself.
+BATCH_BYTES = 8 << 20
+BATCH_RECORDS = 1 << 16
+# Files of a spill that are open at once; with more records than these hold, each is larger.
+MAX_BUCKETS = 256
+
+
+def write_stream(
+    store: Store,
+    tables: Iterable[pa.Table],
+    *,
+    n_records: int,
+    prefix: str,
+    stem: str,
+    split: str,
+    origin: Origin,
+    label: str,
+    max_records: int,
+    max_bytes: int,
+    n_bytes: int = 0,
+    shard_format: str = "parquet",
+    classes: Sequence[str] = (),
+) -> tuple[ShardFact, ...]:
+    """Put records that come table by table as immutable objects named by their content.
+
+    Where the first table holds all records this is :func:`write_shards`. Else each shard is built a
+    group of rows at a time; how many shards there are follows from the bytes of the first table's
+    records.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    tables : iterable of pyarrow.Table
+        Of one schema; how the records are cut into tables changes no byte, but for the first.
+    n_records : int
+        How many records come.
+    n_bytes : int
+        What is known beforehand of their size: they are taken for at least as large.
+    prefix, stem, split, origin, label, max_records, max_bytes, shard_format, classes
+        As for :func:`write_shards`, which raises the same errors.
+
+    Returns
+    -------
+    tuple of ShardFact
+        In the order of the records.
+    """
+    wishes = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
+    rest = (table for table in tables if table.num_rows)
+    first = next(rest, None)
+    if first is None:
+        return ()
+    if first.num_rows == n_records:
+        return write_shards(
+            store,
+            first,
+            **wishes,  # type: ignore[arg-type]
+            max_records=max_records,
+            max_bytes=max_bytes,
+            shard_format=shard_format,
+            classes=classes,
+        )
+    expected = max(first.nbytes / first.num_rows * n_records, n_bytes)
+    n_shards = max(math.ceil(n_records / max_records), math.ceil(expected / max_bytes))
+    n_rows = math.ceil(n_records / min(n_shards, n_records))
+    group = min(n_rows, rows_per_group(n_records, expected))
+    flow = _Rows(_chain(first, rest))
+    return tuple(
+        write_shard(
+            store,
+            flow.groups(min(n_rows, n_records - start), group),
+            kind=load_shard_format(shard_format)(),
+            name=f"{prefix}/{stem}-{i:05d}",
+            split=split,
+            origin=origin,
+            label=label,
+            classes=classes,
+        )
+        for i, start in enumerate(range(0, n_records, n_rows))
+    )
+
+
+def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+class _Rows:
+    """Tables that come one after the other, as groups of rows of any other size."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._held: list[pa.Table] = []
+
+    def groups(self, n_rows: int, size: int) -> Iterator[pa.Table]:
+        """Yield the next ``n_rows`` rows, ``size`` at a time, one chunk and one dictionary per column."""
+        for start in range(0, n_rows, size):
+            taken = list(self.next_rows(min(size, n_rows - start)))
+            yield pa.concat_tables(taken).unify_dictionaries().combine_chunks()
+
+    def next_rows(self, n: int) -> Iterator[pa.Table]:
+        """Yield the next ``n`` rows, in tables as they come."""
+        while n:
+            table = self._held.pop() if self._held else next(self._tables)
+            if table.num_rows > n:
+                self._held.append(table.slice(n))
+                table = table.slice(0, n)
+            n -= table.num_rows
+            yield table
+
+
+def cut(
+    tables: Iterable[pa.Table], sizes: Sequence[int]
+) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+    """Yield for each size so many of the rows that come, as tables, to be read before the next."""
+    flow = _Rows(iter(tables))
+    for size in sizes:
+        yield size, flow.next_rows(size)
+
+
+@contextmanager
+def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft, str]]:
+    """Give a draft with what is read from a file, block by block, and its sha256."""
+    with store.draft(folder) as draft:
+        with HashedSink(draft) as sink:
+            while block := file.read(1 << 20):
+                sink.write(block)
+        yield draft, sink.sha256
+
+
+# --- another order ----------------------------------------------------------------------------
+
+
+class Reordered:
+    """Records that come in one order and go in another, by way of local files; a context manager.
+
+    Parameters
+    ----------
+    n_records : int
+        How many there will be; their places are 0 … n_records - 1, each taken once.
+    n_bytes : int
+        About how many bytes of Arrow data they are.
+    """
+
+    def __init__(self, n_records: int, n_bytes: int) -> None:
+        self._n_records = n_records
+        wanted = max(math.ceil(n_bytes / BATCH_BYTES), math.ceil(n_records / BATCH_RECORDS), 1)
+        self._n_per_bucket = max(1, math.ceil(n_records / min(wanted, MAX_BUCKETS)))
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._workspace = Workspace()
+        self._paths: dict[int, Path] = {}
+
+    def __enter__(self) -> Reordered:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(StorageError):  # of a full disk, which has been said
+            self._close()
+        self._workspace.close()
+
+    def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
+        """Take in records with the place that each is to have."""
+        buckets = places // self._n_per_bucket
+        table = table.unify_dictionaries().append_column(_PLACE, pa.array(places, pa.int64()))
+        for bucket in np.unique(buckets).tolist():
+            rows = table.take(pa.array(np.flatnonzero(buckets == bucket)))
+            with disk_space():
+                self._writer(bucket, rows.schema).write_table(rows)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield all records in order, once, a file at a time."""
+        self._close()
+        for bucket in range(math.ceil(self._n_records / self._n_per_bucket)):
+            if bucket not in self._paths:
+                continue
+            path = self._paths[bucket]
+            with pa.OSFile(str(path)) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            path.unlink()
+            yield table.unify_dictionaries().sort_by(_PLACE).drop_columns([_PLACE])
+
+    def _path(self) -> Path:
+        return Path(self._workspace.path())
+
+    def _writer(self, bucket: int, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
+        if bucket not in self._writers:
+            self._paths[bucket] = self._path()
+            self._writers[bucket] = pa.ipc.new_stream(str(self._paths[bucket]), schema)
+        return self._writers[bucket]
+
+    def _close(self) -> None:
+        writers = list(self._writers.values())
+        self._writers.clear()
+        with disk_space():
+            for writer in writers:
+                writer.close()
+
+
+_PLACE = "__place__"

@@ -1,0 +1,263 @@
+"""Files out of a zip or tar, in memory only: nothing is ever extracted to disk.
+
+Names that would leave a folder, links and devices are not read; sizes are bounded before and while
+data are unpacked, so that a small archive cannot fill the memory.
+
+How much a file of a source may unpack to: a small one must not fill the memory.
+
+Text and tables shrink far better than images, so the bound is looser than that of archives
+(:mod:`prefect_augment.sources.archives`), and far below what a bomb is made for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from prefect_augment.errors import InputError
+from prefect_augment.sources.images.files import Member, is_ignored
+
+__all__ = [
+    "ARCHIVE_ENDINGS",
+    "UNPACK_ERRORS",
+    "most_bytes",
+    "opened",
+    "read_archive",
+    "refuse_bomb",
+    "size_of",
+    "too_large",
+]
+
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What an archive may unpack to: images hardly shrink, so this is far above any honest one.
+MAX_EXPANSION = 50
+MIN_TOTAL_BYTES = 1 << 30
+# More would not fit in memory by their names alone; ImageNet has 1.3 million.
+MAX_MEMBERS = 2_000_000
+# What a tar says of one member beside its header: a long name, attributes. tarfile reads it at once.
+MAX_EXTRA_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
+# An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
+BYTES_PER_PIXEL = 8
+HEADER_BYTES = 1 << 20
+
+READ_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # an encrypted member
+    NotImplementedError,  # a compression that zipfile does not know
+    ValueError,
+)
+
+
+def too_large(n_bytes: int, max_megapixels: float) -> bool:
+    """Tell whether a file is larger than any image within the limit could be."""
+    return n_bytes > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEADER_BYTES
+
+
+def read_archive(
+    file: IO[bytes], *, name: str, n_bytes: int, max_megapixels: float
+) -> Iterator[Member]:
+    """Yield the files in a zip or tar, those that cannot be used with the reason.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        The archive's path, for messages and by its ending.
+    n_bytes : int
+        Its size; bounds what it may unpack to.
+    max_megapixels : float
+        Larger members than such an image could be are not unpacked.
+
+    Raises
+    ------
+    InputError
+        If it is no archive, unpacks to far more than images would, or has too many members.
+    """
+    walk = _zip_members if name.lower().endswith(".zip") else _tar_members
+    limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
+    n_members = total = 0
+    try:
+        for member, n_unpacked in walk(file, max_megapixels):
+            n_members += 1
+            total += n_unpacked
+            if total > limit:
+                raise _bomb(name, n_bytes, f"unpacks to more than {limit:,} bytes")
+            if n_members > MAX_MEMBERS:
+                raise _bomb(name, n_bytes, f"has more than {MAX_MEMBERS:,} members")
+            yield member
+    except _ExtraTooLong as exc:
+        raise _bomb(name, n_bytes, f"says {exc} bytes of one member beside its content") from exc
+    except READ_ERRORS as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the archive
+        if not n_members:
+            raise InputError(
+                f"{name} cannot be read as an archive ({str(exc) or type(exc).__name__}); it may be cut off or of "
+                "another format. Write it again, or leave it out of the source.",
+                path=name,
+            ) from exc
+        yield Member(
+            f"{name}: from here on",
+            n_members + 1,
+            reason=f"truncated archive: {str(exc) or type(exc).__name__}",
+        )
+
+
+def _bomb(name: str, n_bytes: int, what: str) -> InputError:
+    return InputError(
+        f"{name} ({n_bytes:,} bytes) {what}, as decompression bombs do; "
+        "unpack it yourself if you trust it, and give the folder.",
+        path=name,
+    )
+
+
+def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
+    """The members, each with the bytes that were unpacked for it."""
+    with zipfile.ZipFile(file) as archive:
+        for i, info in enumerate(archive.infolist(), start=1):
+            if info.is_dir():
+                continue
+            path, reason = _checked(info.filename)
+            if stat.S_ISLNK(info.external_attr >> 16):
+                reason = "a link in an archive is not followed"
+            elif too_large(info.file_size, max_megapixels):
+                reason = "oversized (more bytes than an image may have)"
+            if reason or is_ignored(path):
+                yield Member(path, i, reason=reason), 0
+                continue
+            try:
+                with archive.open(info) as member:
+                    data, whole = _read(member, info.file_size)
+            except READ_ERRORS as exc:
+                yield Member(path, i, reason=f"cannot be unpacked: {_plain(exc)}"), 0
+                continue
+            reason = "" if whole else "oversized (more bytes than the archive says)"
+            yield Member(path, i, data if whole else b"", reason), len(data)
+
+
+class _ExtraTooLong(Exception):
+    """A member's name or attributes would fill the memory before the member is seen."""
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """A member's header whose extra parts are read only where they are short."""
+
+    def _bounded(self) -> None:
+        if self.size > MAX_EXTRA_BYTES:
+            raise _ExtraTooLong(f"{self.size:,}")
+
+    def _proc_gnulong(self, tar: tarfile.TarFile) -> Any:
+        self._bounded()
+        return super()._proc_gnulong(tar)  # type: ignore[misc]
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
+        self._bounded()
+        return super()._proc_pax(tar)  # type: ignore[misc]
+
+
+def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
+    """The members, each with its size: what is passed over is unpacked all the same."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_BoundedInfo) as archive:
+        for i, info in enumerate(archive, start=1):
+            if info.isdir():
+                continue
+            path, reason = _checked(info.name)
+            if info.issym() or info.islnk():
+                reason = "a link in an archive is not followed"
+            elif not info.isreg():
+                reason = "not a regular file"
+            elif too_large(info.size, max_megapixels):
+                reason = "oversized (more bytes than an image may have)"
+            if reason or is_ignored(path):
+                yield Member(path, i, reason=reason), info.size
+                continue
+            member = archive.extractfile(info)
+            assert member is not None, "regular files have content"
+            yield Member(path, i, _read(member, info.size)[0]), info.size
+
+
+def _read(member: IO[bytes], n_bytes: int) -> tuple[bytes, bool]:
+    """Read what the archive's directory announced; False where there is more."""
+    pieces = []
+    left = n_bytes + 1  # a directory that lies must not make us read on
+    while left > 0 and (piece := member.read(min(PIECE_BYTES, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces), left > 0
+
+
+def _plain(exc: Exception) -> str:
+    """One line without the member's name, so that equal troubles are counted together."""
+    text = str(exc).splitlines()[0] if str(exc) else ""
+    if isinstance(exc, RuntimeError) and "encrypted" in text:
+        return "it is encrypted"
+    return "its checksum is wrong" if "CRC" in text else type(exc).__name__
+
+
+def _checked(name: str) -> tuple[str, str]:
+    """Return the member's path in our own spelling, and why it is not safe."""
+    path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    path = path.replace("\\", "/")
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return path, "unsafe name: an absolute path"
+    segments = [s for s in path.split("/") if s not in ("", ".")]
+    if ".." in segments:
+        return path, "unsafe name: leaves the archive's folder"
+    return "/".join(segments), ""
+
+
+MAX_PACKED_EXPANSION = 250
+GZIP = b"\x1f\x8b"
+
+#: What reading a damaged gzip file raises; an OSError with an errno is the store's.
+UNPACK_ERRORS = (OSError, EOFError, zlib.error)
+
+
+def most_bytes(n_bytes: int) -> int:
+    """Return how much a file of ``n_bytes`` may unpack to."""
+    return max(MIN_TOTAL_BYTES, MAX_PACKED_EXPANSION * n_bytes)
+
+
+def refuse_bomb(name: str, n_bytes: int, n_unpacked: int) -> None:
+    """Raise where a file has unpacked to more than an honest one would.
+
+    Raises
+    ------
+    InputError
+        If ``n_unpacked`` is more than :func:`most_bytes`.
+    """
+    if n_unpacked > most_bytes(n_bytes):
+        raise InputError(
+            f"{name} ({n_bytes:,} bytes) unpacks to more than {most_bytes(n_bytes):,} bytes, as decompression bombs "
+            "do; if you trust it, write it again in several files or with less compression.",
+            path=name,
+            n_bytes=n_bytes,
+        )
+
+
+def size_of(file: IO[bytes]) -> int:
+    """Return the file's size in bytes; it is then at its beginning."""
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return n_bytes
+
+
+def opened(file: IO[bytes]) -> IO[bytes]:
+    """Return a stream of the file's content from its beginning, unpacked where it is gzip."""
+    file.seek(0)
+    is_packed = file.read(len(GZIP)) == GZIP
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if is_packed else file  # type: ignore[return-value]

@@ -1,0 +1,119 @@
+"""Arrow IPC as a source: files and streams, Feather of both versions, what `datasets` keeps on disk.
+
+A file says itself how it is to be read, so nothing is guessed. What it says is not believed: every
+value is validated before anything looks at it, because Arrow follows offsets without a check.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+
+from prefect_augment.errors import SchemaError
+from prefect_augment.params import Source
+from prefect_augment.sources.archives import refuse_bomb, size_of
+from prefect_augment.sources.base import SourceRecords
+from prefect_augment.sources.parquet import (
+    plain_schema,
+    refuse_duplicates,
+    unreadable_as,
+    with_plain_types,
+)
+
+__all__ = ["read_batches"]
+
+BYTES_AT_ONCE = 8 << 20
+FILE_MAGIC = b"ARROW1"
+FEATHER_1_MAGIC = b"FEA1"
+
+
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one Arrow file or stream, its types and schema metadata as they stand, in small batches.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        The file's path, for messages.
+    source : Source
+        Not used by this format.
+
+    Yields
+    ------
+    SourceRecords
+        At least one, maybe empty. ``positions`` count rows from 1. A file is read as a whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the file is not whole, not Arrow, holds values that cannot be, or unpacks to far more than
+        its size.
+    SchemaError
+        If two columns have the same name, or one is of a type that Parquet cannot hold.
+    """
+    n_bytes = size_of(file)
+    n_rows = n_unpacked = 0
+    with unreadable_as("Arrow IPC or Feather", name):
+        for table in _tables(file, name):
+            table.validate(full=True)
+            n_unpacked += table.nbytes
+            refuse_bomb(name, n_bytes, n_unpacked)
+            for part in _parts(with_plain_types(table)):
+                positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
+                yield SourceRecords(part, positions)
+                n_rows += part.num_rows
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """A batch in pieces of bounded size; somebody may have written all in one."""
+    n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, table.nbytes)))
+    for start in range(0, max(1, table.num_rows), n_rows):
+        yield table.slice(start, n_rows)
+
+
+def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
+    """The file's batches, each as a table; one without rows where there is none."""
+    magic = file.read(len(FILE_MAGIC))
+    file.seek(0)
+    if magic.startswith(FEATHER_1_MAGIC):
+        yield _checked(_read_feather_1(file), name)
+        return
+    if magic == FILE_MAGIC:
+        reader: Any = pa.ipc.open_file(file)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        reader = batches = pa.ipc.open_stream(file)
+    yield _checked(reader.schema.empty_table(), name)
+    for batch in batches:
+        yield pa.Table.from_batches([batch])
+
+
+def _read_feather_1(file: IO[bytes]) -> pa.Table:
+    with warnings.catch_warnings():
+        # Arrow will drop it one day; until then whoever has such files can bring them along.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return feather.read_table(io.BytesIO(file.read()))
+
+
+def _checked(table: pa.Table, name: str) -> pa.Table:
+    """Refuse columns that could not be told apart or published."""
+    refuse_duplicates(table.column_names, name)
+    for field in plain_schema(table.schema):
+        try:
+            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+        except pa.ArrowException as exc:
+            raise SchemaError(
+                f"column {field.name!r} of {name} is of type {field.type}, which Parquet cannot hold; convert it.",
+                path=name,
+                column=field.name,
+            ) from exc
+    return table

@@ -1,0 +1,496 @@
+"""CSV, TSV and their relatives as a source: text in, typed records out, every guess said in a note.
+
+Encoding, separator, decimal mark and header are found by looking at the bytes, or taken from
+:class:`~prefect_augment.params.Source`. Lines that do not fit are rejected with number and reason.
+What the columns hold is decided by :mod:`prefect_augment.sources.csv_types`.
+
+Text of a source's object, decoded piece by piece as often as it is asked for.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.errors import EmptyFileError, InputError, ParameterError, SchemaError
+from prefect_augment.params import Source
+from prefect_augment.sources.archives import UNPACK_ERRORS, refuse_bomb, size_of
+from prefect_augment.sources.base import Rejected, SourceRecords
+from prefect_augment.sources.csv_types import ColumnTyper, count_marks, is_number
+from prefect_augment.storage.spill import Workspace
+
+__all__ = ["Text", "read_batches"]
+
+SEPARATORS = (",", ";", "\t", "|")
+SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+SAMPLE_ROWS = 200  # rows that decide on separator and header
+# Python strings of so many rows, or characters, are alive at a time.
+ROWS_AT_ONCE = 32_768
+BYTES_AT_ONCE = 4 << 20
+MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
+
+
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one CSV file, typed by what its columns hold.
+
+    - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else
+      cp1252; gzip is unpacked.
+    - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as
+      the first; quoted fields may hold separators and line breaks.
+    - Header: the first line, unless it holds numbers where the columns below hold numbers.
+    - Empty fields are null. Types: see :class:`prefect_augment.sources.csv_types.ColumnTyper`; they are
+      settled when all lines have been seen, which are put aside as text until then.
+
+    Parameters
+    ----------
+    file : binary file
+        The whole object.
+    name : str
+        Its path, for messages.
+    source : Source
+        Encoding, separator and decimal mark where they are given, and the label.
+
+    Yields
+    ------
+    SourceRecords
+        ``positions`` are line numbers, counted from 1.
+
+    Raises
+    ------
+    InputError
+        If the file is empty, has only a header, is not text, or hardly any line fits.
+    SchemaError
+        If two columns have the same name.
+    """
+    text = Text(file, name, source.encoding)
+    if text.is_blank:
+        raise EmptyFileError(
+            f"{name} is empty; expected a header and at least one record.", path=name
+        )
+    separator = _find_separator(text, source.separator)
+    skip_blanks = _has_blanks_after(text, separator)
+    header, has_header = _header(text, separator, skip_blanks, source, name)
+    with Workspace() as workspace:
+        blocks = _Blocks(workspace, header)
+        with text.open() as file_lines:
+            lines = _Lines(file_lines)
+            reader = csv.reader(
+                lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True
+            )
+            if has_header:
+                next(reader)
+            blocks.read(reader, lines, name)
+        names, notes = blocks.without_blank_column()
+        typers, mark = blocks.typers(names, source, separator)
+        found = (
+            f"read as {text.encoding}, separator {SEPARATOR_NAMES.get(separator, repr(separator))}"
+        )
+        found += ", decimal comma" if mark == "," else ""
+        found += "" if has_header else ", no header line: columns are named column_1, column_2 …"
+        found += ", blanks after separators left out" if skip_blanks else ""
+        said = (found, *notes, *_said(names, typers))
+        for batch in blocks.typed(names, typers, separator):
+            yield replace(batch, notes=said)
+            said = ()
+
+
+def _said(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
+    return [
+        f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
+        for name, typer in zip(names, typers, strict=True)
+        if typer.n_missing_words
+    ]
+
+
+# --- layout -----------------------------------------------------------------------------------
+
+
+def _find_separator(text: Text, wished: str) -> str:
+    if wished != "auto":
+        separator = "\t" if wished in ("\\t", "tab") else wished
+        if len(separator) != 1 or separator in '"\r\n':
+            raise ParameterError(
+                f"separator {wished!r} cannot be used; give one character, or \\t."
+            )
+        return separator
+    return max(SEPARATORS, key=lambda s: (_fit(text, s), -SEPARATORS.index(s)))
+
+
+def _fit(text: Text, separator: str) -> tuple[float, int]:
+    """How well a separator cuts the first rows alike: share of rows like the first, number of fields."""
+    rows = _sample(text, separator)
+    width = len(rows[0]) if rows else 0
+    if width < 2:
+        return 0.0, 0
+    alike = sum(len(row) == width for row in rows) / len(rows)
+    return round(alike, 1), width
+
+
+def _sample(text: Text, separator: str, *, skip_blanks: bool = False) -> list[list[str]]:
+    """The first rows, as far as they can be read."""
+    rows: list[list[str]] = []
+    with text.open() as lines:
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=skip_blanks)
+        with contextlib.suppress(csv.Error):  # a field that is too long; the rows before it will do
+            rows.extend(row for row in islice(reader, SAMPLE_ROWS) if row)
+    return rows
+
+
+def _has_blanks_after(text: Text, separator: str) -> bool:
+    """Tell whether the writer put a blank after every separator."""
+    later = [field for row in _sample(text, separator)[1:] for field in row[1:]]
+    return separator != "\t" and bool(later) and all(field.startswith(" ") for field in later)
+
+
+def _header(
+    text: Text, separator: str, skip_blanks: bool, source: Source, name: str
+) -> tuple[list[str], bool]:
+    """Return the columns' names and whether they stand in the first line."""
+    rows = _sample(text, separator, skip_blanks=skip_blanks)
+    first, below = [field.strip() for field in rows[0]], rows[1:]
+    if source.label not in first and _is_data(first, below):
+        return [f"column_{j + 1}" for j in range(len(first))], False
+    if not below:
+        raise EmptyFileError(
+            f"{name} has a header and no records; expected at least one record.", path=name
+        )
+    names = [field or f"column_{j + 1}" for j, field in enumerate(first)]
+    repeated = sorted(field for field, n in Counter(names).items() if n > 1)
+    if repeated:
+        raise SchemaError(
+            f"{name} has more than one column named {', '.join(map(repr, repeated))}; "
+            "rename or drop all but one of each.",
+            columns=repeated,
+        )
+    return names, True
+
+
+def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
+    """Tell whether the first line holds numbers wherever the lines below hold nothing else."""
+    rows = [row for row in below if len(row) == len(first)]
+    numeric = [
+        j
+        for j in range(len(first))
+        if any(row[j] for row in rows) and all(is_number(row[j]) for row in rows if row[j])
+    ]
+    return bool(numeric) and all(is_number(first[j]) for j in numeric)
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """Lines of a text, remembering the ones since the last row: what a rejected row looked like."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.taken: list[str] = []
+        self.n_taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.taken.append(line)
+        self.n_taken += 1
+        return line
+
+
+class _Blocks:
+    """The rows of a file as blocks of text columns, put aside until their types are known."""
+
+    def __init__(self, workspace: Workspace, header: Sequence[str]) -> None:
+        self._header = list(header)
+        self._texts = workspace.spill()
+        # Per block: the rows' line numbers, and the lines that do not fit.
+        self._positions: list[NDArray[np.int64]] = []
+        self._rejected: list[list[Rejected]] = [[]]
+
+    def read(self, reader: Iterator[list[str]], lines: _Lines, name: str) -> None:
+        """Read all rows."""
+        rows: list[list[str]] = []
+        positions: list[int] = []
+        n_rows = n_bytes = 0
+        while True:
+            lines.taken.clear()
+            line = lines.n_taken + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as exc:
+                self._rejected[-1].append(_unreadable(exc, line, lines, name))
+                continue
+            if not row:
+                continue
+            if len(row) == len(self._header):
+                rows.append(row)
+                positions.append(line)
+                n_bytes += sum(map(len, lines.taken))
+                n_rows += 1
+            else:
+                reason = f"{len(row)} fields where the header has {len(self._header)}"
+                raw = "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]
+                self._rejected[-1].append(Rejected(line, reason, raw))
+            if len(rows) >= ROWS_AT_ONCE or n_bytes > BYTES_AT_ONCE:
+                self._put(rows, positions)
+                self._rejected.append([])
+                rows, positions, n_bytes = [], [], 0
+        if rows:
+            self._put(rows, positions)
+        rejected = [r for block in self._rejected for r in block]
+        _refuse_unreadable(n_rows, rejected, name)
+
+    def _put(self, rows: list[list[str]], positions: list[int]) -> None:
+        columns = [
+            pa.array([value or None for value in values], type=pa.string())
+            for values in zip(*rows, strict=True)
+        ]
+        self._texts.append(pa.table(columns, names=[f"{j}" for j in range(len(columns))]))
+        self._positions.append(np.asarray(positions, dtype=np.int64))
+
+    def without_blank_column(self) -> tuple[list[str], tuple[str, ...]]:
+        """Leave out the empty column that a separator at the end of every line makes."""
+        last = len(self._header) - 1
+        if (
+            last == 0
+            or not re.fullmatch(r"column_\d+", self._header[-1])
+            or any(t.column(last).null_count < t.num_rows for t in self._texts)
+        ):
+            return self._header, ()
+        return self._header[:-1], ("the last column has neither name nor values and is left out",)
+
+    def typers(
+        self, names: Sequence[str], source: Source, separator: str
+    ) -> tuple[list[ColumnTyper], str]:
+        """Return what makes values of each column's texts, and the decimal mark."""
+        mark = source.decimal if source.decimal != "auto" else self._mark(len(names), separator)
+        typers = [ColumnTyper(decimal=mark, strict=name == source.label) for name in names]
+        for block in self._texts:
+            for j, typer in enumerate(typers):
+                typer.look(block.column(j).combine_chunks())
+        for typer in typers:
+            typer.settle()
+        return typers, mark
+
+    def _mark(self, n_columns: int, separator: str) -> str:
+        """The decimal mark that more values have: a comma only where it does not separate fields."""
+        if separator == ",":
+            return "."
+        n_comma = n_point = 0
+        for block in self._texts:
+            for j in range(n_columns):
+                comma, point = count_marks(block.column(j).combine_chunks())
+                n_comma, n_point = n_comma + comma, n_point + point
+        return "," if n_comma > n_point else "."
+
+    def typed(
+        self, names: Sequence[str], typers: Sequence[ColumnTyper], separator: str
+    ) -> Iterator[SourceRecords]:
+        """Yield the blocks with their types, what does not fit rejected."""
+        for k, block in enumerate(self._texts):
+            positions = self._positions[k]
+            texts = [block.column(j).combine_chunks() for j in range(len(names))]
+            columns: list[pa.Array] = []
+            reasons: dict[int, str] = {}
+            for name, typer, text in zip(names, typers, texts, strict=True):
+                values, misfits = typer.convert(text)
+                columns.append(values)
+                for i, reason in misfits.items():
+                    reasons.setdefault(i, f"column {name!r}: {reason}")
+            table = pa.table(columns, names=list(names))
+            rejected = list(self._rejected[k])
+            if k + 1 == len(self._positions):
+                rejected += [r for block_ in self._rejected[k + 1 :] for r in block_]
+            if reasons:
+                rejected += [
+                    Rejected(
+                        int(positions[i]), why, separator.join(t[i].as_py() or "" for t in texts)
+                    )
+                    for i, why in reasons.items()
+                ]
+                keep = np.ones(len(positions), dtype=bool)
+                keep[list(reasons)] = False
+                table, positions = table.filter(pa.array(keep)), positions[keep]
+            yield SourceRecords(table, positions, tuple(sorted(rejected, key=lambda r: r.position)))
+
+
+def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected:
+    """Reject a row with a stray quote; refuse the file if a quote never closes, as it hides all that follows."""
+    message = str(exc)
+    if "unexpected end of data" in message or "field larger" in message:
+        raise InputError(
+            f"{name}: the quote opened in line {line} is never closed, so the lines after it cannot be told apart; "
+            "close it or double it.",
+            path=name,
+            line=line,
+        ) from exc
+    return Rejected(
+        line, "a quote inside a field is not doubled", "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]
+    )
+
+
+def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> None:
+    if len(rejected) > n_rows:
+        first = rejected[0]
+        raise InputError(
+            f"{name}: {len(rejected)} of {n_rows + len(rejected)} lines do not fit, the first is line {first.position} "
+            f"({first.reason}); is the separator right? Say it with source.separator.",
+            path=name,
+        )
+    if n_rows == 0:
+        raise EmptyFileError(
+            f"{name} has a header and no records; expected at least one record.", path=name
+        )
+
+
+PIECE_BYTES = 1 << 20
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class Text:
+    """The text of a file whose encoding is given or found by looking at all of its bytes.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable; gzip is unpacked.
+    name : str
+        Its path, for messages.
+    wished : str
+        The encoding, or ``auto``.
+
+    Attributes
+    ----------
+    encoding : str
+        Its name.
+    is_blank : bool
+        Whether there is nothing but blanks.
+
+    Raises
+    ------
+    InputError
+        If it is not text of that encoding, or damaged gzip.
+    ParameterError
+        If there is no such encoding.
+    """
+
+    def __init__(self, file: IO[bytes], name: str, wished: str) -> None:
+        self._file = file
+        self._name = name
+        self._n_bytes = size_of(file)
+        self._is_gzip = file.read(2) == b"\x1f\x8b"
+        encodings = [wished]
+        if wished == "auto":
+            encodings = _likely_encodings(next(self._pieces(), b""))
+        for encoding in encodings:
+            try:
+                decoder = codecs.getincrementaldecoder(encoding)()
+            except LookupError as exc:
+                raise ParameterError(
+                    f"encoding {wished!r} is unknown; use e.g. utf-8, cp1252 or utf-16."
+                ) from exc
+            try:
+                self.is_blank = self._look(decoder)
+            except UnicodeDecodeError:
+                continue
+            self._codec = encoding
+            self.encoding = encoding.removesuffix("-sig")
+            return
+        raise InputError(
+            f"{name} cannot be read as {' or '.join(encodings)}; say what it is with source.encoding.",
+            path=name,
+        )
+
+    def _look(self, decoder: codecs.IncrementalDecoder) -> bool:
+        """Decode all of it and return whether it is blank."""
+        is_blank, has_zero = True, False
+        for piece in self._pieces():
+            text = decoder.decode(piece)
+            has_zero = has_zero or "\0" in text
+            is_blank = is_blank and not text.strip()
+        decoder.decode(b"", final=True)
+        if has_zero:
+            raise InputError(
+                f"{self._name} holds zero bytes: it is not text, or its encoding must be given.",
+                path=self._name,
+            )
+        return is_blank
+
+    def _pieces(self) -> Iterator[bytes]:
+        total = 0
+        with self._bytes() as raw:
+            while piece := raw.read(PIECE_BYTES):
+                total += len(piece)
+                refuse_bomb(self._name, self._n_bytes, total)
+                yield piece
+
+    @contextmanager
+    def _bytes(self) -> Iterator[IO[bytes]]:
+        self._file.seek(0)
+        if not self._is_gzip:
+            yield self._file
+            return
+        try:
+            with gzip.GzipFile(fileobj=self._file) as raw:
+                yield raw  # type: ignore[misc]
+        except UNPACK_ERRORS as exc:
+            raise InputError(
+                f"{self._name} cannot be unpacked ({exc}); it may be cut off. Write it again.",
+                path=self._name,
+            ) from exc
+
+    @contextmanager
+    def open(self) -> Iterator[Iterator[str]]:
+        """Return the lines, with their ends as they stand."""
+        with self._bytes() as raw:
+            buffered = io.BufferedReader(_Raw(raw), PIECE_BYTES)
+            yield io.TextIOWrapper(buffered, self._codec, newline="")
+
+
+class _Raw(io.RawIOBase):
+    """What a buffer reads from; it leaves the file open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._inner = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self._inner.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _likely_encodings(data: bytes) -> list[str]:
+    for mark, encoding in BOMS:
+        if data.startswith(mark):
+            return [encoding]
+    start = data[:4096]
+    if len(start) >= 4 and start[1::2].count(0) > len(start) // 4 and start[::2].count(0) == 0:
+        return ["utf-16-le"]
+    if len(start) >= 4 and start[::2].count(0) > len(start) // 4 and start[1::2].count(0) == 0:
+        return ["utf-16-be"]
+    return ["utf-8", "cp1252"]

@@ -1,0 +1,431 @@
+"""What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours.
+
+Tables are objects of one of the registry's formats. Image files are listed one by one, archives of them as a whole.
+
+Denoised images as a source: the folder that ``denoise`` leaves, with the split that it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import ValidationError
+
+from prefect_augment.errors import InputError, StorageError
+from prefect_augment.loading.latents import INDEX
+from prefect_augment.params import Source
+from prefect_augment.registry import FORMATS
+from prefect_augment.schema.base import LatentFacts, ShardFact
+from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.sources.archives import ARCHIVE_ENDINGS
+from prefect_augment.sources.hf_layout import choose_files
+from prefect_augment.sources.images.files import is_ignored, is_image_name
+from prefect_augment.storage.store import Store, open_store
+
+__all__ = [
+    "BROKEN_LINK",
+    "LAYOUTS",
+    "MAGIC",
+    "PART",
+    "Entry",
+    "Listing",
+    "denoised_shards",
+    "entry_of",
+    "list_source",
+    "listing_notes",
+    "notes_of_files",
+    "with_its_holdout",
+]
+
+Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
+# Wishes that say how image files get their labels, and not in what they come.
+LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
+
+ENDINGS: dict[str, Format] = {
+    **{ending: cast(Format, kind) for kind, entry in FORMATS.items() for ending in entry.endings},
+    **dict.fromkeys(ARCHIVE_ENDINGS, "archive"),
+}
+MAGIC = "*?["
+#: Etag of a name that links to nothing.
+BROKEN_LINK = "broken link"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a source as it was listed."""
+
+    path: str
+    n_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The objects of a source, sorted by path.
+
+    Parameters
+    ----------
+    store : Store
+        Their folder.
+    entries : tuple of Entry
+        Paths are relative to the store's root.
+    format : str
+        One for all; ``folder`` lists image files and what lies beside them.
+    manifest : Manifest, optional
+        Where the source is a dataset that we published.
+    denoised : tuple of ShardFact
+        Where it is what ``denoise`` left.
+    n_ignored : int
+        Objects in the folder that are of another format.
+    n_loops : int
+        Links to a folder that they lie in; not followed.
+    notes : tuple of str
+        How they were chosen, where the folder says so.
+    """
+
+    store: Store
+    entries: tuple[Entry, ...]
+    format: Format
+    manifest: Manifest | None = None
+    n_ignored: int = 0
+    n_loops: int = 0
+    notes: tuple[str, ...] = ()
+    denoised: tuple[ShardFact, ...] = ()
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What names the content without reading it: paths, sizes, etags (digests where we wrote it)."""
+        ours = self.manifest.shards if self.manifest else self.denoised
+        sha256 = {s.path: s.sha256 for s in ours}
+        return [[e.path, e.n_bytes, sha256.get(e.path, e.etag)] for e in self.entries]
+
+
+def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Listing:
+    """Return what lies at ``uri``: one object, all below a folder, or what a glob matches.
+
+    Names that start with a dot (for tables, also an underscore) are passed over, as are other formats'
+    files in a folder. Where several formats lie together, ``auto`` takes what most files are. A folder
+    that carries our manifest is its newest version, read through the manifest alone; one that ``denoise``
+    left is read through its index.
+
+    Parameters
+    ----------
+    uri : str
+        Local path or fsspec URL.
+    wished : str
+        ``Source.format``.
+    options : dict, optional
+        fsspec storage options.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, or formats are mixed.
+    """
+    found = _find(uri, options)
+    store, paths = found.store, list(found.entries)
+    if not found.is_exact:
+        manifest = _manifest_of(store)
+        if manifest is not None:
+            ours = sorted(s.path for s in manifest.shards if s.origin == "real")
+            is_tar = bool(ours) and all(_format(p) == "archive" for p in ours)
+            kind: Format = "archive" if is_tar else "parquet"
+            return Listing(store, tuple(entry_of(store, p) for p in ours), kind, manifest)
+        if denoised := denoised_shards(store):
+            entries = tuple(entry_of(store, shard.path) for shard in denoised)
+            return Listing(store, entries, "parquet", denoised=denoised)
+    notes: tuple[str, ...] = ()
+    chosen = None if found.is_exact or found.is_glob else choose_files(paths, store)
+    if chosen is not None:
+        paths, notes = list(chosen.paths), chosen.notes
+    source_format = _chosen_format(paths, wished, is_exact=found.is_exact)
+    if source_format == "folder":
+        return _image_files(found)
+    if not found.is_exact:
+        hidden = "." if source_format == "archive" else "._"
+        paths = [p for p in paths if not any(segment[0] in hidden for segment in p.split("/"))]
+    usable = (
+        paths
+        if found.is_exact and wished in FORMATS
+        else [p for p in paths if _has_format(p, wished, source_format)]
+    )
+    if not usable:
+        raise InputError(_nothing(uri, wished, paths), uri=uri)
+    formats = Counter(wished if wished in FORMATS else _format(p) or "" for p in usable)
+    if len(formats) > 1:
+        held = [f"{formats[kind]} {FORMATS[kind].title}" for kind in FORMATS if formats[kind]]
+        raise InputError(
+            f"{uri} holds {' and '.join(held)} files; a source has one format. "
+            "Say which with source.format, or give a glob such as *.parquet.",
+            uri=uri,
+        )
+    entries = tuple(entry_of(store, p) for p in sorted(usable))
+    one = cast(Format, next(iter(formats)))
+    return Listing(store, entries, one, None, len(paths) - len(usable), notes=notes)
+
+
+def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Return notes of files, each once, with where it was found first.
+
+    Parameters
+    ----------
+    notes : iterable of (str, str, int)
+        The note, a file that it is about (none: all of them), and of how many it is said.
+    """
+    of: dict[str, tuple[str, int]] = {}
+    for note, path, n in notes:
+        first, count = of.get(note, (path, 0))
+        of[note] = (first, count + n)
+    return [
+        f"{path}{f' and {n - 1} more' if n > 1 else ''}: {note}" if path else note
+        for note, (path, n) in of.items()
+    ]
+
+
+def listing_notes(listing: Listing) -> list[str]:
+    """Return what there is to say of a listing itself."""
+    notes = [*listing.notes]
+    if listing.n_loops:
+        notes.append(
+            f"{listing.n_loops} links that lead back into a folder above them were not followed"
+        )
+    if listing.n_ignored:
+        notes.append(f"{listing.n_ignored} files of other formats were passed over")
+    if listing.manifest is not None:
+        notes.append(
+            f"the source is version {listing.manifest.version} of a dataset published by this tool: only its real "
+            "records are read, with its split"
+        )
+    if listing.denoised:
+        notes.append(
+            "the source was denoised by this tool: its real records are read, with their hold-out"
+        )
+    return notes
+
+
+def _chosen_format(paths: list[str], wished: str, *, is_exact: bool) -> str:
+    """``table``, ``archive`` or ``folder``: what is wished, or what most files are."""
+    if wished in FORMATS:
+        return "table"
+    shown = [p for p in paths if is_exact or not is_ignored(p)]
+    count = Counter(_family(p) for p in shown)
+    if wished in LAYOUTS:
+        return "archive" if count["archive"] > count["image"] else "folder"
+    best = max(("table", "archive", "image"), key=lambda kind: count[kind])
+    return "folder" if best == "image" else best
+
+
+def _family(path: str) -> str:
+    kind = _format(path)
+    if kind is None:
+        return "image" if is_image_name(path) else "other"
+    return "archive" if kind == "archive" else "table"
+
+
+def _has_format(path: str, wished: str, family: str) -> bool:
+    if family == "archive":
+        return _format(path) == "archive"
+    return _family(path) == "table" and wished in ("auto", _format(path))
+
+
+def _nothing(uri: str, wished: str, paths: list[str]) -> str:
+    endings = [entry.endings[0] for entry in FORMATS.values()]
+    wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if wished == "auto" else wished
+    images = ", and no images," if wished == "auto" else ""
+    found = f"{len(paths)} other files" if paths else "nothing"
+    advice = ", or say source.format." if paths and wished == "auto" else "."
+    return f"no {wanted} file{images} at {uri}: found {found}. Check the location{advice}"
+
+
+def _image_files(found: _Found) -> Listing:
+    """List image files and what may label them; names of ours and of file managers are left out."""
+    entries = [e for e in found.entries.values() if found.is_exact or not is_ignored(e.path)]
+    if not any(is_image_name(e.path) for e in entries):
+        raise InputError(
+            f"no image file at {found.store.uri}: found {len(entries) or 'no'} other files. Check the location; a "
+            "folder of images has a folder per class, or annotations beside the images.",
+            uri=found.store.uri,
+        )
+    return Listing(
+        found.store,
+        tuple(sorted(entries, key=lambda e: e.path)),
+        "folder",
+        n_loops=found.n_loops,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """All that lies at a URI, before any format is looked at."""
+
+    store: Store
+    entries: dict[str, Entry]
+    is_exact: bool = False
+    is_glob: bool = False
+    n_loops: int = 0
+
+
+def _find(uri: str, options: dict[str, Any] | None) -> _Found:
+    """Return everything that ``uri`` names, and whether it names one object."""
+    store = open_store(uri, options=options)
+    if store.is_object(""):
+        folder, name = _parent(store)
+        return _Found(folder, {name: entry_of(folder, name)}, is_exact=True)
+    if not any(sign in uri for sign in MAGIC) or store.is_folder(""):
+        return _walk(store)
+    fixed, pattern = _cut_at_magic(store.uri)
+    found = _walk(open_store(fixed, options=options))
+    matching = {path: e for path, e in found.entries.items() if _matches(path, pattern)}
+    return _Found(found.store, matching, is_glob=True, n_loops=found.n_loops)
+
+
+def _walk(store: Store) -> _Found:
+    """Everything below a root, in one pass and in the order of the paths."""
+    if store.is_local:
+        loops: list[str] = []
+        entries = {e.path: e for e in _walk_folder(store.root, "", frozenset(), loops)}
+        return _Found(store, dict(sorted(entries.items())), n_loops=len(loops))
+    entries = {
+        path: Entry(path, int(info["size"]), _etag(store, path, info))
+        for path, info in store.infos().items()
+    }
+    return _Found(store, entries)
+
+
+def _walk_folder(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], loops: list[str]
+) -> Iterator[Entry]:
+    """Files below a local folder. Links are followed, except into a folder that they lie in."""
+    try:
+        status = Path(folder).stat()
+        found = sorted(os.scandir(folder), key=lambda item: item.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except PermissionError as exc:
+        raise StorageError(f"no permission to list {folder}; grant it or leave it out.") from exc
+    above = above | {(status.st_dev, status.st_ino)}
+    for item in found:
+        path = f"{prefix}{item.name}"
+        try:
+            status = item.stat()
+        except FileNotFoundError:
+            yield Entry(path, -1, BROKEN_LINK)
+            continue
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            loops.append(path)
+            continue
+        if item.is_dir():
+            if (status.st_dev, status.st_ino) in above:
+                loops.append(path)
+            else:
+                yield from _walk_folder(item.path, f"{path}/", above, loops)
+        elif item.is_file() and not item.name.startswith(".tmp-"):  # ours, not yet in place
+            yield Entry(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _parent(store: Store) -> tuple[Store, str]:
+    uri, _, name = store.uri.rpartition("/")
+    root = store.root.rpartition("/")[0]
+    return Store(uri=uri if not uri.endswith(":/") else uri + "/", fs=store.fs, root=root), name
+
+
+def _cut_at_magic(uri: str) -> tuple[str, str]:
+    """Split a glob into the folder before its first pattern and the rest."""
+    segments = uri.split("/")
+    first = next(i for i, segment in enumerate(segments) if any(sign in segment for sign in MAGIC))
+    folder = "/".join(segments[:first])
+    return (folder + "/" if folder.endswith(":/") or not folder else folder), "/".join(
+        segments[first:]
+    )
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Glob by segments: ``*`` stays within one, ``**`` spans any number."""
+    return _match_segments(path.split("/"), pattern.split("/"))
+
+
+def _match_segments(path: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return (
+        bool(path) and fnmatchcase(path[0], pattern[0]) and _match_segments(path[1:], pattern[1:])
+    )
+
+
+def _manifest_of(store: Store) -> Manifest | None:
+    """The newest manifest, where the folder is a dataset that we published."""
+    if not store.exists("_manifests") or latest_version(store) is None:
+        return None
+    return read_manifest(store)
+
+
+def _format(path: str) -> Format | None:
+    return next((kind for ending, kind in ENDINGS.items() if path.lower().endswith(ending)), None)
+
+
+def entry_of(store: Store, path: str) -> Entry:
+    """Return the object's size and etag: the store's own, or size and modification time."""
+    info = store.info(path)
+    return Entry(path, int(info["size"]), _etag(store, path, info))
+
+
+def _etag(store: Store, path: str, info: dict[str, Any]) -> str:
+    etag = next(
+        (str(info[k]) for k in ("ETag", "etag", "md5Hash", "content_md5", "crc32c") if info.get(k)),
+        "",
+    )
+    if not etag:
+        times = [
+            info[k]
+            for k in ("mtime_ns", "mtime", "LastModified", "last_modified", "updated")
+            if info.get(k)
+        ]
+        changed = times[0] if times else _modified(store, path)
+        etag = f"{info['size']}-{changed}"
+    return etag.strip('"')
+
+
+def _modified(store: Store, path: str) -> str:
+    try:
+        return str(store.fs.modified(store.full(path)).isoformat())
+    except NotImplementedError:
+        return "unknown"  # then the size alone tells a change
+
+
+PART = "aug_split"  # the column that says which part a record is of
+
+
+def denoised_shards(store: Store) -> tuple[ShardFact, ...] | None:
+    """Return the shards of real records, where the folder is what ``denoise`` left; else None."""
+    if not store.exists(INDEX):
+        return None
+    try:
+        facts = LatentFacts.model_validate_json(store.read(INDEX))
+    except ValidationError:  # another tool's file of that name
+        return None
+    if facts.use != "denoised":
+        return None
+    return tuple(shard for shard in facts.shards if shard.origin == "real")
+
+
+def with_its_holdout(source: Source, shards: tuple[ShardFact, ...]) -> Source:
+    """Return the source with the denoised hold-out as its hold-out, where it does not name another.
+
+    The model that took the noise out has learnt from the other parts.
+    """
+    parts = {shard.split for shard in shards}
+    is_divided = "holdout" in parts and len(parts) > 1
+    if source.holdout_column or source.holdout_uri or not is_divided:
+        return source
+    return source.model_copy(update={"holdout_column": PART})

@@ -1,0 +1,236 @@
+"""Hugging Face dataset folders as a source: which of their files are the records to read.
+
+Three forms: what ``save_to_disk`` leaves (``state.json`` beside Arrow files, and a folder per split
+below ``dataset_dict.json``), a repository whose README says so (``configs: data_files:``), and one
+whose files are named by split (``data/train-00000-of-00002.parquet``). The train split is read; what
+else there is, is said and left. Whatever such a folder says of itself, only files in it are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from prefect_augment.errors import InputError
+from prefect_augment.registry import FORMATS
+from prefect_augment.sources.images.files import SPLIT_NAMES
+from prefect_augment.storage.store import Store
+
+__all__ = ["Chosen", "choose_files"]
+
+STATE, INFO, DICT, CARD = "state.json", "dataset_info.json", "dataset_dict.json", "README.md"
+# Cards and states are a few kB; what is larger is none.
+MAX_BYTES = 4 << 20
+NAMED_BY_SPLIT = re.compile(
+    r"(?:(?P<folder>.*)/)?(?P<split>[a-z]+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.\w+"
+)
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The files to read, and what to say about it."""
+
+    paths: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose_files(paths: Sequence[str], store: Store) -> Chosen | None:
+    """Return the files of a Hugging Face dataset folder that are the records; None where it is none.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        All files below the folder.
+    store : Store
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If the folder names files that are not in it, or has splits or configurations of which none is
+        the obvious one.
+    """
+    if {STATE, INFO} <= set(paths):
+        return Chosen(_saved(paths, store, ""))
+    if DICT in paths:
+        return _of_splits(_saved_splits(paths, store), store)
+    splits = _card_splits(paths, store) or _named_splits(paths)
+    return _of_splits(splits, store) if splits else None
+
+
+def _of_splits(splits: Mapping[str, Sequence[str]], store: Store) -> Chosen:
+    """Choose the train split, or the only one."""
+    names = sorted(splits)
+    if TRAIN not in splits and len(splits) > 1:
+        raise InputError(
+            f"{store.uri} is a Hugging Face dataset with the splits {_listed(names)} and none called {TRAIN!r}; "
+            f"give the files of one as source.uri, e.g. {store.uri}/{_example(splits[names[0]])}.",
+            uri=store.uri,
+            splits=names,
+        )
+    split = TRAIN if TRAIN in splits else names[0]
+    note = f"a Hugging Face dataset folder: its split {split!r} is read"
+    others = [name for name in names if name != split]
+    if others:
+        note += (
+            f", {_listed(others)} not; to be judged on one of them give it as source.holdout_uri, e.g. "
+            f"{store.uri}/{_example(splits[others[0]])}"
+        )
+    return Chosen(tuple(sorted(splits[split])), (note,))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _example(paths: Sequence[str]) -> str:
+    """A glob for the files of a split, or its folder where it has one for itself."""
+    folder, _, name = paths[0].rpartition("/")
+    if name.endswith(".arrow"):
+        return folder
+    glob = re.sub(r"-\d{5}-of-\d{5}.*(?=\.\w+$)", "-*", name) if len(paths) > 1 else name
+    return f"{folder}/{glob}" if folder else glob
+
+
+# --- save_to_disk -----------------------------------------------------------------------------
+
+
+def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ...]]:
+    found = _read_json(store, DICT).get("splits")
+    splits = [str(name) for name in found] if isinstance(found, list) else []
+    if not splits:
+        raise InputError(f"{store.uri}/{DICT} names no splits; save the dataset again.", path=DICT)
+    for name in splits:
+        _refuse_outside(store, DICT, name, f"{name}/{STATE}" in paths)
+    return {name: _saved(paths, store, f"{name}/") for name in splits}
+
+
+def _saved(paths: Sequence[str], store: Store, folder: str) -> tuple[str, ...]:
+    state = f"{folder}{STATE}"
+    files = _read_json(store, state).get("_data_files")
+    names = [f.get("filename") for f in files if isinstance(f, dict)] if isinstance(files, list) else []  # fmt: skip
+    for name in names:
+        _refuse_outside(store, state, str(name), f"{folder}{name}" in paths)
+    if not names:
+        raise InputError(f"{store.uri}/{state} names no data files; save the dataset again.", path=state)  # fmt: skip
+    return tuple(f"{folder}{name}" for name in names)
+
+
+def _refuse_outside(store: Store, where: str, name: str, is_there: bool) -> None:
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise InputError(
+            f"{store.uri}/{where} names {name!r}, which is no file beside it; refused.", path=where
+        )
+    if not is_there:
+        raise InputError(
+            f"{store.uri}/{where} names {name!r}, which is not there; copy the folder again.",
+            path=where,
+        )
+
+
+def _read_json(store: Store, path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_small(store, path))
+    except (ValueError, RecursionError) as exc:
+        raise InputError(
+            f"{store.uri}/{path} is not readable JSON ({exc}); save the dataset again.", path=path
+        ) from exc
+    return found if isinstance(found, dict) else {}
+
+
+def _read_small(store: Store, path: str) -> bytes:
+    return store.read(path) if store.size(path) <= MAX_BYTES else b""
+
+
+# --- repositories -----------------------------------------------------------------------------
+
+
+def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
+    """Splits as the README's front matter lists them; none where it lists no tables."""
+    if CARD not in paths:
+        return {}
+    configs = _configs(_read_small(store, CARD))
+    if not configs:
+        return {}
+    splits: dict[str, list[str]] = {}
+    for split, patterns in _data_files(_chosen_config(configs, store).get("data_files")):
+        matching = [p for p in paths if any(_glob(pattern).fullmatch(p) for pattern in patterns)]
+        if not matching:
+            raise InputError(
+                f"{store.uri}/{CARD} lists {_listed(patterns)} as the files of the split {split!r}, and the folder "
+                "has no such file; copy the folder again, or give the files as a glob.",
+                path=CARD,
+            )
+        splits.setdefault(split, []).extend(p for p in matching if p not in splits.get(split, []))
+    endings = tuple(ending for entry in FORMATS.values() for ending in entry.endings)
+    if not all(p.lower().endswith(endings) for found in splits.values() for p in found):
+        return {}  # images and archives, which are read by what they are
+    return splits
+
+
+def _configs(card: bytes) -> list[dict[str, Any]]:
+    """Configurations in the front matter that name their files."""
+    match = re.match(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)\r?\n---", card, re.DOTALL)
+    try:
+        front = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+        return []  # somebody's page about the data: nothing to go by
+    found = front.get("configs") if isinstance(front, dict) else None
+    if not isinstance(found, list):
+        return []
+    return [c for c in found if isinstance(c, dict) and c.get("data_files")]
+
+
+def _chosen_config(configs: Sequence[dict[str, Any]], store: Store) -> dict[str, Any]:
+    for config in configs:
+        if len(configs) == 1 or config.get("default") is True:
+            return config
+    for config in configs:
+        if config.get("config_name") == "default":
+            return config
+    names = [str(config.get("config_name")) for config in configs]
+    raise InputError(
+        f"{store.uri} is a Hugging Face dataset with the configurations {_listed(names)}; give the files of one as "
+        "source.uri, as a folder or a glob.",
+        uri=store.uri,
+    )
+
+
+def _data_files(found: Any) -> list[tuple[str, list[str]]]:
+    """Return split and patterns of each entry, whichever of its forms ``data_files`` has."""
+    if isinstance(found, dict):
+        found = [{"split": split, "path": path} for split, path in found.items()]
+    entries = found if isinstance(found, list) else [found]
+    splits = []
+    for entry in entries:
+        split, path = TRAIN, entry
+        if isinstance(entry, dict):
+            split, path = str(entry.get("split", TRAIN)), entry.get("path")
+        patterns = path if isinstance(path, list) else [path]
+        splits.append((split, [str(pattern).removeprefix("./") for pattern in patterns]))
+    return splits
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """Compile a glob: ``*`` and ``?`` stay within one segment, ``**`` spans any number."""
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return re.compile("".join(signs.get(part, re.escape(part)) for part in parts))
+
+
+def _named_splits(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Splits by the files' names, where all tables in one folder are named so and there is more than one."""
+    splits: dict[str, list[str]] = {}
+    folders = set()
+    for path in paths:
+        match = NAMED_BY_SPLIT.fullmatch(path)
+        if match and match["split"] in SPLIT_NAMES:
+            splits.setdefault(match["split"], []).append(path)
+            folders.add(match["folder"])
+    return splits if len(splits) > 1 and len(folders) == 1 else {}

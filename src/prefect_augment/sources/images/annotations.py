@@ -1,0 +1,439 @@
+"""Labels of images from what lies beside them: WebDataset members, COCO, Pascal VOC, YOLO.
+
+The use is classification, so an image has one class: that of its objects. Where they have several, it is
+the rarest of them in the data set (by images that hold it), and all boxes stay in ``objects``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import yaml
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.sources.images.files import (
+    Labels,
+    Layout,
+    Member,
+    class_folders,
+    ending_of,
+    is_image_name,
+)
+from prefect_augment.sources.images.metadata import metadata_labels
+from prefect_augment.sources.images.validation import BadImageError, header_of
+
+__all__ = ["read_labels"]
+
+Box = tuple[str, list[float]]  # category; x, y, width, height in pixels
+MISSING = "unlabelled: no annotation"
+
+
+def read_labels(members: Sequence[Member], source: Source) -> Labels:
+    """Return the labels of image files by the layout that is asked for or found.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        All files that are not ignored.
+    source : Source
+        ``format`` names the layout; ``auto`` looks for one. ``label`` may name a field of WebDataset's
+        JSON members.
+
+    Raises
+    ------
+    InputError
+        If the layout that is asked for is not there.
+    """
+    found: Layout
+    if source.format in READERS:
+        found = source.format  # type: ignore[assignment]
+    else:
+        labels = metadata_labels(members, source)
+        if labels is not None:
+            return labels
+        found = _find_layout(members)
+    return READERS[found](members, source)
+
+
+def _find_layout(members: Sequence[Member]) -> Layout:
+    """The layout that most images have their label by; class folders where none."""
+    images = [m.path for m in members if is_image_name(m.path)]
+    keys = {_key(path) for path in images}
+    stems = {_stem(path) for path in images}
+    of: dict[Layout, set[str]] = defaultdict(set)
+    for member in members:
+        ending = ending_of(member.path)
+        if ending in (".cls", ".json") and _key(member.path) in keys:
+            of["webdataset"].add(_key(member.path))
+        elif ending == ".xml" and b"<annotation" in member.data[:500]:
+            of["voc"].add(_stem(member.path))
+        elif ending == ".txt" and _stem(member.path) in stems and _yolo_lines(member.data):
+            of["yolo"].add(_stem(member.path))
+    for layout, named in of.items():
+        if 2 * len(named) >= len(keys):
+            return layout
+    if any(_is_coco(member) for member in members):
+        return "coco"
+    return "folder"
+
+
+def _key(path: str) -> str:
+    """WebDataset's sample key: the path up to the first dot of the name."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def _folders(members: Sequence[Member], source: Source) -> Labels:
+    return class_folders([m.path for m in members])
+
+
+# --- WebDataset -------------------------------------------------------------------------------
+
+LABEL_FIELDS = ("label", "cls", "class", "category", "target", "label_name", "class_name")
+
+
+def _webdataset(members: Sequence[Member], source: Source) -> Labels:
+    """Class from ``<key>.cls`` or ``<key>.json`` beside ``<key>.jpg``."""
+    images = {m.path: _key(m.path) for m in members if is_image_name(m.path)}
+    keys = set(images.values())
+    of_key: dict[str, str] = {}
+    used = set()
+    made = set()
+    for member in members:
+        key, ending = _key(member.path), ending_of(member.path)
+        if ending not in (".cls", ".json", ".txt") or key not in keys:
+            continue
+        used.add(member.path)
+        if ending == ".json" and _is_made(member.data):
+            made.add(key)
+        label = _text(member.data).strip() if ending == ".cls" else ""
+        if ending == ".json":
+            label = _json_label(member.data, source.label)
+        if label and (ending == ".cls" or key not in of_key):
+            of_key[key] = label
+    if not of_key:
+        raise InputError(
+            "no image has a .cls or .json member with a label beside it; say source.label where the JSON's field has a "
+            f"name other than {', '.join(LABEL_FIELDS)}, or source.format=folder for class folders."
+        )
+    used |= {path for path, key in images.items() if key in made}
+    of_path = {path: of_key[key] for path, key in images.items() if key in of_key.keys() - made}
+    notes = (f"{len(made)} records that were made and are not real (aug_origin) were left out",)
+    return Labels(
+        of_path,
+        frozenset(used),
+        missing="unlabelled: no .cls or .json with a label",
+        notes=notes if made else (),
+    )
+
+
+def _is_made(data: bytes) -> bool:
+    """Tell whether a .json of ours says that its record is a copy, classic or synthetic."""
+    if b"aug_origin" not in data:
+        return False
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("aug_origin", "real") != "real"
+
+
+def _json_label(data: bytes, field: str) -> str:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return ""
+    if not isinstance(found, dict):
+        return ""
+    for name in (field, *LABEL_FIELDS):
+        value = found.get(name)
+        if isinstance(value, bool | int | str) and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+# --- boxes ------------------------------------------------------------------------------------
+
+
+def _from_boxes(
+    boxes: Mapping[str, Sequence[Box]], used: set[str], *, what: str, notes: Sequence[str] = ()
+) -> Labels:
+    """Return labels by the rule of the rarest class; an image without objects has none."""
+    n_images = Counter(name for of_image in boxes.values() for name in {c for c, _ in of_image})
+    of_path = {
+        path: min({c for c, _ in of_image}, key=lambda name: (n_images[name], name))
+        for path, of_image in boxes.items()
+        if of_image
+    }
+    n_several = sum(len({c for c, _ in of_image}) > 1 for of_image in boxes.values())
+    said = [f"labels come from {what}", *notes]
+    if n_several:
+        said.append(
+            f"{n_several} images hold objects of several classes: their label is the rarest of these in the data set, "
+            "and all boxes are in the column objects"
+        )
+    has_boxes = any(box for of_image in boxes.values() for _, box in of_image)
+    objects: dict[str, dict[str, list[Any]]] = {
+        path: {
+            "bbox": [box for _, box in of_image if box],
+            "category": [name for name, box in of_image if box],
+        }
+        for path, of_image in boxes.items()
+    }
+    return Labels(of_path, frozenset(used), objects if has_boxes else None, MISSING, tuple(said))
+
+
+def _by_name(members: Sequence[Member]) -> Callable[[str], str | None]:
+    """Find an image by its path, the end of its path, or its name where only one has it."""
+    images = [m.path for m in members if is_image_name(m.path)]
+    exact = set(images)
+    named: defaultdict[str, list[str]] = defaultdict(list)
+    for path in images:
+        named[path.rpartition("/")[2]].append(path)
+
+    def find(name: str) -> str | None:
+        name = name.replace("\\", "/").removeprefix("./")
+        if name in exact:
+            return name
+        candidates = named.get(name.rpartition("/")[2], [])
+        ending = [p for p in candidates if p.endswith(f"/{name}")]
+        if len(ending) == 1:
+            return ending[0]
+        return candidates[0] if len(candidates) == 1 else None
+
+    return find
+
+
+def _lost(n: int) -> list[str]:
+    return [f"{n} annotated images are not in the source"] if n else []
+
+
+# --- COCO -------------------------------------------------------------------------------------
+
+
+def _is_coco(member: Member) -> bool:
+    head = member.data[:200_000]
+    if ending_of(member.path) != ".json" or b'"' not in head:
+        return False
+    return b'"annotations"' in member.data and _coco(member) is not None
+
+
+def _coco(member: Member) -> dict[str, Any] | None:
+    try:
+        found = json.loads(member.data)
+    except ValueError:
+        return None
+    lists = ("images", "annotations", "categories")
+    if isinstance(found, dict) and all(isinstance(found.get(name), list) for name in lists):
+        return found
+    return None
+
+
+def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
+    find = _by_name(members)
+    boxes: defaultdict[str, list[Box]] = defaultdict(list)
+    used: set[str] = set()
+    n_lost = 0
+    for member in members:
+        found = _coco(member) if ending_of(member.path) == ".json" else None
+        if found is None:
+            continue
+        used.add(member.path)
+        try:
+            names = {c["id"]: str(c["name"]) for c in found["categories"]}
+            paths = {i["id"]: find(str(i["file_name"])) for i in found["images"]}
+            n_lost += sum(path is None for path in paths.values())
+            for annotation in found["annotations"]:
+                path = paths.get(annotation["image_id"])
+                if path is not None:
+                    box = [float(v) for v in annotation.get("bbox") or ()]
+                    boxes[path].append((names[annotation["category_id"]], box))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise InputError(
+                f"{member.path} is not whole COCO: {type(exc).__name__} {exc}; expected images (id, file_name), "
+                "categories (id, name) and annotations (image_id, category_id, bbox).",
+                path=member.path,
+            ) from exc
+    if not used:
+        raise InputError(
+            "no COCO file is in the source; expected a .json with images, annotations and categories."
+        )
+    return _from_boxes(
+        boxes, used, what=f"COCO annotations ({', '.join(sorted(used))})", notes=_lost(n_lost)
+    )
+
+
+# --- Pascal VOC -------------------------------------------------------------------------------
+
+
+def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
+    find = _by_name(members)
+    stems: defaultdict[str, list[str]] = defaultdict(list)
+    for member in members:
+        if is_image_name(member.path):
+            stems[_stem(member.path)].append(member.path)
+    boxes: dict[str, list[Box]] = {}
+    used: set[str] = set()
+    n_lost = n_broken = 0
+    for member in members:
+        if ending_of(member.path) != ".xml":
+            continue
+        used.add(member.path)
+        found = _voc_boxes(member.data)
+        if found is None:
+            n_broken += 1
+            continue
+        name, of_image = found
+        same = stems.get(_stem(member.path), [])
+        path = find(name) or (same[0] if len(same) == 1 else None)
+        if path is None:
+            n_lost += 1
+        else:
+            boxes[path] = of_image
+    if not used:
+        raise InputError("no Pascal VOC file is in the source; expected an .xml for each image.")
+    broken = [f"{n_broken} .xml files are not Pascal VOC"] if n_broken else []
+    what = f"Pascal VOC annotations ({len(used)} .xml files)"
+    return _from_boxes(boxes, used, what=what, notes=[*broken, *_lost(n_lost)])
+
+
+def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
+    """File name and boxes of one annotation; None where it is not one."""
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        return None  # entities can be made to grow without end; VOC has none
+    try:
+        root = ET.fromstring(data)  # noqa: S314 - no entities, see above
+        boxes: list[Box] = []
+        for thing in root.iter("object"):
+            corner = thing.find("bndbox")
+            box = []
+            if corner is not None:
+                x0, y0, x1, y1 = (
+                    float(corner.findtext(side, "nan")) for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                box = [x0, y0, x1 - x0, y1 - y0]
+            name = thing.findtext("name", "").strip()
+            if name:
+                boxes.append((name, box))
+    except (ET.ParseError, ValueError):
+        return None
+    return root.findtext("filename", "").strip(), boxes
+
+
+# --- YOLO -------------------------------------------------------------------------------------
+
+YOLO_LINE = re.compile(rb"^\s*\d+(\s+[-+.\deE]+){4,}\s*$")
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "predefined_classes.txt")
+
+
+def _yolo_lines(data: bytes) -> list[list[float]] | None:
+    """Numbers of each line; None where the file is no YOLO labels, empty where nothing is in the image."""
+    lines = [line for line in data.splitlines() if line.strip()]
+    if not all(YOLO_LINE.match(line) for line in lines):
+        return None
+    try:
+        return [[float(v) for v in line.split()] for line in lines]
+    except ValueError:
+        return None
+
+
+def _yolo_labels(members: Sequence[Member], source: Source) -> Labels:
+    names, used = _yolo_names(members)
+    text = {m.path: m.data for m in members if ending_of(m.path) == ".txt" and m.path not in used}
+    boxes: dict[str, list[Box]] = {}
+    n_broken = 0
+    for member in members:
+        if not is_image_name(member.path):
+            continue
+        where = next((p for p in _label_paths(member.path) if p in text), None)
+        if where is None:
+            continue
+        used.add(where)
+        lines = _yolo_lines(text[where])
+        if lines is None:
+            n_broken += 1
+            continue
+        boxes[member.path] = _yolo_boxes(lines, names, member)
+    if not boxes:
+        raise InputError(
+            "no YOLO labels are in the source; expected a .txt of the same stem for each image, beside it or under "
+            "labels/ where the images are under images/."
+        )
+    broken = [f"{n_broken} .txt files are not YOLO labels"] if n_broken else []
+    unnamed = [] if names else ["no data.yaml or classes.txt names the classes: they are numbers"]
+    return _from_boxes(
+        boxes, used, what=f"YOLO annotations of {len(boxes)} images", notes=[*unnamed, *broken]
+    )
+
+
+def _label_paths(image: str) -> list[str]:
+    """Where the labels of an image may be: beside it, or under ``labels`` instead of ``images``."""
+    stem = image.rpartition(".")[0] + ".txt"
+    segments = stem.split("/")
+    swapped = [
+        "/".join([*segments[:i], "labels", *segments[i + 1 :]])
+        for i, segment in enumerate(segments[:-1])
+        if segment.lower() == "images"
+    ]
+    return [*swapped, stem]
+
+
+def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
+    """Class names by number, and the files that say them."""
+    for member in sorted(members, key=lambda m: (m.path.count("/"), m.path)):
+        name = member.path.rpartition("/")[2].lower()
+        if name in NAME_FILES:
+            lines = [line.strip() for line in _text(member.data).splitlines()]
+            return dict(enumerate(line for line in lines if line)), {member.path}
+        if ending_of(name) not in (".yaml", ".yml"):
+            continue
+        try:
+            found = yaml.safe_load(member.data)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue
+        names = found.get("names") if isinstance(found, dict) else None
+        if isinstance(names, list):
+            return dict(enumerate(map(str, names))), {member.path}
+        if isinstance(names, dict) and all(str(k).isdigit() for k in names):
+            return {int(k): str(v) for k, v in names.items()}, {member.path}
+    return {}, set()
+
+
+def _yolo_boxes(lines: list[list[float]], names: Mapping[int, str], image: Member) -> list[Box]:
+    """Boxes in pixels; without any where the image's size cannot be read (it is then rejected)."""
+    try:
+        width, height = image.size or header_of(image.read()).size
+    except BadImageError:
+        width = height = 0
+    boxes: list[Box] = []
+    for line in lines:
+        name = names.get(int(line[0]), str(int(line[0])))
+        if len(line) > 5 or not width:  # an outline, not a box
+            boxes.append((name, []))
+            continue
+        x, y, w, h = line[1:5]
+        boxes.append((name, [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]))
+    return boxes
+
+
+READERS: dict[str, Callable[[Sequence[Member], Source], Labels]] = {
+    "folder": _folders,
+    "webdataset": _webdataset,
+    "coco": _coco_labels,
+    "voc": _voc_labels,
+    "yolo": _yolo_labels,
+}

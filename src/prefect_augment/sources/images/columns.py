@@ -1,0 +1,173 @@
+"""Image columns of a table: which they are, in the one form that `datasets` decodes, and record keys.
+
+The form is ``struct<bytes: binary, path: string>``; the bytes are the source's own and never change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.record_ids import content_digests, float_variants
+from prefect_augment.errors import ParameterError
+from prefect_augment.sources.images.files import (
+    IMAGE_TYPE,
+    image_columns,
+    image_metadata,
+    main_image,
+)
+from prefect_augment.sources.images.validation import (
+    looks_like,
+)
+from prefect_augment.storage.keys import KEY, hex_column
+
+__all__ = [
+    "GROUP",
+    "as_image_columns",
+    "find_image_columns",
+    "image_bytes",
+    "image_columns",
+    "main_image",
+    "record_digests",
+    "record_keys",
+    "record_variants",
+    "with_group_column",
+]
+
+#: The column that ``source.group_pattern`` makes.
+GROUP = "group"
+
+SNIFFED = 20
+
+
+# --- which columns, and their form ------------------------------------------------------------
+
+
+def find_image_columns(table: pa.Table) -> list[str]:
+    """Return the columns that hold images.
+
+    They are structs of bytes and a path, as `datasets` writes them, and binary columns whose values
+    begin like image files.
+    """
+    return [name for name in table.column_names if _holds_images(table, name)]
+
+
+def as_image_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the table with these columns as ``struct<bytes, path>``, and metadata that says so."""
+    if not names:
+        return table
+    for name in names:
+        place = table.column_names.index(name)
+        field = pa.field(name, IMAGE_TYPE, nullable=table.schema.field(name).nullable)
+        table = table.set_column(place, field, _as_images(table.column(name)))
+    return table.replace_schema_metadata(image_metadata(table.schema, names))
+
+
+def _holds_images(table: pa.Table, name: str) -> bool:
+    kind = table.schema.field(name).type
+    if _is_image_struct(kind):
+        return True
+    if not _is_binary(kind):
+        return False
+    values = table.column(name).drop_null().slice(0, SNIFFED).to_pylist()
+    return bool(values) and all(looks_like(value) for value in values)
+
+
+def _is_image_struct(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or {f.name for f in kind} != {"bytes", "path"}:
+        return False
+    path = kind.field("path").type
+    texts = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
+    return _is_binary(kind.field("bytes").type) and texts
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    t = pa.types
+    return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
+
+
+def _as_images(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    chunks = []
+    for chunk in column.chunks:
+        if pa.types.is_struct(chunk.type):
+            data, path = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
+        else:
+            data, path = chunk, pa.nulls(len(chunk), pa.string())
+        chunks.append(
+            pa.StructArray.from_arrays(
+                [data.cast(pa.binary()), path.cast(pa.string())], fields=list(IMAGE_TYPE)
+            )
+        )
+    return pa.chunked_array(chunks, IMAGE_TYPE)
+
+
+def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """Yield the bytes of each image; none where there are none."""
+    for chunk in column.chunks:
+        for value in pc.struct_field(chunk, "bytes"):
+            yield value.as_py() or b""
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
+    """Append the column that holds what the pattern's group finds in each image's path.
+
+    It is empty where the pattern does not match.
+
+    Raises
+    ------
+    ParameterError
+        If there are no images, or there is a column of that name.
+    """
+    image = main_image(table.schema)
+    if not image:
+        raise ParameterError(
+            "source.group_pattern looks at the paths of images, and there is no image column; use source.group_column."
+        )
+    if GROUP in table.column_names:
+        raise ParameterError(
+            f"source.group_pattern makes a column {GROUP!r}, and the source has one; "
+            f"use source.group_column={GROUP!r}, or rename it."
+        )
+    search = re.compile(pattern).search
+    paths: Sequence[str | None] = pc.struct_field(table[image], "path").to_pylist()
+    found = [search(path or "") for path in paths]
+    groups = [(match.group(1) or "") if match else "" for match in found]
+    table = table.append_column(GROUP, pa.array(groups, pa.string()))
+    return table.replace_schema_metadata(image_metadata(table.schema, image_columns(table.schema)))
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
+    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
+    image = main_image(table.schema)
+    if not image:
+        return content_digests(table, exclude=[label])
+    digests = [blake2b(data, digest_size=16).digest() for data in image_bytes(table[image])]
+    return np.array(digests, dtype=KEY)
+
+
+def record_keys(table: pa.Table, *, label: str) -> list[str]:
+    """Return the same as text."""
+    return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
+
+
+def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
+    """Return what tells apart records of one content key and label, to sort them by."""
+    image = main_image(table.schema)
+    if not image:
+        return float_variants(table, exclude=[label])
+    paths = pc.struct_field(table[image], "path")
+    rest = table.drop_columns([image]).append_column(f"{image}.path", paths)
+    return content_digests(rest, exclude=[label])

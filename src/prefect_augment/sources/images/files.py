@@ -1,0 +1,439 @@
+"""Image files as records: which files count, their class, and the table they make.
+
+The files come from a folder or an archive as :class:`Member` objects. One of four layouts gives the
+labels: class folders, annotations (:mod:`prefect_augment.sources.images.annotations`), or WebDataset members. No
+file is lost: each becomes a record, is rejected with a reason, or is passed over by a stated rule.
+
+Names of files: which are images, which are left out, which nobody meant to be there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.sources.base import Rejected, SourceRecords
+
+__all__ = [
+    "FEATURES_KEY",
+    "IMAGE_TYPE",
+    "MASKS",
+    "OBJECTS_TYPE",
+    "Chosen",
+    "Labels",
+    "Layout",
+    "Member",
+    "choose_records",
+    "class_folders",
+    "ending_of",
+    "image_columns",
+    "image_metadata",
+    "image_slices",
+    "is_ignored",
+    "is_image_name",
+    "is_other",
+    "main_image",
+    "matches",
+    "wanted",
+]
+
+Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+OBJECTS_TYPE = pa.struct(
+    [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
+)
+FEATURES_KEY = b"huggingface"
+# Of several image columns, the one named so is the picture; others are masks and the like.
+IMAGE_NAMES = ("image", "img", "picture", "photo")
+SPLIT_NAMES = frozenset(
+    {"train", "training", "val", "valid", "validation", "test", "testing", "holdout"}
+)
+#: How the note begins that warns of masks beside images.
+MASKS = "looks like masks"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a folder or an archive.
+
+    Parameters
+    ----------
+    path : str
+        Relative, with forward slashes; valid Unicode.
+    position : int
+        Its number in the archive, or in the folder's listing, from 1.
+    data : bytes
+        Its content; empty where ``reason`` says why there is none, and where it is read later.
+    reason : str
+        Why it cannot be used, as far as the archive or the file system says it.
+    load : callable, optional
+        Reads the content where it is not here yet.
+    size : (int, int), optional
+        Width and height of the image in pixels, where they have been looked at.
+    """
+
+    path: str
+    position: int
+    data: bytes = b""
+    reason: str = ""
+    load: Callable[[], bytes] | None = None
+    size: tuple[int, int] | None = None
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self.load() if self.load is not None else self.data
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a layout says of the image files.
+
+    Parameters
+    ----------
+    of_path : dict
+        Path of an image to its class.
+    used : frozenset of str
+        Other files that the labels were read from: no records, and not lost either.
+    objects : dict, optional
+        Path to boxes (x, y, width, height in pixels) and their categories.
+    missing : str
+        Why an image that is not in ``of_path`` has no label.
+    notes : tuple of str
+        What was found.
+    """
+
+    of_path: dict[str, str]
+    used: frozenset[str] = frozenset()
+    objects: dict[str, dict[str, list[Any]]] | None = None
+    missing: str = "unlabelled: not in a class folder"
+    notes: tuple[str, ...] = field(default=())
+
+
+# --- class folders ----------------------------------------------------------------------------
+
+
+def class_folders(paths: Sequence[str]) -> Labels:
+    """Return the class of each file: the first folder of its path, below a common outer one.
+
+    Folders within a class (patients, days) say nothing about the class.
+
+    Raises
+    ------
+    InputError
+        If the outer folders are splits (train, test …) with the classes below them.
+    """
+    images = [path.split("/") for path in paths if not is_other(path)]
+    cut = _outer_depth(images)
+    inside = [parts for parts in images if len(parts) > cut + 1]
+    outer = inside[0][:cut] if inside else []
+    tops = {parts[cut] for parts in inside}
+    is_split = len(tops) > 1 and {top.lower() for top in tops} <= SPLIT_NAMES
+    if is_split and min(len(parts) for parts in inside) > cut + 2:
+        raise InputError(
+            f"the folders {', '.join(map(repr, sorted(tops)))} look like splits with the classes below them; give one "
+            "of them as source.uri and the one to be judged on as source.holdout_uri.",
+            folders=sorted(tops),
+        )
+    of_path = {}
+    for path in paths:
+        parts = path.split("/")
+        if len(parts) > cut + 1 and parts[:cut] == outer and parts[cut] in tops:
+            of_path[path] = parts[cut]
+    return Labels(of_path, notes=_mask_notes(paths, of_path))
+
+
+def _outer_depth(paths: Sequence[list[str]]) -> int:
+    """How many outer folders hold all of the classes, as an archive's own name often does."""
+    depth = 0
+    while True:
+        below = [parts[depth:] for parts in paths if len(parts) > depth + 1]
+        tops = {parts[0] for parts in below}
+        # With images right in it, the only folder is a class.
+        if len(tops) != 1 or any(len(parts) == 2 for parts in below):
+            return depth
+        depth += 1
+
+
+def _mask_notes(paths: Iterable[str], of_path: dict[str, str]) -> tuple[str, ...]:
+    """Say where every image has a twin of the same stem and another ending: masks, most likely."""
+    stems: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for path in paths:
+        if path in of_path and is_image_name(path):
+            stems[of_path[path]][ending_of(path)].add(path.rpartition(".")[0])
+    pairs: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, by_ending in stems.items():
+        for one in (".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
+            for other in (".png", ".bmp", ".gif"):
+                if one != other and by_ending.get(one) and by_ending[one] <= by_ending[other]:
+                    pairs[one, other].append(name)
+    return tuple(
+        f"{MASKS}: in {_some(names)} every {one} has a {other} of the same stem, and both are read as images "
+        f"of the class; source.exclude='*{other}' leaves them out"
+        for (one, other), names in sorted(pairs.items())
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which of a set of files are records, and what is said of the others.
+
+    Parameters
+    ----------
+    records : list of Member
+        In the order of their paths; what is in them may not have been read yet.
+    labels : Labels
+        Their classes.
+    label : str
+        The name of the label column.
+    rejected : tuple of Rejected
+        Files that should have been records, with the reason.
+    notes : tuple of str
+        What was found.
+    """
+
+    records: list[Member]
+    labels: Labels
+    label: str
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...]
+
+    def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
+        """Return these records with their content: ``image``, the label, ``objects`` where there are boxes."""
+        images = pa.StructArray.from_arrays(
+            [pa.array(data, pa.binary()), pa.array([m.path for m in members], pa.string())],
+            fields=list(IMAGE_TYPE),
+        )
+        columns: dict[str, Any] = {
+            "image": images,
+            self.label: pa.array([self.labels.of_path[m.path] for m in members], pa.string()),
+        }
+        if self.labels.objects is not None:
+            none: dict[str, list[Any]] = {"bbox": [], "category": []}
+            boxes = [self.labels.objects.get(m.path, none) for m in members]
+            columns["objects"] = pa.array(boxes, OBJECTS_TYPE)
+        table = pa.table(columns)
+        table = table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+        return SourceRecords(table, np.array([m.position for m in members], dtype=np.int64))
+
+
+def choose_records(
+    members: Sequence[Member],
+    source: Source,
+    *,
+    read_labels: Callable[[Sequence[Member], Source], Labels],
+) -> Chosen:
+    """Return which of a set of files are records.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        All files, ignored ones too.
+    source : Source
+        Its include and exclude patterns choose among the image files.
+    read_labels : callable
+        The layout: gets the files that are not ignored, and the source.
+    """
+    seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
+    left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
+    labels = read_labels([m for m in left if not m.reason], source)
+    records: list[Member] = []
+    rejected: list[Rejected] = []
+    passed_over: Counter[str] = Counter()
+    for member in left:
+        if member.path in labels.used:
+            continue
+        is_labelled = member.path in labels.of_path
+        if not member.reason and not is_labelled and not is_image_name(member.path):
+            passed_over[ending_of(member.path) or "no ending"] += 1
+            continue
+        reason = member.reason
+        if not reason and is_other(member.path):
+            reason = f"not an image ({ending_of(member.path)})"
+        elif not reason and not is_labelled:
+            reason = labels.missing
+        if reason:
+            rejected.append(Rejected(member.position, reason, member.path))
+        else:
+            records.append(member)
+    notes = list(labels.notes)
+    if len(left) < len(seen):
+        notes.append(
+            f"{len(seen) - len(left)} image files were left out by source.include or source.exclude"
+        )
+    if passed_over:
+        kinds = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
+        notes.append(
+            f"{sum(passed_over.values())} files that are no images were passed over: {kinds}"
+        )
+    return Chosen(records, labels, source.label or "label", tuple(rejected), tuple(notes))
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold images, in the schema's order."""
+    return [field.name for field in schema if field.type == IMAGE_TYPE]
+
+
+def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
+    """Return the bytes of each image, not copied; None where there is none."""
+    found: list[memoryview | None] = []
+    for chunk in pc.struct_field(column, "bytes").chunks:
+        if len(chunk):
+            _, where, data = chunk.buffers()
+            ends = np.frombuffer(where, np.int32)[chunk.offset :][: len(chunk) + 1].tolist()
+            view = memoryview(data or b"").cast("B")
+            slices = [view[start:end] for start, end in itertools.pairwise(ends)]
+            if chunk.null_count:
+                there = chunk.is_valid().to_pylist()
+                found += [
+                    one if is_there else None for one, is_there in zip(slices, there, strict=True)
+                ]
+            else:
+                found += slices
+    return found
+
+
+def main_image(schema: pa.Schema) -> str:
+    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
+    names = image_columns(schema)
+    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
+    return (named or names or [""])[0]
+
+
+# --- schema metadata --------------------------------------------------------------------------
+
+
+def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
+    """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
+
+    What the source's own key says of other columns stays; a column whose type has no name there makes
+    the key impossible, and it is left out.
+    """
+    metadata = dict(schema.metadata or {})
+    try:
+        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
+        given = dict((found.get("info") or {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError):
+        found, given = {}, {}
+    features: dict[str, Any] = {}
+    for column in schema:
+        kept = given.get(column.name)
+        if column.name in images:
+            is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
+            features[column.name] = kept if is_image else {"_type": "Image"}
+            continue
+        feature = kept if kept is not None else _feature(column.type)
+        if feature is None:
+            metadata.pop(FEATURES_KEY, None)
+            return metadata
+        features[column.name] = feature
+    info = {**(found.get("info") or {}), "features": features}
+    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
+    return metadata
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The name that `datasets` has for an Arrow type; None where it has none."""
+    t = pa.types
+    if t.is_struct(kind):
+        members = {f.name: _feature(f.type) for f in kind}
+        return None if any(m is None for m in members.values()) else members
+    if t.is_list(kind):
+        member = _feature(kind.value_type)
+        return None if member is None else [member]
+    named = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
+    if kind in named:
+        return {"dtype": named[kind], "_type": "Value"}
+    if (
+        t.is_integer(kind)
+        or t.is_string(kind)
+        or t.is_large_string(kind)
+        or t.is_date(kind)
+        or t.is_timestamp(kind)
+        or t.is_binary(kind)
+    ):
+        return {"dtype": str(kind), "_type": "Value"}
+    return None
+
+
+_IMAGES = "jpg jpeg jpe jfif png gif bmp tif tiff webp jp2 avif ppm pgm pbm pnm"
+# Kinds of files that are found beside images; others without an image's ending are tried as images.
+_OTHERS = """
+txt md rst csv tsv json jsonl xml yaml yml toml ini cfg log html htm pdf doc docx xls xlsx py ipynb sh npy npz mat pkl
+pt h5 hdf5 parquet zip tar gz tgz 7z rar db sqlite names data cls mp4 avi mov mp3 wav svg tfrecord lst url lnk
+"""
+IMAGE_ENDINGS = frozenset(f".{ending}" for ending in _IMAGES.split())
+OTHER_ENDINGS = frozenset(f".{ending}" for ending in _OTHERS.split())
+# Written by file managers and archivers, never by people.
+IGNORED_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
+
+
+def is_ignored(path: str) -> bool:
+    """Tell whether a path is hidden, or something that a file manager or archiver left."""
+    return any(
+        (segment.startswith(".") and segment != "..") or segment.lower() in IGNORED_NAMES
+        for segment in path.split("/")
+    )
+
+
+def ending_of(path: str) -> str:
+    """Return the ending of a file's name in lower case, with its dot; empty where there is none."""
+    stem, dot, ending = path.rpartition("/")[2].rpartition(".")
+    return (dot + ending).lower() if stem else ""
+
+
+def is_image_name(path: str) -> bool:
+    """Tell whether the name ends like an image's."""
+    return ending_of(path) in IMAGE_ENDINGS
+
+
+def is_other(path: str) -> bool:
+    """Tell whether the name ends like something that is no image."""
+    return ending_of(path) in OTHER_ENDINGS
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Glob, whatever the case: against the name, or by segments where the pattern has a slash."""
+    path, pattern = path.lower(), pattern.lower()
+    if "/" not in pattern:
+        return fnmatchcase(path.rpartition("/")[2], pattern)
+    return _match_segments(path.split("/"), pattern.split("/"))
+
+
+def _match_segments(path: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return (
+        bool(path) and fnmatchcase(path[0], pattern[0]) and _match_segments(path[1:], pattern[1:])
+    )
+
+
+def wanted(path: str, source: Source) -> bool:
+    """Tell whether ``source.include`` and ``source.exclude`` leave a file in."""
+    if source.include and not any(matches(path, p) for p in source.include):
+        return False
+    return not any(matches(path, p) for p in source.exclude)

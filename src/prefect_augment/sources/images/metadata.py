@@ -1,0 +1,98 @@
+"""Labels of images from ``metadata.csv`` or ``metadata.jsonl`` beside them: the imagefolder of `datasets`.
+
+Each line names a file, relative to the metadata's own folder, and says something of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.sources.images.files import SPLIT_NAMES, Labels, Member
+
+__all__ = ["LABEL_FIELDS", "metadata_labels"]
+
+NAMES = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"
+LABEL_FIELDS = ("label", "class", "category", "target")
+MISSING = "unlabelled: metadata says no label of it"
+
+
+def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
+    """Return the class of each image that metadata names; None where there is none, or it has no class.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        All files that are not ignored.
+    source : Source
+        ``label`` names the field; else it is the first of :data:`LABEL_FIELDS` that is there.
+
+    Raises
+    ------
+    InputError
+        If the folders with metadata are splits, or one of the files cannot be read.
+    """
+    found = [m for m in members if m.path.rpartition("/")[2] in NAMES]
+    rows = [(member, row) for member in found for row in _rows(member)]
+    fields = {name for _, row in rows for name in row}
+    field = next((name for name in (source.label, *LABEL_FIELDS) if name in fields), "")
+    if not field:
+        return None
+    _refuse_splits(found)
+    there = {member.path for member in members}
+    of_path: dict[str, str] = {}
+    n_gone = 0
+    for member, row in rows:
+        folder, slash, _ = member.path.rpartition("/")
+        path = folder + slash + str(row[FILE_NAME]).removeprefix("./")
+        label = row.get(field)
+        if path not in there:
+            n_gone += 1
+        elif isinstance(label, bool | int | str) and str(label).strip():
+            of_path[path] = str(label).strip()
+    gone = f"{n_gone} lines of metadata name files that are not there"
+    return Labels(
+        of_path,
+        frozenset(member.path for member in found),
+        missing=MISSING,
+        notes=(f"labels are the field {field!r} of {found[0].path}", *([gone] if n_gone else [])),
+    )
+
+
+def _refuse_splits(found: Sequence[Member]) -> None:
+    folders = sorted({member.path.rpartition("/")[0].rpartition("/")[2] for member in found})
+    if len(folders) > 1 and {folder.lower() for folder in folders} <= SPLIT_NAMES:
+        raise InputError(
+            f"the folders {', '.join(map(repr, folders))} look like splits with metadata in each; give one of them as "
+            "source.uri and the one to be judged on as source.holdout_uri.",
+            folders=folders,
+        )
+
+
+def _rows(member: Member) -> list[dict[str, Any]]:
+    """The lines that name a file; what is no line is passed over, and its image has no label then."""
+    text = member.data.decode("utf-8-sig", "replace")
+    rows: list[Any] = []
+    try:
+        if member.path.endswith(".csv"):
+            rows += csv.DictReader(io.StringIO(text, newline=""))
+        else:
+            rows += map(_parsed, text.splitlines())
+    except csv.Error as exc:
+        raise InputError(
+            f"{member.path} cannot be read as CSV ({exc}); write it again.", path=member.path
+        ) from exc
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get(FILE_NAME), str)]
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,306 @@
+"""Image files and archives of a source, read into records.
+
+Files are read side by side, because an object store answers each in its own time; what they hold is
+kept encoded. Nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import pyarrow as pa
+
+from prefect_augment.errors import SourceChangedError, StorageError
+from prefect_augment.params import Source
+from prefect_augment.schema.base import SourceFile
+from prefect_augment.sources.archives import read_archive, too_large
+from prefect_augment.sources.base import BATCH_BYTES, Rejected, SourceRecords
+from prefect_augment.sources.discovery import BROKEN_LINK, Entry, Listing
+from prefect_augment.sources.images.annotations import read_labels
+from prefect_augment.sources.images.files import (
+    Chosen,
+    Member,
+    choose_records,
+    ending_of,
+    is_ignored,
+    wanted,
+)
+from prefect_augment.sources.images.validation import BadImageError, header_of, looks_like
+from prefect_augment.storage.spill import Spill, Workspace
+from prefect_augment.storage.store import sha256_hex
+
+__all__ = [
+    "Folder",
+    "by_folder",
+    "look_at_folder",
+    "read_archive_records",
+    "read_folder",
+    "shown_path",
+]
+
+# Small files from an object store wait for the network, not for a processor.
+READERS = 16
+ANNOTATIONS = frozenset(
+    {".json", ".xml", ".txt", ".yaml", ".yml", ".names", ".cls", ".labels", ".csv", ".jsonl"}
+)
+MAX_ANNOTATION_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Loose image files: which of them are records.
+
+    Parameters
+    ----------
+    chosen : Chosen
+        Positions count the listing's entries from 1.
+    """
+
+    chosen: Chosen
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are annotations of objects."""
+        return self.chosen.labels.objects is not None
+
+    def labels_digest(self, paths: Collection[str]) -> str:
+        """Return a hash of the classes of these files, as far as they are records."""
+        digest = blake2b(digest_size=16)
+        for member in self.chosen.records:
+            if member.path in paths:
+                label = self.chosen.labels.of_path[member.path]
+                digest.update(f"{member.path}\0{label}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def look_at_folder(listing: Listing, source: Source) -> Folder:
+    """Read what labels image files, and none of the images.
+
+    Raises
+    ------
+    SourceChangedError
+        If a file is not what was listed.
+    """
+    members = list(
+        _in_order(
+            lambda item: _look_at_one(listing, source, *item),
+            enumerate(listing.entries, start=1),
+        )
+    )
+    return Folder(choose_records(members, source, read_labels=read_labels))
+
+
+def read_folder(
+    listing: Listing,
+    folder: Folder,
+    *,
+    wanted_paths: Collection[str] | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+) -> Iterator[SourceRecords]:
+    """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1.
+
+    Parameters
+    ----------
+    listing : Listing
+        All files.
+    folder : Folder
+        What :func:`look_at_folder` found.
+    wanted_paths : collection of str, optional
+        Only these files, as the listing names them.
+    on_progress : callable, optional
+        Called with a fraction in [0, 1] and what is being done.
+
+    Raises
+    ------
+    SourceChangedError
+        If a file is not what was listed.
+    """
+    chosen = folder.chosen
+
+    def is_wanted(position: int) -> bool:
+        return wanted_paths is None or listing.entries[position - 1].path in wanted_paths
+
+    records = [m for m in chosen.records if is_wanted(m.position)]
+    rejected = [r for r in chosen.rejected if is_wanted(r.position)]
+    kept: list[Member] = []
+    data: list[bytes] = []
+    size = n_read = 0
+    for found in _in_order(lambda m: _loaded(listing, m), records):
+        n_read += 1
+        if on_progress is not None and n_read % 500 == 0:
+            on_progress(n_read / len(records), f"read {n_read} files")
+        if found.reason:
+            rejected.append(Rejected(found.position, found.reason, found.path))
+            continue
+        kept.append(found)
+        data.append(found.data)
+        size += len(found.data)
+        if size > BATCH_BYTES:
+            yield chosen.batch(kept, data)
+            kept, data, size = [], [], 0
+    yield replace(chosen.batch(kept, data), rejected=tuple(rejected), notes=chosen.notes)
+
+
+def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[Member]:
+    """Do the work in threads, a few ahead, and give the results in order."""
+    waiting = iter(items)
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead = deque(pool.submit(work, i) for i in islice(waiting, 4 * READERS))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(work, i) for i in islice(waiting, 1))
+
+
+def _look_at_one(listing: Listing, source: Source, position: int, entry: Entry) -> Member:
+    """Read a file that may hold labels; of others see whether they can be used at all."""
+    path = shown_path(entry.path)
+    if entry.etag == BROKEN_LINK:
+        return Member(path, position, reason=f"unreadable: {BROKEN_LINK}")
+    is_annotation = ending_of(path) in ANNOTATIONS
+    if not is_annotation and not wanted(path, source):
+        return Member(path, position)  # left out by its name: not read
+    if entry.n_bytes > MAX_ANNOTATION_BYTES if is_annotation else _is_huge(entry, source):
+        return Member(path, position, reason="oversized (more bytes than an image may have)")
+    if is_annotation:
+        return _read_one(listing, Member(path, position))
+    return Member(path, position, load=lambda: listing.store.read(entry.path))
+
+
+def shown_path(path: str) -> str:
+    """Return a path as valid Unicode."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _loaded(listing: Listing, member: Member) -> Member:
+    """Return the member with its content, or the reason why there is none."""
+    return member if member.load is None else _read_one(listing, member)
+
+
+def _read_one(listing: Listing, member: Member) -> Member:
+    entry = listing.entries[member.position - 1]
+    try:
+        data = listing.store.read(entry.path)
+        unchanged = len(data) == entry.n_bytes and _is_unchanged(listing, entry)
+    except FileNotFoundError:
+        unchanged = False
+    except StorageError as exc:
+        if isinstance(exc.__cause__, PermissionError):
+            return Member(member.path, member.position, reason="unreadable: no permission")
+        raise
+    if not unchanged:
+        raise SourceChangedError(
+            f"{entry.path} changed while it was read; run again when nothing writes to {listing.store.uri}.",
+            path=entry.path,
+        )
+    return Member(member.path, member.position, data)
+
+
+def _is_huge(entry: Entry, source: Source) -> bool:
+    return too_large(entry.n_bytes, source.max_megapixels)
+
+
+def _is_unchanged(listing: Listing, entry: Entry) -> bool:
+    """Look once more at a local file; on an object store a second request per file would cost too much.
+
+    There an object is replaced as a whole, and its size has been compared.
+    """
+    if not listing.store.is_local:
+        return True
+    status = Path(listing.store.full(entry.path)).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}" == entry.etag
+
+
+def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one archive; ``positions`` are the numbers of its members.
+
+    What an archive says of labels may stand at its end, so images are put aside until then.
+    """
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    walk = read_archive(file, name=name, n_bytes=n_bytes, max_megapixels=source.max_megapixels)
+    with Workspace() as workspace:
+        images = workspace.spill()
+        chosen = choose_records(
+            list(_put_aside(walk, images, source)), source, read_labels=read_labels
+        )
+        records = {m.position: m for m in chosen.records}
+        for table in images:
+            places = table["position"].to_pylist()
+            rows = [i for i, place in enumerate(places) if place in records]
+            if rows:
+                data = [table["data"][i].as_py() for i in rows]
+                yield chosen.batch([records[places[i]] for i in rows], data)
+        # Annotations that are records all the same, because a layout says so.
+        rest = [m for m in chosen.records if m.data]
+        last = chosen.batch(rest, [m.data for m in rest])
+        yield replace(last, rejected=chosen.rejected, notes=chosen.notes)
+
+
+def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
+    """Yield the members without their content, which goes to the spill; annotations keep theirs."""
+    positions: list[int] = []
+    data: list[bytes] = []
+    size = 0
+
+    def flush() -> None:
+        images.append(
+            pa.table(
+                {"position": pa.array(positions, pa.int64()), "data": pa.array(data, pa.binary())}
+            )
+        )
+
+    for member in walk:
+        if member.reason or not member.data or ending_of(member.path) in ANNOTATIONS:
+            yield member
+            if not member.data and not member.reason and not is_ignored(member.path):
+                positions.append(
+                    member.position
+                )  # an empty file is a record too, and rejected as one
+                data.append(b"")
+            continue
+        positions.append(member.position)
+        data.append(member.data)
+        size += len(member.data)
+        if size > BATCH_BYTES:
+            flush()
+            positions, data, size = [], [], 0
+        yield Member(member.path, member.position, size=_size_of(member.data, source))
+    flush()
+
+
+def _size_of(data: bytes, source: Source) -> tuple[int, int] | None:
+    """Width and height, which boxes in shares of the image need."""
+    if source.format not in ("auto", "yolo") or not looks_like(data):
+        return None
+    try:
+        width, height = header_of(data).size
+    except BadImageError:
+        return None
+    return width, height
+
+
+def by_folder(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+    """Return one fact per folder of loose files: a hundred thousand of them are no reading."""
+    folders: dict[str, list[SourceFile]] = {}
+    for file in files:
+        folder = str(PurePosixPath(file.path).parent)
+        folders.setdefault(f"{shown_path(folder)}/", []).append(file)
+    return tuple(
+        SourceFile(
+            path=folder,
+            n_bytes=sum(max(0, f.n_bytes) for f in inside),
+            etag=sha256_hex(repr([(f.path, f.etag) for f in inside]).encode())[:32],
+            n_records=sum(f.n_records for f in inside),
+            n_quarantined=sum(f.n_quarantined for f in inside),
+            batch=max(f.batch for f in inside),
+        )
+        for folder, inside in sorted(folders.items())
+    )

@@ -1,0 +1,433 @@
+"""JSON lines as a source: one object per line in, typed records out, every guess said in a note.
+
+The file is read twice, because the last line may be the one that tells a column's type: once to find
+the columns and their types, and once to build the records, batch by batch. Lines that do not fit are
+rejected with number and reason.
+
+Dates as text, for formats that tell numbers from text and have no dates of their own: ISO 8601 alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.errors import EmptyFileError, InputError
+from prefect_augment.params import Source
+from prefect_augment.sources.archives import UNPACK_ERRORS, opened, refuse_bomb, size_of
+from prefect_augment.sources.base import Rejected, SourceRecords
+from prefect_augment.sources.csv_types import DATE, MIN_DISTINCT, MIN_PARSED, TIMESTAMP, ZONED
+
+__all__ = ["DateKind", "date_kinds", "read_batches", "to_dates"]
+
+NANOSECONDS = r"\.\d{7,9}"
+# Name, pattern, and the type for seconds of up to six digits and of up to nine.
+KINDS = (
+    ("date", DATE, pa.date32(), pa.date32()),
+    ("point in time", TIMESTAMP, pa.timestamp("us"), pa.timestamp("ns")),
+    ("point in time with zone", ZONED, pa.timestamp("us", "UTC"), pa.timestamp("ns", "UTC")),
+)
+
+
+@dataclass(frozen=True)
+class DateKind:
+    """A kind of date that the texts of a column can be, and the Arrow type they take.
+
+    ``fits_fine`` tells whether all of them fit the type of nanoseconds, which ends in 2262.
+    """
+
+    name: str
+    arrow_type: pa.DataType
+    fits_fine: bool = True
+
+
+def date_kinds(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
+    """Return the kinds of dates that all values are.
+
+    Parameters
+    ----------
+    text : pyarrow.Array of string
+        Values of one batch, without nulls.
+    so_far : sequence of DateKind or None
+        What the batches before can be; None for the first.
+    """
+    found = []
+    for name, pattern, coarse, fine in KINDS:
+        earlier = next((kind for kind in so_far or () if kind.name == name), None)
+        if so_far is not None and earlier is None:
+            continue
+        if not pc.all(pc.match_substring_regex(text, pattern)).as_py():
+            continue
+        is_fine = pc.any(pc.match_substring_regex(text, NANOSECONDS)).as_py()
+        is_fine = is_fine or (earlier is not None and earlier.arrow_type == fine != coarse)
+        fits_fine = (earlier is None or earlier.fits_fine) and _converts(text, fine)
+        if fits_fine if is_fine else _converts(text, coarse):
+            found.append(DateKind(name, fine if is_fine else coarse, fits_fine))
+    return found
+
+
+def _converts(text: pa.Array, arrow_type: pa.DataType) -> bool:
+    """Whether all that look like a date are one: 2024-02-30 is not, nor fits 1600 in nanoseconds."""
+    try:
+        to_dates(text, arrow_type)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def to_dates(text: pa.Array, arrow_type: pa.DataType) -> pa.Array:
+    """Return text that :func:`date_kinds` found to be dates as such."""
+    return text.cast(arrow_type)
+
+
+ROWS_AT_ONCE = 65_536
+BYTES_AT_ONCE = 8 << 20  # of lines; as Python values they take about ten times that
+MAX_LINE_BYTES = 64 << 20
+MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
+BOM = b"\xef\xbb\xbf"
+INT64 = range(-(2**63), 2**63)
+UINT64 = range(2**64)
+#: Kinds of JSON values, in words.
+WORDS = {
+    "bool": "truth values",
+    "int": "numbers",
+    "float": "numbers",
+    "text": "text",
+    "nested": "lists or objects",
+}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Yield the records of one file of JSON lines in batches, typed by what its columns hold.
+
+    - UTF-8; gzip is unpacked; blank lines are passed over.
+    - Columns are the keys of all objects in the order they come in; where an object lacks one, or has
+      ``null``, the value is missing.
+    - Types: boolean, int64 (uint64 where needed), float64, text; nested values become Arrow lists and
+      structs. Text that is an ISO 8601 date or time in every record becomes one.
+    - Where more than 99 % of a column's values are of one type, the lines of the others are rejected;
+      else they are read as text, as JSON spells them. The label is always read as text then: a rare
+      class may be the one that is spelled differently.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    name : str
+        Its path, for messages.
+    source : Source
+        The label, where it is known.
+
+    Yields
+    ------
+    SourceRecords
+        All of one schema; ``positions`` are line numbers, counted from 1; the first has the notes.
+
+    Raises
+    ------
+    InputError
+        If there is no record, hardly any line is a JSON object, or the file unpacks to far more than
+        its size.
+    """
+    columns, n_rows, unusable = _scan(file, name)
+    _refuse_unreadable(n_rows, unusable, name)
+    types = {key: column.decide(key, source.label) for key, column in columns.items()}
+    notes = tuple(note for key, kind in types.items() for note in [kind.note] if note)
+    n_short = sum(n_rows - column.n_seen for column in columns.values())
+    if n_short:
+        notes += (f"{n_short} values that lines leave out are read as missing",)
+    for rows in _batches(_lines(file, name)):
+        yield _build(rows, types, notes)
+        notes = ()
+
+
+# --- lines ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    raw: bytes
+    record: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""  # why there is no record
+
+    def rejected(self, reason: str = "") -> Rejected:
+        raw = self.raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        return Rejected(self.number, reason or self.reason, raw[:MAX_RAW])
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
+    """All lines but blank ones, parsed."""
+    n_bytes = size_of(file)
+    stream = opened(file)
+    number = total = 0
+    try:
+        while raw := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            total += len(raw)
+            refuse_bomb(name, n_bytes, total)
+            if len(raw) > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{name}: line {number} is longer than {MAX_LINE_BYTES:,} bytes; expected one JSON object "
+                    "per line.",
+                    path=name,
+                    line=number,
+                )
+            if number == 1:
+                raw = raw.removeprefix(BOM)
+            if raw.strip():
+                yield _parsed(number, raw)
+    except UNPACK_ERRORS as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the file
+        raise InputError(
+            f"{name} cannot be unpacked ({exc}); it may be cut off. Write it again.", path=name
+        ) from exc
+
+
+def _parsed(number: int, raw: bytes) -> _Line:
+    try:
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if _SURROGATE.search(raw):
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeError:
+        return _Line(number, raw, reason="not UTF-8, or half a character")
+    except RecursionError:
+        return _Line(number, raw, reason="nested too deeply")
+    except json.JSONDecodeError as exc:
+        return _Line(number, raw, reason=f"not JSON: {exc.msg} at character {exc.pos + 1}")
+    except ValueError as exc:  # a key that comes twice, a number of thousands of digits
+        return _Line(number, raw, reason=str(exc).split(";")[0])
+    if not isinstance(found, dict):
+        return _Line(number, raw, reason=f"not an object but {_KINDS_SAID[type(found)]}")
+    return _Line(number, raw, found)
+
+
+_KINDS_SAID = {
+    list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number",
+    type(None): "null",
+}  # fmt: skip
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0][:60]!r} comes more than once")
+    return found
+
+
+def _batches(lines: Iterator[_Line]) -> Iterator[list[_Line]]:
+    rows: list[_Line] = []
+    size = 0
+    for line in lines:
+        rows.append(line)
+        size += len(line.raw)
+        if len(rows) >= ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> None:
+    if not n_rows and not rejected:
+        raise EmptyFileError(
+            f"{name} is empty; expected one JSON object per line, and at least one.", path=name
+        )
+    if len(rejected) > n_rows:
+        first = rejected[0]
+        raise InputError(
+            f"{name}: {len(rejected)} of {n_rows + len(rejected)} lines are no JSON objects, the first is line "
+            f"{first.position} ({first.reason}); expected one object per line. A file that is one JSON list has to be "
+            "written again, one object per line.",
+            path=name,
+        )
+
+
+# --- types ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Type:
+    """What a column becomes: the Arrow type, the JSON kinds that fit it, and what to say."""
+
+    arrow: pa.DataType
+    kinds: frozenset[str]
+    note: str = ""
+    is_spelled: bool = False  # values as JSON spells them
+    is_date: bool = False
+    words: str = ""
+
+
+@dataclass
+class _Column:
+    """What a column has held so far."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    n_seen: int = 0
+    low: int = 0
+    high: int = 0
+    nested: pa.DataType | None = None
+    is_mixed_nested: bool = False
+    dates: list[DateKind] | None = (
+        None  # kinds of dates that all texts so far can be; None: not looked yet
+    )
+
+    def add(self, values: Sequence[Any]) -> None:
+        """Count the values of one batch; those that are absent are left out by the caller."""
+        self.n_seen += len(values)
+        kinds = [_kind(value) for value in values]
+        self.counts.update(kind for kind in kinds if kind)
+        whole = [v for v, kind in zip(values, kinds, strict=True) if kind == "int"]
+        self.low, self.high = min([self.low, *whole]), max([self.high, *whole])
+        texts = [v for v, kind in zip(values, kinds, strict=True) if kind == "text"]
+        if texts and self.dates != []:
+            self.dates = date_kinds(pa.array(texts, pa.string()), self.dates)
+        self._add_nested([v for v, kind in zip(values, kinds, strict=True) if kind == "nested"])
+
+    def _add_nested(self, values: Sequence[Any]) -> None:
+        if not values or self.is_mixed_nested:
+            return
+        try:
+            found = pa.infer_type(values)
+            self.nested = found if self.nested is None else _common(self.nested, found)
+        except (pa.ArrowException, OverflowError):
+            self.is_mixed_nested = True
+
+    def decide(self, name: str, label: str) -> _Type:
+        n_values = self.counts.total()
+        if not n_values:
+            return _Type(pa.null(), frozenset())
+        numbers = self.counts["int"] + self.counts["float"]
+        sizes = {**{k: self.counts[k] for k in ("bool", "text", "nested")}, "float": numbers}
+        main = max(sizes, key=lambda kind: sizes[kind])
+        if sizes[main] == n_values:
+            return self._plain(name, main)
+        if name != label and sizes[main] > max(MIN_PARSED * n_values, MIN_DISTINCT):
+            return self._plain(name, main)
+        held = " and ".join(sorted({WORDS[kind] for kind, n in self.counts.items() if n}))
+        return _spelled(f"column {name!r} holds {held} and is read as text")
+
+    def _plain(self, name: str, main: str) -> _Type:
+        """The type of a column whose values are all of a kind, or nearly."""
+        if main == "bool":
+            return _Type(pa.bool_(), frozenset({"bool"}), words="a truth value")
+        if main == "text":
+            return self._text(name)
+        if main == "nested":
+            if self.is_mixed_nested or self.nested is None:
+                return _spelled(
+                    f"column {name!r} holds lists or objects unlike one another and is read as text"
+                )
+            return _Type(self.nested, frozenset({"nested"}), words="a list or an object")
+        if self.counts["float"]:
+            return _Type(pa.float64(), frozenset({"int", "float"}), words="a number")
+        if self.low in INT64 and self.high in INT64:
+            return _Type(pa.int64(), frozenset({"int"}), words="a number")
+        if self.low in UINT64 and self.high in UINT64:
+            return _Type(pa.uint64(), frozenset({"int"}), words="a number")
+        return _spelled(f"column {name!r} holds numbers beyond 64 bits and is read as text")
+
+    def _text(self, name: str) -> _Type:
+        if not self.dates:
+            return _Type(pa.string(), frozenset({"text"}), words="text")
+        kind = self.dates[0]
+        return _Type(
+            kind.arrow_type, frozenset({"text"}), f"column {name!r}: text read as a {kind.name}",
+            is_date=True, words="text",
+        )  # fmt: skip
+
+
+def _spelled(note: str) -> _Type:
+    return _Type(pa.string(), frozenset(WORDS), note, is_spelled=True)
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    schemas = [pa.schema([("v", one)]), pa.schema([("v", other)])]
+    return pa.unify_schemas(schemas, promote_options="permissive").field("v").type
+
+
+def _kind(value: Any) -> str:
+    """The JSON kind of a value; empty for null."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int"
+    if isinstance(value, float):
+        return "float"
+    return "text" if isinstance(value, str) else "nested"
+
+
+def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rejected]]:
+    """Return what the columns hold, the number of objects, and the lines that are none."""
+    columns: dict[str, _Column] = {}
+    rejected: list[Rejected] = []
+    n_rows = 0
+    for lines in _batches(_lines(file, name)):
+        rejected += [line.rejected() for line in lines if line.reason]
+        records = [line.record for line in lines if not line.reason]
+        n_rows += len(records)
+        for key in dict.fromkeys(key for record in records for key in record):
+            columns.setdefault(key, _Column()).add([r[key] for r in records if key in r])
+    return columns, n_rows, rejected
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def _build(
+    lines: Sequence[_Line], types: dict[str, _Type], notes: tuple[str, ...]
+) -> SourceRecords:
+    """The records of some lines, and those of them that do not fit."""
+    rejected: list[Rejected] = []
+    usable: list[_Line] = []
+    for line in lines:
+        reason = line.reason or _misfit(line.record, types)
+        if reason:
+            rejected.append(line.rejected(reason))
+        else:
+            usable.append(line)
+    arrays = [
+        _array([line.record.get(key) for line in usable], kind) for key, kind in types.items()
+    ]
+    return SourceRecords(
+        table=pa.table(arrays, names=list(types)),
+        positions=np.array([line.number for line in usable], dtype=np.int64),
+        rejected=tuple(rejected),
+        notes=notes,
+    )
+
+
+def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:
+    for key, value in record.items():
+        kind = types[key]
+        if value is not None and _kind(value) not in kind.kinds:
+            text = value if isinstance(value, str) else _spell(value)
+            return (
+                # In quotes, as every value of a record, which a report may have to hide.
+                f"column {key!r}: {text[:60]!r} is not {kind.words}, as over 99 % of its values are"
+            )
+    return ""
+
+
+def _array(values: list[Any], kind: _Type) -> pa.Array:
+    if kind.is_spelled:
+        values = [v if v is None or isinstance(v, str) else _spell(v) for v in values]
+    if kind.is_date:
+        return to_dates(pa.array(values, pa.string()), kind.arrow)
+    return pa.array(values, kind.arrow)
+
+
+_spell: Callable[[Any], str] = lambda value: json.dumps(value, ensure_ascii=False)  # noqa: E731 - one line

@@ -1,0 +1,130 @@
+"""What reads one object of a source: the registry's readers, and those of archives and of our own shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_augment.errors import InputError
+from prefect_augment.params import Source
+from prefect_augment.registry import load_reader
+from prefect_augment.shards import webdataset
+from prefect_augment.shards.parquet import LINEAGE, select_columns
+from prefect_augment.sources.base import SourceRecords, in_batches
+from prefect_augment.sources.discovery import PART, Listing
+from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
+from prefect_augment.sources.images.scan import read_archive_records
+from prefect_augment.sources.parquet import read_batches as read_parquet
+
+__all__ = ["reader_of"]
+
+# An image column is known by its first values; where a file begins with nulls, so much is read ahead.
+MAX_AHEAD = 64 << 20
+_PUBLISHED_TAR = "a shard of a dataset published by this tool: only its real records are read"
+
+
+def reader_of(listing: Listing) -> Callable[..., SourceRecords | Iterable[SourceRecords]]:
+    """Return what reads one object of the source."""
+    if listing.manifest is not None:
+        return _read_published
+    if listing.denoised:
+        return _read_denoised
+    if listing.format == "archive":
+        return _read_archive
+    read = load_reader(listing.format)
+
+    def with_images(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+        return _with_images(in_batches(read(file, name=name, source=source)))
+
+    return with_images
+
+
+def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:
+    """Give image columns their one form; which they are is said by a file's first values."""
+    ahead: list[SourceRecords] = []
+    for batch in batches:
+        ahead.append(batch)
+        binary = [f.name for f in batch.table.schema if _is_binary(f.type)]
+        seen = all(any(b.table[n].null_count < len(b.table[n]) for b in ahead) for n in binary)
+        if seen or sum(b.table.nbytes for b in ahead) > MAX_AHEAD:
+            break
+    if not ahead:
+        return
+    names = find_image_columns(pa.concat_tables([b.table for b in ahead]))
+    while ahead:
+        batch = ahead.pop(0)
+        yield replace(batch, table=as_image_columns(batch.table, names))
+    for batch in batches:
+        yield replace(batch, table=as_image_columns(batch.table, names))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    t = pa.types
+    return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
+
+
+def _read_archive(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Records of an archive; of a shard of ours outside its dataset, the real ones."""
+    if not webdataset.is_published_tar(file):
+        yield from read_archive_records(file, name=name, source=source)
+        return
+    notes: tuple[str, ...] = (_PUBLISHED_TAR,)
+    for batch in _read_published(file, name=name, source=source):
+        yield replace(batch, notes=notes)
+        notes = ()
+
+
+def _read_published(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Real records of a shard of ours, of either format."""
+    if not webdataset.is_published_tar(file):
+        found = _with_images(read_parquet(file, name=name, source=source))
+    else:
+        found = _read_published_tar(file, name)
+    for batch in found:
+        yield _only_real(batch)
+
+
+def _read_published_tar(file: IO[bytes], name: str) -> Iterator[SourceRecords]:
+    start = 1
+    try:
+        reader = webdataset.WebDatasetShards().open(file)
+        for group in range(len(reader.group_rows)):
+            table = reader.read(groups=[group])
+            end = start + table.num_rows
+            yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
+            start = end
+    except pa.ArrowException as exc:
+        raise InputError(
+            f"{name} cannot be read as a WebDataset shard of ours ({exc}); write it again, or leave it out.",
+            path=name,
+        ) from exc
+
+
+def _read_denoised(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+    """Real records of what ``denoise`` left; their part only where it says the hold-out."""
+    for batch in _read_published(file, name=name, source=source):
+        names = [n for n in batch.table.column_names if n != PART or n == source.holdout_column]
+        yield replace(batch, table=select_columns(batch.table, names))
+
+
+def _only_real(records: SourceRecords) -> SourceRecords:
+    """Real records of a dataset of ours, as its source had them."""
+    table = records.table
+    is_real = pc.equal(table["aug_origin"], "real")
+    names = [name for name in table.column_names if name not in LINEAGE.names]
+    real = _without_empty_pandas(select_columns(table.filter(is_real), names))
+    return SourceRecords(real, records.positions[is_real.to_numpy()])
+
+
+def _without_empty_pandas(table: pa.Table) -> pa.Table:
+    """Drop the pandas key that publishing added to a source without one, for the lineage columns alone."""
+    metadata = dict(table.schema.metadata or {})
+    if b"pandas" in metadata and not json.loads(metadata[b"pandas"]).get("columns"):
+        del metadata[b"pandas"]
+    return table.replace_schema_metadata(metadata or None)

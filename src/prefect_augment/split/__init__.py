@@ -1,0 +1,1 @@
+"""Which records train, validate and confirm."""

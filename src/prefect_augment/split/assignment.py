@@ -1,0 +1,260 @@
+"""The sticky split: which records train (fit), choose (val) and are kept for the last comparison.
+
+A :class:`Ledger` says for every record, or every group, the part it once got; it is inherited from
+version to version and nothing in it ever moves. :func:`assign` adds new records: each class's parts
+are filled up to their shares in the order of a salted hash, so that neither the order of rows nor
+the day they came on decides, and nobody can choose where a record lands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.errors import InputError
+from prefect_augment.split.ledger import (
+    FIT,
+    HOLDOUT,
+    PARTS,
+    VAL,
+    Assignment,
+    ImageRows,
+    Ledger,
+)
+from prefect_augment.split.record_split import (
+    MIN_JUDGED,
+    Looked,
+    RecordSplit,
+    Shares,
+    grown_ledger,
+    salted,
+)
+from prefect_augment.storage.keys import (
+    Coded,
+    as_keys,
+    group_ids,
+    joined,
+    key_texts,
+    pairs_of_equals,
+    shared_names,
+    sort_order,
+)
+from prefect_augment.storage.spill import Workspace
+
+__all__ = [
+    "FIT",
+    "HOLDOUT",
+    "MIN_JUDGED",
+    "PARTS",
+    "VAL",
+    "Assignment",
+    "ImageRows",
+    "Ledger",
+    "Looked",
+    "RecordSplit",
+    "Shares",
+    "assign",
+    "make_salt",
+]
+
+#: Groups that a class needs: one for each part.
+MIN_GROUPS = 3
+
+Int = NDArray[np.int64]
+Marks = NDArray[np.bool_]
+
+
+def make_salt(seed: int) -> str:
+    """Return the salt of a first version, 32 hexadecimal digits derived from the seed."""
+    return hashlib.blake2b(f"split {seed}".encode(), digest_size=16).hexdigest()
+
+
+def assign(
+    keys: Sequence[str] | NDArray[Any],
+    labels: Sequence[str] | Coded,
+    *,
+    ledger: Ledger,
+    holdout_fraction: float,
+    val_fraction: float,
+    marked: Marks | None = None,
+    groups: Sequence[str] | NDArray[Any] | Coded | None = None,
+) -> Assignment:
+    """Return the part of every record and the ledger that remembers it.
+
+    A record or group that the ledger knows keeps its part, also when its label was corrected. New
+    ones fill the deficit of their class: first the hold-out's, then val's; the rest is fit. A class
+    with fewer than ``MIN_JUDGED`` records (with groups: or in fewer than three groups) puts nothing
+    new outside fit. The result depends on the records as a set, not on their order.
+
+    Parameters
+    ----------
+    keys : ndarray of keys or sequence of str, length n_records
+        Content keys.
+    labels : Coded or sequence of str, length n_records
+        Class names.
+    ledger : Ledger
+        The parent version's, or an empty one with a salt.
+    holdout_fraction : float in [0, 1)
+        Share of each class for the hold-out; 0 where the hold-out lies elsewhere.
+    val_fraction : float in (0, 1)
+        Share of the rest for val.
+    marked : ndarray of bool, shape (n_records,), optional
+        Hold-out records, where the source says it itself.
+    groups : Coded, ndarray of keys or sequence of str, length n_records, optional
+        Records of one group stay together. A group goes to the part whose shares it brings nearer to
+        their aim, each class counting by the share of its records.
+
+    Raises
+    ------
+    InputError
+        If the hold-out marks cut through a group.
+    """
+    shares = Shares(holdout_fraction, val_fraction, marked is not None or holdout_fraction == 0.0)
+    if groups is None:
+        return _assign_records(as_keys(keys), Coded.of(labels), ledger, shares, marked)
+    return _assign_groups(Coded.of(labels), ledger, shares, marked, Coded.of(groups).only_used())
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def _assign_records(
+    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None
+) -> Assignment:
+    labels, theirs = shared_names(labels, ledger.labels)
+    with Workspace() as workspace:
+        split = RecordSplit(
+            replace(ledger, labels=theirs),
+            shares,
+            has_marks=marked is not None,
+            workspace=workspace,
+        )
+        looked = split.look(keys, labels, marked)
+        split.note(looked, labels, marked)
+        parts, grown = split.assign(looked, keys, labels, marked)
+    if split.is_unchanged:
+        grown = ledger
+    else:
+        grown = replace(grown, labels=grown.labels.only_used())
+    return Assignment(parts, looked.occurrences, grown, split.n_new, split.n_kept_against_mark)
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+def _assign_groups(
+    labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None, groups: Coded
+) -> Assignment:
+    n_groups = len(groups.names)
+    sizes = np.bincount(groups.codes, minlength=n_groups)
+    marks = _group_marks(groups, sizes, marked)
+    part_of = np.full(n_groups, -1, dtype=np.int8)
+    rows = pairs_of_equals(*_ids_of_both(ledger.keys, groups.names))
+    known = rows >= 0
+    part_of[known] = ledger.parts[rows[known]]
+    against = 0
+    if marks is not None:
+        against = int(sizes[known & ((part_of == HOLDOUT) != marks)].sum())
+        part_of[~known & marks] = HOLDOUT
+    _place_groups(part_of, groups, labels, ledger.salt, shares)
+
+    added = np.flatnonzero(~known)
+    grown = ledger
+    if len(added):
+        none = Coded.of([""] * (len(ledger.keys) + len(added)))
+        zeros = np.zeros(len(added), dtype=np.int64)
+        grown = grown_ledger(ledger, groups.names[added], zeros, none, part_of[added])
+    return Assignment(
+        part_of[groups.codes],
+        np.zeros(len(groups), dtype=np.int64),
+        grown,
+        int(sizes[added].sum()),
+        against,
+    )
+
+
+def _ids_of_both(theirs: NDArray[Any], ours: NDArray[Any]) -> tuple[Int, Int]:
+    ids = group_ids(joined(theirs, ours))
+    return ids[: len(theirs)], ids[len(theirs) :]
+
+
+def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Marks | None:
+    """Which groups are marked as hold-out; a group on both sides is refused."""
+    if marked is None:
+        return None
+    n_marked = np.bincount(groups.codes[marked], minlength=len(sizes))
+    cut = key_texts(groups.names[(n_marked > 0) & (n_marked < sizes)])
+    if cut:
+        raise InputError(
+            f"{len(cut)} groups have records both inside and outside the hold-out, e.g. {cut[0]!r}; "
+            "a group must be on one side. Mark its records alike, or leave group_column out.",
+            groups=cut,
+        )
+    return np.asarray(n_marked > 0)
+
+
+def _place_groups(
+    part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: Shares
+) -> None:
+    """Place the waiting groups in hash order, each where it brings the shares nearer to their aim."""
+    n_classes = len(labels.names)
+    pairs, n = np.unique(
+        groups.codes.astype(np.int64) * n_classes + labels.codes, return_counts=True
+    )
+    group, label = pairs // n_classes, pairs % n_classes
+    n_records = np.bincount(labels.codes, minlength=n_classes)
+    n_groups = np.bincount(label, minlength=n_classes)
+    have = np.zeros((len(PARTS), n_classes), dtype=np.int64)
+    placed = part_of[group] >= 0
+    np.add.at(have, (part_of[group[placed]], label[placed]), n[placed])
+    judged = (n_records >= MIN_JUDGED) & (n_groups >= MIN_GROUPS)
+    aims = np.array(
+        [shares.wanted(int(n_records[k]), int(have[HOLDOUT, k])) for k in range(n_classes)]
+    ).reshape(n_classes, 2)
+
+    def gain(classes: NDArray[Any], counts: NDArray[Any], part: int) -> float:
+        """By how much the group brings its classes nearer to their aim in a part, in shares."""
+        total = 0.0
+        for k, n_of in zip(classes.tolist(), counts.tolist(), strict=True):
+            missing = int(aims[k, 0 if part == HOLDOUT else 1] - have[part, k])
+            total += (abs(missing) - abs(missing - n_of)) / int(n_records[k])
+        return total
+
+    starts = np.searchsorted(group, np.arange(len(part_of) + 1))
+    is_waiting = part_of < 0
+    waiting = np.flatnonzero(is_waiting)
+    hashes = salted(salt, groups.names[waiting], np.zeros(len(waiting), dtype=np.int64))
+    for g in waiting[sort_order(hashes)].tolist():
+        inside = slice(starts[g], starts[g + 1])
+        classes, counts = label[inside], n[inside]
+        part = FIT
+        if judged[classes].all():  # a class that is not judged needs all its records in fit
+            if not shares.holdout_is_given and gain(classes, counts, HOLDOUT) > 0:
+                part = HOLDOUT
+            elif gain(classes, counts, VAL) > 0:
+                part = VAL
+        part_of[g] = part
+        have[part, classes] += counts
+    # Few groups of a class can each be too much for val: the one that comes nearest goes there all the
+    # same, where every class of it has others to stay.
+    for k in np.flatnonzero(judged & (aims[:, 1] > 0)):
+        if have[VAL, k]:  # a group that went there for another class may have brought some
+            continue
+        found = []
+        for g in group[label == k].tolist():
+            inside = slice(starts[g], starts[g + 1])
+            classes, counts = label[inside], n[inside]
+            stay = (have[part_of[g], classes] > counts).all()
+            if is_waiting[g] and judged[classes].all() and stay:
+                found.append((gain(classes, counts, VAL), g))
+        if found:
+            _, g = max(found)
+            inside = slice(starts[g], starts[g + 1])
+            have[part_of[g], label[inside]] -= n[inside]
+            have[VAL, label[inside]] += n[inside]
+            part_of[g] = VAL

@@ -1,0 +1,228 @@
+"""The split ledger: the part that every record, group or image once got, and what a split decided."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.storage.external_sort import Binned
+from prefect_augment.storage.keys import KEY, Coded, as_keys
+from prefect_augment.storage.spill import Workspace
+
+__all__ = ["FIT", "HOLDOUT", "PARTS", "VAL", "Assignment", "ImageRows", "Ledger", "LedgerAside"]
+
+PARTS = ("fit", "val", "holdout")
+FIT, VAL, HOLDOUT = 0, 1, 2
+
+ROWS_AT_ONCE = 131_072
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """What the ledger keeps of each image, so that a later version finds near-duplicates of it.
+
+    Parameters
+    ----------
+    clusters : ndarray of keys, shape (n_images,)
+        Name of the near-duplicate cluster: the content key of one of its first members.
+    levels : ndarray of int64, shape (n_images,)
+        How strictly the image was compared.
+    thumbs : ndarray of int8, shape (n_images, 1024), or bytes
+        Gray thumbnails of 32x32: 1 kB an image.
+    """
+
+    clusters: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=KEY))
+    levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    thumbs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clusters", as_keys(self.clusters))
+        object.__setattr__(self, "levels", np.asarray(self.levels, dtype=np.int64))
+        if isinstance(self.thumbs, bytes):
+            pixels = np.frombuffer(self.thumbs, dtype=np.int8)
+            object.__setattr__(self, "thumbs", pixels.reshape(len(self.clusters), -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """Parts once given, sorted by key and occurrence. Sequences are taken for arrays.
+
+    Parameters
+    ----------
+    salt : str
+        Fixed when the first version is made.
+    unit : str
+        What a key names: ``record``; ``group:<column>`` or ``pattern:<expression>``; or
+        ``near-duplicate``, where keys are images and their clusters stay together.
+    keys : ndarray of keys, shape (n,)
+        Content keys, or the groups' values as text.
+    occurrences : ndarray of int32, shape (n,)
+        Number of the record among those with its key; 0 for groups.
+    labels : Coded, length n
+        Class of the record; empty for groups, which may hold several.
+    parts : ndarray of int8, shape (n,)
+        Index into :data:`PARTS`.
+    has_own_holdout : bool
+        Whether the hold-out lies at a URI of its own, so that no record here may be in it.
+    images : ImageRows, optional
+        With the unit ``near-duplicate``, one row per key.
+    """
+
+    salt: str
+    unit: str = "record"
+    keys: NDArray[Any] = ()  # type: ignore[assignment]
+    occurrences: NDArray[np.int32] = ()  # type: ignore[assignment]
+    labels: Coded = ()  # type: ignore[assignment]
+    parts: NDArray[np.int8] = ()  # type: ignore[assignment]
+    has_own_holdout: bool = False
+    images: ImageRows | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", as_keys(self.keys))
+        object.__setattr__(self, "occurrences", np.asarray(self.occurrences, dtype=np.int32))
+        object.__setattr__(self, "labels", Coded.of(self.labels))
+        object.__setattr__(self, "parts", np.asarray(self.parts, dtype=np.int8))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the content: equal for equal ledgers, however they are stored."""
+        labels = self.labels.only_used()
+        columns = [self.keys, labels.names, labels.codes, self.occurrences, self.parts]
+        if self.images is not None:
+            columns += [self.images.clusters, self.images.levels, self.images.thumbs]
+        return _digest(self, [(column.dtype, len(column), [column]) for column in columns])
+
+    def take(self, rows: slice) -> Ledger:
+        """Return some of the rows."""
+        images = self.images
+        return replace(
+            self,
+            keys=self.keys[rows],
+            occurrences=self.occurrences[rows],
+            labels=self.labels.take(rows),
+            parts=self.parts[rows],
+            images=images
+            and ImageRows(images.clusters[rows], images.levels[rows], images.thumbs[rows]),
+        )
+
+    def blocks(self, size: int) -> Iterator[Ledger]:
+        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        for start in range(0, max(1, len(self.keys)), size):
+            yield self.take(slice(start, start + size))
+
+
+class LedgerAside:
+    """A ledger by record on local disk, which comes piece after piece in its order.
+
+    Parameters
+    ----------
+    like : Ledger
+        Whose salt and unit it has.
+    names : ndarray of str
+        What the labels of the pieces are codes of.
+    workspace : Workspace
+        Where it is put aside.
+    """
+
+    images = None
+
+    def __init__(self, like: Ledger, names: NDArray[Any], workspace: Workspace) -> None:
+        self.salt, self.unit, self.has_own_holdout = like.salt, like.unit, like.has_own_holdout
+        self._like, self._names = (
+            Ledger(like.salt, like.unit, has_own_holdout=like.has_own_holdout),
+            names,
+        )
+        self._is_used = np.zeros(len(names), dtype=bool)
+        fields = [("key", KEY), ("label", np.int32), ("occurrence", np.int32), ("part", np.int8)]
+        self._rows = Binned(workspace, np.dtype(fields))
+
+    def append(self, piece: Ledger) -> None:
+        """Take the next rows; their labels are coded by the names given."""
+        rows = np.zeros(len(piece.keys), dtype=self._rows.dtype)
+        rows["key"], rows["label"] = piece.keys, piece.labels.codes
+        rows["occurrence"], rows["part"] = piece.occurrences, piece.parts
+        self._is_used[piece.labels.codes] = True
+        self._rows.add(rows)
+
+    def blocks(self, size: int) -> Iterator[Ledger]:
+        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        if len(self._rows) == 0:
+            yield self._like
+        for rows in self._rows.blocks(0, size):
+            yield replace(
+                self._like,
+                keys=np.ascontiguousarray(rows["key"]),
+                occurrences=rows["occurrence"],
+                labels=Coded(rows["label"], self._names),
+                parts=rows["part"],
+            )
+
+    @property
+    def digest(self) -> str:
+        """The one of :class:`Ledger`."""
+        codes = (np.cumsum(self._is_used) - 1).astype(np.int32)
+
+        def column(name: str) -> tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]:
+            found = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
+            if name == "label":
+                found = (codes[values] for values in found)
+            return self._rows.dtype[name], len(self._rows), found
+
+        names = self._names[self._is_used]
+        columns = [column("key"), (names.dtype, len(names), [names])]
+        columns += [column(name) for name in ("label", "occurrence", "part")]
+        return _digest(self, columns)
+
+
+def _digest(
+    ledger: Ledger | LedgerAside,
+    columns: Iterable[tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]],
+) -> str:
+    """Hash columns, each with its type, its length and its values in pieces."""
+    digest = hashlib.sha256(repr((ledger.salt, ledger.unit, ledger.has_own_holdout)).encode())
+    for dtype, n, pieces in columns:
+        plain = dtype.kind in "OU"
+        digest.update(f"{n} {plain} ".encode())
+        for values in pieces:
+            digest.update(
+                repr(values.tolist()).encode() if plain else np.ascontiguousarray(values).data
+            )
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What :func:`assign` decided.
+
+    Parameters
+    ----------
+    parts : ndarray of int8, shape (n_records,)
+        Index into :data:`PARTS` of each record.
+    occurrences : ndarray of int64, shape (n_records,)
+        The ledger's occurrence number of each record; 0 with groups.
+    ledger : Ledger
+        The given one with the new records or groups added.
+    n_new : int
+        Records that the given ledger did not know.
+    n_kept_against_mark : int
+        Records that the ledger has on the other side than the hold-out column now says.
+    """
+
+    parts: NDArray[np.int8]
+    occurrences: Int
+    ledger: Ledger
+    n_new: int = 0
+    n_kept_against_mark: int = 0

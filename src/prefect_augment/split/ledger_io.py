@@ -1,0 +1,221 @@
+"""The split ledger as a Parquet object: one row per record or group, the rest in its metadata.
+
+For images a row also holds the near-duplicate cluster and a thumbnail, 1 kB before compression, so
+that a later version finds near-duplicates of images that its source no longer has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from prefect_augment.errors import IntegrityError, SchemaError
+from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.shards.base import write_shard
+from prefect_augment.shards.parquet import ParquetShards
+from prefect_augment.sources.images.validation import THUMB_SIDE
+from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
+from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.storage.keys import (
+    KEY,
+    Coded,
+    group_ids,
+    hex_column,
+    joined,
+    key_texts,
+    pairs_of_equals,
+    unhex,
+)
+from prefect_augment.storage.store import Store
+
+__all__ = ["NEAR_DUPLICATE", "read_ledger", "split_clusters", "write_ledger"]
+
+#: Unit of a ledger whose near-duplicate images stay together.
+NEAR_DUPLICATE = "near-duplicate"
+THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
+
+ROWS_AT_ONCE = 131_072
+HEX_DIGITS = frozenset("0123456789abcdef")
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("occurrence", pa.int64()),
+        ("label", pa.string()),
+        ("part", pa.string()),
+    ]
+)
+
+IMAGES = (
+    pa.field("cluster", pa.string()),
+    pa.field("level", pa.int64()),
+    pa.field("thumb", pa.binary(THUMB_BYTES)),
+)
+
+
+def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> str:
+    """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
+    metadata = {
+        "salt": ledger.salt,
+        "unit": ledger.unit,
+        "has_own_holdout": "true" if ledger.has_own_holdout else "false",
+    }
+    fields = [*SCHEMA, *(IMAGES if ledger.images is not None else ())]
+    schema = pa.schema(fields, metadata=metadata)
+    return write_shard(
+        store,
+        # Text is made of a block at a time: it takes twice the space of the keys.
+        (_block(some, schema) for some in ledger.blocks(ROWS_AT_ONCE)),
+        kind=ParquetShards(),
+        name=f"{prefix}/ledger",
+        split="ledger",
+        origin="real",
+        label="",
+        classes=(),
+    ).path
+
+
+def _block(ledger: Ledger, schema: pa.Schema) -> pa.Table:
+    columns = [
+        _texts(ledger.keys),
+        pa.array(ledger.occurrences, pa.int64()),
+        pa.array(ledger.labels, pa.string()),
+        pa.array(PARTS).take(pa.array(ledger.parts)),
+    ]
+    if ledger.images is not None:
+        thumbs = np.ascontiguousarray(ledger.images.thumbs)
+        columns += [
+            _texts(ledger.images.clusters),
+            pa.array(ledger.images.levels, pa.int64()),
+            pa.Array.from_buffers(
+                pa.binary(THUMB_BYTES), len(thumbs), [None, pa.py_buffer(thumbs)]
+            ),
+        ]
+    return pa.table(columns, schema=schema)
+
+
+def _texts(keys: NDArray[Any]) -> pa.Array:
+    return hex_column(keys) if keys.dtype == KEY else pa.array(key_texts(keys), pa.string())
+
+
+def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str]) -> list[str]:
+    """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
+
+    An image that the ledger does not know (one of a hold-out of its own) is a cluster of itself, and so
+    is every record where the split is not by near-duplicates.
+
+    Parameters
+    ----------
+    store : Store
+        The destination under which the facts' ledger lies.
+    facts : DatasetFacts
+        Outcome of an ingest stage.
+    content_keys : sequence of str
+        Of the records asked for.
+    """
+    ledger = read_ledger(store, facts.ledger)
+    if ledger.images is None:
+        return list(content_keys)
+    asked = _asked(content_keys)
+    ids = group_ids(joined(ledger.keys, asked))
+    distinct, which = np.unique(ids[len(ledger.keys) :], return_inverse=True)
+    rows = pairs_of_equals(ids[: len(ledger.keys)], distinct)[which]
+    names = key_texts(ledger.images.clusters[rows])
+    return [
+        name if row >= 0 else key
+        for key, row, name in zip(content_keys, rows.tolist(), names, strict=True)
+    ]
+
+
+def _asked(content_keys: Sequence[str]) -> NDArray[Any]:
+    """Return the keys as bytes; what is no content key is none of any image."""
+    found = np.zeros(len(content_keys), dtype=KEY)
+    is_key = [len(key) == 32 and not set(key) - HEX_DIGITS for key in content_keys]
+    whole = [key for key, good in zip(content_keys, is_key, strict=True) if good]
+    found[is_key] = unhex(pa.array(whole, pa.string()))
+    return found
+
+
+def read_ledger(store: Store, path: str) -> Ledger:
+    """Return the ledger at ``path``.
+
+    Raises
+    ------
+    IntegrityError
+        If it is missing or not a ledger: without it, hold-out records could end up in training.
+    """
+    try:
+        with store.open(path) as raw:
+            file = pq.ParquetFile(raw)
+            metadata = {
+                k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()
+            }
+            return _read(file, metadata)
+    except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as exc:
+        raise IntegrityError(
+            f"the split ledger {store.uri}/{path} cannot be read ({type(exc).__name__}: {exc}); restore it, or "
+            "publish to another destination, which starts a new split.",
+            path=path,
+        ) from exc
+
+
+def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
+    """Read a ledger block by block into compact columns."""
+    schema = file.schema_arrow
+    has_images = "cluster" in schema.names
+    if has_images and schema.field("thumb").type.byte_width != THUMB_BYTES:
+        raise SchemaError(
+            f"the dataset's ledger has thumbnails of {schema.field('thumb').type.byte_width} bytes "
+            f"and this version compares {THUMB_BYTES}; publish to a new folder."
+        )
+    is_text = metadata["unit"].startswith(("group:", "pattern:"))
+    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
+    found: dict[str, list[Any]] = {name: [] for name in schema.names}
+    label_names: dict[str, int] = {}
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+        labels = batch["label"].dictionary_encode()
+        codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
+        found["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
+        found["key"].append(read(batch["key"]))
+        found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
+        parts = pc.index_in(batch["part"], value_set=pa.array(PARTS))
+        if parts.null_count:
+            raise ValueError("a part is none of fit, val and holdout")
+        found["part"].append(parts.to_numpy().astype(np.int8))
+        if has_images:
+            found["cluster"].append(unhex(batch["cluster"]))
+            found["level"].append(batch["level"].to_numpy())
+            data = batch["thumb"].buffers()[1]
+            start = batch["thumb"].offset * THUMB_BYTES
+            pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
+            found["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
+    if not found["key"]:
+        return Ledger(
+            metadata["salt"],
+            metadata["unit"],
+            has_own_holdout=metadata["has_own_holdout"] == "true",
+            images=ImageRows() if has_images else None,
+        )
+    column = {name: np.concatenate(values) for name, values in found.items() if values}
+    return Ledger(
+        salt=metadata["salt"],
+        unit=metadata["unit"],
+        keys=column["key"],
+        occurrences=column["occurrence"],
+        labels=Coded.from_names(column["label"], list(label_names)),
+        parts=column["part"],
+        has_own_holdout=metadata["has_own_holdout"] == "true",
+        images=ImageRows(column["cluster"], column["level"], column["thumb"])
+        if has_images
+        else None,
+    )
+
+
+def _as_objects(column: pa.Array) -> NDArray[Any]:
+    return np.array([*column.to_pylist(), None], dtype=object)[:-1]

@@ -1,0 +1,241 @@
+"""Near-duplicate images: perceptual hash for candidates, pixels for the decision, clusters for the split.
+
+How far two images are apart is the share of their contrast that differs once the one is laid over the
+other: ``1 - correlation`` of their 32x32 gray thumbnails, smoothed, after the best shift of up to two
+cells and the small rest of a shift or a change of scale. So a copy that was encoded again, resized,
+made brighter or moved by a pixel is about 0 from its original.
+
+What is near depends on the place. A cluster has to be *alone*: its threshold is the largest at which
+everything outside is at least four times as far (twice in the units of pixels), 0.05 at most. Between
+different images the nearest one is hardly ever that much nearer than the next: among 1,797 digits of
+16x16 pixels two pairs are, where a fixed threshold of 0.05 has half of them in clusters. A cluster is
+also made stricter where it would hold more than a twentieth of all images (frames of one camera).
+
+Each pair is computed by itself, and images come in the order of their keys, so the result depends
+neither on the order of the source nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from threadpoolctl import threadpool_limits
+
+from prefect_augment.split.image_distance import (
+    BUCKET,
+    Best,
+    Shape,
+    buckets,
+    distances,
+    hash_bands,
+)
+
+__all__ = [
+    "DISTANCES",
+    "GAP",
+    "MAX_LEVEL",
+    "MAX_SHARE",
+    "MIN_LIMIT",
+    "Neighbours",
+    "cluster_images",
+    "cluster_limit",
+    "nearest_by_group",
+    "strengths",
+]
+
+#: Distances from 0.2 down, each the one before over the root of two: the steps that are told apart.
+DISTANCES = tuple(0.2 * 2.0 ** (-k / 2) for k in range(15))
+#: A pair is near at level 0 where it is nearer than ``DISTANCES[GAP]``, a quarter of the first; at
+#: level k than ``DISTANCES[GAP + k]``. At a cluster's level all else is beyond ``DISTANCES[level]``.
+GAP = 4
+MAX_LEVEL = len(DISTANCES) - 1 - GAP
+#: A cluster may hold this share of all images, or ``MIN_LIMIT`` images where that is more.
+MAX_SHARE = 0.05
+MIN_LIMIT = 20
+
+Thumbs = NDArray[np.int8]
+Rows = NDArray[np.int64]
+
+
+def cluster_limit(n_images: int) -> int:
+    """Return how many images a cluster may have before its level is raised."""
+    return max(MIN_LIMIT, int(MAX_SHARE * n_images))
+
+
+def cluster_images(thumbs: Thumbs, *, levels: Rows | None = None, limit: int) -> tuple[Rows, Rows]:
+    """Return the cluster of every image, and how strict it is.
+
+    Parameters
+    ----------
+    thumbs : ndarray of int8, shape (n, 1024)
+        Of different images, in an order that does not depend on the source's (by content key).
+    levels : ndarray of int64, shape (n,), optional
+        The strictness to begin with; 0 where not given.
+    limit : int
+        Images that a cluster may have.
+
+    Returns
+    -------
+    clusters : ndarray of int64, shape (n,)
+        Number of the cluster; an image without near-duplicates has one of its own.
+    levels : ndarray of int64, shape (n,)
+        0 to :data:`MAX_LEVEL`: a pair is near when its strength exceeds the level of both. That of a
+        lone image says how near its neighbourhood is, and so what may join it later.
+    """
+    n = len(thumbs)
+    strict = np.zeros(n, dtype=np.int64) if levels is None else levels.copy()
+    i, j, steps = _forest(thumbs)
+    while True:
+        near = steps - GAP > np.maximum(strict[i], strict[j])
+        clusters = _components(n, i[near], j[near])
+        too_large = np.bincount(clusters, minlength=1)[clusters] > limit
+        # A spanning forest of the nearest pairs has the nearest pair out of every cluster.
+        outward = np.zeros(n, dtype=np.int64)
+        leaves = clusters[i] != clusters[j]
+        for end in (i, j):
+            np.maximum.at(outward, clusters[end[leaves]], steps[leaves])
+        # One level at a time: what is cut off first may be alone at the next level.
+        stricter = (too_large | (outward[clusters] > strict)) & (strict < MAX_LEVEL)
+        if not stricter.any():
+            return clusters, strict
+        strict[stricter] += 1
+
+
+def _components(n: int, i: Rows, j: Rows) -> Rows:
+    graph = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
+    """Pairs within the first distance, thinned to a spanning forest of the nearest, with their steps."""
+    n = len(thumbs)
+    shape = Shape(thumbs)
+    best = Best(n)
+    with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
+        for bucket in buckets(hash_bands(thumbs), shape.usable):
+            likeness = shape.likeness(bucket, bucket)
+            likeness = np.maximum(likeness, likeness.T)
+            np.fill_diagonal(likeness, -np.inf)
+            best.keep(bucket, bucket, likeness)
+        a, b = best.pairs()
+        codes = np.unique(np.minimum(a, b) * n + np.maximum(a, b))
+        i, j = codes // max(n, 1), codes % max(n, 1)
+        steps = _steps(distances(thumbs, i, thumbs, j))
+    i, j, steps = i[steps > 0], j[steps > 0], steps[steps > 0]
+    weight = (len(DISTANCES) + 1 - steps).astype(np.float64)  # at least 1: zero would mean no edge
+    forest = minimum_spanning_tree(coo_array((weight, (i, j)), shape=(n, n)).tocsr()).tocoo()
+    found = len(DISTANCES) + 1 - forest.data.astype(np.int64)
+    return forest.row.astype(np.int64), forest.col.astype(np.int64), found
+
+
+# --- images of two sets -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Near-duplicates of images in another set, by group of that set.
+
+    Parameters
+    ----------
+    strength : ndarray of int64, shape (n, n_groups)
+        Strength of the nearest one in each group; 0 where none is near.
+    index : ndarray of int64, shape (n, n_groups)
+        Which one it is; the first of equally strong ones, -1 where none is near.
+    level : ndarray of int64, shape (n,)
+        The strictest level among the others that are near: the place of the image is as crowded.
+    """
+
+    strength: Rows
+    index: Rows
+    level: Rows
+
+
+def nearest_by_group(
+    thumbs: Thumbs, others: Thumbs, *, groups: Rows, levels: Rows, n_groups: int
+) -> Neighbours:
+    """Return for each image its nearest near-duplicates among ``others``.
+
+    Parameters
+    ----------
+    thumbs, others : ndarray of int8, shapes (n, 1024) and (n_others, 1024)
+        Both in an order that does not depend on the source's.
+    groups, levels : ndarray of int64, shape (n_others,)
+        Group and strictness of the others.
+    n_groups : int
+        How many groups there are.
+    """
+    n = len(thumbs)
+    found = Neighbours(
+        np.zeros((n, n_groups), dtype=np.int64),
+        np.full((n, n_groups), -1, dtype=np.int64),
+        np.zeros(n, dtype=np.int64),
+    )
+    if n == 0 or len(others) == 0:
+        return found
+    every = np.concatenate([thumbs, others])
+    shape, bands = Shape(every), hash_bands(every)
+    del every
+    with threadpool_limits(limits=1, user_api="blas"):
+        for group in range(n_groups):
+            best = Best(n)
+            members = n + np.flatnonzero(groups == group)
+            usable = np.concatenate([np.arange(n), members])
+            usable = usable[np.isin(usable, shape.usable)]
+            for bucket in buckets(bands, usable, in_windows=False):
+                ours, theirs = bucket[bucket < n], bucket[bucket >= n]
+                for i, j in product(range(0, len(ours), BUCKET), range(0, len(theirs), BUCKET)):
+                    some, those = ours[i : i + BUCKET], theirs[j : j + BUCKET]
+                    best.keep(some, those, shape.likeness(some, those))
+            a, b = best.pairs()
+            b = b - n
+            strength = _strength(distances(thumbs, a, others, b))
+            near = strength > 0
+            np.maximum.at(found.level, a[near], levels[b[near]])
+            _keep_nearest(found, a[near], b[near], strength[near], group)
+    return found
+
+
+def _keep_nearest(found: Neighbours, a: Rows, b: Rows, strength: Rows, group: int) -> None:
+    """Note the strongest pair of each image; of equals the first of the others."""
+    order = np.lexsort((-b, strength))  # the best one last: the last write wins
+    found.strength[a[order], group] = strength[order]
+    found.index[a[order], group] = b[order]
+
+
+def strengths(thumbs: Thumbs, others: Thumbs, *, upper: bool = False) -> tuple[Rows, Rows, Rows]:
+    """Return the near pairs of two sets and how strong each is.
+
+    Parameters
+    ----------
+    thumbs, others : ndarray of int8, shapes (n, 1024) and (m, 1024)
+        Compared all with all, so few.
+    upper : bool
+        Both are the same set: each pair once, none with itself.
+
+    Returns
+    -------
+    tuple of ndarray of int64
+        Rows of the one, rows of the other, and the strength of the pair: a pair is near at the levels
+        below it.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        like = Shape(thumbs).is_like(Shape(others))
+        a, b = np.nonzero(np.triu(like | like.T, 1) if upper else like)
+        strength = _strength(distances(thumbs, a, others, b))
+    keep = strength > 0
+    return a[keep], b[keep], strength[keep]
+
+
+def _strength(distance: NDArray[np.float64]) -> Rows:
+    return np.maximum(_steps(distance) - GAP, 0)
+
+
+def _steps(distance: NDArray[np.float64]) -> Rows:
+    """How many of the distances each is below."""
+    rising = np.asarray(DISTANCES[::-1])
+    return len(DISTANCES) - np.searchsorted(rising, distance, side="right").astype(np.int64)

@@ -1,0 +1,341 @@
+"""The split by record, a bin of keys at a time: what the ledger knows stays, and new records fill the shares.
+
+What is known of all records are counts, and the hash up to which a class's records go to the hold-out and
+to val.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.split.ledger import FIT, HOLDOUT, PARTS, VAL, Ledger
+from prefect_augment.storage.external_sort import Binned, bin_of, first_of_bin
+from prefect_augment.storage.keys import (
+    KEY,
+    Coded,
+    group_ids,
+    joined,
+    key_texts,
+    pairs_of_equals,
+    ranks_within,
+    sort_order,
+)
+from prefect_augment.storage.spill import Workspace
+
+__all__ = ["MIN_JUDGED", "Looked", "RecordSplit", "Shares", "grown_ledger", "salted"]
+
+#: Records that a class needs before any of them leaves fit. With the default shares ten give two in
+#: the hold-out and two in val; of fewer, a part would hold a single record or none, whose recall is 0
+#: or 1 and judges nothing, while training would miss it.
+MIN_JUDGED = 10
+HASHED_AT_ONCE = 65_536  # texts alive at a time
+
+Int = NDArray[np.int64]
+Marks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares wanted, and whether the hold-out is somebody else's matter."""
+
+    holdout: float
+    val: float
+    holdout_is_given: bool = field(default=False)
+
+    def wanted(self, n_records: int, n_marked: int) -> tuple[int, int]:
+        """Records of a judged class wanted in hold-out and val."""
+        if self.holdout_is_given:
+            n_holdout = n_marked
+        else:
+            n_holdout = max(1, round(self.holdout * n_records))
+        return n_holdout, max(1, round(self.val * (n_records - n_holdout)))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the ledger says of the records of a bin.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (n_records,)
+        Row of the ledger's part for this bin that each record is; -1 for new ones.
+    occurrences : ndarray of int64, shape (n_records,)
+        Number of each record among those with its key.
+    hashes : ndarray of keys, shape (n_new,)
+        Salted hashes of the new ones.
+    ledger : Ledger
+        The part of the ledger.
+    """
+
+    rows: Int
+    occurrences: Int
+    hashes: NDArray[Any]
+    ledger: Ledger
+
+
+class RecordSplit:
+    """The split by record, a bin of keys at a time.
+
+    First every bin is looked at and noted, then every bin's records get their parts: how many of a class
+    go to the hold-out and to val is known when all have been noted, and which follows from the hash up to
+    which they go.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The parent version's; its labels have the names that those of the records have.
+    shares : Shares
+        The shares wanted.
+    has_marks : bool
+        Whether the source marks its hold-out.
+    workspace : Workspace
+        Where hashes are put aside.
+    n_bins : int
+        Bins of the keys, as :func:`prefect_augment.storage.external_sort.bin_of` cuts them.
+
+    Attributes
+    ----------
+    n_new, n_kept_against_mark : int
+        See :class:`Assignment`; of the bins assigned so far.
+    is_unchanged : bool
+        Whether all of these were known with their labels.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        shares: Shares,
+        *,
+        has_marks: bool,
+        workspace: Workspace,
+        n_bins: int = 1,
+    ) -> None:
+        self.ledger, self.shares, self.n_bins = ledger, shares, n_bins
+        self.n_new = self.n_kept_against_mark = 0
+        self.is_unchanged = True
+        self._n_classes = n = len(ledger.labels.names)
+        self._known = np.zeros((len(PARTS), n), dtype=np.int64)
+        self._n_new, self._n_marked = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self._bounds = [0, len(ledger.keys)]
+        if n_bins > 1:
+            firsts = np.concatenate([first_of_bin(b, n_bins) for b in range(1, n_bins)])
+            self._bounds[1:1] = np.searchsorted(ledger.keys, firsts).tolist()
+        # Hashes of the records that wait for a part, by hash.
+        fields = np.dtype([("hash", KEY), ("label", np.int32)])
+        self._waiting = Binned(workspace, fields, n_bins)
+        self._n_waiting = np.zeros((n_bins, n), dtype=np.int64)
+        # Those of all new records by key: to make them takes longer than to write and read them.
+        self._hashes = Binned(workspace, np.dtype([("hash", KEY)]), n_bins)
+        self._is_noted = np.zeros(n_bins, dtype=bool)
+        self._cuts: NDArray[Any] | None = None
+
+    def look(
+        self, keys: NDArray[Any], labels: Coded, marked: Marks | None, number: int = 0
+    ) -> Looked:
+        """Find the records of a bin in the ledger, and number and hash those that are not there."""
+        ledger = self.ledger.take(slice(self._bounds[number], self._bounds[number + 1]))
+        ids = group_ids(joined(ledger.keys, keys))
+        of_ledger, of_record = ids[: len(ledger.keys)], ids[len(ledger.keys) :]
+        theirs = ledger.labels.codes
+        rows = _match(of_record, labels.codes, of_ledger, theirs, ledger, marked)
+        known = rows >= 0
+        occurrences = np.full(len(keys), -1, dtype=np.int64)
+        occurrences[known] = ledger.occurrences[rows[known]]
+        new = np.flatnonzero(~known)
+        mark = None if marked is None else marked[new]
+        occurrences[new] = _next_occurrences(
+            of_record[new], labels.codes[new], of_ledger, ledger.occurrences, mark
+        )
+        if self._is_noted[number]:
+            hashes = np.ascontiguousarray(self._hashes.read(number)["hash"])
+        else:
+            hashes = salted(self.ledger.salt, keys[new], occurrences[new])
+        return Looked(rows, occurrences, hashes, ledger)
+
+    def note(self, looked: Looked, labels: Coded, marked: Marks | None, number: int = 0) -> None:
+        """Take the records of a bin into the counts."""
+        if self.n_bins > 1:
+            hashes = np.zeros(len(looked.hashes), dtype=self._hashes.dtype)
+            hashes["hash"] = looked.hashes
+            self._hashes.add(hashes, np.full(len(hashes), number))
+            self._is_noted[number] = True
+        known = looked.rows >= 0
+        parts = looked.ledger.parts[looked.rows[known]]
+        of_known, of_new = labels.codes[known], labels.codes[~known]
+        np.add.at(self._known, (parts, of_known), 1)
+        self._n_new += np.bincount(of_new, minlength=self._n_classes)
+        waits = np.ones(len(of_new), dtype=bool) if marked is None else ~marked[~known]
+        self._n_marked += np.bincount(of_new[~waits], minlength=self._n_classes)
+        rows = np.zeros(int(waits.sum()), dtype=self._waiting.dtype)
+        rows["hash"], rows["label"] = looked.hashes[waits], of_new[waits]
+        bins = bin_of(rows["hash"], self.n_bins)
+        np.add.at(self._n_waiting, (bins, rows["label"]), 1)
+        self._waiting.add(rows, bins)
+
+    def assign(
+        self, looked: Looked, keys: NDArray[Any], labels: Coded, marked: Marks | None
+    ) -> tuple[NDArray[np.int8], Ledger]:
+        """Return the parts of the records of a bin, and its part of the grown ledger."""
+        if self._cuts is None:
+            self._cuts = self._find_cuts()
+        known = looked.rows >= 0
+        new = np.flatnonzero(~known)
+        parts = np.full(len(keys), FIT, dtype=np.int8)
+        parts[known] = looked.ledger.parts[looked.rows[known]]
+        of_new = labels.codes[new]
+        for part, cut in ((VAL, self._cuts[1]), (HOLDOUT, self._cuts[0])):
+            parts[new[_is_below(looked.hashes, cut[of_new])]] = part
+        if marked is not None:
+            parts[new[marked[new]]] = (
+                HOLDOUT  # the user's split is respected whatever the class's size
+            )
+            self.n_kept_against_mark += int(np.count_nonzero((parts == HOLDOUT) != marked))
+        corrected = looked.ledger.labels.codes.copy()
+        corrected[looked.rows[known]] = labels.codes[known]
+        self.n_new += len(new)
+        if len(new) or (corrected != looked.ledger.labels.codes).any():
+            self.is_unchanged = False
+        codes = np.concatenate([corrected, of_new])
+        grown = grown_ledger(
+            looked.ledger,
+            keys[new],
+            looked.occurrences[new],
+            Coded(codes, labels.names),
+            parts[new],
+        )
+        return parts, grown
+
+    def _find_cuts(self) -> NDArray[Any]:
+        """Return the hashes below which a class's records go to the hold-out, and to val."""
+        n = self._n_classes
+        ends = np.zeros((2, n), dtype=np.int64)
+        for k in range(n):
+            n_records = int(self._known[:, k].sum() + self._n_new[k])
+            if n_records >= MIN_JUDGED:
+                in_holdout = int(self._known[HOLDOUT, k] + self._n_marked[k])
+                wanted_holdout, wanted_val = self.shares.wanted(n_records, in_holdout)
+                ends[0, k] = max(0, wanted_holdout - in_holdout)
+                ends[1, k] = ends[0, k] + max(0, wanted_val - int(self._known[VAL, k]))
+        cuts = np.zeros((2, n, 2), dtype=np.uint64)
+        before = np.zeros(n, dtype=np.int64)
+        for number in range(self.n_bins):
+            after = before + self._n_waiting[number]
+            here = (ends >= before) & (ends < after)
+            if here.any():
+                rows = self._waiting.read(number)
+                for k in np.flatnonzero(here.any(axis=0)).tolist():
+                    found = _numbers(rows["hash"][rows["label"] == k])
+                    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+                    for i in np.flatnonzero(here[:, k]).tolist():
+                        cuts[i, k] = found[ends[i, k] - before[k]]
+            before = after
+        cuts[ends >= before] = np.iinfo(np.uint64).max  # all of them
+        self._waiting.clear()
+        return cuts
+
+
+def _numbers(hashes: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return hashes as two numbers each, which compare as the bytes do."""
+    return np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _is_below(hashes: NDArray[Any], cuts: NDArray[np.uint64]) -> Marks:
+    numbers = _numbers(hashes)
+    high, low = numbers[:, 0], numbers[:, 1]
+    is_below: Marks = (high < cuts[:, 0]) | ((high == cuts[:, 0]) & (low < cuts[:, 1]))
+    return is_below
+
+
+def _match(
+    of_record: Int,
+    labels: NDArray[np.int32],
+    of_ledger: Int,
+    their_labels: NDArray[np.int32],
+    ledger: Ledger,
+    marked: Marks | None,
+) -> Int:
+    """Row of the ledger that each record is, -1 for new ones.
+
+    Equal records are interchangeable, so they take the rows of their key, label and side first; what
+    is left over (a corrected label, a moved mark) takes any row of its key.
+    """
+    if len(of_ledger) == 0:
+        return np.full(len(of_record), -1, dtype=np.int64)
+    side = np.zeros(len(of_record), dtype=np.int64) if marked is None else marked.astype(np.int64)
+    their_side = (
+        np.zeros(len(of_ledger), dtype=np.int64)
+        if marked is None
+        else (ledger.parts == HOLDOUT).astype(np.int64)
+    )
+    n_labels = int(max(labels.max(initial=0), their_labels.max(initial=0))) + 1
+    matched = pairs_of_equals(
+        (of_ledger * n_labels + their_labels) * 2 + their_side,
+        (of_record * n_labels + labels) * 2 + side,
+    )
+    left = np.flatnonzero(matched < 0)
+    is_free = np.ones(len(of_ledger), dtype=bool)
+    is_free[matched[matched >= 0]] = False
+    free = np.flatnonzero(is_free)
+    left = left[np.lexsort((side[left], labels[left]))]
+    rows = pairs_of_equals(of_ledger[free], of_record[left])
+    matched[left[rows >= 0]] = free[rows[rows >= 0]]
+    return matched
+
+
+def _next_occurrences(
+    new: Int,
+    labels: NDArray[np.int32],
+    of_ledger: Int,
+    occurrences: NDArray[np.int32],
+    marked: Marks | None,
+) -> Int:
+    """Numbers of new records, counting on from the ledger's; equal keys by label, then mark."""
+    following = np.zeros(int(max(new.max(initial=0), of_ledger.max(initial=0))) + 1, dtype=np.int64)
+    np.maximum.at(following, of_ledger, occurrences.astype(np.int64) + 1)
+    mark = np.zeros(len(new), dtype=bool) if marked is None else marked
+    order = np.lexsort((mark, labels, new))
+    numbers = np.zeros(len(new), dtype=np.int64)
+    numbers[order] = following[new[order]] + ranks_within(new[order])
+    return numbers
+
+
+def salted(salt: str, keys: NDArray[Any], occurrences: Int) -> NDArray[Any]:
+    """Salted hashes of (key, occurrence) pairs."""
+    prefix = hashlib.blake2b(salt.encode(), digest_size=16)
+    digests = np.zeros(len(keys), dtype=KEY)
+    for start in range(0, len(keys), HASHED_AT_ONCE):
+        some = slice(start, start + HASHED_AT_ONCE)
+        found = []
+        for key, occurrence in zip(key_texts(keys[some]), occurrences[some].tolist(), strict=True):
+            hasher = prefix.copy()
+            hasher.update(f"{occurrence} {key}".encode())
+            found.append(hasher.digest())
+        digests[some] = found
+    return digests
+
+
+def grown_ledger(
+    ledger: Ledger,
+    keys: NDArray[Any],
+    occurrences: Int,
+    labels: Coded,
+    parts: NDArray[np.int8],
+) -> Ledger:
+    """Return the ledger with new rows in their place; ``labels`` are those of old and new rows."""
+    every = joined(ledger.keys, keys)
+    numbers = np.concatenate([ledger.occurrences, occurrences]).astype(np.int32)
+    order = sort_order(every, numbers)
+    return Ledger(
+        ledger.salt,
+        ledger.unit,
+        every[order],
+        numbers[order],
+        labels.take(order),
+        np.concatenate([ledger.parts, parts])[order],
+        ledger.has_own_holdout,
+    )

@@ -1,1 +1,0 @@
-"""Each ETL step as a plain function, without an orchestrator."""

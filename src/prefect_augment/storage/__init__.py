@@ -1,0 +1,1 @@
+"""Object stores, and work in progress on them."""

@@ -1,0 +1,233 @@
+"""Rows of fixed width put aside on local disk in bins, each small enough to be worked on in memory.
+
+What has to be known of all records (keys, parts, places) is so brought together, sorted or brought into
+another order a bin at a time: no array is as long as there are records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.storage.keys import KEY
+from prefect_augment.storage.spill import Workspace, disk_space
+
+__all__ = [
+    "BIN_ROWS",
+    "Binned",
+    "Pile",
+    "bin_of",
+    "bin_of_number",
+    "bin_of_row",
+    "first_of_bin",
+    "n_bins_for",
+]
+
+#: About so many rows are in a bin; what is computed on them takes some hundred bytes each.
+BIN_ROWS = 1 << 17
+BUFFERED = 2 << 20  # bytes of rows that wait for being written together
+PILED = 1 << 18  # numbers of a pile in memory
+N_PILES = 64
+
+
+def n_bins_for(n_rows: int) -> int:
+    """Return how many bins so many rows are put into."""
+    return max(1, -(-n_rows // BIN_ROWS))
+
+
+def bin_of_row(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bin of each row, of :func:`n_bins_for` all rows, in their order."""
+    return rows // BIN_ROWS
+
+
+def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
+    """Return the bin of each 16-byte key: an equal part of all keys, in their order.
+
+    Equal keys are in one bin, however many they are.
+
+    Examples
+    --------
+    >>> bin_of(np.array([bytes([0x7F] * 16), bytes([0x80] + [1] * 15)], dtype="S16"), 2)
+    array([0, 1])
+    """
+    if n_bins == 1:
+        return np.zeros(len(keys), dtype=np.int64)
+    first = np.ascontiguousarray(keys, dtype=KEY).view(">u4")[::4].astype(np.uint64)
+    return ((first * np.uint64(n_bins)) >> np.uint64(32)).astype(np.int64)
+
+
+def bin_of_number(numbers: NDArray[np.uint64], n_bins: int) -> NDArray[np.int64]:
+    """Return a bin for each number, equal ones in one; bins are about equal however the numbers lie."""
+    mixed = (numbers * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+    return ((mixed * np.uint64(n_bins)) >> np.uint64(32)).astype(np.int64)
+
+
+def first_of_bin(number: int, n_bins: int) -> NDArray[Any]:
+    """Return the smallest key that :func:`bin_of` puts into a bin."""
+    first = -(-(number << 32) // n_bins)
+    return np.array([min(first, 2**32 - 1).to_bytes(4, "big") + bytes(12)], dtype=KEY)
+
+
+class Binned:
+    """Rows put aside in bins; of each they come back in the order they came.
+
+    A file holds them all: they wait in memory until there are some megabytes, and are then written bin
+    after bin.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Where the file is.
+    dtype : numpy dtype
+        Of a row: a structure of fields.
+    n_bins : int
+        How many bins.
+    """
+
+    def __init__(self, workspace: Workspace, dtype: np.dtype[Any], n_bins: int = 1) -> None:
+        self.dtype, self.n_bins = dtype, n_bins
+        self.sizes = np.zeros(n_bins, dtype=np.int64)
+        self._workspace = workspace
+        self._path = ""
+        self._written = 0
+        # Of each bin, where pieces of it begin and how many rows they have.
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(n_bins)]
+        self._rows: list[NDArray[Any]] = []
+        self._bins: list[NDArray[np.int64]] = []
+        self._n_bytes = 0
+
+    def __len__(self) -> int:
+        return int(self.sizes.sum())
+
+    def add(self, rows: NDArray[Any], bins: NDArray[np.int64] | None = None) -> None:
+        """Put rows aside, each into its bin; without bins into the first.
+
+        Raises
+        ------
+        StorageError
+            If the temporary folder is full.
+        """
+        if len(rows) == 0:
+            return
+        bins = np.zeros(len(rows), dtype=np.int64) if bins is None else bins
+        self.sizes += np.bincount(bins, minlength=self.n_bins)
+        self._rows.append(rows)
+        self._bins.append(bins)
+        self._n_bytes += rows.nbytes + bins.nbytes
+        if self._n_bytes > BUFFERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits in memory."""
+        if not self._rows:
+            return
+        rows, bins = np.concatenate(self._rows), np.concatenate(self._bins)
+        self._rows, self._bins, self._n_bytes = [], [], 0
+        if self.n_bins > 1:
+            order = np.argsort(bins, kind="stable")
+            rows = rows[order]
+        counts = np.bincount(bins, minlength=self.n_bins)
+        for number in np.flatnonzero(counts).tolist():
+            n = int(counts[number])
+            self._pieces[number].append((self._written, n))
+            self._written += n
+        if not self._path:
+            self._path = self._workspace.path()
+        with disk_space(), Path(self._path).open("ab") as file:
+            file.write(np.ascontiguousarray(rows).view(np.uint8).data)
+
+    def read(self, number: int = 0) -> NDArray[Any]:
+        """Return the rows of a bin."""
+        found = np.zeros(int(self.sizes[number]), dtype=self.dtype)
+        start = 0
+        for rows in self._parts(number, len(found)):
+            found[start : start + len(rows)] = rows
+            start += len(rows)
+        return found
+
+    def blocks(self, number: int, size: int) -> Iterator[NDArray[Any]]:
+        """Yield the rows of a bin, ``size`` at a time; nothing where there are none."""
+        held: list[NDArray[Any]] = []
+        n_held = 0
+        for rows in self._parts(number, size):
+            held.append(rows)
+            n_held += len(rows)
+            while n_held >= size:
+                every = np.concatenate(held)
+                yield every[:size]
+                held, n_held = [every[size:].copy()], n_held - size
+        if n_held:
+            yield np.concatenate(held)
+
+    def _parts(self, number: int, most: int) -> Iterator[NDArray[Any]]:
+        """Yield the rows as they were written, no more than ``most`` at a time, then those that wait."""
+        if self._path:
+            with Path(self._path).open("rb") as file:
+                for start, n in self._pieces[number]:
+                    file.seek(start * self.dtype.itemsize)
+                    for done in range(0, n, max(1, most)):
+                        yield np.fromfile(file, dtype=self.dtype, count=min(most, n - done))
+        for rows, bins in zip(self._rows, self._bins, strict=True):
+            yield rows if self.n_bins == 1 else rows[bins == number]
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._rows, self._bins, self._n_bytes = [], [], 0
+        self._pieces = [[] for _ in range(self.n_bins)]
+        self.sizes = np.zeros(self.n_bins, dtype=np.int64)
+        self._written = 0
+        if self._path:
+            Path(self._path).unlink(missing_ok=True)
+            self._path = ""
+
+
+class Pile:
+    """Numbers put aside, to be counted once; on disk where they are many."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._aside: Binned | None = None
+        self._held: list[NDArray[np.uint64]] = []
+        self._n_held = 0
+
+    def add(self, numbers: NDArray[np.uint64]) -> None:
+        """Put numbers aside."""
+        self._held.append(_distinct(numbers))
+        self._n_held += len(self._held[-1])
+        if self._n_held <= PILED:
+            return
+        self._held = [_distinct(np.concatenate(self._held))]
+        self._n_held = len(self._held[0])
+        if self._n_held > PILED // 2:
+            self._write()
+
+    def _write(self) -> None:
+        if self._aside is None:
+            self._aside = Binned(self._workspace, np.dtype(np.uint64), N_PILES)
+        for numbers in self._held:
+            self._aside.add(numbers, bin_of_number(numbers, N_PILES))
+        self._aside.flush()
+        self._held, self._n_held = [], 0
+
+    def n_distinct(self) -> int:
+        """Return how many different numbers there are; nothing is added after that."""
+        if self._aside is None:
+            numbers = np.concatenate([np.zeros(0, dtype=np.uint64), *self._held])
+            self._held = []
+            return len(_distinct(numbers))
+        self._write()
+        n = sum(len(_distinct(self._aside.read(number))) for number in range(N_PILES))
+        self._aside.clear()
+        return n
+
+
+def _distinct(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the different numbers, sorted: several times faster than ``np.unique``, which hashes them."""
+    ordered = np.sort(numbers)
+    is_first = np.ones(len(ordered), dtype=bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[is_first]

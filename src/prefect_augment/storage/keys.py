@@ -1,0 +1,273 @@
+"""Columns of many records without an object per record: keys as bytes, texts as codes.
+
+Keys are numpy arrays: ``S16`` for content keys (16 bytes, shown as 32 hexadecimal digits), any other
+type for names that are compared as they stand. Sorting and grouping give the same result for both.
+
+Ids of many records in little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+__all__ = [
+    "KEY",
+    "Coded",
+    "as_keys",
+    "fold_ids",
+    "group_ids",
+    "hex_column",
+    "joined",
+    "key_texts",
+    "pairs_of_equals",
+    "ranks_within",
+    "shared_names",
+    "sort_order",
+    "unhex",
+]
+
+#: Content keys and ids: 16 bytes each.
+KEY = np.dtype("S16")
+
+HEX_AT_ONCE = 1 << 14  # keys that are text twice at a time
+
+Keys = NDArray[Any]
+Int = NDArray[np.int64]
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
+    """Return 16-byte keys out of text of 32 hexadecimal digits each, without nulls.
+
+    Raises
+    ------
+    ValueError
+        If a text is of another length.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    found = [np.zeros(0, dtype=KEY)]
+    for chunk in chunks:
+        chunk = chunk.cast(pa.binary())
+        offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)[
+            chunk.offset : chunk.offset + len(chunk) + 1
+        ]
+        if len(chunk) == 0:
+            continue
+        if chunk.null_count or (np.diff(offsets) != 32).any():
+            raise ValueError("a key is not 32 hexadecimal digits")
+        digits = np.frombuffer(chunk.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+        values = (digits & 15) + 9 * (digits >> 6)
+        both = values.reshape(-1, 2)
+        packed = (both[:, 0] << 4) | both[:, 1]
+        found.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
+    return np.concatenate(found)
+
+
+def hex_column(keys: Keys) -> pa.StringArray:
+    """Return 16-byte keys as text of 32 hexadecimal digits.
+
+    Examples
+    --------
+    >>> hex_column(np.array([bytes(range(16))], dtype="S16"))[0].as_py()
+    '000102030405060708090a0b0c0d0e0f'
+    """
+    digits = np.empty(32 * len(keys), dtype=np.uint8)
+    for start in range(0, len(keys), HEX_AT_ONCE):
+        text = np.ascontiguousarray(keys[start : start + HEX_AT_ONCE], dtype=KEY).tobytes().hex()
+        digits[32 * start :][: len(text)] = np.frombuffer(text.encode(), dtype=np.uint8)
+    offsets = np.arange(0, 32 * len(keys) + 1, 32, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
+def key_texts(keys: Keys) -> list[str]:
+    """Return keys as text, content keys in hexadecimal digits."""
+    if keys.dtype == KEY:
+        return hex_column(keys).to_pylist()  # type: ignore[no-any-return]
+    return [str(key) for key in keys.tolist()]
+
+
+def as_keys(values: Any) -> Keys:
+    """Return an array of keys; arrays stay as they are, and nothing becomes an array without keys."""
+    if isinstance(values, np.ndarray):
+        return values
+    values = list(values)
+    return np.asarray(values) if values else np.zeros(0, dtype=KEY)
+
+
+def joined(one: Keys, other: Keys) -> Keys:
+    """Return the keys of both, in the type of the one that has any."""
+    if len(one) == 0:
+        return other
+    return one if len(other) == 0 else np.concatenate([one, other])
+
+
+# --- sorting and grouping ---------------------------------------------------------------------
+
+
+def sort_order(*columns: NDArray[Any]) -> Int:
+    """Return the stable order by the first column, then the second …; keys by their bytes."""
+    parts: list[NDArray[Any]] = []
+    for column in columns:
+        if column.dtype == KEY:
+            # Two numbers compare many times faster than 16 bytes.
+            numbers = np.ascontiguousarray(column).view(">u8").reshape(-1, 2)
+            parts += [numbers[:, 0].astype(np.uint64), numbers[:, 1].astype(np.uint64)]
+        elif column.dtype == object:
+            parts.append(np.unique(column, return_inverse=True)[1])
+        else:
+            parts.append(column)
+    return np.lexsort(parts[::-1]).astype(np.int64)
+
+
+def group_ids(values: NDArray[Any]) -> Int:
+    """Return a number for each value: equal values have one, and greater ones a greater."""
+    ids = np.zeros(len(values), dtype=np.int64)
+    if len(values) == 0:
+        return ids
+    order = sort_order(values)
+    ordered = values[order]
+    ids[order] = np.cumsum(np.concatenate([[False], ordered[1:] != ordered[:-1]]))
+    return ids
+
+
+def ranks_within(ids: NDArray[Any]) -> Int:
+    """Return how many equal ones come before each.
+
+    Examples
+    --------
+    >>> ranks_within(np.array([5, 7, 5, 5]))
+    array([0, 0, 1, 2])
+    """
+    ranks = np.zeros(len(ids), dtype=np.int64)
+    if len(ids) == 0:
+        return ranks
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    place = np.arange(len(ids))
+    ranks[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return ranks
+
+
+def pairs_of_equals(theirs: Int, ours: Int) -> Int:
+    """Return for each of ``ours`` the row of ``theirs`` that is equal and was not taken; -1 for none.
+
+    The first of ours takes the first of theirs, the second the second.
+    """
+    found = np.full(len(ours), -1, dtype=np.int64)
+    if len(theirs) == 0 or len(ours) == 0:
+        return found
+    ids = group_ids(np.concatenate([theirs, ours]))
+    n = len(theirs)
+    there, here = ranks_within(ids[:n]), ranks_within(ids[n:])
+    width = int(max(there.max(), here.max())) + 1
+    there, here = ids[:n] * width + there, ids[n:] * width + here
+    order = np.argsort(there)
+    place = np.minimum(np.searchsorted(there[order], here), n - 1)
+    equal = there[order[place]] == here
+    found[equal] = order[place[equal]]
+    return found
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Texts (or keys) as numbers: a record's is ``names[codes[i]]``.
+
+    Parameters
+    ----------
+    codes : ndarray of int32, shape (n_records,)
+        Greater for greater names.
+    names : ndarray, shape (n_names,)
+        Sorted, each once.
+    """
+
+    codes: NDArray[np.int32]
+    names: NDArray[Any]
+
+    @classmethod
+    def of(cls, values: Coded | Sequence[Any] | NDArray[Any]) -> Coded:
+        """Return the values coded."""
+        if isinstance(values, Coded):
+            return values
+        if isinstance(values, np.ndarray) and values.dtype != object:
+            ids = group_ids(values)
+            names = np.zeros(int(ids.max(initial=-1)) + 1, dtype=values.dtype)
+            names[ids] = values
+            return cls(ids.astype(np.int32), names)
+        encoded = pa.array(list(values), pa.large_string()).dictionary_encode()
+        return cls.from_names(encoded.indices.to_numpy(), encoded.dictionary.to_pylist())
+
+    @classmethod
+    def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> Coded:
+        """Return codes of names in any order brought into theirs."""
+        order = sorted(range(len(names)), key=names.__getitem__)
+        rank = np.zeros(len(names), dtype=np.int32)
+        rank[order] = np.arange(len(names))
+        ordered = np.empty(len(names), dtype=object)
+        ordered[:] = [names[i] for i in order]
+        return cls(rank[codes] if len(codes) else np.zeros(0, dtype=np.int32), ordered)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.names[self.codes].tolist())
+
+    def take(self, rows: NDArray[Any] | slice) -> Coded:
+        """Return these records' texts; names that they have not stay."""
+        return Coded(self.codes[rows], self.names)
+
+    def only_used(self) -> Coded:
+        """Return the same without names that no record has."""
+        used, codes = np.unique(self.codes, return_inverse=True)
+        return Coded(codes.astype(np.int32), self.names[used])
+
+    def counts(self) -> dict[Any, int]:
+        """Return records per name, names without any left out."""
+        n = np.bincount(self.codes, minlength=len(self.names)).tolist()
+        return {name: k for name, k in zip(self.names.tolist(), n, strict=True) if k}
+
+
+def shared_names(*columns: Coded) -> list[Coded]:
+    """Return columns of texts with one set of names."""
+    if all(c.names is columns[0].names for c in columns):
+        return list(columns)
+    names = sorted({name for c in columns for name in c.names.tolist()})
+    index = {name: i for i, name in enumerate(names)}
+    every = np.empty(len(names), dtype=object)
+    every[:] = names
+    found = []
+    for c in columns:
+        rank = np.array([index[name] for name in c.names.tolist()], dtype=np.int32)
+        found.append(Coded(rank[c.codes] if len(c.codes) else c.codes.astype(np.int32), every))
+    return found
+
+
+def fold_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Return eight bytes of each id, equal where the ids are and almost never elsewhere, shape (n_ids,).
+
+    Where ids of all records have to be in memory, texts would take ten times as much.
+    """
+    texts = ids.cast(pa.string()).to_pylist()
+    if any(len(text) != 32 for text in texts):
+        return np.frombuffer(
+            b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts), np.uint64
+        )
+    words = np.frombuffer("".join(texts).encode(), dtype=np.uint64).reshape(-1, 4)
+    folded = np.zeros(len(texts), dtype=np.uint64)
+    for i in range(4):
+        folded = (folded ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
+        folded ^= folded >> np.uint64(29)
+    return folded

@@ -1,0 +1,182 @@
+"""Files behind :class:`~prefect_augment.storage.store.Store`: a reader by ranges, drafts, and whole local writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["Draft", "RangeReader", "local_create", "local_temporary"]
+
+# Sequential readers (CSV, tar) get more and more at a time; one that jumps gets little more than it asked for.
+_FIRST_BYTES = 256 << 10
+_MOST_BYTES = 8 << 20
+# The disk begins to write a local draft whenever so many bytes are new.
+_BEGIN_BYTES = 4 << 20
+
+
+class RangeReader(io.BufferedIOBase):
+    """A binary reader of one object.
+
+    Parameters
+    ----------
+    n_bytes : int
+        The object's size.
+    fetch : callable
+        ``(start, end) -> bytes`` of the object, ``end`` exclusive.
+    close : callable
+        Called once, when the reader is closed.
+    """
+
+    def __init__(
+        self, n_bytes: int, fetch: Callable[[int, int], bytes], close: Callable[[], object]
+    ) -> None:
+        self._n_bytes = n_bytes
+        self._fetch = fetch
+        self._close = close
+        self._position = 0
+        self._start = 0  # of what is held
+        self._held = b""
+        self._ahead = _FIRST_BYTES
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position, which may lie beyond the end, and return it."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"position {base + offset} lies before the object's beginning")
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return ``size`` bytes, fewer only at the end; all that are left without a size."""
+        if self.closed:
+            raise ValueError("read of closed file")
+        left = max(self._n_bytes - self._position, 0)
+        size = left if size is None or size < 0 else min(size, left)
+        if size == 0:
+            return b""
+        begin = self._position - self._start
+        part = self._held[begin : begin + size] if 0 <= begin < len(self._held) else b""
+        if len(part) < size:
+            part += self._more(self._position + len(part), size - len(part))
+        self._position += len(part)
+        return part
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """As :meth:`read`."""
+        return self.read(size)
+
+    def _more(self, start: int, size: int) -> bytes:
+        """Fetch from ``start``, hold what was fetched, and return the first ``size`` bytes of it."""
+        goes_on = start == self._start + len(self._held)
+        self._ahead = min(2 * self._ahead, _MOST_BYTES) if goes_on else _FIRST_BYTES
+        end = min(start + max(size, self._ahead), self._n_bytes)
+        held = self._fetch(start, end)
+        if len(held) != end - start:
+            raise OSError(f"{len(held)} bytes came where {end - start} were asked for")
+        self._start, self._held = start, held
+        return held[:size]
+
+    def close(self) -> None:
+        """Let go of the object."""
+        if not self.closed:
+            self._held = b""
+            self._close()
+        super().close()
+
+
+def local_create(full: str, data: bytes) -> bool:
+    """Put a local file where there is none; return whether this call did."""
+    with local_temporary(full, data) as temporary:
+        try:
+            os.link(temporary, full)  # the one local operation that is exclusive and atomic
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def local_temporary(full: str, data: bytes) -> Iterator[str]:
+    """Write ``data`` beside its final place, synced, so that only a rename or link is left to do."""
+    folder, name = os.path.split(full)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}-{name[:40]}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+class Draft:
+    """An object in the making: made by ``Store.draft``, becomes one by ``Store.put``.
+
+    Attributes
+    ----------
+    temporary : str
+        The local file; empty where it is in memory.
+    """
+
+    def __init__(self, file: Any, temporary: str = "") -> None:
+        self._file = file
+        self.temporary = temporary
+        self._n_bytes = self._n_begun = self._n_synced = 0
+
+    def write(self, data: Any) -> int:
+        """Append bytes, or what has a buffer of them; return how many. Pieces of about 1 MiB are best."""
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self._n_bytes += len(data)
+        if self.temporary and self._n_bytes - self._n_begun >= _BEGIN_BYTES:
+            self._begin()
+        return len(data)
+
+    def _begin(self) -> None:
+        """Let the disk begin, so that little is left to wait for at the end.
+
+        On Linux this advice starts writing pages that are not written, and drops only those that are.
+        """
+        if hasattr(os, "posix_fadvise"):
+            size = self._n_bytes - self._n_begun
+            os.posix_fadvise(self._file.fileno(), self._n_begun, size, os.POSIX_FADV_DONTNEED)
+        self._n_begun = self._n_bytes
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        if self.temporary and self._n_synced < self._n_bytes:
+            os.fsync(self._file.fileno())
+            self._n_synced = self._n_bytes
+
+    def __len__(self) -> int:
+        return self._n_bytes
+
+    def become(self, full: str) -> bool:
+        """Be the local file ``full`` from now on, synced; False where the draft is in memory."""
+        if self.temporary:
+            self.sync()
+            os.replace(self.temporary, full)
+        return bool(self.temporary)
+
+    def getvalue(self) -> bytes:
+        """Return what was written, of a draft in memory."""
+        return bytes(self._file.getvalue())

@@ -1,0 +1,168 @@
+"""Stages and their receipts: the only memory of a run.
+
+A stage is named by everything that changes its bytes (:func:`stage_key`). Its items leave receipts,
+its outcome leaves one more, all put only where none is, so that a rerun, a second worker and a run
+after a crash find what is done and do the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from prefect_augment.errors import IntegrityError
+from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ShardFact
+from prefect_augment.storage.store import Store, sha256_hex
+
+__all__ = ["Stage", "canonical_json", "stage_key"]
+
+F = TypeVar("F", bound=Fact)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no canonical JSON")
+
+
+def stage_key(
+    stage: str,
+    *,
+    algorithm_version: int,
+    params: Any,
+    inputs: Sequence[str] = (),
+    seed: int | None = None,
+) -> str:
+    """Return the name of a stage's outcome, 24 hexadecimal digits.
+
+    Parameters
+    ----------
+    stage : str
+        The stage's name.
+    algorithm_version : int
+        Raised whenever the code would give other bytes for the same params.
+    params
+        The wishes that change the bytes; compute, storage and approval do not.
+    inputs : sequence of str
+        Keys or digests of what the stage reads.
+    seed : int, optional
+        Where the stage draws random numbers.
+    """
+    text = canonical_json([stage, algorithm_version, params, list(inputs), seed])
+    return hashlib.sha256(text).hexdigest()[:24]
+
+
+class Stage:
+    """The folder ``_staging/<name>/<key>`` of one stage."""
+
+    def __init__(self, store: Store, name: str, key: str) -> None:
+        self.store = store
+        self.name = name
+        self.key = key
+        self.prefix = f"_staging/{name}/{key}"
+        self.outcome_path = f"{self.prefix}/outcome.json"
+
+    def outcome(self, kind: type[F]) -> F | None:
+        """Return the stage's outcome, or None while it has none."""
+        return read_fact(self.store, self.outcome_path, kind)
+
+    def finish(self, outcome: F) -> F:
+        """Leave the outcome, or take the one that another worker left first."""
+        return self._put(self.outcome_path, outcome)
+
+    def facts_of(
+        self, source: DatasetFacts, shards: Sequence[ShardFact], *, part: str, **more: Any
+    ) -> DatasetFacts:
+        """Return the facts of staged records that were made like others: columns and classes are those.
+
+        Parameters
+        ----------
+        source : DatasetFacts
+            Of the records that they were made like.
+        shards : sequence of ShardFact
+            Of what was made.
+        part : str
+            What it is called in ``part_counts``.
+        **more
+            Other fields of :class:`~prefect_augment.schema.base.DatasetFacts`.
+        """
+        class_counts: Counter[str] = Counter()
+        for shard in shards:
+            class_counts.update(shard.class_counts)
+        known: dict[str, Any] = {
+            "stage": self.name,
+            "key": self.key,
+            "digest": sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
+            "label": source.label,
+            "label_type": source.label_type,
+            "schema_digest": source.schema_digest,
+            "columns": source.columns,
+            "shards": tuple(shards),
+            "part_counts": {part: dict(sorted(class_counts.items()))},
+            "judged": source.judged,
+            "group_column": source.group_column,
+            "modality": source.modality,
+            "image": source.image,
+        }
+        return DatasetFacts(**(known | more))
+
+    def reference(self, facts: DatasetFacts, class_counts: Mapping[str, int]) -> DatasetRef:
+        """Return the reference to this stage's records, to hand on."""
+        return DatasetRef(
+            root=self.store.uri,
+            path=self.outcome_path,
+            key=self.key,
+            digest=facts.digest,
+            label=facts.label,
+            n_records=sum(class_counts.values()),
+            n_quarantined=facts.n_quarantined,
+            class_counts=dict(class_counts),
+            modality=facts.modality,
+        )
+
+    def item(self, name: str, kind: type[F], build: Callable[[], F]) -> F:
+        """Return item ``name``'s receipt; build the item where there is none yet."""
+        path = f"{self.prefix}/{name}.json"
+        found = read_fact(self.store, path, kind)
+        return found if found is not None else self._put(path, build())
+
+    def _put(self, path: str, fact: F) -> F:
+        if self.store.put_if_absent(path, fact.to_json()):
+            return fact
+        winner = read_fact(self.store, path, type(fact))
+        if winner is None:
+            raise IntegrityError(
+                f"{self.store.uri}/{path} was there and is gone; something else deletes staging."
+            )
+        return winner
+
+
+def read_fact(store: Store, path: str, kind: type[F]) -> F | None:
+    """Return the fact at ``path``, or None if there is none.
+
+    Raises
+    ------
+    IntegrityError
+        If what is there is not a whole fact of that kind.
+    """
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as exc:
+        raise IntegrityError(
+            f"{store.uri}/{path} is not a readable {kind.__name__}: {exc.errors()[0]['msg']}; "
+            "delete it and run again, or use another destination."
+        ) from exc

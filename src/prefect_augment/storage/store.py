@@ -1,0 +1,437 @@
+"""One way to reach storage: whole objects below a root, on any fsspec file system.
+
+A :class:`Store` knows how to put an object so that readers see all of it or nothing, and how to put
+one only where none is. What the objects mean (receipts, shards, manifests) is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from prefect_augment.errors import ParameterError, StorageError
+from prefect_augment.storage import retry as retries
+from prefect_augment.storage.drivers import options_of, quieten, retries_itself, what_to_do
+from prefect_augment.storage.errors import as_storage_error, fault_of
+from prefect_augment.storage.local import Draft, RangeReader, local_create, local_temporary
+
+__all__ = ["Draft", "Store", "contains", "open_store", "sha256_hex"]
+
+
+T = TypeVar("T")
+
+# fsspec's memory:// looks and then writes; threads that race there need a turn each.
+_MEMORY_TURN = threading.Lock()
+
+# An endpoint that has never answered is more likely a wrong one than one that is being restarted.
+_ATTEMPTS_BEFORE_THE_FIRST_ANSWER = 3
+_HAVE_ANSWERED: set[str] = set()
+_PASSWORD = re.compile("://[^/@]*:[^/@]*@")
+
+
+def sha256_hex(data: bytes) -> str:
+    """Return the sha256 of ``data`` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = None) -> Store:
+    """Return the store whose root is ``uri``.
+
+    Parameters
+    ----------
+    uri : str or path
+        A local path or an fsspec URL.
+    options : dict, optional
+        fsspec storage options, from a Prefect block. They may hold secrets, so they are never part
+        of a reference, an error message or a log line.
+
+    Raises
+    ------
+    ParameterError
+        If the URL's protocol is unknown, its driver is not installed, or it holds a password.
+    """
+    uri = os.fspath(uri)
+    if found := _PASSWORD.search(uri):
+        raise ParameterError(
+            f"the URL {uri[: found.start()]}://… holds a password, which manifests, logs and reports would show; save "
+            "a Prefect storage block with the credentials, name it in storage_block, and leave them out of the URL."
+        )
+    if not uri:
+        raise ParameterError(
+            "the URI is empty; give a local path or an fsspec URL such as s3://bucket/folder."
+        )
+    if "://" not in uri:
+        uri = str(Path(uri).expanduser().resolve())
+    try:
+        fs, root = fsspec.core.url_to_fs(uri, **options_of(uri, options or {}))
+    except (ImportError, ValueError) as exc:
+        raise ParameterError(
+            f"cannot open {uri!r}: {exc}; {what_to_do(uri, exc)}.", uri=uri
+        ) from exc
+    except Exception as exc:  # a driver that looks for credentials has errors of its own
+        error = as_storage_error(exc, verb="open", uri=uri, path="")
+        if error is None:
+            raise
+        raise error from exc
+    return Store(uri=uri, fs=fs, root=root.rstrip("/"))
+
+
+def contains(outer: str, inner: str) -> bool:
+    """Tell whether location ``inner`` is ``outer`` or lies inside it, comparing path segments.
+
+    Examples
+    --------
+    >>> contains("s3://lake/data", "s3://lake/data/out")
+    True
+    >>> contains("s3://lake/data", "s3://lake/data-out")
+    False
+    """
+    outer_parts, inner_parts = _segments(outer), _segments(inner)
+    return inner_parts[: len(outer_parts)] == outer_parts
+
+
+def _segments(uri: str) -> list[str]:
+    protocol, _, path = uri.rpartition("://")
+    if protocol in ("", "file", "local"):
+        protocol, path = "file", str(Path(path).expanduser().resolve())
+    return [protocol, *(segment for segment in path.split("/") if segment)]
+
+
+def _is_object(path: str) -> bool:
+    """Tell objects from the empty ones ``folder/`` that consoles make to show a folder."""
+    return bool(path) and not path.endswith("/")
+
+
+def _is_in_memory(uri: str) -> bool:
+    return uri.startswith("memory://")
+
+
+class Store:
+    """Objects below one root.
+
+    Paths are relative to the root, with forward slashes; one that would leave the root is refused.
+    Every request to an object store is asked again after passing faults, as :mod:`prefect_augment.storage.retry`
+    says; what is left is a `TransientError`, and what cannot pass a `StorageError`.
+    """
+
+    def __init__(self, *, uri: str, fs: Any, root: str) -> None:
+        self.uri = uri.rstrip("/") or uri
+        self.fs = fs
+        self.root = root
+        self.is_local = isinstance(fs, LocalFileSystem)
+        here = self.is_local or _is_in_memory(self.uri)
+        self._retries = (
+            retries.ONCE if here or retries_itself(fs) else retries.RetryPolicy.from_environment()
+        )
+        self._is_s3 = self.uri.startswith(("s3://", "s3a://"))
+        self._bucket = "/".join(self.uri.split("/")[:3])
+        quieten(fs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A file system that was pickled is a new one, with its driver's own retries."""
+        self.__dict__.update(state)
+        quieten(self.fs)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def full(self, path: str) -> str:
+        """Return the file system's own name of ``path``."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StorageError(
+                f"path {path!r} leaves the dataset's folder {self.uri}; refused.", path=path
+            )
+        return f"{self.root}/{path}" if path else self.root
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what the file system says of the object: ``size``, ``type``, its times and etag.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        full = self.full(path)
+        return dict(self._do("look at", path, lambda: self.fs.info(full)))
+
+    def is_object(self, path: str) -> bool:
+        """Tell whether ``path`` is an object itself, and no folder."""
+        return self._type(path) == "file"
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether something lies below ``path``."""
+        return self._type(path) == "directory"
+
+    def _type(self, path: str) -> str:
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return ""
+
+    def exists(self, path: str) -> bool:
+        """Tell whether an object stands at ``path``."""
+        full = self.full(path)
+        return bool(self._do("look at", path, lambda: self.fs.exists(full)))
+
+    def size(self, path: str) -> int:
+        """Return the object's size in bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no object.
+        """
+        return int(self.info(path)["size"])
+
+    def read(self, path: str) -> bytes:
+        """Return the whole object; ``FileNotFoundError`` if there is none."""
+        full = self.full(path)
+        return bytes(self._do("read", path, lambda: self._cat(full)))
+
+    def _cat(self, full: str) -> bytes:
+        # s3fs would ask for the size first, so as to fetch parts at a time: twice the requests for what
+        # mostly is small, and a large object that is replaced meanwhile would be half old, half new.
+        return bytes(self.fs.cat_file(full, **({"max_concurrency": 1} if self._is_s3 else {})))
+
+    def open(self, path: str) -> IO[bytes]:
+        """Return a seekable binary reader of the object; ``FileNotFoundError`` if there is none.
+
+        From an object store it fetches what is read, and reads on ahead of a reader that does not jump.
+        """
+        full = self.full(path)
+        if _is_in_memory(self.uri):
+            # memory:// hands out the stored file itself, so two readers would share one position.
+            return io.BytesIO(self.read(path))
+        if self.is_local:
+            return cast(IO[bytes], self._do("read", path, lambda: self.fs.open(full, "rb")))
+        # The driver's own reader remembers the etag, so that no object is read half old, half new.
+        file = self._do("read", path, lambda: self.fs.open(full, "rb", cache_type="none"))
+
+        def fetch(start: int, end: int) -> bytes:
+            file.seek(start)
+            data = bytes(file.read(end - start))
+            if len(data) != end - start:
+                raise ConnectionError(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        reader = RangeReader(
+            int(file.size),
+            lambda start, end: self._do("read", path, lambda: fetch(start, end)),
+            file.close,
+        )
+        return cast(IO[bytes], reader)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
+        full = self.full(prefix)
+        try:
+            found = self._do("list", prefix, lambda: self.fs.find(full))
+        except FileNotFoundError:
+            return []
+        cut = len(self.root) + 1
+        # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
+        return sorted(
+            p[cut:]
+            for p in found
+            if _is_object(p[cut:]) and not p.rsplit("/", 1)[-1].startswith(".tmp-")
+        )
+
+    def infos(self) -> dict[str, dict[str, Any]]:
+        """Return what the file system says of each object, by relative path, from one listing."""
+        try:
+            found = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
+        except FileNotFoundError:
+            return {}
+        cut = len(self.root) + 1
+        return {full[cut:]: info for full, info in sorted(found.items()) if _is_object(full[cut:])}
+
+    def put(self, path: str, data: bytes | Draft) -> None:
+        """Write the whole object at once: readers see the old bytes or the new ones.
+
+        A draft is used up by it. A large object goes to S3 in parts, which are dropped where that
+        fails, and which nobody sees where the process is killed.
+        """
+        full = self.full(path)
+        if isinstance(data, Draft):
+            with self._errors("write", path):
+                if data.become(full):
+                    return
+            data = data.getvalue()
+        if self.is_local:
+            with self._errors("write", path), local_temporary(full, data) as temporary:
+                os.replace(temporary, full)
+        else:
+            whole = data
+            self._do("write", path, lambda: self.fs.pipe_file(full, whole))
+
+    @contextlib.contextmanager
+    def draft(self, folder: str) -> Iterator[Draft]:
+        """Yield a sink for an object below ``folder`` whose name is known only when its bytes are.
+
+        Nothing is seen of it before it is :meth:`put`, and nothing is left of it without. Locally it
+        is a temporary file, elsewhere it is gathered in memory and put in one piece.
+        """
+        with self._errors("write", folder):
+            if not self.is_local:
+                yield Draft(io.BytesIO())
+                return
+            place = self.full(folder)
+            os.makedirs(place, exist_ok=True)
+            temporary = os.path.join(place, f".tmp-{uuid.uuid4().hex}")
+            try:
+                with open(temporary, "wb", buffering=0) as file:
+                    yield Draft(file, temporary)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+    def put_if_absent(self, path: str, data: bytes, *, look_first: bool = True) -> bool:
+        """Write the object only where there is none; return whether this call wrote it.
+
+        An object store that says no is asked what is there: the same bytes count as ours, since the answer
+        to our own successful write may have been lost.
+
+        ``look_first`` saves the upload where an object is seen already. It also narrows the window in
+        which a store that ignores the condition overwrites; a probe of the condition itself leaves it out.
+        """
+        full = self.full(path)
+        if self.is_local:
+            with self._errors("write", path):
+                return local_create(full, data)
+        if look_first and self.exists(path):
+            return False
+        return self._remote_create(full, data)
+
+    def _remote_create(self, full: str, data: bytes) -> bool:
+        is_in_memory = _is_in_memory(self.uri)
+
+        def attempt() -> bool:
+            try:
+                with _MEMORY_TURN if is_in_memory else contextlib.nullcontext():
+                    self.fs.pipe_file(full, data, mode="create")
+            except Exception as exc:
+                if fault_of(exc).kind != "exists":
+                    raise
+                if is_in_memory and not self.fs.exists(full):
+                    raise  # its word for an object that lies below another one, too
+                # What is there may be ours: where an answer is lost, we ask again, and so does aiohttp
+                # below the drivers, which says nothing of it. The same bytes from elsewhere do no harm.
+                return not is_in_memory and self._cat(full) == data
+            return True
+
+        return self._do("write", full[len(self.root) + 1 :], attempt)
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens if there is none."""
+        full = self.full(path)
+        with contextlib.suppress(FileNotFoundError):
+            self._do("delete", path, lambda: self.fs.rm_file(full))
+
+    def abort_unfinished(self, before: float) -> int:
+        """Drop uploads in parts that a killed process left below the root, and return how many.
+
+        Nobody sees them, but the store keeps their parts, and has them paid for. Only S3 shows them;
+        Azure and GCS drop them by themselves after a week.
+
+        Parameters
+        ----------
+        before : float
+            Uploads that began later, by the store's clock in seconds since 1970, are left.
+        """
+        if not self._is_s3:
+            return 0
+        bucket, _, prefix = self.root.partition("/")
+        uploads = self._do("list", "", lambda: self.fs.list_multipart_uploads(bucket))
+        n_dropped = 0
+        for upload in uploads:
+            key, begun = upload["Key"], upload["Initiated"].timestamp()
+            if key.startswith(f"{prefix}/" if prefix else "") and begun < before:
+                drop = functools.partial(self.fs.abort_mpu, bucket, key, upload["UploadId"])
+                with contextlib.suppress(FileNotFoundError):  # finished or dropped meanwhile
+                    self._do("delete", key[len(prefix) :].lstrip("/"), drop)
+                n_dropped += 1
+        return n_dropped
+
+    def check_writable(self) -> None:
+        """Write, read, list and remove a small object, so that a run fails now and not after training.
+
+        Raises
+        ------
+        StorageError
+            If the location cannot be written, or what was written cannot be read, listed or removed.
+        """
+        probe = f"_staging/.probe-{uuid.uuid4().hex}"
+        self.put(probe, b"")
+        try:
+            self.read(probe)
+            self.list(probe)
+        finally:
+            self.delete(probe)
+
+    def _do(self, verb: str, path: str, request: Callable[[], T]) -> T:
+        """Return what a request to the file system returns, asking again as often as it may help."""
+        with self._errors(verb, path):
+            done = retries.call(
+                request,
+                policy=self._retries,
+                attempts=self._worth,
+                what=f"{verb} {self.uri}/{path}",
+            )
+        _HAVE_ANSWERED.add(self._bucket)
+        return done
+
+    def _worth(self, exc: Exception) -> int:
+        """Return how many attempts an error is worth in all."""
+        fault = fault_of(exc)
+        if fault.kind == "unreachable" and self._bucket not in _HAVE_ANSWERED:
+            return _ATTEMPTS_BEFORE_THE_FIRST_ANSWER
+        return self._retries.attempts if fault.may_pass else 1
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, path: str) -> Iterator[None]:
+        """Say which location failed and what to do; ``FileNotFoundError`` passes, callers expect it."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except Exception as exc:
+            expected = isinstance(exc, FileNotFoundError) and (
+                self.is_local or (verb != "write" and fault_of(exc).kind == "absent")
+            )
+            error = (
+                None
+                if expected
+                else as_storage_error(
+                    self._in_words(exc, path),
+                    verb=verb,
+                    uri=self.uri,
+                    path=path,
+                    has_answered=self._bucket in _HAVE_ANSWERED,
+                )
+            )
+            if error is None:
+                raise
+            raise error from exc
+
+    def _in_words(self, exc: Exception, path: str) -> Exception:
+        """What a store says of a refusal: its answer to a HEAD request has no room for it, to a read it has."""
+        if not self._is_s3 or fault_of(exc).code not in ("401", "403"):
+            return exc
+        try:
+            self.fs.cat_file(self.full(path), start=0, end=1)
+        except Exception as said:  # noqa: BLE001 - whatever it is, the refusal stands
+            if fault_of(said).kind in ("credentials", "denied", "skew"):
+                return said
+        return exc

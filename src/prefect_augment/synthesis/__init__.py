@@ -1,0 +1,1 @@
+"""Train a model, sample from it, filter what it drew."""

@@ -1,0 +1,114 @@
+"""How hard a model is trained: a budget as steps, batch, device, precision and threads."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.genmodels.base import Calibrates, FitContext, ImageData, TableData
+from prefect_augment.nn.budget import Calibration, steps_within
+from prefect_augment.params import Budget
+from prefect_augment.plan.estimate import training_bytes, trees_seconds
+from prefect_augment.text import duration
+
+__all__ = [
+    "TRAINING_SHARE",
+    "announce",
+    "calibrate",
+    "calibrated_context",
+    "check_budget",
+    "effort",
+    "plain_context",
+]
+
+logger = logging.getLogger(__name__)
+
+# Of budget.minutes: judging takes at most half, sampling and the gate the rest.
+TRAINING_SHARE = 0.4
+# Of that, what is left to the steps at least, whatever else training takes.
+STEPS_SHARE = 0.5
+
+
+def effort(budget: Budget) -> list[Any]:
+    """Return what of the budget changes the bytes: steps, or minutes where there are none."""
+    if budget.steps:
+        return [budget.steps, budget.batch_size]
+    return ["minutes", budget.minutes, budget.batch_size]
+
+
+def check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
+    """Refuse a budget in minutes where the model cannot say how long a step takes."""
+    if model_class.trained_in_steps and budget.steps < 1 and not hasattr(model_class, "calibrate"):
+        raise ParameterError(
+            f"model {kind!r} is trained in steps, cannot say how long one takes, and budget.steps "
+            "is 0, too little for one step; give budget.steps, or choose model kind 'trees'."
+        )
+
+
+def calibrate(
+    model: Calibrates, data: TableData | ImageData, budget: Budget, seed: int
+) -> Calibration:
+    """Return steps, batch, device, precision and threads of a run; steps from minutes by a trial."""
+    found = model.calibrate(data, plain_context(budget, seed))
+    steps = budget.steps
+    if not steps:
+        whole = budget.minutes * 60 * TRAINING_SHARE
+        seconds = max(whole - found.fixed_seconds, STEPS_SHARE * whole)
+        steps = steps_within(seconds, found.seconds_per_step)
+    return found.model_copy(update={"steps": min(steps, found.most_steps or steps)})
+
+
+def announce(
+    kind: str, data: TableData | ImageData, budget: Budget, calibration: Calibration | None
+) -> None:
+    """Say in the log what training will take, before it starts.
+
+    Parameters
+    ----------
+    kind : str
+        Of the model.
+    data : TableData or ImageData
+        What it is fitted on.
+    budget : Budget
+        The wish.
+    calibration : Calibration, optional
+        Of a model that is trained in steps.
+    """
+    n, words, seconds = len(data.y), [], 0.0
+    if calibration is not None:
+        words.append(f"at most {calibration.steps:,} steps of {calibration.batch_size}")
+        seconds = calibration.seconds
+    elif isinstance(data, TableData):
+        seconds = trees_seconds(*data.X.shape)
+    if seconds:
+        words.append(f"about {duration(seconds)}")
+    if calibration is not None and not budget.steps:
+        whole = budget.minutes * 60 * TRAINING_SHARE
+        words[-1] += f" (it may take {duration(whole)} of the {budget.minutes:g} minutes)"
+    if isinstance(data, TableData):
+        memory = training_bytes(*data.X.shape, network=calibration is not None)
+        words.append(f"about {memory / 1e9:.1f} GB of memory in all")
+        what = f"{n:,} records of {data.X.shape[1]} columns"
+    else:
+        what = f"{n:,} images of {data.images.shape[1]} pixels"
+    logger.info("Training %s on %s takes %s.", kind, what, ", ".join(words))
+
+
+def plain_context(budget: Budget, seed: int) -> FitContext:
+    """Return how to train as the budget says, nothing measured."""
+    return FitContext(
+        seed=seed, steps=budget.steps, device=budget.device, batch_size=budget.batch_size
+    )
+
+
+def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
+    """Return how to train as the receipt says."""
+    return FitContext(
+        seed=seed,
+        steps=calibration.steps,
+        device=calibration.device,
+        batch_size=calibration.batch_size,
+        threads=calibration.threads,
+        precision=calibration.precision,
+    )

@@ -1,0 +1,182 @@
+"""Trained models in storage: a checkpoint by digest, the encoder beside it, and what describes both."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.errors import IntegrityError
+from prefect_augment.genmodels.base import (
+    MIN_SAMPLED_RECORDS,
+    GenerativeModel,
+    ImageSpec,
+    TableSpec,
+)
+from prefect_augment.nn.checkpoints import load_checkpoint, save_checkpoint
+from prefect_augment.registry import load_model_class
+from prefect_augment.schema.base import Modality, ModelRef
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store
+
+__all__ = ["Encoder", "copy_model", "image_spec", "keep_model", "load_model", "table_spec"]
+
+logger = logging.getLogger(__name__)
+
+Encoder = TableEncoder | ImageEncoder
+
+
+def table_spec(
+    encoder: TableEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
+) -> TableSpec:
+    """Return what a model needs to know of encoded records.
+
+    Parameters
+    ----------
+    encoder : TableEncoder
+        Gives the columns.
+    strata : ndarray of int64, shape (n_records,)
+        Indices into ``names``.
+    names : tuple of str, optional
+        Strata; the encoder's own where not given.
+    """
+    names = names or encoder.strata
+    return TableSpec(
+        names=encoder.names,
+        is_category=tuple(bool(c) for c in encoder.is_category),
+        n_levels=tuple(int(n) for n in encoder.n_levels),
+        classes=names,
+        class_counts=_counts(strata, names),
+    )
+
+
+def image_spec(
+    encoder: ImageEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
+) -> ImageSpec:
+    """Return what a model needs to know of encoded images; as :func:`table_spec`."""
+    names = names or encoder.strata
+    return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
+
+
+def keep_model(
+    model: GenerativeModel,
+    stage: Stage,
+    *,
+    encoder: Encoder,
+    spec: TableSpec | ImageSpec,
+    n_fit: int,
+    kind: str,
+    notes: tuple[str, ...] = (),
+) -> ModelRef:
+    """Store encoder and checkpoint; return the reference to both, with these notes and its own."""
+    config, arrays = model.state()
+    # The encoder's digest is part of the checkpoint, so that aug_model names all that made a
+    # record.
+    config = {"kind": kind, "encoder": encoder.digest, "model": config}
+    digest, (checkpoint, written) = save_checkpoint(stage.store, stage.prefix, config, arrays)
+    stage.store.put(_encoder_path(written, encoder.digest), encoder.to_json())
+    counts = dict(zip(spec.classes, spec.class_counts, strict=True))
+    notes += tuple(
+        f"class {name!r} has {n} fit records and is not sampled: a model needs "
+        f"{MIN_SAMPLED_RECORDS}"
+        for name, n in counts.items()
+        if n < MIN_SAMPLED_RECORDS
+    )
+    for note in notes:
+        logger.info("%s", note)
+    return ModelRef(
+        root=stage.store.uri,
+        path=stage.outcome_path,
+        key=stage.key,
+        kind=kind,
+        digest=digest,
+        encoder_digest=encoder.digest,
+        checkpoint=checkpoint,
+        config=written,
+        strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
+        n_fit=n_fit,
+        steps=model.n_steps,
+        notes=notes,
+    )
+
+
+def copy_model(ref: ModelRef, stage: Stage, *, notes: tuple[str, ...]) -> ModelRef:
+    """Return the same model as the outcome of another stage, with files of its own there.
+
+    So it stays when the stage that trained it is collected.
+    """
+    encoder = _encoder_path(ref.config, ref.encoder_digest)
+    moved = {
+        path: f"{stage.prefix}/{path.rpartition('/')[2]}"
+        for path in (ref.checkpoint, ref.config, encoder)
+    }
+    for old, new in moved.items():
+        stage.store.put(new, stage.store.read(old))
+    return ref.model_copy(
+        update={
+            "root": stage.store.uri,
+            "path": stage.outcome_path,
+            "key": stage.key,
+            "checkpoint": moved[ref.checkpoint],
+            "config": moved[ref.config],
+            "notes": notes,
+        }
+    )
+
+
+def load_model(
+    store: Store, ref: ModelRef, *, device: str = "auto"
+) -> tuple[GenerativeModel, Encoder]:
+    """Return a trained model and its encoder.
+
+    Parameters
+    ----------
+    store : Store
+        The root that the model lies under.
+    ref : ModelRef
+        A trained model.
+    device : str
+        Where a network computes; ``auto`` takes a GPU where there is one.
+
+    Raises
+    ------
+    IntegrityError
+        If a file is missing or not what the reference names.
+    """
+    config, arrays = load_checkpoint(store, ref)
+    path = _encoder_path(ref.config, ref.encoder_digest)
+    try:
+        encoder = _read_encoder(store.read(path))
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{store.uri}/{path} is missing; restore it from a copy, or train again.", path=path
+        ) from exc
+    if encoder.digest != ref.encoder_digest:
+        raise IntegrityError(
+            f"{store.uri}/{path} is not the encoder {ref.encoder_digest[:12]} that the model was "
+            "trained with; "
+            "restore it from a copy, or train again.",
+            path=path,
+        )
+    modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
+    model_class = load_model_class(ref.kind, modality=modality)
+    return model_class.from_state(config["model"], arrays, device=device), encoder
+
+
+def _read_encoder(data: bytes) -> Encoder:
+    is_image = json.loads(data).get("modality") == "image"
+    return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
+
+
+def _counts(strata: NDArray[np.int64], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.bincount(strata, minlength=len(names)))
+
+
+def _encoder_path(config: str, digest: str) -> str:
+    """Return where a model's encoder lies: beside its configuration."""
+    return f"{config.rpartition('/')[0]}/encoder-{digest[:12]}.json"

@@ -1,0 +1,181 @@
+"""The fit records that a model is fitted on: all of them, or a sample where the model needs no more.
+
+Which records a sample takes depends on their ids and the seed, not on their order or their shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.genmodels.counter_rng import record_keys
+from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.shards.staged import iter_shards, read_part
+from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.store import Store
+
+__all__ = ["n_fit_records", "read_fit_records", "sample_rows", "sample_sizes"]
+
+Int = NDArray[np.int64]
+
+
+def n_fit_records(facts: DatasetFacts) -> int:
+    """Return how many fit records there are."""
+    return sum(s.n_records for s in facts.shards if s.split == "fit")
+
+
+def read_fit_records(
+    store: Store, facts: DatasetFacts, *, by: Sequence[str], most: int, seed: int
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the fit records, sorted by id, and what is to be said about the choice.
+
+    Parameters
+    ----------
+    store : Store
+        The root that the records lie under.
+    facts : DatasetFacts
+        Of the ingest stage.
+    by : sequence of str
+        Columns that make up the strata, beside the label.
+    most : int
+        Where there are more records than this, so many are taken: see :func:`sample_sizes`. The whole
+        of them is never in memory then. 0 takes all.
+    seed : int
+        Of the choice.
+    """
+    n = n_fit_records(facts)
+    if not most or n <= most:
+        return read_part(store, facts, ["fit"]).sort_by("aug_id"), ()
+    chosen, counts = _choose(store, facts, by, most, seed)
+    shards = [s for s in facts.shards if s.split == "fit"]
+    tables, start = [], 0
+    for table in iter_shards(store, shards):
+        low, high = np.searchsorted(chosen, [start, start + table.num_rows]).tolist()
+        if low < high:
+            tables.append(table.take(pa.array(chosen[low:high] - start)))
+        start += table.num_rows
+    found = pa.concat_tables(tables).unify_dictionaries().sort_by("aug_id")
+    sampled = [
+        f"{took:,} of {n_k:,} of {name!r}" for name, (took, n_k) in counts.items() if took < n_k
+    ]
+    note = (
+        f"fitted on {found.num_rows:,} of {n:,} fit records, chosen by their ids and the seed "
+        f"({', '.join(sampled[:5])}{' …' if len(sampled) > 5 else ''}; all of the other classes): "
+        "more would change the model little and memory much."
+    )
+    return found, (note,)
+
+
+def _choose(
+    store: Store, facts: DatasetFacts, by: Sequence[str], most: int, seed: int
+) -> tuple[Int, dict[str, tuple[int, int]]]:
+    """Return which fit records are taken, sorted, and per stratum how many of how many."""
+    shards = [s for s in facts.shards if s.split == "fit"]
+    numbers = [c.name for c in facts.columns if c.kind == "identifier" and _is_signed(c.arrow_type)]
+    columns = [*dict.fromkeys(["aug_id", facts.label, *by, *numbers])]
+    index: dict[str, int] = {}
+    lowest: dict[str, tuple[float, int]] = {}
+    choice, start = _Choice(most, seed), 0
+    for table in iter_shards(store, shards, columns):
+        names = table_strata(table, label=facts.label, by=by)
+        codes = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
+        choice.add(codes, fold_ids(table["aug_id"]))
+        for name in numbers:
+            smallest = pc.min(table[name]).as_py()
+            if smallest is not None and smallest < lowest.get(name, (0, 0))[0]:
+                lowest[name] = smallest, start + pc.index(table[name], smallest).as_py()
+        start += table.num_rows
+    rows = choice.rows()
+    sizes = sample_sizes(choice.counts, most=most)
+    counts = {name: (int(sizes[k]), int(choice.counts[k])) for name, k in sorted(index.items())}
+    # New identifiers count down from the smallest one there is.
+    extra = np.array([row for _, row in lowest.values()], dtype=np.int64)
+    return np.union1d(rows, extra), counts
+
+
+def _is_signed(arrow_type: str) -> bool:
+    return arrow_type.startswith("int")
+
+
+def sample_rows(
+    strata: NDArray[np.integer], folded: NDArray[np.uint64], *, most: int, seed: int
+) -> Int:
+    """Return the rows that are taken of records, in their order.
+
+    Parameters
+    ----------
+    strata : ndarray of int, shape (n_records,)
+        Codes from 0.
+    folded : ndarray of uint64, shape (n_records,)
+        See :func:`~prefect_augment.storage.keys.fold_ids`.
+    most : int
+        At most so many; all where there are no more.
+    seed : int
+        Another seed takes others.
+    """
+    choice = _Choice(most, seed)
+    choice.add(strata.astype(np.int64), folded)
+    return choice.rows()
+
+
+class _Choice:
+    """The records with the lowest ranks of each stratum, as many as are taken; others are forgotten."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self.counts = np.zeros(0, dtype=np.int64)  # per stratum, of all records seen
+        self._most = most
+        self._salt = record_keys(np.array([seed & (2**63 - 1)], dtype=np.int64))
+        self._strata = np.zeros(0, dtype=np.int64)
+        self._ranks = np.zeros(0, dtype=np.uint64)
+        self._rows = np.zeros(0, dtype=np.int64)
+
+    def add(self, strata: Int, folded: NDArray[np.uint64]) -> None:
+        """Take in the next records."""
+        start = int(self.counts.sum())
+        counts = np.bincount(strata, minlength=len(self.counts))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+        ranks = record_keys((folded ^ self._salt).view(np.int64))
+        self._strata = np.concatenate([self._strata, strata])
+        self._ranks = np.concatenate([self._ranks, ranks])
+        self._rows = np.concatenate([self._rows, np.arange(start, start + strata.size)])
+        if self._rows.size > 2 * self._most:
+            # What a stratum gets becomes no more as others grow, but for a remainder of one.
+            self._keep(
+                np.minimum(self.counts, sample_sizes(self.counts, most=self._most).max() + 1)
+            )
+
+    def rows(self) -> Int:
+        """Return the rows that are taken, sorted."""
+        self._keep(sample_sizes(self.counts, most=self._most))
+        return np.sort(self._rows)
+
+    def _keep(self, sizes: Int) -> None:
+        order = np.lexsort((self._ranks, self._strata))
+        ends = np.cumsum(np.bincount(self._strata, minlength=len(sizes)))
+        place = np.arange(order.size) - np.concatenate([[0], ends[:-1]])[self._strata[order]]
+        kept = order[place < sizes[self._strata[order]]]
+        self._strata, self._ranks, self._rows = (
+            values[kept] for values in (self._strata, self._ranks, self._rows)
+        )
+
+
+def sample_sizes(counts: Int, *, most: int) -> Int:
+    """Return how many records of each stratum are taken: the same of all, the rarer ones whole.
+
+    Examples
+    --------
+    >>> sample_sizes(np.array([900, 80, 10]), most=200).tolist()
+    [110, 80, 10]
+    """
+    sizes = np.zeros(len(counts), dtype=np.int64)
+    left, n_left = most, len(counts)
+    for k in np.argsort(counts, kind="stable"):
+        sizes[k] = min(int(counts[k]), left // n_left)
+        left, n_left = left - int(sizes[k]), n_left - 1
+    return sizes

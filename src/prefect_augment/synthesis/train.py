@@ -1,0 +1,451 @@
+"""Train: encoder and model fitted on the fit records, kept as a checkpoint by digest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.genmodels.base import (
+    Calibrates,
+    FitContext,
+    GenerativeModel,
+    ImageData,
+    ImageSpec,
+    TableData,
+    TableSpec,
+)
+from prefect_augment.nn.budget import Calibration
+from prefect_augment.params import Budget, ModelParams
+from prefect_augment.registry import load_model_class, model_params, resolve_model
+from prefect_augment.schema.base import (
+    BalancePlan,
+    DatasetFacts,
+    DatasetRef,
+    Modality,
+    ModelRef,
+)
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.spill import give_back
+from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.effort import (
+    announce,
+    calibrate,
+    calibrated_context,
+    check_budget,
+    effort,
+    plain_context,
+)
+from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.synthesis.overlap_class import with_overlap_class
+from prefect_augment.synthesis.resume import CurveKeeper, Resume
+from prefect_augment.synthesis.reuse import find_earlier, keep_training
+from prefect_augment.synthesis.subsample import n_fit_records, read_fit_records
+
+__all__ = [
+    "MIN_IMAGES",
+    "find_model",
+    "fit_model",
+    "train",
+    "why_no_image_model",
+]
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM_VERSION = 5
+
+# By default no image model is trained on a CPU for larger images or fewer images seen: none that was
+# helped there (research/images.md, section 9).
+MAX_CPU_SIZE = 32
+MIN_IMAGES = 200_000
+
+_UNITS: dict[Modality, str] = {"table": "rows", "image": "images"}  # in progress
+
+Progress = Callable[[float, str], None]
+
+
+def train(
+    dataset: DatasetRef,
+    *,
+    model: ModelParams,
+    plan: BalancePlan,
+    budget: Budget,
+    seed: int,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> ModelRef:
+    """Fit encoder and model on the fit records; val and hold-out are not read.
+
+    A model that was trained before on most of these records is taken instead, while no class has
+    grown by more than ``budget.reuse_growth`` since and its encoder's domain holds.
+
+    A model that is trained in steps leaves two kinds of receipts: how this machine trains it, which
+    turns minutes into steps once, and checkpoints, from which an interrupted run goes on.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records.
+    model : ModelParams
+        The kind of model and its params.
+    plan : BalancePlan
+        Says by which further columns classes are divided into strata.
+    budget : Budget
+        Training effort, for models that are trained in steps.
+    seed : int
+        Seed of everything random in training.
+    store : Store
+        The root that the dataset lies under.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+
+    Returns
+    -------
+    ModelRef
+        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` fit records; the notes say which
+        were left out, and how long training took.
+
+    Raises
+    ------
+    ParameterError
+        If no model is wanted, or the budget is too small for one step.
+    EmptyClassError
+        If there is no fit record.
+    """
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    found = job.stage.outcome(ModelRef)
+    if found is not None:
+        return found
+    records = job.records()
+    counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
+    earlier = find_earlier(
+        job.stage,
+        wish=job.wish,
+        dataset=dataset,
+        encoder=records.encoder,
+        counts=counts,
+        growth=budget.reuse_growth,
+    )
+    if earlier is not None:
+        return job.stage.finish(earlier)
+    fitted: GenerativeModel = job.model_class.build(job.params, records.learnt or records.spec)
+    context = job.context(fitted, records.data)
+    resume = Resume(job.stage)
+    restored = resume.load()
+    curve = CurveKeeper(restored)
+    context = replace(
+        context,
+        report=curve.heard(
+            _progress(
+                on_progress, context.steps or records.n_features, unit=_UNITS[job.facts.modality]
+            )
+        ),
+        checkpoint=curve.kept(resume.save),
+        checkpoint_seconds=budget.checkpoint_seconds,
+        restored=restored,
+    )
+    fitted.fit(records.data, context)
+    curve.leave(job.stage)
+    keep_training(job.stage, wish=job.wish, dataset=dataset, counts=counts)
+    outcome = job.stage.finish(
+        keep_model(
+            fitted,
+            job.stage,
+            encoder=records.encoder,
+            spec=records.spec,
+            n_fit=len(records.data.y),
+            kind=job.kind,
+            notes=records.notes,
+        )
+    )
+    resume.clear()
+    return outcome
+
+
+def find_model(
+    dataset: DatasetRef,
+    *,
+    model: ModelParams,
+    plan: BalancePlan,
+    budget: Budget,
+    seed: int,
+    store: Store,
+) -> ModelRef | None:
+    """Return the model that :func:`train` would find trained already, or None.
+
+    Parameters
+    ----------
+    dataset, model, plan, budget, seed, store
+        As for :func:`train`.
+    """
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    return job.stage.outcome(ModelRef)
+
+
+def why_no_image_model(
+    dataset: DatasetRef,
+    *,
+    model: ModelParams,
+    plan: BalancePlan,
+    budget: Budget,
+    seed: int,
+    store: Store,
+) -> str:
+    """Return why ``auto`` should train no image model here, as a sentence; empty where it should.
+
+    Where the size does not decide, the speed is measured, once: :func:`train` finds the receipt.
+
+    Parameters
+    ----------
+    dataset, model, plan, budget, seed, store
+        As for :func:`train`.
+    """
+    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    if job.facts.modality != "image" or not job.model_class.trained_in_steps:
+        return ""
+    # Imported here: it loads torch, which tables do without.
+    from prefect_augment.nn.devices import choose_device
+
+    if choose_device(budget.device).name != "cpu":
+        return ""
+    width, height = job.facts.image.most_common_size if job.facts.image else (0, 0)
+    if max(width, height) > MAX_CPU_SIZE:
+        return (
+            f"images are {width}×{height} px, and on a CPU no generator is known to help above "
+            f"{MAX_CPU_SIZE} px; ask for one by name to train it all the same."
+        )
+    records = job.records()
+    fitted = job.model_class.build(job.params, records.learnt or records.spec)
+    try:
+        calibration = job.calibration(fitted, records.data)
+    except ParameterError as exc:  # not even one step fits
+        return str(exc)
+    if calibration is not None and calibration.n_images < MIN_IMAGES:
+        return (
+            f"the budget lets a generator see about {calibration.n_images:,} images on this CPU, "
+            f"and below {MIN_IMAGES:,} none is known to help; raise budget.minutes, or ask for one "
+            "by name to train it all the same."
+        )
+    return ""
+
+
+def fit_model(
+    data: TableData | ImageData,
+    spec: TableSpec | ImageSpec,
+    params: ModelParams,
+    seed: int,
+    *,
+    budget: Budget | None = None,
+    on_progress: Progress | None = None,
+) -> GenerativeModel:
+    """Return a model fitted on records in memory; nothing is kept, so nothing can be resumed.
+
+    Parameters
+    ----------
+    data : TableData or ImageData
+        Encoded records, and each one's stratum as an index into ``spec.classes``.
+    spec : TableSpec or ImageSpec
+        From :func:`table_spec` or :func:`image_spec`; its ``class_counts`` are of these records.
+    params : ModelParams
+        Which model.
+    seed : int
+        Seed of everything random in training.
+    budget : Budget, optional
+        For models that are trained in steps.
+    on_progress : callable, optional
+        Called with the fraction done and what is being done.
+    """
+    budget = budget or Budget()
+    modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
+    model_class = load_model_class(params, modality=modality)
+    check_budget(model_class, budget, resolve_model(params, modality=modality))
+    wish = model_params(params, modality=modality)
+    data, spec = _as_learnt(data, spec, wish, seed)
+    model: GenerativeModel = model_class.build(wish, spec)
+    context = plain_context(budget, seed)
+    if isinstance(model, Calibrates):
+        context = calibrated_context(calibrate(model, data, budget, seed), seed)
+    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
+    report = _progress(on_progress, n_steps, unit=_UNITS[modality])
+    model.fit(data, replace(context, report=report))
+    return model
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Encoded fit records and what describes them."""
+
+    encoder: Encoder
+    spec: TableSpec | ImageSpec
+    data: TableData | ImageData
+    notes: tuple[str, ...] = ()
+    learnt: TableSpec | None = None  # the spec with a class that is not sampled
+
+    @property
+    def n_features(self) -> int:
+        return self.spec.n_columns if isinstance(self.spec, TableSpec) else 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training run: what is asked for, where it lies, and what it reads."""
+
+    facts: DatasetFacts
+    kind: str
+    params: Any
+    model_class: Any
+    by: list[str]
+    budget: Budget
+    seed: int
+    stage: Stage
+    wish: str  # key of all of it but the records
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DatasetRef,
+        *,
+        model: ModelParams,
+        plan: BalancePlan,
+        budget: Budget,
+        seed: int,
+        store: Store,
+    ) -> _Job:
+        facts = load_facts(dataset, store)
+        params = model_params(model, modality=facts.modality)
+        kind = resolve_model(model, modality=facts.modality)
+        model_class = load_model_class(model, modality=facts.modality)
+        check_budget(model_class, budget, kind)
+        by = list(plan.classes[0].by) if plan.classes else []
+        wished = [kind, params, by, effort(budget) if model_class.trained_in_steps else []]
+        if 0 < (most := _most(model_class)) < n_fit_records(facts):
+            wished.append(most)
+        version, growth = ALGORITHM_VERSION, budget.reuse_growth
+        wish = stage_key("train", algorithm_version=version, params=wished, seed=seed)
+        key = stage_key(
+            "train",
+            algorithm_version=version,
+            params=[*wished, growth],
+            inputs=[dataset.key, dataset.digest],
+            seed=seed,
+        )
+        stage = Stage(store, "train", key)
+        return cls(facts, str(kind), params, model_class, by, budget, seed, stage, wish)
+
+    def records(self) -> _Records:
+        """Read and encode the fit records, in the order of their ids."""
+        table, notes = read_fit_records(
+            self.stage.store, self.facts, by=self.by, most=_most(self.model_class), seed=self.seed
+        )
+        if table.num_rows == 0:
+            raise EmptyClassError(
+                "there are 0 fit records, so no model can be trained; give a larger source."
+            )
+        encoder = self._encoder(table)
+        strata = _strata_codes(table, encoder)
+        data: Any = encoder.encode(table)
+        del table
+        give_back()  # training needs other sizes
+        if isinstance(encoder, ImageEncoder):
+            return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
+        spec = table_spec(encoder, strata)
+        learnt, learnt_spec = _as_learnt(TableData(data, strata), spec, self.params, self.seed)
+        if learnt_spec != spec:
+            n = learnt_spec.class_counts[-1]
+            note = (
+                f"{n:,} records of the largest class overlap with other classes: they are learnt as "
+                "a class of their own, and not sampled."
+            )
+            notes += (note,)
+        return _Records(encoder, spec, learnt, notes, learnt_spec)
+
+    def _encoder(self, table: pa.Table) -> Encoder:
+        facts = self.facts
+        if facts.image is None:
+            return TableEncoder.fit(table, columns=facts.columns, label=facts.label, by=self.by)
+        return ImageEncoder.fit(
+            table,
+            column=facts.image.column,
+            label=facts.label,
+            by=self.by,
+            size=getattr(self.params, "size", 0) or None,
+            image_size=getattr(self.params, "output_size", 0),
+            columns=[column.name for column in facts.columns],
+        )
+
+    def context(self, fitted: GenerativeModel, data: TableData | ImageData) -> FitContext:
+        """Return how to train: by the receipt where the model leaves one."""
+        calibration = self.calibration(fitted, data)
+        announce(self.kind, data, self.budget, calibration)
+        if calibration is None:
+            return plain_context(self.budget, self.seed)
+        return calibrated_context(calibration, self.seed)
+
+    def calibration(
+        self, fitted: GenerativeModel, data: TableData | ImageData
+    ) -> Calibration | None:
+        """Return the receipt of how this run is trained; measure where there is none yet."""
+        if not isinstance(fitted, Calibrates):
+            return None
+        model: Calibrates = fitted  # for the closure, where the check above is forgotten
+        return self.stage.item(
+            "calibration", Calibration, lambda: calibrate(model, data, self.budget, self.seed)
+        )
+
+
+def _as_learnt(data: Any, spec: Any, params: Any, seed: int) -> tuple[Any, Any]:
+    """Return records and spec as the model is to learn them."""
+    if isinstance(spec, TableSpec) and getattr(params, "overlap", False):
+        return with_overlap_class(data, spec, seed=seed)
+    return data, spec
+
+
+def _most(model_class: Any) -> int:
+    """Return how many records the model is fitted on at most; 0 for all."""
+    return int(getattr(model_class, "max_fit_records", 0))
+
+
+def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
+    index = {name: k for k, name in enumerate(encoder.strata)}
+    names = table_strata(table, label=encoder.label, by=encoder.by)
+    return np.array([index[name] for name in names], dtype=np.int64)
+
+
+def _progress(
+    on_progress: Progress | None, n_steps: int, *, unit: str
+) -> Callable[[int, Mapping[str, float]], None]:
+    """Return what models report to: step and scalars become a fraction and a sentence."""
+    started = time.monotonic()
+
+    def report(step: int, scalars: Mapping[str, float]) -> None:
+        if on_progress is None:
+            return
+        done = min(1.0, step / max(1, n_steps))
+        words = [f"{'column' if 'columns' in scalars else 'step'} {step} of {n_steps}"]
+        if "seconds_left" in scalars:
+            words += [
+                f"loss {scalars['loss']:.4f}",
+                f"{scalars['records_per_second']:.0f} {unit}/s",
+            ]
+            seconds = scalars["seconds_left"]
+        elif 0 < done < 1:
+            seconds = (time.monotonic() - started) * (1 - done) / done
+        else:
+            seconds = 0.0
+        if seconds:  # first: the run's page shows some thirty letters of the line
+            words.insert(0, f"{seconds:.0f} s left")
+        text = ", ".join(words)
+        on_progress(done, text)
+
+    return report

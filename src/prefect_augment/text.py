@@ -1,0 +1,115 @@
+"""Numbers and user strings as the report, the card and the artifacts write them."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+from prefect_augment.schema.base import Interval
+
+__all__ = [
+    "MISSING",
+    "count",
+    "duration",
+    "effect",
+    "interval_percent",
+    "interval_points",
+    "markdown_text",
+    "natural_order",
+    "number",
+    "percent",
+    "points",
+    "visible",
+]
+
+MISSING = "–"
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|~$!])")
+
+
+def count(n: float | None) -> str:
+    """``12345`` as ``12,345``; a dash for None."""
+    return MISSING if n is None or not math.isfinite(n) else f"{n:,.0f}"
+
+
+def number(x: float | None) -> str:
+    """Three significant digits; a dash for None, NaN and infinity."""
+    return MISSING if x is None or not math.isfinite(x) else f"{x:.3g}".replace("-", "−")
+
+
+def percent(x: float | None) -> str:
+    """A share in [0, 1] as a number of percent with one digit, without the sign."""
+    return MISSING if x is None or not math.isfinite(x) else f"{100 * x:.1f}".replace("-", "−")
+
+
+def points(x: float | None) -> str:
+    """A difference of shares in points of a hundredth, with its sign."""
+    if x is None or not math.isfinite(x):
+        return MISSING
+    # Rounded first: a difference of -0.0001 is not "−0.0".
+    return f"{round(100 * x, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def effect(x: float | None) -> str:
+    """The size of a difference of shares in points, without a sign."""
+    return points(x).lstrip("+")
+
+
+def interval_percent(interval: Interval | None) -> str:
+    """``81.2 (79.0 to 83.4)``."""
+    if interval is None:
+        return MISSING
+    return f"{percent(interval.estimate)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def interval_points(interval: Interval) -> str:
+    """``+2.1 (+0.4 to +3.8)``."""
+    return f"{points(interval.estimate)} ({points(interval.low)} to {points(interval.high)})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def visible(text: object) -> str:
+    """A user's string with what cannot be seen, or not be encoded, made visible.
+
+    Control characters become their pictures (U+2400 and following), lone surrogates U+FFFD, and an
+    empty or blank string says so. HTML and markdown are escaped elsewhere.
+    """
+    shown = "".join(_visible_char(char) for char in str(text))
+    return shown if shown.strip() else f"(blank: {len(shown)} characters)" if shown else "(empty)"
+
+
+def _visible_char(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000:
+        return "\ufffd"
+    return char
+
+
+def markdown_text(text: object) -> str:
+    """A user's string for a line or table cell of markdown: nothing in it is markup or HTML."""
+    escaped = html.escape(visible(text), quote=False)
+    return _MARKDOWN.sub(r"\\\1", escaped)
+
+
+def natural_order(name: str) -> tuple[int, float, str]:
+    """Sorting key for class names: numbers by value, then texts."""
+    try:
+        value = float(name)
+    except ValueError:
+        return (1, 0.0, name)
+    return (0, value, name) if math.isfinite(value) else (1, 0.0, name)

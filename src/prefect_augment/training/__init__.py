@@ -1,1 +1,0 @@
-"""What models that are trained share."""
