@@ -132,8 +132,8 @@ class Ours:
         """Build the table, write its shards, commit the version."""
         import pyarrow as pa
 
-        from prefect_augment.schema.manifest import commit
         from prefect_augment.shards.parquet import with_lineage, write_shards
+        from prefect_augment.storage.manifests import commit
         from prefect_augment.storage.store import open_store
 
         store = open_store(folder)

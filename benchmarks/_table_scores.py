@@ -16,7 +16,7 @@ from _table_data import Split
 from _table_matrix import Matrix
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 
 __all__ = ["column_shapes", "likeness", "nearness", "pair_trends", "two_sample", "validity"]

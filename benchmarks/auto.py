@@ -38,13 +38,8 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.metrics.scores import predict_classes
-from prefect_augment.experiment.evaluator import (
-    Synthetic,
-    Wishes,
-    Workbench,
-    kept_synthetic,
-    open_bench,
-)
+from prefect_augment.experiment.evaluator import Synthetic, Wishes, Workbench, kept_synthetic
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.experiment.score import score
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Destination, Gate, Source
 from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_arms

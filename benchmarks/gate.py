@@ -34,8 +34,9 @@ from _gate_cases import DRAWN, FAULTS, REAL_IMAGES, REAL_TABLES, judge
 from _goals import Goal, print_goals, print_heading, print_row
 from scipy.stats import binomtest
 
+from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.quality import class_tests as class_gates
-from prefect_augment.evaluation.quality.class_tests import CHECKS, Limits
+from prefect_augment.evaluation.quality.class_tests import CHECKS
 from prefect_augment.schema.base import ClassCheck
 
 KINDS = ("table", "image")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
 from prefect_augment.schema.privacy import PrivacySide
 
 N_COLUMNS = 5

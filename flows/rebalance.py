@@ -54,9 +54,9 @@ from prefect_augment.schema.base import (
     Verdict,
 )
 from prefect_augment.schema.experiment import Rung, SearchFacts
-from prefect_augment.schema.manifest import find_commit
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings
+from prefect_augment.storage.manifests import find_commit
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run
 from prefect_augment.tasks.approve import propose_dataset

@@ -12,7 +12,7 @@ from typing import Any
 from prefect.events import emit_event
 
 from prefect_augment.schema.base import Commit, ReportRef, Verdict
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
 

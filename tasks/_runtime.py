@@ -38,7 +38,7 @@ from prefect_augment.errors import TransientError
 from prefect_augment.params import Destination
 from prefect_augment.report.run_summary import outcome_sentence, run_page, where
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.tasks._blocks import storage_options
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_augment.encoding.strata import stratum_names, stratum_parts
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance, ClassTarget
 from prefect_augment.plan.targets import (
@@ -13,13 +14,11 @@ from prefect_augment.plan.targets import (
     MIN_SAMPLED_IMAGES,
     MOST_SOFT,
     balanced_weights,
-    class_order,
     plan_classes,
     plan_warnings,
-    stratum_names,
-    stratum_parts,
     targets,
 )
+from prefect_augment.schema.base import class_order
 
 COUNTS = {"common": 1000, "rare": 40, "rarest": 5}
 

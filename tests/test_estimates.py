@@ -4,14 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.plan.estimate import (
-    estimate,
-    estimate_images,
-    learner_size,
-    learner_steps,
-    training_bytes,
-    trees_seconds,
-)
+from prefect_augment.nn.machine import learner_size
+from prefect_augment.plan.estimate import estimate, estimate_images, learner_steps
+from prefect_augment.synthesis.effort import training_bytes, trees_seconds
 
 # --- tables -------------------------------------------------------------------------------------
 

@@ -10,10 +10,9 @@ from pydantic import ValidationError
 
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
 from prefect_augment.schema.base import Arm, Recipe, ShardFact
-from prefect_augment.schema.manifest import (
-    Manifest,
+from prefect_augment.schema.manifest import Manifest, content_digest
+from prefect_augment.storage.manifests import (
     commit,
-    content_digest,
     find_commit,
     latest_version,
     list_versions,

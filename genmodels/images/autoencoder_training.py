@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.images.autoencoder_network import Codec, DenseStack
 from prefect_augment.genmodels.images.latent import AT_ONCE, to_shares
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
@@ -34,9 +35,7 @@ __all__ = [
     "Units",
     "contrastive_divergence",
     "free_energy",
-    "jacobian_norm",
     "n_pretraining",
-    "sparsity_divergence",
 ]
 
 NOISE = 0.5  # of denoising, where the wish does not say
@@ -272,33 +271,3 @@ def contrastive_divergence(
     kinds: dict[str, Units] = {"visible": visible, "hidden": hidden}
     energies = free_energy(v, up, visible_bias, **kinds)
     return (energies - free_energy(back, up, visible_bias, **kinds)).mean()
-
-
-def jacobian_norm(z: Tensor, inputs: Tensor, directions: Tensor) -> Tensor:
-    """Return an unbiased estimate of the squared Frobenius norm of dz/dinputs per record, (n,).
-
-    Parameters
-    ----------
-    z : Tensor, shape (n, n_latent)
-        Computed from ``inputs``, each record from its own.
-    inputs : Tensor, shape (n, ...)
-    directions : Tensor, shape (n, n_latent)
-        Standard normal: E[|Jᵀv|²] = |J|² (Hutchinson 1990).
-    """
-    (found,) = torch.autograd.grad((z * directions).sum(), inputs, create_graph=True)
-    return (found**2).flatten(1).sum(dim=1)
-
-
-def sparsity_divergence(activations: Tensor, target: float) -> Tensor:
-    """Return the sum over units of KL(target || mean activation), a scalar in nats.
-
-    Parameters
-    ----------
-    activations : Tensor, shape (n, n_latent)
-        In (0, 1).
-    target : float
-        Mean activation that is wished for.
-    """
-    mean = activations.mean(dim=0).clamp(1e-6, 1 - 1e-6)
-    kl = target * torch.log(target / mean) + (1 - target) * torch.log((1 - target) / (1 - mean))
-    return kl.sum()

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.base import Arrays, TableSpec
-from prefect_augment.genmodels.images.autoencoder_training import jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
 from prefect_augment.genmodels.record_numbers import RecordNumbers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_s
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 from prefect_augment.nn.early_stopping import Judgement
-
-if TYPE_CHECKING:
-    from prefect_augment.genmodels.tables.network import TableNetwork
 
 __all__ = ["Encoded", "TableJudge", "TablePhase", "held_back_rows"]
 
@@ -151,13 +148,37 @@ class TablePhase(ABC):
         return torch.stack(list(found.values())).sum()
 
 
+class Draws(Protocol):
+    """What a judgement needs of the model that is trained."""
+
+    @property
+    def space(self) -> MixedSpace:
+        """The space of its columns."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+        ...
+
+    def settle(self, network: Any, records: Encoded, seed: int) -> None:
+        """Fit what sampling needs beside the network."""
+        ...
+
+    def drawn(
+        self, network: Any, y: NDArray[np.int64], seeds: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return one record of each class asked for."""
+        ...
+
+
 class TableJudge:
     """What the records held back say: the loss on them, and whether records are given back.
 
     Parameters
     ----------
-    model : TableNetwork
-        Draws records.
+    model : Draws
+        The model that is trained.
     phase : TablePhase
         Has the losses.
     data : TableData
@@ -170,7 +191,7 @@ class TableJudge:
 
     def __init__(
         self,
-        model: TableNetwork[Any, Any],
+        model: Draws,
         phase: TablePhase,
         data: TableData,
         trained: NDArray[np.int64],

@@ -16,17 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.counter_rng import record_keys, uniform
-
-if TYPE_CHECKING:
-    from prefect_augment.genmodels.trees.model import TableTrees
-    from prefect_augment.genmodels.trees.nodes import Tree
+from prefect_augment.genmodels.trees.nodes import Tree
+from prefect_augment.genmodels.trees.sequence import TreeSequence
 
 __all__ = ["draw_given"]
 
@@ -49,7 +46,7 @@ class _Wish:
 
 
 def draw_given(
-    model: TableTrees,
+    model: TreeSequence,
     classes: NDArray[np.int64],
     seeds: NDArray[np.int64],
     given: Mapping[int, float],
@@ -71,7 +68,7 @@ def draw_given(
 
 
 def _draw(
-    model: TableTrees,
+    model: TreeSequence,
     classes: NDArray[np.int64],
     seeds: NDArray[np.int64],
     wishes: Mapping[int, _Wish],
@@ -96,7 +93,7 @@ def _draw(
 
 
 def _wishes(
-    model: TableTrees, classes: NDArray[np.int64], given: Mapping[int, float]
+    model: TreeSequence, classes: NDArray[np.int64], given: Mapping[int, float]
 ) -> dict[int, _Wish]:
     """Return the given values by place, with what is to be known of each place's leaves."""
     wishes: dict[int, _Wish] = {}
@@ -124,7 +121,7 @@ def _wishes(
     return wishes
 
 
-def _matching(model: TableTrees, place: int, value: float) -> tuple[int, NDArray[np.bool_]]:
+def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArray[np.bool_]]:
     """Return a value's code, and which of the tree's leaf values stand for it."""
     values, j = model._trees[place - 1].values, model._sequence[place - 1]
     if model._sizes[place]:
@@ -155,7 +152,7 @@ def _matching(model: TableTrees, place: int, value: float) -> tuple[int, NDArray
 
 
 def _reachable(
-    model: TableTrees, tree: Tree, place: int, known: Mapping[int, int]
+    model: TreeSequence, tree: Tree, place: int, known: Mapping[int, int]
 ) -> NDArray[np.int64]:
     """Return the leaves that records with these codes at these places can end in."""
     value_of, is_known = np.zeros(place, dtype=np.int64), np.zeros(place, dtype=bool)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 import math
 import re
+from collections.abc import Collection
 
-from prefect_augment.schema.base import Interval
+from prefect_augment.schema.base import Interval, class_order
 
 __all__ = [
     "MISSING",
@@ -20,6 +22,7 @@ __all__ = [
     "number",
     "percent",
     "points",
+    "suggestion",
     "visible",
 ]
 
@@ -113,3 +116,21 @@ def natural_order(name: str) -> tuple[int, float, str]:
     except ValueError:
         return (1, 0.0, name)
     return (0, value, name) if math.isfinite(value) else (1, 0.0, name)
+
+
+def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
+    """Return "did you mean …?" with the names there are, for an error about an unknown name.
+
+    Examples
+    --------
+    >>> suggestion("sikc", ["sick", "well"])
+    "did you mean 'sick'? There are: 'sick', 'well'"
+    """
+    ordered = class_order(known)
+    near = difflib.get_close_matches(name, ordered, n=1) or [
+        k for k in ordered if k.casefold() == name.casefold()
+    ]
+    shown = ", ".join(map(repr, ordered[:n_shown])) + (
+        f" and {len(ordered) - n_shown} more" * (len(ordered) > n_shown)
+    )
+    return (f"did you mean {near[0]!r}? " if near else "") + f"There are: {shown}"

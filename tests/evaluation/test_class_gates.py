@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.arrays import Labelled, Limits
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.exact_tests import more_below, more_marked
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.quality.class_tests import (
     CopyEvidence,
     Evidence,
-    Limits,
     class_checks,
     class_verdict,
-    more_below,
-    more_marked,
     said_of,
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
 from prefect_augment.schema.base import ClassCheck
 

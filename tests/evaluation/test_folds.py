@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.folds import stratified_folds
+from prefect_augment.evaluation.folds import stratified_folds
 
 
 def keys_of(n):

@@ -14,11 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation import threads
 from prefect_augment.evaluation.classifiers import base as learners
 from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_learner
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher
-from prefect_augment.evaluation.metrics import threads
-from prefect_augment.evaluation.metrics.threads import single_threaded
+from prefect_augment.evaluation.threads import single_threaded
 
 KINDS = ["boosting", "logistic"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prefect_augment.evaluation.neighbours import FeatureSpace, nearest_by_blocks
 from prefect_augment.evaluation.privacy.membership_inference import (
     Distances,
     attack,
@@ -12,7 +13,6 @@ from prefect_augment.evaluation.privacy.membership_inference import (
     exposure,
     measure_distances,
 )
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace, nearest_by_blocks
 
 N_COLUMNS = 4
 

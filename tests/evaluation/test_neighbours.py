@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from prefect_augment.evaluation.quality import neighbours
-from prefect_augment.evaluation.quality.neighbours import (
+from prefect_augment.evaluation import neighbours
+from prefect_augment.evaluation.neighbours import (
     FeatureSpace,
     near_copies,
     near_limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc, density_coverage
 
 NUMERIC = {"is_category": np.zeros(3, dtype=bool), "n_levels": np.zeros(3, dtype=np.int64)}

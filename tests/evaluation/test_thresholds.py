@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics import thresholds
-from prefect_augment.evaluation.metrics.folds import stratified_folds
 from prefect_augment.evaluation.metrics.scores import score_predictions
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import open_store, sha256_hex
 
 pytestmark = pytest.mark.faults

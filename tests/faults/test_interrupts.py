@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults

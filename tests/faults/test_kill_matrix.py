@@ -25,7 +25,7 @@ import pytest
 
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults

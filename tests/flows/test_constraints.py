@@ -34,7 +34,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]

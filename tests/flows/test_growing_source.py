@@ -14,7 +14,8 @@ import pytest
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]

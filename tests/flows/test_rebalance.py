@@ -29,7 +29,7 @@ from prefect_augment.params import (
     TreesModel,
 )
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import list_versions
+from prefect_augment.storage.manifests import list_versions
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.sample import resample_record
 

@@ -39,7 +39,8 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema.base import ModelRef, RunResult
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.sample import resample_record
 

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.errors import ParameterError  # noqa: E402
+from prefect_augment.genmodels.autoencoder_losses import jacobian_norm  # noqa: E402
 from prefect_augment.genmodels.base import (  # noqa: E402
     Arrays,
     Config,
@@ -17,10 +18,7 @@ from prefect_augment.genmodels.base import (  # noqa: E402
 )
 from prefect_augment.genmodels.images.autoencoder import Autoencoder  # noqa: E402
 from prefect_augment.genmodels.images.autoencoder_network import Codec  # noqa: E402
-from prefect_augment.genmodels.images.autoencoder_training import (  # noqa: E402
-    AutoencoderPhase,
-    jacobian_norm,
-)
+from prefect_augment.genmodels.images.autoencoder_training import AutoencoderPhase  # noqa: E402
 from prefect_augment.genmodels.images.training import ImageRecords  # noqa: E402
 from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402

@@ -7,12 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
+from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
 from prefect_augment.genmodels.counter_rng import record_keys  # noqa: E402
-from prefect_augment.genmodels.images.autoencoder_training import (  # noqa: E402
-    jacobian_norm,
-    sparsity_divergence,
-)
 from prefect_augment.genmodels.latent_density import ClassDensities  # noqa: E402
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours  # noqa: E402
 from prefect_augment.genmodels.record_numbers import RecordNumbers  # noqa: E402

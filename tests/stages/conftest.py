@@ -14,7 +14,7 @@ import pytest
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"

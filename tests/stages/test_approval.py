@@ -37,7 +37,7 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.schema.base import Arm, BalancePlan, ClassPlan, Estimate, Recipe, RunResult
-from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]

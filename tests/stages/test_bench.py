@@ -25,10 +25,10 @@ from prefect_augment.experiment.evaluator import (
     Wishes,
     Workbench,
     kept_synthetic,
-    open_bench,
     score_folds,
 )
 from prefect_augment.experiment.filter import judge
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.experiment.score import choose, score
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.ingest.ingest import ingest

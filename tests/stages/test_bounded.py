@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 MOST_MIB = 64

@@ -19,7 +19,8 @@ from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.drift import find_before
 from prefect_augment.report.json import published_schema
-from prefect_augment.schema.manifest import Manifest, manifest_path, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import manifest_path, read_manifest
 from prefect_augment.storage.store import open_store
 
 SMALL = {"ok": 60, "worn": 9}  # one class that can be judged: nothing is compared, runs are short

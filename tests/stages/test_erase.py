@@ -17,11 +17,11 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.manifest import list_versions, read_manifest
 from prefect_augment.shards.parquet import read_shard
 from prefect_augment.shards.staged import load_facts
 from prefect_augment.split.ledger_io import read_ledger
 from prefect_augment.storage.leases import lease
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"

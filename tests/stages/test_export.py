@@ -18,7 +18,8 @@ from prefect_augment.params import Publish
 from prefect_augment.publish import export as module
 from prefect_augment.publish.export import check_export, export
 from prefect_augment.publish.publish import publish
-from prefect_augment.schema.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 

@@ -19,7 +19,8 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.experiment import confirmation as verdict
 from prefect_augment.experiment import diagnostics as further
 from prefect_augment.experiment.confirmation import verify
-from prefect_augment.experiment.evaluator import Wishes, open_bench
+from prefect_augment.experiment.evaluator import Wishes
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source

@@ -18,8 +18,8 @@ from prefect_augment.params import Classic, Publish, Report
 from prefect_augment.publish.proposal import propose
 from prefect_augment.publish.publish import publish
 from prefect_augment.schema.base import ApprovalDecision, Arm, Verdict
-from prefect_augment.schema.manifest import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.leases import lease, modified_at, store_time
+from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 DAY = 86_400.0

@@ -19,8 +19,8 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import Source
 from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.schema.manifest import read_manifest
 from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 Publisher = Callable[..., Any]

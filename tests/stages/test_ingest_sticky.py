@@ -16,7 +16,7 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.schema.base import DatasetFacts, DatasetRef
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.staging import read_fact
 from prefect_augment.storage.store import Store, open_store
 

@@ -28,9 +28,8 @@ from prefect_augment.latents import anomalies as anomalies_stage
 from prefect_augment.latents import base as latents_stage
 from prefect_augment.latents import embed as embed_stage
 from prefect_augment.latents import inputs as select_stage
-from prefect_augment.latents.adapter import suffixes
 from prefect_augment.latents.anomalies import anomalies
-from prefect_augment.latents.base import Strata
+from prefect_augment.latents.base import Strata, suffixes
 from prefect_augment.latents.capabilities import able_model
 from prefect_augment.latents.classify import classify, posterior
 from prefect_augment.latents.embed import embed

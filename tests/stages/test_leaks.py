@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
-from prefect_augment.experiment.evaluator import open_bench
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (

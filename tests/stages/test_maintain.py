@@ -12,8 +12,9 @@ from prefect_augment.maintenance import inspect as maintain
 from prefect_augment.maintenance.verify import VerifyReport, verify
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.manifest import Manifest, manifest_path, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.parquet import read_shard, write_shards
+from prefect_augment.storage.manifests import manifest_path, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"

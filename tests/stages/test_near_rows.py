@@ -11,7 +11,7 @@ from prefect_augment import GenerativeSampler
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.estimators.sampler import SMALL_CLASS
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace, near_limit
+from prefect_augment.evaluation.neighbours import FeatureSpace, near_limit
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.synthesis.novelty import QUANTILE, NearRows

@@ -19,12 +19,12 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.schema.manifest import latest_version
 from prefect_augment.shards.staged import load_facts, read_part
 from prefect_augment.split.assignment import FIT, HOLDOUT, VAL, ImageRows, Ledger
 from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters
+from prefect_augment.storage.manifests import latest_version
 from prefect_augment.storage.store import Store, open_store
 
 N_HEAD, N_TAIL = 60, 30

@@ -255,7 +255,7 @@ def _leaves(value: object) -> list[object]:
 
 def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
     """Fit and val in another order give the same distances."""
-    from prefect_augment.experiment.evaluator import open_bench
+    from prefect_augment.experiment.open_evaluator import open_bench
 
     bench = open_bench(copies.store, load_facts(copies.dataset, copies.store), copies.plan)
     X = bench.records.X

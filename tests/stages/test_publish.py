@@ -28,9 +28,9 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish
 from prefect_augment.publish.publish import check_destination, publish
 from prefect_augment.report.card import CARD, refresh_card
-from prefect_augment.schema.manifest import list_versions, read_manifest
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 TAIL = "c/<b>|'"

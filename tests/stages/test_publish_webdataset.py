@@ -23,8 +23,8 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.manifest import read_manifest
 from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 TAIL = "c/<b>|'"

@@ -20,8 +20,8 @@ from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
 from prefect_augment.schema.base import Commit
-from prefect_augment.schema.manifest import list_versions, read_manifest
 from prefect_augment.storage.leases import lease
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 

@@ -15,8 +15,8 @@ from prefect_augment.params import Publish
 from prefect_augment.plan.weights import inherit_weights
 from prefect_augment.publish.publish import publish
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
-from prefect_augment.schema.manifest import list_versions, read_manifest
 from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 

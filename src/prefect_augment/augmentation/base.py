@@ -25,12 +25,12 @@ from prefect_augment.encoding.arrays import Matrix, training_matrix
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
-from prefect_augment.plan.targets import suggestion
 from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef, Modality
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_facts
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
+from prefect_augment.text import suggestion
 
 __all__ = ["augment", "make_records"]
 

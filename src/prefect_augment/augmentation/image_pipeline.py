@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.annotations import Targets
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.plan.targets import suggestion
+from prefect_augment.text import suggestion
 
 __all__ = [
     "CONTAINERS",

@@ -19,8 +19,8 @@ from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import LabelDamageError, ParameterError
 from prefect_augment.evaluation.classifiers.label_preservation import Change, Flips, label_flips
 from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
+from prefect_augment.nn.machine import learner_size
 from prefect_augment.params import Balance, Classic
-from prefect_augment.plan.estimate import learner_size
 from prefect_augment.schema.base import DatasetFacts, DatasetRef
 from prefect_augment.schema.report import OperationCheck, PolicyCheck
 from prefect_augment.shards.staged import load_facts

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.plan.targets import suggestion
+from prefect_augment.text import suggestion
 
 __all__ = ["ALLOW_IMPORT_PATHS", "load_function"]
 

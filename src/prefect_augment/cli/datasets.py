@@ -46,7 +46,7 @@ def inspect(
 ) -> None:
     """Show one version of a published dataset, or what changed between two."""
     from prefect_augment.maintenance import inspect as maintain
-    from prefect_augment.schema.manifest import latest_version
+    from prefect_augment.storage.manifests import latest_version
 
     store = open_root(dest, block)
     if diff is None:

@@ -35,8 +35,8 @@ from prefect.settings import get_current_settings
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.schema.base import Fact
-from prefect_augment.schema.manifest import list_versions
 from prefect_augment.sources.discovery import Listing, list_source
+from prefect_augment.storage.manifests import list_versions
 from prefect_augment.storage.store import Store, contains, open_store
 from prefect_augment.tasks._runtime import storage_options
 

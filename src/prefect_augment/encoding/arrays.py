@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.quality.class_tests import Limits
+from prefect_augment.errors import ParameterError
 from prefect_augment.schema.base import BalancePlan, ClassGate, DatasetFacts, Modality
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.shards.staged import read_part
@@ -34,6 +34,7 @@ __all__ = [
     "Asked",
     "GateOutcome",
     "Labelled",
+    "Limits",
     "Matrix",
     "Purpose",
     "Records",
@@ -311,3 +312,18 @@ class Asked(TypedDict):
     metrics: NotRequired[bool]
     limits: NotRequired[Limits]
     drop_unsafe: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a class may show; see :class:`prefect_augment.params.Gate`."""
+
+    false_alarm: float = 0.01
+    max_fault_share: float = 0.1
+    min_coverage: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("false_alarm", "max_fault_share", "min_coverage"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1].")

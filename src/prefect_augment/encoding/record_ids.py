@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.values import plain
+from prefect_augment.shards.image_columns import main_image
+from prefect_augment.sources.images.columns import image_bytes
 from prefect_augment.storage.keys import KEY, Coded, hex_column, key_texts
 
 __all__ = [
@@ -27,6 +30,9 @@ __all__ = [
     "occurrence_numbers",
     "plain_array",
     "real_ids",
+    "record_digests",
+    "record_keys",
+    "record_variants",
     "value_hashes",
 ]
 
@@ -395,3 +401,27 @@ def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArra
         ],
         type=pa.string(),
     )
+
+
+def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
+    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
+    image = main_image(table.schema)
+    if not image:
+        return content_digests(table, exclude=[label])
+    digests = [blake2b(data, digest_size=16).digest() for data in image_bytes(table[image])]
+    return np.array(digests, dtype=KEY)
+
+
+def record_keys(table: pa.Table, *, label: str) -> list[str]:
+    """Return the same as text."""
+    return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
+
+
+def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
+    """Return what tells apart records of one content key and label, to sort them by."""
+    image = main_image(table.schema)
+    if not image:
+        return float_variants(table, exclude=[label])
+    paths = pc.struct_field(table[image], "path")
+    rest = table.drop_columns([image]).append_column(f"{image}.path", paths)
+    return content_digests(rest, exclude=[label])

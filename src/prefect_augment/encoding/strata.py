@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,15 +14,18 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
-from prefect_augment.plan.targets import class_order, stratum_names
+from prefect_augment.schema.base import class_order
 
 __all__ = [
+    "NULL_TEXT",
     "StratumValues",
     "conform_column",
     "dictionaries_of",
     "stored_schema",
     "stratum_codes",
     "stratum_column",
+    "stratum_names",
+    "stratum_parts",
     "stratum_values",
     "table_strata",
 ]
@@ -120,3 +124,74 @@ def conform_column(
     if pa.types.is_run_end_encoded(field.type) and not pa.types.is_run_end_encoded(column.type):
         return pc.run_end_encode(column, run_end_type=field.type.run_end_type)
     return column if column.type == field.type else column.cast(field.type)
+
+
+NULL_TEXT = (
+    "null"  # how a null of a ``by`` column is written; a real text "null" falls into the same cell
+)
+
+
+def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]]) -> list[str]:
+    r"""Return the stratum of each record.
+
+    Parameters
+    ----------
+    labels : sequence of str, length n_records
+        Class names.
+    by : mapping of str to sequence of str or None, each of length n_records
+        Values of the columns to balance within, as text; None is written as :data:`NULL_TEXT`.
+
+    Returns
+    -------
+    list of str, length n_records
+        The class itself without ``by``, else ``"class | column=value | …"`` with the columns in
+        the order given. There, ``|`` and ``\`` of a class or value are escaped with ``\``, so that
+        two strata never share a name.
+
+    Examples
+    --------
+    >>> stratum_names(["sick", "well"], {"sex": ["f", None]})
+    ['sick | sex=f', 'well | sex=null']
+    """
+    if not by:
+        return list(labels)
+    columns = [[f"{_escape(name)}={_value(v)}" for v in values] for name, values in by.items()]
+    return [
+        " | ".join((_escape(label), *cell)) for label, *cell in zip(labels, *columns, strict=True)
+    ]
+
+
+def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the class and the cell of a stratum: the inverse of :func:`stratum_names`.
+
+    Parameters
+    ----------
+    name : str
+        A stratum's name.
+    by : sequence of str
+        The columns it was named with.
+
+    Returns
+    -------
+    tuple of str and dict
+        The class, and per column of ``by`` its value as text.
+    """
+    if not by:
+        return name, {}
+    label, *cells = name.split(
+        " | "
+    )  # a bar inside a class or value has a backslash before it, not a blank
+    pairs = zip(by, cells, strict=True)
+    return _unescape(label), {column: _unescape(cell)[len(column) + 1 :] for column, cell in pairs}
+
+
+def _value(value: str | None) -> str:
+    return NULL_TEXT if value is None else _escape(value)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)

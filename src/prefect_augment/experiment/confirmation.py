@@ -16,16 +16,11 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
 from prefect_augment.evaluation.metrics.selection import ArmPredictions, decide
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, further_facts
-from prefect_augment.experiment.evaluator import (
-    Synthetic,
-    Wishes,
-    Workbench,
-    kept_synthetic,
-    open_bench,
-)
+from prefect_augment.experiment.evaluator import Synthetic, Wishes, Workbench, kept_synthetic
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.experiment.privacy import measure_given
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.schema.base import (

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Matrix, Records, by_columns
+from prefect_augment.encoding.strata import NULL_TEXT
 from prefect_augment.encoding.values import plain
 from prefect_augment.evaluation.metrics.bootstrap import Draws
 from prefect_augment.evaluation.metrics.calibration import calibration_of, n_bins_of, prior_factors
@@ -31,7 +32,6 @@ from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Synthetic, Workbench
 from prefect_augment.plan.priors import class_shares, left_by_loss, shares_of
 from prefect_augment.plan.strategies import wanted_records
-from prefect_augment.plan.targets import NULL_TEXT
 from prefect_augment.schema.base import Arm, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationFacts,

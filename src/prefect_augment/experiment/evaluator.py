@@ -9,7 +9,6 @@ Which records are scored, and what the gate is asked, the same for every kind of
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,12 +17,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import Asked, GateOutcome, Labelled, Records, by_columns
+from prefect_augment.encoding.arrays import (
+    Asked,
+    GateOutcome,
+    Labelled,
+    Limits,
+    Records,
+    by_columns,
+)
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.errors import MissingExtraError
-from prefect_augment.evaluation.metrics.folds import stratified_folds
-from prefect_augment.evaluation.quality.class_tests import Limits
-from prefect_augment.evaluation.quality.neighbours import Space
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
 from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts, GateReport
 from prefect_augment.shards.staged import read_shards
@@ -39,7 +43,6 @@ __all__ = [
     "gate_wishes",
     "groups_of",
     "kept_synthetic",
-    "open_bench",
     "rarest_in_val",
     "score_folds",
 ]
@@ -77,8 +80,15 @@ class Wishes:
 class Workbench(Protocol):
     """Records of one kind, and how they are read, learnt and judged."""
 
-    facts: DatasetFacts
-    plan: BalancePlan
+    @property
+    def facts(self) -> DatasetFacts:
+        """What is known of the staged records."""
+        ...
+
+    @property
+    def plan(self) -> BalancePlan:
+        """Amounts per class."""
+        ...
 
     @property
     def records(self) -> Records:
@@ -139,30 +149,6 @@ class Workbench(Protocol):
     def gate(self, question: Question) -> GateOutcome:
         """Hold candidates against real records."""
         ...
-
-
-def open_bench(
-    store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes | None = None
-) -> Workbench:
-    """Return the workbench for staged records.
-
-    Raises
-    ------
-    MissingExtraError
-        If the records are images and torch or Pillow is not installed.
-    """
-    kind = "image" if facts.modality == "image" else "table"
-    try:
-        module = importlib.import_module(f"prefect_augment.experiment.{kind}_evaluator")
-    except ModuleNotFoundError as exc:
-        if kind == "table" or (exc.name or "").partition(".")[0] == "prefect_augment":
-            raise
-        raise MissingExtraError(
-            f"judging images needs {exc.name}: pip install 'prefect-augment[images,torch]'",
-            extra="images,torch",
-        ) from exc
-    bench: Workbench = module.open_bench(store, facts, plan, wishes or Wishes())
-    return bench
 
 
 def kept_synthetic(

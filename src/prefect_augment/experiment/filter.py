@@ -9,26 +9,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix
-from prefect_augment.experiment.evaluator import Question, Wishes, Workbench, best_first, open_bench
+from prefect_augment.experiment.evaluator import Question, Wishes, Workbench, best_first
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.params import Gate
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassGate,
     DatasetRef,
     GateReport,
-    ShardFact,
 )
-from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts, read_shards
+from prefect_augment.shards.staged import load_facts, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import share_sums, stand, standing_rows
 
-__all__ = ["judge", "ungated", "write_candidates"]
+__all__ = ["judge", "ungated"]
 
 ALGORITHM_VERSION = 4
-SHARD_RECORDS = 100_000
-SHARD_BYTES = 64 * 2**20
 
 
 def judge(
@@ -167,21 +164,6 @@ def _with_soft_labels(
         "shares": share_sums(found.strata, found.shares, data.strata_names),
         "notes": (said,),
     }
-
-
-def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
-    """Write records that are no real ones into a stage's folder; return the shards."""
-    return write_shards(
-        stage.store,
-        table,
-        prefix=stage.prefix,
-        stem=stem,
-        split=stem,
-        origin="synthetic",
-        label=label,
-        max_records=SHARD_RECORDS,
-        max_bytes=SHARD_BYTES,
-    )
 
 
 def ungated(candidates: DatasetRef, store: Store) -> GateReport:

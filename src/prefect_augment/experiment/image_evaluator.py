@@ -38,8 +38,8 @@ from prefect_augment.experiment.evaluator import (
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
+from prefect_augment.nn.machine import learner_size
 from prefect_augment.params import Classic
-from prefect_augment.plan.estimate import learner_size
 from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts, ImageFacts
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage.store import Store

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from prefect_augment.encoding.arrays import Records as RealRecords
 from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side, summed_up
-from prefect_augment.experiment.evaluator import Workbench, open_bench
+from prefect_augment.experiment.evaluator import Workbench
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.schema.base import BalancePlan, DatasetRef, GateReport, Modality, ShardFact
 from prefect_augment.schema.privacy import Privacy, Records
 from prefect_augment.shards.parquet import label_names

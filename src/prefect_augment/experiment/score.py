@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import N_FOLDS, Records
-from prefect_augment.evaluation.metrics.folds import stratified_folds
+from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.selection import choose_arm
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
@@ -19,8 +19,8 @@ from prefect_augment.experiment.evaluator import (
     Workbench,
     groups_of,
     kept_synthetic,
-    open_bench,
 )
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
 from prefect_augment.schema.base import (

@@ -23,13 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.selection import TIE
-from prefect_augment.experiment.evaluator import (
-    Synthetic,
-    Wishes,
-    Workbench,
-    kept_synthetic,
-    open_bench,
-)
+from prefect_augment.experiment.evaluator import Synthetic, Wishes, Workbench, kept_synthetic
+from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.experiment.score import out_of_fold, score_predicted
 from prefect_augment.params import Budget, Classic, Gate, ModelParams
 from prefect_augment.plan.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
@@ -158,7 +153,7 @@ def _draw(
 ) -> Synthetic:
     """Train a model of tables on some records, and draw from it."""
     # Imported here: images, which have no such draws, do without what it loads.
-    from prefect_augment.experiment.cross_fit import draw_synthetic
+    from prefect_augment.experiment.table_evaluator import draw_synthetic
 
     return draw_synthetic(
         cast("TableBench", bench), rows, model=model, gate=gate, seed=seed, budget=budget

@@ -1,10 +1,18 @@
-"""The workbench of tables: matrices, boosting and logistic regression, models fitted anew per fold."""
+"""The evaluator of tables: matrices, boosting and logistic regression, models fitted anew per fold.
+
+A fold's strategy must not train on records that a model of the whole training part has made, since that
+model has seen the fold. So each fold goes the flow's own way, from fitting to the filter, within its
+training records: a fifth of them plays validation. (Tables only: an image model takes too long for it.)
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,30 +23,44 @@ from prefect_augment.encoding.arrays import (
     N_FOLDS,
     SMALL_VAL,
     GateOutcome,
+    Labelled,
     Matrix,
     to_matrix,
     training_matrix,
 )
 from prefect_augment.evaluation.classifiers.base import fit_learner
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.table_filter import gate_candidates
-from prefect_augment.experiment.cross_fit import draw_synthetic
 from prefect_augment.experiment.evaluator import (
     Question,
     Synthetic,
     Wishes,
+    best_first,
     gate_wishes,
+    groups_of,
     rarest_in_val,
     score_folds,
 )
 from prefect_augment.experiment.training_set import build_training_set
-from prefect_augment.params import NoModel
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
+from prefect_augment.params import Budget, Gate, ModelParams, NoModel
+from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts
+from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.rejection import Rules
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.effort import effort
+from prefect_augment.synthesis.model_store import table_spec
+from prefect_augment.synthesis.rejection import Rules, draw_kept
+from prefect_augment.synthesis.soft_labels import stand
+from prefect_augment.synthesis.subsample import sample_rows
+from prefect_augment.synthesis.train import fit_model
 
-__all__ = ["TableBench", "open_bench"]
+__all__ = ["TableBench", "draw_synthetic", "open_bench"]
+
 
 Int = NDArray[np.int64]
 
@@ -178,3 +200,131 @@ class TableBench:
             n_levels=data.n_levels,
             **asked,
         )
+
+
+VAL_FOLDS = 5  # one of them plays val
+# Pilots, the full scores and arms that mix ask for the same draws one after the other.
+MAX_RECENT = 8
+_recent: OrderedDict[str, Synthetic] = OrderedDict()
+_recent_lock = Lock()
+
+
+def draw_synthetic(
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    *,
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None = None,
+) -> Synthetic:
+    """Fit the model on some records, draw, and return what passes the gate.
+
+    Parameters
+    ----------
+    bench : TableBench
+        Fit and val records, and the plan: synthetic records wanted of the whole training part.
+    rows : ndarray of int64, shape (n_rows,)
+        Those that may be used; what is wanted is scaled to them.
+    seed : int
+        Of the model, the draws and the gate's folds.
+    budget : Budget, optional
+        For models that are trained in steps.
+
+    Returns
+    -------
+    Synthetic
+        In matrix form.
+    """
+    key = _key(bench, rows, model, gate, seed, budget)
+    with _recent_lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            return _recent[key]
+    found = _draw_synthetic(bench, rows, model=model, gate=gate, seed=seed, budget=budget)
+    with _recent_lock:
+        _recent[key] = found
+        while len(_recent) > MAX_RECENT:
+            _recent.popitem(last=False)
+    return found
+
+
+def _key(
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None,
+) -> str:
+    """Name what the draws depend on."""
+    keys = "".join(bench.records.keys[rows].tolist()).encode()
+    what = [bench.facts.key, bench.facts.digest, list(bench.plan.classes), bench.plan.soft_labels]
+    rows_digest = hashlib.sha256(keys).hexdigest()
+    asked = [model, gate, effort(budget) if budget else [], rows_digest]
+    return stage_key("draws", algorithm_version=0, params=[*what, *asked], seed=seed)
+
+
+def _draw_synthetic(
+    bench: TableBench,
+    rows: NDArray[np.int64],
+    *,
+    model: ModelParams,
+    gate: Gate,
+    seed: int,
+    budget: Budget | None,
+) -> Synthetic:
+    data = bench.records
+    fold = stratified_folds(
+        data.strata[rows],
+        groups=groups_of(data, rows),
+        n_folds=VAL_FOLDS,
+        seed=seed,
+        keys=data.keys[rows],
+    )
+    fit, val = rows[fold != 0], rows[fold == 0]
+    counts = np.bincount(data.strata[fit], minlength=len(data.strata_names))
+    most = getattr(load_model_class(model), "max_fit_records", 0) or len(fit)
+    folded = fold_ids(pa.array(data.keys[fit], pa.string()))
+    learnt = fit[sample_rows(data.strata[fit], folded, most=most, seed=seed)]
+    trained = fit_model(
+        TableData(data.X[learnt], data.strata[learnt]),
+        table_spec(data.encoder, data.strata[learnt], data.strata_names),
+        model,
+        seed,
+        budget=budget,
+    )
+    share = len(rows) / len(data.y)
+    drawn, codes, ordinals = [], [], []
+    taken = bench.rules.taken()
+    can = [
+        name for name, n in zip(data.strata_names, counts, strict=True) if n >= MIN_SAMPLED_RECORDS
+    ]
+    for name, n in candidates_wanted(bench.plan, gate, can).items():
+        k = data.strata_names.index(name)
+        kept = draw_kept(
+            trained,
+            data.encoder,
+            bench.rules,
+            stratum=name,
+            start=0,
+            n=round(n * share),
+            least=0,  # a fold is content with fewer
+            seeds_of=partial(candidate_seeds, seed, name),
+            taken=taken,
+        )
+        drawn.append(kept.X)
+        codes.append(np.full(len(kept.X), k, dtype=np.int64))
+        ordinals.append(kept.ordinals)
+    if not drawn:
+        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
+    candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
+    outcome = bench.gate(
+        Question(fit, val, candidates, np.concatenate(ordinals), seed=seed, share=share)
+    )
+    order = best_first(outcome, candidates.stratum, np.concatenate(ordinals), gate)
+    X, strata = candidates.X[order], candidates.stratum[order]
+    if not bench.plan.soft_labels:
+        return Synthetic(X, strata)
+    soft = stand(data, bench.plan, fit, X, strata, seed=seed)
+    return Synthetic(X[soft.rows], soft.strata, soft.shares)

@@ -30,14 +30,13 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.values import plain
 from prefect_augment.errors import InputError, SchemaError
-from prefect_augment.experiment.filter import write_candidates
 from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
 from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
 from prefect_augment.ingest.validate_images import ImageChecker
 from prefect_augment.params import Source
 from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef
 from prefect_augment.shards.parquet import LINEAGE, select_columns
-from prefect_augment.shards.staged import load_facts, read_part, read_shards
+from prefect_augment.shards.staged import load_facts, read_part, read_shards, write_candidates
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.staging import Stage, stage_key

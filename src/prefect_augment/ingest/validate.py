@@ -21,7 +21,7 @@ from prefect_augment.encoding.labels import (
     label_text,
     missing_labels,
 )
-from prefect_augment.encoding.record_ids import plain_array
+from prefect_augment.encoding.record_ids import plain_array, record_digests, record_variants
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.column_roles import Roles
 from prefect_augment.ingest.quarantine import Batch
@@ -30,12 +30,7 @@ from prefect_augment.ingest.schema import plain_schema
 from prefect_augment.ingest.validate_images import ImageChecker, Images
 from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
-from prefect_augment.sources.images.columns import (
-    GROUP,
-    record_digests,
-    record_variants,
-    with_group_column,
-)
+from prefect_augment.sources.images.columns import GROUP, with_group_column
 from prefect_augment.storage.external_sort import Binned, bin_of, n_bins_for
 from prefect_augment.storage.keys import KEY, Coded
 

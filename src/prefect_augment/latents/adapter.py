@@ -7,7 +7,6 @@ The uses are written once, over this protocol. Tables bring a
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,9 +16,11 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.latents.base import Job
+from prefect_augment.latents.image_adapter import ImageView
+from prefect_augment.latents.table_adapter import TableView
 from prefect_augment.synthesis.model_store import Encoder
 
-__all__ = ["View", "open_view", "suffixes"]
+__all__ = ["View", "open_view"]
 
 
 class View(Protocol):
@@ -82,17 +83,5 @@ class View(Protocol):
 def open_view(job: Job, fitted: Any, encoder: Encoder) -> View:
     """Return the view on a job's records with its model."""
     if isinstance(encoder, ImageEncoder):
-        module = importlib.import_module("prefect_augment.latents.image_adapter")
-        found: View = module.ImageView(job, fitted, encoder)
-    else:
-        module = importlib.import_module("prefect_augment.latents.table_adapter")
-        found = module.TableView(encoder)
-    return found
-
-
-def suffixes(names: Sequence[str]) -> tuple[str, str]:
-    """Return what the names of reconstructions and errors end in, so that no two columns share one."""
-    second, third = "_reconstructed", "_error"
-    while any(name + suffix in names for name in names for suffix in (second, third)):
-        second, third = f"_{second}", f"_{third}"
-    return second, third
+        return ImageView(job, fitted, encoder)
+    return TableView(encoder)

@@ -23,10 +23,10 @@ from prefect_augment.latents.base import Job, Progress, Strata, head
 from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import AttributeShift, Output
-from prefect_augment.plan.targets import suggestion
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.model_store import Encoder
+from prefect_augment.text import suggestion
 
 __all__ = ["shift_attribute"]
 

@@ -35,7 +35,7 @@ from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store, sha256_hex
 from prefect_augment.synthesis.model_store import Encoder, load_model
 
-__all__ = ["NOT_SUMMED", "Job", "Progress", "Strata", "head"]
+__all__ = ["NOT_SUMMED", "Job", "Progress", "Strata", "head", "suffixes"]
 
 # What becomes of the hold-out is written per record and never summed up: it is for the one comparison of
 # a version (DESIGN §8), and whoever saw its scores would choose by them.
@@ -286,3 +286,11 @@ class Strata:
         index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)
         return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+
+
+def suffixes(names: Sequence[str]) -> tuple[str, str]:
+    """Return what the names of reconstructions and errors end in, so that no two columns share one."""
+    second, third = "_reconstructed", "_error"
+    while any(name + suffix in names for name in names for suffix in (second, third)):
+        second, third = f"_{second}", f"_{third}"
+    return second, third

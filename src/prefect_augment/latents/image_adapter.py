@@ -16,8 +16,7 @@ from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
 from prefect_augment.figures.latent_grids import code_images, heat_images, strip_sheet
 from prefect_augment.genmodels.base import MapsAnomalies
-from prefect_augment.latents.adapter import suffixes
-from prefect_augment.latents.base import Job, Strata
+from prefect_augment.latents.base import Job, Strata, suffixes
 from prefect_augment.loading.latents import ERROR_MAP
 from prefect_augment.schema.base import ShardFact
 from prefect_augment.shards.base import label_names

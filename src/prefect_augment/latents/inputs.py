@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.plan.targets import suggestion
 from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ShardFact
-from prefect_augment.schema.manifest import read_manifest
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_facts
 from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.text import suggestion
 
 __all__ = ["select_classes", "version_records"]
 

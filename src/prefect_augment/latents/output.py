@@ -14,9 +14,9 @@ import pyarrow as pa
 import yaml
 from pydantic import Field
 
-from prefect_augment.loading.latents import INDEX
 from prefect_augment.report.card import CARD
 from prefect_augment.schema.base import (
+    INDEX,
     Fact,
     LatentFacts,
     LatentRef,

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.loading.latents import INDEX
 from prefect_augment.report.run_summary import where
-from prefect_augment.schema.base import LatentFacts, LatentRef, LatentUse
+from prefect_augment.schema.base import INDEX, LatentFacts, LatentRef, LatentUse
 from prefect_augment.shards.base import open_shard
 from prefect_augment.storage.staging import read_fact
 from prefect_augment.storage.store import Store

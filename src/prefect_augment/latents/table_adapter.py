@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.latents.adapter import suffixes
+from prefect_augment.latents.base import suffixes
 
 __all__ = ["TableView"]
 

@@ -18,9 +18,10 @@ from prefect_augment.loading.probabilities import (
     rescaled,
 )
 from prefect_augment.schema.base import Origin, Recipe, ShardFact
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import check_digest
 from prefect_augment.shards.staged import read_shards
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 if TYPE_CHECKING:

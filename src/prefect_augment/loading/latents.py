@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import LatentFacts
+from prefect_augment.schema.base import INDEX, LatentFacts
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage.staging import read_fact
 from prefect_augment.storage.store import Store, open_store
@@ -19,9 +19,8 @@ from prefect_augment.storage.store import Store, open_store
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ERROR_MAP", "INDEX", "VECTOR", "Latents", "open_latents", "vectors_of"]
+__all__ = ["ERROR_MAP", "VECTOR", "Latents", "open_latents", "vectors_of"]
 
-INDEX = "index.json"
 VECTOR = "embedding"
 ERROR_MAP = "error_map"
 

@@ -38,8 +38,8 @@ from prefect_augment.loading.sampling_plan import (
 from prefect_augment.loading.torch_records import Records, RowMaker, class_codes
 from prefect_augment.schema.base import Recipe, ShardFact
 from prefect_augment.shards.base import OpenShard, check_count, open_shard
+from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.sources.images.files import main_image
 from prefect_augment.storage.store import Store
 
 __all__ = ["TorchDataset"]

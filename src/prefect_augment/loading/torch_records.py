@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefect_augment.errors import MissingExtraError
-from prefect_augment.sources.images.files import IMAGE_TYPE, main_image
+from prefect_augment.shards.image_columns import IMAGE_TYPE, main_image
 
 __all__ = ["Records", "RowMaker", "class_codes"]
 

@@ -21,8 +21,11 @@ from prefect_augment.maintenance.layout import kind_of, named_by, removal_order,
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import Commit, Fact
-from prefect_augment.schema.manifest import (
-    Manifest,
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.shards.base import read_shard
+from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.storage.leases import lease
+from prefect_augment.storage.manifests import (
     commit_next,
     committed,
     find_commit,
@@ -30,9 +33,6 @@ from prefect_augment.schema.manifest import (
     manifest_path,
     read_manifest,
 )
-from prefect_augment.shards.base import read_shard
-from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.leases import lease
 from prefect_augment.storage.staging import read_fact, stage_key
 from prefect_augment.storage.store import Store
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_augment.errors import ParameterError, StorageError
-from prefect_augment.loading.latents import INDEX
 from prefect_augment.maintenance.layout import (
     kind_of,
     named_by,
@@ -24,10 +23,10 @@ from prefect_augment.maintenance.layout import (
 from prefect_augment.publish.proposal import FOLDER as PROPOSALS
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import Fact
-from prefect_augment.schema.manifest import list_versions, manifest_path, read_manifest
+from prefect_augment.schema.base import INDEX, Fact
 from prefect_augment.storage.leases import FOLDER as LEASES
 from prefect_augment.storage.leases import lease, modified_at, store_time
+from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store
 
 __all__ = ["GcLine", "GcReport", "collect_garbage"]

@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefect_augment.schema.base import Decision, Fact, Recipe
-from prefect_augment.schema.manifest import (
-    Manifest,
-    list_versions,
-    manifest_path,
-    read_manifest,
-)
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import read_shard
+from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store
 
 __all__ = ["Inspection", "VersionDiff", "VersionFact", "diff", "inspect", "versions"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["cpu_multiplies_bf16"]
+__all__ = ["NARROW_BELOW", "cpu_multiplies_bf16", "learner_size"]
 
 # Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -23,3 +23,35 @@ def cpu_multiplies_bf16() -> bool:
         for line in text.splitlines()
         if line.startswith(("flags", "Features"))
     )
+
+
+_LEARNER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+
+
+_SIDE_STEP = 4
+
+
+NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
+
+
+def learner_size(common_size: tuple[int, int]) -> int:
+    """Return the resolution at which images are judged.
+
+    Parameters
+    ----------
+    common_size : tuple of int
+        Most common width and height.
+
+    Returns
+    -------
+    int
+        The longer side, up to the next multiple of 4, within 8 and 64: what is lost above takes
+        many times the seconds to use.
+
+    Examples
+    --------
+    >>> learner_size((28, 28)), learner_size((200, 130)), learner_size((5, 6))
+    (28, 64, 8)
+    """
+    low, high = _LEARNER_SIDES
+    return min(high, max(low, -(-max(common_size) // _SIDE_STEP) * _SIDE_STEP))

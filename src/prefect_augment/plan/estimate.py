@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from prefect_augment.nn.machine import NARROW_BELOW
 from prefect_augment.schema.base import Estimate
 
-__all__ = [
-    "NARROW_BELOW",
-    "estimate",
-    "estimate_images",
-    "learner_size",
-    "learner_steps",
-    "training_bytes",
-    "trees_seconds",
-]
+__all__ = ["estimate", "estimate_images", "learner_steps"]
 
 # --- tables -----------------------------------------------------------------------------------
 
@@ -96,30 +89,6 @@ def estimate(
 
 # --- training a model of tables ---------------------------------------------------------------
 
-_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process that has imported what training imports
-_RECORD_BYTES = 300  # ids and text of a record, before it is a row of the matrix
-_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix, and the like of it
-_TREES_VALUE_SECONDS = 6e-6
-
-
-def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:
-    """Return roughly the peak memory of a process that trains a model of tables.
-
-    Parameters
-    ----------
-    n_records, n_columns : int
-        What it is fitted on.
-    network : bool
-        Whether it is trained in steps, by torch.
-    """
-    start, copies = (_NETWORK_BYTES, _NETWORK_COPIES) if network else (_TREES_BYTES, _TREES_COPIES)
-    return round(start + n_records * (_RECORD_BYTES + 8 * copies * n_columns))
-
-
-def trees_seconds(n_records: int, n_columns: int) -> float:
-    """Return roughly the seconds of fitting trees on one thread."""
-    return _TREES_VALUE_SECONDS * n_records * n_columns
-
 
 # --- images -----------------------------------------------------------------------------------
 
@@ -128,42 +97,16 @@ LEARNER_BATCH = 128  # images that the judging classifier draws per step
 # thousand records stops gaining.
 _STEPS, _STEPS_RECORDS = 800, 12_000
 _STEPS_RANGE = (300, 3_000)
-_LEARNER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
-_SIDE_STEP = 4
 # One thread with bf16, 2026-11: the wide network (2,000 records and more) and the narrow one.
 _IMAGE_STEP_SECONDS = 0.022
 _IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
 # Without bf16 (an AMD EPYC with AVX2 alone) a step took 2.2 to 4.8 times as long, at 28 to 64 pixels.
 _FLOAT32_FACTOR = 3.0
-NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
 _NARROW_SHARE = 0.45
 _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
 _GATE_FITS = 3  # classifiers that the gate trains
 _DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
 _IMAGE_BYTES = 24  # float32 copies of the pixels, and the like, that a run holds
-
-
-def learner_size(common_size: tuple[int, int]) -> int:
-    """Return the resolution at which images are judged.
-
-    Parameters
-    ----------
-    common_size : tuple of int
-        Most common width and height.
-
-    Returns
-    -------
-    int
-        The longer side, up to the next multiple of 4, within 8 and 64: what is lost above takes
-        many times the seconds to use.
-
-    Examples
-    --------
-    >>> learner_size((28, 28)), learner_size((200, 130)), learner_size((5, 6))
-    (28, 64, 8)
-    """
-    low, high = _LEARNER_SIDES
-    return min(high, max(low, -(-max(common_size) // _SIDE_STEP) * _SIDE_STEP))
 
 
 def learner_steps(n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0) -> int:

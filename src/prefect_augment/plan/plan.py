@@ -19,16 +19,10 @@ from prefect_augment.evaluation.quality.constraints import (
     n_breaking,
     said_rule,
 )
-from prefect_augment.nn.machine import cpu_multiplies_bf16
+from prefect_augment.nn.machine import NARROW_BELOW, cpu_multiplies_bf16, learner_size
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.plan.detection import object_classes
-from prefect_augment.plan.estimate import (
-    NARROW_BELOW,
-    estimate,
-    estimate_images,
-    learner_size,
-    learner_steps,
-)
+from prefect_augment.plan.estimate import estimate, estimate_images, learner_steps
 from prefect_augment.plan.schedule import JUDGE_SHARE
 from prefect_augment.plan.search_space import (
     N_KEPT,
@@ -45,7 +39,6 @@ from prefect_augment.plan.targets import (
     SOFT_PER_REAL,
     plan_classes,
     plan_warnings,
-    suggestion,
 )
 from prefect_augment.schema.base import (
     Arm,
@@ -58,6 +51,7 @@ from prefect_augment.schema.base import (
 )
 from prefect_augment.shards.staged import iter_shards, load_facts
 from prefect_augment.storage.store import Store
+from prefect_augment.text import suggestion
 
 __all__ = ["MAX_BY_VALUES", "plan"]
 

@@ -7,28 +7,23 @@ combination (a cell) of those columns; every cell is balanced by itself.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
+from prefect_augment.encoding.strata import stratum_parts
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance, ClassTarget
-from prefect_augment.schema.base import ClassPlan
+from prefect_augment.schema.base import ClassPlan, class_order
+from prefect_augment.text import suggestion
 
 __all__ = [
     "CAP_WARNING",
     "MIN_SAMPLED",
     "MIN_SAMPLED_IMAGES",
-    "NULL_TEXT",
     "balanced_weights",
-    "class_order",
     "plan_classes",
     "plan_warnings",
-    "stratum_names",
-    "stratum_parts",
-    "suggestion",
     "targets",
 ]
 
@@ -40,112 +35,9 @@ MIN_SAMPLED_IMAGES = 16
 SOFT_PER_REAL = 2
 MOST_SOFT = 20_000
 CAP_WARNING = 5.0  # synthetic per real above which augmentation.md §7 saw results fall
-NULL_TEXT = (
-    "null"  # how a null of a ``by`` column is written; a real text "null" falls into the same cell
-)
-
-
-def class_order(names: Collection[str]) -> list[str]:
-    """Return the distinct names in their natural order.
-
-    Parameters
-    ----------
-    names : collection of str
-        Class names; repeats are dropped.
-
-    Returns
-    -------
-    list of str
-        By number where every name is a finite number, else by text; the order given never matters.
-
-    Examples
-    --------
-    >>> class_order(["10", "9", "1"]), class_order(["b", "10", "9"])
-    (['1', '9', '10'], ['10', '9', 'b'])
-    """
-    distinct = sorted(set(names))
-    numbers = [_number(name) for name in distinct]
-    if any(number is None for number in numbers):
-        return distinct
-    return [name for _, name in sorted(zip(numbers, distinct, strict=True))]
-
-
-def _number(name: str) -> float | None:
-    """Return the finite number a name spells, or None."""
-    try:
-        value = float(name)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 # --- strata -----------------------------------------------------------------------------------
-
-
-def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]]) -> list[str]:
-    r"""Return the stratum of each record.
-
-    Parameters
-    ----------
-    labels : sequence of str, length n_records
-        Class names.
-    by : mapping of str to sequence of str or None, each of length n_records
-        Values of the columns to balance within, as text; None is written as :data:`NULL_TEXT`.
-
-    Returns
-    -------
-    list of str, length n_records
-        The class itself without ``by``, else ``"class | column=value | …"`` with the columns in
-        the order given. There, ``|`` and ``\`` of a class or value are escaped with ``\``, so that
-        two strata never share a name.
-
-    Examples
-    --------
-    >>> stratum_names(["sick", "well"], {"sex": ["f", None]})
-    ['sick | sex=f', 'well | sex=null']
-    """
-    if not by:
-        return list(labels)
-    columns = [[f"{_escape(name)}={_value(v)}" for v in values] for name, values in by.items()]
-    return [
-        " | ".join((_escape(label), *cell)) for label, *cell in zip(labels, *columns, strict=True)
-    ]
-
-
-def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return the class and the cell of a stratum: the inverse of :func:`stratum_names`.
-
-    Parameters
-    ----------
-    name : str
-        A stratum's name.
-    by : sequence of str
-        The columns it was named with.
-
-    Returns
-    -------
-    tuple of str and dict
-        The class, and per column of ``by`` its value as text.
-    """
-    if not by:
-        return name, {}
-    label, *cells = name.split(
-        " | "
-    )  # a bar inside a class or value has a backslash before it, not a blank
-    pairs = zip(by, cells, strict=True)
-    return _unescape(label), {column: _unescape(cell)[len(column) + 1 :] for column, cell in pairs}
-
-
-def _value(value: str | None) -> str:
-    return NULL_TEXT if value is None else _escape(value)
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text)
 
 
 # --- targets ----------------------------------------------------------------------------------
@@ -249,24 +141,6 @@ def _check_names(wishes: Sequence[ClassTarget], labels: Collection[str]) -> None
                 f"records; {suggestion(wish.name, labels)}.",
                 class_name=wish.name,
             )
-
-
-def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
-    """Return "did you mean …?" with the names there are, for an error about an unknown name.
-
-    Examples
-    --------
-    >>> suggestion("sikc", ["sick", "well"])
-    "did you mean 'sick'? There are: 'sick', 'well'"
-    """
-    ordered = class_order(known)
-    near = difflib.get_close_matches(name, ordered, n=1) or [
-        k for k in ordered if k.casefold() == name.casefold()
-    ]
-    shown = ", ".join(map(repr, ordered[:n_shown])) + (
-        f" and {len(ordered) - n_shown} more" * (len(ordered) > n_shown)
-    )
-    return (f"did you mean {near[0]!r}? " if near else "") + f"There are: {shown}"
 
 
 # --- plans ------------------------------------------------------------------------------------

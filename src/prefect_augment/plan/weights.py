@@ -15,7 +15,7 @@ import numpy as np
 from prefect_augment.params import Publish
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.schema.base import BalancePlan, Recipe
-from prefect_augment.schema.manifest import latest_version, read_manifest
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import Store
 
 __all__ = ["MAX_MOVE", "inherit_weights", "shard_weights"]

@@ -20,8 +20,9 @@ from typing import Any
 
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.schema.base import Fact, Origin, ShardFact
-from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.stream_writer import drafted
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import Draft, Store, contains, open_store
 from prefect_augment.text import markdown_text
 

@@ -26,10 +26,11 @@ from prefect_augment.encoding.annotations import OBJECTS
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.publish.export import ExportReport, chosen_shards, swapped
 from prefect_augment.schema.base import Origin, ShardFact
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.staged import iter_shards
-from prefect_augment.sources.images.files import main_image
 from prefect_augment.sources.images.validation import header_of
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, contains, open_store
 
 __all__ = ["export_boxes"]

@@ -21,7 +21,6 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.params import Answer, Classic, Publish, Report
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
-from prefect_augment.plan.targets import suggestion
 from prefect_augment.publish.publish import dataset_key
 from prefect_augment.schema.base import (
     ApprovalDecision,
@@ -35,11 +34,11 @@ from prefect_augment.schema.base import (
     ReportRef,
     Verdict,
 )
-from prefect_augment.schema.manifest import find_commit
 from prefect_augment.schema.report import Findings
+from prefect_augment.storage.manifests import find_commit
 from prefect_augment.storage.staging import read_fact
 from prefect_augment.storage.store import Store
-from prefect_augment.text import markdown_text
+from prefect_augment.text import markdown_text, suggestion
 
 __all__ = [
     "Proposal",

@@ -6,9 +6,7 @@ runs may publish to one destination at the same time: each version is the work o
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +15,6 @@ from typing import Any
 from prefect_augment.errors import SchemaError
 from prefect_augment.experiment.privacy import found_privacy
 from prefect_augment.params import Publish
-from prefect_augment.plan.targets import class_order
 from prefect_augment.publish.assemble import Portion, assemble, check_wishes
 from prefect_augment.publish.export import check_export, export_newest
 from prefect_augment.publish.sidecar_files import (
@@ -41,43 +38,28 @@ from prefect_augment.schema.base import (
     ReportRef,
     ShardFact,
     Verdict,
+    class_order,
 )
-from prefect_augment.schema.manifest import (
-    Manifest,
-    PublishedModel,
+from prefect_augment.schema.manifest import Manifest, PublishedModel, software_versions
+from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage.leases import drop_lease, lease
+from prefect_augment.storage.manifests import (
     commit,
     find_commit,
     latest_version,
     probe_exclusive,
     read_manifest,
 )
-from prefect_augment.shards.staged import load_facts
-from prefect_augment.shards.stream_writer import write_stream
-from prefect_augment.storage.leases import drop_lease, lease
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
 from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store
 
-__all__ = ["check_destination", "dataset_key", "publish", "software_versions"]
+__all__ = ["check_destination", "dataset_key", "publish"]
 
 logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 2
-
-_SOFTWARE = (
-    "prefect-augment",
-    "prefect",
-    "pyarrow",
-    "pandas",
-    "numpy",
-    "scikit-learn",
-    "imbalanced-learn",
-    "fsspec",
-    "pillow",
-    "albumentations",
-    "opencv-python-headless",
-    "torch",
-)
 
 
 def publish(
@@ -401,14 +383,3 @@ def _class_counts(shards: Sequence[ShardFact]) -> dict[str, dict[str, dict[str, 
 def _model(model: ModelRef) -> PublishedModel:
     fields = model.model_dump()
     return PublishedModel(**{name: fields[name] for name in PublishedModel.model_fields})
-
-
-def software_versions() -> dict[str, str]:
-    """Return the installed version of every package that shapes the bytes."""
-    found = {"python": platform.python_version()}
-    for name in _SOFTWARE:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a source tree, or a part that is not installed
-    return found

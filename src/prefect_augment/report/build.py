@@ -15,9 +15,8 @@ from prefect_augment.augmentation.label_preservation import check_picture, find_
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.params import Classic
-from prefect_augment.publish.publish import software_versions
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
 from prefect_augment.report.drift import column_values, find_before, look
 from prefect_augment.report.report import (
@@ -42,6 +41,7 @@ from prefect_augment.schema.base import (
     Verdict,
 )
 from prefect_augment.schema.experiment import HoldoutFacts
+from prefect_augment.schema.manifest import software_versions
 from prefect_augment.schema.report import Findings
 from prefect_augment.shards.parquet import label_names, read_shard
 from prefect_augment.shards.staged import load_facts, read_part

@@ -11,8 +11,9 @@ import logging
 import yaml
 
 from prefect_augment.schema.base import Recipe, Verdict
-from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.text import markdown_text
 

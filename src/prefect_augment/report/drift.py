@@ -38,9 +38,10 @@ from prefect_augment.schema.base import (
     Verdict,
 )
 from prefect_augment.schema.drift import ColumnContent, Contents, Drift
-from prefect_augment.schema.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.staged import iter_shards, load_facts
 from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 

@@ -28,9 +28,10 @@ from prefect_augment.schema.base import (
     RunResult,
     Verdict,
 )
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.shards.staged import load_facts
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.text import count, duration, markdown_text
 

@@ -7,11 +7,14 @@ the integer class 0 is ``"0"``; a stratum is a class, or a class within one comb
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "INDEX",
     "ApprovalDecision",
     "Arm",
     "ArmScore",
@@ -47,6 +50,7 @@ __all__ = [
     "SourceFile",
     "TrainResult",
     "Verdict",
+    "class_order",
 ]
 
 Part = Literal["fit", "val", "holdout"]
@@ -622,3 +626,40 @@ class ReportRef(Fact):
     prefix: str  # folder of the files, relative to root
     files: tuple[str, ...]  # report.html, report.json, recipe.json, PNGs
     notes: tuple[str, ...] = ()  # what the manifest and the card say too
+
+
+def class_order(names: Collection[str]) -> list[str]:
+    """Return the distinct names in their natural order.
+
+    Parameters
+    ----------
+    names : collection of str
+        Class names; repeats are dropped.
+
+    Returns
+    -------
+    list of str
+        By number where every name is a finite number, else by text; the order given never matters.
+
+    Examples
+    --------
+    >>> class_order(["10", "9", "1"]), class_order(["b", "10", "9"])
+    (['1', '9', '10'], ['10', '9', 'b'])
+    """
+    distinct = sorted(set(names))
+    numbers = [_number(name) for name in distinct]
+    if any(number is None for number in numbers):
+        return distinct
+    return [name for _, name in sorted(zip(numbers, distinct, strict=True))]
+
+
+def _number(name: str) -> float | None:
+    """Return the finite number a name spells, or None."""
+    try:
+        value = float(name)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+INDEX = "index.json"

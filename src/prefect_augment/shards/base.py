@@ -1,6 +1,6 @@
 """Shards of every format: put once under a name that holds their content's hash, read by their ending.
 
-The formats themselves are one file each (:class:`~prefect_augment.sources.base.ShardFormat`), found
+The formats themselves are one file each (:class:`~prefect_augment.shards.base.ShardFormat`), found
 through the registry.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
@@ -21,12 +21,13 @@ from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.schema.base import Origin, ShardFact
 from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
-from prefect_augment.sources.base import ShardFormat, ShardReader
 from prefect_augment.storage.store import Draft, Store, sha256_hex
 
 __all__ = [
     "ADVICE",
     "OpenShard",
+    "ShardFormat",
+    "ShardReader",
     "check_count",
     "check_digest",
     "label_names",
@@ -42,6 +43,70 @@ ADVICE = (
     "restore it from a copy, or go on with an older version (`prefect-augment rollback`); "
     "`prefect-augment verify` names all that is damaged"
 )
+
+
+class ShardReader(Protocol):
+    """One of our shards, open: its schema and its groups are known, no record is read."""
+
+    schema: pa.Schema
+    group_rows: tuple[int, ...]  # records per group; a group is what is read at once, a few MiB
+
+    def read(
+        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Return records of all groups or of some, in the order they were written in.
+
+        Raises what Arrow and the file raise; :mod:`prefect_augment.shards.base` says it in our words.
+        """
+        ...
+
+    def read_apart(
+        self, columns: Sequence[str], images: Sequence[str], *, group: int
+    ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
+        """Return these columns of a group, and of these image columns the images; None where there is none.
+
+        Images are views: of the file itself where it is mapped or in memory, so that none is copied that
+        is not used. They stay when the file is closed. Raises what :meth:`read` raises.
+        """
+        ...
+
+
+class ShardFormat(Protocol):
+    """How records become one object. One class in one file, and a line in the registry.
+
+    Equal tables give equal bytes, and what is read is the table that was encoded: columns, order,
+    types, values and schema metadata.
+    """
+
+    ending: str  # of the objects' names, with the dot
+
+    def write(
+        self, groups: Iterable[pa.Table], sink: Any, *, label: str, classes: Sequence[str]
+    ) -> None:
+        """Write records as one object.
+
+        Parameters
+        ----------
+        groups : iterable of pyarrow.Table
+            The records in order, at least one table; what is in one is read together later. One
+            dictionary per column; chunks as they come, which change no byte.
+        sink : binary file
+            Written from its start to its end; what is written is not changed afterwards.
+        label : str
+            The column that holds the class; empty where there is none.
+        classes : sequence of str
+            All classes of the version in their order, for formats that number them.
+
+        Raises
+        ------
+        SchemaError
+            If the format has no form for a column.
+        """
+        ...
+
+    def open(self, file: Any) -> ShardReader:
+        """Return the reader of an object; the file stays open as long as it is used."""
+        ...
 
 
 def label_names(column: Any) -> list[str]:

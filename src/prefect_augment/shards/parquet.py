@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from prefect_augment.errors import SchemaError
 from prefect_augment.schema.base import Origin
 from prefect_augment.shards.base import label_names, put_once, read_shard, write_shards
+from prefect_augment.shards.image_columns import image_columns, image_slices
 from prefect_augment.shards.parquet_pages import ImagePages
-from prefect_augment.sources.images.files import image_columns, image_slices
 
 __all__ = [
     "LINEAGE",
@@ -307,7 +307,7 @@ def _same_categories(column: pa.ChunkedArray, like: pa.ChunkedArray) -> pa.Chunk
 
 
 class ParquetShards:
-    """Shards as Parquet; see :class:`~prefect_augment.sources.base.ShardFormat`."""
+    """Shards as Parquet; see :class:`~prefect_augment.shards.base.ShardFormat`."""
 
     ending = ".parquet"
 
@@ -323,7 +323,7 @@ class ParquetShards:
 
 
 class _ParquetReader:
-    """See :class:`~prefect_augment.sources.base.ShardReader`."""
+    """See :class:`~prefect_augment.shards.base.ShardReader`."""
 
     def __init__(self, file: Any) -> None:
         is_mapped = isinstance(file, pa.MemoryMappedFile | pa.BufferReader)

@@ -13,11 +13,12 @@ import pyarrow as pa
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema.base import DatasetFacts, DatasetRef, ShardFact
 from prefect_augment.shards.base import ADVICE, check_count, open_shard, read_shard
+from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import Stage, read_fact
 from prefect_augment.storage.store import Store
 
-__all__ = ["iter_shards", "load_facts", "read_part", "read_shards"]
+__all__ = ["iter_shards", "load_facts", "read_part", "read_shards", "write_candidates"]
 
 
 def load_facts(ref: DatasetRef, store: Store) -> DatasetFacts:
@@ -161,3 +162,24 @@ def iter_shards(
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
     for start in range(0, table.num_rows, size):
         yield table.slice(start, size)
+
+
+SHARD_RECORDS = 100_000
+
+
+SHARD_BYTES = 64 * 2**20
+
+
+def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
+    """Write records that are no real ones into a stage's folder; return the shards."""
+    return write_shards(
+        stage.store,
+        table,
+        prefix=stage.prefix,
+        stem=stem,
+        split=stem,
+        origin="synthetic",
+        label=label,
+        max_records=SHARD_RECORDS,
+        max_bytes=SHARD_BYTES,
+    )

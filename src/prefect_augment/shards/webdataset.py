@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import SchemaError
 from prefect_augment.shards.base import label_names
+from prefect_augment.shards.image_columns import IMAGE_TYPE, image_columns, image_slices, main_image
 from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.row_groups import ROW_GROUP_BYTES, row_groups
-from prefect_augment.sources.images.files import IMAGE_TYPE, image_columns, image_slices, main_image
 
 __all__ = [
     "BLOCK",
@@ -51,7 +51,7 @@ INDEX_ROWS_PER_GROUP = 100_000
 
 
 class WebDatasetShards:
-    """See :class:`~prefect_augment.sources.base.ShardFormat`."""
+    """See :class:`~prefect_augment.shards.base.ShardFormat`."""
 
     ending = ".tar"
 
@@ -104,7 +104,7 @@ def _index(table: pa.Table, places: Mapping[str, pa.StructArray]) -> pa.Table:
 
 
 class _WebDatasetReader:
-    """See :class:`~prefect_augment.sources.base.ShardReader`."""
+    """See :class:`~prefect_augment.shards.base.ShardReader`."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

@@ -19,14 +19,14 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from prefect_augment.errors import InputError, StorageError
-from prefect_augment.loading.latents import INDEX
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
-from prefect_augment.schema.base import LatentFacts, ShardFact
-from prefect_augment.schema.manifest import Manifest, latest_version, read_manifest
+from prefect_augment.schema.base import INDEX, LatentFacts, ShardFact
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
 from prefect_augment.sources.hf_layout import choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name
+from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 __all__ = [

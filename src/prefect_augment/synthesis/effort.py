@@ -9,7 +9,6 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Calibrates, FitContext, ImageData, TableData
 from prefect_augment.nn.budget import Calibration, steps_within
 from prefect_augment.params import Budget
-from prefect_augment.plan.estimate import training_bytes, trees_seconds
 from prefect_augment.text import duration
 
 __all__ = [
@@ -20,6 +19,8 @@ __all__ = [
     "check_budget",
     "effort",
     "plain_context",
+    "training_bytes",
+    "trees_seconds",
 ]
 
 logger = logging.getLogger(__name__)
@@ -112,3 +113,32 @@ def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
         threads=calibration.threads,
         precision=calibration.precision,
     )
+
+
+_RECORD_BYTES = 300  # ids and text of a record, before it is a row of the matrix
+
+
+_TREES_VALUE_SECONDS = 6e-6
+
+
+_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process that has imported what training imports
+_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix, and the like of it
+
+
+def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:
+    """Return roughly the peak memory of a process that trains a model of tables.
+
+    Parameters
+    ----------
+    n_records, n_columns : int
+        What it is fitted on.
+    network : bool
+        Whether it is trained in steps, by torch.
+    """
+    start, copies = (_NETWORK_BYTES, _NETWORK_COPIES) if network else (_TREES_BYTES, _TREES_COPIES)
+    return round(start + n_records * (_RECORD_BYTES + 8 * copies * n_columns))
+
+
+def trees_seconds(n_records: int, n_columns: int) -> float:
+    """Return roughly the seconds of fitting trees on one thread."""
+    return _TREES_VALUE_SECONDS * n_records * n_columns

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.quality.neighbours import (
+from prefect_augment.evaluation.neighbours import (
     FeatureSpace,
     Points,
     near_limit,

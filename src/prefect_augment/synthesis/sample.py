@@ -20,7 +20,6 @@ from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesGiven
 from prefect_augment.params import Constraint
-from prefect_augment.plan.targets import suggestion
 from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ModelRef, ShardFact
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_facts, read_part
@@ -35,6 +34,7 @@ from prefect_augment.synthesis.draw import (
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.novelty import NearRows
 from prefect_augment.synthesis.rejection import Rules
+from prefect_augment.text import suggestion
 
 __all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
 

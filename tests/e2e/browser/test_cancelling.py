@@ -18,7 +18,7 @@ from prefect.states import Cancelling
 from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import IntegrityError
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 # A browser on a busy machine misses a click now and then: run once more, and counted.

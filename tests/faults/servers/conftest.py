@@ -16,7 +16,8 @@ from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Gate, NoModel
 from prefect_augment.schema.base import Arm, Recipe, ShardFact
-from prefect_augment.schema.manifest import Manifest, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 # Looked at when gcsfs is imported: else it asks by gRPC what kind of bucket it has, a minute each time,

@@ -15,8 +15,8 @@ import pytest
 from prefect_augment.errors import CommitConflictError
 from prefect_augment.examples import example_source
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import (
-    Manifest,
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import (
     commit,
     list_versions,
     manifest_path,

@@ -13,7 +13,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Gate, NoModel
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import read_manifest
+from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults

@@ -17,7 +17,7 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Gate, NoModel
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import list_versions, read_manifest
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults

@@ -14,7 +14,8 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Gate, NoModel, Source
 from prefect_augment.report.profile import profile
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import Manifest, list_versions, read_manifest
+from prefect_augment.schema.manifest import Manifest
+from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults

@@ -20,9 +20,16 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.classifiers.quantile_bins import Bins
-from prefect_augment.evaluation.metrics.threads import single_threaded
+from prefect_augment.evaluation.threads import single_threaded
 
-__all__ = ["Learner", "LearnerKind", "balanced_weights", "fit_learner"]
+__all__ = [
+    "Classifier",
+    "Learner",
+    "LearnerKind",
+    "TrainClassifier",
+    "balanced_weights",
+    "fit_learner",
+]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -378,3 +385,15 @@ class _Design:
         place = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
         shape = (len(X), self.n_level_columns)
         return numbers, sparse.csr_matrix((np.ones(len(row)), (row, place)), shape=shape)
+
+
+class Classifier(Protocol):
+    """A fitted classifier of records in their array form."""
+
+    def predict_proba(self, X: NDArray[Any], /) -> Float:
+        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
+        ...
+
+
+# Records and their class codes in, a class-balanced classifier out.
+TrainClassifier = Callable[[NDArray[Any], Int], Classifier]

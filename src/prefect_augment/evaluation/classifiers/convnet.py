@@ -26,7 +26,7 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.loop import train
-from prefect_augment.plan.estimate import NARROW_BELOW
+from prefect_augment.nn.machine import NARROW_BELOW
 
 __all__ = [
     "BATCH_SIZE",

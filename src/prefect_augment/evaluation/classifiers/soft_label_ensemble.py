@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.evaluation.classifiers.base import fit_learner
-from prefect_augment.evaluation.metrics.folds import stratified_folds
-from prefect_augment.evaluation.metrics.threads import single_threaded
-from prefect_augment.evaluation.quality.label_fidelity import Classifier
+from prefect_augment.evaluation.classifiers.base import Classifier, fit_learner
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = ["Teacher", "class_weighted", "fit_teacher", "soft_rows"]
 

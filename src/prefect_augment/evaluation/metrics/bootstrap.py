@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.metrics.threads import single_threaded
+from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.schema.base import Interval
 
 __all__ = [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.privacy.membership_inference import (
     K_EXPOSED,
     RARE_SHARE,
@@ -18,7 +19,6 @@ from prefect_augment.evaluation.privacy.membership_inference import (
     exposure,
     measure_distances,
 )
-from prefect_augment.evaluation.quality.neighbours import Space
 from prefect_augment.schema.base import Interval
 from prefect_augment.schema.privacy import (
     Attack,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm, rankdata, t
 
-from prefect_augment.evaluation.quality.neighbours import Space, nearest_by_blocks
+from prefect_augment.evaluation.neighbours import Space, nearest_by_blocks
 from prefect_augment.schema.base import Interval
 from prefect_augment.schema.privacy import Attack, Closeness, Exposure
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.class_tests import MIN_TO_COMPARE, CopyEvidence, Evidence
-from prefect_augment.evaluation.quality.neighbours import Space
 from prefect_augment.evaluation.quality.prdc import MAX_COMPARED, expected_coverage, likeness
 
 __all__ = ["Stratum", "class_evidence", "class_metrics"]

@@ -30,9 +30,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
-from prefect_augment.errors import ParameterError
+from prefect_augment.encoding.arrays import Limits
+from prefect_augment.evaluation.exact_tests import more_below, more_marked
 from prefect_augment.schema.base import ClassCheck
 
 __all__ = [
@@ -40,11 +40,8 @@ __all__ = [
     "MIN_TO_COMPARE",
     "CopyEvidence",
     "Evidence",
-    "Limits",
     "class_checks",
     "class_verdict",
-    "more_below",
-    "more_marked",
     "said_of",
 ]
 
@@ -58,21 +55,6 @@ MIN_TO_COMPARE = 20  # records a side
 # the real records are copies of one another. Noise is looked for at the other end.
 COPY_SHARES = (0.0, 0.05, 0.25, 0.5)
 NOISE_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a class may show; see :class:`prefect_augment.params.Gate`."""
-
-    false_alarm: float = 0.01
-    max_fault_share: float = 0.1
-    min_coverage: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("false_alarm", "max_fault_share", "min_coverage"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1].")
 
 
 @dataclass(frozen=True)
@@ -220,37 +202,3 @@ def _check(
 
 
 # --- exact tests ------------------------------------------------------------------------------
-
-
-def more_below(candidates: Float, real: Float, share: float) -> float:
-    """Chance of as many candidates below a quantile of real values, if all were drawn alike.
-
-    Parameters
-    ----------
-    candidates, real : ndarray of float64, shapes (m,) and (n,)
-        At least one each.
-    share : float in [0, 1)
-        Which order statistic of ``real``: the smallest for 0.
-
-    Returns
-    -------
-    float
-        Of the negative hypergeometric distribution: of the first x + r - 1 of all m + n values in
-        order, at most r - 1 are real. Equal values count as not below, which makes it larger.
-    """
-    n, m = len(real), len(candidates)
-    r = max(1, int(np.ceil(share * n)))
-    x = int((candidates < np.partition(real, r - 1)[r - 1]).sum())
-    return float(hypergeom.cdf(r - 1, m + n, n, x + r - 1)) if x else 1.0
-
-
-def more_marked(candidates: Bool, real: Bool) -> float:
-    """Chance of as many marked candidates, if marks fell on all records alike (Fisher's exact test).
-
-    Parameters
-    ----------
-    candidates, real : ndarray of bool
-        Which are marked.
-    """
-    n_marked, n_all = int(candidates.sum() + real.sum()), len(candidates) + len(real)
-    return float(hypergeom.sf(int(candidates.sum()) - 1, n_all, n_marked, len(candidates)))

@@ -28,10 +28,10 @@ from prefect_augment.evaluation.classifiers.convnet import (
     balanced_draws,
     fit_image_learner,
 )
-from prefect_augment.evaluation.metrics.threads import single_threaded
-from prefect_augment.evaluation.quality.neighbours import nearest_by_blocks
+from prefect_augment.evaluation.neighbours import nearest_by_blocks
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
+from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = [
     "N_FREQUENCIES",

@@ -6,45 +6,26 @@ records are not picked for the quirks of the classifier that then judges them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.metrics.folds import stratified_folds
-from prefect_augment.evaluation.quality.neighbours import MIN_VAL
+from prefect_augment.evaluation.classifiers.base import Classifier, TrainClassifier
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.neighbours import MIN_VAL
 
-__all__ = [
-    "Classifier",
-    "Halves",
-    "TrainClassifier",
-    "label_limits",
-    "mistaken",
-    "real_probabilities",
-    "utility_scores",
-]
+__all__ = ["Halves", "label_limits", "mistaken", "real_probabilities", "utility_scores"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 MIN_TO_CLASSIFY = 5  # of a class, in the half that the classifier learns from
-
-
-class Classifier(Protocol):
-    """A fitted classifier of records in their array form."""
-
-    def predict_proba(self, X: NDArray[Any], /) -> Float:
-        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
-        ...
-
-
-# Records and their class codes in, a class-balanced classifier out.
-TrainClassifier = Callable[[NDArray[Any], Int], Classifier]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.quality.class_tests import CopyEvidence
-from prefect_augment.evaluation.quality.label_fidelity import TrainClassifier
-from prefect_augment.evaluation.quality.neighbours import (
+from prefect_augment.evaluation.classifiers.base import TrainClassifier
+from prefect_augment.evaluation.neighbours import (
     MIN_VAL,
     Space,
     near_copies,
     real_distances,
 )
+from prefect_augment.evaluation.quality.class_tests import CopyEvidence
 
 __all__ = [
     "Equality",

@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
 from prefect_augment.evaluation.classifiers.base import LearnerKind, balanced_weights, fit_learner
-from prefect_augment.evaluation.metrics.folds import stratified_folds
-from prefect_augment.evaluation.quality.neighbours import Space
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.neighbours import Space
 
 __all__ = [
     "MAX_COMPARED",

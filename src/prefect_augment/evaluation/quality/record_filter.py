@@ -43,16 +43,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import GateOutcome, Labelled, Purpose
+from prefect_augment.encoding.arrays import GateOutcome, Labelled, Limits, Purpose
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.folds import stratified_folds
+from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.quality.class_metrics import Stratum, class_evidence, class_metrics
-from prefect_augment.evaluation.quality.class_tests import (
-    Limits,
-    class_checks,
-    class_verdict,
-    said_of,
-)
+from prefect_augment.evaluation.quality.class_tests import class_checks, class_verdict, said_of
 from prefect_augment.evaluation.quality.label_fidelity import (
     Halves,
     label_limits,

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Asked, GateOutcome, Labelled
-from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_learner
-from prefect_augment.evaluation.quality.label_fidelity import Classifier
-from prefect_augment.evaluation.quality.neighbours import FeatureSpace
+from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_learner
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
 

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from prefect_augment.encoding.record_ids import content_digests, float_variants
 from prefect_augment.errors import ParameterError
-from prefect_augment.sources.images.files import (
+from prefect_augment.shards.image_columns import (
     IMAGE_TYPE,
     image_columns,
     image_metadata,
@@ -26,7 +21,6 @@ from prefect_augment.sources.images.files import (
 from prefect_augment.sources.images.validation import (
     looks_like,
 )
-from prefect_augment.storage.keys import KEY, hex_column
 
 __all__ = [
     "GROUP",
@@ -35,9 +29,6 @@ __all__ = [
     "image_bytes",
     "image_columns",
     "main_image",
-    "record_digests",
-    "record_keys",
-    "record_variants",
     "with_group_column",
 ]
 
@@ -147,27 +138,3 @@ def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
 
 
 # --- keys -------------------------------------------------------------------------------------
-
-
-def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
-    image = main_image(table.schema)
-    if not image:
-        return content_digests(table, exclude=[label])
-    digests = [blake2b(data, digest_size=16).digest() for data in image_bytes(table[image])]
-    return np.array(digests, dtype=KEY)
-
-
-def record_keys(table: pa.Table, *, label: str) -> list[str]:
-    """Return the same as text."""
-    return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
-
-
-def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return what tells apart records of one content key and label, to sort them by."""
-    image = main_image(table.schema)
-    if not image:
-        return float_variants(table, exclude=[label])
-    paths = pc.struct_field(table[image], "path")
-    rest = table.drop_columns([image]).append_column(f"{image}.path", paths)
-    return content_digests(rest, exclude=[label])

@@ -9,8 +9,6 @@ Names of files: which are images, which are left out, which nobody meant to be t
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
+from prefect_augment.shards.image_columns import IMAGE_TYPE, OBJECTS_TYPE, image_metadata
 from prefect_augment.sources.base import Rejected, SourceRecords
 
 __all__ = [
-    "FEATURES_KEY",
-    "IMAGE_TYPE",
     "MASKS",
-    "OBJECTS_TYPE",
     "Chosen",
     "Labels",
     "Layout",
@@ -37,26 +32,15 @@ __all__ = [
     "choose_records",
     "class_folders",
     "ending_of",
-    "image_columns",
-    "image_metadata",
-    "image_slices",
     "is_ignored",
     "is_image_name",
     "is_other",
-    "main_image",
     "matches",
     "wanted",
 ]
 
 Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
 
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-OBJECTS_TYPE = pa.struct(
-    [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
-)
-FEATURES_KEY = b"huggingface"
-# Of several image columns, the one named so is the picture; others are masks and the like.
-IMAGE_NAMES = ("image", "img", "picture", "photo")
 SPLIT_NAMES = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "holdout"}
 )
@@ -291,91 +275,7 @@ def choose_records(
 # --- columns ----------------------------------------------------------------------------------
 
 
-def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold images, in the schema's order."""
-    return [field.name for field in schema if field.type == IMAGE_TYPE]
-
-
-def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
-    """Return the bytes of each image, not copied; None where there is none."""
-    found: list[memoryview | None] = []
-    for chunk in pc.struct_field(column, "bytes").chunks:
-        if len(chunk):
-            _, where, data = chunk.buffers()
-            ends = np.frombuffer(where, np.int32)[chunk.offset :][: len(chunk) + 1].tolist()
-            view = memoryview(data or b"").cast("B")
-            slices = [view[start:end] for start, end in itertools.pairwise(ends)]
-            if chunk.null_count:
-                there = chunk.is_valid().to_pylist()
-                found += [
-                    one if is_there else None for one, is_there in zip(slices, there, strict=True)
-                ]
-            else:
-                found += slices
-    return found
-
-
-def main_image(schema: pa.Schema) -> str:
-    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
-    names = image_columns(schema)
-    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
-    return (named or names or [""])[0]
-
-
 # --- schema metadata --------------------------------------------------------------------------
-
-
-def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
-    """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
-
-    What the source's own key says of other columns stays; a column whose type has no name there makes
-    the key impossible, and it is left out.
-    """
-    metadata = dict(schema.metadata or {})
-    try:
-        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
-        given = dict((found.get("info") or {}).get("features") or {})
-    except (ValueError, AttributeError, TypeError):
-        found, given = {}, {}
-    features: dict[str, Any] = {}
-    for column in schema:
-        kept = given.get(column.name)
-        if column.name in images:
-            is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
-            features[column.name] = kept if is_image else {"_type": "Image"}
-            continue
-        feature = kept if kept is not None else _feature(column.type)
-        if feature is None:
-            metadata.pop(FEATURES_KEY, None)
-            return metadata
-        features[column.name] = feature
-    info = {**(found.get("info") or {}), "features": features}
-    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
-    return metadata
-
-
-def _feature(kind: pa.DataType) -> Any:
-    """The name that `datasets` has for an Arrow type; None where it has none."""
-    t = pa.types
-    if t.is_struct(kind):
-        members = {f.name: _feature(f.type) for f in kind}
-        return None if any(m is None for m in members.values()) else members
-    if t.is_list(kind):
-        member = _feature(kind.value_type)
-        return None if member is None else [member]
-    named = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
-    if kind in named:
-        return {"dtype": named[kind], "_type": "Value"}
-    if (
-        t.is_integer(kind)
-        or t.is_string(kind)
-        or t.is_large_string(kind)
-        or t.is_date(kind)
-        or t.is_timestamp(kind)
-        or t.is_binary(kind)
-    ):
-        return {"dtype": str(kind), "_type": "Value"}
-    return None
 
 
 _IMAGES = "jpg jpeg jpe jfif png gif bmp tif tiff webp jp2 avif ppm pgm pbm pnm"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from prefect_augment.evaluation.metrics.threads import single_threaded
+from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = [
     "FEATURE_SPACE",

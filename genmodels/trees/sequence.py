@@ -1,0 +1,105 @@
+"""The trees of a table, one place of the sequence after another, and how a record is drawn from them.
+
+Fitting is in :mod:`prefect_augment.genmodels.trees.model`, drawing with given values in
+:mod:`prefect_augment.genmodels.trees.conditional`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.genmodels.base import TableSpec
+from prefect_augment.genmodels.counter_rng import uniform
+from prefect_augment.genmodels.trees.nodes import Floats, Ints, Tree
+from prefect_augment.params import TreesModel
+
+__all__ = ["TreeSequence"]
+
+
+class TreeSequence:
+    """Trees by their place in the sequence: the class, then categories, then numbers.
+
+    Parameters
+    ----------
+    params : TreesModel
+        Leaf size and depth.
+    spec : TableSpec
+        Columns and classes.
+    """
+
+    def __init__(self, params: TreesModel, spec: TableSpec) -> None:
+        self.params = params
+        self.spec = spec
+        # Place 0 of the sequence is the class, then categories, then numbers; fit orders these.
+        columns = range(spec.n_columns)
+        self._sequence = [j for j in columns if spec.is_category[j]] + [
+            j for j in columns if not spec.is_category[j]
+        ]
+        # Codes a place can take: classes, levels and one for null; 0 for a number.
+        self._sizes = [spec.n_classes] + [
+            spec.n_levels[j] + 1 if spec.is_category[j] else 0 for j in self._sequence
+        ]
+        self._trees: list[Tree] = []
+        self._grids: list[Floats] = []  # per number: its fit values, sorted, each once
+        self._shared: list[NDArray[np.bool_]] = []  # whether several records have that value
+        self._atoms: list[NDArray[np.bool_]] = []
+
+    def _number(self, place: int) -> int:
+        """Return which of the numbers stands at a place of the sequence."""
+        return place - 1 - sum(self.spec.is_category)
+
+    def _draw(
+        self, place: int, leaf: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> tuple[Floats, Ints]:
+        """Return a value from each record's leaf, and its code, for one place of the sequence."""
+        tree, j = self._trees[place - 1], self._sequence[place - 1]
+        size = tree.size[leaf]
+        drawn = (uniform(keys, 2 * j) * size).astype(np.int32)
+        code = tree.values[tree.start[leaf] + drawn]
+        if self._sizes[place]:
+            return np.where(code == self.spec.n_levels[j], np.nan, code), code
+        move = uniform(keys, 2 * j + 1) - 0.5
+        beside = np.clip(drawn + np.where(move > 0, 1, -1), 0, size - 1)
+        neighbour = tree.values[tree.start[leaf] + beside]
+        return self._between(self._number(place), code, neighbour, np.abs(move))
+
+    def _descend(self, place: int, codes: Ints, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the leaf of each record, given the places before, shape (place, n)."""
+        tree, n = self._trees[place - 1], codes.shape[1]
+        predictors = np.empty(codes.shape, dtype=np.int32)
+        for q in np.unique(tree.feature):
+            predictors[q] = tree.order_of(q)[codes[q]] if self._sizes[q] else codes[q]
+        flat, columns = predictors.ravel(), np.arange(n)
+        # Counters behind those of values and of given ones.
+        chance = uniform(keys, 3 * self.spec.n_columns + place)
+        node = tree.roots[(chance * len(tree.roots)).astype(np.int64)].astype(np.int64)
+        for _ in range(tree.depth):
+            value = flat[tree.feature[node] * np.int64(n) + columns]
+            node = tree.children[2 * node + (value > tree.threshold[node])].astype(np.int64)
+        return node
+
+    def _between(
+        self, number: int, rank: Ints, neighbour: Ints, share: Floats
+    ) -> tuple[Floats, Ints]:
+        """Return a value ``share`` (at most half) of the way to its neighbour, and its rank.
+
+        Missing values and atoms are things of their own: nothing lies between them and the rest.
+        """
+        grid, shared, atoms = self._grids[number], self._shared[number], self._atoms[number]
+        if not grid.size:
+            return np.full(len(rank), np.nan), np.full(len(rank), -1, dtype=np.int32)
+        missing = rank < 0
+        alone = missing | (neighbour < 0) | atoms[rank] | atoms[neighbour]
+        position = np.maximum(np.where(alone, rank, rank + share * (neighbour - rank)), 0.0)
+        low = position.astype(np.int64)
+        high = np.minimum(low + 1, len(grid) - 1)
+        fraction = position - low
+        nearest = np.where(fraction < 0.5, low, high)
+        # A value that several records have is real (a price, a whole number); between two that
+        # single
+        # records have, any value will do.
+        exact = shared[low] | shared[high] | (fraction == 0)
+        # Weights on both ends: high - low alone can overflow.
+        value = np.where(exact, grid[nearest], grid[low] * (1.0 - fraction) + grid[high] * fraction)
+        return np.where(missing, np.nan, value), np.where(missing, -1, nearest).astype(np.int32)

@@ -1,0 +1,121 @@
+"""Columns of images: how an Arrow table holds them, and which of them is the record."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = [
+    "FEATURES_KEY",
+    "IMAGE_TYPE",
+    "OBJECTS_TYPE",
+    "image_columns",
+    "image_metadata",
+    "image_slices",
+    "main_image",
+]
+
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+OBJECTS_TYPE = pa.struct(
+    [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
+)
+
+
+FEATURES_KEY = b"huggingface"
+
+
+# Of several image columns, the one named so is the picture; others are masks and the like.
+IMAGE_NAMES = ("image", "img", "picture", "photo")
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold images, in the schema's order."""
+    return [field.name for field in schema if field.type == IMAGE_TYPE]
+
+
+def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
+    """Return the bytes of each image, not copied; None where there is none."""
+    found: list[memoryview | None] = []
+    for chunk in pc.struct_field(column, "bytes").chunks:
+        if len(chunk):
+            _, where, data = chunk.buffers()
+            ends = np.frombuffer(where, np.int32)[chunk.offset :][: len(chunk) + 1].tolist()
+            view = memoryview(data or b"").cast("B")
+            slices = [view[start:end] for start, end in itertools.pairwise(ends)]
+            if chunk.null_count:
+                there = chunk.is_valid().to_pylist()
+                found += [
+                    one if is_there else None for one, is_there in zip(slices, there, strict=True)
+                ]
+            else:
+                found += slices
+    return found
+
+
+def main_image(schema: pa.Schema) -> str:
+    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
+    names = image_columns(schema)
+    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
+    return (named or names or [""])[0]
+
+
+def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
+    """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
+
+    What the source's own key says of other columns stays; a column whose type has no name there makes
+    the key impossible, and it is left out.
+    """
+    metadata = dict(schema.metadata or {})
+    try:
+        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
+        given = dict((found.get("info") or {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError):
+        found, given = {}, {}
+    features: dict[str, Any] = {}
+    for column in schema:
+        kept = given.get(column.name)
+        if column.name in images:
+            is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
+            features[column.name] = kept if is_image else {"_type": "Image"}
+            continue
+        feature = kept if kept is not None else _feature(column.type)
+        if feature is None:
+            metadata.pop(FEATURES_KEY, None)
+            return metadata
+        features[column.name] = feature
+    info = {**(found.get("info") or {}), "features": features}
+    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
+    return metadata
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The name that `datasets` has for an Arrow type; None where it has none."""
+    t = pa.types
+    if t.is_struct(kind):
+        members = {f.name: _feature(f.type) for f in kind}
+        return None if any(m is None for m in members.values()) else members
+    if t.is_list(kind):
+        member = _feature(kind.value_type)
+        return None if member is None else [member]
+    named = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
+    if kind in named:
+        return {"dtype": named[kind], "_type": "Value"}
+    if (
+        t.is_integer(kind)
+        or t.is_string(kind)
+        or t.is_large_string(kind)
+        or t.is_date(kind)
+        or t.is_timestamp(kind)
+        or t.is_binary(kind)
+    ):
+        return {"dtype": str(kind), "_type": "Value"}
+    return None
