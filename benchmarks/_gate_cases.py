@@ -1,7 +1,7 @@
 """Known answers for the gate: data whose source is known, generators whose fault is known.
 
 A *world* is a classified data set under a seed, in three parts: *fit*, which a generator would have
-learnt from; *val*; and *fresh*, further real records that nobody has seen. Drawn worlds come from a
+learnt from; *validation*; and *fresh*, further real records that nobody has seen. Drawn worlds come from a
 distribution of their own (new for every seed); the others are real sets, split anew. A *fault* makes
 candidates from a world; `none` hands out the fresh records themselves, as the true distribution would.
 The gate is the product's own; of a world all faults share its classifiers, which are trained once.
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import GateOutcome, Labelled
-from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
+from prefect_augment.encoding.arrays import FilterOutcome, Labelled
+from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
 from prefect_augment.evaluation.quality.table_filter import table_measures
 
 __all__ = [
@@ -49,7 +49,7 @@ REAL_TABLES = (
 REAL_IMAGES = ("mnist10k_train", "fashion_test", "bccd_cells_train", "pneumonia_train")
 SIDE = 10  # of pictures
 STEPS = 20  # of each classifier of pictures
-MOST_FIT, MOST_VAL, MOST_FRESH = 300, 100, 200  # of a class
+MOST_FIT, MOST_VALIDATION, MOST_FRESH = 300, 100, 200  # of a class
 MOST_CLASSES = {"table": 4, "image": 2}  # of a real set, chosen anew for every seed
 FEWEST = 70  # records of a class of a real set that takes part
 BLUR = 0.005  # of a column's range, or of 255, for copies that are not exact
@@ -64,8 +64,8 @@ class World:
     kind: str
     name: str
     seed: int
-    fit: Labelled
-    val: Labelled
+    training: Labelled
+    validation: Labelled
     fresh: Labelled
     is_category: NDArray[np.bool_]
     n_levels: NDArray[np.int64]
@@ -73,7 +73,7 @@ class World:
     @property
     def n_classes(self) -> int:
         """Classes, all of which have records in each part."""
-        return int(self.fit.stratum.max()) + 1
+        return int(self.training.stratum.max()) + 1
 
     def rng(self, *words: int) -> Rng:
         """A generator of this world's own."""
@@ -85,7 +85,7 @@ class World:
         classes = np.arange(self.n_classes)
         if self.kind == "table":
             made = table_measures(
-                self.fit,
+                self.training,
                 is_category=self.is_category,
                 n_levels=self.n_levels,
                 stratum_class=classes,
@@ -94,7 +94,7 @@ class World:
         else:
             from prefect_augment.evaluation.quality.image_filter import image_measures
 
-            made = image_measures(self.fit, stratum_class=classes, steps=STEPS, seed=self.seed)
+            made = image_measures(self.training, stratum_class=classes, steps=STEPS, seed=self.seed)
         trained: dict[bytes, Any] = {}
 
         def train(X: NDArray[Any], y: NDArray[np.int64]) -> Any:
@@ -117,8 +117,15 @@ def world(kind: str, name: str, seed: int, *, n_fresh: int = MOST_FRESH) -> Worl
     codes = np.sort(rng.permutation(codes)[: MOST_CLASSES[kind]])
     for k in codes:
         rows = rng.permutation(np.flatnonzero(y == k))
-        n_fit, n_val = min(MOST_FIT, len(rows) // 2), min(MOST_VAL, len(rows) // 5)
-        ends = (n_fit, n_fit + n_val, min(len(rows), n_fit + n_val + MOST_FRESH))
+        n_training, n_validation = (
+            min(MOST_FIT, len(rows) // 2),
+            min(MOST_VALIDATION, len(rows) // 5),
+        )
+        ends = (
+            n_training,
+            n_training + n_validation,
+            min(len(rows), n_training + n_validation + MOST_FRESH),
+        )
         for part, found in zip(parts, np.split(rows[: ends[2]], ends[:2]), strict=True):
             part.append(found)
     place = np.full(int(y.max()) + 1, -1)
@@ -147,9 +154,13 @@ def _drawn_table(seed: int, n_fresh: int) -> World:
         level = (rng.random(len(y))[:, None] > levels[y].cumsum(axis=1)).sum(axis=1)
         return Labelled(np.column_stack([X, np.minimum(level, 3)]), y)
 
-    # The head is large; tails go down to where val alone is too small to compare with.
-    n_fit = np.concatenate([[MOST_FIT], rng.integers(40, 200, n_classes - 1)])
-    parts = draw(n_fit), draw(np.maximum(12, n_fit // 3)), draw(np.full(n_classes, n_fresh))
+    # The head is large; tails go down to where validation alone is too small to compare with.
+    n_training = np.concatenate([[MOST_FIT], rng.integers(40, 200, n_classes - 1)])
+    parts = (
+        draw(n_training),
+        draw(np.maximum(12, n_training // 3)),
+        draw(np.full(n_classes, n_fresh)),
+    )
     is_category = np.arange(6) == 5
     return World("table", DRAWN["table"], seed, *parts, is_category, np.where(is_category, 4, 0))
 
@@ -171,8 +182,8 @@ def _drawn_images(seed: int, n_fresh: int) -> World:
         X = bright * np.exp(-square / width**2) + rng.normal(0, grain, square.shape)
         return Labelled(X.clip(0, 255).astype(np.uint8)[..., None], y)
 
-    n_fit = np.array([MOST_FIT, int(rng.integers(60, 200))])
-    parts = draw(n_fit), draw(np.maximum(12, n_fit // 3)), draw(np.full(2, n_fresh))
+    n_training = np.array([MOST_FIT, int(rng.integers(60, 200))])
+    parts = draw(n_training), draw(np.maximum(12, n_training // 3)), draw(np.full(2, n_fresh))
     return World("image", DRAWN["image"], seed, *parts, np.zeros(0, bool), np.zeros(0, int))
 
 
@@ -222,11 +233,11 @@ def _copies(w: World) -> Labelled:
     """Training rows, drawn with replacement."""
     rng = w.rng(1)
     rows = [
-        rng.choice(np.flatnonzero(w.fit.stratum == k), int((w.fresh.stratum == k).sum()))
+        rng.choice(np.flatnonzero(w.training.stratum == k), int((w.fresh.stratum == k).sum()))
         for k in range(w.n_classes)
     ]
     found = np.concatenate(rows)
-    return Labelled(w.fit.X[found], w.fit.stratum[found])
+    return Labelled(w.training.X[found], w.training.stratum[found])
 
 
 def _blurred(w: World) -> Labelled:
@@ -235,7 +246,7 @@ def _blurred(w: World) -> Labelled:
     if w.kind == "image":
         X = copies.X + rng.normal(0, 255 * BLUR, copies.X.shape)
         return Labelled(X.clip(0, 255).astype(np.uint8), copies.stratum)
-    wide = np.nanquantile(w.fit.X, 0.95, axis=0) - np.nanquantile(w.fit.X, 0.05, axis=0)
+    wide = np.nanquantile(w.training.X, 0.95, axis=0) - np.nanquantile(w.training.X, 0.05, axis=0)
     X = copies.X + BLUR * wide * rng.normal(size=copies.X.shape) * ~w.is_category
     return Labelled(X, copies.stratum)
 
@@ -269,7 +280,7 @@ def _noise(w: World) -> Labelled:
     rng = w.rng(4)
     if w.kind == "image":
         return Labelled(rng.integers(0, 256, w.fresh.X.shape, dtype=np.uint8), w.fresh.stratum)
-    low, high = np.nanmin(w.fit.X, axis=0), np.nanmax(w.fit.X, axis=0)
+    low, high = np.nanmin(w.training.X, axis=0), np.nanmax(w.training.X, axis=0)
     X = rng.uniform(low, high, w.fresh.X.shape)
     X[:, w.is_category] = np.floor(
         rng.random(X[:, w.is_category].shape) * w.n_levels[w.is_category]
@@ -299,18 +310,18 @@ def dosed(w: World, fault: str, n_copies: int) -> Labelled:
 # --- what the gate answers --------------------------------------------------------------------
 
 
-def judge(w: World, candidates: Labelled) -> GateOutcome:
+def judge(w: World, candidates: Labelled) -> FilterOutcome:
     """What the product's gate says of candidates."""
-    return gate_records(
-        w.fit,
-        w.val,
+    return filter_records(
+        w.training,
+        w.validation,
         candidates,
         measures=w.measures,
         strata=[f"class {k}" for k in range(w.n_classes)],
         stratum_class=np.arange(w.n_classes),
         wanted=np.full(w.n_classes, len(candidates)),
         ordinals=np.arange(len(candidates)),
-        fit_keys=[f"{i:06d}" for i in range(len(w.fit))],
+        training_keys=[f"{i:06d}" for i in range(len(w.training))],
         purpose="faithful",
         seed=w.seed,
     )
@@ -328,7 +339,7 @@ class Answer:
         Classes that are.
     failed : dict of str to int
         In how many classes each check failed.
-    n_judged : int
+    n_compared : int
         Classes with a verdict.
     dropped : float
         Share of the candidates of the faulty classes (of all, where none is) that were dropped.
@@ -337,7 +348,7 @@ class Answer:
     unsafe: tuple[int, ...]
     faulty: tuple[int, ...]
     failed: dict[str, int]
-    n_judged: int
+    n_compared: int
     dropped: float
 
     @property
@@ -365,6 +376,6 @@ def answer(w: World, fault: str) -> Answer:
         unsafe=tuple(k for k, c in enumerate(outcome.strata) if c.verdict == "unsafe"),
         faulty=faulty,
         failed={name: n for name, n in failed.items() if n},
-        n_judged=sum(c.verdict != "not judged" for c in outcome.strata),
+        n_compared=sum(c.verdict != "not judged" for c in outcome.strata),
         dropped=float((~outcome.passed[of]).mean()),
     )

@@ -13,7 +13,7 @@ from _image_scores import coded, read
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.latents.interpolate import way
 from prefect_augment.params import Budget, ModelParams
@@ -28,7 +28,7 @@ Classify = Callable[[NDArray[np.uint8]], Codes]
 
 @dataclass(frozen=True)
 class ImageParts:
-    """Images of a training and of a test file, the first divided into fit and val.
+    """Images of a training and of a test file, the first divided into training and validation.
 
     Attributes
     ----------
@@ -36,20 +36,20 @@ class ImageParts:
         Of both files.
     y : ndarray of int64, shape (n,)
     classes : tuple of str
-    fit, val, test : ndarray of int64
+    training, validation, test : ndarray of int64
         Places of records.
     """
 
     images: NDArray[np.uint8]
     y: Codes
     classes: tuple[str, ...]
-    fit: Codes
-    val: Codes
+    training: Codes
+    validation: Codes
     test: Codes
 
     @classmethod
     def of(cls, train: str, test: str, *, seed: int, most: int = 0) -> ImageParts:
-        """Read both files, at most so many records of each; a fifth of the first is val."""
+        """Read both files, at most so many records of each; a fifth of the first is validation."""
         rng = np.random.default_rng(seed)
         images, labels = [], []
         for name in (train, test):
@@ -60,9 +60,18 @@ class ImageParts:
         classes = sorted({name for names in labels for name in names})
         y = [coded(names, classes) for names in labels]
         n = len(images[0])
-        fit, val = train_test_split(np.arange(n), test_size=0.2, stratify=y[0], random_state=seed)
+        training, validation = train_test_split(
+            np.arange(n), test_size=0.2, stratify=y[0], random_state=seed
+        )
         test_rows = n + np.arange(len(images[1]))
-        return cls(np.concatenate(images), np.concatenate(y), tuple(classes), fit, val, test_rows)
+        return cls(
+            np.concatenate(images),
+            np.concatenate(y),
+            tuple(classes),
+            training,
+            validation,
+            test_rows,
+        )
 
     @property
     def flat(self) -> NDArray[np.float64]:
@@ -70,8 +79,8 @@ class ImageParts:
         return self.images.reshape(len(self.images), -1) / 255.0
 
     def train(self, params: ModelParams, *, steps: int, seed: int) -> tuple[Any, float]:
-        """Return a model fitted on the fit records, and its CPU seconds."""
-        X, y = self.images[self.fit], self.y[self.fit]
+        """Return a model fitted on the training records, and its CPU seconds."""
+        X, y = self.images[self.training], self.y[self.training]
         counts = np.bincount(y, minlength=len(self.classes))
         _, size, _, channels = X.shape
         spec = ImageSpec(size, channels, self.classes, tuple(counts.tolist()))
@@ -83,18 +92,18 @@ class ImageParts:
 
 def classifier(parts: ImageParts, *, steps: int, seed: int) -> tuple[Classify, float]:
     """Return a classifier trained on the real fit images, and its accuracy on the test images."""
-    learner = fit_image_learner(
-        parts.images[parts.fit],
-        parts.y[parts.fit],
+    estimator = fit_image_classifier(
+        parts.images[parts.training],
+        parts.y[parts.training],
         n_classes=len(parts.classes),
         steps=steps,
         seed=seed,
-        weights=balanced_draws(parts.y[parts.fit]),
+        weights=balanced_draws(parts.y[parts.training]),
         augment_prob=0.5,
     )
 
     def said(images: NDArray[np.uint8]) -> Codes:
-        found: Codes = learner.predict_proba(images).argmax(axis=1)
+        found: Codes = estimator.predict_proba(images).argmax(axis=1)
         return found
 
     accuracy = np.mean(said(parts.images[parts.test]) == parts.y[parts.test])
@@ -237,15 +246,15 @@ def changes_once(seen: Codes, wanted: Codes) -> NDArray[np.bool_]:
 
 
 def _centres(Z: NDArray[np.float64], parts: ImageParts) -> NDArray[np.float64]:
-    """Return the mean vector of each class's fit records, shape (n_classes, n_latent)."""
-    fit, y = Z[parts.fit], parts.y[parts.fit]
-    return np.stack([fit[y == k].mean(axis=0) for k in range(len(parts.classes))])
+    """Return the mean vector of each class's training records, shape (n_classes, n_latent)."""
+    training, y = Z[parts.training], parts.y[parts.training]
+    return np.stack([training[y == k].mean(axis=0) for k in range(len(parts.classes))])
 
 
 def _medoids(Z: NDArray[np.float64], parts: ImageParts, centres: NDArray[np.float64]) -> list[int]:
-    """Return of each class the fit record whose vector is nearest to their mean."""
+    """Return of each class the training record whose vector is nearest to their mean."""
     found = []
     for k, centre in enumerate(centres):
-        own = parts.fit[parts.y[parts.fit] == k]
+        own = parts.training[parts.y[parts.training] == k]
         found.append(int(own[np.linalg.norm(Z[own] - centre, axis=1).argmin()]))
     return found

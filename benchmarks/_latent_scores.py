@@ -1,4 +1,4 @@
-"""What vectors hold of the classes: learners and clusters on them, scored on records that none has seen."""
+"""What vectors hold of the classes: estimators and clusters on them, scored on records that none has seen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEASURES = (
 
 
 class Divided(Protocol):
-    """Classes of records, and which of them are fit, val and test."""
+    """Classes of records, and which of them are training, validation and test."""
 
     @property
     def y(self) -> NDArray[np.int64]:
@@ -41,11 +41,11 @@ class Divided(Protocol):
 
     @property
     def fit(self) -> NDArray[np.int64]:
-        """Records that learners learn from."""
+        """Records that estimators learn from."""
         ...
 
     @property
-    def val(self) -> NDArray[np.int64]:
+    def validation(self) -> NDArray[np.int64]:
         """Records that scaling is chosen on."""
         ...
 
@@ -56,29 +56,32 @@ class Divided(Protocol):
 
 
 def judge(Z: NDArray[np.float64], parts: Divided, seed: int) -> dict[str, float]:
-    """Return all measures of some vectors, one per record; scaled first or not, as val says."""
+    """Return all measures of some vectors, one per record; scaled first or not, as validation says."""
     found: dict[str, float] = {}
     y = parts.y
-    learners: dict[str, Callable[[], Any]] = {
+    estimators: dict[str, Callable[[], Any]] = {
         "k-NN": lambda: KNeighborsClassifier(N_NEIGHBOURS),
         "logistic": lambda: LogisticRegression(max_iter=500),
     }
-    both = {True: StandardScaler().fit(Z[parts.fit]).transform(Z), False: Z}
-    for name, make in learners.items():
+    both = {True: StandardScaler().fit(Z[parts.training]).transform(Z), False: Z}
+    for name, make in estimators.items():
         fitted = {}
         for scaled, V in both.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                fitted[scaled] = make().fit(V[parts.fit], y[parts.fit])
+                fitted[scaled] = make().fit(V[parts.training], y[parts.training])
         best = max(
-            both, key=lambda s: accuracy_score(y[parts.val], fitted[s].predict(both[s][parts.val]))
+            both,
+            key=lambda s: accuracy_score(
+                y[parts.validation], fitted[s].predict(both[s][parts.validation])
+            ),
         )
         said = fitted[best].predict(both[best][parts.test])
         found[f"{name} accuracy"] = accuracy_score(y[parts.test], said)
         found[f"{name} balanced accuracy"] = balanced_accuracy_score(y[parts.test], said)
     n_classes = len(np.unique(y))
     clusters = {
-        scaled: KMeans(n_classes, n_init=10, random_state=seed).fit(V[parts.fit])
+        scaled: KMeans(n_classes, n_init=10, random_state=seed).fit(V[parts.training])
         for scaled, V in both.items()
     }
 
@@ -87,5 +90,5 @@ def judge(Z: NDArray[np.float64], parts: Divided, seed: int) -> dict[str, float]
             normalized_mutual_info_score(y[rows], clusters[scaled].predict(both[scaled][rows]))
         )
 
-    found["clusters' NMI"] = nmi(max(both, key=lambda s: nmi(s, parts.val)), parts.test)
+    found["clusters' NMI"] = nmi(max(both, key=lambda s: nmi(s, parts.validation)), parts.test)
     return found

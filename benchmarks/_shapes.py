@@ -40,7 +40,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "position": ("top left", "top right", "bottom left", "bottom right"),
 }
 FACTORS = ("form", "colour", "size", "x", "y")
-# Area over the square of the radius (of the inner circle, for a cross half the width of its arms, which
+# Area over the square of the radius (of the inner circle, for a cross half the width of its strategies, which
 # are three times as long); with it, all forms of one size have one area.
 AREA_OF_UNIT = np.array([4.0, 3.0 * 3.0**0.5, 20.0])
 PALETTE = np.array(

@@ -157,11 +157,11 @@ class Ours:
         commit(store, lambda *_: self._manifest(shards), dataset_key="benchmark")
 
     def _manifest(self, shards: Any) -> Any:
-        from prefect_augment.schema.base import Arm, Recipe
+        from prefect_augment.schema.base import Recipe, Strategy
         from prefect_augment.schema.manifest import Manifest
 
         recipe = Recipe(
-            arm=Arm(name="as_is", family="as_is"),
+            strategy=Strategy(name="as_is", family="as_is"),
             class_weight={},
             synthetic={},
             classic={},

@@ -3,7 +3,7 @@
 Six tables that are described beside them (`../shared/data/tabular/README.md`). Of each: columns
 without a value and identifiers are left out, classes under 10 rows too, and all but mammography are
 capped at 8,000 rows, class by class. A seed then makes three parts, class by class: *fit* (60 %), which
-generators and classifiers learn from; *val* (10 %), on which thresholds are tuned; *test* (30 %),
+generators and classifiers learn from; *validation* (10 %), on which thresholds are tuned; *test* (30 %),
 which only scores see.
 """
 
@@ -33,7 +33,7 @@ IDENTIFIERS = {"udi", "product_id"}
 WHOLE = {"mammography"}
 MOST_ROWS = 8000
 FEWEST_OF_CLASS = 10
-FIT, VAL = 0.6, 0.1
+TRAINING, VALIDATION = 0.6, 0.1
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Split:
 
     name: str
     label: str
-    fit: pd.DataFrame
-    val: pd.DataFrame
+    training: pd.DataFrame
+    validation: pd.DataFrame
     test: pd.DataFrame
 
     @property
     def classes(self) -> list[str]:
         """Classes in the order of their names."""
-        return sorted(self.fit[self.label].unique())
+        return sorted(self.training[self.label].unique())
 
     @property
     def counts(self) -> dict[str, int]:
         """Fit rows per class."""
-        return {c: int((self.fit[self.label] == c).sum()) for c in self.classes}
+        return {c: int((self.training[self.label] == c).sum()) for c in self.classes}
 
     @property
     def majority(self) -> str:
@@ -101,7 +101,7 @@ def load(name: str) -> pd.DataFrame:
 def split(name: str, seed: int) -> Split:
     """Return the parts of a set under a seed."""
     frame, label = load(name), LABELS[name]
-    rows = _parts(frame[label], [FIT, VAL], np.random.default_rng(seed))
+    rows = _parts(frame[label], [TRAINING, VALIDATION], np.random.default_rng(seed))
     return Split(name, label, *(frame.iloc[r].reset_index(drop=True) for r in rows))
 
 

@@ -1,11 +1,12 @@
-"""Downstream of `tables.py`: classifiers trained on an arm's rows, thresholds on val, scores on test.
+"""Downstream of `tables.py`: classifiers trained on a strategy's rows, thresholds on validation records,
+scores on test.
 
-Every arm is treated alike. Gradient boosting and logistic regression, as the tool itself judges with,
-are trained on fit rows and what the arm adds or weighs. Their thresholds (one multiplier per class)
-are tuned on val, for macro-F1 and for balanced accuracy each by itself; test is scored once, plain and
+Every strategy is treated alike. Gradient boosting and logistic regression, as the tool itself judges with,
+are trained on fit rows and what the strategy adds or weighs. Their thresholds (one multiplier per class)
+are tuned on validation records, for macro-F1 and for balanced accuracy each by itself; test is scored once, plain and
 tuned. AUPRC needs no threshold: the mean average precision of the classes other than the largest.
 
-Intervals of a difference between two arms come from a bootstrap of test's rows, the same for both.
+Intervals of a difference between two strategies come from a bootstrap of test's rows, the same for both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.classifiers.base import fit_learner
+from prefect_augment.evaluation.classifiers.base import fit_estimator
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 
@@ -26,7 +27,7 @@ __all__ = [
     "LEARNERS",
     "Outcome",
     "bootstrap_differences",
-    "score_arm",
+    "score_strategy",
     "tune_for_f1",
 ]
 
@@ -38,21 +39,21 @@ FIGURES = ("auprc", "f1", "f1_tuned", "balanced", "balanced_tuned")
 # Offsets of a class's log-probability that a threshold may have, and sweeps over the classes.
 OFFSETS = np.linspace(-5.0, 5.0, 201)
 SWEEPS = 2
-# Of a standard error of the mean recall: what macro-F1 on val must gain for a threshold to move further,
-# since val holds tens of rare rows. The tool's own thresholds have the same.
+# Of a standard error of the mean recall: what macro-F1 on validation records must gain for a threshold to move further,
+# since validation holds tens of rare rows. The tool's own thresholds have the same.
 SHRINKAGE = 0.25
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a learner trained on an arm's rows says of test.
+    """What an estimator trained on a strategy's rows says of test.
 
     Attributes
     ----------
     y : ndarray of int64, shape (n_test,)
     proba : ndarray of float64, shape (n_test, n_classes)
     for_f1, for_balanced : ndarray of float64, shape (n_classes,)
-        Multipliers tuned on val.
+        Multipliers tuned on validation records.
     """
 
     y: Ints
@@ -63,10 +64,10 @@ class Outcome:
     def scores(self) -> dict[str, float]:
         """Return all figures of :data:`FIGURES`, each in [0, 1]."""
         classes = [str(k) for k in range(self.proba.shape[1])]
-        judged = np.ones(len(classes), dtype=bool)
+        compared = np.ones(len(classes), dtype=bool)
         plain, f1, balanced = (
             score_predictions(
-                self.y, self.proba, classes=classes, judged=judged, multipliers=multipliers
+                self.y, self.proba, classes=classes, compared=compared, multipliers=multipliers
             )
             for multipliers in (None, self.for_f1, self.for_balanced)
         )
@@ -79,9 +80,9 @@ class Outcome:
         }
 
 
-def score_arm(
+def score_strategy(
     rows: tuple[Floats, Ints],
-    val: tuple[Floats, Ints],
+    validation: tuple[Floats, Ints],
     test: tuple[Floats, Ints],
     *,
     weights: Floats | None = None,
@@ -90,26 +91,26 @@ def score_arm(
     n_classes: int,
     seed: int,
 ) -> dict[str, Outcome]:
-    """Train both learners on an arm's rows and return what they say of test.
+    """Train both estimators on a strategy's rows and return what they say of test.
 
     Parameters
     ----------
-    rows, val, test : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
-        Matrix form and class codes; ``rows`` are fit rows with those that the arm adds.
+    rows, validation, test : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
+        Matrix form and class codes; ``rows`` are fit rows with those that the strategy adds.
     weights : ndarray of float64, shape (n,), optional
         Of ``rows``.
     is_category, n_levels, n_classes, seed
-        As for :func:`prefect_augment.evaluation.classifiers.base.fit_learner`.
+        As for :func:`prefect_augment.evaluation.classifiers.base.fit_estimator`.
 
     Returns
     -------
     dict of str to Outcome
-        By learner.
+        By estimator.
     """
     found = {}
-    for learner in LEARNERS:
-        fitted = fit_learner(
-            learner,  # type: ignore[arg-type]  # a literal of LEARNERS
+    for estimator in LEARNERS:
+        fitted = fit_estimator(
+            estimator,  # type: ignore[arg-type]  # a literal of LEARNERS
             rows[0],
             rows[1],
             weights=weights,
@@ -118,13 +119,13 @@ def score_arm(
             n_classes=n_classes,
             seed=seed,
         )
-        on_val = fitted.predict_proba(val[0])
-        judged = np.ones(n_classes, dtype=bool)
-        found[learner] = Outcome(
+        on_validation = fitted.predict_proba(validation[0])
+        compared = np.ones(n_classes, dtype=bool)
+        found[estimator] = Outcome(
             y=test[1],
             proba=fitted.predict_proba(test[0]),
-            for_f1=tune_for_f1(val[1], on_val),
-            for_balanced=tune_multipliers(val[1], on_val, judged=judged),
+            for_f1=tune_for_f1(validation[1], on_validation),
+            for_balanced=tune_multipliers(validation[1], on_validation, compared=compared),
         )
     return found
 
@@ -185,17 +186,17 @@ def _standard_error(y: Ints, predicted: Ints, n_classes: int) -> float:
 
 
 def bootstrap_differences(
-    arms: Mapping[str, Sequence[Outcome]], against: str, *, n_draws: int = 1000, seed: int = 0
+    strategies: Mapping[str, Sequence[Outcome]], against: str, *, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Differences of arms to one of them in AUPRC and tuned macro-F1, with 95 % intervals.
+    """Differences of strategies to one of them in AUPRC and tuned macro-F1, with 95 % intervals.
 
     Parameters
     ----------
-    arms : mapping of str to sequence of Outcome
-        By arm: one learner's outcomes over sets and seeds, in the same order for all arms. Their
+    strategies : mapping of str to sequence of Outcome
+        By strategy: one estimator's outcomes over sets and seeds, in the same order for all strategies. Their
         mean is what is compared.
     against : str
-        The arm that the others are compared with.
+        The strategy that the others are compared with.
     n_draws : int
         Draws of test's rows, class by class, so that no class ever lacks rows.
     seed : int
@@ -203,27 +204,27 @@ def bootstrap_differences(
     Returns
     -------
     dict of str to dict of str to (float, float, float)
-        By arm, then ``auprc`` and ``f1_tuned``: difference, lower and upper end.
+        By strategy, then ``auprc`` and ``f1_tuned``: difference, lower and upper end.
     """
-    n_places = len(arms[against])
+    n_places = len(strategies[against])
     rng = np.random.default_rng(seed)
     sums: dict[str, dict[str, Any]] = {
-        arm: {"auprc": 0.0, "f1_tuned": 0.0} for arm in arms if arm != against
+        strategy: {"auprc": 0.0, "f1_tuned": 0.0} for strategy in strategies if strategy != against
     }
     for place in range(n_places):
-        y = arms[against][place].y
+        y = strategies[against][place].y
         weights = np.vstack([np.ones(len(y)), _resampled(y, n_draws, rng)])  # the first: as it is
-        base = _weighted(arms[against][place], weights)
-        for arm, found in sums.items():
-            scored = _weighted(arms[arm][place], weights)
+        base = _weighted(strategies[against][place], weights)
+        for strategy, found in sums.items():
+            scored = _weighted(strategies[strategy][place], weights)
             for figure in found:
                 found[figure] = found[figure] + (scored[figure] - base[figure]) / n_places
     return {
-        arm: {
+        strategy: {
             figure: (float(d[0]), *map(float, np.quantile(d[1:], [0.025, 0.975])))  # type: ignore[misc]
             for figure, d in found.items()
         }
-        for arm, found in sums.items()
+        for strategy, found in sums.items()
     }
 
 

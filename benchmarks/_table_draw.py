@@ -63,8 +63,8 @@ def imputed(X: pd.DataFrame) -> pd.DataFrame:
 def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fit, draw and write; returns what it cost."""
     label, method, seed = task["label"], task["method"], task["seed"]
-    fit = pd.read_parquet(folder / "fit.parquet")
-    X, y = fit.drop(columns=label), fit[label]
+    training = pd.read_parquet(folder / "fit.parquet")
+    X, y = training.drop(columns=label), training[label]
     if method.endswith(WEIGHTED):
         return draw_weighted(method.removesuffix(WEIGHTED), X, y, seed, folder)
     n_balance = sum(task["lacking"].values())

@@ -104,18 +104,18 @@ def _against(results: Results, ours: str, peer: str) -> Iterator[Goal]:
         ("C2ST", ours, ("all", "c2st"), "AUC", -1),
         ("shapes", ours, ("all", "shapes"), "similarity", 1),
         *(
-            (f"AUPRC of {learner}", method, ("downstream", learner, "auprc"), "AUPRC", 1)
+            (f"AUPRC of {estimator}", method, ("downstream", estimator, "auprc"), "AUPRC", 1)
             for method in (ours, weighted)
-            for learner in LEARNERS
+            for estimator in LEARNERS
         ),
-        ("fit", ours, ("cost", "fit_cpu"), "CPU s", -1),
+        ("training", ours, ("cost", "fit_cpu"), "CPU s", -1),
     ]
     for of_set in results.sets:
         for name, method, where, unit, sign in figures:
             a, b = results.mean(of_set, method, *where), results.mean(of_set, peer, *where)
             if not math.isnan(a + b):
-                goal = f"better than {peer}" if name != "fit" else f"no more than {peer}"
-                met = sign * a > sign * b if name != "fit" else a <= b
+                goal = f"better than {peer}" if name != "training" else f"no more than {peer}"
+                met = sign * a > sign * b if name != "training" else a <= b
                 yield Goal(f"{method}: {name}, {of_set}", unit, a, b, peer, goal, met)
 
 
@@ -123,20 +123,24 @@ def _downstream(results: Results) -> Iterator[Goal]:
     """Balancing for use, against nothing with a tuned threshold."""
     found = differences(results, results.sets)
     by_set = {s: differences(results, [s]) for s in results.sets}
-    for learner in LEARNERS:
-        for method, ours in found[learner].items():
+    for estimator in LEARNERS:
+        for method, ours in found[estimator].items():
             if not method.endswith((", utility", ", weighted")):
                 continue
             gain, f1 = ours["auprc"][0], ours["f1_tuned"][0]
-            others = [(found[learner][b]["auprc"][0], b) for b in BASELINES if b in found[learner]]
+            others = [
+                (found[estimator][b]["auprc"][0], b) for b in BASELINES if b in found[estimator]
+            ]
             peer, of = best_of(others, max)
-            name = f"{method}: {learner}'s AUPRC against nothing, mean of {len(results.sets)} sets"
+            name = (
+                f"{method}: {estimator}'s AUPRC against nothing, mean of {len(results.sets)} sets"
+            )
             yield Goal(name, "AUPRC", gain, peer, of, f"at least +{LEAST_GAIN}", gain >= LEAST_GAIN)
             if others:
                 yield Goal(f"{name}, beside others", "AUPRC", gain, peer, of, "ahead", gain > peer)
-            name = f"{method}: {learner}'s macro-F1 against nothing, both tuned"
+            name = f"{method}: {estimator}'s macro-F1 against nothing, both tuned"
             yield Goal(name, "macro-F1", f1, 0.0, NOTHING, "not lower", f1 >= 0)
-            worst, where = min((by_set[s][learner][method]["auprc"][0], s) for s in results.sets)
-            name = f"{method}: {learner}'s AUPRC against nothing, worst set ({where})"
+            worst, where = min((by_set[s][estimator][method]["auprc"][0], s) for s in results.sets)
+            name = f"{method}: {estimator}'s AUPRC against nothing, worst set ({where})"
             goal = f"at least -{MOST_LOSS}"
             yield Goal(name, "AUPRC", worst, 0.0, NOTHING, goal, worst >= -MOST_LOSS)

@@ -40,8 +40,8 @@ class Matrix:
     @classmethod
     def of(cls, split: Split) -> Self:
         """Return the matrix of a set; codes are only names, so all parts' levels have one."""
-        names = [c for c in split.fit.columns if c != split.label]
-        rows = pd.concat([split.fit, split.val, split.test])
+        names = [c for c in split.training.columns if c != split.label]
+        rows = pd.concat([split.training, split.validation, split.test])
         levels = {
             c: sorted(rows[c].dropna().unique())
             for c in names

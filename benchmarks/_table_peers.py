@@ -62,15 +62,15 @@ def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     folder, label, method = Path(task["folder"]), task["label"], task["method"]
     torch.set_num_threads(1)
-    fit = impute(pd.read_parquet(folder / "fit.parquet"))
-    discrete = [c for c in fit.columns if not pd.api.types.is_numeric_dtype(fit[c])]
+    training = impute(pd.read_parquet(folder / "fit.parquet"))
+    discrete = [c for c in training.columns if not pd.api.types.is_numeric_dtype(training[c])]
     options = {"epochs": task["epochs"]} if "epochs" in task else {}
     model = PEERS[method](enable_gpu=False, **options)
     model.set_random_state(task["seed"])
     with cost() as fitting:
-        model.fit(fit, discrete)
+        model.fit(training, discrete)
     with cost() as drawing:
-        free = model.sample(len(fit))
+        free = model.sample(len(training))
     with cost() as balancing:
         balance = balanced(model, method, label, task["lacking"])
     for name, drawn in (("all", free), ("balance", balance)):

@@ -52,12 +52,12 @@ LIKENESS: tuple[Column, ...] = (
 
 @dataclass(frozen=True)
 class Results:
-    """All cells that were made: their figures and what learners say of test.
+    """All cells that were made: their figures and what estimators say of test.
 
     Attributes
     ----------
     figures : mapping of (set, seed, method) to dict
-    outcomes : mapping of (set, seed, method) to mapping of learner to Outcome
+    outcomes : mapping of (set, seed, method) to mapping of estimator to Outcome
     speed : mapping of (set, method) to dict
         On a fixed number of rows.
     """
@@ -120,7 +120,7 @@ def print_likeness(results: Results) -> None:
 
 
 def print_downstream(results: Results) -> None:
-    """Print what both learners reach after balancing."""
+    """Print what both estimators reach after balancing."""
     titles = {
         "auprc": "AUPRC", "f1": "macro-F1", "f1_tuned": "macro-F1 tuned", "balanced": "balanced accuracy",
         "balanced_tuned": "balanced accuracy tuned",
@@ -130,13 +130,13 @@ def print_downstream(results: Results) -> None:
             f"\n### {of_set}: downstream after balancing (mean over seeds ± half of a 95 % interval)\n"
         )
         print_heading(
-            ["method", *(f"{learner} {titles[f]}" for learner in LEARNERS for f in FIGURES)]
+            ["method", *(f"{estimator} {titles[f]}" for estimator in LEARNERS for f in FIGURES)]
         )
         for method in results.methods:
             cells = []
-            for learner in LEARNERS:
+            for estimator in LEARNERS:
                 for figure in FIGURES:
-                    found = results.values(of_set, method, ("downstream", learner, figure))
+                    found = results.values(of_set, method, ("downstream", estimator, figure))
                     wide = half_width(found)
                     text = f"{np.mean(found):.3f}" if found else ""
                     cells.append(text + (f" ±{wide:.3f}" if not math.isnan(wide) else ""))
@@ -145,7 +145,7 @@ def print_downstream(results: Results) -> None:
 
 
 def differences(results: Results, sets: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return by learner and method the differences to doing nothing, over the sets that all have."""
+    """Return by estimator and method the differences to doing nothing, over the sets that all have."""
     wanted = set(sets)
     by_place: dict[tuple[str, int], dict[str, Mapping[str, Outcome]]] = {}
     for (of_set, seed, method), outcome in results.outcomes.items():
@@ -154,12 +154,12 @@ def differences(results: Results, sets: Iterable[str]) -> dict[str, dict[str, An
     places = [p for p in by_place.values() if NOTHING in p]
     shared = [m for m in results.methods if places and all(m in p for p in places)]
     return {
-        learner: bootstrap_differences(
-            {m: [p[m][learner] for p in places] for m in shared}, NOTHING
+        estimator: bootstrap_differences(
+            {m: [p[m][estimator] for p in places] for m in shared}, NOTHING
         )
         if len(shared) > 1
         else {}
-        for learner in LEARNERS
+        for estimator in LEARNERS
     }
 
 
@@ -170,14 +170,14 @@ def print_differences(results: Results) -> None:
         f"\n### against nothing with a tuned threshold: mean of {len(sets)} sets [95 % interval]\n"
     )
     print_heading(
-        ["method", *(f"{learner} {f}" for learner in LEARNERS for f in ("AUPRC", "macro-F1"))]
+        ["method", *(f"{estimator} {f}" for estimator in LEARNERS for f in ("AUPRC", "macro-F1"))]
     )
     found = differences(results, sets)
     for method in found[LEARNERS[0]]:
         cells = []
-        for learner in LEARNERS:
+        for estimator in LEARNERS:
             for figure in ("auprc", "f1_tuned"):
-                middle, low, high = found[learner][method][figure]
+                middle, low, high = found[estimator][method][figure]
                 cells.append(f"{middle:+.4f} [{low:+.4f}, {high:+.4f}]")
         print_row([method, *cells])
 

@@ -15,7 +15,7 @@ from typing import Any
 import _table_data
 import numpy as np
 import pandas as pd
-from _table_downstream import Outcome, score_arm
+from _table_downstream import Outcome, score_strategy
 from _table_matrix import Matrix
 from _table_scores import DRAWS, likeness, nearness, validity
 from numpy.typing import NDArray
@@ -33,16 +33,18 @@ Rows = tuple[Floats, Ints]
 
 
 def score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return all figures of a cell; writes what learners say of test."""
+    """Return all figures of a cell; writes what estimators say of test."""
     split = _table_data.split(task["set"], task["seed"])
     matrix = Matrix.of(split)
-    fit, val, test = (matrix.encode(part) for part in (split.fit, split.val, split.test))
+    training, validation, test = (
+        matrix.encode(part) for part in (split.training, split.validation, split.test)
+    )
     largest = matrix.classes.index(split.majority)
     rng = np.random.default_rng(task["seed"])
     figures: dict[str, Any] = {}
     everything = balance = None
     if task["method"] == NOTHING:
-        everything, balance = fit, _take(fit, fit[1] != largest)
+        everything, balance = training, _take(training, training[1] != largest)
     elif task["method"] != WEIGHTS:
         drawn = pd.read_parquet(folder / "balance.parquet")
         balance = matrix.encode(drawn)
@@ -54,18 +56,18 @@ def score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     if everything is not None:
         rows = _take(everything, rng.permutation(len(everything[1])))
         figures["all"] = likeness(matrix, rows, test, seed=task["seed"])
-        figures["all"] |= nearness(matrix, rows[0], fit[0], test[0], seed=task["seed"])
+        figures["all"] |= nearness(matrix, rows[0], training[0], test[0], seed=task["seed"])
     weighted = folder / "weights.npy"
     if balance is not None and not weighted.is_file():
-        figures["minority"] = of_minority(matrix, balance, fit, test, largest, task["seed"])
-    weights = balanced_weights(fit[1]) if task["method"] == WEIGHTS else None
+        figures["minority"] = of_minority(matrix, balance, training, test, largest, task["seed"])
+    weights = balanced_weights(training[1]) if task["method"] == WEIGHTS else None
     weights = np.load(weighted) if weighted.is_file() else weights
-    arm = fit
+    strategy = training
     if balance is not None and task["method"] != NOTHING:
-        arm = (np.vstack([fit[0], balance[0]]), np.concatenate([fit[1], balance[1]]))
-    outcomes = score_arm(
-        arm,
-        val,
+        strategy = (np.vstack([training[0], balance[0]]), np.concatenate([training[1], balance[1]]))
+    outcomes = score_strategy(
+        strategy,
+        validation,
         test,
         weights=weights,
         is_category=matrix.is_category,
@@ -74,12 +76,12 @@ def score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         seed=task["seed"],
     )
     _write_outcomes(outcomes, folder / "test.npz")
-    figures["downstream"] = {learner: outcome.scores() for learner, outcome in outcomes.items()}
+    figures["downstream"] = {estimator: outcome.scores() for estimator, outcome in outcomes.items()}
     return figures
 
 
 def of_minority(
-    matrix: Matrix, balance: Rows, fit: Rows, test: Rows, largest: int, seed: int
+    matrix: Matrix, balance: Rows, training: Rows, test: Rows, largest: int, seed: int
 ) -> dict[str, float] | None:
     """Return the figures of the smaller classes, drawn as often as they occur in test.
 
@@ -101,7 +103,7 @@ def of_minority(
     if len(blocks[0]) < MIN_LIKE:
         return None
     drawn, real = _take(balance, rows), _take(test, test[1] != largest)
-    known = fit[0][fit[1] != largest]
+    known = training[0][training[1] != largest]
     return likeness(matrix, drawn, real, seed=seed) | nearness(
         matrix, balance[0][np.unique(rows)], known, real[0], seed=seed
     )
@@ -113,21 +115,21 @@ def _take(rows: Rows, which: NDArray[Any]) -> Rows:
 
 def _write_outcomes(outcomes: dict[str, Outcome], path: Path) -> None:
     arrays = {
-        f"{learner}.{name}": value
-        for learner, outcome in outcomes.items()
+        f"{estimator}.{name}": value
+        for estimator, outcome in outcomes.items()
         for name, value in vars(outcome).items()
     }
     np.savez(path, **arrays)
 
 
 def read_outcomes(path: Path) -> dict[str, Outcome]:
-    """Return what :func:`score` wrote down of test's rows, by learner."""
+    """Return what :func:`score` wrote down of test's rows, by estimator."""
     with np.load(path) as arrays:
         found: dict[str, dict[str, Any]] = {}
         for name in arrays.files:
-            learner, _, of = name.partition(".")
-            found.setdefault(learner, {})[of] = arrays[name]
-    return {learner: Outcome(**parts) for learner, parts in found.items()}
+            estimator, _, of = name.partition(".")
+            found.setdefault(estimator, {})[of] = arrays[name]
+    return {estimator: Outcome(**parts) for estimator, parts in found.items()}
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def _correlation(pair: Floats) -> float:
 
 
 def nearness(
-    matrix: Matrix, drawn: Floats, fit: Floats, test: Floats, *, seed: int
+    matrix: Matrix, drawn: Floats, training: Floats, test: Floats, *, seed: int
 ) -> dict[str, float]:
     """Return how often drawn rows lie near, or on, rows that the model was fitted on.
 
@@ -158,7 +158,7 @@ def nearness(
 
     Parameters
     ----------
-    drawn, fit, test : ndarray of float64, shape (n, n_columns)
+    drawn, training, test : ndarray of float64, shape (n, n_columns)
         Matrix form, without the class.
     seed : int
         Of the draw of rows.
@@ -171,12 +171,12 @@ def nearness(
         is equal to a fit row; ``own_copies``: the same of test's ``n_own`` rows.
     """
     rng = np.random.default_rng(seed)
-    space = FeatureSpace.of(fit, matrix.is_category)
+    space = FeatureSpace.of(training, matrix.is_category)
     new = space.place(drawn[rng.permutation(len(drawn))[:MOST_NEAR]])
-    known, held_out = space.place(fit), space.place(test)
+    known, held_out = space.place(training), space.place(test)
     distance, own = space.nearest(new, known), space.nearest(held_out, known)
-    n = min(len(fit), len(test))
-    to_some = space.nearest(new, known[rng.permutation(len(fit))[:n]])
+    n = min(len(training), len(test))
+    to_some = space.nearest(new, known[rng.permutation(len(training))[:n]])
     to_others = space.nearest(new, held_out[rng.permutation(len(test))[:n]])
     return {
         "near_train": float(np.mean((to_some < to_others) + 0.5 * (to_some == to_others))),
@@ -198,8 +198,8 @@ def validity(split: Split, drawn: pd.DataFrame) -> float:
     column says whether another is null (a test was made, or not), it does so too.
     """
     valid = np.ones(len(drawn), dtype=bool)
-    for name in split.fit.columns:
-        real, new = split.fit[name], drawn[name]
+    for name in split.training.columns:
+        real, new = split.training[name], drawn[name]
         null = new.isna().to_numpy()
         if not pd.api.types.is_numeric_dtype(real):
             good = new.isin(real.dropna().unique()).to_numpy()
@@ -211,7 +211,7 @@ def validity(split: Split, drawn: pd.DataFrame) -> float:
             if decimals is not None:
                 good &= np.isclose(x, np.round(x, decimals), rtol=0, atol=1e-9)
         valid &= np.where(null, real.isna().any(), good)
-    for flag, level, column in _null_rules(split.fit):
+    for flag, level, column in _null_rules(split.training):
         valid &= (drawn[flag] == level).to_numpy() == drawn[column].isna().to_numpy()
     return float(valid.mean())
 
@@ -224,14 +224,14 @@ def _decimals(known: Floats) -> int | None:
     return None
 
 
-def _null_rules(fit: pd.DataFrame) -> list[tuple[Any, Any, Any]]:
+def _null_rules(training: pd.DataFrame) -> list[tuple[Any, Any, Any]]:
     """Return (category, level, column) where a column is null exactly where the level stands."""
-    texts = [c for c in fit.columns if not pd.api.types.is_numeric_dtype(fit[c])]
+    texts = [c for c in training.columns if not pd.api.types.is_numeric_dtype(training[c])]
     rules = []
-    for column in fit.columns:
-        null = fit[column].isna()
+    for column in training.columns:
+        null = training[column].isna()
         for flag in texts if null.any() else []:
-            for level in fit[flag].dropna().unique():
-                if flag != column and ((fit[flag] == level) == null).all():
+            for level in training[flag].dropna().unique():
+                if flag != column and ((training[flag] == level) == null).all():
                     rules.append((flag, level, column))
     return rules

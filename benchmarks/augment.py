@@ -47,7 +47,7 @@ from prefect_augment.augmentation.write_images import portions
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import open_store
 
 QUALITY = 90
@@ -271,7 +271,7 @@ def step(folder: Path, n_copies: int) -> dict[str, float]:
             dataset, plan=wished, counts={"rare": n_copies}, classic=classic, seed=seed, store=store
         )
         best = min(best, time.process_time() - started)
-        assert sum(load_facts(made, store).part_counts["classic"].values()) == n_copies
+        assert sum(load_info(made, store).part_counts["classic"].values()) == n_copies
     pixels = [decoded(data) for data in images]
     started = time.process_time()
     for data, image in zip(images, pixels, strict=True):

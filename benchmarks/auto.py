@@ -1,16 +1,18 @@
-"""What `model: auto` costs against the best single arm: `python benchmarks/auto.py [--quick] [--sets …] [--json FILE]`.
+"""What `model: auto` costs against the best single strategy: `python benchmarks/auto.py [--quick] [--sets …]
+[--json FILE]`.
 
 Each set goes through `prefect-augment rebalance … --model auto --minutes 5` in a process of its own, under several
-seeds; of tables each seed also splits off another hold-out (30 %), images have a test file. Beside it every arm is run
-in full by itself, as somebody would who has decided for it beforehand: its amount (half of the way or all of it) chosen
-on val with all steps and folds, thresholds tuned where it tunes them. All are trained on fit and val and scored on the
-same hold-out, under the same learners and seeds.
+seeds; of tables each seed also splits off another hold-out (30 %), images have a test file. Beside it every
+strategy is run in full by itself, as somebody would who has decided for it beforehand: its amount (half of
+the way or all of it) chosen on validation records with all steps and folds, thresholds tuned where it tunes
+them. All are trained on training and validation and scored on the same hold-out, under the same estimators and seeds.
 
-The *regret* of a set is the balanced accuracy of the single arm that is best there (by its mean over the splits, on
-the hold-outs themselves, so a judge of all arms at once with hindsight) less that of what `auto` published. Intervals
-are paired by record and seed, over splits and records (bootstrap, 95 %). Two more are reported: the regret of the arm
-that val chose, which is not published where it has a model and the hold-out does not show that it helps; and what the
-published one has less than the best arm without synthetic records.
+The *regret* of a set is the balanced accuracy of the single strategy that is best there (by its mean over
+the splits, on the hold-outs themselves, so a judge of all strategies at once with hindsight) less that of what `auto`
+published. Intervals are paired by record and seed, over splits and records (bootstrap, 95 %). Two more are
+reported: the regret of the strategy that validation chose, which is not published where it has a model and
+the hold-out does not show that it helps; and what the published one has less than the best strategy without
+synthetic records.
 
 cifar10lt and magnetic_tile are reported and not held against the goals. --quick: one small table, one split, one seed.
 The data are read from ../shared/data beside the repository. All of it takes hours: with --keep FOLDER
@@ -38,16 +40,22 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.metrics.scores import predict_classes
-from prefect_augment.experiment.evaluator import Synthetic, Wishes, Workbench, kept_synthetic
-from prefect_augment.experiment.open_evaluator import open_bench
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, Wishes, kept_synthetic
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import score
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Destination, Gate, Source
-from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_arms
+from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.schema.base import (
+    BalancePlan,
+    DatasetRef,
+    FilterResult,
+    Strategy,
+    StrategyScore,
+)
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
-from prefect_augment.tasks.compare import judge_candidates
+from prefect_augment.tasks.compare import filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.sample import sample_classes
@@ -59,7 +67,7 @@ REPORTED = ("cifar10lt", "magnetic_tile")  # and not held against the goals
 MOST_REGRET, MOST_LOSS, MOST_SECONDS = 0.5, 0.5, 300.0
 COMMAND = [sys.executable, "-m", "prefect_augment.cli.app", "rebalance"]
 AUTO = "auto"
-CHOSEN = "auto, as val chose"
+CHOSEN = "auto, as validation chose"
 
 Float = NDArray[np.float64]
 
@@ -104,19 +112,25 @@ SETS = {
 class Split:
     """What was found on one split of a set."""
 
-    accuracy: dict[str, float]  # balanced, of auto and of every single arm
-    less: dict[str, Float]  # by arm, what auto has less in every draw of the bootstrap
-    baselines: list[str]  # single arms without synthetic records
+    accuracy: dict[str, float]  # balanced, of auto and of every single strategy
+    less: dict[str, Float]  # by strategy, what auto has less in every draw of the bootstrap
+    baselines: list[str]  # single strategies without synthetic records
     seconds: float  # of auto, by the clock
     published: str
-    chosen: str  # on val
+    chosen: str  # on validation records
 
     @classmethod
     def of(cls, draws: Bootstrap, **known: Any) -> Split:
         """Take from the draws what is summed up."""
-        accuracy = {arm: draws.balanced_accuracy(arm).estimate for arm in draws.arms}
-        mean = dict(zip(draws.arms, draws.draws.mean(axis=2).T, strict=True))
-        less = {arm: mean[AUTO] - of_arm for arm, of_arm in mean.items() if arm != AUTO}
+        accuracy = {
+            strategy: draws.balanced_accuracy(strategy).estimate for strategy in draws.strategies
+        }
+        mean = dict(zip(draws.strategies, draws.draws.mean(axis=2).T, strict=True))
+        less = {
+            strategy: mean[AUTO] - of_strategy
+            for strategy, of_strategy in mean.items()
+            if strategy != AUTO
+        }
         return cls(accuracy, less, **known)
 
     def write(self, path: Path) -> None:
@@ -155,7 +169,7 @@ def run_auto(
 
 
 def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seeds: int) -> Split:
-    """Run auto and every single arm on one split."""
+    """Run auto and every single strategy on one split."""
     result, seconds = run_auto(a_set, destination, seed=seed, minutes=minutes)
     # What the command has staged is found again by its receipts.
     gate, classic, budget = Gate(), Classic(), Budget(minutes=minutes)
@@ -166,23 +180,25 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     candidates = _candidates(dataset, plan, gate, budget, seed)
     store = open_store(destination)
     wishes = Wishes(gate=gate, classic=classic, model=AutoModel())
-    bench = open_bench(store, load_facts(dataset, store), plan, wishes)
-    given = kept_synthetic(bench, store, candidates)
-    held = bench.read(read_part(store, bench.facts, ["holdout"]))
+    evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
+    given = kept_synthetic(evaluator, store, candidates)
+    held = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
     recipe, chosen = result["recipe"], _chosen(result)
     found = {
-        AUTO: (Arm.model_validate(recipe["arm"]), recipe["thresholds"]),
-        CHOSEN: (chosen.arm, chosen.thresholds),
+        AUTO: (Strategy.model_validate(recipe["strategy"]), recipe["thresholds"]),
+        CHOSEN: (chosen.strategy, chosen.thresholds),
     }
     kind = resolve_model(AutoModel(), modality=dataset.modality) if candidates else None
-    arms = make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels)
+    strategies = make_strategies(
+        dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels
+    )
     # By amount, so that what auto has scored in full is found again.
-    for arm in arms:
+    for strategy in strategies:
         scored = max(
             (
                 score(
                     dataset,
-                    arm=arm.model_copy(update={"amount": amount}),
+                    strategy=strategy.model_copy(update={"amount": amount}),
                     plan=plan,
                     model=AutoModel(),
                     classic=classic,
@@ -192,57 +208,63 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
                     store=store,
                     candidates=candidates,
                 )
-                for amount in (AMOUNTS if arm.amount == 0 else (arm.amount,))
+                for amount in (AMOUNTS if strategy.amount == 0 else (strategy.amount,))
             ),
             key=lambda found: found.score,
         )
-        found[arm.name] = (scored.arm, scored.thresholds)
-    proba: dict[Arm, list[dict[str, Float]]] = {}
+        found[strategy.name] = (scored.strategy, scored.thresholds)
+    proba: dict[Strategy, list[dict[str, Float]]] = {}
     hits = {}
-    for name, (arm, thresholds) in found.items():
-        trained = as_trained(arm)
+    for name, (strategy, thresholds) in found.items():
+        trained = as_trained(strategy)
         if trained not in proba:
-            proba[trained] = _predict(bench, trained, held.X, given, n_seeds, run_seed=seed)
-        hits[name] = _hits(proba[trained], held.y, thresholds, bench.records.classes)
-    judged = bench.records.judged
-    draws = paired_bootstrap(held.y, hits, judged=judged, groups=held.groups, seed=seed)
+            proba[trained] = _predict(evaluator, trained, held.X, given, n_seeds, run_seed=seed)
+        hits[name] = _hits(proba[trained], held.y, thresholds, evaluator.records.classes)
+    compared = evaluator.records.compared
+    draws = paired_bootstrap(held.y, hits, compared=compared, groups=held.groups, seed=seed)
     return Split.of(
         draws,
-        baselines=[arm.name for arm in arms if not arm.has_model],
+        baselines=[strategy.name for strategy in strategies if not strategy.has_model],
         seconds=seconds,
-        published=recipe["arm"]["name"],
-        chosen=chosen.arm.name,
+        published=recipe["strategy"]["name"],
+        chosen=chosen.strategy.name,
     )
 
 
-def _chosen(result: dict[str, Any]) -> ArmScore:
-    """Return the arm that val chose, as it was first scored with all steps: its thresholds are published."""
-    scores = (ArmScore.model_validate(score) for score in result["arms"])
-    return next(score for score in scores if score.arm.name == result["verdict"]["chosen"])
+def _chosen(result: dict[str, Any]) -> StrategyScore:
+    """Return the strategy that validation chose, as first scored with all steps: its thresholds are published."""
+    scores = (StrategyScore.model_validate(score) for score in result["strategies"])
+    return next(score for score in scores if score.strategy.name == result["verdict"]["chosen"])
 
 
 def _candidates(
     dataset: DatasetRef, plan: BalancePlan, gate: Gate, budget: Budget, seed: int
-) -> GateReport | None:
+) -> FilterResult | None:
     if not plan.n_synthetic:
         return None
     model = train_model.fn(dataset, AutoModel(), plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, model.strata)
     drawn = sample_classes.fn(dataset, model, wanted, seed=seed)
-    return judge_candidates.fn(dataset, drawn, plan, gate=gate, seed=seed)
+    return filter_candidates.fn(dataset, drawn, plan, gate=gate, seed=seed)
 
 
 def _predict(
-    bench: Workbench, arm: Arm, X: Any, given: Synthetic | None, n_seeds: int, *, run_seed: int
+    evaluator: Evaluator,
+    strategy: Strategy,
+    X: Any,
+    given: Synthetic | None,
+    n_seeds: int,
+    *,
+    run_seed: int,
 ) -> list[dict[str, Float]]:
-    """Train an arm on fit and val with each seed; return each learner's probabilities."""
-    rows, found = np.arange(len(bench.records.y)), []
+    """Train a strategy on training and validation with each seed; return each estimator's probabilities."""
+    rows, found = np.arange(len(evaluator.records.y)), []
     for i in range(n_seeds):
         seed = run_seed * 1000 + i
-        synthetic = given if arm.has_model else None
-        if arm.has_model and i:
-            synthetic = bench.synthetic(rows, given=given, seed=seed)
-        found.append(dict(bench.predictions(arm, rows, X, synthetic=synthetic, seed=seed)))
+        synthetic = given if strategy.has_model else None
+        if strategy.has_model and i:
+            synthetic = evaluator.synthetic(rows, given=given, seed=seed)
+        found.append(dict(evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed)))
     return found
 
 
@@ -252,12 +274,12 @@ def _hits(
     thresholds: dict[str, dict[str, float]],
     classes: Sequence[str],
 ) -> Float:
-    """Return, by seed and record, the share of learners that are right."""
+    """Return, by seed and record, the share of estimators that are right."""
     found = []
     for of_seed in proba:
         right = []
-        for learner, p in of_seed.items():
-            tuned = thresholds.get(learner, {})
+        for estimator, p in of_seed.items():
+            tuned = thresholds.get(estimator, {})
             factors = np.array([tuned.get(c, 1.0) for c in classes])
             right.append(predict_classes(p, factors) == y)
         found.append(np.mean(right, axis=0))
@@ -273,16 +295,16 @@ class Found:
 
     best: str
     regret: float
-    low: float  # of auto less the best arm
+    low: float  # of auto less the best strategy
     high: float
-    of_chosen: float  # regret of what val chose
-    of_baseline: float  # of auto, against the best arm without synthetic records
+    of_chosen: float  # regret of what validation chose
+    of_baseline: float  # of auto, against the best strategy without synthetic records
     seconds: float  # the longest
     rows: list[dict[str, Any]]
 
 
 def sum_up(splits: Sequence[Split]) -> Found:
-    """Compare auto with the arm that is best over the splits."""
+    """Compare auto with the strategy that is best over the splits."""
     shown = [n for n in splits[0].accuracy if all(n in split.accuracy for split in splits)]
     mean = {n: 100 * float(np.mean([s.accuracy[n] for s in splits])) for n in shown}
     single = [n for n in shown if n not in (AUTO, CHOSEN)]
@@ -294,7 +316,7 @@ def sum_up(splits: Sequence[Split]) -> Found:
     pooled = np.take_along_axis(less, chosen, axis=0).mean(axis=0)
     low, high = 100 * np.quantile(pooled, [0.025, 0.975])
     rows = [
-        {"arm": n, "balanced_accuracy": mean[n], "splits": [s.accuracy[n] for s in splits]}
+        {"strategy": n, "balanced_accuracy": mean[n], "splits": [s.accuracy[n] for s in splits]}
         for n in sorted(mean, key=lambda n: -mean[n])
     ]
     longest = max(split.seconds for split in splits)
@@ -313,18 +335,18 @@ def sum_up(splits: Sequence[Split]) -> Found:
 def show(name: str, found: Found, splits: Sequence[Split]) -> None:
     """Print a set's table."""
     published = ", ".join(
-        s.published if s.published == s.chosen else f"{s.published} (val chose {s.chosen})"
+        s.published if s.published == s.chosen else f"{s.published} (validation chose {s.chosen})"
         for s in splits
     )
     seconds = ", ".join(f"{s.seconds:.0f}" for s in splits)
     print(f"\n### {name}: {len(splits)} splits in {seconds} s, published: {published}\n")
-    print_heading(["arm", "balanced accuracy", "splits"])
+    print_heading(["strategy", "balanced accuracy", "splits"])
     for row in found.rows:
         of_splits = ", ".join(f"{100 * x:.1f}" for x in row["splits"])
-        print_row([row["arm"], f"{row['balanced_accuracy']:.1f}", of_splits])
+        print_row([row["strategy"], f"{row['balanced_accuracy']:.1f}", of_splits])
     print(
-        f"\nauto less {found.best}, the best single arm: {-found.regret:+.2f} "
-        f"[{found.low:+.2f}, {found.high:+.2f}]; what val chose less it: {-found.of_chosen:+.2f}"
+        f"\nauto less {found.best}, the best single strategy: {-found.regret:+.2f} "
+        f"[{found.low:+.2f}, {found.high:+.2f}]; what validation chose less it: {-found.of_chosen:+.2f}"
     )
 
 
@@ -339,7 +361,7 @@ def goals(found: dict[str, Found]) -> list[Goal]:
         rows = [
             _goal("mean regret", "points", regret, f"<= {MOST_REGRET}", regret <= MOST_REGRET),
             _goal(
-                f"upper end of auto less the best arm, lowest ({worst})",
+                f"upper end of auto less the best strategy, lowest ({worst})",
                 "points",
                 held[worst].high,
                 f">= -{MOST_LOSS}",
@@ -354,7 +376,7 @@ def goals(found: dict[str, Found]) -> list[Goal]:
             ),
         ]
         for metric, values in (
-            ("mean regret of what val chose", [one.of_chosen for one in held.values()]),
+            ("mean regret of what validation chose", [one.of_chosen for one in held.values()]),
             ("mean of auto less the best baseline", [-one.of_baseline for one in held.values()]),
         ):
             rows.append(_goal(metric, "points", float(np.mean(values)), "reported", met=True))
@@ -377,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one small table, one split and seed")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3, help="of the learners on the hold-out")
+    parser.add_argument("--seeds", type=int, default=3, help="of the estimators on the hold-out")
     parser.add_argument("--minutes", type=float, default=5.0, help="budget of each run")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--keep", type=Path, help="put finished splits here, and use those there")

@@ -54,11 +54,11 @@ CONDITIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def measure(label: str, given: dict[str, Any], fit: pa.Table, test: pa.Table, encoder: TableEncoder,
+def measure(label: str, given: dict[str, Any], training: pa.Table, test: pa.Table, encoder: TableEncoder,
             model: Any) -> dict[str, float]:  # fmt: skip
     """Return the figures of one condition."""
     k = encoder.strata.index(label)
-    rules = Rules.of(encoder, lambda: fit, given=given)
+    rules = Rules.of(encoder, lambda: training, given=given)
     rest = [j for j in range(len(encoder.names)) if j not in rules.given]
 
     def of_that_kind(table: pa.Table) -> np.ndarray:
@@ -68,7 +68,7 @@ def measure(label: str, given: dict[str, Any], fit: pa.Table, test: pa.Table, en
             rows &= np.isnan(X[:, j]) if np.isnan(value) else X[:, j] == value
         return X[rows]
 
-    real, known = of_that_kind(test), of_that_kind(fit)
+    real, known = of_that_kind(test), of_that_kind(training)
     n = min(len(real), C2ST_RECORDS)
     ours, free, seconds, n_draws = [], [], 0.0, 0
     for seed in SEEDS:
@@ -120,25 +120,33 @@ def main() -> None:
         )
     table = pq.read_table(path)
     table = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
-    fit, test = table.slice(0, table.num_rows // 2), table.slice(table.num_rows // 2)
-    encoder = TableEncoder.fit(fit, columns=describe_columns(fit, label="income"), label="income")
-    y = np.array([encoder.strata.index(s) for s in table_strata(fit, label="income")])
+    training, test = table.slice(0, table.num_rows // 2), table.slice(table.num_rows // 2)
+    encoder = TableEncoder.fit(
+        training, columns=describe_columns(training, label="income"), label="income"
+    )
+    y = np.array([encoder.strata.index(s) for s in table_strata(training, label="income")])
     rows = []
     for kind in ("trees", "flow") if find_spec("torch") else ("trees",):
-        rows += _rows_of(kind, fit, test, encoder, y, quick=args.quick)
+        rows += _rows_of(kind, training, test, encoder, y, quick=args.quick)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
 
 def _rows_of(
-    kind: str, fit: pa.Table, test: pa.Table, encoder: TableEncoder, y: np.ndarray, *, quick: bool
+    kind: str,
+    training: pa.Table,
+    test: pa.Table,
+    encoder: TableEncoder,
+    y: np.ndarray,
+    *,
+    quick: bool,
 ) -> list[dict[str, Any]]:
     """Fit one model, and measure and print every condition."""
     params: ModelParams = TreesModel() if kind == "trees" else FlowModel()
-    n = fit.num_rows if kind == "trees" else 1500 if quick else FLOW_RECORDS
+    n = training.num_rows if kind == "trees" else 1500 if quick else FLOW_RECORDS
     started = time.process_time()
     model = fit_model(
-        TableData(encoder.encode(fit)[:n], y[:n]), table_spec(encoder, y[:n]), params, 1,
+        TableData(encoder.encode(training)[:n], y[:n]), table_spec(encoder, y[:n]), params, 1,
         budget=Budget(steps=600 if quick else FLOW_STEPS, device="cpu"),
     )  # fmt: skip
     print(f"\n{kind} fitted on {n:,} rows in {time.process_time() - started:.2f} CPU s\n")
@@ -147,7 +155,7 @@ def _rows_of(
     )
     rows = []
     for label, given in CONDITIONS[:4] if quick else CONDITIONS:
-        found = measure(label, given, fit, test, encoder, model)
+        found = measure(label, given, training, test, encoder, model)
         name = f"{label}, " + ", ".join(f"{column} = {value}" for column, value in given.items())
         print(
             f"{name:62} {found['real']:6,} {found['share']:7.2%} {found['rate']:8,.0f} "

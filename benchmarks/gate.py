@@ -7,7 +7,7 @@ no fault, which are fresh real records. A case is *caught* where every faulty cl
 and a *false alarm* where a sound one is. Shares have Clopper-Pearson intervals of 95 %. *Dropped* is
 the median share of the faulty candidates that the gate drops one by one, whatever the verdict.
 
-*Doses*: of 1,000 candidates of a class with 300 training and 100 val records, some are copies and all
+*Doses*: of 1,000 candidates of a class with 300 training and 100 validation records, some are copies and all
 others real; how many it takes until the class is called unsafe in 95 % of the cases.
 
 *Limits* are tried at other values on the same cases: `max_fault_share`, `min_coverage` and

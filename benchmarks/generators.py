@@ -42,7 +42,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.nn import loop
@@ -80,20 +80,20 @@ def main() -> None:
     torch.set_num_threads(1)
     # A quick run's classifiers are others, and so is what was drawn after other seconds.
     kept = args.keep and args.keep / f"{args.seconds:g}-seconds{'-quick' * args.quick}"
-    bench = Bench(quick=args.quick, kept=Kept(kept))
-    rows: list[dict[str, Any]] = [bench.of_real()]
+    evaluator = Bench(quick=args.quick, kept=Kept(kept))
+    rows: list[dict[str, Any]] = [evaluator.of_real()]
     drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name in args.kinds:
         for seed in range(args.seeds):
-            made = bench.kept.generator(
-                name, seed, partial(bench.generator, name, args.seconds, seed)
+            made = evaluator.kept.generator(
+                name, seed, partial(evaluator.generator, name, args.seconds, seed)
             )
             if made is None:
                 break
             rows.append(made[0])
             drawn.setdefault(name, []).append(made[1])
     printed(rows)
-    differences = bench.downstream(drawn, args.seeds)
+    differences = evaluator.downstream(drawn, args.seeds)
     printed(differences)
     if args.json:
         args.json.write_text(json.dumps({"generators": rows, "downstream": differences}, indent=1))
@@ -134,9 +134,9 @@ class Kept:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(str(file["row"])), (file["images"], file["y"])
 
-    def hits(self, arm: str, seed: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def hits(self, strategy: str, seed: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return what a classifier was right on."""
-        path = self._path(f"hits {arm}", seed)
+        path = self._path(f"hits {strategy}", seed)
         if path is None or not path.exists():
             found = make()
             if path is not None:
@@ -253,27 +253,31 @@ class Bench:
         hits: dict[str, list[np.ndarray]] = {}
         for seed in range(n_seeds):
             even = balanced_draws(self.y)
-            arms: dict[str, dict[str, Any]] = {
+            strategies: dict[str, dict[str, Any]] = {
                 "resampled": {"weights": even},
                 "resampled + classic": {"weights": even, "augment_prob": 0.5},
             }
             for name, made in drawn.items():
-                arms[f"{name}, filled"] = self._filled(*made[seed])
-                arms[f"{name}, recipe"] = self._recipe(*made[seed])
-            for arm, given in arms.items():
-                found = self.kept.hits(arm, seed, partial(self._hits, seed, given))
-                hits.setdefault(arm, []).append(found)
-                print(f"{arm}, seed {seed}: {hits[arm][-1].mean():.4f} accuracy", flush=True)
-        judged = np.ones(len(self.classes), dtype=bool)
+                strategies[f"{name}, filled"] = self._filled(*made[seed])
+                strategies[f"{name}, recipe"] = self._recipe(*made[seed])
+            for strategy, given in strategies.items():
+                found = self.kept.hits(strategy, seed, partial(self._hits, seed, given))
+                hits.setdefault(strategy, []).append(found)
+                print(
+                    f"{strategy}, seed {seed}: {hits[strategy][-1].mean():.4f} accuracy", flush=True
+                )
+        compared = np.ones(len(self.classes), dtype=bool)
         boot = paired_bootstrap(
-            self.test_y, {arm: np.stack(found) for arm, found in hits.items()}, judged=judged
+            self.test_y,
+            {strategy: np.stack(found) for strategy, found in hits.items()},
+            compared=compared,
         )
         rows: list[Any] = []
-        for arm in hits:
-            against = "resampled" if arm.endswith("filled") else "resampled + classic"
-            gap = boot.difference(arm, against)
-            score = boot.balanced_accuracy(arm).estimate
-            rows.append({"arm": arm, "balanced": score, "against": against,
+        for strategy in hits:
+            against = "resampled" if strategy.endswith("filled") else "resampled + classic"
+            gap = boot.difference(strategy, against)
+            score = boot.balanced_accuracy(strategy).estimate
+            rows.append({"strategy": strategy, "balanced": score, "against": against,
                          "gain": gap.estimate, "low": gap.low, "high": gap.high})  # fmt: skip
         return rows
 
@@ -298,7 +302,7 @@ class Bench:
 
     def _hits(self, seed: int, given: dict[str, Any]) -> np.ndarray:
         images, y = given.pop("extra", (self.images[:0], self.y[:0]))
-        learner = fit_image_learner(
+        estimator = fit_image_classifier(
             np.concatenate([self.images, images]),
             np.concatenate([self.y, y]),
             n_classes=len(self.classes),
@@ -306,7 +310,7 @@ class Bench:
             seed=seed,
             **given,
         )
-        said = learner.predict_proba(self.test).argmax(axis=1)
+        said = estimator.predict_proba(self.test).argmax(axis=1)
         return (said == self.test_y).astype(np.float64)
 
 

@@ -3,7 +3,7 @@
 1. Embeddings. On mnist10k and fashion_lt, models at their defaults, and two more variants of the
    autoencoder, learn four fifths of the training file (fit); 15 nearest neighbours, logistic
    regression and k-means learn their vectors of these records, and are scored on the test file
-   beside PCA of the same size. Whether vectors are scaled first is chosen on the last fifth (val),
+   beside PCA of the same size. Whether vectors are scaled first is chosen on the last fifth (validation),
    for each of them alike.
 2. Interpolation. A classifier, trained on the real fit images, looks at strips between test images
    of mnist10k by the same models: whether every image of a strip within a class is of that class, and
@@ -17,10 +17,10 @@
       DCI of its vectors of pictures that nobody has learnt (`_disentanglement.py`).
 
 Models learn for as many steps as about an hour of one thread allows in all; the steps were not
-chosen, and what else was tried, was tried on val, and on shapes of another seed. --json FILE writes the goals, --sheet
-FILE a picture of the shapes asked for, a row per model, and --parts does some of it. --quick shows that
-everything runs: its models have learnt next to nothing. The images are read from ../shared/data/images
-beside the repository.
+chosen, and what else was tried, was tried on validation records, and on shapes of another seed. --json FILE
+writes the goals, --sheet FILE a picture of the shapes asked for, a row per model, and --parts does some of
+it. --quick shows that everything runs: its models have learnt next to nothing. The images are read from
+../shared/data/images beside the repository.
 """
 
 from __future__ import annotations
@@ -132,17 +132,19 @@ def of_real_images(name: str, effort: Effort, seed: int) -> list[Goal]:
     parts = ImageParts.of(*SETS[name], seed=seed, most=effort.most)
     models: dict[str, Any] = {}
     found: dict[str, dict[str, float]] = {}
-    print(f"\n### {name}: embeddings ({len(parts.fit):,} fit, {len(parts.test):,} test records)\n")
+    print(
+        f"\n### {name}: embeddings ({len(parts.training):,} fit, {len(parts.test):,} test records)\n"
+    )
     print_heading(["vectors", "numbers", *MEASURES, "fit CPU s"])
     for kind, (params, steps) in effort.embedding.items():
         models[kind], seconds = parts.train(params, steps=steps, seed=seed)
         size = models[kind].n_latent
         if (peer := f"PCA {size}") not in found:
-            pca = PCA(size, random_state=seed).fit(parts.flat[parts.fit])
+            pca = PCA(size, random_state=seed).fit(parts.flat[parts.training])
             found[peer] = judge(pca.transform(parts.flat), parts, seed)
-            _judged(peer, size, found[peer], "")
+            _compared(peer, size, found[peer], "")
         found[kind] = judge(models[kind].embed(parts.images).astype(np.float64), parts, seed)
-        _judged(f"{kind}, {steps} steps", size, found[kind], f"{seconds:.0f}")
+        _compared(f"{kind}, {steps} steps", size, found[kind], f"{seconds:.0f}")
     goals = [
         _at_least(f"{name}, {kind}: {measure}", found[kind][measure], found[peer][measure], peer)
         for kind, model in models.items()
@@ -152,7 +154,7 @@ def of_real_images(name: str, effort: Effort, seed: int) -> list[Goal]:
     return goals + (strips(name, parts, models, effort, seed) if name in STRIPS_OF else [])
 
 
-def _judged(name: str, size: int, found: dict[str, float], seconds: str) -> None:
+def _compared(name: str, size: int, found: dict[str, float], seconds: str) -> None:
     print_row([name, str(size), *(f"{found[m]:.4f}" for m in MEASURES), seconds])
 
 

@@ -1,11 +1,11 @@
 """What embeddings hold, and what strangeness finds: `python benchmarks/latents.py [--quick] [--sets …] [--json FILE]`.
 
-adult_income and hypothyroid are split into fit, val and hold-out by the seed. Models learn from fit;
-every record is embedded, without its class, by autoencoder and VAE, and by PCA of the same size on
+adult_income and hypothyroid are split into training, validation and hold-out by the seed. Models learn from
+training records; every record is embedded, without its class, by autoencoder and VAE, and by PCA of the same size on
 the same columns (numbers scaled, nulls imputed by the median with a flag, categories one-hot).
-Learners (15 nearest neighbours, logistic regression, k-means with as many clusters as classes) are
+Estimators (15 nearest neighbours, logistic regression, k-means with as many clusters as classes) are
 fitted on the fit vectors, and scored on the hold-out; whether vectors are scaled first is chosen on
-val for each of them alike. At most 10,000 records are used; classes of fewer than 10 are left out.
+validation for each of them alike. At most 10,000 records are used; classes of fewer than 10 are left out.
 
 On mammography, models learn the majority class alone and all of the hold-out is scored; beside them
 IsolationForest on the same rows. Means over the seeds, 95 % t intervals.
@@ -61,13 +61,13 @@ class Parts:
     encoder: TableEncoder
     X: NDArray[np.float64]
     y: NDArray[np.int64]
-    fit: NDArray[np.int64]
-    val: NDArray[np.int64]
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
     test: NDArray[np.int64]
 
     @classmethod
     def of(cls, name: str, seed: int, most: int) -> Parts:
-        """Read a data set and split it: a fifth is the hold-out, a fifth of the rest val."""
+        """Read a data set and split it: a fifth is the hold-out, a fifth of the rest validation."""
         path = DATA / f"{name}.parquet"
         if not path.is_file():
             raise SystemExit(
@@ -83,12 +83,14 @@ class Parts:
         names = np.array(table_strata(table, label=label))
         rows = np.arange(table.num_rows)
         train, test = train_test_split(rows, test_size=0.2, stratify=names, random_state=seed)
-        fit, val = train_test_split(train, test_size=0.2, stratify=names[train], random_state=seed)
-        learnt = table.take(pa.array(fit))
-        facts = describe_columns(learnt, label=label)
-        encoder = TableEncoder.fit(learnt, columns=facts, label=label)
+        training, validation = train_test_split(
+            train, test_size=0.2, stratify=names[train], random_state=seed
+        )
+        learnt = table.take(pa.array(training))
+        info = describe_columns(learnt, label=label)
+        encoder = TableEncoder.fit(learnt, columns=info, label=label)
         y = np.array([encoder.strata.index(n) for n in names])
-        return cls(encoder, encoder.encode(table), y, fit, val, test)
+        return cls(encoder, encoder.encode(table), y, training, validation, test)
 
     def train(self, kind: str, rows: NDArray[np.int64], seed: int, budget: Budget) -> Any:
         """Return a model fitted on some records; with one class where they are of one."""
@@ -99,8 +101,8 @@ class Parts:
         return fit_model(TableData(self.X[rows], y), spec, wish, seed, budget=budget)
 
     def plain(self) -> NDArray[np.float64]:
-        """Return the columns as scikit-learn's recipes have them, fitted on the fit records."""
-        is_category, learnt = self.encoder.is_category, self.X[self.fit]
+        """Return the columns as scikit-learn's recipes have them, fitted on the training records."""
+        is_category, learnt = self.encoder.is_category, self.X[self.training]
         blocks = []
         if (~is_category).any():
             imputer = SimpleImputer(strategy="median", add_indicator=True)
@@ -123,13 +125,15 @@ def embeddings(name: str, seed: int, most: int, budget: Budget) -> dict[str, dic
     found = {"all columns": judge(plain, parts, seed)}
     for kind in KINDS:
         started = time.process_time()
-        model = parts.train(kind, parts.fit, seed, budget)
+        model = parts.train(kind, parts.training, seed, budget)
         seconds = time.process_time() - started
         Z = model.embed(parts.X).astype(np.float64)
         found[kind] = {**judge(Z, parts, seed), "fit CPU s": seconds, "size": model.n_latent}
         peer = f"PCA {model.n_latent}"
         if peer not in found:
-            pca = PCA(min(model.n_latent, plain.shape[1]), random_state=seed).fit(plain[parts.fit])
+            pca = PCA(min(model.n_latent, plain.shape[1]), random_state=seed).fit(
+                plain[parts.training]
+            )
             found[peer] = judge(pca.transform(plain), parts, seed)
     return found
 
@@ -141,7 +145,7 @@ def strange(seed: int, most: int, budget: Budget) -> dict[str, float]:
     """Return the AUROC of the rare class on the hold-out, by scorer."""
     parts = Parts.of("mammography", seed, most)
     majority = int(np.bincount(parts.y).argmax())
-    normal = parts.fit[parts.y[parts.fit] == majority]
+    normal = parts.training[parts.y[parts.training] == majority]
     truth = parts.y[parts.test] != majority
     plain = parts.plain()
     forest = IsolationForest(random_state=seed).fit(plain[normal])

@@ -1,9 +1,9 @@
 """Does synthesis help a long tail? `python benchmarks/longtail.py [--quick] [--final] [--json FILE]`.
 
-cifar10lt (12,406 images, 5000 to 50 a class), ResNet-32, three seeds, equal steps for every arm. Arms:
+cifar10lt (12,406 images, 5000 to 50 a class), ResNet-32, three seeds, equal steps for every strategy. Strategies:
 cross-entropy, class resampling, balanced softmax, resampling with classic augmentation; each without and
 with synthetic images, drawn by the diffusion model after --minutes of training and sampling in all (10,
-on one GPU). Every arm has the customary crops and mirroring.
+on one GPU). Every strategy has the customary crops and mirroring.
 
 Without --final, classifiers learn from four fifths of each class of the training file and are judged on
 the rest: that is where settings are chosen (--top-up, --finish, --width). With --final they learn from
@@ -40,7 +40,7 @@ from prefect_augment.synthesis.train import fit_model
 
 BATCH = 128
 TRAIN_SHARE = 0.75  # of the minutes; the rest draws and filters
-ARMS = ("cross-entropy", "resampling", "balanced softmax", "resampling + classic")
+STRATEGIES = ("cross-entropy", "resampling", "balanced softmax", "resampling + classic")
 
 
 class ResNet(nn.Module):
@@ -104,13 +104,13 @@ def main() -> None:
         raise SystemExit("there is no GPU here: on a CPU this takes days; try it with --quick.")
     if args.quick:
         args.minutes, args.steps, args.seeds, args.width, args.top_up = 0.1, 5, 1, 16, 60
-    bench = LongTail(args, device)
-    report = bench.synthesise()
-    rows = bench.compare()
+    evaluator = LongTail(args, device)
+    report = evaluator.synthesise()
+    rows = evaluator.compare()
     printed(report)
     printed(rows)
     if args.json:
-        args.json.write_text(json.dumps({"synthetic": report, "arms": rows}, indent=1))
+        args.json.write_text(json.dumps({"synthetic": report, "strategies": rows}, indent=1))
 
 
 class LongTail:
@@ -171,11 +171,11 @@ class LongTail:
         )  # fmt: skip
         rows: list[dict[str, Any]] = []
         # Classes of too few held-out images (with --quick) have nothing to be compared with.
-        judged = [k for k in np.unique(y).tolist() if (real_y == k).any()]
+        compared = [k for k in np.unique(y).tolist() if (real_y == k).any()]
         near = np.zeros(len(y), dtype=bool)
-        of_judged = np.isin(y, judged)
+        of_judged = np.isin(y, compared)
         near[of_judged] = reference.near_copies(features[of_judged], y[of_judged])
-        for k in judged:
+        for k in compared:
             own = y == k
             density, coverage = density_coverage(real[real_y == k], features[own])
             rows.append({
@@ -186,32 +186,32 @@ class LongTail:
         return rows
 
     def compare(self) -> list[dict[str, Any]]:
-        """Train every arm without and with synthetic images, and return the differences."""
+        """Train every strategy without and with synthetic images, and return the differences."""
         hits: dict[str, list[np.ndarray]] = {}
         for seed in range(self.args.seeds):
-            for arm in ARMS:
+            for strategy in STRATEGIES:
                 for synthetic in (False, True):
-                    name = f"{arm} + ours" if synthetic else arm
-                    hits.setdefault(name, []).append(self._hits(arm, synthetic, seed))
+                    name = f"{strategy} + ours" if synthetic else strategy
+                    hits.setdefault(name, []).append(self._hits(strategy, synthetic, seed))
                     print(f"{name}, seed {seed}: {hits[name][-1].mean():.4f}", flush=True)
-        judged = np.bincount(self.test_y, minlength=len(self.classes)) > 0
-        stacked = {arm: np.stack(found) for arm, found in hits.items()}
-        boot = paired_bootstrap(self.test_y, stacked, judged=judged)
-        best = max(ARMS, key=lambda arm: boot.balanced_accuracy(arm).estimate)
+        compared = np.bincount(self.test_y, minlength=len(self.classes)) > 0
+        stacked = {strategy: np.stack(found) for strategy, found in hits.items()}
+        boot = paired_bootstrap(self.test_y, stacked, compared=compared)
+        best = max(STRATEGIES, key=lambda strategy: boot.balanced_accuracy(strategy).estimate)
         rows = []
-        for arm in hits:
+        for strategy in hits:
             gap, worst = (
-                boot.difference(arm, best),
-                min(r.estimate for r in boot.class_recall(arm).values()),
+                boot.difference(strategy, best),
+                min(r.estimate for r in boot.class_recall(strategy).values()),
             )
-            against = boot.difference(arm, "resampling")
-            score = boot.balanced_accuracy(arm).estimate
-            rows.append({"arm": arm, "balanced": score, "worst recall": worst,
+            against = boot.difference(strategy, "resampling")
+            score = boot.balanced_accuracy(strategy).estimate
+            rows.append({"strategy": strategy, "balanced": score, "worst recall": worst,
                          "vs best real": gap.estimate, "low": gap.low, "high": gap.high,
                          "vs resampling": against.estimate})  # fmt: skip
         return rows
 
-    def _hits(self, arm: str, synthetic: bool, seed: int) -> np.ndarray:
+    def _hits(self, strategy: str, synthetic: bool, seed: int) -> np.ndarray:
         extra = self.made if synthetic else (self.images[:0], self.y[:0])
         images = np.concatenate([self.images, extra[0]])
         y = np.concatenate([self.y, extra[1]])
@@ -224,7 +224,7 @@ class LongTail:
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(self.device)
         target = torch.from_numpy(y).to(self.device)
         real = np.arange(len(y)) < len(self.y)
-        even = "resampling" in arm
+        even = "resampling" in strategy
         both, alone = (self._draws(y, rows, even) for rows in (np.ones(len(y), bool), real))
         for k in range(steps):
             finish = synthetic and k >= self.args.finish * steps
@@ -234,9 +234,9 @@ class LongTail:
                     0.5 + 0.5 * math.cos(math.pi * k / steps)
                 )  # fmt: skip
             rows = torch.multinomial(weights, BATCH, replacement=True, generator=rng)
-            batch = self._augmented(x[rows], rng, classic="classic" in arm)
+            batch = self._augmented(x[rows], rng, classic="classic" in strategy)
             logits = network(batch)
-            if arm == "balanced softmax":
+            if strategy == "balanced softmax":
                 logits = logits + prior
             loss = F.cross_entropy(logits, target[rows])
             optimizer.zero_grad()

@@ -4,7 +4,7 @@ A real Prefect server runs on loopback with an empty database. The peer is the s
 plain functions: ``rebalance.fn(…)`` in an equal process that knows of no server. Measured:
 
 - wall and CPU seconds of whole processes, medians of interleaved repeats, each to a fresh
-  destination, arms judged one after the other in both: so that nothing but Prefect differs;
+  destination, strategies judged one after the other in both: so that nothing but Prefect differs;
 - task runs of a dataset, of one with eight times the records, and of one with many more shards;
 - by how much a run makes the server's database grow (sqlite with its log written back), without
   pictures and with them.
@@ -38,8 +38,8 @@ import pyarrow.parquet as pq
 
 MIB = 2**20
 PLAIN = "the same work as plain functions"
-# One learner, one seed: seconds of judging, and as many tasks and artifacts as any run has.
-SHORT = {"learners": ["logistic"], "n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"}
+# One estimator, one seed: seconds of judging, and as many tasks and artifacts as any run has.
+SHORT = {"estimators": ["logistic"], "n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"}
 NO_MODEL = {"model": {"kind": "none"}, "gate": SHORT}
 
 

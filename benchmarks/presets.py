@@ -2,7 +2,7 @@
 
 On fashion_lt, bccd_cells, magnetic_tile (in squares of 64 px) and cifar10lt the package's own judge, a
 small convolutional network, learns the training file, and its balanced accuracy on the test file is
-taken. Every arm has the same steps, initial weights and seeds:
+taken. Every strategy has the same steps, initial weights and seeds:
 
 - as is: records as often as they come, nothing changed;
 - oversampling: every class drawn equally often, nothing changed;
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy
 from prefect_augment.encoding.pixels import decode_image, fit_square, with_channels
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.params import Classic
 
@@ -41,7 +41,7 @@ SETS = {  # edge in pixels and channels
     "cifar10lt": ("cifar10lt", "cifar10_test", 32, 3),
 }
 AS_IS, OVERSAMPLING = "as is", "oversampling"
-ARMS = (AS_IS, OVERSAMPLING, *(name for name in PRESETS if name != "none"))
+STRATEGIES = (AS_IS, OVERSAMPLING, *(name for name in PRESETS if name != "none"))
 PROB = 0.5
 SEEDS = range(3)
 
@@ -63,12 +63,14 @@ def read(name: str, side: int, channels: int) -> tuple[Images, list[str]]:
 
 
 def hits_of(
-    arm: str, train: tuple[Images, Int], test: tuple[Images, Int], *, steps: int, seed: int
+    strategy: str, train: tuple[Images, Int], test: tuple[Images, Int], *, steps: int, seed: int
 ) -> NDArray[np.float64]:
-    """Return which test records the arm's classifier is right about, (n_test,)."""
+    """Return which test records the strategy's classifier is right about, (n_test,)."""
     X, y = train
     policy = (
-        ImagePolicy.from_params(Classic(image=arm, image_prob=PROB)) if arm in PRESETS else None
+        ImagePolicy.from_params(Classic(image=strategy, image_prob=PROB))
+        if strategy in PRESETS
+        else None
     )
 
     def change(images: Images, seeds: Int) -> Images:
@@ -76,17 +78,17 @@ def hits_of(
         pairs = zip(images, seeds.tolist(), strict=True)
         return np.stack([policy.apply(image, seed=s, prob=1.0) for image, s in pairs])
 
-    learner = fit_image_learner(
+    estimator = fit_image_classifier(
         X,
         y,
         n_classes=int(y.max()) + 1,
         steps=steps,
         seed=seed,
-        weights=None if arm == AS_IS else balanced_draws(y),
+        weights=None if strategy == AS_IS else balanced_draws(y),
         augment_prob=PROB if policy else 0.0,
         change=change if policy else None,
     )
-    return (learner.predict_proba(test[0]).argmax(axis=1) == test[1]).astype(np.float64)
+    return (estimator.predict_proba(test[0]).argmax(axis=1) == test[1]).astype(np.float64)
 
 
 def measure(name: str, *, steps: int, seeds: Sequence[int]) -> list[dict[str, object]]:
@@ -97,23 +99,25 @@ def measure(name: str, *, steps: int, seeds: Sequence[int]) -> list[dict[str, ob
     y, y_test = coded(labels, classes), coded(labels_test, classes)
     started = time.process_time()
     hits = {
-        arm: np.stack([hits_of(arm, (X, y), (X_test, y_test), steps=steps, seed=s) for s in seeds])
-        for arm in ARMS
+        strategy: np.stack(
+            [hits_of(strategy, (X, y), (X_test, y_test), steps=steps, seed=s) for s in seeds]
+        )
+        for strategy in STRATEGIES
     }
-    draws = paired_bootstrap(y_test, hits, judged=np.ones(len(classes), dtype=bool), seed=0)
+    draws = paired_bootstrap(y_test, hits, compared=np.ones(len(classes), dtype=bool), seed=0)
     print(
         f"\n### {name}: {len(y):,} training and {len(y_test):,} test records, {len(classes)} classes, "
         f"{steps} steps, {len(seeds)} seeds, {time.process_time() - started:,.0f} CPU s\n"
     )
-    print_heading(["arm", "balanced accuracy", "less as is", "less oversampling"])
+    print_heading(["strategy", "balanced accuracy", "less as is", "less oversampling"])
     rows: list[dict[str, object]] = []
-    for arm in ARMS:
-        own = draws.balanced_accuracy(arm)
-        less = [draws.difference(arm, other) for other in (AS_IS, OVERSAMPLING)]
+    for strategy in STRATEGIES:
+        own = draws.balanced_accuracy(strategy)
+        less = [draws.difference(strategy, other) for other in (AS_IS, OVERSAMPLING)]
         shown = [f"{100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in less]
-        print_row([arm, f"{100 * own.estimate:.1f}", *shown])
+        print_row([strategy, f"{100 * own.estimate:.1f}", *shown])
         rows.append(
-            {"set": name, "arm": arm, "balanced_accuracy": own.estimate}
+            {"set": name, "strategy": strategy, "balanced_accuracy": own.estimate}
             | {
                 f"less {other}": [d.estimate, d.low, d.high]
                 for other, d in zip((AS_IS, OVERSAMPLING), less, strict=True)

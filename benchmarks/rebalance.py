@@ -2,8 +2,8 @@
 
 Each set goes through `prefect-augment rebalance … --json` in a process of its own, with its test file
 as hold-out where there is one, then through `prefect-augment verify`. Printed per set: seconds, peak
-memory, records by origin, every arm on val, the three arms on the hold-out with their intervals,
-verdict and recipe. The peer of each comparison is in the same run: the real records as they are, and
+memory, records by origin, every strategy on validation records, the three strategies on the hold-out with
+their intervals, verdict and recipe. The peer of each comparison is in the same run: the real records as they are, and
 the best baseline.
 
 The data are read from ../shared/data beside the repository.
@@ -97,26 +97,26 @@ def show(name: str, result: dict[str, Any], verified: dict[str, Any]) -> None:
     print(f"quarantined: {result['quarantined']}")
     for split, classes in result["counts"].items():
         print(f"{split}: " + "; ".join(f"{c} {_origins(o)}" for c, o in classes.items()))
-    print("arms on val (balanced accuracy / macro-F1 / AUPRC, per learner):")
-    for score in result["arms"]:
-        learners = "; ".join(
+    print("strategies on validation records (balanced accuracy / macro-F1 / AUPRC, per estimator):")
+    for score in result["strategies"]:
+        estimators = "; ".join(
             f"{k} {x['balanced_accuracy']:.3f}/{x['macro_f1']:.3f}/{x['auprc']:.3f}"
-            for k, x in score["learners"].items()
+            for k, x in score["estimators"].items()
         )
-        arm = f"{score['arm']['name']} (amount {score['arm']['amount']:g}, seed {score['seed']})"
-        print(f"  {arm}: {score['score']:.3f}  [{learners}]")
+        strategy = f"{score['strategy']['name']} (amount {score['strategy']['amount']:g}, seed {score['seed']})"
+        print(f"  {strategy}: {score['score']:.3f}  [{estimators}]")
     verdict = result["verdict"]
     print(f"hold-out ({verdict['n_holdout']} records, {verdict['n_seeds']} seeds):")
-    for arm, interval in verdict["balanced_accuracy"].items():
-        print(f"  {arm}: {_interval(interval)}")
+    for strategy, interval in verdict["balanced_accuracy"].items():
+        print(f"  {strategy}: {_interval(interval)}")
     for difference in verdict["differences"]:
         print(
-            f"  {difference['arm']} less {difference['against']}: {_interval(difference['interval'], '+.3f')}"
+            f"  {difference['strategy']} less {difference['against']}: {_interval(difference['interval'], '+.3f')}"
         )
     if verdict["without_twins"]:
         print(f"  without twins: { {k: round(v, 3) for k, v in verdict['without_twins'].items()} }")
     print(f"verdict: {verdict['decision']}. {' '.join(verdict['reasons'])}")
-    print(f"recipe: {result['recipe']['arm']['name']}. {result['recipe']['sentence']}")
+    print(f"recipe: {result['recipe']['strategy']['name']}. {result['recipe']['sentence']}")
 
 
 def _origins(origins: dict[str, int]) -> str:
@@ -133,12 +133,12 @@ def metrics(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for difference in result["verdict"]["differences"]:
         ours, peer = (
-            scores[difference["arm"]]["estimate"],
+            scores[difference["strategy"]]["estimate"],
             scores[difference["against"]]["estimate"],
         )
         rows.append(
             {
-                "metric": f"{name}: {difference['arm']} on the hold-out",
+                "metric": f"{name}: {difference['strategy']} on the hold-out",
                 "unit": "balanced accuracy",
                 "ours": ours,
                 "peer": peer,

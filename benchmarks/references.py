@@ -78,11 +78,11 @@ def inputs(quick: bool) -> dict[str, Any]:
     n = 200 if quick else 800
     world = _gate_cases.world("image", "mnist10k_train", 0)
     space = world.measures.space
-    some = [space.place(p.X[p.stratum == 0]).features for p in (world.val, world.fresh)]
+    some = [space.place(p.X[p.stratum == 0]).features for p in (world.validation, world.fresh)]
     y = rng.integers(0, 4, n) * (rng.random(n) < 0.5)
     proba = rng.dirichlet(np.ones(4), n) + 0.5 * np.eye(4)[y]
     table = _gate_cases.world("table", "mammography", 0)
-    place = FeatureSpace.of(table.fit.X, table.is_category)
+    place = FeatureSpace.of(table.training.X, table.is_category)
     numbers = rng.normal(size=(n, 3))
     codes = rng.integers(0, 16, (n, 3))
     X = np.vstack([numbers, rng.normal(0.3, 1.2, (n, 3))])
@@ -97,8 +97,8 @@ def inputs(quick: bool) -> dict[str, Any]:
         "c2st_X": X,
         "c2st_y": real,
         "c2st_fold": stratified_folds(real, None, C2ST_FOLDS, 0, [str(i) for i in range(2 * n)]),
-        "placed_fit": place.place(table.fit.X).numbers / table.fit.X.shape[1],
-        "placed_new": place.place(table.val.X).numbers / table.fit.X.shape[1],
+        "placed_fit": place.place(table.training.X).numbers / table.training.X.shape[1],
+        "placed_new": place.place(table.validation.X).numbers / table.training.X.shape[1],
         "numbers_real": numbers,
         "numbers_made": X[n:],
         "codes_real": codes,
@@ -116,18 +116,18 @@ def ours(given: dict[str, Any]) -> dict[str, float]:
         found[f"{name}/frechet"] = frechet(made, real)
     classes = list("abcd")
     scores = score_predictions(
-        given["y"], given["proba"], classes=classes, judged=np.ones(4, dtype=bool)
+        given["y"], given["proba"], classes=classes, compared=np.ones(4, dtype=bool)
     )
     for name in ("balanced_accuracy", "macro_f1", "auprc", "worst_recall", "brier"):
         found[f"scores/{name}"] = getattr(scores, name)
     n = len(given["numbers_real"])
     plain = {"is_category": np.zeros(3, dtype=bool), "n_levels": np.zeros(3, dtype=np.int64)}
     found["c2st_auc"] = c2st_auc(
-        given["c2st_X"][:n], given["c2st_X"][n:], **plain, learner="logistic"
+        given["c2st_X"][:n], given["c2st_X"][n:], **plain, estimator="logistic"
     )
     table = _gate_cases.world("table", "mammography", 0)
-    place = FeatureSpace.of(table.fit.X, table.is_category)
-    nearest = place.nearest(place.place(table.val.X), place.place(table.fit.X))
+    place = FeatureSpace.of(table.training.X, table.is_category)
+    nearest = place.nearest(place.place(table.validation.X), place.place(table.training.X))
     found["nearest"] = float(nearest.mean())
     for kind, of in (("number", "numbers"), ("category", "codes")):
         columns = {

@@ -1,6 +1,6 @@
 """Models of tables beside CTGAN, TVAE and the SMOTE family: `python benchmarks/tables.py [--quick] [--json FILE]`.
 
-Six sets under three seeds, split into fit (60 %), val (10 %) and test (30 %); `_table_data.py` says how.
+Six sets under three seeds, split into fit (60 %), validation (10 %) and test (30 %); `_table_data.py` says how.
 Every method gets the same fit rows:
 
 - *nothing*, *class weights*, *oversampling* (random, with copies) and *SMOTE* (SMOTE, SMOTENC or
@@ -13,12 +13,12 @@ Every method gets the same fit rows:
 Measured are, with test's rows: the AUC of boosted trees that tell drawn rows from them (C2ST; 0.5 is
 perfect; five folds, up to 2,500 rows a side), column shapes and pair trends (sdmetrics' figures), all
 rows and those of the smaller classes (`min`); the share nearer to fit than to as many test rows
-(`near`); the share nearer to fit than the nearest 5 % of test's rows (`memo`), exact copies of fit rows
+(`near`); the share nearer to fit than the nearest 5 % of test's rows (`memo`), exact copies of training records rows
 beside test's own, and the share of rows with valid values throughout. Downstream, gradient boosting
 and logistic regression are trained on fit rows with what brings every class up to the largest; every
-arm's thresholds are tuned on val, and test is scored once.
+strategy's thresholds are tuned on validation records, and test is scored once.
 
-Every cell (set, seed, method) is a process of its own with one thread; seconds are CPU seconds of fit
+Every cell (set, seed, method) is a process of its own with one thread; seconds are CPU seconds of training records
 and of sampling, memory is what the peak grew by. Finished cells are kept in --cache and are made anew
 only when what they were made of has changed, so an interrupted run goes on where it was; the peers'
 environment (about 1 GB) is there too. CTGAN takes two minutes a cell on the larger sets.
@@ -128,7 +128,7 @@ class Cell:
         split = _table_data.split(self.of_set, self.seed)
         for name in ("all.parquet", "drawn.json", "scores.json"):  # of what it was before
             (self.folder / name).unlink(missing_ok=True)
-        split.fit.to_parquet(self.folder / "fit.parquet")
+        split.training.to_parquet(self.folder / "fit.parquet")
         self._write_task(label=split.label, lacking=split.lacking)
         is_peer = self.method in PEERS
         words = [sys.executable, str(HERE / "_table_draw.py")]

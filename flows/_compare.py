@@ -1,4 +1,4 @@
-"""The comparison of arms, as both flows run it: a search on val by successive halving."""
+"""The comparison of strategies, as both flows run it: a search on validation records by successive halving."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from prefect_augment.experiment.search import best_settings, finalists, go_on, r
 from prefect_augment.params import Budget, Classic, Gate, ModelParams
 from prefect_augment.plan.schedule import Clock, model_of, pilot_budget, suitable
 from prefect_augment.plan.search_space import PILOT_EFFORT, pilot_groups, settings
-from prefect_augment.plan.strategies import make_arms
+from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, DatasetRef, GateReport
-from prefect_augment.schema.experiment import Rung, SearchFacts
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.schema.base import (
+    BalancePlan,
+    DatasetRef,
+    FilterResult,
+    Strategy,
+    StrategyScore,
+)
+from prefect_augment.schema.experiment import Rung, SearchResult
+from prefect_augment.shards.staged import load_info
 from prefect_augment.tasks._runtime import open_block_store, run_each
-from prefect_augment.tasks.compare import pilot_arm, score_arm
+from prefect_augment.tasks.compare import pilot_strategy, score_strategy
 
-__all__ = ["Search", "choose_model", "search_arms"]
+__all__ = ["Search", "choose_model", "search_strategies"]
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,21 @@ class Search:
 
     Attributes
     ----------
-    scores : list of ArmScore
-        Of arms that were scored in full.
+    scores : list of StrategyScore
+        Of strategies that were scored in full.
     n_seeds : int
         What the best of them were scored with, and the hold-out is to compare with.
-    facts : SearchFacts
+    info : SearchResult
         Every rung, for the report.
     """
 
-    scores: list[ArmScore]
+    scores: list[StrategyScore]
     n_seeds: int
-    facts: SearchFacts
+    info: SearchResult
 
 
-def search_arms(
-    arms: Sequence[Arm],
+def search_strategies(
+    strategies: Sequence[Strategy],
     dataset: DatasetRef,
     plan: BalancePlan,
     *,
@@ -52,19 +58,19 @@ def search_arms(
     budget: Budget,
     seed: int,
     workers: int,
-    candidates: GateReport | None = None,
+    candidates: FilterResult | None = None,
     copies: bool = False,
     kind: str = "",
     piloted: Sequence[Rung] = (),
 ) -> Search:
-    """Try every setting of all arms, the best arms in full, and the best of these with all seeds.
+    """Try every setting of all strategies, the best strategies in full, and the best of these with all seeds.
 
     Parameters
     ----------
     gate : Gate
         With as many seeds as are asked for.
     budget : Budget
-        Where it is in minutes, so many arms go on, with so many seeds, as there is time for.
+        Where it is in minutes, so many strategies go on, with so many seeds, as there is time for.
     copies : bool
         Duplicates are published instead of weights.
     kind : str
@@ -94,16 +100,21 @@ def search_arms(
             device=budget.device,
         )
 
-    tried = pilot_groups(arms, plan=plan, classic=classic, copies=copies)
-    pilots = [s for found in each(pilot_arm, [{"arms": t} for t in tried]) for s in found]
+    tried = pilot_groups(strategies, plan=plan, classic=classic, copies=copies)
+    pilots = [
+        s for found in each(pilot_strategy, [{"strategies": t} for t in tried]) for s in found
+    ]
     n_kept = clock.n_kept(pilots, best_settings(pilots))
     kept = go_on(pilots, n_kept=n_kept)
-    first = each(score_arm, [{"arm": arm, "seed": 0} for arm in kept])
+    first = each(score_strategy, [{"strategy": strategy, "seed": 0} for strategy in kept])
     last = finalists(first)
     n_seeds = clock.n_seeds(pilots, first, last, most=gate.n_seeds)
     if n_seeds == 1:  # there is nothing to add to it: all of them stand for election
         last = kept
-    rest = each(score_arm, [{"arm": arm, "seed": i} for arm in last for i in range(1, n_seeds)])
+    rest = each(
+        score_strategy,
+        [{"strategy": strategy, "seed": i} for strategy in last for i in range(1, n_seeds)],
+    )
     said: dict[str, Any] = {"timed": not budget.steps, "model": kind}
     rungs = [
         *piloted,
@@ -112,22 +123,24 @@ def search_arms(
             pilots,
             kept,
             effort=PILOT_EFFORT,
-            reasons={"": f"the best setting of its arm, and not of the best {n_kept} arms"},
+            reasons={
+                "": f"the best setting of its strategy, and not of the best {n_kept} strategies"
+            },
             **said,
         ),
         rung(
             "in full",
             first,
             last,
-            reasons={"": f"not of the best {len(last) - 1} arms"},
+            reasons={"": f"not of the best {len(last) - 1} strategies"},
             **said,
         ),
     ]
     if rest:
-        scores = [score for score in [*first, *rest] if score.arm in last]
+        scores = [score for score in [*first, *rest] if score.strategy in last]
         rungs.append(rung("all seeds", scores, last, reasons={}, **said))
-    facts = SearchFacts(rungs=tuple(rungs), n_settings=plan.n_settings)
-    return Search([*first, *rest], n_seeds, facts)
+    info = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
+    return Search([*first, *rest], n_seeds, info)
 
 
 def choose_model(
@@ -146,30 +159,30 @@ def choose_model(
     Returns
     -------
     ModelParams
-        The wish itself, or the model whose best setting scored highest on val.
+        The wish itself, or the model whose best setting scored highest on validation records.
     tuple of Rung
         The pilots; empty where there was nothing to compare.
     dict of str to str
         Kinds that were passed over, and why.
     """
-    facts = load_facts(dataset, open_block_store(dataset.root, dataset.block))
-    kinds, over = suitable(facts, plan, model)
+    info = load_info(dataset, open_block_store(dataset.root, dataset.block))
+    kinds, over = suitable(info, plan, model)
     if len(kinds) < 2:
         return model, (), over
-    (arm,) = (
-        arm
-        for arm in make_arms(
+    (strategy,) = (
+        strategy
+        for strategy in make_strategies(
             dataset.modality, model="model", classic=classic, soft_labels=plan.soft_labels
         )
-        if arm.family == "model"
+        if strategy.family == "model"
     )
     tried = [
-        settings(arm.model_copy(update={"name": kind}), plan=plan, classic=classic)
+        settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=classic)
         for kind in kinds
     ]
     pilots = run_each(
-        pilot_arm,
-        [{"arms": t, "model": model_of(kind)} for kind, t in zip(kinds, tried, strict=True)],
+        pilot_strategy,
+        [{"strategies": t, "model": model_of(kind)} for kind, t in zip(kinds, tried, strict=True)],
         workers=workers,
         dataset=dataset,
         plan=plan,
@@ -184,7 +197,7 @@ def choose_model(
         rung(
             "models",
             scores,
-            [max(scores, key=lambda s: s.score).arm] if i == best else [],
+            [max(scores, key=lambda s: s.score).strategy] if i == best else [],
             effort=PILOT_EFFORT,
             reasons={"": f"{kinds[best]} scored higher"},
             timed=not budget.steps,

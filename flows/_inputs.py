@@ -83,7 +83,7 @@ def check_parameters(
     budget: Budget,
     model: ModelParams,
     seed: int,
-    judged: Balance | None = None,
+    compared: Balance | None = None,
 ) -> None:
     """Refuse what cannot work before anything is read.
 
@@ -101,7 +101,7 @@ def check_parameters(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
         )
-    if judged is not None and judged.unit == "object":
+    if compared is not None and compared.unit == "object":
         raise ParameterError(
             "balance.unit is 'object', and what judges images tells classes of whole images apart, not boxes; balance "
             "boxes with the flow augment, or records with balance.unit 'record'."
@@ -130,5 +130,5 @@ def check_seed(seed: int) -> None:
 
 
 def as_json(*params: BaseModel) -> dict[str, Any]:
-    """Return wishes as JSON, by the name of their class in lower case; blocks by name, no secrets."""
+    """Return params as JSON, by the name of their class in lower case; blocks by name, no secrets."""
     return {type(p).__name__.lower(): p.model_dump(mode="json") for p in params}

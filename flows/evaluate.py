@@ -10,7 +10,7 @@ from prefect_augment.augmentation.text import check_judgeable
 from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.experiment.confirmation import why_refused
 from prefect_augment.experiment.privacy import found_privacy
-from prefect_augment.flows._compare import search_arms
+from prefect_augment.flows._compare import search_strategies
 from prefect_augment.flows._inputs import check_seed
 from prefect_augment.ingest.external import plan_of_given
 from prefect_augment.params import (
@@ -24,13 +24,13 @@ from prefect_augment.params import (
     Report,
     Source,
 )
-from prefect_augment.plan.strategies import GIVEN, make_arms
+from prefect_augment.plan.strategies import GIVEN, make_strategies
 from prefect_augment.report.run_summary import summarise, with_given
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.report import Findings
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
-from prefect_augment.tasks.compare import choose_arm, judge_candidates, verify_choice
+from prefect_augment.tasks.compare import choose_strategy, confirm_choice, filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -86,11 +86,11 @@ def evaluate(
             max_megapixels=source.max_megapixels,
         )
         asked = plan_of_given(plan, given)
-        judged = run(
-            judge_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
+        compared = run(
+            filter_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
         )
-        found = search_arms(
-            make_arms(dataset.modality, model=None, classic=classic),
+        found = search_strategies(
+            make_strategies(dataset.modality, model=None, classic=classic),
             dataset,
             plan,
             model=model,
@@ -101,17 +101,17 @@ def evaluate(
             workers=compute.workers,
         )
         scores = found.scores
-        # Whoever made the records may have seen val, so they are compared on the hold-out alone.
-        best = run(choose_arm, scores)
+        # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
+        best = run(choose_strategy, scores)
         choice = best.model_copy(update={"chosen": GIVEN, "model": GIVEN})
         verdict = run(
-            verify_choice,
+            confirm_choice,
             dataset,
             choice,
             plan,
             scores=scores,
             model=model,
-            candidates=judged,
+            candidates=compared,
             classic=classic,
             gate=gate.model_copy(update={"n_seeds": found.n_seeds}),
             seed=seed,
@@ -119,14 +119,14 @@ def evaluate(
             workers=compute.workers,
         )
         # Of the records that the verdict has read the hold-out for.
-        privacy = found_privacy(open_destination(destination), dataset, judged)
+        privacy = found_privacy(open_destination(destination), dataset, compared)
         page = run(
             write_report,
             dataset,
             asked,
             scores=scores,
             verdict=verdict,
-            gate=judged,
+            gate=compared,
             pictures=report,
             status="evaluated",
             findings=Findings(privacy=privacy),
@@ -144,7 +144,7 @@ def evaluate(
         result = with_given(
             result,
             given,
-            judged,
+            compared,
             privacy,
             pictures=report.pictures,
             store=open_destination(destination),

@@ -189,7 +189,7 @@ def embed(job: _Run) -> LatentResult:
 
 @_use("latents")
 def anomalies(job: _Run, anomalies: Anomalies = Anomalies()) -> LatentResult:
-    """Score how strange every record is, and flag those beyond what is normal on val.
+    """Score how strange every record is, and flag those beyond what is normal on validation records.
 
     Args:
         anomalies: What is normal, and how much of it may be flagged.

@@ -11,10 +11,10 @@ from prefect_augment.augmentation.label_preservation import needs_check
 from prefect_augment.augmentation.text import check_judgeable
 from prefect_augment.errors import RefusedError
 from prefect_augment.experiment.confirmation import why_refused, without_comparison
-from prefect_augment.experiment.score import published_arm
+from prefect_augment.experiment.score import published_strategy
 from prefect_augment.experiment.search import decided
 from prefect_augment.flows._approval import announce, release, settle
-from prefect_augment.flows._compare import choose_model, search_arms
+from prefect_augment.flows._compare import choose_model, search_strategies
 from prefect_augment.flows._inputs import (
     as_json,
     check_parameters,
@@ -37,23 +37,23 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan.schedule import training_budget
-from prefect_augment.plan.strategies import candidates_wanted, make_arms, make_recipe
+from prefect_augment.plan.strategies import candidates_wanted, make_recipe, make_strategies
 from prefect_augment.plan.weights import inherit_weights
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, resolve_model
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import (
-    Arm,
-    ArmScore,
     BalancePlan,
     DatasetRef,
-    GateReport,
+    FilterResult,
     ModelRef,
     RunResult,
+    Strategy,
+    StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.experiment import Rung, SearchFacts
+from prefect_augment.schema.experiment import Rung, SearchResult
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings
 from prefect_augment.storage.manifests import find_commit
@@ -63,10 +63,10 @@ from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.compare import (
-    choose_arm,
-    judge_candidates,
+    choose_strategy,
+    confirm_choice,
+    filter_candidates,
     measure_privacy,
-    verify_choice,
 )
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -119,7 +119,7 @@ def rebalance(
         budget=budget,
         model=model,
         seed=seed,
-        judged=balance,
+        compared=balance,
     )
     destination = default_destination(destination, source)
     with running(destination, publishes=not plan_only):
@@ -178,7 +178,7 @@ def rebalance(
             budget=training_budget(budget, n_piloted),
             seed=seed,
         )
-        arm, verdict, scores, search = _compare(
+        strategy, verdict, scores, search = _compare(
             dataset,
             plan,
             candidates,
@@ -195,7 +195,7 @@ def rebalance(
             search = search.model_copy(update={"passed_over": passed_over})
         logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
         recipe = make_recipe(
-            arm,
+            strategy,
             plan,
             kept=candidates.kept_counts if candidates else None,
             shares=candidates.shares if candidates else None,
@@ -312,7 +312,7 @@ def _candidates(
     gate: Gate,
     budget: Budget,
     seed: int,
-) -> tuple[ModelRef | None, GateReport | None, Privacy | None]:
+) -> tuple[ModelRef | None, FilterResult | None, Privacy | None]:
     """Train the model, draw from it and judge what it drew; nothing where the plan wants nothing."""
     if not (resolve_model(model, modality=dataset.modality) and plan.n_synthetic):
         return None, None, None
@@ -324,14 +324,16 @@ def _candidates(
         )
         return None, None, None
     drawn = run(sample_classes, dataset, trained, wanted, seed=seed, constraints=gate.constraints)
-    judged = run(judge_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device)
-    return trained, judged, run(measure_privacy, dataset, drawn, judged, plan)
+    compared = run(
+        filter_candidates, dataset, drawn, plan, gate=gate, seed=seed, device=budget.device
+    )
+    return trained, compared, run(measure_privacy, dataset, drawn, compared, plan)
 
 
 def _compare(
     dataset: DatasetRef,
     plan: BalancePlan,
-    candidates: GateReport | None,
+    candidates: FilterResult | None,
     *,
     model: ModelParams,
     classic: Classic,
@@ -341,14 +343,16 @@ def _compare(
     seed: int,
     copies: bool,
     piloted: tuple[Rung, ...],
-) -> tuple[Arm, Verdict, list[ArmScore], SearchFacts | None]:
-    """Choose an arm on val and hold it against the best baseline on the hold-out."""
-    if len({c.label for c in plan.classes if c.judged}) < 2:
-        arm, verdict = without_comparison(plan)
-        return arm, verdict, [], None
+) -> tuple[Strategy, Verdict, list[StrategyScore], SearchResult | None]:
+    """Choose a strategy on validation records and hold it against the best baseline on the hold-out."""
+    if len({c.label for c in plan.classes if c.compared}) < 2:
+        strategy, verdict = without_comparison(plan)
+        return strategy, verdict, [], None
     kind = resolve_model(model, modality=dataset.modality) if candidates else None
-    found = search_arms(
-        make_arms(dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels),
+    found = search_strategies(
+        make_strategies(
+            dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels
+        ),
         dataset,
         plan,
         model=model,
@@ -363,9 +367,9 @@ def _compare(
         piloted=piloted,
     )
     scores = found.scores
-    choice = run(choose_arm, scores, prefer_model=gate.on_no_gain == "publish")
+    choice = run(choose_strategy, scores, prefer_model=gate.on_no_gain == "publish")
     verdict = run(
-        verify_choice,
+        confirm_choice,
         dataset,
         choice,
         plan,
@@ -378,4 +382,4 @@ def _compare(
         device=budget.device,
         workers=compute.workers,
     )
-    return published_arm(choice, verdict), verdict, scores, decided(found.facts, choice)
+    return published_strategy(choice, verdict), verdict, scores, decided(found.info, choice)

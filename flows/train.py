@@ -75,11 +75,11 @@ def train(
         known = find_model(dataset, store=store, **given)
         trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
         logger.info(
-            "%s %s, %d steps on %d fit records: checkpoint %s, encoder %s; it can sample %d of %d classes.",
+            "%s %s, %d steps on %d training records: checkpoint %s, encoder %s; it can sample %d of %d classes.",
             "Nothing new: there was a model" if known else "Trained",
             trained.kind,
             trained.steps,
-            trained.n_fit,
+            trained.n_training,
             trained.digest[:12],
             trained.encoder_digest[:12],
             len(trained.strata),

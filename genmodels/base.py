@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Fit records that a stratum needs before it is sampled: balancing.MIN_SAMPLED training records less
-# the fifth of them that is val by default. With fewer, a draw is close to a copy.
+# the fifth of them that is validation by default. With fewer, a draw is close to a copy.
 MIN_SAMPLED_RECORDS = 8
 
 Config = dict[str, Any]
@@ -97,7 +97,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableData:
-    """The fit records of a table.
+    """The training records of a table.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ImageData:
-    """The fit records of a set of images.
+    """The training records of a set of images.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ class GenerativeModel(Protocol):
         ...
 
     def fit(self, data: Any, ctx: FitContext) -> None:
-        """Train on fit records: ``TableData`` or ``ImageData``, as the spec was."""
+        """Train on training records: ``TableData`` or ``ImageData``, as the spec was."""
         ...
 
     def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> NDArray[Any]:

@@ -61,7 +61,7 @@ def emit_published(store: Store, commit: Commit) -> None:
         "counts": manifest.class_counts if few else {},
         "verdict": manifest.verdict.decision if manifest.verdict else "not judged",
         "reasons": list(manifest.verdict.reasons) if manifest.verdict else [],
-        "recipe": manifest.recipe.arm.name,
+        "recipe": manifest.recipe.strategy.name,
         "sentence": manifest.recipe.sentence,
     }
     emit_event(PUBLISHED, resource=dataset_resource(store.uri), payload=payload)
@@ -75,7 +75,7 @@ def emit_refused(uri: str, verdict: Verdict, report: ReportRef) -> None:
         "uri": uri,
         "verdict": verdict.decision,
         "reasons": list(verdict.reasons),
-        "arm": verdict.chosen,
+        "strategy": verdict.chosen,
         "report": f"{report.root}/{report.prefix}/report.html",
     }
     emit_event(REFUSED, resource=dataset_resource(uri), payload=payload)

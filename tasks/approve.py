@@ -17,13 +17,13 @@ from prefect_augment.publish.proposal import (
 )
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ArmScore,
     BalancePlan,
     DatasetRef,
-    GateReport,
+    FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.report import Findings
@@ -54,10 +54,10 @@ def propose_dataset(
     recipe: Recipe,
     verdict: Verdict,
     report: ReportRef,
-    candidates: GateReport | None = None,
+    candidates: FilterResult | None = None,
     classic: DatasetRef | None = None,
     models: Sequence[ModelRef] = (),
-    scores: Sequence[ArmScore] = (),
+    scores: Sequence[StrategyScore] = (),
     settings: Publish | None = None,
     pictures: Report | None = None,
     policy: Classic | None = None,

@@ -1,4 +1,4 @@
-"""Judge: which candidates pass, which arm is best on val, and what the hold-out says of it."""
+"""Judge: which candidates pass, which strategy is best on validation records, and what the hold-out says of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prefect_augment.experiment.score import choose, score
 from prefect_augment.experiment.search import pilot
 from prefect_augment.params import AutoModel, Budget, Classic, Gate, ModelParams
 from prefect_augment.schema.base import (
-    Arm,
-    ArmScore,
     BalancePlan,
     Choice,
     DatasetRef,
-    GateReport,
+    FilterResult,
+    Strategy,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.privacy import Privacy
@@ -35,23 +35,23 @@ from prefect_augment.tasks._runtime import (
 )
 
 __all__ = [
-    "choose_arm",
-    "judge_candidates",
+    "choose_strategy",
+    "confirm_choice",
+    "filter_candidates",
     "measure_privacy",
-    "pilot_arm",
-    "score_arm",
-    "verify_choice",
+    "pilot_strategy",
+    "score_strategy",
 ]
 
 logger = logging.getLogger(__name__)
 
 
 @task(
-    name="judge_candidates",
+    name="filter_candidates",
     task_run_name=named(lambda p: f"judge {class_list(p['candidates'].class_counts)}"),
     **TASK_OPTIONS,
 )
-def judge_candidates(
+def filter_candidates(
     dataset: DatasetRef,
     candidates: DatasetRef,
     plan: BalancePlan,
@@ -59,13 +59,13 @@ def judge_candidates(
     gate: Gate | None = None,
     seed: int = 0,
     device: str = "auto",
-) -> GateReport:
+) -> FilterResult:
     """Drop candidates that copy a record, look like another class or leave the domain.
 
     Parameters
     ----------
     dataset : DatasetRef
-        The real records; fit and val are read, the hold-out is not.
+        The real records; training and validation are read, the hold-out is not.
     candidates : DatasetRef
         What was sampled.
     plan : BalancePlan
@@ -79,7 +79,7 @@ def judge_candidates(
 
     Returns
     -------
-    GateReport
+    FilterResult
         Per class: candidates, passed, kept, and the reasons of those dropped.
     """
     with run_log(), progress("judge candidates", dataset.root), _gpu(dataset, device):
@@ -96,7 +96,7 @@ def judge_candidates(
 
 @task(name="measure_privacy", task_run_name="measure privacy", **TASK_OPTIONS)
 def measure_privacy(
-    dataset: DatasetRef, candidates: DatasetRef, judged: GateReport, plan: BalancePlan
+    dataset: DatasetRef, candidates: DatasetRef, compared: FilterResult, plan: BalancePlan
 ) -> Privacy:
     """Say what synthetic records give away about the records that they were made from.
 
@@ -105,10 +105,10 @@ def measure_privacy(
     Parameters
     ----------
     dataset : DatasetRef
-        The real records; fit and val are read, the hold-out is not.
+        The real records; training and validation are read, the hold-out is not.
     candidates : DatasetRef
         What a model drew that was trained on fit.
-    judged : GateReport
+    compared : FilterResult
         What was kept of it.
     plan : BalancePlan
         Names the classes.
@@ -122,7 +122,7 @@ def measure_privacy(
         found = measure(
             dataset,
             candidates,
-            judged,
+            compared,
             plan=plan,
             store=open_block_store(dataset.root, dataset.block),
         )
@@ -131,12 +131,12 @@ def measure_privacy(
 
 
 @task(
-    name="score_arm",
-    task_run_name=named(lambda p: f"score {p['arm'].name}, seed {p['seed']}"),
+    name="score_strategy",
+    task_run_name=named(lambda p: f"score {p['strategy'].name}, seed {p['seed']}"),
     **TASK_OPTIONS,
 )
-def score_arm(
-    arm: Arm,
+def score_strategy(
+    strategy: Strategy,
     seed: int,
     *,
     dataset: DatasetRef,
@@ -145,14 +145,14 @@ def score_arm(
     classic: Classic | None = None,
     gate: Gate | None = None,
     run_seed: int = 0,
-    candidates: GateReport | None = None,
+    candidates: FilterResult | None = None,
     device: str = "auto",
-) -> ArmScore:
-    """Train the learners on one arm and score them on val.
+) -> StrategyScore:
+    """Train the estimators on one strategy and score them on validation records.
 
     Parameters
     ----------
-    arm : Arm
+    strategy : Strategy
         The way of treating the training part.
     seed : int
         0, 1, 2 …: another partition and other random records.
@@ -160,20 +160,20 @@ def score_arm(
         As for the other tasks.
     run_seed : int
         The run's seed.
-    candidates : GateReport, optional
-        What the gate kept of the run's own candidates; arms of images train on them.
+    candidates : FilterResult, optional
+        What the gate kept of the run's own candidates; strategies of images train on them.
     device : str
         Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
-    ArmScore
+    StrategyScore
         Scores over the judged classes.
     """
     with run_log(), _gpu(dataset, device):
         return score(
             dataset,
-            arm=arm,
+            strategy=strategy,
             plan=plan,
             model=model or AutoModel(),
             classic=classic or Classic(),
@@ -187,12 +187,14 @@ def score_arm(
 
 
 @task(
-    name="pilot_arm",
-    task_run_name=named(lambda p: f"pilots of {p['arms'][0].name}, {len(p['arms'])} settings"),
+    name="pilot_strategy",
+    task_run_name=named(
+        lambda p: f"pilots of {p['strategies'][0].name}, {len(p['strategies'])} settings"
+    ),
     **TASK_OPTIONS,
 )
-def pilot_arm(
-    arms: Sequence[Arm],
+def pilot_strategy(
+    strategies: Sequence[Strategy],
     *,
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -200,30 +202,30 @@ def pilot_arm(
     classic: Classic | None = None,
     gate: Gate | None = None,
     run_seed: int = 0,
-    candidates: GateReport | None = None,
+    candidates: FilterResult | None = None,
     device: str = "auto",
     budget: Budget | None = None,
-) -> tuple[ArmScore, ...]:
-    """Score each setting of one arm on val, with a part of the learners' steps.
+) -> tuple[StrategyScore, ...]:
+    """Score each setting of one strategy on validation records, with a part of the estimators' steps.
 
     Parameters
     ----------
-    arms : sequence of Arm
-        An arm with each of its settings.
+    strategies : sequence of Strategy
+        A strategy with each of its settings.
     budget : Budget, optional
         Train a model of tables for these pilots alone, with so much effort.
     dataset, plan, model, classic, gate, run_seed, candidates, device
-        As for :func:`score_arm`.
+        As for :func:`score_strategy`.
 
     Returns
     -------
-    tuple of ArmScore
-        In the order of ``arms``.
+    tuple of StrategyScore
+        In the order of ``strategies``.
     """
     with run_log(), _gpu(dataset, device):
         return pilot(
             dataset,
-            arms=arms,
+            strategies=strategies,
             plan=plan,
             model=model or AutoModel(),
             classic=classic or Classic(),
@@ -237,19 +239,21 @@ def pilot_arm(
 
 
 @task(
-    name="choose_arm",
-    task_run_name=named(lambda p: f"choose of {len({s.arm.name for s in p['scores']})} arms"),
+    name="choose_strategy",
+    task_run_name=named(
+        lambda p: f"choose of {len({s.strategy.name for s in p['scores']})} strategies"
+    ),
     **TASK_OPTIONS,
 )
-def choose_arm(scores: Sequence[ArmScore], *, prefer_model: bool = False) -> Choice:
-    """Choose the best arm and the best baseline by their scores on val.
+def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
+    """Choose the best strategy and the best baseline by their scores on validation records.
 
     Parameters
     ----------
-    scores : sequence of ArmScore
-        All arms with one seed or more.
+    scores : sequence of StrategyScore
+        All strategies with one seed or more.
     prefer_model : bool
-        Compare the best arm with synthetic records even where another is better.
+        Compare the best strategy with synthetic records even where another is better.
 
     Returns
     -------
@@ -261,46 +265,46 @@ def choose_arm(scores: Sequence[ArmScore], *, prefer_model: bool = False) -> Cho
 
 
 @task(
-    name="verify_choice",
+    name="confirm_choice",
     task_run_name=named(
         lambda p: f"verify {p['choice'].chosen.name} against {p['choice'].baseline.name}"
     ),
     **TASK_OPTIONS,
 )
-def verify_choice(
+def confirm_choice(
     dataset: DatasetRef,
     choice: Choice,
     plan: BalancePlan,
     *,
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     model: ModelParams | None = None,
-    candidates: GateReport | None = None,
+    candidates: FilterResult | None = None,
     classic: Classic | None = None,
     gate: Gate | None = None,
     seed: int = 0,
     device: str = "auto",
     workers: int = 1,
 ) -> Verdict:
-    """Compare the chosen arm, the best baseline and as is on the hold-out: its one reading.
+    """Compare the chosen strategy, the best baseline and as is on the hold-out: its one reading.
 
     Parameters
     ----------
     dataset : DatasetRef
         Ingested records with a hold-out.
     choice : Choice
-        Fixed beforehand on val.
+        Fixed beforehand on validation records.
     plan : BalancePlan
         Amounts per class.
-    scores : sequence of ArmScore
-        For the thresholds that were tuned on val.
+    scores : sequence of StrategyScore
+        For the thresholds that were tuned on validation records.
     model, candidates, classic, gate
-        What the arms are made of.
+        What the strategies are made of.
     seed : int
         The run's seed.
     device : str
         Where networks compute: auto, cpu or cuda.
     workers : int
-        Arms that are trained at the same time.
+        Strategies that are trained at the same time.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
     Returns
     -------
     DatasetRef
-        A reference to the staged records, split into fit, val and holdout.
+        A reference to the staged records, split into training, validation and holdout.
 
     Raises
     ------

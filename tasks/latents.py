@@ -79,7 +79,7 @@ def open_version(destination: Destination, version: int = 0) -> DatasetRef:
     **TASK_OPTIONS,
 )
 def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
-    """Stage the fit and val records of some classes, for a model that is to know no others.
+    """Stage the training and validation records of some classes, for a model that is to know no others.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def score_anomalies(
     normal_share: float = 0.05,
     output: Output | None = None,
 ) -> LatentRef:
-    """Score every record, flag those beyond a threshold from val, and rank all.
+    """Score every record, flag those beyond a threshold from validation, and rank all.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def score_anomalies(
     model : ModelRef
         A model with a latent space; the classes that it was trained on are normal.
     normal_share : float
-        Share of the normal val records that may be beyond the threshold.
+        Share of the normal validation records that may be beyond the threshold.
     output : Output, optional
         Which parts, and where to; beside the dataset by default.
 
@@ -253,7 +253,7 @@ def shift_records(
     Parameters
     ----------
     dataset : DatasetRef
-        Staged records; the direction comes from the fit records among them.
+        Staged records; the direction comes from the training records among them.
     model : ModelRef
         A model with a latent space.
     wish : AttributeShift, optional
@@ -266,7 +266,7 @@ def shift_records(
     -------
     LatentRef
         Parquet with a row per record and strength; ``found`` has how well the direction tells the two
-        values apart on val.
+        values apart on validation records.
     """
     with _use(dataset, model, output, "shift attribute") as (given, shown):
         return shown(shift_attribute(dataset, wish=wish, **given))

@@ -55,7 +55,7 @@ def plan_balance(
     seed : int
         The run's seed.
     searched : bool
-        The number of synthetic records is searched on val: where ``model`` is auto and no cap is
+        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap is
         given, up to 5 per real one are planned.
 
     Returns

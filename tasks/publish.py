@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from prefect import task
 
-from prefect_augment.experiment.filter import ungated
+from prefect_augment.experiment.filter import unfiltered
 from prefect_augment.params import AutoModel, Balance, Classic, Gate, Publish, Report
 from prefect_augment.plan.plan import plan as make_plan
 from prefect_augment.plan.strategies import plain_recipe
@@ -16,14 +16,14 @@ from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ArmScore,
     BalancePlan,
     Commit,
     DatasetRef,
-    GateReport,
+    FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.report import Findings
@@ -51,10 +51,10 @@ def write_report(
     dataset: DatasetRef,
     plan: BalancePlan,
     *,
-    scores: Sequence[ArmScore] = (),
+    scores: Sequence[StrategyScore] = (),
     verdict: Verdict | None = None,
     recipe: Recipe | None = None,
-    gate: GateReport | None = None,
+    gate: FilterResult | None = None,
     model: ModelRef | None = None,
     pictures: Report | None = None,
     classic: Classic | None = None,
@@ -118,7 +118,7 @@ def write_report(
 )
 def publish_dataset(
     dataset: DatasetRef,
-    candidates: GateReport | DatasetRef | None = None,
+    candidates: FilterResult | DatasetRef | None = None,
     *,
     plan: BalancePlan | None = None,
     recipe: Recipe | None = None,
@@ -136,7 +136,7 @@ def publish_dataset(
     ----------
     dataset : DatasetRef
         The real records; their root is the destination.
-    candidates : GateReport or DatasetRef, optional
+    candidates : FilterResult or DatasetRef, optional
         Synthetic records to publish: judged ones, or sampled ones as they are, which the manifest
         then says.
     plan : BalancePlan, optional
@@ -160,7 +160,7 @@ def publish_dataset(
     """
     with run_log(), progress("publish", dataset.root) as on_progress:
         store = open_block_store(dataset.root, dataset.block)
-        gate = ungated(candidates, store) if isinstance(candidates, DatasetRef) else candidates
+        gate = unfiltered(candidates, store) if isinstance(candidates, DatasetRef) else candidates
         plan = plan or make_plan(
             dataset, balance=Balance(), model=AutoModel(), gate=Gate(), store=store
         )

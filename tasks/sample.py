@@ -58,8 +58,8 @@ def sample_classes(
     constraints : sequence of Constraint
         What every record keeps: Inequality, Positive, Combination, Unique.
     max_near : float in [0, 1), optional
-        Largest share of records that are nearer to a fit record of their class than the nearest 5 %
-        of val's are: 0.05 is as many as among real records, 0 passes all of them over.
+        Largest share of records that are nearer to a training record of their class than the nearest 5 %
+        of validation's are: 0.05 is as many as among real records, 0 passes all of them over.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Train: a generative model fitted on the fit records, kept as a checkpoint by digest."""
+"""Train: a generative model fitted on the training records, kept as a checkpoint by digest."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def train_model(
     budget: Budget | None = None,
     seed: int = 0,
 ) -> ModelRef:
-    """Fit the encoder and the model on the fit records.
+    """Fit the encoder and the model on the training records.
 
     Parameters
     ----------
     dataset : DatasetRef
-        Ingested records; val and hold-out are not read.
+        Ingested records; validation and hold-out are not read.
     model : ModelParams, optional
         The kind of model and its parameters; chosen for the modality by default.
     plan : BalancePlan, optional

@@ -20,25 +20,25 @@ import pyarrow.parquet as pq
 from prefect_augment.params import Publish
 from prefect_augment.publish.publish import publish
 from prefect_augment.schema.base import (
-    Arm,
     BalancePlan,
-    ClassGate,
+    ClassFilter,
     ClassPlan,
-    ColumnFact,
-    DatasetFacts,
+    ColumnInfo,
+    DatasetInfo,
     DatasetRef,
     Estimate,
-    GateReport,
+    FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
-    ShardFact,
+    ShardInfo,
+    Strategy,
 )
 from prefect_augment.shards.parquet import label_names, write_shards
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, sha256_hex
 
-PARTS = ("fit", "fit", "val", "fit", "holdout")
+PARTS = ("training", "training", "validation", "training", "holdout")
 MODEL_DIGEST = "f" * 64
 
 
@@ -106,7 +106,7 @@ class Release:
     dataset: DatasetRef
     plan: BalancePlan
     recipe: Recipe
-    gate: GateReport | None
+    gate: FilterResult | None
     classic: DatasetRef | None
     models: tuple[ModelRef, ...]
     report: ReportRef | None
@@ -145,14 +145,14 @@ def stage_release(
                 target=20,
                 n_synthetic=4,
                 n_classic=3,
-                judged=True,
+                compared=True,
             )
             for c in classes
         ),
         estimate=Estimate(seconds=1.0, output_bytes=1, memory_bytes=1),
     )
     recipe = Recipe(
-        arm=Arm(name="model", family="model"),
+        strategy=Strategy(name="model", family="model"),
         class_weight={c: 1.0 + k for k, c in enumerate(classes)},
         synthetic={tail: 4},
         classic={tail: 3},
@@ -179,9 +179,9 @@ def stage_dataset(
     key: str = "k1",
     shard_records: int = 25,
     first: int = 0,
-    **facts: Any,
+    **info: Any,
 ) -> DatasetRef:
-    """Stage the records as ingest does: every fifth to the hold-out, every fifth to val.
+    """Stage the records as ingest does: every fifth to the hold-out, every fifth to validation.
 
     Records are named by their place, from ``first`` on.
     """
@@ -190,9 +190,9 @@ def stage_dataset(
     places = range(first, first + len(names))
     table = table.append_column("aug_id", pa.array([hex_id("real", i) for i in places]))
     table = table.append_column("content_key", pa.array([hex_id("content", i) for i in places]))
-    shards: list[ShardFact] = []
+    shards: list[ShardInfo] = []
     counts: dict[str, dict[str, int]] = {}
-    for part in ("fit", "val", "holdout"):
+    for part in ("training", "validation", "holdout"):
         rows = [i for i in range(len(names)) if PARTS[i % len(PARTS)] == part]
         rows.sort(key=lambda i: hex_id("real", first + i))
         written = write_shards(
@@ -208,7 +208,7 @@ def stage_dataset(
         )
         shards += written
         counts[part] = _sum_counts(written)
-    outcome = DatasetFacts(
+    outcome = DatasetInfo(
         stage="ingest",
         key=key,
         digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
@@ -216,31 +216,31 @@ def stage_dataset(
         label_type=str(table.schema.field(label).type),
         schema_digest=sha256_hex(str(table.schema.remove_metadata()).encode()),
         columns=tuple(
-            ColumnFact(name=f.name, arrow_type=str(f.type), kind="numeric", n_null=0, n_unique=2)
+            ColumnInfo(name=f.name, arrow_type=str(f.type), kind="numeric", n_null=0, n_unique=2)
             for f in table.schema
             if f.name not in (label, "aug_id", "content_key")
         ),
         shards=tuple(shards),
         part_counts=counts,
-        judged=tuple(sorted(set(names))),
+        compared=tuple(sorted(set(names))),
         n_quarantined=1,
         quarantine=_quarantine(store, stage.prefix),
         ledger=_ledger(store, stage.prefix, names),
-        **facts,
+        **info,
     )
     outcome = stage.finish(outcome)
     return _ref(store, stage, outcome)
 
 
-def _ref(store: Store, stage: Stage, facts: DatasetFacts) -> DatasetRef:
+def _ref(store: Store, stage: Stage, info: DatasetInfo) -> DatasetRef:
     return DatasetRef(
         root=store.uri,
         path=stage.outcome_path,
-        key=facts.key,
-        digest=facts.digest,
-        label=facts.label,
-        n_records=sum(s.n_records for s in facts.shards),
-        class_counts=_sum_counts(facts.shards),
+        key=info.key,
+        digest=info.digest,
+        label=info.label,
+        n_records=sum(s.n_records for s in info.shards),
+        class_counts=_sum_counts(info.shards),
     )
 
 
@@ -252,7 +252,7 @@ def _sum_counts(shards: Any) -> dict[str, int]:
     return counts
 
 
-def _quarantine(store: Store, prefix: str) -> tuple[ShardFact, ...]:
+def _quarantine(store: Store, prefix: str) -> tuple[ShardInfo, ...]:
     lines = pa.table({"file": ["in.csv"], "position": [3], "reason": ["no label"], "raw": ["1;2;"]})
     return write_shards(
         store, lines, prefix=prefix, stem="quarantine", split="quarantine", origin="real", label="",
@@ -277,7 +277,7 @@ def _ledger(store: Store, prefix: str, names: list[str], *, salt: int = 0) -> st
 
 def stage_gate(
     store: Store, table: pa.Table, names: list[str], stratum: str, *, key: str
-) -> GateReport:
+) -> FilterResult:
     """Six kept candidates of one stratum, its own real records with other ids."""
     rows = ([i for i, name in enumerate(names) if name == stratum] * 6)[:6]
     kept = table.take(pa.array(rows, pa.int64()))
@@ -295,11 +295,11 @@ def stage_gate(
         store, kept, prefix=prefix, stem="kept", split="candidates", origin="synthetic", label="label"
         if "label" in table.column_names else "", max_records=100, max_bytes=1 << 30,
     )  # fmt: skip
-    gated = ClassGate(
+    filtered = ClassFilter(
         name=stratum, n_candidates=8, n_passed=6, n_kept=6, reasons={"near_copy": 2}, metrics={}
     )
-    return GateReport(
-        root=store.uri, path=f"{prefix}/outcome.json", key=f"gate-{key}", purpose="utility", classes=(gated,),
+    return FilterResult(
+        root=store.uri, path=f"{prefix}/outcome.json", key=f"gate-{key}", purpose="utility", classes=(filtered,),
         kept=shards, dropped=(), feature_space="columns",
     )  # fmt: skip
 
@@ -324,11 +324,11 @@ def stage_classic(
         store, made, prefix=stage.prefix, stem="classic", split="classic", origin="classic", label=label,
         max_records=100, max_bytes=1 << 30,
     )  # fmt: skip
-    facts = DatasetFacts(
+    info = DatasetInfo(
         stage="augment", key=key, digest=shards[0].sha256, label=label, label_type="string", schema_digest="",
-        columns=(), shards=shards, part_counts={}, judged=(),
+        columns=(), shards=shards, part_counts={}, compared=(),
     )  # fmt: skip
-    return _ref(store, stage, stage.finish(facts))
+    return _ref(store, stage, stage.finish(info))
 
 
 def _model(store: Store, key: str) -> ModelRef:
@@ -336,7 +336,7 @@ def _model(store: Store, key: str) -> ModelRef:
     return ModelRef(
         root=store.uri, path=f"{folder}/outcome.json", key=key, kind="trees", digest=MODEL_DIGEST,
         encoder_digest="e" * 64, checkpoint=f"{folder}/model.safetensors", config=f"{folder}/model.json",
-        strata=("a",), n_fit=10, steps=1,
+        strata=("a",), n_training=10, steps=1,
     )  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def stage_report(store: Store, *, key: str, text: str = "<html>") -> ReportRef:
 def publish_as_is(store: Store, ref: DatasetRef, settings: Publish | None = None) -> None:
     """Publish staged records as a version that changes nothing about them."""
     classes = tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, judged=True)
+        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True)
         for k, n in ref.class_counts.items()
     )
     publish(
@@ -367,7 +367,7 @@ def publish_as_is(store: Store, ref: DatasetRef, settings: Publish | None = None
             estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
         ),
         recipe=Recipe(
-            arm=Arm(name="as is", family="as_is"),
+            strategy=Strategy(name="as is", family="as_is"),
             class_weight={c.name: 1.0 for c in classes},
             synthetic={},
             classic={},

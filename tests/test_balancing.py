@@ -256,7 +256,7 @@ def test_plan_keeps_class_and_cell_of_each_stratum() -> None:
     plans = plan_classes(
         dict(zip(names, counts.values(), strict=True)), ["c"], balance, can_sample=True
     )
-    assert [(p.label, p.by, p.judged) for p in plans] == [
+    assert [(p.label, p.by, p.compared) for p in plans] == [
         ("a|b", {"s": "1"}, False),
         ("c", {"s": "1"}, True),
     ]

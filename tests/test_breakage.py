@@ -26,7 +26,7 @@ from prefect_augment.experiment.filter import judge
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Budget, Gate, Source, TreesModel
 from prefect_augment.plan.plan import plan as plan_of
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train
@@ -230,10 +230,10 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table
     plan = plan_of(dataset, balance=Balance(target="majority"), gate=Gate(), **wish)
     model = train(dataset, plan=plan, budget=Budget(), seed=0, **wish)
     drawn = sample(model, counts={"ill": 60}, seed=0, store=store, dataset=dataset)
-    judged = judge(dataset, drawn, plan=plan, gate=Gate(), seed=0, store=store)
-    facts = load_facts(dataset, store)
-    real = read_part(store, facts, ["fit", "val", "holdout"])
-    return real, read_part(store, load_facts(drawn, store), ["candidates"]), judged
+    compared = judge(dataset, drawn, plan=plan, gate=Gate(), seed=0, store=store)
+    info = load_info(dataset, store)
+    real = read_part(store, info, ["training", "validation", "holdout"])
+    return real, read_part(store, load_info(drawn, store), ["candidates"]), compared
 
 
 @pytest.mark.parametrize("what", IN_PARQUET)
@@ -246,8 +246,8 @@ def test_the_way_of_rebalance_keeps_type_and_domain(
 
 
 def test_the_gate_judges_records_of_all_types(staged: tuple[pa.Table, pa.Table, Any]) -> None:
-    _, made, judged = staged
-    (gate,) = (g for g in judged.classes if g.name == "ill")
+    _, made, compared = staged
+    (gate,) = (g for g in compared.classes if g.name == "ill")
     assert gate.n_candidates == made.num_rows == 60
     assert 0 < gate.n_kept <= gate.n_passed
 

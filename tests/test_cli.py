@@ -216,7 +216,7 @@ def test_versions_inspect_and_verify_say_what_is_there(
     call: Callable[..., tuple[int, str, str]], published: Path
 ) -> None:
     code, out, _ = call("versions", published, "--json")
-    assert (code, [fact["version"] for fact in json.loads(out)]) == (0, [1])
+    assert (code, [result["version"] for result in json.loads(out)]) == (0, [1])
     code, out, _ = call("inspect", published)
     assert code == 0
     assert "state" in out
@@ -247,7 +247,7 @@ def test_proposals_are_listed_and_a_wrong_amount_is_refused(
         source=Source(uri=str(published.parent / "in.parquet"), label="state"),
         destination=Destination(uri=str(tmp_path / "out")),
         model=NoModel(),
-        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"]),
+        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
         approval=Approval(ask=True),
     )
     code, out, _ = call("approve", tmp_path / "out", "--list", "--json")

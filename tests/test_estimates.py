@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_augment.nn.machine import learner_size
-from prefect_augment.plan.estimate import estimate, estimate_images, learner_steps
+from prefect_augment.nn.machine import classifier_size
+from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
 from prefect_augment.synthesis.effort import training_bytes, trees_seconds
 
 # --- tables -------------------------------------------------------------------------------------
@@ -18,11 +18,11 @@ def test_estimate_grows_with_everything_it_counts() -> None:
         "n_columns": 14,
         "n_classes": 3,
         "n_added": 1000,
-        "n_arms": 8,
+        "n_strategies": 8,
         "n_folds": 1,
         "n_seeds": 3,
-        "n_learners": 2,
-        "n_model_arms": 0,
+        "n_estimators": 2,
+        "n_model_strategies": 0,
     }
     least = estimate(**base)
     for name, value in base.items():
@@ -46,7 +46,7 @@ def test_training_is_estimated_as_it_was_measured() -> None:
 
 
 def test_images_are_judged_at_their_own_size_up_to_64() -> None:
-    assert [learner_size((w, h)) for w, h in [(28, 28), (30, 31), (3, 4), (136, 192)]] == [
+    assert [classifier_size((w, h)) for w, h in [(28, 28), (30, 31), (3, 4), (136, 192)]] == [
         28,
         32,
         8,
@@ -55,14 +55,14 @@ def test_images_are_judged_at_their_own_size_up_to_64() -> None:
 
 
 def test_steps_grow_with_the_root_of_the_records_within_bounds() -> None:
-    assert [learner_steps(n) for n in (10, 12_000, 48_000, 10**7)] == [300, 800, 1600, 3000]
+    assert [classifier_steps(n) for n in (10, 12_000, 48_000, 10**7)] == [300, 800, 1600, 3000]
 
 
 @given(st.integers(1, 10**6), st.floats(0.001, 1e4), st.floats(0.001, 1.0))
 def test_a_budget_only_ever_takes_steps_away(n: int, seconds: float, step_seconds: float) -> None:
-    found = learner_steps(n, seconds=seconds, step_seconds=step_seconds)
-    assert 300 <= found <= learner_steps(n)
-    assert found == 300 or found * step_seconds <= seconds or found == learner_steps(n)
+    found = classifier_steps(n, seconds=seconds, step_seconds=step_seconds)
+    assert 300 <= found <= classifier_steps(n)
+    assert found == 300 or found * step_seconds <= seconds or found == classifier_steps(n)
 
 
 BASE: dict[str, object] = {
@@ -72,7 +72,7 @@ BASE: dict[str, object] = {
     "side": 28,
     "n_channels": 1,
     "n_added": 0,
-    "n_arms": 8,
+    "n_strategies": 8,
     "folds": (1,),
     "n_seeds": 3,
     "has_model": False,
@@ -81,14 +81,14 @@ BASE: dict[str, object] = {
 
 def expected_of_images(**changes: object) -> tuple[float, int]:
     found, steps, _ = estimate_images(**BASE | changes)  # type: ignore[arg-type]
-    return found.judge_seconds, steps
+    return found.comparison_seconds, steps
 
 
 def test_judging_images_takes_longer_with_more_of_anything() -> None:
     seconds, steps = expected_of_images()
     assert steps == 800
     for change in (
-        {"n_arms": 12},
+        {"n_strategies": 12},
         {"folds": (5,)},
         {"n_seeds": 5},
         {"side": 64},
@@ -99,7 +99,7 @@ def test_judging_images_takes_longer_with_more_of_anything() -> None:
         assert expected_of_images(**change)[0] > seconds, change
 
 
-def test_a_short_budget_takes_steps_from_all_arms_alike() -> None:
+def test_a_short_budget_takes_steps_from_all_strategies_alike() -> None:
     """One seed has to fit; further seeds are judge_seeds' business."""
     seconds, steps = expected_of_images(n_seeds=1)
     half, fewer = expected_of_images(n_seeds=1, seconds=seconds / 2)

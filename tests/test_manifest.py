@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
-from prefect_augment.schema.base import Arm, Recipe, ShardFact
+from prefect_augment.schema.base import Recipe, ShardInfo, Strategy
 from prefect_augment.schema.manifest import Manifest, content_digest
 from prefect_augment.storage.manifests import (
     commit,
@@ -33,8 +33,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
 
 
-def shard(path: str = "data/train-real-00000-0123456789ab.parquet") -> ShardFact:
-    return ShardFact(
+def shard(path: str = "data/train-real-00000-0123456789ab.parquet") -> ShardInfo:
+    return ShardInfo(
         path=path, split="train", origin="real", n_records=2, n_bytes=9, sha256="0" * 64, class_counts={"a": 2}
     )  # fmt: skip
 
@@ -45,7 +45,8 @@ def manifest(version: int = 1, *, key: str = "k", n: int = 2, **changes: Any) ->
         "label": "y", "label_type": "string", "source_schema": "s", "columns": (),
         "class_counts": {"train": {"a": {"real": n}}}, "shards": (shard(),), "plan": (), "verdict": None,
         "recipe": Recipe(
-            arm=Arm(name="as is", family="as_is"), class_weight={"a": 0.1}, synthetic={}, classic={}, copies={},
+            strategy=Strategy(name="as is", family="as_is"),
+            class_weight={"a": 0.1}, synthetic={}, classic={}, copies={},
             sentence="As is.",
         ),
         "params": {}, "software": {},

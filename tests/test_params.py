@@ -1,4 +1,4 @@
-"""The form of every flow, and what wishes say when they cannot be granted."""
+"""The form of every flow, and what params say when they cannot be granted."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def fields(flow: Flow[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     found = schema(flow)
     yield from found["properties"].items()
     for name, definition in found["definitions"].items():
-        for field, facts in definition["properties"].items():
-            yield f"{name}.{field}", facts
+        for field, info in definition["properties"].items():
+            yield f"{name}.{field}", info
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 def test_every_field_of_the_form_has_a_description(flow: Flow[Any, Any]) -> None:
     missing = [
         name
-        for name, facts in fields(flow)
-        if not name.endswith(".kind") and len(facts.get("description", "")) < 10
+        for name, info in fields(flow)
+        if not name.endswith(".kind") and len(info.get("description", "")) < 10
     ]
     assert not missing
 
@@ -79,11 +79,11 @@ def test_nothing_of_the_form_is_raw_json(flow: Flow[Any, Any]) -> None:
     """An object without named fields, or a field of no type, is a code editor in the form."""
     free = [
         name
-        for name, facts in fields(flow)
-        if not {"type", "$ref", "allOf", "oneOf", "anyOf", "enum", "const"} & set(facts)
-        or isinstance(facts.get("additionalProperties"), dict)
-        or (facts.get("type") == "object" and "properties" not in facts)
-        or (facts.get("type") == "array" and not facts.get("items"))
+        for name, info in fields(flow)
+        if not {"type", "$ref", "allOf", "oneOf", "anyOf", "enum", "const"} & set(info)
+        or isinstance(info.get("additionalProperties"), dict)
+        or (info.get("type") == "object" and "properties" not in info)
+        or (info.get("type") == "array" and not info.get("items"))
     ]
     assert not free
     open_ = [n for n, d in schema(flow)["definitions"].items() if d.get("additionalProperties")]
@@ -96,9 +96,9 @@ def test_the_server_takes_every_field_as_a_parameter_of_a_deployment(flow: Flow[
     from prefect.utilities.schema_tools import validate
 
     groups = {
-        name: {field: facts["default"] for field, facts in definition.items() if "default" in facts}
-        for name, facts in schema(flow)["properties"].items()
-        if (ref := facts.get("$ref", facts.get("allOf", [{}])[0].get("$ref", "")))
+        name: {field: info["default"] for field, info in definition.items() if "default" in info}
+        for name, info in schema(flow)["properties"].items()
+        if (ref := info.get("$ref", info.get("allOf", [{}])[0].get("$ref", "")))
         and (definition := schema(flow)["definitions"][ref.rsplit("/", 1)[1]]["properties"])
     }
     assert groups

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from prefect_augment import RecipeClassifier
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import Arm, Recipe
+from prefect_augment.schema.base import Recipe, Strategy
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}
@@ -29,7 +29,7 @@ HALF = {"common": 0.5, "rare": 0.5}
 
 def recipe(family: Any = "weights", **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
-        "arm": Arm(name="class weights", family=family),
+        "strategy": Strategy(name="class weights", family=family),
         "class_weight": {"common": 0.53, "rare": 10.0},
         "synthetic": {},
         "classic": {},
@@ -97,14 +97,14 @@ def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
         prior_train=TRUE,
         thresholds={"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}},
     )
-    model = RecipeClassifier(LogisticRegression(), tuned, learner="logistic").fit(X, y)
+    model = RecipeClassifier(LogisticRegression(), tuned, thresholds_of="logistic").fit(X, y)
     proba = model.predict_proba(X)
     assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
     assert np.allclose(proba, LogisticRegression().fit(X, y).predict_proba(X))
-    with pytest.raises(ParameterError, match="say which with learner"):
+    with pytest.raises(ParameterError, match="say which with estimator"):
         RecipeClassifier(LogisticRegression(), tuned).fit(X, y)
     with pytest.raises(ParameterError, match="LinearSVC gives none"):
-        RecipeClassifier(LinearSVC(), tuned, learner="logistic").fit(X, y)
+        RecipeClassifier(LinearSVC(), tuned, thresholds_of="logistic").fit(X, y)
 
 
 def test_another_prior_moves_probabilities_to_it(data: Any) -> None:

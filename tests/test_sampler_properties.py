@@ -92,13 +92,13 @@ def check(kind: str, table: pa.Table, y: np.ndarray, purpose: str) -> None:
     assert made.slice(0, n).equals(table), "real rows stay as they are"
     n_real = len(sampler.sample_indices_)
     assert made.slice(0, n_real).equals(table.take(sampler.sample_indices_))
-    facts = {fact.name: fact for fact in describe_columns(table, label="")}
+    info = {result.name: result for result in describe_columns(table, label="")}
     for name in table.column_names:
         seen = {v for v in table[name].to_pylist() if v is not None}
         for value in made[name].slice(n_real).to_pylist():
             if value is None:
-                assert table[name].null_count or facts[name].kind in ("identifier", "opaque")
-            elif facts[name].kind == "identifier":
+                assert table[name].null_count or info[name].kind in ("identifier", "opaque")
+            elif info[name].kind == "identifier":
                 assert value not in seen
             elif isinstance(value, str | bool):
                 assert value in seen
@@ -134,8 +134,8 @@ def test_a_flow_gives_any_table_back_in_its_types_counts_and_domains(
 def test_what_is_encoded_is_decoded_as_it_was(made: tuple[pa.Table, np.ndarray]) -> None:
     table, y = made
     table = table.append_column("label", pa.array(y))
-    facts = describe_columns(table, label="label")
-    encoder = TableEncoder.fit(table, columns=facts, label="label")
+    info = describe_columns(table, label="label")
+    encoder = TableEncoder.fit(table, columns=info, label="label")
     X = encoder.encode(table)
     back = encoder.decode(X, strata=[str(k) for k in y])
     for name in encoder.names:

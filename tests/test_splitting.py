@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from prefect_augment.errors import InputError
 from prefect_augment.split.assignment import (
-    FIT,
     HOLDOUT,
-    MIN_JUDGED,
+    MIN_COMPARED,
     PARTS,
-    VAL,
+    TRAINING,
+    VALIDATION,
     Assignment,
     Ledger,
     RecordSplit,
@@ -44,7 +44,7 @@ records = st.lists(
 
 
 def split(rows: list[Record], ledger: Ledger | None = None, **kwargs: object) -> Assignment:
-    options: dict[str, object] = {"holdout_fraction": 0.2, "val_fraction": 0.2, **kwargs}
+    options: dict[str, object] = {"holdout_fraction": 0.2, "validation_fraction": 0.2, **kwargs}
     keys, labels = [r[0] for r in rows], [r[1] for r in rows]
     return assign(keys, labels, ledger=ledger or Ledger(SALT), **options)  # type: ignore[arg-type]
 
@@ -105,13 +105,16 @@ def test_an_unchanged_source_leaves_the_ledger_as_it_is(rows: list[Record]) -> N
     assert sides(rows, again) == sides(rows, first)
 
 
-@given(n=st.integers(MIN_JUDGED, 400), holdout=st.floats(0.05, 0.5), val=st.floats(0.05, 0.5))
-def test_shares_are_met_within_a_record(n: int, holdout: float, val: float) -> None:
+@given(
+    n=st.integers(MIN_COMPARED, 400), holdout=st.floats(0.05, 0.5), validation=st.floats(0.05, 0.5)
+)
+def test_shares_are_met_within_a_record(n: int, holdout: float, validation: float) -> None:
     counts = np.bincount(
-        split(distinct(n, "a"), holdout_fraction=holdout, val_fraction=val).parts, minlength=3
+        split(distinct(n, "a"), holdout_fraction=holdout, validation_fraction=validation).parts,
+        minlength=3,
     )
     assert counts[HOLDOUT] == max(1, round(holdout * n))
-    assert counts[VAL] == max(1, round(val * (n - counts[HOLDOUT])))
+    assert counts[VALIDATION] == max(1, round(validation * (n - counts[HOLDOUT])))
 
 
 def test_shares_are_approached_again_as_a_class_grows() -> None:
@@ -123,12 +126,12 @@ def test_shares_are_approached_again_as_a_class_grows() -> None:
 
 
 def test_a_small_class_stays_in_fit_until_it_grows() -> None:
-    few = distinct(MIN_JUDGED - 1, "tail")
+    few = distinct(MIN_COMPARED - 1, "tail")
     first = split(few)
-    assert set(first.parts.tolist()) == {FIT}
+    assert set(first.parts.tolist()) == {TRAINING}
     second = split([*few, *distinct(20, "tail", start=100)], first.ledger)
-    assert set(second.parts[: len(few)].tolist()) == {FIT}
-    assert set(second.parts.tolist()) == {FIT, VAL, HOLDOUT}
+    assert set(second.parts[: len(few)].tolist()) == {TRAINING}
+    assert set(second.parts.tolist()) == {TRAINING, VALIDATION, HOLDOUT}
 
 
 def test_a_corrected_label_does_not_move_a_record() -> None:
@@ -150,7 +153,7 @@ def test_a_record_that_was_gone_comes_back_to_its_part() -> None:
 
 
 def test_twins_may_stand_on_both_sides() -> None:
-    assert set(split([("same", "a")] * 50).parts.tolist()) == {FIT, VAL, HOLDOUT}
+    assert set(split([("same", "a")] * 50).parts.tolist()) == {TRAINING, VALIDATION, HOLDOUT}
 
 
 def test_another_salt_gives_another_split() -> None:
@@ -164,7 +167,7 @@ def test_marked_records_are_the_holdout_whatever_the_size_of_their_class() -> No
     marked = np.arange(len(rows)) % 4 == 0
     result = split(rows, marked=marked)
     assert ((result.parts == HOLDOUT) == marked).all()
-    assert np.count_nonzero(result.parts[:40] == VAL) == round(0.2 * 30)
+    assert np.count_nonzero(result.parts[:40] == VALIDATION) == round(0.2 * 30)
 
 
 @given(rows=records, seed=st.integers(0, 1000))
@@ -187,7 +190,7 @@ def test_the_ledger_goes_before_a_moved_mark() -> None:
     assert second.n_kept_against_mark == 1
 
 
-def test_a_holdout_elsewhere_leaves_only_fit_and_val() -> None:
+def test_a_holdout_elsewhere_leaves_only_fit_and_validation() -> None:
     result = split(distinct(100, "a"), holdout_fraction=0.0)
     assert np.bincount(result.parts).tolist() == [80, 20]
 
@@ -220,7 +223,7 @@ def test_few_groups_leave_no_part_of_a_judged_class_empty(n_groups: int) -> None
         assert grown.parts.tolist() == result.parts.tolist()
 
 
-def test_few_groups_of_two_classes_move_one_group_to_val_for_both() -> None:
+def test_few_groups_of_two_classes_move_one_group_to_validation_for_both() -> None:
     rows = [(f"{g}-{i}", "ab"[i % 2]) for g in range(3) for i in range(100)]
     groups = [f"g{g}" for g in range(3) for _ in range(100)]
     result = split(rows, groups=groups)
@@ -242,13 +245,13 @@ def test_a_group_with_a_record_of_a_small_class_stays_in_fit() -> None:
     rows = [*distinct(100, "head"), ("x", "tiny")]
     groups = [f"g{i // 5}" for i in range(100)] + ["g0"]
     result = split(rows, groups=groups)
-    assert set(result.parts[[0, 1, 2, 3, 4, 100]].tolist()) == {FIT}
+    assert set(result.parts[[0, 1, 2, 3, 4, 100]].tolist()) == {TRAINING}
     assert HOLDOUT in result.parts
 
 
 def test_a_class_in_two_groups_cannot_stand_in_three_parts() -> None:
     rows = distinct(40, "a")
-    assert set(split(rows, groups=["g", "h"] * 20).parts.tolist()) == {FIT}
+    assert set(split(rows, groups=["g", "h"] * 20).parts.tolist()) == {TRAINING}
 
 
 def test_marks_that_cut_through_a_group_are_refused() -> None:
@@ -276,7 +279,7 @@ def test_a_split_in_bins_is_the_split_of_all_at_once(is_marked: bool) -> None:
     labels = Coded.of(rng.choice(["head", "mid", "tail"], 900, p=[0.8, 0.19, 0.01]).tolist())
     marks = rng.random(900) < 0.3 if is_marked else None
     ledger = Ledger(SALT)
-    options = {"holdout_fraction": 0.2, "val_fraction": 0.2}
+    options = {"holdout_fraction": 0.2, "validation_fraction": 0.2}
     for n in (500, 900):  # the second time on the first one's ledger
         mark = None if marks is None else marks[:n]
         whole = assign(keys[:n], labels.take(slice(n)), ledger=ledger, marked=mark, **options)  # type: ignore[arg-type]

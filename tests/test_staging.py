@@ -7,7 +7,7 @@ import pytest
 from prefect_augment.errors import IntegrityError
 from prefect_augment.params import Gate
 from prefect_augment.schema.base import Interval
-from prefect_augment.storage.staging import Stage, canonical_json, read_fact, stage_key
+from prefect_augment.storage.staging import Stage, canonical_json, read_result, stage_key
 from prefect_augment.storage.store import Store, open_store
 
 ONE = Interval(estimate=1.0, low=0.5, high=1.5)
@@ -92,5 +92,5 @@ def test_a_damaged_receipt_is_named(stage: Stage, damage: Callable[[bytes], byte
 def test_receipts_work_on_any_file_system() -> None:
     store: Store = open_store(f"memory://{uuid4().hex}")
     Stage(store, "s", "k").finish(ONE)
-    assert read_fact(store, "_staging/s/k/outcome.json", Interval) == ONE
+    assert read_result(store, "_staging/s/k/outcome.json", Interval) == ONE
     store.fs.rm(store.root, recursive=True)

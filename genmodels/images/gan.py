@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import Config, FitContext
 from prefect_augment.genmodels.counter_rng import normal, record_keys
-from prefect_augment.genmodels.images.gan_eval import GanJudge, judged_rows
+from prefect_augment.genmodels.images.gan_eval import GanValidation, compared_rows
 from prefect_augment.genmodels.images.gan_network import Critic, GanNetwork, Generator
 from prefect_augment.genmodels.images.network import ImageNetwork
 from prefect_augment.genmodels.images.training import (
@@ -133,20 +133,20 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
         self.stopped = found.reason
         return found.network, found.steps
 
-    def _judge(self, records: ImageRecords, device: Device, seed: int) -> GanJudge | None:
+    def _judge(self, records: ImageRecords, device: Device, seed: int) -> GanValidation | None:
         def draw(network: Any, y: NDArray[np.int64], seeds: NDArray[np.int64]) -> Tensor:
             labels = torch.from_numpy(y).to(device.torch)
             with torch.inference_mode(), device.autocast():
                 return self._made(network, labels, record_keys(seeds))
 
-        rows = judged_rows(records.y.cpu().numpy())
+        rows = compared_rows(records.y.cpu().numpy())
         if not rows:
             return None
         real = {
             k: to_unit(records.take(torch.from_numpy(places).to(records.y.device)))
             for k, places in rows.items()
         }
-        return GanJudge(draw, real, seed)
+        return GanValidation(draw, real, seed)
 
     def draw(self, network: GanNetwork, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Return what the generator makes of each record's vector."""

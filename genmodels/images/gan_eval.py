@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.counter_rng import seeds_from
-from prefect_augment.nn.early_stopping import Judgement
+from prefect_augment.nn.early_stopping import Validation
 
-__all__ = ["COLLAPSED", "GanJudge", "RandomFeatures", "class_gaps", "judged_rows"]
+__all__ = ["COLLAPSED", "GanValidation", "RandomFeatures", "class_gaps", "compared_rows"]
 
-MIN_JUDGED = 8  # real images that a class needs, to be compared
-MAX_JUDGED = 64  # of a class
+MIN_COMPARED = 8  # real images that a class needs, to be compared
+MAX_COMPARED_RECORDS = 64  # of a class
 MAX_IMAGES = 1024  # of all classes
 AT_ONCE = 128  # images that are drawn and looked at together
 # Mean distance between two drawn images of a class, over that between two real ones: below it in half of
@@ -87,23 +87,23 @@ def class_gaps(real: Tensor, made: Tensor) -> tuple[float, float]:
     return distance, of_made / max(of_real, 1e-12)
 
 
-def judged_rows(y: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+def compared_rows(y: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     """Return by class which records generators are compared with: the first of each; few make none.
 
     Of more classes than ``MAX_IMAGES`` has room for, some: every so many-th, by their sizes.
     """
     counts = np.bincount(y)
-    able = np.flatnonzero(counts >= MIN_JUDGED)
-    most_classes = MAX_IMAGES // MIN_JUDGED
+    able = np.flatnonzero(counts >= MIN_COMPARED)
+    most_classes = MAX_IMAGES // MIN_COMPARED
     if len(able) > most_classes:
         by_size = able[np.argsort(-counts[able], kind="stable")]
         able = np.sort(by_size[np.linspace(0, len(able) - 1, most_classes).astype(int)])
-    most = min(MAX_JUDGED, max(MIN_JUDGED, MAX_IMAGES // max(1, len(able))))
+    most = min(MAX_COMPARED_RECORDS, max(MIN_COMPARED, MAX_IMAGES // max(1, len(able))))
     return {int(k): np.flatnonzero(y == k)[:most] for k in able}
 
 
 @dataclass(frozen=True)
-class GanJudge:
+class GanValidation:
     """Judges generators by what they draw of each class; the same one always gets the same judgement.
 
     Parameters
@@ -120,7 +120,7 @@ class GanJudge:
     real: dict[int, Tensor]
     seed: int
 
-    def __call__(self, network: nn.Module) -> Judgement:
+    def __call__(self, network: nn.Module) -> Validation:
         """Judge a network by its generator."""
         gaps = list(self.gaps(network).values())
         distance = sum(gap for gap, _ in gaps) / len(gaps)
@@ -128,7 +128,7 @@ class GanJudge:
         fault = ""
         if 2 * n_same >= len(gaps):
             fault = f"images of a class were all the same in {n_same} of {len(gaps)} classes"
-        return Judgement({"generator": distance}, fault=fault)
+        return Validation({"generator": distance}, fault=fault)
 
     def gaps(self, network: nn.Module) -> dict[int, tuple[float, float]]:
         """Return each class's distance and spread."""

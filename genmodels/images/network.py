@@ -154,7 +154,7 @@ class ImageNetwork(ABC, Generic[P, N]):
     # --- training ---
 
     def fit(self, data: ImageData, ctx: FitContext) -> None:
-        """Train on fit records for ``ctx.steps`` steps.
+        """Train on training records for ``ctx.steps`` steps.
 
         Raises
         ------
@@ -218,7 +218,7 @@ class ImageNetwork(ABC, Generic[P, N]):
     def _check(self, data: ImageData) -> None:
         if len(data.y) == 0:
             raise EmptyClassError(
-                "there are 0 fit records, so the model cannot be trained; give a larger source."
+                "there are 0 training records, so the model cannot be trained; give a larger source."
             )
         self.check_images(data.images, len(data.y))
 

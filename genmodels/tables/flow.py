@@ -17,7 +17,7 @@ Classes are drawn with p ∝ n_k**q and one network serves all, so that a rare c
 others what they have in common. Training goes on for so many passes over the records at most, is
 judged on a tenth of them held back, and ends when that no longer gains or records come back that lie
 nearer to those trained on than the ones held back do. Then each column's own distribution is brought
-to that of the class's fit records (:mod:`.flow_margins`).
+to that of the class's training records (:mod:`.flow_margins`).
 
 What :class:`.table_flow.TableFlow` is trained on: batches and losses.
 """
@@ -112,7 +112,7 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
         Raises
         ------
         ParameterError
-            If no fit record has a given value.
+            If no training record has a given value.
         """
         wish = read_given(self.space, given)
         return wish.keep(self.sampled(conditions, seeds, partial(self.draw, given=wish.codes)))
@@ -155,7 +155,7 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
         return draw_choices(network, y, numbers.uniforms(n_choices), bias), noise
 
     def _fit_margins(self, data: TableData, seed: int) -> None:
-        """Draw records, and find what brings their margins to those of the fit records."""
+        """Draw records, and find what brings their margins to those of the training records."""
         network, n_classes = self.network, self.spec.n_classes
         real = self._compared(data.X, data.y, seed)
         counts = np.bincount(data.y, minlength=n_classes)

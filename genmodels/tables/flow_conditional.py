@@ -71,7 +71,7 @@ def read_given(space: MixedSpace, given: Mapping[int, float]) -> GivenValues:
     Raises
     ------
     ParameterError
-        If no fit record has the value, and none lies on both sides of it.
+        If no training record has the value, and none lies on both sides of it.
     """
     codes: dict[int, int] = {}
     near: dict[int, tuple[float, float]] = {}
@@ -79,7 +79,7 @@ def read_given(space: MixedSpace, given: Mapping[int, float]) -> GivenValues:
         places = space.places_of(j, value)
         if places is None:
             raise ParameterError(
-                f"no fit record has the value that is given for column {space.spec.names[j]!r}; "
+                f"no training record has the value that is given for column {space.spec.names[j]!r}; "
                 "give another value, or leave the column out.",
                 column=space.spec.names[j],
             )

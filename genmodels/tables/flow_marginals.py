@@ -1,8 +1,8 @@
-"""Margins of a flow's draws, brought to those that the fit records have, class by class.
+"""Margins of a flow's draws, brought to those that the training records have, class by class.
 
 Choices are drawn one given the others, so that a small error of one moves all that follow, and a
 column's shares end a percent or two beside the class's own. Once the networks are trained, records
-are drawn and compared with the fit records: logits get the logarithm of what a code's share lacks,
+are drawn and compared with the training records: logits get the logarithm of what a code's share lacks,
 in a few rounds, since every change moves the choices that follow; scores are shifted from their own
 quantiles to the real ones. What goes with what stays the networks' business.
 
@@ -25,7 +25,7 @@ from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout
 __all__ = ["N_ROUNDS", "Compared", "Margins", "classes_to_draw", "lacking_bias", "score_shifts"]
 
 N_ROUNDS = 3
-# Records drawn: four for each fit record, but no more than this many, nor more than so many values.
+# Records drawn: four for each training record, but no more than this many, nor more than so many values.
 MAX_COMPARED, MIN_COMPARED, MAX_VALUES = 8192, 1024, 2**18
 N_KNOTS = 32  # quantiles of a score
 # Records at which a class counts as much as all together: shares are known sooner than quantiles.
@@ -128,7 +128,7 @@ def lacking_bias(layout: CodeLayout, real: Compared, made: Compared, n_classes: 
 def _shares(layout: CodeLayout, records: Compared, counts: Ints) -> Floats:
     """Return each code's share of its choice by class, pulled towards that of all classes.
 
-    ``counts`` are fit records by class: shares of both sides are pulled by as much, so that they
+    ``counts`` are training records by class: shares of both sides are pulled by as much, so that they
     are alike where the class's own are.
     """
     found = np.zeros((len(counts), layout.total))

@@ -33,8 +33,8 @@ from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.tables.latent import LatentTable
 from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, MixedSpace, bounded
-from prefect_augment.genmodels.tables.training import Encoded, TableJudge, TablePhase
-from prefect_augment.nn.early_stopping import Judgement
+from prefect_augment.genmodels.tables.training import Encoded, TablePhase, TableValidation
+from prefect_augment.nn.early_stopping import Validation
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import GanModel
 
@@ -49,7 +49,7 @@ TEMPERATURE = 0.5  # of the softmax that the gradient passes through
 LATENT_PULL = 0.01  # of vectors towards zero: without it they drift apart
 CLASS_DROPOUT = 0.5  # share of records brought back without their class, so that vectors carry it
 COPIES_COST = 1e6  # more than any distance
-MAX_JUDGED = 512  # records on a side of the energy distance
+MAX_COMPARED_RECORDS = 512  # records on a side of the energy distance
 
 
 class GanNetwork(nn.Module):
@@ -119,8 +119,8 @@ class GanNetwork(nn.Module):
         hard = [F.one_hot(p.argmax(dim=1), p.shape[1]).float() + s - s.detach()
                 for p, s in zip(parts, soft, strict=True)]  # fmt: skip
         codes = torch.cat([*hard, scores.new_zeros(len(y), 0)], dim=1)
-        gated = torch.cat([codes, scores.new_ones(len(y), 1)], dim=1)[:, self.gates]
-        return torch.cat([codes, scores * gated], dim=1)
+        filtered = torch.cat([codes, scores.new_ones(len(y), 1)], dim=1)[:, self.gates]
+        return torch.cat([codes, scores * filtered], dim=1)
 
     def real(self, codes: Tensor, scores: Tensor) -> Tensor:
         """Return real records as the critic sees them; scores are 0 where there is none."""
@@ -131,7 +131,7 @@ class GanNetwork(nn.Module):
         z: Tensor = self.gan["encoder"](records)
         return z.float()
 
-    def judged(self, records: Tensor) -> Tensor:
+    def compared(self, records: Tensor) -> Tensor:
         """Return the critic's numbers of packs of records with their classes, (n // pack,)."""
         whole = len(records) // self.pack * self.pack
         packs = records[:whole].reshape(-1, self.pack * records.shape[1])
@@ -226,12 +226,12 @@ class GanPhase(TablePhase):
             made = torch.cat([network.records(z, y, gumbel), classes], dim=1)
         if loss_name == "gan":
             network.critic.requires_grad_(False)
-            loss = -network.judged(made).mean()
+            loss = -network.compared(made).mean()
             network.critic.requires_grad_(True)
             return loss + self.part_losses(network, batch)["gan"]
         real = torch.cat([real, classes], dim=1)
-        gap = network.judged(made).mean() - network.judged(real).mean()
-        penalty = gradient_penalty(network.judged, real, made, place)
+        gap = network.compared(made).mean() - network.compared(real).mean()
+        penalty = gradient_penalty(network.compared, real, made, place)
         return gap + (self.params.gradient_penalty or GRADIENT_PENALTY) * penalty
 
     def part_losses(
@@ -248,23 +248,23 @@ class GanPhase(TablePhase):
         return {"gan": self.params.reconstruction * error + LATENT_PULL * z.square().mean()}
 
 
-class GanJudge(TableJudge):
+class GanValidation(TableValidation):
     """The energy distance of drawn records to those held back, in the place of a loss.
 
     It goes up and down, as the share of near records does: a network that gives records back is not
     taken while there is another, and training goes on.
     """
 
-    def __call__(self, network: nn.Module) -> Judgement:
+    def __call__(self, network: nn.Module) -> Validation:
         """Judge a network."""
         found = super().__call__(network)
         behind = COPIES_COST if found.memorised else 0.0
-        return Judgement({name: loss + behind for name, loss in found.losses.items()})
+        return Validation({name: loss + behind for name, loss in found.losses.items()})
 
     def losses(self, network: nn.Module) -> dict[str, float]:
         """Return the distance of as many records, of the same classes."""
         assert isinstance(network, GanNetwork)
-        codes, scores, _, y, *_ = (part[:MAX_JUDGED] for part in self.batch)
+        codes, scores, _, y, *_ = (part[:MAX_COMPARED_RECORDS] for part in self.batch)
         labels = y.cpu().numpy()
         seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 1 << 20, len(labels))
         X = self.model.drawn(network, labels, seeds)
@@ -321,16 +321,16 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
             network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
         )
 
-    def new_judge(
+    def new_validation(
         self,
         phase: TablePhase,
         data: TableData,
         trained: NDArray[np.int64],
         held_back: NDArray[np.int64],
         seed: int,
-    ) -> TableJudge:
+    ) -> TableValidation:
         """Judge by what is drawn."""
-        return GanJudge(self, phase, data, trained, held_back, seed)
+        return GanValidation(self, phase, data, trained, held_back, seed)
 
     def settle(self, network: GanNetwork, records: Encoded, seed: int) -> None:
         """Fit a density per class to the vectors of the records."""

@@ -27,8 +27,8 @@ from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import (
     Encoded,
-    TableJudge,
     TablePhase,
+    TableValidation,
     held_back_rows,
 )
 from prefect_augment.nn import loop
@@ -45,7 +45,7 @@ MICRO_BATCH = {"cpu": 256, "cuda": 4096}
 CONSTANT_STEP_SECONDS = 1e-3  # where no column varies, and nothing is trained
 # Records that the stages fit on at most, the rarer classes whole. Ten minutes of a CPU draw some
 # millions of records, and every one that is held takes 1.3 kB at ten columns.
-MAX_FIT_RECORDS = 200_000
+MAX_TRAINING_RECORDS = 200_000
 
 P = TypeVar("P", bound=Params)
 N = TypeVar("N", bound=nn.Module)
@@ -72,7 +72,7 @@ class TableNetwork(ABC, Generic[P, N]):
     """
 
     trained_in_steps: ClassVar[bool] = True
-    max_fit_records: ClassVar[int] = MAX_FIT_RECORDS
+    max_training_records: ClassVar[int] = MAX_TRAINING_RECORDS
     params_class: ClassVar[type[Any]]
     patience: ClassVar[int] = PATIENCE
     min_steps: ClassVar[int] = 400  # where the passes limit a run: a tiny table needs some, too
@@ -155,7 +155,7 @@ class TableNetwork(ABC, Generic[P, N]):
         return self._network
 
     def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train on fit records for at most ``ctx.steps`` steps.
+        """Train on training records for at most ``ctx.steps`` steps.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class TableNetwork(ABC, Generic[P, N]):
         phase = self._phase(data, trained, space, ctx)
         judge = None
         if len(held_back):
-            judge = self.new_judge(phase, data, trained, held_back, ctx.seed)
+            judge = self.new_validation(phase, data, trained, held_back, ctx.seed)
         steps = min(ctx.steps, self._useful_steps(len(trained), phase.batch_size))
         found = train_watched(
             phase,
@@ -197,16 +197,16 @@ class TableNetwork(ABC, Generic[P, N]):
         if found.steps < steps:
             ctx.report(found.steps, {})
 
-    def new_judge(
+    def new_validation(
         self,
         phase: TablePhase,
         data: TableData,
         trained: NDArray[np.int64],
         held_back: NDArray[np.int64],
         seed: int,
-    ) -> TableJudge:
+    ) -> TableValidation:
         """Return what looks at the network now and then."""
-        return TableJudge(self, phase, data, trained, held_back, seed)
+        return TableValidation(self, phase, data, trained, held_back, seed)
 
     def calibrate(self, data: TableData, ctx: FitContext) -> Calibration:
         """Return how this machine would train, as :class:`.Calibrates` has it.
@@ -248,7 +248,7 @@ class TableNetwork(ABC, Generic[P, N]):
         """Return what all judgements of a training take, by one of them."""
         if not len(held_back):
             return 0.0
-        judge = self.new_judge(phase, data, trained, held_back, seed)
+        judge = self.new_validation(phase, data, trained, held_back, seed)
         started = time.perf_counter()
         with self.device.settings():
             judge(phase.network)
@@ -265,7 +265,7 @@ class TableNetwork(ABC, Generic[P, N]):
         """Return the space of all records, the rows to train on, and those held back."""
         if len(data.y) == 0:
             raise EmptyClassError(
-                "there are 0 fit records, so the model cannot be trained; give a larger source."
+                "there are 0 training records, so the model cannot be trained; give a larger source."
             )
         if data.X.shape != (len(data.y), self.spec.n_columns):
             raise ParameterError(

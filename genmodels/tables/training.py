@@ -1,6 +1,6 @@
 """What networks of tables are trained on and by: records as tensors, batches, the judge of a fit.
 
-A tenth of the records is held back. :class:`TableJudge` says what the loss on them is, and whether
+A tenth of the records is held back. :class:`TableValidation` says what the loss on them is, and whether
 records come back that lie nearer to those trained on than the ones held back do.
 """
 
@@ -20,14 +20,14 @@ from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_scores
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
-from prefect_augment.nn.early_stopping import Judgement
+from prefect_augment.nn.early_stopping import Validation
 
-__all__ = ["Encoded", "TableJudge", "TablePhase", "held_back_rows"]
+__all__ = ["Encoded", "TablePhase", "TableValidation", "held_back_rows"]
 
 HELD_BACK = 0.1
 MIN_TO_SPARE = 20  # records of a class
 MIN_HELD_BACK, MAX_HELD_BACK = 10, 2000
-MIN_JUDGED = 1024  # records in a judgement's loss; those held back are taken several times
+MIN_COMPARED = 1024  # records in a judgement's loss; those held back are taken several times
 MAX_COMPARED, MAX_DRAWN = 4096, 256  # records in a judgement's distances
 NEAR_QUANTILE, NEAR_MARGIN = (
     0.05,
@@ -172,7 +172,7 @@ class Draws(Protocol):
         ...
 
 
-class TableJudge:
+class TableValidation:
     """What the records held back say: the loss on them, and whether records are given back.
 
     Parameters
@@ -182,7 +182,7 @@ class TableJudge:
     phase : TablePhase
         Has the losses.
     data : TableData
-        All fit records.
+        All training records.
     trained, held_back : ndarray of int64
         Rows of ``data``.
     seed : int
@@ -205,7 +205,7 @@ class TableJudge:
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 1])
         encoded = Encoded.of(data.X[held_back], data.y[held_back], space, device)
         # Often enough that the chance in the loss is small beside what a stretch gains.
-        often = -(-MIN_JUDGED // len(held_back))
+        often = -(-MIN_COMPARED // len(held_back))
         rows = torch.arange(len(held_back), device=device.torch).repeat(often)
         generator = loop.step_generator(seed, "judge", 0, device.torch)
         order = torch.randperm(len(rows), generator=generator, device=device.torch)
@@ -220,14 +220,14 @@ class TableJudge:
         chance = (share * (1 - share) * (1 / len(own) + 1 / len(self.y))) ** 0.5
         self.most = min(1.0, share + NEAR_MARGIN + 2.0 * chance)
 
-    def __call__(self, network: nn.Module) -> Judgement:
+    def __call__(self, network: nn.Module) -> Validation:
         """Judge a network."""
         self.model.settle(network, self.phase.data, self.seed)
         losses = self.losses(network)
         seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 0, len(self.y))
         drawn = self._placed(self.model.drawn(network, self.y, seeds))
         share = float((self._distances(drawn) <= self.limit).float().mean())
-        return Judgement(losses, memorised=share > self.most)
+        return Validation(losses, memorised=share > self.most)
 
     def losses(self, network: nn.Module) -> dict[str, float]:
         """Return the loss of each part on the records held back."""

@@ -7,8 +7,8 @@ class and the given values so far can reach: rejection sampling with the leaf's 
 are drawn from it. Records are dropped at the first given column that refuses them, which is early
 for categories.
 
-A value that enough fit records have, and any atom, is taken as it is. For the others, the share is
-that of the nearest fit records by rank: where a column is continuous, hardly any leaf holds the very
+A value that enough training records have, and any atom, is taken as it is. For the others, the share is
+that of the nearest training records by rank: where a column is continuous, hardly any leaf holds the very
 value.
 """
 
@@ -27,8 +27,8 @@ from prefect_augment.genmodels.trees.sequence import TreeSequence
 
 __all__ = ["draw_given"]
 
-MIN_NEAR = 30  # fit records with the very value: fewer, and the nearest ones join in
-NEAR_SHARE = 0.01  # of all fit records, that then stand for it
+MIN_NEAR = 30  # training records with the very value: fewer, and the nearest ones join in
+NEAR_SHARE = 0.01  # of all training records, that then stand for it
 BATCH = 16_384  # as in table_trees
 
 Ints = NDArray[np.int32]
@@ -36,12 +36,12 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _Condition:
     """A given value at its place of the sequence."""
 
     value: float
     code: int
-    share: Floats  # (n_nodes,) of the leaf's fit records that have it
+    share: Floats  # (n_nodes,) of the leaf's training records that have it
     bound: Floats  # (n_classes,) the highest share that a record of the class can meet
 
 
@@ -56,7 +56,7 @@ def draw_given(
     Raises
     ------
     ParameterError
-        If no fit record of a class has a given value where the other given ones hold.
+        If no training record of a class has a given value where the other given ones hold.
     """
     wishes = _wishes(model, np.unique(classes), given)
     kept, made = [np.empty(0, dtype=np.int64)], [np.empty((0, model.spec.n_columns))]
@@ -71,7 +71,7 @@ def _draw(
     model: TreeSequence,
     classes: NDArray[np.int64],
     seeds: NDArray[np.int64],
-    wishes: Mapping[int, _Wish],
+    wishes: Mapping[int, _Condition],
 ) -> tuple[NDArray[np.int64], Floats]:
     """Draw column by column, with fewer records after each given one."""
     rows, keys = np.arange(len(classes)), record_keys(seeds)
@@ -84,7 +84,7 @@ def _draw(
             X[:, j], codes[place] = model._draw(place, leaf, keys)
             continue
         wish = wishes[place]
-        # Counters of their own: a record's other numbers are the same with and without wishes.
+        # Counters of their own: a record's other numbers are the same with and without params.
         chance = uniform(keys, 2 * model.spec.n_columns + place)
         stays = chance * wish.bound[codes[0]] < wish.share[leaf]
         rows, keys, codes, X = rows[stays], keys[stays], codes[:, stays], X[stays]
@@ -94,9 +94,9 @@ def _draw(
 
 def _wishes(
     model: TreeSequence, classes: NDArray[np.int64], given: Mapping[int, float]
-) -> dict[int, _Wish]:
+) -> dict[int, _Condition]:
     """Return the given values by place, with what is to be known of each place's leaves."""
-    wishes: dict[int, _Wish] = {}
+    wishes: dict[int, _Condition] = {}
     for place, j in enumerate(model._sequence, start=1):
         if j not in given:
             continue
@@ -111,13 +111,13 @@ def _wishes(
             bound[k] = share[_reachable(model, tree, place, known)].max()
             if bound[k] == 0:
                 raise ParameterError(
-                    f"no fit record of class {model.spec.classes[k]!r} has the value that is given "
+                    f"no training record of class {model.spec.classes[k]!r} has the value that is given "
                     f"for column {model.spec.names[j]!r}"
                     f"{' where the other given values hold' if wishes else ''}; give another value, "
                     "or leave the column out.",
                     column=model.spec.names[j],
                 )
-        wishes[place] = _Wish(given[j], code, share, bound)
+        wishes[place] = _Condition(given[j], code, share, bound)
     return wishes
 
 

@@ -1,7 +1,7 @@
-"""Whether records drawn from trees lie nearer to the fit records than these do to one another.
+"""Whether records drawn from trees lie nearer to the training records than these do to one another.
 
 Leaves with few records give back what went in: on ecoli, with 196 records and leaves of 6, a fifth of
-those drawn lay nearer to a fit record than the nearest twentieth of new real records did; with leaves
+those drawn lay nearer to a training record than the nearest twentieth of new real records did; with leaves
 of 20 and more it was as many as it should be, and a classifier told them apart no better.
 """
 
@@ -22,7 +22,7 @@ GROWTH = 1.5  # of the leaves, each time that records lie too near
 # At most 7 % nearer than the nearest 5 % of the records themselves: now and then more by chance, which
 # costs a somewhat larger leaf.
 QUANTILE, MARGIN = 0.05, 0.02
-MAX_REFERENCE, MAX_JUDGED, MIN_JUDGED, TIMES = 2000, 500, 20, 3
+MAX_REFERENCE, MAX_COMPARED_RECORDS, MIN_COMPARED, TIMES = 2000, 500, 20, 3
 MAX_WORK = 60_000_000  # differences of two values: a tenth of a second
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
 
 
 def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool:
-    """Return whether more of the records drawn lie near a fit record than fit records themselves do.
+    """Return whether more of the records drawn lie near a training record than training records themselves do.
 
     Parameters
     ----------
@@ -52,23 +52,23 @@ def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool
     """
     rng = np.random.default_rng([seed & 0xFFFFFFFF, 0])
     n_reference = min(len(data.y), MAX_REFERENCE)
-    n_judged = MAX_WORK // (TIMES * n_reference * max(1, spec.n_columns))
-    n_judged = min(n_reference, MAX_JUDGED, max(20, n_judged))
+    n_compared = MAX_WORK // (TIMES * n_reference * max(1, spec.n_columns))
+    n_compared = min(n_reference, MAX_COMPARED_RECORDS, max(20, n_compared))
     rows = rng.permutation(len(data.y))[:n_reference]
     # The first rows are judged beside the others: each is held against all but itself.
     reference = _placed(data.X[rows], data.X[rows], spec)
-    own = _distances(tuple(part[:n_judged] for part in reference), reference)
-    own[np.arange(n_judged), np.arange(n_judged)] = np.inf
-    conditions = np.tile(data.y[rows[:n_judged]], TIMES)
+    own = _distances(tuple(part[:n_compared] for part in reference), reference)
+    own[np.arange(n_compared), np.arange(n_compared)] = np.inf
+    conditions = np.tile(data.y[rows[:n_compared]], TIMES)
     drawn = draw(conditions, seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
     found = _distances(_placed(drawn, data.X[rows], spec), reference).min(axis=1)
     rarer = conditions != np.bincount(data.y).argmax()
     return any(
-        n >= MIN_JUDGED
-        and np.mean(found[of] < np.quantile(own.min(axis=1)[of[:n_judged]], QUANTILE))
+        n >= MIN_COMPARED
+        and np.mean(found[of] < np.quantile(own.min(axis=1)[of[:n_compared]], QUANTILE))
         > QUANTILE + MARGIN
         for of in (np.ones_like(rarer), rarer)
-        for n in [np.count_nonzero(of[:n_judged])]
+        for n in [np.count_nonzero(of[:n_compared])]
     )
 
 

@@ -72,7 +72,7 @@ HEAVY_SHARE = (
 WIDE, MAX_PREDICTORS = 32, 16
 MAX_ATOMS = 4  # atoms that get an output of their own
 # Records that the stages fit on at most, the rarer classes whole; so memory has a bound.
-MAX_FIT_RECORDS = 100_000
+MAX_TRAINING_RECORDS = 100_000
 BATCH = 16_384  # records descending together; fits the cache, does not change what is drawn
 
 
@@ -88,7 +88,7 @@ class TableTrees(TreeSequence):
     """
 
     trained_in_steps: ClassVar[bool] = False
-    max_fit_records: ClassVar[int] = MAX_FIT_RECORDS
+    max_training_records: ClassVar[int] = MAX_TRAINING_RECORDS
 
     @classmethod
     def build(cls, params: Any, spec: TableSpec) -> Self:
@@ -128,7 +128,7 @@ class TableTrees(TreeSequence):
         n_records = len(data.y)
         if n_records == 0:
             raise EmptyClassError(
-                "there are 0 fit records, so nothing can be learnt; give at least one."
+                "there are 0 training records, so nothing can be learnt; give at least one."
             )
         self._trees, self._grids, self._shared, self._atoms = [], [], [], []
         self._sequence = self._order(data.X)
@@ -306,7 +306,7 @@ class TableTrees(TreeSequence):
         Raises
         ------
         ParameterError
-            If no fit record of a class has a given value where the other given ones hold.
+            If no training record of a class has a given value where the other given ones hold.
         """
         self._check(conditions, seeds)
         return draw_given(self, conditions, seeds, given)

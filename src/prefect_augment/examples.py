@@ -53,7 +53,9 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 TAIL = ("five", "eight", "nine")
 N_HEAD = 120  # one number, so that the three alone lie below the median
 N_TAIL = 20
-VAL_FRACTION = 0.4  # of the rare 12 to fit, since the gate's classifier needs 10, and 8 for val
+VALIDATION_FRACTION = (
+    0.4  # of the rare 12 to fit, since the gate's classifier needs 10, and 8 for validation
+)
 N_TEST = 50  # of every digit
 SIDE = 12  # the original's 8 leave nothing to shift; 16 take half as long again to learn from
 # Of the demo's images, so that it ends within three minutes on two slow cores. The generator learns them at
@@ -67,7 +69,7 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
     """Return the parameters of the demo's runs by name, and write their sources.
 
-    The table goes through the main job as it is by default, but with one seed of the learners; of the
+    The table goes through the main job as it is by default, but with one seed of the estimators; of the
     images a generator is asked for by name, small and for a number of steps, where the default would go
     on without one.
 
@@ -145,7 +147,9 @@ def example_images(where: Store | str, seed: int = 0) -> Source:
     for name, table in zip(IMAGE_FILES, image_tables(seed), strict=True):
         _write(store, name, table)
     train, test = (f"{store.uri}/{name}" for name in IMAGE_FILES)
-    return Source(uri=train, label="label", holdout_uri=test, val_fraction=VAL_FRACTION)
+    return Source(
+        uri=train, label="label", holdout_uri=test, validation_fraction=VALIDATION_FRACTION
+    )
 
 
 def image_tables(seed: int = 0) -> tuple[pa.Table, pa.Table]:

@@ -139,13 +139,13 @@ def test_a_policy_goes_through_json_and_does_the_same() -> None:
     import json
 
     policy = ImagePolicy.from_params(Classic(policy=PIPELINE, image_prob=0.7))
-    again = ImagePolicy.from_config(json.loads(json.dumps(policy.facts)))
+    again = ImagePolicy.from_config(json.loads(json.dumps(policy.info)))
     assert again.digest == policy.digest
     image = np.random.default_rng(0).integers(0, 256, (24, 24, 1), dtype=np.uint8)
     for seed in seeds(20):
         assert np.array_equal(policy.apply(image, seed=seed), again.apply(image, seed=seed))
-    assert set(policy.facts["libraries"]) == {"albumentations", "opencv-python-headless", "numpy"}
-    assert all(policy.facts["libraries"].values())
+    assert set(policy.info["libraries"]) == {"albumentations", "opencv-python-headless", "numpy"}
+    assert all(policy.info["libraries"].values())
 
 
 def test_patterns_of_flips_in_yaml_are_independent() -> None:

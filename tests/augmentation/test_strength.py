@@ -52,7 +52,7 @@ def test_presets_keep_their_own_rules_with_twice_the_strength(name: str) -> None
 
 def test_a_recipe_gives_the_strength_back() -> None:
     policy = ImagePolicy.from_params(Classic()).stronger(2.0)
-    again = ImagePolicy.from_config(policy.facts)
+    again = ImagePolicy.from_config(policy.info)
     assert again.digest == policy.digest
     image = picture()
     assert np.array_equal(again.apply(image, seed=3, prob=1), policy.apply(image, seed=3, prob=1))

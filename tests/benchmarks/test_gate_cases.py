@@ -28,7 +28,7 @@ def test_sound_generators_are_safe_and_every_fault_is_caught(
         pytest.importorskip("torch", reason="needs the torch extra")
     world = gate_cases.world(kind, gate_cases.DRAWN[kind], seed)
     sound = gate_cases.answer(world, "none")
-    assert sound.n_judged == world.n_classes
+    assert sound.n_compared == world.n_classes
     assert sound.unsafe == ()
     assert sound.dropped < 0.4, "three checks drop about 5 % each"
     for fault, check in CHECKS.items():
@@ -53,8 +53,8 @@ def test_fifty_copies_of_a_thousand_make_a_class_unsafe_and_are_dropped(
         assert np.mean(outcome.reason[n:] == "near copy") < 0.2
 
 
-def test_a_sound_class_with_few_val_records_is_safe(gate_cases: ModuleType) -> None:
-    """Held against its fit records' distances to one another it was unsafe, at p = 1e-5."""
+def test_a_sound_class_with_few_validation_records_is_safe(gate_cases: ModuleType) -> None:
+    """Held against its training records' distances to one another it was unsafe, at p = 1e-5."""
     world = gate_cases.world("table", gate_cases.DRAWN["table"], 94)
-    assert np.bincount(world.val.stratum).min() < 20
+    assert np.bincount(world.validation.stratum).min() < 20
     assert gate_cases.answer(world, "none").unsafe == ()

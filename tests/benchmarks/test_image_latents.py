@@ -15,7 +15,7 @@ from prefect_augment.latents.interpolate import interpolate
 from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Balance, Budget, Gate, Interpolation, PluginModel, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
@@ -102,9 +102,9 @@ def test_strips_are_those_of_interpolate(
     pixels = encoder.encode(strip)
     Z = fitted.embed(pixels[[0, -1]]).astype(np.float64)[None]
     y = np.array([[encoder.strata.index(name) for name in ("cross", "square")]])
-    fit = read_part(store, load_facts(dataset, store), ["fit"])
-    vectors = fitted.embed(encoder.encode(fit)).astype(np.float64)
-    own = [np.array(fit["form"].to_pylist()) == name for name in ("cross", "square")]
+    training = read_part(store, load_info(dataset, store), ["training"])
+    vectors = fitted.embed(encoder.encode(training)).astype(np.float64)
+    own = [np.array(training["form"].to_pylist()) == name for name in ("cross", "square")]
     centres = np.stack([vectors[rows].mean(axis=0) for rows in own])[None]
     given_centres = centres if path == "class" else None
     made = image_latents.along(fitted, Z, y, given_centres, n_steps=5)

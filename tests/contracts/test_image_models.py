@@ -217,7 +217,7 @@ def test_unknown_classes_missing_seeds_and_no_records_are_refused(
     with pytest.raises(AugmentError, match="seeds"):
         model.sample(np.array([0, 1]), seeds=seeds(1))
     empty = ImageSpec(12, 1, ("a",), (0,))
-    with pytest.raises(AugmentError, match="0 fit records"):
+    with pytest.raises(AugmentError, match="0 training records"):
         fitted(kind, empty)
 
 

@@ -252,7 +252,7 @@ def test_unknown_classes_missing_seeds_and_no_records_are_refused(
         model.sample(np.array([3]), seeds=seeds(1))
     with pytest.raises(AugmentError, match="seeds"):
         model.sample(np.array([0, 1]), seeds=seeds(1))
-    with pytest.raises(AugmentError, match="0 fit records"):
+    with pytest.raises(AugmentError, match="0 training records"):
         fitted(kind, TableData(np.empty((0, SPEC.n_columns)), np.empty(0, dtype=np.int64)))
 
 
@@ -391,7 +391,7 @@ def test_given_values_are_in_every_record(model: GenerativeModel, given: dict[in
 
 
 def test_a_level_that_was_never_seen_is_neither_drawn_nor_given(model: GenerativeModel) -> None:
-    """The encoder knows level 3 from val records, say; no fit record has it."""
+    """The encoder knows level 3 from validation records, say; no training record has it."""
     X = model.sample(np.repeat([0, 1, 2], 500), seeds=seeds(1500))
     assert not (X[:, 2] == 3).any()
     with pytest.raises(AugmentError, match="'category'"):
@@ -453,8 +453,8 @@ def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
 def test_classes_can_be_told_from_the_latent_vectors(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     Z, rows = encodes.embed(data.X), np.arange(len(data.y)) % 2 == 0
-    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    assert learner.fit(Z[rows], data.y[rows]).score(Z[~rows], data.y[~rows]) > 0.9
+    estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    assert estimator.fit(Z[rows], data.y[rows]).score(Z[~rows], data.y[~rows]) > 0.9
 
 
 def test_a_decoded_record_is_like_the_one_embedded(model: GenerativeModel) -> None:

@@ -39,7 +39,7 @@ def deployed_rebalance(server: Any, make_table: Callable[..., pa.Table], tmp_pat
             "n_seeds": 1,
             "n_settings": 1,
             "n_bootstrap": 200,
-            "learners": ["logistic"],
+            "estimators": ["logistic"],
             "on_no_gain": "publish",
         },
         "approval": {"ask": True},

@@ -53,7 +53,7 @@ def table(make_table: Callable[..., pa.Table], tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(tmp_path: Path) -> Path:
     path = tmp_path / "quick.yaml"
-    path.write_text("gate: {n_seeds: 1, n_bootstrap: 200, learners: [logistic]}\n")
+    path.write_text("gate: {n_seeds: 1, n_bootstrap: 200, estimators: [logistic]}\n")
     return path
 
 
@@ -65,7 +65,7 @@ def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path, home: P
     assert result["version"] == 1
     assert result["counts"]["train"]["cracked"]["synthetic"] > 0
     assert Path(result["report"]).is_file()
-    for name in ("version", "manifest", "counts", "quarantined", "arms", "recipe", "verdict"):
+    for name in ("version", "manifest", "counts", "quarantined", "strategies", "recipe", "verdict"):
         assert name in result
     assert result["peak_rss_bytes"] > 0
 
@@ -108,11 +108,11 @@ def test_demo_publishes_a_table_and_images_with_a_judged_generator(
         assert found[name]["version"] == 1
         assert found[name]["verdict"]["decision"] in ("accept", "reject", "inconclusive")
         assert Path(found[name]["report"]).is_file()
-    arms = {score["arm"]["name"] for score in found["images"]["arms"]}
-    assert {"as is", "diffusion"} <= arms
+    strategies = {score["strategy"]["name"] for score in found["images"]["strategies"]}
+    assert {"as is", "diffusion"} <= strategies
     report = Path(found["images"]["report"])
     page = json.loads((report.parent / "report.json").read_text())
-    tried = {t["arm"]["name"] for rung in page["search"]["rungs"] for t in rung["trials"]}
+    tried = {t["strategy"]["name"] for rung in page["search"]["rungs"] for t in rung["trials"]}
     assert {"as is", "balanced softmax", "resampling + classic", "diffusion"} <= tried
     kept = {c["name"]: c["n_kept"] for c in page["gate"]["classes"]}
     assert sorted(kept) == ["eight", "five", "nine"]

@@ -43,8 +43,8 @@ pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = "local-process"
-# Judged by the quick learner alone.
-QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "learners": ["logistic"]}
+# Judged by the quick estimator alone.
+QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "estimators": ["logistic"]}
 # Two heartbeats fit in, if only just: the least that Prefect sends is one in 30 seconds.
 SILENCE_SECONDS = 50
 

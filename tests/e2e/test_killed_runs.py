@@ -38,7 +38,7 @@ PLACES = {
     "publish": "_reports/v00000002/*",
 }
 GATE = {
-    "learners": ["logistic"],
+    "estimators": ["logistic"],
     "n_seeds": 1,
     "n_settings": 1,
     "n_bootstrap": 100,

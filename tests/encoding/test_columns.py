@@ -12,14 +12,14 @@ import pytest
 
 from prefect_augment.encoding.columns import describe_columns, require_columns
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.params import ColumnWish
+from prefect_augment.params import ColumnOverride
 
 N = 200
 rng = np.random.default_rng(0)
 LABEL = ["yes", "no"] * (N // 2)
 
 
-def fact(values: Any, name: str = "c", wishes: tuple[ColumnWish, ...] = ()) -> Any:
+def result(values: Any, name: str = "c", wishes: tuple[ColumnOverride, ...] = ()) -> Any:
     return describe_columns(pa.table({name: values, "label": LABEL}), label="label", wishes=wishes)[
         0
     ]
@@ -57,19 +57,19 @@ def fact(values: Any, name: str = "c", wishes: tuple[ColumnWish, ...] = ()) -> A
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_kind_of(values: Any, kind: str) -> None:
-    assert fact(pa.array(values) if isinstance(values, range) else values).kind == kind
+    assert result(pa.array(values) if isinstance(values, range) else values).kind == kind
 
 
 @pytest.mark.parametrize("name", ["id", "customer_id", "CustomerID", "UDI", "row-key", "uuid4"])
 def test_unique_integers_named_like_an_id_are_identifiers(name: str) -> None:
-    found = fact(rng.permutation(10 * N)[:N], name)
+    found = result(rng.permutation(10 * N)[:N], name)
     assert found.kind == "identifier"
     assert "named like an identifier" in found.note
 
 
 @pytest.mark.parametrize("name", ["width", "paid", "video", "ideal", "income"])
 def test_unique_integers_of_another_name_are_numbers(name: str) -> None:
-    assert fact(rng.permutation(10 * N)[:N], name).kind == "numeric"
+    assert result(rng.permutation(10 * N)[:N], name).kind == "numeric"
 
 
 def test_few_records_do_not_make_an_identifier() -> None:
@@ -78,34 +78,37 @@ def test_few_records_do_not_make_an_identifier() -> None:
 
 
 def test_nulls_and_unique_values_are_counted_without_nan() -> None:
-    found = fact(pa.array([1.5, None, float("nan"), 2.5] * (N // 4)))
+    found = result(pa.array([1.5, None, float("nan"), 2.5] * (N // 4)))
     assert (found.n_null, found.n_unique) == (N // 2, 2)
 
 
 def test_infinite_values_are_noted() -> None:
-    assert "2 infinite values" in fact([np.inf, -np.inf, *rng.normal(size=N - 2)]).note
+    assert "2 infinite values" in result([np.inf, -np.inf, *rng.normal(size=N - 2)]).note
 
 
 def test_values_that_cannot_be_compared_have_no_number_of_unique_ones() -> None:
-    assert fact([[1]] * N).n_unique == -1
+    assert result([[1]] * N).n_unique == -1
 
 
 def test_a_wish_decides_the_kind() -> None:
-    found = fact(list(range(N)), wishes=(ColumnWish(name="c", kind="numeric"),))
+    found = result(list(range(N)), wishes=(ColumnOverride(name="c", kind="numeric"),))
     assert (found.kind, found.note) == ("numeric", "as wished in source.columns")
 
 
 @pytest.mark.parametrize(
     ("wishes", "says"),
     [
-        ([ColumnWish(name="cc", kind="numeric")], "did you mean 'c'"),
-        ([ColumnWish(name="label", kind="category")], "label's kind is fixed"),
-        ([ColumnWish(name="c", kind="category"), ColumnWish(name="c", kind="drop")], "twice"),
-        ([ColumnWish(name="c", kind="numeric")], "cannot be numeric"),
-        ([ColumnWish(name="l", kind="category")], "cannot be a category"),
+        ([ColumnOverride(name="cc", kind="numeric")], "did you mean 'c'"),
+        ([ColumnOverride(name="label", kind="category")], "label's kind is fixed"),
+        (
+            [ColumnOverride(name="c", kind="category"), ColumnOverride(name="c", kind="drop")],
+            "twice",
+        ),
+        ([ColumnOverride(name="c", kind="numeric")], "cannot be numeric"),
+        ([ColumnOverride(name="l", kind="category")], "cannot be a category"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_is_refused(wishes: list[ColumnWish], says: str) -> None:
+def test_a_wish_that_cannot_be_granted_is_refused(wishes: list[ColumnOverride], says: str) -> None:
     table = pa.table({"c": ["a", "b"], "l": [[1], [2]], "label": ["x", "y"]})
     with pytest.raises(ParameterError, match=says):
         describe_columns(table, label="label", wishes=wishes)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from prefect_augment.encoding.tables import TableEncoder, table_strata
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.schema.base import ColumnFact
+from prefect_augment.schema.base import ColumnInfo
 
 UTC = dt.UTC
 ZURICH = "Europe/Zurich"
@@ -55,8 +55,8 @@ LEARNT: dict[pa.DataType, tuple[str, st.SearchStrategy[Any]]] = {
 SPAN = 2**53  # grid steps that float64 can count
 
 
-def column_fact(name: str, kind: str) -> ColumnFact:
-    return ColumnFact(name=name, arrow_type="", kind=kind, n_null=0, n_unique=0)  # type: ignore[arg-type]
+def column_fact(name: str, kind: str) -> ColumnInfo:
+    return ColumnInfo(name=name, arrow_type="", kind=kind, n_null=0, n_unique=0)  # type: ignore[arg-type]
 
 
 def fitted(table: pa.Table, kinds: dict[str, str], *, by: tuple[str, ...] = ()) -> TableEncoder:

@@ -11,15 +11,15 @@ from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap, simul
 BOTH = np.ones(2, dtype=bool)
 
 
-def two_arms(n_k, right, seed, *, n_seeds=1, group_size=1):
-    """Hits of arms a and b with given recalls; half of the luck is shared, within groups too."""
+def two_strategies(n_k, right, seed, *, n_seeds=1, group_size=1):
+    """Hits of strategies a and b with given recalls; half of the luck is shared, within groups too."""
     rng = np.random.default_rng(seed)
     y = np.repeat([0, 1], n_k)
     shared = np.repeat(rng.random(len(y) // group_size + 1), group_size)[: len(y)]
     hits = {}
-    for arm, recall in right.items():
+    for strategy, recall in right.items():
         luck = np.where(rng.random((n_seeds, len(y))) < 0.5, shared, rng.random((n_seeds, len(y))))
-        hits[arm] = (luck < recall).astype(float)
+        hits[strategy] = (luck < recall).astype(float)
     return y, hits
 
 
@@ -28,8 +28,8 @@ def test_intervals_cover_the_known_difference_at_their_rate(n_k):
     """a is right on 80 %, b on 70 %: 95 % of the intervals hold the 10 points, 200 draws of data."""
     covered = 0
     for s in range(200):
-        y, hits = two_arms(n_k, {"a": 0.8, "b": 0.7}, s)
-        gap = paired_bootstrap(y, hits, judged=BOTH, n_bootstrap=400, seed=s).difference("a", "b")
+        y, hits = two_strategies(n_k, {"a": 0.8, "b": 0.7}, s)
+        gap = paired_bootstrap(y, hits, compared=BOTH, n_bootstrap=400, seed=s).difference("a", "b")
         covered += gap.low <= 0.1 <= gap.high
     assert 0.90 <= covered / 200 <= 0.995
 
@@ -38,9 +38,9 @@ def test_intervals_cover_where_groups_share_their_luck():
     """Treating groups of five as single records would make intervals far too narrow."""
     covered = {"groups": 0, "records": 0}
     for s in range(100):
-        y, hits = two_arms((400, 100), {"a": 0.7}, s, group_size=5)
+        y, hits = two_strategies((400, 100), {"a": 0.7}, s, group_size=5)
         for name, groups in (("groups", np.arange(500) // 5), ("records", None)):
-            boot = paired_bootstrap(y, hits, judged=BOTH, groups=groups, n_bootstrap=300, seed=s)
+            boot = paired_bootstrap(y, hits, compared=BOTH, groups=groups, n_bootstrap=300, seed=s)
             interval = boot.balanced_accuracy("a")
             covered[name] += interval.low <= 0.7 <= interval.high
     assert covered["groups"] >= 90
@@ -48,18 +48,18 @@ def test_intervals_cover_where_groups_share_their_luck():
 
 
 def test_groups_of_one_record_are_records():
-    y, hits = two_arms((500, 80), {"a": 0.8, "b": 0.7}, 0, n_seeds=3)
+    y, hits = two_strategies((500, 80), {"a": 0.8, "b": 0.7}, 0, n_seeds=3)
     a, b = (
-        paired_bootstrap(y, hits, judged=BOTH, groups=g, n_bootstrap=4000).difference("a", "b")
+        paired_bootstrap(y, hits, compared=BOTH, groups=g, n_bootstrap=4000).difference("a", "b")
         for g in (None, np.arange(len(y)))
     )
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.005)
 
 
 def test_pairing_makes_a_difference_narrower_than_its_parts():
-    y, hits = two_arms((500, 80), {"a": 0.8, "b": 0.8}, 0)
+    y, hits = two_strategies((500, 80), {"a": 0.8, "b": 0.8}, 0)
     hits["b"] = np.where(np.arange(len(y)) % 50 == 0, 1 - hits["a"], hits["a"])
-    boot = paired_bootstrap(y, hits, judged=BOTH)
+    boot = paired_bootstrap(y, hits, compared=BOTH)
     gap, own = boot.difference("a", "b"), boot.balanced_accuracy("a")
     assert gap.high - gap.low < 0.6 * (own.high - own.low)
 
@@ -67,7 +67,7 @@ def test_pairing_makes_a_difference_narrower_than_its_parts():
 def test_estimates_are_plain_means():
     y = np.array([0, 0, 0, 0, 1, 1])
     hits = {"a": np.array([[1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]], dtype=float)}
-    boot = paired_bootstrap(y, hits, judged=BOTH)
+    boot = paired_bootstrap(y, hits, compared=BOTH)
     assert boot.balanced_accuracy("a").estimate == pytest.approx((5 / 8 + 1 / 4) / 2)
     assert boot.class_recall("a")[1].estimate == pytest.approx(1 / 4)
 
@@ -76,24 +76,26 @@ def test_seeds_widen_an_interval():
     """Two seeds, one right and one wrong throughout: records alone would call 0.5 certain."""
     y = np.repeat([0, 1], 2000)
     hits = {"a": np.stack([np.ones(4000), np.zeros(4000)])}
-    interval = paired_bootstrap(y, hits, judged=BOTH).balanced_accuracy("a")
+    interval = paired_bootstrap(y, hits, compared=BOTH).balanced_accuracy("a")
     assert interval.low < 0.01
     assert interval.high > 0.99
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 def test_intervals_cover_where_seeds_differ_and_records_do_not(n_seeds):
-    """Two arms of equal recall, a point of noise a seed, many records: three seeds tell little of it."""
+    """Two strategies of equal recall, a point of noise a seed, many records: three seeds tell little of it."""
     covered = 0
     for s in range(100):
         rng = np.random.default_rng(s)
         y, share = np.repeat([0, 1], 500), np.linspace(0, 1, 500)
         hits = {
-            arm: np.stack([np.tile(share < r, 2) for r in 0.8 + 0.01 * rng.normal(size=n_seeds)])
-            for arm in "ab"
+            strategy: np.stack(
+                [np.tile(share < r, 2) for r in 0.8 + 0.01 * rng.normal(size=n_seeds)]
+            )
+            for strategy in "ab"
         }
         gap = paired_bootstrap(
-            y, {a: h.astype(float) for a, h in hits.items()}, judged=BOTH, n_bootstrap=300, seed=s
+            y, {a: h.astype(float) for a, h in hits.items()}, compared=BOTH, n_bootstrap=300, seed=s
         ).difference("a", "b")
         covered += gap.low <= 0 <= gap.high
     assert covered >= 85
@@ -106,8 +108,10 @@ def test_intervals_cover_over_many_small_classes():
         rng = np.random.default_rng(s)
         y = np.repeat(np.arange(100), 12)
         luck = rng.random(len(y))
-        hits = {arm: (luck < p)[None].astype(float) for arm, p in (("a", 0.9), ("b", 0.7))}
-        boot = paired_bootstrap(y, hits, judged=np.ones(100, bool), n_bootstrap=300, seed=s)
+        hits = {
+            strategy: (luck < p)[None].astype(float) for strategy, p in (("a", 0.9), ("b", 0.7))
+        }
+        boot = paired_bootstrap(y, hits, compared=np.ones(100, bool), n_bootstrap=300, seed=s)
         gap = boot.difference("a", "b")
         covered += gap.low <= 0.2 <= gap.high
     assert covered >= 51
@@ -115,32 +119,32 @@ def test_intervals_cover_over_many_small_classes():
 
 @pytest.mark.parametrize(("n_tail", "shown"), [(1, False), (3, False), (8, True)])
 def test_a_handful_of_records_shows_nothing(n_tail, shown):
-    """Arm a is right on every tail record and b on none: a plain bootstrap sees no doubt at all."""
+    """Strategy a is right on every tail record and b on none: a plain bootstrap sees no doubt at all."""
     y = np.array([0] * 500 + [1] * n_tail)
     hits = {"a": np.ones((1, len(y))), "b": (y == 0)[None].astype(float)}
-    gap = paired_bootstrap(y, hits, judged=BOTH).difference("a", "b")
+    gap = paired_bootstrap(y, hits, compared=BOTH).difference("a", "b")
     assert gap.estimate == 0.5
     assert (gap.low > 0) is shown
 
 
 def test_unjudged_classes_do_not_enter():
-    y, hits = two_arms((100, 50), {"a": 0.8}, 0)
-    boot = paired_bootstrap(y, hits, judged=np.array([True, False]))
+    y, hits = two_strategies((100, 50), {"a": 0.8}, 0)
+    boot = paired_bootstrap(y, hits, compared=np.array([True, False]))
     assert list(boot.classes) == [0]
     assert boot.balanced_accuracy("a").estimate == pytest.approx(hits["a"][0, :100].mean())
 
 
 def test_draws_do_not_depend_on_the_order_of_records():
-    y, hits = two_arms((300, 40), {"a": 0.8, "b": 0.7}, 0, n_seeds=2)
+    y, hits = two_strategies((300, 40), {"a": 0.8, "b": 0.7}, 0, n_seeds=2)
     order = np.random.default_rng(1).permutation(len(y))
-    a = paired_bootstrap(y, hits, judged=BOTH, seed=5)
-    b = paired_bootstrap(y[order], {k: h[:, order] for k, h in hits.items()}, judged=BOTH, seed=5)
+    a = paired_bootstrap(y, hits, compared=BOTH, seed=5)
+    b = paired_bootstrap(y[order], {k: h[:, order] for k, h in hits.items()}, compared=BOTH, seed=5)
     assert np.array_equal(a.draws, b.draws)
 
 
 def test_class_differences_are_corrected_for_their_number():
-    y, hits = two_arms((300, 40), {"a": 0.8, "b": 0.7}, 0)
-    boot = paired_bootstrap(y, hits, judged=BOTH)
+    y, hits = two_strategies((300, 40), {"a": 0.8, "b": 0.7}, 0)
+    boot = paired_bootstrap(y, hits, compared=BOTH)
     j = list(boot.classes).index(1)
     plain = np.quantile(boot.draws[:, 0, j] - boot.draws[:, 1, j], [0.025, 0.975])
     corrected = boot.class_difference("a", "b")[1]
@@ -149,23 +153,23 @@ def test_class_differences_are_corrected_for_their_number():
 
 
 def test_nothing_to_compare_is_an_error():
-    y, hits = two_arms((10, 5), {"a": 0.8}, 0)
+    y, hits = two_strategies((10, 5), {"a": 0.8}, 0)
     with pytest.raises(EmptyClassError):
-        paired_bootstrap(y, hits, judged=~BOTH)
+        paired_bootstrap(y, hits, compared=~BOTH)
     with pytest.raises(ParameterError, match="one shape"):
-        paired_bootstrap(y, {"a": hits["a"], "b": np.ones((2, 15))}, judged=BOTH)
+        paired_bootstrap(y, {"a": hits["a"], "b": np.ones((2, 15))}, compared=BOTH)
 
 
 @pytest.mark.parametrize("n_classes", [2, 60])
 def test_intervals_of_many_classes_hold_together(n_classes):
-    """Equal arms: at most about 5 % of repetitions show a difference in any class, however many."""
+    """Equal strategies: at most about 5 % of repetitions show a difference in any class, however many."""
     y = np.repeat(np.arange(n_classes), 30)
     false = 0
     for s in range(60):
         rng = np.random.default_rng(s)
-        hits = {arm: (rng.random((1, len(y))) < 0.7).astype(float) for arm in ("a", "b")}
+        hits = {strategy: (rng.random((1, len(y))) < 0.7).astype(float) for strategy in ("a", "b")}
         boot = paired_bootstrap(
-            y, hits, judged=np.ones(n_classes, dtype=bool), n_bootstrap=200, seed=s
+            y, hits, compared=np.ones(n_classes, dtype=bool), n_bootstrap=200, seed=s
         )
         found = boot.class_difference("a", "b").values()
         false += any(i.low > 0 or i.high < 0 for i in found)
@@ -177,7 +181,7 @@ def test_a_real_difference_of_one_class_among_many_is_shown():
     rng = np.random.default_rng(0)
     luck = rng.random((1, len(y)))
     hits = {"a": (luck < np.where(y == 7, 0.95, 0.6)) * 1.0, "b": (luck < 0.6) * 1.0}
-    boot = paired_bootstrap(y, hits, judged=np.ones(50, dtype=bool), n_bootstrap=400)
+    boot = paired_bootstrap(y, hits, compared=np.ones(50, dtype=bool), n_bootstrap=400)
     shown = {k for k, i in boot.class_difference("a", "b").items() if i.low > 0}
     assert shown == {7}
 

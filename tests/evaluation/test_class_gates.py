@@ -194,9 +194,14 @@ def test_records_of_one_source_show_no_leak():
 )
 def test_training_records_that_were_changed_a_little_are_found_in_the_holdout(jitter, n, says):
     rng = np.random.default_rng(0)
-    fit, val, held = (parts(rng) for _ in range(3))
-    held.X[:n], held.stratum[:n] = fit.X[:n] + jitter * rng.normal(size=(n, 4)), fit.stratum[:n]
-    found = holdout_leaks(fit, val, held, FeatureSpace.of(fit.X, np.zeros(4, dtype=bool)))
+    training, validation, held = (parts(rng) for _ in range(3))
+    held.X[:n], held.stratum[:n] = (
+        training.X[:n] + jitter * rng.normal(size=(n, 4)),
+        training.stratum[:n],
+    )
+    found = holdout_leaks(
+        training, validation, held, FeatureSpace.of(training.X, np.zeros(4, dtype=bool))
+    )
     assert says in " ".join(found)
     assert "source.group_column" in found[0]
 

@@ -1,24 +1,31 @@
-"""The choice among arms on val."""
+"""The choice among strategies on validation records."""
 
 from __future__ import annotations
 
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.selection import choose_arm
-from prefect_augment.schema.base import Arm, ArmScore
+from prefect_augment.evaluation.metrics.selection import choose_strategy
+from prefect_augment.schema.base import Strategy, StrategyScore
 
 
-def scores(name, family, values, *, amount=1.0, n_val=1000):
-    arm = Arm(name=name, family=family, amount=amount)
+def scores(name, family, values, *, amount=1.0, n_validation=1000):
+    strategy = Strategy(name=name, family=family, amount=amount)
     return [
-        ArmScore(arm=arm, seed=s, score=v, learners={}, n_train=100, n_val=n_val)
+        StrategyScore(
+            strategy=strategy,
+            seed=s,
+            score=v,
+            estimators={},
+            n_train=100,
+            n_validation=n_validation,
+        )
         for s, v in enumerate(values)
     ]
 
 
 def test_best_of_each_kind_is_named():
-    choice = choose_arm(
+    choice = choose_strategy(
         scores("as is", "as_is", [0.70])
         + scores("weights", "weights", [0.80])
         + scores("smote", "classic", [0.78])
@@ -32,8 +39,8 @@ def test_best_of_each_kind_is_named():
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.0015, -0.0015])
-def test_ties_go_to_the_simpler_arm(gap):
-    choice = choose_arm(
+def test_ties_go_to_the_simpler_strategy(gap):
+    choice = choose_strategy(
         scores("mix", "mixture", [0.80 + gap])
         + scores("over", "resampling", [0.80 + gap / 2])
         + scores("weights", "weights", [0.80])
@@ -43,7 +50,7 @@ def test_ties_go_to_the_simpler_arm(gap):
 
 
 def test_ties_within_a_family_go_to_the_smaller_amount():
-    choice = choose_arm(
+    choice = choose_strategy(
         scores("as is", "as_is", [0.70])
         + scores("a", "model", [0.8], amount=1.0)
         + scores("b", "model", [0.8], amount=0.5)
@@ -51,14 +58,16 @@ def test_ties_within_a_family_go_to_the_smaller_amount():
     assert choice.best.name == "b"
 
 
-def test_one_record_of_val_is_a_tie():
-    """With 50 val records, 1.5 points are less than one record of an average class."""
-    arms = scores("as is", "as_is", [0.80], n_val=50) + scores("trees", "model", [0.815], n_val=50)
-    assert choose_arm(arms).best.name == "as is"
-    arms = scores("as is", "as_is", [0.80], n_val=500) + scores(
-        "trees", "model", [0.815], n_val=500
+def test_one_record_of_validation_is_a_tie():
+    """With 50 validation records, 1.5 points are less than one record of an average class."""
+    strategies = scores("as is", "as_is", [0.80], n_validation=50) + scores(
+        "trees", "model", [0.815], n_validation=50
     )
-    assert choose_arm(arms).best.name == "trees"
+    assert choose_strategy(strategies).best.name == "as is"
+    strategies = scores("as is", "as_is", [0.80], n_validation=500) + scores(
+        "trees", "model", [0.815], n_validation=500
+    )
+    assert choose_strategy(strategies).best.name == "trees"
 
 
 def test_a_gap_within_the_noise_of_seeds_is_a_tie():
@@ -68,12 +77,12 @@ def test_a_gap_within_the_noise_of_seeds_is_a_tie():
     steady = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
         "trees", "model", [0.71, 0.81, 0.76]
     )
-    assert choose_arm(noisy).best.name == "as is"
-    assert choose_arm(steady).best.name == "trees"
+    assert choose_strategy(noisy).best.name == "as is"
+    assert choose_strategy(steady).best.name == "trees"
 
 
-def test_an_arm_of_one_seed_does_not_beat_finalists():
-    choice = choose_arm(
+def test_an_strategy_of_one_seed_does_not_beat_finalists():
+    choice = choose_strategy(
         scores("as is", "as_is", [0.70, 0.71, 0.70])
         + scores("weights", "weights", [0.80, 0.78, 0.76])
         + scores("trees", "model", [0.79])
@@ -89,25 +98,25 @@ def test_order_of_scores_does_not_matter():
         + scores("weights", "weights", [0.80, 0.78])
         + scores("trees", "model", [0.79, 0.79])
     )
-    assert choose_arm(given) == choose_arm(given[::-1])
+    assert choose_strategy(given) == choose_strategy(given[::-1])
 
 
 def test_publishing_anyway_takes_the_model_to_the_holdout():
-    choice = choose_arm(scores("as is", "as_is", [0.9]) + scores("trees", "model", [0.5]))
+    choice = choose_strategy(scores("as is", "as_is", [0.9]) + scores("trees", "model", [0.5]))
     assert choice.to_verify("recipe").name == "as is"
     assert choice.to_verify("fail").name == "as is"
     assert choice.to_verify("publish").name == "trees"
-    assert choose_arm(scores("as is", "as_is", [0.9])).to_verify("publish").name == "as is"
+    assert choose_strategy(scores("as is", "as_is", [0.9])).to_verify("publish").name == "as is"
 
 
 def test_something_must_be_there_to_compare_with():
     with pytest.raises(ParameterError, match="as is"):
-        choose_arm(scores("trees", "model", [0.5]))
+        choose_strategy(scores("trees", "model", [0.5]))
 
 
 def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_judged():
     """As is ties with trees, whose seeds differ, and loses to weights under every seed."""
-    choice = choose_arm(
+    choice = choose_strategy(
         scores("as is", "as_is", [0.80, 0.80, 0.80])
         + scores("weights", "weights", [0.83, 0.83, 0.83])
         + scores("trees", "model", [0.90, 0.78, 0.82])

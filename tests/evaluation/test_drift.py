@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.column_profile import MAX_LEVELS, column_content
 from prefect_augment.evaluation.metrics.drift import (
-    arm_drifts,
     class_drifts,
     column_drifts,
     drift_sentence,
     effective,
     n_shared,
+    strategy_drifts,
 )
 from prefect_augment.report.section_drift import section
 from prefect_augment.schema.base import Interval, Verdict
@@ -191,14 +191,14 @@ def test_noise_is_less_the_more_is_shared() -> None:
     assert math.isinf(effective(100, 100, 100))
 
 
-def judged(**scores: float) -> Verdict:
+def verdict_of(**scores: float) -> Verdict:
     return Verdict(
         decision="inconclusive",
         reasons=(),
         chosen="a",
         baseline="a",
         published="a",
-        arms={},
+        strategies={},
         balanced_accuracy={
             name: Interval(estimate=e, low=e - 0.02, high=e + 0.02) for name, e in scores.items()
         },
@@ -206,21 +206,22 @@ def judged(**scores: float) -> Verdict:
         minimum_detectable_effect=0.02,
         class_recall={},
         class_decisions={},
-        not_judged={},
+        not_compared={},
         n_holdout=100,
         n_seeds=1,
     )
 
 
-def test_arms_are_compared_by_name_and_flagged_beyond_their_intervals() -> None:
+def test_strategies_are_compared_by_name_and_flagged_beyond_their_intervals() -> None:
     found = {
         a.name: a
-        for a in arm_drifts(
-            ({"a": 0.5, "b": 0.6}, judged(a=0.70, b=0.70)), ((), judged(a=0.76, b=0.72, c=0.8))
+        for a in strategy_drifts(
+            ({"a": 0.5, "b": 0.6}, verdict_of(a=0.70, b=0.70)),
+            ((), verdict_of(a=0.76, b=0.72, c=0.8)),
         )
     }
     assert {name: a.changed for name, a in found.items()} == {"a": True, "b": False, "c": False}
-    assert (found["a"].val_before, found["a"].val_now) == (0.5, None)
+    assert (found["a"].validation_before, found["a"].validation_now) == (0.5, None)
     assert found["c"].holdout_before is None
 
 
@@ -234,7 +235,7 @@ def drift(**changes: Any) -> Drift:
         "n_shared": N,
         "classes": class_drifts({"ok <b>": N}, {"ok <b>": N, "worn": 300}, N),
         "columns": tuple(columns.values()),
-        "arms": arm_drifts(({"as is": 0.7}, None), ((), None)),
+        "strategies": strategy_drifts(({"as is": 0.7}, None), ((), None)),
         "recipe_before": "SMOTE",
         "recipe_now": "trees",
     }

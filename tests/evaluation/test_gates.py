@@ -8,7 +8,7 @@ import pytest
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.quality.record_filter import REASONS
-from prefect_augment.evaluation.quality.table_filter import gate_candidates
+from prefect_augment.evaluation.quality.table_filter import filter_table
 
 N_COLUMNS = 6
 IS_CATEGORY = np.arange(N_COLUMNS) == 5
@@ -30,7 +30,7 @@ def world(n_k, seed):
     return Labelled(X, y)
 
 
-FIT, VAL, FRESH = world((500, 250), 0), world((150, 150), 1), world((200, 250), 2)
+TRAINING, VALIDATION, FRESH = world((500, 250), 0), world((150, 150), 1), world((200, 250), 2)
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def fresh_outcome():
     return judge(FRESH, wanted=(50, 100))
 
 
-def judge(candidates, *, fit=FIT, val=VAL, wanted=(300, 300), **kwargs):
+def judge(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(300, 300), **kwargs):
     kwargs.setdefault("strata", ["head", "tail"])
     kwargs.setdefault("stratum_class", np.arange(len(kwargs["strata"])))
-    return gate_candidates(
-        fit,
-        val,
+    return filter_table(
+        training,
+        validation,
         candidates,
         wanted=np.array(wanted),
         ordinals=np.arange(len(candidates)),
-        fit_keys=[f"key-{i}" for i in range(len(fit))],
+        training_keys=[f"key-{i}" for i in range(len(training))],
         is_category=IS_CATEGORY,
         n_levels=N_LEVELS,
         **kwargs,
@@ -70,7 +70,7 @@ def test_fresh_real_records_pass_at_the_nominal_rate(fresh_outcome):
 
 def test_copies_under_another_label_are_copies():
     """Records of the head as records of the tail: no distance within the tail tells that."""
-    rare, common = FRESH.X[FRESH.stratum == 1][:160], FIT.X[FIT.stratum == 0][:40]
+    rare, common = FRESH.X[FRESH.stratum == 1][:160], TRAINING.X[TRAINING.stratum == 0][:40]
     candidates = Labelled(np.concatenate([rare, common]), np.ones(200, dtype=np.int64))
     outcome = judge(candidates)
     assert (outcome.reason[160:] == "near copy").all()
@@ -80,20 +80,20 @@ def test_copies_under_another_label_are_copies():
 
 def test_where_real_records_repeat_copies_of_unlike_ones_are_dropped_all_the_same():
     """A tenth of the rows are all alike, so equal records are nothing strange; copies of others are."""
-    X, alike = FIT.X[FIT.stratum == 1], FIT.X[-1]
-    fit = Labelled(
+    X, alike = TRAINING.X[TRAINING.stratum == 1], TRAINING.X[-1]
+    training = Labelled(
         np.concatenate([X[:200], np.tile(alike, (20, 1))]), np.zeros(220, dtype=np.int64)
     )
-    own = VAL.X[VAL.stratum == 1]
-    val = Labelled(
+    own = VALIDATION.X[VALIDATION.stratum == 1]
+    validation = Labelled(
         np.concatenate([own[:90], np.tile(alike, (10, 1))]), np.zeros(100, dtype=np.int64)
     )
     fresh = FRESH.X[FRESH.stratum == 1][:200]
     X = np.concatenate([X[:30], np.tile(alike, (10, 1)), fresh])
     outcome = judge(
         Labelled(X, np.zeros(240, dtype=np.int64)),
-        fit=fit,
-        val=val,
+        training=training,
+        validation=validation,
         wanted=(240,),
         strata=["tail"],
     )
@@ -109,10 +109,11 @@ def test_a_class_of_groups_is_held_against_one_record_of_each(size):
         rng = np.random.default_rng(seed)
         sets = [(400 // size, size), (100 // size, size), (300, 1)]
         made = [_patients(rng, n, each) for n, each in sets]
-        fit, val, fresh = (Labelled(X, np.zeros(len(X), dtype=np.int64)) for X in made)
+        training, validation, fresh = (Labelled(X, np.zeros(len(X), dtype=np.int64)) for X in made)
         outcome = judge(
-            fresh, fit=fit, val=val, wanted=(300,), strata=["ill"], purpose="faithful", seed=seed,
-            fit_groups=np.arange(len(fit)) // size, val_groups=np.arange(len(val)) // size,
+            fresh, training=training, validation=validation, wanted=(300,), strata=["ill"],
+            purpose="faithful", seed=seed,
+            training_groups=np.arange(len(training)) // size, validation_groups=np.arange(len(validation)) // size,
         )  # fmt: skip
         unsafe += outcome.strata[0].verdict == "unsafe"
     assert unsafe == 0
@@ -126,7 +127,7 @@ def _patients(rng, n, each):
 
 
 def test_copies_of_training_records_are_caught():
-    copies = Labelled(FIT.X[-200:], FIT.stratum[-200:])
+    copies = Labelled(TRAINING.X[-200:], TRAINING.stratum[-200:])
     outcome = judge(copies)
     assert (outcome.reason == "near copy").all()
     assert outcome.strata[1].metrics["exact_copy_fraction"] == 1.0
@@ -134,9 +135,9 @@ def test_copies_of_training_records_are_caught():
 
 def test_copies_with_a_little_noise_are_caught():
     rng = np.random.default_rng(0)
-    X = FIT.X[-200:] + 1e-3 * rng.normal(size=(200, N_COLUMNS)) * ~IS_CATEGORY
-    outcome = judge(Labelled(X, FIT.stratum[-200:]))
-    assert share(outcome, Labelled(X, FIT.stratum[-200:]), "near copy") > 0.95
+    X = TRAINING.X[-200:] + 1e-3 * rng.normal(size=(200, N_COLUMNS)) * ~IS_CATEGORY
+    outcome = judge(Labelled(X, TRAINING.stratum[-200:]))
+    assert share(outcome, Labelled(X, TRAINING.stratum[-200:]), "near copy") > 0.95
 
 
 def test_swapped_labels_are_caught():
@@ -146,7 +147,7 @@ def test_swapped_labels_are_caught():
 
 def test_noise_is_caught():
     rng = np.random.default_rng(0)
-    low, high = np.nanmin(FIT.X, axis=0), np.nanmax(FIT.X, axis=0)
+    low, high = np.nanmin(TRAINING.X, axis=0), np.nanmax(TRAINING.X, axis=0)
     X = rng.uniform(low, high, (300, N_COLUMNS))
     X[:, 5] = np.round(X[:, 5])
     outcome = judge(Labelled(X, np.ones(300, dtype=np.int64)))
@@ -183,16 +184,18 @@ def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_
 
 def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
     rng = np.random.default_rng(0)
-    fit_order, val_order, order = (rng.permutation(len(t)) for t in (FIT, VAL, FRESH))
-    b = gate_candidates(
-        Labelled(FIT.X[fit_order], FIT.stratum[fit_order]),
-        Labelled(VAL.X[val_order], VAL.stratum[val_order]),
+    fit_order, validation_order, order = (
+        rng.permutation(len(t)) for t in (TRAINING, VALIDATION, FRESH)
+    )
+    b = filter_table(
+        Labelled(TRAINING.X[fit_order], TRAINING.stratum[fit_order]),
+        Labelled(VALIDATION.X[validation_order], VALIDATION.stratum[validation_order]),
         Labelled(FRESH.X[order], FRESH.stratum[order]),
         strata=["head", "tail"],
         stratum_class=np.arange(2),
         wanted=np.array([50, 100]),
         ordinals=order,
-        fit_keys=[f"key-{i}" for i in fit_order],
+        training_keys=[f"key-{i}" for i in fit_order],
         is_category=IS_CATEGORY,
         n_levels=N_LEVELS,
     )
@@ -214,13 +217,19 @@ def test_every_candidate_is_accounted_for(fresh_outcome):
 
 @pytest.mark.parametrize("n_tail", [0, 1, 2, 7])
 def test_tiny_classes_are_judged_by_what_there_is(n_tail):
-    """No val record, one or two fit records: only exact copies can be told, and that is said."""
-    rows = np.flatnonzero((FIT.stratum == 0) | (np.arange(len(FIT)) >= len(FIT) - n_tail))
-    fit = Labelled(FIT.X[rows], FIT.stratum[rows])
-    val = Labelled(VAL.X[VAL.stratum == 0], VAL.stratum[VAL.stratum == 0])
+    """No validation record, one or two training records: only exact copies can be told, and that is said."""
+    rows = np.flatnonzero(
+        (TRAINING.stratum == 0) | (np.arange(len(TRAINING)) >= len(TRAINING) - n_tail)
+    )
+    training = Labelled(TRAINING.X[rows], TRAINING.stratum[rows])
+    validation = Labelled(
+        VALIDATION.X[VALIDATION.stratum == 0], VALIDATION.stratum[VALIDATION.stratum == 0]
+    )
     tail = FRESH.X[FRESH.stratum == 1][:40]
-    X = np.vstack([tail, FIT.X[-1:]])
-    outcome = judge(Labelled(X, np.ones(41, dtype=np.int64)), fit=fit, val=val)
+    X = np.vstack([tail, TRAINING.X[-1:]])
+    outcome = judge(
+        Labelled(X, np.ones(41, dtype=np.int64)), training=training, validation=validation
+    )
     assert outcome.passed[:40].all()
     assert outcome.passed[40] == (n_tail == 0)
     assert any("only exact copies" in n for n in outcome.notes)
@@ -228,11 +237,11 @@ def test_tiny_classes_are_judged_by_what_there_is(n_tail):
 
 
 def test_a_single_class_is_judged_without_a_classifier():
-    fit, val, fresh = (
+    training, validation, fresh = (
         Labelled(t.X[t.stratum == 1], np.zeros((t.stratum == 1).sum(), int))
-        for t in (FIT, VAL, FRESH)
+        for t in (TRAINING, VALIDATION, FRESH)
     )
-    outcome = judge(fresh, fit=fit, val=val, wanted=(150,), strata=["only"])
+    outcome = judge(fresh, training=training, validation=validation, wanted=(150,), strata=["only"])
     assert outcome.passed.mean() > 0.8
     assert outcome.kept.sum() == 150
 
@@ -247,12 +256,14 @@ def test_nothing_to_judge_is_not_an_error():
 def test_strata_of_one_class_share_its_classifier():
     """Distances go by stratum (class within a site), labels by class."""
     site = (np.arange(2000) % 2).astype(np.int64)
-    fit, val, fresh = (Labelled(t.X, 2 * t.stratum + site[: len(t)]) for t in (FIT, VAL, FRESH))
+    training, validation, fresh = (
+        Labelled(t.X, 2 * t.stratum + site[: len(t)]) for t in (TRAINING, VALIDATION, FRESH)
+    )
     strata = [f"{c} | site={s}" for c in ("head", "tail") for s in (0, 1)]
     outcome = judge(
         fresh,
-        fit=fit,
-        val=val,
+        training=training,
+        validation=validation,
         wanted=(10, 10, 10, 10),
         strata=strata,
         stratum_class=np.array([0, 0, 1, 1]),
@@ -263,8 +274,8 @@ def test_strata_of_one_class_share_its_classifier():
     assert (
         judge(
             swapped,
-            fit=fit,
-            val=val,
+            training=training,
+            validation=validation,
             wanted=(1,) * 4,
             strata=strata,
             stratum_class=np.array([0, 0, 1, 1]),

@@ -7,15 +7,15 @@ import pytest
 from prefect_augment.report import section_calibration, section_robustness, section_slices
 from prefect_augment.schema.base import Difference, Interval
 from prefect_augment.schema.experiment import (
-    ArmCalibration,
-    CalibrationFacts,
+    CalibrationResult,
     CalibrationScore,
-    ConditionFact,
+    ConditionRow,
     Gap,
-    GroupFact,
-    RobustnessFacts,
-    SliceFact,
-    SliceFacts,
+    GroupRow,
+    RobustnessResult,
+    SliceResult,
+    SliceRow,
+    StrategyCalibration,
 )
 
 EVIL = "<script>&"
@@ -23,8 +23,8 @@ SOME = Interval(estimate=0.05, low=0.01, high=0.09)
 
 
 def condition(name):
-    pair = (Difference(arm=EVIL, against="as is", interval=SOME),)
-    return ConditionFact(
+    pair = (Difference(strategy=EVIL, against="as is", interval=SOME),)
+    return ConditionRow(
         name=name,
         strength=f"how {name} is done",
         balanced_accuracy={EVIL: SOME, "as is": SOME},
@@ -33,7 +33,7 @@ def condition(name):
     )
 
 
-ROBUSTNESS = RobustnessFacts(
+ROBUSTNESS = RobustnessResult(
     n_records=1234,
     seed=0,
     clean=condition("clean"),
@@ -41,21 +41,21 @@ ROBUSTNESS = RobustnessFacts(
     mean=condition("mean"),
     sentence="A gain is shown.",
 )
-SLICES = SliceFacts(
+SLICES = SliceResult(
     by=("site",),
     before="as is",
     after="weights",
     min_records=20,
     n_too_few=1,
     groups=(
-        GroupFact(
+        GroupRow(
             group={"site": EVIL}, n_holdout=99, n_classes=2, before=SOME, after=SOME,
             difference=SOME, decision="gains",
         ),
     ),
     slices=(
-        SliceFact(label="few", group={"site": EVIL}, n_holdout=3, decision="too few"),
-        SliceFact(
+        SliceRow(label="few", group={"site": EVIL}, n_holdout=3, decision="too few"),
+        SliceRow(
             label="much", group={"site": EVIL}, n_holdout=50, before=SOME, after=SOME,
             difference=SOME, decision="loses",
         ),
@@ -64,12 +64,14 @@ SLICES = SliceFacts(
     flags=("Class much: one gains and another loses.",),
 )  # fmt: skip
 SCORE = CalibrationScore(brier=SOME, ece=SOME, class_ece=SOME, expected={EVIL: 2.0})
-CALIBRATION = CalibrationFacts(
+CALIBRATION = CalibrationResult(
     n_records=500,
     n_bins=15,
     looked_at=(EVIL,),
-    arms={
-        "weights": {"logistic": ArmCalibration(as_predicted=SCORE, corrected=SCORE, change=SOME)}
+    strategies={
+        "weights": {
+            "logistic": StrategyCalibration(as_predicted=SCORE, corrected=SCORE, change=SOME)
+        }
     },
     prior_true={EVIL: 0.1, "b": 0.9},
     prior_train={"weights": {EVIL: 0.5, "b": 0.5}},
@@ -83,15 +85,15 @@ SECTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("section", "facts", "said"), SECTIONS)
-def test_a_section_says_what_was_found_and_escapes_names(section, facts, said):
-    html = section(facts)
+@pytest.mark.parametrize(("section", "info", "said"), SECTIONS)
+def test_a_section_says_what_was_found_and_escapes_names(section, info, said):
+    html = section(info)
     for text in said:
         assert text in html
     assert "<script>" not in html
     assert "&lt;script&gt;&amp;" in html
     assert html.startswith("<h2>")
-    assert html == section(facts)
+    assert html == section(info)
 
 
 @pytest.mark.parametrize("section", [s for s, _, _ in SECTIONS])

@@ -10,12 +10,12 @@ pytest.importorskip("torch")
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.convnet import (
     balanced_draws,
-    fit_image_learner,
+    fit_image_classifier,
 )
 from prefect_augment.evaluation.quality.image_filter import (
     PictureSpace,
     ShiftSpace,
-    gate_image_candidates,
+    filter_images,
 )
 from prefect_augment.evaluation.quality.record_filter import REASONS
 
@@ -41,7 +41,7 @@ def world(n_k, seed):
     return Labelled(np.array(images).astype(np.uint8)[..., None], y)
 
 
-FIT, VAL, FRESH = world((400, 150), 0), world((120, 100), 1), world((100, 150), 2)
+TRAINING, VALIDATION, FRESH = world((400, 150), 0), world((120, 100), 1), world((100, 150), 2)
 
 
 def moved(images, right, down):
@@ -56,18 +56,18 @@ def judge(candidates, *, wanted=(300, 300), **wishes):
         "stratum_class": np.arange(2),
         "wanted": np.array(wanted),
         "ordinals": np.arange(len(candidates)),
-        "fit_keys": [f"key-{i}" for i in range(len(FIT))],
+        "training_keys": [f"key-{i}" for i in range(len(TRAINING))],
         "steps": STEPS,
         "metrics": False,
     }
-    return gate_image_candidates(FIT, VAL, candidates, **{**given, **wishes})
+    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **wishes})
 
 
 @pytest.fixture(scope="module")
 def faulty():
     """One candidate set with a block per fault: the three classifiers are trained once for all."""
     rng = np.random.default_rng(0)
-    tail_fit, tail_fresh = FIT.X[-100:], FRESH.X[FRESH.stratum == 1]
+    tail_fit, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
     noisy = np.clip(tail_fit + rng.normal(0, 1.5, tail_fit.shape), 0, 255)
     blocks = {
         "fresh": tail_fresh,
@@ -173,23 +173,28 @@ def test_same_seed_gives_the_same_outcome():
 
 @pytest.fixture(scope="module")
 def space():
-    learner = fit_image_learner(
-        FIT.X, FIT.stratum, n_classes=2, steps=20, seed=0, weights=balanced_draws(FIT.stratum)
+    estimator = fit_image_classifier(
+        TRAINING.X,
+        TRAINING.stratum,
+        n_classes=2,
+        steps=20,
+        seed=0,
+        weights=balanced_draws(TRAINING.stratum),
     )
-    return PictureSpace.of(learner, FIT.X, FIT.stratum)
+    return PictureSpace.of(estimator, TRAINING.X, TRAINING.stratum)
 
 
 def test_distance_is_zero_for_equal_pixels_and_for_no_others(space):
-    almost = FIT.X[:20].copy()
+    almost = TRAINING.X[:20].copy()
     almost[:, 0, 0, 0] ^= 1
-    points = space.place(FIT.X[:20])
-    distances = space.distances(points, space.place(np.concatenate([FIT.X[:20], almost])))
+    points = space.place(TRAINING.X[:20])
+    distances = space.distances(points, space.place(np.concatenate([TRAINING.X[:20], almost])))
     assert (np.diag(distances[:, :20]) == 0).all()
     assert (np.diag(distances[:, 20:]) > 0).all()
 
 
 def test_distances_are_those_of_all_pairs(space):
-    points = space.place(FIT.X[:30])
+    points = space.place(TRAINING.X[:30])
     a, b = points[:10], points[10:]
     brute = np.linalg.norm(a.features[:, None] - b.features[None], axis=2)
     assert np.allclose(space.distances(a, b), brute, atol=1e-5)
@@ -200,7 +205,7 @@ def test_distances_are_those_of_all_pairs(space):
 
 
 def test_an_empty_or_single_set_has_no_neighbours(space):
-    points = space.place(FIT.X[:3])
+    points = space.place(TRAINING.X[:3])
     assert np.isinf(space.nearest(points, points[:0])).all()
     assert np.isinf(space.nearest_others(points[:1])).all()
 
@@ -211,7 +216,7 @@ def test_an_empty_or_single_set_has_no_neighbours(space):
 @pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-1, 1), (0, 0)])
 def test_a_picture_moved_brighter_and_with_more_contrast_is_at_distance_zero(shift):
     space = ShiftSpace()
-    first = FIT.X[:20] // 2
+    first = TRAINING.X[:20] // 2
     distances = space.distances(space.place(moved(first, *shift) * 2 + 7), space.place(first))
     assert np.diag(distances).max() < 1e-5
     assert distances[~np.eye(20, dtype=bool)].min() > 0.001
@@ -229,7 +234,7 @@ def test_large_pictures_are_compared_at_a_bounded_size():
 def test_pictures_without_contrast_resemble_nothing():
     space = ShiftSpace()
     flat = space.place(np.full((2, SIDE, SIDE, 1), 90, np.uint8))
-    assert (space.distances(flat, space.place(FIT.X[:5])) == 1).all()
+    assert (space.distances(flat, space.place(TRAINING.X[:5])) == 1).all()
     assert (space.nearest_others(flat) == 1).all()
     assert np.isinf(space.nearest_others(flat[:1])).all()
     assert np.isinf(space.nearest(flat, flat[:0])).all()

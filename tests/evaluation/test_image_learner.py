@@ -22,7 +22,7 @@ from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - nee
     _draws,
     balanced_draws,
     balanced_softmax_loss,
-    fit_image_learner,
+    fit_image_classifier,
     one_torch_thread,
 )
 
@@ -40,37 +40,37 @@ def pictures(n_k, seed):
     return images.astype(np.uint8), y
 
 
-FIT, TEST = pictures((60, 60, 60), 0), pictures((40, 40, 40), 1)
+TRAINING, TEST = pictures((60, 60, 60), 0), pictures((40, 40, 40), 1)
 
 
 def fit(images, y, **wishes):
     given = {"n_classes": 3, "steps": 40, "seed": 0, "batch_size": 32, **wishes}
-    return fit_image_learner(images, y, **given)
+    return fit_image_classifier(images, y, **given)
 
 
 def test_toy_classes_are_learnt():
-    learner = fit(*FIT)
-    proba = learner.predict_proba(TEST[0])
+    estimator = fit(*TRAINING)
+    proba = estimator.predict_proba(TEST[0])
     assert proba.shape == (120, 3)
     assert np.allclose(proba.sum(axis=1), 1)
     assert (proba.argmax(axis=1) == TEST[1]).mean() > 0.95
 
 
-def test_same_seed_gives_the_same_learner_bit_for_bit():
+def test_same_seed_gives_the_same_estimator_bit_for_bit():
     a, b, other = (
-        fit(*FIT, seed=seed, augment_prob=0.5).predict_proba(TEST[0]) for seed in (3, 3, 4)
+        fit(*TRAINING, seed=seed, augment_prob=0.5).predict_proba(TEST[0]) for seed in (3, 3, 4)
     )
     assert np.array_equal(a, b)
     assert not np.array_equal(a, other)
 
 
-def test_two_learners_trained_beside_one_another_are_those_trained_alone():
-    """Arms are judged in threads; none may see another's threads or random numbers."""
+def test_two_estimators_trained_beside_one_another_are_those_trained_alone():
+    """Strategies are judged in threads; none may see another's threads or random numbers."""
     before = torch.get_num_threads()
     found = {}
 
     def work(seed):
-        found[seed] = fit(*FIT, seed=seed, steps=30).predict_proba(TEST[0])
+        found[seed] = fit(*TRAINING, seed=seed, steps=30).predict_proba(TEST[0])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
     for thread in threads:
@@ -78,7 +78,7 @@ def test_two_learners_trained_beside_one_another_are_those_trained_alone():
     for thread in threads:
         thread.join()
     for seed in (0, 1):
-        alone = fit(*FIT, seed=seed, steps=30).predict_proba(TEST[0])
+        alone = fit(*TRAINING, seed=seed, steps=30).predict_proba(TEST[0])
         assert np.array_equal(found[seed], alone)
     assert torch.get_num_threads() == before
 
@@ -96,27 +96,29 @@ def test_training_leaves_the_global_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(*FIT, steps=2, augment_prob=1.0)
+    fit(*TRAINING, steps=2, augment_prob=1.0)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_features_are_the_penultimate_layer_and_do_not_depend_on_the_batch():
-    learner = fit(*FIT, steps=5)
-    features = learner.features(TEST[0])
+    estimator = fit(*TRAINING, steps=5)
+    features = estimator.features(TEST[0])
     assert features.dtype == np.float32
-    assert features.shape == (120, learner.network.n_features)
-    assert np.allclose(learner.features(TEST[0][7:9]), features[7:9], atol=1e-5)
-    assert learner.features(TEST[0][:0]).shape == (0, learner.network.n_features)
-    assert learner.predict_proba(TEST[0][:0]).shape == (0, 3)
+    assert features.shape == (120, estimator.network.n_features)
+    assert np.allclose(estimator.features(TEST[0][7:9]), features[7:9], atol=1e-5)
+    assert estimator.features(TEST[0][:0]).shape == (0, estimator.network.n_features)
+    assert estimator.predict_proba(TEST[0][:0]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("loss", ["ce", "balanced_softmax"])
 def test_classes_never_seen_have_probability_zero(loss):
-    rows = FIT[1] != 1
-    proba = fit(FIT[0][rows], FIT[1][rows], loss=loss).predict_proba(TEST[0])
+    rows = TRAINING[1] != 1
+    proba = fit(TRAINING[0][rows], TRAINING[1][rows], loss=loss).predict_proba(TEST[0])
     assert (proba[:, 1] == 0).all()
     assert np.allclose(proba.sum(axis=1), 1)
-    only = fit(FIT[0][FIT[1] == 2], FIT[1][FIT[1] == 2], steps=3).predict_proba(TEST[0])
+    only = fit(TRAINING[0][TRAINING[1] == 2], TRAINING[1][TRAINING[1] == 2], steps=3).predict_proba(
+        TEST[0]
+    )
     assert (only == [0, 0, 1]).all()
 
 
@@ -215,22 +217,22 @@ def test_the_last_feature_map_is_about_seven_pixels_wide(side, final):
 
 
 def test_small_sets_get_a_narrow_network():
-    assert fit(*FIT, steps=1).network.n_features == 64
+    assert fit(*TRAINING, steps=1).network.n_features == 64
     y = np.repeat([0, 1, 2], 700)
     images = np.zeros((2100, SIDE, SIDE, 1), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(2100) % 256
     assert fit(images, y, steps=1).network.n_features == 128
     assert fit(images, y, steps=1, width=0.5).network.n_features == 64
-    assert fit(*FIT, steps=1, width=0.5).network.n_features == 64, "half once, not twice"
+    assert fit(*TRAINING, steps=1, width=0.5).network.n_features == 64, "half once, not twice"
 
 
 def test_unusable_wishes_are_refused():
     with pytest.raises(ParameterError, match="loss"):
-        fit(*FIT, loss="focal")
+        fit(*TRAINING, loss="focal")
     with pytest.raises(ParameterError, match="negative"):
-        fit(*FIT, weights=np.full(180, -1.0))
+        fit(*TRAINING, weights=np.full(180, -1.0))
     with pytest.raises(EmptyClassError, match="no record"):
-        fit(*FIT, weights=np.zeros(180))
+        fit(*TRAINING, weights=np.zeros(180))
 
 
 # --- classic augmentation ---

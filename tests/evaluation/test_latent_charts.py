@@ -31,7 +31,7 @@ def test_scores_far_from_all_others_do_not_squeeze_the_rest() -> None:
     normal = RNG.normal(1, 0.1, 1000)
     odd = Scores(normal, np.append(normal, 1e6), np.zeros(0), 1.2)
     even = Scores(normal, np.append(normal, 1.3), np.zeros(0), 1.2)
-    # The grey of the normal val scores fills as much of either picture.
+    # The grey of the normal validation scores fills as much of either picture.
     grey = [
         (np.array(Image.open(BytesIO(scores_chart(s))).convert("RGB")) == (195, 201, 208))
         .all(axis=2)

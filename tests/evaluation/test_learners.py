@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_info
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation import threads
-from prefect_augment.evaluation.classifiers import base as learners
-from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_learner
+from prefect_augment.evaluation.classifiers import base as estimators
+from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_estimator
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher
 from prefect_augment.evaluation.threads import single_threaded
 
@@ -33,7 +33,7 @@ def mixed_table(n=400, n_classes=3, seed=0):
 
 
 def fit(kind, X, y, is_category, n_levels, *, weights=None, n_classes=None, seed=0):
-    return fit_learner(
+    return fit_estimator(
         kind,
         X,
         y,
@@ -71,21 +71,21 @@ def test_troublesome_columns_do_not_stop_it(kind):
     infinite = np.where(np.arange(n) % 7 == 0, np.inf, X[:, 0])
     X = np.column_stack([X, np.full(n, np.nan), np.ones(n), infinite, np.full(n, np.nan)])
     is_category = np.r_[is_category, False, False, False, True]
-    learner = fit(kind, X, y, is_category, np.r_[n_levels, 0, 0, 0, 0])
+    estimator = fit(kind, X, y, is_category, np.r_[n_levels, 0, 0, 0, 0])
     new = X.copy()
     new[:5, 2] = 4
     new[:5, 3] = 1.0  # null throughout in training
     new[:5, 5] = -np.inf
-    assert np.isfinite(learner.predict_proba(new)).all()
-    assert learner.predict_proba(new[:0]).shape == (0, 3)
+    assert np.isfinite(estimator.predict_proba(new)).all()
+    assert estimator.predict_proba(new[:0]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_whose_squares_no_float_holds_leave_the_others_their_say(kind):
     X, y, is_category, n_levels = mixed_table()
     ends = np.where(np.arange(len(X)) % 2, 1.7e308, -1.7e308)
-    learner = fit(kind, np.c_[X, ends], y, np.r_[is_category, False], np.r_[n_levels, 0])
-    proba = learner.predict_proba(np.c_[X, ends])
+    estimator = fit(kind, np.c_[X, ends], y, np.r_[is_category, False], np.r_[n_levels, 0])
+    proba = estimator.predict_proba(np.c_[X, ends])
     assert np.isfinite(proba).all()
     assert (proba.argmax(axis=1) == y).mean() > 0.9
 
@@ -95,8 +95,8 @@ def test_category_with_thousands_of_levels_is_learnt_without_blowing_up(kind):
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.integers(0, 3000, 2000), rng.normal(size=2000)]).astype(float)
     y = (X[:, 1] > 0).astype(np.int64)
-    learner = fit(kind, X, y, np.array([True, False]), np.array([3000, 0]))
-    assert (learner.predict_proba(X).argmax(axis=1) == y).mean() > 0.9
+    estimator = fit(kind, X, y, np.array([True, False]), np.array([3000, 0]))
+    assert (estimator.predict_proba(X).argmax(axis=1) == y).mean() > 0.9
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,8 +156,8 @@ def test_boosting_does_not_diverge_with_a_class_of_two_records():
     X = rng.normal(size=(len(y), 6)) + 2.0 * np.eye(4, 6)[y]
     X[y == 1] += 3
     X[y == 2] -= 3
-    learner = fit("boosting", X, y, np.zeros(6, bool), np.zeros(6, int))
-    recall = [(learner.predict_proba(X[y == k]).argmax(axis=1) == k).mean() for k in (0, 1, 2)]
+    estimator = fit("boosting", X, y, np.zeros(6, bool), np.zeros(6, int))
+    recall = [(estimator.predict_proba(X[y == k]).argmax(axis=1) == k).mean() for k in (0, 1, 2)]
     assert min(recall) > 0.95
 
 
@@ -229,8 +229,8 @@ def test_many_classes_are_learnt_in_blocks_with_the_same_outcome(monkeypatch):
     X, y, is_category, n_levels = mixed_table(n_classes=6)
     weights = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
     whole = fit("logistic", X, y, is_category, n_levels, weights=weights).predict_proba(X)
-    monkeypatch.setattr(learners, "MANY_PROBABILITIES", 0)
-    monkeypatch.setattr(learners, "BLOCK_PROBABILITIES", 100)
+    monkeypatch.setattr(estimators, "MANY_PROBABILITIES", 0)
+    monkeypatch.setattr(estimators, "BLOCK_PROBABILITIES", 100)
     blocks = fit("logistic", X, y, is_category, n_levels, weights=weights).predict_proba(X)
     assert np.allclose(whole, blocks, atol=1e-4)
 
@@ -240,5 +240,5 @@ def test_seeds_beyond_32_bits_are_taken() -> None:
     X, y = rng.normal(size=(60, 2)), rng.integers(0, 2, 60)
     columns: Any = {"is_category": np.zeros(2, dtype=bool), "n_levels": np.zeros(2, dtype=np.int64)}
     for seed in (20_261_121_000, 2**40):  # a date, times the thousand that a run makes of it
-        fit_learner("boosting", X, y, weights=None, n_classes=2, seed=seed, **columns)
+        fit_estimator("boosting", X, y, weights=None, n_classes=2, seed=seed, **columns)
         fit_teacher(X, y, n_classes=2, seed=seed, **columns)

@@ -22,7 +22,7 @@ def test_scores_of_six_records_are_those_worked_out_by_hand():
     """Recalls 2/3, 1/2, 1; F1 4/5, 1/2, 2/3; class 0 is the largest and has no part in AUPRC."""
     y = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 2, 2])
-    score = score_predictions(y, np.eye(3)[predicted], classes=["a", "b", "c"], judged=ALL)
+    score = score_predictions(y, np.eye(3)[predicted], classes=["a", "b", "c"], compared=ALL)
     assert score.recall == pytest.approx({"a": 2 / 3, "b": 1 / 2, "c": 1.0})
     assert score.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert score.macro_f1 == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
@@ -38,7 +38,7 @@ def test_scores_agree_with_scikit_learn():
     y = rng.choice(4, size=500, p=[0.6, 0.2, 0.15, 0.05])
     proba = rng.dirichlet(np.ones(4), size=500) + 0.5 * np.eye(4)[y]
     proba /= proba.sum(axis=1, keepdims=True)
-    score = score_predictions(y, proba, classes=list("abcd"), judged=np.ones(4, dtype=bool))
+    score = score_predictions(y, proba, classes=list("abcd"), compared=np.ones(4, dtype=bool))
     predicted = proba.argmax(axis=1)
     assert score.balanced_accuracy == pytest.approx(balanced_accuracy_score(y, predicted))
     assert score.macro_f1 == pytest.approx(f1_score(y, predicted, average="macro"))
@@ -52,7 +52,9 @@ def test_two_classes_have_the_auprc_of_the_rare_one():
     rng = np.random.default_rng(1)
     y = (rng.random(300) < 0.1).astype(np.int64)
     p = np.clip(0.2 + 0.3 * y + 0.2 * rng.normal(size=300), 0, 1)
-    score = score_predictions(y, np.column_stack([1 - p, p]), classes=["no", "yes"], judged=ALL[:2])
+    score = score_predictions(
+        y, np.column_stack([1 - p, p]), classes=["no", "yes"], compared=ALL[:2]
+    )
     assert score.auprc == pytest.approx(average_precision_score(y, p))
     assert score.brier == pytest.approx(np.mean((p - y) ** 2))
 
@@ -61,25 +63,25 @@ def test_classes_that_are_not_judged_do_not_enter():
     rng = np.random.default_rng(2)
     y = np.array([0] * 50 + [1] * 20 + [2] * 5)
     proba = rng.dirichlet(np.ones(3), size=len(y))
-    judged = np.array([True, True, False])
-    score = score_predictions(y, proba, classes=["a", "b", "c"], judged=judged)
-    without = score_predictions(y[:70], proba[:70], classes=["a", "b", "c"], judged=judged)
+    compared = np.array([True, True, False])
+    score = score_predictions(y, proba, classes=["a", "b", "c"], compared=compared)
+    without = score_predictions(y[:70], proba[:70], classes=["a", "b", "c"], compared=compared)
     assert score == without
     assert set(score.recall) == {"a", "b"}
 
 
 def test_a_judged_class_without_records_is_left_out_of_the_mean():
     y = np.array([0, 0, 1])
-    score = score_predictions(y, np.eye(3)[[0, 1, 1]], classes=["a", "b", "c"], judged=ALL)
+    score = score_predictions(y, np.eye(3)[[0, 1, 1]], classes=["a", "b", "c"], compared=ALL)
     assert score.balanced_accuracy == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_multipliers_move_decisions_and_not_probabilities():
     y = np.array([0, 0, 1, 1])
     proba = np.array([[0.9, 0.1], [0.7, 0.3], [0.7, 0.3], [0.6, 0.4]])
-    plain = score_predictions(y, proba, classes=["a", "b"], judged=ALL[:2])
+    plain = score_predictions(y, proba, classes=["a", "b"], compared=ALL[:2])
     moved = score_predictions(
-        y, proba, classes=["a", "b"], judged=ALL[:2], multipliers=np.array([1.0, 2.0])
+        y, proba, classes=["a", "b"], compared=ALL[:2], multipliers=np.array([1.0, 2.0])
     )
     assert plain.recall == {"a": 1.0, "b": 0.0}
     assert moved.recall == {"a": 1.0, "b": 0.5}
@@ -93,7 +95,7 @@ def test_multipliers_may_differ_per_record():
 
 def test_single_class_has_an_auprc_of_one():
     score = score_predictions(
-        np.zeros(3, int), np.eye(3)[[0, 0, 1]], classes=list("abc"), judged=ALL
+        np.zeros(3, int), np.eye(3)[[0, 0, 1]], classes=list("abc"), compared=ALL
     )
     assert score.auprc == 1.0
     assert score.balanced_accuracy == pytest.approx(2 / 3)
@@ -101,7 +103,7 @@ def test_single_class_has_an_auprc_of_one():
 
 def test_nothing_to_score_is_an_error():
     with pytest.raises(EmptyClassError, match="nothing to score"):
-        score_predictions(np.array([2]), np.eye(3)[[2]], classes=list("abc"), judged=~ALL)
+        score_predictions(np.array([2]), np.eye(3)[[2]], classes=list("abc"), compared=~ALL)
 
 
 @pytest.mark.parametrize(
@@ -110,4 +112,4 @@ def test_nothing_to_score_is_an_error():
 )
 def test_arrays_that_do_not_fit_together_are_refused(y, proba):
     with pytest.raises(ParameterError, match=r"class codes must|expected proba"):
-        score_predictions(np.array(y), proba, classes=list("abc"), judged=ALL)
+        score_predictions(np.array(y), proba, classes=list("abc"), compared=ALL)

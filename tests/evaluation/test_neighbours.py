@@ -92,14 +92,14 @@ def test_a_twin_is_a_neighbour_and_oneself_is_not():
     assert space.nearest_others(space.place(X[:1]))[0] == np.inf
 
 
-def test_few_val_records_give_way_to_the_fit_records_own_distances():
+def test_few_validation_records_give_way_to_the_fit_records_own_distances():
     X = np.arange(30.0)[:, None]
     space = FeatureSpace.of(X, np.zeros(1, dtype=bool))
-    fit = space.place(X)
+    training = space.place(X)
     far = space.place(np.full((19, 1), 100.0))
-    assert real_distances(space, fit, far) == pytest.approx(space.nearest_others(fit))
+    assert real_distances(space, training, far) == pytest.approx(space.nearest_others(training))
     enough = space.place(np.full((20, 1), 100.0))
-    assert real_distances(space, fit, enough).min() > 1
+    assert real_distances(space, training, enough).min() > 1
 
 
 def copies(distance, real, quantile=0.05, standing=None):

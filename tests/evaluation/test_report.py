@@ -33,18 +33,18 @@ from prefect_augment.report.report import (
 )
 from prefect_augment.report.report_page import render_page
 from prefect_augment.schema.base import (
-    Arm,
-    ArmScore,
     BalancePlan,
-    ClassGate,
+    ClassFilter,
     ClassPlan,
-    ColumnFact,
+    ColumnInfo,
     Difference,
     Estimate,
-    GateReport,
+    EstimatorScore,
+    FilterResult,
     Interval,
-    LearnerScore,
     Recipe,
+    Strategy,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.report import Findings
@@ -62,7 +62,7 @@ CLASSES = {
 }
 TOO_SMALL = list(CLASSES)[-1]
 JUDGED = list(CLASSES)[:-1]
-ARMS = {
+STRATEGIES = {
     "as is": ("as_is", 0.70),
     "threshold": ("threshold", 0.751),
     "class weights": ("weights", 0.748),
@@ -79,11 +79,11 @@ def around(estimate: float, half: float) -> Interval:
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
 
-def learner_score(value: float) -> LearnerScore:
-    return LearnerScore(
+def estimator_score(value: float) -> EstimatorScore:
+    return EstimatorScore(
         balanced_accuracy=value,
         macro_f1=value - 0.04,
-        auprc=float("nan"),  # as where a class has no val record
+        auprc=float("nan"),  # as where a class has no validation record
         worst_recall=value - 0.3,
         worst_class=JUDGED[4],
         brier=0.12,
@@ -91,17 +91,20 @@ def learner_score(value: float) -> LearnerScore:
     )
 
 
-def arm_scores() -> tuple[ArmScore, ...]:
+def strategy_scores() -> tuple[StrategyScore, ...]:
     return tuple(
-        ArmScore(
-            arm=Arm.model_validate({"name": name, "family": family, "amount": 0.5}),
+        StrategyScore(
+            strategy=Strategy.model_validate({"name": name, "family": family, "amount": 0.5}),
             seed=seed,
             score=score + 0.004 * seed,
-            learners={"boosting": learner_score(score), "logistic": learner_score(score - 0.01)},
+            estimators={
+                "boosting": estimator_score(score),
+                "logistic": estimator_score(score - 0.01),
+            },
             n_train=5800,
-            n_val=1448,
+            n_validation=1448,
         )
-        for name, (family, score) in ARMS.items()
+        for name, (family, score) in STRATEGIES.items()
         for seed in range(3)
     )
 
@@ -117,7 +120,7 @@ def balance_plan() -> BalancePlan:
                 target=max(n, 210),
                 n_synthetic=min(n, max(0, 210 - n)),
                 n_classic=max(0, 210 - 2 * n),
-                judged=name != TOO_SMALL,
+                compared=name != TOO_SMALL,
             )
             for name, n in CLASSES.items()
         ),
@@ -135,15 +138,15 @@ def verdict(**changes: Any) -> Verdict:
         "chosen": "SMOTE + trees",
         "baseline": "SMOTE",
         "published": "SMOTE + trees",
-        "arms": {"as is": {"boosting": learner_score(0.7)}},
+        "strategies": {"as is": {"boosting": estimator_score(0.7)}},
         "balanced_accuracy": {
             "as is": around(0.701, 0.022),
             "SMOTE": around(0.752, 0.021),
             "SMOTE + trees": around(0.776, 0.02),
         },
         "differences": (
-            Difference(arm="SMOTE + trees", against="SMOTE", interval=around(0.024, 0.0196)),
-            Difference(arm="SMOTE + trees", against="as is", interval=around(0.075, 0.026)),
+            Difference(strategy="SMOTE + trees", against="SMOTE", interval=around(0.024, 0.0196)),
+            Difference(strategy="SMOTE + trees", against="as is", interval=around(0.075, 0.026)),
         ),
         "minimum_detectable_effect": 0.0196,
         "class_recall": {
@@ -152,7 +155,7 @@ def verdict(**changes: Any) -> Verdict:
             "SMOTE + trees": recall(0.93),
         },
         "class_decisions": dict.fromkeys(JUDGED, "inconclusive"),
-        "not_judged": {TOO_SMALL: "5 records are too few"},
+        "not_compared": {TOO_SMALL: "5 records are too few"},
         "n_holdout": 1812,
         "n_seeds": 3,
         "without_twins": {"as is": 0.698},
@@ -161,8 +164,8 @@ def verdict(**changes: Any) -> Verdict:
     return Verdict.model_validate(fields | changes)
 
 
-def gate_report() -> GateReport:
-    return GateReport(
+def gate_report() -> FilterResult:
+    return FilterResult(
         root="memory://x",
         path="_staging/judge/k/outcome.json",
         key="3f9a1c22d0b4",
@@ -171,7 +174,7 @@ def gate_report() -> GateReport:
         kept=(),
         dropped=(),
         classes=tuple(
-            ClassGate(
+            ClassFilter(
                 name=name,
                 n_candidates=100,
                 n_passed=83,
@@ -186,7 +189,7 @@ def gate_report() -> GateReport:
 
 def recipe() -> Recipe:
     return Recipe(
-        arm=Arm(name="SMOTE + trees", family="mixture"),
+        strategy=Strategy(name="SMOTE + trees", family="mixture"),
         class_weight=dict.fromkeys(CLASSES, 1.0),
         synthetic={JUDGED[4]: 89},
         classic={},
@@ -215,15 +218,15 @@ def full_report(**changes: Any) -> ReportData:
         "plan": balance_plan(),
         "notes": (f"A column was called {HOSTILE}.",),
         "columns": tuple(
-            ColumnFact(name=c, arrow_type="double", kind="numeric", n_null=3, n_unique=5)
+            ColumnInfo(name=c, arrow_type="double", kind="numeric", n_null=3, n_unique=5)
             for c in columns
         ),
         "part_counts": {
             "holdout": {n: k // 4 for n, k in CLASSES.items()},
-            "fit": {n: k - k // 5 for n, k in CLASSES.items()},
-            "val": {n: k // 5 for n, k in CLASSES.items()},
+            "training": {n: k - k // 5 for n, k in CLASSES.items()},
+            "validation": {n: k // 5 for n, k in CLASSES.items()},
         },
-        "arm_scores": arm_scores(),
+        "strategy_scores": strategy_scores(),
         "verdict": verdict(),
         "recipe": recipe(),
         "gate": gate_report(),
@@ -272,7 +275,9 @@ def findings() -> Findings:
                     {**column, **values, "column": HOSTILE, "new_levels": levels},
                     {**picture, "column": "mean picture", "kind": "picture", "status": "same"},
                 ],
-                "arms": [{"name": HOSTILE, "val_now": 0.7, "holdout_now": around(0.7, 0.1)}],
+                "strategies": [
+                    {"name": HOSTILE, "validation_now": 0.7, "holdout_now": around(0.7, 0.1)}
+                ],
                 "recipe_now": HOSTILE,
                 "sentence": f"Since version 3: {HOSTILE}",
             },
@@ -341,8 +346,8 @@ def test_report_has_the_page_the_facts_the_recipe_and_small_pictures(
     pictures = {name: png for name, png in files.items() if name.endswith(".png")}
     assert set(files) - set(pictures) == {"report.html", "report.json", "recipe.json"}
     assert set(pictures) == {
-        "arms_holdout.png",
-        "arms_val.png",
+        "strategies_holdout.png",
+        "strategies_validation.png",
         "class_counts.png",
         "class_recall.png",
         "column_shapes_1.png",
@@ -386,7 +391,7 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
         "What was published",
         "How to read it",
         "Classes before and after",
-        "Arms: the ways",
+        "Strategies: the ways",
         "Per class",
         "Column shapes",
         "nearest real ones",
@@ -477,7 +482,9 @@ def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings() -> None:
             "software",
         )
     }
-    again = build_report(dataclasses.replace(data, arm_scores=data.arm_scores[::-1], **backwards))
+    again = build_report(
+        dataclasses.replace(data, strategy_scores=data.strategy_scores[::-1], **backwards)
+    )
     assert list(again) == list(files)
     for name in set(files) - {"report.json"}:  # it lists the scores as they were given
         assert again[name] == files[name], name
@@ -488,14 +495,14 @@ def test_facts_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str,
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    facts = json.loads(files["report.json"], parse_constant=refuse)
-    assert list(facts) == sorted(facts)
-    assert facts["schema_version"] == 1
-    jsonschema.validate(facts, published_schema())
-    assert facts["verdict"]["decision"] == "accept"
-    assert facts["arm_scores"][0]["learners"]["boosting"]["auprc"] is None
-    assert len(facts["arm_scores"]) == 3 * len(ARMS)
-    assert sum(next(s for s in facts["shapes"] if s["column"] == "temperature")["real"]) == (
+    info = json.loads(files["report.json"], parse_constant=refuse)
+    assert list(info) == sorted(info)
+    assert info["schema_version"] == 1
+    jsonschema.validate(info, published_schema())
+    assert info["verdict"]["decision"] == "accept"
+    assert info["strategy_scores"][0]["estimators"]["boosting"]["auprc"] is None
+    assert len(info["strategy_scores"]) == 3 * len(STRATEGIES)
+    assert sum(next(s for s in info["shapes"] if s["column"] == "temperature")["real"]) == (
         pytest.approx(1.0)
     )
     assert Recipe.model_validate_json(files["recipe.json"]) == recipe()
@@ -533,7 +540,7 @@ def test_a_run_that_did_nothing_still_has_a_page_that_says_so() -> None:
         {"recipe": None},
         {"gate": None},
         {"gate": None, "model_kind": ""},
-        {"arm_scores": ()},
+        {"strategy_scores": ()},
         {"part_counts": {}},
         {"counts_before": {}, "counts_after": {}, "weighted_counts": {}},
         {"columns": (), "seconds": None, "seed": None},
@@ -553,11 +560,11 @@ def test_any_part_of_a_run_may_be_missing(missing: dict[str, Any]) -> None:
     [
         (
             {"verdict": None, "recipe": None, "gate": None},
-            {"class_counts.png", "arms_val.png", "column_shapes_1.png"},
+            {"class_counts.png", "strategies_validation.png", "column_shapes_1.png"},
         ),
         (
-            {"plan": None, "arm_scores": (), "counts_after": {}, "column_shapes": {}},
-            {"arms_holdout.png", "differences.png", "class_recall.png"},
+            {"plan": None, "strategy_scores": (), "counts_after": {}, "column_shapes": {}},
+            {"strategies_holdout.png", "differences.png", "class_recall.png"},
         ),
     ],
 )
@@ -580,7 +587,7 @@ def test_an_evaluation_publishes_nothing_by_intent() -> None:
     assert "this run judged data that was there already" in text
 
 
-def test_no_gain_is_said_where_the_arms_are_one_and_the_same() -> None:
+def test_no_gain_is_said_where_the_strategies_are_one_and_the_same() -> None:
     same = verdict(
         decision="inconclusive", chosen="as is", baseline="as is", published="as is", differences=()
     )
@@ -594,7 +601,7 @@ def test_undefined_figures_are_dashes_not_nan() -> None:
     odd = verdict(
         minimum_detectable_effect=float("inf"),
         balanced_accuracy={"as is": nan, "SMOTE + trees": around(0.7, 0.1)},
-        differences=(Difference(arm="SMOTE + trees", against="as is", interval=nan),),
+        differences=(Difference(strategy="SMOTE + trees", against="as is", interval=nan),),
     )
     data = full_report(verdict=odd)
     for text in (text_of(data), markdown_summary(data)):
@@ -622,14 +629,14 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
             rule="majority",
             classes=tuple(
                 ClassPlan(
-                    name=n, label=n, n_real=k, target=90, n_synthetic=0, n_classic=0, judged=True
+                    name=n, label=n, n_real=k, target=90, n_synthetic=0, n_classic=0, compared=True
                 )
                 for n, k in names.items()
             ),
             estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
         ),
         recipe=Recipe(
-            arm=Arm(name="class weights", family="weights"),
+            strategy=Strategy(name="class weights", family="weights"),
             class_weight={"a": 50 / 90, "b": 5.0},
             synthetic={},
             classic={},
@@ -648,7 +655,7 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
 # --- in short ---------------------------------------------------------------------------------
 
 
-def test_summary_says_verdict_classes_arms_and_recipe() -> None:
+def test_summary_says_verdict_classes_strategies_and_recipe() -> None:
     text = markdown_summary(full_report())
     assert text.startswith("## Verdict: accept\n")
     assert "| normal | 4,200 | 4,210 | 90.0 (88.0 to 92.0) | 93.0 (91.0 to 95.0) |" in text
@@ -691,7 +698,7 @@ def test_summary_shows_pictures_inline_where_it_is_given_them(files: dict[str, b
 def test_summary_of_a_run_that_did_nothing_says_so() -> None:
     text = markdown_summary(MINIMAL)
     assert "## Verdict: not judged" in text
-    assert "Not run: no arms were compared." in text
+    assert "Not run: no strategies were compared." in text
 
 
 def test_plan_table_has_one_row_per_stratum_and_a_column_per_group() -> None:
@@ -704,7 +711,7 @@ def test_plan_table_has_one_row_per_stratum_and_a_column_per_group() -> None:
         "target": 210,
         "synthetic": 25,
         "classic": 160,
-        "judged": "yes",
+        "compared": "yes",
         "note": "",
     }
     stratum = plan.classes[0].model_copy(update={"by": {"real": "yes"}})
@@ -849,7 +856,7 @@ def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_facts
     assert json.loads(files["report.json"])["sheets"] == names
     assert [files[file] for file in names.values()] == list(data.sheets.values())
     page = Page(files["report.html"])
-    assert {"pictures", "classes", "arms"} <= {a["id"] for _, a in page.tags if "id" in a}
+    assert {"pictures", "classes", "strategies"} <= {a["id"] for _, a in page.tags if "id" in a}
     assert len([img for img in page.all("img") if "images of" in (img["alt"] or "")]) == 3
     # The picture has no glyphs for an emoji; the caption has the whole name.
     assert page.text.count("🛠️ broken 🎉 $x_1$") > text_of(image_report(sheets={})).count(
@@ -878,7 +885,8 @@ def test_report_without_pictures_has_no_sheet_anywhere() -> None:
 @pytest.mark.parametrize("pictures", ["real", "synthetic"])
 def test_missing_sheets_are_said(pictures: str) -> None:
     assert (
-        "Not run" in text_of(image_report(sheets={}, pictures=pictures)).split("Arms: the ways")[0]
+        "Not run"
+        in text_of(image_report(sheets={}, pictures=pictures)).split("Strategies: the ways")[0]
     )
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from prefect_augment.report.json import (
     ReportData,
-    ReportFacts,
+    ReportInfo,
     published_schema,
     report_schema,
     schema_text,
 )
-from prefect_augment.report.report import report_facts
+from prefect_augment.report.report import report_info
 from prefect_augment.schema.report import Findings
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,13 @@ def test_every_key_of_a_report_is_in_the_schema() -> None:
         "findings",
     }
     keys = fields | {"shapes", "schema_version"} | set(Findings.model_fields)
-    assert keys == set(ReportFacts.model_fields)
+    assert keys == set(ReportInfo.model_fields)
     # Measurements that came with later releases are not in the reports of earlier ones.
     assert set(report_schema()["required"]) == keys - set(Findings.model_fields)
 
 
 def minimal() -> dict[str, Any]:
-    return report_facts(ReportData(title="t", label="y"), ())
+    return report_info(ReportData(title="t", label="y"), ())
 
 
 def test_a_report_of_nothing_validates_and_a_wrong_one_does_not() -> None:
@@ -60,5 +60,5 @@ def test_a_report_of_nothing_validates_and_a_wrong_one_does_not() -> None:
 
 
 def test_numbers_that_are_none_are_null_and_later_keys_are_no_error() -> None:
-    facts = json.loads(json.dumps(minimal() | {"seconds": None, "later": 1}))
-    jsonschema.validate(facts, published_schema())
+    info = json.loads(json.dumps(minimal() | {"seconds": None, "later": 1}))
+    jsonschema.validate(info, published_schema())

@@ -1,4 +1,4 @@
-"""Corrupted hold-out records: what corruptions do, and what is said of the arms."""
+"""Corrupted hold-out records: what corruptions do, and what is said of the strategies."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def test_the_same_seed_corrupts_alike(table):
 
 def test_a_sample_keeps_rare_classes_whole():
     y = np.repeat([0, 1, 2, 3], [5000, 900, 40, 7])
-    judged = np.array([True, True, True, False])
-    rows = rows_to_corrupt(y, judged, most=1000, seed=0)
+    compared = np.array([True, True, True, False])
+    rows = rows_to_corrupt(y, compared, most=1000, seed=0)
     counts = np.bincount(y[rows], minlength=4)
     assert counts[2:].tolist() == [40, 0], "the rarest whole; one that is not judged not at all"
     assert counts[0] == counts[1] == 480
-    assert len(rows_to_corrupt(y, judged, most=10_000, seed=0)) == 5940
+    assert len(rows_to_corrupt(y, compared, most=10_000, seed=0)) == 5940
 
 
 NOISE = Corruption("noise", "some", lambda X, rng, scale: X)
@@ -94,10 +94,10 @@ ROUND = Corruption("rounding", "some", lambda X, rng, scale: X)
 
 
 def hits(rates, y, seed, n_seeds=2):
-    """Records are found at a rate per arm; half of the luck is shared between arms and conditions."""
+    """Records are found at a rate per strategy; half of the luck is shared between strategies and conditions."""
     rng = np.random.default_rng(seed)
     luck = rng.random((n_seeds, len(y)))
-    return {arm: (luck < rate).astype(float) for arm, rate in rates.items()}
+    return {strategy: (luck < rate).astype(float) for strategy, rate in rates.items()}
 
 
 def compared(clean, noise, rounding, **kwargs):
@@ -108,7 +108,7 @@ def compared(clean, noise, rounding, **kwargs):
         {"noise": hits(noise, y, 1), "rounding": hits(rounding, y, 2)},
         corruptions=(NOISE, ROUND),
         pairs=[("trees", "as is")],
-        judged=BOTH,
+        compared=BOTH,
         n_bootstrap=300,
         **kwargs,
     )
@@ -138,7 +138,7 @@ def test_a_gain_in_robustness_is_seen_though_clean_records_show_none():
     assert found.mean.changes[0].interval.low > 0
 
 
-def test_equal_arms_show_neither():
+def test_equal_strategies_show_neither():
     rates = {"trees": 0.8, "as is": 0.8}
     found = compared(rates, rates, rates)
     assert "neither a gain nor a loss" in found.sentence
@@ -150,18 +150,18 @@ def test_all_conditions_have_the_same_draws():
     clean = hits({"trees": 0.8, "as is": 0.7}, y, 0)
     found = robustness(
         y, clean, {"noise": clean}, corruptions=(NOISE,), pairs=[("trees", "as is")],
-        judged=BOTH, n_bootstrap=200,
+        compared=BOTH, n_bootstrap=200,
     )  # fmt: skip
     assert found.conditions[0].balanced_accuracy == found.clean.balanced_accuracy
     change = found.conditions[0].changes[0].interval
     assert (change.low, change.estimate, change.high) == (0, 0, 0)
 
 
-def test_one_arm_alone_is_compared_with_nothing():
+def test_one_strategy_alone_is_compared_with_nothing():
     y = np.repeat([0, 1], [50, 20])
     clean = hits({"as is": 0.7}, y, 0)
     found = robustness(
-        y, clean, {"noise": clean}, corruptions=(NOISE,), pairs=[], judged=BOTH, n_bootstrap=100
+        y, clean, {"noise": clean}, corruptions=(NOISE,), pairs=[], compared=BOTH, n_bootstrap=100
     )
-    assert found.sentence.startswith("Only one arm")
+    assert found.sentence.startswith("Only one strategy")
     assert found.mean.differences == ()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from prefect_augment.report.section_gate import section
-from prefect_augment.schema.base import ClassCheck, ClassGate, GateReport
+from prefect_augment.report.section_filter import section
+
+from prefect_augment.schema.base import ClassCheck, ClassFilter, FilterResult
 
 
-def stratum(name: str, found: float, *, passed: bool) -> ClassGate:
+def stratum(name: str, found: float, *, passed: bool) -> ClassFilter:
     check = ClassCheck(name="labels", found=found, expected=0.05, p_value=0.1, passed=passed)
     verdict = "safe" if passed else "unsafe"
-    return ClassGate(
+    return ClassFilter(
         name=name, n_candidates=9, n_passed=9, n_kept=9, reasons={}, metrics={}, checks=(check,),
         verdict=verdict,
     )  # fmt: skip
 
 
-def report(*classes: ClassGate) -> GateReport:
-    return GateReport(
+def report(*classes: ClassFilter) -> FilterResult:
+    return FilterResult(
         root="", path="", key="", purpose="utility", classes=classes, kept=(), dropped=(),
         feature_space="",
     )  # fmt: skip

@@ -25,15 +25,15 @@ def compared(before, after, *, y=None, site=None, seed=0, by=None, n_bootstrap=4
     rng = np.random.default_rng(seed)
     luck = rng.random((3, len(y)))
     rate = {
-        arm: np.array([table[int(k), s] for k, s in zip(y, site, strict=True)])
-        for arm, table in (("as is", before), ("weights", after))
+        strategy: np.array([table[int(k), s] for k, s in zip(y, site, strict=True)])
+        for strategy, table in (("as is", before), ("weights", after))
     }
     return slices(
         y,
-        {arm: (luck < r).astype(float) for arm, r in rate.items()},
+        {strategy: (luck < r).astype(float) for strategy, r in rate.items()},
         {"site": list(site)} if by is None else by,
         classes=CLASSES,
-        judged=BOTH,
+        compared=BOTH,
         before="as is",
         after="weights",
         n_bootstrap=n_bootstrap,
@@ -75,15 +75,15 @@ def test_a_gap_that_widens_is_flagged_though_nobody_loses():
     assert flag.startswith("The gap between groups of site is shown to widen")
 
 
-def test_arms_that_are_alike_are_rarely_told_apart_in_any_slice():
+def test_strategies_that_are_alike_are_rarely_told_apart_in_any_slice():
     """Together the intervals hold at 95 %: four slices and two groups, 100 repetitions."""
     false = 0
     y, site = records(400, 160)
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        hits = {arm: (rng.random((2, len(y))) < 0.7).astype(float) for arm in ("a", "b")}
+        hits = {strategy: (rng.random((2, len(y))) < 0.7).astype(float) for strategy in ("a", "b")}
         found = slices(
-            y, hits, {"site": list(site)}, classes=CLASSES, judged=BOTH, before="a", after="b",
+            y, hits, {"site": list(site)}, classes=CLASSES, compared=BOTH, before="a", after="b",
             n_bootstrap=200,
         )  # fmt: skip
         false += any(s.decision != "not shown" for s in found.slices)
@@ -97,12 +97,14 @@ def test_groups_of_many_columns_are_rarely_told_apart_in_any_of_them():
         rng = np.random.default_rng(seed)
         y, luck = rng.integers(0, 2, 900), rng.random(900)
         hits = {
-            arm: (np.where(rng.random(900) < 0.7, luck, rng.random(900)) < 0.8)[None].astype(float)
-            for arm in ("a", "b")
+            strategy: (np.where(rng.random(900) < 0.7, luck, rng.random(900)) < 0.8)[None].astype(
+                float
+            )
+            for strategy in ("a", "b")
         }
         by = {f"column {j}": rng.integers(0, 3, 900).astype(str).tolist() for j in range(5)}
         found = slices(
-            y, hits, by, classes=CLASSES, judged=BOTH, before="a", after="b", n_bootstrap=200,
+            y, hits, by, classes=CLASSES, compared=BOTH, before="a", after="b", n_bootstrap=200,
             seed=seed,
         )  # fmt: skip
         false += any(g.decision != "not shown" for g in found.groups if g.decision != "too few")
@@ -138,11 +140,11 @@ def test_several_columns_are_looked_at_one_by_one_and_together():
     assert sum(s.n_holdout for s in together) == len(y)
 
 
-def test_the_same_arm_neither_gains_nor_loses():
+def test_the_same_strategy_neither_gains_nor_loses():
     y, site = records(100, 60)
     hits = {"as is": (np.random.default_rng(0).random((2, len(y))) < 0.7).astype(float)}
     found = slices(
-        y, hits, {"site": list(site)}, classes=CLASSES, judged=BOTH, before="as is",
+        y, hits, {"site": list(site)}, classes=CLASSES, compared=BOTH, before="as is",
         after="as is", n_bootstrap=100,
     )  # fmt: skip
     assert {s.decision for s in found.slices} == {"not shown"}

@@ -29,7 +29,7 @@ def balanced_accuracy(y, proba, multipliers=None):
         y,
         proba,
         classes=[str(k) for k in range(n_classes)],
-        judged=np.ones(n_classes, dtype=bool),
+        compared=np.ones(n_classes, dtype=bool),
         multipliers=multipliers,
     ).balanced_accuracy
 
@@ -44,7 +44,7 @@ def separable():
 def test_scan_is_exact_without_shrinkage(monkeypatch):
     monkeypatch.setattr(thresholds, "SHRINKAGE", 0.0)
     y, proba = separable()
-    m = tune_multipliers(y, proba, judged=np.ones(2, dtype=bool))
+    m = tune_multipliers(y, proba, compared=np.ones(2, dtype=bool))
     assert balanced_accuracy(y, proba, m) == 1.0
     assert 0.7 / 0.3 < m[1] / m[0] < 0.8 / 0.2
 
@@ -52,7 +52,7 @@ def test_scan_is_exact_without_shrinkage(monkeypatch):
 def test_shrinkage_costs_a_fraction_of_a_standard_error():
     """One standard error is about 1 point here."""
     y, proba = separable()
-    m = tune_multipliers(y, proba, judged=np.ones(2, dtype=bool))
+    m = tune_multipliers(y, proba, compared=np.ones(2, dtype=bool))
     assert balanced_accuracy(y, proba, m) > 0.995
 
 
@@ -63,7 +63,7 @@ def test_tuned_multipliers_are_near_the_best_possible_on_fresh_records(counts, s
     ones = np.ones(len(counts), dtype=bool)
     y, proba = gaussians(counts, 0, sharpness=sharpness)
     y_new, proba_new = gaussians(counts, 1, sharpness=sharpness)
-    m = tune_multipliers(y, proba, judged=ones)
+    m = tune_multipliers(y, proba, compared=ones)
     best = balanced_accuracy(y_new, proba_new, (sum(counts) / np.array(counts)) ** sharpness)
     assert balanced_accuracy(y_new, proba_new, m) > best - 0.02
     assert balanced_accuracy(y_new, proba_new) < best - 0.05
@@ -74,7 +74,7 @@ def test_few_records_do_not_over_fit_more_than_they_gain():
     y_new, proba_new = gaussians((9500, 500), 999)
     tuned = [
         balanced_accuracy(
-            y_new, proba_new, tune_multipliers(*gaussians((152, 8), s), judged=np.ones(2, bool))
+            y_new, proba_new, tune_multipliers(*gaussians((152, 8), s), compared=np.ones(2, bool))
         )
         for s in range(40)
     ]
@@ -85,22 +85,22 @@ def test_order_of_records_does_not_matter():
     y, proba = gaussians((300, 60, 20), 3)
     ones = np.ones(3, dtype=bool)
     shuffled = np.random.default_rng(0).permutation(len(y))
-    a = tune_multipliers(y, proba, judged=ones)
-    b = tune_multipliers(y[shuffled], proba[shuffled], judged=ones)
+    a = tune_multipliers(y, proba, compared=ones)
+    b = tune_multipliers(y[shuffled], proba[shuffled], compared=ones)
     assert a == pytest.approx(b, rel=1e-9)
 
 
 def test_classes_that_are_not_judged_keep_their_probability():
     y, proba = gaussians((300, 60, 20), 4)
-    m = tune_multipliers(y, proba, judged=np.array([True, True, False]))
+    m = tune_multipliers(y, proba, compared=np.array([True, True, False]))
     assert m[2] == 1.0
-    assert list(tune_multipliers(y, proba, judged=np.array([True, False, False]))) == [1, 1, 1]
+    assert list(tune_multipliers(y, proba, compared=np.array([True, False, False]))) == [1, 1, 1]
 
 
 def test_many_classes_share_one_power_of_the_prior_correction():
     counts = np.r_[500, np.full(39, 20)]
     y, proba = gaussians(counts, 5)
-    m = tune_multipliers(y, proba, judged=np.ones(40, dtype=bool))
+    m = tune_multipliers(y, proba, compared=np.ones(40, dtype=bool))
     assert m[0] == 1.0
     assert np.ptp(m[1:]) == pytest.approx(0)
 
@@ -116,7 +116,7 @@ def test_cross_fitting_gains_nothing_from_noise():
         ones = np.ones(2, dtype=bool)
         m = cross_fitted_multipliers(y, proba, folds, ones)
         honest.append(balanced_accuracy(y, proba, m))
-        flattered.append(balanced_accuracy(y, proba, tune_multipliers(y, proba, judged=ones)))
+        flattered.append(balanced_accuracy(y, proba, tune_multipliers(y, proba, compared=ones)))
     standard_error = np.std(honest) / np.sqrt(40)
     assert abs(np.mean(honest) - 0.5) < 3 * standard_error
     assert np.mean(flattered) > 0.53

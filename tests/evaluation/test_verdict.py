@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.decision import ArmPredictions, decide
-from prefect_augment.schema.base import Arm
+from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide
+from prefect_augment.schema.base import Strategy
 
 CLASSES = ["head", "mid", "tail"]
 N_K = (600, 200, 100)
@@ -18,24 +18,24 @@ FAMILIES = {"as is": "as_is", "weights": "weights", "trees": "model"}
 MIDDLING = (0.80, 0.80, 0.80)
 
 
-def arm(name, recall, *, n_seeds=2, y=Y):
+def strategy(name, recall, *, n_seeds=2, y=Y):
     """Predictions that are right on the first records of each class, up to its recall."""
     predicted = (y + 1) % 3
     for k, r in enumerate(recall):
         of_class = np.flatnonzero(y == k)
         predicted[of_class[: round(r * len(of_class))]] = k
     proba = np.stack([np.eye(3)[predicted] * 0.9 + 0.1 / 3] * n_seeds)
-    return ArmPredictions(
-        Arm(name=name, family=FAMILIES[name]), {"boosting": proba, "logistic": proba}
+    return StrategyPredictions(
+        Strategy(name=name, family=FAMILIES[name]), {"boosting": proba, "logistic": proba}
     )
 
 
 def verdict(recalls, *, chosen="trees", y=Y, **kwargs):
-    """Verdict on arms of the given recalls per class."""
-    kwargs.setdefault("judged", np.ones(3, dtype=bool))
+    """Verdict on strategies of the given recalls per class."""
+    kwargs.setdefault("compared", np.ones(3, dtype=bool))
     return decide(
         y,
-        {name: arm(name, r, y=y) for name, r in recalls.items()},
+        {name: strategy(name, r, y=y) for name, r in recalls.items()},
         classes=CLASSES,
         chosen=chosen,
         baseline="weights",
@@ -63,7 +63,7 @@ SAME = (0.80, 0.81, 0.80)
         (WORSE, WORSE, "recipe", "reject", "as is"),
     ],
 )
-def test_truth_table_of_an_arm_with_synthetic_records(
+def test_truth_table_of_an_strategy_with_synthetic_records(
     trees, weights, on_no_gain, decision, published
 ):
     found = verdict({"trees": trees, "weights": weights, "as is": MIDDLING}, on_no_gain=on_no_gain)
@@ -82,21 +82,21 @@ def test_truth_table_of_an_arm_with_synthetic_records(
 def test_truth_table_of_a_chosen_baseline(weights, decision, published):
     found = verdict({"weights": weights, "as is": MIDDLING}, chosen="weights")
     assert (found.decision, found.published) == (decision, published)
-    assert [(d.arm, d.against) for d in found.differences] == [("weights", "as is")]
+    assert [(d.strategy, d.against) for d in found.differences] == [("weights", "as is")]
 
 
 def test_as_is_chosen_has_nothing_to_prove():
     found = decide(
         Y,
-        {"as is": arm("as is", MIDDLING)},
+        {"as is": strategy("as is", MIDDLING)},
         classes=CLASSES,
-        judged=np.ones(3, dtype=bool),
+        compared=np.ones(3, dtype=bool),
         chosen="as is",
         baseline="as is",
         as_is="as is",
     )
     assert (found.decision, found.published, found.differences) == ("inconclusive", "as is", ())
-    assert "No arm did better" in found.reasons[0]
+    assert "No strategy did better" in found.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,14 @@ def test_a_gain_must_not_cost_the_worst_class(head_recall, decision):
 
 def test_differences_and_scores_are_those_of_the_recalls():
     found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": WORSE})
-    gaps = {(d.arm, d.against): d.interval.estimate for d in found.differences}
+    gaps = {(d.strategy, d.against): d.interval.estimate for d in found.differences}
     assert gaps == pytest.approx(
         {("trees", "weights"): 0.1, ("trees", "as is"): 0.2, ("weights", "as is"): 0.1}
     )
     assert found.balanced_accuracy["trees"].estimate == pytest.approx(0.9)
-    assert found.arms["as is"]["logistic"].recall == pytest.approx(dict.fromkeys(CLASSES, 0.7))
+    assert found.strategies["as is"]["logistic"].recall == pytest.approx(
+        dict.fromkeys(CLASSES, 0.7)
+    )
     assert found.class_recall["weights"]["tail"].estimate == pytest.approx(0.8)
     first = found.differences[0].interval
     assert found.minimum_detectable_effect == pytest.approx((first.high - first.low) / 2)
@@ -142,22 +144,24 @@ def test_reasons_give_the_numbers():
 
 
 def test_classes_not_judged_never_enter_and_say_why():
-    judged = np.array([True, True, False])
+    compared = np.array([True, True, False])
     recalls = {"trees": (0.9, 0.9, 0.0), "weights": MIDDLING, "as is": MIDDLING}
-    found = verdict(recalls, judged=judged, not_judged={"tail": "it has 2 records"})
+    found = verdict(recalls, compared=compared, not_compared={"tail": "it has 2 records"})
     assert found.decision == "accept"
-    assert found.not_judged == {"tail": "it has 2 records"}
+    assert found.not_compared == {"tail": "it has 2 records"}
     assert (
-        set(found.class_decisions) == set(found.arms["trees"]["boosting"].recall) == {"head", "mid"}
+        set(found.class_decisions)
+        == set(found.strategies["trees"]["boosting"].recall)
+        == {"head", "mid"}
     )
 
 
-def test_the_arm_with_synthetic_records_is_shown_where_another_is_published():
+def test_the_strategy_with_synthetic_records_is_shown_where_another_is_published():
     recalls = {"as is": MIDDLING, "weights": BETTER, "trees": WORSE}
     alone, shown = (verdict(recalls, chosen="weights", model=m) for m in (None, "trees"))
     assert shown.published == "weights"
     assert shown.balanced_accuracy["trees"].estimate == pytest.approx(0.7)
-    assert ("trees", "weights") in {(d.arm, d.against) for d in shown.differences}
+    assert ("trees", "weights") in {(d.strategy, d.against) for d in shown.differences}
     same = {"decision", "published", "reasons", "chosen", "class_decisions"}
     assert shown.model_dump(include=same) == alone.model_dump(include=same)
     assert "trees" not in alone.balanced_accuracy
@@ -166,23 +170,23 @@ def test_the_arm_with_synthetic_records_is_shown_where_another_is_published():
 def test_a_class_missing_from_the_holdout_is_not_judged():
     y = Y[Y != 2]
     found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, y=y)
-    assert found.not_judged == {"tail": "it has no record in the hold-out"}
+    assert found.not_compared == {"tail": "it has no record in the hold-out"}
     assert found.decision == "accept"
 
 
 @pytest.mark.parametrize(("on_no_gain", "published"), [("recipe", "weights"), ("publish", "trees")])
 def test_nothing_judged_is_inconclusive(on_no_gain, published):
     recalls = {"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}
-    found = verdict(recalls, judged=np.zeros(3, dtype=bool), on_no_gain=on_no_gain)
+    found = verdict(recalls, compared=np.zeros(3, dtype=bool), on_no_gain=on_no_gain)
     assert (found.decision, found.published) == ("inconclusive", published)
     assert "No judged class" in found.reasons[0]
-    assert set(found.not_judged) == set(CLASSES)
+    assert set(found.not_compared) == set(CLASSES)
 
 
 def test_one_judged_class_is_inconclusive():
     """Its recall can be raised at will by calling everything that class."""
     recalls = {"trees": (0.1, 0.1, 1.0), "weights": MIDDLING, "as is": MIDDLING}
-    found = verdict(recalls, judged=np.array([False, False, True]))
+    found = verdict(recalls, compared=np.array([False, False, True]))
     assert found.decision == "inconclusive"
     assert "Only one class" in found.reasons[0]
 
@@ -197,10 +201,10 @@ def test_scores_are_given_without_twins():
     assert (every.without_twins, every.n_without_twins) == ({}, 0)
 
 
-def test_tuned_thresholds_decide_what_an_arm_predicts():
-    plain = arm("weights", MIDDLING)
+def test_tuned_thresholds_decide_what_an_strategy_predicts():
+    plain = strategy("weights", MIDDLING)
     always_tail = {name: np.tile([1e-9, 1e-9, 1.0], (2, 1)) for name in plain.proba}
-    tuned = ArmPredictions(plain.arm, plain.proba, always_tail)
+    tuned = StrategyPredictions(plain.strategy, plain.proba, always_tail)
     assert np.array_equal(tuned.hits(Y), np.tile((Y == 2).astype(float), (2, 1)))
     assert tuned.scores(Y, CLASSES, np.ones(3, bool))["boosting"].recall["tail"] == 1.0
 

@@ -26,9 +26,9 @@ STAGES = {
     "report": "_staging/report/",
     "publish": "data/",
 }
-# Judged by the quick learner alone; what is published needs every stage to have run.
+# Judged by the quick estimator alone; what is published needs every stage to have run.
 PARAMS = """
-gate: {learners: [logistic], n_seeds: 1, n_settings: 1, n_bootstrap: 100, on_no_gain: publish}
+gate: {estimators: [logistic], n_seeds: 1, n_settings: 1, n_bootstrap: 100, on_no_gain: publish}
 """
 
 

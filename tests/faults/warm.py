@@ -81,14 +81,14 @@ def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import Destination, Gate, Source, TreesModel
-    from prefect_augment.plan import strategies as arms
+    from prefect_augment.plan import strategies as strategies
 
     if job.get("labels") == "hard":
-        # Which arm wins is for the data to say; here it has to be the one that runs every stage.
-        every = arms.table_arms
+        # Which strategy wins is for the data to say; here it has to be the one that runs every stage.
+        every = strategies.table_strategies
         mock.patch.object(
-            arms,
-            "table_arms",
+            strategies,
+            "table_strategies",
             lambda **given: tuple(a for a in every(**given) if a.family != "model"),
         ).start()
     rebalance.fn(
@@ -96,7 +96,7 @@ def rebalance(job: dict[str, Any]) -> int:
         destination=Destination(uri=job["destination"]),
         model=TreesModel(),
         gate=Gate(
-            learners=["logistic"],
+            estimators=["logistic"],
             labels=job.get("labels", "soft"),
             n_seeds=1,
             n_settings=1,

@@ -35,25 +35,25 @@ from prefect_augment import (
     Source,
     TreesModel,
     augment_records,
-    choose_arm,
+    choose_strategy,
+    confirm_choice,
+    filter_candidates,
     import_synthetic,
     ingest_dataset,
-    judge_candidates,
     open_dataset,
     plan_balance,
     publish_dataset,
     rebalance,
     sample_classes,
-    score_arm,
+    score_strategy,
     train_model,
-    verify_choice,
     write_report,
 )
 from prefect_augment.errors import LabelError
-from prefect_augment.plan.strategies import make_arms, make_recipe
+from prefect_augment.plan.strategies import make_recipe, make_strategies
 
 MakeTable = Callable[..., pa.Table]
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -119,8 +119,8 @@ def test_submitted_tasks_take_one_anothers_futures(
         plan = plan_balance.submit(dataset, Balance(), model=TreesModel())
         model = train_model.submit(dataset, TreesModel(), plan=plan)
         drawn = sample_classes.submit(dataset, model, {"cracked": 30})
-        judged = judge_candidates.submit(dataset, drawn, plan, gate=FAST)
-        return publish_dataset.submit(dataset, judged, plan=plan, models=[model]).result()
+        compared = filter_candidates.submit(dataset, drawn, plan, gate=FAST)
+        return publish_dataset.submit(dataset, compared, plan=plan, models=[model]).result()
 
     commit = theirs()
     assert commit.version == 1
@@ -129,27 +129,27 @@ def test_submitted_tasks_take_one_anothers_futures(
 
 
 @pytest.mark.flow
-def test_arms_are_mapped_over_with_the_rest_unmapped(
+def test_strategies_are_mapped_over_with_the_rest_unmapped(
     source: Source, destination: Destination
 ) -> None:
     @flow
     def theirs() -> Any:
         dataset = ingest_dataset(source, destination)
         plan = plan_balance(dataset, model=NoModel())
-        arms = make_arms(dataset.modality, model=None, classic=Classic())
-        scores = score_arm.map(
-            arms,
+        strategies = make_strategies(dataset.modality, model=None, classic=Classic())
+        scores = score_strategy.map(
+            strategies,
             unmapped(0),
             dataset=unmapped(dataset),
             plan=unmapped(plan),
             model=unmapped(NoModel()),
             gate=unmapped(FAST),
         )
-        return arms, choose_arm(scores)
+        return strategies, choose_strategy(scores)
 
-    arms, choice = theirs()
-    assert len(arms) > 3
-    assert choice.baseline in arms
+    strategies, choice = theirs()
+    assert len(strategies) > 3
+    assert choice.baseline in strategies
 
 
 @pytest.mark.flow
@@ -259,20 +259,24 @@ def test_every_task_is_a_plain_function_outside_prefect(
     plan = plan_balance.fn(dataset, model=model, gate=FAST)
     trained = train_model.fn(dataset, model, plan=plan)
     drawn = sample_classes.fn(dataset, trained, {"cracked": 30})
-    judged = judge_candidates.fn(dataset, drawn, plan, gate=FAST)
-    same = {"dataset": dataset, "plan": plan, "model": model, "gate": FAST, "candidates": judged}
-    arms = make_arms(dataset.modality, model="trees", classic=classic, soft_labels=plan.soft_labels)
-    scores = [score_arm.fn(arm, 0, **same) for arm in arms]
-    choice = choose_arm.fn(scores)
-    verdict = verify_choice.fn(
-        dataset, choice, plan, scores=scores, model=model, candidates=judged, gate=FAST
+    compared = filter_candidates.fn(dataset, drawn, plan, gate=FAST)
+    same = {"dataset": dataset, "plan": plan, "model": model, "gate": FAST, "candidates": compared}
+    strategies = make_strategies(
+        dataset.modality, model="trees", classic=classic, soft_labels=plan.soft_labels
     )
-    smote = next(arm for arm in arms if arm.family == "classic").model_copy(update={"amount": 1.0})
-    recipe = make_recipe(smote, plan, kept=judged.kept_counts, scores=scores, copies=False)
+    scores = [score_strategy.fn(strategy, 0, **same) for strategy in strategies]
+    choice = choose_strategy.fn(scores)
+    verdict = confirm_choice.fn(
+        dataset, choice, plan, scores=scores, model=model, candidates=compared, gate=FAST
+    )
+    smote = next(strategy for strategy in strategies if strategy.family == "classic").model_copy(
+        update={"amount": 1.0}
+    )
+    recipe = make_recipe(smote, plan, kept=compared.kept_counts, scores=scores, copies=False)
     made = augment_records.fn(dataset, plan, recipe.classic, classic)
     page = write_report.fn(dataset, plan, scores=scores, verdict=verdict, recipe=recipe)
     commit = publish_dataset.fn(
-        dataset, judged, plan=plan, recipe=recipe, verdict=verdict, classic=made, report=page
+        dataset, compared, plan=plan, recipe=recipe, verdict=verdict, classic=made, report=page
     )
 
     pq.write_table(make_table(seed=5, counts={"cracked": 20}), tmp_path / "theirs.parquet")
@@ -309,8 +313,8 @@ def test_soft_labels_bring_each_class_to_its_target_by_weights(
     assert plan.soft_labels
     model = train_model.fn(dataset, TreesModel(), plan=plan)
     wanted = {c.name: c.n_synthetic for c in plan.classes if c.name in model.strata}
-    judged = judge_candidates.fn(dataset, sample_classes.fn(dataset, model, wanted), plan)
-    publish_dataset.fn(dataset, judged, plan=plan, models=[model])
+    compared = filter_candidates.fn(dataset, sample_classes.fn(dataset, model, wanted), plan)
+    publish_dataset.fn(dataset, compared, plan=plan, models=[model])
     table = open_dataset(destination.uri).to_pandas("train")
     weight = table.groupby("state", observed=True)["aug_weight"].sum()
     target = {c.name: c.target for c in plan.classes}

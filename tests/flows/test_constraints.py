@@ -66,7 +66,7 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
 
 def gate(*rules: Constraint) -> Gate:
     return Gate(
-        n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish",
+        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish",
         constraints=list(rules),
     )  # fmt: skip
 
@@ -100,7 +100,9 @@ def test_every_synthetic_record_of_a_run_keeps_what_was_stated(
     assert not set(keys[0]) & set(keys[1])
 
     assert "classic" not in set(table["aug_origin"].to_pylist())
-    assert not any("SMOTE" in score.arm.name for score in result.arms), "it knows of no constraint"
+    assert not any("SMOTE" in score.strategy.name for score in result.strategies), (
+        "it knows of no constraint"
+    )
     # Real records that break a constraint are told and stay; of each the share of draws is told.
     broken = pc.sum(pc.greater_equal(real["since"], real["until"])).as_py()
     assert f"{broken} real training records break 'since < until'" in " ".join(result.notes)
@@ -113,8 +115,8 @@ def test_every_synthetic_record_of_a_run_keeps_what_was_stated(
 
 def test_constraints_come_from_a_file_of_parameters(source: Source, tmp_path: Path) -> None:
     wishes = {"gate": gate(*RULES).model_dump(mode="json"), "plan_only": True}
-    (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(wishes))
-    given = rebalance.validate_parameters(read_params(tmp_path / "wishes.yaml"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wishes))
+    given = rebalance.validate_parameters(read_params(tmp_path / "params.yaml"))
     assert given["gate"].constraints == RULES
     destination = Destination(uri=str(tmp_path / "out"))
     result = rebalance.fn(**{**given, "source": source, "destination": destination})
@@ -153,6 +155,6 @@ def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
         wish = gate(*rules)
         made = plan(dataset, balance=Balance(), model=TreesModel(), gate=wish, store=store)
         given = import_candidates(dataset, str(tmp_path / "other.parquet"), plan=made, store=store)
-        judged = judge(dataset, given, plan=made, gate=wish, seed=0, store=store)
-        kept.append(sum(c.n_passed for c in judged.classes))
+        compared = judge(dataset, given, plan=made, gate=wish, seed=0, store=store)
+        kept.append(sum(c.n_passed for c in compared.classes))
     assert kept[1] <= 1 < 10 < kept[0]

@@ -24,7 +24,7 @@ from prefect_augment.schema.base import RunResult
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 MakeTable = Callable[..., pa.Table]
-GATE = Gate(purpose="faithful", n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
+GATE = Gate(purpose="faithful", n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
 
 
 class Judged(NamedTuple):
@@ -54,9 +54,9 @@ def judge(folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any)
     )
     read_part, parts = verdict.read_part, list[str]()
 
-    def counted(store: Any, facts: Any, wanted: Any, *rest: Any) -> pa.Table:
+    def counted(store: Any, info: Any, wanted: Any, *rest: Any) -> pa.Table:
         parts.extend(wanted)
-        return read_part(store, facts, wanted, *rest)
+        return read_part(store, info, wanted, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict, "read_part", counted)
@@ -93,20 +93,20 @@ def fresh(folder: Path, make_table: MakeTable) -> Judged:
     return judge(folder, folder / "fresh.parquet")
 
 
-def reasons(judged: Judged, name: str) -> dict[str, int]:
-    return next(c["reasons"] for c in judged.report["gate"]["classes"] if c["name"] == name)
+def reasons(compared: Judged, name: str) -> dict[str, int]:
+    return next(c["reasons"] for c in compared.report["gate"]["classes"] if c["name"] == name)
 
 
 def test_copies_of_training_records_are_caught(copies: Judged) -> None:
     assert copies.result.status == "evaluated"
     assert copies.result.verdict is not None
     assert copies.result.verdict.chosen == "given records"
-    # Those that ingest put into val were not seen as training records; the others are exact copies.
+    # Those that ingest put into validation were not seen as training records; the others are exact copies.
     assert reasons(copies, "cracked").get("near copy", 0) > 10
 
 
 def test_copies_give_away_who_was_in_the_training_data(copies: Judged) -> None:
-    """Of all real records, those in val too: whoever copied them had them."""
+    """Of all real records, those in validation too: whoever copied them had them."""
     privacy = copies.report["privacy"]
     assert copies.result.privacy == privacy["finding"] == "leak"
     drawn = privacy["sides"][0]
@@ -127,7 +127,7 @@ def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Judged) -> None:
 
 def test_records_given_are_those_judged_and_those_set_aside(fresh: Judged) -> None:
     counts = fresh.result.given
-    assert (counts["given"], counts["judged"], counts["quarantined"]) == (203, 200, 3)
+    assert (counts["given"], counts["compared"], counts["quarantined"]) == (203, 200, 3)
     assert fresh.result.quarantined == 3
     assert any("class 'molten'" in note for note in fresh.report["gate"]["notes"])
     assert "is none of the real records" in fresh.page

@@ -69,7 +69,7 @@ def run_section(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(estimates, "_STEPS_RANGE", (3, 3))
-    monkeypatch.setattr(estimates, "_LEARNER_SIDES", (8, 32))
+    monkeypatch.setattr(estimates, "_CLASSIFIER_SIDES", (8, 32))
     for flow in (rebalance, anomalies, shift_attribute):
         monkeypatch.setattr(prefect_augment, flow.fn.__name__, _reduced(flow.fn), raising=False)
 
@@ -179,11 +179,13 @@ def test_no_smear_of_blood_cells_is_on_both_sides(
     assert min(map(len, names["smears"])) > 5
     wanted = {c.name: c.n_synthetic for c in names["cells"].plan.classes}
     assert min(wanted["WBC"], wanted["Platelets"]) > 0
-    assert any(arm.family == "model" for arm in arms_of(names["cells"])), "a generator was tried"
+    assert any(strategy.family == "model" for strategy in strategies_of(names["cells"])), (
+        "a generator was tried"
+    )
 
 
-def arms_of(result: RunResult) -> list[Any]:
-    return [score.arm for score in result.arms]
+def strategies_of(result: RunResult) -> list[Any]:
+    return [score.strategy for score in result.strategies]
 
 
 @pytest.mark.e2e

@@ -79,7 +79,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(given: dict[str, Any])
     result = state.result()
     assert state.name == "Completed", "automations wait for this name"
     assert "beyond the threshold" in (state.message or "")
-    assert "AUROC on val" in (state.message or "")
+    assert "AUROC on validation records" in (state.message or "")
     run_id = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(
@@ -88,7 +88,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(given: dict[str, Any])
     shown = {(a.key or "").rpartition("-")[2]: a for a in artifacts if a.type == "markdown"}
     assert "data:image/png;base64" in shown["anomalies"].data
     assert len(json.dumps(shown["anomalies"].data)) < 200_000
-    assert open_latents(result.uri).facts.found["normal"] == ["ok"]
+    assert open_latents(result.uri).info.found["normal"] == ["ok"]
 
 
 def test_every_flow_leaves_its_result_beside_the_dataset(
@@ -234,7 +234,7 @@ def call(
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("embed", ["--part", "val", "--part", "fit"], "vectors of 3 numbers"),
+        ("embed", ["--part", "validation", "--part", "training"], "vectors of 3 numbers"),
         ("anomalies", ["--train-on", "ok", "--normal-share", "0.1"], "beyond the threshold"),
         ("reconstruct", ["--as-class", "ok"], "Reconstructed 348 records"),
         ("interpolate", ["--from", "worn", "--to", "ok", "--records", "4"], "Made 4 records"),
@@ -256,7 +256,7 @@ def test_a_command_says_what_came_of_it_and_where_it_is(
     found = json.loads(out.splitlines()[-1])
     assert found["uri"].startswith(str(tmp_path / "out"))
     latents = open_latents(found["uri"])
-    assert latents.facts.found == found["latents"]["found"]
+    assert latents.info.found == found["latents"]["found"]
     assert found["model"]["kind"] == "linear"
 
 

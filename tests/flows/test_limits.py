@@ -156,7 +156,9 @@ def test_a_published_version_is_an_event_once(source: Source, tmp_path: Path) ->
 @pytest.mark.flow
 def test_a_refused_gate_is_an_event_with_its_reasons(source: Source, tmp_path: Path) -> None:
     out = str(tmp_path / "refused")
-    gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="fail")
+    gate = Gate(
+        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
+    )
     with pytest.raises(RefusedError):
         rebalance(
             source=source,

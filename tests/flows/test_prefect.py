@@ -35,7 +35,7 @@ def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: 
     state = rebalance(
         source=source,
         destination=Destination(uri=str(tmp_path / "out")),
-        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"]),
+        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
         return_state=True,
     )
     assert state.is_completed()
@@ -64,7 +64,7 @@ def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path)
             source=source,
             destination=Destination(uri=str(folder)),
             model=TreesModel(),
-            gate=Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"], on_no_gain="publish"),
+            gate=Gate(n_seeds=2, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"),
             compute=Compute(workers=workers),
         )
         shards.append({p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())})
@@ -95,7 +95,7 @@ def test_the_form_shows_a_description_for_every_field() -> None:
     missing = [
         f"{name}.{field}"
         for name, definition in schema["definitions"].items()
-        for field, facts in definition["properties"].items()
-        if field != "kind" and "description" not in facts
+        for field, info in definition["properties"].items()
+        if field != "kind" and "description" not in info
     ]
     assert not missing

@@ -37,8 +37,8 @@ MakeTable = Callable[..., pa.Table]
 # What the fixture make_table makes by default.
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
-# One setting of each arm; SEARCHED tries all of them.
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"])
+# One setting of each strategy; SEARCHED tries all of them.
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
 PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
 SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})
 
@@ -91,14 +91,18 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     assert all(train[name]["synthetic"] > 0 for name in ("ok", "worn", "cracked"))
     assert "synthetic" not in train["lost"], "a class of two records is not sampled"
     assert result.verdict is not None
-    assert "lost" in result.verdict.not_judged
+    assert "lost" in result.verdict.not_compared
     search = json.loads(Path(result.report).with_name("report.json").read_text())["search"]
     pilots, full = search["rungs"]
-    assert {t["arm"]["name"] for t in pilots["trials"]} == {
+    assert {t["strategy"]["name"] for t in pilots["trials"]} == {
         *("as is", "threshold", "class weights", "resampling", "SMOTE", "trees")
     }
-    assert [t["arm"] for t in pilots["trials"] if t["kept"]] == [t["arm"] for t in full["trials"]]
-    assert {t["arm"]["name"] for t in full["trials"]} == {score.arm.name for score in result.arms}
+    assert [t["strategy"] for t in pilots["trials"] if t["kept"]] == [
+        t["strategy"] for t in full["trials"]
+    ]
+    assert {t["strategy"]["name"] for t in full["trials"]} == {
+        score.strategy.name for score in result.strategies
+    }
     assert all(t["reason"] for rung in search["rungs"] for t in rung["trials"] if not t["kept"])
 
 
@@ -149,10 +153,10 @@ def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
     dataset = open_dataset(str(published.folder))
     table = dataset.to_table("train").to_pandas()
     recipe, weights = dataset.manifest.recipe, dataset.manifest.weights
-    assert recipe.arm.family == "model"
-    assert recipe.arm.tune_threshold
+    assert recipe.strategy.family == "model"
+    assert recipe.strategy.tune_threshold
     proba = np.full((3, len(result.plan.classes)), 1 / len(result.plan.classes))
-    assert dataset.apply_thresholds(proba, learner="logistic").shape == proba.shape
+    assert dataset.apply_thresholds(proba, estimator="logistic").shape == proba.shape
     made = table[table["aug_origin"] == "synthetic"]
     assert made.groupby("state", observed=True).size().to_dict() == recipe.synthetic
     assert table["aug_weight"].mean() == pytest.approx(1, abs=1e-5)
@@ -336,7 +340,7 @@ def test_classes_too_small_to_judge_are_weighted_and_said(
     result = run(Source(uri=str(tmp_path / "in.parquet"), label="state"), tmp_path / "out")
     assert result.verdict is not None
     assert result.verdict.decision == "inconclusive"
-    assert "worn" in result.verdict.not_judged
+    assert "worn" in result.verdict.not_compared
     table = open_dataset(str(tmp_path / "out")).to_table(columns=["state", "aug_weight"])
     weight = {row["state"]: row["aug_weight"] for row in table.to_pylist()}
     assert weight["worn"] / weight["ok"] == pytest.approx(5.0, rel=1e-5)

@@ -16,7 +16,7 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Budget, Destination, Gate, NoModel, Source, TreesModel
 from prefect_augment.storage.store import open_store
 
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish")
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

@@ -41,7 +41,7 @@ from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
-GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
+GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish")
 EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
 
 

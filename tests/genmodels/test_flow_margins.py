@@ -1,4 +1,4 @@
-"""Margins of a flow's draws: as the fit records have them, however little was learnt."""
+"""Margins of a flow's draws: as the training records have them, however little was learnt."""
 
 from __future__ import annotations
 

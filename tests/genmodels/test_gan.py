@@ -19,7 +19,7 @@ from prefect_augment.genmodels.images.gan import (  # noqa: E402
     relativistic_loss,
     slope_penalty,
 )
-from prefect_augment.genmodels.images.gan_eval import GanJudge, class_gaps, judged_rows  # noqa: E402
+from prefect_augment.genmodels.images.gan_eval import GanValidation, class_gaps, compared_rows  # noqa: E402
 from prefect_augment.genmodels.images.training import (  # noqa: E402
     ImageRecords,
     critic_moves,
@@ -134,18 +134,18 @@ def test_the_distance_is_nothing_between_equals_and_the_spread_tells_sameness() 
 
 
 def test_classes_of_few_records_are_not_judged() -> None:
-    rows = judged_rows(np.repeat([0, 1, 2], [100, 7, 8]))
+    rows = compared_rows(np.repeat([0, 1, 2], [100, 7, 8]))
     assert {k: len(v) for k, v in rows.items()} == {0: 64, 2: 8}
 
 
-class Collapsing(GanJudge):
+class Collapsing(GanValidation):
     """What is drawn becomes one image a class from the third judgement on."""
 
-    n_judged = 0
+    n_compared = 0
 
     def gaps(self, network: nn.Module) -> dict[int, tuple[float, float]]:
-        Collapsing.n_judged += 1
-        if Collapsing.n_judged < 3:
+        Collapsing.n_compared += 1
+        if Collapsing.n_compared < 3:
             return super().gaps(network)
         # As it happens: the generator no longer looks at its vector.
         with torch.no_grad():
@@ -157,8 +157,8 @@ class Collapsing(GanJudge):
 def test_a_planted_collapse_ends_training_with_the_best_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Collapsing.n_judged = 0
-    monkeypatch.setattr(gan_module, "GanJudge", Collapsing)
+    Collapsing.n_compared = 0
+    monkeypatch.setattr(gan_module, "GanValidation", Collapsing)
     model = ImageGan.build(GanModel(width=8, n_latent=4), SPEC)
     model.fit(images(), FitContext(seed=0, steps=32, batch_size=8, threads=1))
     assert "all the same in 2 of 2 classes at step 6" in model.stopped
@@ -177,7 +177,7 @@ def test_healthy_training_is_not_stopped() -> None:
 
 def test_of_very_many_classes_some_of_all_sizes_are_judged() -> None:
     counts = np.concatenate([[600], np.full(500, 9), np.full(499, 40), [5]])
-    rows = judged_rows(np.repeat(np.arange(1001), counts))
+    rows = compared_rows(np.repeat(np.arange(1001), counts))
     assert sum(map(len, rows.values())) <= 1024
     assert {0, 500} <= set(rows)
     assert any(counts[k] == 9 for k in rows)

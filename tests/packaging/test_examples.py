@@ -23,7 +23,10 @@ NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/prefect.yaml"))
 
 Run = Callable[[str], Any]
 
-QUICK = "from prefect_augment import Gate; gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=['logistic'])"
+QUICK = (
+    "from prefect_augment import Gate; "
+    "gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=['logistic'])"
+)
 # Pictures are judged by a network of few steps, whose scores nobody reads.
 SHORT = "from prefect_augment import estimates; estimates._STEPS_RANGE = (8, 8)"
 FAITHFUL = f"{QUICK}; gate = gate.model_copy(update={{'purpose': 'faithful'}})"

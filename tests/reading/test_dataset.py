@@ -70,7 +70,7 @@ def test_counts_weights_and_origins_agree(dataset: Dataset) -> None:
     assert len(weights) == dataset.to_table().num_rows
     assert weights.mean() == pytest.approx(1.0)
     assert dataset.sample_weight(origins=["synthetic"]).shape == (4,)
-    assert dataset.recipe.arm.name == "model"
+    assert dataset.recipe.strategy.name == "model"
     assert dataset.label == "label"
 
 
@@ -93,10 +93,13 @@ def test_a_split_that_is_not_there_is_named(dataset: Dataset) -> None:
 
 
 def test_paths_name_every_shard_by_split(dataset: Dataset) -> None:
-    assert {split: len(paths) for split, paths in dataset.paths.items()} == {
-        "train": 5,  # real: two staged shards of fit and one of val; classic; synthetic
-        "holdout": 1,
-    }
+    assert (
+        {split: len(paths) for split, paths in dataset.paths.items()}
+        == {
+            "train": 5,  # real: two staged shards of training records and one of validation records; classic; synthetic
+            "holdout": 1,
+        }
+    )
     read = pd.concat([pd.read_parquet(path) for path in dataset.paths["train"]])
     assert len(read) == dataset.to_table().num_rows
 
@@ -226,11 +229,11 @@ def test_a_recipe_without_multipliers_changes_nothing(dataset: Dataset) -> None:
     ("asked", "words"),
     [
         ({"probabilities": [[1.0, 0.0, 0.0]]}, "'boosting', 'logistic'; say which"),
-        ({"probabilities": [[1.0, 0.0, 0.0]], "learner": "forest"}, "not 'forest'"),
-        ({"probabilities": [[1.0, 0.0]], "learner": "logistic"}, "a column for each of 3"),
-        ({"probabilities": [0.5, 0.5, 0.0], "learner": "logistic"}, "a column for each of 3"),
+        ({"probabilities": [[1.0, 0.0, 0.0]], "estimator": "forest"}, "not 'forest'"),
+        ({"probabilities": [[1.0, 0.0]], "estimator": "logistic"}, "a column for each of 3"),
+        ({"probabilities": [0.5, 0.5, 0.0], "estimator": "logistic"}, "a column for each of 3"),
         (
-            {"probabilities": [[1.0]], "learner": "logistic", "classes": ["z"]},
+            {"probabilities": [[1.0]], "estimator": "logistic", "classes": ["z"]},
             "'z' is none of the version's",
         ),
     ],

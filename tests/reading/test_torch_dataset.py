@@ -490,8 +490,8 @@ def test_what_the_training_loop_has_to_do_is_said(table: Dataset) -> None:
     stream = table.to_torch(recipe=True)
     assert (stream.loss, stream.thresholds, stream.log_prior) == ("cross_entropy", {}, None)
     tuned = {"boosting": {"a": 1.0, "b": 2.0, TAIL: 3.0}}
-    arm = table.recipe.arm.model_copy(update={"family": "loss", "amount": 0.5})
-    dataset = with_recipe(table, loss="balanced_softmax", thresholds=tuned, arm=arm)
+    strategy = table.recipe.strategy.model_copy(update={"family": "loss", "amount": 0.5})
+    dataset = with_recipe(table, loss="balanced_softmax", thresholds=tuned, strategy=strategy)
     stream = dataset.to_torch(origins=["real"], recipe=True)
     assert stream.loss == "balanced_softmax"
     assert stream.thresholds == tuned

@@ -55,11 +55,11 @@ def records(releases: ModuleType, messy_images: ModuleType) -> pa.Table:
 
 def write(store: Store, table: pa.Table, **changes: Any) -> str:
     asked = {"max_records": 1000, "max_bytes": 1 << 30, "classes": CLASSES, "label": "label"}
-    (fact,) = write_shards(
+    (result,) = write_shards(
         store, table, prefix="data", stem="train-real", split="train", origin="real",
         shard_format="webdataset", **{**asked, **changes},
     )  # fmt: skip
-    return fact.path
+    return result.path
 
 
 def members(store: Store, path: str) -> dict[str, bytes]:
@@ -226,11 +226,11 @@ def test_shards_are_cut_by_records_and_by_bytes(store: Store, records: pa.Table)
     by_records = {"max_records": 25, "max_bytes": 1 << 30}
     by_bytes = {"max_records": 1000, "max_bytes": records.nbytes // 3 + 1}
     for sizes in (by_records, by_bytes):
-        facts = write_shards(
+        info = write_shards(
             store, records, classes=CLASSES, shard_format="webdataset", **asked, **sizes
         )  # type: ignore[arg-type]
-        assert [f.n_records for f in facts] == [20, 20, 20]
-        found = pa.concat_tables([read_shard(store, f.path) for f in facts])
+        assert [f.n_records for f in info] == [20, 20, 20]
+        found = pa.concat_tables([read_shard(store, f.path) for f in info])
         assert found["aug_id"].to_pylist() == records["aug_id"].to_pylist()
 
 

@@ -36,12 +36,19 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.schema.base import Arm, BalancePlan, ClassPlan, Estimate, Recipe, RunResult
+from prefect_augment.schema.base import (
+    BalancePlan,
+    ClassPlan,
+    Estimate,
+    Recipe,
+    RunResult,
+    Strategy,
+)
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
-GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, learners=["logistic"], on_no_gain="publish")
+GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish")
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -51,7 +58,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 def recipe(**counts: dict[str, int]) -> Recipe:
     return Recipe(
-        arm=Arm(name="SMOTE + trees", family="mixture", amount=1.0),
+        strategy=Strategy(name="SMOTE + trees", family="mixture", amount=1.0),
         class_weight={"ok": 0.5, "bad": 2.0},
         **{"synthetic": {}, "classic": {}, "copies": {}, **counts},
         sentence="",
@@ -61,7 +68,7 @@ def recipe(**counts: dict[str, int]) -> Recipe:
 PLAN = BalancePlan(
     rule="median",
     classes=tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=100, n_synthetic=0, n_classic=0, judged=True)
+        ClassPlan(name=k, label=k, n_real=n, target=100, n_synthetic=0, n_classic=0, compared=True)
         for k, n in {"ok": 100, "bad": 15}.items()
     ),
     estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
@@ -69,7 +76,7 @@ PLAN = BalancePlan(
 
 
 def effective(made: Recipe) -> dict[str, float]:
-    """Records times weight, as a share of all: what a learner sees of each class."""
+    """Records times weight, as a share of all: what an estimator sees of each class."""
     added = added_records(made)
     sums = {
         c.name: (c.n_real + added.get(c.name, 0)) * made.class_weight[c.name] for c in PLAN.classes

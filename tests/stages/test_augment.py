@@ -21,7 +21,7 @@ from prefect_augment.params import Balance, Budget, Classic, Gate, Source, Trees
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.schema.base import BalancePlan, DatasetRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train
@@ -105,7 +105,7 @@ def run(
 
 
 def records(ref: DatasetRef, store: Store, *parts: str) -> pa.Table:
-    return read_part(store, load_facts(ref, store), parts or ["train"])
+    return read_part(store, load_info(ref, store), parts or ["train"])
 
 
 # --- what comes back ----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_counts_are_as_asked(made: DatasetRef, store: Store) -> None:
     assert Counter(table["kind"].to_pylist()) == COUNTS == made.class_counts
     assert made.n_records == table.num_rows == 93
     assert table["aug_stratum"].to_pylist() == table["kind"].to_pylist()
-    assert {shard.origin for shard in load_facts(made, store).shards} == {"classic"}
+    assert {shard.origin for shard in load_info(made, store).shards} == {"classic"}
 
 
 def test_columns_types_and_pandas_metadata_are_the_source_s(made: DatasetRef, store: Store) -> None:
@@ -142,7 +142,7 @@ def test_values_stay_within_what_the_class_has(made: DatasetRef, store: Store) -
 def test_lineage_names_a_training_record_of_the_same_class(
     made: DatasetRef, dataset: DatasetRef, store: Store
 ) -> None:
-    training = records(dataset, store, "fit", "val")
+    training = records(dataset, store, "training", "validation")
     label_of = dict(zip(training["aug_id"].to_pylist(), training["kind"].to_pylist(), strict=True))
     table = records(made, store)
     for parent, label in zip(
@@ -155,7 +155,11 @@ def test_lineage_names_a_training_record_of_the_same_class(
 def test_records_are_null_where_their_parents_are(
     made: DatasetRef, dataset: DatasetRef, store: Store
 ) -> None:
-    training = records(dataset, store, "fit", "val").select(["aug_id", "count", "flag"]).to_pylist()
+    training = (
+        records(dataset, store, "training", "validation")
+        .select(["aug_id", "count", "flag"])
+        .to_pylist()
+    )
     parents = {row["aug_id"]: row for row in training}
     table = records(made, store).select(["aug_parent", "count", "flag"]).to_pylist()
     assert any(row["count"] is None for row in table)
@@ -168,7 +172,7 @@ def test_records_are_null_where_their_parents_are(
 
 def test_ids_are_unique_and_sorted(made: DatasetRef, dataset: DatasetRef, store: Store) -> None:
     ids = records(made, store)["aug_id"].to_pylist()
-    real = records(dataset, store, "fit", "val", "holdout")["aug_id"].to_pylist()
+    real = records(dataset, store, "training", "validation", "holdout")["aug_id"].to_pylist()
     assert ids == sorted(ids)
     assert len({*ids, *real}) == len(ids) + len(real)
 
@@ -198,7 +202,7 @@ def test_a_class_of_one_record_is_copied_and_noted(
 ) -> None:
     table = records(made, store).filter(pc.field("kind") == "single")
     assert len(set(table["size"].to_pylist())) == 1
-    assert load_facts(made, store).notes == (
+    assert load_info(made, store).notes == (
         "single: copied: one record has no neighbour to combine with",
     )
 

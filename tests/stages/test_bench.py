@@ -1,4 +1,4 @@
-"""The workbench: one scoring, gate and verdict over tables and images, on tiny data of both."""
+"""The evaluator: one scoring, gate and verdict over tables and images, on tiny data of both."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment import experiment
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment.confirmation import verify
 from prefect_augment.experiment.evaluator import (
+    Evaluator,
     Question,
     Synthetic,
     Wishes,
-    Workbench,
     kept_synthetic,
     score_folds,
 )
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.filter import judge
-from prefect_augment.experiment.open_evaluator import open_bench
 from prefect_augment.experiment.score import choose, score
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.ingest.ingest import ingest
@@ -43,16 +44,16 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.strategies import GIVEN, make_arms, make_recipe
-from prefect_augment.schema.base import Arm, BalancePlan, Choice, DatasetFacts, DatasetRef
-from prefect_augment.schema.experiment import HoldoutFacts
+from prefect_augment.plan.strategies import GIVEN, make_recipe, make_strategies
+from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
+from prefect_augment.schema.experiment import HoldoutResult
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store, open_store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
-GATE = Gate(n_seeds=2, n_bootstrap=100, learners=["logistic"])
+GATE = Gate(n_seeds=2, n_bootstrap=100, estimators=["logistic"])
 STEPS = 25
 
 
@@ -115,93 +116,105 @@ def dataset(
 def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
     found = plan(dataset, balance=Balance(), model=model or AutoModel(), gate=GATE, store=store)
     steps = STEPS if dataset.modality == "image" else 0
-    return found.model_copy(update={"learner_steps": steps})
+    return found.model_copy(update={"classifier_steps": steps})
 
 
 @pytest.fixture
-def bench(dataset: DatasetRef, store: Store) -> Workbench:
-    facts = load_facts(dataset, store)
-    return open_bench(store, facts, planned(dataset, store), Wishes(gate=GATE, device="cpu"))
+def evaluator(dataset: DatasetRef, store: Store) -> Evaluator:
+    info = load_info(dataset, store)
+    return open_evaluator(store, info, planned(dataset, store), Wishes(gate=GATE, device="cpu"))
 
 
-def rows_of(bench: Workbench) -> tuple[np.ndarray, np.ndarray]:
-    return np.flatnonzero(~bench.records.is_val), np.flatnonzero(bench.records.is_val)
+def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+    return np.flatnonzero(~evaluator.records.is_validation), np.flatnonzero(
+        evaluator.records.is_validation
+    )
 
 
-def test_the_kind_of_records_decides_the_workbench(bench: Workbench, dataset: DatasetRef) -> None:
+def test_the_kind_of_records_decides_the_workbench(
+    evaluator: Evaluator, dataset: DatasetRef
+) -> None:
     image = dataset.modality == "image"
-    assert bench.records.X.ndim == (4 if image else 2)
-    assert bench.learners == (("convolutional",) if image else ("logistic",))
-    assert list(bench.records.keys) == sorted(bench.records.keys)
-    n_train = sum(sum(bench.facts.part_counts[part].values()) for part in ("fit", "val"))
-    assert len(bench.records.X) == len(bench.records.y) == n_train
+    assert evaluator.records.X.ndim == (4 if image else 2)
+    assert evaluator.estimators == (("convolutional",) if image else ("logistic",))
+    assert list(evaluator.records.keys) == sorted(evaluator.records.keys)
+    n_train = sum(
+        sum(evaluator.info.part_counts[part].values()) for part in ("training", "validation")
+    )
+    assert len(evaluator.records.X) == len(evaluator.records.y) == n_train
 
 
 def test_the_hold_out_has_the_same_form_as_the_training_records(
-    bench: Workbench, store: Store
+    evaluator: Evaluator, store: Store
 ) -> None:
-    table = read_part(store, bench.facts, ["holdout"])
-    holdout = bench.read(table)
-    assert holdout.X.shape[1:] == bench.records.X.shape[1:]
-    assert holdout.X.dtype == bench.records.X.dtype
-    assert np.array_equal(bench.encode(table), holdout.X, equal_nan=holdout.X.ndim == 2)
-    assert not set(holdout.keys) & set(bench.records.keys)
+    table = read_part(store, evaluator.info, ["holdout"])
+    holdout = evaluator.read(table)
+    assert holdout.X.shape[1:] == evaluator.records.X.shape[1:]
+    assert holdout.X.dtype == evaluator.records.X.dtype
+    assert np.array_equal(evaluator.encode(table), holdout.X, equal_nan=holdout.X.ndim == 2)
+    assert not set(holdout.keys) & set(evaluator.records.keys)
 
 
-def test_every_arm_without_a_model_gives_probabilities_of_all_classes(
-    bench: Workbench, dataset: DatasetRef
+def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
+    evaluator: Evaluator, dataset: DatasetRef
 ) -> None:
-    fit, val = rows_of(bench)
-    X = bench.records.X[val]
-    for arm in make_arms(dataset.modality, model=None, classic=Classic()):
-        arm = arm.model_copy(update={"amount": arm.amount or 1.0})
-        found = dict(bench.predictions(arm, fit, X, synthetic=None, seed=0))
-        assert tuple(found) == bench.learners
+    training, validation = rows_of(evaluator)
+    X = evaluator.records.X[validation]
+    for strategy in make_strategies(dataset.modality, model=None, classic=Classic()):
+        strategy = strategy.model_copy(update={"amount": strategy.amount or 1.0})
+        found = dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=0))
+        assert tuple(found) == evaluator.estimators
         for proba in found.values():
-            assert proba.shape == (len(val), len(bench.records.classes))
+            assert proba.shape == (len(validation), len(evaluator.records.classes))
             assert np.allclose(proba.sum(axis=1), 1)
 
 
-def test_predictions_repeat_bit_for_bit(bench: Workbench) -> None:
-    fit, val = rows_of(bench)
-    arm = Arm(name="resampling", family="resampling")
+def test_predictions_repeat_bit_for_bit(evaluator: Evaluator) -> None:
+    training, validation = rows_of(evaluator)
+    strategy = Strategy(name="resampling", family="resampling")
     a, b = (
-        dict(bench.predictions(arm, fit, bench.records.X[val], synthetic=None, seed=5))
+        dict(
+            evaluator.predictions(
+                strategy, training, evaluator.records.X[validation], synthetic=None, seed=5
+            )
+        )
         for _ in range(2)
     )
-    for name in bench.learners:
+    for name in evaluator.estimators:
         assert np.array_equal(a[name], b[name])
 
 
-def test_a_fold_never_scores_a_record_that_it_trained_on(bench: Workbench) -> None:
-    folds = bench.folds(seed=0, has_candidates=False)
-    assert folds.shape == bench.records.y.shape
+def test_a_fold_never_scores_a_record_that_it_trained_on(evaluator: Evaluator) -> None:
+    folds = evaluator.folds(seed=0, has_candidates=False)
+    assert folds.shape == evaluator.records.y.shape
     scored = folds >= 0
     if folds.min() < 0:
-        assert np.array_equal(scored, bench.records.is_val)
-    if bench.records.groups is not None:
-        for group in np.unique(bench.records.groups):
-            assert len(set(folds[bench.records.groups == group])) == 1
+        assert np.array_equal(scored, evaluator.records.is_validation)
+    if evaluator.records.groups is not None:
+        for group in np.unique(evaluator.records.groups):
+            assert len(set(folds[evaluator.records.groups == group])) == 1
 
 
-def test_swapped_labels_and_copies_do_not_pass_the_gate(bench: Workbench) -> None:
-    fit, val = rows_of(bench)
-    data = bench.records
-    rare = int(np.argsort([c.n_real for c in bench.plan.classes])[-2])  # one that can be judged
-    copies = fit[data.strata[fit] == rare][:15]
-    other = val[data.strata[val] == int(np.argmax([c.n_real for c in bench.plan.classes]))][:15]
+def test_swapped_labels_and_copies_do_not_pass_the_gate(evaluator: Evaluator) -> None:
+    training, validation = rows_of(evaluator)
+    data = evaluator.records
+    rare = int(np.argsort([c.n_real for c in evaluator.plan.classes])[-2])  # one that can be judged
+    copies = training[data.strata[training] == rare][:15]
+    other = validation[
+        data.strata[validation] == int(np.argmax([c.n_real for c in evaluator.plan.classes]))
+    ][:15]
     X = np.concatenate([data.X[copies], data.X[other]])
     candidates = Labelled(X, np.full(len(X), rare))
-    hard = replace(bench, plan=bench.plan.model_copy(update={"soft_labels": False}))
-    outcome = hard.gate(Question(fit, val, candidates, np.arange(len(X)), seed=0))
+    hard = replace(evaluator, plan=evaluator.plan.model_copy(update={"soft_labels": False}))
+    outcome = hard.gate(Question(training, validation, candidates, np.arange(len(X)), seed=0))
     assert (outcome.reason[: len(copies)] == "near copy").all()
     assert outcome.passed[len(copies) :].mean() < 0.5
 
 
-def candidates_of(dataset: DatasetRef, facts: DatasetFacts, store: Store) -> DatasetRef:
-    """Staged candidates: fit records of the rarer classes with fresh ids, as a model would draw."""
-    table = read_part(store, facts, ["val"]).drop_columns(["aug_id", "content_key"])
-    names = table[facts.label].to_pylist()
+def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> DatasetRef:
+    """Staged candidates: training records of the rarer classes with fresh ids, as a model would draw."""
+    table = read_part(store, info, ["validation"]).drop_columns(["aug_id", "content_key"])
+    names = table[info.label].to_pylist()
     n = table.num_rows
     columns = {
         "aug_id": derived_ids("candidate", list(range(n))),
@@ -220,31 +233,31 @@ def candidates_of(dataset: DatasetRef, facts: DatasetFacts, store: Store) -> Dat
         stem="candidates",
         split="candidates",
         origin="synthetic",
-        label=facts.label,
+        label=info.label,
         max_records=10_000,
         max_bytes=2**24,
     )
-    made = facts.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
+    made = info.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
     stage.finish(made)
     return dataset.model_copy(update={"path": stage.outcome_path, "key": stage.key})
 
 
 def test_candidates_are_judged_and_read_back_best_first(
-    bench: Workbench, dataset: DatasetRef, store: Store
+    evaluator: Evaluator, dataset: DatasetRef, store: Store
 ) -> None:
-    drawn = candidates_of(dataset, bench.facts, store)
-    hard = bench.plan.model_copy(update={"soft_labels": False})
+    drawn = candidates_of(dataset, evaluator.info, store)
+    hard = evaluator.plan.model_copy(update={"soft_labels": False})
     report = judge(dataset, drawn, plan=hard, gate=GATE, seed=0, store=store, device="cpu")
-    kept = kept_synthetic(bench, store, report)
-    everything = kept_synthetic(bench, store, report, with_dropped=True)
+    kept = kept_synthetic(evaluator, store, report)
+    everything = kept_synthetic(evaluator, store, report, with_dropped=True)
     assert everything is not None
     assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
-    assert kept is None or kept[0].shape[1:] == bench.records.X.shape[1:]
+    assert kept is None or kept[0].shape[1:] == evaluator.records.X.shape[1:]
     assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
-    assert kept_synthetic(bench, store, None) is None
+    assert kept_synthetic(evaluator, store, None) is None
 
 
-def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) -> None:
+def test_strategies_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) -> None:
     """From the plan to the verdict, with the same calls for either kind."""
     found = planned(dataset, store, NoModel())
     wishes: dict[str, Any] = {
@@ -257,15 +270,15 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
         "device": "cpu",
     }
     families = ("as_is", "resampling")
-    arms = [
+    strategies = [
         a
-        for a in make_arms(dataset.modality, model=None, classic=Classic())
+        for a in make_strategies(dataset.modality, model=None, classic=Classic())
         if a.family in families
     ]
-    scores = [score(dataset, arm=arm, seed=0, **wishes) for arm in arms]
+    scores = [score(dataset, strategy=strategy, seed=0, **wishes) for strategy in strategies]
     assert all(0 <= s.score <= 1 for s in scores)
-    assert scores[1].arm.amount in (0.5, 1.0), "the amount that was better"
-    again = score(dataset, arm=arms[0], seed=0, **wishes)
+    assert scores[1].strategy.amount in (0.5, 1.0), "the amount that was better"
+    again = score(dataset, strategy=strategies[0], seed=0, **wishes)
     assert again == scores[0], "a receipt is obeyed"
     asked = {"choice": choose(scores), "scores": scores, "candidates": None, **wishes}
     verdict = verify(dataset, **asked)
@@ -275,7 +288,7 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == GATE.n_seeds
-    further = read_fact(store, verdict.further, HoldoutFacts)
+    further = read_result(store, verdict.further, HoldoutResult)
     assert further is not None
     assert further.robustness is not None
     kinds = {
@@ -285,23 +298,23 @@ def test_arms_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) 
     assert [c.name for c in further.robustness.conditions] == kinds[dataset.modality]
     assert further.slices is None, "the run was not balanced within groups"
     assert further.calibration is not None
-    assert set(further.calibration.arms) == {verdict.chosen, verdict.baseline, "as is"}
+    assert set(further.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
 
 
-def test_the_hold_out_shows_the_models_arm_of_a_table_where_another_is_chosen(
+def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chosen(
     store: Store, make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
     pq.write_table(make_table(), tmp_path / "table.parquet")
     source = Source(uri=str(tmp_path / "table.parquet"), label="state")
     dataset = ingest(source, store=store, seed=0)
-    as_is = Arm(name="as is", family="as_is", amount=1.0)
+    as_is = Strategy(name="as is", family="as_is", amount=1.0)
     verdict = verify(
         dataset,
         choice=Choice(
             chosen=as_is,
             baseline=as_is,
             as_is=as_is,
-            model=Arm(name="trees", family="model", amount=0.5),
+            model=Strategy(name="trees", family="model", amount=0.5),
             scores={},
             reason="",
         ),
@@ -317,7 +330,7 @@ def test_the_hold_out_shows_the_models_arm_of_a_table_where_another_is_chosen(
     )
     assert verdict.published == "as is"
     assert set(verdict.balanced_accuracy) == {"as is", "trees"}
-    assert [(d.arm, d.against) for d in verdict.differences] == [("trees", "as is")]
+    assert [(d.strategy, d.against) for d in verdict.differences] == [("trees", "as is")]
 
 
 # --- images alone ---
@@ -331,35 +344,35 @@ def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef
     return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
 
 
-def test_image_arms_draw_the_balance_that_the_arm_asks_for(
+def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
     images: DatasetRef, store: Store
 ) -> None:
     found = planned(images, store)
-    bench = open_bench(store, load_facts(images, store), found)
-    data = bench.records
+    evaluator = open_evaluator(store, load_info(images, store), found)
+    data = evaluator.records
     synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
-    for arm in make_arms("image", model="diffusion", classic=Classic()):
-        arm = arm.model_copy(update={"amount": 1.0})
+    for strategy in make_strategies("image", model="diffusion", classic=Classic()):
+        strategy = strategy.model_copy(update={"amount": 1.0})
         drawn = drawn_training_set(
-            arm,
+            strategy,
             data.X,
             data.strata,
             names=data.strata_names,
             plan=found,
-            synthetic=synthetic if arm.has_model else None,
+            synthetic=synthetic if strategy.has_model else None,
         )
         shares = np.bincount(drawn.strata, drawn.weights) / drawn.weights.sum()
         natural = np.bincount(data.strata) / len(data.strata)
-        even = arm.family not in ("as_is", "threshold", "loss")
-        assert shares == pytest.approx([1 / 3] * 3 if even else natural), arm.name
+        even = strategy.family not in ("as_is", "threshold", "loss")
+        assert shares == pytest.approx([1 / 3] * 3 if even else natural), strategy.name
         assert drawn.weights.mean() == pytest.approx(1)
         assert drawn.synthetic.sum() == len(drawn.X) - len(data.X)
-        assert bool(drawn.synthetic.any()) == arm.has_model
+        assert bool(drawn.synthetic.any()) == strategy.has_model
 
 
 def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
-    data = open_bench(store, load_facts(images, store), found).records
+    data = open_evaluator(store, load_info(images, store), found).records
     synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
         GIVEN, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
@@ -368,17 +381,19 @@ def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) ->
     assert drawn.synthetic.sum() == 10
 
 
-def test_an_image_arm_with_a_model_trains_on_the_runs_own_candidates(
+def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
     images: DatasetRef, store: Store
 ) -> None:
     """Under every seed: a model of images cannot be trained anew for each."""
-    bench = open_bench(store, load_facts(images, store), planned(images, store))
-    given = Synthetic(bench.records.X[:4], np.zeros(4, dtype=np.int64))
-    assert bench.synthetic(np.arange(5), given=given, seed=7) is given
-    none = bench.synthetic(np.arange(5), given=None, seed=7)
-    assert none.X.shape == (0, *bench.records.X.shape[1:])
+    evaluator = open_evaluator(store, load_info(images, store), planned(images, store))
+    given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
+    assert evaluator.synthetic(np.arange(5), given=given, seed=7) is given
+    none = evaluator.synthetic(np.arange(5), given=None, seed=7)
+    assert none.X.shape == (0, *evaluator.records.X.shape[1:])
     assert len(none.strata) == 0
-    assert np.array_equal(bench.folds(seed=0, has_candidates=True) >= 0, bench.records.is_val)
+    assert np.array_equal(
+        evaluator.folds(seed=0, has_candidates=True) >= 0, evaluator.records.is_validation
+    )
 
 
 def test_plan_fits_the_classifiers_steps_to_records_and_budget(
@@ -386,22 +401,24 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
 ) -> None:
     wishes: dict[str, Any] = {"balance": Balance(), "model": NoModel(), "gate": GATE}
     found = plan(images, store=store, **wishes)
-    assert found.learner_steps == 300
-    assert 0 < found.estimate.judge_seconds < found.estimate.seconds
+    assert found.classifier_steps == 300
+    assert 0 < found.estimate.comparison_seconds < found.estimate.seconds
     hurried = plan(images, store=store, budget=Budget(minutes=0.01), **wishes)
-    assert hurried.learner_steps == 300, "fewer steps than that teach nothing"
+    assert hurried.classifier_steps == 300, "fewer steps than that teach nothing"
 
 
 def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
-    narrow = found.model_copy(update={"learner_width": 0.25})
-    facts, wishes = load_facts(images, store), Wishes(gate=GATE, device="cpu")
+    narrow = found.model_copy(update={"classifier_width": 0.25})
+    info, wishes = load_info(images, store), Wishes(gate=GATE, device="cpu")
     said = []
     for one in (found, narrow):
-        bench = open_bench(store, facts, one, wishes)
-        fit, val = rows_of(bench)
-        arm = Arm(name="as is", family="as_is", amount=1.0)
-        made = bench.predictions(arm, fit, bench.records.X[val], synthetic=None, seed=0)
+        evaluator = open_evaluator(store, info, one, wishes)
+        training, validation = rows_of(evaluator)
+        strategy = Strategy(name="as is", family="as_is", amount=1.0)
+        made = evaluator.predictions(
+            strategy, training, evaluator.records.X[validation], synthetic=None, seed=0
+        )
         said.append(dict(made)["convolutional"])
     assert said[0].shape == said[1].shape
     assert not np.array_equal(said[0], said[1])
@@ -411,15 +428,15 @@ def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) ->
     found = planned(images, store)
     kept = {c.name: c.n_synthetic for c in found.classes}
     by_name = {
-        arm.name: make_recipe(
-            arm.model_copy(update={"amount": 1.0}),
+        strategy.name: make_recipe(
+            strategy.model_copy(update={"amount": 1.0}),
             found,
             kept=kept,
             scores=[],
             copies=False,
             classic=Classic(),
         )
-        for arm in make_arms("image", model="diffusion", classic=Classic())
+        for strategy in make_strategies("image", model="diffusion", classic=Classic())
     }
     soft = by_name["balanced softmax"]
     assert soft.loss == "balanced_softmax"
@@ -456,9 +473,10 @@ def test_images_without_torch_are_refused_with_the_line_to_install_it(
     found = planned(images, store, NoModel())
     for name in [n for n in sys.modules if n.endswith((".image_evaluator", ".convnet"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(experiment, "image_evaluator", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[images,torch\]'"):
-        open_bench(store, load_facts(images, store), found)
+        open_evaluator(store, load_info(images, store), found)
 
 
 def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
@@ -472,15 +490,15 @@ def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "twins.parquet")
     source = Source(uri=str(tmp_path / "twins.parquet"), label="label")
     dataset = ingest(source, store=store, seed=0)
-    bench = open_bench(store, load_facts(dataset, store), planned(dataset, store))
-    groups = bench.records.groups
+    evaluator = open_evaluator(store, load_info(dataset, store), planned(dataset, store))
+    groups = evaluator.records.groups
     assert groups is not None
     assert np.bincount(groups).max() >= 2
-    folds = score_folds(bench.records, n_folds=5, seed=0)
+    folds = score_folds(evaluator.records, n_folds=5, seed=0)
     assert all(len(set(folds[groups == g])) == 1 for g in np.unique(groups))
 
 
-def test_the_classic_of_the_arms_has_the_ranges_of_the_written_one() -> None:
+def test_the_classic_of_the_strategies_has_the_ranges_of_the_written_one() -> None:
     pytest.importorskip("torch")
     from prefect_augment.augmentation.image_policy import PRESETS
     from prefect_augment.experiment.image_evaluator import RANGES

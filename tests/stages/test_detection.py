@@ -27,7 +27,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Source
 from prefect_augment.publish.export_detection import export_boxes
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
 
 SIDE = 64
@@ -162,8 +162,8 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
             )
         again_store = open_store(str(tmp_path / f"again-{split}"))
         dataset = ingest(source, store=again_store, seed=0)
-        facts = load_facts(dataset, again_store)
-        after = read_part(again_store, facts, sorted(facts.part_counts))
+        info = load_info(dataset, again_store)
+        after = read_part(again_store, info, sorted(info.part_counts))
         assert after.num_rows == before.num_rows == done.n_records[split]
         by_bytes = {r["image"]["bytes"]: r["objects"] for r in after.to_pylist()}
         for record in before.to_pylist():

@@ -110,9 +110,9 @@ def test_the_next_version_says_what_changed_and_keeps_saying_it(published: Desti
 
 def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
-        facts = json.loads(path.read_bytes())
-        change(facts)
-        path.write_text(json.dumps(facts))
+        info = json.loads(path.read_bytes())
+        change(info)
+        path.write_text(json.dumps(info))
 
     return spoil
 
@@ -120,8 +120,8 @@ def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (spoiled(lambda facts: facts.pop("contents")), "keeps no facts about its columns"),
-        (spoiled(lambda facts: facts.update(contents={"odd": 1})), "keeps no facts"),
+        (spoiled(lambda info: info.pop("contents")), "keeps no facts about its columns"),
+        (spoiled(lambda info: info.update(contents={"odd": 1})), "keeps no facts"),
         (Path.unlink, "is gone"),
         (lambda path: path.write_text("{"), "cannot be read"),
         (lambda path: path.write_text("[]"), "cannot be read"),

@@ -18,7 +18,7 @@ from prefect_augment.params import Publish, Source
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
 from prefect_augment.shards.parquet import read_shard
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.split.ledger_io import read_ledger
 from prefect_augment.storage.leases import lease
 from prefect_augment.storage.manifests import list_versions, read_manifest
@@ -136,8 +136,8 @@ def test_a_record_of_an_old_version_alone_is_erased_too(
     release = releases.stage_release(any_store, table=releases.source_table(70))
     publish(**vars(release))
     fewer = releases.stage_dataset(any_store, releases.source_table(60), key="fewer")
-    facts = load_facts(fewer, any_store).model_copy(update={"ledger": ""})
-    any_store.put(fewer.path, facts.to_json())
+    info = load_info(fewer, any_store).model_copy(update={"ledger": ""})
+    any_store.put(fewer.path, info.to_json())
     publish(**{**vars(release), "dataset": fewer})
     old = set(column(any_store, "aug_id", 1, origins=["real"]))
     gone = min(old - set(column(any_store, "aug_id", 2, origins=["real"])))

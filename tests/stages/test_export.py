@@ -66,8 +66,8 @@ def test_splits_and_origins_may_be_chosen(two: Store, folder: Store) -> None:
     want = open_dataset(two.uri).to_table(origins=["synthetic"])["aug_id"].to_pylist()
     assert ids(folder) == sorted(want)
     assert not any(path.startswith("holdout") for path in folder.list())
-    with pytest.raises(ParameterError, match=r"no split val; there is: holdout, train"):
-        export(two, folder, splits=["val"])
+    with pytest.raises(ParameterError, match=r"no split validation; there is: holdout, train"):
+        export(two, folder, splits=["validation"])
     with pytest.raises(ParameterError, match="no records of origin copy there; it has: classic"):
         export(two, folder, origins=["copy"])
 

@@ -1,4 +1,4 @@
-"""Which fit records a model is fitted on where there are more than it needs."""
+"""Which training records a model is fitted on where there are more than it needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from prefect_augment.errors import MissingExtraError
 from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
 from prefect_augment.registry import load_model_class, model_kinds
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Estimate
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store, open_store
-from prefect_augment.synthesis.subsample import read_fit_records, sample_rows, sample_sizes
+from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
 from prefect_augment.synthesis.train import train
 
 
@@ -36,7 +36,7 @@ def dataset(store: Store, releases: ModuleType) -> DatasetRef:
 def read(
     store: Store, dataset: DatasetRef, most: int, seed: int = 0
 ) -> tuple[pa.Table, tuple[str, ...]]:
-    return read_fit_records(store, load_facts(dataset, store), by=(), most=most, seed=seed)
+    return read_training_records(store, load_info(dataset, store), by=(), most=most, seed=seed)
 
 
 def test_rarer_classes_are_taken_whole_and_the_others_alike() -> None:
@@ -48,18 +48,18 @@ def test_rarer_classes_are_taken_whole_and_the_others_alike() -> None:
 def test_no_more_records_than_allowed_are_taken_all(store: Store, dataset: DatasetRef) -> None:
     table, notes = read(store, dataset, 420)
     assert notes == ()
-    assert table.equals(read_part(store, load_facts(dataset, store), ["fit"]).sort_by("aug_id"))
+    assert table.equals(read_part(store, load_info(dataset, store), ["training"]).sort_by("aug_id"))
     assert read(store, dataset, 0)[0].equals(table)
 
 
 def test_a_sample_depends_on_ids_and_seed_alone(store: Store, dataset: DatasetRef) -> None:
-    facts = load_facts(dataset, store)
+    info = load_info(dataset, store)
     table, notes = read(store, dataset, 90)
     counts = dict(zip(*np.unique(table["label"].to_pylist(), return_counts=True), strict=True))
     assert set(counts.values()) == {30}
-    assert "fitted on 90 of 420 fit records" in notes[0]
-    turned = facts.model_copy(update={"shards": facts.shards[::-1]})
-    assert read_fit_records(store, turned, by=(), most=90, seed=0)[0].equals(table)
+    assert "fitted on 90 of 420 training records" in notes[0]
+    turned = info.model_copy(update={"shards": info.shards[::-1]})
+    assert read_training_records(store, turned, by=(), most=90, seed=0)[0].equals(table)
     assert not read(store, dataset, 90, seed=1)[0].equals(table)
     whole = {row["aug_id"]: row for row in read(store, dataset, 0)[0].to_pylist()}
     assert all(repr(whole[row["aug_id"]]) == repr(row) for row in table.to_pylist())
@@ -86,16 +86,16 @@ def test_a_smallest_identifier_is_always_there(store: Store, releases: ModuleTyp
     numbers = np.arange(300) - 150
     table = table.set_column(1, "n", pa.array(numbers))
     ref = releases.stage_dataset(store, table)
-    facts = load_facts(ref, store)
+    info = load_info(ref, store)
     columns = tuple(
         c.model_copy(update={"kind": "identifier", "arrow_type": "int64"}) if c.name == "n" else c
-        for c in facts.columns
+        for c in info.columns
     )
-    facts = facts.model_copy(update={"columns": columns})
-    everything, _ = read_fit_records(store, facts, by=(), most=0, seed=0)
+    info = info.model_copy(update={"columns": columns})
+    everything, _ = read_training_records(store, info, by=(), most=0, seed=0)
     smallest = min(everything["n"].to_pylist())
     for seed in range(5):
-        found, _ = read_fit_records(store, facts, by=(), most=6, seed=seed)
+        found, _ = read_training_records(store, info, by=(), most=6, seed=seed)
         assert smallest in found["n"].to_pylist()
 
 
@@ -116,13 +116,13 @@ def test_a_model_says_that_it_was_fitted_on_a_sample(
     budget = Budget(steps=3, device="cpu")
     wishes: dict[str, Any] = {"model": wish, "plan": plan, "budget": budget, "seed": 0}
     whole = train(dataset, store=store, **wishes)
-    monkeypatch.setattr(load_model_class(wish), "max_fit_records", 90)
+    monkeypatch.setattr(load_model_class(wish), "max_training_records", 90)
     with caplog.at_level(logging.INFO, logger="prefect_augment"):
         sampled = train(dataset, store=store, **wishes)
-    assert (whole.n_fit, sampled.n_fit) == (420, 90)
+    assert (whole.n_training, sampled.n_training) == (420, 90)
     assert whole.key != sampled.key
     assert whole.strata == sampled.strata
-    assert "fitted on 90 of 420 fit records" in sampled.notes[0]
+    assert "fitted on 90 of 420 training records" in sampled.notes[0]
     assert not any("fitted on" in note for note in whole.notes)
     assert f"Training {wish.kind} on 90 records of 1 columns takes" in caplog.text
 
@@ -134,4 +134,4 @@ def test_every_model_of_tables_has_a_limit(kind: str) -> None:
         model_class = load_model_class(kind)
     except MissingExtraError as exc:
         pytest.skip(str(exc))
-    assert 50_000 <= model_class.max_fit_records <= 1_000_000
+    assert 50_000 <= model_class.max_training_records <= 1_000_000

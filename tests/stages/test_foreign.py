@@ -22,8 +22,8 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.params import Balance, Gate, NoModel, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef
-from prefect_augment.shards.staged import load_facts, read_shards
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef
+from prefect_augment.shards.staged import load_info, read_shards
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
@@ -37,7 +37,7 @@ class Real(NamedTuple):
 
 class Imported(NamedTuple):
     ref: DatasetRef
-    facts: DatasetFacts
+    info: DatasetInfo
     table: pa.Table
     reasons: Counter[str]
 
@@ -58,14 +58,14 @@ def real(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Rea
 
 def imported(real: Real, uri: Path) -> Imported:
     ref = import_candidates(real.dataset, str(uri), plan=real.plan, store=real.store)
-    facts = load_facts(ref, real.store)
-    assert ref.n_quarantined == facts.n_quarantined
-    table = read_shards(real.store, facts.shards)
+    info = load_info(ref, real.store)
+    assert ref.n_quarantined == info.n_quarantined
+    table = read_shards(real.store, info.shards)
     assert table.num_rows == ref.n_records == sum(ref.class_counts.values())
-    found = read_shards(real.store, facts.quarantine) if facts.quarantine else None
+    found = read_shards(real.store, info.quarantine) if info.quarantine else None
     reasons = by_reason(found) if found is not None else Counter[str]()
-    assert reasons.total() == facts.n_quarantined
-    return Imported(ref, facts, table, reasons)
+    assert reasons.total() == info.n_quarantined
+    return Imported(ref, info, table, reasons)
 
 
 def changed(table: pa.Table, **columns: Any) -> pa.Table:
@@ -109,7 +109,7 @@ def test_each_record_that_cannot_be_judged_is_counted_with_its_reason(
         "column 'site' holds 'moon', which no real record has": 1,
     }
     assert found.table["load"].to_pylist() == [1.5, None, 8.0]
-    assert any("5 of 8 given records could not be judged" in note for note in found.facts.notes)
+    assert any("5 of 8 given records could not be judged" in note for note in found.info.notes)
 
 
 def test_interpolated_whole_numbers_are_rounded_and_it_is_said(
@@ -120,7 +120,7 @@ def test_interpolated_whole_numbers_are_rounded_and_it_is_said(
     pq.write_table(changed(table, cycles=cycles), tmp_path / "made.parquet")
     found = imported(real, tmp_path / "made.parquet")
     assert found.table["cycles"].to_pylist() == table["cycles"].to_pylist()
-    assert any("'cycles'" in note and "5 of 20" in note for note in found.facts.notes)
+    assert any("'cycles'" in note and "5 of 20" in note for note in found.info.notes)
 
 
 def test_columns_may_be_more_but_not_fewer(
@@ -131,7 +131,7 @@ def test_columns_may_be_more_but_not_fewer(
     pq.write_table(more, tmp_path / "more.parquet")
     found = imported(real, tmp_path / "more.parquet")
     assert "weight" not in found.table.column_names
-    assert any("left out: 'weight'" in note for note in found.facts.notes)
+    assert any("left out: 'weight'" in note for note in found.info.notes)
     fewer = table.rename_columns([n.replace("load", "Load") for n in table.column_names])
     pq.write_table(fewer, tmp_path / "fewer.parquet")
     with pytest.raises(SchemaError, match=r"lacks the column 'load'.*'Load'"):
@@ -268,7 +268,7 @@ def test_a_folder_of_images_by_class_is_taken(pictures: Real, tmp_path: Path) ->
     found = imported(pictures, tmp_path / "made")
     assert found.ref.class_counts == {"ring": 1, "square": 1}
     assert found.reasons["class 'hat' is none of the real records'"] == 1
-    assert found.facts.n_quarantined == 2
+    assert found.info.n_quarantined == 2
     assert found.table.column_names[:2] == ["picture", "kind"]
 
 

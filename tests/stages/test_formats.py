@@ -20,7 +20,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS, load_reader
 from prefect_augment.schema.manifest import Manifest
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources.discovery import list_source
 from prefect_augment.sources.hf_layout import choose_files
 from prefect_augment.storage.store import open_store
@@ -28,7 +28,7 @@ from prefect_augment.storage.store import open_store
 datasets = pytest.importorskip("datasets")
 
 N = 60
-PARTS = ("fit", "val", "holdout")
+PARTS = ("training", "validation", "holdout")
 
 
 def make_table(n: int = N, seed: int = 0) -> pa.Table:
@@ -72,10 +72,10 @@ WRITERS = {
 def ingested(tmp_path: Path, uri: Path | str, **changes: Any) -> tuple[pa.Table, Any]:
     """All records that ingest staged, and its facts."""
     store = open_store(str(tmp_path / "out"))
-    facts = load_facts(
+    info = load_info(
         ingest(Source(uri=str(uri), label="label", **changes), store=store, seed=0), store
     )
-    return read_part(store, facts, PARTS), facts
+    return read_part(store, info, PARTS), info
 
 
 def records(table: pa.Table) -> list[Any]:
@@ -87,9 +87,9 @@ def records(table: pa.Table) -> list[Any]:
 def test_a_file_gives_the_records_that_its_parquet_file_would(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(WRITERS[name](make_table()))
-    table, facts = ingested(tmp_path, tmp_path / "in")
+    table, info = ingested(tmp_path, tmp_path / "in")
     assert records(table) == records(make_table())
-    assert [c.arrow_type for c in facts.columns] == ["double", "int64", "bool", "string"]
+    assert [c.arrow_type for c in info.columns] == ["double", "int64", "bool", "string"]
     pq.write_table(make_table(), tmp_path / "same.parquet")
     same, _ = ingested(tmp_path / "parquet", tmp_path / "same.parquet")
     assert sorted(table["aug_id"].to_pylist()) == sorted(same["aug_id"].to_pylist())
@@ -100,9 +100,9 @@ def test_several_files_are_one_dataset(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(2):
         (tmp_path / "in" / f"{i}{name}").write_bytes(WRITERS[name](make_table(seed=i)))
-    table, facts = ingested(tmp_path, f"{tmp_path}/in/*{name[2:]}")
+    table, info = ingested(tmp_path, f"{tmp_path}/in/*{name[2:]}")
     assert table.num_rows == 2 * N
-    assert [f.n_records for f in facts.sources] == [N, N]
+    assert [f.n_records for f in info.sources] == [N, N]
 
 
 def test_a_format_can_be_asked_for_by_name_whatever_the_file_is_called(tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_lines_that_do_not_fit_are_in_quarantine_with_file_line_and_reason(tmp_p
     lines = as_lines(make_table()).splitlines(keepends=True)
     lines[4:4] = [b"not json\n", b"\n", b"[1]\n"]
     (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
-    table, facts = ingested(tmp_path, tmp_path / "in.jsonl")
-    assert (table.num_rows, facts.n_quarantined) == (N, 2)
+    table, info = ingested(tmp_path, tmp_path / "in.jsonl")
+    assert (table.num_rows, info.n_quarantined) == (N, 2)
     store = open_store(str(tmp_path / "out"))
-    (shard,) = facts.quarantine
+    (shard,) = info.quarantine
     found = pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist()
     assert [(r["file"] if "file" in r else r["path"], r["position"]) for r in found] == [
         ("in.jsonl", 5), ("in.jsonl", 7),
@@ -172,25 +172,25 @@ def as_dataset(seed: int = 0, n: int = N) -> Any:
 def test_what_save_to_disk_leaves_comes_back_with_its_features(tmp_path: Path) -> None:
     as_dataset().save_to_disk(tmp_path / "in", num_shards=3)
     (tmp_path / "in" / "data-00000-of-00009.arrow").write_bytes(b"a file of an older save")
-    table, facts = ingested(tmp_path, tmp_path / "in")
+    table, info = ingested(tmp_path, tmp_path / "in")
     assert records(table) == records(as_dataset().data.table)
-    assert facts.label_type == "int64"
+    assert info.label_type == "int64"
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["label"] == {"names": ["low", "high"], "_type": "ClassLabel"}
-    assert [f.n_records for f in facts.sources] == [20, 20, 20]
+    assert [f.n_records for f in info.sources] == [20, 20, 20]
 
 
 def test_of_saved_splits_train_is_read_and_another_can_be_the_hold_out(tmp_path: Path) -> None:
     splits = datasets.DatasetDict(train=as_dataset(), test=as_dataset(seed=1))
     splits.save_to_disk(tmp_path / "in")
-    table, facts = ingested(tmp_path, tmp_path / "in")
+    table, info = ingested(tmp_path, tmp_path / "in")
     assert records(table) == records(as_dataset().data.table)
-    (note,) = [note for note in facts.notes if "Hugging Face" in note]
+    (note,) = [note for note in info.notes if "Hugging Face" in note]
     assert "its split 'train' is read, 'test' not" in note
     said = note.rsplit("e.g. ", 1)[1]
     assert said == f"{tmp_path}/in/test"
-    table, facts = ingested(tmp_path / "held", tmp_path / "in", holdout_uri=said)
-    assert facts.holdout_uri == said
+    table, info = ingested(tmp_path / "held", tmp_path / "in", holdout_uri=said)
+    assert info.holdout_uri == said
     assert table.num_rows == 2 * N
 
 
@@ -225,16 +225,16 @@ configs:
 )
 def test_a_repository_s_train_split_is_read(card: str, tmp_path: Path) -> None:
     write_repository(tmp_path / "in", card)
-    table, facts = ingested(tmp_path, tmp_path / "in")
+    table, info = ingested(tmp_path, tmp_path / "in")
     assert records(table) == records(as_dataset().data.table)
-    assert [f.path for f in facts.sources] == [
+    assert [f.path for f in info.sources] == [
         f"data/train-0000{i}-of-00002.parquet" for i in (0, 1)
     ]
-    (note,) = [note for note in facts.notes if "Hugging Face" in note]
+    (note,) = [note for note in info.notes if "Hugging Face" in note]
     said = note.rsplit("e.g. ", 1)[1]
     assert said == f"{tmp_path}/in/data/test-*.parquet"
-    _, facts = ingested(tmp_path / "held", tmp_path / "in", holdout_uri=said)
-    assert facts.holdout_uri == said
+    _, info = ingested(tmp_path / "held", tmp_path / "in", holdout_uri=said)
+    assert info.holdout_uri == said
 
 
 def test_what_datasets_itself_reads_of_a_repository_is_what_we_read(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from prefect_augment.experiment import confirmation as verdict
 from prefect_augment.experiment import diagnostics as further
 from prefect_augment.experiment.confirmation import verify
 from prefect_augment.experiment.evaluator import Wishes
-from prefect_augment.experiment.open_evaluator import open_bench
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Classic, Gate, NoModel, Source
@@ -29,15 +29,15 @@ from prefect_augment.plan.priors import class_shares, left_by_loss
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.build import report
-from prefect_augment.schema.base import Arm, BalancePlan, Choice, DatasetRef, Verdict
-from prefect_augment.schema.experiment import HoldoutFacts
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.schema.base import BalancePlan, Choice, DatasetRef, Strategy, Verdict
+from prefect_augment.schema.experiment import HoldoutResult
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
-GATE = Gate(n_seeds=2, n_bootstrap=200, learners=["logistic"])
-AS_IS = Arm(name="as is", family="as_is")
-WEIGHTS = Arm(name="class weights", family="weights", amount=1.0)
+GATE = Gate(n_seeds=2, n_bootstrap=200, estimators=["logistic"])
+AS_IS = Strategy(name="as is", family="as_is")
+WEIGHTS = Strategy(name="class weights", family="weights", amount=1.0)
 WISHES: dict[str, Any] = {"model": NoModel(), "classic": Classic(), "gate": GATE, "run_seed": 0}
 
 
@@ -79,13 +79,13 @@ def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
 
 
 @pytest.fixture(scope="module")
-def judged(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[Verdict, list[Any]]:
+def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[Verdict, list[Any]]:
     """The verdict, and every reading of the hold-out that it took."""
     reads: list[Any] = []
 
-    def counting(where: Store, facts: Any, parts: Any, columns: Any = None) -> pa.Table:
+    def counting(where: Store, info: Any, parts: Any, columns: Any = None) -> pa.Table:
         reads.append(list(parts))
-        return read_part(where, facts, parts, columns)
+        return read_part(where, info, parts, columns)
 
     choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
     with pytest.MonkeyPatch.context() as patch:
@@ -97,18 +97,20 @@ def judged(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[Ver
 
 
 @pytest.fixture(scope="module")
-def facts(judged: tuple[Verdict, list[Any]], store: Store) -> HoldoutFacts:
-    found = read_fact(store, judged[0].further, HoldoutFacts)
+def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
+    found = read_result(store, compared[0].further, HoldoutResult)
     assert found is not None
     return found
 
 
-def test_everything_comes_from_one_reading_of_the_hold_out(judged: Any) -> None:
-    assert judged[1] == [["holdout"]]
+def test_everything_comes_from_one_reading_of_the_hold_out(compared: Any) -> None:
+    assert compared[1] == [["holdout"]]
 
 
-def test_corrupted_records_score_lower_and_arms_are_compared_on_each(facts: HoldoutFacts) -> None:
-    found = facts.robustness
+def test_corrupted_records_score_lower_and_strategies_are_compared_on_each(
+    info: HoldoutResult,
+) -> None:
+    found = info.robustness
     assert found is not None
     assert [c.name for c in found.conditions] == ["missing", "noise", "rounding"]
     clean = found.clean.balanced_accuracy["class weights"].estimate
@@ -116,27 +118,29 @@ def test_corrupted_records_score_lower_and_arms_are_compared_on_each(facts: Hold
     assert missing < clean
     assert found.mean.balanced_accuracy["class weights"].estimate < clean
     for condition in (*found.conditions, found.mean):
-        assert [(d.arm, d.against) for d in condition.differences] == [("class weights", "as is")]
+        assert [(d.strategy, d.against) for d in condition.differences] == [
+            ("class weights", "as is")
+        ]
         assert len(condition.changes) == 1
 
 
 def test_the_clean_score_of_robustness_is_the_verdicts_own(
-    judged: Any, facts: HoldoutFacts
+    compared: Any, info: HoldoutResult
 ) -> None:
-    assert facts.robustness is not None
-    for arm, interval in judged[0].balanced_accuracy.items():
-        found = facts.robustness.clean.balanced_accuracy[arm].estimate
+    assert info.robustness is not None
+    for strategy, interval in compared[0].balanced_accuracy.items():
+        found = info.robustness.clean.balanced_accuracy[strategy].estimate
         assert found == pytest.approx(interval.estimate)
 
 
 def test_groups_have_their_recall_before_and_after(
-    facts: HoldoutFacts, dataset: DatasetRef
+    info: HoldoutResult, dataset: DatasetRef
 ) -> None:
-    found = facts.slices
+    found = info.slices
     assert found is not None
     assert (found.before, found.after) == ("as is", "class weights")
     assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
-    assert sum(g.n_holdout for g in found.groups) == facts.calibration.n_records  # type: ignore[union-attr]
+    assert sum(g.n_holdout for g in found.groups) == info.calibration.n_records  # type: ignore[union-attr]
     rare = {s.group["site"]: s for s in found.slices if s.label == "rare"}
     north, south = rare["north"], rare["south"]
     assert north.decision == "gains"
@@ -148,16 +152,16 @@ def test_groups_have_their_recall_before_and_after(
 
 
 def test_the_correction_brings_the_probabilities_of_weighted_records_back(
-    facts: HoldoutFacts, planned: BalancePlan
+    info: HoldoutResult, planned: BalancePlan
 ) -> None:
-    found = facts.calibration
+    found = info.calibration
     assert found is not None
     assert found.looked_at == ("rare",)
     assert found.prior_true == pytest.approx(class_shares(planned))
     assert found.prior_train["as is"] == pytest.approx(found.prior_true)
     assert found.prior_train["class weights"]["rare"] == pytest.approx(0.5, abs=0.01)
-    weighted = found.arms["class weights"]["logistic"]
-    assert found.arms["as is"]["logistic"].corrected is None
+    weighted = found.strategies["class weights"]["logistic"]
+    assert found.strategies["as is"]["logistic"].corrected is None
     assert weighted.as_predicted.class_ece.low > 0.1
     assert weighted.corrected is not None
     assert weighted.corrected.class_ece.estimate < 0.3 * weighted.as_predicted.class_ece.estimate
@@ -165,8 +169,8 @@ def test_the_correction_brings_the_probabilities_of_weighted_records_back(
     assert weighted.change.high < 0
 
 
-def test_classes_have_their_difference_with_an_interval(judged: Any) -> None:
-    found = judged[0]
+def test_classes_have_their_difference_with_an_interval(compared: Any) -> None:
+    found = compared[0]
     assert set(found.class_differences) == {"common", "rare"}
     gain = found.class_differences["rare"]
     assert gain.low <= gain.estimate <= gain.high
@@ -174,17 +178,17 @@ def test_classes_have_their_difference_with_an_interval(judged: Any) -> None:
 
 
 def test_report_and_page_have_a_key_and_a_section_for_each(
-    judged: Any, dataset: DatasetRef, planned: BalancePlan, facts: HoldoutFacts, store: Store
+    compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
 ) -> None:
     recipe = make_recipe(WEIGHTS, planned, kept=None, scores=[], copies=False)
     ref, _ = report(
-        dataset, plan=planned, scores=[], verdict=judged[0], recipe=recipe, gate=None, model=None,
+        dataset, plan=planned, scores=[], verdict=compared[0], recipe=recipe, gate=None, model=None,
         pictures="none", seed=0, store=store,
     )  # fmt: skip
     found = json.loads(store.read(f"{ref.prefix}/report.json"))
     page = store.read(f"{ref.prefix}/report.html").decode()
     for name in ("robustness", "slices", "calibration"):
-        assert found[name] == json.loads(getattr(facts, name).to_json())
+        assert found[name] == json.loads(getattr(info, name).to_json())
         assert f'id="{name}"' in page
     kept = json.loads(store.read(f"{ref.prefix}/recipe.json"))
     assert kept["prior_true"] == pytest.approx(class_shares(planned))
@@ -218,9 +222,9 @@ def test_card_and_dataset_have_the_correction(releases: ModuleType, tmp_path: Pa
 
 def test_what_balanced_softmax_leaves_of_the_prior() -> None:
     shares = {"a": 0.9, "b": 0.1}
-    whole = left_by_loss(shares, Arm(name="loss", family="loss", amount=1.0))
+    whole = left_by_loss(shares, Strategy(name="loss", family="loss", amount=1.0))
     assert whole == pytest.approx({"a": 0.5, "b": 0.5})
-    half = left_by_loss(shares, Arm(name="loss", family="loss", amount=0.5))
+    half = left_by_loss(shares, Strategy(name="loss", family="loss", amount=0.5))
     assert half["a"] / half["b"] == pytest.approx(3)
 
 
@@ -239,11 +243,11 @@ def test_with_many_classes_fewer_records_are_corrupted(
     dataset: DatasetRef, planned: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand classes make a thousand probabilities of each copy."""
-    bench = open_bench(store, load_facts(dataset, store), planned, Wishes(gate=GATE))
-    holdout = bench.read(read_part(store, bench.facts, ["holdout"]))
-    whole = further.corrupted_copies(bench, holdout, seed=0)
+    evaluator = open_evaluator(store, load_info(dataset, store), planned, Wishes(gate=GATE))
+    holdout = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
+    whole = further.corrupted_copies(evaluator, holdout, seed=0)
     assert len(whole.rows) == len(holdout.y)
     monkeypatch.setattr(further, "MAX_CORRUPTED", 100)
-    some = further.corrupted_copies(bench, replace(holdout), seed=0)
+    some = further.corrupted_copies(evaluator, replace(holdout), seed=0)
     assert 90 <= len(some.rows) <= 100
     assert len(some.X) == 3 * len(some.rows)

@@ -17,7 +17,7 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Classic, Publish, Report
 from prefect_augment.publish.proposal import propose
 from prefect_augment.publish.publish import publish
-from prefect_augment.schema.base import ApprovalDecision, Arm, Verdict
+from prefect_augment.schema.base import ApprovalDecision, Strategy, Verdict
 from prefect_augment.storage.leases import lease, modified_at, store_time
 from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store, open_store
@@ -156,11 +156,11 @@ def test_what_an_open_proposal_names_stays(
 ) -> None:
     release = releases.stage_release(store, key="waiting")
     verdict = Verdict(
-        decision="accept", reasons=(), chosen="model", baseline="as is", published="model", arms={},
+        decision="accept", reasons=(), chosen="model", baseline="as is", published="model", strategies={},
         balanced_accuracy={}, differences=(), minimum_detectable_effect=0.0, class_recall={},
-        class_decisions={}, not_judged={}, n_holdout=12, n_seeds=1,
+        class_decisions={}, not_compared={}, n_holdout=12, n_seeds=1,
     )  # fmt: skip
-    assert release.recipe.arm == Arm(name="model", family="model")
+    assert release.recipe.strategy == Strategy(name="model", family="model")
     proposal = propose(
         store, dataset=release.dataset, plan=release.plan, recipe=release.recipe, verdict=verdict,
         gate=release.gate, classic=release.classic, models=release.models, scores=(),

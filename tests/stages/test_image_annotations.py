@@ -17,7 +17,7 @@ import pytest
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 
 # Image number to its objects: (class, x, y, width, height); 24x20 pixels.
@@ -87,15 +87,15 @@ def test_an_imagefolder_s_metadata_gives_the_classes(
         with zipfile.ZipFile(uri, "w") as archive:
             for path in sorted(images.rglob("*.*")):
                 archive.write(path, path.relative_to(images))
-    facts = load_facts(ingest(Source(uri=str(uri)), store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(Source(uri=str(uri)), store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     found = {
         image["path"].rpartition("/")[2]: label
         for image, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True)
     }
     assert found == {f"{i:03d}.png": of_image[-1][0] for i, of_image in OBJECTS.items()}
-    assert facts.n_quarantined == 2
-    notes = " ".join(facts.notes)
+    assert info.n_quarantined == 2
+    notes = " ".join(info.notes)
     assert "labels are the field 'label'" in notes
     assert "2 lines of metadata name files that are not there" in notes
 
@@ -105,8 +105,8 @@ def test_metadata_may_name_its_class_as_the_user_says(images: Path, store: Store
     path = images / "images" / "metadata.jsonl"
     path.write_text(path.read_text().replace('"label"', '"species"'))
     source = Source(uri=str(images), label="species")
-    facts = load_facts(ingest(source, store=store, seed=0), store)
-    assert (facts.label, facts.n_quarantined) == ("species", 2)
+    info = load_info(ingest(source, store=store, seed=0), store)
+    assert (info.label, info.n_quarantined) == ("species", 2)
 
 
 def test_metadata_without_a_class_leaves_class_folders_what_they_are(
@@ -119,8 +119,8 @@ def test_metadata_without_a_class_leaves_class_folders_what_they_are(
         path.write_bytes(messy_images.encode(messy_images.picture(i, SIZE)))
         lines.append(json.dumps({"file_name": f"{path.parent.name}/{i}.png", "text": f"no. {i}"}))
     (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(lines))
-    facts = load_facts(ingest(Source(uri=str(tmp_path / "in")), store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(Source(uri=str(tmp_path / "in")), store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     assert set(table["label"].to_pylist()) == {"car", "bike"}
 
 
@@ -162,10 +162,10 @@ WRITERS = {"coco": as_coco, "voc": as_voc, "yolo": as_yolo}
 
 
 def staged(store: Store, source: Source) -> tuple[Any, list[dict[str, Any]], pa.Table]:
-    facts = load_facts(ingest(source, store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(source, store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     rows = sorted(table.to_pylist(), key=lambda row: str(row["image"]["path"]))
-    return facts, rows, table
+    return info, rows, table
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -175,7 +175,7 @@ def test_the_label_is_the_rarest_class_of_an_image_and_boxes_are_kept(
 ) -> None:
     WRITERS[layout](images)
     source = Source(uri=str(images), format=layout if said else "auto")
-    facts, rows, table = staged(store, source)
+    info, rows, table = staged(store, source)
     assert [row["image"]["path"] for row in rows] == [f"images/{i:03d}.png" for i in OBJECTS]
     assert [row["label"] for row in rows] == ["bike" if i % 3 == 0 else "car" for i in OBJECTS]
     for row, of_image in zip(rows, OBJECTS.values(), strict=True):
@@ -185,9 +185,9 @@ def test_the_label_is_the_rarest_class_of_an_image_and_boxes_are_kept(
     assert table.schema.field("objects").type == pa.struct(
         [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
     )
-    assert facts.n_quarantined == 2
-    assert any("unlabelled: no annotation" in note for note in facts.notes)
-    assert any("8 images hold objects of several classes" in note for note in facts.notes)
+    assert info.n_quarantined == 2
+    assert any("unlabelled: no annotation" in note for note in info.notes)
+    assert any("8 images hold objects of several classes" in note for note in info.notes)
 
 
 def test_annotated_images_are_decoded_by_datasets_with_their_boxes(
@@ -195,10 +195,10 @@ def test_annotated_images_are_decoded_by_datasets_with_their_boxes(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     as_voc(images)
-    facts, _, _ = staged(store, Source(uri=str(images)))
+    info, _, _ = staged(store, Source(uri=str(images)))
     loaded = datasets.load_dataset(
         "parquet",
-        data_files=[store.full(s.path) for s in facts.shards],
+        data_files=[store.full(s.path) for s in info.shards],
         split="train",
         cache_dir=str(tmp_path / "cache"),
     )
@@ -211,9 +211,9 @@ def test_annotations_in_a_zip_are_read_too(images: Path, store: Store, tmp_path:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for path in sorted(p for p in images.rglob("*") if p.is_file()):
             archive.write(path, f"set/{path.relative_to(images)}")
-    facts, rows, _ = staged(store, Source(uri=str(tmp_path / "in.zip")))
+    info, rows, _ = staged(store, Source(uri=str(tmp_path / "in.zip")))
     assert len(rows) == 24
-    assert any("1 annotated images are not in the source" in note for note in facts.notes)
+    assert any("1 annotated images are not in the source" in note for note in info.notes)
 
 
 def test_a_json_that_is_no_coco_does_not_hide_class_folders(
@@ -254,9 +254,9 @@ def test_xml_with_entities_is_not_parsed(images: Path, store: Store) -> None:
     as_voc(images)
     bomb = '<!DOCTYPE a [<!ENTITY b "bb">]><annotation><filename>000.png</filename></annotation>'
     (images / "Annotations" / "000.xml").write_text(bomb)
-    facts, rows, _ = staged(store, Source(uri=str(images)))
+    info, rows, _ = staged(store, Source(uri=str(images)))
     assert len(rows) == 23
-    assert any("1 .xml files are not Pascal VOC" in note for note in facts.notes)
+    assert any("1 .xml files are not Pascal VOC" in note for note in info.notes)
 
 
 def test_annotated_images_may_be_judged_on_plain_ones_in_parquet(
@@ -272,6 +272,6 @@ def test_annotated_images_may_be_judged_on_plain_ones_in_parquet(
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "held.parquet")
     source = Source(uri=str(images), format="coco", holdout_uri=str(tmp_path / "held.parquet"))
-    facts, found, _ = staged(store, source)
-    assert sum(facts.part_counts["holdout"].values()) == 20
+    info, found, _ = staged(store, source)
+    assert sum(info.part_counts["holdout"].values()) == 20
     assert {row["objects"] is None for row in found} == {True, False}

@@ -36,17 +36,17 @@ from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
 from prefect_augment.schema.base import (
     BalancePlan,
-    ClassGate,
+    ClassFilter,
     ClassPlan,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
     Estimate,
-    GateReport,
-    ImageFacts,
-    ShardFact,
+    FilterResult,
+    ImageInfo,
+    ShardInfo,
 )
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, open_store
 
@@ -81,11 +81,11 @@ def records() -> pa.Table:
 
 
 def stage_records(store: Store, table: pa.Table) -> DatasetRef:
-    """What ingest leaves: every fifth record is val, the rest fit."""
+    """What ingest leaves: every fifth record is validation, the rest fit."""
     stage = Stage(store, "ingest", "k" * 24)
     place = np.arange(table.num_rows)
-    parts = {"fit": place % 5 != 4, "val": place % 5 == 4}
-    shards: list[ShardFact] = []
+    parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
+    shards: list[ShardInfo] = []
     for part, mask in parts.items():
         shards += write_shards(
             store,
@@ -98,8 +98,8 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
             max_records=20,
             max_bytes=1 << 20,
         )
-    facts = stage.finish(
-        DatasetFacts(
+    info = stage.finish(
+        DatasetInfo(
             stage="ingest",
             key=stage.key,
             digest="d" * 64,
@@ -109,9 +109,9 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
             columns=(),
             shards=tuple(shards),
             part_counts={},
-            judged=tuple(CLASSES),
+            compared=tuple(CLASSES),
             modality="image",
-            image=ImageFacts(
+            image=ImageInfo(
                 column="image",
                 modes={"RGB": table.num_rows},
                 formats={"JPEG": 1},
@@ -128,7 +128,7 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
         root=store.uri,
         path=stage.outcome_path,
         key=stage.key,
-        digest=facts.digest,
+        digest=info.digest,
         label="kind",
         n_records=table.num_rows,
         class_counts=CLASSES,
@@ -159,7 +159,7 @@ def plan() -> BalancePlan:
                 target=40,
                 n_synthetic=min(n, 40 - n),
                 n_classic=max(0, 40 - 2 * n),
-                judged=True,
+                compared=True,
             )
             for name, n in CLASSES.items()
         ),
@@ -180,7 +180,7 @@ def run(
         dataset, plan=plan, counts=counts, classic=Classic(**wishes), seed=seed, store=store
     )
     assert ref.class_counts == counts
-    return read_part(store, load_facts(ref, store), ["train"])
+    return read_part(store, load_info(ref, store), ["train"])
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +279,9 @@ def test_large_wishes_are_written_in_several_shards(
 
     monkeypatch.setattr(augment_images, "SHARD_BYTES", 20_000)
     ref = augment(dataset, plan=plan, counts={RARE: 61}, classic=Classic(), seed=8, store=store)
-    facts = load_facts(ref, store)
-    assert len(facts.shards) > 1
-    ids = read_part(store, facts, ["train"])["aug_id"].to_pylist()
+    info = load_info(ref, store)
+    assert len(info.shards) > 1
+    ids = read_part(store, info, ["train"])["aug_id"].to_pylist()
     assert ids == sorted(ids)
     assert len(ids) == 61
 
@@ -301,8 +301,8 @@ def test_what_cannot_be_made_is_refused(
 
 
 @pytest.fixture(scope="module")
-def gate(store: Store) -> GateReport:
-    """Kept candidates of the rare class: brighter twins of four of its fit records."""
+def gate(store: Store) -> FilterResult:
+    """Kept candidates of the rare class: brighter twins of four of its training records."""
     table = records().filter(pa.array(np.arange(47) % 5 != 4))
     table = table.filter(pc.equal(table["kind"].cast(pa.string()), RARE)).slice(0, 4)
     images = []
@@ -321,13 +321,13 @@ def gate(store: Store) -> GateReport:
         max_records=100,
         max_bytes=1 << 20,
     )
-    return GateReport(
+    return FilterResult(
         root=store.uri,
         path="",
         key="",
         purpose="utility",
         classes=(
-            ClassGate(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={}),
+            ClassFilter(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={}),
         ),
         kept=kept,
         dropped=(),
@@ -339,12 +339,12 @@ def sheets(
     store: Store,
     dataset: DatasetRef,
     plan: BalancePlan,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     pictures: Literal["real", "synthetic", "none"],
     classic: Classic | None = None,
 ) -> dict[str, bytes]:
-    facts = load_facts(dataset, store)
-    return picture_sheets(store, facts, plan, gate, pictures=pictures, classic=classic)
+    info = load_info(dataset, store)
+    return picture_sheets(store, info, plan, gate, pictures=pictures, classic=classic)
 
 
 def n_rows(png: bytes) -> int:
@@ -353,7 +353,7 @@ def n_rows(png: bytes) -> int:
 
 
 def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: GateReport
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
 ) -> None:
     found = sheets(store, dataset, plan, gate, "real", Classic())
     assert list(found) == [SINGLE, RARE]
@@ -361,7 +361,7 @@ def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
 
 
 def test_nearest_training_image_stands_below_its_twin(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: GateReport
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
 ) -> None:
     """Each candidate is a twin that is brighter by 30."""
     png = sheets(store, dataset, plan, gate, "real")[RARE]
@@ -374,7 +374,7 @@ def test_nearest_training_image_stands_below_its_twin(
 
 
 def test_pictures_show_what_they_may(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: GateReport
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
 ) -> None:
     only_made = sheets(store, dataset, plan, gate, "synthetic", Classic())
     assert list(only_made) == [RARE]
@@ -384,7 +384,7 @@ def test_pictures_show_what_they_may(
 
 
 def test_report_has_the_sheets_as_files_and_in_the_summary(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: GateReport
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
 ) -> None:
     ref, summary = report(
         dataset,
@@ -402,10 +402,10 @@ def test_report_has_the_sheets_as_files_and_in_the_summary(
     assert {"sheet_1.png", "sheet_2.png", "report.html"} <= set(ref.files)
     assert summary.count("![Pictures of") == 2
     assert "<b>one" not in summary
-    facts = json.loads(store.read(f"{ref.prefix}/report.json"))
-    assert facts["sheets"] == {SINGLE: "sheet_1.png", RARE: "sheet_2.png"}
-    assert facts["modality"] == "image"
-    contents = facts["contents"]
+    info = json.loads(store.read(f"{ref.prefix}/report.json"))
+    assert info["sheets"] == {SINGLE: "sheet_1.png", RARE: "sheet_2.png"}
+    assert info["modality"] == "image"
+    contents = info["contents"]
     assert [c["name"] for c in contents["columns"]] == ["brightness", "contrast", "width", "height"]
     assert contents["n_looked_at"] == sum(contents["classes"].values())
     assert len(contents["mean_picture"]) == 64

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from prefect_augment.encoding.record_ids import content_keys
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import ColumnWish, Source
-from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.params import ColumnOverride, Source
+from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.split.assignment import HOLDOUT
 from prefect_augment.split.ledger_io import read_ledger
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
 ADDED = ["aug_id", "content_key"]
@@ -50,22 +50,22 @@ def put(folder: Path, table: pa.Table, name: str = "in.parquet") -> Source:
     return Source(uri=str(folder), label="label")
 
 
-def facts_of(store: Store, ref: DatasetRef) -> DatasetFacts:
-    facts = read_fact(store, ref.path, DatasetFacts)
-    assert facts is not None
-    return facts
+def info_of(store: Store, ref: DatasetRef) -> DatasetInfo:
+    info = read_result(store, ref.path, DatasetInfo)
+    assert info is not None
+    return info
 
 
-def staged(store: Store, facts: DatasetFacts, *parts: str) -> pa.Table:
+def staged(store: Store, info: DatasetInfo, *parts: str) -> pa.Table:
     """Staged records of some parts, all by default."""
-    shards = [s for s in facts.shards if s.split in (parts or ("fit", "val", "holdout"))]
+    shards = [s for s in info.shards if s.split in (parts or ("training", "validation", "holdout"))]
     return pa.concat_tables([pq.read_table(io.BytesIO(store.read(s.path))) for s in shards])
 
 
-def quarantine(store: Store, facts: DatasetFacts) -> list[dict[str, Any]]:
+def quarantine(store: Store, info: DatasetInfo) -> list[dict[str, Any]]:
     return [
         row
-        for s in facts.quarantine
+        for s in info.quarantine
         for row in pq.read_table(io.BytesIO(store.read(s.path))).to_pylist()
     ]
 
@@ -77,30 +77,31 @@ def rows(table: pa.Table) -> Counter[str]:
 def test_every_record_comes_out_unchanged_in_one_part(tmp_path: Path, store: Store) -> None:
     table = make_table()
     ref = ingest(put(tmp_path / "in", table), store=store, seed=0)
-    facts = facts_of(store, ref)
-    out = staged(store, facts)
+    info = info_of(store, ref)
+    out = staged(store, info)
     assert out.column_names == [*table.column_names, *ADDED]
     assert out.schema.remove_metadata().field("n") == table.schema.field("n")
     assert rows(out.drop_columns(ADDED)) == rows(table)
     assert len(set(out["aug_id"].to_pylist())) == table.num_rows
     assert (
-        ref.n_records == table.num_rows == sum(sum(c.values()) for c in facts.part_counts.values())
+        ref.n_records == table.num_rows == sum(sum(c.values()) for c in info.part_counts.values())
     )
     assert ref.class_counts == {"head": 100, "tail": 20}
-    assert facts.part_counts == {
-        "fit": {"head": 64, "tail": 13},
-        "val": {"head": 16, "tail": 3},
+    assert info.part_counts == {
+        "training": {"head": 64, "tail": 13},
+        "validation": {"head": 16, "tail": 3},
         "holdout": {"head": 20, "tail": 4},
     }
-    assert facts.judged == ("head", "tail")
+    assert info.compared == ("head", "tail")
 
 
 def test_shards_are_sorted_and_keyed_by_content(tmp_path: Path, store: Store) -> None:
-    facts = facts_of(store, ingest(put(tmp_path / "in", make_table()), store=store, seed=0))
-    fit = staged(store, facts, "fit")
-    assert fit["aug_id"].to_pylist() == sorted(fit["aug_id"].to_pylist())
+    info = info_of(store, ingest(put(tmp_path / "in", make_table()), store=store, seed=0))
+    training = staged(store, info, "training")
+    assert training["aug_id"].to_pylist() == sorted(training["aug_id"].to_pylist())
     assert (
-        fit["content_key"].to_pylist() == content_keys(fit, exclude=["label", *ADDED]).to_pylist()
+        training["content_key"].to_pylist()
+        == content_keys(training, exclude=["label", *ADDED]).to_pylist()
     )
 
 
@@ -109,13 +110,13 @@ def test_counts_in_are_counts_out_plus_quarantined(tmp_path: Path, store: Store)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_text("x,label\n" + "".join(lines) + "1\n1,2,3\n")
     ref = ingest(Source(uri=str(tmp_path / "in"), label="label"), store=store, seed=0)
-    facts = facts_of(store, ref)
+    info = info_of(store, ref)
     assert ref.n_records + ref.n_quarantined == len(lines) + 2
-    assert (facts.sources[0].n_records, facts.sources[0].n_quarantined) == (
+    assert (info.sources[0].n_records, info.sources[0].n_quarantined) == (
         ref.n_records,
         ref.n_quarantined,
     )
-    bad = quarantine(store, facts)
+    bad = quarantine(store, info)
     assert Counter(b["reason"] for b in bad) == {
         "no label": 8,
         "1 fields where the header has 2": 1,
@@ -127,7 +128,7 @@ def test_counts_in_are_counts_out_plus_quarantined(tmp_path: Path, store: Store)
         "reason": "no label",
         "record": '{"x": 0.0, "label": null}',
     }
-    assert any("quarantined 8 records: no label" in note for note in facts.notes)
+    assert any("quarantined 8 records: no label" in note for note in info.notes)
 
 
 def test_an_unchanged_source_is_not_read_again(tmp_path: Path, store: Store) -> None:
@@ -163,7 +164,7 @@ def test_row_order_and_files_do_not_change_the_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         store = open_store(str(tmp_path / f"out-{name}"))
         source = Source(uri=str(tmp_path / name), label="label")
-        found.append(facts_of(store, ingest(source, store=store, seed=0)))
+        found.append(info_of(store, ingest(source, store=store, seed=0)))
     assert found[0].digest == found[1].digest
     assert Path(found[0].ledger).name == Path(found[1].ledger).name
 
@@ -202,8 +203,8 @@ def test_schema_metadata_and_types_come_back(tmp_path: Path, store: Store) -> No
     )
     source = put(tmp_path / "in", pa.Table.from_pandas(frame))
     table = pq.read_table(tmp_path / "in" / "in.parquet")
-    facts = facts_of(store, ingest(source, store=store, seed=0))
-    out = staged(store, facts)
+    info = info_of(store, ingest(source, store=store, seed=0))
+    out = staged(store, info)
     assert out.drop_columns(ADDED).schema.equals(table.schema, check_metadata=True)
     assert out.schema.metadata[b"pandas"] == table.schema.metadata[b"pandas"]
     assert out.drop_columns(ADDED).to_pandas().dtypes.equals(frame.dtypes)
@@ -211,28 +212,28 @@ def test_schema_metadata_and_types_come_back(tmp_path: Path, store: Store) -> No
 
 def test_nested_columns_are_kept_untouched_and_said(tmp_path: Path, store: Store) -> None:
     table = make_table(60).append_column("nested", pa.array([[{"a": i}] for i in range(60)]))
-    facts = facts_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
-    assert rows(staged(store, facts).drop_columns(ADDED)) == rows(table)
-    assert any("column 'nested' (opaque)" in note for note in facts.notes)
+    info = info_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
+    assert rows(staged(store, info).drop_columns(ADDED)) == rows(table)
+    assert any("column 'nested' (opaque)" in note for note in info.notes)
 
 
 @pytest.mark.parametrize("dropped", ["t", "n"])
 def test_a_dropped_column_is_gone(tmp_path: Path, store: Store, dropped: str) -> None:
     source = put(tmp_path / "in", make_table()).model_copy(
-        update={"columns": [ColumnWish(name=dropped, kind="drop")]}
+        update={"columns": [ColumnOverride(name=dropped, kind="drop")]}
     )
-    facts = facts_of(store, ingest(source, store=store, seed=0))
-    assert dropped not in staged(store, facts).column_names
-    assert dropped not in [c.name for c in facts.columns]
+    info = info_of(store, ingest(source, store=store, seed=0))
+    assert dropped not in staged(store, info).column_names
+    assert dropped not in [c.name for c in info.columns]
 
 
 def test_a_holdout_column_is_respected_and_not_published(tmp_path: Path, store: Store) -> None:
     side = ["test" if i % 5 == 0 else "train" for i in range(120)]
     source = put(tmp_path / "in", make_table().append_column("side", pa.array(side)))
-    facts = facts_of(
+    info = info_of(
         store, ingest(source.model_copy(update={"holdout_column": "side"}), store=store, seed=0)
     )
-    held = staged(store, facts, "holdout")
+    held = staged(store, info, "holdout")
     assert "side" not in held.column_names
     assert rows(held.drop_columns(ADDED)) == rows(make_table().take(list(range(0, 120, 5))))
 
@@ -244,13 +245,13 @@ def test_a_holdout_uri_is_staged_for_the_judge_and_not_counted_as_source(
     put(tmp_path / "held", make_table(60, seed=9))
     source = source.model_copy(update={"holdout_uri": str(tmp_path / "held")})
     ref = ingest(source, store=store, seed=0)
-    facts = facts_of(store, ref)
+    info = info_of(store, ref)
     assert ref.n_records == 120
-    assert facts.part_counts["holdout"] == {"head": 50, "tail": 10}
-    assert rows(staged(store, facts, "holdout").drop_columns(ADDED)) == rows(make_table(60, seed=9))
-    assert facts.holdout_uri == str(tmp_path / "held")
-    assert len(facts.holdout_digest) == 64
-    assert HOLDOUT not in read_ledger(store, facts.ledger).parts
+    assert info.part_counts["holdout"] == {"head": 50, "tail": 10}
+    assert rows(staged(store, info, "holdout").drop_columns(ADDED)) == rows(make_table(60, seed=9))
+    assert info.holdout_uri == str(tmp_path / "held")
+    assert len(info.holdout_digest) == 64
+    assert HOLDOUT not in read_ledger(store, info.ledger).parts
 
 
 def test_overlap_is_quarantined_where_that_is_wished(tmp_path: Path, store: Store) -> None:
@@ -260,33 +261,34 @@ def test_overlap_is_quarantined_where_that_is_wished(tmp_path: Path, store: Stor
     source = source.model_copy(update={"holdout_uri": str(tmp_path / "held"), "on_overlap": "drop"})
     ref = ingest(source, store=store, seed=0)
     assert (ref.n_records, ref.n_quarantined) == (113, 7)
-    bad = quarantine(store, facts_of(store, ref))
+    bad = quarantine(store, info_of(store, ref))
     assert [(b["position"], b["reason"]) for b in bad] == [(i, "in hold-out") for i in range(1, 8)]
 
 
 def test_groups_stay_on_one_side_and_are_not_learnt(tmp_path: Path, store: Store) -> None:
     groups = pa.array([f"p{i // 4}" for i in range(120)])
     source = put(tmp_path / "in", make_table().append_column("patient", groups))
-    facts = facts_of(
+    info = info_of(
         store, ingest(source.model_copy(update={"group_column": "patient"}), store=store, seed=0)
     )
     sides = [
-        set(staged(store, facts, part)["patient"].to_pylist()) for part in ("fit", "val", "holdout")
+        set(staged(store, info, part)["patient"].to_pylist())
+        for part in ("training", "validation", "holdout")
     ]
     assert all(sides)
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
-    assert [c.kind for c in facts.columns if c.name == "patient"] == ["identifier"]
+    assert [c.kind for c in info.columns if c.name == "patient"] == ["identifier"]
 
 
 def test_small_classes_stay_in_fit_and_are_said(tmp_path: Path, store: Store) -> None:
     tiny = make_table(4, seed=3).set_column(3, "label", pa.array(["tiny"] * 4))
-    facts = facts_of(
+    info = info_of(
         store,
         ingest(put(tmp_path / "in", pa.concat_tables([make_table(), tiny])), store=store, seed=0),
     )
-    assert facts.part_counts["fit"]["tiny"] == 4
-    assert "tiny" not in facts.judged
-    assert any("class 'tiny' has 4 records, fewer than the 10" in note for note in facts.notes)
+    assert info.part_counts["training"]["tiny"] == 4
+    assert "tiny" not in info.compared
+    assert any("class 'tiny' has 4 records, fewer than the 10" in note for note in info.notes)
 
 
 NAMES = ["a/b", "../up", 'quo"te', "it's", "🦊", "<b>x</b>", "line\nbreak", "C:\\x", "| bar", "%20"]
@@ -299,14 +301,14 @@ def test_odd_class_names_are_kept_as_they_are(tmp_path: Path, store: Store) -> N
     ref = ingest(put(tmp_path / "in", table), store=store, seed=0)
     assert ref.class_counts == dict.fromkeys(sorted(NAMES), 20)
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
-    assert rows(staged(store, facts_of(store, ref)).drop_columns(ADDED)) == rows(table)
+    assert rows(staged(store, info_of(store, ref)).drop_columns(ADDED)) == rows(table)
 
 
 def test_infinite_values_are_kept_and_said(tmp_path: Path, store: Store) -> None:
     table = make_table().set_column(0, "x", pa.array([np.inf, -np.inf, *np.arange(118.0)]))
-    facts = facts_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
-    assert sum(np.isinf(staged(store, facts)["x"].to_numpy())) == 2
-    assert any("column 'x' (numeric): 2 infinite values" in note for note in facts.notes)
+    info = info_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
+    assert sum(np.isinf(staged(store, info)["x"].to_numpy())) == 2
+    assert any("column 'x' (numeric): 2 infinite values" in note for note in info.notes)
 
 
 def test_constant_empty_and_unique_columns_are_found(tmp_path: Path, store: Store) -> None:
@@ -315,8 +317,8 @@ def test_constant_empty_and_unique_columns_are_found(tmp_path: Path, store: Stor
         "none", pa.nulls(120, pa.float64())
     )
     table = table.append_column("row", pa.array(range(120)))
-    facts = facts_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
-    kinds = {c.name: c.kind for c in facts.columns}
+    info = info_of(store, ingest(put(tmp_path / "in", table), store=store, seed=0))
+    kinds = {c.name: c.kind for c in info.columns}
     assert (kinds["same"], kinds["none"], kinds["row"]) == ("constant", "empty", "identifier")
 
 
@@ -329,7 +331,7 @@ def test_a_glob_and_hidden_files(tmp_path: Path, store: Store) -> None:
     (tmp_path / "in" / "README.md").write_text("not data")
     whole = ingest(Source(uri=str(tmp_path / "in"), label="label"), store=store, seed=0)
     assert whole.n_records == 132
-    assert "1 files of other formats were passed over" in facts_of(store, whole).notes
+    assert "1 files of other formats were passed over" in info_of(store, whole).notes
     one = ingest(
         Source(uri=str(tmp_path / "in" / "b*.parquet"), label="label"), store=store, seed=0
     )
@@ -345,10 +347,10 @@ def test_csv_files_with_narrower_types_join(tmp_path: Path, store: Store) -> Non
     (tmp_path / "in" / "2.csv").write_text(
         "\n".join(["x,label,day", *(b.replace(",", ".5,", 1) for b in body)])
     )
-    facts = facts_of(
+    info = info_of(
         store, ingest(Source(uri=str(tmp_path / "in"), label="label"), store=store, seed=0)
     )
-    schema = staged(store, facts).schema
+    schema = staged(store, info).schema
     assert (schema.field("x").type, schema.field("day").type) == (pa.float64(), pa.date32())
 
 
@@ -403,8 +405,8 @@ def test_generated_tables_come_back_whole(data: st.DataObject) -> None:
     place = f"memory://generated-{content_keys(table)[0].as_py()}-{n}"
     open_store(f"{place}/in").put("in.parquet", sink.getvalue())
     store = open_store(f"{place}/out")
-    facts = facts_of(store, ingest(Source(uri=f"{place}/in", label="label"), store=store, seed=0))
-    out = staged(store, facts)
+    info = info_of(store, ingest(Source(uri=f"{place}/in", label="label"), store=store, seed=0))
+    out = staged(store, info)
     assert out.drop_columns(ADDED).schema == table.schema
     assert rows(out.drop_columns(ADDED)) == rows(table)
     assert len(set(out["aug_id"].to_pylist())) == n

@@ -22,8 +22,8 @@ from prefect_augment.errors import (
     StorageError,
 )
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import ColumnWish, Source
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.params import ColumnOverride, Source
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import open_store
 
 N = 60
@@ -227,12 +227,12 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
         ),
         ({"holdout_column": "never"}, InputError, "'never' marks no record as hold-out"),
         (
-            {"columns": [ColumnWish(name="z", kind="drop")]},
+            {"columns": [ColumnOverride(name="z", kind="drop")]},
             ParameterError,
             "'z', which is not a column",
         ),
         (
-            {"group_column": "test", "columns": [ColumnWish(name="test", kind="drop")]},
+            {"group_column": "test", "columns": [ColumnOverride(name="test", kind="drop")]},
             ParameterError,
             "cannot be dropped",
         ),
@@ -413,7 +413,7 @@ def test_a_file_without_records_among_others_is_passed_over_and_said(
     source = Source(uri=str(folder), label="label")
     found = ingest(source, store=store, seed=0)
     assert found.n_records == N
-    notes = load_facts(found, store).notes
+    notes = load_info(found, store).notes
     assert any(name in note and "no records" in note for note in notes), notes
     # Alone it is an error: there is nothing to go on with.
     next(folder.glob("d1.*")).unlink()

@@ -17,7 +17,7 @@ from prefect_augment.ingest import write_shards as placing
 from prefect_augment.ingest import write_shards as staged_shards
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.sources import csv
 from prefect_augment.sources import parquet as parquet_source
 from prefect_augment.sources.images import scan as image_reading
@@ -49,9 +49,9 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def said(uri: Path, out: Path, **wishes: Any) -> dict[str, Any]:
     store = open_store(str(out))
-    facts = load_facts(ingest(Source(uri=str(uri), **wishes), store=store, seed=0), store)
-    dump = facts.model_dump()
-    dump["ledger"], dump["files"] = Path(facts.ledger).name, Path(facts.files).name
+    info = load_info(ingest(Source(uri=str(uri), **wishes), store=store, seed=0), store)
+    dump = info.model_dump()
+    dump["ledger"], dump["files"] = Path(info.ledger).name, Path(info.files).name
     return dump
 
 

@@ -19,10 +19,10 @@ import pytest
 
 from prefect_augment.errors import InputError, ParameterError, SourceChangedError
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import ColumnWish, Source
+from prefect_augment.params import ColumnOverride, Source
 from prefect_augment.report.profile import profile
-from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -33,15 +33,15 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "out"))
 
 
-def staged(store: Store, source: Source) -> tuple[DatasetFacts, pa.Table, dict[str, str]]:
+def staged(store: Store, source: Source) -> tuple[DatasetInfo, pa.Table, dict[str, str]]:
     """Facts, all staged records, and reason by file or member of what was quarantined."""
-    facts = load_facts(ingest(source, store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(source, store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     out = {}
-    for shard in facts.quarantine:
+    for shard in info.quarantine:
         for row in pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist():
             out[row["file"]] = row["reason"]
-    return facts, table, out
+    return info, table, out
 
 
 def by_path(table: pa.Table, column: str = "label") -> dict[str, str]:
@@ -79,33 +79,33 @@ def test_a_messy_folder_stages_every_readable_file_unchanged_and_loses_none(
     tmp_path: Path, store: Store, messy_images: ModuleType
 ) -> None:
     messy = messy_images.make_messy_folder(tmp_path / "in")
-    facts, table, out = staged(store, Source(uri=str(messy.root)))
+    info, table, out = staged(store, Source(uri=str(messy.root)))
     assert contents(table) == messy.readable
     assert by_path(table) == messy.labels
     assert out == messy.quarantined
-    assert facts.n_quarantined == len(messy.quarantined)
+    assert info.n_quarantined == len(messy.quarantined)
     assert table.num_rows == len(messy.readable)
-    assert any("2 links that lead back" in note for note in facts.notes)
-    assert any("1 files that are no images were passed over: 1 .md" in n for n in facts.notes)
+    assert any("2 links that lead back" in note for note in info.notes)
+    assert any("1 files that are no images were passed over: 1 .md" in n for n in info.notes)
 
 
 def test_every_file_of_a_messy_folder_is_counted_once(
     tmp_path: Path, store: Store, messy_images: ModuleType
 ) -> None:
     messy = messy_images.make_messy_folder(tmp_path / "in")
-    facts, _, _ = staged(store, Source(uri=str(messy.root)))
-    assert sum(f.n_records for f in facts.sources) == len(messy.readable)
-    assert sum(f.n_quarantined for f in facts.sources) == len(messy.quarantined)
-    assert [f.path for f in facts.sources if f.path == "two words/"]
+    info, _, _ = staged(store, Source(uri=str(messy.root)))
+    assert sum(f.n_records for f in info.sources) == len(messy.readable)
+    assert sum(f.n_quarantined for f in info.sources) == len(messy.quarantined)
+    assert [f.path for f in info.sources if f.path == "two words/"]
 
 
 def test_facts_say_what_kinds_of_images_there_are(
     tmp_path: Path, store: Store, messy_images: ModuleType
 ) -> None:
     messy = messy_images.make_messy_folder(tmp_path / "in")
-    facts, _, _ = staged(store, Source(uri=str(messy.root)))
-    image = facts.image
-    assert facts.modality == "image"
+    info, _, _ = staged(store, Source(uri=str(messy.root)))
+    image = info.image
+    assert info.modality == "image"
     assert image is not None
     assert {"1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "LAB", "I;16", "F"} <= image.modes.keys()
     assert sum(image.modes.values()) == sum(image.formats.values()) == len(messy.readable)
@@ -115,7 +115,7 @@ def test_facts_say_what_kinds_of_images_there_are(
     assert (image.smallest_side, image.largest_side) == (1, 400)
     # The turned image is counted as it is shown: upright.
     assert image.sizes["20x24"] == 1
-    (column,) = (c for c in facts.columns if c.name == "image")
+    (column,) = (c for c in info.columns if c.name == "image")
     assert column.kind == "image"
 
 
@@ -133,10 +133,10 @@ def test_staged_images_are_decoded_by_datasets(
     tmp_path: Path, store: Store, class_files: dict[str, bytes]
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    facts, table, _ = staged(store, Source(uri=str(write(tmp_path / "in", class_files))))
+    info, table, _ = staged(store, Source(uri=str(write(tmp_path / "in", class_files))))
     loaded = datasets.load_dataset(
         "parquet",
-        data_files=[store.full(s.path) for s in facts.shards],
+        data_files=[store.full(s.path) for s in info.shards],
         split="train",
         cache_dir=str(tmp_path / "cache"),
     )
@@ -214,8 +214,8 @@ def test_a_column_may_be_named_after_the_wish(
     tmp_path: Path, store: Store, class_files: dict[str, bytes]
 ) -> None:
     folder = write(tmp_path / "in", class_files)
-    facts, table, _ = staged(store, Source(uri=str(folder), label="defect"))
-    assert facts.label == "defect"
+    info, table, _ = staged(store, Source(uri=str(folder), label="defect"))
+    assert info.label == "defect"
     assert set(by_path(table, "defect").values()) == {"head", "tail"}
 
 
@@ -265,7 +265,7 @@ def test_an_unchanged_folder_is_not_read_again(
 ) -> None:
     source = Source(uri=str(write(tmp_path / "in", class_files)))
     first = ingest(source, store=store, seed=0)
-    shards = {s.path: store.size(s.path) for s in load_facts(first, store).shards}
+    shards = {s.path: store.size(s.path) for s in load_info(first, store).shards}
     for path in shards:
         store.delete(path)
     assert ingest(source, store=store, seed=0) == first
@@ -293,9 +293,9 @@ def test_an_image_folder_that_holds_a_table_too_is_still_images(
     tmp_path: Path, store: Store, class_files: dict[str, bytes]
 ) -> None:
     folder = write(tmp_path / "in", {**class_files, "metadata.csv": b"a,b\n1,2\n"})
-    facts, table, _ = staged(store, Source(uri=str(folder)))
+    info, table, _ = staged(store, Source(uri=str(folder)))
     assert table.num_rows == 30
-    assert any("passed over: 1 .csv" in note for note in facts.notes)
+    assert any("passed over: 1 .csv" in note for note in info.notes)
 
 
 # --- archives ---------------------------------------------------------------------------------
@@ -345,10 +345,10 @@ def test_unsafe_members_are_quarantined_and_never_written(
     unsafe = {"../up.png": data, "/abs.png": data, "head/../../up.png": data, "C:\\up.png": data}
     pack = zipped if name.endswith("zip") else tarred
     archive = pack({**class_files, **unsafe}, tmp_path / name)
-    facts, table, _ = staged(store, Source(uri=str(archive)))
+    info, table, _ = staged(store, Source(uri=str(archive)))
     rows = [
         row
-        for shard in facts.quarantine
+        for shard in info.quarantine
         for row in pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist()
     ]
     assert contents(table) == class_files
@@ -392,9 +392,9 @@ def test_several_archives_are_one_source(
     for i in range(3):
         some = {name: class_files[name] for name in names[i::3]}
         tarred(some, tmp_path / "in" / f"part-{i}.tar")
-    facts, table, _ = staged(store, Source(uri=str(tmp_path / "in")))
+    info, table, _ = staged(store, Source(uri=str(tmp_path / "in")))
     assert contents(table) == class_files
-    assert [f.n_records for f in facts.sources] == [10, 10, 10]
+    assert [f.n_records for f in info.sources] == [10, 10, 10]
 
 
 # --- WebDataset -------------------------------------------------------------------------------
@@ -445,14 +445,14 @@ def test_parquet_images_of_any_layout_become_one_that_datasets_decodes(
     )
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "in.parquet")
-    facts, records, _ = staged(store, Source(uri=str(tmp_path / "in")))
+    info, records, _ = staged(store, Source(uri=str(tmp_path / "in")))
     assert records.column_names == ["label", "image", "camera", "aug_id", "content_key"]
     assert records.schema.field("image").type == IMAGE
     assert sorted(i["bytes"] for i in records["image"].to_pylist()) == sorted(class_files.values())
     features = json.loads(records.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
     assert features["camera"] == {"dtype": "int64", "_type": "Value"}
-    assert facts.modality == "image"
+    assert info.modality == "image"
 
 
 def test_rows_without_a_usable_image_are_quarantined_with_their_position(
@@ -467,8 +467,8 @@ def test_rows_without_a_usable_image_are_quarantined_with_their_position(
     pq.write_table(
         pa.table({"image": pa.array(images, IMAGE), "label": labels}), tmp_path / "in.parquet"
     )
-    facts, table, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
-    rows = pq.read_table(io.BytesIO(store.read(facts.quarantine[0].path))).to_pylist()
+    info, table, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
+    rows = pq.read_table(io.BytesIO(store.read(info.quarantine[0].path))).to_pylist()
     assert [(r["position"], r["reason"]) for r in rows] == [
         (5, "empty"),
         (8, "empty"),
@@ -494,8 +494,8 @@ def test_a_class_label_of_datasets_stays_what_it_is(
         features=features,
     )
     made.to_parquet(str(tmp_path / "in.parquet"))
-    facts, table, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
-    assert facts.label_type == "int64"
+    info, table, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
+    assert info.label_type == "int64"
     kept = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]
     assert kept == {"names": ["head", "tail"], "_type": "ClassLabel"}
 
@@ -527,9 +527,9 @@ def test_a_table_with_bytes_that_are_no_images_stays_a_table(tmp_path: Path, sto
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    facts, records, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
-    assert facts.modality == "table"
-    assert facts.image is None
+    info, records, _ = staged(store, Source(uri=str(tmp_path / "in.parquet")))
+    assert info.modality == "table"
+    assert info.image is None
     assert records.schema.field("blob").type == pa.binary()
 
 
@@ -537,6 +537,6 @@ def test_the_image_column_cannot_be_dropped(
     tmp_path: Path, store: Store, class_files: dict[str, bytes]
 ) -> None:
     folder = write(tmp_path / "in", class_files)
-    source = Source(uri=str(folder), columns=[ColumnWish(name="image", kind="drop")])
+    source = Source(uri=str(folder), columns=[ColumnOverride(name="image", kind="drop")])
     with pytest.raises(ParameterError, match="holds the images and cannot be dropped"):
         ingest(source, store=store, seed=0)

@@ -18,8 +18,8 @@ import pytest
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
@@ -64,21 +64,21 @@ def put(folder: Path, table: pa.Table, name: str) -> Path:
     return folder
 
 
-def staged(store: Store, facts: DatasetFacts) -> list[tuple[str, str]]:
+def staged(store: Store, info: DatasetInfo) -> list[tuple[str, str]]:
     """Name and digest of each staged shard, in order."""
-    return [(s.path.rpartition("/")[2], s.sha256) for s in facts.shards]
+    return [(s.path.rpartition("/")[2], s.sha256) for s in info.shards]
 
 
-def no_ways(facts: DatasetFacts) -> dict[str, Any]:
+def no_ways(info: DatasetInfo) -> dict[str, Any]:
     """What facts say but for how many files were read, and under whose folder shards lie."""
-    dump = facts.model_dump(exclude={"notes", "shards", "quarantine", "files", "ledger", "batches"})
-    dump["shards"] = [s.sha256 for s in facts.shards]
-    dump["quarantine"] = [s.sha256 for s in facts.quarantine]
-    dump["objects"] = [p.rpartition("/")[2] for p in (facts.files, facts.ledger)]
+    dump = info.model_dump(exclude={"notes", "shards", "quarantine", "files", "ledger", "batches"})
+    dump["shards"] = [s.sha256 for s in info.shards]
+    dump["quarantine"] = [s.sha256 for s in info.quarantine]
+    dump["objects"] = [p.rpartition("/")[2] for p in (info.files, info.ledger)]
     dump["batches"] = [
-        {**b.model_dump(), "index": b.index.rpartition("/")[2]} for b in facts.batches
+        {**b.model_dump(), "index": b.index.rpartition("/")[2]} for b in info.batches
     ]
-    dump["notes"] = [note for note in facts.notes if "source files" not in note]
+    dump["notes"] = [note for note in info.notes if "source files" not in note]
     return dump
 
 
@@ -106,12 +106,12 @@ def opened(monkeypatch: pytest.MonkeyPatch, source: Path) -> Iterator[list[str]]
         yield found
 
 
-def run(store: Store, folder: Path, **wishes: Any) -> DatasetFacts:
+def run(store: Store, folder: Path, **wishes: Any) -> DatasetInfo:
     source = Source(uri=str(folder), label="label", **wishes)
-    return load_facts(ingest(source, store=store, seed=0), store)
+    return load_info(ingest(source, store=store, seed=0), store)
 
 
-def both_ways(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetFacts, DatasetFacts]:
+def both_ways(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, DatasetInfo]:
     """Facts with the earlier batches used again, and with everything read anew."""
     copy = Path(f"{store.root}-copy")
     shutil.copytree(store.root, copy)
@@ -164,17 +164,17 @@ def test_reading_new_files_alone_stages_what_reading_all_would(
     for version, (table, name) in enumerate(zip(tables[1:], ("a", "z"), strict=True), start=2):
         put(folder, table, f"{name}.parquet")
         with opened(monkeypatch, folder) as read:
-            facts = run(store, folder, **wishes)
+            info = run(store, folder, **wishes)
         assert set(read) == {f"{name}.parquet"}
         copy = tmp_path / f"copy{version}"
         shutil.copytree(store.root, copy)
         shutil.rmtree(copy / "_staging")
         anew = run(open_store(str(copy)), folder, **wishes)
-        assert staged(store, facts) == staged(store, anew)
-        assert no_ways(facts) == no_ways(anew)
-        assert {f.path: f.batch for f in facts.sources}[f"{name}.parquet"] == version
+        assert staged(store, info) == staged(store, anew)
+        assert no_ways(info) == no_ways(anew)
+        assert {f.path: f.batch for f in info.sources}[f"{name}.parquet"] == version
         ref = ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
-        assert ref.key == facts.key
+        assert ref.key == info.key
         publish_as_is(store, ref)
 
 
@@ -197,11 +197,11 @@ def test_the_hold_out_of_its_own_stands_beside_files_that_are_not_read(
     shutil.copytree(store.root, copy)
     shutil.rmtree(copy / "_staging")
     with opened(monkeypatch, folder) as read:
-        facts = run(store, folder, **wishes)
+        info = run(store, folder, **wishes)
     assert set(read) == {"n.parquet"}
-    assert no_ways(facts) == no_ways(run(open_store(str(copy)), folder, **wishes))
-    assert facts.n_quarantined >= 5
-    assert sum(facts.part_counts["holdout"].values()) == 65
+    assert no_ways(info) == no_ways(run(open_store(str(copy)), folder, **wishes))
+    assert info.n_quarantined >= 5
+    assert sum(info.part_counts["holdout"].values()) == 65
 
 
 def test_what_was_staged_of_known_files_stays_byte_for_byte(
@@ -226,11 +226,11 @@ def test_quarantine_of_known_files_is_carried_on(tmp_path: Path, publish_as_is: 
     (folder / "a.csv").write_text("x,label\n" + "".join(lines) + "1\n2.5,\n")
     publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
     (folder / "b.csv").write_text("x,label\n" + "".join(lines[:50]) + "1,2,3\n")
-    facts, anew = both_ways(store, folder)
-    assert no_ways(facts) == no_ways(anew)
-    assert facts.n_quarantined == 3
-    assert sum(f.n_records + f.n_quarantined for f in facts.sources) == 253
-    bad = pq.read_table(io.BytesIO(store.read(facts.quarantine[0].path)))
+    info, anew = both_ways(store, folder)
+    assert no_ways(info) == no_ways(anew)
+    assert info.n_quarantined == 3
+    assert sum(f.n_records + f.n_quarantined for f in info.sources) == 253
+    bad = pq.read_table(io.BytesIO(store.read(info.quarantine[0].path)))
     assert bad["file"].to_pylist() == ["a.csv", "a.csv", "b.csv"]
 
 
@@ -242,9 +242,9 @@ def test_a_column_that_becomes_wider_has_everything_read(
     folder = put(tmp_path / "in", whole, "a.csv")
     publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
     put(folder, whole.set_column(0, "x", pa.array(np.arange(60) / 7)), "b.csv")
-    facts = run(store, folder)
-    assert any("the new files make the type of a column wider" in note for note in facts.notes)
-    assert {f.path: f.batch for f in facts.sources} == {"a.csv": 1, "b.csv": 2}
+    info = run(store, folder)
+    assert any("the new files make the type of a column wider" in note for note in info.notes)
+    assert {f.path: f.batch for f in info.sources} == {"a.csv": 1, "b.csv": 2}
 
 
 def test_a_narrower_type_of_new_files_is_brought_into_the_known_one(
@@ -283,9 +283,9 @@ def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_sai
         (folder / "n.parquet").unlink()
     elif change == "stage":
         shutil.rmtree(tmp_path / "out" / "_staging")
-    facts = run(store, folder, **({"val_fraction": 0.3} if change == "wish" else {}))
-    assert any(says in note for note in facts.notes), facts.notes
-    batch = {f.path: f.batch for f in facts.sources}
+    info = run(store, folder, **({"validation_fraction": 0.3} if change == "wish" else {}))
+    assert any(says in note for note in info.notes), info.notes
+    batch = {f.path: f.batch for f in info.sources}
     assert batch["m.parquet"] == 1
     assert batch["o.parquet"] == 2
     assert batch.get("n.parquet") == {"replace": 2, "remove": None}.get(change, 1)
@@ -326,7 +326,7 @@ def test_a_batch_of_loose_images_is_what_one_run_saw_first(
     add(60, 0)
     publish_as_is(store, ingest(Source(uri=str(folder)), store=store, seed=0))
     (folder / "head" / "first.png").write_bytes(b"no image")
-    only_bad = load_facts(ingest(Source(uri=str(folder)), store=store, seed=0), store)
+    only_bad = load_info(ingest(Source(uri=str(folder)), store=store, seed=0), store)
     assert (only_bad.n_quarantined, len(only_bad.shards)) == (1, 3)
     add(20, 100, only="tail")
     messy_images.picture(3, (40, 40)).resize((30, 30)).save(folder / "tail" / "near.png")
@@ -337,12 +337,12 @@ def test_a_batch_of_loose_images_is_what_one_run_saw_first(
     with opened(monkeypatch, folder) as read:
         ref = ingest(Source(uri=str(folder)), store=store, seed=0)
     assert len(read) == 23
-    facts = load_facts(ref, store)
+    info = load_info(ref, store)
     anew_store = open_store(str(copy))
-    anew = load_facts(ingest(Source(uri=str(folder)), store=anew_store, seed=0), anew_store)
-    assert staged(store, facts) == staged(anew_store, anew)
-    assert no_ways(facts) == no_ways(anew)
-    assert [b.batch for b in facts.batches] == [1, 2]
-    assert len(facts.sources) == 2
-    assert facts.image is not None
-    assert facts.image.n_clusters == 1
+    anew = load_info(ingest(Source(uri=str(folder)), store=anew_store, seed=0), anew_store)
+    assert staged(store, info) == staged(anew_store, anew)
+    assert no_ways(info) == no_ways(anew)
+    assert [b.batch for b in info.batches] == [1, 2]
+    assert len(info.sources) == 2
+    assert info.image is not None
+    assert info.image.n_clusters == 1

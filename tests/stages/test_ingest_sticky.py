@@ -15,9 +15,9 @@ import pytest
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
 Publisher = Callable[[Store, DatasetRef], None]
@@ -37,17 +37,17 @@ def put(folder: Path, table: pa.Table, name: str = "in.parquet", **wishes: Any) 
     return Source(uri=str(folder), label="label", **wishes)
 
 
-def facts_of(store: Store, ref: DatasetRef) -> DatasetFacts:
-    facts = read_fact(store, ref.path, DatasetFacts)
-    assert facts is not None
-    return facts
+def info_of(store: Store, ref: DatasetRef) -> DatasetInfo:
+    info = read_result(store, ref.path, DatasetInfo)
+    assert info is not None
+    return info
 
 
-def parts_of(store: Store, facts: DatasetFacts) -> dict[float, str]:
+def parts_of(store: Store, info: DatasetInfo) -> dict[float, str]:
     """Part of each record, by its x, which no two share."""
     return {
         x: shard.split
-        for shard in facts.shards
+        for shard in info.shards
         for x in pq.read_table(io.BytesIO(store.read(shard.path)))["x"].to_pylist()
     }
 
@@ -66,12 +66,12 @@ def test_records_keep_their_part_when_the_source_grows(
     put(tmp_path / "in", make_table(150, start=100), "more.parquet")
     second = ingest(source, store=store, seed=0)
     before, after = (
-        parts_of(store, facts_of(store, first)),
-        parts_of(store, facts_of(store, second)),
+        parts_of(store, info_of(store, first)),
+        parts_of(store, info_of(store, second)),
     )
     assert {x: after[x] for x in before} == before
-    assert facts_of(store, second).extra["n_new"] == 150
-    assert facts_of(store, second).part_counts["holdout"] == {"head": 40, "tail": 10}
+    assert info_of(store, second).extra["n_new"] == 150
+    assert info_of(store, second).part_counts["holdout"] == {"head": 40, "tail": 10}
 
 
 def test_another_seed_does_not_move_published_records(
@@ -83,8 +83,8 @@ def test_another_seed_does_not_move_published_records(
     put(tmp_path / "in", make_table(50, start=100), "more.parquet")
     second = ingest(source, store=store, seed=7)
     before, after = (
-        parts_of(store, facts_of(store, first)),
-        parts_of(store, facts_of(store, second)),
+        parts_of(store, info_of(store, first)),
+        parts_of(store, info_of(store, second)),
     )
     assert {x: after[x] for x in before} == before
 
@@ -115,7 +115,7 @@ def test_a_corrected_label_does_not_move_a_record(
     put(tmp_path / "in", make_table(100).set_column(2, "label", pa.array(labels)))
     second = ingest(source, store=store, seed=0)
     assert second.key != first.key
-    assert parts_of(store, facts_of(store, second)) == parts_of(store, facts_of(store, first))
+    assert parts_of(store, info_of(store, second)) == parts_of(store, info_of(store, first))
 
 
 def test_our_own_output_is_read_as_real_records_with_its_split(
@@ -125,7 +125,7 @@ def test_our_own_output_is_read_as_real_records_with_its_split(
     publish_as_is(store, first)
     elsewhere = open_store(str(tmp_path / "elsewhere"))
     second = ingest(Source(uri=store.uri), store=elsewhere, seed=3)
-    one, other = facts_of(store, first), facts_of(elsewhere, second)
+    one, other = info_of(store, first), info_of(elsewhere, second)
     assert second.label == "label"
     assert parts_of(elsewhere, other) == parts_of(store, one)
     assert other.schema_digest == one.schema_digest
@@ -139,7 +139,7 @@ def test_our_own_output_can_be_balanced_again_in_place(
     first = ingest(put(tmp_path / "in", make_table(100)), store=store, seed=0)
     publish_as_is(store, first)
     second = ingest(Source(uri=store.uri, label="label"), store=store, seed=0)
-    assert parts_of(store, facts_of(store, second)) == parts_of(store, facts_of(store, first))
+    assert parts_of(store, info_of(store, second)) == parts_of(store, info_of(store, first))
 
 
 def test_files_of_our_own_output_are_no_source_by_themselves(

@@ -55,7 +55,7 @@ from prefect_augment.params import (
 from prefect_augment.plan.plan import plan
 from prefect_augment.registry import MODELS
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.sample import sample
@@ -98,19 +98,19 @@ def test_vectors_are_those_of_the_model_in_the_order_of_the_records(trained: Tra
     ref = embed(dataset, model=model, store=store)
     latents = result(store, ref)
     fitted, encoder = load_model(store, model)
-    facts = load_facts(dataset, store)
-    real = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(dataset, store)
+    real = read_part(store, info, ["training", "validation", "holdout"])
     table = latents.to_table()
     assert table.column_names == ["aug_id", "state", "aug_split", "aug_origin", "embedding"]
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 3)
     assert table["aug_id"].to_pylist() == real["aug_id"].to_pylist()
     assert table["state"].to_pylist() == real["state"].to_pylist()
     np.testing.assert_allclose(latents.vectors(), fitted.embed(encoder.encode(real)), rtol=1e-5)
-    counts = {part: sum(n.values()) for part, n in facts.part_counts.items()}
+    counts = {part: sum(n.values()) for part, n in info.part_counts.items()}
     assert Counter(table["aug_split"].to_pylist()) == counts
-    assert latents.facts.model == model
-    assert latents.facts.dataset.digest == dataset.digest
-    assert len(latents.vectors("val")) == counts["val"]
+    assert latents.info.model == model
+    assert latents.info.dataset.digest == dataset.digest
+    assert len(latents.vectors("validation")) == counts["validation"]
 
 
 def test_pandas_reads_the_folder_of_data_by_itself(trained: Trained) -> None:
@@ -167,8 +167,8 @@ def test_a_use_that_was_killed_at_any_write_goes_on_and_ends_with_the_same_bytes
 
 def test_only_the_parts_that_were_asked_for_are_read(trained: Trained) -> None:
     store, dataset, model = trained
-    ref = embed(dataset, model=model, store=store, output=Output(parts=["val"]))
-    assert set(result(store, ref).to_table()["aug_split"].to_pylist()) == {"val"}
+    ref = embed(dataset, model=model, store=store, output=Output(parts=["validation"]))
+    assert set(result(store, ref).to_table()["aug_split"].to_pylist()) == {"validation"}
 
 
 def test_a_result_elsewhere_leaves_the_dataset_as_it_is(trained: Trained, tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_nothing_but_the_result_is_left_in_its_folder(trained: Trained) -> None:
     ref = anomalies(dataset, model=model, store=store)
     left = files(store, ref)
     latents = result(store, ref)
-    shards = {shard.path for shard in latents.facts.shards}
-    assert left == {"index.json", "README.md", *latents.facts.pictures, *shards}
+    shards = {shard.path for shard in latents.info.shards}
+    assert left == {"index.json", "README.md", *latents.info.pictures, *shards}
 
 
 def test_records_of_a_shard_are_read_some_at_a_time(
@@ -302,10 +302,10 @@ def test_scores_flags_and_ranks_agree_with_one_another(trained: Trained) -> None
     assert table["anomaly"].to_pylist() == (scores > threshold).tolist()
     assert sorted(table["rank"].to_pylist()) == list(range(1, len(scores) + 1))
     assert table.sort_by("rank")["score"].to_pylist() == sorted(scores.tolist(), reverse=True)
-    val = scores[pc.equal(table["aug_split"], "val").to_numpy()]
-    assert 0.05 < (val > threshold).mean() <= 0.1
-    counts = ref.found["counts"]["val"]
-    assert sum(c["flagged"] for c in counts.values()) == (val > threshold).sum()
+    validation = scores[pc.equal(table["aug_split"], "validation").to_numpy()]
+    assert 0.05 < (validation > threshold).mean() <= 0.1
+    counts = ref.found["counts"]["validation"]
+    assert sum(c["flagged"] for c in counts.values()) == (validation > threshold).sum()
     assert ref.found["n_flagged"] == (scores > threshold).sum()
     assert "holdout" not in ref.found["counts"], (
         "what becomes of the hold-out is for one comparison"
@@ -328,7 +328,7 @@ def test_a_model_of_one_class_finds_the_others_strange(
     model = fit(store, good, wish)
     ref = anomalies(dataset, model=model, store=store)
     assert ref.found["normal"] == ["good"]
-    assert ref.found["val_auroc"] == 1.0
+    assert ref.found["validation_auroc"] == 1.0
     counts = ref.found["counts"]
     assert {part: counts[part]["bad"]["flagged"] for part in counts} == {
         part: counts[part]["bad"]["records"] for part in counts
@@ -336,10 +336,10 @@ def test_a_model_of_one_class_finds_the_others_strange(
     assert any("rests on" in note for note in ref.notes), "a twentieth of 74 records is few"
 
 
-def test_a_threshold_needs_normal_val_records(trained: Trained) -> None:
+def test_a_threshold_needs_normal_validation_records(trained: Trained) -> None:
     store, dataset, model = trained
-    with pytest.raises(ParameterError, match="no val records of"):
-        anomalies(dataset, model=model, store=store, output=Output(parts=["fit"]))
+    with pytest.raises(ParameterError, match="no validation records of"):
+        anomalies(dataset, model=model, store=store, output=Output(parts=["training"]))
     with pytest.raises(ParameterError, match="between 0 and 1"):
         anomalies(dataset, model=model, store=store, normal_share=1.0)
 
@@ -347,12 +347,12 @@ def test_a_threshold_needs_normal_val_records(trained: Trained) -> None:
 def test_selected_records_keep_their_ids_and_parts(trained: Trained) -> None:
     store, dataset, _ = trained
     some = select_classes(dataset, classes=["worn", "ok"], store=store)
-    whole, found = load_facts(dataset, store), load_facts(some, store)
-    for part in ("fit", "val"):
+    whole, found = load_info(dataset, store), load_info(some, store)
+    for part in ("training", "validation"):
         table = read_part(store, whole, [part])
         kept = table.filter(pc.is_in(table["state"], pa.array(["worn", "ok"])))
         assert read_part(store, found, [part])["aug_id"].to_pylist() == kept["aug_id"].to_pylist()
-    assert {s.split for s in found.shards} == {"fit", "val"}
+    assert {s.split for s in found.shards} == {"training", "validation"}
     assert sum(some.class_counts.values()) == some.n_records
 
 
@@ -364,11 +364,11 @@ def test_classes_that_are_not_there_or_have_nothing_to_learn_are_named(
         select_classes(dataset, classes=["wornn"], store=store)
     with pytest.raises(ParameterError, match="no class was named"):
         select_classes(dataset, classes=[], store=store)
-    counts = load_facts(dataset, store).part_counts
-    counts["val"]["lost"] = counts["fit"].pop("lost")
-    facts = load_facts(dataset, store).model_copy(update={"part_counts": counts})
-    monkeypatch.setattr(select_stage, "load_facts", lambda ref, store: facts)
-    with pytest.raises(EmptyClassError, match="no fit record is of 'lost'"):
+    counts = load_info(dataset, store).part_counts
+    counts["validation"]["lost"] = counts["training"].pop("lost")
+    info = load_info(dataset, store).model_copy(update={"part_counts": counts})
+    monkeypatch.setattr(select_stage, "load_info", lambda ref, store: info)
+    with pytest.raises(EmptyClassError, match="no training record is of 'lost'"):
         select_classes(dataset, classes=["lost"], store=store)
 
 
@@ -407,12 +407,14 @@ def test_originals_and_reconstructions_have_the_dtypes_of_the_source(
 def test_the_summary_is_that_of_the_errors(trained: Trained) -> None:
     store, dataset, model = trained
     ref = reconstruct(dataset, model=model, store=store)
-    val = result(store, ref).to_pandas("val")
-    scores = ref.found["parts"]["val"]
-    assert scores["site"]["right"] == pytest.approx(1 - val["site_error"].mean())
-    mse = (val["cycles_error"] ** 2).mean()
-    assert scores["cycles"]["explained"] == pytest.approx(1 - mse / val["cycles"].var(ddof=0))
-    assert scores["load"]["one_missing"] == pytest.approx(val["load"].isna().mean())
+    validation = result(store, ref).to_pandas("validation")
+    scores = ref.found["parts"]["validation"]
+    assert scores["site"]["right"] == pytest.approx(1 - validation["site_error"].mean())
+    mse = (validation["cycles_error"] ** 2).mean()
+    assert scores["cycles"]["explained"] == pytest.approx(
+        1 - mse / validation["cycles"].var(ddof=0)
+    )
+    assert scores["load"]["one_missing"] == pytest.approx(validation["load"].isna().mean())
 
 
 def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that_it_does(
@@ -441,7 +443,7 @@ def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
     assert table["aug_step"].to_pylist() == list(range(7))
     assert table["aug_place"].to_pylist() == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert table["state"].to_pylist() == ["ok"] * 3 + ["cracked"] * 4
-    source = read_part(store, load_facts(dataset, store), ["fit"])
+    source = read_part(store, load_info(dataset, store), ["training"])
     for name in ("load", "cycles", "site", "loud", "since"):
         assert table.schema.field(name).type == source.schema.field(name).type
     ids = table["aug_id"].to_pylist()
@@ -466,7 +468,7 @@ def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> 
     store, dataset, model = trained
     ref = interpolate(dataset, model=model, store=store, wish=Interpolation(start="ok", end="worn"))
     vectors = result(store, embed(dataset, model=model, store=store))
-    table, Z = vectors.to_table("fit"), vectors.vectors("fit").astype(float)
+    table, Z = vectors.to_table("training"), vectors.vectors("training").astype(float)
     for end in ("start", "end"):
         rows = pc.equal(table["state"], ref.found[f"{end}_class"]).to_numpy(zero_copy_only=False)
         ids, mine = table["aug_id"].filter(pa.array(rows)), Z[rows]
@@ -476,7 +478,7 @@ def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> 
 
 def test_a_strip_between_two_records_by_their_ids(trained: Trained) -> None:
     store, dataset, model = trained
-    ids = read_part(store, load_facts(dataset, store), ["val"])["aug_id"].to_pylist()[:2]
+    ids = read_part(store, load_info(dataset, store), ["validation"])["aug_id"].to_pylist()[:2]
     wish = Interpolation(start=ids[0], end=ids[1], n_steps=2)
     ref = interpolate(dataset, model=model, store=store, wish=wish)
     assert (ref.found["start"], ref.found["end"], ref.n_records) == (*ids, 4)
@@ -501,7 +503,7 @@ def test_an_end_of_a_class_that_was_not_learnt_is_said(
     trained: Trained, linear_model: PluginModel
 ) -> None:
     store, dataset, _ = trained
-    fit_part = read_part(store, load_facts(dataset, store), ["fit"])
+    fit_part = read_part(store, load_info(dataset, store), ["training"])
     cracked = fit_part["aug_id"].filter(pc.equal(fit_part["state"], "cracked"))[0].as_py()
     two = select_classes(dataset, classes=["ok", "worn"], store=store)
     wish = Interpolation(start="ok", end=cracked)
@@ -517,14 +519,16 @@ def test_the_predicted_class_is_the_most_likely_one(trained: Trained) -> None:
     fitted, encoder = load_model(store, model)
     ref = classify(dataset, model=model, store=store)
     table = result(store, ref).to_table()
-    real = read_part(store, load_facts(dataset, store), ["fit", "val", "holdout"])
+    real = read_part(store, load_info(dataset, store), ["training", "validation", "holdout"])
     likely = fitted.class_log_likelihoods(encoder.encode(real))
     expected = np.array(encoder.strata)[likely.argmax(axis=1)]
     assert table["predicted"].to_pylist() == expected.tolist()
-    val = result(store, ref).to_pandas("val")
-    scores = ref.found["parts"]["val"]
-    assert scores["accuracy"] == pytest.approx((val["state"] == val["predicted"]).mean())
-    recall = (val["state"] == val["predicted"]).groupby(val["state"]).mean()
+    validation = result(store, ref).to_pandas("validation")
+    scores = ref.found["parts"]["validation"]
+    assert scores["accuracy"] == pytest.approx(
+        (validation["state"] == validation["predicted"]).mean()
+    )
+    recall = (validation["state"] == validation["predicted"]).groupby(validation["state"]).mean()
     assert scores["balanced_accuracy"] == pytest.approx(recall.mean())
     assert scores["recall"] == pytest.approx(recall.to_dict())
     assert "holdout" in set(table["aug_split"].to_pylist()) - set(ref.found["parts"])
@@ -559,7 +563,7 @@ def test_strata_within_a_class_add_up_to_it(
     model = fit(store, dataset, linear_model, balance=Balance(by=["loud"]))
     ref = classify(dataset, model=model, store=store)
     assert set(ref.found["classes"]) <= {"ok", "worn", "cracked", "lost"}
-    assert ref.found["parts"]["val"]["balanced_accuracy"] > 0.4
+    assert ref.found["parts"]["validation"]["balanced_accuracy"] > 0.4
     assert interpolate(dataset, model=model, store=store).n_records == 11
     assert reconstruct(dataset, model=model, store=store).n_records == dataset.n_records
 
@@ -579,7 +583,7 @@ def test_synthetic_records_and_published_versions_are_embedded_alike(
     published = version_records(store)
     assert published.n_records == dataset.n_records
     latents = result(store, embed(published, model=model, store=store))
-    assert latents.facts.version == 1
+    assert latents.info.version == 1
     assert set(latents.to_table()["aug_split"].to_pylist()) == {"train", "holdout"}
     staged = result(store, embed(dataset, model=model, store=store)).to_table()
     assert set(latents.to_table()["aug_id"].to_pylist()) == set(staged["aug_id"].to_pylist())

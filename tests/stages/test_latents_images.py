@@ -43,7 +43,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
@@ -102,7 +102,7 @@ def result(store: Store, ref: LatentRef) -> Latents:
 
 
 def pictures(store: Store, ref: LatentRef) -> list[np.ndarray]:
-    paths = result(store, ref).facts.pictures
+    paths = result(store, ref).info.pictures
     return [decode_image(store.read(f"{ref.folder}/{path}")) for path in paths]
 
 
@@ -115,7 +115,7 @@ def test_images_that_are_balanced_within_groups_are_shown_too(
     store, dataset, model = trained_on({"across": 80, "down": 80}, tmp_path, by=("shelf",))
     for use in (embed, reconstruct):
         ref = use(dataset, model=model, store=store)  # type: ignore[operator]
-        assert len(result(store, ref).facts.pictures) >= 1
+        assert len(result(store, ref).info.pictures) >= 1
 
 
 def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None:
@@ -145,14 +145,14 @@ def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     assert strip["image"].null_count == 0
     assert shift_attribute(dataset, model=model, store=store).n_records > 0
     said = classify(dataset, model=model, store=store)
-    assert 0 <= said.found["parts"]["val"]["accuracy"] <= 1
+    assert 0 <= said.found["parts"]["validation"]["accuracy"] <= 1
     denoised = result(store, denoise(dataset, model=model, store=store)).to_table()
     assert denoised["site"].combine_chunks().type == table_of(store, dataset)["site"].type
     assert denoised["mask"].to_pylist() == table_of(store, dataset)["mask"].to_pylist()
 
 
 def table_of(store: Store, dataset: DatasetRef) -> pa.Table:
-    return read_part(store, load_facts(dataset, store), ["fit", "val", "holdout"])
+    return read_part(store, load_info(dataset, store), ["training", "validation", "holdout"])
 
 
 def test_a_strip_begins_and_ends_with_records_as_they_are(trained: Trained) -> None:
@@ -169,15 +169,18 @@ def test_a_strip_begins_and_ends_with_records_as_they_are(trained: Trained) -> N
     assert sheet.shape[1] == other.shape[1], "sheets stand below one another at one scale"
 
 
-def test_what_is_shown_is_of_val_and_of_the_hold_out_only_where_nothing_else_is_read(
+def test_what_is_shown_is_of_validation_and_of_the_hold_out_only_where_nothing_else_is_read(
     trained: Trained,
 ) -> None:
     store, dataset, model = trained
     by_part = {
-        part: set(read_part(store, load_facts(dataset, store), [part])["aug_id"].to_pylist())
-        for part in ("val", "holdout")
+        part: set(read_part(store, load_info(dataset, store), [part])["aug_id"].to_pylist())
+        for part in ("validation", "holdout")
     }
-    for parts, shown in ((["fit", "val", "holdout"], "val"), (["holdout"], "holdout")):
+    for parts, shown in (
+        (["training", "validation", "holdout"], "validation"),
+        (["holdout"], "holdout"),
+    ):
         output = Output(parts=parts)  # type: ignore[arg-type]
         job = Job.of("embeddings", algorithm_version=0, dataset=dataset, model=model, store=store,
                      output=output, out=None)  # fmt: skip
@@ -194,18 +197,18 @@ def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> Non
     made, source = result(store, ref).to_table(), table_of(store, dataset)
     assert made.schema.field("image").type == source.schema.field("image").type
     is_down = np.array(source["label"].to_pylist()) == "down"
-    learner = LogisticRegression(C=1e-6, max_iter=1000).fit(pixels_of(source["image"]), is_down)
-    likely = learner.predict_proba(pixels_of(made["image"]))[:, 1].reshape(-1, 4).mean(axis=0)
+    estimator = LogisticRegression(C=1e-6, max_iter=1000).fit(pixels_of(source["image"]), is_down)
+    likely = estimator.predict_proba(pixels_of(made["image"]))[:, 1].reshape(-1, 4).mean(axis=0)
     assert (np.diff(likely) > 0.05).all()
     assert likely[1] < 0.2
     assert likely[3] > 0.8
-    assert ref.found["val_auroc"] > 0.95
+    assert ref.found["validation_auroc"] > 0.95
 
 
 def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Trained) -> None:
     store, dataset, model = trained
-    fit = read_part(store, load_facts(dataset, store), ["fit"])
-    across = fit.filter(pa.array([name == "across" for name in fit["label"].to_pylist()]))
+    training = read_part(store, load_info(dataset, store), ["training"])
+    across = training.filter(pa.array([name == "across" for name in training["label"].to_pylist()]))
     one = across["aug_id"][0].as_py()
     wish = AttributeShift(start="across", end="down", strengths=[1.0], only=[one])
     ref = shift_attribute(dataset, model=model, store=store, wish=wish)
@@ -247,7 +250,9 @@ def test_the_map_of_a_flagged_image_is_hottest_where_it_is_spoilt(
     for error in maps[spoilt]:
         y, x = np.unravel_index(error.argmax(), error.shape)
         assert max(y, x) < 4
-    assert len(latents.error_maps("val")) == flagged["aug_split"].value_counts()["val"]
+    assert (
+        len(latents.error_maps("validation")) == flagged["aug_split"].value_counts()["validation"]
+    )
 
 
 def test_the_map_is_the_squared_error_of_the_reconstruction(trained: Trained) -> None:
@@ -299,12 +304,14 @@ def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) ->
     ref = denoise(dataset, model=model, store=store)
     folder, again = f"{store.uri}/{ref.folder}", open_store(f"{store.uri}-again")
     found = ingest(Source(uri=folder, label="label"), store=again, seed=0)
-    before, after = load_facts(dataset, store), load_facts(found, again)
+    before, after = load_info(dataset, store), load_info(found, again)
     assert found.modality == "image"
     assert [c.name for c in after.columns] == [c.name for c in before.columns]
     assert after.part_counts["holdout"] == before.part_counts["holdout"]
     assert found.class_counts == dataset.class_counts
-    training = denoise(dataset, model=model, store=store, output=Output(parts=["fit", "val"]))
+    training = denoise(
+        dataset, model=model, store=store, output=Output(parts=["training", "validation"])
+    )
     source = Source(uri=f"{store.uri}/{training.folder}", label="label")
     alone = ingest(source, store=open_store(f"{store.uri}-alone"), seed=0)
     assert alone.n_records == training.n_records, "no hold-out of its own: a new one is split off"
@@ -324,7 +331,7 @@ def test_an_index_of_another_tool_is_no_result_of_ours(
 def test_what_denoising_does_is_measured_by_noise_that_is_added(trained: Trained) -> None:
     store, dataset, model = trained
     found = denoise(dataset, model=model, store=store, noise=0.2).found["check"]
-    assert found["part"] == "val"
+    assert found["part"] == "validation"
     assert 12 < found["psnr_noisy"] < 16, "20 log10(1 / 0.2) is 14; what is cut off adds to it"
     assert found["psnr"] > found["psnr_noisy"] + 3
 
@@ -354,4 +361,4 @@ def test_datasets_reads_the_folder_part_by_part(trained: Trained) -> None:
         ref = use(dataset, model=model, store=store)  # type: ignore[operator]
         loaded = datasets.load_dataset(f"{store.uri}/{ref.folder}", cache_dir=f"{store.uri}-cache")
         assert sum(len(part) for part in loaded.values()) == dataset.n_records
-        assert set(loaded) == {"fit", "val", "holdout"}
+        assert set(loaded) == {"training", "validation", "holdout"}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import InputError
-from prefect_augment.experiment.open_evaluator import open_bench
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
@@ -28,13 +28,13 @@ from prefect_augment.params import (
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
 from prefect_augment.shards import base as formats
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-GATE = Gate(n_seeds=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+GATE = Gate(n_seeds=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish")
 
 
 def patients(n: int = 300, seed: int = 0, scale: float = 1.0) -> pa.Table:
@@ -73,10 +73,10 @@ def test_a_planted_group_leak_is_impossible_where_groups_are_named(tmp_path: Pat
     uri = put(tmp_path / "in.parquet", patients())
     store = open_store(str(tmp_path / "out"))
     source = Source(uri=uri, label="label", group_column="patient")
-    facts = load_facts(ingest(source, store=store, seed=0), store)
+    info = load_info(ingest(source, store=store, seed=0), store)
     sides = [
-        set(read_part(store, facts, [part], ["patient"])["patient"].to_pylist())
-        for part in ("fit", "val", "holdout")
+        set(read_part(store, info, [part], ["patient"])["patient"].to_pylist())
+        for part in ("training", "validation", "holdout")
     ]
     assert min(map(len, sides)) > 10
     assert len(set.union(*sides)) == sum(map(len, sides))
@@ -134,16 +134,16 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         )
         store = open_store(str(tmp_path / name / "out"))
         dataset = ingest(source, store=store, seed=0)
-        facts = load_facts(dataset, store)
+        info = load_info(dataset, store)
         balance = plan(dataset, balance=Balance(), model=TreesModel(), gate=GATE, store=store)
         model = train(
             dataset, plan=balance, model=TreesModel(), budget=Budget(), seed=0, store=store
         )
-        data = open_bench(store, facts, balance).records
+        data = open_evaluator(store, info, balance).records
         found.append(
-            (facts.columns, balance.classes, model.digest, data.X.tobytes(), data.keys.tolist())
+            (info.columns, balance.classes, model.digest, data.X.tobytes(), data.keys.tolist())
         )
-        assert facts.part_counts["holdout"] == {"ill": 40, "well": 160}
+        assert info.part_counts["holdout"] == {"ill": 40, "well": 160}
     assert found[0] == found[1]
 
 

@@ -77,7 +77,7 @@ def test_versions_are_listed_with_their_counts(store: Store, release: Any) -> No
     assert second.n_origin == {"real": 60, "classic": 3, "synthetic": 1}
     assert second.n_bytes == sum(s.n_bytes for s in read_manifest(store, 2).shards)
     assert second.decision is None
-    assert second.arm == "model"
+    assert second.strategy == "model"
 
 
 def test_no_dataset_has_no_versions(tmp_path: Path) -> None:

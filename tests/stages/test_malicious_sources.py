@@ -22,8 +22,8 @@ import pytest
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources import archives
 from prefect_augment.sources import archives as packed
 from prefect_augment.storage.store import open_store
@@ -41,17 +41,17 @@ def class_files(messy_images: ModuleType) -> dict[str, bytes]:
     }
 
 
-def staged(tmp_path: Path, source: Path) -> tuple[DatasetFacts, pa.Table, list[dict[str, Any]]]:
+def staged(tmp_path: Path, source: Path) -> tuple[DatasetInfo, pa.Table, list[dict[str, Any]]]:
     """Facts, all staged records, and the quarantine."""
     store = open_store(str(tmp_path / "out"))
-    facts = load_facts(ingest(Source(uri=str(source)), store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(Source(uri=str(source)), store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     out = [
         row
-        for shard in facts.quarantine
+        for shard in info.quarantine
         for row in pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist()
     ]
-    return facts, table, out
+    return info, table, out
 
 
 def images(table: pa.Table) -> Counter[tuple[str, bytes]]:
@@ -70,7 +70,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 # --- members that are not what they seem ------------------------------------------------------
 
 
-def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+def member_of(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, link
     return member
@@ -78,16 +78,16 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.Ta
 
 HARM_TAR = {
     "a link in an archive is not followed": [
-        info("head/up.png", tarfile.SYMTYPE, "../../secret.png"),
-        info("head/abs.png", tarfile.SYMTYPE, "/etc/hostname"),
-        info("head/hard.png", tarfile.LNKTYPE, "head/00.png"),
-        info("head/hard-up.png", tarfile.LNKTYPE, "../secret.png"),
-        info("folder", tarfile.SYMTYPE, ".."),
+        member_of("head/up.png", tarfile.SYMTYPE, "../../secret.png"),
+        member_of("head/abs.png", tarfile.SYMTYPE, "/etc/hostname"),
+        member_of("head/hard.png", tarfile.LNKTYPE, "head/00.png"),
+        member_of("head/hard-up.png", tarfile.LNKTYPE, "../secret.png"),
+        member_of("folder", tarfile.SYMTYPE, ".."),
     ],
     "not a regular file": [
-        info("head/null.png", tarfile.CHRTYPE),
-        info("head/disk.png", tarfile.BLKTYPE),
-        info("head/pipe.png", tarfile.FIFOTYPE),
+        member_of("head/null.png", tarfile.CHRTYPE),
+        member_of("head/disk.png", tarfile.BLKTYPE),
+        member_of("head/pipe.png", tarfile.FIFOTYPE),
     ],
 }
 NAMES = {
@@ -101,7 +101,7 @@ def write_tar(
 ) -> None:
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
         for name, data in files.items():
-            extra = [*extra, (info(name), data)]
+            extra = [*extra, (member_of(name), data)]
         for member, data in extra:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -114,17 +114,15 @@ def test_a_tar_made_to_write_outside_gives_its_honest_files_and_says_the_rest(
     picture = class_files["head/00.png"]
     (tmp_path / "secret.png").write_bytes(picture)
     extra = [(member, b"") for members in HARM_TAR.values() for member in members]
-    extra += [(info(unsafe), picture) for names in NAMES.values() for unsafe in names]
+    extra += [(member_of(unsafe), picture) for names in NAMES.values() for unsafe in names]
     write_tar(tmp_path / name, class_files, extra)
     before = tree(tmp_path)
-    facts, table, out = staged(tmp_path, tmp_path / name)
+    info, table, out = staged(tmp_path, tmp_path / name)
     assert images(table) == Counter(class_files.items())
     assert Counter(row["reason"] for row in out) == {
         reason: len(members) for reason, members in {**HARM_TAR, **NAMES}.items()
     }
-    assert sum(f.n_records + f.n_quarantined for f in facts.sources) == len(class_files) + len(
-        extra
-    )
+    assert sum(f.n_records + f.n_quarantined for f in info.sources) == len(class_files) + len(extra)
     assert tree(tmp_path) == before
 
 
@@ -158,7 +156,9 @@ def test_names_that_clash_lose_no_record(
     other = messy_images.encode(messy_images.picture(999))
     clashing = [("head/00.png", other), ("./head//00.png", other), ("head/01.png/02.png", other)]
     if name.endswith("tar"):
-        write_tar(tmp_path / name, class_files, [(info(path), data) for path, data in clashing])
+        write_tar(
+            tmp_path / name, class_files, [(member_of(path), data) for path, data in clashing]
+        )
     else:
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for path, data in class_files.items():
@@ -194,7 +194,7 @@ def test_what_a_tar_passes_over_counts_too(
 ) -> None:
     """A device or a hidden file is unpacked to get past it: gigabytes of nothing are hours of work."""
     monkeypatch.setattr(archives, "MIN_TOTAL_BYTES", 4 * MIB)
-    write_tar(tmp_path / "in.tgz", class_files, [(info(".hidden"), bytes(64 * MIB))])
+    write_tar(tmp_path / "in.tgz", class_files, [(member_of(".hidden"), bytes(64 * MIB))])
     with pytest.raises(InputError, match="unpacks to more than"):
         staged(tmp_path, tmp_path / "in.tgz")
 
@@ -248,15 +248,15 @@ def header(member: tarfile.TarInfo, size: int) -> bytes:
 
 BOMBS: dict[str, tuple[Any, str]] = {
     "name.tar.gz": (
-        lambda: tar_with(header(info("././@LongLink", tarfile.GNUTYPE_LONGNAME), 2000 * MIB), 2000),
+        lambda: tar_with(header(member_of("././@LongLink", tarfile.GNUTYPE_LONGNAME), 2000 * MIB), 2000),
         "says 2,097,152,000 bytes of one member beside its content",
     ),
     "attributes.tar.gz": (
-        lambda: tar_with(header(info("pax", tarfile.XHDTYPE), 2000 * MIB), 2000),
+        lambda: tar_with(header(member_of("pax", tarfile.XHDTYPE), 2000 * MIB), 2000),
         "says 2,097,152,000 bytes of one member beside its content",
     ),
     "member.tar.gz": (
-        lambda: tar_with(header(info("head/a.png"), 6000 * MIB), 6000),
+        lambda: tar_with(header(member_of("head/a.png"), 6000 * MIB), 6000),
         "unpacks to more than",
     ),
 }  # fmt: skip
@@ -284,7 +284,7 @@ def test_image_bombs_are_in_quarantine_and_take_no_memory(
     ihdr = struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0)
     huge = large[:16] + ihdr + large[29:]
     write_tar(tmp_path / "first.tar", class_files, [])
-    bombs = [(info(f"tail/{i}.png"), data) for i, data in enumerate([large, huge] * 4)]
+    bombs = [(member_of(f"tail/{i}.png"), data) for i, data in enumerate([large, huge] * 4)]
     write_tar(tmp_path / "in.tar", class_files, bombs)
     said, grown = ingest_apart(tmp_path / "first.tar", tmp_path / "in.tar", tmp_path)
     assert said == "20 records, 8 in quarantine"

@@ -1,4 +1,4 @@
-"""Rows near to a fit record: as rare as asked for, with equal ones as frequent as among real records."""
+"""Rows near to a training record: as rare as asked for, with equal ones as frequent as among real records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N = 400
 
 
 class Copier:
-    """Gives back fit records: some of them as they are, some moved a little, the others elsewhere."""
+    """Gives back training records: some of them as they are, some moved a little, the others elsewhere."""
 
     def __init__(self, X: NDArray[np.float64], equal: float, near: float) -> None:
         self.X, self.equal, self.near = X, equal, near
@@ -42,10 +42,10 @@ def real(twins: int = 0) -> NDArray[np.float64]:
     return X
 
 
-def judged(
+def compared(
     X: NDArray[np.float64], share: float, *, equal: float, near: float, n: int = 4000
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return how far drawn rows are from the fit records, and which of them stay."""
+    """Return how far drawn rows are from the training records, and which of them stay."""
     table = pa.table({**{f"x{j}": X[:, j] for j in range(3)}, "y": ["a"] * N})
     encoder = TableEncoder.fit(table, columns=describe_columns(table, label="y"), label="y")
     model, y = Copier(X, equal, near), np.zeros(N, dtype=np.int64)
@@ -53,8 +53,8 @@ def judged(
         share,
         model,
         encoder,
-        fit=(X, y),
-        val=(X[:0], y[:0]),
+        training=(X, y),
+        validation=(X[:0], y[:0]),
         strata=[0],  # type: ignore[arg-type]
     )
     seeds = seeds_from(3, 0, n)
@@ -72,7 +72,7 @@ def limit_of(X: NDArray[np.float64]) -> float:
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.2])
 def test_near_rows_are_as_rare_as_asked_for(share: float) -> None:
-    distance, stays = judged(real(), share, equal=0.1, near=0.3)
+    distance, stays = compared(real(), share, equal=0.1, near=0.3)
     left = distance[stays]
     assert np.mean(left < limit_of(real())) == pytest.approx(share, abs=0.03)
     assert (left > 0).all(), "no two real records are equal"
@@ -81,18 +81,18 @@ def test_near_rows_are_as_rare_as_asked_for(share: float) -> None:
 
 def test_rows_equal_to_a_fit_record_are_as_frequent_as_among_real_ones() -> None:
     X = real(twins=120)
-    distance, stays = judged(X, 0.0, equal=0.6, near=0.2)
+    distance, stays = compared(X, 0.0, equal=0.6, near=0.2)
     assert np.mean(distance[stays] == 0) == pytest.approx(120 / N, abs=0.03)
     assert not ((distance > 0) & (distance < limit_of(X)))[stays].any()
 
 
 def test_nothing_is_passed_over_where_real_records_are_all_equal() -> None:
     twice = np.repeat(real()[: N // 2], 2, axis=0)
-    assert judged(twice, 0.0, equal=1.0, near=0.0)[1].all()
+    assert compared(twice, 0.0, equal=1.0, near=0.0)[1].all()
 
 
 def test_rows_as_rare_as_asked_for_all_stay() -> None:
-    assert judged(real(), 0.5, equal=0.0, near=0.2)[1].all()
+    assert compared(real(), 0.5, equal=0.0, near=0.2)[1].all()
 
 
 def test_the_sampler_says_how_many_draws_were_passed_over() -> None:
@@ -158,7 +158,7 @@ def test_many_small_classes_are_measured_on_fewer_draws_each() -> None:
         model, y = Counting(X, 0.1, 0.1), np.arange(N) % n_classes
         none = (X[:0], y[:0])
         strata = list(range(n_classes))
-        NearRows.of(0.05, model, encoder, fit=(X, y), val=none, strata=strata)  # type: ignore[arg-type]
+        NearRows.of(0.05, model, encoder, training=(X, y), validation=none, strata=strata)  # type: ignore[arg-type]
         n_drawn[n_classes] = model.n_drawn
     assert n_drawn[40] <= 5 * n_drawn[1]
     assert n_drawn[1] >= 2000

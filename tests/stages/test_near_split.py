@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.split.assignment import FIT, HOLDOUT, VAL, ImageRows, Ledger
+from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.split.assignment import HOLDOUT, TRAINING, VALIDATION, ImageRows, Ledger
 from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters
@@ -73,17 +73,17 @@ def write(folder: Path, images: Mapping[str, Image.Image]) -> Path:
     return folder
 
 
-def run(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetFacts, dict[str, str]]:
+def run(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, dict[str, str]]:
     """Facts, and the part of each image by its path; quarantined ones by their reason."""
-    facts = load_facts(ingest(Source(uri=str(folder), **wishes), store=store, seed=0), store)
+    info = load_info(ingest(Source(uri=str(folder), **wishes), store=store, seed=0), store)
     parts = {}
-    for part in ("fit", "val", "holdout"):
-        for image in read_part(store, facts, [part], ["image"])["image"].to_pylist():
+    for part in ("training", "validation", "holdout"):
+        for image in read_part(store, info, [part], ["image"])["image"].to_pylist():
             parts[image["path"]] = part
-    for shard in facts.quarantine:
+    for shard in info.quarantine:
         for row in pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist():
             parts[row["file"]] = row["reason"]
-    return facts, parts
+    return info, parts
 
 
 # --- one version ------------------------------------------------------------------------------
@@ -97,37 +97,37 @@ def test_a_changed_copy_of_an_image_is_on_its_side(
         path.replace(".png", "-copy.png"): CHANGES[change](image)
         for path, image in originals.items()
     }
-    facts, parts = run(store, write(tmp_path / "in", {**originals, **copies}))
+    info, parts = run(store, write(tmp_path / "in", {**originals, **copies}))
     cut = [path for path in originals if parts[path] != parts[path.replace(".png", "-copy.png")]]
     assert not cut
-    assert facts.image is not None
-    assert facts.image.n_clusters == len(originals)
-    assert {"fit", "val", "holdout"} == set(parts.values())
+    assert info.image is not None
+    assert info.image.n_clusters == len(originals)
+    assert {"training", "validation", "holdout"} == set(parts.values())
 
 
 def test_equal_bytes_of_two_classes_are_on_one_side(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image]
 ) -> None:
     twice = {f"tail/again-{path[5:]}": image for path, image in list(originals.items())[:20]}
-    facts, parts = run(store, write(tmp_path / "in", {**originals, **twice}))
+    info, parts = run(store, write(tmp_path / "in", {**originals, **twice}))
     assert all(
         parts[f"head/{path[11:]}"] == part for path, part in parts.items() if "again" in path
     )
-    assert facts.n_twins == 40
+    assert info.n_twins == 40
 
 
 def test_clusters_of_staged_images_can_be_asked_for(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image]
 ) -> None:
     copies = {f"{path[:-4]}-c.png": jpeg(image) for path, image in originals.items()}
-    facts, _ = run(store, write(tmp_path / "in", {**originals, **copies}))
-    fit, held = (
-        read_part(store, facts, [part], ["content_key"])["content_key"].to_pylist()
-        for part in ("fit", "holdout")
+    info, _ = run(store, write(tmp_path / "in", {**originals, **copies}))
+    training, held = (
+        read_part(store, info, [part], ["content_key"])["content_key"].to_pylist()
+        for part in ("training", "holdout")
     )
-    assert len(set(split_clusters(store, facts, fit))) == len(fit) / 2
-    assert not set(split_clusters(store, facts, fit)) & set(split_clusters(store, facts, held))
-    assert split_clusters(store, facts, ["not there"]) == ["not there"]
+    assert len(set(split_clusters(store, info, training))) == len(training) / 2
+    assert not set(split_clusters(store, info, training)) & set(split_clusters(store, info, held))
+    assert split_clusters(store, info, ["not there"]) == ["not there"]
 
 
 def test_a_group_pattern_goes_before_near_duplicates(
@@ -138,14 +138,14 @@ def test_a_group_pattern_goes_before_near_duplicates(
         for i, (path, image) in enumerate(originals.items())
     }
     named["head/unknown.png"] = originals["head/000.png"].rotate(90)
-    facts, parts = run(store, write(tmp_path / "in", named), group_pattern=r"(patient\d+)_")
+    info, parts = run(store, write(tmp_path / "in", named), group_pattern=r"(patient\d+)_")
     sides: dict[str, set[str]] = {}
     for path, part in parts.items():
         sides.setdefault(path.split("/")[1].split("_")[0], set()).add(part)
     assert all(len(found) == 1 for found in sides.values())
     assert parts["head/unknown.png"] == "source.group_pattern does not match its path"
-    assert facts.group_column == "group"
-    groups = read_part(store, facts, ["fit"], ["group"])["group"].to_pylist()
+    assert info.group_column == "group"
+    groups = read_part(store, info, ["training"], ["group"])["group"].to_pylist()
     assert all(group.startswith("patient") for group in groups)
 
 
@@ -168,11 +168,11 @@ def test_near_duplicates_of_a_given_holdout_are_counted_and_kept(
     held = {f"{k}/h{i}.png": messy_images.picture(500 + i) for i in range(20) for k in ("head",)}
     held |= {f"tail/h{i}.png": messy_images.picture(600 + i) for i in range(20)}
     held |= {f"head/n{i}.png": jpeg(originals[f"head/{i:03d}.png"]) for i in range(7)}
-    facts, parts = run(store, folder, holdout_uri=str(write(tmp_path / "held", held)))
-    assert facts.image is not None
-    assert facts.image.n_near_holdout == 7
-    assert any("7 images have a near-duplicate in the hold-out" in note for note in facts.notes)
-    assert parts["head/003.png"] in ("fit", "val")
+    info, parts = run(store, folder, holdout_uri=str(write(tmp_path / "held", held)))
+    assert info.image is not None
+    assert info.image.n_near_holdout == 7
+    assert any("7 images have a near-duplicate in the hold-out" in note for note in info.notes)
+    assert parts["head/003.png"] in ("training", "validation")
 
 
 def test_small_pictures_of_one_kind_are_not_near_for_want_of_clusters(
@@ -188,14 +188,14 @@ def test_small_pictures_of_one_kind_are_not_near_for_want_of_clusters(
     named = {f"{'head' if i % 3 else 'tail'}/p{i}_a.png": picture(i) for i in range(160)}
     held = {f"{'head' if i % 3 else 'tail'}/q{i}_a.png": picture(i) for i in range(160, 260)}
     held |= {f"head/c{i}_a.png": picture(i, 0.8) for i in (1, 4, 7)}
-    facts, _ = run(
+    info, _ = run(
         store,
         write(tmp_path / "in", named),
         holdout_uri=str(write(tmp_path / "held", held)),
         group_pattern=r"(\w\d+)_",
     )
-    assert facts.image is not None
-    assert facts.image.n_near_holdout == 3
+    assert info.image is not None
+    assert info.image.n_near_holdout == 3
 
 
 def test_images_that_are_also_in_the_holdout_are_refused_or_dropped(
@@ -258,10 +258,10 @@ def test_new_images_join_the_side_of_those_that_they_are_near(
     before = publish(store, folder, releases)
     assert latest_version(store) == 1
     write(folder, {f"{path[:-4]}-new.png": jpeg(image) for path, image in originals.items()})
-    facts, after = run(store, folder)
+    info, after = run(store, folder)
     assert {path: after[path] for path in before} == before
     assert all(after[f"{path[:-4]}-new.png"] == part for path, part in before.items())
-    assert facts.extra["n_new"] == len(originals)
+    assert info.extra["n_new"] == len(originals)
 
 
 def test_new_images_join_the_side_of_images_that_are_gone(
@@ -270,32 +270,32 @@ def test_new_images_join_the_side_of_images_that_are_gone(
     """The ledger keeps a thumbnail of each."""
     before = publish(store, write(tmp_path / "in", originals), releases)
     later = write(tmp_path / "later", {path: jpeg(image) for path, image in originals.items()})
-    facts, after = run(store, later)
+    info, after = run(store, later)
     assert after == before
-    assert len(read_ledger(store, facts.ledger).keys) == 2 * len(originals)
+    assert len(read_ledger(store, info.ledger).keys) == 2 * len(originals)
 
 
 def test_an_image_between_the_sides_is_quarantined_as_a_bridge(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
 ) -> None:
     before = publish(store, write(tmp_path / "in", originals), releases)
-    fit = next(path for path, part in before.items() if part == "fit")
+    training = next(path for path, part in before.items() if part == "training")
     held = next(path for path, part in before.items() if part == "holdout")
     # Versions in which the two grow alike, step by step, until one is near both.
     steps = {
-        f"head/mix{k:02d}.png": Image.blend(originals[fit], originals[held], k / 16)
+        f"head/mix{k:02d}.png": Image.blend(originals[training], originals[held], k / 16)
         for k in range(1, 16)
     }
     _, after = run(store, write(tmp_path / "in", steps))
     assert {path: after[path] for path in before} == before
     reasons = {path: part for path, part in after.items() if "mix" in path}
-    assert reasons["head/mix01.png"] in ("fit", "bridge")
+    assert reasons["head/mix01.png"] in ("training", "bridge")
     assert reasons["head/mix15.png"] == "holdout"
     assert "bridge" in reasons.values()
     # On the way from one to the other each step is near the next: no leak is left but the bridge.
     order = [reasons[path] for path in sorted(reasons)]
     assert order.index("bridge") < order.index("holdout")
-    assert "fit" not in order[order.index("holdout") :]
+    assert "training" not in order[order.index("holdout") :]
 
 
 def test_a_dataset_of_images_does_not_go_on_as_a_table(
@@ -366,25 +366,25 @@ def test_the_chain_of_pictures_is_one_in_which_only_neighbours_are_near() -> Non
 
 
 def test_of_a_chain_between_the_sides_one_image_is_the_bridge() -> None:
-    _, found, _ = chain({0.20: FIT, 0.80: HOLDOUT}, [0.35, 0.50, 0.65])
+    _, found, _ = chain({0.20: TRAINING, 0.80: HOLDOUT}, [0.35, 0.50, 0.65])
     assert found.is_bridge.tolist() == [True, False, False]
     assert found.names[1:].tolist() == ["old0.80", "old0.80"]
 
 
-def test_an_image_near_fit_and_val_joins_fit() -> None:
-    _, found, _ = chain({0.20: VAL, 0.50: FIT}, [0.35])
+def test_an_image_near_fit_and_validation_joins_fit() -> None:
+    _, found, _ = chain({0.20: VALIDATION, 0.50: TRAINING}, [0.35])
     assert not found.is_bridge.any()
     assert found.names.tolist() == ["old0.50"]
 
 
 def test_what_a_bridge_alone_connects_is_free_to_go_anywhere() -> None:
-    _, found, keys = chain({0.20: FIT, 0.50: HOLDOUT}, [0.35])
+    _, found, keys = chain({0.20: TRAINING, 0.50: HOLDOUT}, [0.35])
     assert found.is_bridge.tolist() == [True]
     assert found.names.tolist() == keys
 
 
 def test_a_known_image_keeps_its_cluster_whatever_comes() -> None:
-    ledger, _, _ = chain({0.20: FIT, 0.50: HOLDOUT}, [0.35])
+    ledger, _, _ = chain({0.20: TRAINING, 0.50: HOLDOUT}, [0.35])
     thumbs = np.stack([toward(x) for x in (0.20, 0.50)])
     found = find_clusters(["old0.20", "old0.50"], thumbs, ledger=ledger)
     assert found.names.tolist() == ["old0.20", "old0.50"]

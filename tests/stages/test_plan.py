@@ -14,7 +14,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
     ClassTarget,
-    ColumnWish,
+    ColumnOverride,
     Combination,
     Gate,
     NoModel,
@@ -24,7 +24,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store, open_store
 
 N = 300
@@ -53,7 +53,7 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
     )
     path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
     pq.write_table(table, path)
-    wish = [ColumnWish(name="town", kind="category")]
+    wish = [ColumnOverride(name="town", kind="category")]
     return ingest(Source(uri=str(path), label="kind", columns=wish), store=store, seed=0)
 
 
@@ -65,7 +65,7 @@ def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None
         ("b", 40, 120),
     ]
     assert (found.n_synthetic, found.classes[1].n_classic) == (40, 40)
-    assert all(c.judged for c in found.classes)
+    assert all(c.compared for c in found.classes)
     assert found.rule == "median, at most 1 synthetic per real"
     assert found.warnings == ()
     assert not found.soft_labels
@@ -105,9 +105,9 @@ def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
 def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:
     balance = Balance(target="majority", by=["site", "shift"])
     found = plan(dataset, balance=balance, model=NoModel(), gate=Gate(), store=store)
-    facts = load_facts(dataset, store)
+    info = load_info(dataset, store)
     assert sum(c.n_real for c in found.classes) == sum(
-        sum(facts.part_counts[part].values()) for part in ("fit", "val")
+        sum(info.part_counts[part].values()) for part in ("training", "validation")
     )
     cells = {tuple(c.by.values()) for c in found.classes}
     assert cells == {(s, n) for s in ("north", "south | 1", "null") for n in ("0", "1")}

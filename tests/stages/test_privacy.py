@@ -27,10 +27,10 @@ from prefect_augment.report.build import report
 from prefect_augment.report.redaction import disclosable
 from prefect_augment.report.report import ReportData, build_report, markdown_summary
 from prefect_augment.report.section_privacy import section
-from prefect_augment.schema.base import BalancePlan, ColumnFact, DatasetRef, GateReport, Verdict
+from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
@@ -55,7 +55,7 @@ class Drawn(NamedTuple):
     dataset: DatasetRef
     plan: BalancePlan
     candidates: DatasetRef
-    judged: GateReport
+    compared: FilterResult
     privacy: Privacy
 
 
@@ -71,9 +71,9 @@ def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def make(kind: str) -> Drawn:
         store = open_store(str(folder / kind))
         dataset = ingest(source, store=store, seed=0)
-        fit = read_part(store, load_facts(dataset, store), ["fit"])
-        fit = fit.drop_columns(["aug_id", "content_key"])
-        worn = fit.filter(pa.array([name == "worn" for name in fit["state"].to_pylist()]))
+        training = read_part(store, load_info(dataset, store), ["training"])
+        training = training.drop_columns(["aug_id", "content_key"])
+        worn = training.filter(pa.array([name == "worn" for name in training["state"].to_pylist()]))
         if kind != "copies":
             fresh = make_table(seed=7, counts={"worn": 100}).cast(worn.schema)
             worn = fresh if kind == "fresh" else pa.concat_tables([fresh, worn])
@@ -82,9 +82,9 @@ def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Ca
         uri = str(folder / f"{kind}.parquet")
         candidates = import_candidates(dataset, uri, plan=wanted, store=store)
         wanted = plan_of_given(wanted, candidates)
-        judged = judge(dataset, candidates, plan=wanted, gate=OPEN, seed=0, store=store)
-        privacy = measure(dataset, candidates, judged, plan=wanted, store=store)
-        return Drawn(store, dataset, wanted, candidates, judged, privacy)
+        compared = judge(dataset, candidates, plan=wanted, gate=OPEN, seed=0, store=store)
+        privacy = measure(dataset, candidates, compared, plan=wanted, store=store)
+        return Drawn(store, dataset, wanted, candidates, compared, privacy)
 
     return make
 
@@ -116,7 +116,7 @@ def test_model_that_leaks_is_named_though_what_was_kept_does_not(
     """The gate drops copies; the model that made them goes on making them."""
     kept = next(s for s in fresh.privacy.sides if s.records == "kept")
     drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
-    words = Words(members="fit", others="val")
+    words = Words(members="training", others="validation")
     found = summed_up([kept, drawn], words=words, feature_space="a space")
     assert found.finding == "none shown"
     assert "do not hand on the model" in found.sentence
@@ -145,22 +145,22 @@ def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
-    assert found_privacy(copies.store, copies.dataset, copies.judged) == copies.privacy
+    assert found_privacy(copies.store, copies.dataset, copies.compared) == copies.privacy
     again = measure(
-        fresh.dataset, fresh.candidates, fresh.judged, plan=fresh.plan, store=fresh.store
+        fresh.dataset, fresh.candidates, fresh.compared, plan=fresh.plan, store=fresh.store
     )
     assert again.to_json() == fresh.privacy.to_json()
-    other = copies.judged.model_copy(update={"key": "another"})
+    other = copies.compared.model_copy(update={"key": "another"})
     assert found_privacy(copies.store, copies.dataset, other) is None
     assert found_privacy(copies.store, copies.dataset, None) is None
 
 
 def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> None:
-    kept = fresh.judged.kept_counts
+    kept = fresh.compared.kept_counts
     for counts, said in ((kept, True), ({}, False)):
         recipe = plain_recipe(fresh.plan, counts)
         publish(
-            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, gate=fresh.judged,
+            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, gate=fresh.compared,
             classic=None, models=[], report=None, publish=Publish(), params={}, store=fresh.store,
         )  # fmt: skip
         card = fresh.store.read("README.md").decode()
@@ -169,13 +169,13 @@ def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> Non
 
 def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
     ref, summary = report(
-        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.judged,
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
         model=None, pictures="none", seed=0, store=fresh.store,
         findings=Findings(privacy=fresh.privacy),
     )  # fmt: skip
-    facts = json.loads(fresh.store.read(f"{ref.prefix}/report.json"))
+    info = json.loads(fresh.store.read(f"{ref.prefix}/report.json"))
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
-    assert Privacy.model_validate(facts["privacy"]) == fresh.privacy
+    assert Privacy.model_validate(info["privacy"]) == fresh.privacy
     assert 'id="privacy"' in page
     assert "**Privacy.**" in summary
     assert section(None) == ""
@@ -187,17 +187,17 @@ def test_report_and_artifact_show_of_real_records_what_they_may(
 ) -> None:
     """A value of real records is in no page, fact or summary that may not show it."""
     ref, summary = report(
-        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.judged,
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
         model=None, pictures=pictures, seed=0, store=fresh.store,
         findings=Findings(privacy=fresh.privacy),
     )  # fmt: skip
-    page, facts = (fresh.store.read(f"{ref.prefix}/report.{e}").decode() for e in ("html", "json"))
-    assert (SITE in facts) == (pictures == "real")
+    page, info = (fresh.store.read(f"{ref.prefix}/report.{e}").decode() for e in ("html", "json"))
+    assert (SITE in info) == (pictures == "real")
     if pictures != "real":  # else it is in a picture on the page
         assert SITE not in page + summary
     made = "north"  # of synthetic records too
-    assert (made in facts) == (pictures != "none")
-    assert json.loads(facts)["privacy"] is not None
+    assert (made in info) == (pictures != "none")
+    assert json.loads(info)["privacy"] is not None
 
 
 def test_words_that_quote_values_are_hidden_and_names_are_not() -> None:
@@ -227,8 +227,8 @@ def test_words_that_quote_values_are_hidden_and_names_are_not() -> None:
     assert "Sherlock" not in markdown_summary(data)
 
 
-def column(name: str, note: str) -> ColumnFact:
-    return ColumnFact(
+def column(name: str, note: str) -> ColumnInfo:
+    return ColumnInfo(
         name=name, arrow_type="double", kind="numeric", n_null=0, n_unique=3, note=note
     )
 
@@ -254,12 +254,12 @@ def _leaves(value: object) -> list[object]:
 
 
 def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
-    """Fit and val in another order give the same distances."""
-    from prefect_augment.experiment.open_evaluator import open_bench
+    """Training and validation in another order give the same distances."""
+    from prefect_augment.experiment.evaluators import open_evaluator
 
-    bench = open_bench(copies.store, load_facts(copies.dataset, copies.store), copies.plan)
-    X = bench.records.X
-    one, other = bench.plain_space(X), bench.plain_space(X[::-1])
+    evaluator = open_evaluator(copies.store, load_info(copies.dataset, copies.store), copies.plan)
+    X = evaluator.records.X
+    one, other = evaluator.plain_space(X), evaluator.plain_space(X[::-1])
     a, b = (s.distances(s.place(X[:20]), s.place(X[20:40])) for s in (one, other))
     assert np.array_equal(a, b)
 

@@ -29,7 +29,7 @@ from prefect_augment.params import Publish
 from prefect_augment.publish.publish import check_destination, publish
 from prefect_augment.report.card import CARD, refresh_card
 from prefect_augment.shards.base import read_shard
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
@@ -94,7 +94,8 @@ def test_one_split_and_origin_stand_in_a_shard(store: Store, release: Any) -> No
         assert shard.path.startswith(f"data/{shard.split}-{shard.origin}-")
         assert shard.n_records <= 10
     train = [s for s in read_manifest(store).shards if s.split == "train"]
-    # Staged: twice 18 records of fit and 12 of val; a published shard never has records of two of them.
+    # Staged: twice 18 records of training records and 12 of validation records; a published shard never has
+    # records of two of them.
     assert [s.n_records for s in train if s.origin == "real"] == [9, 9, 9, 9, 6, 6]
     assert [s.origin for s in train] == ["real"] * 6 + ["classic", "synthetic"]
 
@@ -176,7 +177,7 @@ def test_lineage_says_where_records_come_from(store: Store, release: Any) -> Non
     real = dataset.to_table(origins=["real"])
     for name in ("aug_parent", "aug_model", "aug_seed"):
         assert real[name].null_count == real.num_rows
-    staged = [s.path for s in load_facts(release.dataset, store).shards if s.split != "holdout"]
+    staged = [s.path for s in load_info(release.dataset, store).shards if s.split != "holdout"]
     ids = [i for path in staged for i in read_shard(store, path)["aug_id"].to_pylist()]
     assert real["aug_id"].to_pylist() == ids
 
@@ -271,8 +272,8 @@ def test_the_order_of_the_source_s_rows_does_not_change_the_bytes(
 ) -> None:
     """Staged shards in another order stand for a source in another order."""
     run(release)
-    facts = load_facts(release.dataset, store)
-    turned = facts.model_copy(update={"shards": facts.shards[::-1], "key": "turned"})
+    info = load_info(release.dataset, store)
+    turned = info.model_copy(update={"shards": info.shards[::-1], "key": "turned"})
     store.put("_staging/ingest/turned/outcome.json", turned.to_json())
     ref = release.dataset.model_copy(
         update={"path": "_staging/ingest/turned/outcome.json", "key": "turned"}
@@ -465,7 +466,7 @@ def test_two_runs_of_other_wishes_make_a_version_each(
 def stage_variant(
     store: Store, releases: ModuleType, table: pa.Table, *, label: str = "label"
 ) -> Any:
-    return load_facts(releases.stage_dataset(store, table, label=label, key=uuid4().hex), store)
+    return load_info(releases.stage_dataset(store, table, label=label, key=uuid4().hex), store)
 
 
 def test_a_destination_with_another_schema_is_refused_by_column(
@@ -474,7 +475,7 @@ def test_a_destination_with_another_schema_is_refused_by_column(
     check_destination(store, release.dataset)
     run(release)
     check_destination(store, release.dataset)
-    check_destination(store, load_facts(release.dataset, store))
+    check_destination(store, load_info(release.dataset, store))
     table = releases.source_table()
     changed = table.drop_columns("x").append_column("y", table["x"])
     changed = changed.set_column(1, "flag", changed["flag"].cast(pa.string()))
@@ -506,9 +507,9 @@ def test_a_split_that_takes_back_the_published_one_is_refused(
 ) -> None:
     """Records that trained in one version must not be the next one's hold-out."""
     run(release)
-    facts = load_facts(release.dataset, store)
+    info = load_info(release.dataset, store)
     names = ["a"] * 60
-    other = facts.model_copy(
+    other = info.model_copy(
         update={
             "key": "moved",
             "ledger": releases._ledger(store, "_staging/ingest/moved", names, salt=1),
@@ -516,7 +517,7 @@ def test_a_split_that_takes_back_the_published_one_is_refused(
     )
     with pytest.raises(CommitConflictError, match=r"version 1 .* run again"):
         check_destination(store, other)
-    grown = facts.model_copy(
+    grown = info.model_copy(
         update={
             "key": "grown",
             "ledger": releases._ledger(store, "_staging/ingest/grown", ["a"] * 70),

@@ -23,7 +23,7 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
@@ -116,11 +116,11 @@ def test_a_published_dataset_is_a_source_with_its_split(
     ref = ingest(source, store=first, seed=0)
     releases.publish_as_is(first, ref, Publish(format=shard_format))
     again = open_store(str(tmp_path / "again"))
-    facts = load_facts(ingest(Source(uri=first.uri), store=again, seed=1), again)
-    assert any("only its real records are read" in note for note in facts.notes)
-    for part in ("fit", "val", "holdout"):
-        was = read_part(first, load_facts(ref, first), [part]).sort_by("aug_id")
-        assert read_part(again, facts, [part]).sort_by("aug_id").equals(was)
+    info = load_info(ingest(Source(uri=first.uri), store=again, seed=1), again)
+    assert any("only its real records are read" in note for note in info.notes)
+    for part in ("training", "validation", "holdout"):
+        was = read_part(first, load_info(ref, first), [part]).sort_by("aug_id")
+        assert read_part(again, info, [part]).sort_by("aug_id").equals(was)
 
 
 def test_a_shard_alone_gives_its_real_records_with_their_columns(
@@ -128,13 +128,13 @@ def test_a_shard_alone_gives_its_real_records_with_their_columns(
 ) -> None:
     store = open_store(str(tmp_path / "again"))
     source = Source(uri=f"{tars.store.uri}/data/train-*.tar", format="webdataset")
-    facts = load_facts(ingest(source, store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(source, store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     real = tars.to_table(origins=["real"])
     assert table.num_rows == real.num_rows
     assert table.column_names == ["image", "mask", "tile", "site", "label", "aug_id", "content_key"]
     assert set(table["label"].to_pylist()) == set(tars.classes)
-    assert any("only its real records" in note for note in facts.notes)
+    assert any("only its real records" in note for note in info.notes)
 
 
 def test_records_that_were_made_are_left_out_of_a_tar_packed_anew(
@@ -148,12 +148,12 @@ def test_records_that_were_made_are_left_out_of_a_tar_packed_anew(
                 for info in tar.getmembers()[1:]:
                     packed.addfile(info, io.BytesIO(tar.extractfile(info).read()))  # type: ignore[union-attr]
     store = open_store(str(tmp_path / "again"))
-    facts = load_facts(ingest(Source(uri=str(tmp_path / "packed")), store=store, seed=0), store)
-    table = read_part(store, facts, ["fit", "val", "holdout"])
+    info = load_info(ingest(Source(uri=str(tmp_path / "packed")), store=store, seed=0), store)
+    table = read_part(store, info, ["training", "validation", "holdout"])
     with_mask = tars.to_table(origins=["real"])
     n_images = with_mask.num_rows + sum(m is not None for m in with_mask["mask"].to_pylist())
-    assert table.num_rows + facts.n_quarantined == n_images
-    assert any("7 records that were made and are not real" in note for note in facts.notes)
+    assert table.num_rows + info.n_quarantined == n_images
+    assert any("7 records that were made and are not real" in note for note in info.notes)
 
 
 # --- other readers ----------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
@@ -74,7 +74,7 @@ def store(tmp_path: Path) -> Store:
 def dataset(store: Store) -> DatasetRef:
     table = visits()
     ref: DatasetRef = builders.stage_parts(
-        store, {"fit": table.slice(0, 200), "val": table.slice(200)}
+        store, {"training": table.slice(0, 200), "validation": table.slice(200)}
     )
     return ref
 
@@ -85,13 +85,13 @@ def model(dataset: DatasetRef, store: Store) -> ModelRef:
     return ref
 
 
-def facts_of(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> DatasetFacts:
+def info_of(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> DatasetInfo:
     given = {"counts": {"rare": 40, "ill": 30}, "seed": 1, **given}
-    return load_facts(sample(model, dataset=dataset, store=store, **given), store)
+    return load_info(sample(model, dataset=dataset, store=store, **given), store)
 
 
 def drawn(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> pa.Table:
-    return read_part(store, facts_of(model, dataset, store, **given), ["candidates"])
+    return read_part(store, info_of(model, dataset, store, **given), ["candidates"])
 
 
 RULES: list[Constraint] = [
@@ -105,9 +105,9 @@ RULES: list[Constraint] = [
 def test_constraints_hold_in_every_record_and_counts_are_exact(
     model: ModelRef, dataset: DatasetRef, store: Store
 ) -> None:
-    facts = facts_of(model, dataset, store, constraints=RULES)
-    table = read_part(store, facts, ["candidates"])
-    assert facts.part_counts == {"candidates": {"ill": 30, "rare": 40}}
+    info = info_of(model, dataset, store, constraints=RULES)
+    table = read_part(store, info, ["candidates"])
+    assert info.part_counts == {"candidates": {"ill": 30, "rare": 40}}
     assert pc.all(pc.less(table["since"], table["until"])).as_py()
     assert pc.min(table["amount"]).as_py() > 0
     assert {*zip(*(table[c].to_pylist() for c in ("city", "country")), strict=True)} <= {
@@ -123,16 +123,16 @@ def _keys(table: pa.Table) -> list[tuple[Any, ...]]:
 
 
 def test_the_accepted_share_is_reported(model: ModelRef, dataset: DatasetRef, store: Store) -> None:
-    facts = facts_of(model, dataset, store, constraints=RULES[:3], given={"sex": "f"})
-    rules = facts.extra["rules"]
+    info = info_of(model, dataset, store, constraints=RULES[:3], given={"sex": "f"})
+    rules = info.extra["rules"]
     assert rules["given"] == {"sex": "f"}
     assert [rule["kind"] for rule in rules["constraints"]] == [
         "inequality", "combination", "positive",
     ]  # fmt: skip
     assert 0 < rules["accepted"]["rare"] < 1
     assert rules["passed"]["draws"] >= rules["passed"]["given"] >= rules["passed"]["since < until"]
-    assert "accepted" in facts.notes[-1]
-    assert facts.extra["purpose"] == "faithful"
+    assert "accepted" in info.notes[-1]
+    assert info.extra["purpose"] == "faithful"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_constraints_alone_leave_the_lineage_as_it_is(
     [
         ({"given": {"sx": "f"}}, "'sx', which is not a column .did you mean 'sex'"),
         ({"given": {"sex": "x"}}, "none of its values: 'f', 'm'"),
-        ({"given": {"sex": None}}, "no fit record lacks one"),
+        ({"given": {"sex": None}}, "no training record lacks one"),
         ({"given": {"age": 400}}, "they go from 31 to 79"),
         ({"given": {"age": "old"}}, "which holds int64"),
         ({"given": {"age": 70.5}}, "holds int64"),
@@ -319,15 +319,15 @@ def test_records_near_to_a_fit_record_are_passed_over_and_said(
     model: ModelRef, dataset: DatasetRef, store: Store
 ) -> None:
     counts = {"ill": 60}
-    plain = facts_of(model, dataset, store, counts=counts)
-    facts = facts_of(model, dataset, store, counts=counts, max_near=0.0)
-    found = facts.extra["rules"]
+    plain = info_of(model, dataset, store, counts=counts)
+    info = info_of(model, dataset, store, counts=counts, max_near=0.0)
+    found = info.extra["rules"]
     assert found["max_near"] == 0.0
-    assert found["passed"]["distance to the fit records"] >= 60
+    assert found["passed"]["distance to the training records"] >= 60
     assert 0 < found["accepted"]["ill"] < 1
-    assert facts.part_counts == {"candidates": counts}
-    assert facts.key != plain.key
-    all_ordinals = read_part(store, facts, ["candidates"])["aug_ordinal"].to_pylist()
+    assert info.part_counts == {"candidates": counts}
+    assert info.key != plain.key
+    all_ordinals = read_part(store, info, ["candidates"])["aug_ordinal"].to_pylist()
     assert all_ordinals == sorted(all_ordinals)
     few = drawn(model, dataset, store, counts={"ill": 5}, max_near=0.0)
     assert few["aug_ordinal"].to_pylist() == all_ordinals[:5], "more extend those there are"

@@ -18,7 +18,7 @@ from prefect_augment.experiment.filter import judge
 from prefect_augment.params import Balance, Gate, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.sample import candidate_seeds, resample_record, sample
@@ -50,7 +50,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def dataset(store: Store) -> DatasetRef:
     table = builders.people()
     ref: DatasetRef = builders.stage_parts(
-        store, {"fit": table.slice(0, 200), "val": table.slice(200)}
+        store, {"training": table.slice(0, 200), "validation": table.slice(200)}
     )
     return ref
 
@@ -64,7 +64,7 @@ def model(dataset: DatasetRef, store: Store) -> ModelRef:
 def drawn(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> pa.Table:
     given = {"counts": {"rare": 7, "ill": 5}, "seed": 1, **given}
     ref = sample(model, dataset=dataset, store=store, **given)
-    return read_part(store, load_facts(ref, store), ["candidates"])
+    return read_part(store, load_info(ref, store), ["candidates"])
 
 
 def test_counts_are_exact_and_columns_are_the_sources(
@@ -75,9 +75,9 @@ def test_counts_are_exact_and_columns_are_the_sources(
     )
     assert ref.n_records == 12
     assert ref.class_counts == {"ill": 5, "rare": 7}
-    facts = load_facts(ref, store)
-    assert facts.part_counts == {"candidates": {"ill": 5, "rare": 7}}
-    table = read_part(store, facts, ["candidates"])
+    info = load_info(ref, store)
+    assert info.part_counts == {"candidates": {"ill": 5, "rare": 7}}
+    table = read_part(store, info, ["candidates"])
     source = builders.people()
     n = len(source.column_names)
     assert pa.schema(list(table.schema)[:n]).equals(source.schema)
@@ -114,9 +114,9 @@ def test_batches_do_not_change_the_records(
         store.delete(path)
     monkeypatch.setattr(stage, "BATCH_RECORDS", 4)
     ref = sample(model, counts={"rare": 7, "ill": 5}, seed=1, store=store, dataset=dataset)
-    facts = load_facts(ref, store)
-    assert [s.n_records for s in facts.shards] == [4, 4, 4]
-    assert read_part(store, facts, ["candidates"]).equals(whole)
+    info = load_info(ref, store)
+    assert [s.n_records for s in info.shards] == [4, 4, 4]
+    assert read_part(store, info, ["candidates"]).equals(whole)
 
 
 def test_interrupted_sampling_continues_and_ends_in_the_same_bytes(
@@ -171,7 +171,7 @@ def test_class_that_cannot_be_sampled_is_named(
 def test_nothing_asked_is_nothing_drawn(model: ModelRef, dataset: DatasetRef, store: Store) -> None:
     ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
     assert (ref.n_records, ref.class_counts) == (0, {})
-    assert load_facts(ref, store).shards == ()
+    assert load_info(ref, store).shards == ()
 
 
 def test_nothing_drawn_is_judged_as_nothing(

@@ -14,7 +14,7 @@ from prefect_augment.params import Classic, Publish
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
 from prefect_augment.publish.publish import publish
-from prefect_augment.schema.base import Arm, BalancePlan, ClassPlan, Estimate
+from prefect_augment.schema.base import BalancePlan, ClassPlan, Estimate, Strategy
 from prefect_augment.storage.store import open_store
 
 
@@ -31,7 +31,7 @@ def plan() -> BalancePlan:
                 target=target,
                 n_synthetic=synthetic,
                 n_classic=0,
-                judged=True,
+                compared=True,
             )
             for name, (n, target, synthetic) in counts.items()
         ),
@@ -39,21 +39,24 @@ def plan() -> BalancePlan:
     )
 
 
-def arm(**changes: object) -> Arm:
-    return Arm.model_validate({"name": "net", "family": "model", "amount": 1.0, **changes})
+def strategy(**changes: object) -> Strategy:
+    return Strategy.model_validate({"name": "net", "family": "model", "amount": 1.0, **changes})
 
 
-def test_records_per_real_one_are_what_the_arm_says(plan: BalancePlan) -> None:
+def test_records_per_real_one_are_what_the_strategy_says(plan: BalancePlan) -> None:
     counts = {"common": 100, "rare": 10}
-    assert wanted_records(arm(), counts, plan)["rare"].synthetic == 50
-    assert wanted_records(arm(per_real=2.0), counts, plan)["rare"].synthetic == 20
-    assert wanted_records(arm(per_real=2.0), {"common": 50, "rare": 4}, plan)["rare"].synthetic == 8
+    assert wanted_records(strategy(), counts, plan)["rare"].synthetic == 50
+    assert wanted_records(strategy(per_real=2.0), counts, plan)["rare"].synthetic == 20
+    assert (
+        wanted_records(strategy(per_real=2.0), {"common": 50, "rare": 4}, plan)["rare"].synthetic
+        == 8
+    )
 
 
 def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None:
-    """A class's sum of weights is the arm's amount; only who brings it changes."""
+    """A class's sum of weights is the strategy's amount; only who brings it changes."""
     recipes = [
-        make_recipe(arm(synthetic_weight=w), plan, kept={"rare": 50}, scores=[], copies=False)
+        make_recipe(strategy(synthetic_weight=w), plan, kept={"rare": 50}, scores=[], copies=False)
         for w in (1.0, 0.5)
     ]
     for recipe in recipes:
@@ -95,7 +98,7 @@ def test_the_recipe_holds_the_policy_as_far_as_it_was_searched(plan: BalancePlan
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
     classic = Classic()
     found = make_recipe(
-        Arm(name="a", family="loss", classic_prob=0.25, classic_strength=2.0),
+        Strategy(name="a", family="loss", classic_prob=0.25, classic_strength=2.0),
         plan,
         kept=None,
         scores=[],
@@ -131,7 +134,7 @@ def test_torch_is_given_pictures_changed_as_far_as_the_recipe_says(
             update={
                 "classic_policy": "safe",
                 "classic_prob": 1.0,
-                "classic_config": policy.stronger(strength).facts,
+                "classic_config": policy.stronger(strength).info,
                 "class_weight": {},
                 "synthetic": {},
                 "classic": {},

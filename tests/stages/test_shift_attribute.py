@@ -37,7 +37,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
@@ -85,11 +85,11 @@ def test_every_record_comes_once_per_strength_in_the_columns_of_the_source(
     store, dataset, _ = trained
     ref = shift(trained, start="ok", end="worn", strengths=[0, 1, -1])
     table = result(store, ref).to_table()
-    source = read_part(store, load_facts(dataset, store), ["fit", "val", "holdout"])
+    source = read_part(store, load_info(dataset, store), ["training", "validation", "holdout"])
     ok = source.filter(pc.equal(source["state"], "ok"))
     assert table["aug_id"].to_pylist() == np.repeat(ok["aug_id"].to_pylist(), 3).tolist()
     assert table["aug_strength"].to_pylist() == [0.0, 1.0, -1.0] * ok.num_rows
-    assert set(table["aug_split"].to_pylist()) == {"fit", "val", "holdout"}
+    assert set(table["aug_split"].to_pylist()) == {"training", "validation", "holdout"}
     assert set(table["state"].to_pylist()) == {"ok"}, "decoded as what they are"
     for name in ("load", "cycles", "site", "loud", "since"):
         assert table.schema.field(name).type == source.schema.field(name).type
@@ -112,7 +112,7 @@ def test_the_direction_is_the_difference_of_two_means_of_fit_records(trained: Tr
     ref = shift(trained, start="ok", end="cracked", strengths=[0.5])
     vectors = result(store, embed(dataset, model=model, store=store))
     fitted, encoder = load_model(store, model)
-    Z, fit_table = vectors.vectors("fit").astype(float), vectors.to_table("fit")
+    Z, fit_table = vectors.vectors("training").astype(float), vectors.to_table("training")
     means = {}
     for name in ("ok", "cracked"):
         mine = pc.equal(fit_table["state"], name).to_numpy(zero_copy_only=False)
@@ -132,31 +132,39 @@ def test_the_direction_is_the_difference_of_two_means_of_fit_records(trained: Tr
 
 def test_the_attribute_that_a_classifier_reads_rises_with_the_strength(trained: Trained) -> None:
     store, dataset, _ = trained
-    real = read_part(store, load_facts(dataset, store), ["val", "holdout"]).to_pandas().dropna()
-    learner = LogisticRegression().fit(real[list(NUMBERS)], real["state"].isin(["cracked", "worn"]))
+    real = (
+        read_part(store, load_info(dataset, store), ["validation", "holdout"]).to_pandas().dropna()
+    )
+    estimator = LogisticRegression().fit(
+        real[list(NUMBERS)], real["state"].isin(["cracked", "worn"])
+    )
     ref = shift(trained, start="ok", end="cracked", strengths=[-1, 0, 0.5, 1, 1.5])
     made = result(store, ref).to_pandas()
-    likely = learner.predict_proba(made[list(NUMBERS)])[:, 1]
+    likely = estimator.predict_proba(made[list(NUMBERS)])[:, 1]
     by_strength = [likely[made["aug_strength"] == s].mean() for s in ref.found["strengths"]]
     assert (np.diff(by_strength) > 0.03).all()
     assert by_strength[0] < 0.1
     assert by_strength[-1] > 0.8
 
 
-def test_how_well_the_direction_tells_the_two_apart_is_measured_on_val(trained: Trained) -> None:
+def test_how_well_the_direction_tells_the_two_apart_is_measured_on_validation(
+    trained: Trained,
+) -> None:
     store, dataset, model = trained
     ref = shift(trained, start="ok", end="worn")
     vectors = result(store, embed(dataset, model=model, store=store))
-    fit_table, val = vectors.to_table("fit"), vectors.to_table("val")
+    fit_table, validation = vectors.to_table("training"), vectors.to_table("validation")
     ends = [
-        vectors.vectors("fit")[pc.equal(fit_table["state"], name).to_numpy(zero_copy_only=False)]
+        vectors.vectors("training")[
+            pc.equal(fit_table["state"], name).to_numpy(zero_copy_only=False)
+        ]
         for name in ("ok", "worn")
     ]
     direction = ends[1].mean(axis=0) - ends[0].mean(axis=0)
-    states = np.array(val["state"].to_pylist())
+    states = np.array(validation["state"].to_pylist())
     two = np.isin(states, ["ok", "worn"])
-    expected = roc_auc_score(states[two] == "worn", vectors.vectors("val")[two] @ direction)
-    assert ref.found["val_auroc"] == pytest.approx(expected)
+    expected = roc_auc_score(states[two] == "worn", vectors.vectors("validation")[two] @ direction)
+    assert ref.found["validation_auroc"] == pytest.approx(expected)
     assert expected > 0.8
 
 
@@ -208,8 +216,8 @@ def test_an_attribute_is_any_column_with_values(trained: Trained) -> None:
 
 def test_records_are_named_by_class_or_by_id(trained: Trained) -> None:
     store, dataset, _ = trained
-    val = read_part(store, load_facts(dataset, store), ["val"])
-    mine = val["aug_id"].filter(pc.equal(val["state"], "ok")).to_pylist()[:2]
+    validation = read_part(store, load_info(dataset, store), ["validation"])
+    mine = validation["aug_id"].filter(pc.equal(validation["state"], "ok")).to_pylist()[:2]
     ref = shift(trained, start="ok", end="worn", only=["cracked", *mine], strengths=[1.0])
     table = result(store, ref).to_table()
     states = dict(zip(table["aug_id"].to_pylist(), table["state"].to_pylist(), strict=True))
@@ -220,9 +228,11 @@ def test_records_are_named_by_class_or_by_id(trained: Trained) -> None:
 
 def test_only_the_parts_that_were_asked_for_are_shifted(trained: Trained) -> None:
     store, *_ = trained
-    whole, val = shift(trained), shift(trained, output=Output(parts=["val"]))
-    assert set(result(store, val).to_table()["aug_split"].to_pylist()) == {"val"}
-    assert val.found["distance"] == whole.found["distance"], "the direction is that of fit"
+    whole, validation = shift(trained), shift(trained, output=Output(parts=["validation"]))
+    assert set(result(store, validation).to_table()["aug_split"].to_pylist()) == {"validation"}
+    assert validation.found["distance"] == whole.found["distance"], (
+        "the direction is that of training records"
+    )
 
 
 def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that_it_does(
@@ -244,10 +254,10 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
     publish_as_is(store, dataset)
     published = version_records(store)
     found = shift((store, published, model), start="ok", end="worn").found
-    counts = load_facts(published, store).part_counts
+    counts = load_info(published, store).part_counts
     assert set(counts) == {"train", "holdout"}
     assert (found["n_start"], found["n_end"]) == (counts["train"]["ok"], counts["train"]["worn"])
-    assert found["val_auroc"] is None, "there is no val to measure it on"
+    assert found["validation_auroc"] is None, "there is no validation to measure it on"
 
 
 # --- what cannot be ---
@@ -258,8 +268,8 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
     [
         ({"column": "sit"}, r"column 'sit' is not one .*did you mean 'site'.*'state', or one of"),
         ({"column": "site", "end": "west"}, r"'west' of column 'site'.*'east', 'north', 'south'"),
-        ({"start": "okay"}, r"no fit record has the value 'okay'.*did you mean 'ok'"),
-        ({"end": "lost"}, r"each with 8 fit records at least; 'lost' has \d\."),
+        ({"start": "okay"}, r"no training record has the value 'okay'.*did you mean 'ok'"),
+        ({"end": "lost"}, r"each with 8 training records at least; 'lost' has \d\."),
         ({"start": "ok", "end": "ok"}, r"both are 'ok'"),
         ({"only": ["okay"]}, r"'okay' is neither a class nor the aug_id.*'worn'"),
         ({"as_class": "okay"}, "'okay', which the model does not know"),
@@ -311,7 +321,7 @@ def test_the_page_says_what_was_shifted_and_how_well_the_direction_tells(trained
     ref = shift(trained, start="ok", end="worn", strengths=[0, 1])
     page = latents_page(ref, store)
     assert f"Shifted {ref.found['n_shifted']} records by 2 strengths" in page
-    assert f"AUROC {ref.found['val_auroc']:.3f}" in page
+    assert f"AUROC {ref.found['validation_auroc']:.3f}" in page
     assert page.count("\n| ") >= 20, "the first records"
     assert (
         "named by `aug_id`, shifted by one strength"

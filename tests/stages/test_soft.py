@@ -20,8 +20,8 @@ from prefect_augment.params import Balance, Classic, Gate, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import Arm, BalancePlan
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.schema.base import BalancePlan, Strategy
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.soft_labels import drawn_for, share_sums, stand, standing_rows
 
@@ -49,7 +49,7 @@ def known(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Matri
     dataset = ingest(Source(uri=str(path), label="kind"), store=store, seed=0)
     wish = Balance(target="majority", by=["site"])
     found = plan(dataset, balance=wish, model=TreesModel(), gate=Gate(), store=store)
-    return training_matrix(store, load_facts(dataset, store), found), found
+    return training_matrix(store, load_info(dataset, store), found), found
 
 
 def asked(data: Matrix, x: list[float], stratum: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def test_a_record_stands_for_what_is_likely_in_its_own_cell(
 ) -> None:
     data, found = known
     X, strata = asked(data, [2.5, 0.1, -2.5], "rare | site=north")
-    said = stand(data, found, np.flatnonzero(~data.is_val), X, strata, seed=0)
+    said = stand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
     shares = {
         (int(row), data.strata_names[k]): share
         for row, k, share in zip(said.rows, said.strata, said.shares, strict=True)
@@ -81,7 +81,7 @@ def test_rows_have_the_label_that_they_stand_for_and_an_id_that_says_what_they_w
     data, found = known
     drawn = "rare | site=south"
     X, strata = asked(data, [0.0, 0.2], drawn)
-    said = stand(data, found, np.flatnonzero(~data.is_val), X, strata, seed=0)
+    said = stand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
     ids = derived_ids("synthetic", "model", drawn, [11, 12])
     table = data.encoder.decode(X, strata=[drawn] * 2)
     table = table.append_column("aug_id", ids).append_column("aug_stratum", pa.array([drawn] * 2))
@@ -100,23 +100,26 @@ def test_rows_have_the_label_that_they_stand_for_and_an_id_that_says_what_they_w
         assert by_id == drawn
 
 
-def test_arms_reach_the_same_effective_counts_with_shares_as_with_records(
+def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     known: tuple[Matrix, BalancePlan],
 ) -> None:
     data, found = known
-    fit = np.flatnonzero(~data.is_val)
+    training = np.flatnonzero(~data.is_validation)
     X, strata = asked(data, list(np.linspace(-1, 1, 40)), "rare | site=north")
-    said = stand(data, found, fit, X, strata, seed=0)
+    said = stand(data, found, training, X, strata, seed=0)
     synthetic = Synthetic(X[said.rows], said.strata, said.shares)
     sums = []
-    for arm in (Arm(name="trees", family="model"), Arm(name="class weights", family="weights")):
+    for strategy in (
+        Strategy(name="trees", family="model"),
+        Strategy(name="class weights", family="weights"),
+    ):
         made = build_training_set(
-            arm,
-            data.X[fit],
-            data.strata[fit],
+            strategy,
+            data.X[training],
+            data.strata[training],
             names=data.strata_names,
             plan=found,
-            synthetic=synthetic if arm.has_model else None,
+            synthetic=synthetic if strategy.has_model else None,
             is_category=data.is_category,
             n_levels=data.n_levels,
             classic=Classic(),
@@ -125,11 +128,11 @@ def test_arms_reach_the_same_effective_counts_with_shares_as_with_records(
         assert made.weights.mean() == pytest.approx(1)
         of_stratum = np.bincount(made.strata, made.weights)
         sums.append(of_stratum / of_stratum.sum())
-        if arm.has_model:
+        if strategy.has_model:
             order = np.argsort(said.strata, kind="stable")  # stratum by stratum
-            assert made.strata[len(fit) :].tolist() == said.strata[order].tolist()
-            real = dict(zip(data.strata[fit].tolist(), made.weights.tolist(), strict=False))
-            per_share = made.weights[len(fit) :] / said.shares[order]
+            assert made.strata[len(training) :].tolist() == said.strata[order].tolist()
+            real = dict(zip(data.strata[training].tolist(), made.weights.tolist(), strict=False))
+            per_share = made.weights[len(training) :] / said.shares[order]
             assert per_share == pytest.approx([real[k] for k in said.strata[order].tolist()])
     assert sums[0] == pytest.approx(sums[1])
 
@@ -139,12 +142,12 @@ def test_fewer_rows_than_were_judged_keep_the_classes_effective_count(
 ) -> None:
     data, found = known
     X, strata = asked(data, list(np.linspace(-1, 1, 40)), "rare | site=north")
-    said = stand(data, found, np.flatnonzero(~data.is_val), X, strata, seed=0)
+    said = stand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
     names = data.strata_names
     kept = {name: int(n) for name, n in zip(names, np.bincount(said.strata), strict=False) if n}
     shares = share_sums(said.strata, said.shares, names)
-    arm = Arm(name="trees", family="model")
-    recipe = make_recipe(arm, found, kept=kept, shares=shares, scores=[], copies=False)
+    strategy = Strategy(name="trees", family="model")
+    recipe = make_recipe(strategy, found, kept=kept, shares=shares, scores=[], copies=False)
     assert (recipe.synthetic, recipe.shares) == (kept, shares)
     fewer = lowered(recipe, found, {"rare | site=north": 10})
     assert fewer.shares["rare | site=north"] == pytest.approx(shares["rare | site=north"] / 4)
@@ -155,13 +158,13 @@ def test_fewer_rows_than_were_judged_keep_the_classes_effective_count(
     assert effective[0] / effective[0].sum() == pytest.approx(effective[1] / effective[1].sum())
 
 
-def test_an_arm_takes_all_rows_whatever_its_amount(known: tuple[Matrix, BalancePlan]) -> None:
+def test_an_strategy_takes_all_rows_whatever_its_amount(known: tuple[Matrix, BalancePlan]) -> None:
     _, found = known
     counts = {c.name: c.n_real for c in found.classes}
     available, shares = dict.fromkeys(counts, 30), dict.fromkeys(counts, 12.5)
     for amount in (0.5, 1.0):
         wanted = wanted_records(
-            Arm(name="trees", family="model", amount=amount),
+            Strategy(name="trees", family="model", amount=amount),
             counts,
             found,
             available=available,

@@ -92,7 +92,7 @@ def test_without_being_asked_for_texts_stay_empty_and_alone_are_refused(tmp_path
     with pytest.raises(InputError, match="with the flow augment"):
         rebalance.fn(
             source=Source(uri=str(tmp_path / "in.parquet"), label="label"),
-            destination=Destination(uri=str(tmp_path / "judged")),
+            destination=Destination(uri=str(tmp_path / "compared")),
         )
 
 

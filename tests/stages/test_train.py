@@ -15,7 +15,7 @@ from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterErr
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
-from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetFacts, DatasetRef, Estimate
+from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetInfo, DatasetRef, Estimate
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, open_store, sha256_hex
@@ -57,8 +57,8 @@ def stage_parts(
         )  # fmt: skip
     everything = pa.concat_tables(parts.values())
     counts = {part: dict(Counter(t[label].to_pylist())) for part, t in parts.items()}
-    facts = stage.finish(
-        DatasetFacts(
+    info = stage.finish(
+        DatasetInfo(
             stage="ingest",
             key=stage.key,
             digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
@@ -68,14 +68,14 @@ def stage_parts(
             columns=describe_columns(everything, label=label, wishes=()),
             shards=tuple(shards),
             part_counts=counts,
-            judged=("ill", "rare", "well"),
+            compared=("ill", "rare", "well"),
         )
     )
     return DatasetRef(
         root=store.uri,
         path=stage.outcome_path,
         key=stage.key,
-        digest=facts.digest,
+        digest=info.digest,
         label=label,
         n_records=everything.num_rows,
         class_counts=dict(Counter(everything[label].to_pylist())),
@@ -88,7 +88,7 @@ def make_plan(names: Sequence[str], by: Mapping[str, str] | None = None) -> Bala
         classes=tuple(
             ClassPlan(
                 name=name, label=name, by=dict(by or {}), n_real=1, target=1,
-                n_synthetic=0, n_classic=0, judged=True,
+                n_synthetic=0, n_classic=0, compared=True,
             )
             for name in names
         ),
@@ -104,7 +104,7 @@ def store(tmp_path: Any) -> Store:
 @pytest.fixture
 def dataset(store: Store) -> DatasetRef:
     table = people()
-    return stage_parts(store, {"fit": table.slice(0, 200), "val": table.slice(200)})
+    return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
 
 
 def run(dataset: DatasetRef, store: Store, **changes: Any) -> Any:
@@ -120,7 +120,7 @@ def run(dataset: DatasetRef, store: Store, **changes: Any) -> Any:
 def test_model_and_encoder_are_kept_by_digest(dataset: DatasetRef, store: Store) -> None:
     ref = run(dataset, store)
     assert ref.kind == "trees"
-    assert ref.n_fit == 200
+    assert ref.n_training == 200
     assert ref.steps == 3  # age, sex, since
     assert ref.digest[:12] in ref.checkpoint
     model, encoder = load_model(store, ref)
@@ -136,7 +136,7 @@ def test_classes_with_too_few_fit_records_are_named_and_not_sampled(
     ref = run(dataset, store)
     assert ref.strata == ("ill", "rare", "well")
     assert len(ref.notes) == 1
-    assert "'lone' has 3 fit records" in ref.notes[0]
+    assert "'lone' has 3 training records" in ref.notes[0]
 
 
 def test_by_columns_make_strata_and_are_not_learnt(dataset: DatasetRef, store: Store) -> None:
@@ -146,12 +146,17 @@ def test_by_columns_make_strata_and_are_not_learnt(dataset: DatasetRef, store: S
     assert {"well | sex=f", "well | sex=m"} <= set(ref.strata)
 
 
-def test_val_and_holdout_records_do_not_change_the_model(store: Store, tmp_path: Any) -> None:
+def test_validation_and_holdout_records_do_not_change_the_model(
+    store: Store, tmp_path: Any
+) -> None:
     table = people()
     other_store = open_store(str(tmp_path / "other"))
     refs = []
-    for place, val in ((store, table.slice(200, 20)), (other_store, table.slice(220, 20))):
-        dataset = stage_parts(place, {"fit": table.slice(0, 200), "val": val, "holdout": val})
+    for place, validation in ((store, table.slice(200, 20)), (other_store, table.slice(220, 20))):
+        dataset = stage_parts(
+            place,
+            {"training": table.slice(0, 200), "validation": validation, "holdout": validation},
+        )
         refs.append(run(dataset, place))
     assert refs[0].digest == refs[1].digest
 
@@ -202,8 +207,8 @@ def test_no_model_and_no_record_are_refused(
     with pytest.raises(ParameterError, match="'none'"):
         run(dataset, store, model=NoModel())
     other = open_store(str(tmp_path / "empty"))
-    without_fit = stage_parts(other, {"val": people(40)})
-    with pytest.raises(EmptyClassError, match="0 fit records"):
+    without_fit = stage_parts(other, {"validation": people(40)})
+    with pytest.raises(EmptyClassError, match="0 training records"):
         run(without_fit, other)
 
 
@@ -246,8 +251,8 @@ def grown(table: pa.Table, n: int, **values: Any) -> pa.Table:
 
 def retrained(store: Store, table: pa.Table, **changes: Any) -> tuple[Any, Any]:
     """The model of 200 records and, in the same place, that of the table."""
-    first = run(stage_parts(store, {"fit": people().slice(0, 200)}), store)
-    return first, run(stage_parts(store, {"fit": table}, key="b"), store, **changes)
+    first = run(stage_parts(store, {"training": people().slice(0, 200)}), store)
+    return first, run(stage_parts(store, {"training": table}, key="b"), store, **changes)
 
 
 def test_a_model_serves_a_source_that_grew_a_little(
@@ -265,14 +270,14 @@ def test_a_model_serves_a_source_that_grew_a_little(
     ]:
         store.delete(path)  # as gc may one day
     load_model(store, second)
-    third = run(stage_parts(store, {"fit": grown(people().slice(0, 200), 9)}, key="c"), store)
+    third = run(stage_parts(store, {"training": grown(people().slice(0, 200), 9)}, key="c"), store)
     assert third.digest == first.digest, "it needs nothing of the first run"
 
 
 def test_growth_is_counted_from_what_the_model_was_trained_on(store: Store) -> None:
     table = people().slice(0, 200)
     first, second = retrained(store, grown(table, 16))
-    third = run(stage_parts(store, {"fit": grown(table, 44)}, key="c"), store)
+    third = run(stage_parts(store, {"training": grown(table, 44)}, key="c"), store)
     assert second.digest == first.digest
     assert third.digest != first.digest, "each step was a small one, and both together are not"
 
@@ -301,7 +306,7 @@ def test_otherwise_a_model_is_trained_anew_and_the_log_says_why(
     caplog.set_level("INFO")
     first, second = retrained(store, grown(people().slice(0, 200), n, **values), **changes)
     assert second.digest != first.digest
-    assert second.n_fit == 200 + n
+    assert second.n_training == 200 + n
     assert ("A model is trained anew" in caplog.text) == bool(why)
     assert why in caplog.text
 
@@ -311,8 +316,8 @@ def test_a_model_that_knows_records_which_are_gone_or_held_out_now_is_not_taken(
 ) -> None:
     caplog.set_level("INFO")
     table = people()
-    first = run(stage_parts(store, {"fit": table.slice(0, 200)}), store)
-    parts = {"fit": table.slice(0, 195), "holdout": table.slice(195, 5)}
+    first = run(stage_parts(store, {"training": table.slice(0, 200)}), store)
+    parts = {"training": table.slice(0, 195), "holdout": table.slice(195, 5)}
     second = run(stage_parts(store, parts, key="b"), store)
     assert second.digest != first.digest
     assert "of the records that it was for are not to be learnt now" in caplog.text
@@ -323,9 +328,9 @@ def test_a_model_whose_ingest_is_gone_is_not_taken(
 ) -> None:
     caplog.set_level("INFO")
     table = people().slice(0, 200)
-    first = run(stage_parts(store, {"fit": table}), store)
+    first = run(stage_parts(store, {"training": table}), store)
     for path in store.list("_staging/ingest"):
         store.delete(path)
-    second = run(stage_parts(store, {"fit": grown(table, 8)}, key="b"), store)
+    second = run(stage_parts(store, {"training": grown(table, 8)}, key="b"), store)
     assert second.digest != first.digest
     assert "does not serve" in caplog.text

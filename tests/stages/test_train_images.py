@@ -24,16 +24,16 @@ from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassPlan,
-    ColumnFact,
-    DatasetFacts,
+    ColumnInfo,
+    DatasetInfo,
     DatasetRef,
     Estimate,
-    ImageFacts,
+    ImageInfo,
     ModelRef,
 )
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store, open_store, sha256_hex
 from prefect_augment.synthesis import sample as sample_stage
 from prefect_augment.synthesis.effort import TRAINING_SHARE
@@ -76,11 +76,11 @@ def staged(store: Store, size: int = 12) -> DatasetRef:
         table = table.append_column(name, pa.array(values))
     stage = Stage(store, "ingest", "a" * 24)
     shards = write_shards(
-        store, table, prefix=stage.prefix, stem="fit", split="fit", origin="real",
+        store, table, prefix=stage.prefix, stem="training", split="training", origin="real",
         label="label", max_records=20, max_bytes=1 << 20,
     )  # fmt: skip
-    facts = stage.finish(
-        DatasetFacts(
+    info = stage.finish(
+        DatasetInfo(
             stage="ingest",
             key=stage.key,
             digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
@@ -88,13 +88,13 @@ def staged(store: Store, size: int = 12) -> DatasetRef:
             label_type="string",
             schema_digest="s",
             columns=(
-                ColumnFact(name="image", arrow_type="struct", kind="image", n_null=0, n_unique=45),
+                ColumnInfo(name="image", arrow_type="struct", kind="image", n_null=0, n_unique=45),
             ),
             shards=tuple(shards),
-            part_counts={"fit": COUNTS},
-            judged=("bright", "dark"),
+            part_counts={"training": COUNTS},
+            compared=("bright", "dark"),
             modality="image",
-            image=ImageFacts(
+            image=ImageInfo(
                 column="image", modes={"L": 45}, formats={"PNG": 45}, sizes={f"{size}x{size}": 45},
                 n_sizes=1, most_common_size=(size, size), smallest_side=size, largest_side=size,
                 n_channels=1,
@@ -102,7 +102,7 @@ def staged(store: Store, size: int = 12) -> DatasetRef:
         )
     )  # fmt: skip
     return DatasetRef(
-        root=store.uri, path=stage.outcome_path, key=stage.key, digest=facts.digest,
+        root=store.uri, path=stage.outcome_path, key=stage.key, digest=info.digest,
         label="label", n_records=45, class_counts=COUNTS,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ PLAN = BalancePlan(
     rule="median",
     classes=tuple(
         ClassPlan(
-            name=name, label=name, n_real=n, target=n, n_synthetic=0, n_classic=0, judged=True
+            name=name, label=name, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True
         )
         for name, n in COUNTS.items()
     ),
@@ -141,7 +141,7 @@ def run(dataset: DatasetRef, store: Store, **changes: Any) -> ModelRef:
 
 
 def calibration(store: Store, ref: ModelRef) -> Calibration:
-    found = read_fact(store, f"_staging/train/{ref.key}/calibration.json", Calibration)
+    found = read_result(store, f"_staging/train/{ref.key}/calibration.json", Calibration)
     assert found is not None
     return found
 
@@ -149,9 +149,9 @@ def calibration(store: Store, ref: ModelRef) -> Calibration:
 def test_model_encoder_and_how_it_was_trained_are_kept(dataset: DatasetRef, store: Store) -> None:
     heard: list[tuple[float, str]] = []
     ref = run(dataset, store, on_progress=lambda done, what: heard.append((done, what)))
-    assert (ref.kind, ref.steps, ref.n_fit) == ("diffusion", 6, 45)
+    assert (ref.kind, ref.steps, ref.n_training) == ("diffusion", 6, 45)
     assert ref.strata == ("bright", "dark")
-    assert "'lone' has 3 fit records" in ref.notes[0]
+    assert "'lone' has 3 training records" in ref.notes[0]
     model, encoder = load_model(store, ref)
     assert isinstance(encoder, ImageEncoder)
     assert (encoder.size, encoder.channels) == (12, 1)
@@ -229,9 +229,9 @@ def test_candidates_are_images_in_the_source_s_columns(dataset: DatasetRef, stor
     ref = run(dataset, store)
     drawn = sample(ref, counts={"bright": 5, "dark": 2}, seed=1, store=store, dataset=dataset)
     assert drawn.class_counts == {"bright": 5, "dark": 2}
-    facts = load_facts(drawn, store)
-    assert (facts.modality, facts.image is not None) == ("image", True)
-    table = read_part(store, facts, ["candidates"])
+    info = load_info(drawn, store)
+    assert (info.modality, info.image is not None) == ("image", True)
+    table = read_part(store, info, ["candidates"])
     assert table.column_names[:2] == ["image", "label"]
     assert table.schema.field("image").type == IMAGE
     for record in table.to_pylist():
@@ -248,10 +248,10 @@ def test_more_candidates_extend_the_ones_there_are(
     ref = run(dataset, store)
 
     def images(**counts: int) -> dict[tuple[str, int], bytes]:
-        facts = load_facts(sample(ref, counts=counts, seed=1, store=store, dataset=dataset), store)
+        info = load_info(sample(ref, counts=counts, seed=1, store=store, dataset=dataset), store)
         return {
             (r["aug_stratum"], r["aug_ordinal"]): r["image"]["bytes"]
-            for r in read_part(store, facts, ["candidates"]).to_pylist()
+            for r in read_part(store, info, ["candidates"]).to_pylist()
         }
 
     few, many = images(bright=3, dark=70), images(bright=90, dark=80)
@@ -262,8 +262,8 @@ def test_more_candidates_extend_the_ones_there_are(
 
 def test_an_image_is_made_again_from_its_lineage(dataset: DatasetRef, store: Store) -> None:
     ref = run(dataset, store)
-    facts = load_facts(sample(ref, counts={"dark": 5}, seed=1, store=store, dataset=dataset), store)
-    record = read_part(store, facts, ["candidates"]).to_pylist()[3]
+    info = load_info(sample(ref, counts={"dark": 5}, seed=1, store=store, dataset=dataset), store)
+    record = read_part(store, info, ["candidates"]).to_pylist()[3]
     again = resample_record(ref, record["aug_seed"], "dark", store).to_pylist()[0]
     assert again["label"] == "dark"
     assert again["image"]["path"] == record["image"]["path"]

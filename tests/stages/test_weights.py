@@ -15,7 +15,7 @@ from prefect_augment.params import Publish
 from prefect_augment.plan.weights import inherit_weights
 from prefect_augment.publish.publish import publish
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
@@ -33,14 +33,14 @@ def release(store: Store, releases: ModuleType) -> Any:
 def grown(store: Store, releases: ModuleType, release: Any, table: pa.Table) -> DatasetRef:
     """The staged source after a file joined it: earlier shards as they are, and new ones beside them."""
     n = table.num_rows
-    old = load_facts(release.dataset, store)
+    old = load_info(release.dataset, store)
     ref = releases.stage_dataset(store, table, key=f"batch-{n}", first=1000)
-    new = load_facts(ref, store)
+    new = load_info(ref, store)
     counts = {
         part: {k: n_k + new.part_counts[part].get(k, 0) for k, n_k in classes.items()}
         for part, classes in old.part_counts.items()
     }
-    facts = old.model_copy(
+    info = old.model_copy(
         update={
             "shards": (*old.shards, *new.shards),
             "part_counts": counts,
@@ -49,21 +49,30 @@ def grown(store: Store, releases: ModuleType, release: Any, table: pa.Table) -> 
         }
     )
     path = f"_staging/ingest/grown-{n}/outcome.json"
-    store.put(path, facts.to_json())
-    return release.dataset.model_copy(
-        update={"path": path, "key": facts.key, "digest": facts.digest}
-    )
+    store.put(path, info.to_json())
+    return release.dataset.model_copy(update={"path": path, "key": info.key, "digest": info.digest})
 
 
 def planned(store: Store, dataset: DatasetRef, release: Any) -> tuple[BalancePlan, Recipe]:
     """The plan for what is staged now, and weights that give every class as much."""
-    counts = load_facts(dataset, store).part_counts
-    n = {c.name: counts["fit"][c.name] + counts["val"][c.name] for c in release.plan.classes}
+    counts = load_info(dataset, store).part_counts
+    n = {
+        c.name: counts["training"][c.name] + counts["validation"][c.name]
+        for c in release.plan.classes
+    }
     classes = tuple(c.model_copy(update={"n_real": n[c.name]}) for c in release.plan.classes)
     weights = {name: sum(n.values()) / (len(n) * n_k) for name, n_k in n.items()}
-    arm = release.recipe.arm.model_copy(update={"name": "class weights", "family": "weights"})
+    strategy = release.recipe.strategy.model_copy(
+        update={"name": "class weights", "family": "weights"}
+    )
     recipe = release.recipe.model_copy(
-        update={"arm": arm, "class_weight": weights, "synthetic": {}, "classic": {}, "copies": {}}
+        update={
+            "strategy": strategy,
+            "class_weight": weights,
+            "synthetic": {},
+            "classic": {},
+            "copies": {},
+        }
     )
     return release.plan.model_copy(update={"classes": classes}), recipe
 
@@ -146,7 +155,7 @@ def test_a_rerun_of_the_first_version_publishes_nothing(store: Store, release: A
     assert list_versions(store) == (1,)
 
 
-@pytest.mark.parametrize("kind", ["arm", "strata", "copies"])
+@pytest.mark.parametrize("kind", ["strategy", "strata", "copies"])
 def test_weights_of_another_kind_of_recipe_are_not_inherited(
     store: Store, release: Any, releases: ModuleType, kind: str
 ) -> None:
@@ -154,9 +163,9 @@ def test_weights_of_another_kind_of_recipe_are_not_inherited(
     plan, recipe = planned(
         store, grown(store, releases, release, releases.source_table(10, seed=5)), release
     )
-    if kind == "arm":
-        other = recipe.arm.model_copy(update={"family": "resampling"})
-        recipe = recipe.model_copy(update={"arm": other})
+    if kind == "strategy":
+        other = recipe.strategy.model_copy(update={"family": "resampling"})
+        recipe = recipe.model_copy(update={"strategy": other})
     elif kind == "strata":
         plan = plan.model_copy(update={"classes": plan.classes[:-1]})
     else:
@@ -171,5 +180,5 @@ def test_the_size_of_shards_is_the_only_thing_that_cuts_a_staged_shard(
     wishes = Publish(shard_records=7)
     run(store, release, release.dataset, wishes)
     run(store, release, grown(store, releases, release, releases.source_table(10, seed=5)), wishes)
-    assert len(real_names(store, 1)) > len(load_facts(release.dataset, store).shards)
+    assert len(real_names(store, 1)) > len(load_info(release.dataset, store).shards)
     assert real_names(store, 1) < real_names(store, 2)

@@ -17,7 +17,7 @@ from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.nn.early_stopping import (  # noqa: E402
     N_STRETCHES,
     PATIENCE,
-    Judgement,
+    Validation,
     Watched,
     train_watched,
 )
@@ -64,13 +64,13 @@ def value(network: nn.Module, part: str) -> float:
     return float(weight.detach())
 
 
-def scripted(left: list[float], right: list[float], memorised_at: int = 99) -> Iterator[Judgement]:
+def scripted(left: list[float], right: list[float], memorised_at: int = 99) -> Iterator[Validation]:
     for i, (a, b) in enumerate(zip(left, right, strict=True)):
-        yield Judgement({"left": a, "right": b}, memorised=i == memorised_at)
+        yield Validation({"left": a, "right": b}, memorised=i == memorised_at)
 
 
-def watched(judgements: Iterator[Judgement] | None, phase: Rising | None = None) -> Watched:
-    def judge(network: nn.Module) -> Judgement:
+def watched(judgements: Iterator[Validation] | None, phase: Rising | None = None) -> Watched:
+    def judge(network: nn.Module) -> Validation:
         assert judgements is not None
         return next(judgements)
 
@@ -124,8 +124,8 @@ def test_without_a_judge_the_steps_are_those_of_the_plain_loop() -> None:
     phase = Rising()
     loop.train(phase, steps=STEPS, seed=0, device=Device())
     found = watched(None)
-    judged = watched(scripted(falling(), falling()))
-    for network in (found.network, judged.network):
+    compared = watched(scripted(falling(), falling()))
+    for network in (found.network, compared.network):
         assert value(network, "left") == value(phase.network, "left")
     assert found.best == {}
 
@@ -141,9 +141,9 @@ def test_a_checkpoint_of_an_unwatched_run_is_refused() -> None:
 def test_a_resumed_run_judges_and_rests_as_the_uninterrupted_did(step: int) -> None:
     """The judgement is a function of the network, as it has to be."""
 
-    def judge(network: nn.Module) -> Judgement:
+    def judge(network: nn.Module) -> Validation:
         left, right = value(network, "left"), value(network, "right")
-        return Judgement({"left": (left - 0.15) ** 2, "right": -right})
+        return Validation({"left": (left - 0.15) ** 2, "right": -right})
 
     kept: list[loop.Checkpoint] = []
 

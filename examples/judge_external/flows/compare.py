@@ -17,7 +17,7 @@ from prefect_augment import (
     evaluate,
     import_synthetic,
     ingest_dataset,
-    judge_candidates,
+    filter_candidates,
     plan_balance,
 )
 from tasks.pumps import write_readings
@@ -45,7 +45,7 @@ def compare(
     dataset = ingest_dataset(source, Destination(uri=str(place / "screen")))
     plan = plan_balance(dataset, model=NoModel(), gate=gate)
     given = import_synthetic.map(unmapped(dataset), unmapped(plan), made)
-    screened = judge_candidates.map(unmapped(dataset), given, unmapped(plan), gate=unmapped(gate))
+    screened = filter_candidates.map(unmapped(dataset), given, unmapped(plan), gate=unmapped(gate))
 
     found: dict[str, Any] = {}
     for tool, file, report in zip(TOOLS, made, screened.result(), strict=True):
@@ -54,10 +54,10 @@ def compare(
         )
         found[tool] = {"passed": round(passed, 3), "verdict": "not judged"}
         if passed >= LEAST_SHARE:
-            judged = evaluate(
-                source, file, Destination(uri=str(place / "judged" / tool)), gate=gate
+            compared = evaluate(
+                source, file, Destination(uri=str(place / "compared" / tool)), gate=gate
             )
-            found[tool] |= {"verdict": judged.verdict.decision, "report": judged.report}
+            found[tool] |= {"verdict": compared.verdict.decision, "report": compared.report}
     return found
 
 

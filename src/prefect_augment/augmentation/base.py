@@ -25,9 +25,9 @@ from prefect_augment.encoding.arrays import Matrix, training_matrix
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef, Modality
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef, Modality
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.text import suggestion
@@ -50,7 +50,7 @@ def augment(
     seed: int,
     store: Store,
 ) -> DatasetRef:
-    """Return staged classic records of the training part (fit and val): SMOTE's, or copies of images.
+    """Return staged classic records of the training part (training and validation): SMOTE's, or copies of images.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def augment(
         If a stratum has no record to start from.
     """
     wanted = {name: n for name, n in sorted(counts.items()) if n > 0}
-    source = load_facts(dataset, store)
+    source = load_info(dataset, store)
     _check(wanted, plan, classic, source.modality)
     # The plan's amounts matter only through the counts; its strata and the first free place do too.
     params = [classic, wanted, [entry.name for entry in plan.classes], _first_place(plan)]
@@ -95,11 +95,11 @@ def augment(
         seed=seed,
     )
     stage = Stage(store, "augment", key)
-    facts = stage.outcome(DatasetFacts)
-    if facts is None:
+    info = stage.outcome(DatasetInfo)
+    if info is None:
         make = make_image_copies if source.modality == "image" else _make
-        facts = stage.finish(make(source, plan, wanted, classic, seed, stage))
-    return stage.reference(facts, facts.part_counts["classic"])
+        info = stage.finish(make(source, plan, wanted, classic, seed, stage))
+    return stage.reference(info, info.part_counts["classic"])
 
 
 def _check(
@@ -128,13 +128,13 @@ def _first_place(plan: BalancePlan) -> int:
 
 
 def _make(
-    source: DatasetFacts,
+    source: DatasetInfo,
     plan: BalancePlan,
     wanted: Mapping[str, int],
     classic: Classic,
     seed: int,
     stage: Stage,
-) -> DatasetFacts:
+) -> DatasetInfo:
     """Make the records, put their shards, and return what is known of them."""
     change = text_changer(classic)
     if wanted and change is None and not is_learnable(source):
@@ -167,7 +167,7 @@ def _make(
         max_bytes=SHARD_BYTES,
     )
     notes = tuple(f"{names[code]}: {note}" for code, note in sorted(made.notes.items()))
-    return stage.facts_of(source, shards, part="classic", notes=notes)
+    return stage.info_of(source, shards, part="classic", notes=notes)
 
 
 def _to_table(

@@ -168,7 +168,7 @@ class ImagePolicy:
         }
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """:attr:`config`, its digest and the libraries' versions, as manifests hold them."""
         return {**self.config, "digest": self.digest, "libraries": library_versions()}
 

@@ -19,11 +19,11 @@ from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import LabelDamageError, ParameterError
 from prefect_augment.evaluation.classifiers.label_preservation import Change, Flips, label_flips
 from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
-from prefect_augment.nn.machine import learner_size
+from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Balance, Classic
-from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.schema.report import OperationCheck, PolicyCheck
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.text import markdown_text
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 1
 STEPS = 300  # of the probe: it is right about 97 % of mnist10k after them
-MOST_OF_CLASS = 100  # val images of a class that are changed
+MOST_OF_CLASS = 100  # validation images of a class that are changed
 LEAST_OF_CLASS = 20  # images, below which a class says nothing by itself
 CLASS_DAMAGE = 0.5  # of one class's images: more often another class than its own
 LEAST_ACCURACY = 0.8  # of the probe, below which it is too weak to tell
@@ -58,7 +58,7 @@ def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Sto
     Parameters
     ----------
     dataset : DatasetRef
-        Staged images; fit and val are read, the hold-out is not.
+        Staged images; training and validation are read, the hold-out is not.
     classic : Classic
         The policy, and how much damage is too much.
     seed : int
@@ -70,8 +70,8 @@ def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Sto
     ParameterError
         If the records are no images, or the policy is none.
     """
-    facts = load_facts(dataset, store)
-    if facts.image is None:
+    info = load_info(dataset, store)
+    if info.image is None:
         raise ParameterError(
             "check-policy is of images, and the source holds rows of a table; SMOTE and its kin stay within a class."
         )
@@ -81,7 +81,7 @@ def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Sto
         raise ParameterError("classic.image is 'none': there is no policy to check.")
     stage = _stage(dataset, policy, classic, seed, store)
     known = stage.outcome(PolicyCheck)
-    return known or stage.finish(_check(facts, policy, classic, seed, stage))
+    return known or stage.finish(_check(info, policy, classic, seed, stage))
 
 
 def find_check(
@@ -110,24 +110,24 @@ def _stage(
 
 
 def _check(
-    facts: DatasetFacts, policy: ImagePolicy, classic: Classic, seed: int, stage: Stage
+    info: DatasetInfo, policy: ImagePolicy, classic: Classic, seed: int, stage: Stage
 ) -> PolicyCheck:
-    assert facts.image is not None
-    table, is_val = training_table(stage.store, facts)
+    assert info.image is not None
+    table, is_validation = training_table(stage.store, info)
     X = encode_column(
-        table[facts.image.column],
-        size=learner_size(facts.image.most_common_size),
-        channels=facts.image.n_channels,
+        table[info.image.column],
+        size=classifier_size(info.image.most_common_size),
+        channels=info.image.n_channels,
     )
-    labels = np.array(label_text(table[facts.label]).to_pylist())
+    labels = np.array(label_text(table[info.label]).to_pylist())
     classes = sorted(set(labels.tolist()))
     y = np.searchsorted(classes, labels).astype(np.int64)
     rows = np.concatenate(
-        [np.flatnonzero(is_val & (y == k))[:MOST_OF_CLASS] for k in range(len(classes))]
+        [np.flatnonzero(is_validation & (y == k))[:MOST_OF_CLASS] for k in range(len(classes))]
     )
     of = _operations(policy)
     accuracy, found = label_flips(
-        (X[~is_val], y[~is_val]), (X[rows], y[rows]), {name: _change(p) for name, p in of.items()},
+        (X[~is_validation], y[~is_validation]), (X[rows], y[rows]), {name: _change(p) for name, p in of.items()},
         n_classes=len(classes), steps=STEPS, seed=seed,
     )  # fmt: skip
     path = f"{stage.prefix}/{PICTURE}"
@@ -143,7 +143,7 @@ def _check(
         accuracy=accuracy,
         n_images=len(rows),
         operations=tuple(
-            _judged(name, flips, classes, classic.max_label_damage, weak=weak)
+            _compared(name, flips, classes, classic.max_label_damage, weak=weak)
             for name, flips in found.items()
         ),
         picture=path,
@@ -174,7 +174,7 @@ def _change(policy: ImagePolicy) -> Change:
     return change
 
 
-def _judged(
+def _compared(
     name: str, flips: Sequence[Flips], classes: Sequence[str], most: float, *, weak: bool
 ) -> OperationCheck:
     pooled = Flips(sum(f.n for f in flips), sum(f.n_flipped for f in flips), -1)
@@ -284,7 +284,8 @@ def policy_page(check: PolicyCheck, store: Store, *, show_pictures: bool = True)
         ),
     ]
     lines.append(
-        f"A probe that is right about {check.accuracy:.1%} of {check.n_images:,} val images was shown each under "
+        f"A probe that is right about {check.accuracy:.1%} of {check.n_images:,} validation images was "
+        f"shown each under "
         "every operation, always applied. It has never learnt strong changes: what it takes for another class may "
         "still be its own to you. Look at the pictures."
     )

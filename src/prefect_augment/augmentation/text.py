@@ -1,6 +1,6 @@
 """Classic augmentation of text: small changes that leave it readable, seeded per record.
 
-Columns of free text: in classic records their parent's, changed; what no learner reads otherwise.
+Columns of free text: in classic records their parent's, changed; what no estimator reads otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import ColumnFact, DatasetFacts, DatasetRef
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.schema.base import ColumnInfo, DatasetInfo, DatasetRef
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.store import Store
 
 __all__ = [
@@ -124,25 +124,25 @@ def _mistype(words: list[str], rng: random.Random) -> None:
     words[i] = word[:j] + (typed.upper() if word[j].isupper() else typed) + word[j + 1 :]
 
 
-def is_free_text(column: ColumnFact) -> bool:
+def is_free_text(column: ColumnInfo) -> bool:
     """Tell whether a column holds texts of which hardly any two are equal."""
     return column.kind == "opaque" and "string" in column.arrow_type
 
 
-def is_learnable(facts: DatasetFacts) -> bool:
-    """Tell whether records hold anything that learners and models read."""
-    return facts.image is not None or any(c.kind in ("numeric", "category") for c in facts.columns)
+def is_learnable(info: DatasetInfo) -> bool:
+    """Tell whether records hold anything that estimators and models read."""
+    return info.image is not None or any(c.kind in ("numeric", "category") for c in info.columns)
 
 
 def check_judgeable(dataset: DatasetRef, store: Store) -> None:
-    """Refuse records that hold nothing that learners or models read.
+    """Refuse records that hold nothing that estimators or models read.
 
     Raises
     ------
     InputError
         If free text is all there is.
     """
-    if not is_learnable(load_facts(dataset, store)):
+    if not is_learnable(load_info(dataset, store)):
         raise InputError(
             "besides the label the source holds free text alone, which neither models nor the judge read; bring rare "
             "classes up with the flow augment (classic.text 'light', classic.table 'oversampling'), or add columns of "
@@ -151,7 +151,7 @@ def check_judgeable(dataset: DatasetRef, store: Store) -> None:
 
 
 def with_texts(
-    table: pa.Table, source: DatasetFacts, change: Change | None, store: Store
+    table: pa.Table, source: DatasetInfo, change: Change | None, store: Store
 ) -> pa.Table:
     """Return classic records with their parents' texts, changed under a seed of the record's own.
 
@@ -159,7 +159,7 @@ def with_texts(
     ----------
     table : Table
         Records with ``aug_id`` and ``aug_parent``; their columns of free text are empty.
-    source : DatasetFacts
+    source : DatasetInfo
         The parents.
     change : callable or None
         From a text and a seed; None leaves the columns empty.
@@ -175,7 +175,7 @@ def with_texts(
     if change is None or not columns:
         return table
     parents = table["aug_parent"].unique()
-    shards = [shard for shard in source.shards if shard.split in ("fit", "val")]
+    shards = [shard for shard in source.shards if shard.split in ("training", "validation")]
     texts: dict[str, dict[str, str | None]] = {}
     for part in iter_shards(store, shards, ["aug_id", *columns]):
         for record in part.filter(pc.is_in(part["aug_id"], value_set=parents)).to_pylist():

@@ -31,7 +31,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetFacts, ShardFact
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, ShardInfo
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import (
     BATCH_BYTES,
@@ -67,14 +67,14 @@ class _Look:
     """The training records of the wanted strata, in the order of their shards."""
 
     store: Store
-    source: DatasetFacts
+    source: DatasetInfo
     by: Sequence[str]
     strata: Sequence[str]
 
     @property
-    def shards(self) -> list[ShardFact]:
+    def shards(self) -> list[ShardInfo]:
         """Those that may hold such records: the others stay unread."""
-        return [s for s in self.source.shards if s.split in ("fit", "val")]
+        return [s for s in self.source.shards if s.split in ("training", "validation")]
 
     @property
     def column(self) -> str:
@@ -93,7 +93,7 @@ class _Look:
                 if rows.size:
                     yield table.take(pa.array(rows)), codes[rows]
 
-    def _has_any(self, shard: ShardFact, index: Mapping[str, int]) -> bool:
+    def _has_any(self, shard: ShardInfo, index: Mapping[str, int]) -> bool:
         columns = [*dict.fromkeys([self.source.label, *self.by])]
         return any(
             np.any(self._codes(table, index) >= 0)
@@ -111,13 +111,13 @@ class _Look:
 
 
 def make_image_copies(
-    source: DatasetFacts,
+    source: DatasetInfo,
     plan: BalancePlan,
     wanted: Mapping[str, int],
     classic: Classic,
     seed: int,
     stage: Stage,
-) -> DatasetFacts:
+) -> DatasetInfo:
     """Make the copies, put their shards, and return what is known of them.
 
     The records of a stratum take turns, in an order drawn from the seed, so that more copies add to
@@ -132,7 +132,7 @@ def make_image_copies(
     policy.check()
     look = _Look(stage.store, source, by_columns(plan), sorted(wanted))
     jobs = _jobs(look, wanted, policy, source.digest, seed)
-    shards: list[ShardFact] = []
+    shards: list[ShardInfo] = []
     with Reordered(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
         sizes = _make_all(look, jobs, policy, classic.min_visibility, seed, spill)
         for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
@@ -148,12 +148,12 @@ def make_image_copies(
                 max_records=SHARD_RECORDS,
                 max_bytes=2 * SHARD_BYTES,  # one shard each: they are cut at SHARD_BYTES
             )
-    return stage.facts_of(
-        source, shards, part="classic", notes=(policy.rule,), extra={"policy": policy.facts}
+    return stage.info_of(
+        source, shards, part="classic", notes=(policy.rule,), extra={"policy": policy.info}
     )
 
 
-def _image_column(source: DatasetFacts) -> str:
+def _image_column(source: DatasetInfo) -> str:
     if source.image is None:
         raise SchemaError("the staged records name no image column; ingest the source again.")
     return source.image.column

@@ -11,7 +11,7 @@ from prefect_augment.cli.options import (
     Json,
     parameter_errors,
     prefect_session,
-    print_facts,
+    print_infos,
     print_result,
 )
 from prefect_augment.errors import ParameterError
@@ -62,7 +62,7 @@ def approve(
         from prefect_augment.tasks._runtime import open_destination
 
         store = open_destination(Destination(uri=dest, storage_block=block))
-        print_facts(list_proposals(store), as_json=as_json)
+        print_infos(list_proposals(store), as_json=as_json)
         return
     with prefect_session(quiet=as_json), parameter_errors():
         from prefect_augment.flows.approve import approve as flow

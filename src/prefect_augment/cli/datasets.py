@@ -17,13 +17,13 @@ from prefect_augment.cli.options import (
     Version,
     block_options,
     open_root,
-    print_fact,
-    print_facts,
+    print_infos,
+    print_json,
 )
 from prefect_augment.errors import ParameterError
 
 if TYPE_CHECKING:
-    from prefect_augment.schema.base import Fact
+    from prefect_augment.schema.base import Result
 
 __all__ = ["erase", "export", "gc", "inspect", "rollback", "verify", "versions"]
 
@@ -32,7 +32,7 @@ def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.maintenance.inspect import versions as list_versions
 
-    print_facts(list_versions(open_root(dest, block)), as_json=as_json)
+    print_infos(list_versions(open_root(dest, block)), as_json=as_json)
 
 
 def inspect(
@@ -50,10 +50,10 @@ def inspect(
 
     store = open_root(dest, block)
     if diff is None:
-        fact: Fact = maintain.inspect(store, version)
+        result: Result = maintain.inspect(store, version)
     else:
-        fact = maintain.diff(store, diff, version or latest_version(store) or diff)
-    print_fact(fact, as_json=as_json)
+        result = maintain.diff(store, diff, version or latest_version(store) or diff)
+    print_json(result, as_json=as_json)
 
 
 def verify(
@@ -69,7 +69,7 @@ def verify(
     from prefect_augment.maintenance.verify import verify as check
 
     found = check(open_root(dest, block), version, repair=repair)
-    print_fact(found, as_json=as_json)
+    print_json(found, as_json=as_json)
     if found.problems:
         raise typer.Exit(1)
 
@@ -86,7 +86,7 @@ def rollback(
     """Publish an older version again, as the newest; nothing is copied and nothing is lost."""
     from prefect_augment.maintenance.rollback import rollback as roll_back
 
-    print_fact(roll_back(open_root(dest, block), to), as_json=as_json)
+    print_json(roll_back(open_root(dest, block), to), as_json=as_json)
 
 
 def gc(
@@ -110,7 +110,7 @@ def gc(
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    print_fact(found, as_json=as_json)
+    print_json(found, as_json=as_json)
 
 
 def export(
@@ -156,7 +156,7 @@ def export(
         origins=[origin for origin in known if origin in (origins or ())],
         options=block_options(block),
     )
-    print_fact(found, as_json=as_json)
+    print_json(found, as_json=as_json)
 
 
 def erase(
@@ -182,7 +182,7 @@ def erase(
             raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
         conditions.append((name, value))
     chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
-    print_fact(take_out(open_root(dest, block), chosen, where=conditions), as_json=as_json)
+    print_json(take_out(open_root(dest, block), chosen, where=conditions), as_json=as_json)
 
 
 def _read_ids(text: str) -> list[str]:

@@ -34,7 +34,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from prefect_augment.errors import AugmentError, ParameterError
-from prefect_augment.schema.base import Fact
+from prefect_augment.schema.base import Result
 from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.storage.manifests import list_versions
 from prefect_augment.storage.store import Store, contains, open_store
@@ -75,7 +75,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-class Check(Fact):
+class Check(Result):
     """One thing that was looked at."""
 
     area: str
@@ -251,8 +251,8 @@ def check_gpu() -> list[Check]:
         torch = None
     if torch is not None and torch.cuda.is_available():
         n = torch.cuda.device_count()
-        facts = [torch.cuda.get_device_properties(i) for i in range(n)]
-        found = ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in facts)
+        info = [torch.cuda.get_device_properties(i) for i in range(n)]
+        found = ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in info)
         return [_check("machine", "GPU", "ok", found)]
     if Path("/proc/driver/nvidia/version").exists() and torch is not None:
         advice = "install the PyTorch build for this driver (pytorch.org/get-started)."

@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from prefect_augment.schema.base import (
-    ArmScore,
-    Fact,
     Interval,
     LatentResult,
+    Result,
     RunResult,
+    StrategyScore,
     TrainResult,
     Verdict,
 )
@@ -26,10 +26,10 @@ __all__ = [
     "show_checks",
     "show_demo",
     "show_evaluation",
-    "show_fact",
     "show_latents",
     "show_policy",
     "show_profile",
+    "show_result",
     "show_run",
     "show_training",
 ]
@@ -38,7 +38,7 @@ COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
 
 def show_run(console: Console, result: RunResult) -> None:
-    """Print a run: classes before and after, arms, verdict, recipe, where things are."""
+    """Print a run: classes before and after, strategies, verdict, recipe, where things are."""
     _show_classes(console, result)
     if result.status == "planned":
         estimate = result.plan.estimate
@@ -48,11 +48,11 @@ def show_run(console: Console, result: RunResult) -> None:
             highlight=False,
         )
         return
-    _show_arms(console, result.arms)
+    _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
     if result.recipe is not None:
         console.print(
-            f"[bold]Recipe[/]: {escape(result.recipe.arm.name)}. {escape(result.recipe.sentence)}"
+            f"[bold]Recipe[/]: {escape(result.recipe.strategy.name)}. {escape(result.recipe.sentence)}"
         )
     if result.approval is not None:
         console.print(escape(result.approval.sentence), soft_wrap=True)
@@ -105,10 +105,10 @@ def show_evaluation(console: Console, result: RunResult) -> None:
     if counts:
         console.print(
             f"{counts['given']:,} records given, {counts['quarantined']:,} of them could not be judged; of "
-            f"{counts['judged']:,} judged {counts['passed']:,} pass the gate.",
+            f"{counts['compared']:,} judged {counts['passed']:,} pass the gate.",
             highlight=False,
         )
-    _show_arms(console, result.arms)
+    _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
     for note in result.notes:
         console.print(f"- {escape(note)}", highlight=False, soft_wrap=True)
@@ -121,7 +121,8 @@ def show_training(console: Console, result: TrainResult) -> None:
     word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
     effort = f"{model.steps:,} steps on " if model.steps else ""
     console.print(
-        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_fit:,} fit records of {result.n_records:,}.",
+        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_training:,} training records of "
+        f"{result.n_records:,}.",
         highlight=False,
     )
     console.print(f"[bold]Can sample[/]: {escape(', '.join(model.strata)) or 'no class'}")
@@ -163,10 +164,10 @@ def show_latents(console: Console, result: LatentResult) -> None:
     if result.latents.use == "anomalies":
         _show_flagged(console, found["counts"])
     if result.latents.use == "reconstructions":
-        _show_value(console, found["parts"].get("val", found["parts"]), 0)
+        _show_value(console, found["parts"].get("validation", found["parts"]), 0)
     console.print(
         f"[bold]Model[/]: {escape(result.model.kind)} {result.model.digest[:12]}, trained on "
-        f"{result.model.n_fit:,} records",
+        f"{result.model.n_training:,} records",
         highlight=False,
     )
     for note in result.notes:
@@ -217,9 +218,9 @@ def show_profile(console: Console, profile: Any) -> None:
         console.print(f"- {escape(note)}", highlight=False)
 
 
-def show_fact(console: Console, fact: Fact) -> None:
+def show_result(console: Console, result: Result) -> None:
     """Print any other fact as indented names and values."""
-    _show_value(console, fact.model_dump(mode="json"), 0)
+    _show_value(console, result.model_dump(mode="json"), 0)
 
 
 def show_checks(console: Console, checks: Sequence[Any]) -> None:
@@ -283,7 +284,7 @@ def _show_classes(console: Console, result: RunResult) -> None:
             if train and not entry.by
             else entry.n_real + sum(added.values())
         )
-        name = escape(entry.name) + ("" if entry.judged else " (not judged)")
+        name = escape(entry.name) + ("" if entry.compared else " (not judged)")
         table.add_row(
             name,
             f"{entry.n_real:,}",
@@ -298,38 +299,40 @@ def _show_classes(console: Console, result: RunResult) -> None:
         console.print(f"[yellow]{escape(warning)}[/]")
 
 
-def _show_arms(console: Console, scores: tuple[ArmScore, ...]) -> None:
+def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> None:
     if not scores:
         return
-    learners = list(scores[0].learners)
-    table = Table("arm", "amount", "seeds", "balanced accuracy", title="Arms on val")
-    for name in learners:
+    estimators = list(scores[0].estimators)
+    table = Table(
+        "strategy", "amount", "seeds", "balanced accuracy", title="Strategies on validation records"
+    )
+    for name in estimators:
         table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
-    by_arm: dict[str, list[ArmScore]] = {}
+    by_strategy: dict[str, list[StrategyScore]] = {}
     for score in scores:
-        by_arm.setdefault(score.arm.name, []).append(score)
-    for name, group in by_arm.items():
+        by_strategy.setdefault(score.strategy.name, []).append(score)
+    for name, group in by_strategy.items():
         values = [s.score for s in group]
         spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
         first = group[0]
         cells = [
             f"{x.balanced_accuracy:.3f} / {x.macro_f1:.3f} / {x.auprc:.3f}"
-            for x in (first.learners[k] for k in learners)
+            for x in (first.estimators[k] for k in estimators)
         ]
         mean = f"{sum(values) / len(values):.3f}{spread}"
-        table.add_row(escape(name), f"{first.arm.amount:g}", str(len(group)), mean, *cells)
+        table.add_row(escape(name), f"{first.strategy.amount:g}", str(len(group)), mean, *cells)
     console.print(table)
 
 
 def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     if verdict is None:
         return
-    table = Table("arm", "balanced accuracy, 95 % interval", title="Hold-out")
+    table = Table("strategy", "balanced accuracy, 95 % interval", title="Hold-out")
     for name, interval in verdict.balanced_accuracy.items():
         table.add_row(escape(name), _interval(interval))
     for difference in verdict.differences:
         table.add_row(
-            f"{escape(difference.arm)} less {escape(difference.against)}",
+            f"{escape(difference.strategy)} less {escape(difference.against)}",
             _interval(difference.interval, sign=True),
         )
     console.print(table)

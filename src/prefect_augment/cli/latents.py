@@ -22,7 +22,7 @@ from prefect_augment.cli.options import (
     Seed,
     Source,
     Steps,
-    holdout_wish,
+    holdout_params,
     in_file,
     lay_over,
     lay_seed,
@@ -48,7 +48,8 @@ Dest = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="A kind of model; auto: the first that is able.")]
 Part = Annotated[
-    list[str] | None, typer.Option(help="Only fit, val or holdout; repeatable. All by default.")
+    list[str] | None,
+    typer.Option(help="Only training, validation or holdout; repeatable. All by default."),
 ]
 Out = Annotated[
     str, typer.Option("--out", help="Folder or URL for the result; else beside the dataset.")
@@ -80,7 +81,9 @@ def _shared(
 ) -> dict[str, Any]:
     """Return the parameters that all flows take: those of the file with the options laid over them."""
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(
+        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
+    )
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
     lay_over(given, "output", parts=part, uri=out)
@@ -95,7 +98,7 @@ N_PLACES = 3  # of the shared parameters, those before a command's own: source, 
 
 
 def _use(wishes: Callable[..., Wishes]) -> Callable[..., None]:
-    """Make a command of a function that turns its own options into wishes."""
+    """Make a command of a function that turns its own options into params."""
     shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
     own = list(inspect.signature(wishes, eval_str=True).parameters.values())
     as_json = inspect.Parameter(
@@ -142,7 +145,8 @@ def anomalies(
         typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
     ] = None,
     normal_share: Annotated[
-        float | None, typer.Option(help="Share of normal val records that may be flagged (0.05).")
+        float | None,
+        typer.Option(help="Share of normal validation records that may be flagged (0.05)."),
     ] = None,
 ) -> Wishes:
     """Score how strange every record is, and flag those beyond what is normal."""

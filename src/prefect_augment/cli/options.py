@@ -17,7 +17,7 @@ from rich.markup import escape
 from prefect_augment.errors import ParameterError
 
 if TYPE_CHECKING:
-    from prefect_augment.schema.base import Fact
+    from prefect_augment.schema.base import Result
     from prefect_augment.storage.store import Store
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "block_options",
     "err",
     "escape",
-    "holdout_wish",
+    "holdout_params",
     "in_file",
     "lay_over",
     "lay_seed",
@@ -48,11 +48,11 @@ __all__ = [
     "out",
     "parameter_errors",
     "prefect_session",
-    "print_fact",
-    "print_facts",
+    "print_infos",
+    "print_json",
     "print_result",
     "read_params",
-    "target_wish",
+    "target_params",
 ]
 
 out = Console()
@@ -83,7 +83,9 @@ Label = Annotated[str, typer.Option("--label", help="The column that holds the c
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by default.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Arms judged at the same time, 2 by default; never changes a byte."),
+    typer.Option(
+        min=1, help="Strategies judged at the same time, 2 by default; never changes a byte."
+    ),
 ]
 Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
 ParamsFile = Annotated[
@@ -93,10 +95,10 @@ ParamsFile = Annotated[
     ),
 ]
 
-R = TypeVar("R", bound="Fact")
+R = TypeVar("R", bound="Result")
 
 
-# --- wishes -----------------------------------------------------------------------------------
+# --- params -----------------------------------------------------------------------------------
 
 
 def read_params(path: Path | None) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def lay_seed(given: dict[str, Any], seed: int | None) -> None:
     given["seed"] = given.get("seed", 0) if seed is None else seed
 
 
-def holdout_wish(text: str) -> dict[str, Any]:
+def holdout_params(text: str) -> dict[str, Any]:
     """Read a fraction, or the URI of hold-out records."""
     if not text:
         return {}
@@ -153,7 +155,7 @@ def holdout_wish(text: str) -> dict[str, Any]:
         return {"holdout_uri": text}
 
 
-def target_wish(text: str) -> dict[str, Any]:
+def target_params(text: str) -> dict[str, Any]:
     """Read a rule, or a number of records per class."""
     return {"target": "count", "count": int(text)} if text.isdigit() else {"target": text}
 
@@ -203,21 +205,21 @@ def print_result(result: R, show: Callable[[Console, R], None], *, as_json: bool
         show(out, result)
 
 
-def print_fact(fact: Fact, *, as_json: bool) -> None:
+def print_json(result: Result, *, as_json: bool) -> None:
     """Print a fact as one JSON object, or for people."""
-    from prefect_augment.cli.formatting import show_fact
+    from prefect_augment.cli.formatting import show_result
 
-    print_result(fact, show_fact, as_json=as_json)
+    print_result(result, show_result, as_json=as_json)
 
 
-def print_facts(facts: Iterable[Fact], *, as_json: bool) -> None:
+def print_infos(info: Iterable[Result], *, as_json: bool) -> None:
     """Print facts as one JSON list, however many there are, or for people."""
     if as_json:
-        data = [fact.model_dump(mode="json") for fact in facts]
+        data = [result.model_dump(mode="json") for result in info]
         print(json.dumps(data, ensure_ascii=False))
     else:
-        for fact in facts:
-            print_fact(fact, as_json=False)
+        for result in info:
+            print_json(result, as_json=False)
 
 
 def open_root(uri: str, block: str = "") -> Store:

@@ -26,7 +26,7 @@ from prefect_augment.cli.options import (
     Target,
     Workers,
     escape,
-    holdout_wish,
+    holdout_params,
     in_file,
     lay_over,
     lay_seed,
@@ -35,7 +35,7 @@ from prefect_augment.cli.options import (
     prefect_session,
     print_result,
     read_params,
-    target_wish,
+    target_params,
 )
 
 if TYPE_CHECKING:
@@ -78,10 +78,12 @@ def rebalance(
 ) -> None:
     """Bring rare classes up in the way that helps on held-out real data, and publish the result."""
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(
+        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
+    )
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
-    lay_over(given, "balance", by=by, **target_wish(target))
+    lay_over(given, "balance", by=by, **target_params(target))
     lay_over(given, "budget", minutes=minutes, steps=steps)
     lay_over(given, "gate", on_no_gain=on_no_gain)
     lay_over(given, "approval", ask=require_approval)

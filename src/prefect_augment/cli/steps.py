@@ -23,7 +23,7 @@ from prefect_augment.cli.options import (
     Target,
     Workers,
     block_options,
-    holdout_wish,
+    holdout_params,
     in_file,
     lay_over,
     lay_seed,
@@ -32,7 +32,7 @@ from prefect_augment.cli.options import (
     prefect_session,
     print_result,
     read_params,
-    target_wish,
+    target_params,
 )
 from prefect_augment.errors import RefusedError
 
@@ -75,10 +75,12 @@ def augment(
 ) -> None:
     """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not judged."""
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(
+        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
+    )
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
-    lay_over(given, "balance", by=by, **target_wish(target))
+    lay_over(given, "balance", by=by, **target_params(target))
     if policy is not None:
         lay_over(given, "classic", policy=policy.read_text())
     lay_seed(given, seed)
@@ -129,7 +131,9 @@ def train(
 ) -> None:
     """Train the generative model alone; `rebalance` with the same options finds and uses it."""
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=source, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(
+        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
+    )
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=dest)
     lay_over(given, "balance", by=by)
@@ -177,7 +181,7 @@ def evaluate(
     Ends with 0 whatever the verdict, and with 3 where --fail-on names what was found.
     """
     given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_wish(holdout))
+    lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_params(holdout))
     lay_over(given, "source", include=include, exclude=exclude)
     lay_over(given, "destination", uri=report)
     lay_over(given, "budget", minutes=minutes)

@@ -1,6 +1,6 @@
 """Staged records as arrays, and what is the same about them for every kind of data.
 
-Staged records of tables in matrix form: what models, gates and learners work on.
+Staged records of tables in matrix form: what models, gates and estimators work on.
 
 What travels to the gate and back: records with their strata, what is asked, what became of each.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import BalancePlan, ClassGate, DatasetFacts, Modality
+from prefect_augment.schema.base import BalancePlan, ClassFilter, DatasetInfo, Modality
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import canonical_json
@@ -30,9 +30,9 @@ from prefect_augment.storage.store import Store
 __all__ = [
     "N_FEWER_FOLDS",
     "N_FOLDS",
-    "SMALL_VAL",
+    "SMALL_VALIDATION",
     "Asked",
-    "GateOutcome",
+    "FilterOutcome",
     "Labelled",
     "Limits",
     "Matrix",
@@ -51,10 +51,10 @@ Int = NDArray[np.int64]
 
 N_FOLDS = 5
 N_FEWER_FOLDS = 3  # where a budget does not allow five
-# Below so many val records in the rarest judged class, val alone decides by luck, and arms are
-# compared by folds over fit + val instead. Tables: the standard error of a recall is above 3 points.
+# Below so many validation records in the rarest judged class, validation alone decides by luck, and strategies are
+# compared by folds over fit + validation instead. Tables: the standard error of a recall is above 3 points.
 # Images, whose fits take many times longer: one record is 10 points of it.
-SMALL_VAL: dict[Modality, int] = {"table": 200, "image": 10}
+SMALL_VALIDATION: dict[Modality, int] = {"table": 200, "image": 10}
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Records:
         ``content_key``; twins share it.
     groups : ndarray of int64, shape (n,), or None
         Records of one group stay together in folds and resamples.
-    is_val : ndarray of bool, shape (n,)
-        Which records belong to val.
+    is_validation : ndarray of bool, shape (n,)
+        Which records belong to validation.
     """
 
     X: NDArray[Any]
@@ -83,10 +83,10 @@ class Records:
     keys: NDArray[np.str_]
     content: NDArray[np.str_]
     groups: Int | None
-    is_val: NDArray[np.bool_]
+    is_validation: NDArray[np.bool_]
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
-    judged: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
 
     def labelled(self, rows: Int) -> Labelled:
         """Return some records with their strata."""
@@ -105,10 +105,10 @@ class Shared(TypedDict):
     keys: NDArray[np.str_]
     content: NDArray[np.str_]
     groups: Int | None
-    is_val: NDArray[np.bool_]
+    is_validation: NDArray[np.bool_]
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
-    judged: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
 
 
 def by_columns(plan: BalancePlan) -> tuple[str, ...]:
@@ -116,45 +116,47 @@ def by_columns(plan: BalancePlan) -> tuple[str, ...]:
     return tuple(plan.classes[0].by) if plan.classes else ()
 
 
-def training_table(store: Store, facts: DatasetFacts) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """Return fit and val, sorted by key, and which of them are val; the hold-out is not read."""
-    parts = [read_part(store, facts, [part]) for part in ("fit", "val")]
+def training_table(store: Store, info: DatasetInfo) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Return training and validation, sorted by key, and which of them are validation; the hold-out is not read."""
+    parts = [read_part(store, info, [part]) for part in ("training", "validation")]
     table = pa.concat_tables(parts)
-    is_val = np.repeat([False, True], [part.num_rows for part in parts])
+    is_validation = np.repeat([False, True], [part.num_rows for part in parts])
     order = pc.sort_indices(table, sort_keys=[("aug_id", "ascending")])
-    return table.take(order), is_val[order.to_numpy()]
+    return table.take(order), is_validation[order.to_numpy()]
 
 
 def shared_fields(
     table: pa.Table,
     *,
-    facts: DatasetFacts,
+    info: DatasetInfo,
     plan: BalancePlan,
-    is_val: NDArray[np.bool_] | None = None,
+    is_validation: NDArray[np.bool_] | None = None,
 ) -> Shared:
     """Return what all kinds of data say alike, with classes and strata in the plan's order."""
     classes = tuple(dict.fromkeys(c.label for c in plan.classes))
     names = tuple(c.name for c in plan.classes)
     groups = None
-    if facts.group_column:
+    if info.group_column:
         groups = np.unique(
-            np.array(label_names(table[facts.group_column]), dtype=object).astype(str),
+            np.array(label_names(table[info.group_column]), dtype=object).astype(str),
             return_inverse=True,
         )[1]
     return Shared(
-        y=_codes(label_names(table[facts.label]), classes),
-        strata=_codes(table_strata(table, label=facts.label, by=by_columns(plan)), names),
+        y=_codes(label_names(table[info.label]), classes),
+        strata=_codes(table_strata(table, label=info.label, by=by_columns(plan)), names),
         keys=_texts(table, "aug_id"),
         content=_texts(table, "content_key"),
         groups=groups,
-        is_val=np.zeros(table.num_rows, dtype=bool) if is_val is None else is_val,
+        is_validation=np.zeros(table.num_rows, dtype=bool)
+        if is_validation is None
+        else is_validation,
         classes=classes,
         strata_names=names,
-        judged=np.array([name in facts.judged for name in classes]),
+        compared=np.array([name in info.compared for name in classes]),
     )
 
 
-# Every arm of a run asks for the same records, one after the other or from several threads.
+# Every strategy of a run asks for the same records, one after the other or from several threads.
 _recent: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
 _recent_lock = Lock()
 MAX_RECENT = 2
@@ -162,9 +164,9 @@ MAX_RECENT = 2
 R = TypeVar("R", bound=Records)
 
 
-def recent(store: Store, facts: DatasetFacts, plan: BalancePlan, read: Callable[[], R]) -> R:
+def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[], R]) -> R:
     """Return the training records from memory where they were read lately, else read them."""
-    key = (store.uri, facts.digest + facts.key, canonical_json(list(plan.classes)))
+    key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)))
     with _recent_lock:
         if key not in _recent:
             _recent[key] = read()
@@ -206,35 +208,35 @@ class Matrix(Records):
         return np.asarray(self.encoder.n_levels, dtype=np.int64)
 
 
-def training_matrix(store: Store, facts: DatasetFacts, plan: BalancePlan) -> Matrix:
-    """Return fit and val in matrix form, sorted by key.
+def training_matrix(store: Store, info: DatasetInfo, plan: BalancePlan) -> Matrix:
+    """Return training and validation in matrix form, sorted by key.
 
     The encoder is fitted on these records alone; the hold-out is not read.
     """
 
     def read() -> Matrix:
-        table, is_val = training_table(store, facts)
+        table, is_validation = training_table(store, info)
         encoder = TableEncoder.fit(
-            table, columns=facts.columns, label=facts.label, by=by_columns(plan)
+            table, columns=info.columns, label=info.label, by=by_columns(plan)
         )
-        return to_matrix(table, facts=facts, plan=plan, encoder=encoder, is_val=is_val)
+        return to_matrix(table, info=info, plan=plan, encoder=encoder, is_validation=is_validation)
 
-    return recent(store, facts, plan, read)
+    return recent(store, info, plan, read)
 
 
 def to_matrix(
     table: pa.Table,
     *,
-    facts: DatasetFacts,
+    info: DatasetInfo,
     plan: BalancePlan,
     encoder: TableEncoder,
-    is_val: NDArray[np.bool_] | None = None,
+    is_validation: NDArray[np.bool_] | None = None,
 ) -> Matrix:
     """Encode ``table``, with classes and strata in the plan's order."""
     return Matrix(
         X=encoder.encode(table),
         encoder=encoder,
-        **shared_fields(table, facts=facts, plan=plan, is_val=is_val),
+        **shared_fields(table, info=info, plan=plan, is_validation=is_validation),
     )
 
 
@@ -264,7 +266,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class GateOutcome:
+class FilterOutcome:
     """What became of each candidate, in the order given.
 
     Attributes
@@ -277,7 +279,7 @@ class GateOutcome:
         Empty where kept, else one of :data:`~prefect_augment.evaluation.quality.record_filter.REASONS`.
     score : ndarray of float64, shape (n_candidates,)
         Probability of the wanted class by the utility filter; 0 for soft labels, which need none.
-    strata : tuple of ClassGate
+    strata : tuple of ClassFilter
         Counts, reasons and metrics of each stratum that was asked for or has candidates.
     feature_space : str
         Where distances were measured.
@@ -289,21 +291,21 @@ class GateOutcome:
     kept: Bool
     reason: NDArray[np.str_]
     score: Float
-    strata: tuple[ClassGate, ...]
+    strata: tuple[ClassFilter, ...]
     feature_space: str
     notes: tuple[str, ...]
 
 
 class Asked(TypedDict):
-    """What ``gate_records`` is asked, beside the records: the same for every kind of data."""
+    """What ``filter_records`` is asked, beside the records: the same for every kind of data."""
 
     strata: Sequence[str]
     stratum_class: Int
     wanted: Int
     ordinals: Int
-    fit_keys: Sequence[str] | NDArray[np.str_]
-    fit_groups: NotRequired[Any]
-    val_groups: NotRequired[Any]
+    training_keys: Sequence[str] | NDArray[np.str_]
+    training_groups: NotRequired[Any]
+    validation_groups: NotRequired[Any]
     in_domain: NotRequired[Bool | None]
     purpose: NotRequired[Purpose]
     near_copy_quantile: NotRequired[float]

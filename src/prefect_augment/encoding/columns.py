@@ -1,6 +1,6 @@
 """What the columns of a table are: numbers, categories, identifiers, or nothing to learn from.
 
-Kinds are found only where that is unambiguous; a :class:`~prefect_augment.params.ColumnWish` decides
+Kinds are found only where that is unambiguous; a :class:`~prefect_augment.params.ColumnOverride` decides
 the rest. Nothing here changes a value. The label is :mod:`prefect_augment.encoding.labels`' matter.
 """
 
@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 from prefect_augment.encoding.record_ids import plain_array, value_hashes
 from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.params import ColumnWish
-from prefect_augment.schema.base import ColumnFact, ColumnKind
+from prefect_augment.params import ColumnOverride
+from prefect_augment.schema.base import ColumnInfo, ColumnKind
 from prefect_augment.storage.external_sort import Pile
 from prefect_augment.storage.spill import Workspace
 
 __all__ = [
     "ColumnCounts",
     "ColumnSummary",
-    "check_wishes",
+    "check_columns",
     "count_values",
     "describe_columns",
     "describe_summaries",
@@ -51,8 +51,8 @@ ID_TOKENS = frozenset(
 
 
 def describe_columns(
-    table: pa.Table, *, label: str, wishes: Sequence[ColumnWish] = ()
-) -> tuple[ColumnFact, ...]:
+    table: pa.Table, *, label: str, wishes: Sequence[ColumnOverride] = ()
+) -> tuple[ColumnInfo, ...]:
     """Return what was found about each column but the label, in the table's order.
 
     Kinds, the first that fits:
@@ -72,12 +72,12 @@ def describe_columns(
         Records.
     label : str
         The label column; left out.
-    wishes : sequence of ColumnWish
+    params : sequence of ColumnOverride
         What the user says; goes before what is found.
 
     Returns
     -------
-    tuple of ColumnFact
+    tuple of ColumnInfo
         ``n_unique`` counts values other than null; -1 where values cannot be compared (nested).
 
     Raises
@@ -101,10 +101,10 @@ def describe_summaries(
     summaries: Mapping[str, ColumnSummary],
     *,
     label: str,
-    wishes: Sequence[ColumnWish] = (),
-) -> tuple[ColumnFact, ...]:
+    wishes: Sequence[ColumnOverride] = (),
+) -> tuple[ColumnInfo, ...]:
     """Return the same as :func:`describe_columns` of columns that were summarised batch by batch."""
-    wished = check_wishes(schema, label=label, wishes=wishes)
+    wished = check_columns(schema, label=label, wishes=wishes)
     return tuple(
         _describe(name, schema.field(name).type, summaries[name], wished.get(name))
         for name in schema.names
@@ -195,11 +195,11 @@ def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
     return ColumnCounts(n, n - len(values), n_infinite, n_with_blanks, low, high)
 
 
-def check_wishes(
-    schema: pa.Schema, *, label: str, wishes: Sequence[ColumnWish]
-) -> dict[str, ColumnWish]:
-    """Return the wishes by column name; refuse those that name no column, twice the same, or the label."""
-    wished: dict[str, ColumnWish] = {}
+def check_columns(
+    schema: pa.Schema, *, label: str, wishes: Sequence[ColumnOverride]
+) -> dict[str, ColumnOverride]:
+    """Return the params by column name; refuse those that name no column, twice the same, or the label."""
+    wished: dict[str, ColumnOverride] = {}
     for wish in wishes:
         if wish.name not in schema.names:
             raise ParameterError(
@@ -233,18 +233,18 @@ def check_wishes(
 
 
 def _describe(
-    name: str, arrow_type: pa.DataType, found: ColumnSummary, wish: ColumnWish | None
-) -> ColumnFact:
+    name: str, arrow_type: pa.DataType, found: ColumnSummary, wish: ColumnOverride | None
+) -> ColumnInfo:
     kind, note = _kind(name, arrow_type, found)
     if wish is not None and wish.kind != "drop":
         kind, note = wish.kind, "as wished in source.columns"
     if found.counts.n_infinite:
         infinite = (
             f"{found.counts.n_infinite} infinite values: kept in real records, read as missing by models and "
-            "learners"
+            "estimators"
         )
         note = f"{note}; {infinite}" if note else infinite
-    return ColumnFact(
+    return ColumnInfo(
         name=name,
         arrow_type=str(arrow_type),
         kind=kind,

@@ -24,7 +24,7 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
     field : pyarrow.Field
         The column's name, type and nullability.
     column : pyarrow.ChunkedArray
-        Its values in the fit records.
+        Its values in the training records.
     kind : str
         constant, empty, identifier or opaque.
 
@@ -34,7 +34,7 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
         ``constant``: its value repeated. ``empty`` and ``opaque``: null. ``identifier``: null where
         the type is no number and may be null, else fresh. Signed and float ones count down from
         ``min(0, smallest) - 1``; unsigned ones from the type's largest value, which no row number
-        comes near (the next free number would be one that val or hold-out records have); text is
+        comes near (the next free number would be one that validation or hold-out records have); text is
         ``synthetic-`` and the first 16 digits of the record's ``aug_id``.
 
     Raises

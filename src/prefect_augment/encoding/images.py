@@ -1,4 +1,4 @@
-"""Image records as arrays and back: one fitted encoder, shared by models, gates and learners.
+"""Image records as arrays and back: one fitted encoder, shared by models, gates and estimators.
 
 How files become pixels is said in :mod:`~prefect_augment.encoding.pixels`. The encoder adds one
 size and one number of channels for all: every image is scaled with its aspect kept into a square of

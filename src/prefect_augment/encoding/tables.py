@@ -1,6 +1,6 @@
-"""Tables as matrices and back: one fitted encoder, shared by models, gates and learners.
+"""Tables as matrices and back: one fitted encoder, shared by models, gates and estimators.
 
-The encoder is fitted on some records (for a model: the fit records only) and remembers the source's
+The encoder is fitted on some records (for a model: the training records only) and remembers the source's
 schema, what each column is, and the classes. ``encode`` gives the matrix form, ``decode`` a table
 with the source's columns, order, types and schema metadata, every value from its column's domain.
 """
@@ -30,7 +30,7 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.schema.base import ColumnFact, class_order
+from prefect_augment.schema.base import ColumnInfo, class_order
 
 __all__ = ["TableEncoder", "table_strata"]
 
@@ -70,7 +70,7 @@ class TableEncoder(StoredEncoder):
 
     @classmethod
     def fit(
-        cls, table: pa.Table, *, columns: Sequence[ColumnFact], label: str, by: Sequence[str] = ()
+        cls, table: pa.Table, *, columns: Sequence[ColumnInfo], label: str, by: Sequence[str] = ()
     ) -> TableEncoder:
         """Return the encoder of these records.
 
@@ -79,7 +79,7 @@ class TableEncoder(StoredEncoder):
         table : pyarrow.Table
             Records; columns that are neither the label nor in ``columns`` (ids of staged records)
             are left out.
-        columns : sequence of ColumnFact
+        columns : sequence of ColumnInfo
             What each column is. Those of kind numeric and category are learnt, but for the ``by``
             columns, which the stratum fixes.
         label : str
@@ -94,7 +94,7 @@ class TableEncoder(StoredEncoder):
         ParameterError
             If a column that may not be null has no rule for new records.
         """
-        kinds = {fact.name: fact.kind for fact in columns}
+        kinds = {result.name: result.kind for result in columns}
         _check_columns(table, [*kinds, label, *by])
         fields = [f for f in table.schema if f.name in kinds or f.name == label]
         schema = stored_schema(pa.schema(fields, table.schema.metadata))
@@ -105,8 +105,8 @@ class TableEncoder(StoredEncoder):
                 continue
             kind = kinds[field.name]
             if kind in LEARNT:
-                fit = fit_number if kind == "numeric" else fit_category
-                codecs[field.name] = fit(
+                training = fit_number if kind == "numeric" else fit_category
+                codecs[field.name] = training(
                     plain(table.column(field.name)), column=field.name, nullable=field.nullable
                 )
             else:

@@ -63,7 +63,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
     recipe : Recipe, dict or None, default=None
         ``dataset.recipe``, or the content of a ``recipe.json``. None trains and reads as the
         estimator alone would.
-    learner : str, default=""
+    thresholds_of : str, default=""
         Whose multipliers: the classifier of the comparison that ``estimator`` is most like
         (``boosting``, ``logistic``); may be left out where there is one, or no multipliers.
     prior : dict or None, default=None
@@ -99,14 +99,14 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         estimator: Any,
         recipe: Any = None,
         *,
-        learner: str = "",
+        thresholds_of: str = "",
         prior: Any = None,
         correct_prior: bool = True,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
         self.recipe = recipe
-        self.learner = learner
+        self.thresholds_of = thresholds_of
         self.prior = prior
         self.correct_prior = correct_prior
         self.random_state = random_state
@@ -126,7 +126,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         Raises
         ------
         ParameterError
-            If recipe, learner or prior do not fit the classes.
+            If recipe, thresholds_of or prior do not fit the classes.
         """
         recipe = self._recipe()
         if recipe is not None:  # else the estimator looks at it
@@ -147,7 +147,9 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
                 setattr(self, name, getattr(self.estimator_, name))
         if recipe is not None:
             names = self._names(recipe)
-            multipliers_of(recipe, self.learner, names)  # refuses a learner that there is not
+            multipliers_of(
+                recipe, self.thresholds_of, names
+            )  # refuses a thresholds_of that there is not
             prior_corrected(np.ones((1, len(names))), recipe, names, self.prior)
             if recipe.thresholds and not hasattr(self.estimator_, "predict_proba"):
                 raise ParameterError(
@@ -165,7 +167,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             return np.asarray(self.estimator_.predict(X))
         names = self._names(recipe)
         proba = self._as_trained(recipe, names, self.estimator_.predict_proba(X))
-        proba = rescaled(proba, names, multipliers_of(recipe, self.learner, names))
+        proba = rescaled(proba, names, multipliers_of(recipe, self.thresholds_of, names))
         return np.asarray(self.classes_[proba.argmax(axis=1)])
 
     @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]

@@ -36,7 +36,7 @@ from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
 from prefect_augment.evaluation.quality.label_fidelity import utility_scores
 from prefect_augment.evaluation.quality.table_filter import utility_filter
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
-from prefect_augment.params import Budget, ColumnWish, ModelParams
+from prefect_augment.params import Budget, ColumnOverride, ModelParams
 from prefect_augment.registry import MODELS, resolve_model
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
@@ -75,7 +75,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Of training, draws and filter.
     model_params : dict or None, default=None
         The model's own, such as ``{"min_leaf": 10}``.
-    columns : list of ColumnWish or dict, or None, default=None
+    columns : list of ColumnOverride or dict, or None, default=None
         What columns are, where that would be read wrongly: ``{"name": "zip", "kind": "category"}``.
         Columns of arrays are called ``x0``, ``x1`` …
     constraints : list of Constraint or dict, or None, default=None
@@ -375,15 +375,15 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             label += "_"
         labels = pa.array(names, pa.string()).take(pa.array(codes))
         table = table.append_column(pa.field(label, labels.type, nullable=False), labels)
-        wishes = TypeAdapter(list[ColumnWish]).validate_python(list(self.columns or []))
+        wishes = TypeAdapter(list[ColumnOverride]).validate_python(list(self.columns or []))
         for wish in wishes:
             if wish.kind == "drop":
                 raise ParameterError(
-                    f"columns wishes to drop {wish.name!r}, and rows come back as they were; leave "
+                    f"columns params to drop {wish.name!r}, and rows come back as they were; leave "
                     "the column out of X, or take kind: opaque."
                 )
-        facts = describe_columns(table, label=label, wishes=wishes)
-        self.encoder_ = TableEncoder.fit(table, columns=facts, label=label)
+        info = describe_columns(table, label=label, wishes=wishes)
+        self.encoder_ = TableEncoder.fit(table, columns=info, label=label)
         # The encoder orders classes by its own rule, numpy by another.
         place = np.array([self.encoder_.strata.index(name) for name in names])
         self._by_stratum = self.classes_[np.argsort(place)]
@@ -409,20 +409,20 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows | None:
         """Return which rows stay of those near to a row of ``X``; no row was kept out of the fit."""
         n_rows = np.array(self._spec.class_counts)
-        is_judged = n_rows >= MIN_SAMPLED_RECORDS
+        is_compared = n_rows >= MIN_SAMPLED_RECORDS
         share = self.max_near
         if share == "auto":
-            is_judged &= n_rows < SMALL_CLASS
+            is_compared &= n_rows < SMALL_CLASS
             share = AUTO_NEAR
-        if not is_judged.any():
+        if not is_compared.any():
             return None
         near = NearRows.of(
             share,
             self.model_,
             self.encoder_,
-            fit=(matrix, codes),
-            val=(matrix[:0], codes[:0]),
-            strata=np.flatnonzero(is_judged).tolist(),
+            training=(matrix, codes),
+            validation=(matrix[:0], codes[:0]),
+            strata=np.flatnonzero(is_compared).tolist(),
         )
         return near.where_possible(AUTO_ACCEPTED) if self.max_near == "auto" else near
 

@@ -1,1 +1,1 @@
-"""Metrics, learners, gates, the comparison of arms, and the report."""
+"""Metrics, estimators, gates, the comparison of strategies, and the report."""

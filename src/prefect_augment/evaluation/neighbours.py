@@ -38,7 +38,7 @@ FEATURE_SPACE = (
 )
 BLOCK_BYTES = 32 << 20
 # A 5 % quantile of fewer records is little more than their minimum.
-MIN_VAL = 20
+MIN_VALIDATION = 20
 # A tree beats comparing all pairs on purely numeric records, while there are few columns.
 TREE_MAX_COLUMNS = 12
 TREE_MIN_PAIRS = 2_000_000
@@ -106,7 +106,7 @@ class FeatureSpace:
     ----------
     is_category : ndarray of bool, shape (n_columns,)
     median, scale, low, high : ndarray of float64, shape (n_numeric,)
-        Of the fit records' finite values; infinite values count as the nearest finite one.
+        Of the training records' finite values; infinite values count as the nearest finite one.
     """
 
     is_category: Bool
@@ -208,12 +208,16 @@ def nearest_by_blocks(
     return best
 
 
-def real_distances(space: Space, fit: Any, val: Any) -> Float:
-    """Distances of real records to the nearest fit record, to hold candidates' against.
+def real_distances(space: Space, training: Any, validation: Any) -> Float:
+    """Distances of real records to the nearest training record, to hold candidates' against.
 
-    Those of val; where it has fewer than 20 records, those of the fit records to one another.
+    Those of validation records; where it has fewer than 20 records, those of the training records to one another.
     """
-    distances = space.nearest(val, fit) if len(val) >= MIN_VAL else space.nearest_others(fit)
+    distances = (
+        space.nearest(validation, training)
+        if len(validation) >= MIN_VALIDATION
+        else space.nearest_others(training)
+    )
     return distances[np.isfinite(distances)]
 
 
@@ -241,14 +245,14 @@ def near_limit(real: Float, quantile: float) -> float:
 def near_copies(
     distance: Float, real: Float, quantile: float, ordinals: Int, standing: Bool
 ) -> Bool:
-    """Which candidates are nearer to a fit record than real records are.
+    """Which candidates are nearer to a training record than real records are.
 
     Parameters
     ----------
     distance : ndarray of float64, shape (n_candidates,)
-        To the nearest fit record.
+        To the nearest training record.
     real : ndarray of float64, shape (n_real,)
-        The same of real records that are not fit records, at least one.
+        The same of real records that are not training records, at least one.
     quantile : float in [0, 1)
         Share of real records that count as too near.
     ordinals : ndarray of int64, shape (n_candidates,)

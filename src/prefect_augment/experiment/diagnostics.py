@@ -1,7 +1,7 @@
 """What the verdict's reading of the hold-out says further: robustness, groups, calibration.
 
 Nothing here reads records: it gets the hold-out as the verdict has read it, and predictions of the
-learners that the verdict has trained.
+estimators that the verdict has trained.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from prefect_augment.evaluation.metrics.corruptions import (
     Corruption,
     Scale,
 )
-from prefect_augment.evaluation.metrics.decision import ArmPredictions
+from prefect_augment.evaluation.metrics.decision import StrategyPredictions
 from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_corrupt
 from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
-from prefect_augment.experiment.evaluator import Synthetic, Workbench
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.plan.priors import class_shares, left_by_loss, shares_of
 from prefect_augment.plan.strategies import wanted_records
-from prefect_augment.schema.base import Arm, Verdict
+from prefect_augment.schema.base import Strategy, Verdict
 from prefect_augment.schema.experiment import (
-    CalibrationFacts,
-    HoldoutFacts,
-    RobustnessFacts,
-    SliceFacts,
+    CalibrationResult,
+    HoldoutResult,
+    RobustnessResult,
+    SliceResult,
 )
 from prefect_augment.synthesis.soft_labels import share_sums
 
-__all__ = ["Copies", "Holdout", "corrupted_copies", "further_facts", "pairs_of"]
+__all__ = ["Copies", "Holdout", "corrupted_copies", "diagnose", "pairs_of"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
-# Corrupted copies are predicted by every learner of every arm and seed. So many records tell balanced
+# Corrupted copies are predicted by every estimator of every strategy and seed. So many records tell balanced
 # accuracy to half a point; with many classes, and of images, fewer keep their arrays below 100 MiB.
 MAX_CORRUPTED = 20_000
 MAX_PROBABILITIES = 4_000_000
 MAX_VALUES = 100 << 20
-# Of probabilities that calibration looks at, per learner and seed: 40 MiB.
+# Of probabilities that calibration looks at, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
 # Enough for an interval of three sums; the verdict's own has gate.n_bootstrap.
 CALIBRATION_DRAWS = 500
@@ -73,13 +73,13 @@ class Holdout:
     by: dict[str, list[str]]
 
     @classmethod
-    def of(cls, bench: Workbench, table: pa.Table) -> Holdout:
+    def of(cls, evaluator: Evaluator, table: pa.Table) -> Holdout:
         """Take the hold-out from its table."""
         by = {
             name: plain(table[name]).cast(pa.string()).fill_null(NULL_TEXT).to_pylist()
-            for name in by_columns(bench.plan)
+            for name in by_columns(evaluator.plan)
         }
-        return cls(bench.read(table), by)
+        return cls(evaluator.read(table), by)
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class Copies:
         return np.asarray(predicted == y[self.rows])
 
 
-def corrupted_copies(bench: Workbench, holdout: Records, *, seed: int) -> Copies:
+def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Copies:
     """Return hold-out records of judged classes, corrupted in every way that their kind knows."""
-    X, is_image = holdout.X, bench.facts.image is not None
+    X, is_image = holdout.X, evaluator.info.image is not None
     corruptions = IMAGE_CORRUPTIONS if is_image else TABLE_CORRUPTIONS
     most = min(MAX_CORRUPTED, max(2000, MAX_PROBABILITIES // len(holdout.classes)))
     if is_image:
         most = min(most, MAX_VALUES // (len(corruptions) * int(np.prod(X.shape[1:]))))
-    rows = rows_to_corrupt(holdout.y, bench.records.judged, most=most, seed=seed)
+    rows = rows_to_corrupt(holdout.y, evaluator.records.compared, most=most, seed=seed)
     scale = None
     if not is_image:
-        matrix = cast("Matrix", bench.records)
+        matrix = cast("Matrix", evaluator.records)
         scale = Scale.of(matrix.X, matrix.is_category)
     made = [
         corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
@@ -125,43 +125,43 @@ def corrupted_copies(bench: Workbench, holdout: Records, *, seed: int) -> Copies
 
 
 def pairs_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """Return the pairs that the verdict compares, without an arm that is only shown."""
+    """Return the pairs that the verdict compares, without a strategy that is only shown."""
     fixed = {verdict.chosen, verdict.baseline} | {d.against for d in verdict.differences}
-    return [(d.arm, d.against) for d in verdict.differences if d.arm in fixed]
+    return [(d.strategy, d.against) for d in verdict.differences if d.strategy in fixed]
 
 
-def further_facts(
+def diagnose(
     verdict: Verdict,
-    predictions: Mapping[str, ArmPredictions],
+    predictions: Mapping[str, StrategyPredictions],
     corrupted: Mapping[str, Float],
     *,
-    bench: Workbench,
+    evaluator: Evaluator,
     holdout: Holdout,
     copies: Copies,
     given: Synthetic | None,
     n_bootstrap: int,
     seed: int,
-) -> HoldoutFacts:
+) -> HoldoutResult:
     """Return what the predictions say beside the verdict.
 
     Parameters
     ----------
     verdict : Verdict
-    predictions : mapping of arm to ArmPredictions
-        At least of the arms that the verdict compares.
-    corrupted : mapping of arm to ndarray of float64, shape (n_seeds, n_corruptions, n_rows)
-        Share of learners that are right about each copy.
+    predictions : mapping of strategy to StrategyPredictions
+        At least of the strategies that the verdict compares.
+    corrupted : mapping of strategy to ndarray of float64, shape (n_seeds, n_corruptions, n_rows)
+        Share of estimators that are right about each copy.
     given : Synthetic, optional
-        What arms with a model trained on.
+        What strategies with a model trained on.
     """
     if not verdict.balanced_accuracy:  # no judged class has a record
-        return HoldoutFacts()
+        return HoldoutResult()
     wishes = {"n_bootstrap": n_bootstrap, "seed": seed}
-    return HoldoutFacts(
-        robustness=_robustness(verdict, predictions, corrupted, bench, holdout, copies, **wishes),
-        slices=_slices(verdict, predictions, bench, holdout, **wishes) if holdout.by else None,
+    return HoldoutResult(
+        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies, **wishes),
+        slices=_slices(verdict, predictions, evaluator, holdout, **wishes) if holdout.by else None,
         calibration=_calibration(
-            verdict, {name: predictions[name] for name in corrupted}, bench, holdout, given,
+            verdict, {name: predictions[name] for name in corrupted}, evaluator, holdout, given,
             seed=seed,
         ),
     )  # fmt: skip
@@ -169,15 +169,15 @@ def further_facts(
 
 def _robustness(
     verdict: Verdict,
-    predictions: Mapping[str, ArmPredictions],
+    predictions: Mapping[str, StrategyPredictions],
     corrupted: Mapping[str, Float],
-    bench: Workbench,
+    evaluator: Evaluator,
     holdout: Holdout,
     copies: Copies,
     *,
     n_bootstrap: int,
     seed: int,
-) -> RobustnessFacts:
+) -> RobustnessResult:
     data, rows = holdout.records, copies.rows
     return robustness(
         data.y[rows],
@@ -188,7 +188,7 @@ def _robustness(
         },
         corruptions=copies.corruptions,
         pairs=pairs_of(verdict),
-        judged=bench.records.judged,
+        compared=evaluator.records.compared,
         groups=None if data.groups is None else data.groups[rows],
         n_bootstrap=n_bootstrap,
         seed=seed,
@@ -197,23 +197,23 @@ def _robustness(
 
 def _slices(
     verdict: Verdict,
-    predictions: Mapping[str, ArmPredictions],
-    bench: Workbench,
+    predictions: Mapping[str, StrategyPredictions],
+    evaluator: Evaluator,
     holdout: Holdout,
     *,
     n_bootstrap: int,
     seed: int,
-) -> SliceFacts:
+) -> SliceResult:
     data = holdout.records
-    as_is = next(name for name, p in predictions.items() if p.arm.family == "as_is")
-    # Where nothing is changed, the arm that was asked about says what it would have done.
+    as_is = next(name for name, p in predictions.items() if p.strategy.family == "as_is")
+    # Where nothing is changed, the strategy that was asked about says what it would have done.
     after = verdict.published if verdict.published != as_is else verdict.chosen
     return slices(
         data.y,
         {name: predictions[name].hits(data.y) for name in {as_is, after}},
         holdout.by,
         classes=data.classes,
-        judged=bench.records.judged,
+        compared=evaluator.records.compared,
         before=as_is,
         after=after,
         groups=data.groups,
@@ -224,13 +224,13 @@ def _slices(
 
 def _calibration(
     verdict: Verdict,
-    predictions: Mapping[str, ArmPredictions],
-    bench: Workbench,
+    predictions: Mapping[str, StrategyPredictions],
+    evaluator: Evaluator,
     holdout: Holdout,
     given: Synthetic | None,
     *,
     seed: int,
-) -> CalibrationFacts:
+) -> CalibrationResult:
     data = holdout.records
     rows = _some(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
     draws = Draws.of(
@@ -240,12 +240,12 @@ def _calibration(
         n_draws=CALIBRATION_DRAWS,
         seed=seed,
     )
-    looked_at = _rarest(data.y[rows], bench.records.judged)
-    true = class_shares(bench.plan)
-    train = {name: _trained(p.arm, bench, given) for name, p in predictions.items()}
-    arms = {
+    looked_at = _rarest(data.y[rows], evaluator.records.compared)
+    true = class_shares(evaluator.plan)
+    train = {name: _trained(p.strategy, evaluator, given) for name, p in predictions.items()}
+    strategies = {
         name: {
-            learner: calibration_of(
+            estimator: calibration_of(
                 data.y[rows],
                 proba[:, rows],
                 classes=data.classes,
@@ -254,21 +254,21 @@ def _calibration(
                 draws=draws,
                 seed=seed,
             )
-            for learner, proba in p.proba.items()
+            for estimator, proba in p.proba.items()
         }
         for name, p in predictions.items()
     }
-    facts = CalibrationFacts(
+    info = CalibrationResult(
         n_records=len(rows),
         n_bins=n_bins_of(len(rows)),
         looked_at=tuple(data.classes[k] for k in looked_at),
-        arms=arms,
+        strategies=strategies,
         prior_true=true,
         prior_train=train,
         published=verdict.published,
         sentence="",
     )
-    return facts.model_copy(update={"sentence": _said(facts)})
+    return info.model_copy(update={"sentence": _said(info)})
 
 
 def _some(n: int, most: int, *, seed: int) -> Int:
@@ -279,40 +279,40 @@ def _some(n: int, most: int, *, seed: int) -> Int:
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
-def _rarest(y: Int, judged: NDArray[np.bool_]) -> list[int]:
+def _rarest(y: Int, compared: NDArray[np.bool_]) -> list[int]:
     """Return the rarest judged classes that occur; of two the rarer: the other says the same."""
-    counts = np.bincount(y, minlength=len(judged))
-    there = np.flatnonzero(judged & (counts > 0))
+    counts = np.bincount(y, minlength=len(compared))
+    there = np.flatnonzero(compared & (counts > 0))
     there = there[np.argsort(counts[there], kind="stable")]
-    most = 1 if len(judged) == 2 else MAX_LOOKED_AT
+    most = 1 if len(compared) == 2 else MAX_LOOKED_AT
     return [int(k) for k in there[:most]]
 
 
-def _trained(arm: Arm, bench: Workbench, given: Synthetic | None) -> dict[str, float]:
-    """Return the class shares that an arm trains with: records times weight."""
+def _trained(strategy: Strategy, evaluator: Evaluator, given: Synthetic | None) -> dict[str, float]:
+    """Return the class shares that a strategy trains with: records times weight."""
     available = shares = None
-    if arm.has_model and given is not None:
-        names = bench.records.strata_names
+    if strategy.has_model and given is not None:
+        names = evaluator.records.strata_names
         sizes = np.bincount(given.strata, minlength=len(names))
         available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
         if given.shares is not None:
             shares = share_sums(given.strata, given.shares, names)
-    counts = {c.name: c.n_real for c in bench.plan.classes}
-    wanted = wanted_records(arm, counts, bench.plan, available=available, shares=shares)
-    found = shares_of(bench.plan, {name: w.effective for name, w in wanted.items()})
-    return left_by_loss(found, arm) if arm.family == "loss" else found
+    counts = {c.name: c.n_real for c in evaluator.plan.classes}
+    wanted = wanted_records(strategy, counts, evaluator.plan, available=available, shares=shares)
+    found = shares_of(evaluator.plan, {name: w.effective for name, w in wanted.items()})
+    return left_by_loss(found, strategy) if strategy.family == "loss" else found
 
 
-def _said(facts: CalibrationFacts) -> str:
-    """Say what was found of the published arm's probabilities."""
-    learners = facts.arms[facts.published]
-    corrected = [c for c in learners.values() if c.corrected is not None]
-    name = f"“{facts.published}”"
+def _said(info: CalibrationResult) -> str:
+    """Say what was found of the published strategy's probabilities."""
+    estimators = info.strategies[info.published]
+    corrected = [c for c in estimators.values() if c.corrected is not None]
+    name = f"“{info.published}”"
     if not corrected:
         return f"{name} trains with the class shares that there are, so its probabilities need no correction."
     better = sum(c.change is not None and c.change.high < 0 for c in corrected)
     worse = sum(c.change is not None and c.change.low > 0 for c in corrected)
-    said = f"the correction is shown to lower the Brier score for {better} of {len(corrected)} learners"
+    said = f"the correction is shown to lower the Brier score for {better} of {len(corrected)} estimators"
     if worse:
         said += f", and to raise it for {worse}"
     return (

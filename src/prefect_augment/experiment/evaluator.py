@@ -1,8 +1,8 @@
-"""The workbench: what judging needs to know of a kind of data.
+"""The evaluator: what judging needs to know of a kind of data.
 
 Scoring, gating and the verdict are written once, over this protocol. Tables bring a
-:class:`~prefect_augment.experiment.table_evaluator.TableBench`, images an
-:class:`~prefect_augment.experiment.image_evaluator.ImageBench`, which is imported on use: it needs torch.
+:class:`~prefect_augment.experiment.table_evaluator.TableEvaluator`, images an
+:class:`~prefect_augment.experiment.image_evaluator.ImageEvaluator`, which is imported on use: it needs torch.
 
 Which records are scored, and what the gate is asked, the same for every kind of data.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import (
     Asked,
-    GateOutcome,
+    FilterOutcome,
     Labelled,
     Limits,
     Records,
@@ -29,21 +29,21 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
-from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts, GateReport
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, FilterResult, Strategy
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import SHARE
 
 __all__ = [
+    "Evaluator",
     "Question",
     "Synthetic",
     "Wishes",
-    "Workbench",
     "best_first",
-    "gate_wishes",
+    "filter_request",
     "groups_of",
     "kept_synthetic",
-    "rarest_in_val",
+    "rarest_in_validation",
     "score_folds",
 ]
 
@@ -51,7 +51,7 @@ Int = NDArray[np.int64]
 
 
 class Synthetic(NamedTuple):
-    """Synthetic records for arms.
+    """Synthetic records for strategies.
 
     Attributes
     ----------
@@ -77,11 +77,11 @@ class Wishes:
     device: str = "auto"  # where networks compute
 
 
-class Workbench(Protocol):
+class Evaluator(Protocol):
     """Records of one kind, and how they are read, learnt and judged."""
 
     @property
-    def facts(self) -> DatasetFacts:
+    def info(self) -> DatasetInfo:
         """What is known of the staged records."""
         ...
 
@@ -92,12 +92,12 @@ class Workbench(Protocol):
 
     @property
     def records(self) -> Records:
-        """Fit and val, sorted by key."""
+        """Training and validation, sorted by key."""
         ...
 
     @property
-    def learners(self) -> tuple[str, ...]:
-        """Names of the classifiers that judge an arm."""
+    def estimators(self) -> tuple[str, ...]:
+        """Names of the classifiers that judge a strategy."""
         ...
 
     def read(self, table: pa.Table) -> Records:
@@ -115,12 +115,12 @@ class Workbench(Protocol):
         """
         ...
 
-    def is_fixed(self, arm: Arm) -> bool:
-        """Whether another seed trains the same learners on the same records again."""
+    def is_fixed(self, strategy: Strategy) -> bool:
+        """Whether another seed trains the same estimators on the same records again."""
         ...
 
     def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
-        """Synthetic records for an arm that trains on ``rows``, best first within a stratum.
+        """Synthetic records for a strategy that trains on ``rows``, best first within a stratum.
 
         ``given`` are those that the run's own model drew and the gate kept.
         """
@@ -128,7 +128,7 @@ class Workbench(Protocol):
 
     def predictions(
         self,
-        arm: Arm,
+        strategy: Strategy,
         rows: Int,
         X: NDArray[Any],
         *,
@@ -136,9 +136,9 @@ class Workbench(Protocol):
         seed: int,
         effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Train each learner on the arm made of ``rows``; yield its name and probabilities of ``X``.
+        """Train each estimator on the strategy made of ``rows``; yield its name and probabilities of ``X``.
 
-        ``effort`` is the share of its steps that a learner takes, where it is trained in steps.
+        ``effort`` is the share of its steps that an estimator takes, where it is trained in steps.
         """
         ...
 
@@ -146,13 +146,13 @@ class Workbench(Protocol):
         """Where distances are measured that may not know which records trained anything."""
         ...
 
-    def gate(self, question: Question) -> GateOutcome:
+    def gate(self, question: Question) -> FilterOutcome:
         """Hold candidates against real records."""
         ...
 
 
 def kept_synthetic(
-    bench: Workbench, store: Store, report: GateReport | None, *, with_dropped: bool = False
+    evaluator: Evaluator, store: Store, report: FilterResult | None, *, with_dropped: bool = False
 ) -> Synthetic | None:
     """Return the candidates that passed the gate as arrays: best first within a stratum.
 
@@ -165,29 +165,29 @@ def kept_synthetic(
     if not shards:
         return None
     # What is kept has a rank and what is dropped a reason; only the source's columns are common.
-    facts = bench.facts
+    info = evaluator.info
     soft = [SHARE] if report.shares and not with_dropped else []
-    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label, *soft])]
+    columns = [*dict.fromkeys([*(c.name for c in info.columns), info.label, *soft])]
     table = read_shards(store, shards, columns)
-    index = {name: i for i, name in enumerate(bench.records.strata_names)}
-    strata = table_strata(table, label=facts.label, by=by_columns(bench.plan))
+    index = {name: i for i, name in enumerate(evaluator.records.strata_names)}
+    strata = table_strata(table, label=info.label, by=by_columns(evaluator.plan))
     return Synthetic(
-        bench.encode(table),
+        evaluator.encode(table),
         np.array([index[s] for s in strata], dtype=np.int64),
         table[SHARE].to_numpy() if soft else None,
     )
 
 
-def rarest_in_val(records: Records) -> int:
-    """Return how many val records the rarest judged class has; 0 where none is judged."""
-    judged = np.flatnonzero(records.judged)
-    return min((int(np.sum(records.is_val & (records.y == k))) for k in judged), default=0)
+def rarest_in_validation(records: Records) -> int:
+    """Return how many validation records the rarest judged class has; 0 where none is judged."""
+    compared = np.flatnonzero(records.compared)
+    return min((int(np.sum(records.is_validation & (records.y == k))) for k in compared), default=0)
 
 
 def score_folds(records: Records, *, n_folds: int, seed: int) -> Int:
-    """Return the fold of each record; with one fold, val's is 0 and fit's -1: it only trains."""
+    """Return the fold of each record; with one fold, validation's is 0 and fit's -1: it only trains."""
     if n_folds == 1:
-        return np.where(records.is_val, 0, -1)
+        return np.where(records.is_validation, 0, -1)
     return stratified_folds(
         records.strata, groups=records.groups, n_folds=n_folds, seed=seed, keys=records.keys
     )
@@ -204,8 +204,8 @@ class Question:
 
     Attributes
     ----------
-    fit, val : ndarray of int64
-        Rows of the workbench's records: those that the candidates were made from, and others.
+    training, validation : ndarray of int64
+        Rows of the evaluator's records: those that the candidates were made from, and others.
     candidates : Labelled
         Encoded, with their strata.
     ordinals : ndarray of int64, shape (n_candidates,)
@@ -218,8 +218,8 @@ class Question:
         Measure what is only reported, too.
     """
 
-    fit: Int
-    val: Int
+    training: Int
+    validation: Int
     candidates: Labelled
     ordinals: Int
     seed: int
@@ -227,7 +227,7 @@ class Question:
     metrics: bool = False
 
 
-def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Question) -> Asked:
+def filter_request(records: Records, plan: BalancePlan, gate: Gate, question: Question) -> Asked:
     """Return what the gate is asked, beside the records."""
     return Asked(
         strata=records.strata_names,
@@ -236,9 +236,9 @@ def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Quest
             [round(c.n_synthetic * question.share) for c in plan.classes], dtype=np.int64
         ),
         ordinals=question.ordinals,
-        fit_keys=records.keys[question.fit],
-        fit_groups=groups_of(records, question.fit),
-        val_groups=groups_of(records, question.val),
+        training_keys=records.keys[question.training],
+        training_groups=groups_of(records, question.training),
+        validation_groups=groups_of(records, question.validation),
         purpose="soft" if plan.soft_labels else gate.purpose,
         near_copy_quantile=gate.near_copy_quantile,
         fidelity_quantile=gate.fidelity_quantile,
@@ -255,7 +255,7 @@ def gate_wishes(records: Records, plan: BalancePlan, gate: Gate, question: Quest
 
 
 def best_first(
-    outcome: GateOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], gate: Gate
+    outcome: FilterOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], gate: Gate
 ) -> NDArray[np.int64]:
     """Return the kept candidates by stratum and rank: a smaller amount is a prefix of a larger one."""
     # With soft labels all scores are 0, and the ordinals decide.

@@ -9,21 +9,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix
-from prefect_augment.experiment.evaluator import Question, Wishes, Workbench, best_first
-from prefect_augment.experiment.open_evaluator import open_bench
+from prefect_augment.experiment.evaluator import Evaluator, Question, Wishes, best_first
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Gate
 from prefect_augment.schema.base import (
     BalancePlan,
-    ClassGate,
+    ClassFilter,
     DatasetRef,
-    GateReport,
+    FilterResult,
 )
-from prefect_augment.shards.staged import load_facts, read_shards, write_candidates
+from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import share_sums, stand, standing_rows
 
-__all__ = ["judge", "ungated"]
+__all__ = ["judge", "unfiltered"]
 
 ALGORITHM_VERSION = 4
 
@@ -37,14 +37,14 @@ def judge(
     seed: int,
     store: Store,
     device: str = "auto",
-) -> GateReport:
-    """Hold staged candidates against the fit and val records, and stage what is kept and dropped.
+) -> FilterResult:
+    """Hold staged candidates against the training and validation records, and stage what is kept and dropped.
 
     ``device`` says where networks compute: auto, cpu or cuda.
 
     Returns
     -------
-    GateReport
+    FilterResult
         ``kept`` records are ordered by stratum and rank; ``dropped`` ones carry their reason.
     """
     key = stage_key(
@@ -52,7 +52,7 @@ def judge(
         algorithm_version=ALGORITHM_VERSION,
         params=[
             list(plan.classes),
-            plan.learner_steps,
+            plan.classifier_steps,
             gate.purpose,
             gate.near_copy_quantile,
             gate.fidelity_quantile,
@@ -67,24 +67,24 @@ def judge(
         seed=seed,
     )
     stage = Stage(store, "judge", key)
-    found = stage.outcome(GateReport)
+    found = stage.outcome(FilterResult)
     if found is not None:
         return found
-    sampled = load_facts(candidates, store)
+    sampled = load_info(candidates, store)
     if not sampled.shards:
-        return stage.finish(_nothing_to_judge(stage, gate))
-    facts = load_facts(dataset, store)
-    bench = open_bench(store, facts, plan, Wishes(gate=gate, device=device))
-    data = bench.records
+        return stage.finish(_nothing_to_filter(stage, gate))
+    info = load_info(dataset, store)
+    evaluator = open_evaluator(store, info, plan, Wishes(gate=gate, device=device))
+    data = evaluator.records
     table = read_shards(store, sampled.shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
-    outcome = bench.gate(
+    outcome = evaluator.gate(
         Question(
-            fit=np.flatnonzero(~data.is_val),
-            val=np.flatnonzero(data.is_val),
-            candidates=Labelled(bench.encode(table), strata),
+            training=np.flatnonzero(~data.is_validation),
+            validation=np.flatnonzero(data.is_validation),
+            candidates=Labelled(evaluator.encode(table), strata),
             ordinals=ordinals,
             seed=seed,
             metrics=True,
@@ -97,20 +97,20 @@ def judge(
     counted: dict[str, Any] = {}
     if plan.soft_labels:
         assert isinstance(data, Matrix)
-        kept, counted = _with_soft_labels(kept, strata[order], data, plan, bench, seed)
+        kept, counted = _with_soft_labels(kept, strata[order], data, plan, evaluator, seed)
     rest = np.flatnonzero(~outcome.kept)
     dropped = table.take(pa.array(rest)).append_column(
         "aug_reason", pa.array(outcome.reason[rest].astype(str))
     )
     rules = sampled.extra.get("rules", {})
-    report = GateReport(
+    report = FilterResult(
         root=store.uri,
         path=stage.outcome_path,
         key=key,
         purpose=gate.purpose,
         classes=outcome.strata,
-        kept=write_candidates(stage, kept, "kept", facts.label),
-        dropped=write_candidates(stage, dropped, "dropped", facts.label),
+        kept=write_candidates(stage, kept, "kept", info.label),
+        dropped=write_candidates(stage, dropped, "dropped", info.label),
         feature_space=outcome.feature_space,
         notes=(
             *(sampled.notes if sampled.stage == "import" else ()),
@@ -124,8 +124,8 @@ def judge(
     return stage.finish(report)
 
 
-def _nothing_to_judge(stage: Stage, gate: Gate) -> GateReport:
-    return GateReport(
+def _nothing_to_filter(stage: Stage, gate: Gate) -> FilterResult:
+    return FilterResult(
         root=stage.store.uri,
         path=stage.outcome_path,
         key=stage.key,
@@ -143,12 +143,12 @@ def _with_soft_labels(
     strata: NDArray[np.int64],
     data: Matrix,
     plan: BalancePlan,
-    bench: Workbench,
+    evaluator: Evaluator,
     seed: int,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the rows that kept records become, and what the report says of them."""
-    fit = np.flatnonzero(~data.is_val)
-    found = stand(data, plan, fit, bench.encode(kept), strata, seed=seed)
+    training = np.flatnonzero(~data.is_validation)
+    found = stand(data, plan, training, evaluator.encode(kept), strata, seed=seed)
     rows = standing_rows(kept, data, found)
     # A row's rank is its place among those that stand for the same.
     counts = np.bincount(found.strata, minlength=len(data.strata_names))
@@ -166,19 +166,19 @@ def _with_soft_labels(
     }
 
 
-def ungated(candidates: DatasetRef, store: Store) -> GateReport:
+def unfiltered(candidates: DatasetRef, store: Store) -> FilterResult:
     """Return sampled records as if all of them had passed, with a note that nothing was judged."""
-    facts = load_facts(candidates, store)
-    return GateReport(
+    info = load_info(candidates, store)
+    return FilterResult(
         root=store.uri,
         path=candidates.path,
         key=candidates.key,
         purpose="faithful",
         classes=tuple(
-            ClassGate(name=name, n_candidates=n, n_passed=n, n_kept=n, reasons={}, metrics={})
+            ClassFilter(name=name, n_candidates=n, n_passed=n, n_kept=n, reasons={}, metrics={})
             for name, n in candidates.class_counts.items()
         ),
-        kept=facts.shards,
+        kept=info.shards,
         dropped=(),
         feature_space="",
         notes=("The synthetic records were published without being judged.",),

@@ -1,8 +1,8 @@
-"""The workbench of images: pixels, a convolutional classifier, the run's own candidates.
+"""The evaluator of images: pixels, a convolutional classifier, the run's own candidates.
 
-All arms are compared on the same records: val alone, since folds take that many times as long, and
+All strategies are compared on the same records: validation alone, since folds take that many times as long, and
 a model cannot be trained anew within each. Only where the rarest judged class has fewer than ten
-val records, and no model's candidates are compared, are the plan's folds used.
+validation records, and no model's candidates are compared, are the plan's folds used.
 Needs torch and Pillow.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.arrays import (
-    GateOutcome,
+    FilterOutcome,
     Records,
     recent,
     shared_fields,
@@ -28,43 +28,43 @@ from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
-from prefect_augment.evaluation.classifiers.convnet import fit_image_learner
-from prefect_augment.evaluation.quality.image_filter import ShiftSpace, gate_image_candidates
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
+from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
     Question,
     Synthetic,
     Wishes,
-    gate_wishes,
+    filter_request,
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
-from prefect_augment.nn.machine import learner_size
+from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts, ImageFacts
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, ImageInfo, Strategy
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage.store import Store
 
-__all__ = ["LEARNER", "RANGES", "ImageBench", "open_bench"]
+__all__ = ["ESTIMATOR", "RANGES", "ImageEvaluator", "open_evaluator"]
 
 Int = NDArray[np.int64]
 Images = NDArray[np.uint8]
 
-LEARNER = "convolutional"
+ESTIMATOR = "convolutional"
 # Presets of the written policy (augmentation.images.PRESETS) as the batched transform has them.
 RANGES = {"safe": ClassicRanges()}
 
 
-def _ranges(classic: Classic, arm: Arm) -> ClassicRanges | None:
+def _ranges(classic: Classic, strategy: Strategy) -> ClassicRanges | None:
     """Return how far the batched transform goes, where it does what the policy does."""
     ranges = RANGES.get(classic.image)
-    return ranges.stronger(arm.classic_strength) if ranges else None
+    return ranges.stronger(strategy.classic_strength) if ranges else None
 
 
-def _change(classic: Classic, arm: Arm) -> Callable[[Images, Int], Images] | None:
+def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Images] | None:
     """Return what changes images as the policy does; None where the batched transform does the same."""
     if classic.image in RANGES and not classic.policy and not classic.plugin:
         return None
-    policy = ImagePolicy.from_params(classic).stronger(arm.classic_strength)
+    policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
 
     def change(images: Images, seeds: Int) -> Images:
         height, width = images.shape[1:3]
@@ -75,45 +75,47 @@ def _change(classic: Classic, arm: Arm) -> Callable[[Images, Int], Images] | Non
     return change
 
 
-def open_bench(store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes) -> ImageBench:
-    """Return the workbench of staged images."""
-    if facts.image is None:
+def open_evaluator(
+    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes
+) -> ImageEvaluator:
+    """Return the evaluator of staged images."""
+    if info.image is None:
         raise ParameterError(
-            f"stage {facts.key[:12]} holds images, but nothing is known of them; ingest again."
+            f"stage {info.key[:12]} holds images, but nothing is known of them; ingest again."
         )
-    if plan.learner_steps < 1:
+    if plan.classifier_steps < 1:
         raise ParameterError(
             "the plan says nothing of the classifier's steps; plan again with this version."
         )
-    image = facts.image
+    image = info.image
 
     def read() -> Records:
-        table, is_val = training_table(store, facts)
-        return _to_records(table, store, facts, image, plan, is_val)
+        table, is_validation = training_table(store, info)
+        return _to_records(table, store, info, image, plan, is_validation)
 
-    records = recent(store, facts, plan, read)
-    return ImageBench(store, facts, image, plan, wishes, records)
+    records = recent(store, info, plan, read)
+    return ImageEvaluator(store, info, image, plan, wishes, records)
 
 
 @dataclass(frozen=True)
-class ImageBench:
-    """See :class:`~prefect_augment.experiment.evaluator.Workbench`."""
+class ImageEvaluator:
+    """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     store: Store
-    facts: DatasetFacts
-    image: ImageFacts
+    info: DatasetInfo
+    image: ImageInfo
     plan: BalancePlan
     wishes: Wishes
     records: Records
 
     @property
-    def learners(self) -> tuple[str, ...]:
+    def estimators(self) -> tuple[str, ...]:
         """One classifier; its seeds stand for its own chance too."""
-        return (LEARNER,)
+        return (ESTIMATOR,)
 
     def read(self, table: pa.Table) -> Records:
         """Staged records of another part."""
-        return _to_records(table, self.store, self.facts, self.image, self.plan, None)
+        return _to_records(table, self.store, self.info, self.image, self.plan, None)
 
     def encode(self, table: pa.Table) -> Images:
         """Squares of the classifier's resolution."""
@@ -125,7 +127,7 @@ class ImageBench:
             self.records, n_folds=1 if has_candidates else self.plan.n_folds, seed=seed
         )
 
-    def is_fixed(self, arm: Arm) -> bool:
+    def is_fixed(self, strategy: Strategy) -> bool:
         """Never: the classifier's own weights and draws come from the seed."""
         return False
 
@@ -139,7 +141,7 @@ class ImageBench:
 
     def predictions(
         self,
-        arm: Arm,
+        strategy: Strategy,
         rows: Int,
         X: NDArray[Any],
         *,
@@ -147,10 +149,10 @@ class ImageBench:
         seed: int,
         effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Train the classifier on draws from the arm's training set."""
+        """Train the classifier on draws from the strategy's training set."""
         data = self.records
         drawn = drawn_training_set(
-            arm,
+            strategy,
             data.X[rows],
             data.strata[rows],
             names=data.strata_names,
@@ -159,70 +161,70 @@ class ImageBench:
         )
         y = data.class_of_stratum(self.plan)[drawn.strata]
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
-        learner = fit_image_learner(
+        estimator = fit_image_classifier(
             drawn.X,
             y,
             n_classes=len(data.classes),
-            steps=max(1, round(effort * self.plan.learner_steps)),
+            steps=max(1, round(effort * self.plan.classifier_steps)),
             seed=seed,
             weights=drawn.weights,
-            loss="balanced_softmax" if arm.family == "loss" else "ce",
-            # Half of the way is half of the log prior: the amount's meaning for this arm.
-            prior=np.where(counts > 0, counts**arm.amount, 0.0),
-            augment_prob=arm.classic_prob,
-            ranges=_ranges(self.wishes.classic, arm),
-            change=_change(self.wishes.classic, arm) if arm.classic_prob else None,
+            loss="balanced_softmax" if strategy.family == "loss" else "ce",
+            # Half of the way is half of the log prior: the amount's meaning for this strategy.
+            prior=np.where(counts > 0, counts**strategy.amount, 0.0),
+            augment_prob=strategy.classic_prob,
+            ranges=_ranges(self.wishes.classic, strategy),
+            change=_change(self.wishes.classic, strategy) if strategy.classic_prob else None,
             synthetic=drawn.synthetic,
-            real_only_finish=arm.real_only_finish,
-            width=self.plan.learner_width,
+            real_only_finish=strategy.real_only_finish,
+            width=self.plan.classifier_width,
             device=self.wishes.device,
         )
-        yield LEARNER, learner.predict_proba(X)
+        yield ESTIMATOR, estimator.predict_proba(X)
 
     def plain_space(self, X: NDArray[Any]) -> ShiftSpace:
-        """Pixels: features of a network that was trained on fit would tell fit from val by themselves."""
+        """Pixels: features of a network that was trained on fit would tell fit from validation by themselves."""
         return ShiftSpace()
 
-    def gate(self, question: Question) -> GateOutcome:
+    def gate(self, question: Question) -> FilterOutcome:
         """Distances in a classifier's features, labels by two others."""
         data = self.records
-        return gate_image_candidates(
-            data.labelled(question.fit),
-            data.labelled(question.val),
+        return filter_images(
+            data.labelled(question.training),
+            data.labelled(question.validation),
             question.candidates,
-            steps=self.plan.learner_steps,
+            steps=self.plan.classifier_steps,
             device=self.wishes.device,
-            **gate_wishes(data, self.plan, self.wishes.gate, question),
+            **filter_request(data, self.plan, self.wishes.gate, question),
         )
 
 
 def _to_records(
     table: pa.Table,
     store: Store,
-    facts: DatasetFacts,
-    image: ImageFacts,
+    info: DatasetInfo,
+    image: ImageInfo,
     plan: BalancePlan,
-    is_val: NDArray[np.bool_] | None,
+    is_validation: NDArray[np.bool_] | None,
 ) -> Records:
-    shared = shared_fields(table, facts=facts, plan=plan, is_val=is_val)
+    shared = shared_fields(table, info=info, plan=plan, is_validation=is_validation)
     if shared["groups"] is None:
-        shared["groups"] = _clusters(store, facts, shared["content"].tolist())
+        shared["groups"] = _clusters(store, info, shared["content"].tolist())
     return Records(X=_encode(table, image), **shared)
 
 
-def _clusters(store: Store, facts: DatasetFacts, content: list[str]) -> Int | None:
+def _clusters(store: Store, info: DatasetInfo, content: list[str]) -> Int | None:
     """Near-duplicates stay together in folds and resamples; None where every image is alone."""
     names, codes = np.unique(
-        np.array(split_clusters(store, facts, content), dtype=object).astype(str),
+        np.array(split_clusters(store, info, content), dtype=object).astype(str),
         return_inverse=True,
     )
     return codes if len(names) < len(codes) else None
 
 
-def _encode(table: pa.Table, image: ImageFacts) -> Images:
+def _encode(table: pa.Table, image: ImageInfo) -> Images:
     return encode_column(
         table.column(image.column),
-        size=learner_size(image.most_common_size),
+        size=classifier_size(image.most_common_size),
         channels=image.n_channels,
         name=image.column,
     )

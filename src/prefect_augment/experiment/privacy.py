@@ -1,7 +1,7 @@
 """Privacy: what synthetic records give away about the records that they were made from.
 
-Of our own models the members are fit, and val says what is expected of records that they never saw.
-Another tool may have seen all of the real records: there the hold-out takes val's place, in its one
+Of our own models the members are fit, and validation says what is expected of records that they never saw.
+Another tool may have seen all of the real records: there the hold-out takes validation's place, in its one
 reading (:func:`~prefect_augment.experiment.confirmation.verify`). The outcome is found again by what it was
 measured on, so a report or a card that is written later has it too.
 """
@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from prefect_augment.encoding.arrays import Records as RealRecords
 from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side, summed_up
-from prefect_augment.experiment.evaluator import Workbench
-from prefect_augment.experiment.open_evaluator import open_bench
-from prefect_augment.schema.base import BalancePlan, DatasetRef, GateReport, Modality, ShardFact
+from prefect_augment.experiment.evaluator import Evaluator
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.schema.base import BalancePlan, DatasetRef, FilterResult, Modality, ShardInfo
 from prefect_augment.schema.privacy import Privacy, Records
 from prefect_augment.shards.parquet import label_names
-from prefect_augment.shards.staged import load_facts, read_shards
+from prefect_augment.shards.staged import load_info, read_shards
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 
@@ -30,7 +30,7 @@ MOST_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
 MOST_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
 
 OF_OUR_OWN = Words(
-    members="fit, which they were made from", others="val, which they were not made from"
+    members="fit, which they were made from", others="validation, which they were not made from"
 )
 OF_OTHERS = Words(
     members="the source, which they were made from",
@@ -46,7 +46,7 @@ NO_HOLDOUT = (
 def measure(
     dataset: DatasetRef,
     candidates: DatasetRef,
-    judged: GateReport,
+    compared: FilterResult,
     *,
     plan: BalancePlan,
     store: Store,
@@ -56,10 +56,10 @@ def measure(
     Parameters
     ----------
     dataset : DatasetRef
-        Fit and val are read, the hold-out is not.
+        Training and validation are read, the hold-out is not.
     candidates : DatasetRef
         What was drawn.
-    judged : GateReport
+    compared : FilterResult
         What was kept of it.
     plan : BalancePlan
         Names the classes.
@@ -69,35 +69,39 @@ def measure(
     Privacy
         The records that are kept first: those go out.
     """
-    stage = _stage(store, dataset, judged, "val")
+    stage = _stage(store, dataset, compared, "validation")
     found = stage.outcome(Privacy)
     if found is not None:
         return found
-    bench = open_bench(store, load_facts(dataset, store), plan)
-    data = bench.records
+    evaluator = open_evaluator(store, load_info(dataset, store), plan)
+    data = evaluator.records
     return stage.finish(
         _measured(
-            bench,
+            evaluator,
             store,
-            {"kept": judged.kept, "drawn": load_facts(candidates, store).shards},
-            members=_part(data, np.flatnonzero(~data.is_val)),
-            others=_part(data, np.flatnonzero(data.is_val)),
+            {"kept": compared.kept, "drawn": load_info(candidates, store).shards},
+            members=_part(data, np.flatnonzero(~data.is_validation)),
+            others=_part(data, np.flatnonzero(data.is_validation)),
             words=OF_OUR_OWN,
         )
     )
 
 
 def measure_given(
-    dataset: DatasetRef, judged: GateReport, bench: Workbench, holdout: RealRecords, store: Store
+    dataset: DatasetRef,
+    compared: FilterResult,
+    evaluator: Evaluator,
+    holdout: RealRecords,
+    store: Store,
 ) -> Privacy:
     """Attack records that another tool made, with the hold-out's records as those it never saw.
 
     Parameters
     ----------
     dataset : DatasetRef
-    judged : GateReport
+    compared : FilterResult
         Of the records that were given.
-    bench : Workbench
+    evaluator : Workbench
         Holds the real records.
     holdout : Records
         As :func:`~prefect_augment.experiment.confirmation.verify` has read them.
@@ -107,49 +111,53 @@ def measure_given(
     Privacy
         All records first, as they were given.
     """
-    stage = _stage(store, dataset, judged, "holdout")
-    data = bench.records
+    stage = _stage(store, dataset, compared, "holdout")
+    data = evaluator.records
     return stage.finish(
         _measured(
-            bench,
+            evaluator,
             store,
-            {"drawn": (*judged.kept, *judged.dropped), "kept": judged.kept},
+            {"drawn": (*compared.kept, *compared.dropped), "kept": compared.kept},
             members=_part(data, np.arange(len(data.y))),
             others=_part(holdout, np.arange(len(holdout.y))),
             words=OF_OTHERS,
-            unusable="" if bench.facts.holdout_uri else NO_HOLDOUT,
+            unusable="" if evaluator.info.holdout_uri else NO_HOLDOUT,
         )
     )
 
 
-def found_privacy(store: Store, dataset: DatasetRef, judged: GateReport | None) -> Privacy | None:
+def found_privacy(
+    store: Store, dataset: DatasetRef, compared: FilterResult | None
+) -> Privacy | None:
     """Return what was measured on these records, None where nothing was."""
-    if judged is None:
+    if compared is None:
         return None
-    found = (_stage(store, dataset, judged, o).outcome(Privacy) for o in ("holdout", "val"))
+    found = (
+        _stage(store, dataset, compared, o).outcome(Privacy) for o in ("holdout", "validation")
+    )
     return next((privacy for privacy in found if privacy is not None), None)
 
 
-def _stage(store: Store, dataset: DatasetRef, judged: GateReport, others: str) -> Stage:
-    inputs = [dataset.key, judged.key]
+def _stage(store: Store, dataset: DatasetRef, compared: FilterResult, others: str) -> Stage:
+    inputs = [dataset.key, compared.key]
     key = stage_key("privacy", algorithm_version=ALGORITHM_VERSION, params=others, inputs=inputs)
     return Stage(store, "privacy", key)
 
 
 def _measured(
-    bench: Workbench,
+    evaluator: Evaluator,
     store: Store,
-    shards: dict[Records, tuple[ShardFact, ...]],
+    shards: dict[Records, tuple[ShardInfo, ...]],
     *,
     members: Part,
     others: Part,
     words: Words,
     unusable: str = "",
 ) -> Privacy:
-    facts, classes = bench.facts, bench.records.classes
-    space = bench.plain_space(np.concatenate([members.X, others.X]))
-    most_real, most_synthetic = MOST_REAL[facts.modality], MOST_SYNTHETIC[facts.modality]
-    columns = [*dict.fromkeys([*(c.name for c in facts.columns), facts.label])]
+    info, classes = evaluator.info, evaluator.records.classes
+    space = evaluator.plain_space(np.concatenate([members.X, others.X]))
+    most_real, most_synthetic = MOST_REAL[info.modality], MOST_SYNTHETIC[info.modality]
+    columns = [*dict.fromkeys([*(c.name for c in info.columns), info.label])]
     sides, n_most = [], 0
     for records, files in shards.items():
         synthetic = Part(members.X[:0], members.y[:0])
@@ -157,7 +165,7 @@ def _measured(
             table = read_shards(store, files, columns)
             # They come by what the gate made of them, and of large classes the first are looked at.
             order = np.random.default_rng(0).permutation(table.num_rows)
-            X, y = bench.encode(table), _codes(table, facts.label, classes)
+            X, y = evaluator.encode(table), _codes(table, info.label, classes)
             synthetic = Part(X[order], y[order])
             n_most = max(n_most, int(np.bincount(y[y >= 0], minlength=1).max()))
         sides.append(

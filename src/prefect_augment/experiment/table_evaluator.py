@@ -21,25 +21,25 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import (
     N_FOLDS,
-    SMALL_VAL,
-    GateOutcome,
+    SMALL_VALIDATION,
+    FilterOutcome,
     Labelled,
     Matrix,
     to_matrix,
     training_matrix,
 )
-from prefect_augment.evaluation.classifiers.base import fit_learner
+from prefect_augment.evaluation.classifiers.base import fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.table_filter import gate_candidates
+from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
     Question,
     Synthetic,
     Wishes,
     best_first,
-    gate_wishes,
+    filter_request,
     groups_of,
-    rarest_in_val,
+    rarest_in_validation,
     score_folds,
 )
 from prefect_augment.experiment.training_set import build_training_set
@@ -47,7 +47,7 @@ from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Budget, Gate, ModelParams, NoModel
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import Arm, BalancePlan, DatasetFacts
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store
@@ -59,7 +59,7 @@ from prefect_augment.synthesis.soft_labels import stand
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 
-__all__ = ["TableBench", "draw_synthetic", "open_bench"]
+__all__ = ["TableEvaluator", "draw_synthetic", "open_evaluator"]
 
 
 Int = NDArray[np.int64]
@@ -68,24 +68,26 @@ Int = NDArray[np.int64]
 FIXED = ("as_is", "threshold", "weights", "given")
 
 
-def open_bench(store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes) -> TableBench:
-    """Return the workbench of a staged table."""
-    return TableBench(facts, plan, wishes, training_matrix(store, facts, plan))
+def open_evaluator(
+    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes
+) -> TableEvaluator:
+    """Return the evaluator of a staged table."""
+    return TableEvaluator(info, plan, wishes, training_matrix(store, info, plan))
 
 
 @dataclass(frozen=True)
-class TableBench:
-    """See :class:`~prefect_augment.experiment.evaluator.Workbench`."""
+class TableEvaluator:
+    """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
-    facts: DatasetFacts
+    info: DatasetInfo
     plan: BalancePlan
     wishes: Wishes
     records: Matrix
 
     @property
-    def learners(self) -> tuple[str, ...]:
-        """The learners that the gate asks for."""
-        return tuple(self.wishes.gate.learners)
+    def estimators(self) -> tuple[str, ...]:
+        """The estimators that the gate asks for."""
+        return tuple(self.wishes.gate.estimators)
 
     @property
     def has_slow_model(self) -> bool:
@@ -96,7 +98,7 @@ class TableBench:
 
     @cached_property
     def rules(self) -> Rules:
-        """The gate's constraints, with the combinations that fit and val have."""
+        """The gate's constraints, with the combinations that training and validation have."""
         data = self.records
 
         def real() -> pa.Table:
@@ -106,8 +108,8 @@ class TableBench:
         return Rules.of(data.encoder, real, constraints=self.wishes.gate.constraints)
 
     def read(self, table: pa.Table) -> Matrix:
-        """Staged records of another part, by the encoder of fit and val."""
-        return to_matrix(table, facts=self.facts, plan=self.plan, encoder=self.records.encoder)
+        """Staged records of another part, by the encoder of training and validation."""
+        return to_matrix(table, info=self.info, plan=self.plan, encoder=self.records.encoder)
 
     def encode(self, table: pa.Table) -> NDArray[np.float64]:
         """The matrix form."""
@@ -120,18 +122,18 @@ class TableBench:
         """
         alone = has_candidates and self.has_slow_model
         if not alone:
-            alone = rarest_in_val(self.records) >= SMALL_VAL["table"]
+            alone = rarest_in_validation(self.records) >= SMALL_VALIDATION["table"]
         return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
 
-    def is_fixed(self, arm: Arm) -> bool:
-        """Whether the arm draws nothing: both learners give the same for the same records."""
-        return arm.family in FIXED
+    def is_fixed(self, strategy: Strategy) -> bool:
+        """Whether the strategy draws nothing: both estimators give the same for the same records."""
+        return strategy.family in FIXED
 
     def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
         """Records of a model that is fitted on ``rows`` alone.
 
-        Of one that is trained in steps, the run's own candidates under every seed: made from fit
-        alone, they know nothing of val, which is all that :meth:`folds` then scores.
+        Of one that is trained in steps, the run's own candidates under every seed: made from training records
+        alone, they know nothing of validation records, which is all that :meth:`folds` then scores.
         """
         if self.has_slow_model:
             if given is None:
@@ -143,7 +145,7 @@ class TableBench:
 
     def predictions(
         self,
-        arm: Arm,
+        strategy: Strategy,
         rows: Int,
         X: NDArray[Any],
         *,
@@ -151,10 +153,10 @@ class TableBench:
         seed: int,
         effort: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Fit each learner on the arm's training set."""
+        """Fit each estimator on the strategy's training set."""
         data = self.records
         training = build_training_set(
-            arm,
+            strategy,
             data.X[rows],
             data.strata[rows],
             names=data.strata_names,
@@ -166,8 +168,8 @@ class TableBench:
             seed=seed,
         )
         labels = data.class_of_stratum(self.plan)[training.strata]
-        for name in self.wishes.gate.learners:
-            learner = fit_learner(
+        for name in self.wishes.gate.estimators:
+            estimator = fit_estimator(
                 name,
                 training.X,
                 labels,
@@ -178,23 +180,23 @@ class TableBench:
                 seed=seed,
                 effort=effort,
             )
-            yield name, learner.predict_proba(X)
+            yield name, estimator.predict_proba(X)
 
     def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
         """The gate's distance, scaled by these records."""
         return FeatureSpace.of(X, self.records.is_category)
 
-    def gate(self, question: Question) -> GateOutcome:
+    def gate(self, question: Question) -> FilterOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
-        asked = gate_wishes(data, self.plan, self.wishes.gate, question)
+        asked = filter_request(data, self.plan, self.wishes.gate, question)
         X, codes = question.candidates.X, question.candidates.stratum
         strata = [data.strata_names[k] for k in codes]
         # What breaks a constraint is none of the domain; candidates of other tools may.
         asked["in_domain"] = data.encoder.in_domain(X) & self.rules.hold_in(data.encoder, X, strata)
-        return gate_candidates(
-            data.labelled(question.fit),
-            data.labelled(question.val),
+        return filter_table(
+            data.labelled(question.training),
+            data.labelled(question.validation),
             question.candidates,
             is_category=data.is_category,
             n_levels=data.n_levels,
@@ -202,15 +204,15 @@ class TableBench:
         )
 
 
-VAL_FOLDS = 5  # one of them plays val
-# Pilots, the full scores and arms that mix ask for the same draws one after the other.
+VALIDATION_FOLDS = 5  # one of them plays validation
+# Pilots, the full scores and strategies that mix ask for the same draws one after the other.
 MAX_RECENT = 8
 _recent: OrderedDict[str, Synthetic] = OrderedDict()
 _recent_lock = Lock()
 
 
 def draw_synthetic(
-    bench: TableBench,
+    evaluator: TableEvaluator,
     rows: NDArray[np.int64],
     *,
     model: ModelParams,
@@ -222,8 +224,8 @@ def draw_synthetic(
 
     Parameters
     ----------
-    bench : TableBench
-        Fit and val records, and the plan: synthetic records wanted of the whole training part.
+    evaluator : TableEvaluator
+        Training and validation records, and the plan: synthetic records wanted of the whole training part.
     rows : ndarray of int64, shape (n_rows,)
         Those that may be used; what is wanted is scaled to them.
     seed : int
@@ -236,12 +238,12 @@ def draw_synthetic(
     Synthetic
         In matrix form.
     """
-    key = _key(bench, rows, model, gate, seed, budget)
+    key = _key(evaluator, rows, model, gate, seed, budget)
     with _recent_lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
-    found = _draw_synthetic(bench, rows, model=model, gate=gate, seed=seed, budget=budget)
+    found = _draw_synthetic(evaluator, rows, model=model, gate=gate, seed=seed, budget=budget)
     with _recent_lock:
         _recent[key] = found
         while len(_recent) > MAX_RECENT:
@@ -250,7 +252,7 @@ def draw_synthetic(
 
 
 def _key(
-    bench: TableBench,
+    evaluator: TableEvaluator,
     rows: NDArray[np.int64],
     model: ModelParams,
     gate: Gate,
@@ -258,15 +260,20 @@ def _key(
     budget: Budget | None,
 ) -> str:
     """Name what the draws depend on."""
-    keys = "".join(bench.records.keys[rows].tolist()).encode()
-    what = [bench.facts.key, bench.facts.digest, list(bench.plan.classes), bench.plan.soft_labels]
+    keys = "".join(evaluator.records.keys[rows].tolist()).encode()
+    what = [
+        evaluator.info.key,
+        evaluator.info.digest,
+        list(evaluator.plan.classes),
+        evaluator.plan.soft_labels,
+    ]
     rows_digest = hashlib.sha256(keys).hexdigest()
     asked = [model, gate, effort(budget) if budget else [], rows_digest]
     return stage_key("draws", algorithm_version=0, params=[*what, *asked], seed=seed)
 
 
 def _draw_synthetic(
-    bench: TableBench,
+    evaluator: TableEvaluator,
     rows: NDArray[np.int64],
     *,
     model: ModelParams,
@@ -274,19 +281,19 @@ def _draw_synthetic(
     seed: int,
     budget: Budget | None,
 ) -> Synthetic:
-    data = bench.records
+    data = evaluator.records
     fold = stratified_folds(
         data.strata[rows],
         groups=groups_of(data, rows),
-        n_folds=VAL_FOLDS,
+        n_folds=VALIDATION_FOLDS,
         seed=seed,
         keys=data.keys[rows],
     )
-    fit, val = rows[fold != 0], rows[fold == 0]
-    counts = np.bincount(data.strata[fit], minlength=len(data.strata_names))
-    most = getattr(load_model_class(model), "max_fit_records", 0) or len(fit)
-    folded = fold_ids(pa.array(data.keys[fit], pa.string()))
-    learnt = fit[sample_rows(data.strata[fit], folded, most=most, seed=seed)]
+    training, validation = rows[fold != 0], rows[fold == 0]
+    counts = np.bincount(data.strata[training], minlength=len(data.strata_names))
+    most = getattr(load_model_class(model), "max_training_records", 0) or len(training)
+    folded = fold_ids(pa.array(data.keys[training], pa.string()))
+    learnt = training[sample_rows(data.strata[training], folded, most=most, seed=seed)]
     trained = fit_model(
         TableData(data.X[learnt], data.strata[learnt]),
         table_spec(data.encoder, data.strata[learnt], data.strata_names),
@@ -296,16 +303,16 @@ def _draw_synthetic(
     )
     share = len(rows) / len(data.y)
     drawn, codes, ordinals = [], [], []
-    taken = bench.rules.taken()
+    taken = evaluator.rules.taken()
     can = [
         name for name, n in zip(data.strata_names, counts, strict=True) if n >= MIN_SAMPLED_RECORDS
     ]
-    for name, n in candidates_wanted(bench.plan, gate, can).items():
+    for name, n in candidates_wanted(evaluator.plan, gate, can).items():
         k = data.strata_names.index(name)
         kept = draw_kept(
             trained,
             data.encoder,
-            bench.rules,
+            evaluator.rules,
             stratum=name,
             start=0,
             n=round(n * share),
@@ -319,12 +326,12 @@ def _draw_synthetic(
     if not drawn:
         return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
     candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
-    outcome = bench.gate(
-        Question(fit, val, candidates, np.concatenate(ordinals), seed=seed, share=share)
+    outcome = evaluator.gate(
+        Question(training, validation, candidates, np.concatenate(ordinals), seed=seed, share=share)
     )
     order = best_first(outcome, candidates.stratum, np.concatenate(ordinals), gate)
     X, strata = candidates.X[order], candidates.stratum[order]
-    if not bench.plan.soft_labels:
+    if not evaluator.plan.soft_labels:
         return Synthetic(X, strata)
-    soft = stand(data, bench.plan, fit, X, strata, seed=seed)
+    soft = stand(data, evaluator.plan, training, X, strata, seed=seed)
     return Synthetic(X[soft.rows], soft.strata, soft.shares)

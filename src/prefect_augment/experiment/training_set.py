@@ -1,4 +1,4 @@
-"""The training set of an arm: real records with what the arm adds to them, or draws of them."""
+"""The training set of a strategy: real records with what the strategy adds to them, or draws of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_augment.augmentation.smote import random_oversample_indices
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import Wanted, wanted_records
-from prefect_augment.schema.base import Arm, BalancePlan
+from prefect_augment.schema.base import BalancePlan, Strategy
 from prefect_augment.synthesis.soft_labels import share_sums
 
 __all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set"]
@@ -21,7 +21,7 @@ __all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set"
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a learner is fitted on: matrix, stratum codes and weights of mean 1."""
+    """What an estimator is fitted on: matrix, stratum codes and weights of mean 1."""
 
     X: NDArray[np.float64]
     strata: NDArray[np.int64]
@@ -29,7 +29,7 @@ class TrainingSet:
 
 
 def build_training_set(
-    arm: Arm,
+    strategy: Strategy,
     X: NDArray[np.float64],
     strata: NDArray[np.int64],
     *,
@@ -41,7 +41,7 @@ def build_training_set(
     classic: Classic,
     seed: int,
 ) -> TrainingSet:
-    """Return the training set of one arm.
+    """Return the training set of one strategy.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def build_training_set(
     strata : ndarray of int64, shape (n,)
         Their stratum, as an index into ``names``.
     synthetic : Synthetic, optional
-        Records that passed the gate; needed by model arms.
+        Records that passed the gate; needed by model strategies.
     seed : int
         For copies and SMOTE records.
 
@@ -59,16 +59,16 @@ def build_training_set(
     TrainingSet
         Real records first, then synthetic, SMOTE records and copies.
     """
-    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
+    wanted = _wanted_of_part(strategy, strata, names, plan, synthetic)
     parts_X, parts_s, shares = [X], [strata], np.ones(0)
-    if arm.has_model and synthetic is not None:
+    if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
             synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
         )
         parts_X.append(synthetic.X[rows])
         parts_s.append(synthetic.strata[rows])
         shares = np.ones(len(rows)) if synthetic.shares is None else synthetic.shares[rows]
-        shares = arm.synthetic_weight * shares
+        shares = strategy.synthetic_weight * shares
     classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if classic_counts:
         made = make_records(
@@ -97,7 +97,7 @@ def build_training_set(
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """What a learner draws from: images, stratum codes, draw weights of mean 1, which are synthetic."""
+    """What an estimator draws from: images, stratum codes, draw weights of mean 1, which are synthetic."""
 
     X: NDArray[np.uint8]
     strata: NDArray[np.int64]
@@ -106,7 +106,7 @@ class DrawnSet:
 
 
 def drawn_training_set(
-    arm: Arm,
+    strategy: Strategy,
     X: NDArray[np.uint8],
     strata: NDArray[np.int64],
     *,
@@ -114,14 +114,14 @@ def drawn_training_set(
     plan: BalancePlan,
     synthetic: Synthetic | None,
 ) -> DrawnSet:
-    """Return the training set of one arm whose learner draws records by weight.
+    """Return the training set of one strategy whose estimator draws records by weight.
 
     Parameters are those of :func:`build_training_set`. No copy is made: what is drawn twice as
     often has twice the weight.
     """
-    wanted = _wanted_of_part(arm, strata, names, plan, synthetic)
+    wanted = _wanted_of_part(strategy, strata, names, plan, synthetic)
     n_real = len(strata)
-    if arm.has_model and synthetic is not None:
+    if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
             synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
         )
@@ -131,25 +131,25 @@ def drawn_training_set(
     for name, w in wanted.items():
         weight[names.index(name)] = w.effective / max(1, w.counted)
     is_synthetic = np.arange(len(strata)) >= n_real
-    weights = weight[strata] * np.where(is_synthetic, arm.synthetic_weight, 1.0)
+    weights = weight[strata] * np.where(is_synthetic, strategy.synthetic_weight, 1.0)
     return DrawnSet(X, strata, weights / weights.mean(), is_synthetic)
 
 
 def _wanted_of_part(
-    arm: Arm,
+    strategy: Strategy,
     strata: NDArray[np.int64],
     names: tuple[str, ...],
     plan: BalancePlan,
     synthetic: Synthetic | None,
 ) -> dict[str, Wanted]:
-    """What the arm wants of a part with these real records, and these synthetic ones at hand."""
+    """What the strategy wants of a part with these real records, and these synthetic ones at hand."""
     counts = _counts(strata, names)
     available = shares = None
     if synthetic is not None:
         available = _counts(synthetic.strata, names)
         if synthetic.shares is not None:
             shares = share_sums(synthetic.strata, synthetic.shares, names)
-    return wanted_records(arm, counts, plan, available=available, shares=shares)
+    return wanted_records(strategy, counts, plan, available=available, shares=shares)
 
 
 def _counts(strata: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:

@@ -63,14 +63,14 @@ class Scores:
 
     Attributes
     ----------
-    normal_val : ndarray, shape (n,)
-        Of normal val records, which the threshold comes from.
+    normal_validation : ndarray, shape (n,)
+        Of normal validation records, which the threshold comes from.
     known, other : ndarray
         Of all records of the classes that the model knows, and of all others; may be empty.
     threshold : float
     """
 
-    normal_val: NDArray[np.float64]
+    normal_validation: NDArray[np.float64]
     known: NDArray[np.float64]
     other: NDArray[np.float64]
     threshold: float
@@ -120,15 +120,17 @@ def scores_chart(scores: Scores) -> bytes:
     bytes
         A PNG.
     """
-    everything = np.concatenate([scores.normal_val, scores.known, scores.other])
+    everything = np.concatenate([scores.normal_validation, scores.known, scores.other])
     low, high = float(everything.min()), float(np.quantile(everything, SHOWN_QUANTILE))
     high = max(high, scores.threshold + 0.1 * abs(scores.threshold - low))
     edges = np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.add_subplot()
     frame(ax)
-    handles = [bar_mark("val, normal", "#c3c9d0"), line_mark("all, normal", BLUE)]
-    ax.stairs(_heights(scores.normal_val, edges), edges, fill=True, color="#c3c9d0", zorder=2)
+    handles = [bar_mark("validation, normal", "#c3c9d0"), line_mark("all, normal", BLUE)]
+    ax.stairs(
+        _heights(scores.normal_validation, edges), edges, fill=True, color="#c3c9d0", zorder=2
+    )
     ax.stairs(_heights(scores.known, edges), edges, color=BLUE, lw=1.6, zorder=3)
     if len(scores.other):
         ax.stairs(_heights(scores.other, edges), edges, color=ORANGE, lw=1.6, zorder=3)

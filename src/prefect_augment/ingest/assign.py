@@ -22,9 +22,9 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.holdout import in_holdout, refuse_other_classes
 from prefect_augment.ingest.record_index import LEFT_OUT, RecordIndex, index_of, merge
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.ingest.validate_images import Traits, image_facts
+from prefect_augment.ingest.validate_images import Traits, image_info
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ImageFacts
+from prefect_augment.schema.base import ImageInfo
 from prefect_augment.split.assignment import Assignment, Ledger, Looked, RecordSplit, Shares, assign
 from prefect_augment.split.ledger import LedgerAside
 from prefect_augment.split.near_split import (
@@ -100,7 +100,7 @@ class Decision:
         Names of the classes in the order of their values.
     is_grouped : bool
         Whether records stay together, by group or as near-duplicates.
-    image : ImageFacts, optional
+    image : ImageInfo, optional
         What was found about the images; after the last piece.
 
     Raises
@@ -124,7 +124,7 @@ class Decision:
         self.ledger: Ledger | LedgerAside = ledger
         self.is_grouped = bool(found.roles.grouped_by or found.roles.image)
         self.n_new = self.n_kept_against_mark = 0
-        self.image: ImageFacts | None = None
+        self.image: ImageInfo | None = None
         self._parent = ledger
         self._split: RecordSplit | None = None
         self._last: tuple[int, _Bin, Looked | None] | None = None
@@ -248,7 +248,7 @@ class Decision:
         is_given = self.held is not None
         fraction = 0.0 if is_given else self.source.holdout_fraction
         is_given = is_given or fraction == 0.0 or self.found.marks is not None
-        return Shares(fraction, self.source.val_fraction, is_given)
+        return Shares(fraction, self.source.validation_fraction, is_given)
 
     # --- then: say what becomes of them ---
 
@@ -281,7 +281,7 @@ class Decision:
         wishes: dict[str, Any] = {
             "ledger": self._parent,
             "holdout_fraction": 0.0 if self.held is not None else self.source.holdout_fraction,
-            "val_fraction": self.source.val_fraction,
+            "validation_fraction": self.source.validation_fraction,
             "marked": left.marked,
         }
         if some.clusters is not None and left.thumbs is not None:
@@ -297,7 +297,7 @@ class Decision:
             assignment = assign(left.keys, left.labels, groups=left.groups, **wishes)
         self.ledger, self.n_new = assignment.ledger, assignment.n_new
         self.n_kept_against_mark = assignment.n_kept_against_mark
-        self.image = some.image_facts(self.found.roles.image, left)
+        self.image = some.image_info(self.found.roles.image, left)
         return assignment
 
 
@@ -387,7 +387,7 @@ class _Bin:
 
     # --- images ---
 
-    def image_facts(self, column: str, left: RecordIndex) -> ImageFacts | None:
+    def image_info(self, column: str, left: RecordIndex) -> ImageInfo | None:
         """Return what was found about the images."""
         if left.traits is None or left.thumb_rows is None or left.thumbs is None:
             return None
@@ -411,7 +411,7 @@ class _Bin:
         kinds: Mapping[Traits, int] = {
             kind: n for kind, n in zip(left.kinds, counts, strict=True) if n
         }
-        return image_facts(column, kinds, **found)
+        return image_info(column, kinds, **found)
 
     def _thumbs_of(self, left: RecordIndex) -> NDArray[np.int8]:
         """Thumbnails of all records; the ledger has those of earlier batches."""

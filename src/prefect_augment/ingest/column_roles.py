@@ -10,7 +10,7 @@ import pyarrow as pa
 from prefect_augment.augmentation.text import is_free_text
 from prefect_augment.encoding.columns import (
     ColumnSummary,
-    check_wishes,
+    check_columns,
     describe_summaries,
     is_comparable,
     require_columns,
@@ -21,7 +21,7 @@ from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.schema import plain_schema
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ColumnFact
+from prefect_augment.schema.base import ColumnInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.sources.images.columns import GROUP, main_image, with_group_column
@@ -109,7 +109,7 @@ def find_roles(
             raise ParameterError(
                 f"column {name!r} holds {schema.field(name).type} and cannot be holdout_column or group_column."
             )
-    check_wishes(schema, label=label, wishes=source.columns)
+    check_columns(schema, label=label, wishes=source.columns)
     check_label_type(schema.field(label).type, name=label)
     whole = schema.empty_table()
     if source.group_pattern:
@@ -138,7 +138,7 @@ def find_roles(
 
 def describe(
     summaries: dict[str, ColumnSummary], roles: Roles, source: Source
-) -> tuple[ColumnFact, ...]:
+) -> tuple[ColumnInfo, ...]:
     """Return what was found about the published columns.
 
     Raises
@@ -159,8 +159,8 @@ def describe(
     return _of_images(_without_group(columns, source, roles.grouped_by), roles.image)
 
 
-def _of_images(columns: Sequence[ColumnFact], image: str) -> tuple[ColumnFact, ...]:
-    """Beside images, other columns are kept as they are: models and learners see the pixels alone."""
+def _of_images(columns: Sequence[ColumnInfo], image: str) -> tuple[ColumnInfo, ...]:
+    """Beside images, other columns are kept as they are: models and estimators see the pixels alone."""
     if not image:
         return tuple(columns)
     return tuple(
@@ -172,8 +172,8 @@ def _of_images(columns: Sequence[ColumnFact], image: str) -> tuple[ColumnFact, .
 
 
 def _without_group(
-    columns: Sequence[ColumnFact], source: Source, grouped_by: str
-) -> tuple[ColumnFact, ...]:
+    columns: Sequence[ColumnInfo], source: Source, grouped_by: str
+) -> tuple[ColumnInfo, ...]:
     """A group is whose record it is, not what it is like: models do not learn it unless told to."""
     wished = {wish.name for wish in source.columns}
     changed = {"kind": "identifier", "note": "group column: says whose record it is"}

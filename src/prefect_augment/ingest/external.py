@@ -34,9 +34,9 @@ from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
 from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
 from prefect_augment.ingest.validate_images import ImageChecker
 from prefect_augment.params import Source
-from prefect_augment.schema.base import BalancePlan, DatasetFacts, DatasetRef
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef
 from prefect_augment.shards.parquet import LINEAGE, select_columns
-from prefect_augment.shards.staged import load_facts, read_part, read_shards, write_candidates
+from prefect_augment.shards.staged import load_info, read_part, read_shards, write_candidates
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.staging import Stage, stage_key
@@ -91,7 +91,7 @@ def import_candidates(
     InputError
         If there is no record, or none that can be judged.
     """
-    facts = load_facts(dataset, store)
+    info = load_info(dataset, store)
     files = list_source(uri, wished="auto", options=options)
     if files.manifest is not None:
         raise InputError(
@@ -107,9 +107,9 @@ def import_candidates(
         inputs=[dataset.key],
     )
     stage = Stage(store, STAGE, key)
-    done = stage.outcome(DatasetFacts)
+    done = stage.outcome(DatasetInfo)
     if done is None:
-        reader = _Reader(facts, plan, store, uri, digest, max_megapixels)
+        reader = _Reader(info, plan, store, uri, digest, max_megapixels)
         done = stage.finish(reader.stage(stage, files))
     for note in done.notes:
         logger.info("%s", note)
@@ -131,16 +131,16 @@ def plan_of_given(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
 class _Reader:
     """One import at work."""
 
-    facts: DatasetFacts
+    info: DatasetInfo
     plan: BalancePlan
     store: Store
     uri: str
     digest: str
     max_megapixels: float
 
-    def stage(self, stage: Stage, files: Listing) -> DatasetFacts:
-        facts = self.facts
-        source = Source(uri=self.uri, label=facts.label, max_megapixels=self.max_megapixels)
+    def stage(self, stage: Stage, files: Listing) -> DatasetInfo:
+        info = self.info
+        source = Source(uri=self.uri, label=info.label, max_megapixels=self.max_megapixels)
         with Workspace() as workspace:
             found = scan(files, source, workspace, has_lineage=True)
             n_read = found.n_records + len(found.quarantine)
@@ -156,12 +156,12 @@ class _Reader:
                 f"{quarantine.num_rows:,} of {n_read:,} given records could not be judged: "
                 f"{_reasons(by_reason(quarantine))}. They lie in {stage.prefix} with file, position and reason"
             )
-        strata = table_strata(table, label=facts.label, by=by_columns(self.plan))
+        strata = table_strata(table, label=info.label, by=by_columns(self.plan))
         table = self._with_lineage(table, strata)
-        shards = write_candidates(stage, table, "candidates", facts.label)
+        shards = write_candidates(stage, table, "candidates", info.label)
         put = write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
-        return stage.facts_of(
-            facts,
+        return stage.info_of(
+            info,
             shards,
             part="candidates",
             part_counts={"candidates": dict(Counter(strata))},
@@ -172,7 +172,7 @@ class _Reader:
 
     def _judgeable(self, found: Scan) -> tuple[pa.Table, list[str], pa.Table]:
         """Return the records with the real ones' columns and types, what to say, and the others."""
-        real = read_shards(self.store, [], like=self.facts.shards)
+        real = read_shards(self.store, [], like=self.info.shards)
         kept = [n for n in real.column_names if n not in ("aug_id", "content_key")]
         real = select_columns(real, kept)
         notes, rounded = found.said(), Counter[str]()
@@ -197,12 +197,12 @@ class _Reader:
 
     @property
     def _image(self) -> str:
-        return self.facts.image.column if self.facts.image else ""
+        return self.info.image.column if self.info.image else ""
 
     def _needed(self) -> list[str]:
         """Columns without which a record cannot be judged."""
-        own = [] if self._image else [c.name for c in self.facts.columns if c.kind in LEARNT]
-        return [*dict.fromkeys([*own, self.facts.label, *by_columns(self.plan)])]
+        own = [] if self._image else [c.name for c in self.info.columns if c.kind in LEARNT]
+        return [*dict.fromkeys([*own, self.info.label, *by_columns(self.plan)])]
 
     def _check_columns(self, names: Sequence[str], real: pa.Schema, notes: list[str]) -> None:
         missing = [name for name in self._needed() if name not in names]
@@ -242,7 +242,7 @@ class _Reader:
     def _labelled(self, batch: Batch, quarantine: Quarantine) -> Batch:
         """Set aside what has no class of the real records, or says itself that it is real."""
         names = tuple(dict.fromkeys(c.label for c in self.plan.classes))
-        label = batch.table[self.facts.label]
+        label = batch.table[self.info.label]
         codes = class_codes(label, names)
         texts = plain(label).cast(pa.string()).to_pylist()
         reasons = [
@@ -252,8 +252,8 @@ class _Reader:
         ]
         batch = quarantine.reject(batch, codes < 0, reasons)
         real = pa.array([names[k] for k in codes[codes >= 0].tolist()], pa.string())
-        place = batch.table.column_names.index(self.facts.label)
-        table = batch.table.set_column(place, self.facts.label, real)
+        place = batch.table.column_names.index(self.info.label)
+        table = batch.table.set_column(place, self.info.label, real)
         batch = Batch(table, batch.file_index, batch.positions)
         if "aug_origin" in table.column_names:
             origins = plain(table["aug_origin"]).cast(pa.string()).to_pylist()
@@ -274,11 +274,11 @@ class _Reader:
         )
 
     def _levels(self) -> dict[str, pa.Array]:
-        """Return the values that categories have in fit and val: no other can be learnt or judged."""
-        names = [c.name for c in self.facts.columns if c.kind == "category"]
+        """Return the values that categories have in training and validation: no other can be learnt or judged."""
+        names = [c.name for c in self.info.columns if c.kind == "category"]
         if self._image or not names:
             return {}
-        table = read_part(self.store, self.facts, ["fit", "val"], columns=names)
+        table = read_part(self.store, self.info, ["training", "validation"], columns=names)
         return {name: plain(table[name]).unique() for name in names}
 
     def _typed(
@@ -320,7 +320,7 @@ class _Reader:
         if not by or not batch.table.num_rows:
             return batch.table
         known = {c.name for c in self.plan.classes}
-        strata = table_strata(batch.table, label=self.facts.label, by=by)
+        strata = table_strata(batch.table, label=self.info.label, by=by)
         strange = np.array([name not in known for name in strata], dtype=bool)
         reasons = [f"no real record is of {strata[i]!r}" for i in np.flatnonzero(strange)]
         return quarantine.reject(batch, strange, reasons).table

@@ -30,7 +30,7 @@ from prefect_augment.sources.images.columns import (
     main_image,
     with_group_column,
 )
-from prefect_augment.split.assignment import MIN_JUDGED
+from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.storage.keys import Coded, group_ids
 from prefect_augment.storage.spill import Workspace
 
@@ -131,7 +131,7 @@ def refuse_other_classes(
 ) -> None:
     """Refuse a hold-out whose classes are not the source's.
 
-    A class of the source with fewer than ``MIN_JUDGED`` records may be missing; it is not judged.
+    A class of the source with fewer than ``MIN_COMPARED`` records may be missing; it is not judged.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def refuse_other_classes(
             f"{did_you_mean(unknown[0], ours)}; the source's classes are: {', '.join(map(repr, ours[:40]))}.",
             classes=unknown,
         )
-    missing = [name for name in ours if name not in theirs and counts[name] >= MIN_JUDGED]
+    missing = [name for name in ours if name not in theirs and counts[name] >= MIN_COMPARED]
     if missing:
         raise LabelError(
             f"the hold-out {uri} has no record of class {missing[0]!r}, of which the source has "

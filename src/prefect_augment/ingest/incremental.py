@@ -27,7 +27,7 @@ from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.errors import InputError, IntegrityError
 from prefect_augment.ingest.record_index import RecordIndex, read_index
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts, ShardFact, SourceFile
+from prefect_augment.schema.base import DatasetInfo, ShardInfo, SourceFile
 from prefect_augment.schema.manifest import Manifest, is_rollback
 from prefect_augment.shards.base import open_shard, put_once, read_shard
 from prefect_augment.sources.discovery import Listing
@@ -35,7 +35,7 @@ from prefect_augment.sources.images.scan import Folder, shown_path
 from prefect_augment.split.assignment import Ledger, make_salt
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
 from prefect_augment.storage.manifests import latest_version, list_versions, read_manifest
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = [
@@ -64,7 +64,7 @@ class Earlier:
 
     Parameters
     ----------
-    facts : DatasetFacts
+    info : DatasetInfo
         Its outcome.
     schema : pyarrow.Schema
         The one of the source's files.
@@ -74,16 +74,16 @@ class Earlier:
         Path -> source file, as it was.
     """
 
-    facts: DatasetFacts
+    info: DatasetInfo
     schema: pa.Schema
     wanted: frozenset[str]
     files: dict[str, SourceFile]
 
     @property
-    def shards(self) -> tuple[ShardFact, ...]:
+    def shards(self) -> tuple[ShardInfo, ...]:
         """Its staged real shards, those of a hold-out of its own left out."""
-        given = self.facts.extra["n_given"]
-        return self.facts.shards[: len(self.facts.shards) - given]
+        given = self.info.extra["n_given"]
+        return self.info.shards[: len(self.info.shards) - given]
 
     def indexes(self, store: Store) -> list[RecordIndex]:
         """Return the index of each batch.
@@ -94,7 +94,7 @@ class Earlier:
             If one cannot be read.
         """
         try:
-            return [read_index(store, b.index, batch=b.batch) for b in self.facts.batches]
+            return [read_index(store, b.index, batch=b.batch) for b in self.info.batches]
         except (FileNotFoundError, pa.ArrowException, KeyError) as exc:
             raise NotReusableError(
                 f"what was staged of it is damaged ({type(exc).__name__})"
@@ -102,7 +102,7 @@ class Earlier:
 
     def add_columns(self, store: Store, summaries: Mapping[str, ColumnSummary]) -> None:
         """Take the earlier records' columns into summaries: counts as noted, values from staged shards."""
-        for batch in self.facts.batches:
+        for batch in self.info.batches:
             for name, counts in batch.columns.items():
                 summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
         names = [name for name, summary in summaries.items() if summary.is_comparable]
@@ -115,7 +115,7 @@ class Earlier:
 
     def quarantined(self, store: Store) -> pa.Table | None:
         """Return what was put into quarantine, that of a hold-out of its own left out."""
-        shards = self.facts.quarantine[: self.facts.extra["n_quarantine_shards"]]
+        shards = self.info.quarantine[: self.info.extra["n_quarantine_shards"]]
         tables = [read_shard(store, shard.path) for shard in shards]
         return pa.concat_tables(tables) if tables else None
 
@@ -162,22 +162,22 @@ def find_earlier(
     if not parent.ingest:
         raise NotReusableError("the version does not say where its records were staged")
     try:
-        facts = read_fact(store, parent.ingest, DatasetFacts)
+        info = read_result(store, parent.ingest, DatasetInfo)
     except IntegrityError as exc:
         raise NotReusableError("what was staged of it is damaged") from exc
-    if facts is None:
+    if info is None:
         raise NotReusableError("what was staged of it has been removed (gc)")
-    if facts.extra.get("wishes") != wishes:
+    if info.extra.get("wishes") != wishes:
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)
         if folder.has_boxes:
             raise NotReusableError("annotations of objects are looked at as a whole")
-        if facts.extra.get("labels") != folder.labels_digest(known):
+        if info.extra.get("labels") != folder.labels_digest(known):
             raise NotReusableError("the labels of known files are others now")
     earlier = Earlier(
-        facts,
-        pa.ipc.read_schema(pa.BufferReader(base64.b64decode(facts.extra["schema"]))),
+        info,
+        pa.ipc.read_schema(pa.BufferReader(base64.b64decode(info.extra["schema"]))),
         frozenset(listed[path][0] for path in listed if path not in parent.files),
         parent.files,
     )
@@ -187,10 +187,10 @@ def find_earlier(
 
 def _check_there(store: Store, earlier: Earlier) -> None:
     try:
-        for shard in (*earlier.shards, *earlier.facts.quarantine):
+        for shard in (*earlier.shards, *earlier.info.quarantine):
             if store.size(shard.path) != shard.n_bytes:
                 raise NotReusableError(f"{shard.path} is not what was staged")
-        for batch in earlier.facts.batches:
+        for batch in earlier.info.batches:
             store.size(batch.index)
     except FileNotFoundError as exc:
         raise NotReusableError("a part of what was staged of it is gone") from exc

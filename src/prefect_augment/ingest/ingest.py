@@ -29,12 +29,12 @@ from prefect_augment.ingest.incremental import (
     find_earlier,
     inherited,
 )
-from prefect_augment.ingest.outcome import Ingested, make_facts
+from prefect_augment.ingest.outcome import Ingested, make_info
 from prefect_augment.ingest.scan import Progress, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.write_index import Settled, settle
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetFacts, DatasetRef
+from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
 from prefect_augment.sources.images.scan import Folder, look_at_folder
 from prefect_augment.split.assignment import Ledger
@@ -118,23 +118,23 @@ def ingest(
     parents = inherited(store, listing, source, seed)
     for parent in parents:
         stage = Stage(store, "ingest", _key(job, parent))
-        facts = stage.outcome(DatasetFacts)
-        if facts is not None and (
-            parent is parents[0] or facts.extra["ledger_digest"] == parents[0].ledger.digest
+        info = stage.outcome(DatasetInfo)
+        if info is not None and (
+            parent is parents[0] or info.extra["ledger_digest"] == parents[0].ledger.digest
         ):
             logger.info("The source has not changed since it was ingested as %s.", stage.key)
-            return _reference(stage, facts)
+            return _reference(stage, info)
 
     store.check_writable()  # now, and not when all has been read
     stage = Stage(store, "ingest", _key(job, parents[0]))
-    facts = _new_or_all(job, parents[0], stage)
+    info = _new_or_all(job, parents[0], stage)
     report(1.0, "done")
-    for note in facts.notes:
+    for note in info.notes:
         logger.info("%s", note)
-    return _reference(stage, stage.finish(facts))
+    return _reference(stage, stage.finish(info))
 
 
-def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetFacts:
+def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetInfo:
     """Read the new files where that is enough, else all."""
     folder = None
     if job.listing.format == "folder":
@@ -161,7 +161,7 @@ def _ingest(
     folder: Folder | None,
     earlier: Earlier | None,
     notes: tuple[str, ...],
-) -> DatasetFacts:
+) -> DatasetInfo:
     batches = parent.batches(job.listing)
     with returned_at_once(), Workspace() as workspace:
         found = _read(job, workspace, batches, folder, earlier)
@@ -173,7 +173,7 @@ def _ingest(
         settled = _settled(job, parent, stage, found, held, batches, earlier)
         give_back()
         job.report(0.8, "write")
-        return make_facts(
+        return make_info(
             Ingested(
                 source=job.source,
                 stage=stage,
@@ -234,7 +234,7 @@ def _read(
         read,
         job.source,
         manifest=job.listing.manifest,
-        label="" if earlier is None else earlier.facts.label,
+        label="" if earlier is None else earlier.info.label,
     )
     return find_candidates(
         read,
@@ -299,9 +299,9 @@ def _key(job: _Job, parent: Inherited) -> str:
     )
 
 
-def _reference(stage: Stage, facts: DatasetFacts) -> DatasetRef:
+def _reference(stage: Stage, info: DatasetInfo) -> DatasetRef:
     counts: Counter[str] = Counter()
-    for part, of_class in facts.part_counts.items():
-        if not (part == "holdout" and facts.holdout_uri):
+    for part, of_class in info.part_counts.items():
+        if not (part == "holdout" and info.holdout_uri):
             counts.update(of_class)
-    return stage.reference(facts, counts)
+    return stage.reference(info, counts)

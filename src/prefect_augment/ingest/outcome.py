@@ -18,16 +18,16 @@ from prefect_augment.ingest.validate_images import image_notes
 from prefect_augment.ingest.write_index import Settled, place_holdout
 from prefect_augment.ingest.write_shards import Dealt, deal_out, write_staged
 from prefect_augment.params import Source
-from prefect_augment.schema.base import BatchFact, ColumnFact, DatasetFacts, ShardFact, SourceFile
+from prefect_augment.schema.base import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
-from prefect_augment.split.assignment import MIN_JUDGED, PARTS
+from prefect_augment.split.assignment import MIN_COMPARED, PARTS
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.staging import Stage, canonical_json
 from prefect_augment.storage.store import sha256_hex
 
-__all__ = ["Ingested", "make_facts"]
+__all__ = ["Ingested", "make_info"]
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
@@ -40,7 +40,7 @@ class Ingested:
     Parameters
     ----------
     source : Source
-        The wishes.
+        The params.
     stage : Stage
         Where objects go.
     workspace : Workspace
@@ -55,7 +55,7 @@ class Ingested:
         Batch of each file.
     earlier : Earlier, optional
         Staged records that are used again.
-    wishes : str
+    params : str
         Hash of what staged records depend on beside the files.
     notes : tuple of str
         What was found before.
@@ -73,7 +73,7 @@ class Ingested:
     notes: tuple[str, ...]
 
 
-def make_facts(job: Ingested) -> DatasetFacts:
+def make_info(job: Ingested) -> DatasetInfo:
     """Write the stage's objects and return its outcome."""
     return _Writing(job).run()
 
@@ -85,7 +85,7 @@ class _Writing:
         self.settled, self.earlier = job.settled, job.earlier
         self.scan = job.found.scan
 
-    def run(self) -> DatasetFacts:
+    def run(self) -> DatasetInfo:
         job, settled, roles = self.job, self.settled, self.found.roles
         dealt = deal_out(self.found, settled.placing, job.workspace)
         if self.earlier is not None:
@@ -98,13 +98,13 @@ class _Writing:
         given = self._write_holdout()
         every = (*shards, *given)
         counts = {part: _sum_counts([s for s in every if s.split == part]) for part in PARTS}
-        judged = tuple(k for k in settled.classes if all(counts[part].get(k) for part in PARTS))
+        compared = tuple(k for k in settled.classes if all(counts[part].get(k) for part in PARTS))
         batches = self._batches(dealt)
         files = self._files()
         ours, theirs, put = self._quarantine()
         schema = roles.schema
-        notes = self._notes(batches, columns, counts, judged, by_reason(ours) + by_reason(theirs))
-        return DatasetFacts(
+        notes = self._notes(batches, columns, counts, compared, by_reason(ours) + by_reason(theirs))
+        return DatasetInfo(
             stage="ingest",
             key=self.stage.key,
             digest=sha256_hex("".join(s.sha256 for s in every).encode()),
@@ -114,7 +114,7 @@ class _Writing:
             columns=columns,
             shards=every,
             part_counts=counts,
-            judged=judged,
+            compared=compared,
             n_quarantined=ours.num_rows + theirs.num_rows,
             quarantine=(*put, *self._put_quarantine(theirs, "quarantine-holdout")),
             sources=by_folder(files) if self.scan.folder is not None else tuple(files),
@@ -148,7 +148,7 @@ class _Writing:
 
     # --- records ---
 
-    def _write_holdout(self) -> tuple[ShardFact, ...]:
+    def _write_holdout(self) -> tuple[ShardInfo, ...]:
         """Stage a hold-out of its own, for the judge."""
         held = self.held
         if held is None:
@@ -159,9 +159,9 @@ class _Writing:
 
     # --- what was done ---
 
-    def _batches(self, dealt: Dealt) -> tuple[BatchFact, ...]:
+    def _batches(self, dealt: Dealt) -> tuple[BatchInfo, ...]:
         """Say of each batch what a later run needs to leave it alone."""
-        earlier = {b.batch: b for b in self.earlier.facts.batches} if self.earlier else {}
+        earlier = {b.batch: b for b in self.earlier.info.batches} if self.earlier else {}
         numbers = {
             e.path: int(n) for e, n in zip(self.scan.listing.entries, self.job.batches, strict=True)
         }
@@ -180,7 +180,7 @@ class _Writing:
                 if path and numbers[path] == number
             }
             found.append(
-                BatchFact(
+                BatchInfo(
                     batch=number,
                     index=path,
                     n_records=n_records,
@@ -211,7 +211,7 @@ class _Writing:
             )
         return files
 
-    def _quarantine(self) -> tuple[pa.Table, pa.Table, tuple[ShardFact, ...]]:
+    def _quarantine(self) -> tuple[pa.Table, pa.Table, tuple[ShardInfo, ...]]:
         earlier = self.earlier.quarantined(self.stage.store) if self.earlier else None
         ours = self.scan.quarantine.table(earlier=earlier)
         theirs = ours.slice(0, 0)
@@ -219,7 +219,7 @@ class _Writing:
             theirs = self.held.scan.quarantine.table(prefix="hold-out ")
         return ours, theirs, self._put_quarantine(ours, "quarantine")
 
-    def _put_quarantine(self, table: pa.Table, stem: str) -> tuple[ShardFact, ...]:
+    def _put_quarantine(self, table: pa.Table, stem: str) -> tuple[ShardInfo, ...]:
         return write_shards(
             self.stage.store,
             table,
@@ -234,10 +234,10 @@ class _Writing:
 
     def _notes(
         self,
-        batches: tuple[BatchFact, ...],
-        columns: Sequence[ColumnFact],
+        batches: tuple[BatchInfo, ...],
+        columns: Sequence[ColumnInfo],
         counts: dict[str, dict[str, int]],
-        judged: Sequence[str],
+        compared: Sequence[str],
         reasons: Counter[str],
     ) -> tuple[str, ...]:
         listing, settled = self.scan.listing, self.settled
@@ -250,11 +250,11 @@ class _Writing:
         notes += [f"quarantined {n} records: {reason}" for reason, n in reasons.most_common()]
         notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
         for name, n in settled.class_counts.items():
-            if name not in judged:
-                notes.append(_why_not_judged(name, n, counts, grouped=settled.is_grouped))
-        if not judged:
+            if name not in compared:
+                notes.append(_why_not_compared(name, n, counts, grouped=settled.is_grouped))
+        if not compared:
             notes.append(
-                f"no class has the {MIN_JUDGED} records that stand in all parts, so no arm can be judged"
+                f"no class has the {MIN_COMPARED} records that stand in all parts, so no strategy can be judged"
             )
         if settled.n_kept_against_mark:
             notes.append(
@@ -264,18 +264,20 @@ class _Writing:
         return tuple(notes)
 
 
-def _sum_counts(shards: Sequence[ShardFact]) -> dict[str, int]:
+def _sum_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard.class_counts)
     return dict(total)
 
 
-def _why_not_judged(name: str, n: int, counts: dict[str, dict[str, int]], *, grouped: bool) -> str:
+def _why_not_compared(
+    name: str, n: int, counts: dict[str, dict[str, int]], *, grouped: bool
+) -> str:
     where = ", ".join(f"{counts[part].get(name, 0)} in {part}" for part in PARTS)
-    if n < MIN_JUDGED:
+    if n < MIN_COMPARED:
         return (
-            f"class {name!r} has {n} records, fewer than the {MIN_JUDGED} needed to stand in all parts: "
+            f"class {name!r} has {n} records, fewer than the {MIN_COMPARED} needed to stand in all parts: "
             "it is not judged"
         )
     why = (

@@ -37,7 +37,7 @@ from prefect_augment.storage.keys import KEY, Coded
 __all__ = ["Candidates", "Marks", "Names", "Rows", "find_candidates", "group_names"]
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
-IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "fit", "val", "validation", ""})
+IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})
 
 
 class Marks:

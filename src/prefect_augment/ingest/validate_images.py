@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import InputError
-from prefect_augment.schema.base import ImageFacts
+from prefect_augment.schema.base import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
 from prefect_augment.sources.images.validation import (
     THUMB_SIDE,
@@ -26,7 +26,7 @@ from prefect_augment.sources.images.validation import (
     check_image,
 )
 
-__all__ = ["ImageChecker", "Images", "Traits", "image_facts", "image_notes"]
+__all__ = ["ImageChecker", "Images", "Traits", "image_info", "image_notes"]
 
 #: Mode, format, width, height, whether animated, whether turned.
 Traits = tuple[str, str, int, int, bool, bool]
@@ -60,7 +60,7 @@ class Images:
     kinds: list[Traits]
 
 
-def image_facts(column: str, counts: Mapping[Traits, int], **found: int) -> ImageFacts:
+def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> ImageInfo:
     """Return facts from how many images are of each kind, and what was ``found`` beyond this."""
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
@@ -71,7 +71,7 @@ def image_facts(column: str, counts: Mapping[Traits, int], **found: int) -> Imag
         formats[kind] += n
     ordered = sorted(sizes, key=lambda s: (-sizes[s], -s[0] * s[1], s))
     sides = [side for size in sizes for side in size]
-    return ImageFacts(
+    return ImageInfo(
         column=column,
         modes=dict(sorted(modes.items())),
         formats=dict(sorted(formats.items())),
@@ -192,28 +192,28 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
         return exc
 
 
-def image_notes(facts: ImageFacts | None) -> tuple[str, ...]:
+def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
     """Say in sentences what was found about images, for people."""
-    if facts is None:
+    if info is None:
         return ()
-    modes = ", ".join(f"{n} {mode}" for mode, n in facts.modes.items())
-    width, height = facts.most_common_size
+    modes = ", ".join(f"{n} {mode}" for mode, n in info.modes.items())
+    width, height = info.most_common_size
     modes_and_sizes = (
-        f"modes {modes}; {facts.n_sizes} sizes of {facts.smallest_side} to {facts.largest_side} px"
+        f"modes {modes}; {info.n_sizes} sizes of {info.smallest_side} to {info.largest_side} px"
     )
     notes = [f"images: {modes_and_sizes}, most often {width}x{height}"]
-    if facts.n_animated:
-        notes.append(f"{facts.n_animated} animated images: their first frame is used")
-    if facts.n_rotated:
-        notes.append(f"{facts.n_rotated} images are turned upright by their EXIF orientation")
-    if facts.n_clusters:
+    if info.n_animated:
+        notes.append(f"{info.n_animated} animated images: their first frame is used")
+    if info.n_rotated:
+        notes.append(f"{info.n_rotated} images are turned upright by their EXIF orientation")
+    if info.n_clusters:
         notes.append(
-            f"{facts.n_clustered} near-duplicate images in {facts.n_clusters} clusters (the largest of "
-            f"{facts.largest_cluster}) stay on one side of the split"
+            f"{info.n_clustered} near-duplicate images in {info.n_clusters} clusters (the largest of "
+            f"{info.largest_cluster}) stay on one side of the split"
         )
-    if facts.n_near_holdout:
+    if info.n_near_holdout:
         notes.append(
-            f"{facts.n_near_holdout} images have a near-duplicate in the hold-out; they are kept, so its scores "
+            f"{info.n_near_holdout} images have a near-duplicate in the hold-out; they are kept, so its scores "
             "may be a little too good"
         )
     return tuple(notes)

@@ -17,7 +17,7 @@ from prefect_augment.ingest.incremental import n_moved, refuse_moved
 from prefect_augment.ingest.record_index import IndexAside
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.write_shards import Placer, Placing
-from prefect_augment.schema.base import ImageFacts
+from prefect_augment.schema.base import ImageInfo
 from prefect_augment.split.assignment import HOLDOUT, PARTS
 from prefect_augment.split.ledger_io import write_ledger
 from prefect_augment.storage.external_sort import bin_of
@@ -51,7 +51,7 @@ class Settled:
         See :class:`prefect_augment.split.assignment.Assignment`.
     is_grouped : bool
         Whether records stay together.
-    image : ImageFacts, optional
+    image : ImageInfo, optional
         What was found about the images.
     """
 
@@ -66,7 +66,7 @@ class Settled:
     n_new: int
     n_kept_against_mark: int
     is_grouped: bool
-    image: ImageFacts | None
+    image: ImageInfo | None
 
 
 def settle(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.ingest.assign import REASONS
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.schema.base import ShardFact
+from prefect_augment.schema.base import ShardInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
@@ -328,13 +328,13 @@ def deal_out(
     return dealt
 
 
-def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardFact, ...]:
+def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo, ...]:
     """Put the shards under names that hold their content's hash, one at a time."""
     placing, label = dealt.placing, dealt.found.roles.label
-    facts = []
+    info = []
     for s, (part, stem) in enumerate(placing.stems):
         table = _staged(dealt, s)
-        facts.append(
+        info.append(
             write_shard(
                 store,
                 row_groups(table, rows_per_group(table.num_rows, table.nbytes)),
@@ -348,7 +348,7 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardFact,
         )
         del table
         give_back()  # the next one is of another size
-    return tuple(facts)
+    return tuple(info)
 
 
 def _staged(dealt: Dealt, s: int) -> pa.Table:

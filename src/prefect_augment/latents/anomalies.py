@@ -1,4 +1,4 @@
-"""Anomalies: how badly a model accounts for each record, and which are beyond what is normal on val.
+"""Anomalies: how badly a model accounts for each record, and which are beyond what is normal on validation records.
 
 Two passes: scores are staged shard by shard; then, with all scores in memory (some tens of bytes a record),
 threshold and ranks are known and the result is written.
@@ -24,7 +24,7 @@ from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import ERROR_MAP
 from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage.store import Store
@@ -33,7 +33,7 @@ __all__ = ["anomalies"]
 
 ALGORITHM_VERSION = 2
 COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
-N_SHOWN = 8  # of the strangest records of val
+N_SHOWN = 8  # of the strangest records of validation records
 # A quantile with fewer records beyond it than this rests on chance.
 MIN_BEYOND = 10
 
@@ -56,13 +56,13 @@ def anomalies(
     Parameters
     ----------
     dataset : DatasetRef
-        Ingested records, val among them. Classes that the model has never seen are scored, too.
+        Ingested records, validation among them. Classes that the model has never seen are scored, too.
     model : ModelRef
         A model with a latent space.
     store : Store
         The root that dataset and model lie under.
     normal_share : float in (0, 1)
-        The threshold is the val score that at most this share of the normal val records is above.
+        The threshold is the validation score that at most this share of the normal validation records is above.
     output : Output, optional
         Which parts.
     out : Store, optional
@@ -76,13 +76,13 @@ def anomalies(
         Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is stranger),
         ``anomaly`` (bool), ``rank`` (int64, 1 is the strangest of all) and, of images, ``error_map`` (fixed_size_list
         of float32: where a flagged one is strange, row by row at the model's resolution; null of the
-        others). ``found``: threshold, records and flagged ones per part (but the hold-out) and class and, where val
-        holds other classes, their AUROC against the normal ones.
+        others). ``found``: threshold, records and flagged ones per part (but the hold-out) and class and,
+        where validation holds other classes, their AUROC against the normal ones.
 
     Raises
     ------
     ParameterError
-        If the model has no latent space, or there is no normal val record to calibrate on.
+        If the model has no latent space, or there is no normal validation record to calibrate on.
     DivergedError
         If a score is not finite.
     """
@@ -96,26 +96,26 @@ def anomalies(
     view = open_view(job, fitted, encoder)
     normal = Strata(encoder).classes
 
-    def score(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
-        columns = head(table, job.facts.label, shard, COLUMNS)
+    def score(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
+        columns = head(table, job.info.label, shard, COLUMNS)
         scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", model)
         return pa.table({**columns, "score": scores.astype(np.float64)}), {}
 
     # What this first pass writes goes when the result is whole.
     pieces = job.each_shard(score, on_progress, folder="scores")
     scored = _Scored.read(job, pieces, normal)
-    beyond = scored.normal_val
+    beyond = scored.normal_validation
     if not len(beyond):
         raise ParameterError(
-            f"there are no val records of {', '.join(map(repr, normal))}, and the threshold comes from "
-            "those; use ingested records, with val among output.parts."
+            f"there are no validation records of {', '.join(map(repr, normal))}, and the threshold comes from "
+            "those; use ingested records, with validation among output.parts."
         )
     threshold = float(np.quantile(beyond, 1 - normal_share, method="higher"))
     shards = _write(job, view, scored, threshold)
     notes = []
     if len(beyond) * normal_share < MIN_BEYOND:
         notes.append(
-            f"the threshold rests on {len(beyond)} normal val records, {len(beyond) * normal_share:.1f} of "
+            f"the threshold rests on {len(beyond)} normal validation records, {len(beyond) * normal_share:.1f} of "
             f"them beyond it; take a larger normal_share, or more records, for a steadier one."
         )
     other = scored.scores[~scored.is_normal]
@@ -125,13 +125,13 @@ def anomalies(
         found={
             "normal": list(normal),
             "threshold": threshold,
-            "n_normal_val": len(beyond),
-            "val_auroc": scored.auroc,
+            "n_normal_validation": len(beyond),
+            "validation_auroc": scored.auroc,
             "n_flagged": int((scored.scores > threshold).sum()),
             "counts": scored.counts(threshold),
         },
         pictures=job.folder.put_pictures(
-            scores_chart(chart), view.strange_picture(scored.strangest_val)
+            scores_chart(chart), view.strange_picture(scored.strangest_validation)
         ),
         notes=notes,
     )
@@ -147,24 +147,26 @@ class _Scored:
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     normal: tuple[str, ...]
-    strangest_val: tuple[str, ...]  # ids, the strangest first
+    strangest_validation: tuple[str, ...]  # ids, the strangest first
 
     @classmethod
     def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> _Scored:
         scores, parts, classes = [], _Codes(), _Codes()
         strangest: list[tuple[float, str]] = []
-        columns = ["score", "aug_split", job.facts.label, "aug_id"]
+        columns = ["score", "aug_split", job.info.label, "aug_id"]
         for table in iter_shards(job.folder.store, _shards(pieces), columns):
             scores.append(table["score"].to_numpy())
-            val = table.filter(pc.equal(table["aug_split"], "val")).sort_by(
+            validation = table.filter(pc.equal(table["aug_split"], "validation")).sort_by(
                 [("score", "descending"), ("aug_id", "ascending")]
             )[:N_SHOWN]
             strangest += zip(
-                (-val["score"].to_numpy()).tolist(), val["aug_id"].to_pylist(), strict=True
+                (-validation["score"].to_numpy()).tolist(),
+                validation["aug_id"].to_pylist(),
+                strict=True,
             )
             strangest = sorted(strangest)[:N_SHOWN]
             parts.add(table["aug_split"].to_pylist())
-            classes.add(label_names(table[job.facts.label]))
+            classes.add(label_names(table[job.info.label]))
         return cls(
             np.concatenate(scores), parts.codes, classes.codes, tuple(parts.index),
             tuple(classes.index), tuple(normal),
@@ -176,20 +178,20 @@ class _Scored:
         return np.isin(np.array(self.classes, dtype=object), self.normal)[self.class_codes]
 
     @property
-    def is_val(self) -> NDArray[np.bool_]:
-        return np.array([part == "val" for part in self.parts])[self.part_codes]
+    def is_validation(self) -> NDArray[np.bool_]:
+        return np.array([part == "validation" for part in self.parts])[self.part_codes]
 
     @property
-    def normal_val(self) -> NDArray[np.float64]:
-        return self.scores[self.is_val & self.is_normal]
+    def normal_validation(self) -> NDArray[np.float64]:
+        return self.scores[self.is_validation & self.is_normal]
 
     @property
     def auroc(self) -> float | None:
-        """Area under the ROC curve on val, the other classes as the anomaly; None without any."""
-        truth = ~self.is_normal[self.is_val]
+        """Area under the ROC curve on validation records, the other classes as the anomaly; None without any."""
+        truth = ~self.is_normal[self.is_validation]
         if not truth.any() or truth.all():
             return None
-        return float(roc_auc_score(truth, self.scores[self.is_val]))
+        return float(roc_auc_score(truth, self.scores[self.is_validation]))
 
     def counts(self, threshold: float) -> dict[str, dict[str, dict[str, int]]]:
         """Return part -> class -> records and flagged ones, but for the hold-out."""
@@ -225,24 +227,24 @@ class _Codes:
         return np.concatenate(self._batches)
 
 
-def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardFact]:
+def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardInfo]:
     """Write the scores with flag, rank and place; equal scores rank in the records' order."""
     ranks = np.empty(len(scored.scores), dtype=np.int64)
     ranks[np.argsort(-scored.scores, kind="stable")] = np.arange(1, len(ranks) + 1)
-    columns = [*dict.fromkeys(["aug_id", job.facts.label, *view.where_columns])]
-    written: list[ShardFact] = []
+    columns = [*dict.fromkeys(["aug_id", job.info.label, *view.where_columns])]
+    written: list[ShardInfo] = []
     start = 0
     for i, shard in enumerate(job.shards):
         stop = start + shard.n_records
 
-        def tables(shard: ShardFact = shard, start: int = start) -> Any:
+        def tables(shard: ShardInfo = shard, start: int = start) -> Any:
             for table in job.tables([shard], columns):
                 rows = slice(start, start + table.num_rows)
                 start = rows.stop
                 flags = scored.scores[rows] > threshold
                 marks = {"score": scored.scores[rows], "anomaly": flags, "rank": ranks[rows]}
                 places = view.where(table, flags)
-                yield pa.table({**head(table, job.facts.label, shard), **marks, **places})
+                yield pa.table({**head(table, job.info.label, shard), **marks, **places})
 
         written += job.folder.put(
             tables(),
@@ -255,5 +257,5 @@ def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[Shar
     return written
 
 
-def _shards(pieces: Sequence[Piece]) -> list[ShardFact]:
+def _shards(pieces: Sequence[Piece]) -> list[ShardInfo]:
     return [shard for piece in pieces for shard in piece.shards]

@@ -23,7 +23,7 @@ from prefect_augment.latents.base import Job, Progress, Strata, head
 from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import AttributeShift, Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.text import suggestion
@@ -55,7 +55,7 @@ def shift_attribute(
 ) -> LatentRef:
     """Write records with an attribute added to them: ``decode(z + strength * direction)``.
 
-    The direction is the mean latent vector of the fit records with one value of a column minus the mean
+    The direction is the mean latent vector of the training records with one value of a column minus the mean
     of those with another. Whatever else differs between the two groups is in it, too.
 
     Parameters
@@ -82,14 +82,14 @@ def shift_attribute(
         Parquet with a row per record and strength, in this order: ``aug_id`` of the record that was shifted,
         ``aug_split``, ``aug_strength`` (float64), the columns that are learnt, and the label and ``by``
         columns of the stratum that it was decoded as. At strength 0 that is its reconstruction. ``found``:
-        the two values with their fit records, the direction's length (Euclidean) and ``val_auroc``, how
-        well places along it tell the val records of the two apart (None where val lacks one).
+        the two values with their training records, the direction's length (Euclidean) and ``validation_auroc``, how
+        well places along it tell the validation records of the two apart (None where validation lacks one).
 
     Raises
     ------
     ParameterError
         If the model has no latent space; the column, a value, a class or a record is not there; a value has
-        too few fit records; or nothing is left to shift.
+        too few training records; or nothing is left to shift.
     DivergedError
         If a vector is not finite.
 
@@ -121,7 +121,7 @@ def shift_attribute(
 
     view = open_view(job, fitted, encoder)
 
-    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+    def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         table = table.filter(wanted.mask(table))
         if not table.num_rows:
             return pa.table({}), {}
@@ -149,7 +149,7 @@ def shift_attribute(
             "strengths": list(wish.strengths),
             "n_shifted": sum(wanted.counts.values()),
             "distance": float(np.linalg.norm(direction)),
-            "val_auroc": _val_auroc(job, fitted, encoder, column, ends, direction),
+            "validation_auroc": _validation_auroc(job, fitted, encoder, column, ends, direction),
         },
         # Of the wanted records none may lie in the part that is shown.
         pictures=job.folder.put_pictures(
@@ -170,11 +170,11 @@ def _made(
 
 
 def _written(
-    job: Job, table: pa.Table, shard: ShardFact, made: pa.Table, strengths: Sequence[float]
+    job: Job, table: pa.Table, shard: ShardInfo, made: pa.Table, strengths: Sequence[float]
 ) -> pa.Table:
     """Return what was made of these records, with ids, parts and strengths before it."""
     whose = pa.array(np.repeat(np.arange(table.num_rows), len(strengths)))
-    known = head(table, job.facts.label, shard, (STRENGTH,))
+    known = head(table, job.info.label, shard, (STRENGTH,))
     columns = {
         "aug_id": known["aug_id"].take(whose),
         "aug_split": known["aug_split"].take(whose),
@@ -197,8 +197,8 @@ class _End:
 
 def _column(job: Job, name: str) -> str:
     """Return the column of the attribute, the label where none is named; refuse what has no values."""
-    label = job.facts.label
-    able = [c.name for c in job.facts.columns if c.kind not in WITHOUT_VALUES]
+    label = job.info.label
+    able = [c.name for c in job.info.columns if c.kind not in WITHOUT_VALUES]
     if name and name not in (label, *able):
         raise ParameterError(
             f"column {name!r} is not one whose values an attribute can be{did_you_mean(name, able)}; take the label, "
@@ -214,7 +214,7 @@ def _ends(job: Job, column: str, wish: AttributeShift) -> tuple[_End, _End]:
     for value in filter(None, (wish.start, wish.end)):
         if value not in counts:
             raise ParameterError(
-                f"no fit record has the value {value!r} of column {column!r}; "
+                f"no training record has the value {value!r} of column {column!r}; "
                 f"{suggestion(value, list(counts))}."
             )
     by_size = sorted(counts, key=lambda value: (-counts[value], value))
@@ -224,7 +224,7 @@ def _ends(job: Job, column: str, wish: AttributeShift) -> tuple[_End, _End]:
     few = [v for v in (start, end) if v and counts[v] < MIN_RECORDS]
     if few or not start or not end or start == end:
         raise ParameterError(
-            f"a direction leads from one value of {column!r} to another, each with {MIN_RECORDS} fit records at "
+            f"a direction leads from one value of {column!r} to another, each with {MIN_RECORDS} training records at "
             f"least; {_what_is_wrong(counts, few, start, end)}. Name two with start (--from) and end (--to); there "
             f"are: {listing([f'{v}: {counts[v]}' for v in by_size], 20) or 'none'}."
         )
@@ -237,7 +237,7 @@ def _what_is_wrong(counts: Mapping[str, int], few: Sequence[str], start: str, en
     return f"both are {start!r}" if start and start == end else "there are not two such values"
 
 
-def _val_auroc(
+def _validation_auroc(
     job: Job,
     fitted: Any,
     encoder: Encoder,
@@ -245,10 +245,10 @@ def _val_auroc(
     ends: tuple[_End, _End],
     direction: NDArray[np.float64],
 ) -> float | None:
-    """Return how well places along the direction tell the val records of its two values apart."""
+    """Return how well places along the direction tell the validation records of its two values apart."""
     start, end = (x.value for x in ends)
-    val = [shard for shard in job.facts.shards if shard.split == "val"]
-    given = vectors_by(job, fitted, encoder, column=column, values=[start, end], shards=val)
+    validation = [shard for shard in job.info.shards if shard.split == "validation"]
+    given = vectors_by(job, fitted, encoder, column=column, values=[start, end], shards=validation)
     places: dict[str, list[NDArray[np.float64]]] = {start: [], end: []}
     for value, _, Z in given:
         places[value].append(Z @ direction)
@@ -282,9 +282,9 @@ class _Wanted:
         ParameterError
             If a class or record is not there, or no record is left.
         """
-        wanted = cls(job.facts.label, column, start, frozenset(only))
+        wanted = cls(job.info.label, column, start, frozenset(only))
         missing = dict.fromkeys(only)
-        names = ["aug_id", *dict.fromkeys([job.facts.label, column])]
+        names = ["aug_id", *dict.fromkeys([job.info.label, column])]
         for shard in job.shards:
             wanted.counts[shard.path] = 0
             for table in job.tables([shard], names):
@@ -292,11 +292,11 @@ class _Wanted:
                 wanted.counts[shard.path] += len(ids)
                 if shard.split == job.shown_part:
                     wanted.shown = sorted([*wanted.shown, *ids])[:N_SHOWN]
-                for name in {*ids, *column_values(table, job.facts.label)} & missing.keys():
+                for name in {*ids, *column_values(table, job.info.label)} & missing.keys():
                     del missing[name]
         parts = ", ".join(job.parts)
         if missing:
-            classes = dict.fromkeys(name for n in job.facts.part_counts.values() for name in n)
+            classes = dict.fromkeys(name for n in job.info.part_counts.values() for name in n)
             raise ParameterError(
                 f"{next(iter(missing))!r} is neither a class nor the aug_id of a record in {parts}; classes: "
                 f"{listing(list(classes))}."

@@ -21,16 +21,16 @@ from prefect_augment.latents.capabilities import Ability, check_able
 from prefect_augment.latents.output import LatentFolder, Piece, add
 from prefect_augment.params import Output
 from prefect_augment.schema.base import (
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
-    LatentFacts,
+    LatentInfo,
     LatentRef,
     LatentUse,
     ModelRef,
-    ShardFact,
+    ShardInfo,
 )
 from prefect_augment.shards.base import label_names
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store, sha256_hex
 from prefect_augment.synthesis.model_store import Encoder, load_model
@@ -51,7 +51,7 @@ class Job:
     use: LatentUse
     store: Store  # of dataset and model
     dataset: DatasetRef
-    facts: DatasetFacts
+    info: DatasetInfo
     model: ModelRef
     params: dict[str, Any]
     parts: tuple[str, ...]
@@ -85,16 +85,16 @@ class Job:
         store : Store
             The root that both lie under.
         output : Output, optional
-            Which parts are read, of records that are divided into fit, val and hold-out.
+            Which parts are read, of records that are divided into training, validation and hold-out.
         out : Store, optional
             Where the result goes; beside the dataset where not given.
         params : mapping, optional
             What changes the bytes beside that.
         """
-        facts = load_facts(dataset, store)
+        info = load_info(dataset, store)
         wanted = (output or Output()).parts
-        there = list(dict.fromkeys(shard.split for shard in facts.shards))
-        divided = {"fit", "val"} & set(there)
+        there = list(dict.fromkeys(shard.split for shard in info.shards))
+        divided = {"training", "validation"} & set(there)
         parts = tuple(part for part in there if part in wanted or not divided)
         if not parts:
             raise ParameterError(
@@ -109,31 +109,31 @@ class Job:
             inputs=[dataset.key, dataset.digest, model.key, model.digest],
         )
         folder = LatentFolder(
-            out or store, use, model.kind, key, label=facts.label, beside=out is None
+            out or store, use, model.kind, key, label=info.label, beside=out is None
         )
-        return cls(use, store, dataset, facts, model, params, parts, folder)
+        return cls(use, store, dataset, info, model, params, parts, folder)
 
     # --- what is read -------------------------------------------------------------------------
 
     @property
-    def shards(self) -> list[ShardFact]:
+    def shards(self) -> list[ShardInfo]:
         """The shards that are read, in their order."""
-        return [shard for shard in self.facts.shards if shard.split in self.parts]
+        return [shard for shard in self.info.shards if shard.split in self.parts]
 
     @property
-    def learnt_shards(self) -> list[ShardFact]:
+    def learnt_shards(self) -> list[ShardInfo]:
         """The fit shards, read or not; of records that are not divided those that are read.
 
         The hold-out is among them only where there is nothing else.
         """
-        fit = [shard for shard in self.facts.shards if shard.split == "fit"]
-        return fit or [s for s in self.shards if s.split != NOT_SUMMED] or self.shards
+        training = [shard for shard in self.info.shards if shard.split == "training"]
+        return training or [s for s in self.shards if s.split != NOT_SUMMED] or self.shards
 
     @property
     def shown_part(self) -> str:
-        """The part that records are shown of: val where it is read, the hold-out only if nothing else is."""
+        """The part that records are shown of: validation where it is read, the hold-out only if nothing else is."""
         parts = set(self.parts) - {NOT_SUMMED} or {NOT_SUMMED}
-        return "val" if "val" in parts else min(parts)
+        return "validation" if "validation" in parts else min(parts)
 
     def load(self, ability: Ability) -> tuple[Any, Encoder]:
         """Return the fitted model and its encoder.
@@ -144,11 +144,11 @@ class Job:
             If the model lacks the ability.
         """
         fitted, encoder = load_model(self.store, self.model)
-        check_able(fitted, self.model.kind, ability, modality=self.facts.modality)
+        check_able(fitted, self.model.kind, ability, modality=self.info.modality)
         return fitted, encoder
 
     def tables(
-        self, shards: Sequence[ShardFact], columns: Sequence[str] | None = None
+        self, shards: Sequence[ShardInfo], columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
         """Yield records, some megabytes at a time."""
         return iter_shards(self.store, shards, columns)
@@ -157,11 +157,11 @@ class Job:
 
     def each_shard(
         self,
-        make: Callable[[pa.Table, ShardFact], tuple[pa.Table, Mapping[str, Any]]],
+        make: Callable[[pa.Table, ShardInfo], tuple[pa.Table, Mapping[str, Any]]],
         on_progress: Progress | None,
         *,
         folder: str = "data",
-        n_made: Callable[[ShardFact], int] | None = None,
+        n_made: Callable[[ShardInfo], int] | None = None,
     ) -> list[Piece]:
         """Write what is made of each shard's records, each with a receipt.
 
@@ -180,7 +180,7 @@ class Job:
         total, done, pieces = sum(shard.n_records for shard in self.shards), 0, []
         for i, shard in enumerate(self.shards):
 
-            def build(i: int = i, shard: ShardFact = shard) -> Piece:
+            def build(i: int = i, shard: ShardInfo = shard) -> Piece:
                 sums: dict[str, Any] = {}
 
                 def tables() -> Iterator[pa.Table]:
@@ -207,7 +207,7 @@ class Job:
 
     def finish(
         self,
-        shards: Sequence[ShardFact],
+        shards: Sequence[ShardInfo],
         *,
         found: Mapping[str, Any],
         pictures: Sequence[str] = (),
@@ -215,14 +215,14 @@ class Job:
     ) -> LatentRef:
         """Write the index, which makes the result count, and remove the receipts."""
         return self.folder.close(
-            LatentFacts(
+            LatentInfo(
                 use=self.use,
                 key=self.folder.key,
                 digest=sha256_hex("\n".join(shard.sha256 for shard in shards).encode()),
                 dataset=self.dataset,
-                version=self.facts.extra.get("version"),
+                version=self.info.extra.get("version"),
                 model=self.model,
-                label=self.facts.label,
+                label=self.info.label,
                 params={**self.params, "parts": list(self.parts)},
                 shards=tuple(shards),
                 pictures=tuple(pictures),
@@ -233,7 +233,7 @@ class Job:
 
 
 def head(
-    table: pa.Table, label: str, shard: ShardFact, taken: Sequence[str] = ()
+    table: pa.Table, label: str, shard: ShardInfo, taken: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the columns ``aug_id``, the label under its own name, ``aug_split`` and ``aug_origin``.
 

@@ -16,7 +16,7 @@ from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
 from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.storage.store import Store
 
@@ -70,7 +70,7 @@ def classify(
     ParameterError
         If the model has no likelihoods.
     EmptyClassError
-        If ``observed`` is asked for, and no fit record is of the model's classes.
+        If ``observed`` is asked for, and no training record is of the model's classes.
     """
     job = Job.of("classes", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
                  store=store, output=output, out=out, params={"prior": prior})  # fmt: skip
@@ -81,14 +81,14 @@ def classify(
     log_prior = _log_prior(job, strata, prior)
     first = [strata.of_class.index(name) for name in strata.classes]
 
-    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
-        columns = head(table, job.facts.label, shard, COLUMNS)
+    def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
+        columns = head(table, job.info.label, shard, COLUMNS)
         likely = finite(fitted.class_log_likelihoods(encoder.encode(table)), "likelihoods", model)
         proba = posterior(likely, log_prior, strata)
         best = proba.argmax(axis=1)
         predicted = strata.labels.take(pa.array(np.array(first)[best]))
         probs = proba[np.arange(len(best)), best].astype(np.float32)
-        names = label_names(table[job.facts.label])
+        names = label_names(table[job.info.label])
         said = [strata.classes[k] for k in best.tolist()]
         # Keys of JSON are text, so the two levels of the confusion are two levels of mappings.
         confusion: dict[str, dict[str, int]] = {}
@@ -131,16 +131,16 @@ def posterior(
 
 def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
     """Return the log prior of each stratum; within a class always as observed in fit."""
-    shards = [shard for shard in job.facts.shards if shard.split == "fit"]
+    shards = [shard for shard in job.info.shards if shard.split == "training"]
     counts = np.zeros(len(strata.names))
     if prior == "observed" or len(strata.classes) < len(strata.names):
-        columns = [job.facts.label, *strata.encoder.by]
+        columns = [job.info.label, *strata.encoder.by]
         for table in job.tables(shards, columns):
             codes = strata.codes(table)
             counts += np.bincount(codes[codes >= 0], minlength=len(counts))
         if prior == "observed" and not counts.sum():
             raise EmptyClassError(
-                "no fit record is of the model's classes, so how common they are is not known; use "
+                "no training record is of the model's classes, so how common they are is not known; use "
                 "ingested records, or prior='balanced'."
             )
     if prior == "balanced":

@@ -15,7 +15,7 @@ from prefect_augment.figures.image_grid import rows_sheet
 from prefect_augment.latents.base import Job, Progress, head
 from prefect_augment.latents.image_adapter import some_records
 from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.storage.store import Store
 
 __all__ = ["denoise"]
@@ -59,8 +59,8 @@ def denoise(
         Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin`` and the source's other columns as
         they are, but for the image: a PNG in the shape and colours of the record's own, its longer edge
         that of the dataset's common size. ``found``: in ``check``, what
-        becomes of a few records (of val where it is read) that seeded noise of this size was added to, as
-        peak signal-to-noise ratios against them, in dB. If they hold noise themselves, it counts.
+        becomes of a few records (of validation records where it is read) that seeded noise of this size was
+        added to, as peak signal-to-noise ratios against them, in dB. If they hold noise themselves, it counts.
 
     Raises
     ------
@@ -79,13 +79,13 @@ def denoise(
     if not isinstance(encoder, ImageEncoder):
         raise ParameterError("denoising is of images, and these records are rows of a table.")
 
-    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+    def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         ids = table["aug_id"].to_pylist()
         clean = fitted.denoise(encoder.encode(table), noise)
         # The stratum fills in the label's column, which is taken from the record instead.
         strata = [encoder.strata[0]] * len(ids)
         image = encoder.decode(clean, strata=strata, aug_ids=ids, like=table)[encoder.column]
-        columns = head(table, job.facts.label, shard)
+        columns = head(table, job.info.label, shard)
         rest = {f.name: table[f.name] for f in encoder.schema if f.name not in columns}
         return pa.table({**columns, **rest, encoder.column: image}), {}
 

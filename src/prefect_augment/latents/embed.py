@@ -21,7 +21,7 @@ from prefect_augment.latents.base import Job, Progress, head
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import VECTOR, vectors_of
 from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage.store import Store
@@ -86,9 +86,9 @@ def embed(
         return known
     fitted, encoder = job.load("latents")
 
-    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+    def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         Z = finite(fitted.embed(encoder.encode(table)), "vectors", model)
-        columns = head(table, job.facts.label, shard, (VECTOR,))
+        columns = head(table, job.info.label, shard, (VECTOR,))
         return pa.table({**columns, VECTOR: vector_column(Z)}), {}
 
     pieces = job.each_shard(make, on_progress)
@@ -159,7 +159,7 @@ def _cloud(job: Job, pieces: Sequence[Piece], n_latent: int) -> Cloud:
     for table in iter_shards(job.folder.store, shards):
         Z = vectors_of(table).astype(np.float64)
         moments.add(Z)
-        names, ids = np.array(label_names(table[job.facts.label]), dtype=object), table["aug_id"]
+        names, ids = np.array(label_names(table[job.info.label]), dtype=object), table["aug_id"]
         for name in dict.fromkeys(names.tolist()):
             rows = np.flatnonzero(names == name)
             first = rows[np.argsort(ids.take(pa.array(rows)).to_numpy())[:SHOWN_PER_CLASS]]
@@ -202,7 +202,7 @@ def vectors_by(
     *,
     column: str,
     values: Sequence[str],
-    shards: Sequence[ShardFact],
+    shards: Sequence[ShardInfo],
 ) -> Iterator[tuple[str, pa.Table, NDArray[np.float64]]]:
     """Yield value, its records and their vectors, some megabytes of records at a time."""
     for table in job.tables(shards):

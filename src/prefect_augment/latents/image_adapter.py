@@ -18,7 +18,7 @@ from prefect_augment.figures.latent_grids import code_images, heat_images, strip
 from prefect_augment.genmodels.base import MapsAnomalies
 from prefect_augment.latents.base import Job, Strata, suffixes
 from prefect_augment.loading.latents import ERROR_MAP
-from prefect_augment.schema.base import ShardFact
+from prefect_augment.schema.base import ShardInfo
 from prefect_augment.shards.base import label_names
 
 __all__ = ["ImageView", "some_records"]
@@ -116,13 +116,13 @@ class ImageView:
         return rows_sheet("Original, code, reconstruction", rows)
 
     def strange_picture(self, ids: Sequence[str]) -> bytes:
-        """Draw records of val with these ids, in their order."""
-        shards = [shard for shard in self.job.shards if shard.split == "val"]
+        """Draw records of validation records with these ids, in their order."""
+        shards = [shard for shard in self.job.shards if shard.split == "validation"]
         X = self.encoder.encode(_records_named(self.job, ids, shards, self.where_columns))
         rows = [("as they are, the strangest first", X),
                 ("as the model would have them", self._best(X)),
                 ("where they are strange", heat_images(self.maps(X)))]  # fmt: skip
-        return rows_sheet("The strangest of val", rows)
+        return rows_sheet("The strangest of validation records", rows)
 
     def strip_picture(self, strip: pa.Table) -> bytes:
         """Draw the steps, the two records first and last."""
@@ -148,13 +148,15 @@ class ImageView:
 
 
 def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tuple[pa.Table, str]:
-    """Return a few records to be shown, and their part: val where it is read, the hold-out only if nothing else is.
+    """Return a few records to be shown, and their part.
+
+    Validation where it is read, the hold-out only if nothing else is.
 
     Classes take turns; of each, those with the lowest ids, which are hashes: a sample without a seed.
     """
     part = job.shown_part
     shards = [shard for shard in job.shards if shard.split == part]
-    label = job.facts.label
+    label = job.info.label
     kept: dict[str, list[str]] = {}
     for table in job.tables(shards, ["aug_id", label]):  # pictures are read of those that are shown
         names = np.array(label_names(table[label]), dtype=object)
@@ -167,7 +169,7 @@ def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tup
 
 
 def _records_named(
-    job: Job, ids: Sequence[str], shards: Sequence[ShardFact], columns: Sequence[str]
+    job: Job, ids: Sequence[str], shards: Sequence[ShardInfo], columns: Sequence[str]
 ) -> pa.Table:
     """Return the records with these ids, in their order; reads until all are found."""
     wanted, found = pa.array(ids, pa.string()), dict[str, pa.Table]()

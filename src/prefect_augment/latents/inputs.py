@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ShardFact
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.shards.base import label_names
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.staging import Stage, stage_key
@@ -27,14 +27,14 @@ SHARD_RECORDS = 1_000_000
 SHARD_BYTES = 128 << 20
 
 
-class _Selected(Fact):
+class _Selected(Result):
     """The receipt of one shard."""
 
-    shards: tuple[ShardFact, ...]
+    shards: tuple[ShardInfo, ...]
 
 
 def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store) -> DatasetRef:
-    """Stage the fit and val records of some classes; the hold-out is left where it is.
+    """Stage the training and validation records of some classes; the hold-out is left where it is.
 
     Parameters
     ----------
@@ -55,11 +55,11 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
     ParameterError
         If no class is named, or one that is not there.
     EmptyClassError
-        If none of their records is a fit record.
+        If none of their records is a training record.
     """
-    facts = load_facts(dataset, store)
+    info = load_info(dataset, store)
     wanted = tuple(dict.fromkeys(classes))
-    there = list(dict.fromkeys(name for part in facts.part_counts.values() for name in part))
+    there = list(dict.fromkeys(name for part in info.part_counts.values() for name in part))
     unknown = [name for name in wanted if name not in there]
     if unknown or not wanted:
         raise ParameterError(
@@ -67,9 +67,9 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
             if unknown
             else "no class was named; name those whose records are to be selected."
         )
-    if not any(facts.part_counts.get("fit", {}).get(name) for name in wanted):
+    if not any(info.part_counts.get("training", {}).get(name) for name in wanted):
         raise EmptyClassError(
-            f"no fit record is of {', '.join(map(repr, wanted))}, so nothing could be learnt of "
+            f"no training record is of {', '.join(map(repr, wanted))}, so nothing could be learnt of "
             "them; name a larger class.",
         )
     key = stage_key(
@@ -79,7 +79,7 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
         inputs=[dataset.key, dataset.digest],
     )
     stage = Stage(store, "select", key)
-    found = stage.outcome(DatasetFacts) or stage.finish(_select(stage, facts, wanted))
+    found = stage.outcome(DatasetInfo) or stage.finish(_select(stage, info, wanted))
     counts: dict[str, int] = {}
     for part in found.part_counts.values():
         for name, n in part.items():
@@ -87,22 +87,22 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
     return stage.reference(found, counts)
 
 
-def _select(stage: Stage, facts: DatasetFacts, wanted: Sequence[str]) -> DatasetFacts:
-    shards: list[ShardFact] = []
-    for i, shard in enumerate(s for s in facts.shards if s.split in ("fit", "val")):
+def _select(stage: Stage, info: DatasetInfo, wanted: Sequence[str]) -> DatasetInfo:
+    shards: list[ShardInfo] = []
+    for i, shard in enumerate(s for s in info.shards if s.split in ("training", "validation")):
 
-        def write(i: int = i, shard: ShardFact = shard) -> _Selected:
+        def write(i: int = i, shard: ShardInfo = shard) -> _Selected:
             n = sum(shard.class_counts.get(name, 0) for name in wanted)
             return _Selected(
                 shards=write_stream(
                     stage.store,
-                    _rows(stage.store, shard, facts.label, wanted),
+                    _rows(stage.store, shard, info.label, wanted),
                     n_records=n,
                     prefix=stage.prefix,
                     stem=f"{shard.split}-{i:05d}",
                     split=shard.split,
                     origin=shard.origin,
-                    label=facts.label,
+                    label=info.label,
                     max_records=SHARD_RECORDS,
                     max_bytes=SHARD_BYTES,
                 )
@@ -111,23 +111,23 @@ def _select(stage: Stage, facts: DatasetFacts, wanted: Sequence[str]) -> Dataset
         shards += stage.item(f"shard-{i:05d}", _Selected, write).shards
     counts = {
         part: {name: n for name, n in classes.items() if name in wanted}
-        for part, classes in facts.part_counts.items()
-        if part in ("fit", "val")
+        for part, classes in info.part_counts.items()
+        if part in ("training", "validation")
     }
-    return facts.model_copy(
+    return info.model_copy(
         update={
             "stage": "select",
             "key": stage.key,
             "digest": sha256_hex("\n".join(s.sha256 for s in shards).encode()),
             "shards": tuple(shards),
             "part_counts": counts,
-            "judged": tuple(name for name in facts.judged if name in wanted),
-            "extra": {**facts.extra, "classes": list(wanted)},
+            "compared": tuple(name for name in info.compared if name in wanted),
+            "extra": {**info.extra, "classes": list(wanted)},
         }
     )
 
 
-def _rows(store: Store, shard: ShardFact, label: str, wanted: Sequence[str]) -> Iterator[pa.Table]:
+def _rows(store: Store, shard: ShardInfo, label: str, wanted: Sequence[str]) -> Iterator[pa.Table]:
     for table in iter_shards(store, [shard]):
         rows = np.flatnonzero(np.isin(np.array(label_names(table[label]), dtype=object), wanted))
         if len(rows):
@@ -168,8 +168,8 @@ def version_records(store: Store, version: int | None = None) -> DatasetRef:
         for split, classes in manifest.class_counts.items()
     }
     is_image = any(column.kind == "image" for column in manifest.columns)
-    facts = stage.finish(
-        DatasetFacts(
+    info = stage.finish(
+        DatasetInfo(
             stage="version",
             key=key,
             digest=sha256_hex("\n".join(shard.sha256 for shard in manifest.shards).encode()),
@@ -179,7 +179,7 @@ def version_records(store: Store, version: int | None = None) -> DatasetRef:
             columns=manifest.columns,
             shards=manifest.shards,
             part_counts=counts,
-            judged=(),
+            compared=(),
             modality="image" if is_image else "table",
             extra={"version": manifest.version},
         )
@@ -188,4 +188,4 @@ def version_records(store: Store, version: int | None = None) -> DatasetRef:
     for classes in counts.values():
         for name, n in classes.items():
             totals[name] = totals.get(name, 0) + n
-    return stage.reference(facts, totals)
+    return stage.reference(info, totals)

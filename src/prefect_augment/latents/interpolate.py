@@ -56,7 +56,7 @@ def interpolate(
 ) -> LatentRef:
     """Write a strip of records between two, made from vectors on the :func:`way` between theirs.
 
-    A class stands for its medoid: the fit record nearest to the mean of the class's vectors (of records that are
+    A class stands for its medoid: the training record nearest to the mean of the class's vectors (of records that are
     not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
     others as the last one's.
 
@@ -173,7 +173,7 @@ def _ends(
     job: Job, fitted: Any, encoder: Encoder, strata: Strata, wish: Interpolation
 ) -> list[_End]:
     counts = {
-        name: sum(part.get(name, 0) for part in job.facts.part_counts.values())
+        name: sum(part.get(name, 0) for part in job.info.part_counts.values())
         for name in strata.classes
     }
     by_size = sorted(counts, key=lambda name: (-counts[name], name))
@@ -188,11 +188,11 @@ def _ends(
         for name in names
     ]
     classes = [
-        name if end is None else column_values(end.record, job.facts.label)[0]
+        name if end is None else column_values(end.record, job.info.label)[0]
         for name, end in zip(names, found, strict=True)
     ]
     of_class: dict[str, Any] = {
-        "column": job.facts.label,
+        "column": job.info.label,
         "values": [*dict.fromkeys(name for name in classes if name is not None)],
     }
     centres = vector_means(job, fitted, encoder, **of_class)
@@ -225,14 +225,14 @@ def _medoids(
     empty = [name for name in classes if name not in centres]
     if empty:
         raise EmptyClassError(
-            f"class {empty[0]!r} has no fit record that could stand for it; name a record by its aug_id.",
+            f"class {empty[0]!r} has no training record that could stand for it; name a record by its aug_id.",
             class_name=empty[0],
         )
     if not classes:
         return {}
     best: dict[str, tuple[float, _End]] = {}
     given = vectors_by(
-        job, fitted, encoder, column=job.facts.label, values=classes, shards=job.learnt_shards
+        job, fitted, encoder, column=job.info.label, values=classes, shards=job.learnt_shards
     )
     for name, table, Z in given:
         distances = np.linalg.norm(Z - centres[name], axis=1)

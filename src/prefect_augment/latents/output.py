@@ -17,12 +17,12 @@ from pydantic import Field
 from prefect_augment.report.card import CARD
 from prefect_augment.schema.base import (
     INDEX,
-    Fact,
-    LatentFacts,
+    LatentInfo,
     LatentRef,
     LatentUse,
     Origin,
-    ShardFact,
+    Result,
+    ShardInfo,
 )
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage.staging import Stage
@@ -42,7 +42,7 @@ What the other columns hold is said in docs/latents.md of prefect-augment.
 
 | From | |
 | --- | --- |
-| model | {kind} `{digest}`, trained on {n_fit:,} records |
+| model | {kind} `{digest}`, trained on {n_training:,} records |
 | records | `{records}` of {root} |
 | parameters | {params} |
 
@@ -60,10 +60,10 @@ _SHIFTED = (
 )
 
 
-class Piece(Fact):
+class Piece(Result):
     """The receipt of one shard that was read: what was written for it, and numbers that add up."""
 
-    shards: tuple[ShardFact, ...]
+    shards: tuple[ShardInfo, ...]
     sums: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -94,11 +94,11 @@ class LatentFolder(Stage):
 
     def found(self) -> LatentRef | None:
         """Return the result where it has been made; what a kill left beside it goes."""
-        facts = self.outcome(LatentFacts)
-        if facts is None:
+        info = self.outcome(LatentInfo)
+        if info is None:
             return None
-        self._tidy(facts)
-        return self.referred(facts)
+        self._tidy(info)
+        return self.referred(info)
 
     def put(
         self,
@@ -109,7 +109,7 @@ class LatentFolder(Stage):
         split: str,
         origin: Origin,
         folder: str = "data",
-    ) -> tuple[ShardFact, ...]:
+    ) -> tuple[ShardInfo, ...]:
         """Put records as Parquet below the folder; all but ``data`` go when the result is whole."""
         return write_stream(
             self.store,
@@ -132,36 +132,36 @@ class LatentFolder(Stage):
             self.store.put_if_absent(f"{self.prefix}/{paths[-1]}", png)
         return tuple(paths)
 
-    def close(self, facts: LatentFacts) -> LatentRef:
+    def close(self, info: LatentInfo) -> LatentRef:
         """Write the card and the index, which makes the result count, and remove the receipts.
 
         Paths of shards are made relative to the folder.
         """
         shards = [
-            shard.model_copy(update={"path": self._within(shard.path)}) for shard in facts.shards
+            shard.model_copy(update={"path": self._within(shard.path)}) for shard in info.shards
         ]
-        facts = facts.model_copy(update={"shards": tuple(shards)})
-        self.store.put(f"{self.prefix}/{CARD}", _card(facts).encode())
-        facts = self.finish(facts)
-        self._tidy(facts)
-        return self.referred(facts)
+        info = info.model_copy(update={"shards": tuple(shards)})
+        self.store.put(f"{self.prefix}/{CARD}", _card(info).encode())
+        info = self.finish(info)
+        self._tidy(info)
+        return self.referred(info)
 
-    def referred(self, facts: LatentFacts) -> LatentRef:
+    def referred(self, info: LatentInfo) -> LatentRef:
         """Return the reference to a result, to hand on."""
         return LatentRef(
             use=self.use,
             root=self.store.uri,
             folder=self.prefix,
-            key=facts.key,
-            digest=facts.digest,
-            n_records=sum(shard.n_records for shard in facts.shards),
-            found=facts.found,
-            notes=facts.notes,
+            key=info.key,
+            digest=info.digest,
+            n_records=sum(shard.n_records for shard in info.shards),
+            found=info.found,
+            notes=info.notes,
         )
 
-    def _tidy(self, facts: LatentFacts) -> None:
+    def _tidy(self, info: LatentInfo) -> None:
         """Remove receipts, and what was staged on the way."""
-        kept = {INDEX, CARD, *facts.pictures, *(shard.path for shard in facts.shards)}
+        kept = {INDEX, CARD, *info.pictures, *(shard.path for shard in info.shards)}
         for path in self.store.list(self.prefix):
             if self._within(path) not in kept:
                 self.store.delete(path)
@@ -170,25 +170,25 @@ class LatentFolder(Stage):
         return path.removeprefix(f"{self.prefix}/")
 
 
-def _card(facts: LatentFacts) -> str:
+def _card(info: LatentInfo) -> str:
     """Return the folder's README.md, by which ``load_dataset`` finds the parts; names are escaped."""
     files: dict[str, list[str]] = {}
-    for shard in facts.shards:
+    for shard in info.shards:
         files.setdefault(shard.split, []).append(shard.path)
     entries = [{"split": split, "path": paths} for split, paths in files.items()]
     front = {"configs": [{"config_name": "default", "data_files": entries}]}
-    params = ", ".join(f"{name} {value!r}" for name, value in facts.params.items())
-    version = f", version {facts.version}" if facts.version else ""
+    params = ", ".join(f"{name} {value!r}" for name, value in info.params.items())
+    version = f", version {info.version}" if info.version else ""
     text = _CARD.format(
-        title=facts.use.capitalize(),
-        model=f"a model of kind {markdown_text(facts.model.kind)}",
-        dataset=markdown_text(facts.dataset.root) + version,
-        rows={"interpolations": _STEPS, "shifts": _SHIFTED}.get(facts.use, _ROWS),
-        kind=markdown_text(facts.model.kind),
-        digest=facts.model.digest,
-        n_fit=facts.model.n_fit,
-        records=facts.dataset.digest,
-        root=markdown_text(facts.dataset.root),
+        title=info.use.capitalize(),
+        model=f"a model of kind {markdown_text(info.model.kind)}",
+        dataset=markdown_text(info.dataset.root) + version,
+        rows={"interpolations": _STEPS, "shifts": _SHIFTED}.get(info.use, _ROWS),
+        kind=markdown_text(info.model.kind),
+        digest=info.model.digest,
+        n_training=info.model.n_training,
+        records=info.dataset.digest,
+        root=markdown_text(info.dataset.root),
         params=markdown_text(params),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, width=100_000)}---\n{text}"

@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.report.run_summary import where
-from prefect_augment.schema.base import INDEX, LatentFacts, LatentRef, LatentUse
+from prefect_augment.schema.base import INDEX, LatentInfo, LatentRef, LatentUse
 from prefect_augment.shards.base import open_shard
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store
 from prefect_augment.text import markdown_text, number, percent
 
@@ -29,7 +29,11 @@ def latents_sentence(ref: LatentRef) -> str:
     if ref.use == "embeddings":
         return f"Embedded {n} as vectors of {found['n_latent']} numbers."
     if ref.use == "anomalies":
-        auroc = f" AUROC on val {found['val_auroc']:.3f}." if found["val_auroc"] is not None else ""
+        auroc = (
+            f" AUROC on validation records {found['validation_auroc']:.3f}."
+            if found["validation_auroc"] is not None
+            else ""
+        )
         return f"Scored {n}; {found['n_flagged']:,} are beyond the threshold of {found['threshold']:.4g}.{auroc}"
     if ref.use == "reconstructions":
         return f"Reconstructed {n}."
@@ -42,25 +46,26 @@ def latents_sentence(ref: LatentRef) -> str:
         )
     if ref.use == "shifts":
         auroc = (
-            f" On val the direction tells the two apart with AUROC {found['val_auroc']:.3f}."
-            if found["val_auroc"] is not None
+            f" On validation the direction tells the two apart with AUROC {found['validation_auroc']:.3f}."
+            if found["validation_auroc"] is not None
             else ""
         )
         return (
             f"Shifted {found['n_shifted']:,} records by {len(found['strengths'])} strengths of the way from "
             f"{found['start']!r} to {found['end']!r} of {found['column']!r}.{auroc}"
         )
-    val = found["parts"].get("val")
+    validation = found["parts"].get("validation")
     scores = (
-        f" On val: accuracy {val['accuracy']:.3f}, balanced accuracy {val['balanced_accuracy']:.3f}."
-        if val
+        f" On validation: accuracy {validation['accuracy']:.3f}, balanced accuracy "
+        f"{validation['balanced_accuracy']:.3f}."
+        if validation
         else ""
     )
     return f"Classified {n} with the prior {found['prior']}.{scores}"
 
 
 def _gain(found: Found) -> str:
-    """What denoising does to val records that noise was added to."""
+    """What denoising does to validation records that noise was added to."""
     check = found["check"]
     if check is None:
         return ""
@@ -89,41 +94,41 @@ def latents_page(ref: LatentRef, out: Store) -> str:
         If the result is gone.
     """
     store = Store(uri=f"{out.uri}/{ref.folder}", fs=out.fs, root=out.full(ref.folder))
-    facts = read_fact(store, INDEX, LatentFacts)
-    if facts is None:
+    info = read_result(store, INDEX, LatentInfo)
+    if info is None:
         raise IntegrityError(f"{store.uri}/{INDEX} is gone; run again, it is made anew.")
     blocks = [f"**{markdown_text(latents_sentence(ref))}**"]
-    for picture in facts.pictures:
+    for picture in info.pictures:
         png = base64.b64encode(store.read(picture)).decode()
         blocks.append(f"![{ref.use}](data:image/png;base64,{png})")
-    blocks += _TABLES[ref.use](facts, store)
+    blocks += _TABLES[ref.use](info, store)
     blocks += [f"- {markdown_text(note)}" for note in ref.notes]
-    model = facts.model
+    model = info.model
     blocks.append(
-        f"Model {markdown_text(model.kind)} {model.digest[:12]}, trained on {model.n_fit:,} records. "
+        f"Model {markdown_text(model.kind)} {model.digest[:12]}, trained on {model.n_training:,} records. "
         f"Result: {where(ref.folder, store.uri)}"
     )
     return "\n\n".join(blocks) + "\n"
 
 
-def _nothing(facts: LatentFacts, store: Store) -> list[str]:
+def _nothing(info: LatentInfo, store: Store) -> list[str]:
     return []
 
 
-def _flagged(facts: LatentFacts, store: Store) -> list[str]:
+def _flagged(info: LatentInfo, store: Store) -> list[str]:
     rows = [
         (part, name, f"{c['records']:,}", f"{c['flagged']:,}", percent(c["flagged"] / c["records"]))
-        for part, classes in facts.found["counts"].items()
+        for part, classes in info.found["counts"].items()
         for name, c in classes.items()
     ]
     head = ("part", "class", "records", "flagged", "flagged, %")
-    normal = ", ".join(facts.found["normal"])
+    normal = ", ".join(info.found["normal"])
     return [f"Normal: {markdown_text(normal)}.", *_table(head, rows, n_text=2)]
 
 
-def _columns(facts: LatentFacts, store: Store) -> list[str]:
-    parts = facts.found["parts"]
-    part = "val" if "val" in parts else next(iter(parts), "")
+def _columns(info: LatentInfo, store: Store) -> list[str]:
+    parts = info.found["parts"]
+    part = "validation" if "validation" in parts else next(iter(parts), "")
     rows = []
     for name, scores in parts.get(part, {}).items():
         if "right" in scores:
@@ -133,14 +138,14 @@ def _columns(facts: LatentFacts, store: Store) -> list[str]:
         else:
             rows.append((name, "explained variance, %", percent(scores["explained"])))
     head = ("column", f"on {part}", "")
-    return [*_table(head, rows, n_text=2), *_records(facts, store)]
+    return [*_table(head, rows, n_text=2), *_records(info, store)]
 
 
-def _confusion(facts: LatentFacts, store: Store) -> list[str]:
-    parts = facts.found["parts"]
-    part = "val" if "val" in parts else next(iter(parts), "")
+def _confusion(info: LatentInfo, store: Store) -> list[str]:
+    parts = info.found["parts"]
+    part = "validation" if "validation" in parts else next(iter(parts), "")
     confusion = parts.get(part, {}).get("confusion", {})
-    said = facts.found["classes"][:MAX_COLUMNS]
+    said = info.found["classes"][:MAX_COLUMNS]
     rows = [(name, *(f"{row.get(k, 0):,}" for k in said)) for name, row in confusion.items()]
     head = (f"{part}: true class", *(f"said {name}" for name in said))
     recall = parts.get(part, {}).get("recall", {})
@@ -148,11 +153,11 @@ def _confusion(facts: LatentFacts, store: Store) -> list[str]:
     return _table((*head, "recall, %"), rows, n_text=1)
 
 
-def _records(facts: LatentFacts, store: Store) -> list[str]:
+def _records(info: LatentInfo, store: Store) -> list[str]:
     """Show the first records of the result; pictures are left out."""
-    if not facts.shards:
+    if not info.shards:
         return []
-    with open_shard(store, facts.shards[0].path) as shard:
+    with open_shard(store, info.shards[0].path) as shard:
         names = [
             field.name
             for field in shard.schema
@@ -179,7 +184,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int) -
     return ["\n".join(f"| {' | '.join(row)} |" for row in shown), *filter(None, [more])]
 
 
-_TABLES: Mapping[LatentUse, Callable[[LatentFacts, Store], list[str]]] = {
+_TABLES: Mapping[LatentUse, Callable[[LatentInfo, Store], list[str]]] = {
     "embeddings": _nothing,
     "anomalies": _flagged,
     "reconstructions": _columns,

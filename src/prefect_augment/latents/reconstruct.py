@@ -15,7 +15,7 @@ from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
 from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.storage.store import Store
 
 __all__ = ["decoding_strata", "reconstruct"]
@@ -75,13 +75,13 @@ def reconstruct(
     fitted, encoder = job.load("latents")
     strata, view = Strata(encoder), open_view(job, fitted, encoder)
 
-    def make(table: pa.Table, shard: ShardFact) -> tuple[pa.Table, Mapping[str, Any]]:
+    def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         codes = decoding_strata(table, strata, as_class)
         X: Any = encoder.encode(table)
         Z = finite(fitted.embed(X), "vectors", model)
         ids = table["aug_id"].to_pylist()
         made = view.made(fitted.decode_latents(Z, codes), codes, ids, like=table)
-        found, sums = view.compared(X, table, made, head(table, job.facts.label, shard))
+        found, sums = view.compared(X, table, made, head(table, job.info.label, shard))
         return found, {} if shard.split == NOT_SUMMED else {shard.split: sums}
 
     pieces = job.each_shard(make, on_progress)

@@ -17,7 +17,7 @@ from prefect_augment.loading.probabilities import (
     prior_corrected,
     rescaled,
 )
-from prefect_augment.schema.base import Origin, Recipe, ShardFact
+from prefect_augment.schema.base import Origin, Recipe, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import check_digest
 from prefect_augment.shards.staged import read_shards
@@ -66,7 +66,7 @@ def open_dataset(
     --------
     >>> dataset = open_dataset("s3://lake/defects-balanced/")  # doctest: +SKIP
     >>> table = dataset.to_pandas()  # doctest: +SKIP
-    >>> learner.fit(table[features], table["label"], sample_weight=dataset.sample_weight())  # doctest: +SKIP
+    >>> estimator.fit(table[features], table["label"], sample_weight=dataset.sample_weight())  # doctest: +SKIP
     """
     store = open_store(uri, options=options)
     return Dataset(store, read_manifest(store, version), verify=verify)
@@ -188,7 +188,7 @@ class Dataset:
         Returns
         -------
         ndarray of float32, shape (n_records,)
-            In the order of :meth:`to_table`; what learners take as ``sample_weight``.
+            In the order of :meth:`to_table`; what estimators take as ``sample_weight``.
         """
         return self.to_table(split, origins, ["aug_weight"])["aug_weight"].to_numpy()  # type: ignore[no-any-return]
 
@@ -302,7 +302,7 @@ class Dataset:
     def apply_thresholds(
         self,
         probabilities: ArrayLike,
-        learner: str = "",
+        estimator: str = "",
         *,
         classes: Sequence[Any] | None = None,
     ) -> NDArray[np.float64]:
@@ -314,7 +314,7 @@ class Dataset:
         ----------
         probabilities : array-like, shape (n_records, n_classes)
             What a classifier says, e.g. ``predict_proba``.
-        learner : str
+        estimator : str
             Whose multipliers: the classifier of the comparison that yours is most like (``boosting``,
             ``logistic`` …). May be left out where there is one.
         classes : sequence, optional
@@ -328,7 +328,7 @@ class Dataset:
         Raises
         ------
         ParameterError
-            If the recipe has no such learner, a class is not one of the version's, or the columns are
+            If the recipe has no such estimator, a class is not one of the version's, or the columns are
             not one per class.
 
         Examples
@@ -339,7 +339,7 @@ class Dataset:
         >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
         """
         names = self._known(classes)
-        return rescaled(probabilities, names, multipliers_of(self.recipe, learner, names))
+        return rescaled(probabilities, names, multipliers_of(self.recipe, estimator, names))
 
     def correct_prior(
         self,
@@ -382,7 +382,7 @@ class Dataset:
             )
         return names
 
-    def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardFact]:
+    def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardInfo]:
         if split not in self.manifest.class_counts:
             there = ", ".join(sorted(self.manifest.class_counts)) or "none"
             hint = (

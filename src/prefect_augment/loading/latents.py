@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import INDEX, LatentFacts
+from prefect_augment.schema.base import INDEX, LatentInfo
 from prefect_augment.shards.staged import read_shards
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = N
     Examples
     --------
     >>> latents = open_latents("defects-balanced/_embeddings/vae-0123456789ab")  # doctest: +SKIP
-    >>> learner.fit(latents.vectors(), latents.to_pandas()["label"])  # doctest: +SKIP
+    >>> estimator.fit(latents.vectors(), latents.to_pandas()["label"])  # doctest: +SKIP
     """
     store = open_store(uri, options=options)
-    facts = read_fact(store, INDEX, LatentFacts)
-    if facts is None:
+    info = read_result(store, INDEX, LatentInfo)
+    if info is None:
         raise IntegrityError(
             f"{uri} has no {INDEX}, so no result there is whole; run the command again, which goes on "
             "where it was interrupted."
         )
-    return Latents(store, facts)
+    return Latents(store, info)
 
 
 class Latents:
@@ -60,27 +60,27 @@ class Latents:
 
     Attributes
     ----------
-    facts : LatentFacts
+    info : LatentInfo
         Model, dataset, parameters and what was found, as ``index.json`` has them.
     """
 
-    def __init__(self, store: Store, facts: LatentFacts) -> None:
+    def __init__(self, store: Store, info: LatentInfo) -> None:
         self.store = store
-        self.facts = facts
+        self.info = info
 
     def __repr__(self) -> str:
-        return f"Latents({self.store.uri!r}, {self.facts.use})"
+        return f"Latents({self.store.uri!r}, {self.info.use})"
 
     def to_table(self, *splits: str) -> pa.Table:
-        """Return all records, or those of some parts (``fit``, ``val``, ``holdout`` …), as an Arrow table.
+        """Return all records, or those of some parts (``fit``, ``validation``, ``holdout`` …), as an Arrow table.
 
         Raises
         ------
         IntegrityError
             If a shard is missing or damaged.
         """
-        wanted = [s for s in self.facts.shards if not splits or s.split in splits]
-        return read_shards(self.store, wanted, like=self.facts.shards)
+        wanted = [s for s in self.info.shards if not splits or s.split in splits]
+        return read_shards(self.store, wanted, like=self.info.shards)
 
     def to_pandas(self, *splits: str) -> pd.DataFrame:
         """Return the same as a DataFrame."""
@@ -94,7 +94,7 @@ class Latents:
         SchemaError
             If the result is none of ``embed``.
         """
-        if self.facts.use != "embeddings":
+        if self.info.use != "embeddings":
             raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
         return vectors_of(self.to_table(*splits))
 

@@ -25,33 +25,33 @@ def class_names(classes: Sequence[Any]) -> tuple[str, ...]:
     return tuple(label_names(pa.array(values)))
 
 
-def multipliers_of(recipe: Recipe, learner: str, names: Sequence[str]) -> Float:
+def multipliers_of(recipe: Recipe, estimator: str, names: Sequence[str]) -> Float:
     """Return what each class's probability is multiplied by before the largest is taken, shape (n_classes,).
 
     Parameters
     ----------
     recipe : Recipe
-    learner : str
-        Whose multipliers; may be empty where there is one learner, or none.
+    estimator : str
+        Whose multipliers; may be empty where there is one estimator, or none.
     names : sequence of str
         Classes, as :func:`class_names` gives them.
 
     Raises
     ------
     ParameterError
-        If the recipe has no such learner.
+        If the recipe has no such estimator.
     """
     tuned = recipe.thresholds
     if not tuned:
         return np.ones(len(names))
-    if not learner and len(tuned) == 1:
-        learner = next(iter(tuned))
-    if learner not in tuned:
+    if not estimator and len(tuned) == 1:
+        estimator = next(iter(tuned))
+    if estimator not in tuned:
         raise ParameterError(
-            f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}; say which with learner, not "
-            f"{learner!r}: the one that your classifier is most like."
+            f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}; say which with estimator, not "
+            f"{estimator!r}: the one that your classifier is most like."
         )
-    return np.array([tuned[learner].get(name, 1.0) for name in names])
+    return np.array([tuned[estimator].get(name, 1.0) for name in names])
 
 
 def rescaled(probabilities: ArrayLike, names: Sequence[str], factors: Float) -> Float:

@@ -36,7 +36,7 @@ from prefect_augment.loading.sampling_plan import (
     weighted_passes,
 )
 from prefect_augment.loading.torch_records import Records, RowMaker, class_codes
-from prefect_augment.schema.base import Recipe, ShardFact
+from prefect_augment.schema.base import Recipe, ShardInfo
 from prefect_augment.shards.base import OpenShard, check_count, open_shard
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import LINEAGE
@@ -84,7 +84,7 @@ class TorchDataset(IterableDataset):
     def __init__(
         self,
         store: Store,
-        shards: Sequence[ShardFact],
+        shards: Sequence[ShardInfo],
         *,
         label: str,
         classes: Sequence[str],
@@ -359,16 +359,16 @@ def _policy(
 
 
 def _log_prior(
-    recipe: Recipe | None, shards: Sequence[ShardFact], classes: Sequence[str]
+    recipe: Recipe | None, shards: Sequence[ShardInfo], classes: Sequence[str]
 ) -> Tensor | None:
-    """Logarithm of each class's share of the records; an arm that goes half of the way takes half of it."""
+    """Logarithm of each class's share of the records; a strategy that goes half of the way takes half of it."""
     if recipe is None or recipe.loss != "balanced_softmax":
         return None
     counts: Counter[str] = Counter()
     for shard in shards:
         counts.update(shard.class_counts)
     n = np.array([counts[name] for name in classes], dtype=np.float64)
-    prior = np.where(n > 0, n**recipe.arm.amount, 0.0)
+    prior = np.where(n > 0, n**recipe.strategy.amount, 0.0)
     found = np.full(len(classes), -np.inf)
     np.log(prior / prior.sum(), out=found, where=prior > 0)
     return torch.from_numpy(found.astype(np.float32))
@@ -420,7 +420,7 @@ class _Groups:
 
 def _read_groups(
     store: Store,
-    shards: Sequence[ShardFact],
+    shards: Sequence[ShardInfo],
     label: str,
     classes: Sequence[str],
     *,
@@ -431,7 +431,7 @@ def _read_groups(
     if not shards:
         raise ParameterError("there is no record to read: the version has none of these origins.")
 
-    def look(shard: ShardFact) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
+    def look(shard: ShardInfo) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
         with open_shard(store, shard.path, sha256=shard.sha256 if verify else "") as opened:
             n = opened.group_rows
             check_count(store, shard, sum(n))

@@ -20,7 +20,7 @@ from prefect_augment.maintenance.erase_shards import Rewritten, erased_rows, rew
 from prefect_augment.maintenance.layout import kind_of, named_by, removal_order, remove
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import Commit, Fact
+from prefect_augment.schema.base import Commit, Result
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.parquet import LINEAGE
@@ -33,7 +33,7 @@ from prefect_augment.storage.manifests import (
     manifest_path,
     read_manifest,
 )
-from prefect_augment.storage.staging import read_fact, stage_key
+from prefect_augment.storage.staging import read_result, stage_key
 from prefect_augment.storage.store import Store
 
 __all__ = ["EraseReport", "erase"]
@@ -44,7 +44,7 @@ FOLDER = "_staging/erase"
 _SHOWN = 20
 
 
-class EraseReport(Fact):
+class EraseReport(Result):
     """What :func:`erase` did."""
 
     version: int  # the first that lacks the records
@@ -56,7 +56,7 @@ class EraseReport(Fact):
     notes: tuple[str, ...]
 
 
-class _Intent(Fact):
+class _Intent(Result):
     """What is to be erased, until it is."""
 
     ids: tuple[str, ...]  # hashes: nothing of the records' values stands here
@@ -112,7 +112,7 @@ def erase(
     with lease(store, "removing", f"erase-{request}") as renew:
         finished: dict[str, EraseReport] = {}
         for path in store.list(FOLDER):
-            intent = read_fact(store, path, _Intent)
+            intent = read_result(store, path, _Intent)
             if intent is not None:
                 report = _carry_out(store, intent, path, renew)
                 finished.update(dict.fromkeys(intent.ids, report))

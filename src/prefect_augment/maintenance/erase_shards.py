@@ -20,7 +20,7 @@ from prefect_augment.encoding.record_ids import aug_ids, record_keys
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.ingest.holdout import group_names
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
-from prefect_augment.schema.base import ShardFact
+from prefect_augment.schema.base import ShardInfo
 from prefect_augment.schema.manifest import Manifest, PublishedFile
 from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE
@@ -35,7 +35,7 @@ __all__ = ["Rewritten", "erased_rows", "rewrite", "rewrite_ledger"]
 class Rewritten:
     """What a version becomes; nothing of it names an erased record."""
 
-    shards: tuple[ShardFact, ...]
+    shards: tuple[ShardInfo, ...]
     ledger: PublishedFile | None
     n_rewritten: int = 0
     n_ledger: int = 0
@@ -49,7 +49,7 @@ def rewrite(
     """Write what replaces a version's shards and ledger; its own objects stay."""
     lost = _lost_categories(store, manifest, gone, renew)
     made = Rewritten(shards=(), ledger=None)
-    shards: list[ShardFact] = []
+    shards: list[ShardInfo] = []
     for shard in manifest.shards:
         renew()
         table = read_shard(store, shard.path, sha256=shard.sha256)

@@ -23,7 +23,7 @@ from prefect_augment.maintenance.layout import (
 from prefect_augment.publish.proposal import FOLDER as PROPOSALS
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import INDEX, Fact
+from prefect_augment.schema.base import INDEX, Result
 from prefect_augment.storage.leases import FOLDER as LEASES
 from prefect_augment.storage.leases import lease, modified_at, store_time
 from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
@@ -37,7 +37,7 @@ LEASE = f"{LEASES}/removing-gc.json"
 _VERSION_KINDS = ("shard", "ledger", "report", "quarantine")
 
 
-class GcLine(Fact):
+class GcLine(Result):
     """Objects of one kind that share one fate."""
 
     kind: str
@@ -46,7 +46,7 @@ class GcLine(Fact):
     n_bytes: int
 
 
-class GcReport(Fact):
+class GcReport(Result):
     """What :func:`collect_garbage` did, or would do."""
 
     dry_run: bool

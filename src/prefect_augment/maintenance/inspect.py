@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from prefect_augment.schema.base import Decision, Fact, Recipe
+from prefect_augment.schema.base import Decision, Recipe, Result
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import read_shard
 from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store
 
-__all__ = ["Inspection", "VersionDiff", "VersionFact", "diff", "inspect", "versions"]
+__all__ = ["Inspection", "VersionDiff", "VersionInfo", "diff", "inspect", "versions"]
 
 
-class VersionFact(Fact):
+class VersionInfo(Result):
     """One line of the list of versions."""
 
     version: int
@@ -26,10 +26,10 @@ class VersionFact(Fact):
     n_origin: dict[str, int]  # origin -> records, over all splits
     n_bytes: int
     decision: Decision | None
-    arm: str  # of the recipe
+    strategy: str  # of the recipe
 
 
-class Inspection(Fact):
+class Inspection(Result):
     """One version in full, but for its list of shards."""
 
     version: int
@@ -52,7 +52,7 @@ class Inspection(Fact):
     notes: tuple[str, ...]
 
 
-class VersionDiff(Fact):
+class VersionDiff(Result):
     """What changed from version ``a`` to version ``b``."""
 
     a: int
@@ -72,7 +72,7 @@ class VersionDiff(Fact):
 # --- looking ----------------------------------------------------------------------------------
 
 
-def versions(store: Store) -> tuple[VersionFact, ...]:
+def versions(store: Store) -> tuple[VersionInfo, ...]:
     """Return the published versions, oldest first; empty where there is none.
 
     Raises
@@ -80,16 +80,16 @@ def versions(store: Store) -> tuple[VersionFact, ...]:
     IntegrityError, SchemaError
         If a manifest cannot be read; the message names it.
     """
-    return tuple(_version_fact(read_manifest(store, version)) for version in list_versions(store))
+    return tuple(_version_info(read_manifest(store, version)) for version in list_versions(store))
 
 
-def _version_fact(manifest: Manifest) -> VersionFact:
+def _version_info(manifest: Manifest) -> VersionInfo:
     n_records: Counter[str] = Counter()
     n_origin: Counter[str] = Counter()
     for shard in manifest.shards:
         n_records[shard.split] += shard.n_records
         n_origin[shard.origin] += shard.n_records
-    return VersionFact(
+    return VersionInfo(
         version=manifest.version,
         parent=manifest.parent,
         created_at=manifest.created_at,
@@ -98,7 +98,7 @@ def _version_fact(manifest: Manifest) -> VersionFact:
         n_origin=dict(n_origin),
         n_bytes=sum(s.n_bytes for s in manifest.shards),
         decision=manifest.verdict.decision if manifest.verdict else None,
-        arm=manifest.recipe.arm.name,
+        strategy=manifest.recipe.strategy.name,
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from prefect_augment.errors import AugmentError
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
-from prefect_augment.schema.base import Fact, ShardFact
+from prefect_augment.schema.base import Result, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
@@ -27,7 +27,7 @@ ProblemKind = Literal[
 ]
 
 
-class Problem(Fact):
+class Problem(Result):
     """One thing that is wrong, and where."""
 
     path: str
@@ -35,7 +35,7 @@ class Problem(Fact):
     message: str
 
 
-class VerifyReport(Fact):
+class VerifyReport(Result):
     """Outcome of :func:`verify`; ``ok`` where no problem is left."""
 
     version: int
@@ -163,7 +163,7 @@ def _advice(path: str) -> str:
     return f"restore this {kind} from a copy; the records of the version do not depend on it"
 
 
-def _check_shard(store: Store, manifest: Manifest, shard: ShardFact, found: _Findings) -> None:
+def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, found: _Findings) -> None:
     if not _check_bytes(store, shard.path, shard.n_bytes, shard.sha256, found):
         return
     table = read_shard(store, shard.path)
@@ -192,7 +192,7 @@ def _check_shard(store: Store, manifest: Manifest, shard: ShardFact, found: _Fin
     found.parents.append(table["aug_parent"])
 
 
-def _lineage_faults(table: pa.Table, shard: ShardFact) -> list[str]:
+def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
     """What the lineage columns say that cannot be."""
     n = table.num_rows
     nulls = {name: table[name].null_count for name in LINEAGE.names}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import Fact
+from prefect_augment.schema.base import Result
 
 __all__ = ["Calibration", "calibrate", "steps_within"]
 
@@ -16,7 +16,7 @@ TIMED_STEPS = 5
 MAX_SECONDS = 30.0  # of a calibration; a step slower than this is timed once
 
 
-class Calibration(Fact):
+class Calibration(Result):
     """How training was set on this machine: the receipt that fixes the bytes of a run by minutes."""
 
     steps: int

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import Fact
+from prefect_augment.schema.base import Result
 from prefect_augment.storage.store import Store
 
 __all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
@@ -33,7 +33,7 @@ class NamesCheckpoint(Protocol):
     def config(self) -> str: ...
 
 
-class CheckpointRef(Fact):
+class CheckpointRef(Result):
     """The receipt of a checkpoint in the middle of training."""
 
     digest: str  # sha256 of configuration and arrays

@@ -22,7 +22,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 
-__all__ = ["N_STRETCHES", "PATIENCE", "Judgement", "Watched", "WatchedPhase", "train_watched"]
+__all__ = ["N_STRETCHES", "PATIENCE", "Validation", "Watched", "WatchedPhase", "train_watched"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class WatchedPhase(loop.Phase, Protocol):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Validation:
     """What the records held back say of a network.
 
     Parameters
@@ -88,23 +88,23 @@ class Watched:
 class _Book:
     """Judgements so far, and the best weights of each part."""
 
-    judged: list[int] = field(default_factory=list)
+    compared: list[int] = field(default_factory=list)
     best: dict[str, tuple[int, float]] = field(default_factory=dict)
     weights: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     reason: str = ""
     patience: int = PATIENCE
 
-    def enter(self, step: int, judgement: Judgement, network: nn.Module) -> None:
-        self.judged.append(step)
-        if judgement.memorised and self.best:
+    def enter(self, step: int, validation: Validation, network: nn.Module) -> None:
+        self.compared.append(step)
+        if validation.memorised and self.best:
             self.reason = f"records were about to be learnt by heart at step {step}"
             return
-        if judgement.fault:
-            if self.best or len(self.judged) >= self.patience:
-                self.reason = f"{judgement.fault} at step {step}"
+        if validation.fault:
+            if self.best or len(self.compared) >= self.patience:
+                self.reason = f"{validation.fault} at step {step}"
             return
         resting = self.resting
-        for name, loss in judgement.losses.items():
+        for name, loss in validation.losses.items():
             if name in resting:
                 continue
             # Half a thousandth: less is no gain.
@@ -115,7 +115,7 @@ class _Book:
         if self.best and self.resting == frozenset(self.best):
             newest = max(at for at, _ in self.best.values())
             self.reason = f"no part got better after step {newest}"
-        if judgement.memorised:
+        if validation.memorised:
             self.reason = f"records were learnt by heart at step {step} already"
 
     @property
@@ -124,12 +124,12 @@ class _Book:
         return frozenset(
             name
             for name, (best, _) in self.best.items()
-            if sum(at > best for at in self.judged) >= self.patience
+            if sum(at > best for at in self.compared) >= self.patience
         )
 
     def to_checkpoint(self, state: loop.Checkpoint) -> loop.Checkpoint:
         config, arrays = state
-        noted = {"judged": self.judged, "best": {k: list(v) for k, v in self.best.items()}}
+        noted = {"compared": self.compared, "best": {k: list(v) for k, v in self.best.items()}}
         weights = {k: v for part in self.weights.values() for k, v in part.items()}
         return {**config, "watch": {**noted, "reason": self.reason}}, {**arrays, **weights}
 
@@ -146,7 +146,7 @@ class _Book:
             name: {k: v for k, v in arrays.items() if k.startswith(f"best.{name}.")}
             for name in best
         }
-        return cls(list(noted["judged"]), best, weights, noted["reason"], patience)
+        return cls(list(noted["compared"]), best, weights, noted["reason"], patience)
 
 
 def train_watched(
@@ -155,7 +155,7 @@ def train_watched(
     steps: int,
     seed: int,
     device: Device,
-    judge: Callable[[nn.Module], Judgement] | None,
+    judge: Callable[[nn.Module], Validation] | None,
     ema_fraction: float = 0.0,
     patience: int = PATIENCE,
     on_progress: loop.Report | None = None,
@@ -196,7 +196,7 @@ def train_watched(
             saved = time.monotonic()
 
     every = max(1, -(-steps // N_STRETCHES)) if judge is not None else steps
-    if judge is not None and state and step % every == 0 and step not in book.judged:
+    if judge is not None and state and step % every == 0 and step not in book.compared:
         # The checkpoint at the end of a stretch is older than the judgement on it.
         network = _averaged(phase.network, state)
         with device.settings():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["NARROW_BELOW", "cpu_multiplies_bf16", "learner_size"]
+__all__ = ["NARROW_BELOW", "classifier_size", "cpu_multiplies_bf16"]
 
-# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
+# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Strategy.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -25,7 +25,7 @@ def cpu_multiplies_bf16() -> bool:
     )
 
 
-_LEARNER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+_CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
 
 
 _SIDE_STEP = 4
@@ -34,7 +34,7 @@ _SIDE_STEP = 4
 NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
 
 
-def learner_size(common_size: tuple[int, int]) -> int:
+def classifier_size(common_size: tuple[int, int]) -> int:
     """Return the resolution at which images are judged.
 
     Parameters
@@ -50,8 +50,8 @@ def learner_size(common_size: tuple[int, int]) -> int:
 
     Examples
     --------
-    >>> learner_size((28, 28)), learner_size((200, 130)), learner_size((5, 6))
+    >>> classifier_size((28, 28)), classifier_size((200, 130)), classifier_size((5, 6))
     (28, 64, 8)
     """
-    low, high = _LEARNER_SIDES
+    low, high = _CLASSIFIER_SIDES
     return min(high, max(low, -(-max(common_size) // _SIDE_STEP) * _SIDE_STEP))

@@ -1,15 +1,15 @@
-"""Wishes: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
+"""Params: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
 
 Facts (what happened) live in :mod:`prefect_augment.schema.base`. Descriptions sit on fields one level
 deep because Prefect's form shows those and drops others; ``Optional`` and ``dict`` render badly
-there, so "not given" is an empty string or list, and per-class wishes are lists of models.
+there, so "not given" is an empty string or list, and per-class params are lists of models.
 """
 
 from __future__ import annotations
 
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
-from prefect_augment.params.data import ColumnWish, Destination, Source
+from prefect_augment.params.data import ColumnOverride, Destination, Source
 from prefect_augment.params.latents import (
     Anomalies,
     AttributeShift,
@@ -56,7 +56,7 @@ __all__ = [
     "ClassTarget",
     "Classic",
     "Classification",
-    "ColumnWish",
+    "ColumnOverride",
     "Combination",
     "Compute",
     "Constraint",

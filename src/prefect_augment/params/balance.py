@@ -38,7 +38,8 @@ class Balance(Params):
         default=-1.0,
         ge=-1.0,
         description="At most so many synthetic records per real one; the rest of the way to the target is "
-        "resampling. -1: 1, or up to 5 where model is auto and the number is searched on val. Above 5 a warning says "
+        "resampling. -1: 1, or up to 5 where model is auto and the number is searched on validation "
+        "records. Above 5 a warning says "
         "that this has been seen to hurt. Soft labels draw twice as many, of every class, and leave the balance to "
         "weights.",
     )

@@ -1,4 +1,4 @@
-"""What all wishes have in common."""
+"""What all params have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORDS = {"uri": "URI", "mib": "MiB", "holdout": "hold-out", "prob": "probabilit
 
 
 class Params(BaseModel):
-    """Base of all wishes: unknown names are refused, so that a typing error is not ignored; so is infinity."""
+    """Base of all params: unknown names are refused, so that a typing error is not ignored; so is infinity."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, field_title_generator=_title, allow_inf_nan=False

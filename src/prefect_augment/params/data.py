@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from prefect_augment.params.base import Params
 
-__all__ = ["ColumnWish", "Destination", "Source"]
+__all__ = ["ColumnOverride", "Destination", "Source"]
 
 
-class ColumnWish(Params):
+class ColumnOverride(Params):
     """What a column is, where the tool's own reading of it is wrong."""
 
     name: str = Field(description="The column's name.")
@@ -67,7 +67,7 @@ class Source(Params):
     decimal: Literal["auto", ".", ","] = Field(
         default="auto", description="Decimal mark of CSV files."
     )
-    columns: list[ColumnWish] = Field(
+    columns: list[ColumnOverride] = Field(
         default_factory=list,
         description="Columns that the tool would read wrongly, and what they are.",
     )
@@ -88,11 +88,11 @@ class Source(Params):
         default="error",
         description="Records of the source that are also in the hold-out URI: stop, or quarantine them.",
     )
-    val_fraction: float = Field(
+    validation_fraction: float = Field(
         default=0.2,
         gt=0.0,
         lt=0.9,
-        description="Share of the training records that choose between arms.",
+        description="Share of the training records that choose between strategies.",
     )
     group_column: str = Field(
         default="",

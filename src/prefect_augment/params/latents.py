@@ -22,8 +22,8 @@ __all__ = [
 class Output(Params):
     """Which records are used, and where the result goes."""
 
-    parts: list[Literal["fit", "val", "holdout"]] = Field(
-        default=["fit", "val", "holdout"],
+    parts: list[Literal["training", "validation", "holdout"]] = Field(
+        default=["training", "validation", "holdout"],
         min_length=1,
         description="Parts of the records: those the model learns from, those that thresholds come from, the "
         "hold-out.",
@@ -49,7 +49,7 @@ class Anomalies(Params):
         default=0.05,
         gt=0.0,
         lt=1.0,
-        description="Share of normal val records above the threshold: what is flagged where nothing is wrong.",
+        description="Share of normal validation records above the threshold: what is flagged where nothing is wrong.",
     )
 
 
@@ -105,7 +105,7 @@ class AttributeShift(Params):
     )
     end: str = Field(
         default="",
-        description="The value that it leads to. Empty: the rarest one that has enough fit records.",
+        description="The value that it leads to. Empty: the rarest one that has enough training records.",
     )
     strengths: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default=[0.0, 0.5, 1.0, 1.5],
@@ -131,5 +131,5 @@ class Classification(Params):
 
     prior: Literal["balanced", "observed"] = Field(
         default="balanced",
-        description="balanced takes all classes for equally likely; observed as they come in the fit records.",
+        description="balanced takes all classes for equally likely; observed as they come in the training records.",
     )

@@ -36,9 +36,9 @@ def _as_value(value: Any) -> str:
 
 
 class AutoModel(Params):
-    """Let the tool choose the generative model and how many records of it: by a search on val.
+    """Let the tool choose the generative model and how many records of it: by a search on validation records.
 
-    Tables: sequential trees or flow matching, by pilots where val can tell; images: diffusion, where it
+    Tables: sequential trees or flow matching, by pilots where validation can tell; images: diffusion, where it
     is worth its time.
     """
 

@@ -15,14 +15,14 @@ __all__ = [
     "Budget",
     "ClassAmount",
     "Compute",
+    "Estimator",
     "Gate",
-    "Learner",
     "Publish",
     "Report",
 ]
 
 
-Learner = Literal["boosting", "logistic"]
+Estimator = Literal["boosting", "logistic"]
 
 
 class Budget(Params):
@@ -80,19 +80,23 @@ class Gate(Params):
         description="For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and "
         "aug_weight says how likely. hard: the third of the candidates that a classifier finds most like their class.",
     )
-    learners: list[Learner] = Field(
+    estimators: list[Estimator] = Field(
         default=["boosting", "logistic"],
         min_length=1,
-        description="Classifiers that judge each arm: gradient boosting, logistic regression.",
+        description="Classifiers that judge each strategy: gradient boosting, logistic regression.",
     )
     n_seeds: int = Field(
-        default=3, ge=1, le=20, description="Seeds for the best three arms and the last comparison."
+        default=3,
+        ge=1,
+        le=20,
+        description="Seeds for the best three strategies and the last comparison.",
     )
     n_settings: int = Field(
         default=0,
         ge=0,
         le=8,
-        description="Settings of each arm that are tried on val; 0: eight, and of images fewer where judging them all "
+        description="Settings of each strategy that are tried on validation records; 0: eight, and of images fewer "
+        "where judging them all "
         "would take too long.",
     )
     max_recall_loss: float = Field(
@@ -105,13 +109,15 @@ class Gate(Params):
         default=0.05,
         ge=0.0,
         lt=1.0,
-        description="A synthetic record nearer to a training record than this quantile of val's distances is dropped.",
+        description="A synthetic record nearer to a training record than this quantile of validation records' own "
+        "distances is dropped.",
     )
     fidelity_quantile: float = Field(
         default=0.05,
         ge=0.0,
         lt=1.0,
-        description="A synthetic record that looks less like its class than this quantile of val's records is dropped.",
+        description="A synthetic record that looks less like its class than this quantile of validation records is "
+        "dropped.",
     )
     on_unsafe_class: Literal["report", "drop"] = Field(
         default="report",
@@ -256,5 +262,8 @@ class Compute(Params):
     """How many workers; changes the time a run takes, and its bytes only where budget.minutes has the clock decide."""
 
     workers: int = Field(
-        default=2, ge=1, le=256, description="Arms judged and shards written at the same time."
+        default=2,
+        ge=1,
+        le=256,
+        description="Strategies judged and shards written at the same time.",
     )

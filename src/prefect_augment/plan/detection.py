@@ -17,19 +17,19 @@ from prefect_augment.encoding.labels import label_text
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance
 from prefect_augment.plan.targets import targets
-from prefect_augment.schema.base import ClassPlan, DatasetFacts
+from prefect_augment.schema.base import ClassPlan, DatasetInfo
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage.store import Store
 
 __all__ = ["object_classes"]
 
 
-def object_classes(facts: DatasetFacts, balance: Balance, store: Store) -> tuple[ClassPlan, ...]:
+def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[ClassPlan, ...]:
     """Return how many images of each class are copied.
 
     Parameters
     ----------
-    facts : DatasetFacts
+    info : DatasetInfo
         Staged images with boxes; the training part counts.
     balance : Balance
         Targets, in boxes.
@@ -49,7 +49,7 @@ def object_classes(facts: DatasetFacts, balance: Balance, store: Store) -> tuple
         raise ParameterError(
             "balance.by cuts records into cells, and balance.unit is 'object'; leave one of them out."
         )
-    n_images, n_boxes = _counted(facts, store)
+    n_images, n_boxes = _counted(info, store)
     boxes = Counter[str]()
     for of_class in n_boxes.values():
         boxes.update(of_class)
@@ -72,7 +72,7 @@ def object_classes(facts: DatasetFacts, balance: Balance, store: Store) -> tuple
             target=n + copies[name],
             n_synthetic=0,
             n_classic=copies[name],
-            judged=name in facts.judged,
+            compared=name in info.compared,
             note=f"{boxes[name]:,} boxes, {wanted.get(name, 0):,} wanted, about {expected.get(name, 0):,} with "
             f"copies of {copies[name]:,} images",
         )
@@ -80,16 +80,16 @@ def object_classes(facts: DatasetFacts, balance: Balance, store: Store) -> tuple
     )
 
 
-def _counted(facts: DatasetFacts, store: Store) -> tuple[Counter[str], dict[str, Counter[str]]]:
+def _counted(info: DatasetInfo, store: Store) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """Return images of each class, and the boxes of each class that these hold."""
     n_images = Counter[str]()
     n_boxes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    shards = [shard for shard in facts.shards if shard.split in ("fit", "val")]
+    shards = [shard for shard in info.shards if shard.split in ("training", "validation")]
     for table in iter_shards(store, shards):
-        image = facts.image.column if facts.image else ""
+        image = info.image.column if info.image else ""
         if not ImageTargets.of(table.schema, image).has_objects:
             break
-        labels = label_text(table[facts.label]).to_pylist()
+        labels = label_text(table[info.label]).to_pylist()
         for label, objects in zip(labels, table[OBJECTS].to_pylist(), strict=True):
             n_images[label] += 1
             n_boxes[label].update(str(c) for c in (objects or {}).get("category") or ())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prefect_augment.nn.machine import NARROW_BELOW
 from prefect_augment.schema.base import Estimate
 
-__all__ = ["estimate", "estimate_images", "learner_steps"]
+__all__ = ["classifier_steps", "estimate", "estimate_images"]
 
 # --- tables -----------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ _VALUE_SECONDS = 1e-6  # the same, per value of the table
 _START_BYTES = 450 * 1024**2  # of a process that has imported what a run imports
 _COPIES = 48  # float64 copies of the matrix, and the like of it, that a run holds at the same time
 _REPORT_BYTES = 400_000
-_N_FINALISTS = 3  # arms that are run with all seeds, and on the hold-out
+_N_FINALISTS = 3  # strategies that are run with all seeds, and on the hold-out
 
 
 def estimate(
@@ -35,11 +35,11 @@ def estimate(
     n_columns: int,
     n_classes: int,
     n_added: int,
-    n_arms: int,
+    n_strategies: int,
     n_folds: int,
     n_seeds: int,
-    n_learners: int,
-    n_model_arms: int,
+    n_estimators: int,
+    n_model_strategies: int,
 ) -> Estimate:
     """Return roughly what a run will take: right within a factor of about three.
 
@@ -53,14 +53,14 @@ def estimate(
         Learnt columns, classes.
     n_added : int
         Classic and synthetic records planned.
-    n_arms, n_model_arms : int
-        Arms compared, each amount counted; those of them that draw from a model.
+    n_strategies, n_model_strategies : int
+        Strategies compared, each amount counted; those of them that draw from a model.
     n_folds : int
-        Times an arm is trained for one score.
+        Times a strategy is trained for one score.
     n_seeds : int
-        Seeds of the best three arms and of the last comparison.
-    n_learners : int
-        Classifiers that judge each arm.
+        Seeds of the best three strategies and of the last comparison.
+    n_estimators : int
+        Classifiers that judge each strategy.
 
     Returns
     -------
@@ -76,9 +76,11 @@ def estimate(
         _TREE_SECONDS + _TREE_COLUMN_SECONDS * n_columns + _TREE_VALUE_SECONDS * n_values
     )
     logistic = _LOGISTIC_VALUE_SECONDS * n_values * n_classes
-    n_scored = n_arms * n_folds + _N_FINALISTS * (n_seeds - 1) * n_folds + _N_FINALISTS * n_seeds
-    n_draws = n_seeds * (n_folds + 1) + 1 if n_model_arms else 0
-    fits = n_scored * (boosting + (n_learners - 1) * logistic) + n_draws * _DRAW_FITS * boosting
+    n_scored = (
+        n_strategies * n_folds + _N_FINALISTS * (n_seeds - 1) * n_folds + _N_FINALISTS * n_seeds
+    )
+    n_draws = n_seeds * (n_folds + 1) + 1 if n_model_strategies else 0
+    fits = n_scored * (boosting + (n_estimators - 1) * logistic) + n_draws * _DRAW_FITS * boosting
     record_bytes = n_bytes / max(1, n_records)
     return Estimate(
         seconds=round(_START_SECONDS + _VALUE_SECONDS * n_values + fits, 1),
@@ -92,7 +94,7 @@ def estimate(
 
 # --- images -----------------------------------------------------------------------------------
 
-LEARNER_BATCH = 128  # images that the judging classifier draws per step
+CLASSIFIER_BATCH = 128  # images that the judging classifier draws per step
 # 800 steps for 12,000 records, as in research/images.md section 9; 300 is where a classifier of a
 # thousand records stops gaining.
 _STEPS, _STEPS_RECORDS = 800, 12_000
@@ -104,13 +106,15 @@ _IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
 _FLOAT32_FACTOR = 3.0
 _NARROW_SHARE = 0.45
 _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
-_GATE_FITS = 3  # classifiers that the gate trains
+_FILTER_FITS = 3  # classifiers that the gate trains
 _DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
 _IMAGE_BYTES = 24  # float32 copies of the pixels, and the like, that a run holds
 
 
-def learner_steps(n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0) -> int:
-    """Return the steps of the classifier that judges an arm of images: the same for all arms.
+def classifier_steps(
+    n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0
+) -> int:
+    """Return the steps of the classifier that judges a strategy of images: the same for all strategies.
 
     Parameters
     ----------
@@ -129,7 +133,7 @@ def learner_steps(n_records: int, *, seconds: float = math.inf, step_seconds: fl
 
     Examples
     --------
-    >>> learner_steps(12_000), learner_steps(900), learner_steps(12_000, seconds=10, step_seconds=0.02)
+    >>> classifier_steps(12_000), classifier_steps(900), classifier_steps(12_000, seconds=10, step_seconds=0.02)
     (800, 300, 500)
     """
     low, high = _STEPS_RANGE
@@ -147,7 +151,7 @@ def estimate_images(
     side: int,
     n_channels: int,
     n_added: int,
-    n_arms: int,
+    n_strategies: int,
     folds: Sequence[int],
     n_seeds: int,
     has_model: bool,
@@ -167,10 +171,10 @@ def estimate_images(
         Of the images as they are judged.
     n_added : int
         Synthetic records planned.
-    n_arms, n_seeds : int
+    n_strategies, n_seeds : int
         As for :func:`estimate`.
     folds : sequence of int
-        Times an arm may be trained for one score, the best choice first.
+        Times a strategy may be trained for one score, the best choice first.
     has_model : bool
         Whether the gate judges candidates. Training a model is not counted: its budget says.
     seconds : float
@@ -194,15 +198,15 @@ def estimate_images(
         step *= _NARROW_SHARE
     if not has_bf16:
         step *= _FLOAT32_FACTOR
-    predict = _PREDICT_SHARE * step / LEARNER_BATCH * n_scored
-    gate = _GATE_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0  # always whole
+    predict = _PREDICT_SHARE * step / CLASSIFIER_BATCH * n_scored
+    gate = _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0  # always whole
     for n_folds in folds:
-        # All arms once, the finalists and as is with further seeds, three arms on the hold-out.
-        first = n_arms * n_folds + _N_FINALISTS + gate
+        # All strategies once, the finalists and as is with further seeds, three strategies on the hold-out.
+        first = n_strategies * n_folds + _N_FINALISTS + gate
         further = (_N_FINALISTS + 1) * n_folds + _N_FINALISTS
         if first * (_STEPS_RANGE[0] * step + predict) <= seconds:
             break
-    steps = learner_steps(n_train, seconds=seconds / first - predict, step_seconds=step)
+    steps = classifier_steps(n_train, seconds=seconds / first - predict, step_seconds=step)
     judging = (first + (n_seeds - 1) * further) * (steps * step + predict)
     n_records = n_train + n_scored
     record_bytes = n_bytes / max(1, n_records)
@@ -212,6 +216,6 @@ def estimate_images(
         memory_bytes=2 * _START_BYTES
         + 4 * n_bytes
         + _IMAGE_BYTES * n_records * side**2 * n_channels,
-        judge_seconds=round(judging, 1),
+        comparison_seconds=round(judging, 1),
     )
     return found, steps, n_folds

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from itertools import islice, product
 from typing import Any
 
-from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, SMALL_VAL
+from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, SMALL_VALIDATION
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
@@ -19,11 +19,11 @@ from prefect_augment.evaluation.quality.constraints import (
     n_breaking,
     said_rule,
 )
-from prefect_augment.nn.machine import NARROW_BELOW, cpu_multiplies_bf16, learner_size
+from prefect_augment.nn.machine import NARROW_BELOW, classifier_size, cpu_multiplies_bf16
 from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
 from prefect_augment.plan.detection import object_classes
-from prefect_augment.plan.estimate import estimate, estimate_images, learner_steps
-from prefect_augment.plan.schedule import JUDGE_SHARE
+from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
+from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
     N_KEPT,
     N_SETTINGS,
@@ -32,7 +32,7 @@ from prefect_augment.plan.search_space import (
     n_trained,
     settings,
 )
-from prefect_augment.plan.strategies import make_arms
+from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.plan.targets import (
     MIN_SAMPLED,
     MIN_SAMPLED_IMAGES,
@@ -41,15 +41,15 @@ from prefect_augment.plan.targets import (
     plan_warnings,
 )
 from prefect_augment.schema.base import (
-    Arm,
     BalancePlan,
     ClassPlan,
-    ColumnFact,
-    DatasetFacts,
+    ColumnInfo,
+    DatasetInfo,
     DatasetRef,
     Estimate,
+    Strategy,
 )
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.store import Store
 from prefect_augment.text import suggestion
 
@@ -59,7 +59,7 @@ MAX_BY_VALUES = 20  # of a column to balance within; more would cut the classes 
 MOST_SEARCHED = 5.0  # synthetic records per real one
 # Of the judge's half of the budget, what judging images with every setting may take; else half of them are tried.
 MOST_OF_SETTINGS = 0.25
-_TRAINING = ("fit", "val")
+_TRAINING = ("training", "validation")
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
     seed: int = 0,
     searched: bool = False,
 ) -> BalancePlan:
-    """Return the plan for the training records (fit and val) of a staged dataset.
+    """Return the plan for the training records (training and validation) of a staged dataset.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def plan(
     model : ModelParams
         Kind ``none`` plans no synthetic records.
     gate : Gate
-        Its learners and seeds, for the estimate.
+        Its estimators and seeds, for the estimate.
     store : Store
         The destination, under whose ``_staging`` the records lie.
     budget : Budget, optional
@@ -93,7 +93,7 @@ def plan(
     seed : int
         The run's.
     searched : bool
-        The number of synthetic records is searched on val: where ``model`` is auto and no cap is
+        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap is
         given, so many are planned that :data:`MOST_SEARCHED` per real one can be tried.
 
     Returns
@@ -110,16 +110,16 @@ def plan(
     MissingExtraError
         If the records are images and what judges them is not installed.
     """
-    facts = load_facts(dataset, store)
-    _check_extras(facts)
-    _check_by(balance.by, facts)
+    info = load_info(dataset, store)
+    _check_extras(info)
+    _check_by(balance.by, info)
     if searched and isinstance(model, AutoModel) and balance.max_synthetic_per_real < 0:
         # With soft labels it is the weight of records that is searched.
-        soft = _can_have_soft_labels(facts, gate)
+        soft = _can_have_soft_labels(info, gate)
         most = balance.most_per_real if soft else MOST_SEARCHED
         balance = balance.model_copy(update={"max_synthetic_per_real": most})
-    found = _plan(facts, balance, model, gate, budget, store)
-    if facts.modality != "image" or not isinstance(model, AutoModel) or budget is None:
+    found = _plan(info, balance, model, gate, budget, store)
+    if info.modality != "image" or not isinstance(model, AutoModel) or budget is None:
         return found
     if not found.n_synthetic:
         return found
@@ -131,14 +131,14 @@ def plan(
     )
     if not reason:
         return found
-    without = _plan(facts, balance, NoModel(), gate, budget, store, declined=True)
+    without = _plan(info, balance, NoModel(), gate, budget, store, declined=True)
     return without.model_copy(
         update={"warnings": (f"no synthetic records: {reason}", *without.warnings)}
     )
 
 
 def _plan(
-    facts: DatasetFacts,
+    info: DatasetInfo,
     balance: Balance,
     model: ModelParams,
     gate: Gate,
@@ -149,27 +149,27 @@ def _plan(
 ) -> BalancePlan:
     """Return the plan; ``declined`` says that auto found no model worth its time."""
     if balance.unit == "object":
-        return _plan_objects(facts, balance, gate, budget, store)
+        return _plan_objects(info, balance, gate, budget, store)
     can_sample = model.kind != "none"
-    said = _constraint_warnings(facts, gate, store)
-    counts = _training_counts(facts, balance.by, store)
-    soft = can_sample and _can_have_soft_labels(facts, gate)
+    said = _constraint_warnings(info, gate, store)
+    counts = _training_counts(info, balance.by, store)
+    soft = can_sample and _can_have_soft_labels(info, gate)
     classes = plan_classes(
         counts,
-        facts.judged,
+        info.compared,
         balance,
         can_sample=can_sample,
         soft_labels=soft,
-        least=MIN_SAMPLED if facts.image is None else MIN_SAMPLED_IMAGES,
+        least=MIN_SAMPLED if info.image is None else MIN_SAMPLED_IMAGES,
         why_no_model="auto trains no model here, see the plan's notes"
         if declined
         else "no model was asked for",
     )
     has_model = any(entry.n_synthetic for entry in classes)
-    if facts.image is not None:
-        expected, judging = _estimate_images(facts, classes, gate, budget, has_model=has_model)
+    if info.image is not None:
+        expected, judging = _estimate_images(info, classes, gate, budget, has_model=has_model)
     else:
-        expected = _estimate(facts, classes, gate, can_sample=can_sample, soft=soft)
+        expected = _estimate(info, classes, gate, can_sample=can_sample, soft=soft)
         judging = {"n_settings": gate.n_settings or N_SETTINGS}
     return BalancePlan(
         rule=_rule(balance, soft=soft),
@@ -177,18 +177,18 @@ def _plan(
         estimate=expected,
         warnings=said
         + plan_warnings(classes, balance, soft_labels=soft)
-        + _budget_warnings(expected, judging, facts, budget, gate.n_seeds),
+        + _budget_warnings(expected, judging, info, budget, gate.n_seeds),
         soft_labels=soft,
         **judging,
     )
 
 
 def _plan_objects(
-    facts: DatasetFacts, balance: Balance, gate: Gate, budget: Budget | None, store: Store
+    info: DatasetInfo, balance: Balance, gate: Gate, budget: Budget | None, store: Store
 ) -> BalancePlan:
     """Return the plan of a detection set; nothing judges it."""
-    classes = object_classes(facts, balance, store)
-    expected, judging = _estimate_images(facts, classes, gate, budget, has_model=False)
+    classes = object_classes(info, balance, store)
+    expected, judging = _estimate_images(info, classes, gate, budget, has_model=False)
     return BalancePlan(
         rule=f"{_rule(balance, soft=False)} (counted in boxes)",
         classes=classes,
@@ -197,41 +197,41 @@ def _plan_objects(
     )
 
 
-def _can_have_soft_labels(facts: DatasetFacts, gate: Gate) -> bool:
+def _can_have_soft_labels(info: DatasetInfo, gate: Gate) -> bool:
     """Tell whether a synthetic record may have a row for each class that it may be of."""
-    if gate.purpose != "utility" or gate.labels != "soft" or facts.image is not None:
+    if gate.purpose != "utility" or gate.labels != "soft" or info.image is not None:
         return False
     # Two rows of one record are alike, and one of them has another class than was drawn.
     return not any(
-        rule.kind == "unique" or facts.label in columns_of(rule) for rule in gate.constraints
+        rule.kind == "unique" or info.label in columns_of(rule) for rule in gate.constraints
     )
 
 
 def _budget_warnings(
     expected: Estimate,
     judging: Mapping[str, Any],
-    facts: DatasetFacts,
+    info: DatasetInfo,
     budget: Budget | None,
     n_seeds: int,
 ) -> tuple[str, ...]:
     """Say what the budget took from the judging of images, and what it cannot take."""
-    if budget is None or budget.steps or facts.image is None:
+    if budget is None or budget.steps or info.image is None:
         return ()
     found = []
     n_folds = judging["n_folds"]
-    if judging["learner_width"] < 1:
+    if judging["classifier_width"] < 1:
         found.append(
-            f"{budget.minutes:g} minutes allow a classifier with half of its channels: differences between arms "
+            f"{budget.minutes:g} minutes allow a classifier with half of its channels: differences between strategies "
             "are those of a weaker one."
         )
-    wished = N_FOLDS if _rarest(facts) < SMALL_VAL["image"] else 1
+    wished = N_FOLDS if _rarest(info) < SMALL_VALIDATION["image"] else 1
     if n_folds < wished:
         found.append(
-            f"the rarest judged class has {_rarest(facts)} val records, which asks for {wished} folds; "
+            f"the rarest judged class has {_rarest(info)} validation records, which asks for {wished} folds; "
             f"{budget.minutes:g} minutes allow {n_folds}"
-            f"{', which is val alone: the choice between arms is a coarse one' if n_folds == 1 else ''}."
+            f"{', which is validation alone: the choice between strategies is a coarse one' if n_folds == 1 else ''}."
         )
-    one_seed = expected.judge_seconds / n_seeds
+    one_seed = expected.comparison_seconds / n_seeds
     if one_seed > 60 * budget.minutes:
         found.append(
             f"judging takes about {one_seed:.0f} seconds at least, more than the budget of "
@@ -240,9 +240,9 @@ def _budget_warnings(
     return tuple(found)
 
 
-def _check_extras(facts: DatasetFacts) -> None:
-    """Refuse images here, where nothing has been trained, and not at the first arm."""
-    if facts.modality == "image" and find_spec("torch") is None:
+def _check_extras(info: DatasetInfo) -> None:
+    """Refuse images here, where nothing has been trained, and not at the first strategy."""
+    if info.modality == "image" and find_spec("torch") is None:
         raise MissingExtraError(
             "images are judged by a network, which needs torch: "
             "pip install 'prefect-augment[images,torch]'",
@@ -250,11 +250,11 @@ def _check_extras(facts: DatasetFacts) -> None:
         )
 
 
-def _check_by(by: Sequence[str], facts: DatasetFacts) -> None:
+def _check_by(by: Sequence[str], info: DatasetInfo) -> None:
     """Refuse columns that cannot be balanced within, by name."""
-    columns = {c.name: c for c in facts.columns}
+    columns = {c.name: c for c in info.columns}
     for i, name in enumerate(by):
-        if name == facts.label:
+        if name == info.label:
             raise ParameterError(
                 f"balance.by names the label {name!r}; classes are balanced anyway: leave it out.",
                 column=name,
@@ -276,7 +276,7 @@ def _check_by(by: Sequence[str], facts: DatasetFacts) -> None:
             )
 
 
-def _why_not_by(column: ColumnFact) -> str:
+def _why_not_by(column: ColumnInfo) -> str:
     """Say why a column cannot be balanced within; empty where it can."""
     if column.kind not in ("category", "constant", "numeric"):
         return f"which is {_article(column.kind)} column"
@@ -291,30 +291,30 @@ def _article(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def _training_counts(facts: DatasetFacts, by: Sequence[str], store: Store) -> dict[str, int]:
+def _training_counts(info: DatasetInfo, by: Sequence[str], store: Store) -> dict[str, int]:
     """Return training records per stratum; without ``by`` the facts know them."""
     if not by:
         found = Counter[str]()
         for part in _TRAINING:
-            found.update(facts.part_counts.get(part, {}))
+            found.update(info.part_counts.get(part, {}))
         return {name: n for name, n in found.items() if n}
-    shards = [shard for shard in facts.shards if shard.split in _TRAINING]
+    shards = [shard for shard in info.shards if shard.split in _TRAINING]
     found = Counter()
-    for table in iter_shards(store, shards, [facts.label, *by]):
-        found.update(table_strata(table, label=facts.label, by=by))
+    for table in iter_shards(store, shards, [info.label, *by]):
+        found.update(table_strata(table, label=info.label, by=by))
     return dict(found)
 
 
-def _constraint_warnings(facts: DatasetFacts, gate: Gate, store: Store) -> tuple[str, ...]:
+def _constraint_warnings(info: DatasetInfo, gate: Gate, store: Store) -> tuple[str, ...]:
     """Refuse constraints that no synthetic record can be held to; say which real records break them."""
     rules = gate.constraints
     if not rules:
         return ()
-    if facts.image is not None:
+    if info.image is not None:
         raise ParameterError(
             "gate.constraints are about columns, and the source holds images; leave them out."
         )
-    kinds = {column.name: column.kind for column in facts.columns} | {facts.label: "category"}
+    kinds = {column.name: column.kind for column in info.columns} | {info.label: "category"}
     for rule in rules:
         for name in columns_of(rule):
             if name not in kinds:
@@ -330,7 +330,7 @@ def _constraint_warnings(facts: DatasetFacts, gate: Gate, store: Store) -> tuple
                     "it is.",
                     column=name,
                 )
-    shards = [shard for shard in facts.shards if shard.split in _TRAINING]
+    shards = [shard for shard in info.shards if shard.split in _TRAINING]
     for rule in rules:
         names = columns_of(rule)
         for table in islice(iter_shards(store, shards, names), 1):
@@ -364,30 +364,30 @@ def _rule(balance: Balance, *, soft: bool) -> str:
 
 
 def _estimate(
-    facts: DatasetFacts, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool, soft: bool
+    info: DatasetInfo, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool, soft: bool
 ) -> Estimate:
     """Count what the run will train, as the score stage will."""
     model = "model" if can_sample else None
-    arms = make_arms("table", model=model, classic=Classic(), soft_labels=soft)
-    n_folds = 1 if _rarest(facts) >= SMALL_VAL["table"] else N_FOLDS
-    n_pilots = _n_pilots(arms, classes, most=gate.n_settings, soft=soft)
+    strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft)
+    n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
+    n_pilots = _n_pilots(strategies, classes, most=gate.n_settings, soft=soft)
     pilots = n_pilots * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
-        n_records=sum(sum(part.values()) for part in facts.part_counts.values()),
-        n_bytes=sum(shard.n_bytes for shard in facts.shards),
-        n_columns=sum(column.kind in ("numeric", "category") for column in facts.columns),
+        n_records=sum(sum(part.values()) for part in info.part_counts.values()),
+        n_bytes=sum(shard.n_bytes for shard in info.shards),
+        n_columns=sum(column.kind in ("numeric", "category") for column in info.columns),
         n_classes=len({entry.label for entry in classes}),
         n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
-        n_arms=math.ceil(pilots * PILOT_EFFORT) + min(len(arms), N_KEPT + 2),
+        n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
         n_folds=n_folds,
         n_seeds=gate.n_seeds,
-        n_learners=len(gate.learners),
-        n_model_arms=sum(arm.has_model for arm in arms),
+        n_estimators=len(gate.estimators),
+        n_model_strategies=sum(strategy.has_model for strategy in strategies),
     )
 
 
 def _estimate_images(
-    facts: DatasetFacts,
+    info: DatasetInfo,
     classes: Sequence[ClassPlan],
     gate: Gate,
     budget: Budget | None,
@@ -398,28 +398,30 @@ def _estimate_images(
 
     Returns the estimate and the plan's fields that say how hard it judges.
     """
-    assert facts.image is not None
-    counts = {part: sum(facts.part_counts.get(part, {}).values()) for part in facts.part_counts}
-    n_train = counts.get("fit", 0) + counts.get("val", 0)
-    # With a model's candidates, or a val part of some size, arms are compared on val alone.
-    alone = has_model or _rarest(facts) >= SMALL_VAL["image"]
-    arms = make_arms("image", model="model" if has_model else None, classic=Classic())
+    assert info.image is not None
+    counts = {part: sum(info.part_counts.get(part, {}).values()) for part in info.part_counts}
+    n_train = counts.get("training", 0) + counts.get("validation", 0)
+    # With a model's candidates, or a validation part of some size, strategies are compared on validation records alone.
+    alone = has_model or _rarest(info) >= SMALL_VALIDATION["image"]
+    strategies = make_strategies("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
-    seconds = math.inf if budget is None or budget.steps else 60 * JUDGE_SHARE * budget.minutes
+    seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
-    # All settings where they take a small part of what there is; fewer settings before a narrow learner, and
+    # All settings where they take a small part of what there is; fewer settings before a narrow estimator, and
     # that before one that is trained much too short, or fewer folds.
     tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
     for width, n_settings in product(widths, (gate.n_settings,) if gate.n_settings else tried):
-        pilots = _n_pilots(arms, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
+        pilots = (
+            _n_pilots(strategies, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
+        )
         found, steps, n_folds = estimate_images(
             n_train=n_train,
-            n_scored=max(counts.get("val", 0), counts.get("holdout", 0)),
-            n_bytes=sum(shard.n_bytes for shard in facts.shards),
-            side=learner_size(facts.image.most_common_size),
-            n_channels=facts.image.n_channels,
+            n_scored=max(counts.get("validation", 0), counts.get("holdout", 0)),
+            n_bytes=sum(shard.n_bytes for shard in info.shards),
+            side=classifier_size(info.image.most_common_size),
+            n_channels=info.image.n_channels,
             n_added=sum(entry.n_synthetic for entry in classes),
-            n_arms=math.ceil(pilots * PILOT_EFFORT) + min(len(arms), N_KEPT + 2),
+            n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
             folds=folds,
             n_seeds=gate.n_seeds,
             has_model=has_model,
@@ -428,30 +430,34 @@ def _estimate_images(
             width=width,
         )
         if n_settings == N_SETTINGS and not gate.n_settings:
-            fits = found.judge_seconds <= MOST_OF_SETTINGS * seconds < math.inf
+            fits = found.comparison_seconds <= MOST_OF_SETTINGS * seconds < math.inf
         else:
-            fits = found.judge_seconds / gate.n_seeds <= seconds
-        if fits and n_folds == folds[0] and 2 * steps >= learner_steps(n_train):
+            fits = found.comparison_seconds / gate.n_seeds <= seconds
+        if fits and n_folds == folds[0] and 2 * steps >= classifier_steps(n_train):
             break
     return found, {
-        "learner_steps": steps,
-        "learner_width": width,
+        "classifier_steps": steps,
+        "classifier_width": width,
         "n_folds": n_folds,
         "n_settings": n_settings,
     }
 
 
 def _n_pilots(
-    arms: Sequence[Arm], classes: Sequence[ClassPlan], *, soft: bool = False, most: int = 0
+    strategies: Sequence[Strategy],
+    classes: Sequence[ClassPlan],
+    *,
+    soft: bool = False,
+    most: int = 0,
 ) -> int:
-    """Return how many learners the pilots train, per fold."""
+    """Return how many estimators the pilots train, per fold."""
     empty = Estimate(seconds=0, output_bytes=0, memory_bytes=0)
     plan = BalancePlan(rule="", classes=tuple(classes), estimate=empty, soft_labels=soft)
-    tried = (settings(arm, plan=plan, classic=Classic(), most=most) for arm in arms)
+    tried = (settings(strategy, plan=plan, classic=Classic(), most=most) for strategy in strategies)
     return n_trained(one for own in tried for one in own)
 
 
-def _rarest(facts: DatasetFacts) -> int:
-    """Return the val records of the rarest judged class."""
-    val = facts.part_counts.get("val", {})
-    return min((val.get(name, 0) for name in facts.judged), default=0)
+def _rarest(info: DatasetInfo) -> int:
+    """Return the validation records of the rarest judged class."""
+    validation = info.part_counts.get("validation", {})
+    return min((validation.get(name, 0) for name in info.compared), default=0)

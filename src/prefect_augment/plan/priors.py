@@ -1,4 +1,4 @@
-"""Class shares: those there are, and those that a learner is trained with under an arm or a recipe.
+"""Class shares: those there are, and those that an estimator is trained with under a strategy or a recipe.
 
 Their ratio corrects probabilities, see :func:`.correct_prior`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prefect_augment.schema.base import Arm, BalancePlan, Recipe
+from prefect_augment.schema.base import BalancePlan, Recipe, Strategy
 
 __all__ = ["class_shares", "left_by_loss", "shares_of", "with_priors"]
 
@@ -27,7 +27,7 @@ def with_priors(recipe: Recipe, plan: BalancePlan) -> Recipe:
         },
     )
     if recipe.loss == "balanced_softmax":
-        train = left_by_loss(train, recipe.arm)
+        train = left_by_loss(train, recipe.strategy)
     return recipe.model_copy(update={"prior_true": class_shares(plan), "prior_train": train})
 
 
@@ -40,8 +40,10 @@ def shares_of(plan: BalancePlan, counted: Mapping[str, float]) -> dict[str, floa
     return {name: n / total for name, n in found.items()} if total else {}
 
 
-def left_by_loss(shares: Mapping[str, float], arm: Arm) -> dict[str, float]:
+def left_by_loss(shares: Mapping[str, float], strategy: Strategy) -> dict[str, float]:
     """Balanced softmax takes so much of the prior out while it trains: what is left of it."""
-    left = {name: share ** (1 - arm.amount) if share else 0.0 for name, share in shares.items()}
+    left = {
+        name: share ** (1 - strategy.amount) if share else 0.0 for name, share in shares.items()
+    }
     total = sum(left.values())
     return {name: value / total for name, value in left.items()}

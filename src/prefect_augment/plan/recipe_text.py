@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from prefect_augment.schema.base import Arm
+from prefect_augment.schema.base import Strategy
 
 __all__ = ["recipe_sentence"]
 
 
 def recipe_sentence(
-    arm: Arm, *, n_synthetic: int, n_classic: int, copies: bool, policy: str, soft: bool = False
+    strategy: Strategy,
+    *,
+    n_synthetic: int,
+    n_classic: int,
+    copies: bool,
+    policy: str,
+    soft: bool = False,
 ) -> str:
     """Say what was done and how to read it.
 
     Parameters
     ----------
-    arm : Arm
+    strategy : Strategy
         That was chosen.
     n_synthetic, n_classic : int
         Records that are added.
@@ -25,27 +31,27 @@ def recipe_sentence(
     soft : bool
         Synthetic records stand for several classes.
     """
-    if arm.family == "as_is":
+    if strategy.family == "as_is":
         return "Nothing was added: training on the real records as they are was not beaten."
-    if arm.family == "threshold":
+    if strategy.family == "threshold":
         return (
             "No record was added. Train on the real records as they are, multiply each predicted probability by "
             "the class's multiplier in recipe.json, and take the largest."
         )
-    if arm.family == "loss":
-        times = "" if arm.amount >= 1 else f"{arm.amount:g} times "
+    if strategy.family == "loss":
+        times = "" if strategy.amount >= 1 else f"{strategy.amount:g} times "
         return " ".join(
             [
                 (
                     "No record was added. Train with balanced softmax: while training, and only then, add "
                     f"{times}the logarithm of the class's share of the training records to each logit."
                 ),
-                *_on_the_fly(arm, policy),
+                *_on_the_fly(strategy, policy),
             ]
         )
     added = []
     synthetic = "rows of synthetic" if soft else "synthetic"
-    method = arm.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
+    method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
     for word, total in ((synthetic, n_synthetic), (method, n_classic)):
         if total:
             added.append(f"{total:,} {word} records")
@@ -54,35 +60,41 @@ def recipe_sentence(
         what += ", a record once for each class that it may be of"
     if copies:
         how = "rare classes are duplicated, so read the train split as it is"
-    elif arm.classic_prob or arm.real_only_finish < 1:
+    elif strategy.classic_prob or strategy.real_only_finish < 1:
         how = "draw records in proportion to the column aug_weight"
     else:
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
-    way = "all of the way" if arm.amount >= 1 else f"{arm.amount:.0%} of the way (on a log scale)"
+    way = (
+        "all of the way"
+        if strategy.amount >= 1
+        else f"{strategy.amount:.0%} of the way (on a log scale)"
+    )
     sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
-    sentences += _on_the_fly(arm, policy)
-    if n_synthetic and arm.synthetic_weight != 1:
+    sentences += _on_the_fly(strategy, policy)
+    if n_synthetic and strategy.synthetic_weight != 1:
         sentences.append(
-            f"A synthetic record counts {arm.synthetic_weight:g} times as much as a real one of its class, which "
+            f"A synthetic record counts {strategy.synthetic_weight:g} times as much as a real one of its class, which "
             "aug_weight says."
         )
-    if added and arm.real_only_finish < 1:
+    if added and strategy.real_only_finish < 1:
         sentences.append(
-            f"Draw synthetic records in the first {arm.real_only_finish:.0%} of the training steps only."
+            f"Draw synthetic records in the first {strategy.real_only_finish:.0%} of the training steps only."
         )
     return " ".join(sentences)
 
 
-def _on_the_fly(arm: Arm, policy: str) -> list[str]:
+def _on_the_fly(strategy: Strategy, policy: str) -> list[str]:
     """Say what is done beside the records: to predictions, and to records as they are drawn."""
     found = []
-    if arm.tune_threshold:
+    if strategy.tune_threshold:
         found.append(
             "Multiply each predicted probability by the class's multiplier in recipe.json, and take the largest."
         )
-    if arm.classic_prob:
-        far = f", {arm.classic_strength:g} times as far as it says," * (arm.classic_strength != 1)
+    if strategy.classic_prob:
+        far = f", {strategy.classic_strength:g} times as far as it says," * (
+            strategy.classic_strength != 1
+        )
         found.append(
-            f"Apply the classic policy {policy!r}{far} to {arm.classic_prob:.0%} of the records as they are drawn."
+            f"Apply the classic policy {policy!r}{far} to {strategy.classic_prob:.0%} of the records as they are drawn."
         )
     return found

@@ -1,4 +1,4 @@
-"""What the clock allows of the search on val: how many arms in full, and how many seeds.
+"""What the clock allows of the search on validation records: how many strategies in full, and how many seeds.
 
 Where ``budget.steps`` is set, the clock has no say. Else it is read off receipts, which
 tell what pilots and scores took, and never looked at: a rerun decides alike.
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
 
-from prefect_augment.encoding.arrays import N_FOLDS, SMALL_VAL
+from prefect_augment.encoding.arrays import N_FOLDS, SMALL_VALIDATION
 from prefect_augment.params import AutoModel, Budget, FlowModel, ModelParams, TreesModel
 from prefect_augment.plan.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
 from prefect_augment.registry import model_kinds, resolve_model
-from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, DatasetFacts
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy, StrategyScore
 
 __all__ = [
-    "JUDGE_SHARE",
+    "COMPARISON_SHARE",
     "PILOT_SHARE",
     "Clock",
     "model_of",
@@ -32,9 +32,9 @@ __all__ = [
 
 # Of budget.minutes: what judging may take, its hold-out included. A network is trained in most of the rest; where
 # there is none, the rest is for ingest, the report and for what takes longer than its pilot said.
-JUDGE_SHARE, JUDGE_SHARE_ALONE = 0.5, 0.7
-# On the hold-out: the chosen arm, the best baseline and as is.
-HOLDOUT_ARMS = 3
+COMPARISON_SHARE, COMPARISON_SHARE_ALONE = 0.5, 0.7
+# On the hold-out: the chosen strategy, the best baseline and as is.
+HOLDOUT_STRATEGIES = 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Clock:
     seconds : float
         That judging may take; infinite where the clock has no say.
     workers : int
-        Arms that are scored at the same time.
+        Strategies that are scored at the same time.
     spent : float
         Seconds of what was scored before, pilots of generative models.
     """
@@ -70,7 +70,7 @@ class Clock:
         """
         if budget.steps:
             return cls(workers=workers)
-        share = JUDGE_SHARE if trains_network else JUDGE_SHARE_ALONE
+        share = COMPARISON_SHARE if trains_network else COMPARISON_SHARE_ALONE
         return cls(60 * share * budget.minutes, workers, spent)
 
     @property
@@ -78,15 +78,15 @@ class Clock:
         """Whether minutes count."""
         return math.isfinite(self.seconds)
 
-    def n_kept(self, pilots: Sequence[ArmScore], best: Sequence[ArmScore]) -> int:
-        """Return how many arms can be scored in full beside the hold-out's, at least two.
+    def n_kept(self, pilots: Sequence[StrategyScore], best: Sequence[StrategyScore]) -> int:
+        """Return how many strategies can be scored in full beside the hold-out's, at least two.
 
         Parameters
         ----------
-        pilots : sequence of ArmScore
+        pilots : sequence of StrategyScore
             All of them, with what they took.
-        best : sequence of ArmScore
-            Those of each arm's best setting, the best arm first.
+        best : sequence of StrategyScore
+            Those of each strategy's best setting, the best strategy first.
 
         Returns
         -------
@@ -102,9 +102,9 @@ class Clock:
 
     def n_seeds(
         self,
-        pilots: Sequence[ArmScore],
-        full: Sequence[ArmScore],
-        finalists: Sequence[Arm],
+        pilots: Sequence[StrategyScore],
+        full: Sequence[StrategyScore],
+        finalists: Sequence[Strategy],
         *,
         most: int,
     ) -> int:
@@ -112,31 +112,31 @@ class Clock:
 
         Parameters
         ----------
-        pilots, full : sequence of ArmScore
+        pilots, full : sequence of StrategyScore
             What was scored so far, in full with one seed.
-        finalists : sequence of Arm
+        finalists : sequence of Strategy
             What further seeds are for.
         most : int
             That were asked for.
         """
         if not self.has_a_say:
             return most
-        seconds = [score.seconds for score in full if score.arm in finalists]
+        seconds = [score.seconds for score in full if score.strategy in finalists]
         holdout = _holdout(seconds, len(full[0].folds) or 1)
         left = self._left(len(seconds), (*pilots, *full)) - holdout
         of_seed = math.fsum(seconds) + holdout
         return 1 + max(0, min(most - 1, int(left / of_seed))) if of_seed > 0 else most
 
-    def _left(self, n: int, scored: Sequence[ArmScore]) -> float:
-        """Return what so many arms may take together after what was scored: their seconds go by side by side."""
+    def _left(self, n: int, scored: Sequence[StrategyScore]) -> float:
+        """Return what so many strategies may take together after what was scored: their seconds go by side by side."""
         taken = self.spent + math.fsum(score.seconds for score in scored)
         return self.seconds * min(self.workers, n) - taken
 
 
 def _holdout(seconds: Sequence[float], n_folds: int) -> float:
-    """Return what arms take that are trained once, on the records of all folds."""
+    """Return what strategies take that are trained once, on the records of all folds."""
     of_fold = math.fsum(seconds) / len(seconds) / n_folds
-    return HOLDOUT_ARMS * of_fold * n_folds / max(1, n_folds - 1)
+    return HOLDOUT_STRATEGIES * of_fold * n_folds / max(1, n_folds - 1)
 
 
 # Of a model's training, what its pilot gets.
@@ -146,13 +146,13 @@ _TABLES: dict[str, ModelParams] = {"trees": TreesModel(), "flow": FlowModel()}
 
 
 def suitable(
-    facts: DatasetFacts, plan: BalancePlan, model: ModelParams
+    info: DatasetInfo, plan: BalancePlan, model: ModelParams
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the kinds of models to compare by pilots, and why others are passed over.
 
     Parameters
     ----------
-    facts : DatasetFacts
+    info : DatasetInfo
         Of the ingested records.
     plan : BalancePlan
         Without synthetic records in it, no model is tried.
@@ -166,20 +166,23 @@ def suitable(
     dict of str to str
         Kind -> reason, for the report.
     """
-    kind = resolve_model(model, modality=facts.modality)
+    kind = resolve_model(model, modality=info.modality)
     if not isinstance(model, AutoModel) or kind is None or not plan.n_synthetic:
         return ((kind,) if kind and plan.n_synthetic else ()), {}
-    over = {k: _BY_NAME for k in model_kinds(facts.modality) if k != kind}
-    if facts.modality == "image":
+    over = {k: _BY_NAME for k in model_kinds(info.modality) if k != kind}
+    if info.modality == "image":
         return (kind,), over
     del over["flow"]
-    n_val = min((facts.part_counts.get("val", {}).get(k, 0) for k in facts.judged), default=0)
+    n_validation = min(
+        (info.part_counts.get("validation", {}).get(k, 0) for k in info.compared), default=0
+    )
     if find_spec("torch") is None:
         over["flow"] = "it needs the extra torch"
-    elif n_val < SMALL_VAL["table"]:
+    elif n_validation < SMALL_VALIDATION["table"]:
         over["flow"] = (
-            f"it is trained in steps, and the rarest judged class has {n_val} val records: arms are compared by "
-            f"folds below {SMALL_VAL['table']}, and every fold would take its whole budget"
+            f"it is trained in steps, and the rarest judged class has {n_validation} validation records: "
+            f"strategies are compared by "
+            f"folds below {SMALL_VALIDATION['table']}, and every fold would take its whole budget"
         )
     else:
         return (kind, "flow"), over

@@ -1,9 +1,9 @@
-"""The search space: the settings of each arm that a run tries on val, the same number for every arm.
+"""The search space: settings of each strategy that are tried on validation records, as many of each.
 
-Baselines and arms with a model get as many settings each (:data:`N_SETTINGS`), in an order in which a
+Baselines and strategies with a model get as many settings each (:data:`N_SETTINGS`), in an order in which a
 shorter list is a sensible one: a badly set baseline would flatter every generator. What is set:
 
-- how far towards balance (:attr:`Arm.amount <prefect_augment.schema.base.Arm.amount>`);
+- how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.base.Strategy.amount>`);
 - whether decision thresholds are tuned;
 - of classic augmentation on the fly, to how many images and how far (``classic_prob``, ``classic_strength``);
 - of synthetic records, how many per real one, what each counts, and until when they are drawn
@@ -17,7 +17,7 @@ from typing import Any
 
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import as_trained
-from prefect_augment.schema.base import Arm, BalancePlan
+from prefect_augment.schema.base import BalancePlan, Strategy
 
 __all__ = [
     "N_KEPT",
@@ -29,15 +29,15 @@ __all__ = [
     "settings",
 ]
 
-# Of one arm, at most. Plans of images lower it where the budget is short.
+# Of one strategy, at most. Plans of images lower it where the budget is short.
 N_SETTINGS = 8
-# Of pilots: share of a learner's steps, and folds of five (val alone stays val alone).
+# Of pilots: share of an estimator's steps, and folds of five (validation alone stays validation alone).
 PILOT_EFFORT, PILOT_FOLDS = 1 / 3, 3
-N_KEPT = 4  # arms that are scored in full after the pilots
+N_KEPT = 4  # strategies that are scored in full after the pilots
 # With soft labels 2 records per real one are drawn, and the weight of each says what that amounts to.
 _SOFT_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
 
-# (amount, tune_threshold) of an arm that draws or weights real records, or SMOTE's.
+# (amount, tune_threshold) of a strategy that draws or weights real records, or SMOTE's.
 _PLAIN = (
     *((1.0, False), (0.5, False), (0.5, True), (1.0, True)),
     *((0.75, False), (0.25, True), (0.25, False), (0.75, True)),
@@ -48,7 +48,7 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
 _FAR = (2.0, 0.5)  # strengths other than the policy's own
-# What a model's arm is tried with; what is left out is the arm's own.
+# What a model's strategy is tried with; what is left out is the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
     {"amount": 1.0},
     {"amount": 0.5},
@@ -64,13 +64,13 @@ _IMAGE_MODEL = (*_MODEL[:5], {"amount": 1.0, "synthetic_weight": 0.5}, {"amount"
 
 
 def settings(
-    arm: Arm, *, plan: BalancePlan, classic: Classic, copies: bool = False, most: int = 0
-) -> tuple[Arm, ...]:
-    """Return an arm with each of its settings; the arm alone where there is nothing to set.
+    strategy: Strategy, *, plan: BalancePlan, classic: Classic, copies: bool = False, most: int = 0
+) -> tuple[Strategy, ...]:
+    """Return a strategy with each of its settings; the strategy alone where there is nothing to set.
 
     Parameters
     ----------
-    arm : Arm
+    strategy : Strategy
         With amount 0, which asks for a search.
     plan : BalancePlan
         How many synthetic records there can be, and whether their labels are soft.
@@ -79,29 +79,29 @@ def settings(
     copies : bool
         Duplicates are published instead of weights, so a record cannot count less than another.
     most : int
-        Settings of one arm; 0 for the plan's number.
+        Settings of one strategy; 0 for the plan's number.
 
     Returns
     -------
-    tuple of Arm
+    tuple of Strategy
         In order of their importance, without repeats.
     """
-    if arm.amount > 0:
-        return (arm,)
-    found = (arm.model_copy(update=one) for one in _settings(arm, plan, classic))
+    if strategy.amount > 0:
+        return (strategy,)
+    found = (strategy.model_copy(update=one) for one in _settings(strategy, plan, classic))
     if copies:
         found = (one for one in found if one.synthetic_weight == 1)
     return tuple(dict.fromkeys(found))[: most or plan.n_settings or N_SETTINGS]
 
 
-def _settings(arm: Arm, plan: BalancePlan, classic: Classic) -> Iterable[dict[str, Any]]:
-    if arm.has_model and plan.soft_labels:
+def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterable[dict[str, Any]]:
+    if strategy.has_model and plan.soft_labels:
         return _soft()
-    if arm.has_model:
-        on_images = arm.real_only_finish < 1
+    if strategy.has_model:
+        on_images = strategy.real_only_finish < 1
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
-    if arm.classic_prob:
-        return _on_the_fly(arm, classic)
+    if strategy.classic_prob:
+        return _on_the_fly(strategy, classic)
     return ({"amount": amount, "tune_threshold": tuned} for amount, tuned in _PLAIN)
 
 
@@ -120,25 +120,29 @@ def _most_per_real(plan: BalancePlan) -> float:
     return max((c.n_synthetic / c.n_real for c in plan.classes if c.n_real), default=0.0)
 
 
-def _on_the_fly(arm: Arm, classic: Classic) -> Iterable[dict[str, Any]]:
+def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]]:
     # A pipeline or function of the user's own goes as far as it says; TrivialAugment has no strength.
     own = bool(classic.policy or classic.plugin or classic.image == "trivial")
     for amount, times, strength in _CLASSIC:
         if own and strength in _FAR:
             continue
-        prob = 1.0 if times is None else times * arm.classic_prob
+        prob = 1.0 if times is None else times * strategy.classic_prob
         yield {"amount": amount, "classic_prob": prob, "classic_strength": strength}
 
 
 def pilot_groups(
-    arms: Sequence[Arm], *, plan: BalancePlan, classic: Classic, copies: bool = False
-) -> list[tuple[Arm, ...]]:
-    """Return what pilots train together: each arm's settings, and all arms without any as one group."""
-    tried = [settings(arm, plan=plan, classic=classic, copies=copies) for arm in arms]
-    fixed = tuple(arm for arm, own in zip(arms, tried, strict=True) if own == (arm,))
+    strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
+) -> list[tuple[Strategy, ...]]:
+    """Return what pilots train together: each strategy's settings, and all strategies without any as one group."""
+    tried = [
+        settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
+    ]
+    fixed = tuple(
+        strategy for strategy, own in zip(strategies, tried, strict=True) if own == (strategy,)
+    )
     return [*([fixed] if fixed else []), *(own for own in tried if own[0] not in fixed)]
 
 
-def n_trained(arms: Iterable[Arm]) -> int:
-    """Return how many learners settings train: thresholds are applied to predictions alone."""
-    return len({as_trained(arm) for arm in arms})
+def n_trained(strategies: Iterable[Strategy]) -> int:
+    """Return how many estimators settings train: thresholds are applied to predictions alone."""
+    return len({as_trained(strategy) for strategy in strategies})

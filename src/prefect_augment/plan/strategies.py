@@ -1,8 +1,8 @@
-"""Arms: the training sets that are compared, made from the same real records.
+"""Strategies: the training sets that are compared, made from the same real records.
 
-Every arm brings the classes to the same *effective counts* (records times weight) for the same
-``amount``; arms differ in what fills the difference: weight, copies, SMOTE records, synthetic
-records, or both. So what is compared is how the balance is made, not how much of it. Arms of images
+Every strategy brings the classes to the same *effective counts* (records times weight) for the same
+``amount``; strategies differ in what fills the difference: weight, copies, SMOTE records, synthetic
+records, or both. So what is compared is how the balance is made, not how much of it. Strategies of images
 draw records by weight, with classic augmentation on the fly, and have one more way: the loss.
 """
 
@@ -16,7 +16,7 @@ from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Gate
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
-from prefect_augment.schema.base import Arm, ArmScore, BalancePlan, Modality, Recipe
+from prefect_augment.schema.base import BalancePlan, Modality, Recipe, Strategy, StrategyScore
 
 __all__ = [
     "AMOUNTS",
@@ -25,15 +25,15 @@ __all__ = [
     "as_trained",
     "candidates_wanted",
     "classic_recipe",
-    "image_arms",
-    "make_arms",
+    "image_strategies",
     "make_recipe",
+    "make_strategies",
     "plain_recipe",
-    "table_arms",
+    "table_strategies",
     "wanted_records",
 ]
 
-# Ways of Classic.table, in names of arms and in sentences.
+# Ways of Classic.table, in names of strategies and in sentences.
 TITLES = {
     "smote": "SMOTE",
     "borderline": "Borderline-SMOTE",
@@ -41,7 +41,7 @@ TITLES = {
     "oversampling": "smoothed copies",
     "jitter": "jittered copies",
 }
-# Half of the way (the square root of the imbalance) and all of it, where an arm is scored by itself; a
+# Half of the way (the square root of the imbalance) and all of it, where a strategy is scored by itself; a
 # run searches more (search_space.py).
 AMOUNTS = (0.5, 1.0)
 # A class that is too small to be judged is drawn at most this often per real record.
@@ -55,13 +55,13 @@ SYNTHETIC_SHARE_OF_STEPS = 0.6
 # Families that keep the classes as often as they come.
 NATURAL = ("as_is", "threshold", "loss", "given")
 
-GIVEN = Arm(name="given records", family="given")
+GIVEN = Strategy(name="given records", family="given")
 
 
-def make_arms(
+def make_strategies(
     modality: Modality, *, model: str | None, classic: Classic, soft_labels: bool = False
-) -> tuple[Arm, ...]:
-    """Return the arms for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
+) -> tuple[Strategy, ...]:
+    """Return the strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
     Parameters
     ----------
@@ -76,52 +76,56 @@ def make_arms(
         mixed with SMOTE records, which would take back what they say.
     """
     if modality == "image":
-        return image_arms(
+        return image_strategies(
             model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
         )
     title = TITLES.get(classic.table, "")
-    return table_arms(model=model, classic=title, soft_labels=soft_labels)
+    return table_strategies(model=model, classic=title, soft_labels=soft_labels)
 
 
-def table_arms(*, model: str | None, classic: str, soft_labels: bool = False) -> tuple[Arm, ...]:
-    """Return the arms for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
+def table_strategies(
+    *, model: str | None, classic: str, soft_labels: bool = False
+) -> tuple[Strategy, ...]:
+    """Return the strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
     What soft labels teach is a ranking: as of records as they are, it takes a threshold to use it.
     """
-    arms = [
-        Arm(name="as is", family="as_is", amount=1.0),
-        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
-        Arm(name="class weights", family="weights", amount=0.0),
-        Arm(name="resampling", family="resampling", amount=0.0),
+    strategies = [
+        Strategy(name="as is", family="as_is", amount=1.0),
+        Strategy(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Strategy(name="class weights", family="weights", amount=0.0),
+        Strategy(name="resampling", family="resampling", amount=0.0),
     ]
     if classic:
-        arms.append(Arm(name=classic, family="classic", amount=0.0))
+        strategies.append(Strategy(name=classic, family="classic", amount=0.0))
     if model:
-        arms.append(Arm(name=model, family="model", amount=0.0, tune_threshold=soft_labels))
+        strategies.append(
+            Strategy(name=model, family="model", amount=0.0, tune_threshold=soft_labels)
+        )
     if model and classic and not soft_labels:
-        arms.append(Arm(name=f"{classic} + {model}", family="mixture", amount=0.0))
-    return tuple(arms)
+        strategies.append(Strategy(name=f"{classic} + {model}", family="mixture", amount=0.0))
+    return tuple(strategies)
 
 
-def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
-    """Return the arms for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
-    arms = [
-        Arm(name="as is", family="as_is", amount=1.0),
-        Arm(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
-        Arm(name="balanced softmax", family="loss", amount=0.0),
-        Arm(name="resampling", family="resampling", amount=0.0),
+def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strategy, ...]:
+    """Return the strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    strategies = [
+        Strategy(name="as is", family="as_is", amount=1.0),
+        Strategy(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
+        Strategy(name="balanced softmax", family="loss", amount=0.0),
+        Strategy(name="resampling", family="resampling", amount=0.0),
     ]
     if classic_prob:
-        arms.append(
-            Arm(
+        strategies.append(
+            Strategy(
                 name="resampling + classic",
                 family="classic",
                 amount=0.0,
                 classic_prob=classic_prob,
             )
         )
-        arms.append(
-            Arm(
+        strategies.append(
+            Strategy(
                 name="balanced softmax + classic",
                 family="loss",
                 amount=0.0,
@@ -129,25 +133,25 @@ def image_arms(*, model: str | None, classic_prob: float) -> tuple[Arm, ...]:
             )
         )
     if model:
-        with_model = Arm(
+        with_model = Strategy(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
         )
-        arms.append(with_model)
+        strategies.append(with_model)
         if classic_prob:
             both = {
                 "name": f"classic + {model}",
                 "family": "mixture",
                 "classic_prob": classic_prob,
             }
-            arms.append(with_model.model_copy(update=both))
-    return tuple(arms)
+            strategies.append(with_model.model_copy(update=both))
+    return tuple(strategies)
 
 
-def as_trained(arm: Arm) -> Arm:
-    """Return the arm as its training knows it: thresholds are applied to predictions alone."""
-    if arm.family == "threshold":
-        arm = arm.model_copy(update={"name": "as is", "family": "as_is"})
-    return arm.model_copy(update={"tune_threshold": False})
+def as_trained(strategy: Strategy) -> Strategy:
+    """Return the strategy as its training knows it: thresholds are applied to predictions alone."""
+    if strategy.family == "threshold":
+        strategy = strategy.model_copy(update={"name": "as is", "family": "as_is"})
+    return strategy.model_copy(update={"tune_threshold": False})
 
 
 # --- how many records -------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def as_trained(arm: Arm) -> Arm:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an arm wants of one stratum, in records.
+    """What a strategy wants of one stratum, in records.
 
     ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
     With soft labels ``synthetic`` are rows, and ``share`` is what they count together; each counts
@@ -188,18 +192,18 @@ class Wanted:
 
 
 def wanted_records(
-    arm: Arm,
+    strategy: Strategy,
     counts: Mapping[str, int],
     plan: BalancePlan,
     *,
     available: Mapping[str, int] | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, Wanted]:
-    """Return what ``arm`` wants per stratum, for a training part with ``counts`` real records.
+    """Return what ``strategy`` wants per stratum, for a training part with ``counts`` real records.
 
     Parameters
     ----------
-    arm : Arm
+    strategy : Strategy
         Its ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
         stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance.
     counts : mapping of str to int
@@ -210,7 +214,7 @@ def wanted_records(
     available : mapping of str to int, optional
         Synthetic records that passed the gate, where they are at hand.
     shares : mapping of str to float, optional
-        With soft labels: what the available rows of each stratum count together. An arm takes all of
+        With soft labels: what the available rows of each stratum count together. A strategy takes all of
         them, whatever its amount, since their weight and not their number brings the balance.
     """
     largest: dict[tuple[tuple[str, str], ...], int] = {}
@@ -223,34 +227,34 @@ def wanted_records(
         if n == 0:
             continue
         effective = float(n)
-        if arm.family not in NATURAL:
-            effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** arm.amount
-        if not entry.judged:
+        if strategy.family not in NATURAL:
+            effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** strategy.amount
+        if not entry.compared:
             effective = min(effective, MAX_UNJUDGED_WEIGHT * n)
         share = n / entry.n_real if entry.n_real else 0.0
         room = max(0, min(round((entry.target - entry.n_real) * share), round(effective) - n))
         synthetic = classic = copies = 0
         counted = None
-        if arm.has_model and shares is not None:
+        if strategy.has_model and shares is not None:
             synthetic, counted = (available or {}).get(entry.name, 0), shares.get(entry.name, 0.0)
-        elif arm.family == "given":
+        elif strategy.family == "given":
             # Records that another tool made are judged as they are: all of them, unweighted.
             synthetic = (available or {}).get(entry.name, 0)
             effective = float(n + synthetic)
-        elif arm.has_model:
+        elif strategy.has_model:
             # A mixture is half synthetic, half SMOTE; on the fly, classic takes no room.
-            most = room // 2 if arm.family == "mixture" and not arm.classic_prob else room
+            most = room // 2 if strategy.family == "mixture" and not strategy.classic_prob else room
             synthetic = min(most, round(entry.n_synthetic * share))
-            if arm.per_real:
-                synthetic = min(synthetic, round(arm.per_real * n))
+            if strategy.per_real:
+                synthetic = min(synthetic, round(strategy.per_real * n))
             if available is not None:
                 synthetic = min(synthetic, available.get(entry.name, 0))
-        if arm.family in ("classic", "mixture") and not arm.classic_prob:
+        if strategy.family in ("classic", "mixture") and not strategy.classic_prob:
             classic = max(0, room - synthetic)
-        if arm.family == "resampling":
+        if strategy.family == "resampling":
             copies = max(0, round(effective) - n)
         wanted[entry.name] = Wanted(
-            n, effective, synthetic, classic, copies, counted, arm.synthetic_weight
+            n, effective, synthetic, classic, copies, counted, strategy.synthetic_weight
         )
     return wanted
 
@@ -259,16 +263,16 @@ def wanted_records(
 
 
 def make_recipe(
-    arm: Arm,
+    strategy: Strategy,
     plan: BalancePlan,
     *,
     kept: Mapping[str, int] | None,
     shares: Mapping[str, float] | None = None,
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     copies: bool,
     classic: Classic | None = None,
 ) -> Recipe:
-    """Write an arm down as what to publish and how to train on it.
+    """Write a strategy down as what to publish and how to train on it.
 
     Parameters
     ----------
@@ -276,19 +280,19 @@ def make_recipe(
         Synthetic records per stratum that passed the gate.
     shares : mapping of str to float, optional
         With soft labels: what they count.
-    scores : sequence of ArmScore
-        For the thresholds that were tuned on val, where the arm has some.
+    scores : sequence of StrategyScore
+        For the thresholds that were tuned on validation records, where the strategy has some.
     copies : bool
         Write duplicates instead of weights.
     classic : Classic, optional
-        Says the policy, for arms that apply one on the fly.
+        Says the policy, for strategies that apply one on the fly.
     """
     policy = None
-    if classic and arm.classic_prob:
-        policy = ImagePolicy.from_params(classic).stronger(arm.classic_strength)
+    if classic and strategy.classic_prob:
+        policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
     name = policy.name if policy else ""
     counts = {c.name: c.n_real for c in plan.classes}
-    wanted = wanted_records(arm, counts, plan, available=kept, shares=shares or None)
+    wanted = wanted_records(strategy, counts, plan, available=kept, shares=shares or None)
     # Copies are only written on request: weights say the same in a fraction of the bytes.
     stored = {k: w.stored for k, w in wanted.items()}
     weight = {k: w.effective / max(1, w.counted) for k, w in wanted.items()}
@@ -297,21 +301,21 @@ def make_recipe(
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
     recipe = Recipe(
-        arm=arm,
+        strategy=strategy,
         class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
         synthetic={k: w.synthetic for k, w in wanted.items() if w.synthetic},
         shares={k: w.share for k, w in wanted.items() if w.share},
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
-        thresholds=next((s.thresholds for s in scores if s.arm == arm), {}),
-        loss="balanced_softmax" if arm.family == "loss" else "cross_entropy",
+        thresholds=next((s.thresholds for s in scores if s.strategy == strategy), {}),
+        loss="balanced_softmax" if strategy.family == "loss" else "cross_entropy",
         classic_policy=name,
-        classic_config=policy.facts if policy else {},
-        classic_prob=arm.classic_prob,
-        real_only_finish=arm.real_only_finish,
-        synthetic_weight=arm.synthetic_weight,
+        classic_config=policy.info if policy else {},
+        classic_prob=strategy.classic_prob,
+        real_only_finish=strategy.real_only_finish,
+        synthetic_weight=strategy.synthetic_weight,
         sentence=recipe_sentence(
-            arm,
+            strategy,
             n_synthetic=sum(w.synthetic for w in wanted.values()),
             n_classic=sum(w.classic for w in wanted.values()),
             copies=copies,
@@ -341,7 +345,9 @@ def plain_recipe(
         weighted = f"{n} rows of synthetic records, to be weighted by aug_weight,"
         said.append(weighted if shares else f"{n} synthetic records")
     recipe = Recipe(
-        arm=Arm(name="not compared", family="model" if kept else "classic" if made else "as_is"),
+        strategy=Strategy(
+            name="not compared", family="model" if kept else "classic" if made else "as_is"
+        ),
         class_weight=_weights_to_targets(plan, kept, shares or {}, made),
         synthetic={name: n for name, n in kept.items() if n},
         classic=made,
@@ -379,12 +385,14 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
     what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
     policy = ImagePolicy.from_params(classic) if modality == "image" and made else None
     recipe = Recipe(
-        arm=Arm(name="classic augmentation, not judged", family="classic" if made else "as_is"),
+        strategy=Strategy(
+            name="classic augmentation, not judged", family="classic" if made else "as_is"
+        ),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={},
         classic=made,
         copies={},
-        classic_config=policy.facts if policy else {},  # of the copies that were written
+        classic_config=policy.info if policy else {},  # of the copies that were written
         sentence=(
             f"{what if made else 'Nothing was added: every class is at its target'}; read the train split as it "
             "is. Nothing was judged: whether this helps is not known."
@@ -396,7 +404,7 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
 def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:
     """Return how many candidates to draw per stratum, so that enough are left after the gate.
 
-    ``strata`` are those that the model can sample: its fit records may be fewer than the plan's
+    ``strata`` are those that the model can sample: its training records may be fewer than the plan's
     training records let expect.
     """
     factor = OVERDRAW["faithful" if plan.soft_labels else gate.purpose]

@@ -148,7 +148,7 @@ def _check_names(wishes: Sequence[ClassTarget], labels: Collection[str]) -> None
 
 def plan_classes(
     counts: Mapping[str, int],
-    judged: Collection[str],
+    compared: Collection[str],
     balance: Balance,
     *,
     can_sample: bool,
@@ -162,7 +162,7 @@ def plan_classes(
     ----------
     counts : mapping of str to int
         Training records per stratum, each at least 1.
-    judged : collection of str
+    compared : collection of str
         Classes that stand in all parts of the split.
     balance : Balance
         Targets and caps.
@@ -207,8 +207,8 @@ def plan_classes(
                 target=target,
                 n_synthetic=n_synthetic,
                 n_classic=target - n_real - n_synthetic,
-                judged=label in judged,
-                note="; ".join(filter(None, (refusal, _not_judged(label in judged)))),
+                compared=label in compared,
+                note="; ".join(filter(None, (refusal, _not_compared(label in compared)))),
             )
         )
     if soft_labels and any(plan.n_synthetic for plan in plans):
@@ -253,8 +253,8 @@ def _why_not_sampled(n_real: int, cap: float, why_no_model: str, least: int) -> 
     )
 
 
-def _not_judged(judged: bool) -> str:
-    return "" if judged else "not judged: too few records to stand in all parts of the split"
+def _not_compared(compared: bool) -> str:
+    return "" if compared else "not judged: too few records to stand in all parts of the split"
 
 
 def plan_warnings(

@@ -130,9 +130,11 @@ def _why_new(
     recipe: Recipe, fresh: Mapping[str, float], before: Recipe, weights: Mapping[str, float]
 ) -> str:
     """Say why the weights cannot be the parent's; empty where they can."""
-    kinds = [(r.arm.family, r.loss, bool(r.shares), r.synthetic_weight) for r in (recipe, before)]
+    kinds = [
+        (r.strategy.family, r.loss, bool(r.shares), r.synthetic_weight) for r in (recipe, before)
+    ]
     if kinds[0] != kinds[1]:
-        return f"the recipe was {before.arm.name!r} and is {recipe.arm.name!r}"
+        return f"the recipe was {before.strategy.name!r} and is {recipe.strategy.name!r}"
     if not weights:
         return "the version before does not say its own"
     if set(fresh) != set(weights):

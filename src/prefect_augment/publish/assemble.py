@@ -27,9 +27,9 @@ from prefect_augment.publish.real_records import (
 from prefect_augment.publish.synthetic_records import classic_records, synthetic_records
 from prefect_augment.schema.base import (
     BalancePlan,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
-    GateReport,
+    FilterResult,
     Origin,
     Recipe,
     Split,
@@ -39,7 +39,7 @@ from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
-__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_wishes"]
+__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_columns"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Assembled:
     notes: tuple[str, ...] = ()
 
 
-def check_wishes(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
-    """Refuse a recipe or wishes that contradict the plan or one another.
+def check_columns(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
+    """Refuse a recipe or params that contradict the plan or one another.
 
     Raises
     ------
@@ -108,10 +108,10 @@ def check_wishes(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
 def assemble(
     *,
     store: Store,
-    facts: DatasetFacts,
+    info: DatasetInfo,
     plan: BalancePlan,
     recipe: Recipe,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     classic: DatasetRef | None,
     publish: Publish,
     workspace: Workspace,
@@ -122,13 +122,13 @@ def assemble(
     ----------
     store : Store
         The destination, under whose ``_staging`` everything lies.
-    facts : DatasetFacts
+    info : DatasetInfo
         Outcome of ingest.
     plan : BalancePlan
         Order of the strata, and the columns to balance within.
     recipe : Recipe
         How many classic and synthetic records and copies per stratum, and the weights.
-    gate : GateReport or None
+    gate : FilterResult or None
         Its kept candidates, where the recipe has synthetic records.
     classic : DatasetRef or None
         Outcome of augmentation, where the recipe has classic records.
@@ -151,8 +151,8 @@ def assemble(
     ParameterError
         If the recipe wants records that no stage was asked for.
     """
-    look = Look(store, facts.label, list(plan.classes[0].by) if plan.classes else [], workspace)
-    real = Real(look, facts.shards, ("fit", "val"))
+    look = Look(store, info.label, list(plan.classes[0].by) if plan.classes else [], workspace)
+    real = Real(look, info.shards, ("training", "validation"))
     sources: list[Source] = [real]
     notes: list[str] = []
     if publish.materialise == "copies":
@@ -166,7 +166,7 @@ def assemble(
     if not train:
         raise EmptyClassError(
             f"nothing to publish: publish.origins asks for {', '.join(publish.origins)}, and the recipe "
-            f"({recipe.arm.name}) has no such records; add 'real', or use gate.on_no_gain 'publish'."
+            f"({recipe.strategy.name}) has no such records; add 'real', or use gate.on_no_gain 'publish'."
         )
     # Where duplicates stand in the data, weights would count them twice.
     duplicated = publish.materialise == "copies" and any(recipe.copies.values())
@@ -176,8 +176,8 @@ def assemble(
             recipe, [s.counts for s in train], [_counted(s, recipe) for s in train]
         )
     portions = [_portion(source, "train", weights, recipe) for source in train]
-    if "real" in publish.origins and not facts.holdout_uri:
-        holdout = Real(look, facts.shards, ("holdout",))
+    if "real" in publish.origins and not info.holdout_uri:
+        holdout = Real(look, info.shards, ("holdout",))
         if holdout.counts.total():
             portions.append(_portion(holdout, "holdout", {}))
             train.append(holdout)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.schema.base import Fact, Origin, ShardFact
+from prefect_augment.schema.base import Origin, Result, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.stream_writer import drafted
 from prefect_augment.storage.manifests import latest_version, read_manifest
@@ -37,7 +37,7 @@ _PART = re.compile(r"[^/]+/part-\d{5}-[0-9a-f]{12}(\.[a-z0-9]+)+")
 _LEFTOVER_SECONDS = 86_400.0
 
 
-class ExportReport(Fact):
+class ExportReport(Result):
     """What :func:`export` wrote."""
 
     folder: str
@@ -181,7 +181,7 @@ def _read(store: Store, path: str) -> bytes:
 
 def chosen_shards(
     manifest: Manifest, splits: Sequence[str], origins: Sequence[str]
-) -> tuple[ShardFact, ...]:
+) -> tuple[ShardInfo, ...]:
     """Return a version's shards of some splits and origins, of all where none are named.
 
     Raises
@@ -208,7 +208,7 @@ def chosen_shards(
     return shards
 
 
-def _seal(manifest: Manifest, shards: Sequence[ShardFact]) -> bytes:
+def _seal(manifest: Manifest, shards: Sequence[ShardInfo]) -> bytes:
     """Name what is exported: equal seals, equal trees."""
     fields = {
         "version": manifest.version,
@@ -218,13 +218,13 @@ def _seal(manifest: Manifest, shards: Sequence[ShardFact]) -> bytes:
     return json.dumps(fields, indent=1).encode() + b"\n"
 
 
-def _part(i: int, shard: ShardFact) -> str:
+def _part(i: int, shard: ShardInfo) -> str:
     ending = "".join(PurePosixPath(shard.path).suffixes)
     return f"{shard.split}/part-{i:05d}-{shard.sha256[:12]}{ending}"
 
 
 def _write(
-    store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardFact], seal: bytes
+    store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardInfo], seal: bytes
 ) -> None:
     """Write the tree, the seal last; what an earlier export left goes before the seal comes."""
     target.put(MANIFEST, manifest.to_json())
@@ -242,7 +242,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _checked(store: Store, shard: ShardFact, target: Store, folder: str) -> Iterator[Draft]:
+def _checked(store: Store, shard: ShardInfo, target: Store, folder: str) -> Iterator[Draft]:
     """Give a shard as a draft for a folder of the target, if it is what was published."""
     where = f"{store.uri}/{shard.path}"
     try:
@@ -260,7 +260,7 @@ def _checked(store: Store, shard: ShardFact, target: Store, folder: str) -> Iter
         yield draft
 
 
-def _readme(manifest: Manifest, shards: Sequence[ShardFact]) -> str:
+def _readme(manifest: Manifest, shards: Sequence[ShardInfo]) -> str:
     splits = sorted({s.split for s in shards})
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:

@@ -25,7 +25,7 @@ import yaml
 from prefect_augment.encoding.annotations import OBJECTS
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.publish.export import ExportReport, chosen_shards, swapped
-from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.schema.base import Origin, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.staged import iter_shards
@@ -124,7 +124,7 @@ class _Picture:
 
 
 def _write(
-    store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardFact], convention: str
+    store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardInfo], convention: str
 ) -> _Done:
     done = _Done()
     # Numbers of the classes are the same in every split.
@@ -147,7 +147,7 @@ def _write(
     return done
 
 
-def _categories(store: Store, shard: ShardFact) -> set[str]:
+def _categories(store: Store, shard: ShardInfo) -> set[str]:
     found: set[str] = set()
     for table in iter_shards(store, [shard]):
         if OBJECTS not in table.column_names:
@@ -159,7 +159,7 @@ def _categories(store: Store, shard: ShardFact) -> set[str]:
     return found
 
 
-def _pictures(store: Store, shards: Sequence[ShardFact]) -> Iterator[tuple[bytes, _Picture]]:
+def _pictures(store: Store, shards: Sequence[ShardInfo]) -> Iterator[tuple[bytes, _Picture]]:
     for table in iter_shards(store, shards):
         column = main_image(table.schema)
         for record in table.select([column, OBJECTS, "aug_id"]).to_pylist():

@@ -24,19 +24,19 @@ from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.publish.publish import dataset_key
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ArmScore,
     BalancePlan,
     DatasetRef,
-    Fact,
-    GateReport,
+    FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
+    Result,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.report import Findings
 from prefect_augment.storage.manifests import find_commit
-from prefect_augment.storage.staging import read_fact
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store
 from prefect_augment.text import markdown_text, suggestion
 
@@ -57,7 +57,7 @@ FOLDER = "_proposals"
 MAX_ROWS = 100  # of a table that a person is to read
 
 
-class Proposal(Fact):
+class Proposal(Result):
     """A version that is ready to be published, and what it would be published with."""
 
     id: str  # the version's dataset key: the same inputs are proposed once
@@ -66,10 +66,10 @@ class Proposal(Fact):
     plan: BalancePlan
     recipe: Recipe
     verdict: Verdict
-    gate: GateReport | None
+    gate: FilterResult | None
     classic: DatasetRef | None
     models: tuple[ModelRef, ...]
-    scores: tuple[ArmScore, ...]
+    scores: tuple[StrategyScore, ...]
     report: ReportRef
     settings: Publish
     pictures: Report
@@ -79,7 +79,7 @@ class Proposal(Fact):
     findings: Findings = Findings()
 
 
-class ProposalState(Fact):
+class ProposalState(Result):
     """One line of the list of proposals."""
 
     id: str
@@ -99,10 +99,10 @@ def propose(
     plan: BalancePlan,
     recipe: Recipe,
     verdict: Verdict,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     classic: DatasetRef | None,
     models: Sequence[ModelRef],
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     report: ReportRef,
     settings: Publish,
     pictures: Report,
@@ -166,7 +166,7 @@ def _state(store: Store, proposal: Proposal) -> ProposalState:
         status=status,
         created_at=proposal.created_at,
         verdict=proposal.verdict.decision,
-        recipe=proposal.recipe.arm.name,
+        recipe=proposal.recipe.strategy.name,
         added=added_records(proposal.recipe),
         report=f"{store.uri}/{proposal.report.prefix}/report.html",
         decision=decision,
@@ -200,7 +200,7 @@ def read_proposal(store: Store, proposal_id: str = "") -> Proposal:
 
 
 def _read(store: Store, path: str) -> Proposal:
-    found = read_fact(store, path, Proposal)
+    found = read_result(store, path, Proposal)
     if found is None:
         raise IntegrityError(f"{store.uri}/{path} is gone; run again, it is proposed anew.")
     return found
@@ -213,7 +213,7 @@ def read_decision(store: Store, proposal_id: str) -> ApprovalDecision | None:
     """Return what was decided last on a proposal, or None while it is open."""
     last = None
     for number in range(1, 1000):
-        found = read_fact(store, _decision_path(proposal_id, number), ApprovalDecision)
+        found = read_result(store, _decision_path(proposal_id, number), ApprovalDecision)
         if found is None:
             return last
         last = found
@@ -258,7 +258,7 @@ def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -
     )
     number = 1
     while not store.put_if_absent(_decision_path(proposal.id, number), made.to_json()):
-        there = read_fact(store, _decision_path(proposal.id, number), ApprovalDecision)
+        there = read_result(store, _decision_path(proposal.id, number), ApprovalDecision)
         assert there is not None
         if (there.decision, there.amounts) == (made.decision, made.amounts) and not answer.again:
             return there
@@ -295,22 +295,22 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
         Markdown that leads to the report.
     """
     verdict, recipe = proposal.verdict, proposal.recipe
-    judged = sorted({c.label for c in proposal.plan.classes if c.judged})
-    names = markdown_text(", ".join(judged[:20]) or "none") + (" …" if len(judged) > 20 else "")
+    compared = sorted({c.label for c in proposal.plan.classes if c.compared})
+    names = markdown_text(", ".join(compared[:20]) or "none") + (" …" if len(compared) > 20 else "")
     added = added_records(recipe)
     lines = [
         f"**Verdict: {verdict.decision}.** {markdown_text(' '.join(verdict.reasons))}",
         "",
-        f"Recipe: {markdown_text(recipe.arm.name)}. {markdown_text(recipe.sentence)}",
+        f"Recipe: {markdown_text(recipe.strategy.name)}. {markdown_text(recipe.sentence)}",
         "",
-        f"Judged on {verdict.n_holdout:,} hold-out records, {len(judged):,} classes: {names}. {report_link}",
+        f"Judged on {verdict.n_holdout:,} hold-out records, {len(compared):,} classes: {names}. {report_link}",
         "",
         "| class | now | to be added | after |",
         "| --- | ---: | ---: | ---: |",
     ]
     for entry in proposal.plan.classes[:MAX_ROWS]:
         n = added.get(entry.name, 0)
-        note = "" if entry.judged else " (not judged)"
+        note = "" if entry.compared else " (not judged)"
         lines.append(
             f"| {markdown_text(entry.name)}{note} | {entry.n_real:,} | {n:,} | {entry.n_real + n:,} |"
         )
@@ -412,7 +412,7 @@ def lowered(
             for name, n in real.items()
         }
     sentence = recipe_sentence(
-        recipe.arm,
+        recipe.strategy,
         n_synthetic=sum(new["synthetic"].values()),
         n_classic=sum(new["classic"].values()),
         copies=copies,

@@ -15,7 +15,7 @@ from typing import Any
 from prefect_augment.errors import SchemaError
 from prefect_augment.experiment.privacy import found_privacy
 from prefect_augment.params import Publish
-from prefect_augment.publish.assemble import Portion, assemble, check_wishes
+from prefect_augment.publish.assemble import Portion, assemble, check_columns
 from prefect_augment.publish.export import check_export, export_newest
 from prefect_augment.publish.sidecar_files import (
     check_follows,
@@ -30,18 +30,18 @@ from prefect_augment.schema.base import (
     ApprovalDecision,
     BalancePlan,
     Commit,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
-    GateReport,
+    FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
-    ShardFact,
+    ShardInfo,
     Verdict,
     class_order,
 )
 from prefect_augment.schema.manifest import Manifest, PublishedModel, software_versions
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage.leases import drop_lease, lease
 from prefect_augment.storage.manifests import (
@@ -68,7 +68,7 @@ def publish(
     plan: BalancePlan,
     recipe: Recipe,
     verdict: Verdict | None,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     classic: DatasetRef | None,
     models: Sequence[ModelRef],
     report: ReportRef | None,
@@ -90,7 +90,7 @@ def publish(
         Records and weights per stratum.
     verdict : Verdict or None
         None where nothing was compared on a hold-out.
-    gate : GateReport or None
+    gate : FilterResult or None
         Needed where the recipe has synthetic records.
     classic : DatasetRef or None
         Needed where the recipe has classic records.
@@ -101,7 +101,7 @@ def publish(
     publish : Publish
         Origins, duplicates, the format and size of shards, and where an export goes after the commit.
     params : dict
-        The run's wishes as JSON, for the record; without secrets.
+        The run's params as JSON, for the record; without secrets.
     store : Store
         The destination.
     approval : ApprovalDecision, optional
@@ -119,7 +119,7 @@ def publish(
     SchemaError
         If the destination holds a dataset of another schema or label.
     ParameterError, EmptyClassError
-        If recipe, plan and wishes do not fit together.
+        If recipe, plan and params do not fit together.
     IntegrityError
         If staged records are missing or damaged.
     CommitConflictError
@@ -128,15 +128,15 @@ def publish(
         If the destination cannot be written.
     """
     say = on_progress or (lambda fraction, text: None)
-    facts = load_facts(dataset, store)
-    check_wishes(publish, recipe, plan)
+    info = load_info(dataset, store)
+    check_columns(publish, recipe, plan)
     if publish.export:
         check_export(store, publish.export)
-    check_shard_format(publish.format, modality=facts.modality)
+    check_shard_format(publish.format, modality=info.modality)
     key = dataset_key(dataset, recipe, verdict, gate, classic, models, publish)
     done = find_commit(store, key)
     if done is None:
-        check_destination(store, facts)
+        check_destination(store, info)
         # Shards that are there already, of an older version or of a killed run, stay until they are named.
         with lease(store, "writing", f"publish-{key}"), returned_at_once():
             if not store.is_local:
@@ -145,7 +145,7 @@ def publish(
             with Workspace() as workspace:
                 assembled = assemble(
                     store=store,
-                    facts=facts,
+                    info=info,
                     plan=plan,
                     recipe=recipe,
                     gate=gate,
@@ -153,9 +153,9 @@ def publish(
                     publish=publish,
                     workspace=workspace,
                 )
-            shards = _write_portions(store, assembled.portions, facts, publish, say)
+            shards = _write_portions(store, assembled.portions, info, publish, say)
             # Quarantine holds the source's own lines: it stays behind where no real record goes out.
-            quarantine = copy_quarantine(store, facts) if "real" in publish.origins else ()
+            quarantine = copy_quarantine(store, info) if "real" in publish.origins else ()
             fields = {
                 "dataset_key": key,
                 "class_counts": _class_counts(shards),
@@ -170,14 +170,14 @@ def publish(
                 "approval": approval,
                 "quarantine": quarantine,
                 "notes": (
-                    *facts.notes,
+                    *info.notes,
                     *assembled.notes,
                     *(report.notes if report else ()),
                     *_privacy(store, dataset, recipe, gate),
                 ),
             }
             say(0.9, "writing the manifest")
-            build = partial(_manifest, store=store, facts=facts, report=report, fields=fields)
+            build = partial(_manifest, store=store, info=info, report=report, fields=fields)
             done = commit(store, build, dataset_key=key)
     else:
         # A run that was killed right after its commit would keep removals out for a day.
@@ -213,30 +213,30 @@ def _manifest(
     parent: Manifest | None,
     *,
     store: Store,
-    facts: DatasetFacts,
+    info: DatasetInfo,
     report: ReportRef | None,
     fields: dict[str, Any],
 ) -> Manifest:
     """Write what lies under the version's number, and return its manifest."""
-    check_follows(store, facts, parent)
+    check_follows(store, info, parent)
     files = copy_report(store, report, version)
     pages = [f.path for f in files if f.path.endswith("/report.html")]
     return Manifest(
         version=version,
         parent=parent.version if parent else None,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        label=facts.label,
-        label_type=facts.label_type,
-        source_schema=facts.schema_digest,
-        columns=facts.columns,
-        ledger=copy_ledger(store, facts, version),
-        sources=copy_files(store, facts, version),
-        ingest=f"_staging/{facts.stage}/{facts.key}/outcome.json" if facts.files else "",
+        label=info.label,
+        label_type=info.label_type,
+        source_schema=info.schema_digest,
+        columns=info.columns,
+        ledger=copy_ledger(store, info, version),
+        sources=copy_files(store, info, version),
+        ingest=f"_staging/{info.stage}/{info.key}/outcome.json" if info.files else "",
         report=pages[0] if pages else "",
         report_files=files,
-        n_quarantined=facts.n_quarantined,
-        holdout_uri=facts.holdout_uri,
-        holdout_digest=facts.holdout_digest,
+        n_quarantined=info.n_quarantined,
+        holdout_uri=info.holdout_uri,
+        holdout_digest=info.holdout_digest,
         software=software_versions(),
         **fields,
     )
@@ -246,7 +246,7 @@ def dataset_key(
     dataset: DatasetRef,
     recipe: Recipe,
     verdict: Verdict | None,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     classic: DatasetRef | None,
     models: Sequence[ModelRef],
     publish: Publish,
@@ -275,14 +275,14 @@ def dataset_key(
 # --- what a destination takes -----------------------------------------------------------------
 
 
-def check_destination(store: Store, dataset: DatasetRef | DatasetFacts) -> None:
+def check_destination(store: Store, dataset: DatasetRef | DatasetInfo) -> None:
     """Refuse a destination whose dataset is another one; to be called before anything is trained.
 
     Parameters
     ----------
     store : Store
         The destination.
-    dataset : DatasetRef or DatasetFacts
+    dataset : DatasetRef or DatasetInfo
         Outcome of ingest.
 
     Raises
@@ -292,27 +292,27 @@ def check_destination(store: Store, dataset: DatasetRef | DatasetFacts) -> None:
     CommitConflictError
         If its records were split in another way.
     """
-    facts = load_facts(dataset, store) if isinstance(dataset, DatasetRef) else dataset
+    info = load_info(dataset, store) if isinstance(dataset, DatasetRef) else dataset
     latest = latest_version(store)
     if latest is None:
         return
     there = read_manifest(store, latest)
     advice = "choose another destination, or a source with the same columns"
-    if (there.label, there.label_type) != (facts.label, facts.label_type):
+    if (there.label, there.label_type) != (info.label, info.label_type):
         raise SchemaError(
             f"{store.uri} holds a dataset labelled by {there.label!r} ({there.label_type}), the source is labelled by "
-            f"{facts.label!r} ({facts.label_type}); {advice}."
+            f"{info.label!r} ({info.label_type}); {advice}."
         )
-    if there.source_schema != facts.schema_digest:
+    if there.source_schema != info.schema_digest:
         raise SchemaError(
-            f"{store.uri} holds a dataset of another schema: {_difference(there, facts)}; {advice}."
+            f"{store.uri} holds a dataset of another schema: {_difference(there, info)}; {advice}."
         )
-    check_follows(store, facts, there)
+    check_follows(store, info, there)
 
 
-def _difference(there: Manifest, facts: DatasetFacts) -> str:
+def _difference(there: Manifest, info: DatasetInfo) -> str:
     old = {c.name: c.arrow_type for c in there.columns}
-    new = {c.name: c.arrow_type for c in facts.columns}
+    new = {c.name: c.arrow_type for c in info.columns}
     said = [f"column {name!r} is new" for name in new if name not in old]
     said += [f"column {name!r} is gone" for name in old if name not in new]
     said += [
@@ -329,12 +329,12 @@ def _difference(there: Manifest, facts: DatasetFacts) -> str:
 def _write_portions(
     store: Store,
     portions: Sequence[Portion],
-    facts: DatasetFacts,
+    info: DatasetInfo,
     publish: Publish,
     say: Callable[[float, str], None],
-) -> tuple[ShardFact, ...]:
+) -> tuple[ShardInfo, ...]:
     """Write the shards; of real records those of one staged shard, so that the same ones keep their names."""
-    shards: list[ShardFact] = []
+    shards: list[ShardInfo] = []
     classes = class_order({name for portion in portions for name in portion.labels})
     total = sum(stream.n_records for portion in portions for stream in portion.streams)
     done = 0
@@ -350,7 +350,7 @@ def _write_portions(
                 stem=f"{portion.split}-{portion.origin}",
                 split=portion.split,
                 origin=portion.origin,
-                label=facts.label,
+                label=info.label,
                 max_records=publish.shard_records,
                 max_bytes=publish.shard_mib << 20,
                 shard_format=publish.format,
@@ -362,14 +362,14 @@ def _write_portions(
 
 
 def _privacy(
-    store: Store, dataset: DatasetRef, recipe: Recipe, gate: GateReport | None
+    store: Store, dataset: DatasetRef, recipe: Recipe, gate: FilterResult | None
 ) -> tuple[str, ...]:
     """Return what published synthetic records give away, in words, where that was measured."""
     found = found_privacy(store, dataset, gate) if any(recipe.synthetic.values()) else None
     return (found.sentence,) if found else ()
 
 
-def _class_counts(shards: Sequence[ShardFact]) -> dict[str, dict[str, dict[str, int]]]:
+def _class_counts(shards: Sequence[ShardInfo]) -> dict[str, dict[str, dict[str, int]]]:
     """Return split -> class -> origin -> records."""
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for shard in shards:

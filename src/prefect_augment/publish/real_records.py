@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError
-from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.schema.base import Origin, ShardInfo
 from prefect_augment.shards.parquet import label_names, select_columns
 from prefect_augment.shards.staged import iter_shards, read_shards
 from prefect_augment.shards.stream_writer import Reordered
@@ -153,7 +153,7 @@ class Real:
 
     origin: Origin = "real"
 
-    def __init__(self, look: Look, shards: Sequence[ShardFact], parts: Sequence[str]) -> None:
+    def __init__(self, look: Look, shards: Sequence[ShardInfo], parts: Sequence[str]) -> None:
         self.look = look
         self.all_shards = shards
         found = [s for s in shards if s.split in parts and s.n_records]
@@ -161,7 +161,7 @@ class Real:
         self.pieces = tuple(Piece(s.n_records, s.n_bytes, self._reader(s)) for s in self.shards)
         self.labels = {name for s in self.shards for name, n in s.class_counts.items() if n}
 
-    def _reader(self, shard: ShardFact) -> Callable[[], Iterator[Records]]:
+    def _reader(self, shard: ShardInfo) -> Callable[[], Iterator[Records]]:
         def records() -> Iterator[Records]:
             for table in iter_shards(self.look.store, [shard]):
                 yield self._records(table)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.errors import CommitConflictError, IntegrityError
-from prefect_augment.schema.base import DatasetFacts, ReportRef, ShardFact
+from prefect_augment.schema.base import DatasetInfo, ReportRef, ShardInfo
 from prefect_augment.schema.manifest import Manifest, PublishedFile
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
@@ -24,13 +24,13 @@ from prefect_augment.storage.store import Store, sha256_hex
 __all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "copy_report"]
 
 
-def check_follows(store: Store, facts: DatasetFacts, parent: Manifest | None) -> None:
+def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> None:
     """Refuse to publish a split that takes back what the parent's ledger says of any record."""
-    if parent is None or parent.ledger is None or not facts.ledger:
+    if parent is None or parent.ledger is None or not info.ledger:
         return
-    if _sha256_of(store, facts.ledger) == parent.ledger.sha256:
+    if _sha256_of(store, info.ledger) == parent.ledger.sha256:
         return
-    theirs, ours = (_entries(store, path) for path in (parent.ledger.path, facts.ledger))
+    theirs, ours = (_entries(store, path) for path in (parent.ledger.path, info.ledger))
     if _sha256_of(store, parent.ledger.path) != parent.ledger.sha256:
         raise IntegrityError(
             f"{store.uri}/{parent.ledger.path} has other bytes than were published; restore it from a copy.",
@@ -61,10 +61,10 @@ def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
         return ledger.schema.names, np.concatenate(folded)
 
 
-def copy_quarantine(store: Store, facts: DatasetFacts) -> tuple[ShardFact, ...]:
+def copy_quarantine(store: Store, info: DatasetInfo) -> tuple[ShardInfo, ...]:
     """Copy what could not be used to ``_quarantine``."""
     copied = []
-    for i, shard in enumerate(facts.quarantine):
+    for i, shard in enumerate(info.quarantine):
         path = f"_quarantine/quarantine-{i:05d}-{shard.sha256[:12]}.parquet"
         _copy(store, shard.path, path)
         copied.append(shard.model_copy(update={"path": path}))
@@ -93,27 +93,27 @@ def _sha256_of(store: Store, path: str) -> str:
     return digest.hexdigest()
 
 
-def copy_ledger(store: Store, facts: DatasetFacts, version: int) -> PublishedFile | None:
+def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:
     """Copy the split ledger to ``_splits``, beside that of another run where one has taken the number."""
-    if not facts.ledger:
+    if not info.ledger:
         return None
     path = f"_splits/v{version:08d}.parquet"
-    n_bytes, sha256 = _size_of(store, facts.ledger), _sha256_of(store, facts.ledger)
+    n_bytes, sha256 = _size_of(store, info.ledger), _sha256_of(store, info.ledger)
     # A large one has its digest in its name at once: to claim a name takes all of it in memory.
-    if n_bytes > BATCH_BYTES or not _claim(store, path, _read_staged(store, facts.ledger)):
+    if n_bytes > BATCH_BYTES or not _claim(store, path, _read_staged(store, info.ledger)):
         path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
-        _copy(store, facts.ledger, path)
+        _copy(store, info.ledger, path)
     return PublishedFile(path=path, n_bytes=n_bytes, sha256=sha256)
 
 
-def copy_files(store: Store, facts: DatasetFacts, version: int) -> PublishedFile | None:
+def copy_files(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:
     """Copy the list of source files beside the ledger, under a name of its content's."""
-    if not facts.files:
+    if not info.files:
         return None
-    sha256 = _sha256_of(store, facts.files)
+    sha256 = _sha256_of(store, info.files)
     path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
-    _copy(store, facts.files, path)
-    return PublishedFile(path=path, n_bytes=_size_of(store, facts.files), sha256=sha256)
+    _copy(store, info.files, path)
+    return PublishedFile(path=path, n_bytes=_size_of(store, info.files), sha256=sha256)
 
 
 def _copy(store: Store, staged: str, path: str) -> None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.publish.real_records import Ids, Look, Piece, Real, Records
-from prefect_augment.schema.base import DatasetRef, GateReport, Origin, ShardFact
+from prefect_augment.schema.base import DatasetRef, FilterResult, Origin, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.parquet import conform
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import Reordered
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import SHARE
@@ -31,7 +31,7 @@ class Made:
 
     look: Look
     origin: Origin
-    shards: Sequence[ShardFact]
+    shards: Sequence[ShardInfo]
     like: pa.Table
     lineage: Mapping[str, str]  # what with_lineage takes -> column
     places: Int  # of every record of the shards: where it goes, -1 where it does not
@@ -100,7 +100,7 @@ class Made:
 def classic_counts(store: Store, classic: DatasetRef) -> dict[str, int]:
     """Return how many classic records there are of each stratum."""
     counts: Counter[str] = Counter()
-    for table in iter_shards(store, load_facts(classic, store).shards, ["aug_stratum"]):
+    for table in iter_shards(store, load_info(classic, store).shards, ["aug_stratum"]):
         counts.update(table["aug_stratum"].to_pylist())
     return dict(counts)
 
@@ -123,7 +123,7 @@ def classic_records(
         raise ParameterError(
             "the recipe has classic records, but publish was given none; pass `classic`."
         )
-    shards = load_facts(classic, look.store).shards
+    shards = load_info(classic, look.store).shards
     strata, _ = _small(look, shards, wanted, [])
     rows = _first_of_each(strata, np.arange(strata.size), wanted, "classic", notes)
     ids = [np.zeros(0, dtype="S32")]
@@ -137,7 +137,7 @@ def classic_records(
 
 def synthetic_records(
     look: Look,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     wanted: Mapping[str, int],
     real: Real,
     order: Sequence[str],
@@ -170,7 +170,7 @@ def synthetic_records(
 
 
 def _small(
-    look: Look, shards: Sequence[ShardFact], wanted: Mapping[str, int], numbers: Sequence[str]
+    look: Look, shards: Sequence[ShardInfo], wanted: Mapping[str, int], numbers: Sequence[str]
 ) -> tuple[NDArray[np.int32], dict[str, Int]]:
     """Return each record's stratum, as its place among the sorted names or -1, and columns of numbers."""
     code = {name: k for k, name in enumerate(sorted(wanted))}

@@ -28,24 +28,24 @@ from prefect_augment.report.report import (
 )
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ArmScore,
     BalancePlan,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
-    Fact,
-    GateReport,
+    FilterResult,
     ModelRef,
     Origin,
     Recipe,
     ReportRef,
+    Result,
+    StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.experiment import HoldoutFacts
+from prefect_augment.schema.experiment import HoldoutResult
 from prefect_augment.schema.manifest import software_versions
 from prefect_augment.schema.report import Findings
 from prefect_augment.shards.parquet import label_names, read_shard
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.storage.staging import Stage, read_fact, stage_key
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage, read_result, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.resume import read_training
 
@@ -67,10 +67,10 @@ def report(
     dataset: DatasetRef,
     *,
     plan: BalancePlan,
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     verdict: Verdict | None,
     recipe: Recipe | None,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     model: ModelRef | None,
     pictures: Literal["real", "synthetic", "none"],
     seed: int,
@@ -172,7 +172,7 @@ def report(
     return ref, page.summary
 
 
-class _Page(Fact):
+class _Page(Result):
     """The receipt of a report."""
 
     prefix: str
@@ -183,10 +183,10 @@ class _Page(Fact):
 def _with_further(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
     """Add what the verdict's reading of the hold-out says further."""
     path = verdict.further if verdict else ""
-    facts = read_fact(store, path, HoldoutFacts) if path else None
-    if facts is None:
+    info = read_result(store, path, HoldoutResult) if path else None
+    if info is None:
         return findings
-    return findings.model_copy(update={n: getattr(facts, n) for n in HoldoutFacts.model_fields})
+    return findings.model_copy(update={n: getattr(info, n) for n in HoldoutResult.model_fields})
 
 
 def _title(store: Store) -> str:
@@ -197,10 +197,10 @@ def _draw(
     dataset: DatasetRef,
     *,
     plan: BalancePlan,
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     verdict: Verdict | None,
     recipe: Recipe | None,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     model: ModelRef | None,
     pictures: Literal["real", "synthetic", "none"],
     seed: int,
@@ -212,44 +212,44 @@ def _draw(
     findings: Findings,
 ) -> _Page:
     """Draw the report and stage its files."""
-    facts = load_facts(dataset, store)
+    info = load_info(dataset, store)
     shapes: dict[str, ColumnShape] = {}
     neighbours: tuple[Neighbour, ...] = ()
     rare: tuple[str, ...] = ()
     sheets: dict[str, bytes] = {}
-    if facts.modality == "image":
-        sheets = picture_sheets(store, facts, plan, gate, pictures=pictures, classic=classic)
+    if info.modality == "image":
+        sheets = picture_sheets(store, info, plan, gate, pictures=pictures, classic=classic)
     elif gate is not None and gate.kept and pictures != "none":
         synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
-        fit = read_part(store, facts, ["fit"])
+        training = read_part(store, info, ["training"])
         # With soft labels records of every class are drawn.
         rare = tuple(
             dict.fromkeys(c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real)
         )
-        shapes = _shapes(fit, synthetic, facts, rare)
-        neighbours = _neighbours(fit, synthetic, facts, by_columns(plan), rare)
+        shapes = _shapes(training, synthetic, info, rare)
+        neighbours = _neighbours(training, synthetic, info, by_columns(plan), rare)
     data = ReportData(
         title=title,
-        label=facts.label,
+        label=info.label,
         status=status,
         approval=approval.sentence if approval else "",
         plan=plan,
-        notes=facts.notes,
-        columns=facts.columns,
-        part_counts=facts.part_counts,
-        arm_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
+        notes=info.notes,
+        columns=info.columns,
+        part_counts=info.part_counts,
+        strategy_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
         verdict=verdict,
         recipe=recipe,
         gate=gate,
         counts_before=_before(plan),
         counts_after=_after(plan, recipe),
         weighted_counts=_weighted(plan, recipe),
-        not_judged={c.label: c.note for c in plan.classes if not c.judged},
-        quarantine=_quarantine(store, facts),
+        not_compared={c.label: c.note for c in plan.classes if not c.compared},
+        quarantine=_quarantine(store, info),
         rare_classes=rare,
         column_shapes=shapes,
         neighbours=neighbours,
-        modality=facts.modality,
+        modality=info.modality,
         sheets=sheets,
         pictures=pictures,
         seed=seed,
@@ -257,7 +257,7 @@ def _draw(
         model_digest=model.digest if model else "",
         method_notes=(
             *(verdict.leaks if verdict else ()),
-            *_notes(facts, model, gate, classic, sheets),
+            *_notes(info, model, gate, classic, sheets),
         ),
         digests={
             "ingested records": dataset.digest,
@@ -286,15 +286,15 @@ def _draw(
 
 
 def _notes(
-    facts: DatasetFacts,
+    info: DatasetInfo,
     model: ModelRef | None,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     classic: Classic | None,
     sheets: Mapping[str, bytes],
 ) -> tuple[str, ...]:
     """Return what is to be said about how things were done."""
     notes = (model.notes if model else ()) + (gate.notes if gate else ())
-    if facts.modality == "image":
+    if info.modality == "image":
         rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
         notes = (*rules, *notes, *((NEAREST_RULE,) if sheets and gate else ()))
     return notes
@@ -339,9 +339,9 @@ def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
     return totals
 
 
-def _quarantine(store: Store, facts: DatasetFacts) -> dict[str, int]:
+def _quarantine(store: Store, info: DatasetInfo) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for shard in facts.quarantine:
+    for shard in info.quarantine:
         for reason in (
             read_shard(store, shard.path, columns=["reason"]).column("reason").to_pylist()
         ):
@@ -353,16 +353,16 @@ def _quarantine(store: Store, facts: DatasetFacts) -> dict[str, int]:
 
 
 def _shapes(
-    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, rare: Sequence[str]
+    training: pa.Table, synthetic: pa.Table, info: DatasetInfo, rare: Sequence[str]
 ) -> dict[str, ColumnShape]:
     """Values of the learnt columns over the rare classes, real beside synthetic."""
     kinds: dict[str, Literal["numeric", "category"]] = {}
-    for column in facts.columns:
+    for column in info.columns:
         if column.kind == "numeric":
             kinds[column.name] = "numeric"
         elif column.kind == "category":
             kinds[column.name] = "category"
-    sides = [_of_classes(fit, facts.label, rare), _of_classes(synthetic, facts.label, rare)]
+    sides = [_of_classes(training, info.label, rare), _of_classes(synthetic, info.label, rare)]
     return {
         name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
         for name, kind in list(kinds.items())[:MAX_SHAPES]
@@ -374,15 +374,19 @@ def _of_classes(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
 
 
 def _neighbours(
-    fit: pa.Table, synthetic: pa.Table, facts: DatasetFacts, by: Sequence[str], rare: Sequence[str]
+    training: pa.Table,
+    synthetic: pa.Table,
+    info: DatasetInfo,
+    by: Sequence[str],
+    rare: Sequence[str],
 ) -> tuple[Neighbour, ...]:
     """A few synthetic records of each class beside the real training record nearest to them."""
-    encoder = TableEncoder.fit(fit, columns=facts.columns, label=facts.label, by=by)
-    space = FeatureSpace.of(encoder.encode(fit), encoder.is_category)
-    shown = [c.name for c in facts.columns if c.kind in ("numeric", "category")][:SHOWN_COLUMNS]
+    encoder = TableEncoder.fit(training, columns=info.columns, label=info.label, by=by)
+    space = FeatureSpace.of(encoder.encode(training), encoder.is_category)
+    shown = [c.name for c in info.columns if c.kind in ("numeric", "category")][:SHOWN_COLUMNS]
     found = []
     for name in rare:
-        real, made = (_of_classes(side, facts.label, [name]) for side in (fit, synthetic))
+        real, made = (_of_classes(side, info.label, [name]) for side in (training, synthetic))
         made = made.slice(0, N_NEIGHBOURS)
         if not real.num_rows or not made.num_rows:
             continue

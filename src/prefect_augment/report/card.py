@@ -35,7 +35,7 @@ from prefect_augment import open_dataset
 
 dataset = open_dataset(DEST)
 table = dataset.to_pandas()             # split="holdout" for the hold-out
-weight = dataset.sample_weight()        # the recipe, as sample_weight of any learner
+weight = dataset.sample_weight()        # the recipe, as sample_weight of any estimator
 ```
 
 {shards}
@@ -46,8 +46,8 @@ The last columns say where a record comes from:
 | --- | --- |
 | `aug_id` | the record's own id |
 | `aug_origin` | `real`, `copy`, `classic` (made from one real record) or `synthetic` (drawn from a model) |
-| `aug_weight` | how often the recipe draws the record, mean 1 over train; give it to the learner as its sample weight |
-| `aug_parent` | `aug_id` of the record that a copy or classic record was made from |
+| `aug_weight` | how often the recipe draws the record, mean 1 over train; give it to the estimator as its
+sample weight | | `aug_parent` | `aug_id` of the record that a copy or classic record was made from |
 | `aug_model` | digest of the model that a synthetic record was drawn from |
 | `aug_seed` | seed that makes the record again |
 

@@ -101,7 +101,7 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class RecallRow:
-    """A class's recall under two arms, each in [0, 1]."""
+    """A class's recall under two strategies, each in [0, 1]."""
 
     name: str
     before: Interval | None
@@ -242,14 +242,14 @@ def forest_chart(
 
 
 def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
-    """Recall per class under two arms with their intervals, in percent.
+    """Recall per class under two strategies with their intervals, in percent.
 
     Parameters
     ----------
     rows : sequence of RecallRow
         From the top; at most :data:`MAX_ROWS`.
     before, after : str
-        Names of the two arms.
+        Names of the two strategies.
 
     Returns
     -------

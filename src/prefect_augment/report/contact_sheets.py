@@ -17,7 +17,7 @@ from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.figures.image_grid import CELL, N_COLUMNS, sheet
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetFacts, GateReport, ShardFact
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, FilterResult, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage.store import Store
@@ -38,9 +38,9 @@ Pixels = NDArray[np.uint8]
 
 def picture_sheets(
     store: Store,
-    facts: DatasetFacts,
+    info: DatasetInfo,
     plan: BalancePlan,
-    gate: GateReport | None,
+    gate: FilterResult | None,
     *,
     pictures: Literal["real", "synthetic", "none"],
     classic: Classic | None = None,
@@ -51,11 +51,11 @@ def picture_sheets(
     ----------
     store : Store
         Under which the staged records lie.
-    facts : DatasetFacts
-        Of the ingest stage. Only fit records are shown.
+    info : DatasetInfo
+        Of the ingest stage. Only training records are shown.
     plan : BalancePlan
         Says which classes were to be brought up; the :data:`MAX_SHEETS` rarest get a sheet.
-    gate : GateReport, optional
+    gate : FilterResult, optional
         The synthetic images that were kept; the best of each class are shown.
     pictures : {"real", "synthetic", "none"}
         "synthetic" leaves out every row made of real images, classic copies included.
@@ -67,14 +67,14 @@ def picture_sheets(
     dict of str to bytes
         PNGs by class; a class without an image to show has none.
     """
-    if pictures == "none" or facts.image is None:
+    if pictures == "none" or info.image is None:
         return {}
     classes = _classes_to_show(plan)
-    fit = [shard for shard in facts.shards if shard.split == "fit"]
-    real = _shown(store, fit, facts, classes, by_id=True) if pictures == "real" else {}
-    made = _shown(store, gate.kept if gate else (), facts, classes, by_id=False)
+    training = [shard for shard in info.shards if shard.split == "training"]
+    real = _shown(store, training, info, classes, by_id=True) if pictures == "real" else {}
+    made = _shown(store, gate.kept if gate else (), info, classes, by_id=False)
     policy = ImagePolicy.from_params(classic) if classic else None
-    nearest = _nearest(store, fit, facts, made) if real and made else {}
+    nearest = _nearest(store, training, info, made) if real and made else {}
     sheets = {}
     for name in classes:
         pictures_of = [_pictures(found.get(name, [])) for found in (real, made, nearest)]
@@ -99,24 +99,24 @@ class _Image(NamedTuple):
 
 def _of_classes(
     store: Store,
-    shards: Sequence[ShardFact],
-    facts: DatasetFacts,
+    shards: Sequence[ShardInfo],
+    info: DatasetInfo,
     classes: Collection[str],
     columns: Sequence[str],
 ) -> Iterator[tuple[NDArray[np.str_], pa.Table]]:
     """Yield records of these classes with their class; shards that hold none of them stay unread."""
     wanted = pa.array(sorted(classes), pa.string())
     found = [s for s in shards if any(s.class_counts.get(name) for name in classes)]
-    for table in iter_shards(store, found, [facts.label, *columns]):
-        labels = pa.array(label_names(table[facts.label]), pa.string())
+    for table in iter_shards(store, found, [info.label, *columns]):
+        labels = pa.array(label_names(table[info.label]), pa.string())
         chosen = pc.is_in(labels, wanted)
         yield np.array(labels.filter(chosen).to_pylist(), dtype=str), table.filter(chosen)
 
 
 def _shown(
     store: Store,
-    shards: Sequence[ShardFact],
-    facts: DatasetFacts,
+    shards: Sequence[ShardInfo],
+    info: DatasetInfo,
     classes: Sequence[str],
     *,
     by_id: bool,
@@ -126,27 +126,27 @@ def _shown(
     Of synthetic ones the first: the gate puts the best of a class first. Real ones by id: those of one
     file often resemble one another, and ids are an order by chance.
     """
-    assert facts.image is not None
+    assert info.image is not None
     ids: dict[str, list[str]] = {name: [] for name in classes}
-    for labels, table in _of_classes(store, shards, facts, classes, ["aug_id"]):
+    for labels, table in _of_classes(store, shards, info, classes, ["aug_id"]):
         keys = np.array(table["aug_id"].to_pylist(), dtype=str)
         for name, found in ids.items():
             found += keys[labels == name].tolist()
             ids[name] = (sorted(found) if by_id else found)[:N_COLUMNS]
     shown = [aug_id for found in ids.values() for aug_id in found]
-    images = _images(store, shards, facts, shown)
+    images = _images(store, shards, info, shown)
     return {name: [images[aug_id] for aug_id in found] for name, found in ids.items() if found}
 
 
 def _images(
-    store: Store, shards: Sequence[ShardFact], facts: DatasetFacts, ids: Sequence[str]
+    store: Store, shards: Sequence[ShardInfo], info: DatasetInfo, ids: Sequence[str]
 ) -> dict[str, _Image]:
     """Return the images with these ids; groups of rows that hold none of them stay unread."""
-    assert facts.image is not None
-    column, wanted = facts.image.column, pa.array(ids, pa.string())
+    assert info.image is not None
+    column, wanted = info.image.column, pa.array(ids, pa.string())
     images = {}
-    for fact in shards:
-        with open_shard(store, fact.path) as shard:
+    for result in shards:
+        with open_shard(store, result.path) as shard:
             for group in range(len(shard.group_rows)):
                 is_wanted = pc.is_in(shard.read(["aug_id"], groups=[group])["aug_id"], wanted)
                 if not pc.any(is_wanted).as_py():
@@ -184,16 +184,16 @@ def _copies(
 
 def _nearest(
     store: Store,
-    shards: Sequence[ShardFact],
-    facts: DatasetFacts,
+    shards: Sequence[ShardInfo],
+    info: DatasetInfo,
     made: Mapping[str, Sequence[_Image]],
 ) -> dict[str, list[_Image]]:
     """Return for each image made the training image of its class that is nearest in pixels.
 
     Of several that are equally near, the one with the smallest id.
     """
-    assert facts.image is not None
-    column, channels = facts.image.column, facts.image.n_channels
+    assert info.image is not None
+    column, channels = info.image.column, info.image.n_channels
     x = {
         name: _vectors(
             image_array([i.data for i in images], [None] * len(images), pa.binary()), channels
@@ -203,7 +203,7 @@ def _nearest(
     best: dict[str, list[tuple[float, str]]] = {
         name: [(np.inf, "")] * len(images) for name, images in made.items()
     }
-    for labels, table in _of_classes(store, shards, facts, made, ["aug_id", column]):
+    for labels, table in _of_classes(store, shards, info, made, ["aug_id", column]):
         keys = np.array(table["aug_id"].to_pylist(), dtype=str)
         for name in made:
             rows = np.flatnonzero(labels == name)
@@ -220,7 +220,7 @@ def _nearest(
                 ]
                 best[name][i] = min(best[name][i], *found)
     ids = sorted({key for found in best.values() for _, key in found if key})
-    images = _images(store, shards, facts, ids)
+    images = _images(store, shards, info, ids)
     return {name: [images[key] for _, key in found if key] for name, found in best.items()}
 
 

@@ -22,24 +22,24 @@ from prefect_augment.encoding.pixels import decode_image, image_bytes, resize
 from prefect_augment.errors import IntegrityError, SchemaError
 from prefect_augment.evaluation.metrics.column_profile import column_content
 from prefect_augment.evaluation.metrics.drift import (
-    arm_drifts,
     class_drifts,
     column_drifts,
     drift_sentence,
     n_shared,
+    strategy_drifts,
 )
 from prefect_augment.schema.base import (
-    ArmScore,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
-    Fact,
     Recipe,
-    ShardFact,
+    Result,
+    ShardInfo,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.drift import ColumnContent, Contents, Drift
 from prefect_augment.schema.manifest import Manifest
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.staging import Stage, stage_key
@@ -54,7 +54,7 @@ ALGORITHM_VERSION = 1
 MAX_REPORT_BYTES = 256 << 20
 
 
-class Before(Fact):
+class Before(Result):
     """The version that a run compares itself with: its manifest's and its report's facts."""
 
     version: int
@@ -62,11 +62,11 @@ class Before(Fact):
     recipe: Recipe
     verdict: Verdict | None
     contents: Contents | None
-    val: dict[str, float]  # arm -> balanced accuracy
+    validation: dict[str, float]  # strategy -> balanced accuracy
     notes: tuple[str, ...] = ()
 
 
-class _Looked(Fact):
+class _Looked(Result):
     """The receipt of a look at the records."""
 
     contents: Contents
@@ -85,8 +85,8 @@ def find_before(store: Store, run: str) -> Before | None:
         except (IntegrityError, SchemaError) as exc:
             logger.info("drift: version %d is left out: %s", version, exc)
             continue
-        facts, notes = _report(store, manifest)
-        contents = _contents(facts)
+        info, notes = _report(store, manifest)
+        contents = _contents(info)
         if contents is not None and contents.run == run:
             continue
         if contents is None and not notes:
@@ -97,7 +97,7 @@ def find_before(store: Store, run: str) -> Before | None:
             recipe=manifest.recipe,
             verdict=manifest.verdict,
             contents=contents,
-            val=_val(facts),
+            validation=_validation(info),
             notes=notes,
         )
     return None
@@ -120,29 +120,29 @@ def _report(store: Store, manifest: Manifest) -> tuple[dict[str, Any], tuple[str
     try:
         if store.size(path) > MAX_REPORT_BYTES:
             raise ValueError("it is too large")
-        facts = json.loads(store.read(path))
-        if not isinstance(facts, dict):
+        info = json.loads(store.read(path))
+        if not isinstance(info, dict):
             raise ValueError("it is no object")
     except FileNotFoundError:
         return {}, (f"The report of version {version} is gone: columns are not compared.",)
     except (ValueError, RecursionError) as exc:
         return {}, (f"The report of version {version} cannot be read: {exc}.",)
-    return facts, ()
+    return info, ()
 
 
-def _contents(facts: dict[str, Any]) -> Contents | None:
+def _contents(info: dict[str, Any]) -> Contents | None:
     try:
-        return Contents.model_validate(facts["contents"]) if facts.get("contents") else None
+        return Contents.model_validate(info["contents"]) if info.get("contents") else None
     except ValidationError:  # of another release
         return None
 
 
-def _val(facts: dict[str, Any]) -> dict[str, float]:
-    """Return each arm's mean score on val; what another release wrote otherwise is left out."""
+def _validation(info: dict[str, Any]) -> dict[str, float]:
+    """Return each strategy's mean score on validation records; what another release wrote otherwise is left out."""
     found: dict[str, list[float]] = {}
     try:
-        for score in facts.get("arm_scores") or ():
-            found.setdefault(str(score["arm"]["name"]), []).append(float(score["score"]))
+        for score in info.get("strategy_scores") or ():
+            found.setdefault(str(score["strategy"]["name"]), []).append(float(score["score"]))
     except (KeyError, TypeError, ValueError):
         return {}
     return {name: fmean(scores) for name, scores in found.items()}
@@ -154,7 +154,7 @@ def look(
     *,
     run: str,
     show: bool,
-    scores: Sequence[ArmScore],
+    scores: Sequence[StrategyScore],
     verdict: Verdict | None,
     recipe: Recipe | None,
     store: Store,
@@ -164,7 +164,7 @@ def look(
     Parameters
     ----------
     dataset : DatasetRef
-        Fit and val are read, as many records as a distance needs; the hold-out is not.
+        Training and validation are read, as many records as a distance needs; the hold-out is not.
     before : Before or None
         From :func:`find_before`.
     run : str
@@ -183,14 +183,14 @@ def look(
     stage = Stage(store, "drift", key)
     looked = stage.outcome(_Looked)
     if looked is None:
-        looked = stage.finish(_look(load_facts(dataset, store), before, run, show, store))
+        looked = stage.finish(_look(load_info(dataset, store), before, run, show, store))
     if looked.drift is None or before is None:
         return looked.contents, None
     drift = looked.drift.model_copy(
         update={
-            "arms": arm_drifts((before.val, before.verdict), (scores, verdict)),
-            "recipe_before": before.recipe.arm.name,
-            "recipe_now": recipe.arm.name if recipe else "",
+            "strategies": strategy_drifts((before.validation, before.verdict), (scores, verdict)),
+            "recipe_before": before.recipe.strategy.name,
+            "recipe_now": recipe.strategy.name if recipe else "",
             "verdict_before": before.verdict.decision if before.verdict else "",
             "verdict_now": verdict.decision if verdict else "",
         }
@@ -198,10 +198,8 @@ def look(
     return looked.contents, drift.model_copy(update={"sentence": drift_sentence(drift)})
 
 
-def _look(
-    facts: DatasetFacts, before: Before | None, run: str, show: bool, store: Store
-) -> _Looked:
-    sample = read_sample(store, facts, run=run)
+def _look(info: DatasetInfo, before: Before | None, run: str, show: bool, store: Store) -> _Looked:
+    sample = read_sample(store, info, run=run)
     now = sample.contents(show=show)
     if before is None:
         return _Looked(contents=now, drift=None)
@@ -234,8 +232,8 @@ Kind = Literal["numeric", "category"]
 class Sampled:
     """The records that were looked at, column by column."""
 
-    def __init__(self, facts: DatasetFacts, run: str, values: Mapping[str, tuple[Kind, Any]]):
-        self.facts, self.run, self.values = facts, run, values
+    def __init__(self, info: DatasetInfo, run: str, values: Mapping[str, tuple[Kind, Any]]):
+        self.info, self.run, self.values = info, run, values
         self.ids: list[str] = []
         self.n_looked_at = 0
         self.pictures: NDArray[np.float32] | None = None
@@ -243,7 +241,7 @@ class Sampled:
     def contents(self, *, show: bool) -> Contents:
         """Return what is kept of them for the next version; no value where ``show`` is False."""
         classes: dict[str, int] = {}
-        for shard in _training(self.facts):
+        for shard in _training(self.info):
             for name, n in shard.class_counts.items():
                 classes[name] = classes.get(name, 0) + n
         pictures = self.pictures if show and self.pictures is not None else np.zeros((0, 0))
@@ -274,63 +272,63 @@ def _rounded(values: NDArray[Any]) -> tuple[float, ...]:
     return tuple(round(float(v), 3) for v in values)
 
 
-def read_sample(store: Store, facts: DatasetFacts, *, run: str) -> Sampled:
+def read_sample(store: Store, info: DatasetInfo, *, run: str) -> Sampled:
     """Read the training records with the smallest ids: an order by chance, the same in every version.
 
     Parameters
     ----------
     store : Store
         Under which the staged records lie.
-    facts : DatasetFacts
+    info : DatasetInfo
         Of the ingest stage.
     run : str
         Names what the report is of.
     """
-    shards = _training(facts)
+    shards = _training(info)
     folded = [fold_ids(table["aug_id"]) for table in iter_shards(store, shards, ["aug_id"])]
     ids = np.concatenate([np.zeros(0, np.uint64), *folded])
-    most = MOST_IMAGES if facts.image else MOST_ROWS
+    most = MOST_IMAGES if info.image else MOST_ROWS
     last = np.partition(ids, most)[most] if len(ids) > most else None
-    kinds = _kinds(facts)
-    columns = [facts.image.column] if facts.image else [*kinds]
+    kinds = _kinds(info)
+    columns = [info.image.column] if info.image else [*kinds]
     tables = []
     for table in iter_shards(store, shards, ["aug_id", *columns]):
         if last is not None:
             table = table.filter(pa.array(fold_ids(table["aug_id"]) < last))
-        tables.append(_measured(table, facts) if facts.image else table)
-    found = Sampled(facts, run, {})
+        tables.append(_measured(table, info) if info.image else table)
+    found = Sampled(info, run, {})
     found.n_looked_at = sum(table.num_rows for table in tables)
     found.ids = [f"{key:016x}" for key in np.sort(ids)[:SKETCH].tolist()]
     if not found.n_looked_at:
         return found
     whole = pa.concat_tables(tables).unify_dictionaries()
     found.values = {name: (kind, column_values(whole[name], kind)) for name, kind in kinds.items()}
-    if facts.image:
+    if info.image:
         found.pictures = np.array(whole["picture"].to_pylist(), dtype=np.float32)
     return found
 
 
-def _training(facts: DatasetFacts) -> list[ShardFact]:
-    return [s for s in facts.shards if s.split in ("fit", "val")]
+def _training(info: DatasetInfo) -> list[ShardInfo]:
+    return [s for s in info.shards if s.split in ("training", "validation")]
 
 
-def _kinds(facts: DatasetFacts) -> dict[str, Kind]:
-    if facts.image:
+def _kinds(info: DatasetInfo) -> dict[str, Kind]:
+    if info.image:
         return dict.fromkeys(("brightness", "contrast", "width", "height"), "numeric")
     kinds: dict[str, Kind] = {}
-    for column in facts.columns:
+    for column in info.columns:
         if column.kind == "numeric" or column.kind == "category":
             kinds[column.name] = column.kind
     return kinds
 
 
-def _measured(table: pa.Table, facts: DatasetFacts) -> pa.Table:
+def _measured(table: pa.Table, info: DatasetInfo) -> pa.Table:
     """Measure images: all that is kept of each are four numbers and 64 pixels."""
-    assert facts.image is not None
+    assert info.image is not None
     rows: dict[str, list[Any]] = {
         name: [] for name in ("brightness", "contrast", "width", "height", "picture")
     }
-    for data in image_bytes(table[facts.image.column], name=facts.image.column):
+    for data in image_bytes(table[info.image.column], name=info.image.column):
         with Image.open(BytesIO(data)) as image:
             width, height = image.size
         pixels = decode_image(data, max_pixels=None, at_least=64).astype(np.float32)

@@ -21,14 +21,14 @@ from pydantic_core import core_schema
 
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
 from prefect_augment.schema.base import (
-    ArmScore,
     BalancePlan,
-    ColumnFact,
-    Fact,
-    GateReport,
+    ColumnInfo,
+    FilterResult,
     Modality,
     Origin,
     Recipe,
+    Result,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.report import Findings
@@ -36,7 +36,7 @@ from prefect_augment.schema.report import Findings
 __all__ = [
     "Neighbour",
     "ReportData",
-    "ReportFacts",
+    "ReportInfo",
     "published_schema",
     "report_schema",
     "schema_text",
@@ -76,19 +76,19 @@ class ReportData:
         None where only existing data was judged.
     notes : tuple of str
         What ingest said about the source.
-    columns : tuple of ColumnFact
+    columns : tuple of ColumnInfo
         Without the label.
     part_counts : mapping of part to class to int
-        Real records in fit, val and holdout.
-    arm_scores : tuple of ArmScore
-        Scores on val, one per arm and seed.
+        Real records in training, validation and holdout.
+    strategy_scores : tuple of StrategyScore
+        Scores on validation records, one per strategy and seed.
     verdict, recipe, gate : optional
         The last comparison, the winner, what the gate kept.
     counts_before, counts_after : mapping of class to origin to int
-        Training records (fit and val) before, and published.
+        Training records (training and validation) before, and published.
     weighted_counts : mapping of class to float
         Sum of ``aug_weight`` per class over the published training records.
-    not_judged : mapping of class to str
+    not_compared : mapping of class to str
         Why a class is not judged; the verdict's own reasons are added.
     quarantine : mapping of reason to int
     rare_classes : tuple of str
@@ -125,16 +125,16 @@ class ReportData:
     approval: str = ""
     plan: BalancePlan | None = None
     notes: tuple[str, ...] = ()
-    columns: tuple[ColumnFact, ...] = ()
+    columns: tuple[ColumnInfo, ...] = ()
     part_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    arm_scores: tuple[ArmScore, ...] = ()
+    strategy_scores: tuple[StrategyScore, ...] = ()
     verdict: Verdict | None = None
     recipe: Recipe | None = None
-    gate: GateReport | None = None
+    gate: FilterResult | None = None
     counts_before: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
     counts_after: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
     weighted_counts: Mapping[str, float] = field(default_factory=dict)
-    not_judged: Mapping[str, str] = field(default_factory=dict)
+    not_compared: Mapping[str, str] = field(default_factory=dict)
     quarantine: Mapping[str, int] = field(default_factory=dict)
     rare_classes: tuple[str, ...] = ()
     column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def sheet_files(data: ReportData) -> dict[str, str]:
 FILE = "report.schema.json"
 
 
-class NeighbourFact(Fact):
+class NeighbourRow(Result):
     """A synthetic record beside the real training record nearest to it."""
 
     label: str
@@ -172,7 +172,7 @@ class NeighbourFact(Fact):
     distance: float
 
 
-class ShapeFact(Fact):
+class ShapeRow(Result):
     """A column's histogram over the rare classes, real and synthetic."""
 
     column: str
@@ -190,7 +190,7 @@ class ShapeFact(Fact):
     )
 
 
-class ReportFacts(Findings):
+class ReportInfo(Findings):
     """Everything behind a report's page. Keys may be added; those that are there keep their meaning."""
 
     schema_version: Literal[1]
@@ -202,20 +202,22 @@ class ReportFacts(Findings):
     )
     plan: BalancePlan | None
     notes: tuple[str, ...] = Field(description="what ingest said about the source")
-    columns: tuple[ColumnFact, ...]
+    columns: tuple[ColumnInfo, ...]
     part_counts: dict[str, dict[str, int]] = Field(description="part -> class -> real records")
-    arm_scores: tuple[ArmScore, ...] = Field(description="on val, one per arm and seed")
+    strategy_scores: tuple[StrategyScore, ...] = Field(
+        description="on validation records, one per strategy and seed"
+    )
     verdict: Verdict | None = Field(description="the last comparison, on the hold-out")
     recipe: Recipe | None
-    gate: GateReport | None
+    gate: FilterResult | None
     counts_before: dict[str, dict[str, int]] = Field(description="class -> origin -> records")
     counts_after: dict[str, dict[str, int]]
     weighted_counts: dict[str, float] = Field(description="sum of aug_weight per class")
-    not_judged: dict[str, str] = Field(description="class -> why")
+    not_compared: dict[str, str] = Field(description="class -> why")
     quarantine: dict[str, int] = Field(description="reason -> records")
     rare_classes: tuple[str, ...] = Field(description="that shapes is of")
-    shapes: tuple[ShapeFact, ...]
-    neighbours: tuple[NeighbourFact, ...]
+    shapes: tuple[ShapeRow, ...]
+    neighbours: tuple[NeighbourRow, ...]
     modality: Literal["table", "image"]
     sheets: dict[str, str] = Field(description="class -> file of its pictures")
     pictures: Literal["real", "synthetic", "none"] = Field(
@@ -244,7 +246,7 @@ class _Generator(GenerateJsonSchema):
 
 def report_schema() -> dict[str, Any]:
     """The schema as plain JSON values."""
-    found = ReportFacts.model_json_schema(mode="serialization", schema_generator=_Generator)
+    found = ReportInfo.model_json_schema(mode="serialization", schema_generator=_Generator)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:prefect-augment:report:1",

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
-    arm_rows,
     class_rows,
     difference_text,
     headline,
     published_counts,
+    strategy_rows,
 )
 from prefect_augment.text import (
     MISSING,
@@ -36,7 +36,7 @@ MAX_CLASS_ROWS = 50  # a card or an artifact with a thousand rows is not read
 
 
 def summary(data: ReportData, images: Mapping[str, bytes]) -> str:
-    """Markdown of the verdict, the classes, the arms and the recipe.
+    """Markdown of the verdict, the classes, the strategies and the recipe.
 
     Parameters
     ----------
@@ -49,7 +49,13 @@ def summary(data: ReportData, images: Mapping[str, bytes]) -> str:
     str
         Ends with a line break; user strings are escaped.
     """
-    blocks = [*_verdict(data), *_classes(data), *_arms(data), *_holdout(data), *_images(images)]
+    blocks = [
+        *_verdict(data),
+        *_classes(data),
+        *_strategies(data),
+        *_holdout(data),
+        *_images(images),
+    ]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -101,10 +107,10 @@ def _classes(data: ReportData) -> list[str]:
     return blocks
 
 
-def _arms(data: ReportData) -> list[str]:
-    rows = arm_rows(data)
+def _strategies(data: ReportData) -> list[str]:
+    rows = strategy_rows(data)
     if not rows:
-        return ["### Arms", "Not run: no arms were compared."]
+        return ["### Strategies", "Not run: no strategies were compared."]
     cells = [
         (
             markdown_text(row.name),
@@ -116,8 +122,15 @@ def _arms(data: ReportData) -> list[str]:
         )
         for row in rows
     ]
-    head = ("Arm (on val)", "Balanced accuracy, %", "Macro-F1, %", "Worst recall, %", "Seeds", "")
-    return ["### Arms", _table(head, cells, numbers=range(1, 5))]
+    head = (
+        "Strategy (on validation records)",
+        "Balanced accuracy, %",
+        "Macro-F1, %",
+        "Worst recall, %",
+        "Seeds",
+        "",
+    )
+    return ["### Strategies", _table(head, cells, numbers=range(1, 5))]
 
 
 def _holdout(data: ReportData) -> list[str]:
@@ -125,10 +138,10 @@ def _holdout(data: ReportData) -> list[str]:
     if verdict is None:
         return []
     cells = [
-        (markdown_text(arm), interval_percent(interval))
-        for arm, interval in sorted(verdict.balanced_accuracy.items())
+        (markdown_text(strategy), interval_percent(interval))
+        for strategy, interval in sorted(verdict.balanced_accuracy.items())
     ]
-    head = ("Arm (on the hold-out)", "Balanced accuracy, % (95 % interval)")
+    head = ("Strategy (on the hold-out)", "Balanced accuracy, % (95 % interval)")
     blocks = [_table(head, cells, numbers=range(1, 2))]
     blocks += [markdown_text(difference_text(d)) + "." for d in verdict.differences]
     blocks.append(

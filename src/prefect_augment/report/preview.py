@@ -15,7 +15,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.figures.image_grid import CELL, N_COLUMNS
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, Source
-from prefect_augment.shards.staged import iter_shards, load_facts
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.store import open_store
 
 __all__ = ["preview"]
@@ -53,23 +53,23 @@ def preview(
     policy.check()
     with TemporaryDirectory() as folder:
         store = open_store(folder)
-        facts = load_facts(
+        info = load_info(
             ingest(source, store=store, seed=seed, source_options=source_options), store
         )
-        if facts.image is None or policy.is_none:
+        if info.image is None or policy.is_none:
             raise ParameterError(
                 "a preview shows what a policy makes of images; the source holds rows of a table, or classic.image is "
                 "'none'."
             )
-        counts = facts.part_counts["fit"]
+        counts = info.part_counts["training"]
         wanted = sorted(counts, key=lambda name: (counts[name], name))[:N_COLUMNS]
         found: dict[str, tuple[str, bytes]] = {}
-        for table in iter_shards(store, [s for s in facts.shards if s.split == "fit"]):
-            labels = label_text(table[facts.label]).to_pylist()
+        for table in iter_shards(store, [s for s in info.shards if s.split == "training"]):
+            labels = label_text(table[info.label]).to_pylist()
             for name in wanted:
                 if name not in found and name in labels:
                     row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
-                    found[name] = row["aug_id"], row[facts.image.column]["bytes"]
+                    found[name] = row["aug_id"], row[info.image.column]["bytes"]
         keys, data = zip(*(found[name] for name in wanted), strict=True)
         images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
         return policy_sheet(images, keys, policy)

@@ -26,12 +26,12 @@ from prefect_augment.ingest.column_roles import describe, find_roles
 from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.ingest.scan import Scan, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
-from prefect_augment.ingest.validate_images import image_facts, image_notes
+from prefect_augment.ingest.validate_images import image_info, image_notes
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ColumnFact, ImageFacts, Profile
+from prefect_augment.schema.base import ColumnInfo, ImageInfo, Profile
 from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.sources.images.files import MASKS
-from prefect_augment.split.assignment import MIN_JUDGED, Ledger
+from prefect_augment.split.assignment import MIN_COMPARED, Ledger
 from prefect_augment.split.near_split import find_clusters
 from prefect_augment.storage.spill import Workspace
 
@@ -80,13 +80,13 @@ def _usable(source: Source, listing: Listing, found: Candidates, workspace: Work
             summary.add(batch.table[name])
     columns = describe(summaries, found.roles, source)
     ordered = {name: counts[name] for name in class_names(found.label_values) if name in counts}
-    small = [name for name, n in ordered.items() if n < MIN_JUDGED]
+    small = [name for name, n in ordered.items() if n < MIN_COMPARED]
     notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
-    image = _image_facts(found)
+    image = _image_info(found)
     if small:
         notes.insert(
             0,
-            f"fewer than {MIN_JUDGED} records, so trained on but not judged: {', '.join(map(repr, small))}",
+            f"fewer than {MIN_COMPARED} records, so trained on but not judged: {', '.join(map(repr, small))}",
         )
     return _profile(
         source,
@@ -111,7 +111,7 @@ def _summaries(schema: pa.Schema, label: str, workspace: Workspace) -> dict[str,
     return {f.name: ColumnSummary(f.type, workspace) for f in schema if f.name != label}
 
 
-def _image_facts(found: Candidates) -> ImageFacts | None:
+def _image_info(found: Candidates) -> ImageInfo | None:
     """Counts of the images and of their near-duplicates, as a first version would find them."""
     images = found.images
     if images is None:
@@ -119,7 +119,7 @@ def _image_facts(found: Candidates) -> ImageFacts | None:
     names = find_clusters(found.every.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
     counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
-    return image_facts(
+    return image_info(
         images.column,
         dict(zip(images.kinds, counts, strict=True)),
         n_clusters=int((sizes > 1).sum()),
@@ -168,11 +168,11 @@ def _profile(
     *,
     n_records: int,
     label: str,
-    columns: tuple[ColumnFact, ...],
+    columns: tuple[ColumnInfo, ...],
     counts: dict[str, int],
     usable: bool,
     notes: list[str],
-    image: ImageFacts | None = None,
+    image: ImageInfo | None = None,
 ) -> Profile:
     reasons = by_reason(read.quarantine.table())
     return Profile(

@@ -59,7 +59,7 @@ def disclosable(data: ReportData) -> ReportData:
 
 def _names(data: ReportData) -> set[str]:
     """Words that may be quoted: they are no record's own."""
-    names = {data.label, *(c.name for c in data.columns), *data.counts_before, *data.not_judged}
+    names = {data.label, *(c.name for c in data.columns), *data.counts_before, *data.not_compared}
     if data.plan is not None:
         names |= {name for c in data.plan.classes for name in (c.name, c.label, *c.by)}
     return names

@@ -22,7 +22,7 @@ from prefect_augment.report.json import Neighbour, ReportData, sheet_files
 from prefect_augment.report.redaction import disclosable
 from prefect_augment.schema.base import (
     BalancePlan,
-    Fact,
+    Result,
 )
 
 __all__ = [
@@ -59,7 +59,7 @@ def build_report(data: ReportData) -> dict[str, bytes]:
     charts = draw_charts(data, shapes)
     files = {chart.file: chart.png for chart in charts}
     files["report.html"] = render_page(data, shapes, charts)
-    files["report.json"] = _to_json(report_facts(data, shapes))
+    files["report.json"] = _to_json(report_info(data, shapes))
     if data.policy_sheet is not None:
         files["policy.png"] = data.policy_sheet
     if data.recipe is not None:
@@ -74,26 +74,26 @@ def shape_summaries(data: ReportData) -> tuple[ShapeSummary, ...]:
     return summarise_shapes(data.column_shapes, show_real=data.pictures == "real")
 
 
-def report_facts(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str, Any]:
+def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str, Any]:
     """Everything behind the page as plain JSON values; NaN and infinity become null."""
-    facts = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    info = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     # Values of single records: their summaries follow, as far as they may be shown.
-    del facts["column_shapes"], facts["policy_sheet"]
-    findings = facts.pop("findings")
-    facts.update({name: getattr(findings, name) for name in type(findings).model_fields})
-    facts["shapes"] = shapes
-    facts["sheets"] = sheet_files(data)
+    del info["column_shapes"], info["policy_sheet"]
+    findings = info.pop("findings")
+    info.update({name: getattr(findings, name) for name in type(findings).model_fields})
+    info["shapes"] = shapes
+    info["sheets"] = sheet_files(data)
     if data.pictures != "real":
-        facts["neighbours"] = ()
-    facts["schema_version"] = SCHEMA_VERSION
-    plain = _plain(facts)
+        info["neighbours"] = ()
+    info["schema_version"] = SCHEMA_VERSION
+    plain = _plain(info)
     assert isinstance(plain, dict)
     return plain
 
 
 def _plain(value: Any) -> Any:
     """Facts, data classes and mappings as JSON values."""
-    if isinstance(value, Fact):
+    if isinstance(value, Result):
         return _plain(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -106,8 +106,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _to_json(facts: Mapping[str, Any]) -> bytes:
-    text = json.dumps(facts, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+def _to_json(info: Mapping[str, Any]) -> bytes:
+    text = json.dumps(info, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", errors="replace")
 
 
@@ -122,7 +122,7 @@ def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
     -------
     list of dict
         One per stratum, in the plan's order, with the keys ``class`` (and one per ``balance.by``
-        column), ``real``, ``target``, ``synthetic``, ``classic``, ``judged`` and ``note``. Names
+        column), ``real``, ``target``, ``synthetic``, ``classic``, ``compared`` and ``note``. Names
         are as they are: whoever prints them into markup has to escape them.
     """
     rows: list[dict[str, object]] = []
@@ -137,7 +137,7 @@ def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
                 "target": stratum.target,
                 "synthetic": stratum.n_synthetic,
                 "classic": stratum.n_classic,
-                "judged": "yes" if stratum.judged else "no",
+                "compared": "yes" if stratum.compared else "no",
                 "note": stratum.note,
             }
         )
@@ -145,7 +145,7 @@ def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
 
 
 def markdown_summary(data: ReportData, *, images: Mapping[str, bytes] | None = None) -> str:
-    """The report in short: verdict, classes, arms, recipe.
+    """The report in short: verdict, classes, strategies, recipe.
 
     Parameters
     ----------

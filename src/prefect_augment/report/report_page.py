@@ -17,14 +17,14 @@ from prefect_augment.report.json import Neighbour, ReportData, sheet_files
 from prefect_augment.report.report_sections import environment, shown_sections
 from prefect_augment.report.view_model import (
     ORIGINS,
-    ArmRow,
     ClassRow,
-    arm_rows,
-    as_is_arm,
+    StrategyRow,
+    as_is_strategy,
     class_rows,
     headline,
     main_difference,
     published_counts,
+    strategy_rows,
 )
 from prefect_augment.schema.base import Interval
 
@@ -32,11 +32,11 @@ __all__ = ["Chart", "draw_charts", "render_page"]
 
 MAX_SHAPES = 24  # columns drawn, the most different ones; report.json has all
 MAX_NEIGHBOURS = 24
-PARTS = ("fit", "val", "holdout")
+PARTS = ("training", "validation", "holdout")
 
 FAMILIES = {
     "as_is": "the training records as they are",
-    "threshold": "as they are, with decision thresholds tuned on val",
+    "threshold": "as they are, with decision thresholds tuned on validation records",
     "weights": "each record weighted by how rare its class is",
     "loss": "the loss corrected by how frequent each class is (balanced softmax)",
     "resampling": "records of rare classes drawn more often",
@@ -94,7 +94,7 @@ def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart
     return (
         *_counts_chart(data, rows),
         *_sheet_charts(data),
-        *_val_chart(arm_rows(data)),
+        *_validation_chart(strategy_rows(data)),
         *_holdout_charts(data),
         *_recall_chart(data, rows),
         *_shape_charts(shapes),
@@ -125,7 +125,7 @@ def _sheet_charts(data: ReportData) -> list[Chart]:
     return found
 
 
-def _val_chart(rows: Sequence[ArmRow]) -> list[Chart]:
+def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
     if not rows:
         return []
     shown = rows[: charts.MAX_ROWS]
@@ -135,37 +135,45 @@ def _val_chart(rows: Sequence[ArmRow]) -> list[Chart]:
         )
         for r in shown
     ]
-    label = "balanced accuracy on val, %"
+    label = "balanced accuracy on validation records, %"
     png = charts.forest_chart(forest, label=label, legend="mean, lowest to highest seed")
     told = "; ".join(f"{r.name}: {words.percent(r.score)} %" for r in shown)
-    return [Chart("val", "arms_val.png", f"Balanced accuracy of each arm on val. {told}.", png)]
+    return [
+        Chart(
+            "validation",
+            "strategies_validation.png",
+            f"Balanced accuracy of each strategy on validation records. {told}.",
+            png,
+        )
+    ]
 
 
 def _holdout_charts(data: ReportData) -> list[Chart]:
     verdict = data.verdict
     if verdict is None or not verdict.balanced_accuracy:
         return []
-    arms = _holdout_arms(data)
+    strategies = _holdout_strategies(data)
     rows = [
-        charts.ForestRow(n, _percent(i), mark=_short_mark(_holdout_mark(data, n))) for n, i in arms
+        charts.ForestRow(n, _percent(i), mark=_short_mark(_holdout_mark(data, n)))
+        for n, i in strategies
     ]
     label = "balanced accuracy on the hold-out, %"
-    told = "; ".join(f"{n}: {words.interval_percent(i)} %" for n, i in arms)
+    told = "; ".join(f"{n}: {words.interval_percent(i)} %" for n, i in strategies)
     found = [
         Chart(
             "holdout",
-            "arms_holdout.png",
+            "strategies_holdout.png",
             f"Balanced accuracy on the hold-out with 95 % intervals. {told}.",
             charts.forest_chart(rows, label=label, legend="95 % interval"),
         )
     ]
     if verdict.differences:
         rows = [
-            charts.ForestRow(d.arm, _percent(d.interval), detail=f"vs {d.against}")
+            charts.ForestRow(d.strategy, _percent(d.interval), detail=f"vs {d.against}")
             for d in verdict.differences
         ]
         told = "; ".join(
-            f"{d.arm} against {d.against}: {words.interval_points(d.interval)}"
+            f"{d.strategy} against {d.against}: {words.interval_points(d.interval)}"
             for d in verdict.differences
         )
         png = charts.forest_chart(
@@ -181,18 +189,18 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
 
 
 def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
-    judged = [r for r in rows if r.recall_as_is or r.recall_chosen][-charts.MAX_ROWS :]
-    if data.verdict is None or not judged:
+    compared = [r for r in rows if r.recall_as_is or r.recall_chosen][-charts.MAX_ROWS :]
+    if data.verdict is None or not compared:
         return []
     png = charts.recall_chart(
-        [charts.RecallRow(r.name, r.recall_as_is, r.recall_chosen, r.number) for r in judged],
-        before=as_is_arm(data) or "as is",
+        [charts.RecallRow(r.name, r.recall_as_is, r.recall_chosen, r.number) for r in compared],
+        before=as_is_strategy(data) or "as is",
         after=data.verdict.chosen,
     )
     told = "; ".join(
         f"{words.visible(r.name)}: {words.interval_percent(r.recall_as_is)} to "
         f"{words.interval_percent(r.recall_chosen)}"
-        for r in judged
+        for r in compared
     )
     return [Chart("recall", "class_recall.png", f"Recall per class in percent. {told}.", png)]
 
@@ -239,7 +247,7 @@ def _context(
     data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
 ) -> dict[str, Any]:
     """What the templates are filled with."""
-    rows, arms = class_rows(data), arm_rows(data)
+    rows, strategies = class_rows(data), strategy_rows(data)
     neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
     return {
         "data": data,
@@ -250,21 +258,21 @@ def _context(
         "published": published_counts(data),
         "charts": by_section,
         "rows": rows,
-        "arms": arms,
-        "families": _families_used(arms, data),
-        "has_times": any(arm.seconds for arm in arms),
-        "has_amounts": any(amount != 1.0 for arm in arms for amount in arm.amounts),
-        "as_is": as_is_arm(data),
+        "strategies": strategies,
+        "families": _families_used(strategies, data),
+        "has_times": any(strategy.seconds for strategy in strategies),
+        "has_amounts": any(amount != 1.0 for strategy in strategies for amount in strategy.amounts),
+        "as_is": as_is_strategy(data),
         "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
         "ratios": _imbalance_ratios(data, rows),
-        "gate_metrics": _gate_metrics(data),
+        "gate_metrics": _filter_metrics(data),
         "shapes": shapes,
         "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
         "max_rows": charts.MAX_ROWS,
         "neighbours": neighbours,
         "neighbour_columns": _neighbour_columns(data, neighbours),
         "thresholds": _threshold_rows(data, rows),
-        "holdout_arms": _holdout_arms(data),
+        "holdout_strategies": _holdout_strategies(data),
         "decisions": _decision_counts(rows),
     }
 
@@ -279,15 +287,21 @@ def _short_mark(mark: str) -> str:
     return mark if mark in ("chosen", "baseline") else ""
 
 
-def _holdout_mark(data: ReportData, arm: str) -> str:
+def _holdout_mark(data: ReportData, strategy: str) -> str:
     verdict = data.verdict
     if verdict is None:
         return ""
-    return "chosen" if arm == verdict.chosen else "baseline" if arm == verdict.baseline else ""
+    return (
+        "chosen"
+        if strategy == verdict.chosen
+        else "baseline"
+        if strategy == verdict.baseline
+        else ""
+    )
 
 
-def _families_used(arms: Sequence[ArmRow], data: ReportData) -> list[tuple[str, str]]:
-    used = {a.family for a in arms}
+def _families_used(strategies: Sequence[StrategyRow], data: ReportData) -> list[tuple[str, str]]:
+    used = {a.family for a in strategies}
     texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
     return [(f.replace("_", " "), text) for f, text in texts.items() if f in used]
 
@@ -306,7 +320,7 @@ def _ratio(counts: Sequence[float]) -> float | None:
     return max(counts) / min(counts) if counts and min(counts) > 0 else None
 
 
-def _gate_metrics(data: ReportData) -> list[str]:
+def _filter_metrics(data: ReportData) -> list[str]:
     """Names of the gate's metrics over all strata."""
     return sorted({name for c in data.gate.classes for name in c.metrics}) if data.gate else []
 
@@ -321,17 +335,19 @@ def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> lis
 def _threshold_rows(
     data: ReportData, rows: Sequence[ClassRow]
 ) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
-    """Learners, and per class their multipliers."""
+    """Estimators, and per class their multipliers."""
     thresholds: dict[str, dict[str, float]] = data.recipe.thresholds if data.recipe else {}
-    learners = sorted(thresholds)
+    estimators = sorted(thresholds)
     tuned = {name for factors in thresholds.values() for name in factors}
     names = [r.name for r in rows if r.name in tuned]
     names += sorted(tuned.difference(names))
-    return learners, [(n, [thresholds[learner].get(n) for learner in learners]) for n in names]
+    return estimators, [
+        (n, [thresholds[estimator].get(n) for estimator in estimators]) for n in names
+    ]
 
 
-def _holdout_arms(data: ReportData) -> list[tuple[str, Interval]]:
-    """Arms of the last comparison, the best first."""
+def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
+    """Strategies of the last comparison, the best first."""
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
 

@@ -19,7 +19,7 @@ from prefect_augment import text as words
 from prefect_augment.report import (
     section_calibration,
     section_drift,
-    section_gate,
+    section_filter,
     section_policy,
     section_privacy,
     section_robustness,
@@ -67,8 +67,8 @@ def measured(name: str, link: str, section: Callable[[Any], str]) -> Section:
     """The section of a measurement: ``section`` gets its facts, the field ``name`` of ``findings``."""
 
     def draw(data: ReportData, context: Mapping[str, Any]) -> str:
-        facts = getattr(data.findings, name)
-        return "" if facts is None else section(facts)
+        info = getattr(data.findings, name)
+        return "" if info is None else section(info)
 
     return Section(name, link, draw)
 
@@ -83,10 +83,10 @@ SECTIONS: tuple[Section, ...] = (
         "Policy check",
         lambda data, _: section_policy.section(data.findings.policy, data.policy_sheet),
     ),
-    standing("arms", "Arms"),
+    standing("strategies", "Strategies"),
     measured("search", "Search", section_search.section),
     standing("per-class", "Per class"),
-    Section("gate", "Safe classes", lambda data, _: section_gate.section(data.gate)),
+    Section("gate", "Safe classes", lambda data, _: section_filter.section(data.gate)),
     measured("slices", "Groups", section_slices.section),
     measured("robustness", "Robustness", section_robustness.section),
     measured("calibration", "Calibration", section_calibration.section),

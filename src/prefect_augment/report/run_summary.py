@@ -18,19 +18,19 @@ from urllib.parse import quote
 from prefect_augment.report.redaction import hiding
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ArmScore,
     BalancePlan,
     Commit,
     DatasetRef,
-    GateReport,
+    FilterResult,
     Recipe,
     ReportRef,
     RunResult,
+    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.schema.privacy import Privacy
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.text import count, duration, markdown_text
@@ -48,7 +48,7 @@ def summarise(
     started: float,
     store: Store | None = None,
     commit: Commit | None = None,
-    scores: Sequence[ArmScore] = (),
+    scores: Sequence[StrategyScore] = (),
     recipe: Recipe | None = None,
     verdict: Verdict | None = None,
     report: ReportRef | None = None,
@@ -85,7 +85,7 @@ def summarise(
         counts=counts,
         quarantined=dataset.n_quarantined,
         plan=plan,
-        arms=tuple(scores),
+        strategies=tuple(scores),
         recipe=recipe,
         verdict=verdict,
         report=page,
@@ -100,7 +100,7 @@ def summarise(
 def with_given(
     result: RunResult,
     given: DatasetRef,
-    judged: GateReport,
+    compared: FilterResult,
     privacy: Privacy | None,
     *,
     pictures: Literal["real", "synthetic", "none"],
@@ -111,23 +111,23 @@ def with_given(
     With ``pictures`` none, notes quote no value of them.
     """
     dropped = Counter[str]()
-    for c in judged.classes:
+    for c in compared.classes:
         dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
     why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common())
     said = [f"the gate would drop {sum(dropped.values()):,} of {given.n_records:,}: {why}"] * bool(
         why
     )
-    notes = judged.notes
+    notes = compared.notes
     if pictures == "none":
-        facts = load_facts(given, store)
+        info = load_info(given, store)
         strata = [name for c in result.plan.classes for name in (c.name, c.label)]
-        notes = tuple(map(hiding({facts.label, *(c.name for c in facts.columns), *strata}), notes))
+        notes = tuple(map(hiding({info.label, *(c.name for c in info.columns), *strata}), notes))
     counts = {
         "given": given.n_records + given.n_quarantined,
         "quarantined": given.n_quarantined,
-        "judged": given.n_records,
-        "passed": sum(c.n_passed for c in judged.classes),
-        "kept": sum(c.n_kept for c in judged.classes),
+        "compared": given.n_records,
+        "passed": sum(c.n_passed for c in compared.classes),
+        "kept": sum(c.n_kept for c in compared.classes),
     }
     return result.model_copy(
         update={
@@ -165,7 +165,7 @@ def outcome_sentence(result: RunResult, root: str) -> str:
     verdict = f" Verdict: {result.verdict.decision}." if result.verdict else ""
     if result.status == "published":
         n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
-        recipe = f" Recipe: {result.recipe.arm.name}." if result.recipe else ""
+        recipe = f" Recipe: {result.recipe.strategy.name}." if result.recipe else ""
         approval = f" {result.approval.sentence}" if result.approval else ""
         return f"Published version {result.version} with {n:,} training records.{verdict}{recipe}{approval}"
     if result.status == "unchanged":

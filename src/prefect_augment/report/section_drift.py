@@ -41,7 +41,7 @@ HOW_TO_READ = (
     "beyond. What chance allows is a bound that all columns together stay below in 99 of 100 versions if "
     "records are drawn one by one from the same source; it is smaller the more records the versions "
     "share. Records that come in groups (of a patient, of a batch) move more than that without anything "
-    "having changed. Only fit and val are looked at."
+    "having changed. Only training and validation are looked at."
 )
 
 
@@ -56,7 +56,7 @@ def section(drift: Drift | None) -> str:
         _pictures(drift),
         _classes(drift),
         _columns(drift),
-        _arms(drift),
+        _strategies(drift),
     ]
     return str(Markup("").join(parts))
 
@@ -178,7 +178,7 @@ def _levels(levels: dict[str, int]) -> str:
     return ", ".join(told) or MISSING
 
 
-def _arms(drift: Drift) -> Markup:
+def _strategies(drift: Drift) -> Markup:
     changes = []
     for what, before, now in (
         ("Verdict", drift.verdict_before, drift.verdict_now),
@@ -196,20 +196,20 @@ def _arms(drift: Drift) -> Markup:
     rows = [
         (
             name(a.name),
-            percent(a.val_before),
-            percent(a.val_now),
+            percent(a.validation_before),
+            percent(a.validation_now),
             interval_percent(a.holdout_before),
             interval_percent(a.holdout_now),
             _word("changed" if a.changed else ""),
         )
-        for a in drift.arms
+        for a in drift.strategies
     ]
-    head = ("Arm", "Val before", "Val now", "Hold-out before", "Hold-out now", "")
+    head = ("Strategy", "Val before", "Val now", "Hold-out before", "Hold-out now", "")
     scores = table("Balanced accuracy before and now", head, rows, numbers=range(1, 5))
     return Markup("").join(
         [
-            heading("Verdict, recipe and arms", level=3) if changes or rows else "",
+            heading("Verdict, recipe and strategies", level=3) if changes or rows else "",
             bullets(changes),
-            folded("Balanced accuracy of every arm, in percent", scores) if rows else "",
+            folded("Balanced accuracy of every strategy, in percent", scores) if rows else "",
         ]
     )

@@ -48,7 +48,7 @@ def section(check: PolicyCheck | None, sheet: bytes | None) -> str:
         heading(f"Policy check: {visible(check.policy)}")
         + (note(f"Not judged: {check.note}.") if check.note else paragraph(said, lead=True))
         + paragraph(
-            f"A classifier that is right about {percent(check.accuracy)} % of {count(check.n_images)} real val "
+            f"A classifier that is right about {percent(check.accuracy)} % of {count(check.n_images)} real validation "
             "images was shown each of them under every operation, always applied. It has not learnt strong "
             "changes: what it takes for another class may still be its own to you. Look at the pictures."
         )

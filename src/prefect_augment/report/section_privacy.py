@@ -44,27 +44,27 @@ SAID: dict[Finding, tuple[str, str]] = {
 MAX_CLASSES = 100
 
 
-def section(facts: Privacy | None) -> str:
+def section(info: Privacy | None) -> str:
     """The section's HTML.
 
     Parameters
     ----------
-    facts : Privacy, optional
+    info : Privacy, optional
 
     Returns
     -------
     str
         Empty where nothing was measured. Holds numbers and class names, no value of any record.
     """
-    if facts is None:
+    if info is None:
         return ""
     parts = [
         heading("Privacy: what the synthetic records give away"),
-        paragraph(facts.sentence, lead=True),
-        _over_all(facts.sides),
-        *(_side(side, is_open=i == 0) for i, side in enumerate(facts.sides) if side.classes),
+        paragraph(info.sentence, lead=True),
+        _over_all(info.sides),
+        *(_side(side, is_open=i == 0) for i, side in enumerate(info.sides) if side.classes),
         heading("How it was measured", level=3),
-        bullets(_method(facts)),
+        bullets(_method(info)),
     ]
     return str(Markup("").join(parts))
 
@@ -134,9 +134,9 @@ def _exposure(found: Exposure | None) -> tuple[str, str]:
     return (MISSING, MISSING) if found is None else (percent(found.members), percent(found.others))
 
 
-def _method(facts: Privacy) -> list[str]:
+def _method(info: Privacy) -> list[str]:
     return [
-        f"Members are real records of {facts.members}; others are real records of {facts.others}.",
+        f"Members are real records of {info.members}; others are real records of {info.others}.",
         (
             "AUC: the attack takes a real record for a member the nearer its nearest synthetic record of the "
             "class is, as measured by how far the real records around it lie apart. It is the share of pairs of "
@@ -149,7 +149,7 @@ def _method(facts: Privacy) -> list[str]:
             "those that equal a member."
         ),
         (
-            f"Isolated are the {100 * facts.rare_share:.0f} % of each class with the fewest real records around "
+            f"Isolated are the {100 * info.rare_share:.0f} % of each class with the fewest real records around "
             "them; they are found out first, and means over all records hide it. Shown is how many members "
             "among them have a synthetic record as their nearest; expected is the share among others."
         ),
@@ -157,6 +157,6 @@ def _method(facts: Privacy) -> list[str]:
             "Intervals of the classes and of the isolated records hold together at 95 %; equal records and "
             "groups count together."
         ),
-        f"Feature space: {facts.feature_space}.",
-        *facts.notes,
+        f"Feature space: {info.feature_space}.",
+        *info.notes,
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from prefect_augment.report.markup import bullets, heading, name, note, paragraph, table, tag
-from prefect_augment.schema.experiment import Gap, GroupFact, SliceFact, SliceFacts
+from prefect_augment.schema.experiment import Gap, GroupRow, SliceResult, SliceRow
 from prefect_augment.text import MISSING, count, interval_percent, interval_points
 
 __all__ = ["section"]
@@ -18,30 +18,30 @@ KINDS = {"gains": "accept", "loses": "reject", "not shown": "inconclusive", "too
 ORDER = {"loses": 0, "gains": 1, "not shown": 2, "too few": 3}
 
 
-def section(facts: SliceFacts | None) -> str:
+def section(info: SliceResult | None) -> str:
     """Return the section's HTML; empty where the run was not balanced within groups."""
-    if facts is None:
+    if info is None:
         return ""
-    columns = ", ".join(facts.by)
+    columns = ", ".join(info.by)
     lead = (
-        f"Recall on the hold-out within {columns}: “{facts.before}” before, “{facts.after}” after. "
+        f"Recall on the hold-out within {columns}: “{info.before}” before, “{info.after}” after. "
         "Differences hold together at 95 %, over the groups and over the slices of a table."
     )
-    few = facts.n_too_few
+    few = info.n_too_few
     parts = [
         heading("Groups"),
         paragraph(lead, lead=True),
-        _flags(facts.flags),
+        _flags(info.flags),
         heading("Each group, over its classes", level=3),
-        _groups(facts.groups),
+        _groups(info.groups),
     ]
-    if facts.gaps:
-        parts += [heading("Gaps between groups", level=3), _gaps(facts.gaps)]
-    parts += [heading("Each class in each group", level=3), _slices(facts.slices)]
+    if info.gaps:
+        parts += [heading("Gaps between groups", level=3), _gaps(info.gaps)]
+    parts += [heading("Each class in each group", level=3), _slices(info.slices)]
     if few:
         n = "1 slice has" if few == 1 else f"{count(few)} slices have"
         parts.append(
-            note(f"{n} fewer than {facts.min_records} hold-out records: nothing is said of them.")
+            note(f"{n} fewer than {info.min_records} hold-out records: nothing is said of them.")
         )
     return Markup("").join(parts)
 
@@ -56,14 +56,14 @@ def _flags(flags: Sequence[str]) -> Markup:
     )
 
 
-def _of(fact: GroupFact | SliceFact) -> list[object]:
-    difference = MISSING if fact.difference is None else interval_points(fact.difference)
+def _of(result: GroupRow | SliceRow) -> list[object]:
+    difference = MISSING if result.difference is None else interval_points(result.difference)
     return [
-        count(fact.n_holdout),
-        interval_percent(fact.before),
-        interval_percent(fact.after),
+        count(result.n_holdout),
+        interval_percent(result.before),
+        interval_percent(result.after),
         difference,
-        tag(fact.decision, KINDS[fact.decision]),
+        tag(result.decision, KINDS[result.decision]),
     ]
 
 
@@ -71,7 +71,7 @@ def _said(group: dict[str, str]) -> Markup:
     return name(", ".join(f"{column}={value}" for column, value in group.items()))
 
 
-def _groups(groups: Sequence[GroupFact]) -> Markup:
+def _groups(groups: Sequence[GroupRow]) -> Markup:
     head = ("Group", "Hold-out records", "Before, %", "After, %", "Difference, points", "Shown")
     return table(
         "Recall per group", head, ([_said(g.group), *_of(g)] for g in groups), numbers=range(1, 5)
@@ -93,7 +93,7 @@ def _gaps(gaps: Sequence[Gap]) -> Markup:
     return table("Gaps between groups", head, rows, numbers=range(2, 5))
 
 
-def _slices(slices: Sequence[SliceFact]) -> Markup:
+def _slices(slices: Sequence[SliceRow]) -> Markup:
     ordered = sorted(slices, key=lambda s: ORDER[s.decision])
     head = (
         "Class",

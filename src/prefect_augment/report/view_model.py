@@ -1,4 +1,4 @@
-"""What the report says, before it is laid out: rows per class and arm, the verdict in words.
+"""What the report says, before it is laid out: rows per class and strategy, the verdict in words.
 
 The page and the markdown summary both read from here, so that they cannot disagree.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema.base import ArmScore, Difference, Interval, LearnerScore, Origin
+from prefect_augment.schema.base import Difference, EstimatorScore, Interval, Origin, StrategyScore
 from prefect_augment.text import (
     count,
     interval_points,
@@ -20,15 +20,15 @@ from prefect_augment.text import (
 )
 
 __all__ = [
-    "ArmRow",
     "ClassRow",
     "Headline",
-    "arm_rows",
-    "as_is_arm",
+    "StrategyRow",
+    "as_is_strategy",
     "class_rows",
     "headline",
     "main_difference",
     "published_counts",
+    "strategy_rows",
 ]
 
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
@@ -57,7 +57,7 @@ class ClassRow:
     recall_as_is: Interval | None
     recall_chosen: Interval | None
     decision: str
-    why_not_judged: str
+    why_not_compared: str
     n_candidates: int | None
     n_passed: int | None
     n_kept: int | None
@@ -75,13 +75,15 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class ArmRow:
-    """One arm on val: means over its seeds and learners."""
+class StrategyRow:
+    """One strategy on validation records: means over its seeds and estimators."""
 
     name: str
     family: str
     mark: str  # chosen | baseline | as is | ""
-    amounts: tuple[float, ...]  # how far to full balance the arm's search went: 0.5 is half of it
+    amounts: tuple[
+        float, ...
+    ]  # how far to full balance the strategy's search went: 0.5 is half of it
     scores: tuple[float, ...]  # balanced accuracy per seed
     macro_f1: float
     auprc: float
@@ -89,7 +91,7 @@ class ArmRow:
     brier: float
     n_train: int
     seconds: float
-    learners: tuple[tuple[str, LearnerScore], ...]  # of the first seed
+    estimators: tuple[tuple[str, EstimatorScore], ...]  # of the first seed
 
     @property
     def score(self) -> float:
@@ -133,7 +135,7 @@ def headline(data: ReportData) -> Headline:
         sentence = f"{lead} ({count(verdict.n_holdout)} records)."
     else:
         sentence = (
-            f"{lead}: “{difference.arm}” scored {points(difference.interval.estimate)} points of "
+            f"{lead}: “{difference.strategy}” scored {points(difference.interval.estimate)} points of "
             f"balanced accuracy against “{difference.against}” (95 % interval "
             f"{points(difference.interval.low)} to {points(difference.interval.high)}, "
             f"{count(verdict.n_holdout)} records)."
@@ -144,19 +146,19 @@ def headline(data: ReportData) -> Headline:
 
 
 def main_difference(data: ReportData) -> Difference | None:
-    """The comparison that the verdict is about; None where the arms are one and the same."""
+    """The comparison that the verdict is about; None where the strategies are one and the same."""
     verdict = data.verdict
     if verdict is None or not verdict.differences:
         return None
-    pairs = {(d.arm, d.against): d for d in verdict.differences}
+    pairs = {(d.strategy, d.against): d for d in verdict.differences}
     return pairs.get((verdict.chosen, verdict.baseline), verdict.differences[0])
 
 
-def as_is_arm(data: ReportData) -> str | None:
-    """Name of the arm that trains on the source as it is."""
-    for score in data.arm_scores:
-        if score.arm.family == "as_is":
-            return score.arm.name
+def as_is_strategy(data: ReportData) -> str | None:
+    """Name of the strategy that trains on the source as it is."""
+    for score in data.strategy_scores:
+        if score.strategy.family == "as_is":
+            return score.strategy.name
     if data.verdict is None:
         return None
     others = set(data.verdict.class_recall) - {data.verdict.chosen, data.verdict.baseline}
@@ -176,17 +178,17 @@ def class_rows(data: ReportData) -> tuple[ClassRow, ...]:
     """One row per class, the largest first, ties by name."""
     before = {name: _n_before(data, name) for name in _class_names(data)}
     order = sorted(before, key=lambda name: (-before[name], natural_order(name)))
-    gates = _gate_by_class(data)
+    gates = _filter_by_class(data)
     return tuple(_class_row(data, i + 1, name, before[name], gates) for i, name in enumerate(order))
 
 
 def _class_row(
-    data: ReportData, number: int, name: str, before: int, gates: Mapping[str, _GateSum]
+    data: ReportData, number: int, name: str, before: int, gates: Mapping[str, _FilterSum]
 ) -> ClassRow:
     verdict, gate = data.verdict, gates.get(name)
     recall = verdict.class_recall if verdict else {}
     chosen = recall.get(verdict.chosen, {}) if verdict else {}
-    not_judged = {**data.not_judged, **(verdict.not_judged if verdict else {})}
+    not_compared = {**data.not_compared, **(verdict.not_compared if verdict else {})}
     decision = verdict.class_decisions.get(name, "") if verdict else ""
     holdout = data.part_counts.get("holdout")
     return ClassRow(
@@ -196,10 +198,10 @@ def _class_row(
         after=data.counts_after.get(name, {}),
         weighted=_weighted(data, name, before),
         n_holdout=None if holdout is None else holdout.get(name, 0),
-        recall_as_is=recall.get(as_is_arm(data) or "", {}).get(name),
+        recall_as_is=recall.get(as_is_strategy(data) or "", {}).get(name),
         recall_chosen=chosen.get(name),
-        decision="not judged" if name in not_judged and not decision else decision,
-        why_not_judged=not_judged.get(name, ""),
+        decision="not judged" if name in not_compared and not decision else decision,
+        why_not_compared=not_compared.get(name, ""),
         n_candidates=gate.n_candidates if gate else None,
         n_passed=gate.n_passed if gate else None,
         n_kept=gate.n_kept if gate else None,
@@ -212,13 +214,13 @@ def _class_names(data: ReportData) -> set[str]:
     groups: list[Iterable[str]] = [
         data.counts_before,
         data.counts_after,
-        data.not_judged,
+        data.not_compared,
         *data.part_counts.values(),
     ]
     if data.plan is not None:
         groups.append(c.label for c in data.plan.classes)
     if data.verdict is not None:
-        groups += [data.verdict.class_decisions, data.verdict.not_judged]
+        groups += [data.verdict.class_decisions, data.verdict.not_compared]
     return {name for group in groups for name in group}
 
 
@@ -227,7 +229,9 @@ def _n_before(data: ReportData, name: str) -> int:
     if data.counts_before:
         return sum(data.counts_before.get(name, {}).values())
     if data.part_counts:
-        return sum(data.part_counts.get(part, {}).get(name, 0) for part in ("fit", "val"))
+        return sum(
+            data.part_counts.get(part, {}).get(name, 0) for part in ("training", "validation")
+        )
     if data.plan is not None:
         return sum(c.n_real for c in data.plan.classes if c.label == name)
     return 0
@@ -253,7 +257,7 @@ def _weighted(data: ReportData, name: str, before: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class _GateSum:
+class _FilterSum:
     """The gate's figures of a class, summed over its strata."""
 
     n_candidates: int
@@ -262,7 +266,7 @@ class _GateSum:
     reasons: tuple[tuple[str, int], ...]
 
 
-def _gate_by_class(data: ReportData) -> dict[str, _GateSum]:
+def _filter_by_class(data: ReportData) -> dict[str, _FilterSum]:
     if data.gate is None:
         return {}
     label_of = {c.name: c.label for c in data.plan.classes} if data.plan else {}
@@ -274,7 +278,7 @@ def _gate_by_class(data: ReportData) -> dict[str, _GateSum]:
         reasons: Counter[str] = Counter()
         for gate in gates:
             reasons.update(gate.reasons)
-        sums[label] = _GateSum(
+        sums[label] = _FilterSum(
             n_candidates=sum(g.n_candidates for g in gates),
             n_passed=sum(g.n_passed for g in gates),
             n_kept=sum(g.n_kept for g in gates),
@@ -283,36 +287,38 @@ def _gate_by_class(data: ReportData) -> dict[str, _GateSum]:
     return sums
 
 
-def arm_rows(data: ReportData) -> tuple[ArmRow, ...]:
-    """One row per arm on val, the best first; its seeds may differ in amount."""
-    groups: defaultdict[str, list[ArmScore]] = defaultdict(list)
-    for score in data.arm_scores:
-        groups[score.arm.name].append(score)
-    rows = [_arm_row(data, name, sorted(g, key=lambda s: s.seed)) for name, g in groups.items()]
+def strategy_rows(data: ReportData) -> tuple[StrategyRow, ...]:
+    """One row per strategy on validation records, the best first; its seeds may differ in amount."""
+    groups: defaultdict[str, list[StrategyScore]] = defaultdict(list)
+    for score in data.strategy_scores:
+        groups[score.strategy.name].append(score)
+    rows = [
+        _strategy_row(data, name, sorted(g, key=lambda s: s.seed)) for name, g in groups.items()
+    ]
     return tuple(sorted(rows, key=lambda r: (-r.score, r.name)))
 
 
-def _arm_row(data: ReportData, name: str, scores: Sequence[ArmScore]) -> ArmRow:
-    learners = [learner for score in scores for learner in score.learners.values()]
-    return ArmRow(
+def _strategy_row(data: ReportData, name: str, scores: Sequence[StrategyScore]) -> StrategyRow:
+    estimators = [estimator for score in scores for estimator in score.estimators.values()]
+    return StrategyRow(
         name=name,
-        family=scores[0].arm.family,
-        mark=_mark(data, name, scores[0].arm.family),
-        amounts=tuple(sorted({s.arm.amount for s in scores})),
+        family=scores[0].strategy.family,
+        mark=_mark(data, name, scores[0].strategy.family),
+        amounts=tuple(sorted({s.strategy.amount for s in scores})),
         scores=tuple(s.score for s in scores),
-        macro_f1=_mean(s.macro_f1 for s in learners),
-        auprc=_mean(s.auprc for s in learners),
-        worst_recall=_mean(s.worst_recall for s in learners),
-        brier=_mean(s.brier for s in learners),
+        macro_f1=_mean(s.macro_f1 for s in estimators),
+        auprc=_mean(s.auprc for s in estimators),
+        worst_recall=_mean(s.worst_recall for s in estimators),
+        brier=_mean(s.brier for s in estimators),
         n_train=scores[0].n_train,
         seconds=sum(s.seconds for s in scores),
-        learners=tuple(sorted(scores[0].learners.items())),
+        estimators=tuple(sorted(scores[0].estimators.items())),
     )
 
 
 def _mark(data: ReportData, name: str, family: str) -> str:
     verdict, recipe = data.verdict, data.recipe
-    if name == (verdict.chosen if verdict else recipe.arm.name if recipe else None):
+    if name == (verdict.chosen if verdict else recipe.strategy.name if recipe else None):
         return "chosen"
     if verdict is not None and name == verdict.baseline:
         return "baseline"
@@ -327,6 +333,6 @@ def _mean(values: Iterable[float]) -> float:
 def difference_text(difference: Difference) -> str:
     """``“a” against “b”: +2.1 (+0.4 to +3.8) points``."""
     return (
-        f"“{difference.arm}” against “{difference.against}”: "
+        f"“{difference.strategy}” against “{difference.against}”: "
         f"{interval_points(difference.interval)} points"
     )

@@ -1,6 +1,6 @@
 """Facts: what happened. Frozen, small, written to storage as JSON; the only things that travel.
 
-Wishes live in :mod:`prefect_augment.params`. A class is named by its label value cast to text, so
+Params live in :mod:`prefect_augment.params`. A class is named by its label value cast to text, so
 the integer class 0 is ``"0"``; a stratum is a class, or a class within one combination of the
 ``balance.by`` columns.
 """
@@ -16,28 +16,26 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "INDEX",
     "ApprovalDecision",
-    "Arm",
-    "ArmScore",
     "BalancePlan",
-    "BatchFact",
+    "BatchInfo",
     "Choice",
     "ClassCheck",
-    "ClassGate",
+    "ClassFilter",
     "ClassPlan",
-    "ColumnFact",
+    "ColumnInfo",
     "Commit",
-    "DatasetFacts",
+    "DatasetInfo",
     "DatasetRef",
     "Difference",
     "Estimate",
-    "GateReport",
-    "ImageFacts",
+    "EstimatorScore",
+    "FilterResult",
+    "ImageInfo",
     "Interval",
-    "LatentFacts",
+    "LatentInfo",
     "LatentRef",
     "LatentResult",
     "LatentUse",
-    "LearnerScore",
     "Modality",
     "ModelRef",
     "Origin",
@@ -46,19 +44,21 @@ __all__ = [
     "Recipe",
     "ReportRef",
     "RunResult",
-    "ShardFact",
+    "ShardInfo",
     "SourceFile",
+    "Strategy",
+    "StrategyScore",
     "TrainResult",
     "Verdict",
     "class_order",
 ]
 
-Part = Literal["fit", "val", "holdout"]
+Part = Literal["training", "validation", "holdout"]
 Split = Literal["train", "holdout"]
 Origin = Literal["real", "copy", "classic", "synthetic"]
 Modality = Literal["table", "image"]
 ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque", "image"]
-ArmFamily = Literal[
+StrategyFamily = Literal[
     "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
@@ -68,7 +68,7 @@ LatentUse = Literal[
 ]
 
 
-class Fact(BaseModel):
+class Result(BaseModel):
     """Base of all facts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +83,7 @@ class Fact(BaseModel):
         ).encode()
 
 
-class Interval(Fact):
+class Interval(Result):
     """An estimate with its 95 % interval."""
 
     estimate: float
@@ -94,7 +94,7 @@ class Interval(Fact):
 # --- datasets ---------------------------------------------------------------------------------
 
 
-class ColumnFact(Fact):
+class ColumnInfo(Result):
     """What was found about one column of the source."""
 
     name: str
@@ -105,7 +105,7 @@ class ColumnFact(Fact):
     note: str = ""  # why it is an identifier, what happens to it in synthetic records …
 
 
-class ImageFacts(Fact):
+class ImageInfo(Result):
     """What was found about the images of a source, hold-out left out where it has a URI of its own.
 
     Sizes are those of the upright image (EXIF orientation applied), as ``widthxheight``.
@@ -128,7 +128,7 @@ class ImageFacts(Fact):
     n_near_holdout: int = 0  # images with a near-duplicate in a hold-out of its own
 
 
-class SourceFile(Fact):
+class SourceFile(Result):
     """One object of the source, as it was listed; for loose image files, the files of one folder."""
 
     path: str
@@ -139,7 +139,7 @@ class SourceFile(Fact):
     batch: int = 1  # the version whose ingest first saw it; of a folder's files the newest
 
 
-class BatchFact(Fact):
+class BatchInfo(Result):
     """The records of the source files that one version saw first, staged apart from others."""
 
     batch: int
@@ -151,13 +151,11 @@ class BatchFact(Fact):
     ] = ()  # what was said of files: note, first file, how many
 
 
-class ShardFact(Fact):
+class ShardInfo(Result):
     """One immutable object of records."""
 
     path: str  # relative to the root it lies under
-    split: (
-        str  # train | holdout in a published dataset; fit | val | holdout | candidates in staging
-    )
+    split: str  # train | holdout in a published dataset; fit | validation | holdout | candidates in staging
     origin: Origin
     n_records: int
     n_bytes: int
@@ -165,10 +163,10 @@ class ShardFact(Fact):
     class_counts: dict[str, int]
 
 
-class DatasetRef(Fact):
+class DatasetRef(Result):
     """A reference to staged records: what travels between tasks.
 
-    The details (columns, shards, split, quarantine) are in the :class:`DatasetFacts` at ``path``.
+    The details (columns, shards, split, quarantine) are in the :class:`DatasetInfo` at ``path``.
     """
 
     root: str  # URI of the destination under whose _staging the records lie
@@ -183,7 +181,7 @@ class DatasetRef(Fact):
     modality: Modality = "table"
 
 
-class DatasetFacts(Fact):
+class DatasetInfo(Result):
     """Everything known about staged records; the outcome of an ingest or sampling stage."""
 
     stage: str
@@ -192,12 +190,12 @@ class DatasetFacts(Fact):
     label: str
     label_type: str
     schema_digest: str  # of the source's columns, in order, with their types
-    columns: tuple[ColumnFact, ...]  # without the label
-    shards: tuple[ShardFact, ...]
+    columns: tuple[ColumnInfo, ...]  # without the label
+    shards: tuple[ShardInfo, ...]
     part_counts: dict[str, dict[str, int]]  # part -> class -> records
-    judged: tuple[str, ...]  # classes that stand in all parts
+    compared: tuple[str, ...]  # classes that stand in all parts
     n_quarantined: int = 0
-    quarantine: tuple[ShardFact, ...] = ()
+    quarantine: tuple[ShardInfo, ...] = ()
     sources: tuple[SourceFile, ...] = ()
     holdout_uri: str = ""  # where the hold-out was given and not copied
     holdout_digest: str = ""
@@ -205,14 +203,14 @@ class DatasetFacts(Fact):
     group_column: str = ""
     n_twins: int = 0  # records whose feature values occur more than once
     modality: Modality = "table"
-    image: ImageFacts | None = None  # where the modality is image
+    image: ImageInfo | None = None  # where the modality is image
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
-    batches: tuple[BatchFact, ...] = ()
+    batches: tuple[BatchInfo, ...] = ()
     files: str = ""  # path of the list of all source files with their batches, relative to root
 
 
-class Profile(Fact):
+class Profile(Result):
     """What was found in a source without writing anything."""
 
     source: str
@@ -222,21 +220,21 @@ class Profile(Fact):
     n_files: int
     n_bytes: int
     n_records: int
-    columns: tuple[ColumnFact, ...]
+    columns: tuple[ColumnInfo, ...]
     class_counts: dict[str, int]
     imbalance_ratio: float  # 0 where there are no classes
     n_quarantined: int
     quarantine: dict[str, int]  # reason -> records
     modality: Modality = "table"
-    image: ImageFacts | None = None
+    image: ImageInfo | None = None
     notes: tuple[str, ...] = ()  # troubles first
 
 
 # --- plan -------------------------------------------------------------------------------------
 
 
-class ClassPlan(Fact):
-    """What one stratum has and should have, in training records (fit + val)."""
+class ClassPlan(Result):
+    """What one stratum has and should have, in training records (fit + validation)."""
 
     name: str  # the stratum: the class, or "class | column=value" with balance.by
     label: str  # the class
@@ -247,34 +245,34 @@ class ClassPlan(Fact):
     n_classic: (
         int  # target - n_real - n_synthetic: copies, SMOTE records or weight, as the recipe has it
     )
-    judged: bool
+    compared: bool
     note: str = ""
 
 
-class Estimate(Fact):
+class Estimate(Result):
     """What a run will take, roughly, before it starts."""
 
     seconds: float
     output_bytes: int
     memory_bytes: int
-    judge_seconds: float = 0.0  # of ``seconds``, what comparing the arms takes, where known apart
+    comparison_seconds: float = (
+        0.0  # of ``seconds``, what comparing the strategies takes, where known apart
+    )
 
 
-class BalancePlan(Fact):
+class BalancePlan(Result):
     """Per stratum: real, target, classic, synthetic."""
 
     rule: str
     classes: tuple[ClassPlan, ...]
     estimate: Estimate
     warnings: tuple[str, ...] = ()
-    learner_steps: int = 0  # steps of the classifier that judges arms of images; 0 for tables
-    learner_width: float = 1.0  # times its channels
-    n_folds: int = (
-        0  # of images: parts that arms are compared on in turn, 1 for val alone; 0 for tables
+    classifier_steps: int = (
+        0  # steps of the classifier that judges strategies of images; 0 for tables
     )
-    n_settings: int = (
-        8  # settings of one arm that are tried on val at most, see stages.search_space
-    )
+    classifier_width: float = 1.0  # times its channels
+    n_folds: int = 0  # of images: parts that strategies are compared on in turn, 1 for validation alone; 0 for tables
+    n_settings: int = 8  # settings of one strategy that are tried at most, see plan.search_space
     # Synthetic records are of every class and stand for each that they may be of, by weight.
     soft_labels: bool = False
 
@@ -287,7 +285,7 @@ class BalancePlan(Fact):
 # --- models and candidates --------------------------------------------------------------------
 
 
-class ModelRef(Fact):
+class ModelRef(Result):
     """A trained model: checkpoint and encoder by digest."""
 
     root: str
@@ -299,13 +297,13 @@ class ModelRef(Fact):
     checkpoint: str  # path of the safetensors file, relative to root
     config: str  # path of its JSON
     strata: tuple[str, ...]  # strata that can be sampled, in the model's order
-    n_fit: int
+    n_training: int
     steps: int
     notes: tuple[str, ...] = ()
     block: str = ""
 
 
-class ClassCheck(Fact):
+class ClassCheck(Result):
     """Whether all candidates of a stratum together are as real records would be, in one respect."""
 
     name: CheckName
@@ -317,7 +315,7 @@ class ClassCheck(Fact):
     passed: bool
 
 
-class ClassGate(Fact):
+class ClassFilter(Result):
     """What the gate did to one stratum's candidates."""
 
     name: str
@@ -330,16 +328,16 @@ class ClassGate(Fact):
     verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
 
 
-class GateReport(Fact):
+class FilterResult(Result):
     """Which candidates pass, per stratum and reason. The rows themselves are in ``kept`` and ``dropped``."""
 
     root: str
     path: str
     key: str
     purpose: str
-    classes: tuple[ClassGate, ...]
-    kept: tuple[ShardFact, ...]
-    dropped: tuple[ShardFact, ...]
+    classes: tuple[ClassFilter, ...]
+    kept: tuple[ShardInfo, ...]
+    dropped: tuple[ShardInfo, ...]
     feature_space: str
     notes: tuple[str, ...] = ()
     # What was asked of every candidate, and which share of the draws kept to it, by stratum.
@@ -357,19 +355,19 @@ class GateReport(Fact):
 # --- judging ----------------------------------------------------------------------------------
 
 
-class Arm(Fact):
-    """One way of treating the training part; all arms train the learners with equal steps.
+class Strategy(Result):
+    """One way of treating the training part; all strategies train the estimators with equal steps.
 
     ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. With
     ``classic_prob`` above 0, classic augmentation changes records as they are drawn, ``classic_strength``
     times as far as its policy says, and none are written. Of a model, at most ``per_real`` synthetic
     records go with a real one (0: as many as the plan has), each counts ``synthetic_weight`` of a real
     one, and they are drawn in the first ``real_only_finish`` of the steps only. All of these are settings
-    that are searched on val, for baselines and models alike.
+    that are searched on validation records, for baselines and models alike.
     """
 
     name: str
-    family: ArmFamily
+    family: StrategyFamily
     amount: float = 1.0
     tune_threshold: bool = False
     classic_prob: float = 0.0
@@ -380,12 +378,12 @@ class Arm(Fact):
 
     @property
     def has_model(self) -> bool:
-        """Whether the arm trains on synthetic records."""
+        """Whether the strategy trains on synthetic records."""
         return self.family in ("model", "mixture", "given")
 
 
-class LearnerScore(Fact):
-    """One learner's scores over the judged classes; all in [0, 1]."""
+class EstimatorScore(Result):
+    """One estimator's scores over the judged classes; all in [0, 1]."""
 
     balanced_accuracy: float
     macro_f1: float
@@ -396,38 +394,38 @@ class LearnerScore(Fact):
     recall: dict[str, float]
 
 
-class ArmScore(Fact):
-    """One arm under one seed, on val records only."""
+class StrategyScore(Result):
+    """One strategy under one seed, on validation records only."""
 
-    arm: Arm
+    strategy: Strategy
     seed: int
-    score: float  # balanced accuracy, mean over the learners
-    learners: dict[str, LearnerScore]
+    score: float  # balanced accuracy, mean over the estimators
+    estimators: dict[str, EstimatorScore]
     thresholds: dict[str, dict[str, float]] = Field(
         default_factory=dict
-    )  # learner -> class -> multiplier
+    )  # estimator -> class -> multiplier
     n_train: int
-    n_val: int
+    n_validation: int
     seconds: float = 0.0
     path: str = ""  # the staged predictions behind the scores, relative to root
     folds: tuple[float, ...] = ()  # the score on each fold by itself, where there are several
 
 
-class Choice(Fact):
-    """What val says: fixed before the hold-out is read."""
+class Choice(Result):
+    """What validation says: fixed before the hold-out is read."""
 
-    chosen: Arm  # the best arm
-    baseline: Arm  # the best arm without synthetic records
-    as_is: Arm
-    model: Arm | None  # the best arm with synthetic records
-    scores: dict[str, float]  # arm -> mean score over seeds
+    chosen: Strategy  # the best strategy
+    baseline: Strategy  # the best strategy without synthetic records
+    as_is: Strategy
+    model: Strategy | None  # the best strategy with synthetic records
+    scores: dict[str, float]  # strategy -> mean score over seeds
     reason: str
 
 
-class Recipe(Fact):
+class Recipe(Result):
     """How to train on the published data: the winner of the comparison."""
 
-    arm: Arm
+    strategy: Strategy
     class_weight: dict[str, float]  # weight of a real record of the stratum; mean 1 over train
     synthetic: dict[str, int]  # records written per stratum
     # With soft labels, what the synthetic ones of a stratum count together: each weighs class_weight times its share.
@@ -458,15 +456,15 @@ class Recipe(Fact):
         )
 
 
-class Difference(Fact):
-    """Balanced accuracy of one arm less another's on the hold-out."""
+class Difference(Result):
+    """Balanced accuracy of one strategy less another's on the hold-out."""
 
-    arm: str
+    strategy: str
     against: str
     interval: Interval
 
 
-class Verdict(Fact):
+class Verdict(Result):
     """The last comparison, on hold-out records that nothing else has read."""
 
     decision: Decision
@@ -474,18 +472,18 @@ class Verdict(Fact):
     chosen: str
     baseline: str
     published: str
-    arms: dict[str, dict[str, LearnerScore]]  # arm -> learner -> scores
-    balanced_accuracy: dict[str, Interval]  # arm -> mean over learners and seeds
+    strategies: dict[str, dict[str, EstimatorScore]]  # strategy -> estimator -> scores
+    balanced_accuracy: dict[str, Interval]  # strategy -> mean over estimators and seeds
     differences: tuple[Difference, ...]
     minimum_detectable_effect: float
-    class_recall: dict[str, dict[str, Interval]]  # arm -> class
+    class_recall: dict[str, dict[str, Interval]]  # strategy -> class
     class_decisions: dict[str, str]
-    # Recall of the chosen arm less that of the arm it is compared with; hold together over the classes.
+    # Recall of the chosen strategy less that of the strategy it is compared with; hold together over the classes.
     class_differences: dict[str, Interval] = Field(default_factory=dict)
-    not_judged: dict[str, str]  # class -> why
+    not_compared: dict[str, str]  # class -> why
     n_holdout: int
     n_seeds: int
-    without_twins: dict[str, float] = Field(default_factory=dict)  # arm -> balanced accuracy
+    without_twins: dict[str, float] = Field(default_factory=dict)  # strategy -> balanced accuracy
     n_without_twins: int = 0
     leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
     # Path of what the same reading says of robustness, groups and calibration, relative to the root.
@@ -499,7 +497,7 @@ class Verdict(Fact):
 # --- published --------------------------------------------------------------------------------
 
 
-class ApprovalDecision(Fact):
+class ApprovalDecision(Result):
     """What a person said to a proposal, once and for good."""
 
     decision: Literal["approve", "reject"]
@@ -522,7 +520,7 @@ class ApprovalDecision(Fact):
         return f"{text} Comment: “{self.comment}”." if self.comment else text
 
 
-class Commit(Fact):
+class Commit(Result):
     """A published version."""
 
     root: str
@@ -532,7 +530,7 @@ class Commit(Fact):
     created: bool  # False: the same inputs had been published before
 
 
-class RunResult(Fact):
+class RunResult(Result):
     """What a run says of itself: the object that ``--json`` prints."""
 
     status: Literal[
@@ -543,7 +541,7 @@ class RunResult(Fact):
     counts: dict[str, dict[str, dict[str, int]]]  # split -> class -> origin -> records
     quarantined: int
     plan: BalancePlan
-    arms: tuple[ArmScore, ...]
+    strategies: tuple[StrategyScore, ...]
     recipe: Recipe | None
     verdict: Verdict | None
     report: str
@@ -557,7 +555,7 @@ class RunResult(Fact):
     privacy: str = ""  # what the attack on the synthetic records found: leak, gap, none shown …
 
 
-class TrainResult(Fact):
+class TrainResult(Result):
     """What a training run says of itself: the object that ``train --json`` prints."""
 
     status: Literal["trained", "unchanged"]  # unchanged: the same model was there already
@@ -573,7 +571,7 @@ class TrainResult(Fact):
 # --- uses of a model's latents ----------------------------------------------------------------
 
 
-class LatentFacts(Fact):
+class LatentInfo(Result):
     """What a model said of records, or made of them: ``index.json``, the last object of its folder.
 
     Paths are relative to that folder, which may be moved.
@@ -587,13 +585,13 @@ class LatentFacts(Fact):
     model: ModelRef
     label: str
     params: dict[str, Any]
-    shards: tuple[ShardFact, ...]
+    shards: tuple[ShardInfo, ...]
     pictures: tuple[str, ...] = ()  # paths of PNGs
     found: dict[str, Any]  # numbers and names that sum it up
     notes: tuple[str, ...] = ()
 
 
-class LatentRef(Fact):
+class LatentRef(Result):
     """A reference to one use of a model's latents: what travels between tasks."""
 
     use: LatentUse
@@ -607,7 +605,7 @@ class LatentRef(Fact):
     block: str = ""  # name of the Prefect block that opens root, where one is needed
 
 
-class LatentResult(Fact):
+class LatentResult(Result):
     """What a run that uses a model's latents says of itself: the object that ``--json`` prints."""
 
     uri: str  # of the folder with index.json and data/
@@ -619,7 +617,7 @@ class LatentResult(Fact):
     notes: tuple[str, ...] = ()
 
 
-class ReportRef(Fact):
+class ReportRef(Result):
     """A finished report, staged; publishing copies its files to ``_reports/v…``."""
 
     root: str

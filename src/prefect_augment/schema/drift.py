@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from prefect_augment.schema.base import Fact, Interval
+from prefect_augment.schema.base import Interval, Result
 
-__all__ = ["ArmDrift", "ClassDrift", "ColumnContent", "ColumnDrift", "Contents", "Drift"]
+__all__ = ["ClassDrift", "ColumnContent", "ColumnDrift", "Contents", "Drift", "StrategyDrift"]
 
 
-class ColumnContent(Fact):
+class ColumnContent(Result):
     """How the values of a column lie, without any record.
 
     ``at_most`` counts the values up to each of ``points``; ``counts`` those in the bins between
@@ -31,7 +31,7 @@ class ColumnContent(Fact):
     n_levels: int = 0  # all of them
 
 
-class Contents(Fact):
+class Contents(Result):
     """What the real training records of a version look like, for the next version to compare with.
 
     Of images the columns are brightness, contrast, width and height, and ``mean_picture`` is the
@@ -50,7 +50,7 @@ class Contents(Fact):
     picture_spread: tuple[float, ...] = ()  # standard deviation of each of its pixels
 
 
-class ClassDrift(Fact):
+class ClassDrift(Result):
     """A class's real training records before and now."""
 
     name: str
@@ -65,7 +65,7 @@ class ClassDrift(Fact):
         return self.before == 0
 
 
-class ColumnDrift(Fact):
+class ColumnDrift(Result):
     """A column's values before and now.
 
     ``distance`` is the largest gap between the two cumulative distributions for numbers and dates, the
@@ -91,18 +91,18 @@ class ColumnDrift(Fact):
     now: tuple[float, ...] = ()
 
 
-class ArmDrift(Fact):
-    """An arm's balanced accuracy before and now."""
+class StrategyDrift(Result):
+    """A strategy's balanced accuracy before and now."""
 
     name: str
-    val_before: float | None = None
-    val_now: float | None = None
+    validation_before: float | None = None
+    validation_now: float | None = None
     holdout_before: Interval | None = None
     holdout_now: Interval | None = None
     changed: bool = False  # on the hold-out, by more than the two intervals allow
 
 
-class Drift(Fact):
+class Drift(Result):
     """What changed since the version before."""
 
     version: int  # the one before
@@ -111,7 +111,7 @@ class Drift(Fact):
     n_shared: int  # records that are in both, estimated where there are many
     classes: tuple[ClassDrift, ...]
     columns: tuple[ColumnDrift, ...]
-    arms: tuple[ArmDrift, ...] = ()
+    strategies: tuple[StrategyDrift, ...] = ()
     recipe_before: str = ""
     recipe_now: str = ""
     verdict_before: str = ""

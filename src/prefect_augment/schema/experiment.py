@@ -1,9 +1,9 @@
-"""Facts of the search on val: what was tried in which rung, how it scored, and why it was dropped.
+"""Facts of the search on validation records: what was tried in which rung, how it scored, and why it was dropped.
 
 Facts: what the one reading of the hold-out says beside the verdict.
 
-Robustness, groups and calibration of the arms that met on the hold-out. They travel by the path of
-their receipt, :attr:`.Verdict.further`; the report has them under the keys of :class:`HoldoutFacts`.
+Robustness, groups and calibration of the strategies that met on the hold-out. They travel by the path of
+their receipt, :attr:`.Verdict.further`; the report has them under the keys of :class:`HoldoutResult`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Literal
 
 from pydantic import Field
 
-from prefect_augment.schema.base import Arm, Difference, Fact, Interval
+from prefect_augment.schema.base import Difference, Interval, Result, Strategy
 
 __all__ = [
-    "ArmCalibration",
-    "CalibrationFacts",
+    "CalibrationResult",
     "CalibrationScore",
-    "ConditionFact",
+    "ConditionRow",
     "Gap",
-    "GroupFact",
-    "HoldoutFacts",
-    "RobustnessFacts",
+    "GroupRow",
+    "HoldoutResult",
+    "RobustnessResult",
     "Rung",
-    "SearchFacts",
-    "SliceFact",
-    "SliceFacts",
+    "SearchResult",
+    "SliceResult",
+    "SliceRow",
+    "StrategyCalibration",
     "Trial",
 ]
 
 
-class Trial(Fact):
-    """One setting of one arm in one rung."""
+class Trial(Result):
+    """One setting of one strategy in one rung."""
 
-    arm: Arm
-    model: str = ""  # kind of the generative model, of arms that have one
-    score: float  # balanced accuracy on val, mean over learners, folds and seeds
+    strategy: Strategy
+    model: str = ""  # kind of the generative model, of strategies that have one
+    score: float  # balanced accuracy on validation records, mean over estimators, folds and seeds
     spread: float | None  # standard deviation over these folds and seeds; None where there is one
     n_scores: int  # folds times seeds
     seconds: float = 0.0  # 0 where budget.steps asks for the same bytes every time
@@ -44,11 +44,11 @@ class Trial(Fact):
     reason: str = ""  # why it was dropped
 
 
-class Rung(Fact):
+class Rung(Result):
     """One round of the search: everything in it was trained alike."""
 
     name: str
-    effort: float  # share of the steps of a learner that judges in full
+    effort: float  # share of the steps of an estimator that judges in full
     n_seeds: int
     trials: tuple[Trial, ...]
     note: str = ""
@@ -59,11 +59,11 @@ class Rung(Fact):
         return sum(trial.kept for trial in self.trials)
 
 
-class SearchFacts(Fact):
+class SearchResult(Result):
     """The search as a whole; key ``search`` of ``report.json``."""
 
     rungs: tuple[Rung, ...]
-    n_settings: int  # at most tried of an arm: the same for baselines and models
+    n_settings: int  # at most tried of a strategy: the same for baselines and models
     passed_over: dict[str, str] = Field(
         default_factory=dict
     )  # kind of model -> why it was not tried
@@ -80,34 +80,34 @@ Shown = Literal["gains", "loses", "not shown", "too few"]
 # --- robustness -------------------------------------------------------------------------------
 
 
-class ConditionFact(Fact):
+class ConditionRow(Result):
     """Balanced accuracy on the hold-out under one condition, in [0, 1]."""
 
     name: (
         str  # noise, blur …; "clean" for the records as they are, "mean" for the mean of the others
     )
     strength: str  # what was done and how much of it, in words
-    balanced_accuracy: dict[str, Interval]  # by arm
+    balanced_accuracy: dict[str, Interval]  # by strategy
     differences: tuple[Difference, ...]  # the pairs of the verdict, under this condition
     # How much larger each difference is than on clean records; empty for these.
     changes: tuple[Difference, ...] = ()
 
 
-class RobustnessFacts(Fact):
-    """The compared arms on corrupted copies of hold-out records; trained on no such copies."""
+class RobustnessResult(Result):
+    """The compared strategies on corrupted copies of hold-out records; trained on no such copies."""
 
     n_records: int  # hold-out records that were corrupted, each in every way
     seed: int
-    clean: ConditionFact  # the same records as they are
-    conditions: tuple[ConditionFact, ...]
-    mean: ConditionFact
+    clean: ConditionRow  # the same records as they are
+    conditions: tuple[ConditionRow, ...]
+    mean: ConditionRow
     sentence: str
 
 
 # --- groups -----------------------------------------------------------------------------------
 
 
-class SliceFact(Fact):
+class SliceRow(Result):
     """One class within one group: its recall before and after."""
 
     label: str
@@ -119,7 +119,7 @@ class SliceFact(Fact):
     decision: Shown
 
 
-class GroupFact(Fact):
+class GroupRow(Result):
     """One group over its classes: the mean of their recalls, before and after."""
 
     group: dict[str, str]
@@ -131,7 +131,7 @@ class GroupFact(Fact):
     decision: Shown
 
 
-class Gap(Fact):
+class Gap(Result):
     """Highest less lowest recall over the groups that have enough records."""
 
     label: str  # empty: the mean over the classes
@@ -141,16 +141,16 @@ class Gap(Fact):
     change: Interval
 
 
-class SliceFacts(Fact):
+class SliceResult(Result):
     """Whether the recipe helps one group and hurts another."""
 
     by: tuple[str, ...]  # balance.by
-    before: str  # the arm that is compared with
-    after: str  # the arm whose recipe is published, or the chosen one where that is as is
+    before: str  # the strategy that is compared with
+    after: str  # the strategy whose recipe is published, or the chosen one where that is as is
     min_records: int  # with fewer hold-out records nothing is said of a slice
     n_too_few: int  # slices with fewer
-    groups: tuple[GroupFact, ...]
-    slices: tuple[SliceFact, ...]
+    groups: tuple[GroupRow, ...]
+    slices: tuple[SliceRow, ...]
     gaps: tuple[Gap, ...]
     flags: tuple[
         str, ...
@@ -160,7 +160,7 @@ class SliceFacts(Fact):
 # --- calibration ------------------------------------------------------------------------------
 
 
-class CalibrationScore(Fact):
+class CalibrationScore(Result):
     """How far probabilities are from what happens, in [0, 1]; lower is better."""
 
     brier: Interval  # half the mean squared distance, as LearnerScore has it, over all classes
@@ -171,25 +171,25 @@ class CalibrationScore(Fact):
     ]  # class -> records that the probabilities sum up to, per record there
 
 
-class ArmCalibration(Fact):
-    """One learner of one arm, as it predicts and with its prior corrected."""
+class StrategyCalibration(Result):
+    """One estimator of one strategy, as it predicts and with its prior corrected."""
 
     as_predicted: CalibrationScore
     corrected: CalibrationScore | None = None  # None where the training prior is the true one
     change: Interval | None = None  # Brier score, corrected less as predicted
 
 
-class CalibrationFacts(Fact):
-    """Calibration of the compared arms on the hold-out."""
+class CalibrationResult(Result):
+    """Calibration of the compared strategies on the hold-out."""
 
     n_records: int
     n_bins: int
     looked_at: tuple[
         str, ...
     ]  # the rarest judged classes, whose probabilities are looked at one by one
-    arms: dict[str, dict[str, ArmCalibration]]  # arm -> learner
+    strategies: dict[str, dict[str, StrategyCalibration]]  # strategy -> estimator
     prior_true: dict[str, float]  # class -> share of the real training records
-    prior_train: dict[str, dict[str, float]]  # arm -> class -> share that it trains with
+    prior_train: dict[str, dict[str, float]]  # strategy -> class -> share that it trains with
     published: str
     sentence: str
 
@@ -197,9 +197,9 @@ class CalibrationFacts(Fact):
 # --- all of it --------------------------------------------------------------------------------
 
 
-class HoldoutFacts(Fact):
+class HoldoutResult(Result):
     """What the verdict's reading of the hold-out says further; None where it was not asked."""
 
-    robustness: RobustnessFacts | None = None
-    slices: SliceFacts | None = None
-    calibration: CalibrationFacts | None = None
+    robustness: RobustnessResult | None = None
+    slices: SliceResult | None = None
+    calibration: CalibrationResult | None = None

@@ -19,12 +19,12 @@ from pydantic import AfterValidator, Field
 
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    ClassGate,
+    ClassFilter,
     ClassPlan,
-    ColumnFact,
-    Fact,
+    ColumnInfo,
     Recipe,
-    ShardFact,
+    Result,
+    ShardInfo,
     Verdict,
     class_order,
 )
@@ -77,7 +77,7 @@ def _inside(path: str) -> str:
     return path
 
 
-def _sound_shard(shard: ShardFact) -> ShardFact:
+def _sound_shard(shard: ShardInfo) -> ShardInfo:
     """Refuse what no shard can be; whether it is what it says is found out by reading it."""
     _inside(shard.path)
     counts = shard.class_counts.values()
@@ -98,7 +98,7 @@ def _digest(sha256: str) -> str:
     return sha256
 
 
-def _once(shards: tuple[ShardFact, ...]) -> tuple[ShardFact, ...]:
+def _once(shards: tuple[ShardInfo, ...]) -> tuple[ShardInfo, ...]:
     """Refuse a list that names a shard twice: its records would count twice."""
     counts = Counter(shard.path for shard in shards)
     twice = [path for path, n in counts.items() if n > 1]
@@ -109,12 +109,12 @@ def _once(shards: tuple[ShardFact, ...]) -> tuple[ShardFact, ...]:
 
 InsidePath = Annotated[str, AfterValidator(_inside)]
 PathOrNothing = Annotated[str, AfterValidator(lambda path: path and _inside(path))]
-PublishedShard = Annotated[ShardFact, AfterValidator(_sound_shard)]
+PublishedShard = Annotated[ShardInfo, AfterValidator(_sound_shard)]
 PublishedShards = Annotated[tuple[PublishedShard, ...], AfterValidator(_once)]
 Digest = Annotated[str, AfterValidator(_digest)]
 
 
-class PublishedFile(Fact):
+class PublishedFile(Result):
     """One object of a version that is not a shard of its records."""
 
     path: InsidePath
@@ -122,7 +122,7 @@ class PublishedFile(Fact):
     sha256: Digest
 
 
-class PublishedModel(Fact):
+class PublishedModel(Result):
     """A model whose records are in the version; paths relative to the dataset's folder."""
 
     kind: str
@@ -133,12 +133,12 @@ class PublishedModel(Fact):
     checkpoint: InsidePath
     config: InsidePath
     strata: tuple[str, ...]
-    n_fit: int
+    n_training: int
     steps: int
     notes: tuple[str, ...] = ()
 
 
-class Manifest(Fact):
+class Manifest(Result):
     """One published version.
 
     ``class_counts`` is split -> class -> origin -> records. ``content_digest`` covers what the
@@ -155,7 +155,7 @@ class Manifest(Fact):
     label: str
     label_type: str
     source_schema: str  # digest of the source's columns, in order, with their types
-    columns: tuple[ColumnFact, ...]  # of the source, without the label
+    columns: tuple[ColumnInfo, ...]  # of the source, without the label
     class_counts: dict[str, dict[str, dict[str, int]]]
     shards: PublishedShards
     plan: tuple[ClassPlan, ...]
@@ -163,7 +163,7 @@ class Manifest(Fact):
     # Stratum -> aug_weight of its records in train; 1 where not named.
     weights: dict[str, float] = Field(default_factory=dict)
     verdict: Verdict | None
-    gate: tuple[ClassGate, ...] = ()
+    gate: tuple[ClassFilter, ...] = ()
     models: tuple[PublishedModel, ...] = ()
     params: dict[str, Any]
     approval: ApprovalDecision | None = None  # None where nobody was asked
@@ -194,7 +194,7 @@ class Manifest(Fact):
             class_order({name for counts in self.class_counts.values() for name in counts})
         )
 
-    def split_shards(self, split: str) -> tuple[ShardFact, ...]:
+    def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
         """Return the shards of one split, in the order they are read."""
         return tuple(s for s in self.shards if s.split == split)
 

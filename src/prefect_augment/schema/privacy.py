@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prefect_augment.schema.base import Fact, Interval
+from prefect_augment.schema.base import Interval, Result
 
 __all__ = ["Attack", "ClassPrivacy", "Closeness", "Exposure", "Privacy", "PrivacySide"]
 
@@ -12,7 +12,7 @@ Finding = Literal["leak", "gap", "none shown", "too few", "not measured"]
 Records = Literal["drawn", "kept"]
 
 
-class Attack(Fact):
+class Attack(Result):
     """How well distances to synthetic records tell who was in the training data."""
 
     auc: Interval  # share of pairs (a member, another) told apart rightly; 0.5 is guessing
@@ -22,7 +22,7 @@ class Attack(Fact):
     found_share: float | None = None
 
 
-class Closeness(Fact):
+class Closeness(Result):
     """Distances to the closest record among the members, of synthetic records and of others."""
 
     synthetic_median: float
@@ -34,7 +34,7 @@ class Closeness(Fact):
     others_copies: float
 
 
-class Exposure(Fact):
+class Exposure(Result):
     """Of the most isolated real records, those with a synthetic record among their k nearest."""
 
     n_members: int
@@ -44,7 +44,7 @@ class Exposure(Fact):
     difference: Interval
 
 
-class ClassPrivacy(Fact):
+class ClassPrivacy(Result):
     """One class; what it has too few records for is None."""
 
     name: str
@@ -55,7 +55,7 @@ class ClassPrivacy(Fact):
     finding: Finding
 
 
-class PrivacySide(Fact):
+class PrivacySide(Result):
     """All drawn records, or those of them that were kept.
 
     ``attack`` and ``exposure`` are over all classes; the classes' own intervals hold together at 95 %.
@@ -71,7 +71,7 @@ class PrivacySide(Fact):
     sentence: str
 
 
-class Privacy(Fact):
+class Privacy(Result):
     """What synthetic records give away about the records that they were made from."""
 
     members: str  # in words: what the records were made from

@@ -11,21 +11,21 @@ How the training of a network went.
 
 from __future__ import annotations
 
-from prefect_augment.schema.base import Fact
+from prefect_augment.schema.base import Result
 from prefect_augment.schema.drift import Contents, Drift
 from prefect_augment.schema.experiment import (
-    CalibrationFacts,
-    RobustnessFacts,
-    SearchFacts,
-    SliceFacts,
+    CalibrationResult,
+    RobustnessResult,
+    SearchResult,
+    SliceResult,
 )
 from prefect_augment.schema.privacy import Privacy
 
 __all__ = ["Findings", "OperationCheck", "PolicyCheck", "Training", "TrainingCurve"]
 
 
-class OperationCheck(Fact):
-    """What became of val images under one operation, always applied."""
+class OperationCheck(Result):
+    """What became of validation records images under one operation, always applied."""
 
     name: str
     rate: float  # of images whose class the probe no longer sees
@@ -36,12 +36,12 @@ class OperationCheck(Fact):
     damages: bool
 
 
-class PolicyCheck(Fact):
+class PolicyCheck(Result):
     """What a probe says of a policy."""
 
     policy: str
     digest: str
-    accuracy: float  # of the probe, on unchanged val images
+    accuracy: float  # of the probe, on unchanged validation images
     n_images: int
     operations: tuple[OperationCheck, ...]
     picture: str  # path of a sheet, relative to the dataset
@@ -53,28 +53,28 @@ class PolicyCheck(Fact):
         return tuple(op for op in self.operations if op.damages)
 
 
-class TrainingCurve(Fact):
+class TrainingCurve(Result):
     """One loss over training: means over windows of equal steps."""
 
     loss: str
     points: tuple[tuple[int, float], ...]  # last step of the window, mean loss
 
 
-class Training(Fact):
+class Training(Result):
     """The losses of the generative model, as they went down, or did not."""
 
     curves: tuple[TrainingCurve, ...]
 
 
-class Findings(Fact):
+class Findings(Result):
     """Measurements that a report shows where they were made; None where they were not."""
 
     contents: Contents | None = None  # for the next version; no section
     drift: Drift | None = None
-    search: SearchFacts | None = None
+    search: SearchResult | None = None
     training: Training | None = None
     policy: PolicyCheck | None = None
     privacy: Privacy | None = None
-    robustness: RobustnessFacts | None = None
-    slices: SliceFacts | None = None
-    calibration: CalibrationFacts | None = None
+    robustness: RobustnessResult | None = None
+    slices: SliceResult | None = None
+    calibration: CalibrationResult | None = None

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from prefect_augment.errors import IntegrityError, SchemaError, StorageError
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
-from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.schema.base import Origin, ShardInfo
 from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
 from prefect_augment.storage.store import Draft, Store, sha256_hex
@@ -132,7 +132,7 @@ def write_shards(
     max_bytes: int,
     shard_format: str = "parquet",
     classes: Sequence[str] = (),
-) -> tuple[ShardFact, ...]:
+) -> tuple[ShardInfo, ...]:
     """Put the records as immutable objects named by their content.
 
     A shard is written to a temporary file, or to memory where the store is not local, and gets its
@@ -162,7 +162,7 @@ def write_shards(
 
     Returns
     -------
-    tuple of ShardFact
+    tuple of ShardInfo
         In the order of the records; ``path`` is relative to the store's root.
 
     Raises
@@ -206,7 +206,7 @@ def write_shard(
     origin: Origin,
     label: str,
     classes: Sequence[str],
-) -> ShardFact:
+) -> ShardInfo:
     """Put the records of one shard as ``{name}-{sha12}`` with the format's ending.
 
     ``groups`` are those of :meth:`ShardFormat.write`; the rest is as for :func:`write_shards`.
@@ -226,7 +226,7 @@ def write_shard(
             kind.write(counted(), sink, label=label, classes=classes)
         path = f"{name}-{sink.sha256[:12]}{kind.ending}"
         put_once(store, path, draft)
-    return ShardFact(
+    return ShardInfo(
         path=path,
         split=split,
         origin=origin,
@@ -323,7 +323,7 @@ def _read_checked(store: Store, path: str, sha256: str) -> bytes:
     return data
 
 
-def check_count(store: Store, shard: ShardFact, n_records: int) -> None:
+def check_count(store: Store, shard: ShardInfo, n_records: int) -> None:
     """Refuse a shard that does not hold as many records as the dataset says.
 
     Raises

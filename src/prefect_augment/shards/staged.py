@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, ShardFact
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, ShardInfo
 from prefect_augment.shards.base import ADVICE, check_count, open_shard, read_shard
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS
-from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store
 
-__all__ = ["iter_shards", "load_facts", "read_part", "read_shards", "write_candidates"]
+__all__ = ["iter_shards", "load_info", "read_part", "read_shards", "write_candidates"]
 
 
-def load_facts(ref: DatasetRef, store: Store) -> DatasetFacts:
+def load_info(ref: DatasetRef, store: Store) -> DatasetInfo:
     """Return everything known about staged records.
 
     Raises
@@ -29,23 +29,23 @@ def load_facts(ref: DatasetRef, store: Store) -> DatasetFacts:
     IntegrityError
         If the stage's outcome is gone, or is not the one that ``ref`` was made from.
     """
-    facts = read_fact(store, ref.path, DatasetFacts)
+    info = read_result(store, ref.path, DatasetInfo)
     where = f"{store.uri}/{ref.path}"
-    if facts is None:
+    if info is None:
         raise IntegrityError(
             f"{where} is gone; run again from ingest, it is made anew.", path=ref.path
         )
-    if facts.digest != ref.digest:
+    if info.digest != ref.digest:
         raise IntegrityError(
-            f"{where} describes other records than the reference does (digest {facts.digest[:12]}…, expected "
+            f"{where} describes other records than the reference does (digest {info.digest[:12]}…, expected "
             f"{ref.digest[:12]}…); run again from ingest.",
             path=ref.path,
         )
-    return facts
+    return info
 
 
 def read_part(
-    store: Store, facts: DatasetFacts, parts: Sequence[str], columns: Sequence[str] | None = None
+    store: Store, info: DatasetInfo, parts: Sequence[str], columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Records of some parts of staged data.
 
@@ -53,10 +53,10 @@ def read_part(
     ----------
     store : Store
         The root that the facts' shards lie under.
-    facts : DatasetFacts
+    info : DatasetInfo
         Outcome of an ingest, sampling or augmentation stage.
     parts : sequence of str
-        Values of ``ShardFact.split``: fit, val, holdout, candidates …
+        Values of ``ShardInfo.split``: training, validation, holdout, candidates …
     columns : sequence of str, optional
         Only these, in this order.
 
@@ -70,16 +70,16 @@ def read_part(
     IntegrityError
         If a shard is missing or damaged.
     """
-    wanted = [s for s in facts.shards if s.split in parts]
-    return read_shards(store, wanted, columns, like=facts.shards)
+    wanted = [s for s in info.shards if s.split in parts]
+    return read_shards(store, wanted, columns, like=info.shards)
 
 
 def read_shards(
     store: Store,
-    shards: Sequence[ShardFact],
+    shards: Sequence[ShardInfo],
     columns: Sequence[str] | None = None,
     *,
-    like: Sequence[ShardFact] = (),
+    like: Sequence[ShardInfo] = (),
     verify: bool = False,
 ) -> pa.Table:
     """Records of these shards, one after the other, with one dictionary per category column.
@@ -88,11 +88,11 @@ def read_shards(
     ----------
     store : Store
         The root that the shards lie under.
-    shards : sequence of ShardFact
+    shards : sequence of ShardInfo
         Which; none gives a table without rows, with the columns of the first of ``like``.
     columns : sequence of str, optional
         Only these, in this order.
-    like : sequence of ShardFact
+    like : sequence of ShardInfo
         Where the columns are taken from when ``shards`` is empty.
     verify : bool
         Check every object's sha256 first.
@@ -121,7 +121,7 @@ def read_shards(
 
 def iter_shards(
     store: Store,
-    shards: Sequence[ShardFact],
+    shards: Sequence[ShardInfo],
     columns: Sequence[str] | None = None,
     *,
     max_bytes: int = BATCH_BYTES,
@@ -141,8 +141,8 @@ def iter_shards(
     IntegrityError
         If a shard is missing or damaged.
     """
-    for fact in shards:
-        with open_shard(store, fact.path, mapped=False) as shard:
+    for result in shards:
+        with open_shard(store, result.path, mapped=False) as shard:
             n_groups, start = 1, 0
             while start < len(shard.group_rows):
                 groups = range(start, min(start + n_groups, len(shard.group_rows)))
@@ -170,7 +170,7 @@ SHARD_RECORDS = 100_000
 SHARD_BYTES = 64 * 2**20
 
 
-def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardFact, ...]:
+def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardInfo, ...]:
     """Write records that are no real ones into a stage's folder; return the shards."""
     return write_shards(
         stage.store,

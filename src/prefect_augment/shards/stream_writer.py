@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import StorageError
 from prefect_augment.registry import load_shard_format
-from prefect_augment.schema.base import Origin, ShardFact
+from prefect_augment.schema.base import Origin, ShardInfo
 from prefect_augment.shards.base import write_shard, write_shards
 from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import rows_per_group
@@ -57,7 +57,7 @@ def write_stream(
     n_bytes: int = 0,
     shard_format: str = "parquet",
     classes: Sequence[str] = (),
-) -> tuple[ShardFact, ...]:
+) -> tuple[ShardInfo, ...]:
     """Put records that come table by table as immutable objects named by their content.
 
     Where the first table holds all records this is :func:`write_shards`. Else each shard is built a
@@ -79,7 +79,7 @@ def write_stream(
 
     Returns
     -------
-    tuple of ShardFact
+    tuple of ShardInfo
         In the order of the records.
     """
     wishes = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}

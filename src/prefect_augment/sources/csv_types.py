@@ -97,10 +97,10 @@ class ColumnTyper:
         if self._decimal == ",":
             trimmed = _with_point(trimmed)
         for kind in KINDS:
-            n_fit = self._seen[kind.name].add(trimmed, kind)
-            if kind.name == "whole number" and n_fit == left:
+            n_training = self._seen[kind.name].add(trimmed, kind)
+            if kind.name == "whole number" and n_training == left:
                 self._seen[NUMBER_KIND.name].add(trimmed, NUMBER_KIND)
-            if n_fit == left:  # then no value is of a kind that comes after
+            if n_training == left:  # then no value is of a kind that comes after
                 return
 
     def settle(self) -> None:
@@ -123,11 +123,11 @@ class ColumnTyper:
         self.n_missing_words = n_words if self._kind is not None else 0
 
     def _is(self, kind: _Kind, seen: _Seen, n_values: int) -> bool:
-        if seen.n_fit == n_values:
+        if seen.n_training == n_values:
             return True
-        if self._strict or seen.n_fit <= MIN_PARSED * n_values:
+        if self._strict or seen.n_training <= MIN_PARSED * n_values:
             return False
-        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_fit == n_values:
+        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_training == n_values:
             return False  # the misfits are decimals: the column holds numbers
         return len(seen.distinct) > MIN_DISTINCT
 
@@ -155,7 +155,7 @@ class _Seen:
     """What was seen of one kind in a column."""
 
     def __init__(self) -> None:
-        self.n_fit = 0
+        self.n_training = 0
         self.distinct: set[str] = set()  # no more than are needed
         self.fails = False
         self.is_nano = False
@@ -164,10 +164,10 @@ class _Seen:
     def add(self, trimmed: pa.Array, kind: _Kind) -> int:
         """Take note of a block and return how many of its values fit."""
         fits = _fits(trimmed, kind)
-        n_fit = int(pc.sum(fits).as_py() or 0)
-        if n_fit == 0:
+        n_training = int(pc.sum(fits).as_py() or 0)
+        if n_training == 0:
             return 0
-        self.n_fit += n_fit
+        self.n_training += n_training
         fitting = pc.if_else(fits, trimmed, None)
         if len(self.distinct) <= MIN_DISTINCT:
             self.distinct.update(
@@ -178,7 +178,7 @@ class _Seen:
         if kind.has_unit:
             self.is_nano |= _count(fitting, NANO) > 0
             self.fails_as_nano |= not _converts(fitting, kind, "ns")
-        return n_fit
+        return n_training
 
 
 def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:

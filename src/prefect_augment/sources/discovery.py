@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from prefect_augment.errors import InputError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
-from prefect_augment.schema.base import INDEX, LatentFacts, ShardFact
+from prefect_augment.schema.base import INDEX, LatentInfo, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
 from prefect_augment.sources.hf_layout import choose_files
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
-# Wishes that say how image files get their labels, and not in what they come.
+# Params that say how image files get their labels, and not in what they come.
 LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
 
 ENDINGS: dict[str, Format] = {
@@ -80,7 +80,7 @@ class Listing:
         One for all; ``folder`` lists image files and what lies beside them.
     manifest : Manifest, optional
         Where the source is a dataset that we published.
-    denoised : tuple of ShardFact
+    denoised : tuple of ShardInfo
         Where it is what ``denoise`` left.
     n_ignored : int
         Objects in the folder that are of another format.
@@ -97,7 +97,7 @@ class Listing:
     n_ignored: int = 0
     n_loops: int = 0
     notes: tuple[str, ...] = ()
-    denoised: tuple[ShardFact, ...] = ()
+    denoised: tuple[ShardInfo, ...] = ()
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -406,20 +406,20 @@ def _modified(store: Store, path: str) -> str:
 PART = "aug_split"  # the column that says which part a record is of
 
 
-def denoised_shards(store: Store) -> tuple[ShardFact, ...] | None:
+def denoised_shards(store: Store) -> tuple[ShardInfo, ...] | None:
     """Return the shards of real records, where the folder is what ``denoise`` left; else None."""
     if not store.exists(INDEX):
         return None
     try:
-        facts = LatentFacts.model_validate_json(store.read(INDEX))
+        info = LatentInfo.model_validate_json(store.read(INDEX))
     except ValidationError:  # another tool's file of that name
         return None
-    if facts.use != "denoised":
+    if info.use != "denoised":
         return None
-    return tuple(shard for shard in facts.shards if shard.origin == "real")
+    return tuple(shard for shard in info.shards if shard.origin == "real")
 
 
-def with_its_holdout(source: Source, shards: tuple[ShardFact, ...]) -> Source:
+def with_its_holdout(source: Source, shards: tuple[ShardInfo, ...]) -> Source:
     """Return the source with the denoised hold-out as its hold-out, where it does not name another.
 
     The model that took the noise out has learnt from the other parts.

@@ -1,4 +1,4 @@
-"""The sticky split: which records train (fit), choose (val) and are kept for the last comparison.
+"""The sticky split: which records train (fit), choose (validation) and are kept for the last comparison.
 
 A :class:`Ledger` says for every record, or every group, the part it once got; it is inherited from
 version to version and nothing in it ever moves. :func:`assign` adds new records: each class's parts
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import InputError
 from prefect_augment.split.ledger import (
-    FIT,
     HOLDOUT,
     PARTS,
-    VAL,
+    TRAINING,
+    VALIDATION,
     Assignment,
     ImageRows,
     Ledger,
 )
 from prefect_augment.split.record_split import (
-    MIN_JUDGED,
+    MIN_COMPARED,
     Looked,
     RecordSplit,
     Shares,
@@ -47,11 +47,11 @@ from prefect_augment.storage.keys import (
 from prefect_augment.storage.spill import Workspace
 
 __all__ = [
-    "FIT",
     "HOLDOUT",
-    "MIN_JUDGED",
+    "MIN_COMPARED",
     "PARTS",
-    "VAL",
+    "TRAINING",
+    "VALIDATION",
     "Assignment",
     "ImageRows",
     "Ledger",
@@ -80,15 +80,15 @@ def assign(
     *,
     ledger: Ledger,
     holdout_fraction: float,
-    val_fraction: float,
+    validation_fraction: float,
     marked: Marks | None = None,
     groups: Sequence[str] | NDArray[Any] | Coded | None = None,
 ) -> Assignment:
     """Return the part of every record and the ledger that remembers it.
 
     A record or group that the ledger knows keeps its part, also when its label was corrected. New
-    ones fill the deficit of their class: first the hold-out's, then val's; the rest is fit. A class
-    with fewer than ``MIN_JUDGED`` records (with groups: or in fewer than three groups) puts nothing
+    ones fill the deficit of their class: first the hold-out's, then validation's; the rest is fit. A class
+    with fewer than ``MIN_COMPARED`` records (with groups: or in fewer than three groups) puts nothing
     new outside fit. The result depends on the records as a set, not on their order.
 
     Parameters
@@ -101,8 +101,8 @@ def assign(
         The parent version's, or an empty one with a salt.
     holdout_fraction : float in [0, 1)
         Share of each class for the hold-out; 0 where the hold-out lies elsewhere.
-    val_fraction : float in (0, 1)
-        Share of the rest for val.
+    validation_fraction : float in (0, 1)
+        Share of the rest for validation.
     marked : ndarray of bool, shape (n_records,), optional
         Hold-out records, where the source says it itself.
     groups : Coded, ndarray of keys or sequence of str, length n_records, optional
@@ -114,7 +114,9 @@ def assign(
     InputError
         If the hold-out marks cut through a group.
     """
-    shares = Shares(holdout_fraction, val_fraction, marked is not None or holdout_fraction == 0.0)
+    shares = Shares(
+        holdout_fraction, validation_fraction, marked is not None or holdout_fraction == 0.0
+    )
     if groups is None:
         return _assign_records(as_keys(keys), Coded.of(labels), ledger, shares, marked)
     return _assign_groups(Coded.of(labels), ledger, shares, marked, Coded.of(groups).only_used())
@@ -212,7 +214,7 @@ def _place_groups(
     have = np.zeros((len(PARTS), n_classes), dtype=np.int64)
     placed = part_of[group] >= 0
     np.add.at(have, (part_of[group[placed]], label[placed]), n[placed])
-    judged = (n_records >= MIN_JUDGED) & (n_groups >= MIN_GROUPS)
+    compared = (n_records >= MIN_COMPARED) & (n_groups >= MIN_GROUPS)
     aims = np.array(
         [shares.wanted(int(n_records[k]), int(have[HOLDOUT, k])) for k in range(n_classes)]
     ).reshape(n_classes, 2)
@@ -232,29 +234,29 @@ def _place_groups(
     for g in waiting[sort_order(hashes)].tolist():
         inside = slice(starts[g], starts[g + 1])
         classes, counts = label[inside], n[inside]
-        part = FIT
-        if judged[classes].all():  # a class that is not judged needs all its records in fit
+        part = TRAINING
+        if compared[classes].all():  # a class that is not judged needs all its records in fit
             if not shares.holdout_is_given and gain(classes, counts, HOLDOUT) > 0:
                 part = HOLDOUT
-            elif gain(classes, counts, VAL) > 0:
-                part = VAL
+            elif gain(classes, counts, VALIDATION) > 0:
+                part = VALIDATION
         part_of[g] = part
         have[part, classes] += counts
-    # Few groups of a class can each be too much for val: the one that comes nearest goes there all the
+    # Few groups of a class can each be too much for validation: the one that comes nearest goes there all the
     # same, where every class of it has others to stay.
-    for k in np.flatnonzero(judged & (aims[:, 1] > 0)):
-        if have[VAL, k]:  # a group that went there for another class may have brought some
+    for k in np.flatnonzero(compared & (aims[:, 1] > 0)):
+        if have[VALIDATION, k]:  # a group that went there for another class may have brought some
             continue
         found = []
         for g in group[label == k].tolist():
             inside = slice(starts[g], starts[g + 1])
             classes, counts = label[inside], n[inside]
             stay = (have[part_of[g], classes] > counts).all()
-            if is_waiting[g] and judged[classes].all() and stay:
-                found.append((gain(classes, counts, VAL), g))
+            if is_waiting[g] and compared[classes].all() and stay:
+                found.append((gain(classes, counts, VALIDATION), g))
         if found:
             _, g = max(found)
             inside = slice(starts[g], starts[g + 1])
             have[part_of[g], label[inside]] -= n[inside]
-            have[VAL, label[inside]] += n[inside]
-            part_of[g] = VAL
+            have[VALIDATION, label[inside]] += n[inside]
+            part_of[g] = VALIDATION

@@ -14,10 +14,19 @@ from prefect_augment.storage.external_sort import Binned
 from prefect_augment.storage.keys import KEY, Coded, as_keys
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["FIT", "HOLDOUT", "PARTS", "VAL", "Assignment", "ImageRows", "Ledger", "LedgerAside"]
+__all__ = [
+    "HOLDOUT",
+    "PARTS",
+    "TRAINING",
+    "VALIDATION",
+    "Assignment",
+    "ImageRows",
+    "Ledger",
+    "LedgerAside",
+]
 
-PARTS = ("fit", "val", "holdout")
-FIT, VAL, HOLDOUT = 0, 1, 2
+PARTS = ("training", "validation", "holdout")
+TRAINING, VALIDATION, HOLDOUT = 0, 1, 2
 
 ROWS_AT_ONCE = 131_072
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.schema.base import DatasetInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
@@ -104,7 +104,7 @@ def _texts(keys: NDArray[Any]) -> pa.Array:
     return hex_column(keys) if keys.dtype == KEY else pa.array(key_texts(keys), pa.string())
 
 
-def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str]) -> list[str]:
+def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str]) -> list[str]:
     """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
 
     An image that the ledger does not know (one of a hold-out of its own) is a cluster of itself, and so
@@ -114,12 +114,12 @@ def split_clusters(store: Store, facts: DatasetFacts, content_keys: Sequence[str
     ----------
     store : Store
         The destination under which the facts' ledger lies.
-    facts : DatasetFacts
+    info : DatasetInfo
         Outcome of an ingest stage.
     content_keys : sequence of str
         Of the records asked for.
     """
-    ledger = read_ledger(store, facts.ledger)
+    ledger = read_ledger(store, info.ledger)
     if ledger.images is None:
         return list(content_keys)
     asked = _asked(content_keys)
@@ -186,7 +186,7 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
         found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
         parts = pc.index_in(batch["part"], value_set=pa.array(PARTS))
         if parts.null_count:
-            raise ValueError("a part is none of fit, val and holdout")
+            raise ValueError("a part is none of training, validation and holdout")
         found["part"].append(parts.to_numpy().astype(np.int8))
         if has_images:
             found["cluster"].append(unhex(batch["cluster"]))

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.split.assignment import (
-    FIT,
     HOLDOUT,
-    VAL,
+    TRAINING,
+    VALIDATION,
     Assignment,
     ImageRows,
     Ledger,
@@ -164,8 +164,8 @@ def _placed(
 
 
 def _joined(members: NDArray[np.intp], near: Neighbours, touches: NDArray[np.bool_]) -> int:
-    """The old image whose cluster the new ones join: the nearest; fit goes before val."""
-    part = next(p for p in (FIT, VAL, HOLDOUT) if touches[members, p].any())
+    """The old image whose cluster the new ones join: the nearest; fit goes before validation."""
+    part = next(p for p in (TRAINING, VALIDATION, HOLDOUT) if touches[members, p].any())
     strength = np.where(touches[members, part], near.strength[members, part], 0)
     nearest = near.index[members, part][strength == strength.max()]
     return int(nearest.min())
@@ -184,7 +184,7 @@ def _without_bridges(
     """
     is_bridge = np.zeros(len(clusters), dtype=bool)
     clusters = clusters.copy()
-    in_train, in_holdout = touches[:, FIT] | touches[:, VAL], touches[:, HOLDOUT]
+    in_train, in_holdout = touches[:, TRAINING] | touches[:, VALIDATION], touches[:, HOLDOUT]
     both = np.intersect1d(clusters[in_train], clusters[in_holdout])
     following = int(clusters.max(initial=-1)) + 1
     for cluster in both:
@@ -236,7 +236,7 @@ def assign_clusters(
     *,
     ledger: Ledger,
     holdout_fraction: float,
-    val_fraction: float,
+    validation_fraction: float,
     thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
 ) -> Assignment:
@@ -256,7 +256,7 @@ def assign_clusters(
         labels,
         ledger=_by_cluster(ledger),
         holdout_fraction=holdout_fraction,
-        val_fraction=val_fraction,
+        validation_fraction=validation_fraction,
         marked=marked,
         groups=clusters.names,
     )

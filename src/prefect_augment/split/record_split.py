@@ -1,7 +1,7 @@
 """The split by record, a bin of keys at a time: what the ledger knows stays, and new records fill the shares.
 
 What is known of all records are counts, and the hash up to which a class's records go to the hold-out and
-to val.
+to validation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.split.ledger import FIT, HOLDOUT, PARTS, VAL, Ledger
+from prefect_augment.split.ledger import HOLDOUT, PARTS, TRAINING, VALIDATION, Ledger
 from prefect_augment.storage.external_sort import Binned, bin_of, first_of_bin
 from prefect_augment.storage.keys import (
     KEY,
@@ -27,12 +27,12 @@ from prefect_augment.storage.keys import (
 )
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["MIN_JUDGED", "Looked", "RecordSplit", "Shares", "grown_ledger", "salted"]
+__all__ = ["MIN_COMPARED", "Looked", "RecordSplit", "Shares", "grown_ledger", "salted"]
 
 #: Records that a class needs before any of them leaves fit. With the default shares ten give two in
-#: the hold-out and two in val; of fewer, a part would hold a single record or none, whose recall is 0
+#: the hold-out and two in validation; of fewer, a part would hold a single record or none, whose recall is 0
 #: or 1 and judges nothing, while training would miss it.
-MIN_JUDGED = 10
+MIN_COMPARED = 10
 HASHED_AT_ONCE = 65_536  # texts alive at a time
 
 Int = NDArray[np.int64]
@@ -44,16 +44,16 @@ class Shares:
     """Shares wanted, and whether the hold-out is somebody else's matter."""
 
     holdout: float
-    val: float
+    validation: float
     holdout_is_given: bool = field(default=False)
 
     def wanted(self, n_records: int, n_marked: int) -> tuple[int, int]:
-        """Records of a judged class wanted in hold-out and val."""
+        """Records of a judged class wanted in hold-out and validation."""
         if self.holdout_is_given:
             n_holdout = n_marked
         else:
             n_holdout = max(1, round(self.holdout * n_records))
-        return n_holdout, max(1, round(self.val * (n_records - n_holdout)))
+        return n_holdout, max(1, round(self.validation * (n_records - n_holdout)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RecordSplit:
     """The split by record, a bin of keys at a time.
 
     First every bin is looked at and noted, then every bin's records get their parts: how many of a class
-    go to the hold-out and to val is known when all have been noted, and which follows from the hash up to
+    go to the hold-out and to validation is known when all have been noted, and which follows from the hash up to
     which they go.
 
     Parameters
@@ -185,10 +185,10 @@ class RecordSplit:
             self._cuts = self._find_cuts()
         known = looked.rows >= 0
         new = np.flatnonzero(~known)
-        parts = np.full(len(keys), FIT, dtype=np.int8)
+        parts = np.full(len(keys), TRAINING, dtype=np.int8)
         parts[known] = looked.ledger.parts[looked.rows[known]]
         of_new = labels.codes[new]
-        for part, cut in ((VAL, self._cuts[1]), (HOLDOUT, self._cuts[0])):
+        for part, cut in ((VALIDATION, self._cuts[1]), (HOLDOUT, self._cuts[0])):
             parts[new[_is_below(looked.hashes, cut[of_new])]] = part
         if marked is not None:
             parts[new[marked[new]]] = (
@@ -211,16 +211,18 @@ class RecordSplit:
         return parts, grown
 
     def _find_cuts(self) -> NDArray[Any]:
-        """Return the hashes below which a class's records go to the hold-out, and to val."""
+        """Return the hashes below which a class's records go to the hold-out, and to validation."""
         n = self._n_classes
         ends = np.zeros((2, n), dtype=np.int64)
         for k in range(n):
             n_records = int(self._known[:, k].sum() + self._n_new[k])
-            if n_records >= MIN_JUDGED:
+            if n_records >= MIN_COMPARED:
                 in_holdout = int(self._known[HOLDOUT, k] + self._n_marked[k])
-                wanted_holdout, wanted_val = self.shares.wanted(n_records, in_holdout)
+                wanted_holdout, wanted_validation = self.shares.wanted(n_records, in_holdout)
                 ends[0, k] = max(0, wanted_holdout - in_holdout)
-                ends[1, k] = ends[0, k] + max(0, wanted_val - int(self._known[VAL, k]))
+                ends[1, k] = ends[0, k] + max(
+                    0, wanted_validation - int(self._known[VALIDATION, k])
+                )
         cuts = np.zeros((2, n, 2), dtype=np.uint64)
         before = np.zeros(n, dtype=np.int64)
         for number in range(self.n_bins):

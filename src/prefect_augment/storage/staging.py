@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ShardFact
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = ["Stage", "canonical_json", "stage_key"]
 
-F = TypeVar("F", bound=Fact)
+F = TypeVar("F", bound=Result)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -52,7 +52,7 @@ def stage_key(
     algorithm_version : int
         Raised whenever the code would give other bytes for the same params.
     params
-        The wishes that change the bytes; compute, storage and approval do not.
+        The params that change the bytes; compute, storage and approval do not.
     inputs : sequence of str
         Keys or digests of what the stage reads.
     seed : int, optional
@@ -74,27 +74,27 @@ class Stage:
 
     def outcome(self, kind: type[F]) -> F | None:
         """Return the stage's outcome, or None while it has none."""
-        return read_fact(self.store, self.outcome_path, kind)
+        return read_result(self.store, self.outcome_path, kind)
 
     def finish(self, outcome: F) -> F:
         """Leave the outcome, or take the one that another worker left first."""
         return self._put(self.outcome_path, outcome)
 
-    def facts_of(
-        self, source: DatasetFacts, shards: Sequence[ShardFact], *, part: str, **more: Any
-    ) -> DatasetFacts:
+    def info_of(
+        self, source: DatasetInfo, shards: Sequence[ShardInfo], *, part: str, **more: Any
+    ) -> DatasetInfo:
         """Return the facts of staged records that were made like others: columns and classes are those.
 
         Parameters
         ----------
-        source : DatasetFacts
+        source : DatasetInfo
             Of the records that they were made like.
-        shards : sequence of ShardFact
+        shards : sequence of ShardInfo
             Of what was made.
         part : str
             What it is called in ``part_counts``.
         **more
-            Other fields of :class:`~prefect_augment.schema.base.DatasetFacts`.
+            Other fields of :class:`~prefect_augment.schema.base.DatasetInfo`.
         """
         class_counts: Counter[str] = Counter()
         for shard in shards:
@@ -109,37 +109,37 @@ class Stage:
             "columns": source.columns,
             "shards": tuple(shards),
             "part_counts": {part: dict(sorted(class_counts.items()))},
-            "judged": source.judged,
+            "compared": source.compared,
             "group_column": source.group_column,
             "modality": source.modality,
             "image": source.image,
         }
-        return DatasetFacts(**(known | more))
+        return DatasetInfo(**(known | more))
 
-    def reference(self, facts: DatasetFacts, class_counts: Mapping[str, int]) -> DatasetRef:
+    def reference(self, info: DatasetInfo, class_counts: Mapping[str, int]) -> DatasetRef:
         """Return the reference to this stage's records, to hand on."""
         return DatasetRef(
             root=self.store.uri,
             path=self.outcome_path,
             key=self.key,
-            digest=facts.digest,
-            label=facts.label,
+            digest=info.digest,
+            label=info.label,
             n_records=sum(class_counts.values()),
-            n_quarantined=facts.n_quarantined,
+            n_quarantined=info.n_quarantined,
             class_counts=dict(class_counts),
-            modality=facts.modality,
+            modality=info.modality,
         )
 
     def item(self, name: str, kind: type[F], build: Callable[[], F]) -> F:
         """Return item ``name``'s receipt; build the item where there is none yet."""
         path = f"{self.prefix}/{name}.json"
-        found = read_fact(self.store, path, kind)
+        found = read_result(self.store, path, kind)
         return found if found is not None else self._put(path, build())
 
-    def _put(self, path: str, fact: F) -> F:
-        if self.store.put_if_absent(path, fact.to_json()):
-            return fact
-        winner = read_fact(self.store, path, type(fact))
+    def _put(self, path: str, result: F) -> F:
+        if self.store.put_if_absent(path, result.to_json()):
+            return result
+        winner = read_result(self.store, path, type(result))
         if winner is None:
             raise IntegrityError(
                 f"{self.store.uri}/{path} was there and is gone; something else deletes staging."
@@ -147,7 +147,7 @@ class Stage:
         return winner
 
 
-def read_fact(store: Store, path: str, kind: type[F]) -> F | None:
+def read_result(store: Store, path: str, kind: type[F]) -> F | None:
     """Return the fact at ``path``, or None if there is none.
 
     Raises

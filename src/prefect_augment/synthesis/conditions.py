@@ -66,7 +66,7 @@ def given_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, An
     if _is_missing(value):
         if codec.missing is None:
             raise ParameterError(
-                f"given asks for no value in column {name!r}, where no fit record lacks one; "
+                f"given asks for no value in column {name!r}, where no training record lacks one; "
                 "give a value.",
                 column=name,
             )

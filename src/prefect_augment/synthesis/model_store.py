@@ -69,7 +69,7 @@ def keep_model(
     *,
     encoder: Encoder,
     spec: TableSpec | ImageSpec,
-    n_fit: int,
+    n_training: int,
     kind: str,
     notes: tuple[str, ...] = (),
 ) -> ModelRef:
@@ -82,7 +82,7 @@ def keep_model(
     stage.store.put(_encoder_path(written, encoder.digest), encoder.to_json())
     counts = dict(zip(spec.classes, spec.class_counts, strict=True))
     notes += tuple(
-        f"class {name!r} has {n} fit records and is not sampled: a model needs "
+        f"class {name!r} has {n} training records and is not sampled: a model needs "
         f"{MIN_SAMPLED_RECORDS}"
         for name, n in counts.items()
         if n < MIN_SAMPLED_RECORDS
@@ -99,7 +99,7 @@ def keep_model(
         checkpoint=checkpoint,
         config=written,
         strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
-        n_fit=n_fit,
+        n_training=n_training,
         steps=model.n_steps,
         notes=notes,
     )

@@ -1,13 +1,13 @@
-"""Drawn records that lie too near to a fit record: passed over until they are as rare as asked for.
+"""Drawn records that lie too near to a training record: passed over until they are as rare as asked for.
 
-A record is *near* where it is nearer to the fit records of its stratum than the nearest
-:data:`QUANTILE` of real records are that were not fitted on: val's, or where there are too few of
-them the fit records beside one another (as in the gate, whose distances these are). How many of a
+A record is *near* where it is nearer to the training records of its stratum than the nearest
+:data:`QUANTILE` of real records are that were not fitted on: validation's, or where there are too few of
+them the training records beside one another (as in the gate, whose distances these are). How many of a
 model's records are near is measured on some draws; of those that follow, each near one is kept with
 the probability that leaves the wanted share. Whether it is depends on its own seed, so that a
 candidate stays the same whatever else is drawn.
 
-Records that are equal to a fit record count apart: real ones may be equal too (a table with many
+Records that are equal to a training record count apart: real ones may be equal too (a table with many
 empty rows), and drawn ones may as often as these, whatever share of near ones is wanted.
 """
 
@@ -46,7 +46,7 @@ Floats = NDArray[np.float64]
 class _Stratum:
     """What is near in one stratum, how much of it stays, and how much of all that is drawn."""
 
-    fit: Points
+    training: Points
     limit: float
     keep_near: float
     keep_equal: float
@@ -55,7 +55,7 @@ class _Stratum:
 
 @dataclass(frozen=True)
 class NearRows:
-    """Which drawn records stay, by how near they lie to the fit records.
+    """Which drawn records stay, by how near they lie to the training records.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class NearRows:
     encoder : TableEncoder
         Distances are those of values as they are written, after rounding.
     space : FeatureSpace
-        Of all fit records.
+        Of all training records.
     strata : dict of int to _Stratum
         Records of others all stay.
     """
@@ -81,8 +81,8 @@ class NearRows:
         fitted: GenerativeModel,
         encoder: TableEncoder,
         *,
-        fit: tuple[Floats, NDArray[np.int64]],
-        val: tuple[Floats, NDArray[np.int64]],
+        training: tuple[Floats, NDArray[np.int64]],
+        validation: tuple[Floats, NDArray[np.int64]],
         strata: Sequence[int],
     ) -> Self:
         """Measure how near a model's records lie.
@@ -94,17 +94,17 @@ class NearRows:
         fitted : GenerativeModel
         encoder : TableEncoder
             The model's.
-        fit, val : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
-            Records in the matrix form with their strata; val may be empty.
+        training, validation : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
+            Records in the matrix form with their strata; validation may be empty.
         strata : sequence of int
             Those that are drawn.
         """
-        space = FeatureSpace.of(fit[0], encoder.is_category)
+        space = FeatureSpace.of(training[0], encoder.is_category)
         found = cls(share, encoder, space, {})
         n = max(MIN_MEASURED, min(N_MEASURED, N_MEASURED_IN_ALL // max(1, len(strata))))
         for k in strata:
-            own = space.place(fit[0][fit[1] == k])
-            real = real_distances(space, own, space.place(val[0][val[1] == k]))
+            own = space.place(training[0][training[1] == k])
+            real = real_distances(space, own, space.place(validation[0][validation[1] == k]))
             seeds = seeds_from(k, 0, n)
             drawn = fitted.sample(np.full(n, k, dtype=np.int64), seeds=seeds)
             distance = space.nearest(found._placed(drawn), own)
@@ -133,7 +133,7 @@ class NearRows:
         of = self.strata.get(k)
         if of is None or min(of.keep_near, of.keep_equal) >= 1:
             return np.ones(len(X), dtype=bool)
-        distance = self.space.nearest(self._placed(X), of.fit)
+        distance = self.space.nearest(self._placed(X), of.training)
         keep = np.where(distance == 0, of.keep_equal, of.keep_near)
         stays: NDArray[np.bool_] = uniform(record_keys(seeds), COUNTER) < keep
         return stays | ((distance > 0) & (distance >= of.limit))
@@ -145,7 +145,7 @@ class NearRows:
         return self.space.place(np.array(written).reshape(X.shape[::-1]).T)
 
 
-def _of_distances(fit: Points, real: Floats, drawn: Floats, share: float) -> _Stratum:
+def _of_distances(training: Points, real: Floats, drawn: Floats, share: float) -> _Stratum:
     """Return what is near and how much of it stays, from real and drawn records' distances.
 
     With shares s of near, e of equal and f of other records drawn, and s', e', f' wanted, near ones
@@ -156,7 +156,7 @@ def _of_distances(fit: Points, real: Floats, drawn: Floats, share: float) -> _St
     near = share * (1.0 - equal)
     others = 1.0 - equal - near
     if others <= 0:  # real records are all equal
-        return _Stratum(fit, limit, 1.0, 1.0, 1.0)
+        return _Stratum(training, limit, 1.0, 1.0, 1.0)
     is_equal = drawn == 0
     is_near = ~is_equal & (drawn < limit)
     n_others = np.count_nonzero(~is_equal & ~is_near)
@@ -168,4 +168,4 @@ def _of_distances(fit: Points, real: Floats, drawn: Floats, share: float) -> _St
 
     keep_near, keep_equal = keep(near, is_near), keep(equal, is_equal)
     stays = n_others + keep_near * is_near.sum() + keep_equal * is_equal.sum()
-    return _Stratum(fit, limit, keep_near, keep_equal, float(stays / len(drawn)))
+    return _Stratum(training, limit, keep_near, keep_equal, float(stays / len(drawn)))

@@ -38,7 +38,7 @@ __all__ = ["Kept", "Keys", "Rules", "draw_kept"]
 MAX_DRAWS_PER_RECORD = 1000
 MIN_DRAWS = 100_000
 BLOCK_RECORDS = 20_000
-FAR_ENOUGH = "distance to the fit records"  # among what each rule let through
+FAR_ENOUGH = "distance to the training records"  # among what each rule let through
 
 Keys = list[set[tuple[Any, ...]]]
 
@@ -57,7 +57,7 @@ class Rules:
     combinations : tuple of sets of tuples
         Per constraint, the values that real records have; empty for those of other kinds.
     near : NearRows, optional
-        Which records stay that lie near to a fit record.
+        Which records stay that lie near to a training record.
     """
 
     given: dict[int, float] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class Kept:
         Draws that were looked at, up to the last record that is kept.
     passed : dict of str to int
         Of all draws that were made, those that have the given values, and those of these that keep
-        each constraint and lie far enough from the fit records.
+        each constraint and lie far enough from the training records.
     """
 
     X: NDArray[np.float64]

@@ -14,7 +14,7 @@ from prefect_augment.genmodels.base import Arrays, Config
 from prefect_augment.nn.checkpoints import CheckpointRef, load_checkpoint, save_checkpoint
 from prefect_augment.schema.base import ModelRef
 from prefect_augment.schema.report import Training, TrainingCurve
-from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store
 
 __all__ = ["CurveKeeper", "Resume", "read_training"]
@@ -51,7 +51,7 @@ class Resume:
         receipts = [p for p in self.store.list(self.prefix) if p.count("/") == self._depth]
         for path in sorted(receipts, reverse=True):
             try:
-                ref = read_fact(self.store, path, CheckpointRef)
+                ref = read_result(self.store, path, CheckpointRef)
                 if ref is not None:
                     config, arrays = load_checkpoint(self.store, ref)
                     logger.info("Training goes on from step %d.", config["step"])
@@ -129,4 +129,4 @@ def read_training(model: ModelRef | None, store: Store) -> Training | None:
     """Return the curves of a model; None where it has none, or was trained before they were kept."""
     if model is None:
         return None
-    return read_fact(store, f"{model.path.rsplit('/', 1)[0]}/{FILE}", Training)
+    return read_result(store, f"{model.path.rsplit('/', 1)[0]}/{FILE}", Training)

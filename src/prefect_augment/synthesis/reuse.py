@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ModelRef
-from prefect_augment.shards.staged import load_facts, read_part
-from prefect_augment.storage.staging import Stage, read_fact
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.synthesis.model_store import Encoder, copy_model, load_model
 
 __all__ = ["TrainedOn", "find_earlier", "keep_training"]
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 _RECEIPT = "trained"
 
 
-class TrainedOn(Fact):
+class TrainedOn(Result):
     """What a model was trained for and on; beside the outcome of its stage."""
 
     wish: str  # key of everything that was asked for but the records
-    dataset: DatasetRef  # it was trained on fit records of this one, all of them or some
+    dataset: DatasetRef  # it was trained on training records of this one, all of them or some
     counts: dict[str, int]  # stratum -> records that it was trained on
 
 
@@ -49,8 +49,8 @@ def find_earlier(
 ) -> ModelRef | None:
     """Return an earlier run's model that serves these records too, under this stage; or None.
 
-    It serves where the same was wished, all that it was trained on is among these fit records (so
-    that it has not seen val or hold-out), no stratum is new or has grown by more than ``growth``, and
+    It serves where the same was wished, all that it was trained on is among these training records (so
+    that it has not seen validation or hold-out), no stratum is new or has grown by more than ``growth``, and
     the domain of its encoder holds. Which model was found, or why none serves, is logged.
 
     Parameters
@@ -100,8 +100,8 @@ def _earlier(stage: Stage, wish: str) -> list[tuple[TrainedOn, ModelRef]]:
         folder, _, name = path.rpartition("/")
         if name != f"{_RECEIPT}.json" or folder == stage.prefix:
             continue
-        trained = read_fact(stage.store, path, TrainedOn)
-        ref = read_fact(stage.store, f"{folder}/outcome.json", ModelRef)
+        trained = read_result(stage.store, path, TrainedOn)
+        ref = read_result(stage.store, f"{folder}/outcome.json", ModelRef)
         if trained is not None and trained.wish == wish and ref is not None:
             found.append((trained, ref))
     return found
@@ -113,7 +113,7 @@ def _outgrown(before: Mapping[str, int], now: Mapping[str, int], growth: float) 
         if not n_before:
             return f"class {name!r} is new"
         if n > n_before * (1 + growth):
-            return f"class {name!r} has grown from {n_before} to {n} fit records"
+            return f"class {name!r} has grown from {n_before} to {n} training records"
     return ""
 
 
@@ -124,17 +124,17 @@ def _largest_growth(before: Mapping[str, int], now: Mapping[str, int]) -> str:
 
 
 def _unknown_records(stage: Stage, trained: TrainedOn, dataset: DatasetRef) -> str:
-    """Tell whether the model may have seen records that are not fit records now."""
-    before, facts = (load_facts(ref, stage.store) for ref in (trained.dataset, dataset))
-    shards = {s.sha256 for s in facts.shards if s.split == "fit"}
-    if all(s.sha256 in shards for s in before.shards if s.split == "fit"):
+    """Tell whether the model may have seen records that are not training records now."""
+    before, info = (load_info(ref, stage.store) for ref in (trained.dataset, dataset))
+    shards = {s.sha256 for s in info.shards if s.split == "training"}
+    if all(s.sha256 in shards for s in before.shards if s.split == "training"):
         return ""
-    old, new = (_fit_ids(stage, f) for f in (before, facts))
+    old, new = (_training_ids(stage, f) for f in (before, info))
     n_unknown = pc.sum(pc.invert(pc.is_in(old, value_set=new))).as_py() or 0
     return (
         f"{n_unknown} of the records that it was for are not to be learnt now" if n_unknown else ""
     )
 
 
-def _fit_ids(stage: Stage, facts: DatasetFacts) -> pa.Array:
-    return read_part(stage.store, facts, ["fit"], ["aug_id"])["aug_id"].combine_chunks()
+def _training_ids(stage: Stage, info: DatasetInfo) -> pa.Array:
+    return read_part(stage.store, info, ["training"], ["aug_id"])["aug_id"].combine_chunks()

@@ -20,9 +20,9 @@ from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesGiven
 from prefect_augment.params import Constraint
-from prefect_augment.schema.base import DatasetFacts, DatasetRef, Fact, ModelRef, ShardFact
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_facts, read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import (
@@ -50,10 +50,10 @@ SHARD_BYTES = 128 << 20
 Progress = Callable[[float, str], None]
 
 
-class _Batch(Fact):
+class _Batch(Result):
     """The receipt of one batch of candidates."""
 
-    shards: tuple[ShardFact, ...]
+    shards: tuple[ShardInfo, ...]
     n_draws: dict[str, int] = Field(default_factory=dict)  # with rules: ordinals gone through
     passed: dict[str, int] = Field(default_factory=dict)
 
@@ -94,8 +94,8 @@ def sample(
         Tables: what every record keeps. Candidates that do not are passed over, up to a bound;
         ``extra["rules"]`` of the staged facts says which share was accepted.
     max_near : float in [0, 1), optional
-        Tables: largest share of records that are nearer to a fit record of their stratum than the
-        nearest 5 % of val's are, see :mod:`.near_rows`; the others are passed over. None takes all.
+        Tables: largest share of records that are nearer to a training record of their stratum than the
+        nearest 5 % of validation's are, see :mod:`.near_rows`; the others are passed over. None takes all.
     on_progress : callable, optional
         Called with the fraction done and what is being done.
 
@@ -129,13 +129,13 @@ def sample(
         seed=seed,
     )
     stage = Stage(store, "sample", key)
-    facts = stage.outcome(DatasetFacts)
-    if facts is None:
-        source = load_facts(dataset, store)
+    info = stage.outcome(DatasetInfo)
+    if info is None:
+        source = load_info(dataset, store)
         if max_near is not None:
             rules = replace(rules, near=_near_rows(model, store, source, wanted, max_near))
-        facts = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
-    return stage.reference(facts, facts.part_counts["candidates"])
+        info = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
+    return stage.reference(info, info.part_counts["candidates"])
 
 
 def _rules(
@@ -154,20 +154,24 @@ def _rules(
         )
 
     def real() -> pa.Table:
-        return read_part(store, load_facts(dataset, store), ["fit", "val"])
+        return read_part(store, load_info(dataset, store), ["training", "validation"])
 
     return Rules.of(encoder, real, given=given, constraints=constraints)
 
 
 def _near_rows(
-    model: ModelRef, store: Store, facts: DatasetFacts, wanted: Mapping[str, int], share: float
+    model: ModelRef, store: Store, info: DatasetInfo, wanted: Mapping[str, int], share: float
 ) -> NearRows:
-    """Return which records stay of those near to a fit record."""
+    """Return which records stay of those near to a training record."""
     fitted, encoder = load_model(store, model)
     assert isinstance(encoder, TableEncoder)  # the rules have refused images
-    fit, val = (_encoded(read_part(store, facts, [part]), encoder) for part in ("fit", "val"))
+    training, validation = (
+        _encoded(read_part(store, info, [part]), encoder) for part in ("training", "validation")
+    )
     strata = [encoder.strata.index(name) for name in wanted]
-    return NearRows.of(share, fitted, encoder, fit=fit, val=val, strata=strata)
+    return NearRows.of(
+        share, fitted, encoder, training=training, validation=validation, strata=strata
+    )
 
 
 def _encoded(
@@ -256,13 +260,13 @@ def _draw_all(
     rules: Rules,
     seed: int,
     stage: Stage,
-    source: DatasetFacts,
+    source: DatasetInfo,
     on_progress: Progress | None,
-) -> DatasetFacts:
+) -> DatasetInfo:
     """Draw batch by batch, each with a receipt, and return what is known of all."""
     fitted, encoder = load_model(stage.store, model)
     total, done = sum(wanted.values()), 0
-    shards: list[ShardFact] = []
+    shards: list[ShardInfo] = []
     size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
     if rules.compares_records:
         size = max(1, total)  # a record is held against all that come before it
@@ -288,17 +292,17 @@ def _draw_all(
         done += sum(n for _, _, n in batch)
         if on_progress is not None:
             on_progress(done / total, _said(done, total, time.monotonic() - started))
-    facts = _facts(model, wanted, shards, stage, source)
-    return _with_rules(facts, wanted, rules, n_draws, passed) if rules else facts
+    info = _info(model, wanted, shards, stage, source)
+    return _with_rules(info, wanted, rules, n_draws, passed) if rules else info
 
 
 def _with_rules(
-    facts: DatasetFacts,
+    info: DatasetInfo,
     wanted: Mapping[str, int],
     rules: Rules,
     n_draws: Mapping[str, int],
     passed: Mapping[str, int],
-) -> DatasetFacts:
+) -> DatasetInfo:
     """Return the facts with what was asked, and how much of what was drawn kept to it."""
     accepted = {name: n / n_draws[name] for name, n in wanted.items()}
     note = "accepted for keeping what was asked: " + ", ".join(
@@ -313,8 +317,8 @@ def _with_rules(
         "said": note,
     }
     logger.info("%s", note)
-    return facts.model_copy(
-        update={"extra": {**facts.extra, "rules": found}, "notes": (*facts.notes, note)}
+    return info.model_copy(
+        update={"extra": {**info.extra, "rules": found}, "notes": (*info.notes, note)}
     )
 
 
@@ -342,7 +346,7 @@ def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, i
         yield batch
 
 
-def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardFact, ...]:
+def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardInfo, ...]:
     return write_shards(
         stage.store,
         table,
@@ -356,12 +360,12 @@ def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardFact
     )
 
 
-def _facts(
+def _info(
     model: ModelRef,
     wanted: Mapping[str, int],
-    shards: Sequence[ShardFact],
+    shards: Sequence[ShardInfo],
     stage: Stage,
-    source: DatasetFacts,
-) -> DatasetFacts:
+    source: DatasetInfo,
+) -> DatasetInfo:
     made_by = {"model": model.digest, "strata": dict(wanted), "purpose": "faithful"}
-    return stage.facts_of(source, shards, part="candidates", extra=made_by)
+    return stage.info_of(source, shards, part="candidates", extra=made_by)

@@ -56,7 +56,7 @@ class Standing:
 
 
 def stand(
-    data: Matrix, plan: BalancePlan, fit: Int, X: Float, strata: Int, *, seed: int
+    data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, *, seed: int
 ) -> Standing:
     """Say which classes records may be of.
 
@@ -66,7 +66,7 @@ def stand(
         Real records.
     plan : BalancePlan
         Its strata. A record never leaves its cell of ``balance.by``.
-    fit : ndarray of int64
+    training : ndarray of int64
         Rows of ``data`` that the ensemble learns from.
     X : ndarray of float64, shape (n, n_columns)
         Drawn records in matrix form.
@@ -75,8 +75,8 @@ def stand(
     seed : int
         Of the ensemble.
     """
-    folded = fold_ids(pa.array(data.keys[fit], pa.string()))
-    taught = fit[sample_rows(data.strata[fit], folded, most=MOST_TAUGHT, seed=seed)]
+    folded = fold_ids(pa.array(data.keys[training], pa.string()))
+    taught = training[sample_rows(data.strata[training], folded, most=MOST_TAUGHT, seed=seed)]
     n_classes = len(data.classes)
     teacher = fit_teacher(
         data.X[taught],
@@ -87,8 +87,12 @@ def stand(
         seed=seed,
     )
     # Where only some records of large classes were taught, a class is likelier than it looks.
-    all_of, taught_of = (np.bincount(data.y[rows], minlength=n_classes) for rows in (fit, taught))
-    place = _place_of_class(data, plan, np.bincount(data.strata[fit], minlength=len(plan.classes)))
+    all_of, taught_of = (
+        np.bincount(data.y[rows], minlength=n_classes) for rows in (training, taught)
+    )
+    place = _place_of_class(
+        data, plan, np.bincount(data.strata[training], minlength=len(plan.classes))
+    )
     there = place[strata]
     proba = teacher.predict_proba(X) * (all_of / np.maximum(1, taught_of))
     own = data.class_of_stratum(plan)[strata]

@@ -1,4 +1,4 @@
-"""The fit records that a model is fitted on: all of them, or a sample where the model needs no more.
+"""The training records that a model is fitted on: all of them, or a sample where the model needs no more.
 
 Which records a sample takes depends on their ids and the seed, not on their order or their shards.
 """
@@ -14,31 +14,31 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.counter_rng import record_keys
-from prefect_augment.schema.base import DatasetFacts
+from prefect_augment.schema.base import DatasetInfo
 from prefect_augment.shards.staged import iter_shards, read_part
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store
 
-__all__ = ["n_fit_records", "read_fit_records", "sample_rows", "sample_sizes"]
+__all__ = ["n_training_records", "read_training_records", "sample_rows", "sample_sizes"]
 
 Int = NDArray[np.int64]
 
 
-def n_fit_records(facts: DatasetFacts) -> int:
-    """Return how many fit records there are."""
-    return sum(s.n_records for s in facts.shards if s.split == "fit")
+def n_training_records(info: DatasetInfo) -> int:
+    """Return how many training records there are."""
+    return sum(s.n_records for s in info.shards if s.split == "training")
 
 
-def read_fit_records(
-    store: Store, facts: DatasetFacts, *, by: Sequence[str], most: int, seed: int
+def read_training_records(
+    store: Store, info: DatasetInfo, *, by: Sequence[str], most: int, seed: int
 ) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the fit records, sorted by id, and what is to be said about the choice.
+    """Return the training records, sorted by id, and what is to be said about the choice.
 
     Parameters
     ----------
     store : Store
         The root that the records lie under.
-    facts : DatasetFacts
+    info : DatasetInfo
         Of the ingest stage.
     by : sequence of str
         Columns that make up the strata, beside the label.
@@ -48,11 +48,11 @@ def read_fit_records(
     seed : int
         Of the choice.
     """
-    n = n_fit_records(facts)
+    n = n_training_records(info)
     if not most or n <= most:
-        return read_part(store, facts, ["fit"]).sort_by("aug_id"), ()
-    chosen, counts = _choose(store, facts, by, most, seed)
-    shards = [s for s in facts.shards if s.split == "fit"]
+        return read_part(store, info, ["training"]).sort_by("aug_id"), ()
+    chosen, counts = _choose(store, info, by, most, seed)
+    shards = [s for s in info.shards if s.split == "training"]
     tables, start = [], 0
     for table in iter_shards(store, shards):
         low, high = np.searchsorted(chosen, [start, start + table.num_rows]).tolist()
@@ -64,7 +64,7 @@ def read_fit_records(
         f"{took:,} of {n_k:,} of {name!r}" for name, (took, n_k) in counts.items() if took < n_k
     ]
     note = (
-        f"fitted on {found.num_rows:,} of {n:,} fit records, chosen by their ids and the seed "
+        f"fitted on {found.num_rows:,} of {n:,} training records, chosen by their ids and the seed "
         f"({', '.join(sampled[:5])}{' …' if len(sampled) > 5 else ''}; all of the other classes): "
         "more would change the model little and memory much."
     )
@@ -72,17 +72,17 @@ def read_fit_records(
 
 
 def _choose(
-    store: Store, facts: DatasetFacts, by: Sequence[str], most: int, seed: int
+    store: Store, info: DatasetInfo, by: Sequence[str], most: int, seed: int
 ) -> tuple[Int, dict[str, tuple[int, int]]]:
-    """Return which fit records are taken, sorted, and per stratum how many of how many."""
-    shards = [s for s in facts.shards if s.split == "fit"]
-    numbers = [c.name for c in facts.columns if c.kind == "identifier" and _is_signed(c.arrow_type)]
-    columns = [*dict.fromkeys(["aug_id", facts.label, *by, *numbers])]
+    """Return which training records are taken, sorted, and per stratum how many of how many."""
+    shards = [s for s in info.shards if s.split == "training"]
+    numbers = [c.name for c in info.columns if c.kind == "identifier" and _is_signed(c.arrow_type)]
+    columns = [*dict.fromkeys(["aug_id", info.label, *by, *numbers])]
     index: dict[str, int] = {}
     lowest: dict[str, tuple[float, int]] = {}
     choice, start = _Choice(most, seed), 0
     for table in iter_shards(store, shards, columns):
-        names = table_strata(table, label=facts.label, by=by)
+        names = table_strata(table, label=info.label, by=by)
         codes = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
         choice.add(codes, fold_ids(table["aug_id"]))
         for name in numbers:

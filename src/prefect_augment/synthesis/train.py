@@ -1,4 +1,4 @@
-"""Train: encoder and model fitted on the fit records, kept as a checkpoint by digest."""
+"""Train: encoder and model fitted on the training records, kept as a checkpoint by digest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from prefect_augment.params import Budget, ModelParams
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.schema.base import (
     BalancePlan,
-    DatasetFacts,
+    DatasetInfo,
     DatasetRef,
     Modality,
     ModelRef,
 )
-from prefect_augment.shards.staged import load_facts
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.spill import give_back
 from prefect_augment.storage.staging import Stage, stage_key
 from prefect_augment.storage.store import Store
@@ -51,7 +51,7 @@ from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_mode
 from prefect_augment.synthesis.overlap_class import with_overlap_class
 from prefect_augment.synthesis.resume import CurveKeeper, Resume
 from prefect_augment.synthesis.reuse import find_earlier, keep_training
-from prefect_augment.synthesis.subsample import n_fit_records, read_fit_records
+from prefect_augment.synthesis.subsample import n_training_records, read_training_records
 
 __all__ = [
     "MIN_IMAGES",
@@ -85,7 +85,7 @@ def train(
     store: Store,
     on_progress: Progress | None = None,
 ) -> ModelRef:
-    """Fit encoder and model on the fit records; val and hold-out are not read.
+    """Fit encoder and model on the training records; validation and hold-out are not read.
 
     A model that was trained before on most of these records is taken instead, while no class has
     grown by more than ``budget.reuse_growth`` since and its encoder's domain holds.
@@ -113,7 +113,7 @@ def train(
     Returns
     -------
     ModelRef
-        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` fit records; the notes say which
+        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` training records; the notes say which
         were left out, and how long training took.
 
     Raises
@@ -121,7 +121,7 @@ def train(
     ParameterError
         If no model is wanted, or the budget is too small for one step.
     EmptyClassError
-        If there is no fit record.
+        If there is no training record.
     """
     job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
     found = job.stage.outcome(ModelRef)
@@ -148,7 +148,7 @@ def train(
         context,
         report=curve.heard(
             _progress(
-                on_progress, context.steps or records.n_features, unit=_UNITS[job.facts.modality]
+                on_progress, context.steps or records.n_features, unit=_UNITS[job.info.modality]
             )
         ),
         checkpoint=curve.kept(resume.save),
@@ -164,7 +164,7 @@ def train(
             job.stage,
             encoder=records.encoder,
             spec=records.spec,
-            n_fit=len(records.data.y),
+            n_training=len(records.data.y),
             kind=job.kind,
             notes=records.notes,
         )
@@ -212,14 +212,14 @@ def why_no_image_model(
         As for :func:`train`.
     """
     job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
-    if job.facts.modality != "image" or not job.model_class.trained_in_steps:
+    if job.info.modality != "image" or not job.model_class.trained_in_steps:
         return ""
     # Imported here: it loads torch, which tables do without.
     from prefect_augment.nn.devices import choose_device
 
     if choose_device(budget.device).name != "cpu":
         return ""
-    width, height = job.facts.image.most_common_size if job.facts.image else (0, 0)
+    width, height = job.info.image.most_common_size if job.info.image else (0, 0)
     if max(width, height) > MAX_CPU_SIZE:
         return (
             f"images are {width}×{height} px, and on a CPU no generator is known to help above "
@@ -284,7 +284,7 @@ def fit_model(
 
 @dataclass(frozen=True)
 class _Records:
-    """Encoded fit records and what describes them."""
+    """Encoded training records and what describes them."""
 
     encoder: Encoder
     spec: TableSpec | ImageSpec
@@ -301,7 +301,7 @@ class _Records:
 class _Job:
     """One training run: what is asked for, where it lies, and what it reads."""
 
-    facts: DatasetFacts
+    info: DatasetInfo
     kind: str
     params: Any
     model_class: Any
@@ -322,14 +322,14 @@ class _Job:
         seed: int,
         store: Store,
     ) -> _Job:
-        facts = load_facts(dataset, store)
-        params = model_params(model, modality=facts.modality)
-        kind = resolve_model(model, modality=facts.modality)
-        model_class = load_model_class(model, modality=facts.modality)
+        info = load_info(dataset, store)
+        params = model_params(model, modality=info.modality)
+        kind = resolve_model(model, modality=info.modality)
+        model_class = load_model_class(model, modality=info.modality)
         check_budget(model_class, budget, kind)
         by = list(plan.classes[0].by) if plan.classes else []
         wished = [kind, params, by, effort(budget) if model_class.trained_in_steps else []]
-        if 0 < (most := _most(model_class)) < n_fit_records(facts):
+        if 0 < (most := _most(model_class)) < n_training_records(info):
             wished.append(most)
         version, growth = ALGORITHM_VERSION, budget.reuse_growth
         wish = stage_key("train", algorithm_version=version, params=wished, seed=seed)
@@ -341,16 +341,16 @@ class _Job:
             seed=seed,
         )
         stage = Stage(store, "train", key)
-        return cls(facts, str(kind), params, model_class, by, budget, seed, stage, wish)
+        return cls(info, str(kind), params, model_class, by, budget, seed, stage, wish)
 
     def records(self) -> _Records:
-        """Read and encode the fit records, in the order of their ids."""
-        table, notes = read_fit_records(
-            self.stage.store, self.facts, by=self.by, most=_most(self.model_class), seed=self.seed
+        """Read and encode the training records, in the order of their ids."""
+        table, notes = read_training_records(
+            self.stage.store, self.info, by=self.by, most=_most(self.model_class), seed=self.seed
         )
         if table.num_rows == 0:
             raise EmptyClassError(
-                "there are 0 fit records, so no model can be trained; give a larger source."
+                "there are 0 training records, so no model can be trained; give a larger source."
             )
         encoder = self._encoder(table)
         strata = _strata_codes(table, encoder)
@@ -371,17 +371,17 @@ class _Job:
         return _Records(encoder, spec, learnt, notes, learnt_spec)
 
     def _encoder(self, table: pa.Table) -> Encoder:
-        facts = self.facts
-        if facts.image is None:
-            return TableEncoder.fit(table, columns=facts.columns, label=facts.label, by=self.by)
+        info = self.info
+        if info.image is None:
+            return TableEncoder.fit(table, columns=info.columns, label=info.label, by=self.by)
         return ImageEncoder.fit(
             table,
-            column=facts.image.column,
-            label=facts.label,
+            column=info.image.column,
+            label=info.label,
             by=self.by,
             size=getattr(self.params, "size", 0) or None,
             image_size=getattr(self.params, "output_size", 0),
-            columns=[column.name for column in facts.columns],
+            columns=[column.name for column in info.columns],
         )
 
     def context(self, fitted: GenerativeModel, data: TableData | ImageData) -> FitContext:
@@ -413,7 +413,7 @@ def _as_learnt(data: Any, spec: Any, params: Any, seed: int) -> tuple[Any, Any]:
 
 def _most(model_class: Any) -> int:
     """Return how many records the model is fitted on at most; 0 for all."""
-    return int(getattr(model_class, "max_fit_records", 0))
+    return int(getattr(model_class, "max_training_records", 0))
 
 
 def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:

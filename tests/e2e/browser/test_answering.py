@@ -45,7 +45,7 @@ def parameters(destination: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "balance": {"target": "majority"},
         "model": {"kind": "trees"},
         "gate": {
-            "learners": ["logistic"],
+            "estimators": ["logistic"],
             "n_seeds": 1,
             "n_settings": 1,
             "n_bootstrap": 200,

@@ -31,7 +31,7 @@ PARAMETERS: dict[str, Any] = {
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }
-# Arms are judged by a network of few steps: here nobody reads its scores.
+# Strategies are judged by a network of few steps: here nobody reads its scores.
 SHORT = {"JUDGE_STEPS": "20"}
 
 

@@ -6,7 +6,7 @@ such writes go through. The next one leaves its process's id beside the gate, an
 the gate is there, as it would for a store that is slow to answer.
 
 Runs are also made shorter where nobody looks at what is computed: with ``$JUDGE_STEPS`` the network
-that judges arms of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
+that judges strategies of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
 of a small ensemble, the fixture `quick_runs`'s.
 """
 

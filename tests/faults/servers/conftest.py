@@ -15,7 +15,7 @@ import pytest
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Gate, NoModel
-from prefect_augment.schema.base import Arm, Recipe, ShardFact
+from prefect_augment.schema.base import Recipe, ShardInfo, Strategy
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
@@ -150,7 +150,7 @@ def new_store() -> Callable[..., Store]:
 
 
 def _manifest(version: int, parent: Manifest | None, *, key: str, n: int) -> Manifest:
-    shard = ShardFact(
+    shard = ShardInfo(
         path="data/train-real-00000-0123456789ab.parquet",
         split="train",
         origin="real",
@@ -160,7 +160,7 @@ def _manifest(version: int, parent: Manifest | None, *, key: str, n: int) -> Man
         class_counts={"a": n},
     )
     recipe = Recipe(
-        arm=Arm(name="as is", family="as_is"),
+        strategy=Strategy(name="as is", family="as_is"),
         class_weight={"a": 0.1},
         synthetic={},
         classic={},
@@ -201,7 +201,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
         gate=Gate(
-            n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"
+            n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )
     assert result.status == "published"

@@ -18,7 +18,9 @@ from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+QUICK = Gate(
+    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+)
 DATA = bytes(range(256)) * 4096  # 1 MiB
 
 # In this order: each leaves what the next one needs.

@@ -145,7 +145,7 @@ def test_a_run_without_permission_ends_before_anything_is_trained(
         "source": example_source(f"{lake}/in"),
         "destination": Destination(uri=f"{lake}/out"),
         "model": NoModel(),
-        "gate": Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"]),
+        "gate": Gate(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
     }
     if is_ingested:
         rebalance.fn(**wanted, plan_only=True)
@@ -229,7 +229,7 @@ def test_a_saved_block_opens_source_and_destination_and_its_secret_stays_in_it(
         destination=Destination(uri=f"{lake}/out", storage_block=block),
         model=NoModel(),
         gate=Gate(
-            n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"
+            n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )
     assert result.status == "published"

@@ -38,7 +38,7 @@ def run(lake: str) -> RunResult:
         destination=Destination(uri=f"{lake}/out"),
         model=NoModel(),
         gate=Gate(
-            n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish"
+            n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )
 

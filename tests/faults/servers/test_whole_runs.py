@@ -20,7 +20,9 @@ from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, learners=["logistic"], on_no_gain="publish")
+QUICK = Gate(
+    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+)
 
 
 def run(source: str, destination: str) -> RunResult:

@@ -1,7 +1,7 @@
-"""The classifiers that judge an arm: gradient boosting and logistic regression.
+"""The classifiers that judge a strategy: gradient boosting and logistic regression.
 
-Every arm trains them with the same settings and the same number of steps, without early stopping,
-so that arms differ in their records and weights alone. A fit uses one thread: its outcome does not
+Every strategy trains them with the same settings and the same number of steps, without early stopping,
+so that strategies differ in their records and weights alone. A fit uses one thread: its outcome does not
 depend on the machine's thread count, and several fits may run in threads beside one another.
 """
 
@@ -24,22 +24,22 @@ from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = [
     "Classifier",
-    "Learner",
-    "LearnerKind",
+    "Estimator",
+    "EstimatorKind",
     "TrainClassifier",
     "balanced_weights",
-    "fit_learner",
+    "fit_estimator",
 ]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
-LearnerKind = Literal["boosting", "logistic"]
+EstimatorKind = Literal["boosting", "logistic"]
 
 BOOSTING_ITERATIONS = 100
 BOOSTING_LEAVES = 31
 # Without it a class of two records makes multiclass boosting diverge (hypothyroid as is: AUPRC 0.63
-# instead of 0.98), which would flatter every arm that is compared with plain training.
+# instead of 0.98), which would flatter every strategy that is compared with plain training.
 BOOSTING_L2 = 1.0
 # One iteration grows a tree per class; from ten classes on, fewer iterations keep a fit's time.
 BOOSTING_MAX_TREES = 1000
@@ -53,7 +53,7 @@ LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
 
 
-class Learner(Protocol):
+class Estimator(Protocol):
     """A fitted classifier."""
 
     def predict_proba(self, X: Float) -> Float:
@@ -61,8 +61,8 @@ class Learner(Protocol):
         ...
 
 
-def fit_learner(
-    kind: LearnerKind,
+def fit_estimator(
+    kind: EstimatorKind,
     X: Float,
     y: Int,
     *,
@@ -73,7 +73,7 @@ def fit_learner(
     seed: int,
     n_iterations: int = BOOSTING_ITERATIONS,
     effort: float = 1.0,
-) -> Learner:
+) -> Estimator:
     """A classifier of the given kind, trained on weighted records.
 
     Parameters
@@ -95,7 +95,7 @@ def fit_learner(
     n_classes : int
         Width of the probabilities.
     seed : int
-        For what is random in a learner.
+        For what is random in an estimator.
     n_iterations : int
         Of boosting; fewer from ten classes on.
     effort : float in (0, 1]
@@ -114,7 +114,7 @@ def fit_learner(
         If no record has a positive weight.
     """
     if kind not in ("boosting", "logistic"):
-        raise ParameterError(f"learner {kind!r} is unknown; choose 'boosting' or 'logistic'.")
+        raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
     weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ParameterError("weights must be finite and not negative; found others.")

@@ -1,9 +1,9 @@
-"""The classifier that judges an arm of images: a small convolutional network.
+"""The classifier that judges a strategy of images: a small convolutional network.
 
-Every arm trains it with the same number of steps, batch size and learning rate, from the same
-initial weights and, under one seed, with the same random numbers; arms differ in what is drawn how
+Every strategy trains it with the same number of steps, batch size and learning rate, from the same
+initial weights and, under one seed, with the same random numbers; strategies differ in what is drawn how
 often, in the loss and in classic augmentation alone. A fit uses one thread unless told otherwise,
-so that its outcome does not depend on the machine's thread count and two arms can be judged beside
+so that its outcome does not depend on the machine's thread count and two strategies can be judged beside
 one another. Needs torch.
 """
 
@@ -31,10 +31,10 @@ from prefect_augment.nn.machine import NARROW_BELOW
 __all__ = [
     "BATCH_SIZE",
     "ConvNet",
-    "ImageLearner",
+    "ImageClassifier",
     "balanced_draws",
     "balanced_softmax_loss",
-    "fit_image_learner",
+    "fit_image_classifier",
     "one_torch_thread",
 ]
 
@@ -56,7 +56,7 @@ FINAL_SIDE = 7  # of the last feature map, about, whatever the images' size
 PREDICT_BATCH = 512
 
 
-def fit_image_learner(
+def fit_image_classifier(
     images: Images,
     y: Int,
     *,
@@ -74,7 +74,7 @@ def fit_image_learner(
     batch_size: int = BATCH_SIZE,
     width: float = 1.0,
     device: str = "cpu",
-) -> ImageLearner:
+) -> ImageClassifier:
     """Train a convolutional classifier on drawn batches of images.
 
     Parameters
@@ -85,9 +85,9 @@ def fit_image_learner(
     n_classes : int
         Width of the probabilities.
     steps : int
-        Optimiser steps; :func:`~prefect_augment.plan.estimate.learner_steps` has the rule.
+        Optimiser steps; :func:`~prefect_augment.plan.estimate.classifier_steps` has the rule.
     seed : int
-        Of the initial weights, the draws and the augmentation: same seed, same learner.
+        Of the initial weights, the draws and the augmentation: same seed, same estimator.
     weights : ndarray of float64, shape (n_records,), optional
         How often each record is drawn, in proportion; equally often by default.
     loss : {"ce", "balanced_softmax"}
@@ -113,7 +113,7 @@ def fit_image_learner(
 
     Returns
     -------
-    ImageLearner
+    ImageClassifier
 
     Raises
     ------
@@ -153,7 +153,7 @@ def fit_image_learner(
     with one_torch_thread():
         train(phase, steps=steps, seed=seed, device=where, max_norm=0.0)
     seen = np.bincount(y[weights > 0], minlength=n_classes) > 0
-    return ImageLearner(phase.network, seen, scale, where)
+    return ImageClassifier(phase.network, seen, scale, where)
 
 
 def balanced_draws(y: Int) -> Float:
@@ -180,7 +180,7 @@ def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tenso
 
 
 @dataclass(frozen=True)
-class ImageLearner:
+class ImageClassifier:
     """A trained classifier of images.
 
     Attributes

@@ -1,7 +1,7 @@
 """Does a change of images keep their label? What a classifier of real images says of changed ones.
 
 A probe learns the real fit images, half of them mildly changed (turned, scaled, shifted, lit), so that
-what is merely unusual does not fool it. Of val images that it is right about, those are counted that it
+what is merely unusual does not fool it. Of validation images that it is right about, those are counted that it
 takes for another class once they are changed. Needs torch.
 """
 
@@ -57,8 +57,8 @@ class Flips:
 
 
 def label_flips(
-    fit: tuple[Images, Int],
-    val: tuple[Images, Int],
+    training: tuple[Images, Int],
+    validation: tuple[Images, Int],
     changes: Mapping[str, Change],
     *,
     n_classes: int,
@@ -70,7 +70,7 @@ def label_flips(
 
     Parameters
     ----------
-    fit, val : tuple of ndarray of uint8, shape (n, height, width, channels), and of int64, shape (n,)
+    training, validation : tuple of ndarray of uint8, shape (n, height, width, channels), and of int64, shape (n,)
         Images and classes: the probe learns the first, and is asked about the second.
     changes : mapping of str to callable
         What is judged, each from images and seeds to images of the same shape.
@@ -83,23 +83,23 @@ def label_flips(
     Returns
     -------
     float
-        Share of val that the probe is right about, unchanged.
+        Share of validation records that the probe is right about, unchanged.
     dict of str to list of Flips
         Per change, a :class:`Flips` for each class.
     """
     # Imported here: flows know this module, and have to load without torch.
-    from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_learner
+    from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
 
-    probe = fit_image_learner(
-        *fit,
+    probe = fit_image_classifier(
+        *training,
         n_classes=n_classes,
         steps=steps,
         seed=seed,
-        weights=balanced_draws(fit[1]),
+        weights=balanced_draws(training[1]),
         augment_prob=0.5,
         device=device,
     )
-    X, y = val
+    X, y = validation
     right = probe.predict_proba(X).argmax(axis=1) == y
     X, y = X[right], y[right]
     seeds = np.random.default_rng(seed).integers(0, 2**62, len(X))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.evaluation.classifiers.base import Classifier, fit_learner
+from prefect_augment.evaluation.classifiers.base import Classifier, fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.threads import single_threaded
 
@@ -110,8 +110,8 @@ def fit_teacher(
     unseen = np.zeros((len(KINDS), len(y)))  # probability of the true class
     for f in range(N_FOLDS):
         # With fewer records than folds, one of them holds none out.
-        fit, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        members = _members(X[fit], y[fit], seed=seed + f, **columns)
+        training, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        members = _members(X[training], y[training], seed=seed + f, **columns)
         folds.append(members)
         for kind, member in enumerate(members):
             unseen[kind, held] = member.predict_proba(X[held])[np.arange(len(held)), y[held]]
@@ -210,12 +210,12 @@ def _members(
         "n_classes": n_classes,
         "seed": seed,
     }
-    boosting = fit_learner(
+    boosting = fit_estimator(
         "boosting", X, y, weights=None, n_iterations=BOOSTING_ITERATIONS, **columns
     )
     with single_threaded():
         forest = _Forest.of(X, y, n_classes, seed)
-    return boosting, forest, fit_learner("logistic", X, y, weights=None, **columns)
+    return boosting, forest, fit_estimator("logistic", X, y, weights=None, **columns)
 
 
 def _mixture(unseen: Float) -> Float:

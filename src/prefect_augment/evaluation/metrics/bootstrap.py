@@ -1,6 +1,6 @@
-"""Intervals for balanced accuracy and for differences between arms on the same records.
+"""Intervals for balanced accuracy and for differences between strategies on the same records.
 
-One set of draws serves all arms, so that a difference is paired by record and by seed. The draws
+One set of draws serves all strategies, so that a difference is paired by record and by seed. The draws
 have two levels: groups of records (single records where there are no groups), and training seeds.
 
 One set of bootstrap draws for whatever is measured on the same records.
@@ -38,8 +38,8 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 CHUNK_BYTES = 32 << 20
-# Agresti & Min 2005: half a record in each cell of the two-by-two table "first arm right or wrong,
-# second arm right or wrong", so two records a class in all.
+# Agresti & Min 2005: half a record in each cell of the two-by-two table "first strategy right or wrong,
+# second strategy right or wrong", so two records a class in all.
 PRIOR_RECORDS = 2.0
 # Over so many classes the imaginary records' pull is left as it is: it is small beside the spread.
 FEW_CLASSES = 4
@@ -47,35 +47,35 @@ FEW_CLASSES = 4
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of every arm's recall per class; intervals are read off them.
+    """Draws of every strategy's recall per class; intervals are read off them.
 
     Attributes
     ----------
-    arms : tuple of str
+    strategies : tuple of str
     classes : ndarray of int64, shape (n_present,)
         Codes of the judged classes that have records.
-    recall : ndarray of float64, shape (n_arms, n_present)
+    recall : ndarray of float64, shape (n_strategies, n_present)
         The plain estimates, mean over seeds.
-    draws : ndarray of float64, shape (n_bootstrap, n_arms, n_present)
+    draws : ndarray of float64, shape (n_bootstrap, n_strategies, n_present)
     n_units : ndarray of int64, shape (n_present,)
         Records of each class, or groups that hold any.
     """
 
-    arms: tuple[str, ...]
+    strategies: tuple[str, ...]
     classes: Int
     recall: Float
     draws: Float
     n_units: Int
 
-    def balanced_accuracy(self, arm: str) -> Interval:
-        """Mean recall of an arm with its 95 % interval."""
-        a = self.arms.index(arm)
+    def balanced_accuracy(self, strategy: str) -> Interval:
+        """Mean recall of a strategy with its 95 % interval."""
+        a = self.strategies.index(strategy)
         estimate, draws = self.recall[a].mean(), self.draws[:, a].mean(axis=1)
         return _interval(estimate, self._centred(estimate, draws))
 
-    def difference(self, arm: str, against: str) -> Interval:
-        """Balanced accuracy of ``arm`` less that of ``against``, paired by record and seed."""
-        a, b = self.arms.index(arm), self.arms.index(against)
+    def difference(self, strategy: str, against: str) -> Interval:
+        """Balanced accuracy of ``strategy`` less that of ``against``, paired by record and seed."""
+        a, b = self.strategies.index(strategy), self.strategies.index(against)
         estimate = (self.recall[a] - self.recall[b]).mean()
         draws = (self.draws[:, a] - self.draws[:, b]).mean(axis=1)
         return _interval(estimate, self._centred(estimate, draws))
@@ -90,23 +90,23 @@ class Bootstrap:
         pull = float(draws.mean()) - estimate
         return draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull
 
-    def worst_recall_difference(self, arm: str, against: str) -> Interval:
-        """Lowest recall over the classes of ``arm`` less that of ``against``."""
-        a, b = self.arms.index(arm), self.arms.index(against)
+    def worst_recall_difference(self, strategy: str, against: str) -> Interval:
+        """Lowest recall over the classes of ``strategy`` less that of ``against``."""
+        a, b = self.strategies.index(strategy), self.strategies.index(against)
         estimate = self.recall[a].min() - self.recall[b].min()
         return _interval(estimate, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
 
-    def class_recall(self, arm: str) -> dict[int, Interval]:
+    def class_recall(self, strategy: str) -> dict[int, Interval]:
         """Recall of each class code with its own 95 % interval, not corrected for their number."""
-        a = self.arms.index(arm)
+        a = self.strategies.index(strategy)
         return {
             int(k): _interval(self.recall[a, j], self.draws[:, a, j])
             for j, k in enumerate(self.classes)
         }
 
-    def class_difference(self, arm: str, against: str) -> dict[int, Interval]:
+    def class_difference(self, strategy: str, against: str) -> dict[int, Interval]:
         """Difference in recall per class code; together the intervals hold at 95 % (max-T)."""
-        a, b = self.arms.index(arm), self.arms.index(against)
+        a, b = self.strategies.index(strategy), self.strategies.index(against)
         intervals = simultaneous(
             self.recall[a] - self.recall[b], self.draws[:, a] - self.draws[:, b], self.n_units
         )
@@ -121,7 +121,7 @@ def simultaneous(
     Each is as many standard deviations of its draws wide as the largest of all deviations stays
     within in 95 % of the draws (max-T), and as Student's t asks for with so few units. Quantiles at a
     level divided by the number of classes would lie beyond the draws there are: of 60 classes with 30
-    records each, two equal arms differ in one by them in about 40 % of repetitions, by these in 2 %.
+    records each, two equal strategies differ in one by them in about 40 % of repetitions, by these in 2 %.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def simultaneous(
     centre, spread = draws.mean(axis=0), draws.std(axis=0)
     deviations = np.abs(draws - centre) / np.where(spread > 0, spread, 1.0)
     widest = float(np.quantile(deviations.max(axis=1), level))
-    # Never wider than Bonferroni: classes in which the arms agree on every record have draws of the
+    # Never wider than Bonferroni: classes in which the strategies agree on every record have draws of the
     # imaginary ones alone, whose tails are long.
     widest = min(widest, float(-ndtri((1 - level) / 2 / len(estimate))))
     # A deviation that few records tell is often too small: Student's t at the normal's tail.
@@ -162,21 +162,21 @@ def paired_bootstrap(
     y: Int,
     hits: Mapping[str, Float],
     *,
-    judged: Bool,
+    compared: Bool,
     groups: Any = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """Bootstrap of the arms' recalls over groups (or records) and seeds, the same for all arms.
+    """Bootstrap of the strategies' recalls over groups (or records) and seeds, the same for all strategies.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
         True class codes.
     hits : mapping of str to ndarray of float64, shape (n_seeds, n_records)
-        Per arm: the share of learners that were right about a record under a seed, in [0, 1]. All
-        arms have the same seeds in the same order.
-    judged : ndarray of bool, shape (n_classes,)
+        Per strategy: the share of estimators that were right about a record under a seed, in [0, 1]. All
+        strategies have the same seeds in the same order.
+    compared : ndarray of bool, shape (n_classes,)
         Classes that count.
     groups : sequence, length n_records, optional
         Records with an equal value are drawn together.
@@ -195,15 +195,15 @@ def paired_bootstrap(
     EmptyClassError
         If no record belongs to a judged class.
     ParameterError
-        If the arms' shapes differ.
+        If the strategies' shapes differ.
 
     Notes
     -----
     Groups get exponential weights (the Bayesian bootstrap) instead of whole counts: no class can
-    vanish from a draw, however few groups hold it. Records that all arms and seeds treat alike
+    vanish from a draw, however few groups hold it. Records that all strategies and seeds treat alike
     share one gamma weight, which is the same distribution for much less work. A resampled class of
     which every record is right has no spread at all, so each class also gets ``PRIOR_RECORDS``
-    (two) imaginary records spread over all ways in which the arms can be right or wrong: with three
+    (two) imaginary records spread over all ways in which the strategies can be right or wrong: with three
     records in a class, nothing is shown. Of seeds see :func:`.seed_weights`.
 
     References
@@ -211,19 +211,21 @@ def paired_bootstrap(
     Rubin 1981, "The Bayesian Bootstrap"; Agresti & Min 2005, "Simple improved confidence intervals
     for comparing matched proportions".
     """
-    arms = tuple(hits)
-    shapes = {hits[arm].shape for arm in arms}
-    if len(shapes) != 1 or shapes != {(hits[arms[0]].shape[0], len(y))}:
+    strategies = tuple(hits)
+    shapes = {hits[strategy].shape for strategy in strategies}
+    if len(shapes) != 1 or shapes != {(hits[strategies[0]].shape[0], len(y))}:
         raise ParameterError(
-            f"expected hits of one shape (n_seeds, {len(y)}) for every arm; found {sorted(shapes)}."
+            f"expected hits of one shape (n_seeds, {len(y)}) for every strategy; found {sorted(shapes)}."
         )
-    counted = np.flatnonzero(judged[y])
+    counted = np.flatnonzero(compared[y])
     if not len(counted):
         raise EmptyClassError(
             "no record belongs to a judged class, so there is nothing to compare."
         )
-    n_seeds = hits[arms[0]].shape[0]
-    flat = np.concatenate([hits[arm][:, counted] for arm in arms]).T  # (n_counted, arms * seeds)
+    n_seeds = hits[strategies[0]].shape[0]
+    flat = np.concatenate(
+        [hits[strategy][:, counted] for strategy in strategies]
+    ).T  # (n_counted, strategies * seeds)
     classes, y_dense = np.unique(y[counted], return_inverse=True)
     if groups is None:
         units = _units_of_records(y_dense, flat)
@@ -234,12 +236,12 @@ def paired_bootstrap(
 
     rng = np.random.default_rng(seed)
     with single_threaded():
-        draws = _draw_recalls(units, len(classes), len(arms), n_seeds, n_bootstrap, rng)
+        draws = _draw_recalls(units, len(classes), len(strategies), n_seeds, n_bootstrap, rng)
     n_k = np.bincount(y_dense)
     recall = np.stack([np.bincount(y_dense, weights=column) / n_k for column in flat.T])
-    by_arm = recall.reshape(len(arms), n_seeds, len(classes)).mean(axis=1)
+    by_strategy = recall.reshape(len(strategies), n_seeds, len(classes)).mean(axis=1)
     n_units = np.bincount(units.klass, weights=units.size[units.unit], minlength=len(classes))
-    return Bootstrap(arms, classes, by_arm, draws, n_units.astype(np.int64))
+    return Bootstrap(strategies, classes, by_strategy, draws, n_units.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -278,16 +280,16 @@ def _units_of_groups(y: Int, flat: Float, group: Int) -> _Units:
 def _draw_recalls(
     units: _Units,
     n_classes: int,
-    n_arms: int,
+    n_strategies: int,
     n_seeds: int,
     n_bootstrap: int,
     rng: np.random.Generator,
 ) -> Float:
-    """Recall per draw, arm and class, shape (n_bootstrap, n_arms, n_classes)."""
+    """Recall per draw, strategy and class, shape (n_bootstrap, n_strategies, n_classes)."""
     of_class = [np.flatnonzero(units.klass == k) for k in range(n_classes)]
-    # cell c of the imaginary records: arm a is right where bit a of c is set
-    cells = (np.arange(2**n_arms)[:, None] >> np.arange(n_arms)) & 1
-    draws = np.empty((n_bootstrap, n_arms, n_classes))
+    # cell c of the imaginary records: strategy a is right where bit a of c is set
+    cells = (np.arange(2**n_strategies)[:, None] >> np.arange(n_strategies)) & 1
+    draws = np.empty((n_bootstrap, n_strategies, n_classes))
     chunk = max(1, CHUNK_BYTES // (8 * (len(units.size) + len(units.unit))))
     for start in range(0, n_bootstrap, chunk):
         n_draws = min(chunk, n_bootstrap - start)
@@ -295,7 +297,7 @@ def _draw_recalls(
         seed_weight = seed_weights(n_seeds, n_draws, rng)
         for k, entries in enumerate(of_class):
             w = weight[:, units.unit[entries]]
-            right = (w @ units.hits[entries]).reshape(n_draws, n_arms, n_seeds)
+            right = (w @ units.hits[entries]).reshape(n_draws, n_strategies, n_seeds)
             total = w @ units.n[entries]
             # An imaginary unit is as large as the class's units are on average.
             per_unit = np.average(units.n[entries], weights=units.size[units.unit[entries]])
@@ -395,7 +397,7 @@ def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
     Seeds are drawn with replacement, one fewer than there are, which makes the spread of their mean
     unbiased. Two or three seeds say little of that spread, and no draw goes beyond the outermost of
     them: weights are moved away from even ones by as much as Student's t of the difference of two
-    arms (2 n - 2 degrees of freedom) is wider than the normal. A weight may be negative then. One seed
+    strategies (2 n - 2 degrees of freedom) is wider than the normal. A weight may be negative then. One seed
     tells nothing of how much they differ, and has all the weight.
 
     References

@@ -1,6 +1,6 @@
 """Whether probabilities mean what they say, and what corrects those of a rebalanced training set.
 
-A learner that was trained with other class shares than there are in use is wrong about how frequent
+An estimator that was trained with other class shares than there are in use is wrong about how frequent
 each class is. The correction multiplies each class's probability by its true share over the share
 that it was trained with.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Draws, percentiles
 from prefect_augment.schema.base import Interval
-from prefect_augment.schema.experiment import ArmCalibration, CalibrationScore
+from prefect_augment.schema.experiment import CalibrationScore, StrategyCalibration
 
 __all__ = [
     "calibration_error",
@@ -209,8 +209,8 @@ def calibration_of(
     factors: Float,
     draws: Draws,
     seed: int,
-) -> ArmCalibration:
-    """Return one learner's calibration, as it predicts and with the prior corrected.
+) -> StrategyCalibration:
+    """Return one estimator's calibration, as it predicts and with the prior corrected.
 
     Parameters
     ----------
@@ -226,13 +226,13 @@ def calibration_of(
     """
     before, distances = _score(y, proba, classes, looked_at, draws, seed)
     if np.allclose(factors, factors[0], rtol=SAME):
-        return ArmCalibration(as_predicted=before)
+        return StrategyCalibration(as_predicted=before)
     # One seed at a time: with a thousand classes these arrays are the largest of a run.
     corrected = np.stack([correct_prior(p, factors) for p in proba])
     after, others = _score(y, corrected, classes, looked_at, draws, seed)
     moved = others - distances
     change = percentiles(float(moved.mean()), draws.means(moved))
-    return ArmCalibration(as_predicted=before, corrected=after, change=change)
+    return StrategyCalibration(as_predicted=before, corrected=after, change=change)
 
 
 def _score(

@@ -1,6 +1,6 @@
-"""What the hold-out says about the chosen arm.
+"""What the hold-out says about the chosen strategy.
 
-The comparison is fixed beforehand: the chosen arm, the best baseline (an arm without synthetic
+The comparison is fixed beforehand: the chosen strategy, the best baseline (a strategy without synthetic
 records) and as is. Everything here reads predictions; nothing trains.
 """
 
@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
-from prefect_augment.schema.base import Arm, Decision, Difference, Interval, LearnerScore, Verdict
+from prefect_augment.schema.base import (
+    Decision,
+    Difference,
+    EstimatorScore,
+    Interval,
+    Strategy,
+    Verdict,
+)
 
-__all__ = ["ArmPredictions", "OnNoGain", "decide"]
+__all__ = ["OnNoGain", "StrategyPredictions", "decide"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -27,29 +34,29 @@ OnNoGain = Literal["recipe", "fail", "publish"]
 
 
 @dataclass(frozen=True)
-class ArmPredictions:
-    """An arm's probabilities on the hold-out.
+class StrategyPredictions:
+    """A strategy's probabilities on the hold-out.
 
     Attributes
     ----------
-    arm : Arm
+    strategy : Strategy
     proba : dict of str to ndarray of float64, shape (n_seeds, n_records, n_classes)
-        Per learner; the same seeds in the same order for all arms.
+        Per estimator; the same seeds in the same order for all strategies.
     multipliers : dict of str to ndarray of float64, shape (n_seeds, n_classes)
-        Per learner, for arms with a tuned threshold; ones where a learner is missing.
+        Per estimator, for strategies with a tuned threshold; ones where an estimator is missing.
     """
 
-    arm: Arm
+    strategy: Strategy
     proba: dict[str, Float]
     multipliers: dict[str, Float] = field(default_factory=dict)
 
     @property
     def n_seeds(self) -> int:
-        """Seeds that the arm was trained with."""
+        """Seeds that the strategy was trained with."""
         return len(next(iter(self.proba.values())))
 
     def hits(self, y: Int) -> Float:
-        """Share of learners that are right, shape (n_seeds, n_records)."""
+        """Share of estimators that are right, shape (n_seeds, n_records)."""
         right: Float = np.mean(
             [
                 [
@@ -62,8 +69,8 @@ class ArmPredictions:
         )
         return right
 
-    def scores(self, y: Int, classes: Sequence[str], judged: Bool) -> dict[str, LearnerScore]:
-        """Per learner, mean over seeds."""
+    def scores(self, y: Int, classes: Sequence[str], compared: Bool) -> dict[str, EstimatorScore]:
+        """Per estimator, mean over seeds."""
         return {
             name: _mean_score(
                 [
@@ -71,7 +78,7 @@ class ArmPredictions:
                         y,
                         proba,
                         classes=classes,
-                        judged=judged,
+                        compared=compared,
                         multipliers=self._multipliers(name, s),
                     )
                     for s, proba in enumerate(per_seed)
@@ -80,16 +87,16 @@ class ArmPredictions:
             for name, per_seed in self.proba.items()
         }
 
-    def _multipliers(self, learner: str, seed: int) -> Float | None:
-        return self.multipliers[learner][seed] if learner in self.multipliers else None
+    def _multipliers(self, estimator: str, seed: int) -> Float | None:
+        return self.multipliers[estimator][seed] if estimator in self.multipliers else None
 
 
 def decide(
     y: Int,
-    predictions: Mapping[str, ArmPredictions],
+    predictions: Mapping[str, StrategyPredictions],
     *,
     classes: Sequence[str],
-    judged: Bool,
+    compared: Bool,
     chosen: str,
     baseline: str,
     as_is: str,
@@ -100,28 +107,28 @@ def decide(
     seed: int = 0,
     groups: Any = None,
     twins: Bool | None = None,
-    not_judged: Mapping[str, str] | None = None,
+    not_compared: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """The verdict of the hold-out on the chosen arm.
+    """The verdict of the hold-out on the chosen strategy.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
         Classes of the hold-out records.
-    predictions : mapping of str to ArmPredictions
-        By arm name; at least ``chosen``, ``baseline`` and ``as_is``, which may coincide.
+    predictions : mapping of str to StrategyPredictions
+        By strategy name; at least ``chosen``, ``baseline`` and ``as_is``, which may coincide.
     classes : sequence of str
         Class names in code order.
-    judged : ndarray of bool, shape (n_classes,)
+    compared : ndarray of bool, shape (n_classes,)
         Classes that may be judged; those without a hold-out record are taken out here.
     chosen, baseline, as_is : str
-        Arm names. A chosen arm with synthetic records is compared with the baseline, a chosen
+        Strategy names. A chosen strategy with synthetic records is compared with the baseline, a chosen
         baseline with as is.
     model : str, optional
-        The best arm with synthetic records: shown beside the others, whatever is published. It has
+        The best strategy with synthetic records: shown beside the others, whatever is published. It has
         no part in the decision, unless it is the chosen one.
     on_no_gain : {"recipe", "fail", "publish"}
-        ``publish`` publishes the chosen arm whatever the verdict; otherwise an arm that is not
+        ``publish`` publishes the chosen strategy whatever the verdict; otherwise a strategy that is not
         accepted gives way to the best baseline, or to as is where that baseline is shown to be
         worse. (``fail`` is raised by the caller.)
     max_recall_loss : float
@@ -131,7 +138,7 @@ def decide(
     twins : ndarray of bool, shape (n_records,), optional
         Hold-out records whose values also occur in the training part; scores are also given
         without them.
-    not_judged : mapping of str to str, optional
+    not_compared : mapping of str to str, optional
         Class to the reason why it is not judged.
 
     Returns
@@ -146,60 +153,62 @@ def decide(
     Raises
     ------
     ParameterError
-        If an arm has no predictions.
+        If a strategy has no predictions.
     """
     shown = [] if model is None else [model]
     for name in (chosen, baseline, as_is, *shown):
         if name not in predictions:
             raise ParameterError(
-                f"no hold-out predictions of arm {name!r}; found those of {sorted(predictions)}."
+                f"no hold-out predictions of strategy {name!r}; found those of {sorted(predictions)}."
             )
     n_k = np.bincount(y, minlength=len(classes))
-    judged = judged & (n_k > 0)
-    why_not = _why_not_judged(classes, judged, n_k, not_judged or {})
-    if not judged.any():
-        return _nothing_to_judge(chosen, baseline, on_no_gain, why_not, predictions)
+    compared = compared & (n_k > 0)
+    why_not = _why_not_compared(classes, compared, n_k, not_compared or {})
+    if not compared.any():
+        return _nothing_to_filter(chosen, baseline, on_no_gain, why_not, predictions)
 
     names = list(dict.fromkeys([chosen, baseline, as_is]))
     hits = {name: predictions[name].hits(y) for name in names}
     boot = paired_bootstrap(
-        y, hits, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed
+        y, hits, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed
     )
     boots = dict.fromkeys(names, boot)
     if model is not None and model not in names:
-        # By itself: the draws depend on all arms in them, and what is only shown must not decide.
+        # By itself: the draws depend on all strategies in them, and what is only shown must not decide.
         hits[model] = predictions[model].hits(y)
         boots[model] = paired_bootstrap(
             y, {name: hits[name] for name in (model, baseline)},
-            judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+            compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
-    has_model = predictions[chosen].arm.has_model
+    has_model = predictions[chosen].strategy.has_model
     against = baseline if has_model else as_is
-    decision, reasons = _ruling(boot, chosen, against, as_is, max_recall_loss, int(judged.sum()))
+    decision, reasons = _ruling(boot, chosen, against, as_is, max_recall_loss, int(compared.sum()))
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
-    if predictions[chosen].arm.family == "given":
+    if predictions[chosen].strategy.family == "given":
         why = _of_given(decision, published)
     pairs = dict.fromkeys(
         [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
     )
     differences = tuple(
-        Difference(arm=a, against=b, interval=boots[a].difference(a, b)) for a, b in pairs if a != b
+        Difference(strategy=a, against=b, interval=boots[a].difference(a, b))
+        for a, b in pairs
+        if a != b
     )
     gap = boot.difference(chosen, against)
     of_class = {classes[k]: i for k, i in boot.class_difference(chosen, against).items()}
-    alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & judged[y]
+    alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & compared[y]
     return Verdict(
         decision=decision,
         reasons=(*reasons, why),
         chosen=chosen,
         baseline=baseline,
         published=published,
-        arms={name: predictions[name].scores(y, classes, judged) for name in boots},
+        strategies={name: predictions[name].scores(y, classes, compared) for name in boots},
         balanced_accuracy={name: b.balanced_accuracy(name) for name, b in boots.items()},
         differences=differences,
-        # An arm and itself do not differ: nothing could have been detected.
+        # A strategy and itself do not differ: nothing could have been detected.
         minimum_detectable_effect=(gap.high - gap.low) / 2 if chosen != against else 1.0,
         class_recall={
             name: {classes[k]: i for k, i in b.class_recall(name).items()}
@@ -207,7 +216,7 @@ def decide(
         },
         class_decisions={name: _side(i) for name, i in of_class.items()},
         class_differences=of_class,
-        not_judged=why_not,
+        not_compared=why_not,
         n_holdout=len(y),
         n_seeds=predictions[chosen].n_seeds,
         without_twins={name: _balanced(y, hits[name], alone) for name in boots}
@@ -218,14 +227,14 @@ def decide(
 
 
 def _ruling(
-    boot: Bootstrap, chosen: str, against: str, as_is: str, max_recall_loss: float, n_judged: int
+    boot: Bootstrap, chosen: str, against: str, as_is: str, max_recall_loss: float, n_compared: int
 ) -> tuple[Decision, list[str]]:
     """Decision on ``chosen`` and the reasons behind it."""
-    if n_judged < 2:
+    if n_compared < 2:
         return "inconclusive", ["Only one class can be judged: its recall alone shows no gain."]
     if chosen == against:
         return "inconclusive", [
-            f"No arm did better on val than {chosen}, so there is no gain to show."
+            f"No strategy did better on validation records than {chosen}, so there is no gain to show."
         ]
     gap = boot.difference(chosen, against)
     side = _side(gap)
@@ -255,7 +264,7 @@ def _what_to_publish(
     as_is: str,
     on_no_gain: OnNoGain,
 ) -> tuple[str, str]:
-    """Arm whose recipe is published, and why."""
+    """Strategy whose recipe is published, and why."""
     if decision == "accept":
         return chosen, f"The recipe of {chosen} is published."
     if on_no_gain == "publish":
@@ -265,11 +274,11 @@ def _what_to_publish(
         )
     is_worse = decision == "reject" and not has_model
     is_worse = is_worse or _side(boot.difference(baseline, as_is)) == "reject"
-    arm = as_is if is_worse else baseline
+    strategy = as_is if is_worse else baseline
     because = f", as {baseline} is shown to be worse" if is_worse else ", the best baseline"
     if on_no_gain == "fail":
-        return arm, f"on_no_gain is fail; otherwise {arm}{because}, would be published."
-    return arm, f"The recipe of {arm} is published{because}."
+        return strategy, f"on_no_gain is fail; otherwise {strategy}{because}, would be published."
+    return strategy, f"The recipe of {strategy} is published{because}."
 
 
 def _of_given(decision: Decision, published: str) -> str:
@@ -280,38 +289,38 @@ def _of_given(decision: Decision, published: str) -> str:
     return f"So {word}: of the other ways {published} is the one to use."
 
 
-def _nothing_to_judge(
+def _nothing_to_filter(
     chosen: str,
     baseline: str,
     on_no_gain: OnNoGain,
     why_not: dict[str, str],
-    predictions: Mapping[str, ArmPredictions],
+    predictions: Mapping[str, StrategyPredictions],
 ) -> Verdict:
     """The verdict where the hold-out has no record of any judged class."""
     return Verdict(
         decision="inconclusive",
-        reasons=("No judged class has a record in the hold-out, so no arm can be compared.",),
+        reasons=("No judged class has a record in the hold-out, so no strategy can be compared.",),
         chosen=chosen,
         baseline=baseline,
         published=chosen if on_no_gain == "publish" else baseline,
-        arms={},
+        strategies={},
         balanced_accuracy={},
         differences=(),
         minimum_detectable_effect=1.0,
         class_recall={},
         class_decisions={},
-        not_judged=why_not,
+        not_compared=why_not,
         n_holdout=next(iter(predictions[chosen].proba.values())).shape[1],
         n_seeds=predictions[chosen].n_seeds,
     )
 
 
-def _why_not_judged(
-    classes: Sequence[str], judged: Bool, n_k: Int, given: Mapping[str, str]
+def _why_not_compared(
+    classes: Sequence[str], compared: Bool, n_k: Int, given: Mapping[str, str]
 ) -> dict[str, str]:
     """Reason for each class that is left out."""
     reasons = {}
-    for k in np.flatnonzero(~judged):
+    for k in np.flatnonzero(~compared):
         missing = (
             "it has no record in the hold-out" if n_k[k] == 0 else "it does not stand in all parts"
         )
@@ -332,16 +341,16 @@ def _points(interval: Interval) -> str:
 
 
 def _balanced(y: Int, hits: Float, used: Bool) -> float:
-    """Balanced accuracy, mean over learners and seeds, on some of the records."""
+    """Balanced accuracy, mean over estimators and seeds, on some of the records."""
     y, right = y[used], hits[:, used].mean(axis=0)
     return float(np.mean([right[y == k].mean() for k in np.unique(y)]))
 
 
-def _mean_score(scores: list[LearnerScore]) -> LearnerScore:
+def _mean_score(scores: list[EstimatorScore]) -> EstimatorScore:
     """Mean over seeds; the worst class is that of the mean recalls."""
     recall = {k: float(np.mean([s.recall[k] for s in scores])) for k in scores[0].recall}
     worst = min(recall, key=lambda k: recall[k])
-    return LearnerScore(
+    return EstimatorScore(
         balanced_accuracy=float(np.mean([s.balanced_accuracy for s in scores])),
         macro_f1=float(np.mean([s.macro_f1 for s in scores])),
         auprc=float(np.mean([s.auprc for s in scores])),

@@ -18,18 +18,18 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from prefect_augment.evaluation.metrics.column_profile import MAX_LEVELS
-from prefect_augment.schema.base import ArmScore, Interval, Recipe, Verdict
+from prefect_augment.schema.base import Interval, Recipe, StrategyScore, Verdict
 from prefect_augment.schema.drift import (
-    ArmDrift,
     ClassDrift,
     ColumnContent,
     ColumnDrift,
     Contents,
     Drift,
+    StrategyDrift,
 )
 from prefect_augment.text import count, natural_order, percent
 
-__all__ = ["arm_drifts", "class_drifts", "column_drifts", "drift_sentence", "n_shared"]
+__all__ = ["class_drifts", "column_drifts", "drift_sentence", "n_shared", "strategy_drifts"]
 
 ALPHA = 0.01  # of a false flag among all columns, and again among all classes
 SHOWN_LEVELS = 6
@@ -227,22 +227,22 @@ def _picture(before: Contents, now: Contents, n_eff: float, alpha: float) -> Col
     )
 
 
-def arm_drifts(
+def strategy_drifts(
     before: tuple[Mapping[str, float], Verdict | None],
-    now: tuple[Sequence[ArmScore], Verdict | None],
-) -> tuple[ArmDrift, ...]:
-    """Every arm of the two versions, the best now first: score on val by arm, and the verdict."""
-    val = [dict(before[0]), _val_scores(now[0])]
+    now: tuple[Sequence[StrategyScore], Verdict | None],
+) -> tuple[StrategyDrift, ...]:
+    """Every strategy of the two versions, the best now first: its validation score, and the verdict."""
+    validation = [dict(before[0]), _validation_scores(now[0])]
     hold = [v.balanced_accuracy if v else {} for v in (before[1], now[1])]
     names = sorted(
-        {*val[0], *val[1], *hold[0], *hold[1]},
-        key=lambda n: (-val[1].get(n, -1.0), natural_order(n)),
+        {*validation[0], *validation[1], *hold[0], *hold[1]},
+        key=lambda n: (-validation[1].get(n, -1.0), natural_order(n)),
     )
     return tuple(
-        ArmDrift(
+        StrategyDrift(
             name=name,
-            val_before=val[0].get(name),
-            val_now=val[1].get(name),
+            validation_before=validation[0].get(name),
+            validation_now=validation[1].get(name),
             holdout_before=hold[0].get(name),
             holdout_now=hold[1].get(name),
             changed=_apart(hold[0].get(name), hold[1].get(name)),
@@ -251,11 +251,11 @@ def arm_drifts(
     )
 
 
-def _val_scores(scores: Sequence[ArmScore]) -> dict[str, float]:
-    by_arm: dict[str, list[float]] = {}
+def _validation_scores(scores: Sequence[StrategyScore]) -> dict[str, float]:
+    by_strategy: dict[str, list[float]] = {}
     for score in scores:
-        by_arm.setdefault(score.arm.name, []).append(score.score)
-    return {name: fmean(found) for name, found in by_arm.items()}
+        by_strategy.setdefault(score.strategy.name, []).append(score.score)
+    return {name: fmean(found) for name, found in by_strategy.items()}
 
 
 def _apart(a: Interval | None, b: Interval | None) -> bool:
@@ -301,4 +301,4 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
 
 def recipe_name(recipe: Recipe | None) -> str:
     """What a recipe is called; empty for none."""
-    return recipe.arm.name if recipe else ""
+    return recipe.strategy.name if recipe else ""

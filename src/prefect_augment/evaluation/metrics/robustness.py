@@ -1,7 +1,7 @@
-"""What corrupted hold-out records say about the compared arms.
+"""What corrupted hold-out records say about the compared strategies.
 
 Every condition is asked of the same records with the same bootstrap draws, so that a difference
-between arms, and how much larger it is than on clean records, have intervals of their own.
+between strategies, and how much larger it is than on clean records, have intervals of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefect_augment.evaluation.metrics.bootstrap import (
 )
 from prefect_augment.evaluation.metrics.corruptions import Corruption
 from prefect_augment.schema.base import Difference, Interval
-from prefect_augment.schema.experiment import ConditionFact, RobustnessFacts
+from prefect_augment.schema.experiment import ConditionRow, RobustnessResult
 
 __all__ = ["robustness", "rows_to_corrupt"]
 
@@ -30,13 +30,13 @@ Bool = NDArray[np.bool_]
 Pairs = Sequence[tuple[str, str]]
 
 
-def rows_to_corrupt(y: Int, judged: Bool, *, most: int, seed: int) -> Int:
+def rows_to_corrupt(y: Int, compared: Bool, *, most: int, seed: int) -> Int:
     """Return which records are corrupted: those of judged classes, or a sample of them.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
-    judged : ndarray of bool, shape (n_classes,)
+    compared : ndarray of bool, shape (n_classes,)
     most : int
         Where there are more, classes give equally many and rarer ones all that they have: what
         balanced accuracy is known best from.
@@ -48,7 +48,7 @@ def rows_to_corrupt(y: Int, judged: Bool, *, most: int, seed: int) -> Int:
     ndarray of int64
         Sorted.
     """
-    rows = np.flatnonzero(judged[y])
+    rows = np.flatnonzero(compared[y])
     if len(rows) <= most:
         return rows
     counts = np.bincount(y[rows])
@@ -70,23 +70,23 @@ def robustness(
     *,
     corruptions: Sequence[Corruption],
     pairs: Pairs,
-    judged: Bool,
+    compared: Bool,
     groups: Any = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> RobustnessFacts:
-    """Compare arms under each corruption.
+) -> RobustnessResult:
+    """Compare strategies under each corruption.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
         Classes of the records that were corrupted.
-    clean : mapping of arm to ndarray of float64, shape (n_seeds, n_records)
-        Share of learners that are right about the records as they are.
+    clean : mapping of strategy to ndarray of float64, shape (n_seeds, n_records)
+        Share of estimators that are right about the records as they are.
     corrupted : mapping of corruption to mapping like ``clean``
     corruptions : sequence of Corruption
         For names and strengths.
-    pairs : sequence of (arm, against)
+    pairs : sequence of (strategy, against)
         What is compared; the first is what the verdict is about.
     judged, groups, n_bootstrap, seed
         Of :func:`.paired_bootstrap`.
@@ -96,20 +96,20 @@ def robustness(
 
     def draw(hits: Mapping[str, Float]) -> Bootstrap:
         return paired_bootstrap(
-            y, hits, judged=judged, groups=units, n_bootstrap=n_bootstrap, seed=seed
+            y, hits, compared=compared, groups=units, n_bootstrap=n_bootstrap, seed=seed
         )
 
     base = _Drawn.of(draw(clean))
     found = {c.name: _Drawn.of(draw(corrupted[c.name])) for c in corruptions}
     mean = _Drawn.mean(list(found.values()))
     conditions = tuple(
-        found[c.name].fact(c.name, c.strength, pairs, base=base) for c in corruptions
+        found[c.name].result(c.name, c.strength, pairs, base=base) for c in corruptions
     )
-    overall = mean.fact("mean", "the mean over these conditions", pairs, base=base)
-    return RobustnessFacts(
+    overall = mean.result("mean", "the mean over these conditions", pairs, base=base)
+    return RobustnessResult(
         n_records=len(y),
         seed=seed,
-        clean=base.fact("clean", "the same records as they are", pairs),
+        clean=base.result("clean", "the same records as they are", pairs),
         conditions=conditions,
         mean=overall,
         sentence=_sentence(overall, conditions, pairs),
@@ -117,7 +117,7 @@ def robustness(
 
 
 class _Drawn:
-    """Balanced accuracy of each arm: the estimate, and its draws of shape (n_bootstrap,)."""
+    """Balanced accuracy of each strategy: the estimate, and its draws of shape (n_bootstrap,)."""
 
     def __init__(self, estimate: Mapping[str, float], draws: Mapping[str, Float]) -> None:
         self.estimate, self.draws = estimate, draws
@@ -125,57 +125,67 @@ class _Drawn:
     @classmethod
     def of(cls, boot: Bootstrap) -> _Drawn:
         return cls(
-            {arm: float(boot.recall[a].mean()) for a, arm in enumerate(boot.arms)},
-            {arm: boot.draws[:, a].mean(axis=1) for a, arm in enumerate(boot.arms)},
+            {strategy: float(boot.recall[a].mean()) for a, strategy in enumerate(boot.strategies)},
+            {strategy: boot.draws[:, a].mean(axis=1) for a, strategy in enumerate(boot.strategies)},
         )
 
     @classmethod
     def mean(cls, some: Sequence[_Drawn]) -> _Drawn:
-        arms = list(some[0].estimate)
+        strategies = list(some[0].estimate)
         return cls(
-            {arm: float(np.mean([s.estimate[arm] for s in some])) for arm in arms},
-            {arm: np.mean([s.draws[arm] for s in some], axis=0) for arm in arms},
+            {
+                strategy: float(np.mean([s.estimate[strategy] for s in some]))
+                for strategy in strategies
+            },
+            {
+                strategy: np.mean([s.draws[strategy] for s in some], axis=0)
+                for strategy in strategies
+            },
         )
 
-    def difference(self, arm: str, against: str) -> tuple[float, Float]:
+    def difference(self, strategy: str, against: str) -> tuple[float, Float]:
         return (
-            self.estimate[arm] - self.estimate[against],
-            self.draws[arm] - self.draws[against],
+            self.estimate[strategy] - self.estimate[against],
+            self.draws[strategy] - self.draws[against],
         )
 
-    def fact(
+    def result(
         self, name: str, strength: str, pairs: Pairs, *, base: _Drawn | None = None
-    ) -> ConditionFact:
+    ) -> ConditionRow:
         differences, changes = [], []
-        for arm, against in pairs:
-            gap, drawn = self.difference(arm, against)
-            differences.append(_named(arm, against, percentiles(gap, drawn)))
+        for strategy, against in pairs:
+            gap, drawn = self.difference(strategy, against)
+            differences.append(_named(strategy, against, percentiles(gap, drawn)))
             if base is not None:
-                was, were = base.difference(arm, against)
-                changes.append(_named(arm, against, percentiles(gap - was, drawn - were)))
-        return ConditionFact(
+                was, were = base.difference(strategy, against)
+                changes.append(_named(strategy, against, percentiles(gap - was, drawn - were)))
+        return ConditionRow(
             name=name,
             strength=strength,
             balanced_accuracy={
-                arm: percentiles(value, self.draws[arm]) for arm, value in self.estimate.items()
+                strategy: percentiles(value, self.draws[strategy])
+                for strategy, value in self.estimate.items()
             },
             differences=tuple(differences),
             changes=tuple(changes),
         )
 
 
-def _named(arm: str, against: str, interval: Interval) -> Difference:
-    return Difference(arm=arm, against=against, interval=interval)
+def _named(strategy: str, against: str, interval: Interval) -> Difference:
+    return Difference(strategy=strategy, against=against, interval=interval)
 
 
-def _sentence(mean: ConditionFact, conditions: Sequence[ConditionFact], pairs: Pairs) -> str:
+def _sentence(mean: ConditionRow, conditions: Sequence[ConditionRow], pairs: Pairs) -> str:
     """Say what the corruptions show about the first pair."""
     if not pairs:
-        return "Only one arm was compared, so nothing is said of a gain or a loss in robustness."
+        return (
+            "Only one strategy was compared, so nothing is said of a gain or a loss in robustness."
+        )
     gap, change = mean.differences[0], mean.changes[0].interval
     clean = gap.interval.estimate - change.estimate
     said = (
-        f"On corrupted records “{gap.arm}” differs from “{gap.against}” by {_points(gap.interval.estimate)} points on "
+        f"On corrupted records “{gap.strategy}” differs from “{gap.against}” by "
+        f"{_points(gap.interval.estimate)} points on "
         f"average (95 % interval {_points(gap.interval.low)} to {_points(gap.interval.high)}), on clean ones by "
         f"{_points(clean)}: "
     )

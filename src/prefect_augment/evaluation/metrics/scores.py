@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.schema.base import LearnerScore
+from prefect_augment.schema.base import EstimatorScore
 
 __all__ = ["predict_classes", "score_predictions"]
 
@@ -48,9 +48,9 @@ def score_predictions(
     proba: Float,
     *,
     classes: Sequence[str],
-    judged: Bool,
+    compared: Bool,
     multipliers: Float | None = None,
-) -> LearnerScore:
+) -> EstimatorScore:
     """Balanced accuracy and its companions over the judged classes that occur in ``y``.
 
     Parameters
@@ -61,7 +61,7 @@ def score_predictions(
         Predicted class probabilities, rows summing to 1.
     classes : sequence of str, length n_classes
         Class names in code order.
-    judged : ndarray of bool, shape (n_classes,)
+    compared : ndarray of bool, shape (n_classes,)
         Classes that count; records of the others are left out.
     multipliers : ndarray of float64, shape (n_classes,) or (n_records, n_classes), optional
         Multipliers behind the predicted class. They change decisions (accuracy, F1, recall), not
@@ -69,7 +69,7 @@ def score_predictions(
 
     Returns
     -------
-    LearnerScore
+    EstimatorScore
         All values in [0, 1]. ``balanced_accuracy`` is the mean recall; ``macro_f1`` the mean F1, 0
         for a class never predicted; ``auprc`` the mean average precision of the classes other than
         the largest (two classes: of the rare one; a single class: 1 by definition); ``brier`` half
@@ -88,8 +88,8 @@ def score_predictions(
     Brodersen et al. 2010, "The balanced accuracy and its posterior distribution"; Brier 1950,
     "Verification of forecasts expressed in terms of probability".
     """
-    _check_shapes(y, proba, classes, judged)
-    counted = judged[y]
+    _check_shapes(y, proba, classes, compared)
+    counted = compared[y]
     if not counted.any():
         raise EmptyClassError(
             "none of the judged classes has a record here, so there is nothing to score; "
@@ -108,7 +108,7 @@ def score_predictions(
     recall = n_right[present] / n_true[present]
     f1 = 2 * n_right[present] / (n_true[present] + n_predicted[present])
     worst = int(np.argmin(recall))
-    return LearnerScore(
+    return EstimatorScore(
         balanced_accuracy=float(recall.mean()),
         macro_f1=float(f1.mean()),
         auprc=_auprc(y, proba, present, n_true),
@@ -134,13 +134,13 @@ def _brier(y: Int, proba: Float) -> float:
     return float(np.mean((proba**2).sum(axis=1) - 2 * of_truth + 1) / 2)
 
 
-def _check_shapes(y: Int, proba: Float, classes: Sequence[str], judged: Bool) -> None:
+def _check_shapes(y: Int, proba: Float, classes: Sequence[str], compared: Bool) -> None:
     """Refuse arrays that cannot belong together, before numpy broadcasts them into nonsense."""
     expected = (len(y), len(classes))
-    if proba.shape != expected or judged.shape != expected[1:]:
+    if proba.shape != expected or compared.shape != expected[1:]:
         raise ParameterError(
             f"expected proba of shape {expected} and judged of shape {expected[1:]} for "
-            f"{len(y)} records and {len(classes)} classes; found {proba.shape} and {judged.shape}."
+            f"{len(y)} records and {len(classes)} classes; found {proba.shape} and {compared.shape}."
         )
     if len(y) and (y.min() < 0 or y.max() >= len(classes)):
         raise ParameterError(

@@ -16,7 +16,7 @@ from prefect_augment.evaluation.metrics.bootstrap import (
     simultaneous,
 )
 from prefect_augment.schema.base import Interval
-from prefect_augment.schema.experiment import Gap, GroupFact, Shown, SliceFact, SliceFacts
+from prefect_augment.schema.experiment import Gap, GroupRow, Shown, SliceResult, SliceRow
 
 __all__ = ["MIN_SLICE", "slices"]
 
@@ -49,33 +49,33 @@ def slices(
     by: Mapping[str, Sequence[str]],
     *,
     classes: Sequence[str],
-    judged: Bool,
+    compared: Bool,
     before: str,
     after: str,
     groups: Any = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> SliceFacts:
-    """Compare two arms within each group.
+) -> SliceResult:
+    """Compare two strategies within each group.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
         Classes of the hold-out records.
-    hits : mapping of arm to ndarray of float64, shape (n_seeds, n_records)
-        Share of learners that are right.
+    hits : mapping of strategy to ndarray of float64, shape (n_seeds, n_records)
+        Share of estimators that are right.
     by : mapping of column to sequence of str, length n_records
         Groups are the values of each column, and of several columns their combinations too.
     classes, judged
         Names in code order, and which count.
     before, after : str
-        Arms. Where they are the same one, nothing gains or loses.
+        Strategies. Where they are the same one, nothing gains or loses.
     groups, n_bootstrap, seed
         Of :func:`.paired_bootstrap`.
 
     Returns
     -------
-    SliceFacts
+    SliceResult
         Differences of slices hold together at 95 %, and so do those of groups: max-T within each table,
         Bonferroni over the tables.
     """
@@ -85,14 +85,14 @@ def slices(
     found = [
         _compare(
             cut, y, {BEFORE: hits[before], AFTER: hits[after]},
-            classes=classes, judged=judged, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+            classes=classes, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
             level=1.0 - 0.05 / len(cuts),
         )
         for cut in cuts
     ]  # fmt: skip
     every = tuple(s for f in found for s in f.slices)
     over_groups = tuple(g for f in found for g in f.groups)
-    return SliceFacts(
+    return SliceResult(
         by=tuple(by),
         before=before,
         after=after,
@@ -114,8 +114,8 @@ def _cut(columns: tuple[str, ...], by: Mapping[str, Sequence[str]]) -> _Cut:
 
 @dataclass(frozen=True)
 class _Found:
-    groups: tuple[GroupFact, ...]
-    slices: tuple[SliceFact, ...]
+    groups: tuple[GroupRow, ...]
+    slices: tuple[SliceRow, ...]
     gaps: tuple[Gap, ...]
 
 
@@ -125,7 +125,7 @@ def _compare(
     hits: Mapping[str, Float],
     *,
     classes: Sequence[str],
-    judged: Bool,
+    compared: Bool,
     groups: Any,
     n_bootstrap: int,
     seed: int,
@@ -134,15 +134,17 @@ def _compare(
     n_cells = len(cut.values)
     code = y * n_cells + cut.cell
     counts = np.bincount(code, minlength=len(classes) * n_cells)
-    used = (counts >= MIN_SLICE) & np.repeat(judged, n_cells)
-    there = np.flatnonzero((counts > 0) & np.repeat(judged, n_cells))
-    in_cell = np.bincount(cut.cell[judged[y]], minlength=n_cells)
+    used = (counts >= MIN_SLICE) & np.repeat(compared, n_cells)
+    there = np.flatnonzero((counts > 0) & np.repeat(compared, n_cells))
+    in_cell = np.bincount(cut.cell[compared[y]], minlength=n_cells)
     if not used.any():
         few = [_few(cut, classes, int(k), int(counts[k])) for k in there]
         none = [_no_group(cut, c, int(in_cell[c])) for c in np.flatnonzero(in_cell).tolist()]
         return _Found(tuple(none), tuple(few), ())
     n_draws = min(n_bootstrap, max(200, MAX_DRAW_BYTES // (16 * int(used.sum()))))
-    boot = paired_bootstrap(code, hits, judged=used, groups=groups, n_bootstrap=n_draws, seed=seed)
+    boot = paired_bootstrap(
+        code, hits, compared=used, groups=groups, n_bootstrap=n_draws, seed=seed
+    )
     gained = simultaneous(
         boot.recall[1] - boot.recall[0],
         boot.draws[:, 1] - boot.draws[:, 0],
@@ -150,9 +152,9 @@ def _compare(
         level=level,
     )
     of_slice = dict(zip(boot.classes.tolist(), gained, strict=True))
-    recalls = [boot.class_recall(arm) for arm in (BEFORE, AFTER)]
+    recalls = [boot.class_recall(strategy) for strategy in (BEFORE, AFTER)]
     made = tuple(
-        SliceFact(
+        SliceRow(
             label=classes[int(k) // n_cells],
             group=cut.group(int(k) % n_cells),
             n_holdout=int(counts[k]),
@@ -168,16 +170,16 @@ def _compare(
     return _Found(_groups(cut, boot, in_cell, level), made, _gaps(cut, boot, classes))
 
 
-def _few(cut: _Cut, classes: Sequence[str], code: int, n: int) -> SliceFact:
+def _few(cut: _Cut, classes: Sequence[str], code: int, n: int) -> SliceRow:
     label, cell = divmod(code, len(cut.values))
-    return SliceFact(label=classes[label], group=cut.group(cell), n_holdout=n, decision="too few")
+    return SliceRow(label=classes[label], group=cut.group(cell), n_holdout=n, decision="too few")
 
 
-def _no_group(cut: _Cut, cell: int, n: int) -> GroupFact:
-    return GroupFact(group=cut.group(cell), n_holdout=n, n_classes=0, decision="too few")
+def _no_group(cut: _Cut, cell: int, n: int) -> GroupRow:
+    return GroupRow(group=cut.group(cell), n_holdout=n, n_classes=0, decision="too few")
 
 
-def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[GroupFact, ...]:
+def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[GroupRow, ...]:
     """Mean recall of each group over its classes."""
     cells = boot.classes % len(cut.values)
     known = np.unique(cells)
@@ -187,7 +189,7 @@ def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[Gro
     gained = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest, level=level)
     place = {int(c): j for j, c in enumerate(known)}
     return tuple(
-        GroupFact(
+        GroupRow(
             group=cut.group(c),
             n_holdout=int(in_cell[c]),
             n_classes=int((cells == c).sum()),
@@ -252,15 +254,15 @@ def _widened(gaps: Sequence[Gap]) -> list[str]:
     ]
 
 
-def _flags(facts: Sequence[SliceFact] | Sequence[GroupFact]) -> list[str]:
+def _flags(info: Sequence[SliceRow] | Sequence[GroupRow]) -> list[str]:
     """Say where, of the same class or over all classes, one group gains and another loses."""
     found = []
     sides: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
-    for fact in facts:
-        label = fact.label if isinstance(fact, SliceFact) else ""
-        where = sides.setdefault((label, tuple(fact.group)), {})
-        said = ", ".join(f"{name}={value}" for name, value in fact.group.items())
-        where.setdefault(fact.decision, []).append(said)
+    for result in info:
+        label = result.label if isinstance(result, SliceRow) else ""
+        where = sides.setdefault((label, tuple(result.group)), {})
+        said = ", ".join(f"{name}={value}" for name, value in result.group.items())
+        where.setdefault(result.decision, []).append(said)
     for (label, _), side in sides.items():
         if side.get("gains") and side.get("loses"):
             of = f"Class {label}" if label else "Over the classes"

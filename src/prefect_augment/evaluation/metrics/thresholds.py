@@ -1,7 +1,7 @@
 """Class-probability multipliers that raise balanced accuracy: threshold tuning for any class count.
 
-With two classes a multiplier is a threshold. The multipliers come from records that the learner was
-not trained on, and an arm that uses them is scored on yet other records
+With two classes a multiplier is a threshold. The multipliers come from records that the estimator was
+not trained on, and a strategy that uses them is scored on yet other records
 (:func:`cross_fitted_multipliers`).
 """
 
@@ -22,7 +22,7 @@ Bool = NDArray[np.bool_]
 # is optimal for calibrated probabilities, more for overconfident ones.
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 MAX_SWEEPS = 3
-# Above this, one common power is all that val's records can support.
+# Above this, one common power is all that validation's records can support.
 MAX_SEARCHED_CLASSES = 30
 # In standard errors. Simulated on 2 and 5 classes, 200 to 10,000 records, calibrated, over- and
 # under-confident: 0.25 is within 0.8 points of the best choice on fresh records; 0 loses 2 points
@@ -31,7 +31,7 @@ SHRINKAGE = 0.25
 _EPS = 1e-12
 
 
-def tune_multipliers(y: Int, proba: Float, *, judged: Bool) -> Float:
+def tune_multipliers(y: Int, proba: Float, *, compared: Bool) -> Float:
     """Multipliers of the class probabilities that raise balanced accuracy on these records.
 
     The search starts from the best power of the prior correction, then scans one class after the
@@ -43,10 +43,10 @@ def tune_multipliers(y: Int, proba: Float, *, judged: Bool) -> Float:
     Parameters
     ----------
     y : ndarray of int64, shape (n_records,)
-        True class codes of records that the learner has not seen.
+        True class codes of records that the estimator has not seen.
     proba : ndarray of float64, shape (n_records, n_classes)
         Their class probabilities.
-    judged : ndarray of bool, shape (n_classes,)
+    compared : ndarray of bool, shape (n_classes,)
         Classes whose recall counts; the multipliers of the others stay 1.
 
     Returns
@@ -60,15 +60,15 @@ def tune_multipliers(y: Int, proba: Float, *, judged: Bool) -> Float:
     (prior correction); Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3
     (of solutions within a standard error, the more conservative one).
     """
-    counted = judged[y]
+    counted = compared[y]
     y, log_p = y[counted], np.log(np.maximum(proba[counted], _EPS))
-    n_k = np.bincount(y, minlength=len(judged))
+    n_k = np.bincount(y, minlength=len(compared))
     present = np.flatnonzero(n_k)
     if len(present) < 2:
-        return np.ones(len(judged))
+        return np.ones(len(compared))
 
     largest = present[np.argmax(n_k[present])]
-    correction = np.zeros(len(judged))
+    correction = np.zeros(len(compared))
     correction[present] = np.log(n_k[largest] / n_k[present])
     value = 1.0 / (n_k[y] * len(present))  # what a right prediction adds to balanced accuracy
 
@@ -81,7 +81,7 @@ def tune_multipliers(y: Int, proba: Float, *, judged: Bool) -> Float:
     return np.exp(log_m)
 
 
-def cross_fitted_multipliers(y: Int, proba: Float, folds: Int, judged: Bool) -> Float:
+def cross_fitted_multipliers(y: Int, proba: Float, folds: Int, compared: Bool) -> Float:
     """Multipliers for each record, tuned on the records of the other folds.
 
     Parameters
@@ -104,10 +104,10 @@ def cross_fitted_multipliers(y: Int, proba: Float, folds: Int, judged: Bool) -> 
     names = np.unique(folds)
     if len(y) and len(names) < 2:
         raise ParameterError("cross-fitting needs at least 2 folds; found 1.")
-    multipliers = np.ones((len(y), len(judged)))
+    multipliers = np.ones((len(y), len(compared)))
     for fold in names:
         here = folds == fold
-        multipliers[here] = tune_multipliers(y[~here], proba[~here], judged=judged)
+        multipliers[here] = tune_multipliers(y[~here], proba[~here], compared=compared)
     return multipliers
 
 

@@ -25,27 +25,27 @@ class Stratum:
 
     Attributes
     ----------
-    fit, val, candidates : ndarray, shape (n, ...)
+    training, validation, candidates : ndarray, shape (n, ...)
         Real records that the model has seen, others, and its own.
     valid, kept : ndarray of bool, shape (n_candidates,)
         Within the domain; passed every check and is wanted.
     distance : ndarray of float64, shape (n_candidates,)
-        To the nearest fit record.
+        To the nearest training record.
     real : ndarray of float64
-        The same of real records that the model has not seen, or of fit records to one another.
+        The same of real records that the model has not seen, or of training records to one another.
     near : tuple of CopyEvidence
         What the class is judged by, of all candidates, in each space that there is; empty where there
         are too few real records to take distances from.
     equal : mapping of str to CopyEvidence
         Ways of being equal by their names, of all candidates.
     one_each : tuple of ndarray of bool
-        Of fit and val, one record of each group.
+        Of training and validation, one record of each group.
     wrong, real_wrong : ndarray of bool, optional
         Which it takes for another class.
     """
 
-    fit: NDArray[Any]
-    val: NDArray[Any]
+    training: NDArray[Any]
+    validation: NDArray[Any]
     candidates: NDArray[Any]
     valid: Bool
     kept: Bool
@@ -59,17 +59,19 @@ class Stratum:
 
     @property
     def witnesses(self) -> NDArray[Any]:
-        """Real records to compare with: the generator has seen fit, so val where it is large enough."""
-        return _enough(self.val, self.fit)
+        """Real records to compare with: the generator has seen fit, so validation where it is large enough."""
+        return _enough(self.validation, self.training)
 
     @property
     def unlike(self) -> NDArray[Any]:
         """Of these, one of each group: what is expected of single records holds for them alone."""
-        return _enough(self.val[self.one_each[1]], self.fit[self.one_each[0]])
+        return _enough(self.validation[self.one_each[1]], self.training[self.one_each[0]])
 
 
-def _enough(val: NDArray[Any], fit: NDArray[Any]) -> NDArray[Any]:
-    return val if len(val) >= MIN_TO_COMPARE else np.concatenate([val, fit])
+def _enough(validation: NDArray[Any], training: NDArray[Any]) -> NDArray[Any]:
+    return (
+        validation if len(validation) >= MIN_TO_COMPARE else np.concatenate([validation, training])
+    )
 
 
 def class_evidence(of: Stratum, space: Space) -> Evidence:

@@ -2,7 +2,7 @@
 
 The gate drops single records. This asks of all candidates of a stratum together what no single one
 can tell, by tests that are exact where candidates are real records that nobody has seen: any order
-of theirs and of val's is then as likely as any other.
+of theirs and of validation's is then as likely as any other.
 
 ``domain``
     More of them break the domain than ``max_fault_share``.
@@ -10,10 +10,10 @@ of theirs and of val's is then as likely as any other.
     More lie nearest to the training records than of as many real ones would, by chance. There is no
     allowance: a generator that copies some of its records is found as soon as it can be told at all.
 ``noise``
-    More lie beyond val's farther records, by ``max_fault_share`` and by more than chance.
+    More lie beyond validation's farther records, by ``max_fault_share`` and by more than chance.
 ``labels``
     A class-balanced classifier, which has seen no synthetic record, takes more of them for another
-    class than of val's, by ``max_fault_share`` and by more than chance.
+    class than of validation's, by ``max_fault_share`` and by more than chance.
 ``collapse``
     They cover less than ``min_coverage`` of what as many real ones would.
 

@@ -1,7 +1,7 @@
 """The gate on images: distances in the features of a classifier, exact copies by their pixels.
 
 The feature space is the penultimate layer of a class-balanced convolutional classifier, trained on
-the fit records with classic augmentation. It is no Inception space, and nothing measured in it is
+the training records with classic augmentation. It is no Inception space, and nothing measured in it is
 called FID. It does not tell a training picture moved by a pixel from a new one (of such copies of
 16x16 digits 14 % were caught), so pixels are compared too, over shifts by one of them. Needs torch.
 
@@ -9,7 +9,7 @@ A perceptual hash of small pictures: the signs of their lowest frequencies.
 
 Equal hashes mean that two pictures look alike from afar, whatever their brightness, contrast or
 compression. Among small pictures of one kind different ones may be equal too, so what it says of
-candidates is held against what it says of val's records.
+candidates is held against what it says of validation's records.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-from prefect_augment.encoding.arrays import Asked, GateOutcome, Labelled
+from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
 from prefect_augment.evaluation.classifiers.convnet import (
-    ImageLearner,
+    ImageClassifier,
     balanced_draws,
-    fit_image_learner,
+    fit_image_classifier,
 )
 from prefect_augment.evaluation.neighbours import nearest_by_blocks
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
+from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
 from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "PictureSpace",
     "Pictures",
     "ShiftSpace",
-    "gate_image_candidates",
+    "filter_images",
     "image_measures",
     "perceptual_hashes",
 ]
@@ -54,58 +54,58 @@ MAX_SIDE = 32  # of pictures that are compared by pixels; larger ones are averag
 PLAIN = 1e-3  # a window that varies less has no contrast to compare
 
 
-def gate_image_candidates(
-    fit: Labelled,
-    val: Labelled,
+def filter_images(
+    training: Labelled,
+    validation: Labelled,
     candidates: Labelled,
     *,
     steps: int,
     device: str = "cpu",
     **asked: Unpack[Asked],
-) -> GateOutcome:
+) -> FilterOutcome:
     """Judge candidate images, and keep what is wanted of those that pass.
 
     Parameters
     ----------
-    fit, val, candidates : Labelled
+    training, validation, candidates : Labelled
         Images, uint8 of shape (n_records, height, width, channels).
     steps : int
-        Of each of the three classifiers: that of the feature space, on all fit records, and the
+        Of each of the three classifiers: that of the feature space, on all training records, and the
         judge and the filter of labels, on a half of them each.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     **asked
-        As for :func:`~prefect_augment.evaluation.quality.record_filter.gate_records`.
+        As for :func:`~prefect_augment.evaluation.quality.record_filter.filter_records`.
     """
     measures = image_measures(
-        fit,
+        training,
         stratum_class=asked["stratum_class"],
         steps=steps,
         seed=asked.get("seed", 0),
         device=device,
     )
-    return gate_records(fit, val, candidates, measures=measures, **asked)
+    return filter_records(training, validation, candidates, measures=measures, **asked)
 
 
 def image_measures(
-    fit: Labelled, *, stratum_class: Int, steps: int, seed: int, device: str = "cpu"
+    training: Labelled, *, stratum_class: Int, steps: int, seed: int, device: str = "cpu"
 ) -> Measures:
     """How images are measured: trains the classifier of the feature space.
 
     Parameters
     ----------
-    fit : Labelled
+    training : Labelled
     stratum_class : ndarray of int64, shape (n_strata,)
         Class code of each stratum.
     steps, device
-        As for :func:`gate_image_candidates`.
+        As for :func:`filter_images`.
     seed : int
         Of the classifiers.
     """
     n_classes = int(stratum_class.max()) + 1
 
-    def train(images: Images, y: Int) -> ImageLearner:
-        return fit_image_learner(
+    def train(images: Images, y: Int) -> ImageClassifier:
+        return fit_image_classifier(
             images,
             y,
             n_classes=n_classes,
@@ -116,8 +116,8 @@ def image_measures(
             device=device,
         )
 
-    y = stratum_class[fit.stratum]
-    space = PictureSpace.of(train(fit.X, y), fit.X, y)
+    y = stratum_class[training.stratum]
+    space = PictureSpace.of(train(training.X, y), training.X, y)
 
     def two_sample(real: Images, synthetic: Images) -> float:
         a, b = (space.place(images).features for images in (real, synthetic))
@@ -127,7 +127,7 @@ def image_measures(
             is_category=np.zeros(a.shape[1], dtype=bool),
             n_levels=np.zeros(a.shape[1], dtype=np.int64),
             seed=seed,
-            learner="logistic",
+            estimator="logistic",
         )
 
     moved = ShiftSpace()
@@ -167,18 +167,18 @@ class PictureSpace:
 
     Attributes
     ----------
-    learner : ImageLearner
+    estimator : ImageClassifier
     scale : ndarray of float64, shape (n_features,)
         Standard deviation within the classes; a feature that does not vary there counts as it is.
     """
 
-    learner: ImageLearner
+    estimator: ImageClassifier
     scale: Float
 
     @classmethod
-    def of(cls, learner: ImageLearner, images: Images, y: Int) -> PictureSpace:
+    def of(cls, estimator: ImageClassifier, images: Images, y: Int) -> PictureSpace:
         """The space of a classifier, scaled by the images that it was trained on."""
-        features = learner.features(images).astype(np.float64)
+        features = estimator.features(images).astype(np.float64)
         counts = np.maximum(np.bincount(y), 1)
         mean = np.zeros((len(counts), features.shape[1]))
         np.add.at(mean, y, features)
@@ -186,21 +186,21 @@ class PictureSpace:
         # A class counts once: the head's spread must not be the measure of the tail.
         weights = balanced_draws(y)
         scale = np.sqrt(np.average(within, axis=0, weights=weights))
-        return cls(learner, np.where(scale > 1e-6, scale, 1.0))
+        return cls(estimator, np.where(scale > 1e-6, scale, 1.0))
 
     @property
     def name(self) -> str:
         """What the report calls the space."""
         return (
             f"Euclidean distance between the {len(self.scale)} penultimate features of a "
-            "class-balanced convolutional classifier trained on the fit records, each over its "
+            "class-balanced convolutional classifier trained on the training records, each over its "
             "standard deviation within the classes; equal pixels have distance 0"
         )
 
     def place(self, images: Images) -> Pictures:
         """Images, uint8 of shape (n, height, width, channels), as points."""
         hashes = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
-        features = self.learner.features(images).astype(np.float64) / self.scale
+        features = self.estimator.features(images).astype(np.float64) / self.scale
         return Pictures(features, np.frombuffer(b"".join(hashes), dtype=np.int64))
 
     def distances(self, a: Pictures, b: Pictures) -> Float:

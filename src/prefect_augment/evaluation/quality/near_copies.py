@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import TrainClassifier
 from prefect_augment.evaluation.neighbours import (
-    MIN_VAL,
+    MIN_VALIDATION,
     Space,
     near_copies,
     real_distances,
@@ -41,7 +41,7 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-# Below this many records even the fit records' own distances say nothing; only exact copies count.
+# Below this many records even the training records' own distances say nothing; only exact copies count.
 MIN_DISTANCES = 10
 # Of real records' median distance, for copies that were moved: as near-duplicates have it.
 MOVED_SHARE = 0.25
@@ -52,7 +52,7 @@ OUTLIER_QUANTILE = 0.95
 
 @dataclass(frozen=True)
 class Near:
-    """How near the candidates of a stratum are to its fit records, and real records."""
+    """How near the candidates of a stratum are to its training records, and real records."""
 
     rows: Int
     distance: Float
@@ -74,29 +74,33 @@ def one_of_each(stratum: Int, groups: Any) -> Bool:
 
 def nearness(
     measures: Measures,
-    fit: Labelled,
-    val: Labelled,
+    training: Labelled,
+    validation: Labelled,
     candidates: Labelled,
     half: Bool,
     one_each: tuple[Bool, Bool],
 ) -> dict[int, Near]:
-    """How near candidates are to fit records, by stratum.
+    """How near candidates are to training records, by stratum.
 
-    ``half`` marks fit records, no group of which is divided. A class with fewer than 20 val records is
+    ``half`` marks training records, no group of which is divided. A class with fewer than 20 validation records is
     judged by distances to that half, of candidates and of all real records outside of it: the fit
     records' distances to one another come in pairs, which no test of single records knows of.
-    ``one_each`` marks one fit record and one val record of each group: tests of single records hold for
+    ``one_each`` marks one training record and one validation record of each group: tests of single records hold for
     these alone, since records of a group are near together or far together.
     """
     found = {}
     spaces = [measures.space, *([measures.moved] if measures.moved is not None else [])]
     for s in map(int, np.unique(candidates.stratum)):
         rows = np.flatnonzero(candidates.stratum == s)
-        of_fit, of_val = fit.stratum == s, val.stratum == s
-        own, others, chosen = fit.X[of_fit], val.X[of_val], one_each[1][of_val]
-        rest = ~half[of_fit] & one_each[0][of_fit]
+        of_training, of_validation = training.stratum == s, validation.stratum == s
+        own, others, chosen = (
+            training.X[of_training],
+            validation.X[of_validation],
+            one_each[1][of_validation],
+        )
+        rest = ~half[of_training] & one_each[0][of_training]
         sets = [
-            _in_space(x, own, others, candidates.X[rows], half[of_fit], rest, chosen)
+            _in_space(x, own, others, candidates.X[rows], half[of_training], rest, chosen)
             for x in spaces
         ]
         (near, way), moved = sets[0], sets[1] if len(sets) > 1 else None
@@ -113,8 +117,8 @@ def nearness(
 
 def _in_space(
     space: Space,
-    fit: NDArray[Any],
-    val: NDArray[Any],
+    training: NDArray[Any],
+    validation: NDArray[Any],
     candidates: NDArray[Any],
     half: Bool,
     rest: Bool,
@@ -122,11 +126,11 @@ def _in_space(
 ) -> tuple[CopyEvidence, CopyEvidence]:
     """Distances to hold single candidates against, and those to judge the class by.
 
-    ``half`` and ``rest`` mark fit records, ``chosen`` val records.
+    ``half`` and ``rest`` mark training records, ``chosen`` validation records.
     """
-    own, others, made = space.place(fit), space.place(val), space.place(candidates)
+    own, others, made = space.place(training), space.place(validation), space.place(candidates)
     near = CopyEvidence(space.nearest(made, own), real_distances(space, own, others))
-    if chosen.sum() >= MIN_VAL:
+    if chosen.sum() >= MIN_VALIDATION:
         alone = near.real if chosen.all() else _finite(space.nearest(others[chosen], own))
         return near, CopyEvidence(near.candidates, alone)
     real = [space.nearest(x, own[half]) for x in (own[rest], others[chosen])]
@@ -160,7 +164,7 @@ def mark_near_and_far(
             copies = near_copies(of.distance, of.real, quantile, ordinals[of.rows], standing)
             far = of.distance > np.quantile(of.real, OUTLIER_QUANTILE)
             if of.moved is not None:
-                # Val's own twins of fit records may not cost more candidates than the quantile allows.
+                # Val's own twins of training records may not cost more candidates than the quantile allows.
                 limit = min(
                     MOVED_SHARE * np.median(of.moved.real), np.quantile(of.moved.real, quantile)
                 )
@@ -179,30 +183,32 @@ def mark(reason: NDArray[np.str_], rows: Int, why: str) -> None:
 
 @dataclass(frozen=True)
 class Equality:
-    """Who is equal to a fit record, of whatever stratum: a copy under another label is a copy.
+    """Who is equal to a training record, of whatever stratum: a copy under another label is a copy.
 
     Attributes
     ----------
-    fit, val, candidates : ndarray of bool
-        Equal to a fit record; of fit records, to another one.
+    training, validation, candidates : ndarray of bool
+        Equal to a training record; of training records, to another one.
     of_one : ndarray of bool, shape (n_candidates,)
-        Equal to a fit record that is unlike every other real record.
+        Equal to a training record that is unlike every other real record.
     """
 
-    fit: Bool
-    val: Bool
+    training: Bool
+    validation: Bool
     candidates: Bool
     of_one: Bool
 
 
-def equality(fit: NDArray[Any], val: NDArray[Any], candidates: NDArray[Any]) -> Equality:
+def equality(
+    training: NDArray[Any], validation: NDArray[Any], candidates: NDArray[Any]
+) -> Equality:
     """Compare the records of all strata."""
-    of_fit, of_val, made = map(_digests, (fit, val, candidates))
-    values, counts = np.unique(of_fit, return_counts=True)
-    alone = np.setdiff1d(values[counts == 1], of_val)
+    of_training, of_validation, made = map(_digests, (training, validation, candidates))
+    values, counts = np.unique(of_training, return_counts=True)
+    alone = np.setdiff1d(values[counts == 1], of_validation)
     return Equality(
-        fit=np.isin(of_fit, values[counts > 1]),
-        val=np.isin(of_val, values),
+        training=np.isin(of_training, values[counts > 1]),
+        validation=np.isin(of_validation, values),
         candidates=np.isin(made, values),
         of_one=np.isin(made, alone),
     )
@@ -217,19 +223,19 @@ def _digests(X: NDArray[Any]) -> NDArray[np.void]:
 
 def equal_ways(
     measures: Measures,
-    fit: NDArray[Any],
-    val: NDArray[Any],
+    training: NDArray[Any],
+    validation: NDArray[Any],
     candidates: NDArray[Any],
     exact: Equality,
 ) -> dict[str, CopyEvidence]:
-    """Ways in which candidates are equal to fit records, beside val's records and fit's own twins.
+    """Ways in which candidates are equal to training records, beside validation's records and fit's own twins.
 
     ``exact`` is of the same records. Distances are 0 where records are equal, and 1.
     """
-    apart = [~exact.candidates, ~np.concatenate([exact.val, exact.fit])]
+    apart = [~exact.candidates, ~np.concatenate([exact.validation, exact.training])]
     found = {"exact": CopyEvidence(*(x.astype(np.float64) for x in apart))}
     if measures.hashes is not None:
-        seen, others, made = (measures.hashes(X) for X in (fit, val, candidates))
+        seen, others, made = (measures.hashes(X) for X in (training, validation, candidates))
         real = np.concatenate([np.isin(others, seen), _has_twin(seen)])
         made_apart = ~np.isin(made, seen)
         found["hash"] = CopyEvidence(made_apart.astype(np.float64), (~real).astype(np.float64))

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
-from prefect_augment.evaluation.classifiers.base import LearnerKind, balanced_weights, fit_learner
+from prefect_augment.evaluation.classifiers.base import (
+    EstimatorKind,
+    balanced_weights,
+    fit_estimator,
+)
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
 
@@ -148,7 +152,7 @@ def c2st_auc(
     is_category: Bool,
     n_levels: Int,
     seed: int = 0,
-    learner: LearnerKind = "boosting",
+    estimator: EstimatorKind = "boosting",
     most: int = C2ST_RECORDS,
     n_iterations: int = C2ST_ITERATIONS,
 ) -> float:
@@ -159,10 +163,10 @@ def c2st_auc(
     real, synthetic : ndarray of float64, shape (n_records, n_columns)
         NaN for null; the first ``most`` of each are looked at.
     is_category, n_levels
-        As in :func:`~prefect_augment.evaluation.classifiers.base.fit_learner`.
+        As in :func:`~prefect_augment.evaluation.classifiers.base.fit_estimator`.
     seed : int
         Seed of the folds.
-    learner : {"boosting", "logistic"}
+    estimator : {"boosting", "logistic"}
         Which classifier; logistic for features that a network has made, of which there are many.
     most : int
         Records a side.
@@ -188,8 +192,8 @@ def c2st_auc(
     aucs = []
     for fold in range(C2ST_FOLDS):
         train, test = folds != fold, folds == fold
-        fitted = fit_learner(
-            learner,
+        fitted = fit_estimator(
+            estimator,
             X[train],
             y[train],
             weights=balanced_weights(y[train]),

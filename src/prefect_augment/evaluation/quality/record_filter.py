@@ -1,4 +1,4 @@
-"""Which candidates pass: per record and stratum, on fit and val records only.
+"""Which candidates pass: per record and stratum, on training and validation records only.
 
 The checks work from distances and class probabilities; what measures them for a kind of data comes
 as :class:`Measures`: :mod:`~prefect_augment.evaluation.quality.table_filter` for tables and
@@ -8,23 +8,23 @@ A candidate is dropped for the first of these that holds:
 ``domain``
     It breaks the domain (the caller's mask says so).
 ``near copy``
-    It is nearer to a fit record of its stratum than val's own records are, but for the nearest
+    It is nearer to a training record of its stratum than validation's own records are, but for the nearest
     ``near_copy_quantile`` of them. A generator that repeats what it was trained on fails here. Where
     there is a second measure, for copies that were moved, so does what is nearer by that one than a
-    quarter of val's median (and than the same quantile of val), and what equals a fit record of
-    any stratum that is unlike every other real record.
+    quarter of validation's median (and than the same quantile of validation records), and what equals a
+    training record of any stratum that is unlike every other real record.
 ``outlier``
-    It is farther from every fit record of its stratum than 95 % of val's own records are. Noise
+    It is farther from every training record of its stratum than 95 % of validation's own records are. Noise
     fails here.
 ``label``
     A class-balanced classifier gives its class a lower probability than to all but the lowest
-    ``fidelity_quantile`` of val's own records of that class.
+    ``fidelity_quantile`` of validation's own records of that class.
 ``repeat``
     The same record takes a larger share of what passed than the most frequent real record takes
     of its stratum. A generator that has collapsed fails here.
 
 What passes is kept up to the number wanted: for *utility* those that another classifier finds most
-like their class (trained on the other half of the fit records, so that the filter does not teach to
+like their class (trained on the other half of the training records, so that the filter does not teach to
 the test), for *faithful* the first ordinals. The rest is ``surplus``. Records with *soft* labels are
 kept as faithful ones, and their class is not checked: those near a border say most.
 
@@ -43,7 +43,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import GateOutcome, Labelled, Limits, Purpose
+from prefect_augment.encoding.arrays import FilterOutcome, Labelled, Limits, Purpose
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.quality.class_metrics import Stratum, class_evidence, class_metrics
@@ -66,9 +66,9 @@ from prefect_augment.evaluation.quality.near_copies import (
     nearness,
     one_of_each,
 )
-from prefect_augment.schema.base import ClassCheck, ClassGate
+from prefect_augment.schema.base import ClassCheck, ClassFilter
 
-__all__ = ["REASONS", "Measures", "gate_records"]
+__all__ = ["REASONS", "Measures", "filter_records"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -90,12 +90,14 @@ class _Labels:
     real: tuple[Float | None, ...]
 
     @classmethod
-    def of(cls, halves: Halves, val: Labelled, candidates: Labelled, stratum_class: Int) -> _Labels:
+    def of(
+        cls, halves: Halves, validation: Labelled, candidates: Labelled, stratum_class: Int
+    ) -> _Labels:
         """Ask the judge."""
         return cls(
             stratum_class[candidates.stratum],
             halves.judge.predict_proba(candidates.X),
-            real_probabilities(halves, val, stratum_class),
+            real_probabilities(halves, validation, stratum_class),
         )
 
     def doubtful(self, quantile: float) -> Int:
@@ -111,7 +113,7 @@ class _Labels:
         return mistaken(self.proba[rows], k), mistaken(real, k)
 
 
-class _Judged(NamedTuple):
+class _Compared(NamedTuple):
     """What was found out about a stratum as a whole."""
 
     checks: tuple[ClassCheck, ...] = ()
@@ -119,9 +121,9 @@ class _Judged(NamedTuple):
     metrics: Mapping[str, float] = MappingProxyType({})
 
 
-def gate_records(
-    fit: Labelled,
-    val: Labelled,
+def filter_records(
+    training: Labelled,
+    validation: Labelled,
     candidates: Labelled,
     *,
     measures: Measures,
@@ -129,9 +131,9 @@ def gate_records(
     stratum_class: Int,
     wanted: Int,
     ordinals: Int,
-    fit_keys: Sequence[str] | NDArray[np.str_],
-    fit_groups: Any = None,
-    val_groups: Any = None,
+    training_keys: Sequence[str] | NDArray[np.str_],
+    training_groups: Any = None,
+    validation_groups: Any = None,
     in_domain: Bool | None = None,
     purpose: Purpose = "utility",
     near_copy_quantile: float = 0.05,
@@ -140,14 +142,14 @@ def gate_records(
     metrics: bool = True,
     limits: Limits | None = None,
     drop_unsafe: bool = False,
-) -> GateOutcome:
+) -> FilterOutcome:
     """Judge candidates against real records, and keep what is wanted of those that pass.
 
     Parameters
     ----------
-    fit : Labelled
+    training : Labelled
         Records that the model was trained on.
-    val : Labelled
+    validation : Labelled
         Real records that it has not seen.
     candidates : Labelled
         Sampled records with the stratum they were asked for.
@@ -161,20 +163,20 @@ def gate_records(
         Records to keep at most.
     ordinals : ndarray of int64, shape (n_candidates,)
         Place of each candidate in its stratum.
-    fit_keys : sequence of str, length n_fit
-        What names each fit record; decides the halves of the two classifiers.
-    fit_groups : sequence, length n_fit, optional
+    training_keys : sequence of str, length n_training
+        What names each training record; decides the halves of the two classifiers.
+    training_groups : sequence, length n_training, optional
         Records of a group stay in one half.
-    val_groups : sequence, length n_val, optional
+    validation_groups : sequence, length n_val, optional
         Records of a group are alike: a class as a whole is held against one of each.
     in_domain : ndarray of bool, shape (n_candidates,), optional
         False where a candidate breaks the domain.
     purpose : {"utility", "faithful", "soft"}
     near_copy_quantile, fidelity_quantile : float in [0, 1)
-        Share of real records that each check would drop; 0 drops only what is beyond all of val.
+        Share of real records that each check would drop; 0 drops only what is beyond all of validation records.
     seed : int
     metrics : bool
-        Measure likeness, and judge every class as a whole; an arm's fold does without.
+        Measure likeness, and judge every class as a whole; a strategy's fold does without.
     limits : Limits, optional
         What a class may show as a whole.
     drop_unsafe : bool
@@ -182,7 +184,7 @@ def gate_records(
 
     Returns
     -------
-    GateOutcome
+    FilterOutcome
 
     Raises
     ------
@@ -191,12 +193,12 @@ def gate_records(
 
     Notes
     -----
-    A stratum with fewer than 20 val records is held against its fit records' distances to one
+    A stratum with fewer than 20 validation records is held against its training records' distances to one
     another; with fewer than 10 of those too, only exact copies are dropped, and no outliers. Where
-    val itself has exact copies of fit records in the quantile (a table with many repeated rows),
+    validation itself has exact copies of training records in the quantile (a table with many repeated rows),
     copies of values that several real records share may make up the same share of what is kept as
-    exact copies make up of val, first ordinals first, and the rest is held against val's positive
-    distances. A copy of a fit record that is unlike every other real record is always dropped,
+    exact copies make up of validation records, first ordinals first, and the rest is held against validation's positive
+    distances. A copy of a training record that is unlike every other real record is always dropped,
     whatever label it bears. A class with fewer than five fit
     records in the classifier's half is not checked for its label.
     """
@@ -206,10 +208,13 @@ def gate_records(
     if in_domain is not None:
         reason[~in_domain] = "domain"
     # The halves of the two classifiers, by stratum and not by class.
-    half = stratified_folds(fit.stratum, fit_groups, 2, seed, fit_keys) == 0
-    one_each = one_of_each(fit.stratum, fit_groups), one_of_each(val.stratum, val_groups)
-    near = nearness(measures, fit, val, candidates, half, one_each)
-    equal = equality(fit.X, val.X, candidates.X)
+    half = stratified_folds(training.stratum, training_groups, 2, seed, training_keys) == 0
+    one_each = (
+        one_of_each(training.stratum, training_groups),
+        one_of_each(validation.stratum, validation_groups),
+    )
+    near = nearness(measures, training, validation, candidates, half, one_each)
+    equal = equality(training.X, validation.X, candidates.X)
     mark(reason, np.flatnonzero(equal.of_one), "near copy")
     mark_near_and_far(near, strata, ordinals, near_copy_quantile, reason, notes)
 
@@ -218,10 +223,10 @@ def gate_records(
     labels = None
     if purpose != "soft" or looks_at_classes:
         halves = Halves.of(
-            fit, fit_keys, fit_groups, stratum_class, measures.train, seed,
+            training, training_keys, training_groups, stratum_class, measures.train, seed,
             with_filter=purpose != "soft",
         )  # fmt: skip
-        labels = _Labels.of(halves, val, candidates, stratum_class)
+        labels = _Labels.of(halves, validation, candidates, stratum_class)
         notes += [
             f"{_class_name(strata, stratum_class, k)}: too few real records for a classifier; "
             "labels are not checked."
@@ -234,7 +239,9 @@ def gate_records(
 
     for s in np.unique(candidates.stratum):
         rows = np.flatnonzero((candidates.stratum == s) & (reason == ""))
-        own = np.concatenate([fit.X[fit.stratum == s], val.X[val.stratum == s]])
+        own = np.concatenate(
+            [training.X[training.stratum == s], validation.X[validation.stratum == s]]
+        )
         rows = rows[np.argsort(ordinals[rows], kind="stable")]
         reason[rows[_repeats(candidates.X[rows], own)]] = "repeat"
 
@@ -244,14 +251,18 @@ def gate_records(
     shown = np.flatnonzero(
         (wanted > 0) | (np.bincount(candidates.stratum, minlength=len(strata)) > 0)
     )
-    judged: dict[int, _Judged] = {}
+    compared: dict[int, _Compared] = {}
     if labels is not None and looks_at_classes:
         two_sample = measures.two_sample if len(shown) <= MAX_STRATA_COMPARED else None
         for s, of in near.items():
-            records = (fit.X[fit.stratum == s], val.X[val.stratum == s], candidates.X[of.rows])
+            records = (
+                training.X[training.stratum == s],
+                validation.X[validation.stratum == s],
+                candidates.X[of.rows],
+            )
             exact = Equality(
-                equal.fit[fit.stratum == s],
-                equal.val[(val.stratum == s) & one_each[1]],
+                equal.training[training.stratum == s],
+                equal.validation[(validation.stratum == s) & one_each[1]],
                 equal.candidates[of.rows],
                 equal.of_one[of.rows],
             )
@@ -265,30 +276,32 @@ def gate_records(
                 real=of.real,
                 near=of.ways,
                 equal=ways,
-                one_each=(one_each[0][fit.stratum == s], one_each[1][val.stratum == s]),
+                one_each=(one_each[0][training.stratum == s], one_each[1][validation.stratum == s]),
                 wrong=wrong,
                 real_wrong=real_wrong,
             )
             evidence = class_evidence(stratum, measures.space)
             checks = class_checks(evidence, limits or Limits(), n_strata=len(shown))
-            judged[s] = _Judged(
+            compared[s] = _Compared(
                 checks,
                 class_verdict(checks),
                 class_metrics(stratum, evidence, measures.space, two_sample) if metrics else {},
             )
-    for s, found in judged.items():
+    for s, found in compared.items():
         if found.verdict == "unsafe":
             notes.append(said_of(strata[s], found.checks, dropped=drop_unsafe))
         if found.verdict == "unsafe" and drop_unsafe:
             rows = near[s].rows[passed[near[s].rows]]
             reason[rows], kept[rows], passed[rows] = "unsafe class", False, False
-    facts = tuple(
-        _facts(strata[s], candidates.stratum == s, passed, kept, reason, judged.get(s, _Judged()))
+    info = tuple(
+        _info(
+            strata[s], candidates.stratum == s, passed, kept, reason, compared.get(s, _Compared())
+        )
         for s in map(int, shown)
     )
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
-    return GateOutcome(passed, kept, reason, score, facts, measures.name, tuple(notes))
+    return FilterOutcome(passed, kept, reason, score, info, measures.name, tuple(notes))
 
 
 def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:
@@ -323,19 +336,19 @@ def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
     return strata[int(np.flatnonzero(stratum_class == k)[0])].split(" | ")[0]
 
 
-def _facts(
-    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], judged: _Judged
-) -> ClassGate:
+def _info(
+    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], compared: _Compared
+) -> ClassFilter:
     """What the report says of a stratum."""
-    return ClassGate(
+    return ClassFilter(
         name=name,
         n_candidates=int(own.sum()),
         n_passed=int((passed & own).sum()),
         n_kept=int((kept & own).sum()),
         reasons=_count_reasons(reason[own]),
-        metrics=dict(judged.metrics),
-        checks=judged.checks,
-        verdict=judged.verdict,
+        metrics=dict(compared.metrics),
+        checks=compared.checks,
+        verdict=compared.verdict,
     )
 
 

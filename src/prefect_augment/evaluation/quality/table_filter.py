@@ -7,48 +7,48 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import Asked, GateOutcome, Labelled
-from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_learner
+from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
+from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_estimator
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.quality.record_filter import Measures, gate_records
+from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
 
-__all__ = ["gate_candidates", "table_measures", "utility_filter"]
+__all__ = ["filter_table", "table_measures", "utility_filter"]
 
 
-def gate_candidates(
-    fit: Labelled,
-    val: Labelled,
+def filter_table(
+    training: Labelled,
+    validation: Labelled,
     candidates: Labelled,
     *,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
     **asked: Unpack[Asked],
-) -> GateOutcome:
+) -> FilterOutcome:
     """Judge candidates of a table, and keep what is wanted of those that pass.
 
     Parameters
     ----------
-    fit, val, candidates : Labelled
+    training, validation, candidates : Labelled
         Matrices of shape (n_records, n_columns); NaN for null, level codes in category columns.
     is_category : ndarray of bool, shape (n_columns,)
     n_levels : ndarray of int64, shape (n_columns,)
         Levels of each category column; 0 for numerics.
     **asked
-        As for :func:`~prefect_augment.evaluation.quality.record_filter.gate_records`.
+        As for :func:`~prefect_augment.evaluation.quality.record_filter.filter_records`.
     """
     measures = table_measures(
-        fit,
+        training,
         is_category=is_category,
         n_levels=n_levels,
         stratum_class=asked["stratum_class"],
         seed=asked.get("seed", 0),
     )
-    return gate_records(fit, val, candidates, measures=measures, **asked)
+    return filter_records(training, validation, candidates, measures=measures, **asked)
 
 
 def table_measures(
-    fit: Labelled,
+    training: Labelled,
     *,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
@@ -59,9 +59,9 @@ def table_measures(
 
     Parameters
     ----------
-    fit : Labelled
+    training : Labelled
     is_category, n_levels
-        As for :func:`gate_candidates`.
+        As for :func:`filter_table`.
     stratum_class : ndarray of int64, shape (n_strata,)
         Class code of each stratum.
     seed : int
@@ -77,7 +77,7 @@ def table_measures(
     def two_sample(real: NDArray[Any], synthetic: NDArray[Any]) -> float:
         return c2st_auc(real, synthetic, is_category=is_category, n_levels=n_levels, seed=seed)
 
-    return Measures(FeatureSpace.of(fit.X, is_category), train, two_sample)
+    return Measures(FeatureSpace.of(training.X, is_category), train, two_sample)
 
 
 def utility_filter(
@@ -98,11 +98,11 @@ def utility_filter(
     y : ndarray of int64, shape (n_records,)
         Class codes.
     is_category, n_levels
-        As for :func:`gate_candidates`.
+        As for :func:`filter_table`.
     n_classes : int
     seed : int
     """
-    return fit_learner(
+    return fit_estimator(
         "boosting",
         X,
         y,

@@ -41,9 +41,7 @@ __all__ = [
 
 Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
 
-SPLIT_NAMES = frozenset(
-    {"train", "training", "val", "valid", "validation", "test", "testing", "holdout"}
-)
+SPLIT_NAMES = frozenset({"train", "training", "validation", "valid", "test", "testing", "holdout"})
 #: How the note begins that warns of masks beside images.
 MASKS = "looks like masks"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from markupsafe import Markup
 
 from prefect_augment.evaluation.quality.class_tests import CHECKS
-from prefect_augment.schema.base import ClassCheck, ClassGate, GateReport
+from prefect_augment.schema.base import ClassCheck, ClassFilter, FilterResult
 from prefect_augment.text import count, percent, visible
 
 __all__ = ["section"]
@@ -31,20 +31,20 @@ HOW_TO_READ = (
 MAX_CLASSES = 100  # report.json has all
 
 
-def section(report: GateReport | None) -> str:
+def section(report: FilterResult | None) -> str:
     """HTML of the section; empty where no class was judged as a whole."""
-    judged = [c for c in report.classes if c.checks] if report else []
-    if not judged:
+    compared = [c for c in report.classes if c.checks] if report else []
+    if not compared:
         return ""
-    unsafe = [c for c in judged if c.verdict == "unsafe"]
+    unsafe = [c for c in compared if c.verdict == "unsafe"]
     lead = (
-        f"{len(unsafe)} of {len(judged)} classes are unsafe."
+        f"{len(unsafe)} of {len(compared)} classes are unsafe."
         if unsafe
-        else f"None of {len(judged)} classes is unsafe."
+        else f"None of {len(compared)} classes is unsafe."
     )
     # What is wrong comes first; the order of the classes otherwise.
-    shown = [*unsafe, *(c for c in judged if c.verdict != "unsafe")][:MAX_CLASSES]
-    hidden = len(judged) - len(shown)
+    shown = [*unsafe, *(c for c in compared if c.verdict != "unsafe")][:MAX_CLASSES]
+    hidden = len(compared) - len(shown)
     more = f" {count(hidden)} more are in report.json." if hidden else ""
     head = ["Class or group", "Verdict", *(HEADS[name] for name in CHECKS)]
     return str(
@@ -55,7 +55,7 @@ def section(report: GateReport | None) -> str:
     )
 
 
-def _row(of: ClassGate) -> list[Markup]:
+def _row(of: ClassFilter) -> list[Markup]:
     checks: dict[str, ClassCheck] = {c.name: c for c in of.checks}
     verdict = Markup('<span class="tag {}">{}</span>').format(TONES[of.verdict], of.verdict)
     title = Markup('<bdi class="name">{}</bdi>').format(visible(of.name))

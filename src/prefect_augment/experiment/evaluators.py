@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
-from prefect_augment.experiment.evaluator import Wishes, Workbench
-from prefect_augment.schema.base import BalancePlan, DatasetFacts
+from prefect_augment.experiment.evaluator import Evaluator, Wishes
+from prefect_augment.schema.base import BalancePlan, DatasetInfo
 from prefect_augment.storage.store import Store
 
-__all__ = ["open_bench"]
+__all__ = ["open_evaluator"]
 
 
-def open_bench(
-    store: Store, facts: DatasetFacts, plan: BalancePlan, wishes: Wishes | None = None
-) -> Workbench:
-    """Return the workbench for staged records.
+def open_evaluator(
+    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes | None = None
+) -> Evaluator:
+    """Return the evaluator for staged records.
 
     Raises
     ------
@@ -22,8 +22,8 @@ def open_bench(
         If the records are images and torch or Pillow is not installed.
     """
     wishes = wishes or Wishes()
-    if facts.modality == "table":
-        return table_evaluator.open_bench(store, facts, plan, wishes)
+    if info.modality == "table":
+        return table_evaluator.open_evaluator(store, info, plan, wishes)
     try:
         from prefect_augment.experiment import image_evaluator
     except ModuleNotFoundError as exc:
@@ -33,4 +33,4 @@ def open_bench(
             f"judging images needs {exc.name}: pip install 'prefect-augment[images,torch]'",
             extra="images,torch",
         ) from exc
-    return image_evaluator.open_bench(store, facts, plan, wishes)
+    return image_evaluator.open_evaluator(store, info, plan, wishes)
