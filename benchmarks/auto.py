@@ -43,7 +43,14 @@ from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic, Wishes, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import score
-from prefect_augment.params import AutoModel, Balance, Budget, Classic, Destination, Gate, Source
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    Destination,
+    Source,
+)
 from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import resolve_model
 from prefect_augment.schema.base import (
@@ -175,11 +182,11 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     gate, classic, budget = Gate(), Classic(), Budget(minutes=minutes)
     dataset = ingest_dataset.fn(a_set.wish(seed), Destination(uri=destination), seed=seed)
     plan = plan_balance.fn(
-        dataset, Balance(), model=AutoModel(), gate=gate, budget=budget, seed=seed, searched=True
+        dataset, Balance(), model=AutoModel(), **gate, budget=budget, seed=seed, searched=True
     )
     candidates = _candidates(dataset, plan, gate, budget, seed)
     store = open_store(destination)
-    wishes = Wishes(gate=gate, classic=classic, model=AutoModel())
+    wishes = Wishes(**gate, classic=classic, model=AutoModel())
     evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
     given = kept_synthetic(evaluator, store, candidates)
     held = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
@@ -197,16 +204,18 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
         scored = max(
             (
                 score(
-                    dataset,
-                    strategy=strategy.model_copy(update={"amount": amount}),
-                    plan=plan,
-                    model=AutoModel(),
-                    classic=classic,
-                    gate=gate,
-                    seed=0,
-                    run_seed=seed,
-                    store=store,
-                    candidates=candidates,
+                    experiment_of(
+                        dataset,
+                        plan,
+                        candidates=candidates,
+                        model=AutoModel(),
+                        classic=classic,
+                        **gate,
+                        seed=seed,
+                    ),
+                    strategy.model_copy(update={"amount": amount}),
+                    0,
+                    store,
                 )
                 for amount in (AMOUNTS if strategy.amount == 0 else (strategy.amount,))
             ),
@@ -245,7 +254,7 @@ def _candidates(
     model = train_model.fn(dataset, AutoModel(), plan=plan, budget=budget, seed=seed)
     wanted = candidates_wanted(plan, gate, model.strata)
     drawn = sample_classes.fn(dataset, model, wanted, seed=seed)
-    return filter_candidates.fn(dataset, drawn, plan, gate=gate, seed=seed)
+    return filter_candidates.fn(dataset, drawn, plan, **gate, seed=seed)
 
 
 def _predict(

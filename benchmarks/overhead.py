@@ -40,7 +40,7 @@ MIB = 2**20
 PLAIN = "the same work as plain functions"
 # One estimator, one seed: seconds of judging, and as many tasks and artifacts as any run has.
 SHORT = {"estimators": ["logistic"], "n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"}
-NO_MODEL = {"model": {"kind": "none"}, "gate": SHORT}
+NO_MODEL = {"model": {"kind": "none"}, **SHORT}
 
 
 # --- the child: one run in a process of its own ---
@@ -282,7 +282,7 @@ def main() -> None:
         table = folder / "table.parquet"
         with server.running():
             plain = {"report": {"pictures": "none"}}
-            quick = {"model": {"kind": "trees"}, "gate": SHORT}
+            quick = {"model": {"kind": "trees"}, **SHORT}
             n = 2 if args.quick else 3
             rows, mib = overhead("table, short", runs, table, "digit", n, **quick, **plain)
             rows.append(growth("without pictures", mib, 1.0))
@@ -290,7 +290,7 @@ def main() -> None:
                 rows += overhead("table, full search", runs, table, "digit", 2)[0]
                 images = example_images(str(folder / "images"))
                 source = Path(images.uri)
-                wishes = {"model": {"kind": "diffusion"}, "budget": {"steps": 20}, "gate": SHORT}
+                wishes = {"model": {"kind": "diffusion"}, "budget": {"steps": 20}, **SHORT}
                 before = server.n_bytes()
                 runs(source, "label", as_flow=True, **wishes)
                 mib = (server.n_bytes() - before) / MIB

@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from prefect_augment.params import RunParams
+
 GOAL_RATE = 100_000  # records per CPU second, drawn and staged
 WIDE, WIDE_ROWS, FLOW_STEPS = 1000, 20_000, 300
 LONG = 10_000_000
@@ -80,7 +82,7 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from prefect_augment.ingest.ingest import ingest
-    from prefect_augment.params import Balance, Budget, Gate, Source, TreesModel
+    from prefect_augment.params import Balance, Budget, Source, TreesModel
     from prefect_augment.plan.plan import plan
     from prefect_augment.storage.store import open_store
     from prefect_augment.synthesis.sample import sample
@@ -100,8 +102,8 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     pq.write_table(pa.table(columns | {"label": label}), Path(folder, "in", "a.parquet"))
     store = open_store(str(Path(folder, "out")))
     dataset = ingest(Source(uri=str(Path(folder, "in")), label="label"), store=store, seed=0)
-    made = plan(dataset, balance=Balance(), model=TreesModel(), gate=Gate(), store=store)
-    model = train(dataset, model=TreesModel(), plan=made, budget=Budget(), seed=0, store=store)
+    made = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
+    model = train(experiment_of(dataset, made, model=TreesModel(), budget=Budget(), seed=0), store)
     sample(model, counts={"rare": 200_000}, seed=1, store=store, dataset=dataset)  # warm
     before, started = rss_mb(), time.process_time()
     drawn = sample(model, counts={"rare": n_rows}, seed=0, store=store, dataset=dataset)

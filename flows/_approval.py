@@ -22,12 +22,24 @@ from prefect_augment.publish.proposal import (
     read_decision,
     request_markdown,
 )
-from prefect_augment.schema.base import ApprovalDecision, Commit, Recipe, ReportRef
+from prefect_augment.report.run_summary import summarise
+from prefect_augment.schema.base import ApprovalDecision, Commit, ReportRef, RunResult
+from prefect_augment.schema.report import Release
+from prefect_augment.storage.manifests import find_commit
 from prefect_augment.storage.store import Store
-from prefect_augment.tasks._runtime import link, run
+from prefect_augment.tasks._runtime import conclude, link, open_root, run
+from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, write_report
 
-__all__ = ["announce", "answer_form", "release", "settle", "why_not_suspended"]
+__all__ = [
+    "announce",
+    "answer_form",
+    "ask",
+    "not_published",
+    "publish_or_ask",
+    "publish_proposal",
+    "why_not_suspended",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +75,7 @@ def announce(approval: Approval) -> None:
         )
 
 
-def settle(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecision | None:
+def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecision | None:
     """Return what was decided on a proposal, asking where that is possible; None while it is open.
 
     A suspended run ends here, and its process with it; resumed, it comes from the top through its
@@ -96,51 +108,78 @@ def settle(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDeci
     return decision
 
 
-def release(
-    proposal: Proposal, decision: ApprovalDecision | None
-) -> tuple[Commit, Recipe, ReportRef]:
+def publish_or_ask(
+    release: Release, page: ReportRef, approval: Approval, *, started: float
+) -> RunResult:
+    """Publish a version, or propose it and ask; return what became of the run."""
+    dataset = release.dataset
+    store = open_root(dataset)
+    if not approval.ask:
+        commit = run(publish_dataset, release, page)
+        return _concluded(release, page, commit, started=started)
+    proposal = run(propose_dataset, release, page)
+    decision = None
+    if find_commit(store, proposal.id) is None:
+        decision = ask(proposal, approval, store)
+        if decision is None or decision.decision == "reject":
+            return not_published(proposal, decision, started=started)
+    return publish_proposal(proposal, decision, started=started)
+
+
+def publish_proposal(
+    proposal: Proposal, decision: ApprovalDecision | None, *, started: float
+) -> RunResult:
     """Publish what was approved, with a report that says by whom and how much.
 
     ``decision`` is None where the same version was published before without anybody being asked.
     """
-    recipe = proposal.recipe
+    release = proposal.release
     if decision is not None:
-        recipe = lowered(
-            recipe,
-            proposal.plan,
-            decision.amounts,
-            copies=proposal.settings.materialise == "copies",
-        )
-    page = run(
-        write_report,
-        proposal.dataset,
-        proposal.plan,
-        scores=proposal.scores,
-        verdict=proposal.verdict,
-        recipe=recipe,
-        gate=proposal.gate,
-        model=proposal.models[0] if proposal.models else None,
-        pictures=proposal.pictures,
-        classic=proposal.policy,
-        approval=decision,
-        findings=proposal.findings,
-        seed=proposal.seed,
+        copies = release.experiment.params.publish.materialise == "copies"
+        recipe = lowered(proposal.recipe, proposal.plan, decision.amounts, copies=copies)
+        release = release.model_copy(update={"recipe": recipe})
+    page = run(write_report, release, approval=decision)
+    commit = run(publish_dataset, release, page, approval=decision)
+    return _concluded(
+        release, page, commit, started=started, proposal=proposal.id, approval=decision
     )
-    commit = run(
-        publish_dataset,
-        proposal.dataset,
-        proposal.gate,
-        plan=proposal.plan,
-        recipe=recipe,
-        verdict=proposal.verdict,
-        classic=proposal.classic,
-        models=proposal.models,
+
+
+def not_published(
+    proposal: Proposal, decision: ApprovalDecision | None, *, started: float
+) -> RunResult:
+    """Return the result of a run whose version waits, or was rejected."""
+    result = summarise(
+        proposal.release,
+        status="rejected" if decision else "awaiting_approval",
+        started=started,
+        report=proposal.report,
+        proposal=proposal.id,
+        approval=decision,
+    )
+    return conclude(result, proposal.release.dataset)
+
+
+def _concluded(
+    release: Release,
+    page: ReportRef,
+    commit: Commit,
+    *,
+    started: float,
+    proposal: str = "",
+    approval: ApprovalDecision | None = None,
+) -> RunResult:
+    result = summarise(
+        release,
+        status="published" if commit.created else "unchanged",
+        started=started,
+        store=open_root(release.dataset),
+        commit=commit,
         report=page,
-        settings=proposal.settings,
-        params=proposal.params,
-        approval=decision,
+        proposal=proposal,
+        approval=approval,
     )
-    return commit, recipe, page
+    return conclude(result, release.dataset)
 
 
 # --- the form ---------------------------------------------------------------------------------

@@ -1,31 +1,75 @@
-"""The comparison of strategies, as both flows run it: a search on validation records by successive halving."""
+"""From a plan to a verdict: synthetic records drawn and filtered, strategies searched, the choice confirmed."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from prefect_augment.experiment.search import best_settings, finalists, go_on, rung
-from prefect_augment.params import Budget, Classic, Gate, ModelParams
-from prefect_augment.plan.schedule import Clock, model_of, pilot_budget, suitable
+from prefect_augment.experiment.confirmation import without_comparison
+from prefect_augment.experiment.score import published_strategy
+from prefect_augment.experiment.search import best_settings, decided, finalists, go_on, rung
+from prefect_augment.params import ModelParams
+from prefect_augment.plan.schedule import (
+    Schedule,
+    model_of,
+    pilot_budget,
+    suitable,
+    training_budget,
+)
 from prefect_augment.plan.search_space import PILOT_EFFORT, pilot_groups, settings
-from prefect_augment.plan.strategies import make_strategies
-from prefect_augment.registry import load_model_class
+from prefect_augment.plan.strategies import candidates_wanted, make_strategies
+from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema.base import (
-    BalancePlan,
-    DatasetRef,
-    FilterResult,
+    ModelRef,
     Strategy,
     StrategyScore,
+    Verdict,
 )
-from prefect_augment.schema.experiment import Rung, SearchResult
+from prefect_augment.schema.experiment import Experiment, Rung, SearchResult
+from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema.report import Findings
 from prefect_augment.shards.staged import load_info
-from prefect_augment.tasks._runtime import open_block_store, run_each
-from prefect_augment.tasks.compare import pilot_strategy, score_strategy
+from prefect_augment.tasks._runtime import call, open_root, run, run_each
+from prefect_augment.tasks.compare import (
+    choose_strategy,
+    confirm_choice,
+    filter_candidates,
+    measure_privacy,
+    pilot_strategy,
+    score_strategy,
+)
+from prefect_augment.tasks.sample import sample_classes
+from prefect_augment.tasks.train import train_model
 
-__all__ = ["Search", "choose_model", "search_strategies"]
+__all__ = ["Comparison", "Search", "Synthesis", "compare", "search_strategies", "synthesize"]
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What was drawn for an experiment, and how its model was chosen.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        With the model that was chosen, and with candidates where there are some.
+    model : ModelRef or None
+    privacy : Privacy or None
+    pilots : tuple of Rung
+        Of the generative models that were compared.
+    skipped : dict of str to str
+        Kinds of models that were not tried, and why.
+    """
+
+    experiment: Experiment
+    model: ModelRef | None = None
+    privacy: Privacy | None = None
+    pilots: tuple[Rung, ...] = ()
+    skipped: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,160 +82,198 @@ class Search:
         Of strategies that were scored in full.
     n_seeds : int
         What the best of them were scored with, and the hold-out is to compare with.
-    info : SearchResult
+    result : SearchResult
         Every rung, for the report.
     """
 
     scores: list[StrategyScore]
     n_seeds: int
-    info: SearchResult
+    result: SearchResult
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The strategy that won, and the evidence."""
+
+    strategy: Strategy
+    verdict: Verdict
+    scores: tuple[StrategyScore, ...] = ()
+    findings: Findings = field(default_factory=Findings)
+
+
+def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
+    """Choose a generative model, train it, draw from it and filter what it drew.
+
+    Nothing is trained where the plan wants no synthetic record.
+    """
+    chosen, pilots, skipped = _choose_model(experiment, workers=workers)
+    n_tried = len({trial.model for one in pilots for trial in one.trials})
+    trains = experiment.with_model(chosen)
+    nothing = Synthesis(trains, pilots=pilots, skipped=skipped)
+    dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
+    if not (resolve_model(chosen, modality=dataset.modality) and plan.n_synthetic):
+        return nothing
+    own = trains.with_budget(training_budget(params.budget, n_tried))
+    model = run(train_model, own)
+    wanted = candidates_wanted(plan, params.quality, model.strata)
+    if not wanted:
+        logger.warning(
+            "No class has the records that a model needs to draw it; there is no synthetic record."
+        )
+        return nothing
+    rules = params.quality.constraints
+    drawn = run(sample_classes, dataset, model, wanted, seed=params.seed, constraints=rules)
+    filtered = run(filter_candidates, trains, drawn)
+    trains = trains.model_copy(update={"candidates": filtered})
+    privacy = run(measure_privacy, trains, drawn)
+    return Synthesis(trains, model, privacy, pilots, skipped)
+
+
+def compare(synthesis: Synthesis, *, workers: int) -> Comparison:
+    """Choose a strategy on validation records and confirm it on the hold-out."""
+    experiment, plan = synthesis.experiment, synthesis.experiment.plan
+    if len({c.label for c in plan.classes if c.compared}) < 2:
+        strategy, verdict = without_comparison(plan)
+        return Comparison(strategy, verdict, findings=Findings(privacy=synthesis.privacy))
+    modality, params = experiment.dataset.modality, experiment.params
+    has_candidates = experiment.candidates is not None
+    kind = resolve_model(params.model, modality=modality) if has_candidates else None
+    strategies = make_strategies(
+        modality, model=kind, classic=params.classic, soft_labels=plan.soft_labels
+    )
+    search = search_strategies(
+        experiment, strategies, workers=workers, model=kind or "", pilots=synthesis.pilots
+    )
+    prefer_model = params.evaluation.on_no_gain == "publish"
+    choice = run(choose_strategy, search.scores, prefer_model=prefer_model)
+    confirms = experiment.with_seeds(search.n_seeds)
+    verdict = run(confirm_choice, confirms, choice, search.scores, workers=workers)
+    result = decided(search.result, choice)
+    result = result.model_copy(update={"skipped": synthesis.skipped or {}})
+    findings = Findings(privacy=synthesis.privacy, search=result)
+    strategy = published_strategy(choice, verdict)
+    return Comparison(strategy, verdict, tuple(search.scores), findings)
 
 
 def search_strategies(
+    experiment: Experiment,
     strategies: Sequence[Strategy],
-    dataset: DatasetRef,
-    plan: BalancePlan,
     *,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
-    budget: Budget,
-    seed: int,
     workers: int,
-    candidates: FilterResult | None = None,
-    copies: bool = False,
-    kind: str = "",
-    piloted: Sequence[Rung] = (),
+    model: str = "",
+    pilots: Sequence[Rung] = (),
 ) -> Search:
     """Try every setting of all strategies, the best strategies in full, and the best of these with all seeds.
 
+    Where the budget is in minutes, so many strategies go on, with so many seeds, as there is time for.
+
     Parameters
     ----------
-    gate : Gate
-        With as many seeds as are asked for.
-    budget : Budget
-        Where it is in minutes, so many strategies go on, with so many seeds, as there is time for.
-    copies : bool
-        Duplicates are published instead of weights.
-    kind : str
-        Of the generative model, for the report.
-    piloted : sequence of Rung
+    experiment : Experiment
+        What strategies are made of.
+    strategies : sequence of Strategy
+        Simplest first.
+    workers : int
+        Tasks at the same time.
+    model : str
+        Kind of the generative model, for the report.
+    pilots : sequence of Rung
         Of generative models that were compared before.
     """
+    plan, params = experiment.plan, experiment.params
     trains_network = (
-        candidates is not None
-        and load_model_class(model, modality=dataset.modality).trained_in_steps
+        experiment.candidates is not None
+        and load_model_class(params.model, modality=experiment.dataset.modality).trained_in_steps
     )
-    spent = math.fsum(trial.seconds for one in piloted for trial in one.trials)
-    clock = Clock.of(budget, workers=workers, trains_network=trains_network, spent=spent)
+    spent = math.fsum(trial.seconds for one in pilots for trial in one.trials)
+    schedule = Schedule.of(
+        params.budget, workers=workers, trains_network=trains_network, spent=spent
+    )
 
-    def each(task: Any, items: list[dict[str, object]]) -> list[Any]:
-        return run_each(
-            task,
-            items,
-            workers=workers,
-            dataset=dataset,
-            plan=plan,
-            model=model,
-            classic=classic,
-            gate=gate,
-            run_seed=seed,
-            candidates=candidates,
-            device=budget.device,
-        )
+    def score_all(wanted: Sequence[tuple[Strategy, int]]) -> list[StrategyScore]:
+        calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in wanted]
+        return run_each(calls, workers=workers)
 
-    tried = pilot_groups(strategies, plan=plan, classic=classic, copies=copies)
-    pilots = [
-        s for found in each(pilot_strategy, [{"strategies": t} for t in tried]) for s in found
-    ]
-    n_kept = clock.n_kept(pilots, best_settings(pilots))
-    kept = go_on(pilots, n_kept=n_kept)
-    first = each(score_strategy, [{"strategy": strategy, "seed": 0} for strategy in kept])
+    # Pilots: every setting of every strategy.
+    copies = params.publish.materialise == "copies"
+    groups = pilot_groups(strategies, plan=plan, classic=params.classic, copies=copies)
+    piloted = run_each([call(pilot_strategy, experiment, g) for g in groups], workers=workers)
+    tried = [score for scores in piloted for score in scores]
+    # In full: the best setting of the best strategies.
+    n_kept = schedule.n_kept(tried, best_settings(tried))
+    kept = go_on(tried, n_kept=n_kept)
+    first = score_all([(strategy, 0) for strategy in kept])
+    # All seeds: the best of these.
     last = finalists(first)
-    n_seeds = clock.n_seeds(pilots, first, last, most=gate.n_seeds)
+    n_seeds = schedule.n_seeds(tried, first, last, most=params.evaluation.n_seeds)
     if n_seeds == 1:  # there is nothing to add to it: all of them stand for election
         last = kept
-    rest = each(
-        score_strategy,
-        [{"strategy": strategy, "seed": i} for strategy in last for i in range(1, n_seeds)],
-    )
-    said: dict[str, Any] = {"timed": not budget.steps, "model": kind}
+    rest = score_all([(strategy, i) for strategy in last for i in range(1, n_seeds)])
+    timed = not params.budget.steps
     rungs = [
-        *piloted,
+        *pilots,
         rung(
             "pilots",
-            pilots,
+            tried,
             kept,
             effort=PILOT_EFFORT,
             reasons={
                 "": f"the best setting of its strategy, and not of the best {n_kept} strategies"
             },
-            **said,
+            timed=timed,
+            model=model,
         ),
         rung(
             "in full",
             first,
             last,
             reasons={"": f"not of the best {len(last) - 1} strategies"},
-            **said,
+            timed=timed,
+            model=model,
         ),
     ]
     if rest:
         scores = [score for score in [*first, *rest] if score.strategy in last]
-        rungs.append(rung("all seeds", scores, last, reasons={}, **said))
-    info = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
-    return Search([*first, *rest], n_seeds, info)
+        rungs.append(rung("all seeds", scores, last, reasons={}, timed=timed, model=model))
+    result = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
+    return Search([*first, *rest], n_seeds, result)
 
 
-def choose_model(
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    *,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
-    budget: Budget,
-    seed: int,
-    workers: int,
+def _choose_model(
+    experiment: Experiment, *, workers: int
 ) -> tuple[ModelParams, tuple[Rung, ...], dict[str, str]]:
     """Compare the generative models that suit the records by pilots, where there are several.
 
     Returns
     -------
     ModelParams
-        The wish itself, or the model whose best setting scored highest on validation records.
+        The requested model, or the one whose best setting scored highest on validation records.
     tuple of Rung
         The pilots; empty where there was nothing to compare.
     dict of str to str
-        Kinds that were passed over, and why.
+        Kinds that were not tried, and why.
     """
-    info = load_info(dataset, open_block_store(dataset.root, dataset.block))
-    kinds, over = suitable(info, plan, model)
+    dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
+    kinds, skipped = suitable(load_info(dataset, open_root(dataset)), plan, params.model)
     if len(kinds) < 2:
-        return model, (), over
+        return params.model, (), skipped
     (strategy,) = (
         strategy
         for strategy in make_strategies(
-            dataset.modality, model="model", classic=classic, soft_labels=plan.soft_labels
+            dataset.modality, model="model", classic=params.classic, soft_labels=plan.soft_labels
         )
         if strategy.family == "model"
     )
-    tried = [
-        settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=classic)
+    calls = [
+        call(
+            pilot_strategy,
+            experiment.with_model(model_of(kind)),
+            settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=params.classic),
+            budget=pilot_budget(params.budget),
+        )
         for kind in kinds
     ]
-    pilots = run_each(
-        pilot_strategy,
-        [{"strategies": t, "model": model_of(kind)} for kind, t in zip(kinds, tried, strict=True)],
-        workers=workers,
-        dataset=dataset,
-        plan=plan,
-        classic=classic,
-        gate=gate,
-        run_seed=seed,
-        device=budget.device,
-        budget=pilot_budget(budget),
-    )
+    pilots = run_each(calls, workers=workers)
     best = max(range(len(kinds)), key=lambda i: max(s.score for s in pilots[i]))
     trials = [
         rung(
@@ -200,10 +282,10 @@ def choose_model(
             [max(scores, key=lambda s: s.score).strategy] if i == best else [],
             effort=PILOT_EFFORT,
             reasons={"": f"{kinds[best]} scored higher"},
-            timed=not budget.steps,
+            timed=not params.budget.steps,
             model=kind,
         )
         for i, (kind, scores) in enumerate(zip(kinds, pilots, strict=True))
     ]
-    found = trials[0].model_copy(update={"trials": tuple(t for r in trials for t in r.trials)})
-    return model_of(kinds[best]), (found,), over
+    together = tuple(trial for one in trials for trial in one.trials)
+    return model_of(kinds[best]), (trials[0].model_copy(update={"trials": together}),), skipped

@@ -1,7 +1,4 @@
-"""What flows do with their source and destination before anything else.
-
-What can be checked from the parameters alone, in a run's first second.
-"""
+"""What flows do before anything else: parameters looked at, defaults filled in, records ingested."""
 
 from __future__ import annotations
 
@@ -12,30 +9,32 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from prefect_augment.augmentation.label_preservation import needs_check
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.examples import example_source
-from prefect_augment.params import (
-    AutoModel,
-    Balance,
-    Budget,
-    Destination,
-    ModelParams,
-    NoModel,
-    Source,
-)
-from prefect_augment.registry import load_model_class
+from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, Source
+from prefect_augment.publish.export import check_export
+from prefect_augment.publish.publish import check_destination
+from prefect_augment.registry import check_shard_format, load_model_class
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.store import contains
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import dataset_slug, run_log
+from prefect_augment.tasks._runtime import dataset_slug, open_root, run, run_log
+from prefect_augment.tasks.check_policy import check_image_policy
 
 __all__ = [
     "as_json",
+    "check_before_work",
     "check_parameters",
     "check_seed",
     "default_destination",
     "default_source",
     "running",
 ]
+
+# The fastest fit of the fastest model on a small table takes about this long.
+MINIMUM_SECONDS = 0.2
+LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 
 
 def default_destination(
@@ -71,43 +70,40 @@ def running(destination: Destination, *, publishes: bool = True) -> Iterator[Non
         yield
 
 
-# The fastest fit of the fastest model on a small table takes about this long.
-MINIMUM_SECONDS = 0.2
-LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
-
-
 def check_parameters(
-    *,
-    source: Source,
-    destination: Destination,
-    budget: Budget,
-    model: ModelParams,
-    seed: int,
-    compared: Balance | None = None,
+    source: Source, destination: Destination, params: RunParams, *, compares: bool = False
 ) -> None:
     """Refuse what cannot work before anything is read.
+
+    Parameters
+    ----------
+    source, destination, params
+        What was requested.
+    compares : bool
+        Whether strategies are compared.
 
     Raises
     ------
     ParameterError
-        If the model is unknown, the budget is too small for one step of anything, the seed is none, or a balance of
-        boxes is to be judged.
+        If the model is unknown, the budget is too small for one step of anything, the seed is none, or
+        strategies are to be compared on boxes.
     InputError
         If source and destination lie inside one another.
     """
-    check_seed(seed)
+    check_seed(params.seed)
+    budget = params.budget
     if not budget.steps and budget.minutes * 60 < MINIMUM_SECONDS:
         raise ParameterError(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
         )
-    if compared is not None and compared.unit == "object":
+    if compares and params.balance.unit == "object":
         raise ParameterError(
-            "balance.unit is 'object', and what judges images tells classes of whole images apart, not boxes; balance "
-            "boxes with the flow augment, or records with balance.unit 'record'."
+            "balance.unit is 'object', and strategies are compared by the classes of whole images, not by boxes; "
+            "balance boxes with the flow augment, or records with balance.unit 'record'."
         )
-    if not isinstance(model, AutoModel | NoModel):  # what auto is depends on the data
-        load_model_class(model)
+    if not isinstance(params.model, AutoModel | NoModel):  # what auto is depends on the data
+        load_model_class(params.model)
     if source.uri and destination.uri:
         source_root = source.uri.split("*")[0].rstrip("/")
         if contains(source_root, destination.uri) and source_root:
@@ -129,6 +125,20 @@ def check_seed(seed: int) -> None:
         raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
 
 
-def as_json(*params: BaseModel) -> dict[str, Any]:
-    """Return params as JSON, by the name of their class in lower case; blocks by name, no secrets."""
-    return {type(p).__name__.lower(): p.model_dump(mode="json") for p in params}
+def check_before_work(experiment: Experiment) -> None:
+    """Refuse a destination, format or policy that cannot be published, before anything is trained."""
+    dataset, params = experiment.dataset, experiment.params
+    store = open_root(dataset)
+    check_destination(store, dataset)
+    if params.publish.export:
+        check_export(store, params.publish.export)
+    check_shard_format(params.publish.format, modality=dataset.modality)
+    if needs_check(params.classic, dataset, params.balance):
+        shows = params.report.pictures == "real"
+        run(check_image_policy, dataset, params.classic, seed=params.seed, show_pictures=shows)
+
+
+def as_json(params: RunParams, *others: BaseModel) -> dict[str, Any]:
+    """Return parameters as JSON, by the name of their section; blocks by name, no secrets."""
+    sections = {type(other).__name__.lower(): other.model_dump(mode="json") for other in others}
+    return sections | params.model_dump(mode="json")

@@ -7,12 +7,11 @@ import time
 
 from prefect import flow
 
-from prefect_augment.flows._approval import release
+from prefect_augment.flows._approval import not_published, publish_proposal
 from prefect_augment.flows._inputs import running
 from prefect_augment.params import Answer, Destination
-from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import RunResult
-from prefect_augment.tasks._runtime import conclude, open_destination, run
+from prefect_augment.tasks._runtime import run
 from prefect_augment.tasks.approve import decide_proposal
 
 __all__ = ["approve"]
@@ -38,32 +37,5 @@ def approve(
         found, decision = run(decide_proposal, destination, proposal, answer)
         logger.info("%s", decision.sentence)
         if decision.decision == "reject":
-            result = summarise(
-                found.dataset,
-                found.plan,
-                status="rejected",
-                started=started,
-                scores=found.scores,
-                recipe=found.recipe,
-                verdict=found.verdict,
-                report=found.report,
-                proposal=found.id,
-                approval=decision,
-            )
-            return conclude(result, found.dataset.root, found.dataset.block)
-        commit, recipe, page = release(found, decision)
-        result = summarise(
-            found.dataset,
-            found.plan,
-            status="published" if commit.created else "unchanged",
-            started=started,
-            store=open_destination(destination),
-            commit=commit,
-            scores=found.scores,
-            recipe=recipe,
-            verdict=found.verdict,
-            report=page,
-            proposal=found.id,
-            approval=decision,
-        )
-        return conclude(result, found.dataset.root, found.dataset.block)
+            return not_published(found, decision, started=started)
+        return publish_proposal(found, decision, started=started)

@@ -7,37 +7,37 @@ import time
 
 from prefect import flow
 
-from prefect_augment.augmentation.label_preservation import needs_check
+from prefect_augment.flows._approval import publish_or_ask
 from prefect_augment.flows._inputs import (
     as_json,
+    check_before_work,
     check_parameters,
     default_destination,
     default_source,
     running,
 )
 from prefect_augment.params import (
+    Approval,
     Balance,
-    Budget,
     Classic,
     Destination,
     NoModel,
     Publish,
     Report,
+    RunParams,
     Source,
 )
 from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import inherit_weights
-from prefect_augment.publish.export import check_export
-from prefect_augment.publish.publish import check_destination
-from prefect_augment.registry import check_shard_format
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import RunResult
-from prefect_augment.tasks._runtime import conclude, open_destination, run
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema.report import Release
+from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.augment import augment_records
-from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
-from prefect_augment.tasks.publish import publish_dataset, write_report
+from prefect_augment.tasks.publish import write_report
 
 __all__ = ["augment"]
 
@@ -68,67 +68,25 @@ def augment(
         plan_only: Show the plan and an estimate; publish nothing.
     """
     started = time.monotonic()
-    model = NoModel()
-    check_parameters(
-        source=source, destination=destination, budget=Budget(), model=model, seed=seed
+    params = RunParams(
+        balance=balance, model=NoModel(), classic=classic, publish=publish, report=report, seed=seed
     )
+    check_parameters(source, destination, params)
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=not plan_only):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
-        plan = run(plan_balance, dataset, balance, model=model, seed=seed)
+        plan = run(plan_balance, dataset, params, compares=False)
+        experiment = Experiment(dataset=dataset, plan=plan, params=params)
         if plan_only:
-            result = summarise(dataset, plan, status="planned", started=started)
-            return conclude(result, dataset.root, dataset.block)
-        store = open_destination(destination)
-        check_destination(store, dataset)
-        if publish.export:
-            check_export(store, publish.export)
-        check_shard_format(publish.format, modality=dataset.modality)
-
-        if needs_check(classic, dataset, balance):
-            run(
-                check_image_policy,
-                dataset,
-                classic,
-                seed=seed,
-                show_pictures=report.pictures == "real",
-            )
-        recipe = inherit_weights(
-            classic_recipe(plan, dataset.modality, classic), plan, publish, store
-        )
-        made = None
-        if recipe.classic:
-            made = run(augment_records, dataset, plan, recipe.classic, classic, seed=seed)
-        logger.info("%s To have it judged, run the flow rebalance instead.", recipe.sentence)
-        page = run(
-            write_report,
-            dataset,
-            plan,
-            recipe=recipe,
-            pictures=report,
-            classic=classic,
-            seed=seed,
-        )
-        commit = run(
-            publish_dataset,
-            dataset,
-            plan=plan,
-            recipe=recipe,
-            classic=made,
-            report=page,
-            settings=publish,
-            params=as_json(source, destination, balance, classic, publish, report)
-            | {"flow": "augment", "seed": seed},
-        )
-        result = summarise(
-            dataset,
-            plan,
-            status="published" if commit.created else "unchanged",
-            started=started,
-            store=store,
-            commit=commit,
-            recipe=recipe,
-            report=page,
-        )
-        return conclude(result, dataset.root, dataset.block)
+            result = summarise(Release(experiment=experiment), status="planned", started=started)
+            return conclude(result, dataset)
+        check_before_work(experiment)
+        recipe = classic_recipe(plan, dataset.modality, classic)
+        recipe = inherit_weights(recipe, plan, publish, open_root(dataset))
+        made = run(augment_records, experiment, recipe.classic) if recipe.classic else None
+        logger.info("%s To have it compared, run the flow rebalance instead.", recipe.sentence)
+        requested = as_json(params, source, destination) | {"flow": "augment"}
+        release = Release(experiment=experiment, recipe=recipe, classic=made, requested=requested)
+        page = run(write_report, release)
+        return publish_or_ask(release, page, Approval(), started=started)

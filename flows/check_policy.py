@@ -11,7 +11,7 @@ from prefect_augment.flows._inputs import (
     default_source,
     running,
 )
-from prefect_augment.params import Budget, Classic, Destination, NoModel, Report, Source
+from prefect_augment.params import Classic, Destination, NoModel, Report, RunParams, Source
 from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.check_policy import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -36,9 +36,7 @@ def check_policy(
         report: What may be seen on the run's page.
         seed: Seed of everything random.
     """
-    check_parameters(
-        source=source, destination=destination, budget=Budget(), model=NoModel(), seed=seed
-    )
+    check_parameters(source, destination, RunParams(model=NoModel(), seed=seed))
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=False):
         source = default_source(source, destination)

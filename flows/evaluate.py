@@ -6,30 +6,33 @@ import time
 
 from prefect import flow
 
-from prefect_augment.augmentation.text import check_judgeable
+from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.experiment.confirmation import why_refused
 from prefect_augment.experiment.privacy import found_privacy
 from prefect_augment.flows._compare import search_strategies
 from prefect_augment.flows._inputs import check_seed
-from prefect_augment.ingest.external import plan_of_given
+from prefect_augment.ingest.external import plan_of_external
 from prefect_augment.params import (
     Balance,
     Budget,
     Classic,
     Compute,
     Destination,
-    Gate,
+    Evaluation,
     NoModel,
+    Quality,
     Report,
+    RunParams,
     Source,
 )
-from prefect_augment.plan.strategies import GIVEN, make_strategies
-from prefect_augment.report.run_summary import summarise, with_given
+from prefect_augment.plan.strategies import EXTERNAL, make_strategies
+from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema.report import Findings, Release
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_destination, run, run_log
+from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import choose_strategy, confirm_choice, filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -47,7 +50,8 @@ def evaluate(
     balance: Balance = Balance(),
     classic: Classic = Classic(),
     budget: Budget = Budget(),
-    gate: Gate = Gate(purpose="faithful"),
+    evaluation: Evaluation = Evaluation(),
+    quality: Quality = Quality(purpose="faithful"),
     report: Report = Report(),
     compute: Compute = Compute(),
     seed: int = 0,
@@ -61,7 +65,8 @@ def evaluate(
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
         budget: How much effort judging may take.
-        gate: Thresholds per record, and what a run fails on.
+        evaluation: How strategies are compared, and whether a run without a gain fails.
+        quality: Limits per record and class, and whether a run with a leak fails.
         report: What may be seen in the report.
         compute: How many workers.
         seed: Seed of everything random.
@@ -72,12 +77,17 @@ def evaluate(
             "synthetic is empty; give the file, folder or URL of the records to judge."
         )
     check_seed(seed)
+    params = RunParams(
+        balance=balance, model=NoModel(), classic=classic, budget=budget, evaluation=evaluation,
+        quality=quality, report=report, seed=seed,
+    )  # fmt: skip
     with run_log():
-        model = NoModel()
         dataset = run(ingest_dataset, source, destination, seed=seed)
-        check_judgeable(dataset, open_destination(destination))
-        plan = run(plan_balance, dataset, balance, model=model, gate=gate, budget=budget, seed=seed)
-        given = run(
+        store = open_root(dataset)
+        check_comparable(dataset, store)
+        plan = run(plan_balance, dataset, params)
+        baselines = Experiment(dataset=dataset, plan=plan, params=params)
+        external = run(
             import_synthetic,
             dataset,
             plan,
@@ -85,78 +95,38 @@ def evaluate(
             storage_block=source.storage_block,
             max_megapixels=source.max_megapixels,
         )
-        asked = plan_of_given(plan, given)
-        compared = run(
-            filter_candidates, dataset, given, asked, gate=gate, seed=seed, device=budget.device
-        )
-        found = search_strategies(
-            make_strategies(dataset.modality, model=None, classic=classic),
-            dataset,
-            plan,
-            model=model,
-            classic=classic,
-            gate=gate,
-            budget=budget,
-            seed=seed,
-            workers=compute.workers,
-        )
-        scores = found.scores
+        experiment = baselines.model_copy(update={"plan": plan_of_external(plan, external)})
+        filtered = run(filter_candidates, experiment, external)
+        experiment = experiment.model_copy(update={"candidates": filtered})
+        strategies = make_strategies(dataset.modality, model=None, classic=classic)
+        search = search_strategies(baselines, strategies, workers=compute.workers)
         # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
-        best = run(choose_strategy, scores)
-        choice = best.model_copy(update={"chosen": GIVEN, "model": GIVEN})
-        verdict = run(
-            confirm_choice,
-            dataset,
-            choice,
-            plan,
-            scores=scores,
-            model=model,
-            candidates=compared,
-            classic=classic,
-            gate=gate.model_copy(update={"n_seeds": found.n_seeds}),
-            seed=seed,
-            device=budget.device,
-            workers=compute.workers,
-        )
+        best = run(choose_strategy, search.scores)
+        choice = best.model_copy(update={"chosen": EXTERNAL, "model": EXTERNAL})
+        confirms = baselines.model_copy(update={"candidates": filtered}).with_seeds(search.n_seeds)
+        verdict = run(confirm_choice, confirms, choice, search.scores, workers=compute.workers)
         # Of the records that the verdict has read the hold-out for.
-        privacy = found_privacy(open_destination(destination), dataset, compared)
-        page = run(
-            write_report,
-            dataset,
-            asked,
-            scores=scores,
+        privacy = found_privacy(store, dataset, filtered)
+        release = Release(
+            experiment=experiment,
             verdict=verdict,
-            gate=compared,
-            pictures=report,
-            status="evaluated",
+            scores=tuple(search.scores),
             findings=Findings(privacy=privacy),
-            seed=seed,
         )
-        result = summarise(
-            dataset,
-            plan,
-            status="evaluated",
-            started=started,
-            scores=scores,
+        page = run(write_report, release, status="evaluated")
+        shown = release.model_copy(update={"experiment": baselines})
+        result = summarise(shown, status="evaluated", started=started, report=page)
+        result = with_external(
+            result, external, filtered, privacy, pictures=report.pictures, store=store
+        )
+        why = why_refused(params, verdict, privacy, goes_out=True)
+        if not why:
+            return conclude(result, dataset)
+        conclude(result, dataset)
+        emit_refused(destination.uri, verdict, page)
+        raise RefusedError(
+            f"refused: {why} The report is {result.report}.",
             verdict=verdict,
-            report=page,
+            report=result.report,
+            result=result,
         )
-        result = with_given(
-            result,
-            given,
-            compared,
-            privacy,
-            pictures=report.pictures,
-            store=open_destination(destination),
-        )
-        why = why_refused(gate, verdict, privacy, goes_out=True)
-        if why:
-            conclude(result, dataset.root, dataset.block)
-            emit_refused(destination.uri, verdict, page)
-            raise RefusedError(
-                f"refused: {why} The report is {result.report}.",
-                verdict=verdict,
-                report=result.report,
-                result=result,
-            )
-        return conclude(result, dataset.root, dataset.block)

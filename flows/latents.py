@@ -36,10 +36,12 @@ from prefect_augment.params import (
     ModelParams,
     Output,
     Reconstruction,
+    RunParams,
     Source,
 )
 from prefect_augment.report.run_summary import peak_rss_bytes
-from prefect_augment.schema.base import DatasetRef, LatentResult
+from prefect_augment.schema.base import BalancePlan, DatasetRef, LatentResult
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.store import contains
 from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -71,22 +73,21 @@ class _Run:
     """A run that has read its records."""
 
     dataset: DatasetRef
-    model: ModelParams
-    budget: Budget
+    params: RunParams
     output: Output
-    seed: int
     started: float
 
     def use(self, task: Any, *wishes: Any, only: Sequence[str] = (), **given: Any) -> LatentResult:
         """Find or train the model, on some classes only where asked, and put it to use."""
         learnt = run(select_classes, self.dataset, list(only)) if only else self.dataset
-        model = run(train_model, learnt, self.model, budget=self.budget, seed=self.seed)
+        plan = BalancePlan.without_amounts()
+        model = run(train_model, Experiment(dataset=learnt, plan=plan, params=self.params))
         ref = run(task, self.dataset, model, *wishes, output=self.output, **given)
         result = LatentResult(
             uri=f"{ref.root}/{ref.folder}",
             latents=ref,
             model=model,
-            seed=self.seed,
+            seed=self.params.seed,
             seconds=round(time.monotonic() - self.started, 2),
             peak_rss_bytes=peak_rss_bytes(),
             notes=(*model.notes, *ref.notes),
@@ -162,7 +163,8 @@ def _run(
 ) -> LatentResult:
     """Read the records, and do the work with a model that is able."""
     started = time.monotonic()
-    check_parameters(source=source, destination=destination, budget=budget, model=model, seed=seed)
+    params = RunParams(model=model, budget=budget, seed=seed)
+    check_parameters(source, destination, params)
     if not isinstance(model, AutoModel):  # what auto is depends on the data
         able_model(model, ability)
     destination = default_destination(destination, source)
@@ -175,7 +177,7 @@ def _run(
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         model = able_model(model, ability, modality=dataset.modality)
-        return work(_Run(dataset, model, budget, output, seed, started))
+        return work(_Run(dataset, params.model_copy(update={"model": model}), output, started))
 
 
 # --- the flows ------------------------------------------------------------------------------------

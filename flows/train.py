@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from prefect import flow
 
-from prefect_augment.augmentation.text import check_judgeable
+from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._inputs import (
     check_parameters,
@@ -23,12 +22,14 @@ from prefect_augment.params import (
     Destination,
     ModelParams,
     NoModel,
+    RunParams,
     Source,
 )
 from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema.base import TrainResult
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.synthesis.train import find_model
-from prefect_augment.tasks._runtime import finish, open_destination, run
+from prefect_augment.tasks._runtime import finish, open_root, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.train import train_model
@@ -62,18 +63,19 @@ def train(
         raise ParameterError(
             "model is 'none', so there is nothing to train; choose auto or a kind such as trees or diffusion."
         )
-    check_parameters(source=source, destination=destination, budget=budget, model=model, seed=seed)
+    params = RunParams(balance=balance, model=model, budget=budget, seed=seed)
+    check_parameters(source, destination, params)
     destination = default_destination(destination, source)
     # Nothing is published, so nobody has to wait; what is staged is found by its receipt.
     with running(destination, publishes=False):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
-        check_judgeable(dataset, open_destination(destination))
-        plan = run(plan_balance, dataset, balance, model=model, budget=budget, seed=seed)
-        store = open_destination(destination)
-        given: dict[str, Any] = {"model": model, "plan": plan, "budget": budget, "seed": seed}
-        known = find_model(dataset, store=store, **given)
-        trained = run(train_model, dataset, model, plan=plan, budget=budget, seed=seed)
+        store = open_root(dataset)
+        check_comparable(dataset, store)
+        plan = run(plan_balance, dataset, params)
+        experiment = Experiment(dataset=dataset, plan=plan, params=params)
+        known = find_model(experiment, store)
+        trained = run(train_model, experiment)
         logger.info(
             "%s %s, %d steps on %d training records: checkpoint %s, encoder %s; it can sample %d of %d classes.",
             "Nothing new: there was a model" if known else "Trained",

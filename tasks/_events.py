@@ -1,6 +1,6 @@
 """Events of our own, which other deployments and notifications can be triggered by.
 
-``prefect-augment.dataset.published`` and ``prefect-augment.gate.refused`` carry the dataset as their
+``prefect-augment.dataset.published`` and ``prefect-augment.run.refused`` carry the dataset as their
 resource: ``prefect.resource.id`` is ``prefect-augment.dataset.<slug>``, and ``prefect-augment.uri``
 says where it is. Outside a run nothing is sent.
 """
@@ -19,7 +19,7 @@ from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
 __all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_refused"]
 
 PUBLISHED = "prefect-augment.dataset.published"
-REFUSED = "prefect-augment.gate.refused"
+REFUSED = "prefect-augment.run.refused"
 
 # Of datasets with more classes than that the event carries totals only; the manifest has the rest.
 MAX_CLASSES = 200
@@ -68,7 +68,7 @@ def emit_published(store: Store, commit: Commit) -> None:
 
 
 def emit_refused(uri: str, verdict: Verdict, report: ReportRef) -> None:
-    """Say that the gate refused a run, why, and where its report is."""
+    """Say that a run was refused, why, and where its report is."""
     if not in_run():
         return
     payload = {

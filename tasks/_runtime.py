@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -37,14 +38,16 @@ from prefect.states import Completed
 from prefect_augment.errors import TransientError
 from prefect_augment.params import Destination
 from prefect_augment.report.run_summary import outcome_sentence, run_page, where
-from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.base import DatasetRef, RunResult
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.tasks._blocks import storage_options
 
 __all__ = [
     "TASK_OPTIONS",
+    "Call",
     "artifact_key",
+    "call",
     "class_list",
     "conclude",
     "dataset_slug",
@@ -55,6 +58,7 @@ __all__ = [
     "named",
     "open_block_store",
     "open_destination",
+    "open_root",
     "progress",
     "run",
     "run_each",
@@ -63,6 +67,7 @@ __all__ = [
     "table_artifact",
 ]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[float, str], None]
 
@@ -90,26 +95,38 @@ def in_run() -> bool:
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
-def run(task: Task[..., T], *args: Any, **kwargs: Any) -> T:
+def run(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a task as a task inside a flow run, and as its plain function elsewhere."""
     return task(*args, **kwargs) if in_run() else task.fn(*args, **kwargs)
 
 
-def run_each(
-    task: Task[..., T], items: Sequence[dict[str, Any]], *, workers: int, **shared: Any
-) -> list[T]:
-    """Run a task once per item (keyword arguments), at most ``workers`` at the same time.
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A task with its arguments, to be run by :func:`run_each`."""
+
+    task: Task[..., T]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+    """Return a call of a task that is made later; a type checker sees its arguments."""
+    return Call(task, args, kwargs)
+
+
+def run_each(calls: Sequence[Call[T]], *, workers: int) -> list[T]:
+    """Make the calls, at most ``workers`` at the same time; return what they return, in their order.
 
     A window of our own, not the runner's: the number of workers is a parameter of the run, and a
     flow's runner is fixed before its parameters are known.
     """
     if not in_run():
-        return [task.fn(**item, **shared) for item in items]
+        return [one.task.fn(*one.args, **one.kwargs) for one in calls]
     futures: list[PrefectFuture[T]] = []
-    for i, item in enumerate(items):
+    for i, one in enumerate(calls):
         if i >= workers:
             futures[i - workers].wait()
-        futures.append(task.submit(**item, **shared))
+        futures.append(one.task.submit(*one.args, **one.kwargs))
     return [future.result() for future in futures]
 
 
@@ -278,24 +295,24 @@ def class_list(counts: Mapping[str, int]) -> str:
     return ", ".join(named) or "no class"
 
 
-def conclude(result: RunResult, root: str, block: str = "") -> RunResult:
+def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:
     """End a run: its page gets a summary, and its state says what became of it.
 
     Parameters
     ----------
     result : RunResult
         What the flow returns.
-    root, block : str
-        The destination, and the Prefect block that opens it.
+    dataset : DatasetRef
+        Its root is the destination.
     """
-    sentence = outcome_sentence(result, root)
+    sentence = outcome_sentence(result, dataset.root)
     if not in_run():
         return result
     manifest = None
     if result.version is not None:
-        manifest = read_manifest(open_block_store(root, block), result.version)
-    key = artifact_key(dataset_slug(root), "summary")
-    markdown_artifact(key, run_page(result, root, manifest), sentence)
+        manifest = read_manifest(open_root(dataset), result.version)
+    key = artifact_key(dataset_slug(dataset.root), "summary")
+    markdown_artifact(key, run_page(result, dataset.root, manifest), sentence)
     return finish(result, sentence)
 
 
@@ -317,6 +334,11 @@ def finish(result: T, sentence: str) -> T:
 def open_destination(destination: Destination) -> Store:
     """Open the destination's root."""
     return open_block_store(destination.uri, destination.storage_block)
+
+
+def open_root(dataset: DatasetRef) -> Store:
+    """Open the root that a dataset lies under."""
+    return open_block_store(dataset.root, dataset.block)
 
 
 def open_block_store(uri: str, block: str) -> Store:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from prefect import task
 
-from prefect_augment.params import Answer, Classic, Destination, Publish, Report
+from prefect_augment.params import Answer, Destination
 from prefect_augment.publish.proposal import (
     Proposal,
     decide,
@@ -15,18 +12,8 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.schema.base import (
-    ApprovalDecision,
-    BalancePlan,
-    DatasetRef,
-    FilterResult,
-    ModelRef,
-    Recipe,
-    ReportRef,
-    StrategyScore,
-    Verdict,
-)
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema.base import ApprovalDecision, ReportRef
+from prefect_augment.schema.report import Release
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,
@@ -34,8 +21,8 @@ from prefect_augment.tasks._runtime import (
     link,
     markdown_artifact,
     named,
-    open_block_store,
     open_destination,
+    open_root,
     run_log,
 )
 
@@ -44,37 +31,18 @@ __all__ = ["decide_proposal", "propose_dataset"]
 
 @task(
     name="propose_dataset",
-    task_run_name=named(lambda p: f"propose {dataset_slug(p['dataset'].root)}"),
+    task_run_name=named(lambda p: f"propose {dataset_slug(p['release'].dataset.root)}"),
     **TASK_OPTIONS,
 )
-def propose_dataset(
-    dataset: DatasetRef,
-    *,
-    plan: BalancePlan,
-    recipe: Recipe,
-    verdict: Verdict,
-    report: ReportRef,
-    candidates: FilterResult | None = None,
-    classic: DatasetRef | None = None,
-    models: Sequence[ModelRef] = (),
-    scores: Sequence[StrategyScore] = (),
-    settings: Publish | None = None,
-    pictures: Report | None = None,
-    policy: Classic | None = None,
-    params: dict[str, Any] | None = None,
-    findings: Findings | None = None,
-    seed: int = 0,
-) -> Proposal:
+def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     """Leave a version that is ready as a proposal, for somebody to approve or reject.
 
     Parameters
     ----------
-    dataset, plan, recipe, verdict, candidates, classic, models, settings, params
-        As for `publish_dataset`, which takes them once it is approved.
+    release : Release
+        As for `publish_dataset`, which takes it once it is approved.
     report : ReportRef
         What the approver reads.
-    scores, pictures, policy, findings, seed
-        For the report that is published, which names the decision.
 
     Returns
     -------
@@ -82,28 +50,11 @@ def propose_dataset(
         Also shown as an artifact. The same inputs are proposed once.
     """
     with run_log():
-        store = open_block_store(dataset.root, dataset.block)
-        proposal = propose(
-            store,
-            dataset=dataset,
-            plan=plan,
-            recipe=recipe,
-            verdict=verdict,
-            gate=candidates,
-            classic=classic,
-            models=models,
-            scores=scores,
-            report=report,
-            settings=settings or Publish(),
-            pictures=pictures or Report(),
-            policy=policy or Classic(),
-            params=params or {},
-            findings=findings or Findings(),
-            seed=seed,
-        )
+        store = open_root(release.dataset)
+        proposal = propose(release, report, store)
         page = f"{store.uri}/{report.prefix}/report.html"
         text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
-        key = artifact_key(dataset_slug(dataset.root), "approval")
+        key = artifact_key(dataset_slug(release.dataset.root), "approval")
         markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
         return proposal
 
@@ -142,6 +93,4 @@ def decide_proposal(
         found = read_proposal(store, proposal)
         decision = decide(store, found, answer)
         # It may have been proposed from another machine, where the same folder has another name.
-        here = {"root": store.uri, "block": destination.storage_block}
-        found = found.model_copy(update={"dataset": found.dataset.model_copy(update=here)})
-        return found, decision
+        return found.moved(store.uri, destination.storage_block), decision

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from prefect import task
 
 from prefect_augment.augmentation.base import augment
-from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetRef
+from prefect_augment.schema.base import DatasetRef
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,
     named,
-    open_block_store,
+    open_root,
     run_log,
 )
 
@@ -25,41 +25,29 @@ __all__ = ["augment_records"]
     task_run_name=named(lambda p: f"augment {class_list(p['counts'])}"),
     **TASK_OPTIONS,
 )
-def augment_records(
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    counts: Mapping[str, int],
-    classic: Classic | None = None,
-    *,
-    seed: int = 0,
-) -> DatasetRef:
+def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> DatasetRef:
     """Write classic records made from the training part, each naming its parent.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Ingested records; the hold-out is not read.
-    plan : BalancePlan
-        Names the strata.
+    experiment : Experiment
+        Ingested records, of which the hold-out is not read; ``params.classic`` says how records are made.
     counts : mapping of str to int
-        Records to make per stratum.
-    classic : Classic, optional
-        How they are made.
-    seed : int
-        Seed of everything random.
+        Records to make per stratum of the plan.
 
     Returns
     -------
     DatasetRef
         Staged classic records.
     """
+    dataset, params = experiment.dataset, experiment.params
     with run_log():
         ref = augment(
             dataset,
-            plan=plan,
+            plan=experiment.plan,
             counts=counts,
-            classic=classic or Classic(),
-            seed=seed,
-            store=open_block_store(dataset.root, dataset.block),
+            classic=params.classic,
+            seed=params.seed,
+            store=open_root(dataset),
         )
         return ref.model_copy(update={"block": dataset.block})

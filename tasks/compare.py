@@ -1,4 +1,4 @@
-"""Judge: which candidates pass, which strategy is best on validation records, and what the hold-out says of it."""
+"""Compare: which candidates are kept, which strategy is best on validation, and what the hold-out says of it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from contextlib import AbstractContextManager
 
 from prefect import task
 
-from prefect_augment.experiment.confirmation import verify
-from prefect_augment.experiment.filter import judge
-from prefect_augment.experiment.privacy import measure
-from prefect_augment.experiment.score import choose, score
-from prefect_augment.experiment.search import pilot
-from prefect_augment.params import AutoModel, Budget, Classic, Gate, ModelParams
+from prefect_augment.experiment import confirmation, privacy, score, search
+from prefect_augment.experiment.filter import filter_candidates as filter_staged
+from prefect_augment.params import Budget
 from prefect_augment.schema.base import (
-    BalancePlan,
     Choice,
     DatasetRef,
     FilterResult,
@@ -23,13 +19,14 @@ from prefect_augment.schema.base import (
     StrategyScore,
     Verdict,
 )
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,
     named,
-    open_block_store,
+    open_root,
     progress,
     run_log,
 )
@@ -48,70 +45,41 @@ logger = logging.getLogger(__name__)
 
 @task(
     name="filter_candidates",
-    task_run_name=named(lambda p: f"judge {class_list(p['candidates'].class_counts)}"),
+    task_run_name=named(lambda p: f"filter {class_list(p['candidates'].class_counts)}"),
     **TASK_OPTIONS,
 )
-def filter_candidates(
-    dataset: DatasetRef,
-    candidates: DatasetRef,
-    plan: BalancePlan,
-    *,
-    gate: Gate | None = None,
-    seed: int = 0,
-    device: str = "auto",
-) -> FilterResult:
+def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterResult:
     """Drop candidates that copy a record, look like another class or leave the domain.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        The real records; training and validation are read, the hold-out is not.
+    experiment : Experiment
+        Training and validation records are read, the hold-out is not; limits are in ``params.quality``.
     candidates : DatasetRef
         What was sampled.
-    plan : BalancePlan
-        How many records each class may get.
-    gate : Gate, optional
-        Thresholds and purpose.
-    seed : int
-        Of the folds between the filter's and the gate's classifier.
-    device : str
-        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
     FilterResult
         Per class: candidates, passed, kept, and the reasons of those dropped.
     """
-    with run_log(), progress("judge candidates", dataset.root), _gpu(dataset, device):
-        return judge(
-            dataset,
-            candidates,
-            plan=plan,
-            gate=gate or Gate(),
-            seed=seed,
-            store=open_block_store(dataset.root, dataset.block),
-            device=device,
-        )
+    dataset = experiment.dataset
+    with run_log(), progress("filter candidates", dataset.root), _gpu(experiment):
+        return filter_staged(experiment, candidates, open_root(dataset))
 
 
 @task(name="measure_privacy", task_run_name="measure privacy", **TASK_OPTIONS)
-def measure_privacy(
-    dataset: DatasetRef, candidates: DatasetRef, compared: FilterResult, plan: BalancePlan
-) -> Privacy:
+def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
     """Say what synthetic records give away about the records that they were made from.
 
     Reports and cards that are written later of the same records have it, too.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        The real records; training and validation are read, the hold-out is not.
-    candidates : DatasetRef
-        What a model drew that was trained on fit.
-    compared : FilterResult
-        What was kept of it.
-    plan : BalancePlan
-        Names the classes.
+    experiment : Experiment
+        With the candidates that were kept; the hold-out is not read.
+    drawn : DatasetRef
+        What a model drew that was trained on the training records.
 
     Returns
     -------
@@ -119,15 +87,9 @@ def measure_privacy(
         A membership-inference attack, distances to the closest record, exposure of isolated ones.
     """
     with run_log():
-        found = measure(
-            dataset,
-            candidates,
-            compared,
-            plan=plan,
-            store=open_block_store(dataset.root, dataset.block),
-        )
-        logger.info("Privacy: %s", found.sentence)
-        return found
+        result = privacy.measure(experiment, drawn, open_root(experiment.dataset))
+        logger.info("Privacy: %s", result.sentence)
+        return result
 
 
 @task(
@@ -135,55 +97,25 @@ def measure_privacy(
     task_run_name=named(lambda p: f"score {p['strategy'].name}, seed {p['seed']}"),
     **TASK_OPTIONS,
 )
-def score_strategy(
-    strategy: Strategy,
-    seed: int,
-    *,
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    model: ModelParams | None = None,
-    classic: Classic | None = None,
-    gate: Gate | None = None,
-    run_seed: int = 0,
-    candidates: FilterResult | None = None,
-    device: str = "auto",
-) -> StrategyScore:
+def score_strategy(experiment: Experiment, strategy: Strategy, seed: int) -> StrategyScore:
     """Train the estimators on one strategy and score them on validation records.
 
     Parameters
     ----------
+    experiment : Experiment
+        What the strategy is made of; strategies of images train on its candidates.
     strategy : Strategy
         The way of treating the training part.
     seed : int
         0, 1, 2 …: another partition and other random records.
-    dataset, plan, model, classic, gate
-        As for the other tasks.
-    run_seed : int
-        The run's seed.
-    candidates : FilterResult, optional
-        What the gate kept of the run's own candidates; strategies of images train on them.
-    device : str
-        Where networks compute: auto, cpu or cuda.
 
     Returns
     -------
     StrategyScore
-        Scores over the judged classes.
+        Scores over the compared classes.
     """
-    with run_log(), _gpu(dataset, device):
-        return score(
-            dataset,
-            strategy=strategy,
-            plan=plan,
-            model=model or AutoModel(),
-            classic=classic or Classic(),
-            gate=gate or Gate(),
-            seed=seed,
-            run_seed=run_seed,
-            store=open_block_store(dataset.root, dataset.block),
-            candidates=candidates,
-            device=device,
-        )
+    with run_log(), _gpu(experiment):
+        return score.score(experiment, strategy, seed, open_root(experiment.dataset))
 
 
 @task(
@@ -194,55 +126,32 @@ def score_strategy(
     **TASK_OPTIONS,
 )
 def pilot_strategy(
-    strategies: Sequence[Strategy],
-    *,
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    model: ModelParams | None = None,
-    classic: Classic | None = None,
-    gate: Gate | None = None,
-    run_seed: int = 0,
-    candidates: FilterResult | None = None,
-    device: str = "auto",
-    budget: Budget | None = None,
+    experiment: Experiment, strategies: Sequence[Strategy], *, budget: Budget | None = None
 ) -> tuple[StrategyScore, ...]:
     """Score each setting of one strategy on validation records, with a part of the estimators' steps.
 
     Parameters
     ----------
+    experiment : Experiment
+        As for :func:`score_strategy`.
     strategies : sequence of Strategy
         A strategy with each of its settings.
     budget : Budget, optional
         Train a model of tables for these pilots alone, with so much effort.
-    dataset, plan, model, classic, gate, run_seed, candidates, device
-        As for :func:`score_strategy`.
 
     Returns
     -------
     tuple of StrategyScore
         In the order of ``strategies``.
     """
-    with run_log(), _gpu(dataset, device):
-        return pilot(
-            dataset,
-            strategies=strategies,
-            plan=plan,
-            model=model or AutoModel(),
-            classic=classic or Classic(),
-            gate=gate or Gate(),
-            run_seed=run_seed,
-            store=open_block_store(dataset.root, dataset.block),
-            candidates=candidates,
-            device=device,
-            budget=budget,
-        )
+    with run_log(), _gpu(experiment):
+        store = open_root(experiment.dataset)
+        return search.pilot(experiment, strategies, store, budget=budget)
 
 
 @task(
     name="choose_strategy",
-    task_run_name=named(
-        lambda p: f"choose of {len({s.strategy.name for s in p['scores']})} strategies"
-    ),
+    task_run_name=named(lambda p: f"choose of {len({s.strategy.name for s in p['scores']})}"),
     **TASK_OPTIONS,
 )
 def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
@@ -261,48 +170,33 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
         What the hold-out will compare.
     """
     with run_log():
-        return choose(scores, prefer_model=prefer_model)
+        return score.choose(scores, prefer_model=prefer_model)
 
 
 @task(
     name="confirm_choice",
     task_run_name=named(
-        lambda p: f"verify {p['choice'].chosen.name} against {p['choice'].baseline.name}"
+        lambda p: f"confirm {p['choice'].chosen.name} against {p['choice'].baseline.name}"
     ),
     **TASK_OPTIONS,
 )
 def confirm_choice(
-    dataset: DatasetRef,
+    experiment: Experiment,
     choice: Choice,
-    plan: BalancePlan,
-    *,
     scores: Sequence[StrategyScore],
-    model: ModelParams | None = None,
-    candidates: FilterResult | None = None,
-    classic: Classic | None = None,
-    gate: Gate | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    *,
     workers: int = 1,
 ) -> Verdict:
-    """Compare the chosen strategy, the best baseline and as is on the hold-out: its one reading.
+    """Compare the chosen strategy, the best baseline and the data as they are on the hold-out: its one reading.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Ingested records with a hold-out.
+    experiment : Experiment
+        Records with a hold-out, and what strategies are made of.
     choice : Choice
         Fixed beforehand on validation records.
-    plan : BalancePlan
-        Amounts per class.
     scores : sequence of StrategyScore
         For the thresholds that were tuned on validation records.
-    model, candidates, classic, gate
-        What the strategies are made of.
-    seed : int
-        The run's seed.
-    device : str
-        Where networks compute: auto, cpu or cuda.
     workers : int
         Strategies that are trained at the same time.
 
@@ -311,23 +205,13 @@ def confirm_choice(
     Verdict
         Accept, reject or inconclusive, with intervals and reasons.
     """
-    with run_log(), progress("verify", dataset.root), _gpu(dataset, device):
-        return verify(
-            dataset,
-            choice=choice,
-            plan=plan,
-            scores=scores,
-            model=model or AutoModel(),
-            candidates=candidates,
-            classic=classic or Classic(),
-            gate=gate or Gate(),
-            run_seed=seed,
-            store=open_block_store(dataset.root, dataset.block),
-            device=device,
-            workers=workers,
-        )
+    dataset = experiment.dataset
+    with run_log(), progress("confirm", dataset.root), _gpu(experiment):
+        store = open_root(dataset)
+        return confirmation.confirm(experiment, choice, scores, store, workers=workers)
 
 
-def _gpu(dataset: DatasetRef, device: str) -> AbstractContextManager[None]:
-    """Hold a GPU where the judge is a network, which it is for images only."""
-    return gpu_slot(device, network=dataset.modality == "image")
+def _gpu(experiment: Experiment) -> AbstractContextManager[None]:
+    """Hold a GPU where the classifier is a network, which it is for images only."""
+    is_image = experiment.dataset.modality == "image"
+    return gpu_slot(experiment.params.budget.device, network=is_image)

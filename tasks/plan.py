@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
+from prefect_augment.params import RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.report.report import plan_table
 from prefect_augment.schema.base import BalancePlan, DatasetRef
@@ -14,7 +14,7 @@ from prefect_augment.tasks._runtime import (
     class_list,
     dataset_slug,
     named,
-    open_block_store,
+    open_root,
     run_log,
     table_artifact,
 )
@@ -29,13 +29,10 @@ __all__ = ["plan_balance"]
 )
 def plan_balance(
     dataset: DatasetRef,
-    balance: Balance | None = None,
+    params: RunParams | None = None,
     *,
-    model: ModelParams | None = None,
-    gate: Gate | None = None,
-    budget: Budget | None = None,
-    seed: int = 0,
     searched: bool = False,
+    compares: bool = True,
 ) -> BalancePlan:
     """Work out each class's target, and how much of the way synthetic and classic records go.
 
@@ -43,20 +40,14 @@ def plan_balance(
     ----------
     dataset : DatasetRef
         Ingested records.
-    balance : Balance, optional
-        Targets and caps; the median of the class counts by default.
-    model : ModelParams, optional
-        The generative model; where it is ``none`` no synthetic records are planned.
-    gate : Gate, optional
-        How the judge will work, for the estimate of time.
-    budget : Budget, optional
-        What the run may take: bounds the classifier that judges images, and decides whether a
-        generator of images is worth it where ``model`` is auto.
-    seed : int
-        The run's seed.
+    params : RunParams, optional
+        Targets and caps; the kind of model, where ``none`` plans no synthetic records; the budget, which
+        bounds the classifier of images and decides whether a generator of images is worth it.
     searched : bool
-        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap is
-        given, up to 5 per real one are planned.
+        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap
+        is given, up to 5 per real one are planned.
+    compares : bool
+        Whether strategies are compared after it.
 
     Returns
     -------
@@ -69,16 +60,8 @@ def plan_balance(
         If a target is below what is there, or a class or column is not known.
     """
     with run_log():
-        result = plan(
-            dataset,
-            balance=balance or Balance(),
-            model=model or AutoModel(),
-            gate=gate or Gate(),
-            budget=budget,
-            seed=seed,
-            searched=searched,
-            store=open_block_store(dataset.root, dataset.block),
-        )
+        store = open_root(dataset)
+        result = plan(dataset, params or RunParams(), store, searched=searched, compares=compares)
         key = artifact_key(dataset_slug(dataset.root), "plan")
         table_artifact(key, plan_table(result), f"Plan: {result.rule}")
         return result

@@ -6,16 +6,15 @@ from typing import Any
 
 from prefect import task
 
-from prefect_augment.params import AutoModel, Balance, Budget, Gate, ModelParams
-from prefect_augment.plan.plan import plan as make_plan
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.schema.base import ModelRef
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     named,
-    open_block_store,
+    open_root,
     progress,
     run_log,
 )
@@ -24,53 +23,31 @@ __all__ = ["train_model"]
 
 
 def _name(parameters: dict[str, Any]) -> str:
-    model, seed = parameters.get("model"), parameters.get("seed", 0)
-    return f"train {getattr(model, 'name', model.kind) if model else 'auto'}, seed {seed}"
+    params = parameters["experiment"].params
+    return f"train {getattr(params.model, 'name', params.model.kind)}, seed {params.seed}"
 
 
 @task(name="train_model", task_run_name=named(_name), **TASK_OPTIONS)
-def train_model(
-    dataset: DatasetRef,
-    model: ModelParams | None = None,
-    *,
-    plan: BalancePlan | None = None,
-    budget: Budget | None = None,
-    seed: int = 0,
-) -> ModelRef:
+def train_model(experiment: Experiment) -> ModelRef:
     """Fit the encoder and the model on the training records.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Ingested records; validation and hold-out are not read.
-    model : ModelParams, optional
-        The kind of model and its parameters; chosen for the modality by default.
-    plan : BalancePlan, optional
-        Names the classes (strata) that the model is conditioned on; the default plan's otherwise.
-    budget : Budget, optional
-        Training effort.
-    seed : int
-        Seed of everything random in training.
+    experiment : Experiment
+        Ingested records, of which validation and hold-out are not read; the plan names the classes
+        (strata) that the model is conditioned on; the kind of model, the budget and the seed.
 
     Returns
     -------
     ModelRef
         Checkpoint and encoder by digest, and the classes that can be sampled.
     """
+    dataset, params = experiment.dataset, experiment.params
     with run_log(), progress("train", dataset.root) as report:
-        store = open_block_store(dataset.root, dataset.block)
-        model, budget = model or AutoModel(), budget or Budget()
-        plan = plan or make_plan(dataset, balance=Balance(), model=model, gate=Gate(), store=store)
-        wish: dict[str, Any] = {
-            "model": model,
-            "plan": plan,
-            "budget": budget,
-            "seed": seed,
-            "store": store,
-        }
-        ref = find_model(dataset, **wish)
+        store = open_root(dataset)
+        ref = find_model(experiment, store)
         if ref is None:  # no run waits for a GPU that it has no work for
-            network = load_model_class(model, modality=dataset.modality).trained_in_steps
-            with gpu_slot(budget.device, network=network):
-                ref = train(dataset, on_progress=report, **wish)
+            network = load_model_class(params.model, modality=dataset.modality).trained_in_steps
+            with gpu_slot(params.budget.device, network=network):
+                ref = train(experiment, store, on_progress=report)
         return ref.model_copy(update={"block": dataset.block})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import sys
@@ -19,6 +19,8 @@ from hypothesis import settings
 
 from prefect_augment import registry
 from prefect_augment.params import PluginModel
+
+pytest_plugins = ["support.versions"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -76,7 +78,7 @@ LONGEST_FIRST = (
     "flows/test_rebalance_images.py",
     "flows/test_prefect.py",
     "flows/test_composing.py",
-    "reading/test_torch_dataset.py",
+    "loading/test_torch.py",
 )
 
 
@@ -140,22 +142,10 @@ def shared_data() -> Path:
     return folder
 
 
-def _module_beside(stem: str) -> ModuleType:
-    """Load a module that lies here: importlib mode puts no folder of tests on the import path."""
-    name = f"prefect_augment_test_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="session")
 def releases() -> ModuleType:
-    """Builders of staged records and of what `publish` takes beside them: `tests/releases.py`."""
-    return _module_beside("releases")
+    """Builders of staged records and of what `publish` takes beside them: `tests/support/releases.py`."""
+    return importlib.import_module("support.releases")
 
 
 @pytest.fixture(scope="session")
@@ -166,15 +156,15 @@ def publish_as_is(releases: ModuleType) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def messy_images() -> ModuleType:
-    """Builders of image files, good and bad: `tests/messy_images.py`."""
+    """Builders of image files, good and bad: `tests/support/messy_images.py`."""
     pytest.importorskip("PIL", reason="needs the images extra")
-    return _module_beside("messy_images")
+    return importlib.import_module("support.messy_images")
 
 
 @pytest.fixture
 def linear_model(monkeypatch: pytest.MonkeyPatch) -> PluginModel:
-    """A wish for the model of `tests/latent_models.py`, which is registered like another package's."""
-    module = _module_beside("latent_models")
+    """A wish for the model of `tests/support/latent_models.py`, which is registered like another package's."""
+    module = importlib.import_module("support.latent_models")
     point = EntryPoint("linear", f"{module.__name__}:LinearModel", registry.ENTRY_POINTS)
     monkeypatch.setattr(registry, "_plugins", lambda: {"linear": point})
     return PluginModel(name="linear")
@@ -224,7 +214,7 @@ def quick_runs() -> Iterator[None]:
     """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
     For tests of what runs do around it. What the whole ensemble says and how charts look is tested where
-    they are made (`evaluation/test_soft_labels.py`, `evaluation/test_charts.py`); runs of the command line
+    they are made (`evaluation/classifiers/test_soft_label_ensemble.py`, `report/test_charts.py`); runs of the command line
     and of the README are whole in `make e2e`.
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels

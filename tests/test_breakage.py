@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
+from support.steps import experiment_of
 
 from prefect_augment.errors import AugmentError, ParameterError, SchemaError
 from prefect_augment.estimators.sampler import GenerativeSampler
-from prefect_augment.experiment.filter import judge
+from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Balance, Budget, Gate, Source, TreesModel
+from prefect_augment.params import Balance, Budget, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan as plan_of
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
@@ -227,10 +228,10 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table
     dataset = ingest(Source(uri=str(folder / "in"), label="label"), store=store, seed=0)
     assert (dataset.n_records, dataset.n_quarantined) == (N, 0)
     wish = {"model": TreesModel(), "store": store}
-    plan = plan_of(dataset, balance=Balance(target="majority"), gate=Gate(), **wish)
-    model = train(dataset, plan=plan, budget=Budget(), seed=0, **wish)
+    plan = plan_of(dataset, RunParams(balance=Balance(target="majority")), None, compares=False)
+    model = train(experiment_of(dataset, plan, budget=Budget(), seed=0, **wish), None)
     drawn = sample(model, counts={"ill": 60}, seed=0, store=store, dataset=dataset)
-    compared = judge(dataset, drawn, plan=plan, gate=Gate(), seed=0, store=store)
+    compared = filter_candidates(experiment_of(dataset, plan, seed=0), drawn, store)
     info = load_info(dataset, store)
     real = read_part(store, info, ["training", "validation", "holdout"])
     return real, read_part(store, load_info(drawn, store), ["candidates"]), compared

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import image_array
 from prefect_augment.encoding.pixels import encode_png, resize
-from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
+from prefect_augment.params import Budget, Destination, DiffusionModel, Evaluation, Source
 from prefect_augment.storage.store import Store, open_store
 
 __all__ = [
@@ -62,7 +62,7 @@ SIDE = 12  # the original's 8 leave nothing to shift; 16 take half as long again
 # the original's 8 pixels, which hold all there is, and 800 steps give digits that a person can read.
 DEMO_MODEL = DiffusionModel(size=8, width=16)
 DEMO_BUDGET = Budget(steps=800)
-DEMO_GATE = Gate(n_seeds=1, n_settings=1)
+DEMO_EVALUATION = Evaluation(n_seeds=1, n_settings=1)
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 
@@ -82,14 +82,14 @@ def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
     """
     source = f"{folder}/source"
     runs: dict[str, dict[str, Any]] = {
-        "table": {"source": example_source(source), "gate": Gate(n_seeds=1)}
+        "table": {"source": example_source(source), "evaluation": Evaluation(n_seeds=1)}
     }
     if images:
         runs["images"] = {
             "source": example_images(source),
             "model": DEMO_MODEL,
             "budget": DEMO_BUDGET,
-            "gate": DEMO_GATE,
+            "evaluation": DEMO_EVALUATION,
         }
     for name, given in runs.items():
         given["destination"] = Destination(uri=f"{folder}/{name}")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.steps import experiment_of
 
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.latents.interpolate import interpolate
 from prefect_augment.loading.latents import open_latents
-from prefect_augment.params import Balance, Budget, Gate, Interpolation, PluginModel, Source
+from prefect_augment.params import Balance, Budget, Interpolation, PluginModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
@@ -92,9 +93,9 @@ def test_strips_are_those_of_interpolate(
     store = open_store(str(tmp_path / "out"))
     source = Source(uri=str(tmp_path / "in.parquet"), label="form")
     dataset = ingest(source, store=store, seed=0)
-    wished = plan(dataset, balance=Balance(), model=linear_model, gate=Gate(), store=store)
+    wished = plan(dataset, RunParams(balance=Balance(), model=linear_model), store, compares=False)
     given: dict[str, Any] = {"model": linear_model, "plan": wished, "budget": Budget(), "seed": 0}
-    ref = train(dataset, store=store, **given)
+    ref = train(experiment_of(dataset, **given), store)
     wish = Interpolation(start="cross", end="square", n_steps=5, path=path)
     result = interpolate(dataset, model=ref, store=store, wish=wish)
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()

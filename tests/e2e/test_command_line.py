@@ -114,7 +114,7 @@ def test_demo_publishes_a_table_and_images_with_a_judged_generator(
     page = json.loads((report.parent / "report.json").read_text())
     tried = {t["strategy"]["name"] for rung in page["search"]["rungs"] for t in rung["trials"]}
     assert {"as is", "balanced softmax", "resampling + classic", "diffusion"} <= tried
-    kept = {c["name"]: c["n_kept"] for c in page["gate"]["classes"]}
+    kept = {c["name"]: c["n_kept"] for c in page["candidates"]["classes"]}
     assert sorted(kept) == ["eight", "five", "nine"]
     assert min(kept.values()) > 0
     sheets = [path.name for path in report.parent.glob("*.png")]

@@ -157,7 +157,7 @@ def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
         "source": {"uri": str(source), "label": "state"},
         "destination": {"uri": str(out)},
         "model": {"kind": "none"},
-        "gate": QUICK,
+        **QUICK,
     }
     deploy(
         "scheduled",

@@ -24,7 +24,7 @@ import pytest
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Gate, Source, TreesModel
+from prefect_augment.params import Destination, Source, TreesModel
 from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import open_store
 
@@ -159,7 +159,7 @@ def deploy(server: Any, source: Path) -> None:
             parameters={
                 "source": {"uri": str(source), "label": "kind"},
                 "model": {"kind": "trees"},
-                "gate": GATE,
+                **GATE,
             },
             work_pool_name=POOL,
         )

@@ -20,7 +20,7 @@ STAGES = {
     "ingest": "_staging/ingest/",
     "train": "_staging/train/",
     "sample": "_staging/sample/",
-    "gate": "_staging/judge/",
+    "gate": "_staging/filter/",
     "score": "_staging/score/",
     "verify": "_staging/verify/",
     "report": "_staging/report/",

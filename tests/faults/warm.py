@@ -80,7 +80,7 @@ def watch(root: str, job: dict[str, Any]) -> None:
 def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
-    from prefect_augment.params import Destination, Gate, Source, TreesModel
+    from prefect_augment.params import Destination, Evaluation, Quality, Source, TreesModel
     from prefect_augment.plan import strategies as strategies
 
     if job.get("labels") == "hard":
@@ -95,14 +95,10 @@ def rebalance(job: dict[str, Any]) -> int:
         source=Source(uri=job["source"], label=job["label"]),
         destination=Destination(uri=job["destination"]),
         model=TreesModel(),
-        gate=Gate(
-            estimators=["logistic"],
-            labels=job.get("labels", "soft"),
-            n_seeds=1,
-            n_settings=1,
-            n_bootstrap=100,
-            on_no_gain="publish",
+        evaluation=Evaluation(
+            estimators=["logistic"], n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"
         ),
+        quality=Quality(labels=job.get("labels", "soft")),
     )
     return 0
 
@@ -112,7 +108,14 @@ def rebalance_images(job: dict[str, Any]) -> int:
     import logging
 
     from prefect_augment.flows.rebalance import rebalance
-    from prefect_augment.params import Budget, Destination, DiffusionModel, Gate, Source
+    from prefect_augment.params import (
+        Budget,
+        Destination,
+        DiffusionModel,
+        Evaluation,
+        Quality,
+        Source,
+    )
     from prefect_augment.plan import estimate as estimates
     from prefect_augment.synthesis import sample
 
@@ -125,14 +128,8 @@ def rebalance_images(job: dict[str, Any]) -> int:
         destination=Destination(uri=job["destination"]),
         model=DiffusionModel(width=16, sampler_steps=2),
         budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
-        gate=Gate(
-            n_seeds=1,
-            n_settings=1,
-            n_bootstrap=100,
-            on_no_gain="publish",
-            near_copy_quantile=0.0,
-            fidelity_quantile=0.0,
-        ),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
+        quality=Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
     )
     return 0
 

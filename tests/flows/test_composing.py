@@ -30,7 +30,7 @@ from prefect_augment import (
     Balance,
     Classic,
     Destination,
-    Gate,
+    Evaluation,
     NoModel,
     Source,
     TreesModel,
@@ -53,7 +53,7 @@ from prefect_augment.errors import LabelError
 from prefect_augment.plan.strategies import make_recipe, make_strategies
 
 MakeTable = Callable[..., pa.Table]
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+FAST = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])}
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -119,7 +119,7 @@ def test_submitted_tasks_take_one_anothers_futures(
         plan = plan_balance.submit(dataset, Balance(), model=TreesModel())
         model = train_model.submit(dataset, TreesModel(), plan=plan)
         drawn = sample_classes.submit(dataset, model, {"cracked": 30})
-        compared = filter_candidates.submit(dataset, drawn, plan, gate=FAST)
+        compared = filter_candidates.submit(dataset, drawn, plan, **FAST)
         return publish_dataset.submit(dataset, compared, plan=plan, models=[model]).result()
 
     commit = theirs()
@@ -143,7 +143,7 @@ def test_strategies_are_mapped_over_with_the_rest_unmapped(
             dataset=unmapped(dataset),
             plan=unmapped(plan),
             model=unmapped(NoModel()),
-            gate=unmapped(FAST),
+            **unmapped(FAST),
         )
         return strategies, choose_strategy(scores)
 
@@ -208,7 +208,7 @@ def test_tasks_and_flow_run_inside_an_asynchronous_flow(
             source=source,
             destination=Destination(uri=str(tmp_path / "whole")),
             model=NoModel(),
-            gate=FAST,
+            **FAST,
         )
         return publish_dataset(dataset, plan=plan), whole
 
@@ -225,7 +225,7 @@ def test_the_flow_is_a_subflow_of_another_flow(source: Source, destination: Dest
             source=source,
             destination=destination,
             model=NoModel(),
-            gate=FAST,
+            **FAST,
             return_state=True,
         )
 
@@ -256,18 +256,18 @@ def test_every_task_is_a_plain_function_outside_prefect(
     """The whole job by hand, as in a notebook or under another orchestrator."""
     model, classic = TreesModel(), Classic()
     dataset = ingest_dataset.fn(source, destination)
-    plan = plan_balance.fn(dataset, model=model, gate=FAST)
+    plan = plan_balance.fn(dataset, model=model, **FAST)
     trained = train_model.fn(dataset, model, plan=plan)
     drawn = sample_classes.fn(dataset, trained, {"cracked": 30})
-    compared = filter_candidates.fn(dataset, drawn, plan, gate=FAST)
-    same = {"dataset": dataset, "plan": plan, "model": model, "gate": FAST, "candidates": compared}
+    compared = filter_candidates.fn(dataset, drawn, plan, **FAST)
+    same = {"dataset": dataset, "plan": plan, "model": model, **FAST, "candidates": compared}
     strategies = make_strategies(
         dataset.modality, model="trees", classic=classic, soft_labels=plan.soft_labels
     )
     scores = [score_strategy.fn(strategy, 0, **same) for strategy in strategies]
     choice = choose_strategy.fn(scores)
     verdict = confirm_choice.fn(
-        dataset, choice, plan, scores=scores, model=model, candidates=compared, gate=FAST
+        dataset, choice, plan, scores=scores, model=model, candidates=compared, **FAST
     )
     smote = next(strategy for strategy in strategies if strategy.family == "classic").model_copy(
         update={"amount": 1.0}

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from support.steps import experiment_of
 
 from prefect_augment.cli.options import read_params
 from prefect_augment.errors import ParameterError
-from prefect_augment.experiment.filter import judge
+from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.external import import_candidates
 from prefect_augment.ingest.ingest import ingest
@@ -25,9 +26,11 @@ from prefect_augment.params import (
     Combination,
     Constraint,
     Destination,
-    Gate,
+    Evaluation,
     Inequality,
     Positive,
+    Quality,
+    RunParams,
     Source,
     TreesModel,
     Unique,
@@ -65,10 +68,7 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
 
 
 def gate(*rules: Constraint) -> Gate:
-    return Gate(
-        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish",
-        constraints=list(rules),
-    )  # fmt: skip
+    return {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"), "quality": Quality(constraints=list(rules))}  # fmt: skip
 
 
 def run(source: Source, folder: Path, *rules: Constraint, **params: Any) -> RunResult:
@@ -153,8 +153,10 @@ def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
     kept = []
     for rules in ((), (Inequality(left="since", operator=">", right="until"),)):
         wish = gate(*rules)
-        made = plan(dataset, balance=Balance(), model=TreesModel(), gate=wish, store=store)
+        made = plan(
+            dataset, RunParams(balance=Balance(), model=TreesModel(), **wish), store, compares=False
+        )
         given = import_candidates(dataset, str(tmp_path / "other.parquet"), plan=made, store=store)
-        compared = judge(dataset, given, plan=made, gate=wish, seed=0, store=store)
+        compared = filter_candidates(experiment_of(dataset, made, **wish, seed=0), given, store)
         kept.append(sum(c.n_passed for c in compared.classes))
     assert kept[1] <= 1 < 10 < kept[0]

@@ -18,13 +18,16 @@ from prefect_augment.cli.app import app, main
 from prefect_augment.errors import RefusedError
 from prefect_augment.experiment import confirmation as verdict
 from prefect_augment.flows.evaluate import evaluate
-from prefect_augment.params import Destination, Gate, Report, Source
+from prefect_augment.params import Destination, Evaluation, Quality, Report, Source
 from prefect_augment.schema.base import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 MakeTable = Callable[..., pa.Table]
-GATE = Gate(purpose="faithful", n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+GATE = {
+    "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
+    "quality": Quality(purpose="faithful"),
+}
 
 
 class Judged(NamedTuple):
@@ -64,7 +67,7 @@ def judge(folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any)
             source=source,
             synthetic=str(synthetic),
             destination=Destination(uri=str(folder / "evaluation")),
-            **{"gate": GATE, **params},
+            **{**GATE, **params},
         )
     page = Path(result.report)
     report = json.loads((page.parent / "report.json").read_text())
@@ -94,7 +97,7 @@ def fresh(folder: Path, make_table: MakeTable) -> Judged:
 
 
 def reasons(compared: Judged, name: str) -> dict[str, int]:
-    return next(c["reasons"] for c in compared.report["gate"]["classes"] if c["name"] == name)
+    return next(c["reasons"] for c in compared.report["candidates"]["classes"] if c["name"] == name)
 
 
 def test_copies_of_training_records_are_caught(copies: Judged) -> None:
@@ -129,7 +132,7 @@ def test_records_given_are_those_judged_and_those_set_aside(fresh: Judged) -> No
     counts = fresh.result.given
     assert (counts["given"], counts["compared"], counts["quarantined"]) == (203, 200, 3)
     assert fresh.result.quarantined == 3
-    assert any("class 'molten'" in note for note in fresh.report["gate"]["notes"])
+    assert any("class 'molten'" in note for note in fresh.report["candidates"]["notes"])
     assert "is none of the real records" in fresh.page
 
 

@@ -31,7 +31,7 @@ from prefect_augment.cli.app import app
 from prefect_augment.flows.latents import anomalies, shift_attribute
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Balance, Budget, Destination, DiffusionModel, Gate
+from prefect_augment.params import Balance, Budget, Destination, DiffusionModel, Evaluation
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema.base import RunResult
 from prefect_augment.storage.store import open_store
@@ -44,7 +44,7 @@ XRAYS, CELLS, DEFECTS, OWN = (
 )
 # What is fewer and shorter than on the page.
 BUDGET = Budget(steps=12, batch_size=16, device="cpu")
-GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=100)
+GATE = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100)}
 
 Names = dict[str, Any]
 

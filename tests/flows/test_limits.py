@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Gate, NoModel, Source
+from prefect_augment.params import Destination, Evaluation, NoModel, Source
 from prefect_augment.tasks._events import PUBLISHED, REFUSED
 from prefect_augment.tasks._limits import (
     GPU,
@@ -156,15 +156,17 @@ def test_a_published_version_is_an_event_once(source: Source, tmp_path: Path) ->
 @pytest.mark.flow
 def test_a_refused_gate_is_an_event_with_its_reasons(source: Source, tmp_path: Path) -> None:
     out = str(tmp_path / "refused")
-    gate = Gate(
-        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
-    )
+    gate = {
+        "evaluation": Evaluation(
+            n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
+        )
+    }
     with pytest.raises(RefusedError):
         rebalance(
             source=source,
             destination=Destination(uri=out),
             model=NoModel(),
-            gate=gate,
+            **gate,
         )
     (event,) = events(REFUSED, out)
     assert event["payload"]["verdict"] in ("reject", "inconclusive")

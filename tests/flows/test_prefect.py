@@ -20,7 +20,14 @@ from prefect.exceptions import ParameterTypeError
 
 from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Compute, Destination, Gate, NoModel, Source, TreesModel
+from prefect_augment.params import (
+    Compute,
+    Destination,
+    Evaluation,
+    NoModel,
+    Source,
+    TreesModel,
+)
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
@@ -35,7 +42,7 @@ def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: 
     state = rebalance(
         source=source,
         destination=Destination(uri=str(tmp_path / "out")),
-        gate=Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
         return_state=True,
     )
     assert state.is_completed()
@@ -64,7 +71,9 @@ def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path)
             source=source,
             destination=Destination(uri=str(folder)),
             model=TreesModel(),
-            gate=Gate(n_seeds=2, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"),
+            evaluation=Evaluation(
+                n_seeds=2, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+            ),
             compute=Compute(workers=workers),
         )
         shards.append({p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())})

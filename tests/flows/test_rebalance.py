@@ -21,7 +21,7 @@ from prefect_augment.params import (
     Balance,
     Budget,
     Destination,
-    Gate,
+    Evaluation,
     NoModel,
     Publish,
     Report,
@@ -38,7 +38,7 @@ MakeTable = Callable[..., pa.Table]
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
 # One setting of each strategy; SEARCHED tries all of them.
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+FAST = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])}
 PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
 SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})
 
@@ -52,7 +52,7 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
 
 
 def run(source: Source, folder: Path | str, **params: object) -> RunResult:
-    given = {"gate": FAST, **params}
+    given = {**FAST, **params}
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
 
 
@@ -71,7 +71,7 @@ def published(
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "parts.parquet")
     source = Source(uri=str(folder / "parts.parquet"), label="state")
-    result = run(source, folder / "out", model=TreesModel(), gate=SEARCHED)
+    result = run(source, folder / "out", model=TreesModel(), **SEARCHED)
     return Published(folder / "out", result)
 
 
@@ -133,7 +133,7 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(
         made = remake_records(dataset, [row["aug_id"]])
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
     hard = PUBLISH.model_copy(update={"labels": "hard"})
-    run(source, tmp_path / "hard", model=TreesModel(), gate=hard)
+    run(source, tmp_path / "hard", model=TreesModel(), **hard)
     dataset = open_dataset(str(tmp_path / "hard"))
     table = dataset.to_table(origins=["synthetic"])
     assert len(set(table["aug_weight"].to_pylist())) == 1, (
@@ -194,7 +194,7 @@ def test_records_in_another_order_give_the_same_bytes(
         source.model_copy(update={"uri": str(shuffled)}),
         tmp_path / "out",
         model=TreesModel(),
-        gate=SEARCHED,
+        **SEARCHED,
     )
     assert shards(published.folder) == shards(tmp_path / "out")
 
@@ -249,7 +249,7 @@ def test_balancing_by_a_further_column(source: Source, tmp_path: Path) -> None:
 
 def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
     copies = Publish(materialise="copies")
-    result = run(source, tmp_path / "out", model=TreesModel(), gate=PUBLISH, publish=copies)
+    result = run(source, tmp_path / "out", model=TreesModel(), **PUBLISH, publish=copies)
     assert not result.plan.soft_labels, "weights alone can say them"
     weights = open_dataset(str(tmp_path / "out")).to_table()["aug_weight"]
     assert set(weights.to_pylist()) == {1.0}
@@ -271,7 +271,7 @@ def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
 
 def test_no_record_is_shown_where_pictures_are_forbidden(source: Source, tmp_path: Path) -> None:
     result = run(
-        source, tmp_path / "out", model=TreesModel(), gate=PUBLISH, report=Report(pictures="none")
+        source, tmp_path / "out", model=TreesModel(), **PUBLISH, report=Report(pictures="none")
     )
     assert "sn-0-" not in Path(result.report).read_text()
 
@@ -288,7 +288,7 @@ def test_class_names_of_any_kind_survive(tmp_path: Path, labels: list[str]) -> N
         Source(uri=str(tmp_path / "in.parquet"), label="kind"),
         tmp_path / "out",
         model=TreesModel(),
-        gate=PUBLISH,
+        **PUBLISH,
     )
     assert set(result.counts["train"]) == set(labels)
     assert not verify(open_store(str(tmp_path / "out"))).problems

@@ -33,8 +33,9 @@ from prefect_augment.params import (
     Compute,
     Destination,
     DiffusionModel,
-    Gate,
+    Evaluation,
     NoModel,
+    Quality,
     Source,
 )
 from prefect_augment.plan import estimate as estimates
@@ -47,14 +48,10 @@ from prefect_augment.synthesis.sample import resample_record
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.
-PUBLISH = Gate(
-    n_seeds=1,
-    n_settings=1,
-    n_bootstrap=100,
-    on_no_gain="publish",
-    near_copy_quantile=0.0,
-    fidelity_quantile=0.0,
-)
+PUBLISH = {
+    "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
+    "quality": Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
+}
 STEPS = Budget(steps=40, batch_size=16, device="cpu")
 MODEL = DiffusionModel(width=16, sampler_steps=2)
 RARE = "<i>ring & 😀"  # of messy_images.SHAPES
@@ -70,7 +67,7 @@ def quick() -> Iterator[None]:
 
 
 def run(source: Source, folder: Path, **params: Any) -> RunResult:
-    given = {"gate": PUBLISH, "budget": STEPS, "model": NoModel(), **params}
+    given = {**PUBLISH, "budget": STEPS, "model": NoModel(), **params}
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
 
 

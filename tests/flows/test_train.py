@@ -13,10 +13,21 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import Budget, Destination, Gate, NoModel, Source, TreesModel
+from prefect_augment.params import (
+    Budget,
+    Destination,
+    Evaluation,
+    NoModel,
+    Source,
+    TreesModel,
+)
 from prefect_augment.storage.store import open_store
 
-FAST = Gate(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish")
+FAST = {
+    "evaluation": Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+    )
+}
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -43,7 +54,7 @@ def test_training_says_what_it_trained_and_publishes_nothing(
 def test_rebalance_with_the_same_parameters_uses_the_model(source: Source, tmp_path: Path) -> None:
     given = {"source": source, "destination": Destination(uri=str(tmp_path / "out"))}
     trained = train.fn(**given, model=TreesModel(min_leaf=10), seed=3)
-    rebalance.fn(**given, model=TreesModel(min_leaf=10), seed=3, gate=FAST)
+    rebalance.fn(**given, model=TreesModel(min_leaf=10), seed=3, **FAST)
     models = {p.split("/")[2] for p in open_store(str(tmp_path / "out")).list("_staging/train")}
     assert models == {trained.model.key}, "it trained no other"
     published = open_dataset(str(tmp_path / "out")).to_table()["aug_model"].drop_null()

@@ -31,7 +31,7 @@ from prefect_augment.params import (
     Answer,
     Approval,
     Destination,
-    Gate,
+    Evaluation,
     NoModel,
     Source,
     TreesModel,
@@ -41,7 +41,11 @@ from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
-GATE = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish")
+GATE = {
+    "evaluation": Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+    )
+}
 EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
 
 
@@ -79,7 +83,7 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
         "source": source,
         "destination": Destination(uri=str(tmp_path / "out")),
         "model": TreesModel(),
-        "gate": GATE,
+        **GATE,
         "approval": Approval(ask=True),
     }
     state = rebalance(**given, return_state=True)
@@ -121,7 +125,7 @@ def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) 
             source=source,
             destination=Destination(uri=str(tmp_path / "out")),
             model=NoModel(),
-            gate=GATE,
+            **GATE,
             plan_only=True,
         )
 
@@ -134,7 +138,7 @@ def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path)
         source=source,
         destination=Destination(uri=str(tmp_path / "out")),
         model=NoModel(),
-        gate=strict,
+        **strict,
         return_state=True,
     )
     assert state.is_failed()
@@ -165,7 +169,7 @@ def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
             source=Source(uri="memory://blocks/in.parquet", label="state", storage_block=block),
             destination=Destination(uri="memory://blocks/out", storage_block=block),
             model=NoModel(),
-            gate=GATE,
+            **GATE,
             return_state=True,
         )
     assert state.result().version == 1

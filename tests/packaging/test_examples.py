@@ -106,7 +106,7 @@ def test_pictures_are_published_only_after_somebody_approved(
     data = tmp_path / "data"
     waiting = repository_of(
         f"{SHORT}\n{QUICK}\nimport json\nfrom prefect_augment import Budget\nfrom flows.weekly import weekly\n"
-        f"print(json.dumps(weekly({str(data)!r}, week=1, budget=Budget(steps=20), gate=gate)))"
+        f"print(json.dumps(weekly({str(data)!r}, week=1, budget=Budget(steps=20), **gate)))"
     )
     assert waiting["status"] == "awaiting_approval"
     assert Path(waiting["report"]).is_file()

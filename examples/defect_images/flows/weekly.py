@@ -14,7 +14,6 @@ from prefect_augment import (
     Budget,
     Classic,
     Destination,
-    Gate,
     NoModel,
     Source,
     rebalance,
@@ -48,7 +47,7 @@ def weekly(
         # A subflow cannot be suspended: the run ends with a proposal, and flows/release.py publishes it.
         approval=Approval(ask=True),
         budget=budget,
-        gate=gate,
+        **gate,
     )
     return {"status": result.status, "proposal": result.proposal, "report": result.report}
 

@@ -33,7 +33,7 @@ def nightly(
         # A card's transactions are never on both sides of the split.
         source=Source(uri=features, label="fraud", group_column="card"),
         destination=Destination(uri=balanced),
-        gate=gate,
+        **gate,
     )
     return train_classifier(balanced, str(place / "models" / "fraud.joblib"))
 

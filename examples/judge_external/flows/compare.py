@@ -11,7 +11,6 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect_augment import (
     Destination,
-    Gate,
     NoModel,
     Source,
     evaluate,
@@ -43,7 +42,7 @@ def compare(
     made = run_tool.map(list(TOOLS), unmapped(files["train"])).result()
 
     dataset = ingest_dataset(source, Destination(uri=str(place / "screen")))
-    plan = plan_balance(dataset, model=NoModel(), gate=gate)
+    plan = plan_balance(dataset, model=NoModel(), **gate)
     given = import_synthetic.map(unmapped(dataset), unmapped(plan), made)
     screened = filter_candidates.map(unmapped(dataset), given, unmapped(plan), gate=unmapped(gate))
 
@@ -55,7 +54,7 @@ def compare(
         found[tool] = {"passed": round(passed, 3), "verdict": "not judged"}
         if passed >= LEAST_SHARE:
             compared = evaluate(
-                source, file, Destination(uri=str(place / "compared" / tool)), gate=gate
+                source, file, Destination(uri=str(place / "compared" / tool)), **gate
             )
             found[tool] |= {"verdict": compared.verdict.decision, "report": compared.report}
     return found

@@ -25,16 +25,16 @@ from prefect_augment.encoding.arrays import Matrix, training_matrix
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef, Modality
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.text import suggestion
 
 __all__ = ["augment", "make_records"]
 
-ALGORITHM_VERSION = 1
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 # Identifiers count on from each record's place. Synthetic candidates take the first places, some
 # times as many as are planned; classic records start beyond, so that no identifier comes twice.
@@ -86,14 +86,8 @@ def augment(
     source = load_info(dataset, store)
     _check(wanted, plan, classic, source.modality)
     # The plan's amounts matter only through the counts; its strata and the first free place do too.
-    params = [classic, wanted, [entry.name for entry in plan.classes], _first_place(plan)]
-    key = stage_key(
-        "augment",
-        algorithm_version=ALGORITHM_VERSION,
-        params=params,
-        inputs=[dataset.key],
-        seed=seed,
-    )
+    inputs = [dataset.key, wanted, [entry.name for entry in plan.classes], _first_place(plan)]
+    key = step_key("augment", {"classic": classic}, inputs=inputs, seed=seed)
     stage = Stage(store, "augment", key)
     info = stage.outcome(DatasetInfo)
     if info is None:

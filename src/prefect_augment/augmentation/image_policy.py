@@ -33,7 +33,7 @@ from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.encoding.annotations import MIN_VISIBILITY, Targets
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
-from prefect_augment.storage.staging import canonical_json
+from prefect_augment.params.keys import canonical_json
 
 __all__ = [
     "ENTRY_POINTS",

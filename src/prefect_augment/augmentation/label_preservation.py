@@ -21,10 +21,11 @@ from prefect_augment.evaluation.classifiers.label_preservation import Change, Fl
 from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Balance, Classic
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.schema.report import OperationCheck, PolicyCheck
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.text import markdown_text
 
@@ -42,7 +43,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 1
 STEPS = 300  # of the probe: it is right about 97 % of mnist10k after them
 MOST_OF_CLASS = 100  # validation images of a class that are changed
 LEAST_OF_CLASS = 20  # images, below which a class says nothing by itself
@@ -102,10 +102,8 @@ def check_picture(check: PolicyCheck | None, store: Store) -> bytes | None:
 def _stage(
     dataset: DatasetRef, policy: ImagePolicy, classic: Classic, seed: int, store: Store
 ) -> Stage:
-    key = stage_key(
-        "check_policy", algorithm_version=ALGORITHM_VERSION,
-        params=[policy.digest, classic.max_label_damage], inputs=[dataset.key], seed=seed,
-    )  # fmt: skip
+    inputs = [dataset.key, policy.digest]
+    key = step_key("check_policy", {"classic": classic}, inputs=inputs, seed=seed)
     return Stage(store, "check_policy", key)
 
 

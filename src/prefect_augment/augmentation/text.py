@@ -21,7 +21,7 @@ from prefect_augment.storage.store import Store
 
 __all__ = [
     "ENTRY_POINTS",
-    "check_judgeable",
+    "check_comparable",
     "is_free_text",
     "is_learnable",
     "text_changer",
@@ -134,7 +134,7 @@ def is_learnable(info: DatasetInfo) -> bool:
     return info.image is not None or any(c.kind in ("numeric", "category") for c in info.columns)
 
 
-def check_judgeable(dataset: DatasetRef, store: Store) -> None:
+def check_comparable(dataset: DatasetRef, store: Store) -> None:
     """Refuse records that hold nothing that estimators or models read.
 
     Raises

@@ -101,11 +101,11 @@ def show_demo(
 
 def show_evaluation(console: Console, result: RunResult) -> None:
     """Print what ``evaluate`` found."""
-    counts = result.given
+    counts = result.external
     if counts:
         console.print(
             f"{counts['given']:,} records given, {counts['quarantined']:,} of them could not be judged; of "
-            f"{counts['compared']:,} judged {counts['passed']:,} pass the gate.",
+            f"{counts['filtered']:,} judged {counts['passed']:,} pass the filter.",
             highlight=False,
         )
     _show_strategies(console, result.strategies)

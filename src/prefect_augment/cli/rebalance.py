@@ -85,7 +85,7 @@ def rebalance(
     lay_over(given, "destination", uri=dest)
     lay_over(given, "balance", by=by, **target_params(target))
     lay_over(given, "budget", minutes=minutes, steps=steps)
-    lay_over(given, "gate", on_no_gain=on_no_gain)
+    lay_over(given, "evaluation", on_no_gain=on_no_gain)
     lay_over(given, "approval", ask=require_approval)
     if model:
         given["model"] = {**in_file(given, "model"), "kind": model}

@@ -150,7 +150,7 @@ def train(
     print_result(result, show_training, as_json=as_json)
 
 
-FAIL_ON = {"no-gain": "on_no_gain", "leak": "on_leak"}
+FAIL_ON = {"no-gain": ("evaluation", "on_no_gain"), "leak": ("quality", "on_leak")}
 
 
 def evaluate(
@@ -190,9 +190,10 @@ def evaluate(
         raise typer.BadParameter(
             f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
         )
-    if fail_on:
-        wished = {"purpose": "faithful", **in_file(given, "gate")}
-        given["gate"] = wished | {FAIL_ON[what]: "fail" for what in fail_on}
+    lay_over(given, "quality", **({"purpose": "faithful"} | in_file(given, "quality")))
+    for what in fail_on or ():
+        section, field = FAIL_ON[what]
+        lay_over(given, section, **{field: "fail"})
     given["synthetic"] = synthetic
     lay_over(given, "compute", workers=workers)
     lay_seed(given, seed)

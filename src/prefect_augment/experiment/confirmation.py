@@ -9,6 +9,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,120 +21,105 @@ from prefect_augment.evaluation.metrics.selection import StrategyPredictions, de
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, Wishes, kept_synthetic
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.privacy import measure_given
-from prefect_augment.params import Classic, Gate, ModelParams
+from prefect_augment.experiment.privacy import measure_external
+from prefect_augment.params import RunParams
 from prefect_augment.schema.base import (
     BalancePlan,
     Choice,
-    DatasetRef,
-    FilterResult,
     Strategy,
     StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.experiment import HoldoutResult
+from prefect_augment.schema.experiment import Experiment, HoldoutResult
 from prefect_augment.schema.privacy import Privacy
-from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.shards.staged import read_part
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 
-__all__ = ["LEAKS", "verify", "why_refused", "without_comparison"]
+__all__ = ["LEAKS", "confirm", "why_refused", "without_comparison"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 5
-FURTHER = "further"
+DIAGNOSTICS = "diagnostics"
 
 
-def verify(
-    dataset: DatasetRef,
-    *,
+def confirm(
+    experiment: Experiment,
     choice: Choice,
-    plan: BalancePlan,
     scores: Sequence[StrategyScore],
-    model: ModelParams,
-    candidates: FilterResult | None,
-    classic: Classic,
-    gate: Gate,
-    run_seed: int,
     store: Store,
-    device: str = "auto",
+    *,
     workers: int = 1,
 ) -> Verdict:
-    """Compare the chosen strategy, the best baseline and as is on the hold-out.
+    """Compare the chosen strategy, the best baseline and the data as they are on the hold-out.
 
-    The estimators are trained on training and validation together, as the published training split will be. Under
-    the first seed a model strategy trains on the very records that would be published, under the others
-    on records of the same model trained and drawn anew; for images, whose models take too long for
-    that, on the same ones. Of a table, the best strategy with synthetic records is shown beside them,
-    whatever is published. Of the same reading and the same fitted estimators are robustness to
-    corrupted copies, recall per group of ``balance.by`` and calibration (:mod:`.further`).
+    The estimators are trained on training and validation together, as the published training split will
+    be. Under the first seed a strategy with a model trains on the very records that would be published,
+    under the others on records of the same model trained and drawn anew; for images, whose models take
+    too long for that, on the same ones. Of a table, the best strategy with synthetic records is shown
+    beside them, whatever is published. Of the same reading and the same fitted estimators are robustness,
+    recall per group of ``balance.by`` and calibration (:mod:`prefect_augment.experiment.diagnostics`).
 
-    ``device`` says where networks compute: auto, cpu or cuda; ``workers`` how many strategies are trained at the same
-    time.
+    Parameters
+    ----------
+    experiment : Experiment
+        What strategies are made of.
+    choice : Choice
+        Fixed beforehand.
+    scores : sequence of StrategyScore
+        For the thresholds that were tuned on validation records.
+    store : Store
+        The root that the dataset lies under.
+    workers : int
+        Strategies that are trained at the same time.
 
     Returns
     -------
     Verdict
         Kept as a receipt, so that the hold-out is read once for these inputs.
     """
-    key = stage_key(
-        "verify",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[
-            choice,
-            list(plan.classes),
-            plan.classifier_steps,
-            plan.classifier_width,
-            model,
-            classic,
-            gate,
-        ],
-        inputs=[dataset.key, candidates.key if candidates else ""],
-        seed=run_seed,
-    )
-    stage = Stage(store, "verify", key)
-    found = stage.outcome(Verdict)
-    if found is not None:
-        return found
-    wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
-    evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
+    stage = Stage(store, "confirm", experiment.key("confirm", choice))
+    return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
+
+
+def _confirm(
+    experiment: Experiment,
+    choice: Choice,
+    scores: Sequence[StrategyScore],
+    stage: Stage,
+    workers: int,
+) -> Verdict:
+    store, evaluation, run_seed = stage.store, experiment.params.evaluation, experiment.params.seed
+    evaluator = open_evaluator(store, experiment)
     data = evaluator.records
     held = Holdout.of(evaluator, read_part(store, evaluator.info, ["holdout"]))
-    holdout = held.records
-    if choice.chosen.family == "given" and candidates is not None:
-        measure_given(dataset, candidates, evaluator, holdout, store)  # of this one reading
+    holdout, is_external = held.records, choice.chosen.family == "external"
+    if is_external and experiment.candidates is not None:
+        measure_external(evaluator, holdout, store)  # of this one reading
     copies = corrupted_copies(evaluator, holdout, seed=run_seed)
     # Shown, whatever is chosen; an image's classifier takes minutes for that.
     shown = choice.model if evaluator.info.image is None else None
-    to_compare = {
-        strategy.name: strategy for strategy in (choice.chosen, choice.baseline, choice.as_is)
-    }
+    to_compare = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
     strategies = to_compare | ({shown.name: shown} if shown else {})
-    given = kept_synthetic(
-        evaluator, store, candidates, with_dropped=choice.chosen.family == "given"
-    )
+    given = kept_synthetic(evaluator, store, with_dropped=is_external)
     multipliers = {
-        name: _multipliers(strategy, data.classes, scores, gate.n_seeds)
+        name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
         for name, strategy in strategies.items()
     }
     # A strategy and the same with tuned thresholds are trained once.
     alike: dict[Strategy, list[str]] = {}
     for name, strategy in strategies.items():
         alike.setdefault(_as_trained(strategy), []).append(name)
+    reading = _Reading(evaluator, holdout, copies, given, run_seed)
     everything = _predict_all(
-        evaluator,
-        holdout,
-        copies,
+        reading,
         {
             trained: {name: multipliers[name] for name in names if name in to_compare}
             for trained, names in alike.items()
         },
-        given,
-        n_seeds=gate.n_seeds,
-        run_seed=run_seed,
+        n_seeds=evaluation.n_seeds,
         workers=workers,
     )
     predictions: dict[str, StrategyPredictions] = {}
@@ -150,28 +137,32 @@ def verify(
         baseline=choice.baseline.name,
         as_is=choice.as_is.name,
         model=shown.name if shown else None,
-        on_no_gain=gate.on_no_gain,
-        max_recall_loss=gate.max_recall_loss,
-        n_bootstrap=gate.n_bootstrap,
+        on_no_gain=evaluation.on_no_gain,
+        max_recall_loss=evaluation.max_recall_loss,
+        n_bootstrap=evaluation.n_bootstrap,
         seed=run_seed,
         groups=holdout.groups,
         twins=np.isin(holdout.content, data.content),
-        not_compared={c.label: c.note for c in plan.classes if not c.compared and c.note},
+        not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
     )
     leaks = _leaks(data, holdout)
     for leak in leaks:
         logger.warning("%s", leak)
     stage.item(
-        FURTHER,
+        DIAGNOSTICS,
         HoldoutResult,
         lambda: diagnose(
-            verdict, predictions, {name: corrupted[name] for name in to_compare},
-            evaluator=evaluator, holdout=held, copies=copies, given=given,
-            n_bootstrap=gate.n_bootstrap, seed=run_seed,
+            verdict,
+            predictions,
+            {name: corrupted[name] for name in to_compare},
+            evaluator=evaluator,
+            holdout=held,
+            copies=copies,
+            given=given,
         ),
-    )  # fmt: skip
-    further = f"{stage.prefix}/{FURTHER}.json"
-    return stage.finish(verdict.model_copy(update={"leaks": leaks, "further": further}))
+    )
+    diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
+    return verdict.model_copy(update={"leaks": leaks, "diagnostics": diagnostics})
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
@@ -209,58 +200,53 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
     return strategy, verdict
 
 
-Asked = Mapping[str, Mapping[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
+Requested = Mapping[str, Mapping[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
 Predicted = dict[str, NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """The hold-out as it was read, and what predicts it."""
+
+    evaluator: Evaluator
+    holdout: Records
+    copies: Copies
+    given: Synthetic | None
+    run_seed: int
+
+    @cached_property
+    def X(self) -> NDArray[Any]:
+        """The hold-out's records and after them the corrupted copies."""
+        return np.concatenate([self.holdout.X, self.copies.X])
+
+
 def _predict_all(
-    evaluator: Evaluator,
-    holdout: Records,
-    copies: Copies,
-    asked: Mapping[Strategy, Asked],
-    given: Synthetic | None,
-    *,
-    n_seeds: int,
-    run_seed: int,
-    workers: int,
+    reading: _Reading, requested: Mapping[Strategy, Requested], *, n_seeds: int, workers: int
 ) -> dict[Strategy, tuple[Predicted, Predicted]]:
     """Train every strategy with each seed, ``workers`` at the same time, and let it predict the hold-out.
 
-    ``asked`` has, of each strategy, the multipliers of those whose corrupted copies are predicted too.
+    ``requested`` has, of each strategy, the multipliers of those whose corrupted copies are predicted too.
 
     Returns
     -------
     dict of Strategy to tuple
-        By estimator, probabilities of shape (n_seeds, n_records, n_classes); by name of the strategies asked, the share
-        of estimators that are right about each copy, shape (n_seeds, n_corruptions, n_rows).
+        By estimator, probabilities of shape (n_seeds, n_records, n_classes); by name of the strategies
+        requested, the share of estimators that are right about each copy, shape (n_seeds, n_corruptions, n_rows).
     """
-    X = np.concatenate([holdout.X, copies.X])
+    evaluator = reading.evaluator
+    assert len(reading.X)  # made here, once, before threads ask for it
     with ThreadPoolExecutor(workers) as pool:
         # One that draws nothing is the same under every seed.
         jobs = {
             strategy: [
                 # The run's log goes by the context.
-                pool.submit(
-                    copy_context().run,
-                    _predict,
-                    strategy,
-                    evaluator,
-                    holdout,
-                    copies,
-                    X,
-                    given,
-                    i,
-                    of,
-                    run_seed,
-                )
+                pool.submit(copy_context().run, _predict, strategy, reading, of, i)
                 for i in range(1 if evaluator.is_fixed(strategy) else n_seeds)
             ]
-            for strategy, of in asked.items()
+            for strategy, of in requested.items()
         }
         try:
-            done = {
-                strategy: [job.result() for job in of_seeds] for strategy, of_seeds in jobs.items()
-            }
+            done = {s: [job.result() for job in of_seeds] for s, of_seeds in jobs.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what waits is not begun any more
             raise
@@ -269,7 +255,7 @@ def _predict_all(
             {name: _over_seeds([p[name] for p, _ in of], n_seeds) for name in evaluator.estimators},
             {
                 name: _over_seeds([hits[name] for _, hits in of], n_seeds)
-                for name in asked[strategy]
+                for name in requested[strategy]
             },
         )
         for strategy, of in done.items()
@@ -277,35 +263,23 @@ def _predict_all(
 
 
 def _predict(
-    strategy: Strategy,
-    evaluator: Evaluator,
-    holdout: Records,
-    copies: Copies,
-    X: NDArray[Any],
-    given: Synthetic | None,
-    i: int,
-    asked: Asked,
-    run_seed: int,
+    strategy: Strategy, reading: _Reading, requested: Requested, i: int
 ) -> tuple[Predicted, Predicted]:
-    """Train a strategy with seed ``i``; return what it says of the hold-out, and how right it is on the copies.
-
-    ``X`` has the hold-out's records and after them the copies.
-    """
-    rows, n, seed = np.arange(len(evaluator.records.y)), len(holdout.y), run_seed * 1000 + i
-    synthetic = given if strategy.has_model else None
+    """Train a strategy with seed ``i``; return what it says of the hold-out, and how right it is on the copies."""
+    evaluator, y = reading.evaluator, reading.holdout.y
+    rows, n, seed = np.arange(len(evaluator.records.y)), len(y), reading.run_seed * 1000 + i
+    synthetic = reading.given if strategy.has_model else None
     if strategy.has_model and i:
-        synthetic = evaluator.synthetic(rows, given=given, seed=seed)
+        synthetic = evaluator.synthetic(rows, given=reading.given, seed=seed)
     proba: Predicted = {}
-    right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in asked}
-    wanted = X if asked else X[:n]
-    for estimator, p in evaluator.predictions(
-        strategy, rows, wanted, synthetic=synthetic, seed=seed
-    ):
+    right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in requested}
+    X = reading.X if requested else reading.X[:n]
+    for estimator, p in evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed):
         proba[estimator] = p[:n].copy()  # a view would keep the copies' in memory
-        for name, multipliers in asked.items():
+        for name, multipliers in requested.items():
             tuned = multipliers[estimator][i] if estimator in multipliers else None
-            right[name].append(copies.hits(p[n:], holdout.y, tuned))
-    return proba, {name: np.mean(of_estimators, axis=0) for name, of_estimators in right.items()}
+            right[name].append(reading.copies.hits(p[n:], y, tuned))
+    return proba, {name: np.mean(hits, axis=0) for name, hits in right.items()}
 
 
 def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.float64]:
@@ -348,23 +322,24 @@ LEAKS = ("leak", "gap")
 
 
 def why_refused(
-    gate: Gate, verdict: Verdict | None, privacy: Privacy | None, *, goes_out: bool
+    params: RunParams, verdict: Verdict | None, privacy: Privacy | None, *, goes_out: bool
 ) -> str:
-    """Return why the gate lets nothing pass; empty where it does.
+    """Return why nothing may be published; empty where something may.
 
     Parameters
     ----------
-    gate : Gate
-        ``on_no_gain`` and ``on_leak``.
+    params : RunParams
+        ``evaluation.on_no_gain`` and ``quality.on_leak``.
     verdict : Verdict, optional
     privacy : Privacy, optional
     goes_out : bool
         Whether the synthetic records are to be published, or are what was asked about.
     """
-    if gate.on_no_gain == "fail" and verdict is not None and verdict.decision != "accept":
-        return f"the verdict is {verdict.decision} and gate.on_no_gain is 'fail'. " + " ".join(
-            verdict.reasons
-        )
-    if gate.on_leak == "fail" and goes_out and privacy is not None and privacy.finding in LEAKS:
-        return f"the synthetic records leak and gate.on_leak is 'fail'. {privacy.sentence}"
+    fails = params.evaluation.on_no_gain == "fail"
+    if fails and verdict is not None and verdict.decision != "accept":
+        reasons = " ".join(verdict.reasons)
+        return f"the verdict is {verdict.decision} and evaluation.on_no_gain is 'fail'. {reasons}"
+    fails = params.quality.on_leak == "fail" and goes_out
+    if fails and privacy is not None and privacy.finding in LEAKS:
+        return f"the synthetic records leak and quality.on_leak is 'fail'. {privacy.sentence}"
     return ""

@@ -139,8 +139,6 @@ def diagnose(
     holdout: Holdout,
     copies: Copies,
     given: Synthetic | None,
-    n_bootstrap: int,
-    seed: int,
 ) -> HoldoutResult:
     """Return what the predictions say beside the verdict.
 
@@ -156,13 +154,14 @@ def diagnose(
     """
     if not verdict.balanced_accuracy:  # no judged class has a record
         return HoldoutResult()
-    wishes = {"n_bootstrap": n_bootstrap, "seed": seed}
+    params = evaluator.experiment.params
+    draws = {"n_bootstrap": params.evaluation.n_bootstrap, "seed": params.seed}
     return HoldoutResult(
-        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies, **wishes),
-        slices=_slices(verdict, predictions, evaluator, holdout, **wishes) if holdout.by else None,
+        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies, **draws),
+        slices=_slices(verdict, predictions, evaluator, holdout, **draws) if holdout.by else None,
         calibration=_calibration(
             verdict, {name: predictions[name] for name in corrupted}, evaluator, holdout, given,
-            seed=seed,
+            seed=params.seed,
         ),
     )  # fmt: skip
 

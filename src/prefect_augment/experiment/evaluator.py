@@ -28,8 +28,9 @@ from prefect_augment.encoding.arrays import (
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
-from prefect_augment.params import AutoModel, Classic, Gate, ModelParams
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, FilterResult, Strategy
+from prefect_augment.params import Quality
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import SHARE
@@ -38,7 +39,6 @@ __all__ = [
     "Evaluator",
     "Question",
     "Synthetic",
-    "Wishes",
     "best_first",
     "filter_request",
     "groups_of",
@@ -67,18 +67,13 @@ class Synthetic(NamedTuple):
     shares: NDArray[np.float64] | None = None
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What was asked of the comparison."""
-
-    gate: Gate = Gate()
-    classic: Classic = Classic()
-    model: ModelParams = AutoModel()
-    device: str = "auto"  # where networks compute
-
-
 class Evaluator(Protocol):
     """Records of one kind, and how they are read, learnt and judged."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """Records, plan and parameters of the comparison."""
+        ...
 
     @property
     def info(self) -> DatasetInfo:
@@ -146,19 +141,20 @@ class Evaluator(Protocol):
         """Where distances are measured that may not know which records trained anything."""
         ...
 
-    def gate(self, question: Question) -> FilterOutcome:
+    def filter(self, question: Question) -> FilterOutcome:
         """Hold candidates against real records."""
         ...
 
 
 def kept_synthetic(
-    evaluator: Evaluator, store: Store, report: FilterResult | None, *, with_dropped: bool = False
+    evaluator: Evaluator, store: Store, *, with_dropped: bool = False
 ) -> Synthetic | None:
     """Return the candidates that passed the gate as arrays: best first within a stratum.
 
     Records that another tool made are judged as they are, ``with_dropped``: with what our gate
     would drop.
     """
+    report = evaluator.experiment.candidates
     if report is None:
         return None
     shards = report.kept + (report.dropped if with_dropped else ())
@@ -227,8 +223,10 @@ class Question:
     metrics: bool = False
 
 
-def filter_request(records: Records, plan: BalancePlan, gate: Gate, question: Question) -> Asked:
-    """Return what the gate is asked, beside the records."""
+def filter_request(
+    records: Records, plan: BalancePlan, quality: Quality, question: Question
+) -> Asked:
+    """Return what the filter is asked, beside the records."""
     return Asked(
         strata=records.strata_names,
         stratum_class=records.class_of_stratum(plan),
@@ -239,26 +237,29 @@ def filter_request(records: Records, plan: BalancePlan, gate: Gate, question: Qu
         training_keys=records.keys[question.training],
         training_groups=groups_of(records, question.training),
         validation_groups=groups_of(records, question.validation),
-        purpose="soft" if plan.soft_labels else gate.purpose,
-        near_copy_quantile=gate.near_copy_quantile,
-        fidelity_quantile=gate.fidelity_quantile,
+        purpose="soft" if plan.soft_labels else quality.purpose,
+        near_copy_quantile=quality.near_copy_quantile,
+        fidelity_quantile=quality.fidelity_quantile,
         seed=question.seed,
         metrics=question.metrics,
         limits=Limits(
-            false_alarm=gate.false_alarm,
-            max_fault_share=gate.max_fault_share,
-            min_coverage=gate.min_coverage,
+            false_alarm=quality.false_alarm,
+            max_fault_share=quality.max_fault_share,
+            min_coverage=quality.min_coverage,
         ),
         # Of the whole run's candidates alone: a fold has too few real records to tell.
-        drop_unsafe=question.metrics and gate.on_unsafe_class == "drop",
+        drop_unsafe=question.metrics and quality.on_unsafe_class == "drop",
     )
 
 
 def best_first(
-    outcome: FilterOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], gate: Gate
+    outcome: FilterOutcome,
+    strata: NDArray[np.int64],
+    ordinals: NDArray[np.int64],
+    quality: Quality,
 ) -> NDArray[np.int64]:
     """Return the kept candidates by stratum and rank: a smaller amount is a prefix of a larger one."""
     # With soft labels all scores are 0, and the ordinals decide.
-    first = -outcome.score if gate.purpose == "utility" else np.zeros(len(ordinals))
+    first = -outcome.score if quality.purpose == "utility" else np.zeros(len(ordinals))
     order = np.lexsort((ordinals, first, strata))
     return order[outcome.kept[order]]

@@ -1,36 +1,35 @@
-"""The evaluator of a kind of data; that of images is imported on use, since it needs torch."""
+"""The evaluator of an experiment's kind of data; that of images is imported on use, since it needs torch."""
 
 from __future__ import annotations
 
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
-from prefect_augment.experiment.evaluator import Evaluator, Wishes
-from prefect_augment.schema.base import BalancePlan, DatasetInfo
+from prefect_augment.experiment.evaluator import Evaluator
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store
 
 __all__ = ["open_evaluator"]
 
 
-def open_evaluator(
-    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes | None = None
-) -> Evaluator:
-    """Return the evaluator for staged records.
+def open_evaluator(store: Store, experiment: Experiment) -> Evaluator:
+    """Return the evaluator of an experiment.
 
     Raises
     ------
     MissingExtraError
         If the records are images and torch or Pillow is not installed.
     """
-    wishes = wishes or Wishes()
+    info = load_info(experiment.dataset, store)
     if info.modality == "table":
-        return table_evaluator.open_evaluator(store, info, plan, wishes)
+        return table_evaluator.open_evaluator(store, info, experiment)
     try:
         from prefect_augment.experiment import image_evaluator
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] == "prefect_augment":
             raise
         raise MissingExtraError(
-            f"judging images needs {exc.name}: pip install 'prefect-augment[images,torch]'",
+            f"comparing strategies on images needs {exc.name}: pip install 'prefect-augment[images,torch]'",
             extra="images,torch",
         ) from exc
-    return image_evaluator.open_evaluator(store, info, plan, wishes)
+    return image_evaluator.open_evaluator(store, info, experiment)

@@ -1,4 +1,4 @@
-"""Judge candidates: which synthetic records may be used, and why the others may not."""
+"""Filter candidates: which synthetic records may be used, and why the others may not."""
 
 from __future__ import annotations
 
@@ -9,105 +9,73 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix
-from prefect_augment.experiment.evaluator import Evaluator, Question, Wishes, best_first
+from prefect_augment.experiment.evaluator import Evaluator, Question, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.params import Gate
+from prefect_augment.params import Quality
 from prefect_augment.schema.base import (
-    BalancePlan,
     ClassFilter,
     DatasetRef,
     FilterResult,
 )
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.soft_labels import share_sums, stand, standing_rows
 
-__all__ = ["judge", "unfiltered"]
-
-ALGORITHM_VERSION = 4
+__all__ = ["filter_candidates", "unfiltered"]
 
 
-def judge(
-    dataset: DatasetRef,
-    candidates: DatasetRef,
-    *,
-    plan: BalancePlan,
-    gate: Gate,
-    seed: int,
-    store: Store,
-    device: str = "auto",
-) -> FilterResult:
+def filter_candidates(experiment: Experiment, candidates: DatasetRef, store: Store) -> FilterResult:
     """Hold staged candidates against the training and validation records, and stage what is kept and dropped.
-
-    ``device`` says where networks compute: auto, cpu or cuda.
 
     Returns
     -------
     FilterResult
         ``kept`` records are ordered by stratum and rank; ``dropped`` ones carry their reason.
     """
-    key = stage_key(
-        "judge",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[
-            list(plan.classes),
-            plan.classifier_steps,
-            gate.purpose,
-            gate.near_copy_quantile,
-            gate.fidelity_quantile,
-            gate.on_unsafe_class,
-            gate.false_alarm,
-            gate.max_fault_share,
-            gate.min_coverage,
-            *gate.constraints,
-            *(["soft labels"] if plan.soft_labels else []),
-        ],
-        inputs=[dataset.key, candidates.key],
-        seed=seed,
-    )
-    stage = Stage(store, "judge", key)
-    found = stage.outcome(FilterResult)
-    if found is not None:
-        return found
+    stage = Stage(store, "filter", experiment.key("filter", candidates.key))
+    return stage.run(FilterResult, lambda: _filter(experiment, candidates, stage))
+
+
+def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> FilterResult:
+    store, plan, params = stage.store, experiment.plan, experiment.params
     sampled = load_info(candidates, store)
     if not sampled.shards:
-        return stage.finish(_nothing_to_filter(stage, gate))
-    info = load_info(dataset, store)
-    evaluator = open_evaluator(store, info, plan, Wishes(gate=gate, device=device))
-    data = evaluator.records
+        return _nothing_to_filter(stage, params.quality)
+    evaluator = open_evaluator(store, experiment)
+    data, info = evaluator.records, evaluator.info
     table = read_shards(store, sampled.shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
-    outcome = evaluator.gate(
+    outcome = evaluator.filter(
         Question(
             training=np.flatnonzero(~data.is_validation),
             validation=np.flatnonzero(data.is_validation),
             candidates=Labelled(evaluator.encode(table), strata),
             ordinals=ordinals,
-            seed=seed,
+            seed=params.seed,
             metrics=True,
         )
     )
     table = table.append_column("aug_score", pa.array(outcome.score))
-    order = best_first(outcome, strata, ordinals, gate)
+    order = best_first(outcome, strata, ordinals, params.quality)
     ranks = np.concatenate([np.arange(n) for n in np.bincount(strata[order])] or [order])
     kept = table.take(pa.array(order)).append_column("aug_rank", pa.array(ranks))
     counted: dict[str, Any] = {}
     if plan.soft_labels:
-        assert isinstance(data, Matrix)
-        kept, counted = _with_soft_labels(kept, strata[order], data, plan, evaluator, seed)
+        kept, counted = _with_soft_labels(kept, strata[order], evaluator, params.seed)
     rest = np.flatnonzero(~outcome.kept)
     dropped = table.take(pa.array(rest)).append_column(
         "aug_reason", pa.array(outcome.reason[rest].astype(str))
     )
     rules = sampled.extra.get("rules", {})
-    report = FilterResult(
+    return FilterResult(
         root=store.uri,
         path=stage.outcome_path,
-        key=key,
-        purpose=gate.purpose,
+        key=stage.key,
+        purpose=params.quality.purpose,
         classes=outcome.strata,
         kept=write_candidates(stage, kept, "kept", info.label),
         dropped=write_candidates(stage, dropped, "dropped", info.label),
@@ -121,15 +89,14 @@ def judge(
         rules=rules,
         **counted,
     )
-    return stage.finish(report)
 
 
-def _nothing_to_filter(stage: Stage, gate: Gate) -> FilterResult:
+def _nothing_to_filter(stage: Stage, quality: Quality) -> FilterResult:
     return FilterResult(
         root=stage.store.uri,
         path=stage.outcome_path,
         key=stage.key,
-        purpose=gate.purpose,
+        purpose=quality.purpose,
         classes=(),
         kept=(),
         dropped=(),
@@ -141,14 +108,14 @@ def _nothing_to_filter(stage: Stage, gate: Gate) -> FilterResult:
 def _with_soft_labels(
     kept: pa.Table,
     strata: NDArray[np.int64],
-    data: Matrix,
-    plan: BalancePlan,
     evaluator: Evaluator,
     seed: int,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the rows that kept records become, and what the report says of them."""
+    data = evaluator.records
+    assert isinstance(data, Matrix)
     training = np.flatnonzero(~data.is_validation)
-    found = stand(data, plan, training, evaluator.encode(kept), strata, seed=seed)
+    found = stand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
     rows = standing_rows(kept, data, found)
     # A row's rank is its place among those that stand for the same.
     counts = np.bincount(found.strata, minlength=len(data.strata_names))

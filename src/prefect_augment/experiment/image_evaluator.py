@@ -33,14 +33,14 @@ from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_i
 from prefect_augment.experiment.evaluator import (
     Question,
     Synthetic,
-    Wishes,
     filter_request,
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.params import Classic
+from prefect_augment.params import Classic, RunParams
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, ImageInfo, Strategy
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage.store import Store
 
@@ -75,14 +75,13 @@ def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Ima
     return change
 
 
-def open_evaluator(
-    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes
-) -> ImageEvaluator:
+def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> ImageEvaluator:
     """Return the evaluator of staged images."""
     if info.image is None:
         raise ParameterError(
             f"stage {info.key[:12]} holds images, but nothing is known of them; ingest again."
         )
+    plan = experiment.plan
     if plan.classifier_steps < 1:
         raise ParameterError(
             "the plan says nothing of the classifier's steps; plan again with this version."
@@ -94,7 +93,7 @@ def open_evaluator(
         return _to_records(table, store, info, image, plan, is_validation)
 
     records = recent(store, info, plan, read)
-    return ImageEvaluator(store, info, image, plan, wishes, records)
+    return ImageEvaluator(store, experiment, info, image, records)
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,20 @@ class ImageEvaluator:
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     store: Store
+    experiment: Experiment
     info: DatasetInfo
     image: ImageInfo
-    plan: BalancePlan
-    wishes: Wishes
     records: Records
+
+    @property
+    def plan(self) -> BalancePlan:
+        """The experiment's plan."""
+        return self.experiment.plan
+
+    @property
+    def params(self) -> RunParams:
+        """The experiment's parameters."""
+        return self.experiment.params
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -172,12 +180,12 @@ class ImageEvaluator:
             # Half of the way is half of the log prior: the amount's meaning for this strategy.
             prior=np.where(counts > 0, counts**strategy.amount, 0.0),
             augment_prob=strategy.classic_prob,
-            ranges=_ranges(self.wishes.classic, strategy),
-            change=_change(self.wishes.classic, strategy) if strategy.classic_prob else None,
+            ranges=_ranges(self.params.classic, strategy),
+            change=_change(self.params.classic, strategy) if strategy.classic_prob else None,
             synthetic=drawn.synthetic,
             real_only_finish=strategy.real_only_finish,
             width=self.plan.classifier_width,
-            device=self.wishes.device,
+            device=self.params.budget.device,
         )
         yield ESTIMATOR, estimator.predict_proba(X)
 
@@ -185,7 +193,7 @@ class ImageEvaluator:
         """Pixels: features of a network that was trained on fit would tell fit from validation by themselves."""
         return ShiftSpace()
 
-    def gate(self, question: Question) -> FilterOutcome:
+    def filter(self, question: Question) -> FilterOutcome:
         """Distances in a classifier's features, labels by two others."""
         data = self.records
         return filter_images(
@@ -193,8 +201,8 @@ class ImageEvaluator:
             data.labelled(question.validation),
             question.candidates,
             steps=self.plan.classifier_steps,
-            device=self.wishes.device,
-            **filter_request(data, self.plan, self.wishes.gate, question),
+            device=self.params.budget.device,
+            **filter_request(data, self.plan, self.params.quality, question),
         )
 
 

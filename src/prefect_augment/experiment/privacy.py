@@ -2,7 +2,7 @@
 
 Of our own models the members are fit, and validation says what is expected of records that they never saw.
 Another tool may have seen all of the real records: there the hold-out takes validation's place, in its one
-reading (:func:`~prefect_augment.experiment.confirmation.verify`). The outcome is found again by what it was
+reading (:func:`~prefect_augment.experiment.confirmation.confirm`). The outcome is found again by what it was
 measured on, so a report or a card that is written later has it too.
 """
 
@@ -15,16 +15,17 @@ from prefect_augment.encoding.arrays import Records as RealRecords
 from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side, summed_up
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.schema.base import BalancePlan, DatasetRef, FilterResult, Modality, ShardInfo
+from prefect_augment.params.keys import step_key
+from prefect_augment.schema.base import DatasetRef, FilterResult, Modality, ShardInfo
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.schema.privacy import Privacy, Records
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.shards.staged import load_info, read_shards
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 
-__all__ = ["found_privacy", "measure", "measure_given"]
+__all__ = ["found_privacy", "measure", "measure_external"]
 
-ALGORITHM_VERSION = 2
 # Of a class and a side: an interval of 2,000 is three points wide. Distances between pictures take longer.
 MOST_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
 MOST_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
@@ -43,81 +44,68 @@ NO_HOLDOUT = (
 )
 
 
-def measure(
-    dataset: DatasetRef,
-    candidates: DatasetRef,
-    compared: FilterResult,
-    *,
-    plan: BalancePlan,
-    store: Store,
-) -> Privacy:
+def measure(experiment: Experiment, drawn: DatasetRef, store: Store) -> Privacy:
     """Attack the records that a model of ours drew, and those of them that were kept.
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Training and validation are read, the hold-out is not.
-    candidates : DatasetRef
-        What was drawn.
-    compared : FilterResult
-        What was kept of it.
-    plan : BalancePlan
-        Names the classes.
+    experiment : Experiment
+        With candidates: what was kept. Training and validation are read, the hold-out is not.
+    drawn : DatasetRef
+        What the model drew.
+    store : Store
+        The root that they lie under.
 
     Returns
     -------
     Privacy
         The records that are kept first: those go out.
     """
-    stage = _stage(store, dataset, compared, "validation")
-    found = stage.outcome(Privacy)
-    if found is not None:
-        return found
-    evaluator = open_evaluator(store, load_info(dataset, store), plan)
-    data = evaluator.records
-    return stage.finish(
-        _measured(
+    filtered = experiment.candidates
+    assert filtered is not None
+    stage = _stage(store, experiment.dataset, filtered, "validation")
+
+    def attack() -> Privacy:
+        evaluator = open_evaluator(store, experiment)
+        data = evaluator.records
+        return _measured(
             evaluator,
             store,
-            {"kept": compared.kept, "drawn": load_info(candidates, store).shards},
+            {"kept": filtered.kept, "drawn": load_info(drawn, store).shards},
             members=_part(data, np.flatnonzero(~data.is_validation)),
             others=_part(data, np.flatnonzero(data.is_validation)),
             words=OF_OUR_OWN,
         )
-    )
+
+    return stage.run(Privacy, attack)
 
 
-def measure_given(
-    dataset: DatasetRef,
-    compared: FilterResult,
-    evaluator: Evaluator,
-    holdout: RealRecords,
-    store: Store,
-) -> Privacy:
+def measure_external(evaluator: Evaluator, holdout: RealRecords, store: Store) -> Privacy:
     """Attack records that another tool made, with the hold-out's records as those it never saw.
 
     Parameters
     ----------
-    dataset : DatasetRef
-    compared : FilterResult
-        Of the records that were given.
-    evaluator : Workbench
-        Holds the real records.
+    evaluator : Evaluator
+        Holds the real records; its experiment's candidates are those that were given.
     holdout : Records
-        As :func:`~prefect_augment.experiment.confirmation.verify` has read them.
+        As :func:`~prefect_augment.experiment.confirmation.confirm` has read them.
+    store : Store
+        The root that they lie under.
 
     Returns
     -------
     Privacy
         All records first, as they were given.
     """
-    stage = _stage(store, dataset, compared, "holdout")
+    filtered = evaluator.experiment.candidates
+    assert filtered is not None
+    stage = _stage(store, evaluator.experiment.dataset, filtered, "holdout")
     data = evaluator.records
     return stage.finish(
         _measured(
             evaluator,
             store,
-            {"drawn": (*compared.kept, *compared.dropped), "kept": compared.kept},
+            {"drawn": (*filtered.kept, *filtered.dropped), "kept": filtered.kept},
             members=_part(data, np.arange(len(data.y))),
             others=_part(holdout, np.arange(len(holdout.y))),
             words=OF_OTHERS,
@@ -127,21 +115,19 @@ def measure_given(
 
 
 def found_privacy(
-    store: Store, dataset: DatasetRef, compared: FilterResult | None
+    store: Store, dataset: DatasetRef, filtered: FilterResult | None
 ) -> Privacy | None:
     """Return what was measured on these records, None where nothing was."""
-    if compared is None:
+    if filtered is None:
         return None
     found = (
-        _stage(store, dataset, compared, o).outcome(Privacy) for o in ("holdout", "validation")
+        _stage(store, dataset, filtered, o).outcome(Privacy) for o in ("holdout", "validation")
     )
     return next((privacy for privacy in found if privacy is not None), None)
 
 
-def _stage(store: Store, dataset: DatasetRef, compared: FilterResult, others: str) -> Stage:
-    inputs = [dataset.key, compared.key]
-    key = stage_key("privacy", algorithm_version=ALGORITHM_VERSION, params=others, inputs=inputs)
-    return Stage(store, "privacy", key)
+def _stage(store: Store, dataset: DatasetRef, filtered: FilterResult, others: str) -> Stage:
+    return Stage(store, "privacy", step_key("privacy", inputs=[dataset.key, filtered.key, others]))
 
 
 def _measured(

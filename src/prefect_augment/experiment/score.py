@@ -16,119 +16,70 @@ from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multiplie
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,
-    Wishes,
     groups_of,
     kept_synthetic,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.params import Classic, Gate, ModelParams
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
 from prefect_augment.schema.base import (
-    BalancePlan,
     Choice,
-    DatasetRef,
     EstimatorScore,
-    FilterResult,
     Strategy,
     StrategyScore,
     Verdict,
 )
-from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 
 __all__ = ["choose", "out_of_fold", "published_strategy", "score", "score_predicted"]
 
-ALGORITHM_VERSION = 3
-
 Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shape (n, n_classes)
 
 
-def score(
-    dataset: DatasetRef,
-    *,
-    strategy: Strategy,
-    plan: BalancePlan,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
-    seed: int,
-    run_seed: int,
-    store: Store,
-    candidates: FilterResult | None = None,
-    device: str = "auto",
-) -> StrategyScore:
+def score(experiment: Experiment, strategy: Strategy, seed: int, store: Store) -> StrategyScore:
     """Train the estimators on one strategy and score them on validation records.
 
     Parameters
     ----------
+    experiment : Experiment
+        Strategies of images train on its candidates; a table's model is fitted anew within each fold.
     strategy : Strategy
         With amount 0 the amounts 1/2 and 1 are both tried and the better one is returned.
     seed : int
         0, 1, 2 …: another partition into folds, other copies, SMOTE records and synthetic records.
-    run_seed : int
-        The run's seed.
-    candidates : FilterResult, optional
-        What the gate kept of the run's own candidates, where a model was trained. Strategies of images
-        train on them; a table's model is fitted anew within each fold.
-    device : str
-        Where networks compute: auto, cpu or cuda.
+    store : Store
+        The root that the dataset lies under.
 
     Returns
     -------
     StrategyScore
-        Scores over the judged classes; its strategy names the amount that was best.
+        Scores over the compared classes; its strategy names the amount that was best.
     """
-    key = stage_key(
-        "score",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[
-            strategy,
-            list(plan.classes),
-            plan.classifier_steps,
-            plan.classifier_width,
-            plan.n_folds,
-            model,
-            classic,
-            gate,
-        ],
-        inputs=[dataset.key, candidates.key if candidates else ""],
-        seed=run_seed * 1000 + seed,
-    )
-    stage = Stage(store, "score", key)
-    found = stage.outcome(StrategyScore)
-    if found is not None:
-        return found
+    own = experiment.params.seed * 1000 + seed
+    stage = Stage(store, "score", experiment.key("score", strategy, seed=own))
+    return stage.run(StrategyScore, lambda: _score(experiment, strategy, seed, own, store))
+
+
+def _score(
+    experiment: Experiment, strategy: Strategy, seed: int, own: int, store: Store
+) -> StrategyScore:
     started = time.monotonic()
-    wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
-    evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
-    folds = evaluator.folds(seed=run_seed * 1000 + seed, has_candidates=candidates is not None)
+    evaluator = open_evaluator(store, experiment)
+    folds = evaluator.folds(seed=own, has_candidates=experiment.candidates is not None)
     if seed and evaluator.is_fixed(strategy) and folds.min() < 0:
         # One split and nothing random: another seed would do the same work again.
-        same = score(
-            dataset,
-            strategy=strategy,
-            plan=plan,
-            model=model,
-            classic=classic,
-            gate=gate,
-            seed=0,
-            run_seed=run_seed,
-            store=store,
-            candidates=candidates,
-            device=device,
-        )
-        return stage.finish(same.model_copy(update={"seed": seed}))
+        return score(experiment, strategy, 0, store).model_copy(update={"seed": seed})
     amounts = AMOUNTS if strategy.amount == 0 else (strategy.amount,)
     strategies = [strategy.model_copy(update={"amount": amount}) for amount in amounts]
-    given = kept_synthetic(evaluator, store, candidates) if strategy.has_model else None
-    predicted = out_of_fold(evaluator, strategies, folds, given=given, seed=run_seed * 1000 + seed)
+    given = kept_synthetic(evaluator, store) if strategy.has_model else None
+    predicted = out_of_fold(evaluator, strategies, folds, given=given, seed=own)
     scored = [
         score_predicted(evaluator.records, a, p, folds, seed=seed)
         for a, p in zip(strategies, predicted, strict=True)
     ]
     best = max(scored, key=lambda s: s.score)
-    return stage.finish(best.model_copy(update={"seconds": round(time.monotonic() - started, 3)}))
+    return best.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
 
 def choose(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:

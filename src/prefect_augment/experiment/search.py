@@ -17,34 +17,27 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.selection import TIE
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, Wishes, kept_synthetic
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import out_of_fold, score_predicted
-from prefect_augment.params import Budget, Classic, Gate, ModelParams
+from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
+from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
 from prefect_augment.schema.base import (
-    BalancePlan,
     Choice,
-    DatasetRef,
-    FilterResult,
     Result,
     Strategy,
     StrategyScore,
 )
-from prefect_augment.schema.experiment import Rung, SearchResult, Trial
-from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.schema.experiment import Experiment, Rung, SearchResult, Trial
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.effort import effort
-
-if TYPE_CHECKING:
-    from prefect_augment.experiment.table_evaluator import TableEvaluator
+from prefect_augment.synthesis.effort import effective_budget
 
 __all__ = [
     "N_FINALISTS",
@@ -56,8 +49,6 @@ __all__ = [
     "rung",
 ]
 
-ALGORITHM_VERSION = 2
-
 N_FINALISTS = 3  # strategies that are scored with all seeds, beside as is
 
 
@@ -68,29 +59,22 @@ class _Pilots(Result):
 
 
 def pilot(
-    dataset: DatasetRef,
-    *,
+    experiment: Experiment,
     strategies: Sequence[Strategy],
-    plan: BalancePlan,
-    model: ModelParams,
-    classic: Classic,
-    gate: Gate,
-    run_seed: int,
     store: Store,
-    candidates: FilterResult | None = None,
-    device: str = "auto",
+    *,
     budget: Budget | None = None,
 ) -> tuple[StrategyScore, ...]:
-    """Score the settings of one strategy with a third of the estimators' steps.
+    """Score the settings of one strategy with a third of the estimators' steps, and one seed.
 
     Parameters
     ----------
+    experiment : Experiment
+        As for :func:`~prefect_augment.experiment.score.score`.
     strategies : sequence of Strategy
         A strategy with each of its settings.
-    run_seed : int
-        The run's seed; pilots have one.
-    candidates : FilterResult, optional
-        What the gate kept of the run's own candidates, where a model was trained.
+    store : Store
+        The root that the dataset lies under.
     budget : Budget, optional
         Train a model of tables for the pilot alone, with so much effort, on what each fold trains on.
 
@@ -99,71 +83,41 @@ def pilot(
     tuple of StrategyScore
         In the order of ``strategies``. ``seconds`` is each one's share of what all of them took.
     """
-    own = [] if budget is None else effort(budget)
-    key = stage_key(
-        "pilot",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[
-            *(
-                list(strategies),
-                list(plan.classes),
-                plan.classifier_steps,
-                plan.classifier_width,
-                plan.n_folds,
-            ),
-            *(model, classic, gate, PILOT_EFFORT, PILOT_FOLDS, own),
-        ],
-        inputs=[dataset.key, candidates.key if candidates else ""],
-        seed=run_seed,
-    )
+    own = None if budget is None else effective_budget(budget)
+    key = experiment.key("pilot", list(strategies), PILOT_EFFORT, PILOT_FOLDS, own)
     stage = Stage(store, "pilot", key)
-    found = stage.outcome(_Pilots)
-    if found is not None:
-        return found.scores
-    started = time.monotonic()
-    wishes = Wishes(gate=gate, classic=classic, model=model, device=device)
-    evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
-    has_candidates = candidates is not None or budget is not None
-    folds = evaluator.folds(seed=run_seed * 1000, has_candidates=has_candidates)
+    return stage.run(_Pilots, lambda: _pilot(experiment, strategies, store, budget)).scores
+
+
+def _pilot(
+    experiment: Experiment, strategies: Sequence[Strategy], store: Store, budget: Budget | None
+) -> _Pilots:
+    started, seed = time.monotonic(), experiment.params.seed * 1000
+    evaluator = open_evaluator(store, experiment)
+    has_candidates = experiment.candidates is not None or budget is not None
+    folds = evaluator.folds(seed=seed, has_candidates=has_candidates)
     folds = np.where(folds < PILOT_FOLDS, folds, -1)
-    draw = None
-    if budget is not None:
-        draw = partial(_draw, evaluator, model=model, gate=gate, budget=budget)
-    given = kept_synthetic(evaluator, store, candidates) if strategies[0].has_model else None
     predicted = out_of_fold(
         evaluator,
         strategies,
         folds,
-        given=given,
-        seed=run_seed * 1000,
+        given=kept_synthetic(evaluator, store) if strategies[0].has_model else None,
+        seed=seed,
         effort=PILOT_EFFORT,
-        draw=draw,
+        draw=None if budget is None else partial(_draw, evaluator, budget),
     )
     scores = [
         score_predicted(evaluator.records, strategy, proba, folds, seed=0)
         for strategy, proba in zip(strategies, predicted, strict=True)
     ]
     seconds = round((time.monotonic() - started) / len(scores), 3)
-    timed = tuple(score.model_copy(update={"seconds": seconds}) for score in scores)
-    return stage.finish(_Pilots(scores=timed)).scores
+    return _Pilots(scores=tuple(s.model_copy(update={"seconds": seconds}) for s in scores))
 
 
-def _draw(
-    evaluator: Evaluator,
-    rows: NDArray[np.int64],
-    seed: int,
-    *,
-    model: ModelParams,
-    gate: Gate,
-    budget: Budget,
-) -> Synthetic:
+def _draw(evaluator: Evaluator, budget: Budget, rows: NDArray[np.int64], seed: int) -> Synthetic:
     """Train a model of tables on some records, and draw from it."""
-    # Imported here: images, which have no such draws, do without what it loads.
-    from prefect_augment.experiment.table_evaluator import draw_synthetic
-
-    return draw_synthetic(
-        cast("TableEvaluator", evaluator), rows, model=model, gate=gate, seed=seed, budget=budget
-    )
+    assert isinstance(evaluator, TableEvaluator)
+    return draw_synthetic(evaluator, rows, seed=seed, budget=budget)
 
 
 # --- who goes on ------------------------------------------------------------------------------

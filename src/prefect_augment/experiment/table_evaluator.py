@@ -35,7 +35,6 @@ from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
     Question,
     Synthetic,
-    Wishes,
     best_first,
     filter_request,
     groups_of,
@@ -44,15 +43,15 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
-from prefect_augment.params import Budget, Gate, ModelParams, NoModel
+from prefect_augment.params import Budget, NoModel, RunParams
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.keys import fold_ids
-from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import candidate_seeds
-from prefect_augment.synthesis.effort import effort
+from prefect_augment.synthesis.effort import effective_budget
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
 from prefect_augment.synthesis.soft_labels import stand
@@ -65,36 +64,43 @@ __all__ = ["TableEvaluator", "draw_synthetic", "open_evaluator"]
 Int = NDArray[np.int64]
 
 # Families that add no record: they give every seed the same training set.
-FIXED = ("as_is", "threshold", "weights", "given")
+FIXED = ("as_is", "threshold", "weights", "external")
 
 
-def open_evaluator(
-    store: Store, info: DatasetInfo, plan: BalancePlan, wishes: Wishes
-) -> TableEvaluator:
+def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> TableEvaluator:
     """Return the evaluator of a staged table."""
-    return TableEvaluator(info, plan, wishes, training_matrix(store, info, plan))
+    return TableEvaluator(experiment, info, training_matrix(store, info, experiment.plan))
 
 
 @dataclass(frozen=True)
 class TableEvaluator:
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
+    experiment: Experiment
     info: DatasetInfo
-    plan: BalancePlan
-    wishes: Wishes
     records: Matrix
+
+    @property
+    def plan(self) -> BalancePlan:
+        """The experiment's plan."""
+        return self.experiment.plan
+
+    @property
+    def params(self) -> RunParams:
+        """The experiment's parameters."""
+        return self.experiment.params
 
     @property
     def estimators(self) -> tuple[str, ...]:
         """The estimators that the gate asks for."""
-        return tuple(self.wishes.gate.estimators)
+        return tuple(self.params.evaluation.estimators)
 
     @property
     def has_slow_model(self) -> bool:
         """Whether the wished model is trained in steps."""
-        if isinstance(self.wishes.model, NoModel):
+        if isinstance(self.params.model, NoModel):
             return False
-        return bool(load_model_class(self.wishes.model, modality="table").trained_in_steps)
+        return bool(load_model_class(self.params.model, modality="table").trained_in_steps)
 
     @cached_property
     def rules(self) -> Rules:
@@ -105,7 +111,7 @@ class TableEvaluator:
             strata = [data.strata_names[k] for k in data.strata]
             return data.encoder.decode(data.X, strata=strata)
 
-        return Rules.of(data.encoder, real, constraints=self.wishes.gate.constraints)
+        return Rules.of(data.encoder, real, constraints=self.params.quality.constraints)
 
     def read(self, table: pa.Table) -> Matrix:
         """Staged records of another part, by the encoder of training and validation."""
@@ -141,7 +147,7 @@ class TableEvaluator:
                     np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
                 )
             return given
-        return draw_synthetic(self, rows, model=self.wishes.model, gate=self.wishes.gate, seed=seed)
+        return draw_synthetic(self, rows, seed=seed)
 
     def predictions(
         self,
@@ -164,11 +170,11 @@ class TableEvaluator:
             synthetic=synthetic,
             is_category=data.is_category,
             n_levels=data.n_levels,
-            classic=self.wishes.classic,
+            classic=self.params.classic,
             seed=seed,
         )
         labels = data.class_of_stratum(self.plan)[training.strata]
-        for name in self.wishes.gate.estimators:
+        for name in self.params.evaluation.estimators:
             estimator = fit_estimator(
                 name,
                 training.X,
@@ -186,10 +192,10 @@ class TableEvaluator:
         """The gate's distance, scaled by these records."""
         return FeatureSpace.of(X, self.records.is_category)
 
-    def gate(self, question: Question) -> FilterOutcome:
+    def filter(self, question: Question) -> FilterOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
-        asked = filter_request(data, self.plan, self.wishes.gate, question)
+        asked = filter_request(data, self.plan, self.params.quality, question)
         X, codes = question.candidates.X, question.candidates.stratum
         strata = [data.strata_names[k] for k in codes]
         # What breaks a constraint is none of the domain; candidates of other tools may.
@@ -215,8 +221,6 @@ def draw_synthetic(
     evaluator: TableEvaluator,
     rows: NDArray[np.int64],
     *,
-    model: ModelParams,
-    gate: Gate,
     seed: int,
     budget: Budget | None = None,
 ) -> Synthetic:
@@ -238,12 +242,12 @@ def draw_synthetic(
     Synthetic
         In matrix form.
     """
-    key = _key(evaluator, rows, model, gate, seed, budget)
+    key = _key(evaluator, rows, seed, budget)
     with _recent_lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
-    found = _draw_synthetic(evaluator, rows, model=model, gate=gate, seed=seed, budget=budget)
+    found = _draw_synthetic(evaluator, rows, seed=seed, budget=budget)
     with _recent_lock:
         _recent[key] = found
         while len(_recent) > MAX_RECENT:
@@ -254,30 +258,21 @@ def draw_synthetic(
 def _key(
     evaluator: TableEvaluator,
     rows: NDArray[np.int64],
-    model: ModelParams,
-    gate: Gate,
     seed: int,
     budget: Budget | None,
 ) -> str:
     """Name what the draws depend on."""
     keys = "".join(evaluator.records.keys[rows].tolist()).encode()
-    what = [
-        evaluator.info.key,
-        evaluator.info.digest,
-        list(evaluator.plan.classes),
-        evaluator.plan.soft_labels,
-    ]
-    rows_digest = hashlib.sha256(keys).hexdigest()
-    asked = [model, gate, effort(budget) if budget else [], rows_digest]
-    return stage_key("draws", algorithm_version=0, params=[*what, *asked], seed=seed)
+    digest = hashlib.sha256(keys).hexdigest()
+    # Whether the run has candidates of its own is all one to a fold.
+    alone = evaluator.experiment.model_copy(update={"candidates": None})
+    return alone.key("draws", effective_budget(budget) if budget else None, digest, seed=seed)
 
 
 def _draw_synthetic(
     evaluator: TableEvaluator,
     rows: NDArray[np.int64],
     *,
-    model: ModelParams,
-    gate: Gate,
     seed: int,
     budget: Budget | None,
 ) -> Synthetic:
@@ -291,13 +286,15 @@ def _draw_synthetic(
     )
     training, validation = rows[fold != 0], rows[fold == 0]
     counts = np.bincount(data.strata[training], minlength=len(data.strata_names))
-    most = getattr(load_model_class(model), "max_training_records", 0) or len(training)
+    most = getattr(load_model_class(evaluator.params.model), "max_training_records", 0) or len(
+        training
+    )
     folded = fold_ids(pa.array(data.keys[training], pa.string()))
     learnt = training[sample_rows(data.strata[training], folded, most=most, seed=seed)]
     trained = fit_model(
         TableData(data.X[learnt], data.strata[learnt]),
         table_spec(data.encoder, data.strata[learnt], data.strata_names),
-        model,
+        evaluator.params.model,
         seed,
         budget=budget,
     )
@@ -307,7 +304,7 @@ def _draw_synthetic(
     can = [
         name for name, n in zip(data.strata_names, counts, strict=True) if n >= MIN_SAMPLED_RECORDS
     ]
-    for name, n in candidates_wanted(evaluator.plan, gate, can).items():
+    for name, n in candidates_wanted(evaluator.plan, evaluator.params.quality, can).items():
         k = data.strata_names.index(name)
         kept = draw_kept(
             trained,
@@ -326,10 +323,12 @@ def _draw_synthetic(
     if not drawn:
         return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
     candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
-    outcome = evaluator.gate(
+    outcome = evaluator.filter(
         Question(training, validation, candidates, np.concatenate(ordinals), seed=seed, share=share)
     )
-    order = best_first(outcome, candidates.stratum, np.concatenate(ordinals), gate)
+    order = best_first(
+        outcome, candidates.stratum, np.concatenate(ordinals), evaluator.params.quality
+    )
     X, strata = candidates.X[order], candidates.stratum[order]
     if not evaluator.plan.soft_labels:
         return Synthetic(X, strata)

@@ -34,19 +34,19 @@ from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
 from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
 from prefect_augment.ingest.validate_images import ImageChecker
 from prefect_augment.params import Source
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.shards.staged import load_info, read_part, read_shards, write_candidates
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, sha256_hex
 
-__all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_given", "read_as"]
+__all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_external", "read_as"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 4
 STAGE = "import"
 # What one row of a source needs of a table; without the others it cannot be compared.
 LEARNT = ("numeric", "category")
@@ -100,11 +100,10 @@ def import_candidates(
             uri=uri,
         )
     digest = sha256_hex(repr([(e.path, e.n_bytes, e.etag) for e in files.entries]).encode())
-    key = stage_key(
+    key = step_key(
         STAGE,
-        algorithm_version=ALGORITHM_VERSION,
-        params=[digest, max_megapixels, list(plan.classes)],
-        inputs=[dataset.key],
+        {"source": Source(max_megapixels=max_megapixels)},
+        inputs=[dataset.key, digest, plan.identity],
     )
     stage = Stage(store, STAGE, key)
     done = stage.outcome(DatasetInfo)
@@ -116,7 +115,7 @@ def import_candidates(
     return stage.reference(done, done.part_counts["candidates"])
 
 
-def plan_of_given(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
+def plan_of_external(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
     """Return the plan that wants all given records: what the gate may keep, and the report shows."""
     classes = []
     for entry in plan.classes:

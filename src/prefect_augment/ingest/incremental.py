@@ -137,7 +137,7 @@ def find_earlier(
     listing: Listing,
     parent: Inherited,
     *,
-    wishes: str,
+    request: str,
     folder: Folder | None,
 ) -> Earlier | None:
     """Return the earlier batches that need not be read again; None where nothing was published.
@@ -167,7 +167,7 @@ def find_earlier(
         raise NotReusableError("what was staged of it is damaged") from exc
     if info is None:
         raise NotReusableError("what was staged of it has been removed (gc)")
-    if info.extra.get("wishes") != wishes:
+    if info.extra.get("request") != request:
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)

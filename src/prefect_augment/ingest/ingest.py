@@ -34,20 +34,19 @@ from prefect_augment.ingest.scan import Progress, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.write_index import Settled, settle
 from prefect_augment.params import Source
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
 from prefect_augment.sources.images.scan import Folder, look_at_folder
 from prefect_augment.split.assignment import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-from prefect_augment.storage.staging import Stage, canonical_json, stage_key
-from prefect_augment.storage.store import Store, contains, sha256_hex
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, contains
 
-__all__ = ["ALGORITHM_VERSION", "ingest"]
+__all__ = ["ingest"]
 
 logger = logging.getLogger(__name__)
-
-ALGORITHM_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetInfo:
         folder = look_at_folder(job.listing, job.source)
     n_files = len(job.listing.entries)
     try:
-        earlier = find_earlier(job.store, job.listing, parent, wishes=_wishes(job), folder=folder)
+        earlier = find_earlier(job.store, job.listing, parent, request=_request(job), folder=folder)
         if earlier is not None:
             note = (
                 f"{len(earlier.wanted)} of {n_files} source files are new and were read; the staged records of the "
@@ -183,7 +182,7 @@ def _ingest(
                 settled=settled,
                 batches=batches,
                 earlier=earlier,
-                wishes=_wishes(job),
+                request=_request(job),
                 notes=notes,
             )
         )
@@ -277,26 +276,17 @@ def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> N
         )
 
 
-def _wishes(job: _Job) -> str:
-    """Return a hash of all but the source's files that what is staged of them depends on."""
-    wishes = job.source.model_dump(mode="json", exclude={"uri", "holdout_uri", "storage_block"})
-    found = {
-        "version": ALGORITHM_VERSION,
-        "format": job.listing.format,
-        "is_ours": job.listing.manifest is not None,
-        "holdout": None if job.holdout is None else job.holdout.identity,
-    }
-    return sha256_hex(canonical_json([wishes, found]))
+def _request(job: _Job, *inputs: Any) -> str:
+    """Return the key of all that staged records depend on; without inputs, of all but the source's files."""
+    holdout = None if job.holdout is None else job.holdout.identity
+    found = [job.listing.format, job.listing.manifest is not None, holdout]
+    # The seed matters through the salt alone, and that is in the ledger.
+    return step_key("ingest", {"source": job.source}, inputs=[*found, *inputs])
 
 
 def _key(job: _Job, parent: Inherited) -> str:
-    # The seed matters through the salt alone, and that is in the ledger.
-    return stage_key(
-        "ingest",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[_wishes(job), job.listing.identity, parent.batches(job.listing).tolist()],
-        inputs=[parent.ledger.digest],
-    )
+    batches = parent.batches(job.listing).tolist()
+    return _request(job, job.listing.identity, batches, parent.ledger.digest)
 
 
 def _reference(stage: Stage, info: DatasetInfo) -> DatasetRef:

@@ -18,13 +18,14 @@ from prefect_augment.ingest.validate_images import image_notes
 from prefect_augment.ingest.write_index import Settled, place_holdout
 from prefect_augment.ingest.write_shards import Dealt, deal_out, write_staged
 from prefect_augment.params import Source
+from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema.base import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
 from prefect_augment.split.assignment import MIN_COMPARED, PARTS
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.staging import Stage, canonical_json
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import sha256_hex
 
 __all__ = ["Ingested", "make_info"]
@@ -69,7 +70,7 @@ class Ingested:
     settled: Settled
     batches: NDArray[np.int32]
     earlier: Earlier | None
-    wishes: str
+    request: str
     notes: tuple[str, ...]
 
 
@@ -137,7 +138,7 @@ class _Writing:
                 "n_quarantine_shards": len(put),
                 "n_given": len(given),
                 "schema": schema_text(self.scan.schema),
-                "wishes": job.wishes,
+                "request": job.request,
                 "labels": labels_said(
                     self.scan.folder, [e.path for e in self.scan.listing.entries]
                 ),

@@ -23,7 +23,7 @@ from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import ERROR_MAP
-from prefect_augment.params import Output
+from prefect_augment.params import Anomalies, Output
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
@@ -31,7 +31,6 @@ from prefect_augment.storage.store import Store
 
 __all__ = ["anomalies"]
 
-ALGORITHM_VERSION = 2
 COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
 N_SHOWN = 8  # of the strangest records of validation records
 # A quantile with fewer records beyond it than this rests on chance.
@@ -88,8 +87,15 @@ def anomalies(
     """
     if not 0 < normal_share < 1:
         raise ParameterError(f"normal_share is {normal_share}; give a share between 0 and 1.")
-    job = Job.of("anomalies", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
-                 store=store, output=output, out=out, params={"normal_share": normal_share})  # fmt: skip
+    job = Job.of(
+        "anomalies",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"anomalies": Anomalies(normal_share=normal_share)},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")

@@ -30,7 +30,6 @@ from prefect_augment.text import suggestion
 
 __all__ = ["shift_attribute"]
 
-ALGORITHM_VERSION = 2
 STRENGTH = "aug_strength"
 # The mean of fewer vectors is mostly one record or another; as many as a model has to see of a class.
 MIN_RECORDS = MIN_SAMPLED_RECORDS
@@ -100,8 +99,15 @@ def shift_attribute(
     using a learned similarity metric", section 4.2 (attribute vectors of a dataset with labels).
     """
     wish = wish or AttributeShift()
-    job = Job.of("shifts", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
-                 store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
+    job = Job.of(
+        "shifts",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"attribute_shift": wish},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")

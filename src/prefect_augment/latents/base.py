@@ -20,6 +20,8 @@ from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.latents.capabilities import Ability, check_able
 from prefect_augment.latents.output import LatentFolder, Piece, add
 from prefect_augment.params import Output
+from prefect_augment.params.base import Params
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import (
     DatasetInfo,
     DatasetRef,
@@ -31,7 +33,6 @@ from prefect_augment.schema.base import (
 )
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
-from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store, sha256_hex
 from prefect_augment.synthesis.model_store import Encoder, load_model
 
@@ -62,13 +63,12 @@ class Job:
         cls,
         use: LatentUse,
         *,
-        algorithm_version: int,
         dataset: DatasetRef,
         model: ModelRef,
         store: Store,
         output: Output | None,
         out: Store | None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, Params] | None = None,
     ) -> Job:
         """Return the job of a use.
 
@@ -76,8 +76,6 @@ class Job:
         ----------
         use : str
             Names the folder beside the dataset, with an underscore before it.
-        algorithm_version : int
-            Raised whenever the code would give other bytes.
         dataset : DatasetRef
             Any staged records: ingested ones, candidates, a published version.
         model : ModelRef
@@ -88,8 +86,8 @@ class Job:
             Which parts are read, of records that are divided into training, validation and hold-out.
         out : Store, optional
             Where the result goes; beside the dataset where not given.
-        params : mapping, optional
-            What changes the bytes beside that.
+        params : mapping of str to Params, optional
+            What changes the bytes beside that, by the name that the steps' table has for it.
         """
         info = load_info(dataset, store)
         wanted = (output or Output()).parts
@@ -101,17 +99,16 @@ class Job:
                 f"the dataset has no records in {', '.join(wanted)}; there are: "
                 f"{', '.join(there) or 'none'}."
             )
-        params = dict(params or {})
-        key = stage_key(
-            use,
-            algorithm_version=algorithm_version,
-            params=[params, sorted(parts)],
-            inputs=[dataset.key, dataset.digest, model.key, model.digest],
-        )
+        used = {"output": (output or Output()).model_copy(update={"parts": sorted(parts)})}
+        inputs = [dataset.key, dataset.digest, model.key, model.digest]
+        key = step_key(use, {**used, **(params or {})}, inputs=inputs)
         folder = LatentFolder(
             out or store, use, model.kind, key, label=info.label, beside=out is None
         )
-        return cls(use, store, dataset, info, model, params, parts, folder)
+        values: dict[str, Any] = {}
+        for section in (params or {}).values():
+            values |= section.model_dump(mode="json")
+        return cls(use, store, dataset, info, model, values, parts, folder)
 
     # --- what is read -------------------------------------------------------------------------
 

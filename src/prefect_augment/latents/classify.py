@@ -15,14 +15,13 @@ from prefect_augment.errors import EmptyClassError
 from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
-from prefect_augment.params import Output
+from prefect_augment.params import Classification, Output
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.storage.store import Store
 
 __all__ = ["classify", "posterior"]
 
-ALGORITHM_VERSION = 1
 COLUMNS = ("predicted", "prob")
 
 
@@ -72,8 +71,15 @@ def classify(
     EmptyClassError
         If ``observed`` is asked for, and no training record is of the model's classes.
     """
-    job = Job.of("classes", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
-                 store=store, output=output, out=out, params={"prior": prior})  # fmt: skip
+    job = Job.of(
+        "classes",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"classification": Classification(prior=prior)},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("likelihoods")

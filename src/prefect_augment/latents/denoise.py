@@ -14,13 +14,12 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.figures.image_grid import rows_sheet
 from prefect_augment.latents.base import Job, Progress, head
 from prefect_augment.latents.image_adapter import some_records
-from prefect_augment.params import Output
+from prefect_augment.params import Denoising, Output
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.storage.store import Store
 
 __all__ = ["denoise"]
 
-ALGORITHM_VERSION = 2
 N_CHECKED = 64  # records that noise is added to, to see what becomes of it
 
 
@@ -71,8 +70,15 @@ def denoise(
         raise ParameterError(
             f"noise is {noise:g}; give its standard deviation as a share of white, such as 0.1."
         )
-    job = Job.of("denoised", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
-                 store=store, output=output, out=out, params={"noise": noise})  # fmt: skip
+    job = Job.of(
+        "denoised",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"denoising": Denoising(noise=noise)},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("denoising")

@@ -37,7 +37,6 @@ __all__ = [
     "vectors_by",
 ]
 
-ALGORITHM_VERSION = 2
 SHOWN_PER_CLASS = 250
 
 
@@ -80,8 +79,7 @@ def embed(
     DivergedError
         If a vector is not finite.
     """
-    job = Job.of("embeddings", algorithm_version=ALGORITHM_VERSION, dataset=dataset, model=model,
-                 store=store, output=output, out=out)  # fmt: skip
+    job = Job.of("embeddings", dataset=dataset, model=model, store=store, output=output, out=out)
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")

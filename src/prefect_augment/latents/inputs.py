@@ -11,18 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.params import Anomalies
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, sha256_hex
 from prefect_augment.text import suggestion
 
 __all__ = ["select_classes", "version_records"]
 
-CLASSES_VERSION = 1
 SHARD_RECORDS = 1_000_000
 SHARD_BYTES = 128 << 20
 
@@ -72,12 +73,9 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
             f"no training record is of {', '.join(map(repr, wanted))}, so nothing could be learnt of "
             "them; name a larger class.",
         )
-    key = stage_key(
-        "select",
-        algorithm_version=CLASSES_VERSION,
-        params=sorted(wanted),
-        inputs=[dataset.key, dataset.digest],
-    )
+    # Chosen by anomalies.train_on, or by whoever composes flows.
+    chosen = {"anomalies": Anomalies(train_on=sorted(wanted))}
+    key = step_key("select", chosen, inputs=[dataset.key, dataset.digest])
     stage = Stage(store, "select", key)
     found = stage.outcome(DatasetInfo) or stage.finish(_select(stage, info, wanted))
     counts: dict[str, int] = {}
@@ -134,9 +132,6 @@ def _rows(store: Store, shard: ShardInfo, label: str, wanted: Sequence[str]) -> 
             yield table.take(pa.array(rows))
 
 
-RECORDS_VERSION = 1
-
-
 def version_records(store: Store, version: int | None = None) -> DatasetRef:
     """Return a reference to the records of a version, as its manifest names them; nothing is copied.
 
@@ -158,10 +153,7 @@ def version_records(store: Store, version: int | None = None) -> DatasetRef:
         If there is no such version.
     """
     manifest = read_manifest(store, version)
-    key = stage_key(
-        "version", algorithm_version=RECORDS_VERSION, params=manifest.version,
-        inputs=[manifest.content_digest],
-    )  # fmt: skip
+    key = step_key("version", inputs=[manifest.version, manifest.content_digest])
     stage = Stage(store, "version", key)
     counts = {
         split: {name: sum(origins.values()) for name, origins in classes.items()}

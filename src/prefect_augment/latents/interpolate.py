@@ -29,8 +29,6 @@ from prefect_augment.synthesis.model_store import Encoder
 
 __all__ = ["interpolate", "way"]
 
-ALGORITHM_VERSION = 4
-
 
 @dataclass(frozen=True)
 class _End:
@@ -87,8 +85,15 @@ def interpolate(
         If the model has no latent space, an end is neither a class nor a record, or both are the same.
     """
     wish = wish or Interpolation()
-    job = Job.of("interpolations", algorithm_version=ALGORITHM_VERSION, dataset=dataset,
-                 model=model, store=store, output=output, out=out, params=wish.model_dump())  # fmt: skip
+    job = Job.of(
+        "interpolations",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"interpolation": wish},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")

@@ -14,13 +14,11 @@ from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
-from prefect_augment.params import Output
+from prefect_augment.params import Output, Reconstruction
 from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
 from prefect_augment.storage.store import Store
 
 __all__ = ["decoding_strata", "reconstruct"]
-
-ALGORITHM_VERSION = 3
 
 
 def reconstruct(
@@ -68,8 +66,15 @@ def reconstruct(
     ParameterError
         If the model has no latent space, or a record's stratum is unknown to it.
     """
-    job = Job.of("reconstructions", algorithm_version=ALGORITHM_VERSION, dataset=dataset,
-                 model=model, store=store, output=output, out=out, params={"as_class": as_class})  # fmt: skip
+    job = Job.of(
+        "reconstructions",
+        dataset=dataset,
+        model=model,
+        store=store,
+        output=output,
+        out=out,
+        params={"reconstruction": Reconstruction(as_class=as_class)},
+    )
     if (known := job.folder.found()) is not None:
         return known
     fitted, encoder = job.load("latents")

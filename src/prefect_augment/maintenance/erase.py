@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.maintenance.erase_shards import Rewritten, erased_rows, rewrite
 from prefect_augment.maintenance.layout import kind_of, named_by, removal_order, remove
+from prefect_augment.params.keys import step_key
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import Commit, Result
@@ -33,7 +34,7 @@ from prefect_augment.storage.manifests import (
     manifest_path,
     read_manifest,
 )
-from prefect_augment.storage.staging import read_result, stage_key
+from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store
 
 __all__ = ["EraseReport", "erase"]
@@ -108,7 +109,7 @@ def erase(
             f"{', '.join(ours)} is a lineage column, and where goes by the source's own; give single records by their "
             "aug_id (--ids)."
         )
-    request = stage_key("erase", algorithm_version=1, params=[sorted(ids), sorted(where)])
+    request = step_key("erase", inputs=[sorted(ids), sorted(where)])
     with lease(store, "removing", f"erase-{request}") as renew:
         finished: dict[str, EraseReport] = {}
         for path in store.list(FOLDER):
@@ -120,12 +121,7 @@ def erase(
         if not chosen:
             return next(iter(finished.values()))
         newest = read_manifest(store)
-        key = stage_key(
-            "erase",
-            algorithm_version=1,
-            params=sorted(chosen),
-            inputs=[str(newest.version), newest.content_digest],
-        )
+        key = step_key("erase", inputs=[sorted(chosen), newest.version, newest.content_digest])
         intent = _Intent(ids=tuple(sorted(chosen)), dataset_key=key)
         path = f"{FOLDER}/{key}/intent.json"
         store.put_if_absent(path, intent.to_json())

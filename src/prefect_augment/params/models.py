@@ -127,16 +127,6 @@ NDraws = Annotated[
 ]
 
 
-class TableParams(Params):
-    """What every model of tables can be asked for."""
-
-    overlap: bool = Field(
-        default=False,
-        description="Learn records of the largest class that look like another one as a class of their own, which is "
-        "not sampled: rare classes get clearer, the largest loses its border.",
-    )
-
-
 class ImageParams(Params):
     """What every model of images can be asked for."""
 
@@ -166,7 +156,7 @@ class ImageParams(Params):
     )
 
 
-class TreesModel(TableParams):
+class TreesModel(Params):
     """Sequential trees (synthpop): each column drawn from a tree given the class and the columns before."""
 
     # The tab of the form.
@@ -183,7 +173,7 @@ class TreesModel(TableParams):
     max_depth: int = Field(default=14, ge=1, le=40, description="Depth of each column's trees.")
 
 
-class FlowModel(TableParams):
+class FlowModel(Params):
     """Flow matching for tables: categories drawn one given the others, numbers carried from noise."""
 
     # The tab of the form.
@@ -211,7 +201,7 @@ class FlowModel(TableParams):
     weight_decay: WeightDecay = 0.3
 
 
-class VaeModel(TableParams, ImageParams):
+class VaeModel(ImageParams):
     """Variational autoencoder: a latent space with a prior per class, decoded to columns or pixels."""
 
     # The tab of the form.
@@ -246,7 +236,7 @@ class VaeModel(TableParams, ImageParams):
     weight_decay: WeightDecay = 0.01
 
 
-class GanModel(TableParams, ImageParams):
+class GanModel(ImageParams):
     """Adversarial networks: a generator against a critic that tells its records from real ones."""
 
     # The tab of the form.
@@ -318,7 +308,7 @@ class GanModel(TableParams, ImageParams):
     weight_decay: WeightDecay = 0.0001
 
 
-class AutoencoderModel(TableParams, ImageParams):
+class AutoencoderModel(ImageParams):
     """Autoencoder: records through a narrow place and back, drawn by the density of each class there."""
 
     # The tab of the form.

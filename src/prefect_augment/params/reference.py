@@ -26,7 +26,16 @@ from prefect_augment.params.latents import (
     Reconstruction,
 )
 from prefect_augment.params.models import ModelParams
-from prefect_augment.params.run import Answer, Approval, Budget, Compute, Gate, Publish, Report
+from prefect_augment.params.run import (
+    Answer,
+    Approval,
+    Budget,
+    Compute,
+    Evaluation,
+    Publish,
+    Quality,
+    Report,
+)
 
 __all__ = ["parameters_page"]
 
@@ -37,7 +46,8 @@ _GROUPS: dict[str, type[Params]] = {
     "balance": Balance,
     "classic": Classic,
     "budget": Budget,
-    "gate": Gate,
+    "evaluation": Evaluation,
+    "quality": Quality,
     "approval": Approval,
     "publish": Publish,
     "report": Report,

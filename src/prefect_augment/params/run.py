@@ -1,4 +1,4 @@
-"""What a run may spend, what it has to prove, who approves it, and what it writes."""
+"""What a run may spend, how strategies are compared, who approves the result, and what is written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
+from prefect_augment.params.models import AutoModel, ModelParams
 
 __all__ = [
     "Answer",
@@ -16,9 +18,10 @@ __all__ = [
     "ClassAmount",
     "Compute",
     "Estimator",
-    "Gate",
     "Publish",
+    "Quality",
     "Report",
+    "RunParams",
 ]
 
 
@@ -58,28 +61,9 @@ class Budget(Params):
     )
 
 
-class Gate(Params):
-    """What synthetic records and recipes must pass."""
+class Evaluation(Params):
+    """How strategies are compared, and what the comparison decides."""
 
-    on_no_gain: Literal["recipe", "fail", "publish"] = Field(
-        default="recipe",
-        description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
-    )
-    on_leak: Literal["warn", "fail"] = Field(
-        default="warn",
-        description="When synthetic records show which real records they were made from: say so, or publish nothing "
-        "and fail.",
-    )
-    purpose: Literal["utility", "faithful"] = Field(
-        default="utility",
-        description="utility makes records for training (see labels); faithful keeps them as the class is (for "
-        "sharing and testing).",
-    )
-    labels: Literal["soft", "hard"] = Field(
-        default="soft",
-        description="For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and "
-        "aug_weight says how likely. hard: the third of the candidates that a classifier finds most like their class.",
-    )
     estimators: list[Estimator] = Field(
         default=["boosting", "logistic"],
         min_length=1,
@@ -104,6 +88,28 @@ class Gate(Params):
         ge=0.0,
         le=1.0,
         description="Worst-class recall may not fall by more than this.",
+    )
+    n_bootstrap: int = Field(
+        default=2000, ge=100, le=100_000, description="Resamples behind each interval."
+    )
+    on_no_gain: Literal["recipe", "fail", "publish"] = Field(
+        default="recipe",
+        description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
+    )
+
+
+class Quality(Params):
+    """What synthetic records have to meet."""
+
+    purpose: Literal["utility", "faithful"] = Field(
+        default="utility",
+        description="utility makes records for training (see labels); faithful keeps them as the class is (for "
+        "sharing and testing).",
+    )
+    labels: Literal["soft", "hard"] = Field(
+        default="soft",
+        description="For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and "
+        "aug_weight says how likely. hard: the third of the candidates that a classifier finds most like their class.",
     )
     near_copy_quantile: float = Field(
         default=0.05,
@@ -144,13 +150,15 @@ class Gate(Params):
         description="A class is unsafe where its synthetic records cover less than this share of what as many real "
         "ones would.",
     )
-    n_bootstrap: int = Field(
-        default=2000, ge=100, le=100_000, description="Resamples behind each interval."
-    )
     constraints: list[Constraint] = Field(
         default_factory=list,
         description="Tables: what every synthetic record keeps (an inequality, positive numbers, combinations that "
         "there are, no two alike). Draws that do not are passed over; SMOTE, which knows of none, is left out.",
+    )
+    on_leak: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="When synthetic records show which real records they were made from: say so, or publish nothing "
+        "and fail.",
     )
 
 
@@ -267,3 +275,17 @@ class Compute(Params):
         le=256,
         description="Strategies judged and shards written at the same time.",
     )
+
+
+class RunParams(Params):
+    """What a run does with its records, from the plan to the published version."""
+
+    balance: Balance = Balance()
+    model: ModelParams = AutoModel()
+    classic: Classic = Classic()
+    budget: Budget = Budget()
+    evaluation: Evaluation = Evaluation()
+    quality: Quality = Quality()
+    publish: Publish = Publish()
+    report: Report = Report()
+    seed: int = 0

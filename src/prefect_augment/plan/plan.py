@@ -20,7 +20,17 @@ from prefect_augment.evaluation.quality.constraints import (
     said_rule,
 )
 from prefect_augment.nn.machine import NARROW_BELOW, classifier_size, cpu_multiplies_bf16
-from prefect_augment.params import AutoModel, Balance, Budget, Classic, Gate, ModelParams, NoModel
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    Evaluation,
+    NoModel,
+    Quality,
+    RunParams,
+)
+from prefect_augment.params.constraints import Constraint
 from prefect_augment.plan.detection import object_classes
 from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
 from prefect_augment.plan.schedule import COMPARISON_SHARE
@@ -49,8 +59,10 @@ from prefect_augment.schema.base import (
     Estimate,
     Strategy,
 )
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.train import why_no_image_model
 from prefect_augment.text import suggestion
 
 __all__ = ["MAX_BY_VALUES", "plan"]
@@ -64,14 +76,11 @@ _TRAINING = ("training", "validation")
 
 def plan(
     dataset: DatasetRef,
-    *,
-    balance: Balance,
-    model: ModelParams,
-    gate: Gate,
+    params: RunParams,
     store: Store,
-    budget: Budget | None = None,
-    seed: int = 0,
+    *,
     searched: bool = False,
+    compares: bool = True,
 ) -> BalancePlan:
     """Return the plan for the training records (training and validation) of a staged dataset.
 
@@ -79,22 +88,17 @@ def plan(
     ----------
     dataset : DatasetRef
         From the ingest stage.
-    balance : Balance
-        Targets, caps and the columns to balance within.
-    model : ModelParams
-        Kind ``none`` plans no synthetic records.
-    gate : Gate
-        Its estimators and seeds, for the estimate.
+    params : RunParams
+        Targets and caps (``balance``); model kind ``none`` plans no synthetic records; half of the budget
+        bounds the classifier of images. Where the model is auto and images are not worth a generator
+        within the budget, none is planned, and a warning says why.
     store : Store
         The destination, under whose ``_staging`` the records lie.
-    budget : Budget, optional
-        Half of it bounds the steps of the classifier that judges images. Where ``model`` is auto
-        and images are not worth a generator within it, none is planned, and a warning says why.
-    seed : int
-        The run's.
     searched : bool
-        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap is
-        given, so many are planned that :data:`MOST_SEARCHED` per real one can be tried.
+        The number of synthetic records is searched on validation records: where the model is auto and no
+        cap is given, so many are planned that :data:`MOST_SEARCHED` per real one can be tried.
+    compares : bool
+        Whether strategies are compared after it, within the budget.
 
     Returns
     -------
@@ -108,30 +112,33 @@ def plan(
         If a column of ``by`` is missing, is the label, is named twice, or is not a category of at
         most 20 values; as :func:`prefect_augment.plan.targets.targets` otherwise.
     MissingExtraError
-        If the records are images and what judges them is not installed.
+        If the records are images and what compares strategies on them is not installed.
     """
     info = load_info(dataset, store)
+    balance = params.balance
     _check_extras(info)
     _check_by(balance.by, info)
-    if searched and isinstance(model, AutoModel) and balance.max_synthetic_per_real < 0:
+    if searched and isinstance(params.model, AutoModel) and balance.max_synthetic_per_real < 0:
         # With soft labels it is the weight of records that is searched.
-        soft = _can_have_soft_labels(info, gate)
+        soft = _can_have_soft_labels(info, params.quality)
         most = balance.most_per_real if soft else MOST_SEARCHED
         balance = balance.model_copy(update={"max_synthetic_per_real": most})
-    found = _plan(info, balance, model, gate, budget, store)
-    if info.modality != "image" or not isinstance(model, AutoModel) or budget is None:
+    params = params.model_copy(update={"balance": balance})
+    found = _plan(info, params, store, compares=compares)
+    if info.modality != "image" or not isinstance(params.model, AutoModel) or not compares:
         return found
     if not found.n_synthetic:
         return found
-    # Imported here: it pulls in the models, and a plan of a table has to be quick.
-    from prefect_augment.synthesis.train import why_no_image_model
-
-    reason = why_no_image_model(
-        dataset, model=model, plan=found, budget=budget, seed=seed, store=store
-    )
+    reason = why_no_image_model(Experiment(dataset=dataset, plan=found, params=params), store=store)
     if not reason:
         return found
-    without = _plan(info, balance, NoModel(), gate, budget, store, declined=True)
+    without = _plan(
+        info,
+        params.model_copy(update={"model": NoModel()}),
+        store,
+        compares=compares,
+        declined=True,
+    )
     return without.model_copy(
         update={"warnings": (f"no synthetic records: {reason}", *without.warnings)}
     )
@@ -139,21 +146,21 @@ def plan(
 
 def _plan(
     info: DatasetInfo,
-    balance: Balance,
-    model: ModelParams,
-    gate: Gate,
-    budget: Budget | None,
+    params: RunParams,
     store: Store,
     *,
+    compares: bool,
     declined: bool = False,
 ) -> BalancePlan:
     """Return the plan; ``declined`` says that auto found no model worth its time."""
+    balance, quality, evaluation = params.balance, params.quality, params.evaluation
+    budget = params.budget if compares else None
     if balance.unit == "object":
-        return _plan_objects(info, balance, gate, budget, store)
-    can_sample = model.kind != "none"
-    said = _constraint_warnings(info, gate, store)
+        return _plan_objects(info, params, budget, store)
+    can_sample = params.model.kind != "none"
+    messages = _constraint_warnings(info, quality.constraints, store)
     counts = _training_counts(info, balance.by, store)
-    soft = can_sample and _can_have_soft_labels(info, gate)
+    soft = can_sample and _can_have_soft_labels(info, quality)
     classes = plan_classes(
         counts,
         info.compared,
@@ -167,43 +174,43 @@ def _plan(
     )
     has_model = any(entry.n_synthetic for entry in classes)
     if info.image is not None:
-        expected, judging = _estimate_images(info, classes, gate, budget, has_model=has_model)
+        expected, effort = _estimate_images(info, classes, params, budget, has_model=has_model)
     else:
-        expected = _estimate(info, classes, gate, can_sample=can_sample, soft=soft)
-        judging = {"n_settings": gate.n_settings or N_SETTINGS}
+        expected = _estimate(info, classes, evaluation, can_sample=can_sample, soft=soft)
+        effort = {"n_settings": evaluation.n_settings or N_SETTINGS}
     return BalancePlan(
         rule=_rule(balance, soft=soft),
         classes=classes,
         estimate=expected,
-        warnings=said
+        warnings=messages
         + plan_warnings(classes, balance, soft_labels=soft)
-        + _budget_warnings(expected, judging, info, budget, gate.n_seeds),
+        + _budget_warnings(expected, effort, info, budget, evaluation.n_seeds),
         soft_labels=soft,
-        **judging,
+        **effort,
     )
 
 
 def _plan_objects(
-    info: DatasetInfo, balance: Balance, gate: Gate, budget: Budget | None, store: Store
+    info: DatasetInfo, params: RunParams, budget: Budget | None, store: Store
 ) -> BalancePlan:
-    """Return the plan of a detection set; nothing judges it."""
-    classes = object_classes(info, balance, store)
-    expected, judging = _estimate_images(info, classes, gate, budget, has_model=False)
+    """Return the plan of a detection set; no strategies are compared on it."""
+    classes = object_classes(info, params.balance, store)
+    expected, effort = _estimate_images(info, classes, params, budget, has_model=False)
     return BalancePlan(
-        rule=f"{_rule(balance, soft=False)} (counted in boxes)",
+        rule=f"{_rule(params.balance, soft=False)} (counted in boxes)",
         classes=classes,
         estimate=expected,
-        **judging,
+        **effort,
     )
 
 
-def _can_have_soft_labels(info: DatasetInfo, gate: Gate) -> bool:
+def _can_have_soft_labels(info: DatasetInfo, quality: Quality) -> bool:
     """Tell whether a synthetic record may have a row for each class that it may be of."""
-    if gate.purpose != "utility" or gate.labels != "soft" or info.image is not None:
+    if quality.purpose != "utility" or quality.labels != "soft" or info.image is not None:
         return False
     # Two rows of one record are alike, and one of them has another class than was drawn.
     return not any(
-        rule.kind == "unique" or info.label in columns_of(rule) for rule in gate.constraints
+        rule.kind == "unique" or info.label in columns_of(rule) for rule in quality.constraints
     )
 
 
@@ -305,14 +312,15 @@ def _training_counts(info: DatasetInfo, by: Sequence[str], store: Store) -> dict
     return dict(found)
 
 
-def _constraint_warnings(info: DatasetInfo, gate: Gate, store: Store) -> tuple[str, ...]:
+def _constraint_warnings(
+    info: DatasetInfo, rules: Sequence[Constraint], store: Store
+) -> tuple[str, ...]:
     """Refuse constraints that no synthetic record can be held to; say which real records break them."""
-    rules = gate.constraints
     if not rules:
         return ()
     if info.image is not None:
         raise ParameterError(
-            "gate.constraints are about columns, and the source holds images; leave them out."
+            "quality.constraints are about columns, and the source holds images; leave them out."
         )
     kinds = {column.name: column.kind for column in info.columns} | {info.label: "category"}
     for rule in rules:
@@ -354,9 +362,9 @@ def _rule(balance: Balance, *, soft: bool) -> str:
         words.append(f"within each {' × '.join(balance.by)}")
     if balance.classes:
         words.append(
-            f"{len(balance.classes)} classes with a wish of their own"
+            f"{len(balance.classes)} classes with a target of their own"
             if len(balance.classes) > 1
-            else f"class {balance.classes[0].name!r} with a wish of its own"
+            else f"class {balance.classes[0].name!r} with a target of its own"
         )
     most = balance.most_per_real * (SOFT_PER_REAL if soft else 1)
     words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft else ''}")
@@ -364,13 +372,18 @@ def _rule(balance: Balance, *, soft: bool) -> str:
 
 
 def _estimate(
-    info: DatasetInfo, classes: Sequence[ClassPlan], gate: Gate, *, can_sample: bool, soft: bool
+    info: DatasetInfo,
+    classes: Sequence[ClassPlan],
+    evaluation: Evaluation,
+    *,
+    can_sample: bool,
+    soft: bool,
 ) -> Estimate:
     """Count what the run will train, as the score stage will."""
     model = "model" if can_sample else None
     strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft)
     n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
-    n_pilots = _n_pilots(strategies, classes, most=gate.n_settings, soft=soft)
+    n_pilots = _n_pilots(strategies, classes, most=evaluation.n_settings, soft=soft)
     pilots = n_pilots * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
         n_records=sum(sum(part.values()) for part in info.part_counts.values()),
@@ -380,8 +393,8 @@ def _estimate(
         n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
         n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
         n_folds=n_folds,
-        n_seeds=gate.n_seeds,
-        n_estimators=len(gate.estimators),
+        n_seeds=evaluation.n_seeds,
+        n_estimators=len(evaluation.estimators),
         n_model_strategies=sum(strategy.has_model for strategy in strategies),
     )
 
@@ -389,7 +402,7 @@ def _estimate(
 def _estimate_images(
     info: DatasetInfo,
     classes: Sequence[ClassPlan],
-    gate: Gate,
+    params: RunParams,
     budget: Budget | None,
     *,
     has_model: bool,
@@ -410,7 +423,9 @@ def _estimate_images(
     # All settings where they take a small part of what there is; fewer settings before a narrow estimator, and
     # that before one that is trained much too short, or fewer folds.
     tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
-    for width, n_settings in product(widths, (gate.n_settings,) if gate.n_settings else tried):
+    for width, n_settings in product(
+        widths, (params.evaluation.n_settings,) if params.evaluation.n_settings else tried
+    ):
         pilots = (
             _n_pilots(strategies, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
         )
@@ -423,16 +438,16 @@ def _estimate_images(
             n_added=sum(entry.n_synthetic for entry in classes),
             n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
             folds=folds,
-            n_seeds=gate.n_seeds,
+            n_seeds=params.evaluation.n_seeds,
             has_model=has_model,
             seconds=seconds,
             has_bf16=cpu_multiplies_bf16(),
             width=width,
         )
-        if n_settings == N_SETTINGS and not gate.n_settings:
+        if n_settings == N_SETTINGS and not params.evaluation.n_settings:
             fits = found.comparison_seconds <= MOST_OF_SETTINGS * seconds < math.inf
         else:
-            fits = found.comparison_seconds / gate.n_seeds <= seconds
+            fits = found.comparison_seconds / params.evaluation.n_seeds <= seconds
         if fits and n_folds == folds[0] and 2 * steps >= classifier_steps(n_train):
             break
     return found, {

@@ -23,7 +23,7 @@ from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy, Stra
 __all__ = [
     "COMPARISON_SHARE",
     "PILOT_SHARE",
-    "Clock",
+    "Schedule",
     "model_of",
     "pilot_budget",
     "suitable",
@@ -38,7 +38,7 @@ HOLDOUT_STRATEGIES = 3
 
 
 @dataclass(frozen=True)
-class Clock:
+class Schedule:
     """The judge's part of a budget.
 
     Attributes
@@ -56,7 +56,9 @@ class Clock:
     spent: float = 0.0
 
     @classmethod
-    def of(cls, budget: Budget, *, workers: int, trains_network: bool, spent: float = 0.0) -> Clock:
+    def of(
+        cls, budget: Budget, *, workers: int, trains_network: bool, spent: float = 0.0
+    ) -> Schedule:
         """Return the clock of a run.
 
         Parameters

@@ -13,14 +13,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
-from prefect_augment.params import Classic, Gate
+from prefect_augment.params import Classic, Quality
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.schema.base import BalancePlan, Modality, Recipe, Strategy, StrategyScore
+from prefect_augment.schema.experiment import Experiment
 
 __all__ = [
     "AMOUNTS",
-    "GIVEN",
+    "EXTERNAL",
     "Wanted",
     "as_trained",
     "candidates_wanted",
@@ -53,9 +54,9 @@ OVERDRAW = {"utility": 4.0, "faithful": 1.5}
 # the harm that synthetic images did (research on images, section 9).
 SYNTHETIC_SHARE_OF_STEPS = 0.6
 # Families that keep the classes as often as they come.
-NATURAL = ("as_is", "threshold", "loss", "given")
+NATURAL = ("as_is", "threshold", "loss", "external")
 
-GIVEN = Strategy(name="given records", family="given")
+EXTERNAL = Strategy(name="external records", family="external")
 
 
 def make_strategies(
@@ -237,7 +238,7 @@ def wanted_records(
         counted = None
         if strategy.has_model and shares is not None:
             synthetic, counted = (available or {}).get(entry.name, 0), shares.get(entry.name, 0.0)
-        elif strategy.family == "given":
+        elif strategy.family == "external":
             # Records that another tool made are judged as they are: all of them, unweighted.
             synthetic = (available or {}).get(entry.name, 0)
             effective = float(n + synthetic)
@@ -263,32 +264,25 @@ def wanted_records(
 
 
 def make_recipe(
-    strategy: Strategy,
-    plan: BalancePlan,
-    *,
-    kept: Mapping[str, int] | None,
-    shares: Mapping[str, float] | None = None,
-    scores: Sequence[StrategyScore],
-    copies: bool,
-    classic: Classic | None = None,
+    experiment: Experiment, strategy: Strategy, scores: Sequence[StrategyScore]
 ) -> Recipe:
     """Write a strategy down as what to publish and how to train on it.
 
     Parameters
     ----------
-    kept : mapping of str to int, optional
-        Synthetic records per stratum that passed the gate.
-    shares : mapping of str to float, optional
-        With soft labels: what they count.
+    experiment : Experiment
+        The plan; synthetic records per stratum that were kept, and with soft labels what they count;
+        the policy, for strategies that apply one as records are drawn; whether duplicates are written.
+    strategy : Strategy
+        The one that won.
     scores : sequence of StrategyScore
         For the thresholds that were tuned on validation records, where the strategy has some.
-    copies : bool
-        Write duplicates instead of weights.
-    classic : Classic, optional
-        Says the policy, for strategies that apply one on the fly.
     """
+    plan, candidates, classic = experiment.plan, experiment.candidates, experiment.params.classic
+    kept, shares = (candidates.kept_counts, candidates.shares) if candidates else (None, None)
+    copies = experiment.params.publish.materialise == "copies"
     policy = None
-    if classic and strategy.classic_prob:
+    if strategy.classic_prob:
         policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
     name = policy.name if policy else ""
     counts = {c.name: c.n_real for c in plan.classes}
@@ -401,13 +395,15 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
     return with_priors(recipe, plan)
 
 
-def candidates_wanted(plan: BalancePlan, gate: Gate, strata: Collection[str]) -> dict[str, int]:
+def candidates_wanted(
+    plan: BalancePlan, quality: Quality, strata: Collection[str]
+) -> dict[str, int]:
     """Return how many candidates to draw per stratum, so that enough are left after the gate.
 
     ``strata`` are those that the model can sample: its training records may be fewer than the plan's
     training records let expect.
     """
-    factor = OVERDRAW["faithful" if plan.soft_labels else gate.purpose]
+    factor = OVERDRAW["faithful" if plan.soft_labels else quality.purpose]
     return {
         c.name: math.ceil(factor * c.n_synthetic)
         for c in plan.classes

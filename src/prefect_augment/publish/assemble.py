@@ -28,18 +28,17 @@ from prefect_augment.publish.synthetic_records import classic_records, synthetic
 from prefect_augment.schema.base import (
     BalancePlan,
     DatasetInfo,
-    DatasetRef,
-    FilterResult,
     Origin,
     Recipe,
     Split,
 )
+from prefect_augment.schema.report import Release
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
-__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_columns"]
+__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_settings"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Assembled:
     notes: tuple[str, ...] = ()
 
 
-def check_columns(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
+def check_settings(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
     """Refuse a recipe or params that contradict the plan or one another.
 
     Raises
@@ -90,7 +89,7 @@ def check_columns(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
     if publish.materialise == "copies" and recipe.shares:
         raise ParameterError(
             "publish.materialise is 'copies', and the recipe has soft labels, which only weights can say; take "
-            "gate.labels 'hard', or materialise 'auto'."
+            "quality.labels 'hard', or materialise 'auto'."
         )
     known = {c.name for c in plan.classes}
     amounts = (recipe.class_weight, recipe.synthetic, recipe.classic, recipe.copies)
@@ -105,35 +104,17 @@ def check_columns(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
         raise ParameterError(f"weights have to be positive numbers; the recipe has {wrong}.")
 
 
-def assemble(
-    *,
-    store: Store,
-    info: DatasetInfo,
-    plan: BalancePlan,
-    recipe: Recipe,
-    gate: FilterResult | None,
-    classic: DatasetRef | None,
-    publish: Publish,
-    workspace: Workspace,
-) -> Assembled:
+def assemble(release: Release, info: DatasetInfo, store: Store, workspace: Workspace) -> Assembled:
     """Put the records of a version together.
 
     Parameters
     ----------
-    store : Store
-        The destination, under whose ``_staging`` everything lies.
+    release : Release
+        Its recipe says how many classic and synthetic records and copies per stratum, and the weights.
     info : DatasetInfo
         Outcome of ingest.
-    plan : BalancePlan
-        Order of the strata, and the columns to balance within.
-    recipe : Recipe
-        How many classic and synthetic records and copies per stratum, and the weights.
-    gate : FilterResult or None
-        Its kept candidates, where the recipe has synthetic records.
-    classic : DatasetRef or None
-        Outcome of augmentation, where the recipe has classic records.
-    publish : Publish
-        Which origins go out, and whether duplicates are written.
+    store : Store
+        The destination, under whose ``_staging`` everything lies.
     workspace : Workspace
         Where ids are put aside.
 
@@ -149,8 +130,11 @@ def assemble(
     IntegrityError
         If two records have the same id, or staged records are missing or damaged.
     ParameterError
-        If the recipe wants records that no stage was asked for.
+        If the recipe wants records that no step was asked for.
     """
+    experiment, recipe = release.experiment, release.recipe
+    assert recipe is not None
+    plan, publish, candidates = experiment.plan, experiment.params.publish, experiment.candidates
     look = Look(store, info.label, list(plan.classes[0].by) if plan.classes else [], workspace)
     real = Real(look, info.shards, ("training", "validation"))
     sources: list[Source] = [real]
@@ -158,15 +142,15 @@ def assemble(
     if publish.materialise == "copies":
         sources.append(Copies(real, recipe.copies))
     if any(recipe.classic.values()):
-        sources.append(classic_records(look, classic, recipe.classic, real, notes))
+        sources.append(classic_records(look, release.classic, recipe.classic, real, notes))
     if any(recipe.synthetic.values()):
         order = [c.name for c in plan.classes]
-        sources.append(synthetic_records(look, gate, recipe.synthetic, real, order, notes))
+        sources.append(synthetic_records(look, candidates, recipe.synthetic, real, order, notes))
     train = [s for s in sources if s.origin in publish.origins and s.counts.total()]
     if not train:
         raise EmptyClassError(
             f"nothing to publish: publish.origins asks for {', '.join(publish.origins)}, and the recipe "
-            f"({recipe.strategy.name}) has no such records; add 'real', or use gate.on_no_gain 'publish'."
+            f"({recipe.strategy.name}) has no such records; add 'real', or use evaluation.on_no_gain 'publish'."
         )
     # Where duplicates stand in the data, weights would count them twice.
     duplicated = publish.materialise == "copies" and any(recipe.copies.values())

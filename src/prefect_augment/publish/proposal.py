@@ -13,28 +13,23 @@ Fewer is always a prefix of what was judged; more would be records that nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.params import Answer, Classic, Publish, Report
+from prefect_augment.params import Answer
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
-from prefect_augment.publish.publish import dataset_key
 from prefect_augment.schema.base import (
     ApprovalDecision,
     BalancePlan,
-    DatasetRef,
-    FilterResult,
-    ModelRef,
     Recipe,
     ReportRef,
     Result,
-    StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema.report import Release
 from prefect_augment.storage.manifests import find_commit
 from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store
@@ -58,25 +53,37 @@ MAX_ROWS = 100  # of a table that a person is to read
 
 
 class Proposal(Result):
-    """A version that is ready to be published, and what it would be published with."""
+    """A version that is ready to be published, and the report that the approver reads."""
 
-    id: str  # the version's dataset key: the same inputs are proposed once
+    id: str  # the version's key: the same inputs are proposed once
     created_at: str  # UTC, ISO 8601
-    dataset: DatasetRef
-    plan: BalancePlan
-    recipe: Recipe
-    verdict: Verdict
-    gate: FilterResult | None
-    classic: DatasetRef | None
-    models: tuple[ModelRef, ...]
-    scores: tuple[StrategyScore, ...]
+    release: Release
     report: ReportRef
-    settings: Publish
-    pictures: Report
-    policy: Classic  # that picture sheets show
-    params: dict[str, Any]
-    seed: int
-    findings: Findings = Findings()
+
+    def moved(self, root: str, block: str) -> Proposal:
+        """Return the proposal with its records where they are now, under another name of the same folder."""
+        experiment = self.release.experiment
+        dataset = experiment.dataset.model_copy(update={"root": root, "block": block})
+        experiment = experiment.model_copy(update={"dataset": dataset})
+        release = self.release.model_copy(update={"experiment": experiment})
+        return self.model_copy(update={"release": release})
+
+    @property
+    def recipe(self) -> Recipe:
+        """What would be published."""
+        assert self.release.recipe is not None
+        return self.release.recipe
+
+    @property
+    def plan(self) -> BalancePlan:
+        """Amounts per class."""
+        return self.release.experiment.plan
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the hold-out says."""
+        assert self.release.verdict is not None
+        return self.release.verdict
 
 
 class ProposalState(Result):
@@ -92,60 +99,23 @@ class ProposalState(Result):
     decision: ApprovalDecision | None
 
 
-def propose(
-    store: Store,
-    *,
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    recipe: Recipe,
-    verdict: Verdict,
-    gate: FilterResult | None,
-    classic: DatasetRef | None,
-    models: Sequence[ModelRef],
-    scores: Sequence[StrategyScore],
-    report: ReportRef,
-    settings: Publish,
-    pictures: Report,
-    policy: Classic,
-    params: dict[str, Any],
-    seed: int,
-    findings: Findings | None = None,
-) -> Proposal:
+def propose(release: Release, report: ReportRef, store: Store) -> Proposal:
     """Leave a proposal, or return the one of the same inputs that is there.
 
     Parameters
     ----------
+    release : Release
+        As for :func:`~prefect_augment.publish.publish.publish`, which takes it once somebody approves.
+    report : ReportRef
+        What the approver reads; it is written anew with the decision and the amounts in it.
     store : Store
         The destination.
-    dataset, plan, recipe, verdict, gate, classic, models, settings, params
-        As for :func:`.publish`, which takes them once somebody approves.
-    scores, report, pictures, policy, seed, findings
-        For the report, which is written anew with the decision and the amounts in it.
     """
-    key = dataset_key(dataset, recipe, verdict, gate, classic, models, settings)
-    made = Proposal(
-        id=key,
-        created_at=_now(),
-        dataset=dataset,
-        plan=plan,
-        recipe=recipe,
-        verdict=verdict,
-        gate=gate,
-        classic=classic,
-        models=tuple(models),
-        scores=tuple(scores),
-        report=report,
-        settings=settings,
-        pictures=pictures,
-        policy=policy,
-        params=params,
-        seed=seed,
-        findings=findings or Findings(),
-    )
-    path = f"{FOLDER}/{key}.json"
+    proposal = Proposal(id=release.key, created_at=_now(), release=release, report=report)
+    path = f"{FOLDER}/{proposal.id}.json"
     # What is published already needs nobody's yes.
-    if find_commit(store, key) is not None or store.put_if_absent(path, made.to_json()):
-        return made
+    if find_commit(store, proposal.id) or store.put_if_absent(path, proposal.to_json()):
+        return proposal
     return _read(store, path)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from prefect_augment.errors import SchemaError
 from prefect_augment.experiment.privacy import found_privacy
 from prefect_augment.params import Publish
-from prefect_augment.publish.assemble import Portion, assemble, check_columns
+from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
 from prefect_augment.publish.sidecar_files import (
     check_follows,
@@ -28,19 +28,16 @@ from prefect_augment.registry import check_shard_format
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    BalancePlan,
     Commit,
     DatasetInfo,
     DatasetRef,
-    FilterResult,
     ModelRef,
-    Recipe,
     ReportRef,
     ShardInfo,
-    Verdict,
     class_order,
 )
 from prefect_augment.schema.manifest import Manifest, PublishedModel, software_versions
+from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage.leases import drop_lease, lease
@@ -52,29 +49,18 @@ from prefect_augment.storage.manifests import (
     read_manifest,
 )
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-from prefect_augment.storage.staging import stage_key
 from prefect_augment.storage.store import Store
 
-__all__ = ["check_destination", "dataset_key", "publish"]
+__all__ = ["check_destination", "publish"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 2
-
 
 def publish(
-    *,
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    recipe: Recipe,
-    verdict: Verdict | None,
-    gate: FilterResult | None,
-    classic: DatasetRef | None,
-    models: Sequence[ModelRef],
+    release: Release,
     report: ReportRef | None,
-    publish: Publish,
-    params: dict[str, Any],
     store: Store,
+    *,
     approval: ApprovalDecision | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Commit:
@@ -82,26 +68,10 @@ def publish(
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Outcome of ingest.
-    plan : BalancePlan
-        Its strata are those of the recipe.
-    recipe : Recipe
-        Records and weights per stratum.
-    verdict : Verdict or None
-        None where nothing was compared on a hold-out.
-    gate : FilterResult or None
-        Needed where the recipe has synthetic records.
-    classic : DatasetRef or None
-        Needed where the recipe has classic records.
-    models : sequence of ModelRef
-        Models whose records are published.
-    report : ReportRef or None
+    release : Release
+        What the version is made of. Its experiment has candidates where the recipe has synthetic records.
+    report : ReportRef, optional
         Its files are copied beside the version.
-    publish : Publish
-        Origins, duplicates, the format and size of shards, and where an export goes after the commit.
-    params : dict
-        The run's params as JSON, for the record; without secrets.
     store : Store
         The destination.
     approval : ApprovalDecision, optional
@@ -128,12 +98,14 @@ def publish(
         If the destination cannot be written.
     """
     say = on_progress or (lambda fraction, text: None)
-    info = load_info(dataset, store)
-    check_columns(publish, recipe, plan)
-    if publish.export:
-        check_export(store, publish.export)
-    check_shard_format(publish.format, modality=info.modality)
-    key = dataset_key(dataset, recipe, verdict, gate, classic, models, publish)
+    settings, recipe = release.experiment.params.publish, release.recipe
+    assert recipe is not None
+    info = load_info(release.dataset, store)
+    check_settings(settings, recipe, release.experiment.plan)
+    if settings.export:
+        check_export(store, settings.export)
+    check_shard_format(settings.format, modality=info.modality)
+    key = release.key
     done = find_commit(store, key)
     if done is None:
         check_destination(store, info)
@@ -143,39 +115,12 @@ def publish(
                 probe_exclusive(store)
             say(0.0, "putting records together")
             with Workspace() as workspace:
-                assembled = assemble(
-                    store=store,
-                    info=info,
-                    plan=plan,
-                    recipe=recipe,
-                    gate=gate,
-                    classic=classic,
-                    publish=publish,
-                    workspace=workspace,
-                )
-            shards = _write_portions(store, assembled.portions, info, publish, say)
-            # Quarantine holds the source's own lines: it stays behind where no real record goes out.
-            quarantine = copy_quarantine(store, info) if "real" in publish.origins else ()
-            fields = {
-                "dataset_key": key,
-                "class_counts": _class_counts(shards),
-                "shards": shards,
-                "plan": plan.classes,
-                "recipe": recipe,
-                "weights": assembled.weights,
-                "verdict": verdict and verdict.without_paths(),
-                "gate": gate.classes if gate else (),
-                "models": tuple(_model(m) for m in models),
-                "params": params,
-                "approval": approval,
-                "quarantine": quarantine,
-                "notes": (
-                    *info.notes,
-                    *assembled.notes,
-                    *(report.notes if report else ()),
-                    *_privacy(store, dataset, recipe, gate),
-                ),
-            }
+                assembled = assemble(release, info, store, workspace)
+            shards = _write_portions(store, assembled.portions, info, settings, say)
+            fields = _fields(release, assembled, shards, info, store)
+            fields |= {"approval": approval}
+            if report is not None:
+                fields["notes"] += report.notes
             say(0.9, "writing the manifest")
             build = partial(_manifest, store=store, info=info, report=report, fields=fields)
             done = commit(store, build, dataset_key=key)
@@ -183,9 +128,9 @@ def publish(
         # A run that was killed right after its commit would keep removals out for a day.
         drop_lease(store, "writing", f"publish-{key}")
     refresh_card(store)
-    if publish.export:
-        say(0.95, f"exporting to {publish.export}")
-        export_newest(store, publish.export)
+    if settings.export:
+        say(0.95, f"exporting to {settings.export}")
+        export_newest(store, settings.export)
     say(1.0, f"version {done.version}")
     logger.info(
         "%s version %d of %s. %s",
@@ -242,34 +187,31 @@ def _manifest(
     )
 
 
-def dataset_key(
-    dataset: DatasetRef,
-    recipe: Recipe,
-    verdict: Verdict | None,
-    gate: FilterResult | None,
-    classic: DatasetRef | None,
-    models: Sequence[ModelRef],
-    publish: Publish,
-) -> str:
-    """Return the name of a version's inputs: equal inputs are published once.
-
-    The report is left out: other pictures are no other dataset. So is where a copy goes.
-    """
-    written = publish.model_dump(mode="json", exclude={"export"})
-    made_from = [dataset.key, dataset.digest]
-    made_from += [gate.key] if gate else []
-    made_from += [classic.key, classic.digest] if classic else []
-    made_from += sorted(m.digest for m in models)
-    return stage_key(
-        "publish",
-        algorithm_version=ALGORITHM_VERSION,
-        params={
-            "publish": written,
-            "recipe": recipe,
-            "verdict": verdict and verdict.without_paths(),
-        },
-        inputs=made_from,
-    )
+def _fields(
+    release: Release,
+    assembled: Assembled,
+    shards: tuple[ShardInfo, ...],
+    info: DatasetInfo,
+    store: Store,
+) -> dict[str, Any]:
+    """Return what the manifest says of a version, whatever its number."""
+    experiment, candidates = release.experiment, release.experiment.candidates
+    publishes_real = "real" in experiment.params.publish.origins
+    return {
+        "dataset_key": release.key,
+        "class_counts": _class_counts(shards),
+        "shards": shards,
+        "plan": experiment.plan.classes,
+        "recipe": release.recipe,
+        "weights": assembled.weights,
+        "verdict": release.verdict and release.verdict.without_paths(),
+        "filtered": candidates.classes if candidates else (),
+        "models": tuple(_model(m) for m in release.models),
+        "params": release.requested,
+        # Quarantine holds the source's own lines: it stays behind where no real record goes out.
+        "quarantine": copy_quarantine(store, info) if publishes_real else (),
+        "notes": (*info.notes, *assembled.notes, *_privacy(store, release)),
+    }
 
 
 # --- what a destination takes -----------------------------------------------------------------
@@ -361,11 +303,11 @@ def _write_portions(
     return tuple(shards)
 
 
-def _privacy(
-    store: Store, dataset: DatasetRef, recipe: Recipe, gate: FilterResult | None
-) -> tuple[str, ...]:
+def _privacy(store: Store, release: Release) -> tuple[str, ...]:
     """Return what published synthetic records give away, in words, where that was measured."""
-    found = found_privacy(store, dataset, gate) if any(recipe.synthetic.values()) else None
+    if release.recipe is None or not any(release.recipe.synthetic.values()):
+        return ()
+    found = found_privacy(store, release.dataset, release.experiment.candidates)
     return (found.sentence,) if found else ()
 
 

@@ -137,27 +137,27 @@ def classic_records(
 
 def synthetic_records(
     look: Look,
-    gate: FilterResult | None,
+    candidates: FilterResult | None,
     wanted: Mapping[str, int],
     real: Real,
     order: Sequence[str],
     notes: list[str],
 ) -> Made:
-    """Return the best synthetic records of each stratum that the gate kept, by stratum and ordinal.
+    """Return the best synthetic records of each stratum that the candidates kept, by stratum and ordinal.
 
     Raises
     ------
     ParameterError
         If there are none to take from.
     """
-    if gate is None or not gate.kept:
+    if candidates is None or not candidates.kept:
         raise ParameterError(
-            "the recipe has synthetic records, but publish was given none; pass `gate`, with kept records."
+            "the recipe has synthetic records, but publish was given none; pass `candidates`, with kept records."
         )
-    if gate.rules:
-        notes.append(f"synthetic records {gate.rules['said']}")
-    # A smaller amount is a prefix of what the gate kept; candidates that no gate saw have no rank.
-    strata, numbers = _small(look, gate.kept, wanted, ["aug_ordinal", "aug_rank"])
+    if candidates.rules:
+        notes.append(f"synthetic records {candidates.rules['said']}")
+    # A smaller amount is a prefix of what the candidates kept; candidates that no candidates saw have no rank.
+    strata, numbers = _small(look, candidates.kept, wanted, ["aug_ordinal", "aug_rank"])
     ordinals = numbers["aug_ordinal"]
     by_rank = np.lexsort((ordinals, numbers.get("aug_rank", ordinals)))
     rows = _first_of_each(strata, by_rank, wanted, "synthetic", notes)
@@ -166,7 +166,9 @@ def synthetic_records(
     rows = rows[np.lexsort((ordinals[rows], stratum_places[strata[rows]]))]
     lineage = {"aug_id": "aug_id", "model": "aug_model", "seed": "aug_seed"}
     places = _places(rows, strata.size)
-    return Made(look, "synthetic", gate.kept, real.like, lineage, places, soft=bool(gate.shares))
+    return Made(
+        look, "synthetic", candidates.kept, real.like, lineage, places, soft=bool(candidates.shares)
+    )
 
 
 def _small(

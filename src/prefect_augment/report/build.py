@@ -15,10 +15,12 @@ from prefect_augment.augmentation.label_preservation import check_picture, find_
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.evaluation.metrics.column_shapes import column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.params import Classic
+from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
-from prefect_augment.report.drift import column_values, find_before, look
+from prefect_augment.report.drift import drift_since, find_before
 from prefect_augment.report.report import (
     ColumnShape,
     Neighbour,
@@ -30,28 +32,27 @@ from prefect_augment.schema.base import (
     ApprovalDecision,
     BalancePlan,
     DatasetInfo,
-    DatasetRef,
     FilterResult,
     ModelRef,
     Origin,
     Recipe,
     ReportRef,
     Result,
-    StrategyScore,
     Verdict,
 )
 from prefect_augment.schema.experiment import HoldoutResult
 from prefect_augment.schema.manifest import software_versions
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema.report import Findings, Release
 from prefect_augment.shards.parquet import label_names, read_shard
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, read_result, stage_key
+from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.resume import read_training
 
 __all__ = ["report"]
 
-ALGORITHM_VERSION = 2
+Status = Literal["published", "proposed", "refused", "evaluated"]
+
 N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
@@ -64,108 +65,60 @@ MARKDOWN_CHARTS = {
 
 
 def report(
-    dataset: DatasetRef,
-    *,
-    plan: BalancePlan,
-    scores: Sequence[StrategyScore],
-    verdict: Verdict | None,
-    recipe: Recipe | None,
-    gate: FilterResult | None,
-    model: ModelRef | None,
-    pictures: Literal["real", "synthetic", "none"],
-    seed: int,
+    release: Release,
     store: Store,
-    status: Literal["published", "proposed", "refused", "evaluated"] = "published",
-    title: str = "",
-    classic: Classic | None = None,
+    *,
+    status: Status = "published",
     approval: ApprovalDecision | None = None,
-    findings: Findings | None = None,
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files.
 
-    ``classic`` is the policy that the picture sheets of images show at work; none where not given.
-    ``approval`` says who let the version out, where somebody was asked. ``findings`` are further
-    measurements, each shown in a section of its own.
+    Parameters
+    ----------
+    release : Release
+        What is shown; whatever is missing is shown as not run.
+    store : Store
+        The destination.
+    status : {"published", "proposed", "refused", "evaluated"}
+        What becomes of the run.
+    approval : ApprovalDecision, optional
+        Who let the version out, where somebody was asked.
 
     Returns
     -------
     tuple of ReportRef and str
         The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
     """
-    findings = _with_further(findings or Findings(), verdict, store)
-    verdict = verdict and verdict.without_paths()
-    # What decides and what is shown may differ between a proposal and its version: they are one run.
-    run = stage_key(
-        "report-run",
-        algorithm_version=ALGORITHM_VERSION,
-        params=[list(plan.classes), verdict],  # an estimate of the time is none of it
-        inputs=[dataset.key, dataset.digest, gate.key if gate else ""],
-        seed=seed,
-    )
-    contents, drift = look(
-        dataset,
-        None if status == "evaluated" else find_before(store, run),
-        run=run,
-        show=pictures == "real",
-        scores=scores,
-        verdict=verdict,
-        recipe=recipe,
-        store=store,
-    )
+    experiment, dataset = release.experiment, release.dataset
+    findings = _with_diagnostics(release.findings, release.verdict, store)
+    drift = None
+    if release.recipe is not None:
+        before = find_before(store, release.key)
+        drift = drift_since(before, release) if before else None
     check = None
-    if classic is not None and dataset.modality == "image":
-        check = find_check(dataset, classic=classic, seed=seed, store=store)
+    if dataset.modality == "image" and release.recipe is not None:
+        params = experiment.params
+        check = find_check(dataset, classic=params.classic, seed=params.seed, store=store)
+    model = release.models[0] if release.models else None
     findings = findings.model_copy(
+        update={"drift": drift, "training": read_training(model, store), "policy": check}
+    )
+    release = release.model_copy(
         update={
-            "contents": contents,
-            "drift": drift,
-            "training": read_training(model, store),
-            "policy": check,
+            "findings": findings,
+            "verdict": release.verdict and release.verdict.without_paths(),
+            # How long a score took is none of what is shown.
+            "scores": tuple(s.model_copy(update={"seconds": 0.0}) for s in release.scores),
         }
     )
-    key = stage_key(
-        "report-page",
-        algorithm_version=ALGORITHM_VERSION,
-        params={
-            "plan": plan,
-            "scores": [score.model_dump(mode="json", exclude={"seconds"}) for score in scores],
-            "verdict": verdict,
-            "recipe": recipe,
-            "pictures": pictures,
-            "status": status,
-            "title": title or _title(store),
-            "classic": classic,
-            "approval": approval,
-            "findings": findings,
-            "software": software_versions(),
-        },
-        inputs=[
-            *(dataset.key, dataset.digest, gate.key if gate else ""),
-            *((model.digest, model.encoder_digest) if model else ()),
-        ],
-        seed=seed,
-    )
+    shown = release.model_dump(mode="json", include={"recipe", "verdict", "scores", "findings"})
+    models = [(m.digest, m.encoder_digest) for m in release.models]
+    key = experiment.key("report-page", shown, models, status, approval, software_versions())
     # Drawing takes seconds; a run that goes on after an approval or a crash finds what was drawn.
     stage = Stage(store, "report-page", key)
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
-        page = _draw(
-            dataset,
-            plan=plan,
-            scores=scores,
-            verdict=verdict,
-            recipe=recipe,
-            gate=gate,
-            model=model,
-            pictures=pictures,
-            seed=seed,
-            store=store,
-            status=status,
-            title=title or _title(store),
-            classic=classic,
-            approval=approval,
-            findings=findings,
-        )
+        page = _draw(release, store, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
     ref = ReportRef(root=store.uri, prefix=page.prefix, files=page.files, notes=notes)
@@ -180,47 +133,33 @@ class _Page(Result):
     summary: str
 
 
-def _with_further(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
-    """Add what the verdict's reading of the hold-out says further."""
-    path = verdict.further if verdict else ""
+def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
+    """Add what the verdict's reading of the hold-out says beside it."""
+    path = verdict.diagnostics if verdict else ""
     info = read_result(store, path, HoldoutResult) if path else None
     if info is None:
         return findings
     return findings.model_copy(update={n: getattr(info, n) for n in HoldoutResult.model_fields})
 
 
-def _title(store: Store) -> str:
-    return store.uri.rstrip("/").rsplit("/", 1)[-1]
-
-
 def _draw(
-    dataset: DatasetRef,
-    *,
-    plan: BalancePlan,
-    scores: Sequence[StrategyScore],
-    verdict: Verdict | None,
-    recipe: Recipe | None,
-    gate: FilterResult | None,
-    model: ModelRef | None,
-    pictures: Literal["real", "synthetic", "none"],
-    seed: int,
-    store: Store,
-    status: Literal["published", "proposed", "refused", "evaluated"],
-    title: str,
-    classic: Classic | None,
-    approval: ApprovalDecision | None,
-    findings: Findings,
+    release: Release, store: Store, *, status: Status, approval: ApprovalDecision | None
 ) -> _Page:
     """Draw the report and stage its files."""
+    experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
+    candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
+    classic = experiment.params.classic if recipe is not None else None
+    pictures, findings = experiment.params.report.pictures, release.findings
+    model = release.models[0] if release.models else None
     info = load_info(dataset, store)
     shapes: dict[str, ColumnShape] = {}
     neighbours: tuple[Neighbour, ...] = ()
     rare: tuple[str, ...] = ()
     sheets: dict[str, bytes] = {}
     if info.modality == "image":
-        sheets = picture_sheets(store, info, plan, gate, pictures=pictures, classic=classic)
-    elif gate is not None and gate.kept and pictures != "none":
-        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in gate.kept])
+        sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
+    elif candidates is not None and candidates.kept and pictures != "none":
+        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
         training = read_part(store, info, ["training"])
         # With soft labels records of every class are drawn.
         rare = tuple(
@@ -229,7 +168,7 @@ def _draw(
         shapes = _shapes(training, synthetic, info, rare)
         neighbours = _neighbours(training, synthetic, info, by_columns(plan), rare)
     data = ReportData(
-        title=title,
+        title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
         status=status,
         approval=approval.sentence if approval else "",
@@ -237,10 +176,10 @@ def _draw(
         notes=info.notes,
         columns=info.columns,
         part_counts=info.part_counts,
-        strategy_scores=tuple(s.model_copy(update={"seconds": 0.0}) for s in scores),
+        strategy_scores=release.scores,
         verdict=verdict,
         recipe=recipe,
-        gate=gate,
+        candidates=candidates,
         counts_before=_before(plan),
         counts_after=_after(plan, recipe),
         weighted_counts=_weighted(plan, recipe),
@@ -252,12 +191,12 @@ def _draw(
         modality=info.modality,
         sheets=sheets,
         pictures=pictures,
-        seed=seed,
+        seed=experiment.params.seed,
         model_kind=model.kind if model else "",
         model_digest=model.digest if model else "",
         method_notes=(
             *(verdict.leaks if verdict else ()),
-            *_notes(info, model, gate, classic, sheets),
+            *_notes(info, model, candidates, classic, sheets),
         ),
         digests={
             "ingested records": dataset.digest,
@@ -268,13 +207,8 @@ def _draw(
         findings=findings,
     )
     files = build_report(data)
-    key = stage_key(
-        "report",
-        algorithm_version=ALGORITHM_VERSION,
-        params={
-            name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())
-        },
-    )
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    key = step_key("report", inputs=[digests])
     prefix = f"_staging/report/{key}"
     for name, content in sorted(files.items()):
         store.put_if_absent(f"{prefix}/{name}", content)
@@ -288,15 +222,15 @@ def _draw(
 def _notes(
     info: DatasetInfo,
     model: ModelRef | None,
-    gate: FilterResult | None,
+    candidates: FilterResult | None,
     classic: Classic | None,
     sheets: Mapping[str, bytes],
 ) -> tuple[str, ...]:
     """Return what is to be said about how things were done."""
-    notes = (model.notes if model else ()) + (gate.notes if gate else ())
+    notes = (model.notes if model else ()) + (candidates.notes if candidates else ())
     if info.modality == "image":
         rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
-        notes = (*rules, *notes, *((NEAREST_RULE,) if sheets and gate else ()))
+        notes = (*rules, *notes, *((NEAREST_RULE,) if sheets and candidates else ()))
     return notes
 
 

@@ -40,7 +40,7 @@ def picture_sheets(
     store: Store,
     info: DatasetInfo,
     plan: BalancePlan,
-    gate: FilterResult | None,
+    candidates: FilterResult | None,
     *,
     pictures: Literal["real", "synthetic", "none"],
     classic: Classic | None = None,
@@ -55,7 +55,7 @@ def picture_sheets(
         Of the ingest stage. Only training records are shown.
     plan : BalancePlan
         Says which classes were to be brought up; the :data:`MAX_SHEETS` rarest get a sheet.
-    gate : FilterResult, optional
+    candidates : FilterResult, optional
         The synthetic images that were kept; the best of each class are shown.
     pictures : {"real", "synthetic", "none"}
         "synthetic" leaves out every row made of real images, classic copies included.
@@ -72,7 +72,7 @@ def picture_sheets(
     classes = _classes_to_show(plan)
     training = [shard for shard in info.shards if shard.split == "training"]
     real = _shown(store, training, info, classes, by_id=True) if pictures == "real" else {}
-    made = _shown(store, gate.kept if gate else (), info, classes, by_id=False)
+    made = _shown(store, candidates.kept if candidates else (), info, classes, by_id=False)
     policy = ImagePolicy.from_params(classic) if classic else None
     nearest = _nearest(store, training, info, made) if real and made else {}
     sheets = {}
@@ -123,7 +123,7 @@ def _shown(
 ) -> dict[str, list[_Image]]:
     """Return the images of each class that its sheet shows.
 
-    Of synthetic ones the first: the gate puts the best of a class first. Real ones by id: those of one
+    Of synthetic ones the first: the filter puts the best of a class first. Real ones by id: those of one
     file often resemble one another, and ids are an order by chance.
     """
     assert info.image is not None

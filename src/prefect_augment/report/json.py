@@ -82,8 +82,8 @@ class ReportData:
         Real records in training, validation and holdout.
     strategy_scores : tuple of StrategyScore
         Scores on validation records, one per strategy and seed.
-    verdict, recipe, gate : optional
-        The last comparison, the winner, what the gate kept.
+    verdict, recipe, candidates : optional
+        The last comparison, the winner, what the filter kept.
     counts_before, counts_after : mapping of class to origin to int
         Training records (training and validation) before, and published.
     weighted_counts : mapping of class to float
@@ -130,7 +130,7 @@ class ReportData:
     strategy_scores: tuple[StrategyScore, ...] = ()
     verdict: Verdict | None = None
     recipe: Recipe | None = None
-    gate: FilterResult | None = None
+    candidates: FilterResult | None = None
     counts_before: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
     counts_after: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
     weighted_counts: Mapping[str, float] = field(default_factory=dict)
@@ -209,7 +209,7 @@ class ReportInfo(Findings):
     )
     verdict: Verdict | None = Field(description="the last comparison, on the hold-out")
     recipe: Recipe | None
-    gate: FilterResult | None
+    candidates: FilterResult | None
     counts_before: dict[str, dict[str, int]] = Field(description="class -> origin -> records")
     counts_after: dict[str, dict[str, int]]
     weighted_counts: dict[str, float] = Field(description="sum of aug_weight per class")

@@ -66,8 +66,8 @@ def _verdict(data: ReportData) -> list[str]:
         blocks.append("\n".join(f"- {markdown_text(reason)}" for reason in head.reasons))
     if data.recipe is not None:
         blocks.append(f"**Recipe.** {markdown_text(data.recipe.sentence)}")
-    if data.gate is not None:
-        purpose = SOFT if data.gate.shares else PURPOSES[data.gate.purpose]
+    if data.candidates is not None:
+        purpose = SOFT if data.candidates.shares else PURPOSES[data.candidates.purpose]
         blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
     if data.findings.privacy is not None:
         blocks.append(f"**Privacy.** {markdown_text(data.findings.privacy.sentence)}")

@@ -40,12 +40,12 @@ def disclosable(data: ReportData) -> ReportData:
     quarantine: Counter[str] = Counter()
     for reason, n in data.quarantine.items():
         quarantine[hide(reason)] += n
-    gate = data.gate
+    candidates = data.candidates
     method_notes = tuple(map(hide, data.method_notes))
-    if gate is not None and data.pictures == "none":
-        gate = gate.model_copy(update={"notes": tuple(map(hide, gate.notes))})
-    elif gate is not None:
-        shown = set(gate.notes)
+    if candidates is not None and data.pictures == "none":
+        candidates = candidates.model_copy(update={"notes": tuple(map(hide, candidates.notes))})
+    elif candidates is not None:
+        shown = set(candidates.notes)
         method_notes = tuple(n if n in shown else hide(n) for n in data.method_notes)
     return dataclasses.replace(
         data,
@@ -53,7 +53,7 @@ def disclosable(data: ReportData) -> ReportData:
         notes=tuple(map(hide, data.notes)),
         method_notes=method_notes,
         columns=tuple(c.model_copy(update={"note": hide(c.note)}) for c in data.columns),
-        gate=gate,
+        candidates=candidates,
     )
 
 

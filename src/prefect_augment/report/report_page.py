@@ -43,7 +43,7 @@ FAMILIES = {
     "classic": "records made by interpolating between neighbours of a class (SMOTE)",
     "model": "synthetic records drawn from the generative model",
     "mixture": "synthetic records together with interpolated ones",
-    "given": "the synthetic records that were handed in, as they are",
+    "external": "the synthetic records that were handed in, as they are",
 }
 # Where images differ.
 IMAGE_FAMILIES = {
@@ -322,7 +322,11 @@ def _ratio(counts: Sequence[float]) -> float | None:
 
 def _filter_metrics(data: ReportData) -> list[str]:
     """Names of the gate's metrics over all strata."""
-    return sorted({name for c in data.gate.classes for name in c.metrics}) if data.gate else []
+    return (
+        sorted({name for c in data.candidates.classes for name in c.metrics})
+        if data.candidates
+        else []
+    )
 
 
 def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> list[str]:

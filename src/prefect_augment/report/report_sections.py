@@ -86,7 +86,7 @@ SECTIONS: tuple[Section, ...] = (
     standing("strategies", "Strategies"),
     measured("search", "Search", section_search.section),
     standing("per-class", "Per class"),
-    Section("gate", "Safe classes", lambda data, _: section_filter.section(data.gate)),
+    Section("filter", "Safe classes", lambda data, _: section_filter.section(data.candidates)),
     measured("slices", "Groups", section_slices.section),
     measured("robustness", "Robustness", section_robustness.section),
     measured("calibration", "Calibration", section_calibration.section),

@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -18,39 +17,32 @@ from urllib.parse import quote
 from prefect_augment.report.redaction import hiding
 from prefect_augment.schema.base import (
     ApprovalDecision,
-    BalancePlan,
     Commit,
     DatasetRef,
     FilterResult,
-    Recipe,
     ReportRef,
     RunResult,
-    StrategyScore,
-    Verdict,
 )
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.text import count, duration, markdown_text
 
-__all__ = ["outcome_sentence", "peak_rss_bytes", "run_page", "summarise", "where", "with_given"]
+Status = Literal["published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"]
+
+__all__ = ["outcome_sentence", "peak_rss_bytes", "run_page", "summarise", "where", "with_external"]
 
 
 def summarise(
-    dataset: DatasetRef,
-    plan: BalancePlan,
+    release: Release,
     *,
-    status: Literal[
-        "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
-    ],
+    status: Status,
     started: float,
     store: Store | None = None,
     commit: Commit | None = None,
-    scores: Sequence[StrategyScore] = (),
-    recipe: Recipe | None = None,
-    verdict: Verdict | None = None,
     report: ReportRef | None = None,
     proposal: str = "",
     approval: ApprovalDecision | None = None,
@@ -59,15 +51,24 @@ def summarise(
 
     Parameters
     ----------
+    release : Release
+        As far as the run has come.
+    status : str
+        What became of the run.
     started : float
         ``time.monotonic()`` at the start.
     store : Store, optional
         The destination, to read the counts of what was published.
+    commit : Commit, optional
+        What was published.
+    report : ReportRef, optional
+        Where nothing was published.
     proposal : str, optional
         Id of what somebody has to decide, or has decided.
     approval : ApprovalDecision, optional
         What somebody decided.
     """
+    plan = release.experiment.plan
     counts: dict[str, dict[str, dict[str, int]]] = {}
     page = f"{report.root}/{report.prefix}/report.html" if report else ""
     if commit is not None and store is not None:
@@ -83,11 +84,11 @@ def summarise(
         version=commit.version if commit else None,
         manifest=f"{commit.root}/{commit.manifest}" if commit else "",
         counts=counts,
-        quarantined=dataset.n_quarantined,
+        quarantined=release.dataset.n_quarantined,
         plan=plan,
-        strategies=tuple(scores),
-        recipe=recipe,
-        verdict=verdict,
+        strategies=release.scores,
+        recipe=release.recipe,
+        verdict=release.verdict,
         report=page,
         seconds=round(time.monotonic() - started, 2),
         peak_rss_bytes=peak_rss_bytes(),
@@ -97,10 +98,10 @@ def summarise(
     )
 
 
-def with_given(
+def with_external(
     result: RunResult,
-    given: DatasetRef,
-    compared: FilterResult,
+    external: DatasetRef,
+    filtered: FilterResult,
     privacy: Privacy | None,
     *,
     pictures: Literal["real", "synthetic", "none"],
@@ -111,28 +112,28 @@ def with_given(
     With ``pictures`` none, notes quote no value of them.
     """
     dropped = Counter[str]()
-    for c in compared.classes:
+    for c in filtered.classes:
         dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
     why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common())
-    said = [f"the gate would drop {sum(dropped.values()):,} of {given.n_records:,}: {why}"] * bool(
-        why
-    )
-    notes = compared.notes
+    said = [
+        f"the filter would drop {sum(dropped.values()):,} of {external.n_records:,}: {why}"
+    ] * bool(why)
+    notes = filtered.notes
     if pictures == "none":
-        info = load_info(given, store)
+        info = load_info(external, store)
         strata = [name for c in result.plan.classes for name in (c.name, c.label)]
         notes = tuple(map(hiding({info.label, *(c.name for c in info.columns), *strata}), notes))
     counts = {
-        "given": given.n_records + given.n_quarantined,
-        "quarantined": given.n_quarantined,
-        "compared": given.n_records,
-        "passed": sum(c.n_passed for c in compared.classes),
-        "kept": sum(c.n_kept for c in compared.classes),
+        "given": external.n_records + external.n_quarantined,
+        "quarantined": external.n_quarantined,
+        "filtered": external.n_records,
+        "passed": sum(c.n_passed for c in filtered.classes),
+        "kept": sum(c.n_kept for c in filtered.classes),
     }
     return result.model_copy(
         update={
-            "given": counts,
-            "quarantined": result.quarantined + given.n_quarantined,
+            "external": counts,
+            "quarantined": result.quarantined + external.n_quarantined,
             "privacy": privacy.finding if privacy else "",
             "notes": (
                 *result.notes,

@@ -42,7 +42,7 @@ def section(info: SearchResult | None) -> Markup:
             "models. Each round keeps the best and trains them harder; the hold-out saw none of it.</p>\n"
         ).format(count(info.n_trials), info.n_settings),
         *(_rung(rung) for rung in info.rungs),
-        _passed_over(info),
+        _skipped(info),
         Markup("</section>\n"),
     ]
     return Markup("").join(parts)
@@ -57,7 +57,7 @@ def setting_text(strategy: Strategy) -> str:
     'amount 0.5, 2 per real'
     """
     found = []
-    if strategy.family not in ("as_is", "threshold", "given"):
+    if strategy.family not in ("as_is", "threshold", "external"):
         found.append(f"amount {strategy.amount:g}")
     if strategy.per_real:
         found.append(f"{strategy.per_real:g} per real")
@@ -121,12 +121,12 @@ def _time(seconds: float) -> str:
     return f"{number(seconds)} s" if seconds < 10 else duration(seconds)
 
 
-def _passed_over(info: SearchResult) -> Markup:
-    if not info.passed_over:
+def _skipped(info: SearchResult) -> Markup:
+    if not info.skipped:
         return Markup("")
     items = Markup("").join(
         Markup("<li><code>{}</code>: {}.</li>").format(escape(kind), reason)
-        for kind, reason in sorted(info.passed_over.items())
+        for kind, reason in sorted(info.skipped.items())
     )
     return Markup("  <h3>Generative models that were passed over</h3>\n  <ul>{}</ul>\n").format(
         items

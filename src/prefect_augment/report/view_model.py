@@ -267,11 +267,11 @@ class _FilterSum:
 
 
 def _filter_by_class(data: ReportData) -> dict[str, _FilterSum]:
-    if data.gate is None:
+    if data.candidates is None:
         return {}
     label_of = {c.name: c.label for c in data.plan.classes} if data.plan else {}
     strata = defaultdict(list)
-    for stratum in data.gate.classes:
+    for stratum in data.candidates.classes:
         strata[label_of.get(stratum.name, stratum.name)].append(stratum)
     sums = {}
     for label, gates in strata.items():

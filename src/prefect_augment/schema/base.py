@@ -59,7 +59,7 @@ Origin = Literal["real", "copy", "classic", "synthetic"]
 Modality = Literal["table", "image"]
 ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque", "image"]
 StrategyFamily = Literal[
-    "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "given"
+    "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "external"
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
 CheckName = Literal["domain", "copies", "noise", "labels", "collapse"]
@@ -276,6 +276,20 @@ class BalancePlan(Result):
     # Synthetic records are of every class and stand for each that they may be of, by weight.
     soft_labels: bool = False
 
+    @classmethod
+    def without_amounts(cls) -> BalancePlan:
+        """Return the plan of a run that adds no record."""
+        return cls(
+            rule="", classes=(), estimate=Estimate(seconds=0.0, output_bytes=0, memory_bytes=0)
+        )
+
+    @property
+    def identity(self) -> list[Any]:
+        """What of the plan changes bytes of the steps after it."""
+        amounts = [c.model_dump(mode="json") for c in self.classes]
+        classifier = [self.classifier_steps, self.classifier_width, self.n_folds]
+        return [amounts, *classifier, self.n_settings, self.soft_labels]
+
     @property
     def n_synthetic(self) -> int:
         """Synthetic records wanted over all strata."""
@@ -379,7 +393,7 @@ class Strategy(Result):
     @property
     def has_model(self) -> bool:
         """Whether the strategy trains on synthetic records."""
-        return self.family in ("model", "mixture", "given")
+        return self.family in ("model", "mixture", "external")
 
 
 class EstimatorScore(Result):
@@ -487,11 +501,11 @@ class Verdict(Result):
     n_without_twins: int = 0
     leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
     # Path of what the same reading says of robustness, groups and calibration, relative to the root.
-    further: str = ""
+    diagnostics: str = ""
 
     def without_paths(self) -> Verdict:
         """Return the verdict as reports and manifests hold it: a receipt's path depends on where records came from."""
-        return self.model_copy(update={"further": ""})
+        return self.model_copy(update={"diagnostics": ""})
 
 
 # --- published --------------------------------------------------------------------------------
@@ -550,8 +564,8 @@ class RunResult(Result):
     notes: tuple[str, ...] = ()
     proposal: str = ""  # id, where one was made
     approval: ApprovalDecision | None = None
-    # Of records that another tool made: given, quarantined, judged, and of those passed and kept.
-    given: dict[str, int] = Field(default_factory=dict)
+    # Of records that another tool made: given, quarantined, filtered, and of those passed and kept.
+    external: dict[str, int] = Field(default_factory=dict)
     privacy: str = ""  # what the attack on the synthetic records found: leak, gap, none shown …
 
 

@@ -3,21 +3,33 @@
 Facts: what the one reading of the hold-out says beside the verdict.
 
 Robustness, groups and calibration of the strategies that met on the hold-out. They travel by the path of
-their receipt, :attr:`.Verdict.further`; the report has them under the keys of :class:`HoldoutResult`.
+their receipt, :attr:`.Verdict.diagnostics`; the report has them under the keys of :class:`HoldoutResult`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from prefect_augment.schema.base import Difference, Interval, Result, Strategy
+from prefect_augment.params.keys import step_key
+from prefect_augment.params.models import ModelParams
+from prefect_augment.params.run import Budget, RunParams
+from prefect_augment.schema.base import (
+    BalancePlan,
+    DatasetRef,
+    Difference,
+    FilterResult,
+    Interval,
+    Result,
+    Strategy,
+)
 
 __all__ = [
     "CalibrationResult",
     "CalibrationScore",
     "ConditionRow",
+    "Experiment",
     "Gap",
     "GroupRow",
     "HoldoutResult",
@@ -29,6 +41,61 @@ __all__ = [
     "StrategyCalibration",
     "Trial",
 ]
+
+
+class Experiment(Result):
+    """What crosses the steps of one comparison: records, plan, parameters, and the candidates once there are some.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested records.
+    plan : BalancePlan
+        Amounts per class.
+    params : RunParams
+        What was requested.
+    candidates : FilterResult, optional
+        Synthetic records that the filter has looked at.
+    """
+
+    dataset: DatasetRef
+    plan: BalancePlan
+    params: RunParams = RunParams()
+    candidates: FilterResult | None = None
+
+    def with_model(self, model: ModelParams) -> Experiment:
+        """Return the experiment with another generative model."""
+        return self._with(model=model)
+
+    def with_budget(self, budget: Budget) -> Experiment:
+        """Return the experiment with another budget."""
+        return self._with(budget=budget)
+
+    def with_seeds(self, n_seeds: int) -> Experiment:
+        """Return the experiment with another number of seeds."""
+        evaluation = self.params.evaluation.model_copy(update={"n_seeds": n_seeds})
+        return self._with(evaluation=evaluation)
+
+    def _with(self, **sections: Any) -> Experiment:
+        return self.model_copy(update={"params": self.params.model_copy(update=sections)})
+
+    def key(self, step: str, *inputs: Any, seed: int | None = None) -> str:
+        """Return the name of a step's outcome on these records.
+
+        Parameters
+        ----------
+        step : str
+            A name of :data:`~prefect_augment.params.keys.STEPS`, which says what parameters count.
+        *inputs
+            What the step reads beside dataset, plan and candidates.
+        seed : int, optional
+            The run's where not given.
+        """
+        read = [self.dataset.key, self.dataset.digest, self.plan.identity]
+        read += [self.candidates.key if self.candidates else "", *inputs]
+        return step_key(
+            step, self.params, inputs=read, seed=self.params.seed if seed is None else seed
+        )
 
 
 class Trial(Result):
@@ -64,9 +131,7 @@ class SearchResult(Result):
 
     rungs: tuple[Rung, ...]
     n_settings: int  # at most tried of a strategy: the same for baselines and models
-    passed_over: dict[str, str] = Field(
-        default_factory=dict
-    )  # kind of model -> why it was not tried
+    skipped: dict[str, str] = Field(default_factory=dict)  # kind of model -> why it was not tried
 
     @property
     def n_trials(self) -> int:

@@ -163,7 +163,7 @@ class Manifest(Result):
     # Stratum -> aug_weight of its records in train; 1 where not named.
     weights: dict[str, float] = Field(default_factory=dict)
     verdict: Verdict | None
-    gate: tuple[ClassFilter, ...] = ()
+    filtered: tuple[ClassFilter, ...] = ()
     models: tuple[PublishedModel, ...] = ()
     params: dict[str, Any]
     approval: ApprovalDecision | None = None  # None where nobody was asked

@@ -1,65 +1,26 @@
 """Stages and their receipts: the only memory of a run.
 
-A stage is named by everything that changes its bytes (:func:`stage_key`). Its items leave receipts,
-its outcome leaves one more, all put only where none is, so that a rerun, a second worker and a run
-after a crash find what is done and do the rest.
+A stage is named by everything that changes its bytes
+(:func:`~prefect_augment.params.keys.step_key`). Its items leave receipts, its outcome leaves one
+more, all put only where none is, so that a rerun, a second worker and a run after a crash find what is
+done and do the rest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.storage.store import Store, sha256_hex
 
-__all__ = ["Stage", "canonical_json", "stage_key"]
+__all__ = ["Stage", "read_result"]
 
 F = TypeVar("F", bound=Result)
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no canonical JSON")
-
-
-def stage_key(
-    stage: str,
-    *,
-    algorithm_version: int,
-    params: Any,
-    inputs: Sequence[str] = (),
-    seed: int | None = None,
-) -> str:
-    """Return the name of a stage's outcome, 24 hexadecimal digits.
-
-    Parameters
-    ----------
-    stage : str
-        The stage's name.
-    algorithm_version : int
-        Raised whenever the code would give other bytes for the same params.
-    params
-        The params that change the bytes; compute, storage and approval do not.
-    inputs : sequence of str
-        Keys or digests of what the stage reads.
-    seed : int, optional
-        Where the stage draws random numbers.
-    """
-    text = canonical_json([stage, algorithm_version, params, list(inputs), seed])
-    return hashlib.sha256(text).hexdigest()[:24]
 
 
 class Stage:
@@ -75,6 +36,11 @@ class Stage:
     def outcome(self, kind: type[F]) -> F | None:
         """Return the stage's outcome, or None while it has none."""
         return read_result(self.store, self.outcome_path, kind)
+
+    def run(self, kind: type[F], build: Callable[[], F]) -> F:
+        """Return the stage's outcome; build it where there is none yet."""
+        found = self.outcome(kind)
+        return found if found is not None else self.finish(build())
 
     def finish(self, outcome: F) -> F:
         """Leave the outcome, or take the one that another worker left first."""

@@ -17,7 +17,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.genmodels.counter_rng import seeds_from
-from prefect_augment.storage.staging import canonical_json
+from prefect_augment.params.keys import canonical_json
 from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.synthesis.rejection import Keys, Rules, draw_kept
 

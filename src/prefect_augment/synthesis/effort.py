@@ -17,7 +17,7 @@ __all__ = [
     "calibrate",
     "calibrated_context",
     "check_budget",
-    "effort",
+    "effective_budget",
     "plain_context",
     "training_bytes",
     "trees_seconds",
@@ -31,11 +31,11 @@ TRAINING_SHARE = 0.4
 STEPS_SHARE = 0.5
 
 
-def effort(budget: Budget) -> list[Any]:
+def effective_budget(budget: Budget) -> Budget:
     """Return what of the budget changes the bytes: steps, or minutes where there are none."""
     if budget.steps:
-        return [budget.steps, budget.batch_size]
-    return ["minutes", budget.minutes, budget.batch_size]
+        return Budget(steps=budget.steps, batch_size=budget.batch_size)
+    return Budget(minutes=budget.minutes, batch_size=budget.batch_size)
 
 
 def check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:

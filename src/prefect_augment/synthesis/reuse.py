@@ -24,24 +24,26 @@ _RECEIPT = "trained"
 class TrainedOn(Result):
     """What a model was trained for and on; beside the outcome of its stage."""
 
-    wish: str  # key of everything that was asked for but the records
+    request: str  # key of everything that was asked for but the records
     dataset: DatasetRef  # it was trained on training records of this one, all of them or some
     counts: dict[str, int]  # stratum -> records that it was trained on
 
 
 def keep_training(
-    stage: Stage, *, wish: str, dataset: DatasetRef, counts: Mapping[str, int]
+    stage: Stage, *, request: str, dataset: DatasetRef, counts: Mapping[str, int]
 ) -> None:
     """Leave the receipt by which :func:`find_earlier` finds the stage's model."""
     stage.item(
-        _RECEIPT, TrainedOn, lambda: TrainedOn(wish=wish, dataset=dataset, counts=dict(counts))
+        _RECEIPT,
+        TrainedOn,
+        lambda: TrainedOn(request=request, dataset=dataset, counts=dict(counts)),
     )
 
 
 def find_earlier(
     stage: Stage,
     *,
-    wish: str,
+    request: str,
     dataset: DatasetRef,
     encoder: Encoder,
     counts: Mapping[str, int],
@@ -49,7 +51,7 @@ def find_earlier(
 ) -> ModelRef | None:
     """Return an earlier run's model that serves these records too, under this stage; or None.
 
-    It serves where the same was wished, all that it was trained on is among these training records (so
+    It serves where the same was requested, all that it was trained on is among these training records (so
     that it has not seen validation or hold-out), no stratum is new or has grown by more than ``growth``, and
     the domain of its encoder holds. Which model was found, or why none serves, is logged.
 
@@ -57,7 +59,7 @@ def find_earlier(
     ----------
     stage : Stage
         Of the training that would be saved.
-    wish : str
+    request : str
         Key of everything that is asked for but the records.
     dataset : DatasetRef
         Outcome of the ingest of these records.
@@ -68,7 +70,7 @@ def find_earlier(
     growth : float
         Share by which a stratum may have grown since; 0 for none at all.
     """
-    found = _earlier(stage, wish) if growth > 0 else []
+    found = _earlier(stage, request) if growth > 0 else []
     if not found:
         return None
     # The one that knows most; the key settles ties the same way everywhere.
@@ -89,12 +91,12 @@ def find_earlier(
     )
     logger.info("Not trained: %s.", note)
     # These records hold all that it knows, so the next run need not find the first one's.
-    keep_training(stage, wish=wish, dataset=dataset, counts=trained.counts)
+    keep_training(stage, request=request, dataset=dataset, counts=trained.counts)
     return copy_model(ref, stage, notes=(*ref.notes, note))
 
 
-def _earlier(stage: Stage, wish: str) -> list[tuple[TrainedOn, ModelRef]]:
-    """Models that were trained by the same wish, with what they were trained on."""
+def _earlier(stage: Stage, request: str) -> list[tuple[TrainedOn, ModelRef]]:
+    """Models that were trained on the same request, with what they were trained on."""
     found = []
     for path in stage.store.list(f"_staging/{stage.name}"):
         folder, _, name = path.rpartition("/")
@@ -102,7 +104,7 @@ def _earlier(stage: Stage, wish: str) -> list[tuple[TrainedOn, ModelRef]]:
             continue
         trained = read_result(stage.store, path, TrainedOn)
         ref = read_result(stage.store, f"{folder}/outcome.json", ModelRef)
-        if trained is not None and trained.wish == wish and ref is not None:
+        if trained is not None and trained.request == request and ref is not None:
             found.append((trained, ref))
     return found
 

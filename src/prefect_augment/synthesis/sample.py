@@ -20,10 +20,11 @@ from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesGiven
 from prefect_augment.params import Constraint
+from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import (
     candidate_seeds,
@@ -40,7 +41,6 @@ __all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 1
 # Drawn, written and receipted together: bounds memory and what a crash loses.
 BATCH_RECORDS = 100_000
 # Of images: networks take seconds for as many, and pictures fill memory.
@@ -118,16 +118,9 @@ def sample(
     rules = Rules()
     if given or constraints or max_near is not None:
         rules = _rules(model, store, dataset, given, constraints)
-    asked: list[Any] = [wanted, rules.said, list(rules.constraints)]
-    if max_near is not None:
-        asked.append(max_near)
-    key = stage_key(
-        "sample",
-        algorithm_version=ALGORITHM_VERSION,
-        params=asked if rules or max_near is not None else wanted,
-        inputs=[dataset.key, dataset.digest, model.key, model.digest],
-        seed=seed,
-    )
+    read = [dataset.key, dataset.digest, model.key, model.digest]
+    inputs = [read, wanted, rules.said, list(rules.constraints), max_near]
+    key = step_key("sample", inputs=inputs, seed=seed)
     stage = Stage(store, "sample", key)
     info = stage.outcome(DatasetInfo)
     if info is None:

@@ -27,28 +27,28 @@ from prefect_augment.genmodels.base import (
 )
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget, ModelParams
+from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.schema.base import (
-    BalancePlan,
     DatasetInfo,
     DatasetRef,
     Modality,
     ModelRef,
 )
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.spill import give_back
-from prefect_augment.storage.staging import Stage, stage_key
+from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.effort import (
     announce,
     calibrate,
     calibrated_context,
     check_budget,
-    effort,
+    effective_budget,
     plain_context,
 )
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
-from prefect_augment.synthesis.overlap_class import with_overlap_class
 from prefect_augment.synthesis.resume import CurveKeeper, Resume
 from prefect_augment.synthesis.reuse import find_earlier, keep_training
 from prefect_augment.synthesis.subsample import n_training_records, read_training_records
@@ -63,8 +63,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 5
-
 # By default no image model is trained on a CPU for larger images or fewer images seen: none that was
 # helped there (research/images.md, section 9).
 MAX_CPU_SIZE = 32
@@ -75,16 +73,7 @@ _UNITS: dict[Modality, str] = {"table": "rows", "image": "images"}  # in progres
 Progress = Callable[[float, str], None]
 
 
-def train(
-    dataset: DatasetRef,
-    *,
-    model: ModelParams,
-    plan: BalancePlan,
-    budget: Budget,
-    seed: int,
-    store: Store,
-    on_progress: Progress | None = None,
-) -> ModelRef:
+def train(experiment: Experiment, store: Store, *, on_progress: Progress | None = None) -> ModelRef:
     """Fit encoder and model on the training records; validation and hold-out are not read.
 
     A model that was trained before on most of these records is taken instead, while no class has
@@ -95,16 +84,9 @@ def train(
 
     Parameters
     ----------
-    dataset : DatasetRef
-        Ingested records.
-    model : ModelParams
-        The kind of model and its params.
-    plan : BalancePlan
-        Says by which further columns classes are divided into strata.
-    budget : Budget
-        Training effort, for models that are trained in steps.
-    seed : int
-        Seed of everything random in training.
+    experiment : Experiment
+        Ingested records; the plan says by which further columns classes are divided into strata; the
+        kind of model, its params, the budget and the seed.
     store : Store
         The root that the dataset lies under.
     on_progress : callable, optional
@@ -123,41 +105,39 @@ def train(
     EmptyClassError
         If there is no training record.
     """
-    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
-    found = job.stage.outcome(ModelRef)
-    if found is not None:
-        return found
-    records = job.records()
+    job = _Job.of(experiment, store)
+    return job.stage.run(ModelRef, lambda: _train(job, on_progress))
+
+
+def _train(job: _Job, on_progress: Progress | None) -> ModelRef:
+    records, dataset = job.records(), job.dataset
     counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
     earlier = find_earlier(
         job.stage,
-        wish=job.wish,
+        request=job.request,
         dataset=dataset,
         encoder=records.encoder,
         counts=counts,
-        growth=budget.reuse_growth,
+        growth=job.budget.reuse_growth,
     )
     if earlier is not None:
-        return job.stage.finish(earlier)
-    fitted: GenerativeModel = job.model_class.build(job.params, records.learnt or records.spec)
+        return earlier
+    fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
     restored = resume.load()
     curve = CurveKeeper(restored)
+    n_steps = context.steps or records.n_features
     context = replace(
         context,
-        report=curve.heard(
-            _progress(
-                on_progress, context.steps or records.n_features, unit=_UNITS[job.info.modality]
-            )
-        ),
+        report=curve.heard(_progress(on_progress, n_steps, unit=_UNITS[job.info.modality])),
         checkpoint=curve.kept(resume.save),
-        checkpoint_seconds=budget.checkpoint_seconds,
+        checkpoint_seconds=job.budget.checkpoint_seconds,
         restored=restored,
     )
     fitted.fit(records.data, context)
     curve.leave(job.stage)
-    keep_training(job.stage, wish=job.wish, dataset=dataset, counts=counts)
+    keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
         keep_model(
             fitted,
@@ -173,51 +153,23 @@ def train(
     return outcome
 
 
-def find_model(
-    dataset: DatasetRef,
-    *,
-    model: ModelParams,
-    plan: BalancePlan,
-    budget: Budget,
-    seed: int,
-    store: Store,
-) -> ModelRef | None:
-    """Return the model that :func:`train` would find trained already, or None.
-
-    Parameters
-    ----------
-    dataset, model, plan, budget, seed, store
-        As for :func:`train`.
-    """
-    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
-    return job.stage.outcome(ModelRef)
+def find_model(experiment: Experiment, store: Store) -> ModelRef | None:
+    """Return the model that :func:`train` would find trained already, or None."""
+    return _Job.of(experiment, store).stage.outcome(ModelRef)
 
 
-def why_no_image_model(
-    dataset: DatasetRef,
-    *,
-    model: ModelParams,
-    plan: BalancePlan,
-    budget: Budget,
-    seed: int,
-    store: Store,
-) -> str:
+def why_no_image_model(experiment: Experiment, store: Store) -> str:
     """Return why ``auto`` should train no image model here, as a sentence; empty where it should.
 
     Where the size does not decide, the speed is measured, once: :func:`train` finds the receipt.
-
-    Parameters
-    ----------
-    dataset, model, plan, budget, seed, store
-        As for :func:`train`.
     """
-    job = _Job.of(dataset, model=model, plan=plan, budget=budget, seed=seed, store=store)
+    job = _Job.of(experiment, store)
     if job.info.modality != "image" or not job.model_class.trained_in_steps:
         return ""
     # Imported here: it loads torch, which tables do without.
     from prefect_augment.nn.devices import choose_device
 
-    if choose_device(budget.device).name != "cpu":
+    if choose_device(job.budget.device).name != "cpu":
         return ""
     width, height = job.info.image.most_common_size if job.info.image else (0, 0)
     if max(width, height) > MAX_CPU_SIZE:
@@ -226,7 +178,7 @@ def why_no_image_model(
             f"{MAX_CPU_SIZE} px; ask for one by name to train it all the same."
         )
     records = job.records()
-    fitted = job.model_class.build(job.params, records.learnt or records.spec)
+    fitted = job.model_class.build(job.params, records.spec)
     try:
         calibration = job.calibration(fitted, records.data)
     except ParameterError as exc:  # not even one step fits
@@ -270,9 +222,7 @@ def fit_model(
     modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
     model_class = load_model_class(params, modality=modality)
     check_budget(model_class, budget, resolve_model(params, modality=modality))
-    wish = model_params(params, modality=modality)
-    data, spec = _as_learnt(data, spec, wish, seed)
-    model: GenerativeModel = model_class.build(wish, spec)
+    model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
     context = plain_context(budget, seed)
     if isinstance(model, Calibrates):
         context = calibrated_context(calibrate(model, data, budget, seed), seed)
@@ -290,7 +240,6 @@ class _Records:
     spec: TableSpec | ImageSpec
     data: TableData | ImageData
     notes: tuple[str, ...] = ()
-    learnt: TableSpec | None = None  # the spec with a class that is not sampled
 
     @property
     def n_features(self) -> int:
@@ -299,8 +248,9 @@ class _Records:
 
 @dataclass(frozen=True)
 class _Job:
-    """One training run: what is asked for, where it lies, and what it reads."""
+    """One training run: what is requested, where it lies, and what it reads."""
 
+    dataset: DatasetRef
     info: DatasetInfo
     kind: str
     params: Any
@@ -309,39 +259,28 @@ class _Job:
     budget: Budget
     seed: int
     stage: Stage
-    wish: str  # key of all of it but the records
+    request: str  # key of all of it but the records
 
     @classmethod
-    def of(
-        cls,
-        dataset: DatasetRef,
-        *,
-        model: ModelParams,
-        plan: BalancePlan,
-        budget: Budget,
-        seed: int,
-        store: Store,
-    ) -> _Job:
+    def of(cls, experiment: Experiment, store: Store) -> _Job:
+        dataset, budget = experiment.dataset, experiment.params.budget
         info = load_info(dataset, store)
+        model, seed = experiment.params.model, experiment.params.seed
         params = model_params(model, modality=info.modality)
         kind = resolve_model(model, modality=info.modality)
         model_class = load_model_class(model, modality=info.modality)
         check_budget(model_class, budget, kind)
+        plan = experiment.plan
         by = list(plan.classes[0].by) if plan.classes else []
-        wished = [kind, params, by, effort(budget) if model_class.trained_in_steps else []]
-        if 0 < (most := _most(model_class)) < n_training_records(info):
-            wished.append(most)
-        version, growth = ALGORITHM_VERSION, budget.reuse_growth
-        wish = stage_key("train", algorithm_version=version, params=wished, seed=seed)
-        key = stage_key(
-            "train",
-            algorithm_version=version,
-            params=[*wished, growth],
-            inputs=[dataset.key, dataset.digest],
-            seed=seed,
-        )
+        effort = effective_budget(budget) if model_class.trained_in_steps else Budget()
+        most = _most(model_class)
+        inputs: list[Any] = [kind, by, most if 0 < most < n_training_records(info) else 0]
+        request = step_key("train", {"model": params, "budget": effort}, inputs=inputs, seed=seed)
+        effort = effort.model_copy(update={"reuse_growth": budget.reuse_growth})
+        inputs += [dataset.key, dataset.digest]
+        key = step_key("train", {"model": params, "budget": effort}, inputs=inputs, seed=seed)
         stage = Stage(store, "train", key)
-        return cls(info, str(kind), params, model_class, by, budget, seed, stage, wish)
+        return cls(dataset, info, str(kind), params, model_class, by, budget, seed, stage, request)
 
     def records(self) -> _Records:
         """Read and encode the training records, in the order of their ids."""
@@ -360,15 +299,7 @@ class _Job:
         if isinstance(encoder, ImageEncoder):
             return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
         spec = table_spec(encoder, strata)
-        learnt, learnt_spec = _as_learnt(TableData(data, strata), spec, self.params, self.seed)
-        if learnt_spec != spec:
-            n = learnt_spec.class_counts[-1]
-            note = (
-                f"{n:,} records of the largest class overlap with other classes: they are learnt as "
-                "a class of their own, and not sampled."
-            )
-            notes += (note,)
-        return _Records(encoder, spec, learnt, notes, learnt_spec)
+        return _Records(encoder, spec, TableData(data, strata), notes)
 
     def _encoder(self, table: pa.Table) -> Encoder:
         info = self.info
@@ -402,13 +333,6 @@ class _Job:
         return self.stage.item(
             "calibration", Calibration, lambda: calibrate(model, data, self.budget, self.seed)
         )
-
-
-def _as_learnt(data: Any, spec: Any, params: Any, seed: int) -> tuple[Any, Any]:
-    """Return records and spec as the model is to learn them."""
-    if isinstance(spec, TableSpec) and getattr(params, "overlap", False):
-        return with_overlap_class(data, spec, seed=seed)
-    return data, spec
 
 
 def _most(model_class: Any) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.params import Destination, Evaluation, NoModel
 from prefect_augment.schema.base import Recipe, ShardInfo, Strategy
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.storage.manifests import read_manifest
@@ -200,7 +200,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str
         source=example_source(str(folder / "in")),
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
-        gate=Gate(
+        evaluation=Evaluation(
             n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )

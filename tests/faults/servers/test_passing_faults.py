@@ -11,16 +11,18 @@ from prefect_augment.errors import StorageError, TransientError
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.params import Destination, Evaluation, NoModel
 from prefect_augment.schema.base import RunResult
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = Gate(
-    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-)
+QUICK = {
+    "evaluation": Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+    )
+}
 DATA = bytes(range(256)) * 4096  # 1 MiB
 
 # In this order: each leaves what the next one needs.
@@ -113,7 +115,7 @@ def run(lake: str) -> RunResult:
         source=example_source(f"{lake}/in"),
         destination=Destination(uri=f"{lake}/out"),
         model=NoModel(),
-        gate=QUICK,
+        **QUICK,
     )
 
 

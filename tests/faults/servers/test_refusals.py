@@ -12,7 +12,7 @@ import pytest
 from prefect_augment.errors import AugmentError, StorageError, TransientError
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.params import Destination, Evaluation, NoModel
 from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
@@ -228,7 +228,7 @@ def test_a_saved_block_opens_source_and_destination_and_its_secret_stays_in_it(
         source=source.model_copy(update={"storage_block": block}),
         destination=Destination(uri=f"{lake}/out", storage_block=block),
         model=NoModel(),
-        gate=Gate(
+        evaluation=Evaluation(
             n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )

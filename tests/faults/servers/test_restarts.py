@@ -15,7 +15,7 @@ from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Gate, NoModel
+from prefect_augment.params import Destination, Evaluation, NoModel
 from prefect_augment.schema.base import RunResult
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import open_store
@@ -37,7 +37,7 @@ def run(lake: str) -> RunResult:
         source=example_source(f"{lake}/in"),
         destination=Destination(uri=f"{lake}/out"),
         model=NoModel(),
-        gate=Gate(
+        evaluation=Evaluation(
             n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
         ),
     )

@@ -11,7 +11,7 @@ from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Gate, NoModel, Source
+from prefect_augment.params import Destination, Evaluation, NoModel, Source
 from prefect_augment.report.profile import profile
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.manifest import Manifest
@@ -20,15 +20,17 @@ from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = Gate(
-    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-)
+QUICK = {
+    "evaluation": Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+    )
+}
 
 
 def run(source: str, destination: str) -> RunResult:
     given = example_source(source)
     return rebalance.fn(
-        source=given, destination=Destination(uri=destination), model=NoModel(), gate=QUICK
+        source=given, destination=Destination(uri=destination), model=NoModel(), **QUICK
     )
 
 

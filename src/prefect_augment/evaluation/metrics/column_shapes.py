@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
     "ColumnShape",
     "ShapeSummary",
+    "column_values",
     "histogram_edges",
     "is_null",
     "sorted_numbers",
@@ -212,3 +214,22 @@ def is_null(value: object) -> bool:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def column_values(column: pa.ChunkedArray, kind: str) -> NDArray[np.generic]:
+    """Return a column as numbers, dates or texts, with NaN, NaT or None for null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind == "category":
+        return np.array(column.cast(pa.string()).to_pylist(), dtype=object)
+    if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
+        if pa.types.is_time(column.type):
+            column = column.cast(pa.string())
+            return np.array(column.to_pylist(), dtype=object)
+        stamps = (
+            column.cast(pa.timestamp("us")) if not pa.types.is_timestamp(column.type) else column
+        )
+        return np.array(stamps.to_numpy(), dtype="datetime64[us]")
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.int64())
+    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)

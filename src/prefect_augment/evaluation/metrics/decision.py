@@ -186,7 +186,7 @@ def decide(
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
-    if predictions[chosen].strategy.family == "given":
+    if predictions[chosen].strategy.family == "external":
         why = _of_given(decision, published)
     pairs = dict.fromkeys(
         [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment.augmentation.base import augment
+from prefect_augment.errors import ParameterError
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import (
+    Balance,
+    Budget,
+    Classic,
+    RunParams,
+    Source,
+    TreesModel,
+)
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import candidates_wanted
+from prefect_augment.schema.base import BalancePlan, DatasetRef
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis.train import train
+
+LINEAGE = ["aug_id", "aug_parent", "aug_seed", "aug_stratum"]
+N = 260
+COUNTS = {"rare": 90, "single": 3}
+
+
+def source_table() -> pa.Table:
+    """Classes of 200, 59 and 1 record; every column type that SMOTE has to give back as it came."""
+    rng = np.random.default_rng(0)
+    day = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    frame = pd.DataFrame(
+        {
+            "key": pd.array(range(1000, 1000 + N), dtype="Int64"),
+            "size": rng.normal(size=N),
+            "count": pd.array(
+                [None if i % 9 == 0 else int(n) for i, n in enumerate(rng.integers(0, 50, N))],
+                dtype="Int64",
+            ),
+            "flag": pd.array([None, True, False, True] * (N // 4), dtype="boolean"),
+            "grade": pd.Categorical(
+                rng.choice(["low", "mid", "high"], N), categories=["low", "mid", "high", "never"]
+            ),
+            "made": [day + dt.timedelta(days=int(n)) for n in rng.integers(0, 300, N)],
+            "kind": ["usual"] * 200 + ["rare"] * 59 + ["single"],
+        }
+    )
+    # As Parquet gives it back: it turns the large strings of pandas categories into strings.
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), file)
+    return pq.read_table(file)
+
+
+def stage_source(table: pa.Table, folder: Path, store: Store) -> DatasetRef:
+    path = folder / f"{uuid4().hex}.parquet"
+    pq.write_table(table, path)
+    return ingest(Source(uri=str(path), label="kind"), store=store, seed=0)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    return stage_source(source_table(), tmp_path_factory.mktemp("source"), store)
+
+
+@pytest.fixture(scope="module")
+def balance_plan(dataset: DatasetRef, store: Store) -> BalancePlan:
+    balance = Balance(target="majority")
+    return plan(dataset, RunParams(balance=balance, model=TreesModel()), store, compares=False)
+
+
+@pytest.fixture(scope="module")
+def made(dataset: DatasetRef, balance_plan: BalancePlan, store: Store) -> DatasetRef:
+    return run(dataset, balance_plan, store)
+
+
+def run(
+    dataset: DatasetRef,
+    balance_plan: BalancePlan,
+    store: Store,
+    counts: dict[str, int] | None = None,
+    classic: Classic | None = None,
+    seed: int = 5,
+) -> DatasetRef:
+    return augment(
+        dataset,
+        plan=balance_plan,
+        counts=COUNTS if counts is None else counts,
+        classic=classic or Classic(),
+        seed=seed,
+        store=store,
+    )
+
+
+def records(ref: DatasetRef, store: Store, *parts: str) -> pa.Table:
+    return read_part(store, load_info(ref, store), parts or ["train"])
+
+
+# --- what comes back ----------------------------------------------------------------------------
+
+
+def test_counts_are_as_asked(made: DatasetRef, store: Store) -> None:
+    table = records(made, store)
+    assert Counter(table["kind"].to_pylist()) == COUNTS == made.class_counts
+    assert made.n_records == table.num_rows == 93
+    assert table["aug_stratum"].to_pylist() == table["kind"].to_pylist()
+    assert {shard.origin for shard in load_info(made, store).shards} == {"classic"}
+
+
+def test_columns_types_and_pandas_metadata_are_the_source_s(made: DatasetRef, store: Store) -> None:
+    source, table = source_table(), records(made, store)
+    assert table.column_names == [*source.column_names, *LINEAGE]
+    for name in source.column_names:
+        assert table.schema.field(name).equals(source.schema.field(name)), name
+    theirs, ours = (t.to_pandas(ignore_metadata=False) for t in (source, table))
+    assert ours[theirs.columns].dtypes.to_dict() == theirs.dtypes.to_dict()
+    assert ours["grade"].cat.categories.tolist() == ["low", "mid", "high", "never"]
+
+
+def test_values_stay_within_what_the_class_has(made: DatasetRef, store: Store) -> None:
+    source = source_table().filter(pc.field("kind") == "rare")
+    table = records(made, store).filter(pc.field("kind") == "rare")
+    for name in ("size", "count", "made"):
+        low, high = (source[name].combine_chunks(), table[name].combine_chunks())
+        assert pc.min(high).as_py() >= pc.min(low).as_py(), name
+        assert pc.max(high).as_py() <= pc.max(low).as_py(), name
+    assert not pc.all(pc.is_in(table["size"], source["size"].combine_chunks())).as_py()
+
+
+def test_lineage_names_a_training_record_of_the_same_class(
+    made: DatasetRef, dataset: DatasetRef, store: Store
+) -> None:
+    training = records(dataset, store, "training", "validation")
+    label_of = dict(zip(training["aug_id"].to_pylist(), training["kind"].to_pylist(), strict=True))
+    table = records(made, store)
+    for parent, label in zip(
+        table["aug_parent"].to_pylist(), table["kind"].to_pylist(), strict=True
+    ):
+        assert label_of[parent] == label
+    assert table["aug_seed"].to_pylist() == [5] * 93
+
+
+def test_records_are_null_where_their_parents_are(
+    made: DatasetRef, dataset: DatasetRef, store: Store
+) -> None:
+    training = (
+        records(dataset, store, "training", "validation")
+        .select(["aug_id", "count", "flag"])
+        .to_pylist()
+    )
+    parents = {row["aug_id"]: row for row in training}
+    table = records(made, store).select(["aug_parent", "count", "flag"]).to_pylist()
+    assert any(row["count"] is None for row in table)
+    for row in table:
+        parent = parents[row["aug_parent"]]
+        assert [row[k] is None for k in ("count", "flag")] == [
+            parent[k] is None for k in ("count", "flag")
+        ]
+
+
+def test_ids_are_unique_and_sorted(made: DatasetRef, dataset: DatasetRef, store: Store) -> None:
+    ids = records(made, store)["aug_id"].to_pylist()
+    real = records(dataset, store, "training", "validation", "holdout")["aug_id"].to_pylist()
+    assert ids == sorted(ids)
+    assert len({*ids, *real}) == len(ids) + len(real)
+
+
+def test_identifiers_are_fresh(made: DatasetRef, store: Store) -> None:
+    keys = records(made, store)["key"].to_pylist()
+    assert len(set(keys)) == 93
+    assert not set(keys) & set(source_table()["key"].to_pylist())
+
+
+def test_identifiers_are_not_those_of_synthetic_candidates(
+    made: DatasetRef, dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    """Both count away from the source's own, and a recipe may publish both."""
+    model = train(
+        experiment_of(dataset, balance_plan, model=TreesModel(), budget=Budget(), seed=0), store
+    )
+    wanted = candidates_wanted(balance_plan, Gate(), model.strata)
+    drawn = sample(model, counts=wanted, seed=0, store=store, dataset=dataset)
+    candidates = records(drawn, store, "candidates")["key"].to_pylist()
+    assert len(candidates) > 93
+    assert not set(candidates) & set(records(made, store)["key"].to_pylist())
+
+
+def test_a_class_of_one_record_is_copied_and_noted(
+    made: DatasetRef, dataset: DatasetRef, store: Store
+) -> None:
+    table = records(made, store).filter(pc.field("kind") == "single")
+    assert len(set(table["size"].to_pylist())) == 1
+    assert load_info(made, store).notes == (
+        "single: copied: one record has no neighbour to combine with",
+    )
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def test_a_second_run_takes_the_outcome_of_the_first(
+    made: DatasetRef, dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    before = store.list()
+    assert run(dataset, balance_plan, store, {**COUNTS, "usual": 0}) == made
+    assert store.list() == before
+
+
+def test_same_seed_gives_identical_shards_whatever_the_order_of_the_source(
+    made: DatasetRef, store: Store, tmp_path: Path
+) -> None:
+    table = source_table()
+    order = np.random.default_rng(1).permutation(N)
+    other = open_store(str(tmp_path / "out"))
+    shuffled = stage_source(table.take(pa.array(order)), tmp_path, other)
+    again_plan = plan(
+        shuffled,
+        RunParams(balance=Balance(target="majority"), model=TreesModel()),
+        other,
+        compares=False,
+    )
+    again = run(shuffled, again_plan, other)
+    ours, theirs = records(made, store), records(again, other)
+    # Their stage keys differ, since the sources do, and with them ids and the order by id.
+    features = [name for name in ours.column_names if name not in ("aug_id", "key")]
+    sort = [(name, "ascending") for name in ("aug_parent", "size", "count", "made")]
+    assert (
+        ours.select(features).sort_by(sort).to_pylist()
+        == theirs.select(features).sort_by(sort).to_pylist()
+    )
+
+
+def test_same_dataset_elsewhere_gives_identical_bytes(
+    made: DatasetRef, store: Store, tmp_path: Path
+) -> None:
+    """The folder and the kind of storage leave no trace in the shards."""
+    path = tmp_path / "table.parquet"
+    pq.write_table(source_table(), path)
+    digests = []
+    for name in ("one", "two"):
+        other = open_store(str(tmp_path / name))
+        staged = ingest(Source(uri=str(path), label="kind"), store=other, seed=0)
+        wish = Balance(target="majority")
+        again = plan(staged, RunParams(balance=wish, model=TreesModel()), other, compares=False)
+        digests.append(run(staged, again, other).digest)
+    assert digests[0] == digests[1]
+
+
+def test_another_seed_is_another_stage(
+    made: DatasetRef, dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    other = run(dataset, balance_plan, store, seed=6)
+    assert (other.key, other.digest) != (made.key, made.digest)
+    assert not set(records(other, store)["aug_id"].to_pylist()) & set(
+        records(made, store)["aug_id"].to_pylist()
+    )
+
+
+def test_nothing_asked_for_is_an_outcome_without_records(
+    dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    found = run(dataset, balance_plan, store, {})
+    assert (found.n_records, found.class_counts) == (0, {})
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_stratum_that_is_not_planned_is_refused(
+    dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    with pytest.raises(
+        ParameterError, match="'rar', which is not in the plan; did you mean 'rare'"
+    ):
+        run(dataset, balance_plan, store, {"rar": 1})
+
+
+def test_classic_records_are_refused_where_they_are_switched_off(
+    dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    with pytest.raises(ParameterError, match=r"93 classic records are wanted and classic.table"):
+        run(dataset, balance_plan, store, classic=Classic(table="none"))
+
+
+def test_too_much_memory_leaves_no_outcome(
+    dataset: DatasetRef, balance_plan: BalancePlan, store: Store
+) -> None:
+    before = store.list()
+    with pytest.raises(ParameterError, match="max_memory_mib allows 64"):
+        run(dataset, balance_plan, store, {"rare": 10**7}, Classic(max_memory_mib=64))
+    assert store.list() == before

@@ -1,0 +1,415 @@
+"""Images in the augment and report stages: copies with their lineage, sheets that keep to the rules."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+pytest.importorskip("albumentations", reason="needs the extra 'images'")
+
+from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
+from prefect_augment.encoding.images import image_array
+from prefect_augment.encoding.pixels import (
+    decode_image,
+    encode_jpeg,
+    encode_like,
+    encode_png,
+    is_jpeg,
+    resize,
+)
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.figures.image_grid import CELL, ROW_HEIGHT
+from prefect_augment.params import Classic
+from prefect_augment.report.build import report
+from prefect_augment.report.contact_sheets import picture_sheets
+from prefect_augment.schema.base import (
+    BalancePlan,
+    ClassFilter,
+    ClassPlan,
+    DatasetInfo,
+    DatasetRef,
+    Estimate,
+    FilterResult,
+    ImageInfo,
+    ShardInfo,
+)
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage
+from prefect_augment.storage.store import Store, open_store
+
+CLASSES = {"plenty": 40, "few": 6, "🛠️ <b>one</b>": 1}
+RARE, SINGLE = list(CLASSES)[1:]
+KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = {"image": {"_type": "Image"}, "kind": {"dtype": "string", "_type": "Value"}}
+
+
+def picture(seed: int, channels: int = 3) -> NDArray[np.uint8]:
+    small = np.random.default_rng(seed).integers(40, 210, (4, 4, channels), dtype=np.uint8)
+    return resize(small, 28, 20)
+
+
+def records() -> pa.Table:
+    """JPEG and PNG by turns; a column that a copy keeps; a label that is not the last column."""
+    names = [name for name, n in CLASSES.items() for _ in range(n)]
+    images = [(encode_jpeg if i % 2 else encode_png)(picture(i)) for i in range(len(names))]
+    keys = [f"{record_seed(0, f'{i:032x}', 0):032x}" for i in range(len(names))]
+    table = pa.table(
+        {
+            "kind": pa.array(names).dictionary_encode(),
+            "image": image_array(images, [f"{i}.jpg" for i in range(len(names))], KIND),
+            "tile": pa.array([i // 3 for i in range(len(names))], pa.int32()),
+            "aug_id": pa.array(keys),
+            "content_key": pa.array(keys),
+        }
+    )
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": FEATURES}})}
+    )
+
+
+def stage_records(store: Store, table: pa.Table) -> DatasetRef:
+    """What ingest leaves: every fifth record is validation, the rest fit."""
+    stage = Stage(store, "ingest", "k" * 24)
+    place = np.arange(table.num_rows)
+    parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
+    shards: list[ShardInfo] = []
+    for part, mask in parts.items():
+        shards += write_shards(
+            store,
+            table.filter(pa.array(mask)).sort_by("aug_id"),
+            prefix=stage.prefix,
+            stem=part,
+            split=part,
+            origin="real",
+            label="kind",
+            max_records=20,
+            max_bytes=1 << 20,
+        )
+    info = stage.finish(
+        DatasetInfo(
+            stage="ingest",
+            key=stage.key,
+            digest="d" * 64,
+            label="kind",
+            label_type="string",
+            schema_digest="s",
+            columns=(),
+            shards=tuple(shards),
+            part_counts={},
+            compared=tuple(CLASSES),
+            modality="image",
+            image=ImageInfo(
+                column="image",
+                modes={"RGB": table.num_rows},
+                formats={"JPEG": 1},
+                sizes={"28x20": table.num_rows},
+                n_sizes=1,
+                most_common_size=(28, 20),
+                smallest_side=20,
+                largest_side=28,
+                n_channels=3,
+            ),
+        )
+    )
+    return DatasetRef(
+        root=store.uri,
+        path=stage.outcome_path,
+        key=stage.key,
+        digest=info.digest,
+        label="kind",
+        n_records=table.num_rows,
+        class_counts=CLASSES,
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store) -> DatasetRef:
+    return stage_records(store, records())
+
+
+@pytest.fixture(scope="module")
+def plan() -> BalancePlan:
+    return BalancePlan(
+        rule="majority",
+        classes=tuple(
+            ClassPlan(
+                name=name,
+                label=name,
+                n_real=n,
+                target=40,
+                n_synthetic=min(n, 40 - n),
+                n_classic=max(0, 40 - 2 * n),
+                compared=True,
+            )
+            for name, n in CLASSES.items()
+        ),
+        estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
+    )
+
+
+def run(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    store: Store,
+    counts: dict[str, int] | None = None,
+    seed: int = 5,
+    **wishes: Any,
+) -> pa.Table:
+    counts = counts or {RARE: 60, SINGLE: 9}
+    ref = augment(
+        dataset, plan=plan, counts=counts, classic=Classic(**wishes), seed=seed, store=store
+    )
+    assert ref.class_counts == counts
+    return read_part(store, load_info(ref, store), ["train"])
+
+
+@pytest.fixture(scope="module")
+def made(dataset: DatasetRef, plan: BalancePlan, store: Store) -> pa.Table:
+    return run(dataset, plan, store)
+
+
+def image_of(record: dict[str, Any]) -> bytes:
+    data: bytes = record["image"]["bytes"]
+    return data
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def test_copies_have_the_sources_columns_and_their_lineage(made: pa.Table) -> None:
+    source = records()
+    lineage = ["aug_id", "aug_parent", "aug_seed", "aug_stratum"]
+    assert made.column_names == ["kind", "image", "tile", *lineage]
+    for name in ("kind", "image", "tile"):
+        assert made.schema.field(name).equals(source.schema.field(name))
+    assert made.schema.metadata == source.schema.metadata
+    assert made["aug_id"].to_pylist() == sorted(set(made["aug_id"].to_pylist()))
+    assert Counter(made["kind"].to_pylist()) == {RARE: 60, SINGLE: 9}
+    assert made["aug_stratum"].to_pylist() == made["kind"].to_pylist()
+
+
+def test_a_copy_is_its_parent_under_the_policy_or_its_parents_bytes(made: pa.Table) -> None:
+    """So that any copy can be made again from parent, seed and policy."""
+    parents = {record["aug_id"]: record for record in records().to_pylist()}
+    policy = ImagePolicy.from_params(Classic())
+    n_changed = 0
+    for record in made.to_pylist():
+        parent = parents[record["aug_parent"]]
+        assert (record["kind"], record["tile"]) == (parent["kind"], parent["tile"])
+        assert is_jpeg(image_of(record)) == is_jpeg(image_of(parent))
+        ending = "jpg" if is_jpeg(image_of(parent)) else "png"
+        assert record["image"]["path"] == f"classic/{record['aug_id']}.{ending}"
+        if image_of(record) == image_of(parent):
+            continue
+        n_changed += 1
+        pixels = decode_image(image_of(parent))
+        again = policy.apply(pixels, seed=record["aug_seed"], prob=1.0)
+        encoded = encode_like(again, image_of(parent)) if ending == "jpg" else encode_png(again)
+        assert encoded == image_of(record)
+    assert 0 < n_changed < made.num_rows
+
+
+def test_half_of_a_class_is_changed_real_records_counted(
+    dataset: DatasetRef, plan: BalancePlan, store: Store
+) -> None:
+    """As where the policy runs on the fly; with as many copies as real records, each is changed."""
+    parents = {image["bytes"] for image in records()["image"].to_pylist()}
+    table = run(dataset, plan, store, {RARE: 6})
+    assert not any(image["bytes"] in parents for image in table["image"].to_pylist())
+    table = run(dataset, plan, store, {RARE: 400})
+    n_changed = sum(image["bytes"] not in parents for image in table["image"].to_pylist())
+    assert 160 < n_changed < 246  # 203 ± 4 standard deviations
+
+
+def test_records_of_a_class_take_turns_and_no_two_copies_are_alike(made: pa.Table) -> None:
+    few = made.filter(pc.equal(made["kind"].cast(pa.string()), RARE))
+    assert set(Counter(few["aug_parent"].to_pylist()).values()) == {10}
+    assert len(set(made["aug_seed"].to_pylist())) == made.num_rows
+
+
+def test_more_copies_add_to_fewer(dataset: DatasetRef, plan: BalancePlan, store: Store) -> None:
+    few, more = (set(run(dataset, plan, store, {RARE: n})["aug_id"].to_pylist()) for n in (10, 25))
+    assert few < more
+
+
+def test_same_seed_gives_identical_shards_in_any_order(made: pa.Table, plan: BalancePlan) -> None:
+    other = open_store(f"memory://{uuid4().hex}")
+    table = records()
+    backwards = table.take(pa.array(range(table.num_rows - 1, -1, -1)))
+    again = run(stage_records(other, backwards.unify_dictionaries()), plan, other)
+    order = made["aug_parent"].to_pylist()
+    assert sorted(again["aug_parent"].to_pylist()) == sorted(order)
+    assert again.select(["image", "aug_id", "aug_seed"]).equals(
+        made.select(["image", "aug_id", "aug_seed"])
+    )
+
+
+def test_other_seeds_give_other_copies(
+    made: pa.Table, dataset: DatasetRef, plan: BalancePlan, store: Store
+) -> None:
+    other = run(dataset, plan, store, seed=6)
+    assert not set(other["aug_id"].to_pylist()) & set(made["aug_id"].to_pylist())
+    assert not set(other["aug_seed"].to_pylist()) & set(made["aug_seed"].to_pylist())
+
+
+def test_large_wishes_are_written_in_several_shards(
+    dataset: DatasetRef, plan: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect_augment.augmentation import write_images as augment_images
+
+    monkeypatch.setattr(augment_images, "SHARD_BYTES", 20_000)
+    ref = augment(dataset, plan=plan, counts={RARE: 61}, classic=Classic(), seed=8, store=store)
+    info = load_info(ref, store)
+    assert len(info.shards) > 1
+    ids = read_part(store, info, ["train"])["aug_id"].to_pylist()
+    assert ids == sorted(ids)
+    assert len(ids) == 61
+
+
+def test_what_cannot_be_made_is_refused(
+    dataset: DatasetRef, plan: BalancePlan, store: Store
+) -> None:
+    with pytest.raises(ParameterError, match="classic.image is 'none'"):
+        run(dataset, plan, store, image="none")
+    ghost = plan.classes[0].model_copy(update={"name": "ghost", "label": "ghost"})
+    with_ghost = plan.model_copy(update={"classes": (*plan.classes, ghost)})
+    with pytest.raises(EmptyClassError, match="'ghost' has no training record"):
+        run(dataset, with_ghost, store, {"ghost": 2})
+
+
+# --- sheets and report ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gate(store: Store) -> FilterResult:
+    """Kept candidates of the rare class: brighter twins of four of its training records."""
+    table = records().filter(pa.array(np.arange(47) % 5 != 4))
+    table = table.filter(pc.equal(table["kind"].cast(pa.string()), RARE)).slice(0, 4)
+    images = []
+    for image in table["image"].to_pylist():
+        bright = np.minimum(decode_image(image["bytes"]).astype(int) + 30, 255)
+        images.append(encode_png(bright.astype(np.uint8)))
+    made = table.set_column(1, table.schema.field("image"), image_array(images, [""] * 4, KIND))
+    kept = write_shards(
+        store,
+        made,
+        prefix="_staging/filter/x",
+        stem="kept",
+        split="kept",
+        origin="synthetic",
+        label="kind",
+        max_records=100,
+        max_bytes=1 << 20,
+    )
+    return FilterResult(
+        root=store.uri,
+        path="",
+        key="",
+        purpose="utility",
+        classes=(
+            ClassFilter(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={}),
+        ),
+        kept=kept,
+        dropped=(),
+        feature_space="pixels",
+    )
+
+
+def sheets(
+    store: Store,
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    gate: FilterResult | None,
+    pictures: Literal["real", "synthetic", "none"],
+    classic: Classic | None = None,
+) -> dict[str, bytes]:
+    info = load_info(dataset, store)
+    return picture_sheets(store, info, plan, gate, pictures=pictures, classic=classic)
+
+
+def n_rows(png: bytes) -> int:
+    """Rows of a sheet, by its height."""
+    return Image.open(io.BytesIO(png)).height // ROW_HEIGHT
+
+
+def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+) -> None:
+    found = sheets(store, dataset, plan, gate, "real", Classic())
+    assert list(found) == [SINGLE, RARE]
+    assert [n_rows(png) for png in found.values()] == [2, 4]
+
+
+def test_nearest_training_image_stands_below_its_twin(
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+) -> None:
+    """Each candidate is a twin that is brighter by 30."""
+    png = sheets(store, dataset, plan, gate, "real")[RARE]
+    page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    assert n_rows(png) == 3
+    for i in range(4):
+        x, y = 20 + i * (CELL + 8) + CELL // 2, 116 + CELL // 2  # the middle of the first row
+        synthetic, nearest = page[y + ROW_HEIGHT, x], page[y + 2 * ROW_HEIGHT, x]
+        assert np.abs(synthetic - nearest - 30).max() <= 3  # JPEG and palette
+
+
+def test_pictures_show_what_they_may(
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+) -> None:
+    only_made = sheets(store, dataset, plan, gate, "synthetic", Classic())
+    assert list(only_made) == [RARE]
+    assert n_rows(only_made[RARE]) == 1
+    assert sheets(store, dataset, plan, gate, "none", Classic()) == {}
+    assert sheets(store, dataset, plan, None, "synthetic", Classic()) == {}
+
+
+def test_report_has_the_sheets_as_files_and_in_the_summary(
+    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+) -> None:
+    ref, summary = report(
+        dataset,
+        plan=plan,
+        scores=(),
+        verdict=None,
+        recipe=None,
+        **gate,
+        model=None,
+        pictures="real",
+        seed=0,
+        store=store,
+        classic=Classic(),
+    )
+    assert {"sheet_1.png", "sheet_2.png", "report.html"} <= set(ref.files)
+    assert summary.count("![Pictures of") == 2
+    assert "<b>one" not in summary
+    info = json.loads(store.read(f"{ref.prefix}/report.json"))
+    assert info["sheets"] == {SINGLE: "sheet_1.png", RARE: "sheet_2.png"}
+    assert info["modality"] == "image"
+    contents = info["contents"]
+    assert [c["name"] for c in contents["columns"]] == ["brightness", "contrast", "width", "height"]
+    assert contents["n_looked_at"] == sum(contents["classes"].values())
+    assert len(contents["mean_picture"]) == 64
+    page = store.read(f"{ref.prefix}/report.html").decode()
+    assert "never flipped" in page
+    assert "squared pixel differences" in page
+    assert "<b>one" not in page

@@ -1,0 +1,268 @@
+"""The command line, without Prefect: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.cli import app as cli
+from prefect_augment.cli import rebalance as rebalance_commands
+from prefect_augment.cli import steps as step_commands
+from prefect_augment.errors import ParameterError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source
+from prefect_augment.schema.base import RunResult
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line as a shell does; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["prefect-augment", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(
+    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunResult]:
+    """A published dataset of one version, and the run's result."""
+    folder = tmp_path_factory.mktemp("published")
+    pq.write_table(make_table(), folder / "in.parquet")
+    result = rebalance.fn(
+        source=Source(uri=str(folder / "in.parquet"), label="state"),
+        destination=Destination(uri=str(folder / "out")),
+        model=NoModel(),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100),
+    )
+    return folder / "out", result
+
+
+@pytest.fixture
+def published(finished: tuple[Path, RunResult]) -> Path:
+    return finished[0]
+
+
+@pytest.fixture
+def demo_calls(
+    finished: tuple[Path, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """What the demo asks of the flow, which answers with a finished run, without Prefect."""
+    calls: list[dict[str, Any]] = []
+
+    def flow(**given: Any) -> RunResult:
+        calls.append(given)
+        return finished[1]
+
+    monkeypatch.setattr(rebalance_commands, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(sys.modules["prefect_augment.flows.rebalance"], "rebalance", flow)
+    return calls
+
+
+def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for name in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
+        assert name in out
+
+
+def test_demo_says_of_both_parts_what_was_found_and_where(
+    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    code, out, _ = call("demo", tmp_path)
+    assert code == 0
+    assert [given["destination"].uri for given in demo_calls] == [
+        f"{tmp_path}/table",
+        f"{tmp_path}/images",
+    ]
+    end = out[out.index("The demo is done") :]
+    for name in ("table", "images"):
+        assert f"- {name}: version 1 published." in end
+        assert f"prefect-augment inspect {tmp_path}/{name}" in end
+    assert end.count("report.html") == 2
+
+
+def test_demo_ends_with_one_object_of_both_parts(
+    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    code, out, _ = call("demo", tmp_path, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["table"]["version"] == found["images"]["version"] == 1
+    assert found["seconds"] >= 0
+
+
+def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
+    call: Callable[..., tuple[int, str, str]],
+    demo_calls: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rebalance_commands, "find_spec", lambda name: None)
+    code, out, _ = call("demo", tmp_path)
+    assert (code, len(demo_calls)) == (0, 1)
+    assert "pip install 'prefect-augment[images,torch]'" in out
+    code, out, _ = call("demo", tmp_path, "--json")
+    assert json.loads(out)["images"] is None
+
+
+def test_profile_finds_columns_and_classes(
+    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state", "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert found["class_counts"]["lost"] == 2
+    assert {c["name"]: c["kind"] for c in found["columns"]}["serial"] == "identifier"
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state")
+    assert code == 0
+    assert "Imbalance ratio" in out
+
+
+def test_a_wrong_label_ends_with_2_and_a_suggestion(
+    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "stat")
+    assert code == 2
+    assert "did you mean 'state'" in " ".join(out.split())
+
+
+def test_a_wrong_parameters_file_ends_with_2_and_names_the_field(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("source: {uri: a, labell: b}")
+    code, _, err = call("profile", "x", "--params", tmp_path / "params.yaml")
+    assert code == 2
+    assert "labell" in err
+
+
+class Asked:
+    """Stands where a flow is, and keeps what it is asked for."""
+
+    given: dict[str, Any]
+
+    def validate_parameters(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.given = given
+        raise ParameterError("that is all")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("rebalance", rebalance_commands), ("evaluate", step_commands)]
+)
+def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
+    call: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    module: ModuleType,
+) -> None:
+    flow = Asked()
+    monkeypatch.setattr(module, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(import_module(f"prefect_augment.flows.{name}"), name, flow)
+
+    def asked(text: str, *options: str) -> tuple[int, Any]:
+        (tmp_path / "params.yaml").write_text(text)
+        call(name, "a", "b", "--params", tmp_path / "params.yaml", *options)
+        return flow.given["seed"], flow.given.get("compute", {}).get("workers")
+
+    assert asked("{}") == (0, None)
+    assert asked("{seed: 7, compute: {workers: 1}}") == (7, 1)
+    assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
+
+
+def test_a_zero_is_given_too(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("budget: {minutes: 5}")
+    code, _, err = call(
+        "rebalance", "a", "b", "--minutes", "0", "--params", tmp_path / "params.yaml"
+    )
+    assert code == 2
+    assert "budget.minutes" in err
+
+
+@pytest.mark.parametrize("text", ["source:", "source: defects.parquet", "model: trees"])
+def test_a_group_of_parameters_that_is_no_mapping_is_said(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    code, _, err = call(
+        "rebalance", "a", "b", "--model", "none", "--params", tmp_path / "params.yaml"
+    )
+    assert code == 2
+    assert f"'{text.split(':')[0]}' in the parameters file is" in " ".join(err.split())
+
+
+def test_versions_inspect_and_verify_say_what_is_there(
+    call: Callable[..., tuple[int, str, str]], published: Path
+) -> None:
+    code, out, _ = call("versions", published, "--json")
+    assert (code, [result["version"] for result in json.loads(out)]) == (0, [1])
+    code, out, _ = call("inspect", published)
+    assert code == 0
+    assert "state" in out
+    code, out, _ = call("verify", published, "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+
+
+def test_verify_ends_with_1_where_a_shard_is_damaged(
+    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    shard = next((copy / "data").glob("train-real-*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    code, out, _ = call("verify", copy)
+    assert code == 1
+    assert shard.name in out
+
+
+def test_proposals_are_listed_and_a_wrong_amount_is_refused(
+    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+) -> None:
+    rebalance.fn(
+        source=Source(uri=str(published.parent / "in.parquet"), label="state"),
+        destination=Destination(uri=str(tmp_path / "out")),
+        model=NoModel(),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
+        approval=Approval(ask=True),
+    )
+    code, out, _ = call("approve", tmp_path / "out", "--list", "--json")
+    (found,) = json.loads(out)
+    assert (code, found["status"], found["decision"]) == (0, "open", None)
+    code, out, _ = call("approve", tmp_path / "out", "--list")
+    assert found["id"] in out
+    code, _, err = call("approve", tmp_path / "out", "--amount", "cracked=many")
+    assert code == 2
+    assert "cracked=40" in err
+
+
+def test_a_folder_that_is_no_dataset_is_said_plainly(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = call("verify", tmp_path)
+    assert code != 0
+    assert str(tmp_path) in err

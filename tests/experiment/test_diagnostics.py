@@ -1,0 +1,261 @@
+"""What the verdict's one reading of the hold-out says further, and how it reaches report and recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of, publish_parts
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.experiment import confirmation as verdict
+from prefect_augment.experiment import diagnostics as further
+from prefect_augment.experiment.confirmation import confirm
+from prefect_augment.experiment.evaluator import Wishes
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.params import Balance, Classic, Evaluation, NoModel, RunParams, Source
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.priors import class_shares, left_by_loss
+from prefect_augment.plan.strategies import make_recipe
+from prefect_augment.report.build import report
+from prefect_augment.schema.base import BalancePlan, Choice, DatasetRef, Strategy, Verdict
+from prefect_augment.schema.experiment import HoldoutResult
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import read_result
+from prefect_augment.storage.store import Store, open_store
+
+GATE = {"evaluation": Evaluation(n_seeds=2, n_bootstrap=200, estimators=["logistic"])}
+AS_IS = Strategy(name="as is", family="as_is")
+WEIGHTS = Strategy(name="class weights", family="weights", amount=1.0)
+WISHES: dict[str, Any] = {"model": NoModel(), "classic": Classic(), **GATE, "run_seed": 0}
+
+
+def table(n: int = 2400) -> pa.Table:
+    """One rare class in ten; at the site "south" the feature says the opposite about it."""
+    rng = np.random.default_rng(0)
+    rare = rng.random(n) < 0.1
+    south = rng.random(n) < 0.3
+    x = rng.normal(size=n) + rare * np.where(south, -2.0, 2.0)
+    names = ["south" if s else "north" for s in south]
+    return pa.table(
+        {
+            "x": x,
+            "z": rng.normal(size=n),
+            "site": pa.array([None if i % 100 == 0 else s for i, s in enumerate(names)]),
+            "many": pa.array([f"v{i % 40}" for i in range(n)]),
+            "state": np.where(rare, "rare", "common"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    pq.write_table(table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+@pytest.fixture(scope="module")
+def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
+    return plan(
+        dataset,
+        RunParams(balance=Balance(by=["site"]), model=NoModel(), **GATE),
+        store,
+        compares=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[Verdict, list[Any]]:
+    """The verdict, and every reading of the hold-out that it took."""
+    reads: list[Any] = []
+
+    def counting(where: Store, info: Any, parts: Any, columns: Any = None) -> pa.Table:
+        reads.append(list(parts))
+        return read_part(where, info, parts, columns)
+
+    choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict, "read_part", counting)
+        found = confirm(experiment_of(dataset, planned, candidates=None), choice, [], store)
+    return found, [parts for parts in reads if "holdout" in parts]
+
+
+@pytest.fixture(scope="module")
+def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
+    found = read_result(store, compared[0].further, HoldoutResult)
+    assert found is not None
+    return found
+
+
+def test_everything_comes_from_one_reading_of_the_hold_out(compared: Any) -> None:
+    assert compared[1] == [["holdout"]]
+
+
+def test_corrupted_records_score_lower_and_strategies_are_compared_on_each(
+    info: HoldoutResult,
+) -> None:
+    found = info.robustness
+    assert found is not None
+    assert [c.name for c in found.conditions] == ["missing", "noise", "rounding"]
+    clean = found.clean.balanced_accuracy["class weights"].estimate
+    missing = found.conditions[0].balanced_accuracy["class weights"].estimate
+    assert missing < clean
+    assert found.mean.balanced_accuracy["class weights"].estimate < clean
+    for condition in (*found.conditions, found.mean):
+        assert [(d.strategy, d.against) for d in condition.differences] == [
+            ("class weights", "as is")
+        ]
+        assert len(condition.changes) == 1
+
+
+def test_the_clean_score_of_robustness_is_the_verdicts_own(
+    compared: Any, info: HoldoutResult
+) -> None:
+    assert info.robustness is not None
+    for strategy, interval in compared[0].balanced_accuracy.items():
+        found = info.robustness.clean.balanced_accuracy[strategy].estimate
+        assert found == pytest.approx(interval.estimate)
+
+
+def test_groups_have_their_recall_before_and_after(
+    info: HoldoutResult, dataset: DatasetRef
+) -> None:
+    found = info.slices
+    assert found is not None
+    assert (found.before, found.after) == ("as is", "class weights")
+    assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
+    assert sum(g.n_holdout for g in found.groups) == info.calibration.n_records  # type: ignore[union-attr]
+    rare = {s.group["site"]: s for s in found.slices if s.label == "rare"}
+    north, south = rare["north"], rare["south"]
+    assert north.decision == "gains"
+    assert north.after is not None
+    assert south.decision == "too few" or (
+        south.after is not None and south.after.estimate < north.after.estimate
+    )
+    assert any(s.decision == "too few" for s in found.slices), "records without a site are few"
+
+
+def test_the_correction_brings_the_probabilities_of_weighted_records_back(
+    info: HoldoutResult, planned: BalancePlan
+) -> None:
+    found = info.calibration
+    assert found is not None
+    assert found.looked_at == ("rare",)
+    assert found.prior_true == pytest.approx(class_shares(planned))
+    assert found.prior_train["as is"] == pytest.approx(found.prior_true)
+    assert found.prior_train["class weights"]["rare"] == pytest.approx(0.5, abs=0.01)
+    weighted = found.strategies["class weights"]["logistic"]
+    assert found.strategies["as is"]["logistic"].corrected is None
+    assert weighted.as_predicted.class_ece.low > 0.1
+    assert weighted.corrected is not None
+    assert weighted.corrected.class_ece.estimate < 0.3 * weighted.as_predicted.class_ece.estimate
+    assert weighted.change is not None
+    assert weighted.change.high < 0
+
+
+def test_classes_have_their_difference_with_an_interval(compared: Any) -> None:
+    found = compared[0]
+    assert set(found.class_differences) == {"common", "rare"}
+    gain = found.class_differences["rare"]
+    assert gain.low <= gain.estimate <= gain.high
+    assert (found.class_decisions["rare"] == "accept") == (gain.low > 0)
+
+
+def test_report_and_page_have_a_key_and_a_section_for_each(
+    compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
+) -> None:
+    recipe = make_recipe(WEIGHTS, planned, kept=None, scores=[], copies=False)
+    ref, _ = report(
+        dataset, plan=planned, scores=[], verdict=compared[0], recipe=recipe, gate=None, model=None,
+        pictures="none", seed=0, store=store,
+    )  # fmt: skip
+    found = json.loads(store.read(f"{ref.prefix}/report.json"))
+    page = store.read(f"{ref.prefix}/report.html").decode()
+    for name in ("robustness", "slices", "calibration"):
+        assert found[name] == json.loads(getattr(info, name).to_json())
+        assert f'id="{name}"' in page
+    kept = json.loads(store.read(f"{ref.prefix}/recipe.json"))
+    assert kept["prior_true"] == pytest.approx(class_shares(planned))
+    assert kept["prior_train"]["rare"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_card_and_dataset_have_the_correction(releases: ModuleType, tmp_path: Path) -> None:
+    here = open_store(str(tmp_path / "out"))
+    release = releases.stage_release(here)
+    shares = class_shares(release.plan)
+    even = dict.fromkeys(shares, 1 / len(shares))
+    recipe = release.recipe.model_copy(update={"prior_true": shares, "prior_train": even})
+    publish_parts(**vars(release) | {"recipe": recipe})
+    card = here.read("README.md").decode()
+    assert "## Probabilities" in card
+    dataset = open_dataset(here.uri)
+    n = len(dataset.classes)
+    assert f"| {n * shares['a']:.3g} |" in card, "the factor of a class"
+    found = dataset.correct_prior(np.full((1, n), 1 / n))
+    assert found[0].tolist() == pytest.approx([shares[name] for name in dataset.classes])
+    other = {name: float(i + 1) for i, name in enumerate(dataset.classes)}
+    moved = dataset.correct_prior(np.full((1, n), 1 / n), prior=other)
+    assert moved[0] == pytest.approx(np.arange(1, n + 1) / np.arange(1, n + 1).sum())
+    with pytest.raises(ParameterError, match="prior has no share of"):
+        dataset.correct_prior(np.full((1, n), 1 / n), prior={"a": 1.0})
+    # Where the recipe leaves the shares as they are there is nothing to correct.
+    plain = recipe.model_copy(update={"prior_train": shares, "sentence": "Other."})
+    publish_parts(**vars(release) | {"recipe": plain})
+    assert "## Probabilities" not in here.read("README.md").decode()
+
+
+def test_what_balanced_softmax_leaves_of_the_prior() -> None:
+    shares = {"a": 0.9, "b": 0.1}
+    whole = left_by_loss(shares, Strategy(name="loss", family="loss", amount=1.0))
+    assert whole == pytest.approx({"a": 0.5, "b": 0.5})
+    half = left_by_loss(shares, Strategy(name="loss", family="loss", amount=0.5))
+    assert half["a"] / half["b"] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [("x", "holds numbers of type double, not categories"), ("many", "which has 40 values")],
+)
+def test_columns_that_are_no_groups_are_refused(
+    dataset: DatasetRef, store: Store, column: str, said: str
+) -> None:
+    with pytest.raises(ParameterError, match=said):
+        plan(
+            dataset,
+            RunParams(balance=Balance(by=[column]), model=NoModel(), **GATE),
+            store,
+            compares=False,
+        )
+
+
+def test_with_many_classes_fewer_records_are_corrupted(
+    dataset: DatasetRef, planned: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand classes make a thousand probabilities of each copy."""
+    evaluator = open_evaluator(store, load_info(dataset, store), planned, Wishes(**GATE))
+    holdout = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
+    whole = further.corrupted_copies(evaluator, holdout, seed=0)
+    assert len(whole.rows) == len(holdout.y)
+    monkeypatch.setattr(further, "MAX_CORRUPTED", 100)
+    some = further.corrupted_copies(evaluator, replace(holdout), seed=0)
+    assert 90 <= len(some.rows) <= 100
+    assert len(some.X) == 3 * len(some.rows)

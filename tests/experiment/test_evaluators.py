@@ -1,0 +1,524 @@
+"""The evaluator: one scoring, gate and verdict over tables and images, on tiny data of both."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment import experiment
+from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.errors import MissingExtraError
+from prefect_augment.experiment.confirmation import confirm
+from prefect_augment.experiment.evaluator import (
+    Evaluator,
+    Question,
+    Synthetic,
+    Wishes,
+    kept_synthetic,
+    score_folds,
+)
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.filter import filter_candidates
+from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.training_set import drawn_training_set
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    DiffusionModel,
+    Evaluation,
+    NoModel,
+    RunParams,
+    Source,
+)
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategies
+from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
+from prefect_augment.schema.experiment import HoldoutResult
+from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.staging import Stage, read_result
+from prefect_augment.storage.store import Store, open_store
+
+COUNTS = {"ring": 160, "cross": 70, "dot": 60}
+GATE = {"evaluation": Evaluation(n_seeds=2, n_bootstrap=100, estimators=["logistic"])}
+STEPS = 25
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+def pictures(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
+    rng = np.random.default_rng(seed)
+    names = [name for name, n in COUNTS.items() for _ in range(n)]
+    across, down = np.meshgrid(np.arange(12), np.arange(12))
+    made = []
+    for name in names:
+        cx, cy, size, light = rng.uniform([4, 4, 2, 120], [7, 7, 4, 250])
+        distance = np.hypot(across - cx, down - cy)
+        shape = {
+            "ring": np.abs(distance - size) < 1,
+            "cross": np.minimum(np.abs(across - cx), np.abs(down - cy)) < 0.8,
+            "dot": distance < size / 2 + 0.5,
+        }[name]
+        picture = light * shape + rng.integers(0, 60, (12, 12))
+        made.append(picture.clip(0, 255).astype(np.uint8))
+    return made, names
+
+
+def png(pixels: np.ndarray) -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_table(seed: int = 0) -> pa.Table:
+    made, names = pictures(seed)
+    images = [{"bytes": png(m), "path": f"{i}.png"} for i, m in enumerate(made)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.table({"image": pa.array(images, kind), "label": names})
+
+
+@pytest.fixture(scope="module", params=["table", "image"])
+def dataset(
+    request: pytest.FixtureRequest,
+    store: Store,
+    make_table: Callable[..., pa.Table],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> DatasetRef:
+    """The same classes as numbers and as pictures."""
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    if request.param == "image":
+        pytest.importorskip("torch")
+        pq.write_table(image_table(), path)
+        return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
+    pq.write_table(make_table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
+    found = plan(
+        dataset,
+        RunParams(balance=Balance(), model=model or AutoModel(), **GATE),
+        store,
+        compares=False,
+    )
+    steps = STEPS if dataset.modality == "image" else 0
+    return found.model_copy(update={"classifier_steps": steps})
+
+
+@pytest.fixture
+def evaluator(dataset: DatasetRef, store: Store) -> Evaluator:
+    info = load_info(dataset, store)
+    return open_evaluator(store, info, planned(dataset, store), Wishes(**GATE, device="cpu"))
+
+
+def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+    return np.flatnonzero(~evaluator.records.is_validation), np.flatnonzero(
+        evaluator.records.is_validation
+    )
+
+
+def test_the_kind_of_records_decides_the_workbench(
+    evaluator: Evaluator, dataset: DatasetRef
+) -> None:
+    image = dataset.modality == "image"
+    assert evaluator.records.X.ndim == (4 if image else 2)
+    assert evaluator.estimators == (("convolutional",) if image else ("logistic",))
+    assert list(evaluator.records.keys) == sorted(evaluator.records.keys)
+    n_train = sum(
+        sum(evaluator.info.part_counts[part].values()) for part in ("training", "validation")
+    )
+    assert len(evaluator.records.X) == len(evaluator.records.y) == n_train
+
+
+def test_the_hold_out_has_the_same_form_as_the_training_records(
+    evaluator: Evaluator, store: Store
+) -> None:
+    table = read_part(store, evaluator.info, ["holdout"])
+    holdout = evaluator.read(table)
+    assert holdout.X.shape[1:] == evaluator.records.X.shape[1:]
+    assert holdout.X.dtype == evaluator.records.X.dtype
+    assert np.array_equal(evaluator.encode(table), holdout.X, equal_nan=holdout.X.ndim == 2)
+    assert not set(holdout.keys) & set(evaluator.records.keys)
+
+
+def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
+    evaluator: Evaluator, dataset: DatasetRef
+) -> None:
+    training, validation = rows_of(evaluator)
+    X = evaluator.records.X[validation]
+    for strategy in make_strategies(dataset.modality, model=None, classic=Classic()):
+        strategy = strategy.model_copy(update={"amount": strategy.amount or 1.0})
+        found = dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=0))
+        assert tuple(found) == evaluator.estimators
+        for proba in found.values():
+            assert proba.shape == (len(validation), len(evaluator.records.classes))
+            assert np.allclose(proba.sum(axis=1), 1)
+
+
+def test_predictions_repeat_bit_for_bit(evaluator: Evaluator) -> None:
+    training, validation = rows_of(evaluator)
+    strategy = Strategy(name="resampling", family="resampling")
+    a, b = (
+        dict(
+            evaluator.predictions(
+                strategy, training, evaluator.records.X[validation], synthetic=None, seed=5
+            )
+        )
+        for _ in range(2)
+    )
+    for name in evaluator.estimators:
+        assert np.array_equal(a[name], b[name])
+
+
+def test_a_fold_never_scores_a_record_that_it_trained_on(evaluator: Evaluator) -> None:
+    folds = evaluator.folds(seed=0, has_candidates=False)
+    assert folds.shape == evaluator.records.y.shape
+    scored = folds >= 0
+    if folds.min() < 0:
+        assert np.array_equal(scored, evaluator.records.is_validation)
+    if evaluator.records.groups is not None:
+        for group in np.unique(evaluator.records.groups):
+            assert len(set(folds[evaluator.records.groups == group])) == 1
+
+
+def test_swapped_labels_and_copies_do_not_pass_the_gate(evaluator: Evaluator) -> None:
+    training, validation = rows_of(evaluator)
+    data = evaluator.records
+    rare = int(np.argsort([c.n_real for c in evaluator.plan.classes])[-2])  # one that can be judged
+    copies = training[data.strata[training] == rare][:15]
+    other = validation[
+        data.strata[validation] == int(np.argmax([c.n_real for c in evaluator.plan.classes]))
+    ][:15]
+    X = np.concatenate([data.X[copies], data.X[other]])
+    candidates = Labelled(X, np.full(len(X), rare))
+    hard = replace(evaluator, plan=evaluator.plan.model_copy(update={"soft_labels": False}))
+    outcome = hard.gate(Question(training, validation, candidates, np.arange(len(X)), seed=0))
+    assert (outcome.reason[: len(copies)] == "near copy").all()
+    assert outcome.passed[len(copies) :].mean() < 0.5
+
+
+def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> DatasetRef:
+    """Staged candidates: training records of the rarer classes with fresh ids, as a model would draw."""
+    table = read_part(store, info, ["validation"]).drop_columns(["aug_id", "content_key"])
+    names = table[info.label].to_pylist()
+    n = table.num_rows
+    columns = {
+        "aug_id": derived_ids("candidate", list(range(n))),
+        "aug_model": pa.array(["m"] * n),
+        "aug_seed": pa.array(np.arange(n)),
+        "aug_stratum": pa.array(names),
+        "aug_ordinal": pa.array(np.arange(n)),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    stage = Stage(store, "sample", f"candidates-{dataset.key}")
+    shards = write_shards(
+        store,
+        table,
+        prefix=stage.prefix,
+        stem="candidates",
+        split="candidates",
+        origin="synthetic",
+        label=info.label,
+        max_records=10_000,
+        max_bytes=2**24,
+    )
+    made = info.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
+    stage.finish(made)
+    return dataset.model_copy(update={"path": stage.outcome_path, "key": stage.key})
+
+
+def test_candidates_are_judged_and_read_back_best_first(
+    evaluator: Evaluator, dataset: DatasetRef, store: Store
+) -> None:
+    drawn = candidates_of(dataset, evaluator.info, store)
+    hard = evaluator.plan.model_copy(update={"soft_labels": False})
+    report = filter_candidates(
+        experiment_of(dataset, hard, **GATE, seed=0, budget=Budget(device="cpu")), drawn, store
+    )
+    kept = kept_synthetic(evaluator, store, report)
+    everything = kept_synthetic(evaluator, store, report, with_dropped=True)
+    assert everything is not None
+    assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
+    assert kept is None or kept[0].shape[1:] == evaluator.records.X.shape[1:]
+    assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
+    assert kept_synthetic(evaluator, store, None) is None
+
+
+def test_strategies_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) -> None:
+    """From the plan to the verdict, with the same calls for either kind."""
+    found = planned(dataset, store, NoModel())
+    wishes: dict[str, Any] = {
+        "plan": found,
+        "model": NoModel(),
+        "classic": Classic(),
+        **GATE,
+        "run_seed": 0,
+        "store": store,
+        "device": "cpu",
+    }
+    families = ("as_is", "resampling")
+    strategies = [
+        a
+        for a in make_strategies(dataset.modality, model=None, classic=Classic())
+        if a.family in families
+    ]
+    scores = [score(experiment_of(dataset, None), strategy, 0, None) for strategy in strategies]
+    assert all(0 <= s.score <= 1 for s in scores)
+    assert scores[1].strategy.amount in (0.5, 1.0), "the amount that was better"
+    again = score(experiment_of(dataset, None), strategies[0], 0, None)
+    assert again == scores[0], "a receipt is obeyed"
+    asked = {"choice": choose(scores), "scores": scores, "candidates": None, **wishes}
+    verdict = confirm(experiment_of(dataset, None), None, None, None)
+    store.fs.rm(store.full("_staging/verify"), recursive=True)
+    beside = confirm(experiment_of(dataset, None), None, None, None, workers=3)
+    assert beside == verdict, "what is trained at the same time changes nothing"
+    assert verdict.n_holdout > 0
+    assert set(verdict.balanced_accuracy) >= {"as is"}
+    assert verdict.n_seeds == GATE.n_seeds
+    further = read_result(store, verdict.further, HoldoutResult)
+    assert further is not None
+    assert further.robustness is not None
+    kinds = {
+        "image": ["noise", "blur", "shift", "contrast"],
+        "table": ["missing", "noise", "rounding"],
+    }
+    assert [c.name for c in further.robustness.conditions] == kinds[dataset.modality]
+    assert further.slices is None, "the run was not balanced within groups"
+    assert further.calibration is not None
+    assert set(further.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
+
+
+def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chosen(
+    store: Store, make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    pq.write_table(make_table(), tmp_path / "table.parquet")
+    source = Source(uri=str(tmp_path / "table.parquet"), label="state")
+    dataset = ingest(source, store=store, seed=0)
+    as_is = Strategy(name="as is", family="as_is", amount=1.0)
+    verdict = confirm(
+        experiment_of(
+            dataset,
+            planned(dataset, store),
+            candidates=None,
+            model=AutoModel(),
+            classic=Classic(),
+            **GATE,
+            seed=0,
+            budget=Budget(device="cpu"),
+        ),
+        Choice(
+            chosen=as_is,
+            baseline=as_is,
+            as_is=as_is,
+            model=Strategy(name="trees", family="model", amount=0.5),
+            scores={},
+            reason="",
+        ),
+        [],
+        store,
+    )
+    assert verdict.published == "as is"
+    assert set(verdict.balanced_accuracy) == {"as is", "trees"}
+    assert [(d.strategy, d.against) for d in verdict.differences] == [("trees", "as is")]
+
+
+# --- images alone ---
+
+
+@pytest.fixture(scope="module")
+def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    pytest.importorskip("torch")
+    path: Path = tmp_path_factory.mktemp("images") / "images.parquet"
+    pq.write_table(image_table(seed=1), path)
+    return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
+
+
+def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
+    images: DatasetRef, store: Store
+) -> None:
+    found = planned(images, store)
+    evaluator = open_evaluator(store, load_info(images, store), found)
+    data = evaluator.records
+    synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
+    for strategy in make_strategies("image", model="diffusion", classic=Classic()):
+        strategy = strategy.model_copy(update={"amount": 1.0})
+        drawn = drawn_training_set(
+            strategy,
+            data.X,
+            data.strata,
+            names=data.strata_names,
+            plan=found,
+            synthetic=synthetic if strategy.has_model else None,
+        )
+        shares = np.bincount(drawn.strata, drawn.weights) / drawn.weights.sum()
+        natural = np.bincount(data.strata) / len(data.strata)
+        even = strategy.family not in ("as_is", "threshold", "loss")
+        assert shares == pytest.approx([1 / 3] * 3 if even else natural), strategy.name
+        assert drawn.weights.mean() == pytest.approx(1)
+        assert drawn.synthetic.sum() == len(drawn.X) - len(data.X)
+        assert bool(drawn.synthetic.any()) == strategy.has_model
+
+
+def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    data = open_evaluator(store, load_info(images, store), found).records
+    synthetic = Synthetic(data.X[:10], np.full(10, 2))
+    drawn = drawn_training_set(
+        EXTERNAL, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
+    )
+    assert (drawn.weights == 1).all()
+    assert drawn.synthetic.sum() == 10
+
+
+def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
+    images: DatasetRef, store: Store
+) -> None:
+    """Under every seed: a model of images cannot be trained anew for each."""
+    evaluator = open_evaluator(store, load_info(images, store), planned(images, store))
+    given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
+    assert evaluator.synthetic(np.arange(5), given=given, seed=7) is given
+    none = evaluator.synthetic(np.arange(5), given=None, seed=7)
+    assert none.X.shape == (0, *evaluator.records.X.shape[1:])
+    assert len(none.strata) == 0
+    assert np.array_equal(
+        evaluator.folds(seed=0, has_candidates=True) >= 0, evaluator.records.is_validation
+    )
+
+
+def test_plan_fits_the_classifiers_steps_to_records_and_budget(
+    images: DatasetRef, store: Store
+) -> None:
+    wishes: dict[str, Any] = {"balance": Balance(), "model": NoModel(), **GATE}
+    found = plan(images, RunParams(), store, compares=False)
+    assert found.classifier_steps == 300
+    assert 0 < found.estimate.comparison_seconds < found.estimate.seconds
+    hurried = plan(images, RunParams(budget=Budget(minutes=0.01)), store)
+    assert hurried.classifier_steps == 300, "fewer steps than that teach nothing"
+
+
+def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    narrow = found.model_copy(update={"classifier_width": 0.25})
+    info, wishes = load_info(images, store), Wishes(**GATE, device="cpu")
+    said = []
+    for one in (found, narrow):
+        evaluator = open_evaluator(store, info, one, wishes)
+        training, validation = rows_of(evaluator)
+        strategy = Strategy(name="as is", family="as_is", amount=1.0)
+        made = evaluator.predictions(
+            strategy, training, evaluator.records.X[validation], synthetic=None, seed=0
+        )
+        said.append(dict(made)["convolutional"])
+    assert said[0].shape == said[1].shape
+    assert not np.array_equal(said[0], said[1])
+
+
+def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) -> None:
+    found = planned(images, store)
+    kept = {c.name: c.n_synthetic for c in found.classes}
+    by_name = {
+        strategy.name: make_recipe(
+            strategy.model_copy(update={"amount": 1.0}),
+            found,
+            kept=kept,
+            scores=[],
+            copies=False,
+            classic=Classic(),
+        )
+        for strategy in make_strategies("image", model="diffusion", classic=Classic())
+    }
+    soft = by_name["balanced softmax"]
+    assert soft.loss == "balanced_softmax"
+    assert "balanced softmax" in soft.sentence
+    assert set(soft.class_weight.values()) == {1.0}
+    classic = by_name["resampling + classic"]
+    assert (classic.classic_policy, classic.classic_prob, classic.classic) == ("safe", 0.5, {})
+    assert "'safe' to 50% of the records" in classic.sentence
+    assert by_name["resampling"].classic_policy == ""
+    both = by_name["classic + diffusion"]
+    assert both.real_only_finish == 0.6
+    assert both.synthetic == by_name["diffusion"].synthetic != {}
+    assert "first 60% of the training steps only" in both.sentence
+
+
+def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
+    images: DatasetRef, store: Store
+) -> None:
+    """It is said, and goes on without; asked for by name it is planned."""
+    wishes: dict[str, Any] = {"balance": Balance(), **GATE, "store": store}
+    hurried = Budget(minutes=0.2, device="cpu")
+    found = plan(images, RunParams(model=AutoModel(), budget=hurried), None)
+    assert found.n_synthetic == 0
+    assert "no synthetic records" in found.warnings[0]
+    assert "by name" in found.warnings[0]
+    asked_for = plan(images, RunParams(model=DiffusionModel(), budget=hurried), None)
+    assert asked_for.n_synthetic > 0
+    assert not any("no synthetic" in line for line in asked_for.warnings)
+
+
+def test_images_without_torch_are_refused_with_the_line_to_install_it(
+    images: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planned(images, store, NoModel())
+    for name in [n for n in sys.modules if n.endswith((".image_evaluator", ".convnet"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(experiment, "image_evaluator", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[images,torch\]'"):
+        open_evaluator(store, load_info(images, store), found)
+
+
+def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
+    """A picture and its brighter twins: what splits them would score memory."""
+    pytest.importorskip("torch")
+    made, names = pictures(seed=2)
+    twins = [np.clip(m.astype(int) + 2, 0, 255).astype(np.uint8) for m in made[::2]]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    records = [{"bytes": png(m), "path": None} for m in [*made, *twins]]
+    table = pa.table({"image": pa.array(records, kind), "label": [*names, *names[::2]]})
+    pq.write_table(table, tmp_path / "twins.parquet")
+    source = Source(uri=str(tmp_path / "twins.parquet"), label="label")
+    dataset = ingest(source, store=store, seed=0)
+    evaluator = open_evaluator(store, load_info(dataset, store), planned(dataset, store))
+    groups = evaluator.records.groups
+    assert groups is not None
+    assert np.bincount(groups).max() >= 2
+    folds = score_folds(evaluator.records, n_folds=5, seed=0)
+    assert all(len(set(folds[groups == g])) == 1 for g in np.unique(groups))
+
+
+def test_the_classic_of_the_strategies_has_the_ranges_of_the_written_one() -> None:
+    pytest.importorskip("torch")
+    from prefect_augment.augmentation.image_policy import PRESETS
+    from prefect_augment.experiment.image_evaluator import RANGES
+
+    assert set(RANGES) == {"safe"}  # others are applied image by image
+    affine, light = (operation.arguments for operation in PRESETS["safe"])
+    ranges = RANGES["safe"]
+    assert affine["rotate"] == (-ranges.rotate_degrees, ranges.rotate_degrees)
+    assert affine["scale"] == ranges.scale_range
+    assert affine["translate_percent"] == (-ranges.shift, ranges.shift)
+    assert light["brightness_limit"] == (-ranges.brightness, ranges.brightness)
+    assert light["contrast_limit"] == (-ranges.contrast, ranges.contrast)

@@ -1,0 +1,290 @@
+"""What records of a model give away, from staged records to the report and the card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of, publish_parts
+
+from prefect_augment.evaluation.privacy.distances import Words, summed_up
+from prefect_augment.experiment import privacy as privacy_stage
+from prefect_augment.experiment.confirmation import why_refused
+from prefect_augment.experiment.filter import filter_candidates
+from prefect_augment.experiment.privacy import found_privacy, measure
+from prefect_augment.ingest.external import import_candidates, plan_of_external
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Balance, NoModel, Publish, Quality, RunParams, Source
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import plain_recipe
+from prefect_augment.report.build import report
+from prefect_augment.report.redaction import disclosable
+from prefect_augment.report.report import ReportData, build_report, markdown_summary
+from prefect_augment.report.section_privacy import section
+from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
+from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema.report import Findings
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.store import Store, open_store
+
+MakeTable = Callable[..., pa.Table]
+# The gate drops nothing, so that what is kept is what was drawn.
+OPEN = {"quality": Quality(purpose="faithful", near_copy_quantile=0.0, fidelity_quantile=0.0)}
+
+
+SITE = "Baker Street"  # of real worn records, and of no synthetic one
+
+
+def with_own_sites(table: pa.Table) -> pa.Table:
+    """A third of the worn records from a place of their own."""
+    sites = table["site"].to_pylist()
+    worn = [i for i, name in enumerate(table["state"].to_pylist()) if name == "worn"]
+    for i in worn[::3]:
+        sites[i] = SITE
+    return table.set_column(3, "site", pa.array(sites))
+
+
+class Drawn(NamedTuple):
+    store: Store
+    dataset: DatasetRef
+    plan: BalancePlan
+    candidates: DatasetRef
+    compared: FilterResult
+    privacy: Privacy
+
+
+@pytest.fixture(scope="module")
+def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drawn]:
+    """Records of a generator that was fitted on fit."""
+    folder = tmp_path_factory.mktemp("privacy")
+    pq.write_table(
+        with_own_sites(make_table(counts={"ok": 300, "worn": 150})), folder / "real.parquet"
+    )
+    source = Source(uri=str(folder / "real.parquet"), label="state")
+
+    def make(kind: str) -> Drawn:
+        store = open_store(str(folder / kind))
+        dataset = ingest(source, store=store, seed=0)
+        training = read_part(store, load_info(dataset, store), ["training"])
+        training = training.drop_columns(["aug_id", "content_key"])
+        worn = training.filter(pa.array([name == "worn" for name in training["state"].to_pylist()]))
+        if kind != "copies":
+            fresh = make_table(seed=7, counts={"worn": 100}).cast(worn.schema)
+            worn = fresh if kind == "fresh" else pa.concat_tables([fresh, worn])
+        pq.write_table(worn, folder / f"{kind}.parquet")
+        wanted = plan(
+            dataset, RunParams(balance=Balance(), model=NoModel(), **OPEN), store, compares=False
+        )
+        uri = str(folder / f"{kind}.parquet")
+        candidates = import_candidates(dataset, uri, plan=wanted, store=store)
+        wanted = plan_of_external(wanted, candidates)
+        compared = filter_candidates(
+            experiment_of(dataset, wanted, **OPEN, seed=0), candidates, store
+        )
+        privacy = measure(experiment_of(dataset, wanted, candidates=compared), candidates, store)
+        return Drawn(store, dataset, wanted, candidates, compared, privacy)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def copies(drawn: Callable[..., Drawn]) -> Drawn:
+    return drawn("copies")
+
+
+@pytest.fixture(scope="module")
+def fresh(drawn: Callable[..., Drawn]) -> Drawn:
+    return drawn("fresh")
+
+
+def side(privacy: Privacy, records: str) -> dict[str, object]:
+    found = next(s for s in privacy.sides if s.records == records)
+    return {"auc": found.attack.auc if found.attack else None, "finding": found.finding}
+
+
+def test_generator_that_copies_leaks_whatever_the_gate_kept(copies: Drawn) -> None:
+    found = side(copies.privacy, "drawn")
+    assert found["finding"] == "leak"
+    assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
+
+
+def test_model_that_leaks_is_named_though_what_was_kept_does_not(
+    copies: Drawn, fresh: Drawn
+) -> None:
+    """The gate drops copies; the model that made them goes on making them."""
+    kept = next(s for s in fresh.privacy.sides if s.records == "kept")
+    drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
+    words = Words(members="training", others="validation")
+    found = summed_up([kept, drawn], words=words, feature_space="a space")
+    assert found.finding == "none shown"
+    assert "do not hand on the model" in found.sentence
+    blind = summed_up([kept, drawn], words=words, feature_space="", unusable="Others were seen.")
+    assert (blind.finding, blind.sentence) == ("not measured", "Others were seen.")
+    seen = summed_up([drawn], words=words, feature_space="", unusable="Others were seen.")
+    assert seen.finding == "leak"
+
+
+def test_new_records_of_the_distribution_show_nothing(fresh: Drawn) -> None:
+    for records in ("drawn", "kept"):
+        found = side(fresh.privacy, records)
+        assert found["finding"] == "none shown"
+        assert found["auc"].low <= 0.5 <= found["auc"].high  # type: ignore[attr-defined]
+    assert "no proof" in fresh.privacy.sentence
+
+
+def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
+    drawn: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New records first, then copies: what comes last is what the gate has dropped."""
+    monkeypatch.setitem(privacy_stage.MOST_SYNTHETIC, "table", 80)
+    found = drawn("copies last").privacy
+    assert side(found, "drawn")["finding"] == "leak"
+    assert "80 synthetic records were looked at" in " ".join(found.notes)
+
+
+def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
+    assert found_privacy(copies.store, copies.dataset, copies.compared) == copies.privacy
+    again = measure(
+        experiment_of(fresh.dataset, fresh.plan, candidates=fresh.compared),
+        fresh.candidates,
+        fresh.store,
+    )
+    assert again.to_json() == fresh.privacy.to_json()
+    other = copies.compared.model_copy(update={"key": "another"})
+    assert found_privacy(copies.store, copies.dataset, other) is None
+    assert found_privacy(copies.store, copies.dataset, None) is None
+
+
+def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> None:
+    kept = fresh.compared.kept_counts
+    for counts, said in ((kept, True), ({}, False)):
+        recipe = plain_recipe(fresh.plan, counts)
+        publish_parts(
+            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, candidates=fresh.compared,
+            classic=None, models=[], report=None, publish=Publish(), requested={}, store=fresh.store,
+        )  # fmt: skip
+        card = fresh.store.read("README.md").decode()
+        assert ("This is one attack, by distance." in card) == said
+
+
+def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
+    ref, summary = report(
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
+        model=None, pictures="none", seed=0, store=fresh.store,
+        findings=Findings(privacy=fresh.privacy),
+    )  # fmt: skip
+    info = json.loads(fresh.store.read(f"{ref.prefix}/report.json"))
+    page = fresh.store.read(f"{ref.prefix}/report.html").decode()
+    assert Privacy.model_validate(info["privacy"]) == fresh.privacy
+    assert 'id="privacy"' in page
+    assert "**Privacy.**" in summary
+    assert section(None) == ""
+
+
+@pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
+def test_report_and_artifact_show_of_real_records_what_they_may(
+    fresh: Drawn, pictures: Literal["real", "synthetic", "none"]
+) -> None:
+    """A value of real records is in no page, fact or summary that may not show it."""
+    ref, summary = report(
+        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
+        model=None, pictures=pictures, seed=0, store=fresh.store,
+        findings=Findings(privacy=fresh.privacy),
+    )  # fmt: skip
+    page, info = (fresh.store.read(f"{ref.prefix}/report.{e}").decode() for e in ("html", "json"))
+    assert (SITE in info) == (pictures == "real")
+    if pictures != "real":  # else it is in a picture on the page
+        assert SITE not in page + summary
+    made = "north"  # of synthetic records too
+    assert (made in info) == (pictures != "none")
+    assert json.loads(info)["privacy"] is not None
+
+
+def test_words_that_quote_values_are_hidden_and_names_are_not() -> None:
+    data = ReportData(
+        title="t",
+        label="state",
+        pictures="synthetic",
+        columns=(column("load", "always 'x'"),),
+        quarantine={
+            "column 'load': 'Sherlock' is not a number": 2,
+            "column 'load': \"O'Hara\" is not a number": 1,
+            "no label": 3,
+        },
+        notes=("others' records and others' 'Watson'", "column 'state' is the label"),
+        counts_before={"worn": {"real": 3}},
+    )
+    found = disclosable(data)
+    assert found.quarantine == {"column 'load': '…' is not a number": 3, "no label": 3}
+    assert found.notes == ("others' records and others' '…'", "column 'state' is the label")
+    assert found.columns[0].note == "always '…'"
+    assert disclosable(dataclasses.replace(data, pictures="real")) == dataclasses.replace(
+        data, pictures="real"
+    )
+    files = build_report(data)
+    text = b"".join(content for name, content in files.items() if not name.endswith(".png"))
+    assert not any(word in text for word in (b"Sherlock", b"Hara", b"Watson"))
+    assert "Sherlock" not in markdown_summary(data)
+
+
+def column(name: str, note: str) -> ColumnInfo:
+    return ColumnInfo(
+        name=name, arrow_type="double", kind="numeric", n_null=0, n_unique=3, note=note
+    )
+
+
+def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
+    first = fresh.privacy.sides[0]
+    named = first.classes[0].model_copy(update={"name": "<script>x</script>"})
+    odd = fresh.privacy.model_copy(
+        update={"sides": (first.model_copy(update={"classes": (named,)}),)}
+    )
+    assert "<script>" not in section(odd)
+    # Numbers, shares and names of classes: nothing else has a place in these facts.
+    texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]
+    assert not any(value in text for text in texts for value in ("north", "south", "sn-0"))
+
+
+def _leaves(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
+    """Training and validation in another order give the same distances."""
+    from prefect_augment.experiment.evaluators import open_evaluator
+
+    evaluator = open_evaluator(copies.store, load_info(copies.dataset, copies.store), copies.plan)
+    X = evaluator.records.X
+    one, other = evaluator.plain_space(X), evaluator.plain_space(X[::-1])
+    a, b = (s.distances(s.place(X[:20]), s.place(X[20:40])) for s in (one, other))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("finding", ["leak", "gap"])
+@pytest.mark.parametrize(
+    ("gate", "goes_out", "refused"),
+    [
+        (Gate(), True, False),
+        (Gate(on_leak="fail"), True, True),
+        (Gate(on_leak="fail"), False, False),
+        (Gate(on_no_gain="fail"), False, False),
+    ],
+)
+def test_a_leak_refuses_what_would_go_out(
+    copies: Drawn, gate: Gate, goes_out: bool, refused: bool, finding: str
+) -> None:
+    leaking = copies.privacy.model_copy(update={"finding": finding})
+    verdict: Verdict | None = None
+    assert bool(why_refused(gate, verdict, leaking, goes_out=goes_out)) == refused
+    shown = leaking.model_copy(update={"finding": "none shown"})
+    assert why_refused(gate, verdict, shown, goes_out=goes_out) == ""

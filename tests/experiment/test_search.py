@@ -1,0 +1,546 @@
+"""The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment.experiment.search import (
+    best_settings,
+    decided,
+    finalists,
+    go_on,
+    pilot,
+    rung,
+)
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import (
+    AutoModel,
+    Balance,
+    Budget,
+    Classic,
+    Evaluation,
+    NoModel,
+    RunParams,
+    Source,
+    TreesModel,
+)
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.schedule import (
+    Schedule,
+    model_of,
+    pilot_budget,
+    suitable,
+    training_budget,
+)
+from prefect_augment.plan.search_space import (
+    N_KEPT,
+    N_SETTINGS,
+    PILOT_FOLDS,
+    n_trained,
+    pilot_groups,
+    settings,
+)
+from prefect_augment.plan.strategies import make_strategies
+from prefect_augment.schema.base import (
+    BalancePlan,
+    Choice,
+    ClassPlan,
+    DatasetInfo,
+    DatasetRef,
+    Estimate,
+    EstimatorScore,
+    ImageInfo,
+    Strategy,
+    StrategyScore,
+)
+from prefect_augment.schema.experiment import SearchResult
+from prefect_augment.shards.staged import load_info
+from prefect_augment.storage.store import Store, open_store
+
+GATE = {"evaluation": Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)}
+
+
+def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -> BalancePlan:
+    common = ClassPlan(
+        name="common",
+        label="common",
+        n_real=60,
+        target=60,
+        n_synthetic=0,
+        n_classic=0,
+        compared=True,
+    )
+    rare = ClassPlan(
+        name="rare",
+        label="rare",
+        n_real=12,
+        target=72,
+        n_synthetic=n_synthetic,
+        n_classic=0,
+        compared=True,
+    )
+    return BalancePlan(
+        rule="",
+        classes=(common, rare),
+        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
+        soft_labels=soft,
+        n_settings=n_settings,
+    )
+
+
+def scored(
+    strategy: Strategy, score: float, *, seed: int = 0, seconds: float = 1.0
+) -> StrategyScore:
+    estimator = EstimatorScore(
+        balanced_accuracy=score,
+        macro_f1=score,
+        auprc=score,
+        worst_recall=score,
+        worst_class="rare",
+        brier=0.1,
+        recall={"rare": score},
+    )
+    return StrategyScore(
+        strategy=strategy,
+        seed=seed,
+        score=score,
+        estimators={"logistic": estimator},
+        n_train=72,
+        n_validation=200,
+        seconds=seconds,
+        folds=(score - 0.01, score, score + 0.01),
+    )
+
+
+def strategies_of(modality: str, *, soft: bool = False) -> tuple[Strategy, ...]:
+    return make_strategies(modality, model="net", classic=Classic(), soft_labels=soft)  # type: ignore[arg-type]
+
+
+# --- what is tried ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("modality", "soft"), [("table", True), ("table", False), ("image", False)]
+)
+def test_baselines_are_tried_with_at_least_as_many_settings_as_models(
+    modality: str, soft: bool
+) -> None:
+    found = {
+        strategy.name: settings(strategy, plan=plan_of(soft=soft), classic=Classic())
+        for strategy in strategies_of(modality, soft=soft)
+    }
+    searched = {name: len(own) for name, own in found.items() if len(own) > 1}
+    of_models = [n for name, n in searched.items() if "net" in name]
+    of_baselines = [n for name, n in searched.items() if "net" not in name]
+    assert of_models, "the models are searched"
+    assert max(of_models) <= min(of_baselines)
+    assert max(searched.values()) <= N_SETTINGS
+    for own in found.values():
+        assert len(set(own)) == len(own), "no setting is tried twice"
+
+
+def test_a_short_list_of_settings_is_a_prefix_of_the_long_one_for_all_strategies_alike() -> None:
+    for strategy in strategies_of("image"):
+        whole = settings(strategy, plan=plan_of(), classic=Classic())
+        assert settings(strategy, plan=plan_of(n_settings=2), classic=Classic()) == whole[:2]
+
+
+def test_amounts_per_real_record_go_from_a_half_to_five() -> None:
+    (strategy,) = (a for a in strategies_of("table") if a.family == "model")
+    hard = settings(strategy, plan=plan_of(n_synthetic=60), classic=Classic())
+    assert {one.per_real for one in hard} == {0.0, 0.5, 1.0, 2.0}, "0: what the plan has, 5 here"
+    one = settings(strategy, plan=plan_of(n_synthetic=12), classic=Classic())
+    assert {one.per_real for one in one} == {0.0, 0.5}, "the plan itself is 1 per real"
+    soft = settings(strategy, plan=plan_of(soft=True), classic=Classic())
+    assert {2 * one.synthetic_weight for one in soft} == {0.5, 1.0, 2.0, 5.0}
+
+
+def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
+    classic = Classic(image_prob=0.4)
+    (strategy,) = (
+        a for a in make_strategies("image", model=None, classic=classic) if a.family == "classic"
+    )
+    found = settings(strategy, plan=plan_of(), classic=classic)
+    assert {one.classic_prob for one in found} == {0.2, 0.4, 1.0}
+    assert {one.classic_strength for one in found} == {0.5, 1.0, 2.0}
+    assert found[0].classic_prob == 0.4, "the user's own first"
+    own = settings(strategy, plan=plan_of(), classic=Classic(policy="- HorizontalFlip: {p: 0.5}"))
+    assert {one.classic_strength for one in own} == {1.0}, "a pipeline goes as far as it says"
+
+
+def test_copies_leave_no_record_that_counts_less_than_another() -> None:
+    for strategy in strategies_of("table"):
+        found = settings(strategy, plan=plan_of(), classic=Classic(), copies=True)
+        assert {one.synthetic_weight for one in found} == {1.0}
+
+
+def test_strategies_without_settings_are_one_group_and_share_a_estimator() -> None:
+    groups = pilot_groups(strategies_of("table"), plan=plan_of(), classic=Classic())
+    assert [strategy.name for strategy in groups[0]] == ["as is", "threshold"]
+    assert n_trained(groups[0]) == 1
+    assert len({strategy.name for group in groups for strategy in group}) == len(
+        strategies_of("table")
+    )
+
+
+# --- who goes on ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pilots() -> list[StrategyScore]:
+    """Seven strategies with two settings each; 'net' and 'as is' are the worst."""
+    families = {
+        "as is": ("as_is", 0.50),
+        "weights": ("weights", 0.71),
+        "resampling": ("resampling", 0.72),
+        "SMOTE": ("classic", 0.73),
+        "loss": ("loss", 0.74),
+        "threshold": ("threshold", 0.60),
+        "net": ("model", 0.40),
+    }
+    found = []
+    for name, (family, score) in families.items():
+        strategy = Strategy(name=name, family=family, amount=1.0)  # type: ignore[arg-type]
+        found.append(scored(strategy, score))
+        if family not in ("as_is", "threshold"):
+            found.append(scored(strategy.model_copy(update={"amount": 0.5}), score + 0.09))
+    return found
+
+
+def test_the_best_setting_of_the_best_strategies_goes_on(pilots: list[StrategyScore]) -> None:
+    kept = go_on(pilots)
+    assert {strategy.name for strategy in kept} == {
+        "as is",
+        "weights",
+        "resampling",
+        "SMOTE",
+        "loss",
+        "net",
+    }
+    assert len(kept) == N_KEPT + 2, "as is and the best model go on whatever their scores"
+    assert all(strategy.amount == 0.5 for strategy in kept if strategy.name != "as is"), (
+        "the better setting"
+    )
+
+
+def test_settings_that_tie_leave_the_earlier_one(pilots: list[StrategyScore]) -> None:
+    """On few records the best of many settings is the luckiest one."""
+    strategy = Strategy(name="weights", family="weights", amount=1.0)
+    first, other = scored(strategy, 0.70), scored(strategy.model_copy(update={"amount": 0.5}), 0.75)
+    assert best_settings([first, other])[0] == other, "better on every fold alike"
+    noisy = other.model_copy(update={"folds": (0.55, 0.75, 0.95)})
+    assert best_settings([first, noisy])[0] == first, "within a standard error of the folds"
+    alone = [s.model_copy(update={"folds": (), "n_validation": 10}) for s in (first, other)]
+    assert best_settings(alone)[0] == alone[0], "less than one of ten records"
+
+
+def test_the_order_of_strategies_does_not_change_who_goes_on(pilots: list[StrategyScore]) -> None:
+    assert set(go_on(pilots)) == set(go_on(pilots[::-1]))
+
+
+def test_finalists_are_as_is_and_the_best_three(pilots: list[StrategyScore]) -> None:
+    full = [
+        scored(strategy, s)
+        for strategy, s in zip(go_on(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
+    ]
+    assert [strategy.name for strategy in finalists(full)] == [
+        "as is",
+        "weights",
+        "resampling",
+        "SMOTE",
+    ]
+
+
+def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Schedule:
+    return Schedule.of(Budget(minutes=minutes), workers=workers, trains_network=trains_network)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (Budget(minutes=1000), 7),  # all that there are
+        (Budget(minutes=0.5), 2),
+        (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
+    ],
+)
+def test_as_many_strategies_are_scored_in_full_as_there_is_time_for(
+    pilots: list[StrategyScore], budget: Budget, expected: int
+) -> None:
+    found = Schedule.of(budget, workers=1, trains_network=False)
+    assert found.n_kept(pilots, best_settings(pilots)) == expected
+
+
+def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[StrategyScore]) -> None:
+    seconds, best = sum(score.seconds for score in pilots), best_settings(pilots)
+    alone, beside, far = (clock(seconds / 30, workers=n).n_kept(pilots, best) for n in (1, 2, 256))
+    assert alone < beside < far == len(best), "no more at a time than there are"
+
+
+def test_a_network_takes_its_part_of_the_minutes(pilots: list[StrategyScore]) -> None:
+    minutes, best = 1.5, best_settings(pilots)
+    without, beside = (
+        clock(minutes, trains_network=network).n_kept(pilots, best) for network in (False, True)
+    )
+    assert without > beside
+
+
+def test_pilots_of_generative_models_are_within_the_judges_time(
+    pilots: list[StrategyScore],
+) -> None:
+    best = best_settings(pilots)
+    kept = [
+        Schedule.of(Budget(minutes=1.5), workers=1, trains_network=False, spent=seconds).n_kept(
+            pilots, best
+        )
+        for seconds in (0.0, 20.0, 1000.0)
+    ]
+    assert kept[0] > kept[1] > kept[2] == 2
+
+
+def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
+    full = [scored(strategy, 0.5, seconds=5.0) for strategy in go_on(pilots)]
+    last = finalists(full)
+    found = [clock(minutes).n_seeds(pilots, full, last, most=3) for minutes in (0.1, 1.5, 2.2, 100)]
+    assert found == [1, 1, 2, 3]
+    longer = [score.model_copy(update={"seconds": 10.0}) for score in full]
+    assert clock(2.2).n_seeds(pilots, longer, last, most=3) == 1
+    counted = Schedule.of(Budget(minutes=0.1, steps=10), workers=1, trains_network=False)
+    assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
+
+
+def test_the_strategies_of_the_hold_out_are_within_the_judges_time(
+    pilots: list[StrategyScore],
+) -> None:
+    best = best_settings(pilots)
+    # A pilot trained three times with a third of the steps; all five folds are five whole trainings, and the three
+    # strategies of the hold-out are trained once, on a quarter more records.
+    in_full, holdout = len(best) * 5 * 1.0, 3 * 1.25
+    minutes = (sum(score.seconds for score in pilots) + in_full + holdout) / 0.7 / 60
+    assert clock(minutes + 0.001).n_kept(pilots, best) == len(best)
+    assert clock(minutes - 0.001).n_kept(pilots, best) == len(best) - 1
+
+
+def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[StrategyScore]) -> None:
+    kept = go_on(pilots)
+    found = rung("pilots", pilots, kept, reasons={"": "not among the best"}, timed=False)
+    assert len(found.trials) == len(pilots)
+    assert found.n_kept == len(kept)
+    dropped = [t for t in found.trials if not t.kept]
+    assert {t.reason for t in dropped} == {
+        "not among the best",
+        "another setting of this strategy scored higher, or as high and stands before it",
+    }
+    assert {t.seconds for t in found.trials} == {0.0}, "no times where the same bytes are asked for"
+    assert found.trials[0].spread == pytest.approx(0.01)
+    assert found.trials[0].n_scores == 3
+
+
+def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScore]) -> None:
+    kept = go_on(pilots)
+    info = SearchResult(
+        rungs=(
+            rung("pilots", pilots, kept, reasons={}),
+            rung("in full", [scored(strategy, 0.5) for strategy in kept], kept, reasons={}),
+        ),
+        n_settings=8,
+    )
+    of_name = {strategy.name: strategy for strategy in kept}
+    choice = Choice(
+        chosen=of_name["net"],
+        baseline=of_name["loss"],
+        as_is=of_name["as is"],
+        model=of_name["net"],
+        scores={},
+        reason="net has a mean score of 0.5 on validation records.",
+    )
+    found = decided(info, choice)
+    assert found.rungs[0] == info.rungs[0]
+    last = {t.strategy.name: t for t in found.rungs[-1].trials}
+    assert {name for name, t in last.items() if t.kept} == {"net", "loss", "as is"}
+    assert last["SMOTE"].reason == "net has a mean score of 0.5 on validation records"
+    assert last["loss"].reason == ""
+
+
+# --- on records -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    store: Store,
+    make_table: Callable[..., pa.Table],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> DatasetRef:
+    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
+    pq.write_table(make_table(), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
+    dataset: DatasetRef, store: Store
+) -> None:
+    found = plan(
+        dataset, RunParams(balance=Balance(), model=NoModel(), **GATE), store, compares=False
+    )
+    (strategy,) = (
+        a for a in make_strategies("table", model=None, classic=Classic()) if a.family == "weights"
+    )
+    tried = settings(strategy, plan=found, classic=Classic())
+    wishes = {"plan": found, "model": NoModel(), "classic": Classic(), **GATE, "run_seed": 0}
+    scores = pilot(experiment_of(dataset, None), tried, store)  # type: ignore[arg-type]
+    assert tuple(s.strategy for s in scores) == tried
+    assert {len(s.folds) for s in scores} == {PILOT_FOLDS}
+    assert all(s.thresholds for s in scores if s.strategy.tune_threshold)
+    again = pilot(experiment_of(dataset, None), tried, store)  # type: ignore[arg-type]
+    assert again == scores, "a receipt is obeyed"
+    other = open_store(f"memory://{uuid4().hex}")
+    other.fs.copy(store.root, other.root, recursive=True)
+    for path in other.fs.find(other.root):
+        if "/pilot/" in path:
+            other.fs.rm(path)
+    moved = dataset.model_copy(update={"root": other.uri})
+    anew = pilot(experiment_of(moved, None), tried, other)  # type: ignore[arg-type]
+    assert [s.model_copy(update={"seconds": 0}) for s in anew] == [
+        s.model_copy(update={"seconds": 0}) for s in scores
+    ]
+    other.fs.rm(other.root, recursive=True)
+
+
+def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
+    found = plan(
+        dataset, RunParams(balance=Balance(), model=TreesModel(), **GATE), store, compares=False
+    )
+    strategy = Strategy(name="trees", family="model", amount=1.0, tune_threshold=True)
+    (score,) = pilot(
+        experiment_of(dataset, found, model=model_of("trees"), classic=Classic(), **GATE, seed=0),
+        [strategy],
+        store,
+        budget=pilot_budget(Budget(minutes=1)),
+    )
+    assert 0 < score.score <= 1
+
+
+# --- which models -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def info(dataset: DatasetRef, store: Store) -> DatasetInfo:
+    return load_info(dataset, store)
+
+
+def test_auto_compares_models_only_where_validation_alone_can(info: DatasetInfo) -> None:
+    pytest.importorskip("torch")
+    kinds, over = suitable(info, plan_of(), AutoModel())
+    assert kinds == ("trees",)
+    assert "validation records" in over["flow"]
+    many = info.model_copy(
+        update={"part_counts": {"validation": dict.fromkeys(info.compared, 500)}}
+    )
+    kinds, over = suitable(many, plan_of(), AutoModel())
+    assert kinds == ("trees", "flow")
+    assert "vae" in over
+    assert "flow" not in over
+
+
+def test_a_model_by_name_is_compared_with_no_other(info: DatasetInfo) -> None:
+    assert suitable(info, plan_of(), TreesModel()) == (("trees",), {})
+    assert suitable(info, plan_of(n_synthetic=0), AutoModel())[0] == ()
+
+
+def test_a_pilot_gets_a_quarter_of_the_training() -> None:
+    assert pilot_budget(Budget(minutes=8)).minutes == 2
+    assert pilot_budget(Budget(steps=1)).steps == 1
+    assert pilot_budget(Budget(steps=100)).steps == 25
+
+
+@pytest.mark.parametrize(("n_piloted", "minutes"), [(0, 8), (1, 6), (2, 4)])
+def test_what_pilots_took_is_not_trained_again(n_piloted: int, minutes: float) -> None:
+    assert training_budget(Budget(minutes=8), n_piloted).minutes == minutes
+    asked = Budget(minutes=8, steps=100)
+    assert training_budget(asked, n_piloted) == asked, "steps are as many as were asked for"
+
+
+@pytest.fixture
+def plan_of_images(
+    store: Store, dataset: DatasetRef, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., BalancePlan]:
+    """Plan so many images a class, validation's 20 besides, as a processor with bf16 would."""
+    pytest.importorskip("torch")
+    info = load_info(dataset, store)
+    image = ImageInfo(
+        column="image",
+        modes={"L": 300},
+        formats={"PNG": 300},
+        sizes={"12x12": 300},
+        n_sizes=1,
+        most_common_size=(12, 12),
+        smallest_side=12,
+        largest_side=12,
+        n_channels=1,
+    )
+    monkeypatch.setattr("prefect_augment.plan.plan.cpu_multiplies_bf16", lambda: True)
+
+    def planned(budget: Budget, *, n_training: int = 20, **wishes: int) -> BalancePlan:
+        counts = {
+            part: {**info.part_counts[part], **dict.fromkeys(info.compared, n)}
+            for part, n in (("training", n_training), ("validation", 20))
+        }
+        changes = {"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
+        pictures = info.model_copy(update=changes)
+        monkeypatch.setattr("prefect_augment.plan.plan.load_info", lambda *_: pictures)
+        gate = Gate(**wishes)  # type: ignore[arg-type]
+        wish = {"balance": Balance(), "model": NoModel(), "gate": gate, "store": store}
+        return plan(dataset, RunParams(budget=budget), None)  # type: ignore[arg-type]
+
+    return planned
+
+
+def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
+    plan_of_images: Callable[..., BalancePlan],
+) -> None:
+    """Decided by counts, so that a rerun tries the same."""
+    found = [plan_of_images(Budget(minutes=m)) for m in (0.05, 5, 240)]
+    assert [one.n_settings for one in found] == [2, 4, 8]
+    assert plan_of_images(Budget(minutes=240, steps=10)).n_settings == 4
+    assert plan_of_images(Budget(minutes=0.05), n_settings=8).n_settings == 8
+    assert {one.classifier_width for one in found} == {1.0}, (
+        "so few records have a narrow one anyway"
+    )
+
+
+@pytest.mark.parametrize("n_settings", [0, 1, 8])
+def test_a_budget_too_short_for_the_whole_classifier_takes_half_of_its_channels(
+    plan_of_images: Callable[..., BalancePlan], n_settings: int
+) -> None:
+    wish = {"n_training": 4_000, "n_settings": n_settings}
+    short, ample = (plan_of_images(Budget(minutes=m), **wish) for m in (1, 600))
+    assert (short.classifier_width, ample.classifier_width) == (0.5, 1.0)
+    assert short.classifier_steps <= ample.classifier_steps
+    assert any("half of its channels" in line for line in short.warnings)
+    assert not any("half of its channels" in line for line in ample.warnings)
+    in_steps = plan_of_images(Budget(minutes=1, steps=10), **wish)
+    assert in_steps.classifier_width == 1.0, "then minutes do not count"
+
+
+def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef) -> None:
+    wish = {"balance": Balance(), "model": NoModel(), "store": store}
+    eight, one = (
+        plan(dataset, RunParams(evaluation=Evaluation(n_settings=n)), None, compares=False)
+        for n in (0, 1)
+    )  # type: ignore[arg-type]
+    assert (eight.n_settings, one.n_settings) == (8, 1)
+    assert one.estimate.comparison_seconds <= eight.estimate.comparison_seconds
+    assert one.estimate.seconds < eight.estimate.seconds

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.errors import ParameterError
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import (
+    Balance,
+    ClassTarget,
+    ColumnOverride,
+    Combination,
+    NoModel,
+    Quality,
+    RunParams,
+    Source,
+    TreesModel,
+    Unique,
+)
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef
+from prefect_augment.shards.staged import load_info
+from prefect_augment.storage.store import Store, open_store
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    """250 records of class a, 50 of class b; 80 % of each are training records."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "width": rng.normal(size=N),
+            "site": pa.array(["north", "south | 1", None] * (N // 3)).dictionary_encode(),
+            "shift": pa.array(np.arange(N) % 2),
+            "town": [f"town {i % 40}" for i in range(N)],
+            "code": [f"{i:04x}" for i in range(N)],
+            "kind": ["a"] * 250 + ["b"] * 50,
+        }
+    )
+    path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
+    pq.write_table(table, path)
+    wish = [ColumnOverride(name="town", kind="category")]
+    return ingest(Source(uri=str(path), label="kind", columns=wish), store=store, seed=0)
+
+
+def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
+    gate = {"quality": Quality(labels="hard")}
+    found = plan(
+        dataset, RunParams(balance=Balance(), model=TreesModel(), **gate), store, compares=False
+    )
+    assert [(c.name, c.n_real, c.target) for c in found.classes] == [
+        ("a", 200, 200),
+        ("b", 40, 120),
+    ]
+    assert (found.n_synthetic, found.classes[1].n_classic) == (40, 40)
+    assert all(c.compared for c in found.classes)
+    assert found.rule == "median, at most 1 synthetic per real"
+    assert found.warnings == ()
+    assert not found.soft_labels
+
+
+def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
+    dataset: DatasetRef, store: Store
+) -> None:
+    found = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
+    assert [(c.target, c.n_synthetic, c.n_classic) for c in found.classes] == [
+        (200, 400, 0),
+        (120, 80, 0),
+    ]
+    assert found.rule == "median, at most 2 synthetic per real with soft labels"
+    assert found.soft_labels
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(labels="hard"),
+        Gate(purpose="faithful"),
+        Gate(constraints=[Unique(columns=["town"])]),
+        Gate(constraints=[Combination(columns=["town", "kind"])]),
+    ],
+    ids=["hard", "faithful", "no two alike", "the label is bound"],
+)
+def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
+    dataset: DatasetRef, store: Store, gate: Gate
+) -> None:
+    found = plan(
+        dataset, RunParams(balance=Balance(), model=TreesModel(), **gate), store, compares=False
+    )
+    assert not found.soft_labels
+    assert [c.n_synthetic for c in found.classes] == [0, 40]
+
+
+def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(target="majority", by=["site", "shift"])
+    found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
+    info = load_info(dataset, store)
+    assert sum(c.n_real for c in found.classes) == sum(
+        sum(info.part_counts[part].values()) for part in ("training", "validation")
+    )
+    cells = {tuple(c.by.values()) for c in found.classes}
+    assert cells == {(s, n) for s in ("north", "south | 1", "null") for n in ("0", "1")}
+    for cell in cells:
+        of_cell = [c for c in found.classes if tuple(c.by.values()) == cell]
+        assert {c.target for c in of_cell} == {max(c.n_real for c in of_cell)}
+
+
+def test_plan_without_a_model_has_no_synthetic_records(dataset: DatasetRef, store: Store) -> None:
+    found = plan(dataset, RunParams(balance=Balance(), model=NoModel()), store, compares=False)
+    assert (found.n_synthetic, found.classes[1].n_classic) == (0, 80)
+
+
+def test_plan_is_cheaper_without_a_model(dataset: DatasetRef, store: Store) -> None:
+    with_model, without = (
+        plan(dataset, RunParams(balance=Balance(), model=model), store, compares=False).estimate
+        for model in (TreesModel(), NoModel())
+    )
+    assert with_model.seconds > without.seconds > 0
+    assert min(without.memory_bytes, without.output_bytes) > 0
+
+
+def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
+    before = store.list()
+    plan(
+        dataset, RunParams(balance=Balance(by=["site"]), model=TreesModel()), store, compares=False
+    )
+    assert store.list() == before
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (["sites"], "'sites', which is not there; did you mean 'site'"),
+        (["kind"], "names the label 'kind'"),
+        (["site", "shift", "site"], "names 'site' twice"),
+        (["width"], "'width', which holds numbers of type double"),
+        (["town"], "'town', which has 40 values"),
+        (["code"], "'code', which is an identifier column"),
+    ],
+)
+def test_columns_that_cannot_be_balanced_within_are_refused_by_name(
+    by: list[str], message: str, dataset: DatasetRef, store: Store
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        plan(dataset, RunParams(balance=Balance(by=by), model=NoModel()), store, compares=False)
+
+
+def test_a_target_below_the_training_records_is_refused(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(classes=[ClassTarget(name="a", target=199)])
+    with pytest.raises(ParameterError, match="'a' has 200 training records"):
+        plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
+
+
+def test_wishes_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
+    balance = Balance(
+        target="count",
+        count=400,
+        max_per_class=500,
+        by=["shift"],
+        classes=[ClassTarget(name="a", target=410), ClassTarget(name="b", target=420)],
+    )
+    found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
+    assert found.rule == (
+        "400 records per class, at most 500 per class, within each shift, "
+        "2 classes with a wish of their own, at most 1 synthetic per real"
+    )

@@ -1,0 +1,154 @@
+"""What the search has set goes out: in the recipe, in the weights of records, and in what torch is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.compute as pc
+import pytest
+from support.steps import publish_parts
+
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.params import Classic, Publish
+from prefect_augment.plan.strategies import make_recipe, wanted_records
+from prefect_augment.publish.proposal import lowered
+from prefect_augment.schema.base import BalancePlan, ClassPlan, Estimate, Strategy
+from prefect_augment.storage.store import open_store
+
+
+@pytest.fixture
+def plan() -> BalancePlan:
+    counts = {"common": (100, 100, 0), "rare": (10, 60, 50)}
+    return BalancePlan(
+        rule="",
+        classes=tuple(
+            ClassPlan(
+                name=name,
+                label=name,
+                n_real=n,
+                target=target,
+                n_synthetic=synthetic,
+                n_classic=0,
+                compared=True,
+            )
+            for name, (n, target, synthetic) in counts.items()
+        ),
+        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
+    )
+
+
+def strategy(**changes: object) -> Strategy:
+    return Strategy.model_validate({"name": "net", "family": "model", "amount": 1.0, **changes})
+
+
+def test_records_per_real_one_are_what_the_strategy_says(plan: BalancePlan) -> None:
+    counts = {"common": 100, "rare": 10}
+    assert wanted_records(strategy(), counts, plan)["rare"].synthetic == 50
+    assert wanted_records(strategy(per_real=2.0), counts, plan)["rare"].synthetic == 20
+    assert (
+        wanted_records(strategy(per_real=2.0), {"common": 50, "rare": 4}, plan)["rare"].synthetic
+        == 8
+    )
+
+
+def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None:
+    """A class's sum of weights is the strategy's amount; only who brings it changes."""
+    recipes = [
+        make_recipe(strategy(synthetic_weight=w), plan, kept={"rare": 50}, scores=[], copies=False)
+        for w in (1.0, 0.5)
+    ]
+    for recipe in recipes:
+        total = recipe.class_weight["rare"] * (10 + recipe.counted("rare"))
+        assert total == pytest.approx(100 * recipe.class_weight["common"])
+    assert recipes[1].counted("rare") == 25
+    assert recipes[1].class_weight["rare"] > recipes[0].class_weight["rare"]
+    assert "counts 0.5 times" in recipes[1].sentence
+    fewer = lowered(recipes[1], plan, {"rare": 20})
+    assert fewer.counted("rare") == 10
+    total = fewer.class_weight["rare"] * (10 + fewer.counted("rare"))
+    assert total == pytest.approx(100 * fewer.class_weight["common"])
+
+
+def test_published_weights_hold_what_a_synthetic_record_counts(
+    tmp_path: Path, releases: ModuleType
+) -> None:
+    store = open_store(str(tmp_path / "out"))
+    release = releases.stage_release(store)
+    recipe = release.recipe.model_copy(update={"synthetic_weight": 0.5})
+    publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})
+    table = open_dataset(store.uri).to_table()
+    synthetic = table.filter(pc.equal(table["aug_origin"], "synthetic"))
+    assert synthetic.num_rows
+    for name in set(synthetic["label"].to_pylist()):
+        of_class = table.filter(pc.equal(table["label"], name))
+        weight = {
+            origin: set(
+                of_class.filter(pc.equal(of_class["aug_origin"], origin))["aug_weight"].to_pylist()
+            )
+            for origin in ("real", "synthetic")
+        }
+        (real,), (made,) = weight["real"], weight["synthetic"]
+        assert made == pytest.approx(real / 2)
+    assert pc.mean(table["aug_weight"]).as_py() == pytest.approx(1.0)
+
+
+def test_the_recipe_holds_the_policy_as_far_as_it_was_searched(plan: BalancePlan) -> None:
+    pytest.importorskip("albumentations", reason="needs the extra 'images'")
+    classic = Classic()
+    found = make_recipe(
+        Strategy(name="a", family="loss", classic_prob=0.25, classic_strength=2.0),
+        plan,
+        kept=None,
+        scores=[],
+        copies=False,
+        classic=classic,
+    )
+    assert (found.loss, found.classic_prob, found.classic_policy) == (
+        "balanced_softmax",
+        0.25,
+        "safe",
+    )
+    policy = ImagePolicy.from_config(found.classic_config)
+    assert policy.digest == ImagePolicy.from_params(classic).stronger(2.0).digest
+    assert "2 times as far" in found.sentence
+    assert "25%" in found.sentence
+    assert "balanced softmax" in found.sentence
+
+
+def test_torch_is_given_pictures_changed_as_far_as_the_recipe_says(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
+    pytest.importorskip("albumentations", reason="needs the extra 'images'")
+    store = open_store(str(tmp_path / "images"))
+    source = releases.image_table(messy_images)
+    release = releases.stage_release(store, table=source)
+    release.dataset = releases.stage_dataset(store, source, key="pictures", modality="image")
+    policy = ImagePolicy.from_params(Classic(image_prob=1.0))
+
+    def changed(strength: float) -> float:
+        """Mean change of a picture, as torch is given it."""
+        recipe = release.recipe.model_copy(
+            update={
+                "classic_policy": "safe",
+                "classic_prob": 1.0,
+                "classic_config": policy.stronger(strength).info,
+                "class_weight": {},
+                "synthetic": {},
+                "classic": {},
+            }
+        )
+        publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})
+        dataset = open_dataset(store.uri)
+        columns = ["image", "aug_id"]
+        plain = {x["aug_id"]: x["image"] for x, _ in dataset.to_torch(columns=columns, channels=3)}
+        stream = dataset.to_torch(columns=columns, channels=3, recipe=True)
+        assert stream.recipe.classic_config["digest"] == policy.stronger(strength).digest
+        gaps = [(x["image"].float() - plain[x["aug_id"]].float()).abs().mean() for x, _ in stream]
+        return float(torch.stack(gaps).mean())
+
+    none, once, twice = changed(0.0), changed(1.0), changed(2.0)
+    assert none < 0.1 * once
+    assert once < twice

@@ -1,0 +1,96 @@
+"""The steps of a run from their parts, as tests put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect_augment.params import Publish, RunParams
+from prefect_augment.publish.publish import publish
+from prefect_augment.schema.base import (
+    ApprovalDecision,
+    BalancePlan,
+    Commit,
+    DatasetRef,
+    FilterResult,
+    ModelRef,
+    Recipe,
+    ReportRef,
+    Verdict,
+)
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema.report import Release
+from prefect_augment.storage.store import Store
+
+__all__ = ["experiment_of", "publish_parts", "release_of"]
+
+
+def experiment_of(
+    dataset: DatasetRef,
+    plan: BalancePlan | None = None,
+    *,
+    candidates: FilterResult | None = None,
+    **params: Any,
+) -> Experiment:
+    """An experiment with these sections of parameters."""
+    plan = plan or BalancePlan.without_amounts()
+    return Experiment(dataset=dataset, plan=plan, candidates=candidates, params=RunParams(**params))
+
+
+def release_of(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    recipe: Recipe | None = None,
+    *,
+    candidates: FilterResult | None = None,
+    verdict: Verdict | None = None,
+    classic: DatasetRef | None = None,
+    models: Sequence[ModelRef] = (),
+    requested: dict[str, Any] | None = None,
+    release: dict[str, Any] | None = None,
+    **params: Any,
+) -> Release:
+    """A release of these parts; ``params`` are sections of parameters."""
+    return Release(
+        experiment=experiment_of(dataset, plan, candidates=candidates, **params),
+        recipe=recipe,
+        verdict=verdict,
+        classic=classic,
+        models=tuple(models),
+        requested=requested or {},
+        **(release or {}),
+    )
+
+
+def publish_parts(
+    *,
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    recipe: Recipe,
+    store: Store,
+    verdict: Verdict | None = None,
+    candidates: FilterResult | None = None,
+    classic: DatasetRef | None = None,
+    models: Sequence[ModelRef] = (),
+    report: ReportRef | None = None,
+    publish: Publish | None = None,
+    requested: dict[str, Any] | None = None,
+    approval: ApprovalDecision | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+) -> Commit:
+    """Publish a version of these parts."""
+    release = release_of(
+        dataset,
+        plan,
+        recipe,
+        candidates=candidates,
+        verdict=verdict,
+        classic=classic,
+        models=models,
+        requested=requested,
+        publish=publish or Publish(),
+    )
+    return _publish(release, report, store, approval=approval, on_progress=on_progress)
+
+
+_publish = publish

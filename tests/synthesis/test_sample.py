@@ -1,0 +1,194 @@
+"""Sample: exact counts, stable seeds, the source's columns, and records made again."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.experiment.filter import filter_candidates
+from prefect_augment.params import Balance, RunParams, TreesModel
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef, ModelRef
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis import sample as stage
+from prefect_augment.synthesis.sample import candidate_seeds, resample_record, sample
+
+
+def _builders() -> ModuleType:
+    """`test_train.py`, whose builders of staged records serve here too."""
+    name = "prefect_augment_test_train"
+    if name not in sys.modules:  # importlib mode puts no folder of tests on the import path
+        spec = importlib.util.spec_from_file_location(
+            name, Path(__file__).with_name("test_train.py")
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+builders = _builders()
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(str(tmp_path) if request.param == "disk" else f"memory://{tmp_path.name}")
+
+
+@pytest.fixture
+def dataset(store: Store) -> DatasetRef:
+    table = builders.people()
+    ref: DatasetRef = builders.stage_parts(
+        store, {"training": table.slice(0, 200), "validation": table.slice(200)}
+    )
+    return ref
+
+
+@pytest.fixture
+def model(dataset: DatasetRef, store: Store) -> ModelRef:
+    ref: ModelRef = builders.run(dataset, store)
+    return ref
+
+
+def drawn(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> pa.Table:
+    given = {"counts": {"rare": 7, "ill": 5}, "seed": 1, **given}
+    ref = sample(model, dataset=dataset, store=store, **given)
+    return read_part(store, load_info(ref, store), ["candidates"])
+
+
+def test_counts_are_exact_and_columns_are_the_sources(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    ref = sample(
+        model, counts={"rare": 7, "ill": 5, "well": 0}, seed=1, store=store, dataset=dataset
+    )
+    assert ref.n_records == 12
+    assert ref.class_counts == {"ill": 5, "rare": 7}
+    info = load_info(ref, store)
+    assert info.part_counts == {"candidates": {"ill": 5, "rare": 7}}
+    table = read_part(store, info, ["candidates"])
+    source = builders.people()
+    n = len(source.column_names)
+    assert pa.schema(list(table.schema)[:n]).equals(source.schema)
+    assert table.schema.metadata == source.schema.metadata
+    assert table.column_names[n:] == [
+        "aug_id",
+        "aug_model",
+        "aug_seed",
+        "aug_stratum",
+        "aug_ordinal",
+    ]
+    assert table["state"].to_pylist() == ["ill"] * 5 + ["rare"] * 7
+    assert table["aug_ordinal"].to_pylist() == [*range(5), *range(7)]
+    assert set(table["aug_model"].to_pylist()) == {model.digest}
+    assert len(set(table["aug_id"].to_pylist())) == 12
+    assert max(table["id"].to_pylist()) < 0, "identifiers are fresh"
+    assert len(set(table["id"].to_pylist())) == 12
+
+
+def test_more_candidates_extend_those_there_are(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    few = drawn(model, dataset, store, counts={"rare": 3})
+    more = drawn(model, dataset, store, counts={"rare": 9, "ill": 4})
+    rare = more.filter(pc.equal(more["aug_stratum"], "rare"))
+    assert rare.slice(0, 3).equals(few)
+
+
+def test_batches_do_not_change_the_records(
+    model: ModelRef, dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = drawn(model, dataset, store)
+    for path in store.list("_staging/sample"):
+        store.delete(path)
+    monkeypatch.setattr(stage, "BATCH_RECORDS", 4)
+    ref = sample(model, counts={"rare": 7, "ill": 5}, seed=1, store=store, dataset=dataset)
+    info = load_info(ref, store)
+    assert [s.n_records for s in info.shards] == [4, 4, 4]
+    assert read_part(store, info, ["candidates"]).equals(whole)
+
+
+def test_interrupted_sampling_continues_and_ends_in_the_same_bytes(
+    model: ModelRef, dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "BATCH_RECORDS", 4)
+    given = {"counts": {"rare": 7, "ill": 5}, "seed": 1, "store": store, "dataset": dataset}
+
+    def stop_after_the_first(done: float, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, **given, on_progress=stop_after_the_first)
+    left = store.list("_staging/sample")
+    heard: list[float] = []
+    ref = sample(model, **given, on_progress=lambda done, what: heard.append(done))
+    assert heard[-1] == 1.0
+    assert set(left) < set(store.list("_staging/sample"))
+    for path in store.list("_staging/sample"):
+        store.delete(path)
+    assert sample(model, **given) == ref
+
+
+def test_a_record_is_made_again_from_its_lineage(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    table = drawn(model, dataset, store)
+    names = builders.people().column_names
+    for i in (0, 6, 11):
+        row = table.slice(i, 1)
+        again = resample_record(
+            model,
+            row["aug_seed"][0].as_py(),
+            row["aug_stratum"][0].as_py(),
+            store,
+            ordinal=row["aug_ordinal"][0].as_py(),
+        )
+        assert again.equals(row.select(names), check_metadata=True)
+
+
+def test_class_that_cannot_be_sampled_is_named(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    with pytest.raises(EmptyClassError, match="'lone' cannot be sampled"):
+        drawn(model, dataset, store, counts={"lone": 1})
+    with pytest.raises(EmptyClassError, match="did you mean 'rare'"):
+        drawn(model, dataset, store, counts={"rar": 1})
+    with pytest.raises(ParameterError, match="-1 candidates"):
+        drawn(model, dataset, store, counts={"rare": -1})
+
+
+def test_nothing_asked_is_nothing_drawn(model: ModelRef, dataset: DatasetRef, store: Store) -> None:
+    ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
+    assert (ref.n_records, ref.class_counts) == (0, {})
+    assert load_info(ref, store).shards == ()
+
+
+def test_nothing_drawn_is_judged_as_nothing(
+    model: ModelRef, dataset: DatasetRef, store: Store
+) -> None:
+    ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
+    found = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
+    report = filter_candidates(experiment_of(dataset, found, seed=0), ref, store)
+    assert (report.classes, report.kept, report.kept_counts) == ((), (), {})
+    assert "no synthetic records were drawn" in report.notes[0]
+
+
+def test_seeds_differ_by_run_and_stratum_and_extend_a_prefix() -> None:
+    seeds = candidate_seeds(1, "rare", 0, 1000)
+    assert seeds.dtype == np.int64
+    assert len(np.unique(seeds)) == 1000
+    assert np.array_equal(candidate_seeds(1, "rare", 400, 600), seeds[400:])
+    others = [candidate_seeds(2, "rare", 0, 1000), candidate_seeds(1, "ill", 0, 1000)]
+    assert not np.isin(np.concatenate(others), seeds).any()

@@ -1,0 +1,138 @@
+"""Which training records a model is fitted on where there are more than it needs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment.errors import MissingExtraError
+from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
+from prefect_augment.registry import load_model_class, model_kinds
+from prefect_augment.schema.base import BalancePlan, DatasetRef, Estimate
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
+from prefect_augment.synthesis.train import train
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "out")
+
+
+@pytest.fixture
+def dataset(store: Store, releases: ModuleType) -> DatasetRef:
+    ref: DatasetRef = releases.stage_dataset(store, releases.source_table(700), shard_records=100)
+    return ref
+
+
+def read(
+    store: Store, dataset: DatasetRef, most: int, seed: int = 0
+) -> tuple[pa.Table, tuple[str, ...]]:
+    return read_training_records(store, load_info(dataset, store), by=(), most=most, seed=seed)
+
+
+def test_rarer_classes_are_taken_whole_and_the_others_alike() -> None:
+    assert sample_sizes(np.array([900, 80, 10]), most=200).tolist() == [110, 80, 10]
+    assert sample_sizes(np.array([5, 5]), most=200).tolist() == [5, 5]
+    assert sample_sizes(np.array([50, 50, 50]), most=100).sum() == 100
+
+
+def test_no_more_records_than_allowed_are_taken_all(store: Store, dataset: DatasetRef) -> None:
+    table, notes = read(store, dataset, 420)
+    assert notes == ()
+    assert table.equals(read_part(store, load_info(dataset, store), ["training"]).sort_by("aug_id"))
+    assert read(store, dataset, 0)[0].equals(table)
+
+
+def test_a_sample_depends_on_ids_and_seed_alone(store: Store, dataset: DatasetRef) -> None:
+    info = load_info(dataset, store)
+    table, notes = read(store, dataset, 90)
+    counts = dict(zip(*np.unique(table["label"].to_pylist(), return_counts=True), strict=True))
+    assert set(counts.values()) == {30}
+    assert "fitted on 90 of 420 training records" in notes[0]
+    turned = info.model_copy(update={"shards": info.shards[::-1]})
+    assert read_training_records(store, turned, by=(), most=90, seed=0)[0].equals(table)
+    assert not read(store, dataset, 90, seed=1)[0].equals(table)
+    whole = {row["aug_id"]: row for row in read(store, dataset, 0)[0].to_pylist()}
+    assert all(repr(whole[row["aug_id"]]) == repr(row) for row in table.to_pylist())
+
+
+def test_records_that_come_in_parts_are_chosen_as_all_at_once(
+    store: Store, dataset: DatasetRef
+) -> None:
+    """What is forgotten on the way would not have been taken: also where a rare class comes last."""
+    table, _ = read(store, dataset, 0)
+    names = np.array(table["label"].to_pylist())
+    strata = np.unique(names, return_inverse=True)[1]
+    for most in (1, 7, 50, 300):
+        chosen = sample_rows(strata, fold_ids(table["aug_id"]), most=most, seed=3)
+        expected = {table["aug_id"][int(i)].as_py() for i in chosen}
+        # Shards of 100 records: the choice is made in five steps.
+        assert set(read(store, dataset, most, seed=3)[0]["aug_id"].to_pylist()) == expected
+        assert len(expected) == most
+
+
+def test_a_smallest_identifier_is_always_there(store: Store, releases: ModuleType) -> None:
+    """New records count down from it, so that no number is given twice."""
+    table = releases.source_table(300)
+    numbers = np.arange(300) - 150
+    table = table.set_column(1, "n", pa.array(numbers))
+    ref = releases.stage_dataset(store, table)
+    info = load_info(ref, store)
+    columns = tuple(
+        c.model_copy(update={"kind": "identifier", "arrow_type": "int64"}) if c.name == "n" else c
+        for c in info.columns
+    )
+    info = info.model_copy(update={"columns": columns})
+    everything, _ = read_training_records(store, info, by=(), most=0, seed=0)
+    smallest = min(everything["n"].to_pylist())
+    for seed in range(5):
+        found, _ = read_training_records(store, info, by=(), most=6, seed=seed)
+        assert smallest in found["n"].to_pylist()
+
+
+@pytest.mark.parametrize("wish", [TreesModel(), AutoencoderModel(width=16)], ids=lambda w: w.kind)
+def test_a_model_says_that_it_was_fitted_on_a_sample(
+    store: Store,
+    releases: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wish: ModelParams,
+) -> None:
+    if wish.kind != "trees":
+        pytest.importorskip("torch", reason="the extra 'torch'")
+    dataset = releases.stage_dataset(store, releases.source_table(700).select(["x", "label"]))
+    plan = BalancePlan(
+        rule="", classes=(), estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0)
+    )
+    budget = Budget(steps=3, device="cpu")
+    wishes: dict[str, Any] = {"model": wish, "plan": plan, "budget": budget, "seed": 0}
+    whole = train(experiment_of(dataset, **wishes), store)
+    monkeypatch.setattr(load_model_class(wish), "max_training_records", 90)
+    with caplog.at_level(logging.INFO, logger="prefect_augment"):
+        sampled = train(experiment_of(dataset, **wishes), store)
+    assert (whole.n_training, sampled.n_training) == (420, 90)
+    assert whole.key != sampled.key
+    assert whole.strata == sampled.strata
+    assert "fitted on 90 of 420 training records" in sampled.notes[0]
+    assert not any("fitted on" in note for note in whole.notes)
+    assert f"Training {wish.kind} on 90 records of 1 columns takes" in caplog.text
+
+
+@pytest.mark.parametrize("kind", model_kinds("table"))
+def test_every_model_of_tables_has_a_limit(kind: str) -> None:
+    """What it holds in memory would grow with the table."""
+    try:
+        model_class = load_model_class(kind)
+    except MissingExtraError as exc:
+        pytest.skip(str(exc))
+    assert 50_000 <= model_class.max_training_records <= 1_000_000
