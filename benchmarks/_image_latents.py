@@ -91,7 +91,7 @@ class ImageParts:
 
 
 def classifier(parts: ImageParts, *, steps: int, seed: int) -> tuple[Classify, float]:
-    """Return a classifier trained on the real fit images, and its accuracy on the test images."""
+    """Return a classifier trained on the real training images, and its accuracy on the test images."""
     estimator = fit_image_classifier(
         parts.images[parts.training],
         parts.y[parts.training],

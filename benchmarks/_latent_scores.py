@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["MEASURES", "Divided", "judge"]
+__all__ = ["MEASURES", "Divided", "score_vectors"]
 
 N_NEIGHBOURS = 15
 MEASURES = (
@@ -40,7 +40,7 @@ class Divided(Protocol):
         ...
 
     @property
-    def fit(self) -> NDArray[np.int64]:
+    def training(self) -> NDArray[np.int64]:
         """Records that estimators learn from."""
         ...
 
@@ -55,7 +55,7 @@ class Divided(Protocol):
         ...
 
 
-def judge(Z: NDArray[np.float64], parts: Divided, seed: int) -> dict[str, float]:
+def score_vectors(Z: NDArray[np.float64], parts: Divided, seed: int) -> dict[str, float]:
     """Return all measures of some vectors, one per record; scaled first or not, as validation says."""
     found: dict[str, float] = {}
     y = parts.y

@@ -2,7 +2,7 @@
 
 Six tables that are described beside them (`../shared/data/tabular/README.md`). Of each: columns
 without a value and identifiers are left out, classes under 10 rows too, and all but mammography are
-capped at 8,000 rows, class by class. A seed then makes three parts, class by class: *fit* (60 %), which
+capped at 8,000 rows, class by class. A seed then makes three parts, class by class: *training* (60 %), which
 generators and classifiers learn from; *validation* (10 %), on which thresholds are tuned; *test* (30 %),
 which only scores see.
 """
@@ -58,7 +58,7 @@ class Split:
 
     @property
     def majority(self) -> str:
-        """The class with the most fit rows."""
+        """The class with the most training rows."""
         return max(self.classes, key=lambda c: self.counts[c])
 
     @property

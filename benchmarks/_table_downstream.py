@@ -1,8 +1,8 @@
 """Downstream of `tables.py`: classifiers trained on a strategy's rows, thresholds on validation records,
 scores on test.
 
-Every strategy is treated alike. Gradient boosting and logistic regression, as the tool itself judges with,
-are trained on fit rows and what the strategy adds or weighs. Their thresholds (one multiplier per class)
+Every strategy is treated alike. Gradient boosting and logistic regression, as the tool itself compares with,
+are trained on training rows and what the strategy adds or weighs. Their thresholds (one multiplier per class)
 are tuned on validation records, for macro-F1 and for balanced accuracy each by itself; test is scored once, plain and
 tuned. AUPRC needs no threshold: the mean average precision of the classes other than the largest.
 
@@ -23,8 +23,8 @@ from prefect_augment.evaluation.metrics.scores import predict_classes, score_pre
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 
 __all__ = [
+    "ESTIMATORS",
     "FIGURES",
-    "LEARNERS",
     "Outcome",
     "bootstrap_differences",
     "score_strategy",
@@ -34,7 +34,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LEARNERS = ("boosting", "logistic")
+ESTIMATORS = ("boosting", "logistic")
 FIGURES = ("auprc", "f1", "f1_tuned", "balanced", "balanced_tuned")
 # Offsets of a class's log-probability that a threshold may have, and sweeps over the classes.
 OFFSETS = np.linspace(-5.0, 5.0, 201)
@@ -96,7 +96,7 @@ def score_strategy(
     Parameters
     ----------
     rows, validation, test : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
-        Matrix form and class codes; ``rows`` are fit rows with those that the strategy adds.
+        Matrix form and class codes; ``rows`` are training rows with those that the strategy adds.
     weights : ndarray of float64, shape (n,), optional
         Of ``rows``.
     is_category, n_levels, n_classes, seed
@@ -108,9 +108,9 @@ def score_strategy(
         By estimator.
     """
     found = {}
-    for estimator in LEARNERS:
+    for estimator in ESTIMATORS:
         fitted = fit_estimator(
-            estimator,  # type: ignore[arg-type]  # a literal of LEARNERS
+            estimator,  # type: ignore[arg-type]  # a literal of ESTIMATORS
             rows[0],
             rows[1],
             weights=weights,

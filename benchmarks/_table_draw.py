@@ -2,7 +2,7 @@
 
 `python _table_draw.py TASK.json` writes what `_table_peers.py` writes for the peers: `balance.parquet`
 (what the smaller classes lack; of weighted rows all that were drawn, and `weights.npy`, those of the
-fit rows first), `all.parquet` (as many rows of each class as there are fit rows) where
+training rows first), `all.parquet` (as many rows of each class as there are training rows) where
 the method can make all classes, and `drawn.json`. The models are used as a user does, by
 :class:`prefect_augment.GenerativeSampler`, at their defaults.
 
@@ -63,7 +63,7 @@ def imputed(X: pd.DataFrame) -> pd.DataFrame:
 def draw(task: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fit, draw and write; returns what it cost."""
     label, method, seed = task["label"], task["method"], task["seed"]
-    training = pd.read_parquet(folder / "fit.parquet")
+    training = pd.read_parquet(folder / "training.parquet")
     X, y = training.drop(columns=label), training[label]
     if method.endswith(WEIGHTED):
         return draw_weighted(method.removesuffix(WEIGHTED), X, y, seed, folder)
@@ -132,7 +132,7 @@ def write(drawn: tuple[pd.DataFrame, Any], label: str, path: Path) -> None:
 
 
 def rows_per_second(sampler: GenerativeSampler, counts: dict[str, int]) -> float:
-    """Return rows drawn per CPU second, classes as in the fit rows."""
+    """Return rows drawn per CPU second, classes as in the training rows."""
     total = sum(counts.values())
     asked = {name: -(-n * SPEED_ROWS // total) for name, n in counts.items()}
     with cost() as used:
@@ -142,7 +142,7 @@ def rows_per_second(sampler: GenerativeSampler, counts: dict[str, int]) -> float
 
 def speed(task: dict[str, Any], folder: Path) -> dict[str, float]:
     """Return fit seconds on so many rows, and rows drawn per second."""
-    frame = pd.read_parquet(folder / "fit.parquet").head(task["rows"])
+    frame = pd.read_parquet(folder / "training.parquet").head(task["rows"])
     load_model_class(task["method"])
     X, y = frame.drop(columns=task["label"]), frame[task["label"]]
     sampler = GenerativeSampler(task["method"], purpose="faithful", random_state=0, budget=BUDGET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from _table_downstream import LEARNERS
+from _table_downstream import ESTIMATORS
 from _table_report import Goal, Results, best_of, differences
 from _table_score import NOTHING, WEIGHTS
 
@@ -69,7 +69,7 @@ def _memory(results: Results, kind: str) -> Iterator[Goal]:
         peer = results.mean(of_set, "SMOTE", "minority", "memo")
         if math.isnan(memo):
             continue
-        name = f"{kind}: minority rows too near to a fit row, {of_set}"
+        name = f"{kind}: minority rows too near to a training row, {of_set}"
         yield Goal(name, "share", memo, peer, "SMOTE", f"at most {MOST_MEMO}", memo <= MOST_MEMO)
         for part in ("all", "minority"):
             copies = results.mean(of_set, kind, part, "copies")
@@ -106,7 +106,7 @@ def _against(results: Results, ours: str, peer: str) -> Iterator[Goal]:
         *(
             (f"AUPRC of {estimator}", method, ("downstream", estimator, "auprc"), "AUPRC", 1)
             for method in (ours, weighted)
-            for estimator in LEARNERS
+            for estimator in ESTIMATORS
         ),
         ("training", ours, ("cost", "fit_cpu"), "CPU s", -1),
     ]
@@ -123,7 +123,7 @@ def _downstream(results: Results) -> Iterator[Goal]:
     """Balancing for use, against nothing with a tuned threshold."""
     found = differences(results, results.sets)
     by_set = {s: differences(results, [s]) for s in results.sets}
-    for estimator in LEARNERS:
+    for estimator in ESTIMATORS:
         for method, ours in found[estimator].items():
             if not method.endswith((", utility", ", weighted")):
                 continue

@@ -1,7 +1,7 @@
 """CTGAN and TVAE of the `ctgan` package, at their own defaults, for `tables.py`.
 
 Runs in the peers' environment: `python _table_peers.py TASK.json`. The task names a folder with
-`fit.parquet`, the label, the method, the seed and the rows wanted per class; `all.parquet` (drawn as
+`training.parquet`, the label, the method, the seed and the rows wanted per class; `all.parquet` (drawn as
 the model likes), `balance.parquet` (what the smaller classes lack) and `drawn.json` (what it cost)
 are written beside it. Numbers that are null become the column's median, since neither takes them;
 a null category is a level of its own.
@@ -62,7 +62,7 @@ def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     folder, label, method = Path(task["folder"]), task["label"], task["method"]
     torch.set_num_threads(1)
-    training = impute(pd.read_parquet(folder / "fit.parquet"))
+    training = impute(pd.read_parquet(folder / "training.parquet"))
     discrete = [c for c in training.columns if not pd.api.types.is_numeric_dtype(training[c])]
     options = {"epochs": task["epochs"]} if "epochs" in task else {}
     model = PEERS[method](enable_gpu=False, **options)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from _goals import Goal, print_goals, print_heading, print_row
 from _table_data import LABELS
-from _table_downstream import FIGURES, LEARNERS, Outcome, bootstrap_differences
+from _table_downstream import ESTIMATORS, FIGURES, Outcome, bootstrap_differences
 from _table_score import NOTHING
 
 __all__ = [
@@ -116,7 +116,7 @@ def print_likeness(results: Results) -> None:
                 text = f"{np.mean(found):,.{digits}f}" if found else ""
                 cells.append(text + (f" ±{wide:.3f}" if not math.isnan(wide) else ""))
             if any(cells):
-                print_row([method if method != NOTHING else "(real fit rows)", *cells])
+                print_row([method if method != NOTHING else "(real training rows)", *cells])
 
 
 def print_downstream(results: Results) -> None:
@@ -130,11 +130,11 @@ def print_downstream(results: Results) -> None:
             f"\n### {of_set}: downstream after balancing (mean over seeds ± half of a 95 % interval)\n"
         )
         print_heading(
-            ["method", *(f"{estimator} {titles[f]}" for estimator in LEARNERS for f in FIGURES)]
+            ["method", *(f"{estimator} {titles[f]}" for estimator in ESTIMATORS for f in FIGURES)]
         )
         for method in results.methods:
             cells = []
-            for estimator in LEARNERS:
+            for estimator in ESTIMATORS:
                 for figure in FIGURES:
                     found = results.values(of_set, method, ("downstream", estimator, figure))
                     wide = half_width(found)
@@ -159,7 +159,7 @@ def differences(results: Results, sets: Iterable[str]) -> dict[str, dict[str, An
         )
         if len(shared) > 1
         else {}
-        for estimator in LEARNERS
+        for estimator in ESTIMATORS
     }
 
 
@@ -170,12 +170,12 @@ def print_differences(results: Results) -> None:
         f"\n### against nothing with a tuned threshold: mean of {len(sets)} sets [95 % interval]\n"
     )
     print_heading(
-        ["method", *(f"{estimator} {f}" for estimator in LEARNERS for f in ("AUPRC", "macro-F1"))]
+        ["method", *(f"{estimator} {f}" for estimator in ESTIMATORS for f in ("AUPRC", "macro-F1"))]
     )
     found = differences(results, sets)
-    for method in found[LEARNERS[0]]:
+    for method in found[ESTIMATORS[0]]:
         cells = []
-        for estimator in LEARNERS:
+        for estimator in ESTIMATORS:
             for figure in ("auprc", "f1_tuned"):
                 middle, low, high = found[estimator][method][figure]
                 cells.append(f"{middle:+.4f} [{low:+.4f}, {high:+.4f}]")

@@ -2,7 +2,7 @@
 
 Reads the rows that were drawn beside the task, where the method draws any, and writes
 `scores.json` and, for the bootstrap over test's rows, `test.npz`. Of the methods without a model,
-*nothing* also says what real fit rows score beside test's: the best that a model could do.
+*nothing* also says what real training rows score beside test's: the best that a model could do.
 """
 
 from __future__ import annotations

@@ -166,9 +166,9 @@ def nearness(
     Returns
     -------
     dict of str to float
-        ``near_train``: share nearer to fit than to as many test rows, ties as halves; 0.5 is ideal.
-        ``memo``: share nearer to fit than the nearest 5 % of test's rows are. ``copies``: share that
-        is equal to a fit row; ``own_copies``: the same of test's ``n_own`` rows.
+        ``near_train``: share nearer to training than to as many test rows, ties as halves; 0.5 is ideal.
+        ``memo``: share nearer to training than the nearest 5 % of test's rows are. ``copies``: share that
+        is equal to a training row; ``own_copies``: the same of test's ``n_own`` rows.
     """
     rng = np.random.default_rng(seed)
     space = FeatureSpace.of(training, matrix.is_category)
@@ -191,7 +191,7 @@ def nearness(
 
 
 def validity(split: Split, drawn: pd.DataFrame) -> float:
-    """Return the share of drawn rows all of whose values could stand in the fit rows' columns.
+    """Return the share of drawn rows all of whose values could stand in the training rows' columns.
 
     Numbers lie between the smallest and largest real one, whole where all are, with no more decimals
     than any has; categories are real levels; nulls stand only in columns that have some. Where one

@@ -45,7 +45,7 @@ from prefect_augment.augmentation.image_pipeline import Pipeline
 from prefect_augment.augmentation.image_policy import ImagePolicy, Operation, record_seed
 from prefect_augment.augmentation.write_images import portions
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Balance, Classic, NoModel, RunParams, Source
+from prefect_augment.params import Classic, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import open_store
@@ -261,14 +261,19 @@ def step(folder: Path, n_copies: int) -> dict[str, float]:
     )
     store = open_store(str(folder / "out"))
     dataset = ingest(Source(uri=str(folder / "in.parquet"), label="label"), store=store, seed=0)
-    wished = plan(dataset, RunParams(balance=Balance(), model=NoModel()), store, compares=False)
+    planned = plan(dataset, RunParams(model=NoModel()), store, compares=False)
     pipeline = json.dumps([{op.name: dict(op.arguments)} for op in operations(side)])
     classic = Classic(policy=pipeline, image_prob=1.0)
     best = math.inf
     for seed in range(3):
         started = time.process_time()
         made = augment(
-            dataset, plan=wished, counts={"rare": n_copies}, classic=classic, seed=seed, store=store
+            dataset,
+            plan=planned,
+            counts={"rare": n_copies},
+            classic=classic,
+            seed=seed,
+            store=store,
         )
         best = min(best, time.process_time() - started)
         assert sum(load_info(made, store).part_counts["classic"].values()) == n_copies

@@ -8,7 +8,7 @@ the way or all of it) chosen on validation records with all steps and folds, thr
 them. All are trained on training and validation and scored on the same hold-out, under the same estimators and seeds.
 
 The *regret* of a set is the balanced accuracy of the single strategy that is best there (by its mean over
-the splits, on the hold-outs themselves, so a judge of all strategies at once with hindsight) less that of what `auto`
+the splits, on the hold-outs themselves: with hindsight over all strategies at once) less that of what `auto`
 published. Intervals are paired by record and seed, over splits and records (bootstrap, 95 %). Two more are
 reported: the regret of the strategy that validation chose, which is not published where it has a model and
 the hold-out does not show that it helps; and what the published one has less than the best strategy without
@@ -40,27 +40,15 @@ from numpy.typing import NDArray
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.metrics.scores import predict_classes
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, Wishes, kept_synthetic
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import score
-from prefect_augment.params import (
-    AutoModel,
-    Balance,
-    Budget,
-    Classic,
-    Destination,
-    Source,
-)
+from prefect_augment.params import AutoModel, Budget, Destination, RunParams, Source
 from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema.base import (
-    BalancePlan,
-    DatasetRef,
-    FilterResult,
-    Strategy,
-    StrategyScore,
-)
-from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.schema.base import FilterResult, Strategy, StrategyScore
+from prefect_augment.schema.experiment import Experiment
+from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.store import open_store
 from prefect_augment.tasks.compare import filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
@@ -87,7 +75,7 @@ class Set:
     source: str
     test: str = ""
 
-    def wish(self, seed: int) -> Source:
+    def read_as(self, seed: int) -> Source:
         """Return how it is read under a seed."""
         held: dict[str, Any] = (
             {"holdout_uri": str(DATA / self.test)} if self.test else {"holdout_fraction": HOLDOUT}
@@ -161,16 +149,16 @@ def run_auto(
     a_set: Set, destination: str, *, seed: int, minutes: float
 ) -> tuple[dict[str, Any], float]:
     """Run the command; return its result and its seconds."""
-    wish = a_set.wish(seed)
-    held = wish.holdout_uri or str(wish.holdout_fraction)
+    source = a_set.read_as(seed)
+    held = source.holdout_uri or str(source.holdout_fraction)
     options = ["--label", a_set.label, "--holdout", held, "--model", "auto", "--json"]
     options += ["--minutes", str(minutes), "--seed", str(seed)]
     started = time.monotonic()
     done = subprocess.run(
-        [*COMMAND, wish.uri, destination, *options], capture_output=True, text=True
+        [*COMMAND, source.uri, destination, *options], capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(f"{wish.uri} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{source.uri} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result, time.monotonic() - started
 
@@ -179,16 +167,15 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     """Run auto and every single strategy on one split."""
     result, seconds = run_auto(a_set, destination, seed=seed, minutes=minutes)
     # What the command has staged is found again by its receipts.
-    gate, classic, budget = Gate(), Classic(), Budget(minutes=minutes)
-    dataset = ingest_dataset.fn(a_set.wish(seed), Destination(uri=destination), seed=seed)
-    plan = plan_balance.fn(
-        dataset, Balance(), model=AutoModel(), **gate, budget=budget, seed=seed, searched=True
-    )
-    candidates = _candidates(dataset, plan, gate, budget, seed)
+    params = RunParams(model=AutoModel(), budget=Budget(minutes=minutes), seed=seed)
+    dataset = ingest_dataset.fn(a_set.read_as(seed), Destination(uri=destination), seed=seed)
+    plan = plan_balance.fn(dataset, params, searched=True)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    candidates = _candidates(experiment)
+    experiment = experiment.model_copy(update={"candidates": candidates})
     store = open_store(destination)
-    wishes = Wishes(**gate, classic=classic, model=AutoModel())
-    evaluator = open_evaluator(store, load_info(dataset, store), plan, wishes)
-    given = kept_synthetic(evaluator, store, candidates)
+    evaluator = open_evaluator(store, experiment)
+    given = kept_synthetic(evaluator, store)
     held = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
     recipe, chosen = result["recipe"], _chosen(result)
     found = {
@@ -197,26 +184,13 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     }
     kind = resolve_model(AutoModel(), modality=dataset.modality) if candidates else None
     strategies = make_strategies(
-        dataset.modality, model=kind, classic=classic, soft_labels=plan.soft_labels
+        dataset.modality, model=kind, classic=params.classic, soft_labels=plan.soft_labels
     )
     # By amount, so that what auto has scored in full is found again.
     for strategy in strategies:
         scored = max(
             (
-                score(
-                    experiment_of(
-                        dataset,
-                        plan,
-                        candidates=candidates,
-                        model=AutoModel(),
-                        classic=classic,
-                        **gate,
-                        seed=seed,
-                    ),
-                    strategy.model_copy(update={"amount": amount}),
-                    0,
-                    store,
-                )
+                score(experiment, strategy.model_copy(update={"amount": amount}), 0, store)
                 for amount in (AMOUNTS if strategy.amount == 0 else (strategy.amount,))
             ),
             key=lambda found: found.score,
@@ -246,15 +220,14 @@ def _chosen(result: dict[str, Any]) -> StrategyScore:
     return next(score for score in scores if score.strategy.name == result["verdict"]["chosen"])
 
 
-def _candidates(
-    dataset: DatasetRef, plan: BalancePlan, gate: Gate, budget: Budget, seed: int
-) -> FilterResult | None:
+def _candidates(experiment: Experiment) -> FilterResult | None:
+    plan, params = experiment.plan, experiment.params
     if not plan.n_synthetic:
         return None
-    model = train_model.fn(dataset, AutoModel(), plan=plan, budget=budget, seed=seed)
-    wanted = candidates_wanted(plan, gate, model.strata)
-    drawn = sample_classes.fn(dataset, model, wanted, seed=seed)
-    return filter_candidates.fn(dataset, drawn, plan, **gate, seed=seed)
+    model = train_model.fn(experiment)
+    wanted = candidates_wanted(plan, params.quality, model.strata)
+    drawn = sample_classes.fn(experiment.dataset, model, wanted, seed=params.seed)
+    return filter_candidates.fn(experiment, drawn)
 
 
 def _predict(
@@ -431,8 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 if not kept.exists():
                     destination = f"{folder}/{name}-{seed}"
-                    wishes = {"seed": seed, "minutes": args.minutes, "n_seeds": n_seeds}
-                    run_split(SETS[name], destination, **wishes).write(kept)
+                    how = {"seed": seed, "minutes": args.minutes, "n_seeds": n_seeds}
+                    run_split(SETS[name], destination, **how).write(kept)
                 splits.append(Split.read(kept))
             found[name] = sum_up(splits)
             show(name, found[name], splits)

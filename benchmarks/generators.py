@@ -111,7 +111,7 @@ class Kept:
             folder.mkdir(parents=True, exist_ok=True)
 
     def oracle(self, n_classes: int, train: Callable[[int], Oracle]) -> Oracle:
-        """Return the classifier that everything is judged by."""
+        """Return the classifier that everything is measured by."""
         path = self.folder and self.folder / "oracle.safetensors"
         if path is None or not path.exists():
             oracle = train(n_classes)

@@ -1,14 +1,14 @@
 """Latent spaces of images, and attributes asked of them: `python benchmarks/image_latents.py [--quick] [--json FILE]`.
 
 1. Embeddings. On mnist10k and fashion_lt, models at their defaults, and two more variants of the
-   autoencoder, learn four fifths of the training file (fit); 15 nearest neighbours, logistic
+   autoencoder, learn four fifths of the training file; 15 nearest neighbours, logistic
    regression and k-means learn their vectors of these records, and are scored on the test file
    beside PCA of the same size. Whether vectors are scaled first is chosen on the last fifth (validation),
    for each of them alike.
-2. Interpolation. A classifier, trained on the real fit images, looks at strips between test images
+2. Interpolation. A classifier, trained on the real training images, looks at strips between test images
    of mnist10k by the same models: whether every image of a strip within a class is of that class, and
    whether the class changes once between two, from the first one's to the last one's. Strips between
-   the most typical fit images of two classes, which `interpolate` takes for a class, stand beside.
+   the most typical training images of two classes, which `interpolate` takes for a class, stand beside.
 3. Shapes whose form, colour, size and position are known (32 px, RGB, drawn from a seed; `_shapes.py`):
    a. attributes. `form` is the label, and the others are what `balance.by` names, so that every
       combination (96) is a stratum; of each as many pictures are asked, and an oracle that reads pixels
@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from _goals import Goal, print_goals, print_heading, print_row
 from _image_latents import Ends, ImageParts, classifier, strips_of
-from _latent_scores import MEASURES, judge
+from _latent_scores import MEASURES, score_vectors
 from _shape_scores import Wanted, disentangled, oracle_accuracy
 from _shapes import ATTRIBUTES, FACTORS, with_factors
 from PIL import Image
@@ -53,7 +53,7 @@ SETS = {
     "fashion_lt": ("fashion_lt", "fashion_test"),
 }
 STRIPS_OF = ("mnist10k",)
-JUDGED = ("k-NN accuracy", "logistic accuracy", "clusters' NMI")
+COMPARED = ("k-NN accuracy", "logistic accuracy", "clusters' NMI")
 KEPT, ONCE, PRESENT = 0.90, 0.80, 0.95
 N_STEPS = 9  # of a strip: the command's default
 N_FACTORS = 10  # numbers of a vector, as in the paper of MIG
@@ -133,7 +133,7 @@ def of_real_images(name: str, effort: Effort, seed: int) -> list[Goal]:
     models: dict[str, Any] = {}
     found: dict[str, dict[str, float]] = {}
     print(
-        f"\n### {name}: embeddings ({len(parts.training):,} fit, {len(parts.test):,} test records)\n"
+        f"\n### {name}: embeddings ({len(parts.training):,} training, {len(parts.test):,} test records)\n"
     )
     print_heading(["vectors", "numbers", *MEASURES, "fit CPU s"])
     for kind, (params, steps) in effort.embedding.items():
@@ -141,15 +141,17 @@ def of_real_images(name: str, effort: Effort, seed: int) -> list[Goal]:
         size = models[kind].n_latent
         if (peer := f"PCA {size}") not in found:
             pca = PCA(size, random_state=seed).fit(parts.flat[parts.training])
-            found[peer] = judge(pca.transform(parts.flat), parts, seed)
+            found[peer] = score_vectors(pca.transform(parts.flat), parts, seed)
             _compared(peer, size, found[peer], "")
-        found[kind] = judge(models[kind].embed(parts.images).astype(np.float64), parts, seed)
+        found[kind] = score_vectors(
+            models[kind].embed(parts.images).astype(np.float64), parts, seed
+        )
         _compared(f"{kind}, {steps} steps", size, found[kind], f"{seconds:.0f}")
     goals = [
         _at_least(f"{name}, {kind}: {measure}", found[kind][measure], found[peer][measure], peer)
         for kind, model in models.items()
         for peer in [f"PCA {model.n_latent}"]
-        for measure in JUDGED
+        for measure in COMPARED
     ]
     return goals + (strips(name, parts, models, effort, seed) if name in STRIPS_OF else [])
 

@@ -4,7 +4,7 @@ adult_income and hypothyroid are split into training, validation and hold-out by
 training records; every record is embedded, without its class, by autoencoder and VAE, and by PCA of the same size on
 the same columns (numbers scaled, nulls imputed by the median with a flag, categories one-hot).
 Estimators (15 nearest neighbours, logistic regression, k-means with as many clusters as classes) are
-fitted on the fit vectors, and scored on the hold-out; whether vectors are scaled first is chosen on
+fitted on the training vectors, and scored on the hold-out; whether vectors are scaled first is chosen on
 validation for each of them alike. At most 10,000 records are used; classes of fewer than 10 are left out.
 
 On mammography, models learn the majority class alone and all of the hold-out is scored; beside them
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from _latent_scores import MEASURES, judge
+from _latent_scores import MEASURES, score_vectors
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy import stats
@@ -94,11 +94,11 @@ class Parts:
 
     def train(self, kind: str, rows: NDArray[np.int64], seed: int, budget: Budget) -> Any:
         """Return a model fitted on some records; with one class where they are of one."""
-        wish: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": kind})
+        params: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": kind})
         seen, y = np.unique(self.y[rows], return_inverse=True)
         names = tuple(self.encoder.strata[k] for k in seen)
         spec = table_spec(self.encoder, y, names)
-        return fit_model(TableData(self.X[rows], y), spec, wish, seed, budget=budget)
+        return fit_model(TableData(self.X[rows], y), spec, params, seed, budget=budget)
 
     def plain(self) -> NDArray[np.float64]:
         """Return the columns as scikit-learn's recipes have them, fitted on the training records."""
@@ -122,19 +122,23 @@ def embeddings(name: str, seed: int, most: int, budget: Budget) -> dict[str, dic
     """Return measures by representation: each model, PCA of its size, and all columns."""
     parts = Parts.of(name, seed, most)
     plain = parts.plain()
-    found = {"all columns": judge(plain, parts, seed)}
+    found = {"all columns": score_vectors(plain, parts, seed)}
     for kind in KINDS:
         started = time.process_time()
         model = parts.train(kind, parts.training, seed, budget)
         seconds = time.process_time() - started
         Z = model.embed(parts.X).astype(np.float64)
-        found[kind] = {**judge(Z, parts, seed), "fit CPU s": seconds, "size": model.n_latent}
+        found[kind] = {
+            **score_vectors(Z, parts, seed),
+            "fit CPU s": seconds,
+            "size": model.n_latent,
+        }
         peer = f"PCA {model.n_latent}"
         if peer not in found:
             pca = PCA(min(model.n_latent, plain.shape[1]), random_state=seed).fit(
                 plain[parts.training]
             )
-            found[peer] = judge(pca.transform(plain), parts, seed)
+            found[peer] = score_vectors(pca.transform(plain), parts, seed)
     return found
 
 
@@ -185,7 +189,7 @@ def row(metric: str, ours: list[float], peer: list[float], peer_name: str) -> di
     }
 
 
-def judge_embeddings(
+def compare_embeddings(
     name: str, seeds: Sequence[int], most: int, budget: Budget
 ) -> list[dict[str, Any]]:
     """Print a data set's table; return its lines of the JSON."""
@@ -207,7 +211,7 @@ def judge_embeddings(
     return rows
 
 
-def judge_anomalies(seeds: Sequence[int], most: int, budget: Budget) -> list[dict[str, Any]]:
+def compare_anomalies(seeds: Sequence[int], most: int, budget: Budget) -> list[dict[str, Any]]:
     """Print the table of mammography; return its lines of the JSON."""
     scored = [strange(seed, most, budget) for seed in seeds]
     print("\nmammography: AUROC of the rare class, the other one learnt")
@@ -237,9 +241,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.sets:
         if name == "mammography":
-            rows += judge_anomalies(seeds, most, budget)
+            rows += compare_anomalies(seeds, most, budget)
         else:
-            rows += judge_embeddings(name, seeds, most, budget)
+            rows += compare_embeddings(name, seeds, most, budget)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

@@ -5,13 +5,13 @@ cross-entropy, class resampling, balanced softmax, resampling with classic augme
 with synthetic images, drawn by the diffusion model after --minutes of training and sampling in all (10,
 on one GPU). Every strategy has the customary crops and mirroring.
 
-Without --final, classifiers learn from four fifths of each class of the training file and are judged on
+Without --final, classifiers learn from four fifths of each class of the training file and are tested on
 the rest: that is where settings are chosen (--top-up, --finish, --width). With --final they learn from
 all of it and cifar10_test is opened, once. Differences are in balanced accuracy, which on the balanced
 test file is top-1, with 95 % intervals over records and seeds.
 
 Of the synthetic images: label fidelity, density, coverage and near copies per class, in the features of
-an oracle; with --final it learns from a half of the test file, and the other half alone judges images.
+an oracle; with --final it learns from a half of the test file, and the other half alone is for testing images.
 --quick runs everything at reduced size on a CPU, which says nothing but that it runs.
 """
 

@@ -81,10 +81,14 @@ def write_rows(path: Path, n: int, seed: int) -> None:
 
 
 def child(source: str, destination: str) -> None:
-    """Publish a table with records of `trees`, as a flow of the user's own: not judged."""
+    """Publish a table with records of `trees`, as a flow of the user's own: neither filtered nor compared."""
     from prefect import flow
 
-    from prefect_augment.params import Balance, Budget, Destination, Source, TreesModel
+    from prefect_augment.experiment.filter import unfiltered
+    from prefect_augment.params import Destination, RunParams, Source, TreesModel
+    from prefect_augment.schema.experiment import Experiment
+    from prefect_augment.schema.report import Release
+    from prefect_augment.storage.store import open_store
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.plan import plan_balance
     from prefect_augment.tasks.publish import publish_dataset
@@ -94,11 +98,15 @@ def child(source: str, destination: str) -> None:
     @flow
     def with_trees() -> int:
         dataset = ingest_dataset(Source(uri=source, label="label"), Destination(uri=destination))
-        plan = plan_balance(dataset, Balance(), model=TreesModel())
-        model = train_model(dataset, TreesModel(), plan=plan, budget=Budget())
+        params = RunParams(model=TreesModel())
+        plan = plan_balance(dataset, params)
+        experiment = Experiment(dataset=dataset, plan=plan, params=params)
+        model = train_model(experiment)
         wanted = {c.name: c.n_synthetic for c in plan.classes if c.n_synthetic}
         drawn = sample_classes(dataset, model, wanted)
-        return publish_dataset(dataset, drawn, plan=plan, models=[model]).version
+        candidates = unfiltered(drawn, open_store(destination))
+        experiment = experiment.model_copy(update={"candidates": candidates})
+        return publish_dataset(Release(experiment=experiment, models=(model,))).version
 
     if with_trees() != 1:
         raise SystemExit("the run did not publish a version 1")

@@ -4,7 +4,7 @@ A real Prefect server runs on loopback with an empty database. The peer is the s
 plain functions: ``rebalance.fn(…)`` in an equal process that knows of no server. Measured:
 
 - wall and CPU seconds of whole processes, medians of interleaved repeats, each to a fresh
-  destination, strategies judged one after the other in both: so that nothing but Prefect differs;
+  destination, strategies compared one after the other in both: so that nothing but Prefect differs;
 - task runs of a dataset, of one with eight times the records, and of one with many more shards;
 - by how much a run makes the server's database grow (sqlite with its log written back), without
   pictures and with them.
@@ -38,8 +38,9 @@ import pyarrow.parquet as pq
 
 MIB = 2**20
 PLAIN = "the same work as plain functions"
-# One estimator, one seed: seconds of judging, and as many tasks and artifacts as any run has.
-SHORT = {"estimators": ["logistic"], "n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"}
+# One estimator, one seed: seconds of comparing, and as many tasks and artifacts as any run has.
+QUICK = {"estimators": ["logistic"], "n_seeds": 1, "n_bootstrap": 200, "on_no_gain": "publish"}
+SHORT = {"evaluation": QUICK}
 NO_MODEL = {"model": {"kind": "none"}, **SHORT}
 
 
@@ -63,14 +64,16 @@ class Runs:
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server, self.n = folder, server, 0
 
-    def __call__(self, source: Path, label: str, *, as_flow: bool, **wishes: Any) -> dict[str, Any]:
+    def __call__(
+        self, source: Path, label: str, *, as_flow: bool, **sections: Any
+    ) -> dict[str, Any]:
         """Run once to a fresh destination; seconds are the whole process's, start to exit."""
         self.n += 1
         parameters = {
             "source": {"uri": str(source), "label": label},
             "destination": {"uri": str(self.folder / f"out-{self.n}")},
             "compute": {"workers": 1},
-            **wishes,
+            **sections,
         }
         words = [sys.executable, __file__, "--child"]
         given = json.dumps({"as_flow": as_flow, "parameters": parameters})
@@ -193,7 +196,7 @@ class Server:
 
 
 def overhead(
-    name: str, runs: Runs, source: Path, label: str, n: int, **wishes: Any
+    name: str, runs: Runs, source: Path, label: str, n: int, **sections: Any
 ) -> tuple[list[dict[str, Any]], float]:
     """Compare n flows with n plain calls; also return what a flow added to the database, in MiB."""
     flows: list[dict[str, Any]] = []
@@ -201,7 +204,7 @@ def overhead(
     before = runs.server.n_bytes()
     for i in range(n):
         for as_flow in (True, False) if i % 2 else (False, True):  # neither is always the first
-            (flows if as_flow else plains).append(runs(source, label, as_flow=as_flow, **wishes))
+            (flows if as_flow else plains).append(runs(source, label, as_flow=as_flow, **sections))
     grown = (runs.server.n_bytes() - before) / n / MIB
     rows = []
     for key, what in (("seconds", "wall"), ("cpu_seconds", "CPU")):
@@ -290,9 +293,9 @@ def main() -> None:
                 rows += overhead("table, full search", runs, table, "digit", 2)[0]
                 images = example_images(str(folder / "images"))
                 source = Path(images.uri)
-                wishes = {"model": {"kind": "diffusion"}, "budget": {"steps": 20}, **SHORT}
+                sections = {"model": {"kind": "diffusion"}, "budget": {"steps": 20}, **SHORT}
                 before = server.n_bytes()
-                runs(source, "label", as_flow=True, **wishes)
+                runs(source, "label", as_flow=True, **sections)
                 mib = (server.n_bytes() - before) / MIB
                 rows.append(growth("with pictures", mib, 3.0))
                 rows += task_runs(runs, folder)

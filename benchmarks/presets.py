@@ -1,6 +1,6 @@
 """What each preset does for a classifier: `python benchmarks/presets.py [--quick] [--sets …] [--json FILE]`.
 
-On fashion_lt, bccd_cells, magnetic_tile (in squares of 64 px) and cifar10lt the package's own judge, a
+On fashion_lt, bccd_cells, magnetic_tile (in squares of 64 px) and cifar10lt the package's own classifier, a
 small convolutional network, learns the training file, and its balanced accuracy on the test file is
 taken. Every strategy has the same steps, initial weights and seeds:
 

@@ -3,7 +3,7 @@
 The same inputs go through the product's functions and, in an environment of its own that is made from
 pinned packages where it is not there (about 1.3 GB), through `prdc`, `sdmetrics`, `scikit-learn`,
 `scipy` and `torch-fidelity`: precision, recall, density and coverage of drawn points and of pictures
-in the gate's own feature space; the Frechet distance that benchmarks of images use; scores of a
+in the filter's own feature space; the Frechet distance that benchmarks of images use; scores of a
 classifier; the classifier two-sample test over the same folds; distances to the nearest record; shapes
 of columns; exact copies; Fisher's exact test. Each pair of figures has to agree within its tolerance:
 rounding alone (1e-9), but for what is optimised (2e-3) or averaged in 32 bits (1e-6).
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import _gate_cases
+import _quality_cases
 import numpy as np
 from _goals import Goal, print_goals
 from _image_scores import frechet
@@ -76,12 +76,12 @@ def inputs(quick: bool) -> dict[str, Any]:
     """What both sides are given, under a fixed seed."""
     rng = np.random.default_rng(0)
     n = 200 if quick else 800
-    world = _gate_cases.world("image", "mnist10k_train", 0)
+    world = _quality_cases.world("image", "mnist10k_train", 0)
     space = world.measures.space
     some = [space.place(p.X[p.stratum == 0]).features for p in (world.validation, world.fresh)]
     y = rng.integers(0, 4, n) * (rng.random(n) < 0.5)
     proba = rng.dirichlet(np.ones(4), n) + 0.5 * np.eye(4)[y]
-    table = _gate_cases.world("table", "mammography", 0)
+    table = _quality_cases.world("table", "mammography", 0)
     place = FeatureSpace.of(table.training.X, table.is_category)
     numbers = rng.normal(size=(n, 3))
     codes = rng.integers(0, 16, (n, 3))
@@ -125,7 +125,7 @@ def ours(given: dict[str, Any]) -> dict[str, float]:
     found["c2st_auc"] = c2st_auc(
         given["c2st_X"][:n], given["c2st_X"][n:], **plain, estimator="logistic"
     )
-    table = _gate_cases.world("table", "mammography", 0)
+    table = _quality_cases.world("table", "mammography", 0)
     place = FeatureSpace.of(table.training.X, table.is_category)
     nearest = place.nearest(place.place(table.validation.X), place.place(table.training.X))
     found["nearest"] = float(nearest.mean())
@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer records")
     parser.add_argument("--json", type=Path, help="write the goals to this file")
     parser.add_argument("--cache", type=Path, default=Path("build/benchmarks"))
-    wishes = parser.parse_args()
-    python = peer_python(wishes.cache.absolute())
-    given = inputs(wishes.quick)
+    args = parser.parse_args()
+    python = peer_python(args.cache.absolute())
+    given = inputs(args.quick)
     with tempfile.TemporaryDirectory() as folder:
         into, out = Path(folder) / "in.npz", Path(folder) / "out.json"
         np.savez(into, **given)
@@ -183,8 +183,8 @@ def main() -> None:
         )
     print(", ".join(f"{name} {at}" for name, at in answered["packages"].items()))
     print_goals(goals)
-    if wishes.json:
-        wishes.json.write_text(json.dumps([g.row() for g in goals], indent=1))
+    if args.json:
+        args.json.write_text(json.dumps([g.row() for g in goals], indent=1))
 
 
 if __name__ == "__main__":

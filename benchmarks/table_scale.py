@@ -22,8 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from prefect_augment.params import RunParams
-
 GOAL_RATE = 100_000  # records per CPU second, drawn and staged
 WIDE, WIDE_ROWS, FLOW_STEPS = 1000, 20_000, 300
 LONG = 10_000_000
@@ -82,8 +80,9 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from prefect_augment.ingest.ingest import ingest
-    from prefect_augment.params import Balance, Budget, Source, TreesModel
+    from prefect_augment.params import RunParams, Source, TreesModel
     from prefect_augment.plan.plan import plan
+    from prefect_augment.schema.experiment import Experiment
     from prefect_augment.storage.store import open_store
     from prefect_augment.synthesis.sample import sample
     from prefect_augment.synthesis.train import train
@@ -102,8 +101,9 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     pq.write_table(pa.table(columns | {"label": label}), Path(folder, "in", "a.parquet"))
     store = open_store(str(Path(folder, "out")))
     dataset = ingest(Source(uri=str(Path(folder, "in")), label="label"), store=store, seed=0)
-    made = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
-    model = train(experiment_of(dataset, made, model=TreesModel(), budget=Budget(), seed=0), store)
+    params = RunParams(model=TreesModel())
+    planned = plan(dataset, params, store, compares=False)
+    model = train(Experiment(dataset=dataset, plan=planned, params=params), store)
     sample(model, counts={"rare": 200_000}, seed=1, store=store, dataset=dataset)  # warm
     before, started = rss_mb(), time.process_time()
     drawn = sample(model, counts={"rare": n_rows}, seed=0, store=store, dataset=dataset)
@@ -111,11 +111,11 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     return {"rate": n_rows / (time.process_time() - started), "memory": rss_mb() - before}
 
 
-def measured(*wish: Any) -> dict[str, float]:
+def measured(*asked: Any) -> dict[str, float]:
     """Run one measurement in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         made = subprocess.run(
-            [sys.executable, __file__, "--one", json.dumps([*wish, folder])],
+            [sys.executable, __file__, "--one", json.dumps([*asked, folder])],
             check=True,
             capture_output=True,
             text=True,
@@ -146,8 +146,8 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        what, *wish, folder = json.loads(args.one)
-        print(json.dumps(wide(*wish) if what == "wide" else long(*wish, folder=folder)))
+        what, *asked, folder = json.loads(args.one)
+        print(json.dumps(wide(*asked) if what == "wide" else long(*asked, folder=folder)))
         return
     n_columns, n_rows, n_long = (200, 2000, 400_000) if args.quick else (WIDE, WIDE_ROWS, LONG)
     rows = []

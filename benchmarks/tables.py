@@ -1,24 +1,24 @@
 """Models of tables beside CTGAN, TVAE and the SMOTE family: `python benchmarks/tables.py [--quick] [--json FILE]`.
 
-Six sets under three seeds, split into fit (60 %), validation (10 %) and test (30 %); `_table_data.py` says how.
-Every method gets the same fit rows:
+Six sets under three seeds, split into training (60 %), validation (10 %) and test (30 %); `_table_data.py` says how.
+Every method gets the same training rows:
 
 - *nothing*, *class weights*, *oversampling* (random, with copies) and *SMOTE* (SMOTE, SMOTENC or
   SMOTEN, as fits the columns, with imputed nulls);
 - CTGAN and TVAE of the `ctgan` package at their defaults (300 epochs), in an environment of their own;
 - each of our models by `GenerativeSampler` at its defaults, `faithful` and, where named so, for
   `utility`; *weighted* is its `fit_weighted`: rows of every class with soft labels and weights;
-  *trees, not near* passes over rows too near to a fit row in every class (`max_near=0.05`).
+  *trees, not near* passes over rows too near to a training row in every class (`max_near=0.05`).
 
 Measured are, with test's rows: the AUC of boosted trees that tell drawn rows from them (C2ST; 0.5 is
 perfect; five folds, up to 2,500 rows a side), column shapes and pair trends (sdmetrics' figures), all
-rows and those of the smaller classes (`min`); the share nearer to fit than to as many test rows
-(`near`); the share nearer to fit than the nearest 5 % of test's rows (`memo`), exact copies of training records rows
+rows and those of the smaller classes (`min`); the share nearer to training than to as many test rows
+(`near`); the share nearer to training than the nearest 5 % of test's rows (`memo`), exact copies of training rows
 beside test's own, and the share of rows with valid values throughout. Downstream, gradient boosting
-and logistic regression are trained on fit rows with what brings every class up to the largest; every
+and logistic regression are trained on training rows with what brings every class up to the largest; every
 strategy's thresholds are tuned on validation records, and test is scored once.
 
-Every cell (set, seed, method) is a process of its own with one thread; seconds are CPU seconds of training records
+Every cell (set, seed, method) is a process of its own with one thread; seconds are CPU seconds of training
 and of sampling, memory is what the peak grew by. Finished cells are kept in --cache and are made anew
 only when what they were made of has changed, so an interrupted run goes on where it was; the peers'
 environment (about 1 GB) is there too. CTGAN takes two minutes a cell on the larger sets.
@@ -128,7 +128,7 @@ class Cell:
         split = _table_data.split(self.of_set, self.seed)
         for name in ("all.parquet", "drawn.json", "scores.json"):  # of what it was before
             (self.folder / name).unlink(missing_ok=True)
-        split.training.to_parquet(self.folder / "fit.parquet")
+        split.training.to_parquet(self.folder / "training.parquet")
         self._write_task(label=split.label, lacking=split.lacking)
         is_peer = self.method in PEERS
         words = [sys.executable, str(HERE / "_table_draw.py")]
@@ -186,7 +186,9 @@ def speed(cache: Path, of_set: str, method: str) -> dict[str, Any]:
     if known:
         return known
     folder.mkdir(parents=True, exist_ok=True)
-    _table_data.load(of_set).sample(frac=1.0, random_state=0).to_parquet(folder / "fit.parquet")
+    _table_data.load(of_set).sample(frac=1.0, random_state=0).to_parquet(
+        folder / "training.parquet"
+    )
     task = {
         "folder": str(folder), "method": method, "label": _table_data.LABELS[of_set], "rows": SPEED_ROWS,
     }  # fmt: skip

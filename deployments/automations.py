@@ -95,7 +95,7 @@ def reschedule(tag: str = TAG) -> AutomationCore:
 
 
 def tell_refusals(block: str) -> AutomationCore:
-    """A gate that refused is told to people.
+    """A run that was refused is told to people.
 
     Parameters
     ----------

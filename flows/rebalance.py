@@ -81,7 +81,7 @@ def rebalance(
         classic: Classic augmentation.
         budget: How much effort the run may take.
         evaluation: How strategies are compared, and what happens where synthetic records do not help.
-        quality: What synthetic records have to meet.
+        quality: What synthetic records have to meet, and what happens where they leak.
         approval: Whether somebody has to say yes before anything is published.
         publish: What is written.
         report: What may be seen in the report.

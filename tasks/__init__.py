@@ -1,1 +1,1 @@
-"""One ETL step per file, as Prefect tasks over the plain functions in `stages`."""
+"""One ETL step per file, as Prefect tasks over plain functions."""

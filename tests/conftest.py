@@ -163,7 +163,7 @@ def messy_images() -> ModuleType:
 
 @pytest.fixture
 def linear_model(monkeypatch: pytest.MonkeyPatch) -> PluginModel:
-    """A wish for the model of `tests/support/latent_models.py`, which is registered like another package's."""
+    """Params of the model of `tests/support/latent_models.py`, which is registered like another package's."""
     module = importlib.import_module("support.latent_models")
     point = EntryPoint("linear", f"{module.__name__}:LinearModel", registry.ENTRY_POINTS)
     monkeypatch.setattr(registry, "_plugins", lambda: {"linear": point})
@@ -214,8 +214,8 @@ def quick_runs() -> Iterator[None]:
     """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
     For tests of what runs do around it. What the whole ensemble says and how charts look is tested where
-    they are made (`evaluation/classifiers/test_soft_label_ensemble.py`, `report/test_charts.py`); runs of the command line
-    and of the README are whole in `make e2e`.
+    they are made (`evaluation/classifiers/test_soft_label_ensemble.py`, `report/test_charts.py`); runs of the
+    command line and of the README are whole in `make e2e`.
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
     from prefect_augment.figures import style as drawing

@@ -1,7 +1,7 @@
 """What breaks other samplers: each kind of column comes back with its type and values of its domain.
 
 The list is that of research/tabular.md, sections 2.4 and 6, and every type that Arrow has. All of
-them go through the way of the sampler, and through that of `rebalance`: ingest, train, sample, judge.
+them go through the way of the sampler, and through that of `rebalance`: ingest, train, sample, filter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of
 
 from prefect_augment.errors import AugmentError, ParameterError, SchemaError
 from prefect_augment.estimators.sampler import GenerativeSampler
 from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Balance, Budget, RunParams, Source, TreesModel
+from prefect_augment.params import Balance, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan as plan_of
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.sample import sample
@@ -219,7 +219,7 @@ IN_PARQUET = [what for what in HARD if what not in ("run ends", "categories of v
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table, Any]:
-    """Real and synthetic records on the way of `rebalance`, and what the gate said."""
+    """Real and synthetic records on the way of `rebalance`, and what the filter said."""
     folder = tmp_path_factory.mktemp("hard")
     table = whole().select(["x", *IN_PARQUET]).append_column("label", pa.array(LABELS))
     (folder / "in").mkdir()
@@ -227,14 +227,15 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table
     store = open_store(str(folder / "out"))
     dataset = ingest(Source(uri=str(folder / "in"), label="label"), store=store, seed=0)
     assert (dataset.n_records, dataset.n_quarantined) == (N, 0)
-    wish = {"model": TreesModel(), "store": store}
-    plan = plan_of(dataset, RunParams(balance=Balance(target="majority")), None, compares=False)
-    model = train(experiment_of(dataset, plan, budget=Budget(), seed=0, **wish), None)
+    params = RunParams(balance=Balance(target="majority"), model=TreesModel())
+    plan = plan_of(dataset, params, store, compares=False)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    model = train(experiment, store)
     drawn = sample(model, counts={"ill": 60}, seed=0, store=store, dataset=dataset)
-    compared = filter_candidates(experiment_of(dataset, plan, seed=0), drawn, store)
+    filtered = filter_candidates(experiment, drawn, store)
     info = load_info(dataset, store)
     real = read_part(store, info, ["training", "validation", "holdout"])
-    return real, read_part(store, load_info(drawn, store), ["candidates"]), compared
+    return real, read_part(store, load_info(drawn, store), ["candidates"]), filtered
 
 
 @pytest.mark.parametrize("what", IN_PARQUET)
@@ -246,11 +247,11 @@ def test_the_way_of_rebalance_keeps_type_and_domain(
     assert_right(what, real[what], made[what])
 
 
-def test_the_gate_judges_records_of_all_types(staged: tuple[pa.Table, pa.Table, Any]) -> None:
-    _, made, compared = staged
-    (gate,) = (g for g in compared.classes if g.name == "ill")
-    assert gate.n_candidates == made.num_rows == 60
-    assert 0 < gate.n_kept <= gate.n_passed
+def test_the_filter_takes_records_of_all_types(staged: tuple[pa.Table, pa.Table, Any]) -> None:
+    _, made, filtered = staged
+    (ill,) = (c for c in filtered.classes if c.name == "ill")
+    assert ill.n_candidates == made.num_rows == 60
+    assert 0 < ill.n_kept <= ill.n_passed
 
 
 def test_what_parquet_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:

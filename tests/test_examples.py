@@ -79,8 +79,8 @@ def test_the_demo_trains_a_generator_of_images_and_keeps_the_tables_defaults_but
 ) -> None:
     runs = demo_runs(str(tmp_path))
     assert list(runs) == ["table", "images"]
-    assert set(runs["table"]) == {"source", "destination", "gate"}
-    assert runs["table"]["gate"].model_dump(exclude_defaults=True) == {"n_seeds": 1}
+    assert set(runs["table"]) == {"source", "destination", "evaluation"}
+    assert runs["table"]["evaluation"].model_dump(exclude_defaults=True) == {"n_seeds": 1}
     asked = rebalance.validate_parameters(runs["images"])
     assert asked["model"].kind == "diffusion"
     assert asked["budget"].steps > 0  # not minutes: the same bytes on every machine

@@ -96,7 +96,7 @@ def test_a_format_is_refused_for_data_that_it_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize("wish", [AutoModel(), TreesModel(), "trees"])
-def test_class_is_found_by_wish_and_by_kind(wish: object) -> None:
+def test_class_is_found_by_params_and_by_kind(wish: object) -> None:
     assert load_model_class(wish) is TableTrees  # type: ignore[arg-type]
 
 

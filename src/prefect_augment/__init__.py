@@ -65,6 +65,8 @@ if TYPE_CHECKING:
         Unique,
         VaeModel,
     )
+    from prefect_augment.schema.experiment import Experiment
+    from prefect_augment.schema.report import Release
     from prefect_augment.synthesis.reproduce import remake_records
     from prefect_augment.tasks.approve import decide_proposal, propose_dataset
     from prefect_augment.tasks.augment import augment_records
@@ -151,6 +153,8 @@ _HOMES = {
     "loading.latents": ("open_latents",),
     "estimators.recipe_classifier": ("RecipeClassifier",),
     "estimators.sampler": ("GenerativeSampler",),
+    "schema.experiment": ("Experiment",),
+    "schema.report": ("Release",),
     "tasks.approve": ("decide_proposal", "propose_dataset"),
     "synthesis.reproduce": ("remake_records",),
     "tasks.augment": ("augment_records",),
@@ -202,6 +206,7 @@ __all__ = [
     "Destination",
     "DiffusionModel",
     "Evaluation",
+    "Experiment",
     "FlowModel",
     "GanModel",
     "GenerativeSampler",
@@ -215,6 +220,7 @@ __all__ = [
     "Quality",
     "RecipeClassifier",
     "Reconstruction",
+    "Release",
     "Report",
     "RunParams",
     "Source",

@@ -15,7 +15,7 @@
     │   ├── CommitConflictError another run committed something else first
     │   └── TransientError      may work when tried again; the only retried error
     ├── DivergedError           training left the numbers; another seed, rate or data (exit 1)
-    ├── RefusedError            the gate found no gain and was told to fail (exit 3)
+    ├── RefusedError            no gain or a leak was found, and that is to fail (exit 3)
     ├── CrashedTooOftenError    a run that kills its process again and again (exit 1)
     └── EmptyClassError         a class has too few records for what was asked of it (exit 2)
 
@@ -139,7 +139,7 @@ class DivergedError(AugmentError):
 
 
 class RefusedError(AugmentError):
-    """The gate found no gain, or a leak, and ``gate.on_no_gain`` or ``gate.on_leak`` is ``fail``."""
+    """No gain, or a leak, was found, and ``evaluation.on_no_gain`` or ``quality.on_leak`` is ``fail``."""
 
     exit_code = 3
 

@@ -20,8 +20,8 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
-    Budget,
     Classic,
+    Quality,
     RunParams,
     Source,
     TreesModel,
@@ -195,10 +195,8 @@ def test_identifiers_are_not_those_of_synthetic_candidates(
     made: DatasetRef, dataset: DatasetRef, balance_plan: BalancePlan, store: Store
 ) -> None:
     """Both count away from the source's own, and a recipe may publish both."""
-    model = train(
-        experiment_of(dataset, balance_plan, model=TreesModel(), budget=Budget(), seed=0), store
-    )
-    wanted = candidates_wanted(balance_plan, Gate(), model.strata)
+    model = train(experiment_of(dataset, balance_plan, model=TreesModel()), store)
+    wanted = candidates_wanted(balance_plan, Quality(), model.strata)
     drawn = sample(model, counts=wanted, seed=0, store=store, dataset=dataset)
     candidates = records(drawn, store, "candidates")["key"].to_pylist()
     assert len(candidates) > 93
@@ -260,8 +258,8 @@ def test_same_dataset_elsewhere_gives_identical_bytes(
     for name in ("one", "two"):
         other = open_store(str(tmp_path / name))
         staged = ingest(Source(uri=str(path), label="kind"), store=other, seed=0)
-        wish = Balance(target="majority")
-        again = plan(staged, RunParams(balance=wish, model=TreesModel()), other, compares=False)
+        asked = RunParams(balance=Balance(target="majority"), model=TreesModel())
+        again = plan(staged, asked, other, compares=False)
         digests.append(run(staged, again, other).digest)
     assert digests[0] == digests[1]
 

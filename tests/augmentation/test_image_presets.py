@@ -68,7 +68,7 @@ def test_ranges_around_one_stay_above_zero_and_other_arguments_stay() -> None:
     assert inner.inner[0].arguments == {"limit": 20}
 
 
-def test_the_judges_own_transform_scales_like_the_preset() -> None:
+def test_the_classifiers_own_transform_scales_like_the_preset() -> None:
     ranges = ClassicRanges().stronger(2.0)
     (move, light) = ImagePolicy.from_params(Classic()).stronger(2.0).operations
     assert move.arguments["rotate"] == (-ranges.rotate_degrees, ranges.rotate_degrees)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from support.steps import release_of
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
@@ -32,6 +33,7 @@ from prefect_augment.encoding.pixels import (
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.figures.image_grid import CELL, ROW_HEIGHT
 from prefect_augment.params import Classic
+from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
 from prefect_augment.schema.base import (
@@ -81,7 +83,7 @@ def records() -> pa.Table:
 
 
 def stage_records(store: Store, table: pa.Table) -> DatasetRef:
-    """What ingest leaves: every fifth record is validation, the rest fit."""
+    """What ingest leaves: every fifth record is validation, the rest training."""
     stage = Stage(store, "ingest", "k" * 24)
     place = np.arange(table.num_rows)
     parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
@@ -272,7 +274,7 @@ def test_other_seeds_give_other_copies(
     assert not set(other["aug_seed"].to_pylist()) & set(made["aug_seed"].to_pylist())
 
 
-def test_large_wishes_are_written_in_several_shards(
+def test_large_amounts_are_written_in_several_shards(
     dataset: DatasetRef, plan: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect_augment.augmentation import write_images as augment_images
@@ -301,7 +303,7 @@ def test_what_cannot_be_made_is_refused(
 
 
 @pytest.fixture(scope="module")
-def gate(store: Store) -> FilterResult:
+def candidates(store: Store) -> FilterResult:
     """Kept candidates of the rare class: brighter twins of four of its training records."""
     table = records().filter(pa.array(np.arange(47) % 5 != 4))
     table = table.filter(pc.equal(table["kind"].cast(pa.string()), RARE)).slice(0, 4)
@@ -339,12 +341,12 @@ def sheets(
     store: Store,
     dataset: DatasetRef,
     plan: BalancePlan,
-    gate: FilterResult | None,
+    candidates: FilterResult | None,
     pictures: Literal["real", "synthetic", "none"],
     classic: Classic | None = None,
 ) -> dict[str, bytes]:
     info = load_info(dataset, store)
-    return picture_sheets(store, info, plan, gate, pictures=pictures, classic=classic)
+    return picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
 
 
 def n_rows(png: bytes) -> int:
@@ -353,18 +355,18 @@ def n_rows(png: bytes) -> int:
 
 
 def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
 ) -> None:
-    found = sheets(store, dataset, plan, gate, "real", Classic())
+    found = sheets(store, dataset, plan, candidates, "real", Classic())
     assert list(found) == [SINGLE, RARE]
     assert [n_rows(png) for png in found.values()] == [2, 4]
 
 
 def test_nearest_training_image_stands_below_its_twin(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
 ) -> None:
     """Each candidate is a twin that is brighter by 30."""
-    png = sheets(store, dataset, plan, gate, "real")[RARE]
+    png = sheets(store, dataset, plan, candidates, "real")[RARE]
     page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     assert n_rows(png) == 3
     for i in range(4):
@@ -374,41 +376,27 @@ def test_nearest_training_image_stands_below_its_twin(
 
 
 def test_pictures_show_what_they_may(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
 ) -> None:
-    only_made = sheets(store, dataset, plan, gate, "synthetic", Classic())
+    only_made = sheets(store, dataset, plan, candidates, "synthetic", Classic())
     assert list(only_made) == [RARE]
     assert n_rows(only_made[RARE]) == 1
-    assert sheets(store, dataset, plan, gate, "none", Classic()) == {}
+    assert sheets(store, dataset, plan, candidates, "none", Classic()) == {}
     assert sheets(store, dataset, plan, None, "synthetic", Classic()) == {}
 
 
 def test_report_has_the_sheets_as_files_and_in_the_summary(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, gate: FilterResult
+    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
 ) -> None:
-    ref, summary = report(
-        dataset,
-        plan=plan,
-        scores=(),
-        verdict=None,
-        recipe=None,
-        **gate,
-        model=None,
-        pictures="real",
-        seed=0,
-        store=store,
-        classic=Classic(),
-    )
+    # Without a recipe the policy is not shown, since nothing is published by it.
+    recipe = plain_recipe(plan, {})
+    ref, summary = report(release_of(dataset, plan, recipe, candidates=candidates), store)
     assert {"sheet_1.png", "sheet_2.png", "report.html"} <= set(ref.files)
     assert summary.count("![Pictures of") == 2
     assert "<b>one" not in summary
     info = json.loads(store.read(f"{ref.prefix}/report.json"))
     assert info["sheets"] == {SINGLE: "sheet_1.png", RARE: "sheet_2.png"}
     assert info["modality"] == "image"
-    contents = info["contents"]
-    assert [c["name"] for c in contents["columns"]] == ["brightness", "contrast", "width", "height"]
-    assert contents["n_looked_at"] == sum(contents["classes"].values())
-    assert len(contents["mean_picture"]) == 64
     page = store.read(f"{ref.prefix}/report.html").decode()
     assert "never flipped" in page
     assert "squared pixel differences" in page

@@ -16,9 +16,9 @@ def disentanglement(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Module
 
 
 @pytest.fixture
-def gate_cases(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Generators with a known fault: `benchmarks/_gate_cases.py`."""
-    return _helper("_gate_cases", repository, monkeypatch)
+def quality_cases(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Generators with a known fault: `benchmarks/_quality_cases.py`."""
+    return _helper("_quality_cases", repository, monkeypatch)
 
 
 @pytest.fixture

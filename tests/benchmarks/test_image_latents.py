@@ -14,7 +14,7 @@ from support.steps import experiment_of
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.latents.interpolate import interpolate
 from prefect_augment.loading.latents import open_latents
-from prefect_augment.params import Balance, Budget, Interpolation, PluginModel, RunParams, Source
+from prefect_augment.params import Interpolation, PluginModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
@@ -93,11 +93,10 @@ def test_strips_are_those_of_interpolate(
     store = open_store(str(tmp_path / "out"))
     source = Source(uri=str(tmp_path / "in.parquet"), label="form")
     dataset = ingest(source, store=store, seed=0)
-    wished = plan(dataset, RunParams(balance=Balance(), model=linear_model), store, compares=False)
-    given: dict[str, Any] = {"model": linear_model, "plan": wished, "budget": Budget(), "seed": 0}
-    ref = train(experiment_of(dataset, **given), store)
-    wish = Interpolation(start="cross", end="square", n_steps=5, path=path)
-    result = interpolate(dataset, model=ref, store=store, wish=wish)
+    planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
+    ref = train(experiment_of(dataset, planned, model=linear_model), store)
+    interpolation = Interpolation(start="cross", end="square", n_steps=5, path=path)
+    result = interpolate(dataset, model=ref, store=store, wish=interpolation)
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()
     fitted, encoder = load_model(store, ref)
     pixels = encoder.encode(strip)
@@ -107,7 +106,7 @@ def test_strips_are_those_of_interpolate(
     vectors = fitted.embed(encoder.encode(training)).astype(np.float64)
     own = [np.array(training["form"].to_pylist()) == name for name in ("cross", "square")]
     centres = np.stack([vectors[rows].mean(axis=0) for rows in own])[None]
-    given_centres = centres if path == "class" else None
-    made = image_latents.along(fitted, Z, y, given_centres, n_steps=5)
+    path_centres = centres if path == "class" else None
+    made = image_latents.along(fitted, Z, y, path_centres, n_steps=5)
     assert np.array_equal(made, pixels[1:-1])
     assert not np.array_equal(made[0], made[-1])

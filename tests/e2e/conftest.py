@@ -134,15 +134,15 @@ class Server:
                     *filter(None, [os.environ.get("PYTHONPATH")]),
                 ]
             ),
-            "HOLD_WRITES": str(home / "gates"),
+            "HOLD_WRITES": str(home / "barriers"),
             # Runs of the command line and the README are as users have them (see hold/).
             "FEW_MEMBERS": "1",
             # The embedded default of source and destination lies below the home folder.
             "HOME": str(home),
         }
         self._processes: list[Process] = []
-        self.gates = home / "gates"
-        self.gates.mkdir()
+        self.barriers = home / "barriers"
+        self.barriers.mkdir()
 
     # --- processes ---
 
@@ -294,17 +294,17 @@ class Server:
         What is given waits until a write is held, and returns the id of its process; at the end of the
         block it goes on.
         """
-        gate = self.gates / f"{uuid4().hex}.json"
-        whole = gate.with_suffix(".new")
+        barrier = self.barriers / f"{uuid4().hex}.json"
+        whole = barrier.with_suffix(".new")
         whole.write_text(json.dumps({"paths": f"{below}/{paths}", "after": after}))
-        whole.rename(gate)
-        held = gate.with_suffix(".held")
+        whole.rename(barrier)
+        held = barrier.with_suffix(".held")
         try:
             yield lambda: int(
                 self.until(lambda: held.exists() and held.read_text(), what=f"a write to {paths}")
             )
         finally:
-            gate.unlink()
+            barrier.unlink()
 
     def logs(self, run: FlowRun | UUID) -> list[str]:
         """The run's log lines, oldest first."""

@@ -24,7 +24,7 @@ from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.e2e
 
-WORK = ("ingest", "train", "sample", "judge", "score", "verify", "augment")
+WORK = ("ingest", "train", "sample", "filter", "score", "confirm", "augment")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def deployed_rebalance(server: Any, make_table: Callable[..., pa.Table], tmp_pat
         "source": {"uri": str(tmp_path / "in.parquet"), "label": "state"},
         "destination": {"uri": str(tmp_path / "out")},
         "model": {"kind": "trees"},
-        "gate": {
+        "evaluation": {
             "n_seeds": 1,
             "n_settings": 1,
             "n_bootstrap": 200,
@@ -102,7 +102,7 @@ def test_a_suspended_run_goes_on_with_fewer_records_and_repeats_nothing(
     assert most > 4
 
     with server.client() as client:
-        # More than was judged, or no decision at all: the server itself says no.
+        # More than was proposed, or no decision at all: the server itself says no.
         for wrong in ({"decision": "approve", "amount_1": most + 1}, {"comment": "hm"}):
             assert client.resume_flow_run(run.id, run_input=wrong).status.value == "REJECT"
         before = work_done(tmp_path / "out")
@@ -119,7 +119,7 @@ def test_a_suspended_run_goes_on_with_fewer_records_and_repeats_nothing(
     assert "Ada" in ended.state.message
 
     assert before, "there were receipts to find"
-    assert work_done(tmp_path / "out") == before, "nothing was trained, drawn or judged again"
+    assert work_done(tmp_path / "out") == before, "nothing was trained, drawn or compared again"
     manifest = read_manifest(store)
     added = sum(n for o, n in manifest.class_counts["train"][name].items() if o != "real")
     assert added == 4

@@ -53,7 +53,7 @@ def table(make_table: Callable[..., pa.Table], tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(tmp_path: Path) -> Path:
     path = tmp_path / "quick.yaml"
-    path.write_text("gate: {n_seeds: 1, n_bootstrap: 200, estimators: [logistic]}\n")
+    path.write_text("evaluation: {n_seeds: 1, n_bootstrap: 200, estimators: [logistic]}\n")
     return path
 
 
@@ -97,7 +97,7 @@ def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path, hom
     assert "report.html" in done.stderr.replace("\n", "")
 
 
-def test_demo_publishes_a_table_and_images_with_a_judged_generator(
+def test_demo_publishes_a_table_and_images_with_a_compared_generator(
     tmp_path: Path, home: Path
 ) -> None:
     """It ends within about three minutes on two free cores, and these may be shared."""

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = "local-process"
-# Judged by the quick estimator alone.
+# Compared by the quick estimator alone.
 QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "estimators": ["logistic"]}
 # Two heartbeats fit in, if only just: the least that Prefect sends is one in 30 seconds.
 SILENCE_SECONDS = 50
@@ -157,7 +157,7 @@ def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
         "source": {"uri": str(source), "label": "state"},
         "destination": {"uri": str(out)},
         "model": {"kind": "none"},
-        **QUICK,
+        "evaluation": QUICK,
     }
     deploy(
         "scheduled",
@@ -257,8 +257,8 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
 ) -> None:
     tag = "augment-killed"
     out = tmp_path / "out"
-    gate = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
-    parameters = {**slow_training, "destination": {"uri": str(out)}, "gate": gate}
+    evaluation = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
+    parameters = {**slow_training, "destination": {"uri": str(out)}, "evaluation": evaluation}
     deploy("killed", "rebalance", parameters, tags=[tag])
     with server.client() as client:
         wanted = [
@@ -384,7 +384,7 @@ def test_a_published_version_runs_another_deployment_and_a_refused_one_is_told(
         "source": source,
         "destination": {"uri": str(tmp_path / "b")},
         "model": {"kind": "none"},
-        "gate": {**QUICK, "on_no_gain": "fail"},
+        "evaluation": {**QUICK, "on_no_gain": "fail"},
     })  # fmt: skip
     # Of what was published, a model is trained: the template puts the event's payload into its form.
     deploy("follows", "train", {"destination": {"uri": str(tmp_path / "c")}})

@@ -24,7 +24,7 @@ import pytest
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Source, TreesModel
+from prefect_augment.params import Destination, Evaluation, Source, TreesModel
 from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import open_store
 
@@ -37,7 +37,7 @@ PLACES = {
     "sample": "_staging/sample/*",
     "publish": "_reports/v00000002/*",
 }
-GATE = {
+QUICK = {
     "estimators": ["logistic"],
     "n_seeds": 1,
     "n_settings": 1,
@@ -64,7 +64,7 @@ def run_here(source: Path, destination: Path) -> None:
         source=Source(uri=str(source), label="kind"),
         destination=Destination(uri=str(destination)),
         model=TreesModel(),
-        gate=Gate.model_validate(GATE),
+        evaluation=Evaluation.model_validate(QUICK),
     )
 
 
@@ -118,8 +118,8 @@ def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
     for reader in readers.values():
         reader.start()
     worker = server.worker(POOL)
-    with ExitStack() as gates:
-        held = {n: gates.enter_context(server.hold(outs[n], at)) for n, at in PLACES.items()}
+    with ExitStack() as barriers:
+        held = {n: barriers.enter_context(server.hold(outs[n], at)) for n, at in PLACES.items()}
         runs = {name: start(server, out) for name, out in outs.items()}
         for name, out in outs.items():
             pid = held[name]()
@@ -159,7 +159,7 @@ def deploy(server: Any, source: Path) -> None:
             parameters={
                 "source": {"uri": str(source), "label": "kind"},
                 "model": {"kind": "trees"},
-                **GATE,
+                "evaluation": QUICK,
             },
             work_pool_name=POOL,
         )

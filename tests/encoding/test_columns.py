@@ -90,7 +90,7 @@ def test_values_that_cannot_be_compared_have_no_number_of_unique_ones() -> None:
     assert result([[1]] * N).n_unique == -1
 
 
-def test_a_wish_decides_the_kind() -> None:
+def test_an_override_decides_the_kind() -> None:
     found = result(list(range(N)), wishes=(ColumnOverride(name="c", kind="numeric"),))
     assert (found.kind, found.note) == ("numeric", "as wished in source.columns")
 
@@ -108,7 +108,9 @@ def test_a_wish_decides_the_kind() -> None:
         ([ColumnOverride(name="l", kind="category")], "cannot be a category"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_is_refused(wishes: list[ColumnOverride], says: str) -> None:
+def test_an_override_that_cannot_be_granted_is_refused(
+    wishes: list[ColumnOverride], says: str
+) -> None:
     table = pa.table({"c": ["a", "b"], "l": [[1], [2]], "label": ["x", "y"]})
     with pytest.raises(ParameterError, match=says):
         describe_columns(table, label="label", wishes=wishes)

@@ -336,7 +336,7 @@ def test_pandas_dtypes_and_unused_categories_survive() -> None:
     pd.testing.assert_frame_equal(back(table, encoder).to_pandas(), frame)
 
 
-def test_a_column_without_a_value_among_the_fit_records_comes_back_null() -> None:
+def test_a_column_without_a_value_among_the_training_records_comes_back_null() -> None:
     table = pa.table(
         {
             "x": pa.array([None, None], pa.float64()),

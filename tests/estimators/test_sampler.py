@@ -276,7 +276,7 @@ def test_rows_with_given_values_have_them_all() -> None:
         ({"constraints": [Unique(columns=["x9"])]}, "'x9', which is not a column"),
     ],
 )
-def test_wishes_that_cannot_be_granted_are_told(wish: dict[str, Any], message: str) -> None:
+def test_values_that_cannot_be_granted_are_told(wish: dict[str, Any], message: str) -> None:
     with pytest.raises(AugmentError, match=message):
         GenerativeSampler(**wish).fit(*blobs())
 

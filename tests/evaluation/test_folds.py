@@ -76,7 +76,7 @@ def test_a_class_with_fewer_records_than_folds_stands_in_some():
     assert len(stratified_folds(y[:0], None, 5, 0, [])) == 0
 
 
-def test_unusable_wishes_are_refused():
+def test_unusable_values_are_refused():
     with pytest.raises(ParameterError, match="at least 2"):
         stratified_folds(np.zeros(3, int), None, 1, 0, keys_of(3))
     with pytest.raises(ParameterError, match="one key and one group"):

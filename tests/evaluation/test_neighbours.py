@@ -92,7 +92,7 @@ def test_a_twin_is_a_neighbour_and_oneself_is_not():
     assert space.nearest_others(space.place(X[:1]))[0] == np.inf
 
 
-def test_few_validation_records_give_way_to_the_fit_records_own_distances():
+def test_few_validation_records_give_way_to_the_training_records_own_distances():
     X = np.arange(30.0)[:, None]
     space = FeatureSpace.of(X, np.zeros(1, dtype=bool))
     training = space.place(X)

@@ -1,4 +1,4 @@
-"""What the verdict's one reading of the hold-out says further, and how it reaches report and recipe."""
+"""What the verdict's one reading of the hold-out says beside it, and how it reaches report and recipe."""
 
 from __future__ import annotations
 
@@ -14,31 +14,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of, publish_parts
+from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.experiment import confirmation as verdict
-from prefect_augment.experiment import diagnostics as further
+from prefect_augment.experiment import confirmation, diagnostics
 from prefect_augment.experiment.confirmation import confirm
-from prefect_augment.experiment.evaluator import Wishes
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import Balance, Classic, Evaluation, NoModel, RunParams, Source
+from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.priors import class_shares, left_by_loss
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.report.build import report
 from prefect_augment.schema.base import BalancePlan, Choice, DatasetRef, Strategy, Verdict
-from prefect_augment.schema.experiment import HoldoutResult
-from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.schema.experiment import Experiment, HoldoutResult
+from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
-GATE = {"evaluation": Evaluation(n_seeds=2, n_bootstrap=200, estimators=["logistic"])}
+EVALUATION = Evaluation(n_seeds=2, n_bootstrap=200, estimators=["logistic"])
 AS_IS = Strategy(name="as is", family="as_is")
 WEIGHTS = Strategy(name="class weights", family="weights", amount=1.0)
-WISHES: dict[str, Any] = {"model": NoModel(), "classic": Classic(), **GATE, "run_seed": 0}
 
 
 def table(n: int = 2400) -> pa.Table:
@@ -77,10 +74,14 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
 def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
     return plan(
         dataset,
-        RunParams(balance=Balance(by=["site"]), model=NoModel(), **GATE),
+        RunParams(balance=Balance(by=["site"]), model=NoModel(), evaluation=EVALUATION),
         store,
         compares=False,
     )
+
+
+def asked(dataset: DatasetRef, planned: BalancePlan) -> Experiment:
+    return experiment_of(dataset, planned, model=NoModel(), evaluation=EVALUATION)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +95,14 @@ def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[V
 
     choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "read_part", counting)
-        found = confirm(experiment_of(dataset, planned, candidates=None), choice, [], store)
+        patch.setattr(confirmation, "read_part", counting)
+        found = confirm(asked(dataset, planned), choice, [], store)
     return found, [parts for parts in reads if "holdout" in parts]
 
 
 @pytest.fixture(scope="module")
 def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
-    found = read_result(store, compared[0].further, HoldoutResult)
+    found = read_result(store, compared[0].diagnostics, HoldoutResult)
     assert found is not None
     return found
 
@@ -183,11 +184,11 @@ def test_classes_have_their_difference_with_an_interval(compared: Any) -> None:
 def test_report_and_page_have_a_key_and_a_section_for_each(
     compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
 ) -> None:
-    recipe = make_recipe(WEIGHTS, planned, kept=None, scores=[], copies=False)
-    ref, _ = report(
-        dataset, plan=planned, scores=[], verdict=compared[0], recipe=recipe, gate=None, model=None,
-        pictures="none", seed=0, store=store,
-    )  # fmt: skip
+    recipe = make_recipe(asked(dataset, planned), WEIGHTS, [])
+    release = release_of(
+        dataset, planned, recipe, verdict=compared[0], report=Report(pictures="none")
+    )
+    ref, _ = report(release, store)
     found = json.loads(store.read(f"{ref.prefix}/report.json"))
     page = store.read(f"{ref.prefix}/report.html").decode()
     for name in ("robustness", "slices", "calibration"):
@@ -241,7 +242,7 @@ def test_columns_that_are_no_groups_are_refused(
     with pytest.raises(ParameterError, match=said):
         plan(
             dataset,
-            RunParams(balance=Balance(by=[column]), model=NoModel(), **GATE),
+            RunParams(balance=Balance(by=[column]), model=NoModel(), evaluation=EVALUATION),
             store,
             compares=False,
         )
@@ -251,11 +252,11 @@ def test_with_many_classes_fewer_records_are_corrupted(
     dataset: DatasetRef, planned: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand classes make a thousand probabilities of each copy."""
-    evaluator = open_evaluator(store, load_info(dataset, store), planned, Wishes(**GATE))
+    evaluator = open_evaluator(store, asked(dataset, planned))
     holdout = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
-    whole = further.corrupted_copies(evaluator, holdout, seed=0)
+    whole = diagnostics.corrupted_copies(evaluator, holdout, seed=0)
     assert len(whole.rows) == len(holdout.y)
-    monkeypatch.setattr(further, "MAX_CORRUPTED", 100)
-    some = further.corrupted_copies(evaluator, replace(holdout), seed=0)
+    monkeypatch.setattr(diagnostics, "MAX_CORRUPTED", 100)
+    some = diagnostics.corrupted_copies(evaluator, replace(holdout), seed=0)
     assert 90 <= len(some.rows) <= 100
     assert len(some.X) == 3 * len(some.rows)

@@ -1,4 +1,4 @@
-"""The evaluator: one scoring, gate and verdict over tables and images, on tiny data of both."""
+"""The evaluator: one scoring, filter and verdict over tables and images, on tiny data of both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of
+from support.steps import candidates_with, experiment_of
 
 from prefect_augment import experiment
 from prefect_augment.encoding.arrays import Labelled
@@ -25,7 +25,6 @@ from prefect_augment.experiment.evaluator import (
     Evaluator,
     Question,
     Synthetic,
-    Wishes,
     kept_synthetic,
     score_folds,
 )
@@ -36,7 +35,6 @@ from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
-    Balance,
     Budget,
     Classic,
     DiffusionModel,
@@ -50,12 +48,14 @@ from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategi
 from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
 from prefect_augment.schema.experiment import HoldoutResult
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store, open_store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
-GATE = {"evaluation": Evaluation(n_seeds=2, n_bootstrap=100, estimators=["logistic"])}
+N_SEEDS = 2
+EVALUATION = Evaluation(n_seeds=N_SEEDS, n_bootstrap=100, estimators=["logistic"])
+ON_CPU = Budget(device="cpu")
 STEPS = 25
 
 
@@ -118,7 +118,7 @@ def dataset(
 def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
     found = plan(
         dataset,
-        RunParams(balance=Balance(), model=model or AutoModel(), **GATE),
+        RunParams(model=model or AutoModel(), evaluation=EVALUATION),
         store,
         compares=False,
     )
@@ -128,8 +128,8 @@ def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan
 
 @pytest.fixture
 def evaluator(dataset: DatasetRef, store: Store) -> Evaluator:
-    info = load_info(dataset, store)
-    return open_evaluator(store, info, planned(dataset, store), Wishes(**GATE, device="cpu"))
+    asked = experiment_of(dataset, planned(dataset, store), evaluation=EVALUATION, budget=ON_CPU)
+    return open_evaluator(store, asked)
 
 
 def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def test_the_kind_of_records_decides_the_workbench(
+def test_the_kind_of_records_decides_the_evaluator(
     evaluator: Evaluator, dataset: DatasetRef
 ) -> None:
     image = dataset.modality == "image"
@@ -202,18 +202,23 @@ def test_a_fold_never_scores_a_record_that_it_trained_on(evaluator: Evaluator) -
             assert len(set(folds[evaluator.records.groups == group])) == 1
 
 
-def test_swapped_labels_and_copies_do_not_pass_the_gate(evaluator: Evaluator) -> None:
+def test_swapped_labels_and_copies_do_not_pass_the_filter(evaluator: Evaluator) -> None:
     training, validation = rows_of(evaluator)
     data = evaluator.records
-    rare = int(np.argsort([c.n_real for c in evaluator.plan.classes])[-2])  # one that can be judged
+    rare = int(
+        np.argsort([c.n_real for c in evaluator.plan.classes])[-2]
+    )  # one that can be compared
     copies = training[data.strata[training] == rare][:15]
     other = validation[
         data.strata[validation] == int(np.argmax([c.n_real for c in evaluator.plan.classes]))
     ][:15]
     X = np.concatenate([data.X[copies], data.X[other]])
     candidates = Labelled(X, np.full(len(X), rare))
-    hard = replace(evaluator, plan=evaluator.plan.model_copy(update={"soft_labels": False}))
-    outcome = hard.gate(Question(training, validation, candidates, np.arange(len(X)), seed=0))
+    plan_of_hard = evaluator.plan.model_copy(update={"soft_labels": False})
+    asked = evaluator.experiment.model_copy(update={"plan": plan_of_hard})
+    outcome = replace(evaluator, experiment=asked).filter(
+        Question(training, validation, candidates, np.arange(len(X)), seed=0)
+    )
     assert (outcome.reason[: len(copies)] == "near copy").all()
     assert outcome.passed[len(copies) :].mean() < 0.5
 
@@ -249,65 +254,62 @@ def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> Datas
     return dataset.model_copy(update={"path": stage.outcome_path, "key": stage.key})
 
 
-def test_candidates_are_judged_and_read_back_best_first(
+def test_candidates_are_filtered_and_read_back_best_first(
     evaluator: Evaluator, dataset: DatasetRef, store: Store
 ) -> None:
     drawn = candidates_of(dataset, evaluator.info, store)
     hard = evaluator.plan.model_copy(update={"soft_labels": False})
-    report = filter_candidates(
-        experiment_of(dataset, hard, **GATE, seed=0, budget=Budget(device="cpu")), drawn, store
-    )
-    kept = kept_synthetic(evaluator, store, report)
-    everything = kept_synthetic(evaluator, store, report, with_dropped=True)
+    asked = evaluator.experiment.model_copy(update={"plan": hard})
+    report = filter_candidates(asked, drawn, store)
+    assert kept_synthetic(evaluator, store) is None
+    filtered = evaluator.experiment.model_copy(update={"candidates": report})
+    with_candidates = replace(evaluator, experiment=filtered)
+    kept = kept_synthetic(with_candidates, store)
+    everything = kept_synthetic(with_candidates, store, with_dropped=True)
     assert everything is not None
     assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
     assert kept is None or kept[0].shape[1:] == evaluator.records.X.shape[1:]
     assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
-    assert kept_synthetic(evaluator, store, None) is None
 
 
-def test_strategies_are_scored_chosen_and_verified(dataset: DatasetRef, store: Store) -> None:
+def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: Store) -> None:
     """From the plan to the verdict, with the same calls for either kind."""
-    found = planned(dataset, store, NoModel())
-    wishes: dict[str, Any] = {
-        "plan": found,
-        "model": NoModel(),
-        "classic": Classic(),
-        **GATE,
-        "run_seed": 0,
-        "store": store,
-        "device": "cpu",
-    }
+    asked = experiment_of(
+        dataset,
+        planned(dataset, store, NoModel()),
+        model=NoModel(),
+        evaluation=EVALUATION,
+        budget=ON_CPU,
+    )
     families = ("as_is", "resampling")
     strategies = [
-        a
-        for a in make_strategies(dataset.modality, model=None, classic=Classic())
-        if a.family in families
+        s
+        for s in make_strategies(dataset.modality, model=None, classic=Classic())
+        if s.family in families
     ]
-    scores = [score(experiment_of(dataset, None), strategy, 0, None) for strategy in strategies]
+    scores = [score(asked, strategy, 0, store) for strategy in strategies]
     assert all(0 <= s.score <= 1 for s in scores)
     assert scores[1].strategy.amount in (0.5, 1.0), "the amount that was better"
-    again = score(experiment_of(dataset, None), strategies[0], 0, None)
+    again = score(asked, strategies[0], 0, store)
     assert again == scores[0], "a receipt is obeyed"
-    asked = {"choice": choose(scores), "scores": scores, "candidates": None, **wishes}
-    verdict = confirm(experiment_of(dataset, None), None, None, None)
-    store.fs.rm(store.full("_staging/verify"), recursive=True)
-    beside = confirm(experiment_of(dataset, None), None, None, None, workers=3)
+    verdict = confirm(asked, choose(scores), scores, store)
+    store.fs.rm(store.full("_staging/confirm"), recursive=True)
+    beside = confirm(asked, choose(scores), scores, store, workers=3)
     assert beside == verdict, "what is trained at the same time changes nothing"
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
-    assert verdict.n_seeds == GATE.n_seeds
-    further = read_result(store, verdict.further, HoldoutResult)
-    assert further is not None
-    assert further.robustness is not None
+    assert verdict.n_seeds == N_SEEDS
+    diagnostics = read_result(store, verdict.diagnostics, HoldoutResult)
+    assert diagnostics is not None
+    assert diagnostics.robustness is not None
     kinds = {
         "image": ["noise", "blur", "shift", "contrast"],
         "table": ["missing", "noise", "rounding"],
     }
-    assert [c.name for c in further.robustness.conditions] == kinds[dataset.modality]
-    assert further.slices is None, "the run was not balanced within groups"
-    assert further.calibration is not None
-    assert set(further.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
+    assert [c.name for c in diagnostics.robustness.conditions] == kinds[dataset.modality]
+    assert diagnostics.slices is None, "the run was not balanced within groups"
+    assert diagnostics.calibration is not None
+    assert set(diagnostics.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
 
 
 def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chosen(
@@ -321,12 +323,9 @@ def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chos
         experiment_of(
             dataset,
             planned(dataset, store),
-            candidates=None,
             model=AutoModel(),
-            classic=Classic(),
-            **GATE,
-            seed=0,
-            budget=Budget(device="cpu"),
+            evaluation=EVALUATION,
+            budget=ON_CPU,
         ),
         Choice(
             chosen=as_is,
@@ -359,8 +358,7 @@ def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
     images: DatasetRef, store: Store
 ) -> None:
     found = planned(images, store)
-    evaluator = open_evaluator(store, load_info(images, store), found)
-    data = evaluator.records
+    data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
     for strategy in make_strategies("image", model="diffusion", classic=Classic()):
         strategy = strategy.model_copy(update={"amount": 1.0})
@@ -381,9 +379,9 @@ def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
         assert bool(drawn.synthetic.any()) == strategy.has_model
 
 
-def test_given_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
+def test_external_images_are_drawn_as_they_are(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
-    data = open_evaluator(store, load_info(images, store), found).records
+    data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
         EXTERNAL, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
@@ -396,7 +394,7 @@ def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
     images: DatasetRef, store: Store
 ) -> None:
     """Under every seed: a model of images cannot be trained anew for each."""
-    evaluator = open_evaluator(store, load_info(images, store), planned(images, store))
+    evaluator = open_evaluator(store, experiment_of(images, planned(images, store)))
     given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
     assert evaluator.synthetic(np.arange(5), given=given, seed=7) is given
     none = evaluator.synthetic(np.arange(5), given=None, seed=7)
@@ -410,21 +408,21 @@ def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
 def test_plan_fits_the_classifiers_steps_to_records_and_budget(
     images: DatasetRef, store: Store
 ) -> None:
-    wishes: dict[str, Any] = {"balance": Balance(), "model": NoModel(), **GATE}
-    found = plan(images, RunParams(), store, compares=False)
+    asked = RunParams(model=NoModel(), evaluation=EVALUATION)
+    found = plan(images, asked, store, compares=False)
     assert found.classifier_steps == 300
     assert 0 < found.estimate.comparison_seconds < found.estimate.seconds
-    hurried = plan(images, RunParams(budget=Budget(minutes=0.01)), store)
+    hurried = plan(images, asked.model_copy(update={"budget": Budget(minutes=0.01)}), store)
     assert hurried.classifier_steps == 300, "fewer steps than that teach nothing"
 
 
 def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
     narrow = found.model_copy(update={"classifier_width": 0.25})
-    info, wishes = load_info(images, store), Wishes(**GATE, device="cpu")
     said = []
     for one in (found, narrow):
-        evaluator = open_evaluator(store, info, one, wishes)
+        asked = experiment_of(images, one, evaluation=EVALUATION, budget=ON_CPU)
+        evaluator = open_evaluator(store, asked)
         training, validation = rows_of(evaluator)
         strategy = Strategy(name="as is", family="as_is", amount=1.0)
         made = evaluator.predictions(
@@ -437,16 +435,10 @@ def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: S
 
 def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
-    kept = {c.name: c.n_synthetic for c in found.classes}
+    kept = candidates_with({c.name: c.n_synthetic for c in found.classes})
+    asked = experiment_of(images, found, candidates=kept)
     by_name = {
-        strategy.name: make_recipe(
-            strategy.model_copy(update={"amount": 1.0}),
-            found,
-            kept=kept,
-            scores=[],
-            copies=False,
-            classic=Classic(),
-        )
+        strategy.name: make_recipe(asked, strategy.model_copy(update={"amount": 1.0}), [])
         for strategy in make_strategies("image", model="diffusion", classic=Classic())
     }
     soft = by_name["balanced softmax"]
@@ -467,13 +459,16 @@ def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
     images: DatasetRef, store: Store
 ) -> None:
     """It is said, and goes on without; asked for by name it is planned."""
-    wishes: dict[str, Any] = {"balance": Balance(), **GATE, "store": store}
     hurried = Budget(minutes=0.2, device="cpu")
-    found = plan(images, RunParams(model=AutoModel(), budget=hurried), None)
+
+    def planned_with(model: Any) -> BalancePlan:
+        return plan(images, RunParams(model=model, evaluation=EVALUATION, budget=hurried), store)
+
+    found = planned_with(AutoModel())
     assert found.n_synthetic == 0
     assert "no synthetic records" in found.warnings[0]
     assert "by name" in found.warnings[0]
-    asked_for = plan(images, RunParams(model=DiffusionModel(), budget=hurried), None)
+    asked_for = planned_with(DiffusionModel())
     assert asked_for.n_synthetic > 0
     assert not any("no synthetic" in line for line in asked_for.warnings)
 
@@ -487,7 +482,7 @@ def test_images_without_torch_are_refused_with_the_line_to_install_it(
     monkeypatch.delattr(experiment, "image_evaluator", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'prefect-augment\[images,torch\]'"):
-        open_evaluator(store, load_info(images, store), found)
+        open_evaluator(store, experiment_of(images, found))
 
 
 def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
@@ -501,7 +496,7 @@ def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "twins.parquet")
     source = Source(uri=str(tmp_path / "twins.parquet"), label="label")
     dataset = ingest(source, store=store, seed=0)
-    evaluator = open_evaluator(store, load_info(dataset, store), planned(dataset, store))
+    evaluator = open_evaluator(store, experiment_of(dataset, planned(dataset, store)))
     groups = evaluator.records.groups
     assert groups is not None
     assert np.bincount(groups).max() >= 2

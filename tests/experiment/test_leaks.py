@@ -11,15 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of
 
 from prefect_augment.errors import InputError
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
-    Balance,
-    Budget,
     Destination,
     Evaluation,
     NoModel,
@@ -29,6 +26,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
+from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards import base as formats
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import open_store
@@ -36,11 +34,7 @@ from prefect_augment.synthesis.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-GATE = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+EVALUATION = Evaluation(n_seeds=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish")
 
 
 def patients(n: int = 300, seed: int = 0, scale: float = 1.0) -> pa.Table:
@@ -68,8 +62,8 @@ def put(path: Path, table: pa.Table) -> str:
 
 
 def run(source: Source, folder: Path, **params: Any) -> RunResult:
-    wishes = {**GATE, "model": NoModel(), **params}
-    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **wishes)
+    asked = {"evaluation": EVALUATION, "model": NoModel(), **params}
+    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **asked)
 
 
 # --- groups and near-duplicates ---------------------------------------------------------------
@@ -141,13 +135,11 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         store = open_store(str(tmp_path / name / "out"))
         dataset = ingest(source, store=store, seed=0)
         info = load_info(dataset, store)
-        balance = plan(
-            dataset, RunParams(balance=Balance(), model=TreesModel(), **GATE), store, compares=False
-        )
-        model = train(
-            experiment_of(dataset, balance, model=TreesModel(), budget=Budget(), seed=0), store
-        )
-        data = open_evaluator(store, info, balance).records
+        asked = RunParams(model=TreesModel(), evaluation=EVALUATION)
+        balance = plan(dataset, asked, store, compares=False)
+        experiment = Experiment(dataset=dataset, plan=balance, params=asked)
+        model = train(experiment, store)
+        data = open_evaluator(store, experiment).records
         found.append(
             (info.columns, balance.classes, model.digest, data.X.tobytes(), data.keys.tolist())
         )
@@ -158,7 +150,7 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
 # --- how often it is opened -------------------------------------------------------------------
 
 
-def test_the_holdout_is_opened_once_to_judge_and_else_only_to_publish_it(
+def test_the_holdout_is_opened_once_to_confirm_and_else_only_to_publish_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = {"experiment", "report", "publish", "maintenance", "synthesis", "plan"}
@@ -167,8 +159,13 @@ def test_the_holdout_is_opened_once_to_judge_and_else_only_to_publish_it(
 
     def counting(store: Any, path: str, mapped: bool) -> Any:
         if "holdout" in path:
-            frames = [f for f in traceback.extract_stack() if Path(f.filename).parent.name in steps]
-            opened[f"{Path(frames[0].filename).stem}.{frames[0].name}"] += 1
+            frames = ((Path(f.filename), f.name) for f in traceback.extract_stack())
+            file, name = next(
+                (file, name)
+                for file, name in frames
+                if file.parent.name in steps and file.parents[1].name == "prefect_augment"
+            )
+            opened[f"{file.stem}.{name}"] += 1
         return real(store, path, mapped)
 
     monkeypatch.setattr(formats, "_file", counting)
@@ -177,7 +174,7 @@ def test_the_holdout_is_opened_once_to_judge_and_else_only_to_publish_it(
     )
     result = run(source, tmp_path / "out", model=TreesModel())
     assert result.status == "published"
-    assert opened.pop("confirmation.verify") == 1
+    assert opened.pop("confirmation.confirm") == 1
     assert set(opened) == {"publish.publish"}, "it is published as it is, and nothing else reads it"
     run(source, tmp_path / "out", model=TreesModel())
-    assert "confirmation.verify" not in opened, "a second run takes the verdict's receipt"
+    assert "confirmation.confirm" not in opened, "a second run takes the verdict's receipt"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of, publish_parts
+from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.evaluation.privacy.distances import Words, summed_up
 from prefect_augment.experiment import privacy as privacy_stage
@@ -20,7 +20,7 @@ from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.experiment.privacy import found_privacy, measure
 from prefect_augment.ingest.external import import_candidates, plan_of_external
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Balance, NoModel, Publish, Quality, RunParams, Source
+from prefect_augment.params import Evaluation, NoModel, Publish, Quality, Report, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
@@ -29,13 +29,13 @@ from prefect_augment.report.report import ReportData, build_report, markdown_sum
 from prefect_augment.report.section_privacy import section
 from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
 from prefect_augment.schema.privacy import Privacy
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema.report import Findings, Release
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
-# The gate drops nothing, so that what is kept is what was drawn.
-OPEN = {"quality": Quality(purpose="faithful", near_copy_quantile=0.0, fidelity_quantile=0.0)}
+# The filter drops nothing, so that what is kept is what was drawn.
+OPEN = Quality(purpose="faithful", near_copy_quantile=0.0, fidelity_quantile=0.0)
 
 
 SITE = "Baker Street"  # of real worn records, and of no synthetic one
@@ -55,13 +55,13 @@ class Drawn(NamedTuple):
     dataset: DatasetRef
     plan: BalancePlan
     candidates: DatasetRef
-    compared: FilterResult
+    filtered: FilterResult
     privacy: Privacy
 
 
 @pytest.fixture(scope="module")
 def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drawn]:
-    """Records of a generator that was fitted on fit."""
+    """Records of a generator that was fitted on the training records."""
     folder = tmp_path_factory.mktemp("privacy")
     pq.write_table(
         with_own_sites(make_table(counts={"ok": 300, "worn": 150})), folder / "real.parquet"
@@ -78,17 +78,15 @@ def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Ca
             fresh = make_table(seed=7, counts={"worn": 100}).cast(worn.schema)
             worn = fresh if kind == "fresh" else pa.concat_tables([fresh, worn])
         pq.write_table(worn, folder / f"{kind}.parquet")
-        wanted = plan(
-            dataset, RunParams(balance=Balance(), model=NoModel(), **OPEN), store, compares=False
-        )
+        wanted = plan(dataset, RunParams(model=NoModel(), quality=OPEN), store, compares=False)
         uri = str(folder / f"{kind}.parquet")
         candidates = import_candidates(dataset, uri, plan=wanted, store=store)
         wanted = plan_of_external(wanted, candidates)
-        compared = filter_candidates(
-            experiment_of(dataset, wanted, **OPEN, seed=0), candidates, store
-        )
-        privacy = measure(experiment_of(dataset, wanted, candidates=compared), candidates, store)
-        return Drawn(store, dataset, wanted, candidates, compared, privacy)
+        asked = experiment_of(dataset, wanted, quality=OPEN)
+        filtered = filter_candidates(asked, candidates, store)
+        asked = asked.model_copy(update={"candidates": filtered})
+        privacy = measure(asked, candidates, store)
+        return Drawn(store, dataset, wanted, candidates, filtered, privacy)
 
     return make
 
@@ -108,7 +106,7 @@ def side(privacy: Privacy, records: str) -> dict[str, object]:
     return {"auc": found.attack.auc if found.attack else None, "finding": found.finding}
 
 
-def test_generator_that_copies_leaks_whatever_the_gate_kept(copies: Drawn) -> None:
+def test_generator_that_copies_leaks_whatever_the_filter_kept(copies: Drawn) -> None:
     found = side(copies.privacy, "drawn")
     assert found["finding"] == "leak"
     assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
@@ -117,7 +115,7 @@ def test_generator_that_copies_leaks_whatever_the_gate_kept(copies: Drawn) -> No
 def test_model_that_leaks_is_named_though_what_was_kept_does_not(
     copies: Drawn, fresh: Drawn
 ) -> None:
-    """The gate drops copies; the model that made them goes on making them."""
+    """The filter drops copies; the model that made them goes on making them."""
     kept = next(s for s in fresh.privacy.sides if s.records == "kept")
     drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
     words = Words(members="training", others="validation")
@@ -141,7 +139,7 @@ def test_new_records_of_the_distribution_show_nothing(fresh: Drawn) -> None:
 def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
     drawn: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New records first, then copies: what comes last is what the gate has dropped."""
+    """New records first, then copies: what comes last is what the filter has dropped."""
     monkeypatch.setitem(privacy_stage.MOST_SYNTHETIC, "table", 80)
     found = drawn("copies last").privacy
     assert side(found, "drawn")["finding"] == "leak"
@@ -149,36 +147,43 @@ def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
-    assert found_privacy(copies.store, copies.dataset, copies.compared) == copies.privacy
+    assert found_privacy(copies.store, copies.dataset, copies.filtered) == copies.privacy
     again = measure(
-        experiment_of(fresh.dataset, fresh.plan, candidates=fresh.compared),
+        experiment_of(fresh.dataset, fresh.plan, candidates=fresh.filtered, quality=OPEN),
         fresh.candidates,
         fresh.store,
     )
     assert again.to_json() == fresh.privacy.to_json()
-    other = copies.compared.model_copy(update={"key": "another"})
+    other = copies.filtered.model_copy(update={"key": "another"})
     assert found_privacy(copies.store, copies.dataset, other) is None
     assert found_privacy(copies.store, copies.dataset, None) is None
 
 
 def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> None:
-    kept = fresh.compared.kept_counts
+    kept = fresh.filtered.kept_counts
     for counts, said in ((kept, True), ({}, False)):
         recipe = plain_recipe(fresh.plan, counts)
         publish_parts(
-            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, candidates=fresh.compared,
+            dataset=fresh.dataset, plan=fresh.plan, recipe=recipe, verdict=None, candidates=fresh.filtered,
             classic=None, models=[], report=None, publish=Publish(), requested={}, store=fresh.store,
         )  # fmt: skip
         card = fresh.store.read("README.md").decode()
         assert ("This is one attack, by distance." in card) == said
 
 
+def release_with(drawn: Drawn, pictures: Literal["real", "synthetic", "none"]) -> Release:
+    """What was measured, with nothing to publish."""
+    return release_of(
+        drawn.dataset,
+        drawn.plan,
+        candidates=drawn.filtered,
+        report=Report(pictures=pictures),
+        release={"findings": Findings(privacy=drawn.privacy)},
+    )
+
+
 def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
-    ref, summary = report(
-        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
-        model=None, pictures="none", seed=0, store=fresh.store,
-        findings=Findings(privacy=fresh.privacy),
-    )  # fmt: skip
+    ref, summary = report(release_with(fresh, "none"), fresh.store)
     info = json.loads(fresh.store.read(f"{ref.prefix}/report.json"))
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
     assert Privacy.model_validate(info["privacy"]) == fresh.privacy
@@ -191,12 +196,8 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
 def test_report_and_artifact_show_of_real_records_what_they_may(
     fresh: Drawn, pictures: Literal["real", "synthetic", "none"]
 ) -> None:
-    """A value of real records is in no page, fact or summary that may not show it."""
-    ref, summary = report(
-        fresh.dataset, plan=fresh.plan, scores=(), verdict=None, recipe=None, gate=fresh.compared,
-        model=None, pictures=pictures, seed=0, store=fresh.store,
-        findings=Findings(privacy=fresh.privacy),
-    )  # fmt: skip
+    """A value of real records is in no page, finding or summary that may not show it."""
+    ref, summary = report(release_with(fresh, pictures), fresh.store)
     page, info = (fresh.store.read(f"{ref.prefix}/report.{e}").decode() for e in ("html", "json"))
     assert (SITE in info) == (pictures == "real")
     if pictures != "real":  # else it is in a picture on the page
@@ -246,7 +247,7 @@ def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
         update={"sides": (first.model_copy(update={"classes": (named,)}),)}
     )
     assert "<script>" not in section(odd)
-    # Numbers, shares and names of classes: nothing else has a place in these facts.
+    # Numbers, shares and names of classes: nothing else has a place in these results.
     texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]
     assert not any(value in text for text in texts for value in ("north", "south", "sn-0"))
 
@@ -263,7 +264,7 @@ def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
     """Training and validation in another order give the same distances."""
     from prefect_augment.experiment.evaluators import open_evaluator
 
-    evaluator = open_evaluator(copies.store, load_info(copies.dataset, copies.store), copies.plan)
+    evaluator = open_evaluator(copies.store, experiment_of(copies.dataset, copies.plan))
     X = evaluator.records.X
     one, other = evaluator.plain_space(X), evaluator.plain_space(X[::-1])
     a, b = (s.distances(s.place(X[:20]), s.place(X[20:40])) for s in (one, other))
@@ -272,19 +273,19 @@ def test_space_does_not_know_who_is_a_member(copies: Drawn) -> None:
 
 @pytest.mark.parametrize("finding", ["leak", "gap"])
 @pytest.mark.parametrize(
-    ("gate", "goes_out", "refused"),
+    ("params", "goes_out", "refused"),
     [
-        (Gate(), True, False),
-        (Gate(on_leak="fail"), True, True),
-        (Gate(on_leak="fail"), False, False),
-        (Gate(on_no_gain="fail"), False, False),
+        (RunParams(), True, False),
+        (RunParams(quality=Quality(on_leak="fail")), True, True),
+        (RunParams(quality=Quality(on_leak="fail")), False, False),
+        (RunParams(evaluation=Evaluation(on_no_gain="fail")), False, False),
     ],
 )
 def test_a_leak_refuses_what_would_go_out(
-    copies: Drawn, gate: Gate, goes_out: bool, refused: bool, finding: str
+    copies: Drawn, params: RunParams, goes_out: bool, refused: bool, finding: str
 ) -> None:
     leaking = copies.privacy.model_copy(update={"finding": finding})
     verdict: Verdict | None = None
-    assert bool(why_refused(gate, verdict, leaking, goes_out=goes_out)) == refused
+    assert bool(why_refused(params, verdict, leaking, goes_out=goes_out)) == refused
     shown = leaking.model_copy(update={"finding": "none shown"})
-    assert why_refused(gate, verdict, shown, goes_out=goes_out) == ""
+    assert why_refused(params, verdict, shown, goes_out=goes_out) == ""

@@ -22,7 +22,6 @@ from prefect_augment.experiment.search import (
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
-    Balance,
     Budget,
     Classic,
     Evaluation,
@@ -64,7 +63,7 @@ from prefect_augment.schema.experiment import SearchResult
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store, open_store
 
-GATE = {"evaluation": Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)}
+EVALUATION = Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)
 
 
 def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -> BalancePlan:
@@ -291,7 +290,7 @@ def test_a_network_takes_its_part_of_the_minutes(pilots: list[StrategyScore]) ->
     assert without > beside
 
 
-def test_pilots_of_generative_models_are_within_the_judges_time(
+def test_pilots_of_generative_models_are_within_the_time_of_comparison(
     pilots: list[StrategyScore],
 ) -> None:
     best = best_settings(pilots)
@@ -304,7 +303,7 @@ def test_pilots_of_generative_models_are_within_the_judges_time(
     assert kept[0] > kept[1] > kept[2] == 2
 
 
-def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
+def test_as_many_seeds_are_compared_with_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
     full = [scored(strategy, 0.5, seconds=5.0) for strategy in go_on(pilots)]
     last = finalists(full)
     found = [clock(minutes).n_seeds(pilots, full, last, most=3) for minutes in (0.1, 1.5, 2.2, 100)]
@@ -315,7 +314,7 @@ def test_as_many_seeds_are_judged_with_as_there_is_time_for(pilots: list[Strateg
     assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
 
 
-def test_the_strategies_of_the_hold_out_are_within_the_judges_time(
+def test_the_strategies_of_the_hold_out_are_within_the_time_of_comparison(
     pilots: list[StrategyScore],
 ) -> None:
     best = best_settings(pilots)
@@ -392,19 +391,18 @@ def dataset(
 def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     dataset: DatasetRef, store: Store
 ) -> None:
-    found = plan(
-        dataset, RunParams(balance=Balance(), model=NoModel(), **GATE), store, compares=False
-    )
+    params = {"model": NoModel(), "evaluation": EVALUATION}
+    found = plan(dataset, RunParams(**params), store, compares=False)
     (strategy,) = (
-        a for a in make_strategies("table", model=None, classic=Classic()) if a.family == "weights"
+        s for s in make_strategies("table", model=None, classic=Classic()) if s.family == "weights"
     )
     tried = settings(strategy, plan=found, classic=Classic())
-    wishes = {"plan": found, "model": NoModel(), "classic": Classic(), **GATE, "run_seed": 0}
-    scores = pilot(experiment_of(dataset, None), tried, store)  # type: ignore[arg-type]
+    asked = experiment_of(dataset, found, **params)
+    scores = pilot(asked, tried, store)
     assert tuple(s.strategy for s in scores) == tried
     assert {len(s.folds) for s in scores} == {PILOT_FOLDS}
     assert all(s.thresholds for s in scores if s.strategy.tune_threshold)
-    again = pilot(experiment_of(dataset, None), tried, store)  # type: ignore[arg-type]
+    again = pilot(asked, tried, store)
     assert again == scores, "a receipt is obeyed"
     other = open_store(f"memory://{uuid4().hex}")
     other.fs.copy(store.root, other.root, recursive=True)
@@ -412,7 +410,7 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
         if "/pilot/" in path:
             other.fs.rm(path)
     moved = dataset.model_copy(update={"root": other.uri})
-    anew = pilot(experiment_of(moved, None), tried, other)  # type: ignore[arg-type]
+    anew = pilot(experiment_of(moved, found, **params), tried, other)
     assert [s.model_copy(update={"seconds": 0}) for s in anew] == [
         s.model_copy(update={"seconds": 0}) for s in scores
     ]
@@ -420,12 +418,11 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
 
 
 def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
-    found = plan(
-        dataset, RunParams(balance=Balance(), model=TreesModel(), **GATE), store, compares=False
-    )
+    asked = RunParams(model=TreesModel(), evaluation=EVALUATION)
+    found = plan(dataset, asked, store, compares=False)
     strategy = Strategy(name="trees", family="model", amount=1.0, tune_threshold=True)
     (score,) = pilot(
-        experiment_of(dataset, found, model=model_of("trees"), classic=Classic(), **GATE, seed=0),
+        experiment_of(dataset, found, model=model_of("trees"), evaluation=EVALUATION),
         [strategy],
         store,
         budget=pilot_budget(Budget(minutes=1)),
@@ -493,7 +490,7 @@ def plan_of_images(
     )
     monkeypatch.setattr("prefect_augment.plan.plan.cpu_multiplies_bf16", lambda: True)
 
-    def planned(budget: Budget, *, n_training: int = 20, **wishes: int) -> BalancePlan:
+    def planned(budget: Budget, *, n_training: int = 20, **asked: int) -> BalancePlan:
         counts = {
             part: {**info.part_counts[part], **dict.fromkeys(info.compared, n)}
             for part, n in (("training", n_training), ("validation", 20))
@@ -501,9 +498,9 @@ def plan_of_images(
         changes = {"image": image, "modality": "image", "part_counts": counts | {"holdout": {}}}
         pictures = info.model_copy(update=changes)
         monkeypatch.setattr("prefect_augment.plan.plan.load_info", lambda *_: pictures)
-        gate = Gate(**wishes)  # type: ignore[arg-type]
-        wish = {"balance": Balance(), "model": NoModel(), "gate": gate, "store": store}
-        return plan(dataset, RunParams(budget=budget), None)  # type: ignore[arg-type]
+        evaluation = Evaluation(**asked)  # type: ignore[arg-type]
+        params = RunParams(model=NoModel(), budget=budget, evaluation=evaluation)
+        return plan(dataset, params, store)
 
     return planned
 
@@ -525,22 +522,26 @@ def test_images_are_tried_with_fewer_settings_where_the_budget_is_short(
 def test_a_budget_too_short_for_the_whole_classifier_takes_half_of_its_channels(
     plan_of_images: Callable[..., BalancePlan], n_settings: int
 ) -> None:
-    wish = {"n_training": 4_000, "n_settings": n_settings}
-    short, ample = (plan_of_images(Budget(minutes=m), **wish) for m in (1, 600))
+    asked = {"n_training": 4_000, "n_settings": n_settings}
+    short, ample = (plan_of_images(Budget(minutes=m), **asked) for m in (1, 600))
     assert (short.classifier_width, ample.classifier_width) == (0.5, 1.0)
     assert short.classifier_steps <= ample.classifier_steps
     assert any("half of its channels" in line for line in short.warnings)
     assert not any("half of its channels" in line for line in ample.warnings)
-    in_steps = plan_of_images(Budget(minutes=1, steps=10), **wish)
+    in_steps = plan_of_images(Budget(minutes=1, steps=10), **asked)
     assert in_steps.classifier_width == 1.0, "then minutes do not count"
 
 
 def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef) -> None:
-    wish = {"balance": Balance(), "model": NoModel(), "store": store}
     eight, one = (
-        plan(dataset, RunParams(evaluation=Evaluation(n_settings=n)), None, compares=False)
+        plan(
+            dataset,
+            RunParams(model=NoModel(), evaluation=Evaluation(n_settings=n)),
+            store,
+            compares=False,
+        )
         for n in (0, 1)
-    )  # type: ignore[arg-type]
+    )
     assert (eight.n_settings, one.n_settings) == (8, 1)
     assert one.estimate.comparison_seconds <= eight.estimate.comparison_seconds
     assert one.estimate.seconds < eight.estimate.seconds

@@ -20,15 +20,15 @@ STAGES = {
     "ingest": "_staging/ingest/",
     "train": "_staging/train/",
     "sample": "_staging/sample/",
-    "gate": "_staging/filter/",
+    "filter": "_staging/filter/",
     "score": "_staging/score/",
-    "verify": "_staging/verify/",
+    "confirm": "_staging/confirm/",
     "report": "_staging/report/",
     "publish": "data/",
 }
-# Judged by the quick estimator alone; what is published needs every stage to have run.
+# Compared by the quick estimator alone; what is published needs every stage to have run.
 PARAMS = """
-gate: {estimators: [logistic], n_seeds: 1, n_settings: 1, n_bootstrap: 100, on_no_gain: publish}
+evaluation: {estimators: [logistic], n_seeds: 1, n_settings: 1, n_bootstrap: 100, on_no_gain: publish}
 """
 
 

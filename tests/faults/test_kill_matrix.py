@@ -35,8 +35,8 @@ N_DESTINATIONS = 10
 DEADLINE_SECONDS = 300
 # All that a run with a generative model has at least, by its labels: SMOTE is mixed with hard ones alone.
 STAGES = {
-    "soft": ("ingest", "train", "sample", "judge", "score", "verify", "report-page"),
-    "hard": ("ingest", "train", "sample", "judge", "score", "verify", "report-page", "augment"),
+    "soft": ("ingest", "train", "sample", "filter", "score", "confirm", "report-page"),
+    "hard": ("ingest", "train", "sample", "filter", "score", "confirm", "report-page", "augment"),
 }
 
 
@@ -172,7 +172,7 @@ def destination(runs: Runs, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(runs: Runs, warm: Any, destination: Path, tmp_path: Path) -> Iterator[Reader]:
-    """At work while the test runs; what it saw is judged at the end."""
+    """At work while the test runs; what it saw is looked at in the end."""
     reader = Reader(warm, destination, tmp_path)
     reader.look_again()
     yield reader

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 MOMENTS = {
     "training": (r"(link|rename) _staging/train/.*/resume/\d+\.json", 2),
     "sampling": (r"remove _staging/sample/.*batch-.*", 0),
-    "judging": (r"open _staging/score/.*", 2),
+    "scoring": (r"open _staging/score/.*", 2),
     "publishing": (r"rename data/.*", 1),
 }
 

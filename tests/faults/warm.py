@@ -57,7 +57,7 @@ def event_name(operation: str, args: tuple[Any, ...], root: str) -> str | None:
 
 def watch(root: str, job: dict[str, Any]) -> None:
     """Note every change below the root, and signal this process at the one that the job names."""
-    wished = job.get("signal") or {}
+    wanted = job.get("signal") or {}
     events = job.get("events")
     file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if events else None
 
@@ -69,9 +69,9 @@ def watch(root: str, job: dict[str, Any]) -> None:
             return
         if file is not None:
             os.write(file, name.encode() + b"\n")
-        if wished and name == wished["at"]:
-            number = wished["number"]
-            wished.clear()
+        if wanted and name == wanted["at"]:
+            number = wanted["number"]
+            wanted.clear()
             os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
@@ -81,7 +81,7 @@ def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import Destination, Evaluation, Quality, Source, TreesModel
-    from prefect_augment.plan import strategies as strategies
+    from prefect_augment.plan import strategies
 
     if job.get("labels") == "hard":
         # Which strategy wins is for the data to say; here it has to be the one that runs every stage.
@@ -89,7 +89,7 @@ def rebalance(job: dict[str, Any]) -> int:
         mock.patch.object(
             strategies,
             "table_strategies",
-            lambda **given: tuple(a for a in every(**given) if a.family != "model"),
+            lambda **options: tuple(s for s in every(**options) if s.family != "model"),
         ).start()
     rebalance.fn(
         source=Source(uri=job["source"], label=job["label"]),

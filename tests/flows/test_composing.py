@@ -31,7 +31,10 @@ from prefect_augment import (
     Classic,
     Destination,
     Evaluation,
+    Experiment,
     NoModel,
+    Release,
+    RunParams,
     Source,
     TreesModel,
     augment_records,
@@ -53,7 +56,9 @@ from prefect_augment.errors import LabelError
 from prefect_augment.plan.strategies import make_recipe, make_strategies
 
 MakeTable = Callable[..., pa.Table]
-FAST = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])}
+QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+WITH_TREES = RunParams(model=TreesModel(), evaluation=QUICK)
+WITHOUT_MODEL = RunParams(model=NoModel(), evaluation=QUICK)
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -116,11 +121,14 @@ def test_submitted_tasks_take_one_anothers_futures(
     @flow
     def theirs() -> Any:
         dataset = ingest_dataset.submit(source, destination)
-        plan = plan_balance.submit(dataset, Balance(), model=TreesModel())
-        model = train_model.submit(dataset, TreesModel(), plan=plan)
+        plan = plan_balance.submit(dataset, WITH_TREES).result()
+        experiment = Experiment(dataset=dataset.result(), plan=plan, params=WITH_TREES)
+        model = train_model.submit(experiment)
         drawn = sample_classes.submit(dataset, model, {"cracked": 30})
-        compared = filter_candidates.submit(dataset, drawn, plan, **FAST)
-        return publish_dataset.submit(dataset, compared, plan=plan, models=[model]).result()
+        filtered = filter_candidates.submit(experiment, drawn)
+        experiment = experiment.model_copy(update={"candidates": filtered})
+        release = Release(experiment=experiment).model_copy(update={"models": [model]})
+        return publish_dataset.submit(release).result()
 
     commit = theirs()
     assert commit.version == 1
@@ -135,16 +143,10 @@ def test_strategies_are_mapped_over_with_the_rest_unmapped(
     @flow
     def theirs() -> Any:
         dataset = ingest_dataset(source, destination)
-        plan = plan_balance(dataset, model=NoModel())
+        plan = plan_balance(dataset, WITHOUT_MODEL)
+        experiment = Experiment(dataset=dataset, plan=plan, params=WITHOUT_MODEL)
         strategies = make_strategies(dataset.modality, model=None, classic=Classic())
-        scores = score_strategy.map(
-            strategies,
-            unmapped(0),
-            dataset=unmapped(dataset),
-            plan=unmapped(plan),
-            model=unmapped(NoModel()),
-            **unmapped(FAST),
-        )
+        scores = score_strategy.map(unmapped(experiment), strategies, unmapped(0))
         return strategies, choose_strategy(scores)
 
     strategies, choice = theirs()
@@ -203,14 +205,15 @@ def test_tasks_and_flow_run_inside_an_asynchronous_flow(
     @flow
     async def theirs() -> Any:
         dataset = ingest_dataset(source, destination)
-        plan = plan_balance.submit(dataset, model=NoModel()).result()
+        plan = plan_balance.submit(dataset, WITHOUT_MODEL).result()
         whole = rebalance(
             source=source,
             destination=Destination(uri=str(tmp_path / "whole")),
             model=NoModel(),
-            **FAST,
+            evaluation=QUICK,
         )
-        return publish_dataset(dataset, plan=plan), whole
+        experiment = Experiment(dataset=dataset, plan=plan, params=WITHOUT_MODEL)
+        return publish_dataset(Release(experiment=experiment)), whole
 
     commit, whole = asyncio.run(theirs())
     assert commit.version == 1
@@ -225,7 +228,7 @@ def test_the_flow_is_a_subflow_of_another_flow(source: Source, destination: Dest
             source=source,
             destination=destination,
             model=NoModel(),
-            **FAST,
+            evaluation=QUICK,
             return_state=True,
         )
 
@@ -254,36 +257,35 @@ def test_every_task_is_a_plain_function_outside_prefect(
     source: Source, destination: Destination, make_table: MakeTable, tmp_path: Path
 ) -> None:
     """The whole job by hand, as in a notebook or under another orchestrator."""
-    model, classic = TreesModel(), Classic()
     dataset = ingest_dataset.fn(source, destination)
-    plan = plan_balance.fn(dataset, model=model, **FAST)
-    trained = train_model.fn(dataset, model, plan=plan)
+    plan = plan_balance.fn(dataset, WITH_TREES)
+    experiment = Experiment(dataset=dataset, plan=plan, params=WITH_TREES)
+    trained = train_model.fn(experiment)
     drawn = sample_classes.fn(dataset, trained, {"cracked": 30})
-    compared = filter_candidates.fn(dataset, drawn, plan, **FAST)
-    same = {"dataset": dataset, "plan": plan, "model": model, **FAST, "candidates": compared}
+    filtered = filter_candidates.fn(experiment, drawn)
+    experiment = experiment.model_copy(update={"candidates": filtered})
     strategies = make_strategies(
-        dataset.modality, model="trees", classic=classic, soft_labels=plan.soft_labels
+        dataset.modality, model="trees", classic=Classic(), soft_labels=plan.soft_labels
     )
-    scores = [score_strategy.fn(strategy, 0, **same) for strategy in strategies]
+    scores = [score_strategy.fn(experiment, strategy, 0) for strategy in strategies]
     choice = choose_strategy.fn(scores)
-    verdict = confirm_choice.fn(
-        dataset, choice, plan, scores=scores, model=model, candidates=compared, **FAST
-    )
+    verdict = confirm_choice.fn(experiment, choice, scores)
     smote = next(strategy for strategy in strategies if strategy.family == "classic").model_copy(
         update={"amount": 1.0}
     )
-    recipe = make_recipe(smote, plan, kept=compared.kept_counts, scores=scores, copies=False)
-    made = augment_records.fn(dataset, plan, recipe.classic, classic)
-    page = write_report.fn(dataset, plan, scores=scores, verdict=verdict, recipe=recipe)
-    commit = publish_dataset.fn(
-        dataset, compared, plan=plan, recipe=recipe, verdict=verdict, classic=made, report=page
+    recipe = make_recipe(experiment, smote, scores)
+    made = augment_records.fn(experiment, recipe.classic)
+    release = Release(
+        experiment=experiment, recipe=recipe, verdict=verdict, scores=tuple(scores), classic=made
     )
+    page = write_report.fn(release)
+    commit = publish_dataset.fn(release, page)
 
     pq.write_table(make_table(seed=5, counts={"cracked": 20}), tmp_path / "theirs.parquet")
-    given = import_synthetic.fn(dataset, plan, str(tmp_path / "theirs.parquet"))
+    external = import_synthetic.fn(dataset, plan, str(tmp_path / "theirs.parquet"))
 
     assert commit.version == 1
-    assert given.class_counts == {"cracked": 20}
+    assert external.class_counts == {"cracked": 20}
     published = open_dataset(destination.uri)
     assert published.to_table(origins=["classic"]).num_rows > 0
     assert published.manifest.verdict == verdict.without_paths()
@@ -296,10 +298,12 @@ def test_classic_records_that_are_given_are_published(
     source: Source, destination: Destination
 ) -> None:
     dataset = ingest_dataset.fn(source, destination)
-    plan = plan_balance.fn(dataset, Balance(target="majority"), model=NoModel())
+    params = RunParams(balance=Balance(target="majority"), model=NoModel())
+    plan = plan_balance.fn(dataset, params)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
     wanted = {c.name: c.n_classic for c in plan.classes if c.n_classic}
-    made = augment_records.fn(dataset, plan, wanted)
-    publish_dataset.fn(dataset, plan=plan, classic=made)
+    made = augment_records.fn(experiment, wanted)
+    publish_dataset.fn(Release(experiment=experiment, classic=made))
     published = open_dataset(destination.uri)
     assert published.to_table(origins=["classic"]).num_rows == sum(wanted.values()) > 0
     assert f"{sum(wanted.values())} classic records were added" in published.recipe.sentence
@@ -309,12 +313,15 @@ def test_soft_labels_bring_each_class_to_its_target_by_weights(
     source: Source, destination: Destination
 ) -> None:
     dataset = ingest_dataset.fn(source, destination)
-    plan = plan_balance.fn(dataset, model=TreesModel())
+    params = RunParams(model=TreesModel())
+    plan = plan_balance.fn(dataset, params)
     assert plan.soft_labels
-    model = train_model.fn(dataset, TreesModel(), plan=plan)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    model = train_model.fn(experiment)
     wanted = {c.name: c.n_synthetic for c in plan.classes if c.name in model.strata}
-    compared = filter_candidates.fn(dataset, sample_classes.fn(dataset, model, wanted), plan)
-    publish_dataset.fn(dataset, compared, plan=plan, models=[model])
+    filtered = filter_candidates.fn(experiment, sample_classes.fn(dataset, model, wanted))
+    experiment = experiment.model_copy(update={"candidates": filtered})
+    publish_dataset.fn(Release(experiment=experiment, models=(model,)))
     table = open_dataset(destination.uri).to_pandas("train")
     weight = table.groupby("state", observed=True)["aug_weight"].sum()
     target = {c.name: c.target for c in plan.classes}

@@ -67,14 +67,18 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
     return Source(uri=str(tmp_path / "stays.parquet"), label="state")
 
 
-def gate(*rules: Constraint) -> Gate:
-    return {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"), "quality": Quality(constraints=list(rules))}  # fmt: skip
+def sections(*rules: Constraint) -> dict[str, Any]:
+    """Sections of parameters with these constraints."""
+    evaluation = Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+    )
+    return {"evaluation": evaluation, "quality": Quality(constraints=list(rules))}
 
 
 def run(source: Source, folder: Path, *rules: Constraint, **params: Any) -> RunResult:
-    given = {"model": TreesModel(), "balance": Balance(target="majority"), **params}
+    wanted = {"model": TreesModel(), "balance": Balance(target="majority"), **params}
     return rebalance.fn(
-        source=source, destination=Destination(uri=str(folder)), gate=gate(*rules), **given
+        source=source, destination=Destination(uri=str(folder)), **sections(*rules), **wanted
     )
 
 
@@ -107,19 +111,19 @@ def test_every_synthetic_record_of_a_run_keeps_what_was_stated(
     broken = pc.sum(pc.greater_equal(real["since"], real["until"])).as_py()
     assert f"{broken} real training records break 'since < until'" in " ".join(result.notes)
     manifest = read_manifest(open_store(str(tmp_path / "out")))
-    assert manifest.params["gate"]["constraints"][0]["kind"] == "inequality"
+    assert manifest.params["quality"]["constraints"][0]["kind"] == "inequality"
     assert any("% of the draws of class" in note for note in manifest.notes)
     report = (tmp_path / "out" / manifest.report).read_text(encoding="utf-8")
     assert "of the draws of class" in report
 
 
 def test_constraints_come_from_a_file_of_parameters(source: Source, tmp_path: Path) -> None:
-    wishes = {"gate": gate(*RULES).model_dump(mode="json"), "plan_only": True}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wishes))
-    given = rebalance.validate_parameters(read_params(tmp_path / "params.yaml"))
-    assert given["gate"].constraints == RULES
+    written = {name: part.model_dump(mode="json") for name, part in sections(*RULES).items()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**written, "plan_only": True}))
+    read = rebalance.validate_parameters(read_params(tmp_path / "params.yaml"))
+    assert read["quality"].constraints == RULES
     destination = Destination(uri=str(tmp_path / "out"))
-    result = rebalance.fn(**{**given, "source": source, "destination": destination})
+    result = rebalance.fn(**{**read, "source": source, "destination": destination})
     assert any("break 'since < until': they stay" in note for note in result.notes)
 
 
@@ -152,11 +156,9 @@ def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
     dataset = ingest(source, store=store, seed=0)
     kept = []
     for rules in ((), (Inequality(left="since", operator=">", right="until"),)):
-        wish = gate(*rules)
-        made = plan(
-            dataset, RunParams(balance=Balance(), model=TreesModel(), **wish), store, compares=False
-        )
-        given = import_candidates(dataset, str(tmp_path / "other.parquet"), plan=made, store=store)
-        compared = filter_candidates(experiment_of(dataset, made, **wish, seed=0), given, store)
-        kept.append(sum(c.n_passed for c in compared.classes))
+        params = {"model": TreesModel(), **sections(*rules)}
+        made = plan(dataset, RunParams(**params), store, compares=False)
+        other = import_candidates(dataset, str(tmp_path / "other.parquet"), plan=made, store=store)
+        filtered = filter_candidates(experiment_of(dataset, made, **params), other, store)
+        kept.append(sum(c.n_passed for c in filtered.classes))
     assert kept[1] <= 1 < 10 < kept[0]

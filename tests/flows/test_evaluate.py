@@ -1,4 +1,4 @@
-"""Judging records that another tool made."""
+"""Evaluating records that another tool made."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ from prefect_augment.schema.base import RunResult
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 MakeTable = Callable[..., pa.Table]
-GATE = {
-    "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
-    "quality": Quality(purpose="faithful"),
-}
+QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+FAITHFUL = Quality(purpose="faithful")
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """What one file of records came to."""
 
     result: RunResult
@@ -49,7 +47,9 @@ def folder(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def judge(folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any) -> Judged:
+def evaluate_file(
+    folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any
+) -> Evaluated:
     source = Source(
         uri=str(folder / "real.parquet"),
         label="state",
@@ -67,11 +67,11 @@ def judge(folder: Path, synthetic: Path, *, holdout: bool = True, **params: Any)
             source=source,
             synthetic=str(synthetic),
             destination=Destination(uri=str(folder / "evaluation")),
-            **{**GATE, **params},
+            **{"evaluation": QUICK, "quality": FAITHFUL, **params},
         )
     page = Path(result.report)
     report = json.loads((page.parent / "report.json").read_text())
-    return Judged(result, report, page.read_text(), parts)
+    return Evaluated(result, report, page.read_text(), parts)
 
 
 def of_class(table: pa.Table, name: str) -> pa.Table:
@@ -79,36 +79,36 @@ def of_class(table: pa.Table, name: str) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def copies(folder: Path, make_table: MakeTable) -> Judged:
+def copies(folder: Path, make_table: MakeTable) -> Evaluated:
     """The cracked records again, as CSV."""
     table = of_class(make_table(), "cracked")
     plain = table.set_column(3, "site", table["site"].cast(pa.string()))
     pa_csv.write_csv(plain, folder / "copies.csv")
-    return judge(folder, folder / "copies.csv")
+    return evaluate_file(folder, folder / "copies.csv")
 
 
 @pytest.fixture(scope="module")
-def fresh(folder: Path, make_table: MakeTable) -> Judged:
-    """New records of one class, and three that cannot be judged."""
+def fresh(folder: Path, make_table: MakeTable) -> Evaluated:
+    """New records of one class, and three that cannot be compared."""
     table = make_table(seed=5, counts={"worn": 203})
     states = ["worn"] * 200 + ["molten", "molten", None]
     pq.write_table(table.set_column(6, "state", pa.array(states)), folder / "fresh.parquet")
-    return judge(folder, folder / "fresh.parquet")
+    return evaluate_file(folder, folder / "fresh.parquet")
 
 
-def reasons(compared: Judged, name: str) -> dict[str, int]:
+def reasons(compared: Evaluated, name: str) -> dict[str, int]:
     return next(c["reasons"] for c in compared.report["candidates"]["classes"] if c["name"] == name)
 
 
-def test_copies_of_training_records_are_caught(copies: Judged) -> None:
+def test_copies_of_training_records_are_caught(copies: Evaluated) -> None:
     assert copies.result.status == "evaluated"
     assert copies.result.verdict is not None
-    assert copies.result.verdict.chosen == "given records"
+    assert copies.result.verdict.chosen == "external records"
     # Those that ingest put into validation were not seen as training records; the others are exact copies.
     assert reasons(copies, "cracked").get("near copy", 0) > 10
 
 
-def test_copies_give_away_who_was_in_the_training_data(copies: Judged) -> None:
+def test_copies_give_away_who_was_in_the_training_data(copies: Evaluated) -> None:
     """Of all real records, those in validation too: whoever copied them had them."""
     privacy = copies.report["privacy"]
     assert copies.result.privacy == privacy["finding"] == "leak"
@@ -120,7 +120,7 @@ def test_copies_give_away_who_was_in_the_training_data(copies: Judged) -> None:
     assert "guard them as you guard the real records" in copies.page
 
 
-def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Judged) -> None:
+def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Evaluated) -> None:
     dropped = reasons(fresh, "worn")
     assert sum(n for reason, n in dropped.items() if reason != "surplus") < 80
     assert fresh.result.privacy == "none shown"
@@ -128,15 +128,15 @@ def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Judged) -> None:
     assert auc["low"] <= 0.5 <= auc["high"]
 
 
-def test_records_given_are_those_judged_and_those_set_aside(fresh: Judged) -> None:
-    counts = fresh.result.given
-    assert (counts["given"], counts["compared"], counts["quarantined"]) == (203, 200, 3)
+def test_records_given_are_those_filtered_and_those_set_aside(fresh: Evaluated) -> None:
+    counts = fresh.result.external
+    assert (counts["given"], counts["filtered"], counts["quarantined"]) == (203, 200, 3)
     assert fresh.result.quarantined == 3
     assert any("class 'molten'" in note for note in fresh.report["candidates"]["notes"])
     assert "is none of the real records" in fresh.page
 
 
-def test_nothing_is_said_to_be_published(fresh: Judged) -> None:
+def test_nothing_is_said_to_be_published(fresh: Evaluated) -> None:
     assert fresh.result.verdict is not None
     assert not any("is published" in reason for reason in fresh.result.verdict.reasons)
 
@@ -148,24 +148,26 @@ def test_records_with_swapped_labels_do_not_raise_the_score(
     pq.write_table(
         ok.set_column(6, "state", pa.array(["cracked"] * ok.num_rows)), folder / "swapped.parquet"
     )
-    result = judge(folder, folder / "swapped.parquet").result
+    result = evaluate_file(folder, folder / "swapped.parquet").result
     assert result.verdict is not None
     assert result.verdict.decision != "accept"
 
 
 def test_leak_fails_where_that_is_asked_and_says_what_was_found(
-    copies: Judged, folder: Path
+    copies: Evaluated, folder: Path
 ) -> None:
     with pytest.raises(RefusedError, match="on_leak") as refused:
-        judge(folder, folder / "copies.csv", gate=GATE.model_copy(update={"on_leak": "fail"}))
+        evaluate_file(
+            folder, folder / "copies.csv", quality=FAITHFUL.model_copy(update={"on_leak": "fail"})
+        )
     assert refused.value.exit_code == 3
     assert refused.value.values["result"].privacy == "leak"
 
 
-def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Judged) -> None:
+def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) -> None:
     """Whoever made the records may have had those that are held out here."""
     shows_none = Report(pictures="none")
-    found = judge(folder, folder / "fresh.parquet", holdout=False, report=shows_none)
+    found = evaluate_file(folder, folder / "fresh.parquet", holdout=False, report=shows_none)
     assert found.result.privacy == "not measured"
     assert "no hold-out of its own was given" in found.page
     # And with `none` no word of a record is anywhere.
@@ -174,23 +176,23 @@ def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Judged) -> No
     assert any("class '…' is none of the real records'" in note for note in found.result.notes)
 
 
-def test_holdout_is_read_once(fresh: Judged) -> None:
+def test_holdout_is_read_once(fresh: Evaluated) -> None:
     """For the verdict and for privacy together."""
     assert fresh.parts == ["holdout"]
 
 
 def test_command_line_prints_one_object_and_ends_with_3(
     folder: Path,
-    copies: Judged,
+    copies: Evaluated,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run itself stands above; here is what becomes of its end."""
     refusal = RefusedError("refused: it leaks", result=copies.result)
-    given: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
 
     def flow(**params: Any) -> RunResult:
-        given.update(params)
+        passed.update(params)
         raise refusal
 
     flow.validate_parameters = lambda params: params  # type: ignore[attr-defined]
@@ -209,6 +211,6 @@ def test_command_line_prints_one_object_and_ends_with_3(
         main()
     assert ended.value.code == 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["privacy"] == "leak"
-    assert given["gate"] == {"purpose": "faithful", "on_leak": "fail"}
-    assert given["source"]["holdout_uri"] == "held.parquet"
+    assert passed["quality"] == {"purpose": "faithful", "on_leak": "fail"}
+    assert passed["source"]["holdout_uri"] == "held.parquet"
     assert CliRunner().invoke(app, [*words, "--fail-on", "luck"]).exit_code == 2

@@ -44,7 +44,7 @@ XRAYS, CELLS, DEFECTS, OWN = (
 )
 # What is fewer and shorter than on the page.
 BUDGET = Budget(steps=12, batch_size=16, device="cpu")
-GATE = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100)}
+QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100)
 
 Names = dict[str, Any]
 
@@ -90,7 +90,7 @@ def _reduced(flow: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(given.get("model"), DiffusionModel):
             given["model"] = given["model"].model_copy(update={"width": 16, "sampler_steps": 1})
         if flow is rebalance.fn:
-            given["gate"] = GATE
+            given["evaluation"] = QUICK
         return flow(**{**given, "budget": BUDGET})
 
     return reduced
@@ -151,7 +151,7 @@ def test_commands_and_parameters_on_the_page_are_taken(sections: Mapping[str, st
 
 
 @pytest.mark.e2e
-def test_x_rays_are_judged_on_a_test_set_of_their_own(
+def test_x_rays_are_compared_on_a_test_set_of_their_own(
     run_section: Callable[[str], Names], shared_data: Path, tmp_path: Path
 ) -> None:
     images = shared_data / "images"

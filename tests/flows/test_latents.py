@@ -22,8 +22,11 @@ from prefect_augment import (
     AttributeShift,
     Denoising,
     Destination,
+    Experiment,
     Interpolation,
     Output,
+    Release,
+    RunParams,
     Source,
     TreesModel,
     anomalies,
@@ -52,6 +55,7 @@ from prefect_augment.cli import latents as commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
+from prefect_augment.schema.base import BalancePlan
 from prefect_augment.storage.store import open_store
 
 
@@ -62,7 +66,7 @@ def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
 
 
 @pytest.fixture
-def given(source: Source, linear_model: PluginModel, tmp_path: Path) -> dict[str, Any]:
+def asked(source: Source, linear_model: PluginModel, tmp_path: Path) -> dict[str, Any]:
     return {
         "source": source,
         "destination": Destination(uri=str(tmp_path / "out")),
@@ -74,8 +78,8 @@ def given(source: Source, linear_model: PluginModel, tmp_path: Path) -> dict[str
 
 
 @pytest.mark.flow
-def test_a_run_shows_its_picture_and_says_what_came_of_it(given: dict[str, Any]) -> None:
-    state = anomalies(**given, anomalies=Anomalies(train_on=["ok"]), return_state=True)
+def test_a_run_shows_its_picture_and_says_what_came_of_it(asked: dict[str, Any]) -> None:
+    state = anomalies(**asked, anomalies=Anomalies(train_on=["ok"]), return_state=True)
     result = state.result()
     assert state.name == "Completed", "automations wait for this name"
     assert "beyond the threshold" in (state.message or "")
@@ -92,7 +96,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(given: dict[str, Any])
 
 
 def test_every_flow_leaves_its_result_beside_the_dataset(
-    given: dict[str, Any], tmp_path: Path
+    asked: dict[str, Any], tmp_path: Path
 ) -> None:
     uses = {
         "_embeddings": embed,
@@ -103,7 +107,7 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
         "_classes": classify,
     }
     for folder, use in uses.items():
-        result = use.fn(**given)
+        result = use.fn(**asked)
         assert Path(result.uri).parent == tmp_path / "out" / folder
         assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
 
@@ -112,34 +116,34 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
     "use",
     [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify],
 )
-def test_every_flow_takes_the_same_beside_its_own_wish(use: Any) -> None:
+def test_every_flow_takes_the_same_beside_its_own_section(use: Any) -> None:
     names = list(use.parameters.model_dump()["properties"])
     own = 1 if use is not embed else 0
     assert names[:2] == ["source", "destination"]
     assert names[2 + own :] == ["model", "budget", "output", "seed"]
 
 
-def test_the_model_that_train_left_is_used(given: dict[str, Any], tmp_path: Path) -> None:
-    trained = train.fn(**given, seed=3)
-    assert embed.fn(**given, seed=3).model == trained.model
+def test_the_model_that_train_left_is_used(asked: dict[str, Any], tmp_path: Path) -> None:
+    trained = train.fn(**asked, seed=3)
+    assert embed.fn(**asked, seed=3).model == trained.model
     models = open_store(str(tmp_path / "out")).list("_staging/train")
     assert {path.split("/")[2] for path in models} == {trained.model.key}
 
 
 def test_a_model_that_is_not_able_is_refused_before_anything_is_read(
-    given: dict[str, Any], tmp_path: Path
+    asked: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ParameterError, match="'trees' has no latent space"):
-        embed.fn(**{**given, "model": TreesModel()})
+        embed.fn(**{**asked, "model": TreesModel()})
     assert not (tmp_path / "out").exists()
 
 
-def test_a_result_inside_the_source_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
-    folder = given["source"].model_copy(update={"uri": str(tmp_path)})
+def test_a_result_inside_the_source_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
+    folder = asked["source"].model_copy(update={"uri": str(tmp_path)})
     inside = Output(uri=str(tmp_path / "vectors"))
     elsewhere = Destination(uri=f"{tmp_path}-out")
     with pytest.raises(ParameterError, match="lies inside the source"):
-        embed.fn(**{**given, "source": folder, "destination": elsewhere}, output=inside)
+        embed.fn(**{**asked, "source": folder, "destination": elsewhere}, output=inside)
 
 
 def test_images_are_denoised_by_the_flow(
@@ -161,12 +165,14 @@ def test_images_are_denoised_by_the_flow(
 
 
 @pytest.mark.flow
-def test_tasks_take_one_anothers_references(given: dict[str, Any], tmp_path: Path) -> None:
+def test_tasks_take_one_anothers_references(asked: dict[str, Any], tmp_path: Path) -> None:
     @flow
     def theirs() -> Any:
-        dataset = ingest_dataset.submit(given["source"], given["destination"])
+        dataset = ingest_dataset.submit(asked["source"], asked["destination"])
         normal = select_classes.submit(dataset, ["ok", "worn"])
-        model = train_model.submit(normal, given["model"])
+        params = RunParams(model=asked["model"])
+        plan = BalancePlan.without_amounts()
+        model = train_model.submit(Experiment(dataset=normal.result(), plan=plan, params=params))
         scored = score_anomalies.submit(dataset, model, normal_share=0.1)
         vectors = embed_records.submit(dataset, model, output=Output(uri=str(tmp_path / "vectors")))
         return scored.result(), vectors.result()
@@ -177,17 +183,19 @@ def test_tasks_take_one_anothers_references(given: dict[str, Any], tmp_path: Pat
     assert open_latents(f"{vectors.root}/{vectors.folder}").vectors().shape == (348, 3)
 
 
-def test_every_task_is_a_plain_function_outside_prefect(given: dict[str, Any]) -> None:
-    dataset = ingest_dataset.fn(given["source"], given["destination"])
-    model = train_model.fn(dataset, given["model"])
+def test_every_task_is_a_plain_function_outside_prefect(asked: dict[str, Any]) -> None:
+    dataset = ingest_dataset.fn(asked["source"], asked["destination"])
+    plan, params = BalancePlan.without_amounts(), RunParams(model=asked["model"])
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    model = train_model.fn(experiment)
     strip = interpolate_records.fn(dataset, model, Interpolation(n_steps=3))
     assert strip.n_records == 5
-    wish = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
-    assert shift_records.fn(dataset, model, wish).n_records == 3
+    shift = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
+    assert shift_records.fn(dataset, model, shift).n_records == 3
     assert reconstruct_records.fn(dataset, model, as_class="ok").n_records == dataset.n_records
     assert classify_records.fn(dataset, model, prior="observed").found["prior"] == "observed"
-    publish_dataset.fn(dataset)
-    published = open_version.fn(given["destination"])
+    publish_dataset.fn(Release(experiment=experiment))
+    published = open_version.fn(asked["destination"])
     assert embed_records.fn(published, model).n_records == dataset.n_records
 
 
@@ -196,7 +204,7 @@ def test_every_task_is_a_plain_function_outside_prefect(given: dict[str, Any]) -
 
 @pytest.fixture
 def call(
-    given: dict[str, Any],
+    asked: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -215,10 +223,10 @@ def call(
     for name in commands.__all__:
         monkeypatch.setattr(flows, name, Plain(getattr(flows, name)))
     params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump({"model": given["model"].model_dump(mode="json")}))
+    params.write_text(yaml.safe_dump({"model": asked["model"].model_dump(mode="json")}))
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        places = [given["source"].uri, given["destination"].uri]
+        places = [asked["source"].uri, asked["destination"].uri]
         line = ["prefect-augment", name, *places, "--label", "state", *map(str, arguments)]
         monkeypatch.setattr("sys.argv", line)
         with pytest.raises(SystemExit) as end:

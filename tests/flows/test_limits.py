@@ -154,19 +154,17 @@ def test_a_published_version_is_an_event_once(source: Source, tmp_path: Path) ->
 
 
 @pytest.mark.flow
-def test_a_refused_gate_is_an_event_with_its_reasons(source: Source, tmp_path: Path) -> None:
+def test_a_refused_run_is_an_event_with_its_reasons(source: Source, tmp_path: Path) -> None:
     out = str(tmp_path / "refused")
-    gate = {
-        "evaluation": Evaluation(
-            n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
-        )
-    }
+    strict = Evaluation(
+        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
+    )
     with pytest.raises(RefusedError):
         rebalance(
             source=source,
             destination=Destination(uri=out),
             model=NoModel(),
-            **gate,
+            evaluation=strict,
         )
     (event,) = events(REFUSED, out)
     assert event["payload"]["verdict"] in ("reject", "inconclusive")

@@ -24,6 +24,7 @@ from prefect_augment.params import (
     Evaluation,
     NoModel,
     Publish,
+    Quality,
     Report,
     Source,
     TreesModel,
@@ -38,8 +39,8 @@ MakeTable = Callable[..., pa.Table]
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
 # One setting of each strategy; SEARCHED tries all of them.
-FAST = {"evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])}
-PUBLISH = FAST.model_copy(update={"on_no_gain": "publish"})
+QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+PUBLISH = QUICK.model_copy(update={"on_no_gain": "publish"})
 SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -52,8 +53,8 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
 
 
 def run(source: Source, folder: Path | str, **params: object) -> RunResult:
-    given = {**FAST, **params}
-    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
+    wanted = {"evaluation": QUICK, **params}
+    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **wanted)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def published(
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "parts.parquet")
     source = Source(uri=str(folder / "parts.parquet"), label="state")
-    result = run(source, folder / "out", model=TreesModel(), **SEARCHED)
+    result = run(source, folder / "out", model=TreesModel(), evaluation=SEARCHED)
     return Published(folder / "out", result)
 
 
@@ -132,8 +133,8 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(
     for row in table.slice(0, 5).to_pylist():
         made = remake_records(dataset, [row["aug_id"]])
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
-    hard = PUBLISH.model_copy(update={"labels": "hard"})
-    run(source, tmp_path / "hard", model=TreesModel(), **hard)
+    hard = Quality(labels="hard")
+    run(source, tmp_path / "hard", model=TreesModel(), evaluation=PUBLISH, quality=hard)
     dataset = open_dataset(str(tmp_path / "hard"))
     table = dataset.to_table(origins=["synthetic"])
     assert len(set(table["aug_weight"].to_pylist())) == 1, (
@@ -176,7 +177,7 @@ def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
     assert not made.duplicated([*columns, "state"]).any()
     by_record = shares.groupby(made["aug_seed"]).sum()
     assert by_record.to_numpy() == pytest.approx(np.ones(len(by_record)), abs=0.01)
-    drawn = sum(gate.n_kept for gate in dataset.manifest.gate)
+    drawn = sum(filtered.n_kept for filtered in dataset.manifest.filtered)
     assert len(by_record) == drawn == sum(c.n_synthetic for c in result.plan.classes)
     other = made[made.duplicated(columns, keep=False)]["aug_id"].tolist()[:4]
     again = remake_records(dataset, other).to_pandas()
@@ -194,7 +195,7 @@ def test_records_in_another_order_give_the_same_bytes(
         source.model_copy(update={"uri": str(shuffled)}),
         tmp_path / "out",
         model=TreesModel(),
-        **SEARCHED,
+        evaluation=SEARCHED,
     )
     assert shards(published.folder) == shards(tmp_path / "out")
 
@@ -249,7 +250,7 @@ def test_balancing_by_a_further_column(source: Source, tmp_path: Path) -> None:
 
 def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
     copies = Publish(materialise="copies")
-    result = run(source, tmp_path / "out", model=TreesModel(), **PUBLISH, publish=copies)
+    result = run(source, tmp_path / "out", model=TreesModel(), evaluation=PUBLISH, publish=copies)
     assert not result.plan.soft_labels, "weights alone can say them"
     weights = open_dataset(str(tmp_path / "out")).to_table()["aug_weight"]
     assert set(weights.to_pylist()) == {1.0}
@@ -263,16 +264,15 @@ def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
         run(
             source,
             tmp_path / "out",
-            gate=FAST.model_copy(update={"on_no_gain": "fail"}),
+            evaluation=QUICK.model_copy(update={"on_no_gain": "fail"}),
         )
     assert Path(refused.value.report).is_file()
     assert not list_versions(open_store(str(tmp_path / "out")))
 
 
 def test_no_record_is_shown_where_pictures_are_forbidden(source: Source, tmp_path: Path) -> None:
-    result = run(
-        source, tmp_path / "out", model=TreesModel(), **PUBLISH, report=Report(pictures="none")
-    )
+    unseen = Report(pictures="none")
+    result = run(source, tmp_path / "out", model=TreesModel(), evaluation=PUBLISH, report=unseen)
     assert "sn-0-" not in Path(result.report).read_text()
 
 
@@ -288,7 +288,7 @@ def test_class_names_of_any_kind_survive(tmp_path: Path, labels: list[str]) -> N
         Source(uri=str(tmp_path / "in.parquet"), label="kind"),
         tmp_path / "out",
         model=TreesModel(),
-        **PUBLISH,
+        evaluation=PUBLISH,
     )
     assert set(result.counts["train"]) == set(labels)
     assert not verify(open_store(str(tmp_path / "out"))).problems
@@ -333,7 +333,7 @@ def test_our_own_output_is_a_source_of_its_real_records_only(
     assert holdouts[0] == holdouts[1], "the split is inherited"
 
 
-def test_classes_too_small_to_judge_are_weighted_and_said(
+def test_classes_too_small_to_compare_are_weighted_and_said(
     make_table: MakeTable, tmp_path: Path
 ) -> None:
     pq.write_table(make_table(counts={"ok": 80, "worn": 7}), tmp_path / "in.parquet")

@@ -48,10 +48,8 @@ from prefect_augment.synthesis.sample import resample_record
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.
-PUBLISH = {
-    "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
-    "quality": Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
-}
+PUBLISH = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish")
+OPEN = Quality(near_copy_quantile=0.0, fidelity_quantile=0.0)
 STEPS = Budget(steps=40, batch_size=16, device="cpu")
 MODEL = DiffusionModel(width=16, sampler_steps=2)
 RARE = "<i>ring & 😀"  # of messy_images.SHAPES
@@ -59,7 +57,7 @@ RARE = "<i>ring & 😀"  # of messy_images.SHAPES
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """One thread, since tests share the cores; a judge of a few steps, whose scores nobody reads."""
+    """One thread, since tests share the cores; a classifier of a few steps, whose scores nobody reads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
@@ -67,8 +65,9 @@ def quick() -> Iterator[None]:
 
 
 def run(source: Source, folder: Path, **params: Any) -> RunResult:
-    given = {**PUBLISH, "budget": STEPS, "model": NoModel(), **params}
-    return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **given)
+    wanted = {"evaluation": PUBLISH, "budget": STEPS, "model": NoModel(), **params}
+    destination = Destination(uri=str(folder))
+    return rebalance.fn(source=source, destination=destination, quality=OPEN, **wanted)
 
 
 def sha256(data: bytes) -> str:
@@ -95,7 +94,7 @@ def content(folder: Path) -> dict[str, Any]:
     for model in manifest["models"]:
         for name in ("key", "path", "checkpoint", "config"):
             model[name] = Path(model[name]).name if name != "key" else ""
-    same = ("class_counts", "shards", "plan", "recipe", "verdict", "gate", "models", "columns")
+    same = ("class_counts", "shards", "plan", "recipe", "verdict", "filtered", "models", "columns")
     return {name: manifest[name] for name in same}
 
 
@@ -109,7 +108,7 @@ def messy_run(
     folder = tmp_path_factory.mktemp("messy")
     messy = messy_images.make_messy_folder(folder / "in")
     whole_search = PUBLISH.model_copy(update={"n_settings": 0})
-    result = run(Source(uri=str(folder / "in")), folder / "out", gate=whole_search)
+    result = run(Source(uri=str(folder / "in")), folder / "out", evaluation=whole_search)
     return messy, result, folder / "out"
 
 

@@ -23,11 +23,9 @@ from prefect_augment.params import (
 )
 from prefect_augment.storage.store import open_store
 
-FAST = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+QUICK = Evaluation(
+    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+)
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -54,7 +52,7 @@ def test_training_says_what_it_trained_and_publishes_nothing(
 def test_rebalance_with_the_same_parameters_uses_the_model(source: Source, tmp_path: Path) -> None:
     given = {"source": source, "destination": Destination(uri=str(tmp_path / "out"))}
     trained = train.fn(**given, model=TreesModel(min_leaf=10), seed=3)
-    rebalance.fn(**given, model=TreesModel(min_leaf=10), seed=3, **FAST)
+    rebalance.fn(**given, model=TreesModel(min_leaf=10), seed=3, evaluation=QUICK)
     models = {p.split("/")[2] for p in open_store(str(tmp_path / "out")).list("_staging/train")}
     assert models == {trained.model.key}, "it trained no other"
     published = open_dataset(str(tmp_path / "out")).to_table()["aug_model"].drop_null()

@@ -41,11 +41,9 @@ from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
-GATE = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+QUICK = Evaluation(
+    n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+)
 EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
 
 
@@ -83,7 +81,7 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
         "source": source,
         "destination": Destination(uri=str(tmp_path / "out")),
         "model": TreesModel(),
-        **GATE,
+        "evaluation": QUICK,
         "approval": Approval(ask=True),
     }
     state = rebalance(**given, return_state=True)
@@ -125,7 +123,7 @@ def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) 
             source=source,
             destination=Destination(uri=str(tmp_path / "out")),
             model=NoModel(),
-            **GATE,
+            evaluation=QUICK,
             plan_only=True,
         )
 
@@ -133,17 +131,17 @@ def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) 
 
 
 def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path) -> None:
-    strict = GATE.model_copy(update={"on_no_gain": "fail"})
+    strict = QUICK.model_copy(update={"on_no_gain": "fail"})
     state = rebalance(
         source=source,
         destination=Destination(uri=str(tmp_path / "out")),
         model=NoModel(),
-        **strict,
+        evaluation=strict,
         return_state=True,
     )
     assert state.is_failed()
     message = state.message or ""
-    assert "gate.on_no_gain is 'fail'" in message
+    assert "evaluation.on_no_gain is 'fail'" in message
     assert "report.html" in message
     assert "Traceback" not in message
     with pytest.raises(RefusedError):
@@ -169,7 +167,7 @@ def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
             source=Source(uri="memory://blocks/in.parquet", label="state", storage_block=block),
             destination=Destination(uri="memory://blocks/out", storage_block=block),
             model=NoModel(),
-            **GATE,
+            evaluation=QUICK,
             return_state=True,
         )
     assert state.result().version == 1

@@ -313,7 +313,7 @@ def test_a_holdout_without_a_class(tmp_path: Path) -> None:
     refuse(tmp_path, source, LabelError, "no record of class 'b', of which the source has 40")
 
 
-def test_a_holdout_may_lack_a_class_that_is_too_small_to_judge(tmp_path: Path) -> None:
+def test_a_holdout_may_lack_a_class_that_is_too_small_to_compare(tmp_path: Path) -> None:
     source = held(tmp_path, other())
     put(tmp_path / "in", make_table(label=["rare"] * 3 + ["a", "b", "b"] * ((N - 3) // 3)))
     assert ingest(source, store=open_store(str(tmp_path / "out")), seed=0).class_counts["rare"] == 3

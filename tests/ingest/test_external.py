@@ -95,7 +95,7 @@ def test_what_csv_loses_is_found_again(real: Real, make_table: MakeTable, tmp_pa
         assert found.table.schema.field(name).type == table.schema.field(name).type
 
 
-def test_each_record_that_cannot_be_judged_is_counted_with_its_reason(
+def test_each_record_that_cannot_be_compared_is_counted_with_its_reason(
     real: Real, make_table: MakeTable, tmp_path: Path
 ) -> None:
     table = make_table(seed=4, counts={"worn": 8})
@@ -143,7 +143,7 @@ def test_columns_may_be_more_but_not_fewer(
         imported(real, tmp_path / "no_label.parquet")
 
 
-def test_nothing_that_can_be_judged_is_an_error_that_says_why(
+def test_nothing_that_can_be_compared_is_an_error_that_says_why(
     real: Real, make_table: MakeTable, tmp_path: Path
 ) -> None:
     table = changed(make_table(seed=4, counts={"worn": 3}), state=["a", "a", "b"])
@@ -167,7 +167,7 @@ def test_rows_with_our_lineage_columns_are_taken_but_for_the_real_ones(
 def test_a_published_dataset_is_refused(
     publish_as_is: Callable[..., None], real: Real, tmp_path: Path, make_table: MakeTable
 ) -> None:
-    """Its real records would be judged."""
+    """Its real records would be compared."""
     pq.write_table(make_table(), tmp_path / "source.parquet")
     store = open_store(str(tmp_path / "published"))
     source = Source(uri=str(tmp_path / "source.parquet"), label="state")

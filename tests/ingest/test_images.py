@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def staged(store: Store, source: Source) -> tuple[DatasetInfo, pa.Table, dict[str, str]]:
-    """Facts, all staged records, and reason by file or member of what was quarantined."""
+    """Info, all staged records, and reason by file or member of what was quarantined."""
     info = load_info(ingest(source, store=store, seed=0), store)
     table = read_part(store, info, ["training", "validation", "holdout"])
     out = {}
@@ -99,7 +99,7 @@ def test_every_file_of_a_messy_folder_is_counted_once(
     assert [f.path for f in info.sources if f.path == "two words/"]
 
 
-def test_facts_say_what_kinds_of_images_there_are(
+def test_info_says_what_kinds_of_images_there_are(
     tmp_path: Path, store: Store, messy_images: ModuleType
 ) -> None:
     messy = messy_images.make_messy_folder(tmp_path / "in")
@@ -210,7 +210,7 @@ def test_classes_may_be_called_like_splits(
     assert Counter(table["label"].to_pylist()) == {"train": 18, "test": 12}
 
 
-def test_a_column_may_be_named_after_the_wish(
+def test_a_column_may_be_named_after_what_is_asked_for(
     tmp_path: Path, store: Store, class_files: dict[str, bytes]
 ) -> None:
     folder = write(tmp_path / "in", class_files)

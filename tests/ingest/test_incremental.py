@@ -70,7 +70,7 @@ def staged(store: Store, info: DatasetInfo) -> list[tuple[str, str]]:
 
 
 def no_ways(info: DatasetInfo) -> dict[str, Any]:
-    """What facts say but for how many files were read, and under whose folder shards lie."""
+    """What the info says but for how many files were read, and under whose folder shards lie."""
     dump = info.model_dump(exclude={"notes", "shards", "quarantine", "files", "ledger", "batches"})
     dump["shards"] = [s.sha256 for s in info.shards]
     dump["quarantine"] = [s.sha256 for s in info.quarantine]
@@ -112,7 +112,7 @@ def run(store: Store, folder: Path, **wishes: Any) -> DatasetInfo:
 
 
 def both_ways(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, DatasetInfo]:
-    """Facts with the earlier batches used again, and with everything read anew."""
+    """Info with the earlier batches used again, and with everything read anew."""
     copy = Path(f"{store.root}-copy")
     shutil.copytree(store.root, copy)
     shutil.rmtree(copy / "_staging")

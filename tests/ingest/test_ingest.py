@@ -238,7 +238,7 @@ def test_a_holdout_column_is_respected_and_not_published(tmp_path: Path, store: 
     assert rows(held.drop_columns(ADDED)) == rows(make_table().take(list(range(0, 120, 5))))
 
 
-def test_a_holdout_uri_is_staged_for_the_judge_and_not_counted_as_source(
+def test_a_holdout_uri_is_staged_for_the_comparison_and_not_counted_as_source(
     tmp_path: Path, store: Store
 ) -> None:
     source = put(tmp_path / "in", make_table())
@@ -254,7 +254,7 @@ def test_a_holdout_uri_is_staged_for_the_judge_and_not_counted_as_source(
     assert HOLDOUT not in read_ledger(store, info.ledger).parts
 
 
-def test_overlap_is_quarantined_where_that_is_wished(tmp_path: Path, store: Store) -> None:
+def test_overlap_is_quarantined_where_that_is_asked_for(tmp_path: Path, store: Store) -> None:
     table = make_table()
     source = put(tmp_path / "in", table)
     put(tmp_path / "held", pa.concat_tables([table.slice(0, 7), make_table(60, seed=9)]))
@@ -280,7 +280,7 @@ def test_groups_stay_on_one_side_and_are_not_learnt(tmp_path: Path, store: Store
     assert [c.kind for c in info.columns if c.name == "patient"] == ["identifier"]
 
 
-def test_small_classes_stay_in_fit_and_are_said(tmp_path: Path, store: Store) -> None:
+def test_small_classes_stay_in_training_and_are_said(tmp_path: Path, store: Store) -> None:
     tiny = make_table(4, seed=3).set_column(3, "label", pa.array(["tiny"] * 4))
     info = info_of(
         store,

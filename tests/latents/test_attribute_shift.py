@@ -29,7 +29,6 @@ from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import (
     AttributeShift,
     Balance,
-    Budget,
     Output,
     PluginModel,
     RunParams,
@@ -48,10 +47,9 @@ NUMBERS = ("load", "cycles")
 
 
 def fit(store: Store, dataset: DatasetRef, model: Any, by: tuple[str, ...] = ()) -> ModelRef:
-    wished = plan(
-        dataset, RunParams(balance=Balance(by=list(by)), model=model), store, compares=False
-    )
-    return train(experiment_of(dataset, wished, model=model, budget=Budget(), seed=0), store)
+    asked = RunParams(balance=Balance(by=list(by)), model=model)
+    planned = plan(dataset, asked, store, compares=False)
+    return train(experiment_of(dataset, planned, model=model), store)
 
 
 def staged(table: pa.Table, folder: Path, label: str = "state") -> tuple[Store, DatasetRef]:
@@ -110,7 +108,7 @@ def test_strength_0_is_the_plain_reconstruction(trained: Trained) -> None:
         assert as_they_are[name].to_pylist() == plain[f"{name}_reconstructed"].to_pylist()
 
 
-def test_the_direction_is_the_difference_of_two_means_of_fit_records(trained: Trained) -> None:
+def test_the_direction_is_the_difference_of_two_means_of_training_records(trained: Trained) -> None:
     store, dataset, model = trained
     ref = shift(trained, start="ok", end="cracked", strengths=[0.5])
     vectors = result(store, embed(dataset, model=model, store=store))
@@ -199,7 +197,7 @@ def test_records_are_read_some_at_a_time(trained: Trained, monkeypatch: pytest.M
 # --- which attribute, which records ---
 
 
-def test_without_a_wish_it_leads_from_the_largest_class_to_the_rarest_that_is_large_enough(
+def test_by_default_it_leads_from_the_largest_class_to_the_rarest_that_is_large_enough(
     trained: Trained,
 ) -> None:
     found = shift(trained).found
@@ -278,7 +276,7 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
         ({"as_class": "okay"}, "'okay', which the model does not know"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_says_what_there_is(
+def test_a_value_that_cannot_be_granted_says_what_there_is(
     trained: Trained, wish: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words):

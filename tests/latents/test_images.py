@@ -35,7 +35,6 @@ from prefect_augment.params import (
     AttributeShift,
     AutoModel,
     Balance,
-    Budget,
     Interpolation,
     Output,
     PluginModel,
@@ -87,12 +86,10 @@ def trained_on(
     store = open_store(str(folder / "out"))
     dataset = ingest(Source(uri=str(folder / "in.parquet"), label="label"), store=store, seed=0)
     learnt = select_classes(dataset, classes=only, store=store) if only else dataset
-    wish = PluginModel(name="linear", options={"n_latent": N_WAVES})
-    wished = plan(
-        learnt, RunParams(balance=Balance(by=list(by)), model=wish), store, compares=False
-    )
-    given: dict[str, Any] = {"model": wish, "plan": wished, "budget": Budget(), "seed": 0}
-    return store, dataset, train(experiment_of(learnt, **given), store)
+    model = PluginModel(name="linear", options={"n_latent": N_WAVES})
+    asked = RunParams(balance=Balance(by=list(by)), model=model)
+    planned = plan(learnt, asked, store, compares=False)
+    return store, dataset, train(experiment_of(learnt, planned, model=model), store)
 
 
 @pytest.fixture
@@ -138,9 +135,8 @@ def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     pq.write_table(releases.image_table(messy_images, 90), tmp_path / "in.parquet")
     store = open_store(str(tmp_path / "out"))
     dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="label"), store=store, seed=0)
-    wished = plan(dataset, RunParams(balance=Balance(), model=linear_model), store, compares=False)
-    given: dict[str, Any] = {"model": linear_model, "plan": wished, "budget": Budget(), "seed": 0}
-    model = train(experiment_of(dataset, **given), store)
+    planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
+    model = train(experiment_of(dataset, planned, model=linear_model), store)
     assert result(store, embed(dataset, model=model, store=store)).vectors().shape[1] == 3
     table = result(store, reconstruct(dataset, model=model, store=store)).to_table()
     assert table.schema.field("image_reconstructed").type == table.schema.field("image").type
@@ -185,8 +181,9 @@ def test_what_is_shown_is_of_validation_and_of_the_hold_out_only_where_nothing_e
         (["holdout"], "holdout"),
     ):
         output = Output(parts=parts)  # type: ignore[arg-type]
-        job = Job.of("embeddings", algorithm_version=0, dataset=dataset, model=model, store=store,
-                     output=output, out=None)  # fmt: skip
+        job = Job.of(
+            "embeddings", dataset=dataset, model=model, store=store, output=output, out=None
+        )
         records, part = some_records(job, ["image"])
         assert part == shown
         assert set(records["aug_id"].to_pylist()) <= by_part[shown]

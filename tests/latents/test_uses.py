@@ -44,7 +44,6 @@ from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import (
     AutoModel,
     Balance,
-    Budget,
     Interpolation,
     NoModel,
     Output,
@@ -69,8 +68,8 @@ def fit(
     store: Store, dataset: DatasetRef, model: Any, *, balance: Balance | None = None
 ) -> ModelRef:
     balance = balance or Balance()
-    wished = plan(dataset, RunParams(balance=balance, model=model), store, compares=False)
-    return train(experiment_of(dataset, wished, model=model, budget=Budget(), seed=0), store)
+    planned = plan(dataset, RunParams(balance=balance, model=model), store, compares=False)
+    return train(experiment_of(dataset, planned, model=model), store)
 
 
 @pytest.fixture
@@ -485,7 +484,7 @@ def test_a_strip_between_two_records_by_their_ids(trained: Trained) -> None:
     assert (ref.found["start"], ref.found["end"], ref.n_records) == (*ids, 4)
 
 
-def test_without_a_wish_it_goes_from_the_largest_class_to_the_smallest(trained: Trained) -> None:
+def test_by_default_it_goes_from_the_largest_class_to_the_smallest(trained: Trained) -> None:
     store, dataset, model = trained
     ref = interpolate(dataset, model=model, store=store)
     assert ref.found["start_class"] == "ok"

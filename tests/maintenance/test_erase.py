@@ -159,8 +159,8 @@ def ingested(
     def make(table: pa.Table | None = None, **source: Any) -> Store:
         pq.write_table(make_table() if table is None else table, tmp_path / "in.parquet")
         store = open_store(str(tmp_path / "out"))
-        wishes = Source(uri=str(tmp_path / "in.parquet"), label="state", **source)
-        publish_as_is(store, ingest(wishes, store=store, seed=0))
+        asked = Source(uri=str(tmp_path / "in.parquet"), label="state", **source)
+        publish_as_is(store, ingest(asked, store=store, seed=0))
         return store
 
     return make

@@ -8,14 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support.steps import publish_parts
+from support.steps import publish_parts, release_of
 
 from prefect_augment.errors import ParameterError, TransientError
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.gc import GcReport, collect_garbage
 from prefect_augment.maintenance.layout import kind_of, named_in, stage_of
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Classic, Publish, Report
 from prefect_augment.publish.proposal import propose
 from prefect_augment.schema.base import ApprovalDecision, Strategy, Verdict
 from prefect_augment.storage.leases import lease, modified_at, store_time
@@ -161,11 +160,16 @@ def test_what_an_open_proposal_names_stays(
         class_decisions={}, not_compared={}, n_holdout=12, n_seeds=1,
     )  # fmt: skip
     assert release.recipe.strategy == Strategy(name="model", family="model")
-    proposal = propose(
-        store, dataset=release.dataset, plan=release.plan, recipe=release.recipe, verdict=verdict,
-        gate=release.gate, classic=release.classic, models=release.models, scores=(),
-        report=release.report, settings=Publish(), pictures=Report(), policy=Classic(), params={}, seed=0,
-    )  # fmt: skip
+    version = release_of(
+        release.dataset,
+        release.plan,
+        release.recipe,
+        candidates=release.candidates,
+        verdict=verdict,
+        classic=release.classic,
+        models=release.models,
+    )
+    proposal = propose(version, release.report, store)
     age(store, 30)
     if decision:
         made = ApprovalDecision.model_validate({"decision": decision, "decided_at": "2026-01-01"})
@@ -177,7 +181,7 @@ def test_what_an_open_proposal_names_stays(
         assert store.exists(f"_proposals/{proposal.id}.decision.json")  # the rejection stands
     else:
         assert waiting == {
-            f"_staging/{n}/waiting" for n in ("ingest", "judge", "augment", "report")
+            f"_staging/{n}/waiting" for n in ("ingest", "filter", "augment", "report")
         }
         assert publish_parts(**{**vars(release), "verdict": verdict}).created
         assert verify(store).ok
@@ -214,7 +218,7 @@ class Timeless(Store):
         return {path: {"size": info["size"]} for path, info in super().infos().items()}
 
 
-def test_where_ages_are_unknown_only_a_wish_of_nought_days_removes(store: Store) -> None:
+def test_where_ages_are_unknown_only_nought_days_remove(store: Store) -> None:
     timeless = Timeless(uri=store.uri, fs=store.fs, root=store.root)
     age(store, 90)
     report = collect_garbage(timeless)
@@ -262,7 +266,7 @@ def test_it_works_on_an_object_store_too(two: Store) -> None:
     assert collect_garbage(two, older_than_days=0).n_removed == 0
 
 
-def test_wishes_that_make_no_sense_are_refused(store: Store) -> None:
+def test_numbers_that_make_no_sense_are_refused(store: Store) -> None:
     with pytest.raises(ParameterError, match="at least one version"):
         collect_garbage(store, keep_last=0)
     with pytest.raises(ParameterError, match="number of days"):

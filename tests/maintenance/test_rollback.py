@@ -15,10 +15,9 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Balance, NoModel, Publish, RunParams, Source
+from prefect_augment.params import NoModel, Publish, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
-from prefect_augment.publish.publish import publish
 from prefect_augment.report.card import CARD
 from prefect_augment.schema.base import Commit
 from prefect_augment.storage.leases import lease
@@ -128,7 +127,7 @@ def test_a_version_that_another_run_commits_meanwhile_becomes_the_parent(
 ) -> None:
     release = publish_two(any_store)
     grown = releases.stage_dataset(any_store, releases.source_table(70), key="grown")
-    other = partial(publish, **{**vars(release), "dataset": grown})
+    other = partial(publish_parts, **{**vars(release), "dataset": grown})
     done = rollback(Racing(any_store, other), 1)
     newest = read_manifest(any_store)
     assert (done.version, newest.parent) == (4, 3)
@@ -163,8 +162,7 @@ def test_the_next_night_does_not_undo_a_rollback_and_new_files_go_on_from_what_w
 
     def night() -> Commit:
         dataset = ingest(Source(uri=str(source), label="label"), store=store, seed=0)
-        wish: Any = {"balance": Balance(), "model": NoModel(), "gate": Gate(), "store": store}
-        found = plan(dataset, RunParams(), None, compares=False)
+        found = plan(dataset, RunParams(model=NoModel()), store, compares=False)
         return publish_parts(
             dataset=dataset,
             plan=found,

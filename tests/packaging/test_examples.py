@@ -24,12 +24,11 @@ NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/prefect.yaml"))
 Run = Callable[[str], Any]
 
 QUICK = (
-    "from prefect_augment import Gate; "
-    "gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=['logistic'])"
+    "from prefect_augment import Evaluation; "
+    "evaluation = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=['logistic'])"
 )
-# Pictures are judged by a network of few steps, whose scores nobody reads.
-SHORT = "from prefect_augment import estimates; estimates._STEPS_RANGE = (8, 8)"
-FAITHFUL = f"{QUICK}; gate = gate.model_copy(update={{'purpose': 'faithful'}})"
+# Pictures are seen by a network of few steps, whose scores nobody reads.
+SHORT = "from prefect_augment.plan import estimate; estimate._STEPS_RANGE = (8, 8)"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_nightly_pipeline_trains_on_every_new_version(repository_of: Run, tmp_
         repository_of(
             # Their classifier is of the first kind, and takes the multipliers of that.
             f"{QUICK.replace('logistic', 'boosting')}\nimport json\nfrom flows.nightly import nightly\n"
-            f"print(json.dumps(nightly({str(data)!r}, {day!r}, gate)))"
+            f"print(json.dumps(nightly({str(data)!r}, {day!r}, evaluation)))"
         )
         for day in ("2026-11-01", "2026-11-02")
     ]
@@ -106,7 +105,7 @@ def test_pictures_are_published_only_after_somebody_approved(
     data = tmp_path / "data"
     waiting = repository_of(
         f"{SHORT}\n{QUICK}\nimport json\nfrom prefect_augment import Budget\nfrom flows.weekly import weekly\n"
-        f"print(json.dumps(weekly({str(data)!r}, week=1, budget=Budget(steps=20), **gate)))"
+        f"print(json.dumps(weekly({str(data)!r}, week=1, budget=Budget(steps=20), evaluation=evaluation)))"
     )
     assert waiting["status"] == "awaiting_approval"
     assert Path(waiting["report"]).is_file()
@@ -124,12 +123,12 @@ def test_pictures_are_published_only_after_somebody_approved(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("repository_of", ["judge_external"], indirect=True)
-def test_a_tool_that_copies_is_screened_out_and_another_is_judged(
+def test_a_tool_that_copies_is_screened_out_and_another_is_compared(
     repository_of: Run, tmp_path: Path
 ) -> None:
     found = repository_of(
-        f"{FAITHFUL}\nimport json\nfrom flows.compare import compare\n"
-        f"print(json.dumps(compare({str(tmp_path / 'data')!r}, gate)))"
+        f"{QUICK}\nimport json\nfrom flows.compare import compare\n"
+        f"print(json.dumps(compare({str(tmp_path / 'data')!r}, evaluation)))"
     )
     assert found["photocopier"]["passed"] < 0.2
     assert found["photocopier"]["verdict"] == "not judged"

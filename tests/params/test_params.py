@@ -46,8 +46,8 @@ FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve, *US
 ORDER = [
     *("source", "synthetic", "destination", "proposal", "answer", "balance"),
     *("anomalies", "reconstruction", "denoising", "interpolation", "shift", "classification"),
-    *("model", "classic", "budget", "gate", "approval", "publish", "report", "compute"),
-    *("output", "seed", "plan_only"),
+    *("model", "classic", "budget", "evaluation", "quality"),
+    *("approval", "publish", "report", "compute", "output", "seed", "plan_only"),
 ]
 
 
@@ -130,7 +130,7 @@ def test_source_and_destination_are_all_that_a_run_needs() -> None:
         ("budget", {"devise": "cpu"}, "devise"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_says_what_to_do(
+def test_a_value_that_cannot_be_granted_says_what_to_do(
     group: str, value: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ParameterTypeError, match=words):
@@ -171,7 +171,7 @@ def test_a_seed_that_no_library_takes_is_refused_at_once(flow: Flow[Any, Any], s
         flow.fn(**given)
 
 
-def test_infinity_is_no_wish() -> None:
+def test_infinity_is_no_amount() -> None:
     with pytest.raises(ValidationError, match="finite"):
         Balance(max_synthetic_per_real=math.inf)
 

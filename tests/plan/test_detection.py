@@ -213,7 +213,7 @@ def test_masks_move_with_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert record["mask"]["path"].endswith("-mask.png")
 
 
-def test_boxes_are_not_judged_and_need_boxes(tmp_path: Path) -> None:
+def test_boxes_are_not_compared_and_need_boxes(tmp_path: Path) -> None:
     objects = Balance(unit="object")
     with pytest.raises(ParameterError, match="balance boxes with the flow augment"):
         rebalance.fn(balance=objects, destination=Destination(uri=str(tmp_path / "a")))

@@ -45,7 +45,7 @@ def test_training_is_estimated_as_it_was_measured() -> None:
 # --- images ---------------------------------------------------------------------------------------
 
 
-def test_images_are_judged_at_their_own_size_up_to_64() -> None:
+def test_images_are_classified_at_their_own_size_up_to_64() -> None:
     assert [classifier_size((w, h)) for w, h in [(28, 28), (30, 31), (3, 4), (136, 192)]] == [
         28,
         32,
@@ -100,14 +100,14 @@ def test_judging_images_takes_longer_with_more_of_anything() -> None:
 
 
 def test_a_short_budget_takes_steps_from_all_strategies_alike() -> None:
-    """One seed has to fit; further seeds are judge_seeds' business."""
+    """One seed has to fit; how many more, the schedule decides."""
     seconds, steps = expected_of_images(n_seeds=1)
     half, fewer = expected_of_images(n_seeds=1, seconds=seconds / 2)
     assert 300 < fewer < steps
     assert half == pytest.approx(seconds / 2, rel=0.05)
 
 
-def test_a_narrow_classifier_takes_less_and_leaves_the_gates_as_they_are() -> None:
+def test_a_narrow_classifier_takes_less_and_leaves_the_filters_as_they_are() -> None:
     (narrow, steps), (whole, same) = (expected_of_images(width=w) for w in (0.5, 1.0))
     assert narrow < whole / 2
     assert steps == same
@@ -118,14 +118,14 @@ def test_a_narrow_classifier_takes_less_and_leaves_the_gates_as_they_are() -> No
 
 
 def test_a_short_budget_takes_folds_once_the_steps_are_at_their_least() -> None:
-    wishes = {"n_train": 900, "folds": (5, 3, 1), "n_seeds": 1}
+    asked = {"n_train": 900, "folds": (5, 3, 1), "n_seeds": 1}
     found = []
     for folds in (5, 3, 1):
-        seconds, steps = expected_of_images(**{**wishes, "folds": (folds,)})
+        seconds, steps = expected_of_images(**{**asked, "folds": (folds,)})
         assert steps == 300
         found.append(seconds)
     for seconds, allowed in zip(found, (5, 3, 1), strict=True):
-        *_, n_folds = estimate_images(**BASE | wishes | {"seconds": seconds * 1.01})  # type: ignore[arg-type]
+        *_, n_folds = estimate_images(**BASE | asked | {"seconds": seconds * 1.01})  # type: ignore[arg-type]
         assert n_folds == allowed
-    *_, least = estimate_images(**BASE | wishes | {"seconds": 0.1})  # type: ignore[arg-type]
+    *_, least = estimate_images(**BASE | asked | {"seconds": 0.1})  # type: ignore[arg-type]
     assert least == 1, "something is always compared"

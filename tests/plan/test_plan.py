@@ -54,15 +54,13 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
     )
     path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
     pq.write_table(table, path)
-    wish = [ColumnOverride(name="town", kind="category")]
-    return ingest(Source(uri=str(path), label="kind", columns=wish), store=store, seed=0)
+    overrides = [ColumnOverride(name="town", kind="category")]
+    return ingest(Source(uri=str(path), label="kind", columns=overrides), store=store, seed=0)
 
 
 def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
-    gate = {"quality": Quality(labels="hard")}
-    found = plan(
-        dataset, RunParams(balance=Balance(), model=TreesModel(), **gate), store, compares=False
-    )
+    asked = RunParams(model=TreesModel(), quality=Quality(labels="hard"))
+    found = plan(dataset, asked, store, compares=False)
     assert [(c.name, c.n_real, c.target) for c in found.classes] == [
         ("a", 200, 200),
         ("b", 40, 120),
@@ -88,21 +86,19 @@ def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
 
 
 @pytest.mark.parametrize(
-    "gate",
+    "quality",
     [
-        Gate(labels="hard"),
-        Gate(purpose="faithful"),
-        Gate(constraints=[Unique(columns=["town"])]),
-        Gate(constraints=[Combination(columns=["town", "kind"])]),
+        Quality(labels="hard"),
+        Quality(purpose="faithful"),
+        Quality(constraints=[Unique(columns=["town"])]),
+        Quality(constraints=[Combination(columns=["town", "kind"])]),
     ],
     ids=["hard", "faithful", "no two alike", "the label is bound"],
 )
 def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
-    dataset: DatasetRef, store: Store, gate: Gate
+    dataset: DatasetRef, store: Store, quality: Quality
 ) -> None:
-    found = plan(
-        dataset, RunParams(balance=Balance(), model=TreesModel(), **gate), store, compares=False
-    )
+    found = plan(dataset, RunParams(model=TreesModel(), quality=quality), store, compares=False)
     assert not found.soft_labels
     assert [c.n_synthetic for c in found.classes] == [0, 40]
 
@@ -167,7 +163,7 @@ def test_a_target_below_the_training_records_is_refused(dataset: DatasetRef, sto
         plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
 
 
-def test_wishes_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
+def test_targets_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
     balance = Balance(
         target="count",
         count=400,
@@ -178,5 +174,5 @@ def test_wishes_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
     found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
     assert found.rule == (
         "400 records per class, at most 500 per class, within each shift, "
-        "2 classes with a wish of their own, at most 1 synthetic per real"
+        "2 classes with a target of their own, at most 1 synthetic per real"
     )

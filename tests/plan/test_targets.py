@@ -77,14 +77,14 @@ def test_rules_give_known_targets(rule: str, expected: dict[str, int]) -> None:
 
 
 def test_count_and_a_class_of_its_own_are_taken_as_asked() -> None:
-    wish = [ClassTarget(name="common", target=1200)]
-    balance = Balance(target="count", count=300, classes=wish)
+    own = [ClassTarget(name="common", target=1200)]
+    balance = Balance(target="count", count=300, classes=own)
     assert targets(COUNTS, balance) == {"common": 1200, "rare": 300, "rarest": 300}
 
 
 def test_a_class_with_only_a_cap_of_its_own_keeps_the_general_target() -> None:
-    wish = [ClassTarget(name="rare", max_synthetic_per_real=2.0)]
-    assert targets(COUNTS, Balance(target="majority", classes=wish))["rare"] == 1000
+    own = [ClassTarget(name="rare", max_synthetic_per_real=2.0)]
+    assert targets(COUNTS, Balance(target="majority", classes=own))["rare"] == 1000
 
 
 def test_max_per_class_lowers_the_rule_and_not_what_is_there() -> None:
@@ -158,9 +158,9 @@ def test_soft_labels_are_drawn_of_every_class_that_can_be_sampled() -> None:
     soft = {"can_sample": True, "soft_labels": True}
     found = plan_classes(counts, counts, Balance(target="majority"), **soft)
     assert {p.name: p.n_synthetic for p in found} == {"a": 600, "b": 80, "c": 0}
-    wish = [ClassTarget(name="b", max_synthetic_per_real=0.0)]
+    own = [ClassTarget(name="b", max_synthetic_per_real=0.0)]
     found = plan_classes(
-        counts, counts, Balance(target="majority", max_per_class=400, classes=wish), **soft
+        counts, counts, Balance(target="majority", max_per_class=400, classes=own), **soft
     )
     assert {p.name: p.n_synthetic for p in found} == {"a": 0, "b": 0, "c": 0}, (
         "none below its target"
@@ -196,8 +196,8 @@ def test_without_a_model_nothing_synthetic_is_planned() -> None:
 
 
 def test_a_model_that_auto_declined_is_not_said_to_be_unasked() -> None:
-    wish = {"can_sample": False, "why_no_model": "auto trains no model here"}
-    plan = plan_classes(COUNTS, list(COUNTS), Balance(target="majority"), **wish)  # type: ignore[arg-type]
+    nothing = {"can_sample": False, "why_no_model": "auto trains no model here"}
+    plan = plan_classes(COUNTS, list(COUNTS), Balance(target="majority"), **nothing)  # type: ignore[arg-type]
     note = next(c.note for c in plan if c.name == "rare")
     assert "auto trains no model here" in note
     assert "asked for" not in note
@@ -232,8 +232,8 @@ def test_a_cap_that_is_not_given_is_one_per_real_record() -> None:
 
 
 def test_a_class_may_forbid_synthetic_records() -> None:
-    wish = [ClassTarget(name="rare", max_synthetic_per_real=0.0)]
-    balance = Balance(target="majority", classes=wish)
+    own = [ClassTarget(name="rare", max_synthetic_per_real=0.0)]
+    balance = Balance(target="majority", classes=own)
     plan = {c.name: c for c in plan_classes(COUNTS, list(COUNTS), balance, can_sample=True)}
     assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 960)
 

@@ -77,11 +77,11 @@ def planned(store: Store, dataset: DatasetRef, release: Any) -> tuple[BalancePla
     return release.plan.model_copy(update={"classes": classes}), recipe
 
 
-def run(store: Store, release: Any, dataset: DatasetRef, wishes: Publish | None = None) -> Recipe:
-    wishes = wishes or Publish()
+def run(store: Store, release: Any, dataset: DatasetRef, settings: Publish | None = None) -> Recipe:
+    settings = settings or Publish()
     plan, recipe = planned(store, dataset, release)
-    recipe = inherit_weights(recipe, plan, wishes, store)
-    given = {"dataset": dataset, "plan": plan, "recipe": recipe, "publish": wishes}
+    recipe = inherit_weights(recipe, plan, settings, store)
+    given = {"dataset": dataset, "plan": plan, "recipe": recipe, "publish": settings}
     publish_parts(**{**vars(release), "candidates": None, "classic": None, "models": (), **given})
     return recipe
 
@@ -177,8 +177,10 @@ def test_the_size_of_shards_is_the_only_thing_that_cuts_a_staged_shard(
     store: Store, release: Any, releases: ModuleType
 ) -> None:
     """Also where each becomes several published ones."""
-    wishes = Publish(shard_records=7)
-    run(store, release, release.dataset, wishes)
-    run(store, release, grown(store, releases, release, releases.source_table(10, seed=5)), wishes)
+    settings = Publish(shard_records=7)
+    run(store, release, release.dataset, settings)
+    run(
+        store, release, grown(store, releases, release, releases.source_table(10, seed=5)), settings
+    )
     assert len(real_names(store, 1)) > len(load_info(release.dataset, store).shards)
     assert real_names(store, 1) < real_names(store, 2)

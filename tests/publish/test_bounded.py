@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.steps import publish_arguments
 
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.storage.manifests import read_manifest
@@ -63,8 +64,8 @@ def test_publishing_holds_a_few_batches(store: Store, releases: ModuleType, tmp_
     del table
     held = most_mib(
         tmp_path,
-        "from prefect_augment.publish.publish import publish; publish(**given)",
-        vars(release),
+        "from prefect_augment.publish.publish import publish; publish(*given)",
+        publish_arguments(**vars(release)),
     )
     shards = read_manifest(store).shards
     assert max(s.n_bytes for s in shards) > 40 << 20

@@ -221,19 +221,19 @@ def test_leftovers_of_killed_exports_go_after_a_day(two_versions: Path, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([names[1], names[2], "tree"])
 
 
-# --- as a wish of publishing ------------------------------------------------------------------
+# --- with publishing --------------------------------------------------------------------------
 
 
 def test_publishing_exports_after_the_commit(
     any_store: Store, releases: ModuleType, tmp_path: Path
 ) -> None:
     release = releases.stage_release(any_store)
-    wish = Publish(export=str(tmp_path / "tree"))
-    publish_parts(**{**vars(release), "publish": wish})
+    settings = Publish(export=str(tmp_path / "tree"))
+    publish_parts(**{**vars(release), "publish": settings})
     tree = open_store(str(tmp_path / "tree"))
     assert len(ids(tree)) == 55
     shutil.rmtree(tmp_path / "tree")
-    again = publish_parts(**{**vars(release), "publish": wish})
+    again = publish_parts(**{**vars(release), "publish": settings})
     assert not again.created
     assert len(ids(tree)) == 55  # as after a kill between the commit and the export
     assert not publish_parts(**vars(release)).created  # where a copy goes makes no other dataset
@@ -245,10 +245,10 @@ def test_publishing_exports_the_newest_version_also_after_a_rollback(
 ) -> None:
     release = publish_two(any_store)
     recipe = release.recipe.model_copy(update={"synthetic": {}, "sentence": "None."})
-    wish = {**vars(release), "recipe": recipe, "publish": Publish(export=str(tmp_path / "tree"))}
-    publish_parts(**wish)
+    parts = {**vars(release), "recipe": recipe, "publish": Publish(export=str(tmp_path / "tree"))}
+    publish_parts(**parts)
     rollback(any_store, 1)
-    publish_parts(**wish)
+    publish_parts(**parts)
     assert len(ids(open_store(str(tmp_path / "tree")))) == 55
 
 

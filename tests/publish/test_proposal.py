@@ -48,11 +48,9 @@ from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
-GATE = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+EVALUATION = Evaluation(
+    n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+)
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -104,7 +102,7 @@ def test_a_class_lowered_to_zero_gets_none() -> None:
     assert after.class_weight["bad"] > after.class_weight["ok"]
 
 
-def test_an_amount_that_is_not_lower_leaves_the_recipe_as_it_was_judged() -> None:
+def test_an_amount_that_is_not_lower_leaves_the_recipe_as_it_was_compared() -> None:
     before = recipe(synthetic={"bad": 6})
     assert lowered(before, PLAN, {"bad": 6}) is before
 
@@ -125,7 +123,7 @@ def test_fewer_duplicates_are_not_made_up_for_by_weight() -> None:
         ({"ok": 1}, ["'ok'", "no records are to be added"]),
     ],
 )
-def test_what_was_not_judged_is_refused(amounts: dict[str, int], words: list[str]) -> None:
+def test_what_was_not_compared_is_refused(amounts: dict[str, int], words: list[str]) -> None:
     with pytest.raises(ParameterError) as refused:
         lowered_amounts(recipe(synthetic={"bad": 6}, classic={"bad": 4}), amounts)
     assert all(word in str(refused.value) for word in words), refused.value
@@ -156,11 +154,16 @@ def proposed(
 
 
 def rerun(source: Path, destination: Path | str, **params: object) -> RunResult:
-    given = {"model": TreesModel(), **GATE, "approval": Approval(ask=True), **params}
+    asked = {
+        "model": TreesModel(),
+        "evaluation": EVALUATION,
+        "approval": Approval(ask=True),
+        **params,
+    }
     return rebalance.fn(
         source=Source(uri=str(source), label="state"),
         destination=Destination(uri=str(destination)),
-        **given,
+        **asked,
     )
 
 
@@ -177,8 +180,8 @@ def source(proposed: tuple[Path, Path]) -> Path:
     return proposed[0]
 
 
-def answer(store: Store, proposal: str = "", **wishes: object) -> RunResult:
-    return approve.fn(Destination(uri=store.uri), proposal, Answer(**wishes))
+def answer(store: Store, proposal: str = "", **said: object) -> RunResult:
+    return approve.fn(Destination(uri=store.uri), proposal, Answer(**said))
 
 
 def test_nothing_is_published_until_somebody_approves(store: Store) -> None:
@@ -209,12 +212,14 @@ def test_an_approved_version_is_the_one_that_nobody_was_asked_about(
     assert read_manifest(store).content_digest == free.content_digest
 
 
-def test_fewer_records_are_a_prefix_of_those_that_were_judged(store: Store, tmp_path: Path) -> None:
+def test_fewer_records_are_a_prefix_of_those_that_were_compared(
+    store: Store, tmp_path: Path
+) -> None:
     (state,) = list_proposals(store)
     name, most = next(iter(state.added.items()))
-    gate = read_proposal(store).gate
-    assert gate is not None
-    kept = pa.concat_tables([pq.read_table(tmp_path / "out" / s.path) for s in gate.kept])
+    candidates = read_proposal(store).release.experiment.candidates
+    assert candidates is not None
+    kept = pa.concat_tables([pq.read_table(tmp_path / "out" / s.path) for s in candidates.kept])
     best = [
         row["aug_id"]
         for row in sorted(kept.to_pylist(), key=lambda row: (row["aug_rank"], row["aug_ordinal"]))
@@ -287,7 +292,9 @@ def test_a_proposal_without_records_to_add_asks_for_a_decision_only(
 ) -> None:
     proposal = read_proposal(store)
     weights = {"synthetic": {}, "classic": {}, "copies": {}}
-    plain = proposal.model_copy(update={"recipe": proposal.recipe.model_copy(update=weights)})
+    recipe = proposal.recipe.model_copy(update=weights)
+    release = proposal.release.model_copy(update={"recipe": recipe})
+    plain = proposal.model_copy(update={"release": release})
     assert "no amounts to lower" in request_markdown(plain, report_link="")
     assert list(answer_form(plain).model_fields) == ["decision", "comment", "approved_by"]
 
@@ -307,9 +314,10 @@ def test_names_of_classes_are_no_markup_in_what_an_approver_reads(
 ) -> None:
     proposal: Proposal = read_proposal(store)
     first = proposal.plan.classes[0].model_copy(update={"name": "<img src=x>|**a**"})
-    evil = proposal.model_copy(
-        update={"plan": proposal.plan.model_copy(update={"classes": (first,)})}
-    )
+    plan = proposal.plan.model_copy(update={"classes": (first,)})
+    experiment = proposal.release.experiment.model_copy(update={"plan": plan})
+    release = proposal.release.model_copy(update={"experiment": experiment})
+    evil = proposal.model_copy(update={"release": release})
     text = request_markdown(evil, report_link="")
     assert "<img" not in text
     assert "\\|\\*\\*a" in text

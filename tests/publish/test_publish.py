@@ -14,7 +14,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from support.steps import publish_parts
+from support.steps import publish_arguments, publish_parts
 
 from prefect_augment.errors import (
     CommitConflictError,
@@ -84,7 +84,7 @@ def test_a_version_has_everything_that_its_manifest_names(store: Store, release:
     assert manifest.ledger.path == "_splits/v00000001.parquet"
     assert manifest.quarantine[0].path.startswith("_quarantine/")
     assert manifest.models[0].digest == "f" * 64
-    assert manifest.params == release.params
+    assert manifest.params == release.requested
     assert manifest.software["pyarrow"]
     assert verify(store).ok
 
@@ -258,7 +258,7 @@ def test_neither_a_report_nor_a_model_is_needed(store: Store, release: Any) -> N
     run(
         release,
         report=None,
-        gate=None,
+        candidates=None,
         classic=None,
         models=(),
         recipe=recipe(release, synthetic={}, classic={}),
@@ -325,7 +325,7 @@ def test_a_readme_of_somebody_else_is_left_alone(
 def test_the_same_inputs_publish_nothing_new(store: Store, release: Any) -> None:
     first = run(release)
     before = {p: store.read(p) for p in store.list()}
-    again = run(release, params={"compute": {"workers": 9}}, report=None)
+    again = run(release, requested={"compute": {"workers": 9}}, report=None)
     assert again == first.model_copy(update={"created": False})
     assert {p: store.read(p) for p in store.list()} == before
 
@@ -442,7 +442,7 @@ def test_two_runs_of_the_same_inputs_make_one_version(store: Store, release: Any
     assert verify(store).ok
 
 
-def test_two_runs_of_other_wishes_make_a_version_each(
+def test_two_runs_of_other_recipes_make_a_version_each(
     store: Store, release: Any, releases: ModuleType
 ) -> None:
     other = releases.stage_report(store, key="other", text="other report")
@@ -528,21 +528,21 @@ def test_a_split_that_takes_back_the_published_one_is_refused(
 
 
 def test_ids_that_occur_twice_are_refused(store: Store, release: Any) -> None:
-    gate = release.gate.model_copy(update={"kept": release.gate.kept * 2})
+    twice = release.candidates.model_copy(update={"kept": release.candidates.kept * 2})
     with pytest.raises(IntegrityError, match="share their aug_id"):
-        run(release, **gate, recipe=recipe(release, synthetic={TAIL: 12}))
+        run(release, candidates=twice, recipe=recipe(release, synthetic={TAIL: 12}))
     assert not list_versions(store)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"gate": None}, ParameterError, "pass `gate`"),
+        ({"candidates": None}, ParameterError, "pass `candidates`"),
         ({"classic": None}, ParameterError, "pass `classic`"),
         ({"publish": Publish(origins=["copy"])}, EmptyClassError, "nothing to publish"),
     ],
 )
-def test_wishes_that_do_not_fit_together_say_so(
+def test_parts_that_do_not_fit_together_say_so(
     store: Store, release: Any, changes: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -586,12 +586,12 @@ def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
         arguments = pickle.load(open(sys.argv[1], "rb"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            publish(**arguments)
+            publish(*arguments)
         except StorageError as exc:
             sys.exit(str(exc))
         """
     )
-    (tmp_path / "arguments").write_bytes(pickle.dumps(vars(release)))
+    (tmp_path / "arguments").write_bytes(pickle.dumps(publish_arguments(**vars(release))))
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "arguments")],
         capture_output=True,

@@ -7,15 +7,19 @@ from types import ModuleType
 
 import pyarrow.compute as pc
 import pytest
-from support.steps import publish_parts
+from support.steps import candidates_with, experiment_of, publish_parts
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Classic, Publish
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import BalancePlan, ClassPlan, Estimate, Strategy
+from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetRef, Estimate, Strategy
 from prefect_augment.storage.store import open_store
+
+DATASET = DatasetRef(
+    root="", path="", key="", digest="", label="label", n_records=110, class_counts={}
+)
 
 
 @pytest.fixture
@@ -55,10 +59,8 @@ def test_records_per_real_one_are_what_the_strategy_says(plan: BalancePlan) -> N
 
 def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None:
     """A class's sum of weights is the strategy's amount; only who brings it changes."""
-    recipes = [
-        make_recipe(strategy(synthetic_weight=w), plan, kept={"rare": 50}, scores=[], copies=False)
-        for w in (1.0, 0.5)
-    ]
+    asked = experiment_of(DATASET, plan, candidates=candidates_with({"rare": 50}))
+    recipes = [make_recipe(asked, strategy(synthetic_weight=w), []) for w in (1.0, 0.5)]
     for recipe in recipes:
         total = recipe.class_weight["rare"] * (10 + recipe.counted("rare"))
         assert total == pytest.approx(100 * recipe.class_weight["common"])
@@ -98,12 +100,9 @@ def test_the_recipe_holds_the_policy_as_far_as_it_was_searched(plan: BalancePlan
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
     classic = Classic()
     found = make_recipe(
+        experiment_of(DATASET, plan, classic=classic),
         Strategy(name="a", family="loss", classic_prob=0.25, classic_strength=2.0),
-        plan,
-        kept=None,
-        scores=[],
-        copies=False,
-        classic=classic,
+        [],
     )
     assert (found.loss, found.classic_prob, found.classic_policy) == (
         "balanced_softmax",

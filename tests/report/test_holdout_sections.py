@@ -97,7 +97,7 @@ def test_a_section_says_what_was_found_and_escapes_names(section, info, said):
 
 
 @pytest.mark.parametrize("section", [s for s, _, _ in SECTIONS])
-def test_without_facts_there_is_no_section(section):
+def test_without_results_there_is_no_section(section):
     assert section(None) == ""
 
 

@@ -1,4 +1,4 @@
-"""The JSON schema of report.json: published as the facts are, and kept to by every report."""
+"""The JSON schema of report.json: published as the results are, and kept to by every report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("folder", ["src/prefect_augment/report", "docs"])
-def test_published_schema_is_that_of_the_facts(folder: str) -> None:
+def test_published_schema_is_that_of_the_results(folder: str) -> None:
     assert (ROOT / folder / "report.schema.json").read_text("utf-8") == schema_text(), "make schema"
 
 

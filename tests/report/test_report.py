@@ -70,7 +70,7 @@ STRATEGIES = {
     "SMOTE": ("classic", 0.761),
     "trees": ("model", 0.774),
     "SMOTE + trees": ("mixture", 0.783),
-    "given records": ("given", 0.72),
+    "external records": ("external", 0.72),
 }
 SECRET = "real-secret-value"
 
@@ -164,7 +164,7 @@ def verdict(**changes: Any) -> Verdict:
     return Verdict.model_validate(fields | changes)
 
 
-def gate_report() -> FilterResult:
+def filter_result() -> FilterResult:
     return FilterResult(
         root="memory://x",
         path="_staging/filter/k/outcome.json",
@@ -229,7 +229,7 @@ def full_report(**changes: Any) -> ReportData:
         "strategy_scores": strategy_scores(),
         "verdict": verdict(),
         "recipe": recipe(),
-        "gate": gate_report(),
+        "candidates": filter_result(),
         "counts_before": {n: {"real": k} for n, k in CLASSES.items()},
         "counts_after": {n: {"real": k, "synthetic": 10} for n, k in CLASSES.items()},
         "weighted_counts": {n: float(max(k, 700)) for n, k in CLASSES.items()},
@@ -255,10 +255,6 @@ MINIMAL = ReportData(title="demo", label="y")
 
 def findings() -> Findings:
     """Every measurement, under names that try to break out."""
-    levels = {f"{i} {HOSTILE}": 5 for i in range(12)}
-    column = {"kind": "category", "status": "changed", "distance": 0.3, "noise": 0.1}
-    values = {"levels": tuple(levels)[:6], "before": (0.2,) * 6, "now": (0.1,) * 6}
-    picture = {"before": (40.0,) * 64, "now": (90.0,) * 64, "distance": 0.02, "noise": 0.1}
     operation = {"rate": 0.4, "low": 0.3, "worst_class": HOSTILE, "worst_rate": 0.9}
     return Findings.model_validate(
         {
@@ -266,18 +262,11 @@ def findings() -> Findings:
                 "version": 3,
                 "n_before": 4000,
                 "n_now": 4200,
-                "n_shared": 4000,
                 "classes": [
                     {"name": n, "before": k, "now": k + 9, "noise": 0.01, "changed": True}
                     for n, k in CLASSES.items()
                 ],
-                "columns": [
-                    {**column, **values, "column": HOSTILE, "new_levels": levels},
-                    {**picture, "column": "mean picture", "kind": "picture", "status": "same"},
-                ],
-                "strategies": [
-                    {"name": HOSTILE, "validation_now": 0.7, "holdout_now": around(0.7, 0.1)}
-                ],
+                "strategies": [{"name": HOSTILE, "now": around(0.7, 0.1)}],
                 "recipe_now": HOSTILE,
                 "sentence": f"Since version 3: {HOSTILE}",
             },
@@ -340,7 +329,7 @@ def page(files: dict[str, bytes]) -> Page:
     return Page(files["report.html"])
 
 
-def test_report_has_the_page_the_facts_the_recipe_and_small_pictures(
+def test_report_has_the_page_the_results_the_recipe_and_small_pictures(
     files: dict[str, bytes],
 ) -> None:
     pictures = {name: png for name, png in files.items() if name.endswith(".png")}
@@ -491,7 +480,7 @@ def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings() -> None:
     assert build_report(full_report()) == files
 
 
-def test_facts_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str, bytes]) -> None:
+def test_results_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str, bytes]) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
@@ -538,8 +527,8 @@ def test_a_run_that_did_nothing_still_has_a_page_that_says_so() -> None:
         {"plan": None},
         {"verdict": None},
         {"recipe": None},
-        {"gate": None},
-        {"gate": None, "model_kind": ""},
+        {"candidates": None},
+        {"candidates": None, "model_kind": ""},
         {"strategy_scores": ()},
         {"part_counts": {}},
         {"counts_before": {}, "counts_after": {}, "weighted_counts": {}},
@@ -559,7 +548,7 @@ def test_any_part_of_a_run_may_be_missing(missing: dict[str, Any]) -> None:
     ("missing", "pictures"),
     [
         (
-            {"verdict": None, "recipe": None, "gate": None},
+            {"verdict": None, "recipe": None, "candidates": None},
             {"class_counts.png", "strategies_validation.png", "column_shapes_1.png"},
         ),
         (
@@ -833,7 +822,7 @@ def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
         assert page["outside"] == [], page
         assert page["loaded"] == page["images"]
     assert [page["width"] for page in found] == [1280, 390] * 3
-    assert [page["images"] for page in found] == [10, 10, 13, 13, 0, 0]
+    assert [page["images"] for page in found] == [7, 7, 10, 10, 0, 0]
     assert found[1]["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}
@@ -849,7 +838,7 @@ def image_report(**changes: Any) -> ReportData:
     return full_report(**(fields | changes))
 
 
-def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_facts() -> None:
+def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_results() -> None:
     data = image_report()
     files = build_report(data)
     names = dict(zip(data.sheets, ("sheet_1.png", "sheet_2.png", "sheet_3.png"), strict=True))

@@ -22,7 +22,7 @@ def info(n: int = 2) -> SearchResult:
         *(trial("<b>odd</b>", 0.7, kept=False, reason="<i>low</i>") for _ in range(n - 1)),
     )
     pilots = Rung(name="pilots", effort=1 / 3, n_seeds=1, trials=trials)
-    return SearchResult(rungs=(pilots,), n_settings=8, passed_over={"vae": "not asked for"})
+    return SearchResult(rungs=(pilots,), n_settings=8, skipped={"vae": "not asked for"})
 
 
 def test_nothing_is_shown_where_nothing_was_searched() -> None:

@@ -363,7 +363,7 @@ def test_positions_count_from_one() -> None:
 # --- shards -----------------------------------------------------------------------------------
 
 
-def test_names_hold_the_digest_and_facts_tell_the_truth(store: Store) -> None:
+def test_names_hold_the_digest_and_info_tells_the_truth(store: Store) -> None:
     table = pa.table({"label": ["a", "b", "a"]})
     (shard,) = write(store, table)
     data = store.read(shard.path)

@@ -48,7 +48,7 @@ def test_categories_are_one_over_all_shards(staged: Any) -> None:
     assert {tuple(c.dictionary.to_pylist()) for c in column.chunks} == {("süd", "unused", "nord")}
 
 
-def test_facts_that_are_gone_or_of_another_run_say_so(staged: Any) -> None:
+def test_info_that_is_gone_or_of_another_run_says_so(staged: Any) -> None:
     store, ref, _ = staged
     with pytest.raises(IntegrityError, match="describes other records"):
         load_info(ref.model_copy(update={"digest": "0" * 64}), store)

@@ -259,7 +259,7 @@ def test_xml_with_entities_is_not_parsed(images: Path, store: Store) -> None:
     assert any("1 .xml files are not Pascal VOC" in note for note in info.notes)
 
 
-def test_annotated_images_may_be_judged_on_plain_ones_in_parquet(
+def test_annotated_images_may_be_compared_on_plain_ones_in_parquet(
     images: Path, store: Store, tmp_path: Path, messy_images: ModuleType
 ) -> None:
     as_coco(images)

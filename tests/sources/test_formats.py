@@ -70,7 +70,7 @@ WRITERS = {
 
 
 def ingested(tmp_path: Path, uri: Path | str, **changes: Any) -> tuple[pa.Table, Any]:
-    """All records that ingest staged, and its facts."""
+    """All records that ingest staged, and its info."""
     store = open_store(str(tmp_path / "out"))
     info = load_info(
         ingest(Source(uri=str(uri), label="label", **changes), store=store, seed=0), store
@@ -136,7 +136,7 @@ def test_formats_are_not_mixed_and_all_are_named(tmp_path: Path) -> None:
         list_source(str(tmp_path), wished="auto", options=None)
 
 
-def test_every_format_can_be_wished_for_and_has_a_reader() -> None:
+def test_every_format_can_be_asked_for_and_has_a_reader() -> None:
     """The form's choice is written out in the params; the registry must not know more, or less."""
     wished = typing.get_args(Source.model_fields["format"].annotation)
     assert set(FORMATS) <= set(wished)

@@ -42,7 +42,7 @@ def class_files(messy_images: ModuleType) -> dict[str, bytes]:
 
 
 def staged(tmp_path: Path, source: Path) -> tuple[DatasetInfo, pa.Table, list[dict[str, Any]]]:
-    """Facts, all staged records, and the quarantine."""
+    """Info, all staged records, and the quarantine."""
     store = open_store(str(tmp_path / "out"))
     info = load_info(ingest(Source(uri=str(source)), store=store, seed=0), store)
     table = read_part(store, info, ["training", "validation", "holdout"])

@@ -137,7 +137,7 @@ def test_pages_outside_the_file_are_refused() -> None:
 
 
 def test_a_damaged_footer_is_an_error_and_never_the_end_of_the_process() -> None:
-    """Arrow aborts the process where some facts of a made-up column are looked at."""
+    """Arrow aborts the process where some properties of a made-up column are looked at."""
     data = write(plain())
     pages, footer, tail = split(data)
     rng = np.random.default_rng(0)

@@ -190,7 +190,7 @@ def test_the_ledger_goes_before_a_moved_mark() -> None:
     assert second.n_kept_against_mark == 1
 
 
-def test_a_holdout_elsewhere_leaves_only_fit_and_validation() -> None:
+def test_a_holdout_elsewhere_leaves_only_training_and_validation() -> None:
     result = split(distinct(100, "a"), holdout_fraction=0.0)
     assert np.bincount(result.parts).tolist() == [80, 20]
 
@@ -212,7 +212,7 @@ def test_groups_stay_together_and_fill_the_shares(n_groups: int) -> None:
 
 
 @pytest.mark.parametrize("n_groups", [3, 4, 5])
-def test_few_groups_leave_no_part_of_a_judged_class_empty(n_groups: int) -> None:
+def test_few_groups_leave_no_part_of_a_compared_class_empty(n_groups: int) -> None:
     for seed in range(10):
         names = [f"{seed}-{g}" for g in range(n_groups)]
         sizes = np.random.default_rng(seed).lognormal(3, 0.8, n_groups).astype(int) + 10

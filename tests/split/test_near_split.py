@@ -74,7 +74,7 @@ def write(folder: Path, images: Mapping[str, Image.Image]) -> Path:
 
 
 def run(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, dict[str, str]]:
-    """Facts, and the part of each image by its path; quarantined ones by their reason."""
+    """Info, and the part of each image by its path; quarantined ones by their reason."""
     info = load_info(ingest(Source(uri=str(folder), **wishes), store=store, seed=0), store)
     parts = {}
     for part in ("training", "validation", "holdout"):
@@ -371,7 +371,7 @@ def test_of_a_chain_between_the_sides_one_image_is_the_bridge() -> None:
     assert found.names[1:].tolist() == ["old0.80", "old0.80"]
 
 
-def test_an_image_near_fit_and_validation_joins_fit() -> None:
+def test_an_image_near_training_and_validation_joins_training() -> None:
     _, found, _ = chain({0.20: VALIDATION, 0.50: TRAINING}, [0.35])
     assert not found.is_bridge.any()
     assert found.names.tolist() == ["old0.50"]

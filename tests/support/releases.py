@@ -1,7 +1,7 @@
-"""Builders for tests of publishing and reading: staged records and everything `publish` takes.
+"""Builders for tests of publishing and reading: staged records and everything `publish_parts` takes.
 
 They stage through the real storage, staging and shard code; only what ingest, the models and the
-judge would have found out is made up.
+filter would have found out is made up.
 """
 
 from __future__ import annotations
@@ -101,19 +101,19 @@ def image_table(messy_images: Any, n: int = 60) -> pa.Table:
 
 @dataclass
 class Release:
-    """What `publish` takes; change a field and pass ``vars(release)``."""
+    """What `publish_parts` takes; change a field and pass ``vars(release)``."""
 
     dataset: DatasetRef
     plan: BalancePlan
     recipe: Recipe
-    gate: FilterResult | None
+    candidates: FilterResult | None
     classic: DatasetRef | None
     models: tuple[ModelRef, ...]
     report: ReportRef | None
     store: Store
     verdict: None = None
     publish: Publish = field(default_factory=Publish)
-    params: dict[str, Any] = field(
+    requested: dict[str, Any] = field(
         default_factory=lambda: {"source": {"uri": "in", "label": "label"}}
     )
 
@@ -127,7 +127,7 @@ def stage_release(
     by: tuple[str, ...] = (),
     shard_records: int = 25,
 ) -> Release:
-    """Stage a source, some candidates, some classic records and a report; return what `publish` takes."""
+    """Stage a source, some candidates, some classic records and a report; return what `publish_parts` takes."""
     table = source_table() if table is None else table
     dataset = stage_dataset(store, table, label=label, key=key, shard_records=shard_records)
     names = label_names(table[label])
@@ -163,7 +163,7 @@ def stage_release(
         dataset=dataset,
         plan=plan,
         recipe=recipe,
-        gate=stage_gate(store, table, names, tail, key=key),
+        candidates=stage_candidates(store, table, names, tail, key=key),
         classic=stage_classic(store, table, names, tail, label=label, key=key),
         models=(_model(store, key),),
         report=stage_report(store, key=key),
@@ -275,7 +275,7 @@ def _ledger(store: Store, prefix: str, names: list[str], *, salt: int = 0) -> st
     return f"{prefix}/ledger.parquet"
 
 
-def stage_gate(
+def stage_candidates(
     store: Store, table: pa.Table, names: list[str], stratum: str, *, key: str
 ) -> FilterResult:
     """Six kept candidates of one stratum, its own real records with other ids."""
@@ -299,7 +299,7 @@ def stage_gate(
         name=stratum, n_candidates=8, n_passed=6, n_kept=6, reasons={"near_copy": 2}, metrics={}
     )
     return FilterResult(
-        root=store.uri, path=f"{prefix}/outcome.json", key=f"gate-{key}", purpose="utility", classes=(filtered,),
+        root=store.uri, path=f"{prefix}/outcome.json", key=f"filter-{key}", purpose="utility", classes=(filtered,),
         kept=shards, dropped=(), feature_space="columns",
     )  # fmt: skip
 

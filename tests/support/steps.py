@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefect_augment.params import Publish, RunParams
@@ -22,7 +22,7 @@ from prefect_augment.schema.experiment import Experiment
 from prefect_augment.schema.report import Release
 from prefect_augment.storage.store import Store
 
-__all__ = ["experiment_of", "publish_parts", "release_of"]
+__all__ = ["candidates_with", "experiment_of", "publish_arguments", "publish_parts", "release_of"]
 
 
 def experiment_of(
@@ -35,6 +35,24 @@ def experiment_of(
     """An experiment with these sections of parameters."""
     plan = plan or BalancePlan.without_amounts()
     return Experiment(dataset=dataset, plan=plan, candidates=candidates, params=RunParams(**params))
+
+
+def candidates_with(
+    kept: Mapping[str, int], shares: Mapping[str, float] | None = None
+) -> FilterResult:
+    """What the filter says where it kept so many records; with soft labels these are rows."""
+    return FilterResult(
+        root="",
+        path="",
+        key="",
+        purpose="utility",
+        classes=(),
+        kept=(),
+        dropped=(),
+        feature_space="",
+        rows=dict(kept),
+        shares=dict(shares or {}),
+    )
 
 
 def release_of(
@@ -62,7 +80,7 @@ def release_of(
     )
 
 
-def publish_parts(
+def publish_arguments(
     *,
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -75,10 +93,8 @@ def publish_parts(
     report: ReportRef | None = None,
     publish: Publish | None = None,
     requested: dict[str, Any] | None = None,
-    approval: ApprovalDecision | None = None,
-    on_progress: Callable[[float, str], None] | None = None,
-) -> Commit:
-    """Publish a version of these parts."""
+) -> tuple[Release, ReportRef | None, Store]:
+    """What `publish` takes of these parts."""
     release = release_of(
         dataset,
         plan,
@@ -90,7 +106,14 @@ def publish_parts(
         requested=requested,
         publish=publish or Publish(),
     )
-    return _publish(release, report, store, approval=approval, on_progress=on_progress)
+    return release, report, store
 
 
-_publish = publish
+def publish_parts(
+    *,
+    approval: ApprovalDecision | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+    **parts: Any,
+) -> Commit:
+    """Publish a version of these parts."""
+    return publish(*publish_arguments(**parts), approval=approval, on_progress=on_progress)

@@ -139,7 +139,7 @@ def publish_two(releases: ModuleType) -> Callable[[Store], Any]:
         publish_parts(**vars(release))
         recipe = release.recipe.model_copy(update={"synthetic": {TAIL: 1}, "sentence": "Less."})
         report = releases.stage_report(store, key="second", text="<html>2")
-        changes = {"recipe": recipe, "report": report, "params": {"seed": 1}}
+        changes = {"recipe": recipe, "report": report, "requested": {"seed": 1}}
         publish_parts(**{**vars(release), **changes})
         return release
 

@@ -79,7 +79,7 @@ def test_near_rows_are_as_rare_as_asked_for(share: float) -> None:
     assert stays[distance >= limit_of(real())].all(), "rows that are far enough all stay"
 
 
-def test_rows_equal_to_a_fit_record_are_as_frequent_as_among_real_ones() -> None:
+def test_rows_equal_to_a_training_record_are_as_frequent_as_among_real_ones() -> None:
     X = real(twins=120)
     distance, stays = compared(X, 0.0, equal=0.6, near=0.2)
     assert np.mean(distance[stays] == 0) == pytest.approx(120 / N, abs=0.03)

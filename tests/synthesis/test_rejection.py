@@ -194,7 +194,7 @@ def test_constraints_alone_leave_the_lineage_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("asked", "message"),
     [
         ({"given": {"sx": "f"}}, "'sx', which is not a column .did you mean 'sex'"),
         ({"given": {"sex": "x"}}, "none of its values: 'f', 'm'"),
@@ -212,10 +212,10 @@ def test_constraints_alone_leave_the_lineage_as_it_is(
     ],
 )
 def test_what_does_not_fit_the_columns_is_told(
-    model: ModelRef, dataset: DatasetRef, store: Store, wish: dict[str, Any], message: str
+    model: ModelRef, dataset: DatasetRef, store: Store, asked: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ParameterError, match=message):
-        drawn(model, dataset, store, **wish)
+        drawn(model, dataset, store, **asked)
 
 
 def test_a_rule_that_hardly_any_draw_keeps_ends_with_the_shares(
@@ -315,7 +315,7 @@ def adult(shared_data: Path) -> tuple[pa.Table, TableEncoder, Any]:
     return table.slice(12_000), encoder, fitted
 
 
-def test_records_near_to_a_fit_record_are_passed_over_and_said(
+def test_records_near_to_a_training_record_are_passed_over_and_said(
     model: ModelRef, dataset: DatasetRef, store: Store
 ) -> None:
     counts = {"ill": 60}

@@ -16,7 +16,7 @@ from support.steps import experiment_of
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.experiment.filter import filter_candidates
-from prefect_augment.params import Balance, RunParams, TreesModel
+from prefect_augment.params import RunParams, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
@@ -175,12 +175,12 @@ def test_nothing_asked_is_nothing_drawn(model: ModelRef, dataset: DatasetRef, st
     assert load_info(ref, store).shards == ()
 
 
-def test_nothing_drawn_is_judged_as_nothing(
+def test_nothing_drawn_is_filtered_as_nothing(
     model: ModelRef, dataset: DatasetRef, store: Store
 ) -> None:
     ref = sample(model, counts={"rare": 0}, seed=1, store=store, dataset=dataset)
-    found = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
-    report = filter_candidates(experiment_of(dataset, found, seed=0), ref, store)
+    found = plan(dataset, RunParams(model=TreesModel()), store, compares=False)
+    report = filter_candidates(experiment_of(dataset, found), ref, store)
     assert (report.classes, report.kept, report.kept_counts) == ((), (), {})
     assert "no synthetic records were drawn" in report.notes[0]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.steps import candidates_with, experiment_of
 
 from prefect_augment.encoding.arrays import Matrix, training_matrix
 from prefect_augment.encoding.record_ids import derived_ids
@@ -20,7 +21,7 @@ from prefect_augment.params import Balance, Classic, RunParams, Source, TreesMod
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import BalancePlan, Strategy
+from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.soft_labels import drawn_for, share_sums, stand, standing_rows
@@ -36,7 +37,7 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def known(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Matrix, BalancePlan]:
+def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
     """Two classes that lie on either side of x = 0, with some room for doubt, at two sites; one class is tiny."""
     rng = np.random.default_rng(0)
     kind = np.where(np.arange(N) % 4 == 0, "rare", "common").astype(object)
@@ -46,9 +47,13 @@ def known(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Matri
     table = pa.table({"x": x, "z": rng.normal(size=N), "site": site, "kind": kind.tolist()})
     path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
     pq.write_table(table, path)
-    dataset = ingest(Source(uri=str(path), label="kind"), store=store, seed=0)
-    wish = Balance(target="majority", by=["site"])
-    found = plan(dataset, RunParams(balance=wish, model=TreesModel()), store, compares=False)
+    return ingest(Source(uri=str(path), label="kind"), store=store, seed=0)
+
+
+@pytest.fixture(scope="module")
+def known(store: Store, dataset: DatasetRef) -> tuple[Matrix, BalancePlan]:
+    balance = Balance(target="majority", by=["site"])
+    found = plan(dataset, RunParams(balance=balance, model=TreesModel()), store, compares=False)
     return training_matrix(store, load_info(dataset, store), found), found
 
 
@@ -137,8 +142,8 @@ def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     assert sums[0] == pytest.approx(sums[1])
 
 
-def test_fewer_rows_than_were_judged_keep_the_classes_effective_count(
-    known: tuple[Matrix, BalancePlan],
+def test_fewer_rows_than_were_compared_keep_the_classes_effective_count(
+    known: tuple[Matrix, BalancePlan], dataset: DatasetRef
 ) -> None:
     data, found = known
     X, strata = asked(data, list(np.linspace(-1, 1, 40)), "rare | site=north")
@@ -147,7 +152,8 @@ def test_fewer_rows_than_were_judged_keep_the_classes_effective_count(
     kept = {name: int(n) for name, n in zip(names, np.bincount(said.strata), strict=False) if n}
     shares = share_sums(said.strata, said.shares, names)
     strategy = Strategy(name="trees", family="model")
-    recipe = make_recipe(strategy, found, kept=kept, shares=shares, scores=[], copies=False)
+    candidates = candidates_with(kept, shares)
+    recipe = make_recipe(experiment_of(dataset, found, candidates=candidates), strategy, [])
     assert (recipe.synthetic, recipe.shares) == (kept, shares)
     fewer = lowered(recipe, found, {"rare | site=north": 10})
     assert fewer.shares["rare | site=north"] == pytest.approx(shares["rare | site=north"] / 4)
@@ -158,7 +164,7 @@ def test_fewer_rows_than_were_judged_keep_the_classes_effective_count(
     assert effective[0] / effective[0].sum() == pytest.approx(effective[1] / effective[1].sum())
 
 
-def test_an_strategy_takes_all_rows_whatever_its_amount(known: tuple[Matrix, BalancePlan]) -> None:
+def test_a_strategy_takes_all_rows_whatever_its_amount(known: tuple[Matrix, BalancePlan]) -> None:
     _, found = known
     counts = {c.name: c.n_real for c in found.classes}
     available, shares = dict.fromkeys(counts, 30), dict.fromkeys(counts, 12.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from support.steps import experiment_of
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
 from prefect_augment.registry import load_model_class, model_kinds
-from prefect_augment.schema.base import BalancePlan, DatasetRef, Estimate
+from prefect_augment.schema.base import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store, open_store
@@ -100,32 +99,28 @@ def test_a_smallest_identifier_is_always_there(store: Store, releases: ModuleTyp
         assert smallest in found["n"].to_pylist()
 
 
-@pytest.mark.parametrize("wish", [TreesModel(), AutoencoderModel(width=16)], ids=lambda w: w.kind)
+@pytest.mark.parametrize("model", [TreesModel(), AutoencoderModel(width=16)], ids=lambda m: m.kind)
 def test_a_model_says_that_it_was_fitted_on_a_sample(
     store: Store,
     releases: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    wish: ModelParams,
+    model: ModelParams,
 ) -> None:
-    if wish.kind != "trees":
+    if model.kind != "trees":
         pytest.importorskip("torch", reason="the extra 'torch'")
     dataset = releases.stage_dataset(store, releases.source_table(700).select(["x", "label"]))
-    plan = BalancePlan(
-        rule="", classes=(), estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0)
-    )
-    budget = Budget(steps=3, device="cpu")
-    wishes: dict[str, Any] = {"model": wish, "plan": plan, "budget": budget, "seed": 0}
-    whole = train(experiment_of(dataset, **wishes), store)
-    monkeypatch.setattr(load_model_class(wish), "max_training_records", 90)
+    asked = experiment_of(dataset, model=model, budget=Budget(steps=3, device="cpu"))
+    whole = train(asked, store)
+    monkeypatch.setattr(load_model_class(model), "max_training_records", 90)
     with caplog.at_level(logging.INFO, logger="prefect_augment"):
-        sampled = train(experiment_of(dataset, **wishes), store)
+        sampled = train(asked, store)
     assert (whole.n_training, sampled.n_training) == (420, 90)
     assert whole.key != sampled.key
     assert whole.strata == sampled.strata
     assert "fitted on 90 of 420 training records" in sampled.notes[0]
     assert not any("fitted on" in note for note in whole.notes)
-    assert f"Training {wish.kind} on 90 records of 1 columns takes" in caplog.text
+    assert f"Training {model.kind} on 90 records of 1 columns takes" in caplog.text
 
 
 @pytest.mark.parametrize("kind", model_kinds("table"))

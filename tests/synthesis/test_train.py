@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,14 +108,17 @@ def dataset(store: Store) -> DatasetRef:
     return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
 
 
-def run(dataset: DatasetRef, store: Store, **changes: Any) -> Any:
-    given: dict[str, Any] = {
-        "model": AutoModel(),
-        "plan": make_plan(["well", "ill", "rare", "lone"]),
-        "budget": Budget(),
-        "seed": 3,
-    }
-    return train(experiment_of(dataset, **{**given, **changes}), store)
+def run(
+    dataset: DatasetRef,
+    store: Store,
+    *,
+    plan: BalancePlan | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+    **params: Any,
+) -> Any:
+    plan = plan or make_plan(["well", "ill", "rare", "lone"])
+    experiment = experiment_of(dataset, plan, **{"seed": 3, **params})
+    return train(experiment, store, on_progress=on_progress)
 
 
 def test_model_and_encoder_are_kept_by_digest(dataset: DatasetRef, store: Store) -> None:
@@ -131,7 +134,7 @@ def test_model_and_encoder_are_kept_by_digest(dataset: DatasetRef, store: Store)
     assert encoder.schema.metadata == {b"made": b"here"}
 
 
-def test_classes_with_too_few_fit_records_are_named_and_not_sampled(
+def test_classes_with_too_few_training_records_are_named_and_not_sampled(
     dataset: DatasetRef, store: Store
 ) -> None:
     ref = run(dataset, store)
@@ -208,9 +211,9 @@ def test_no_model_and_no_record_are_refused(
     with pytest.raises(ParameterError, match="'none'"):
         run(dataset, store, model=NoModel())
     other = open_store(str(tmp_path / "empty"))
-    without_fit = stage_parts(other, {"validation": people(40)})
+    without_training = stage_parts(other, {"validation": people(40)})
     with pytest.raises(EmptyClassError, match="0 training records"):
-        run(without_fit, other)
+        run(without_training, other)
 
 
 def test_model_trained_in_steps_needs_a_budget_of_steps(
@@ -223,7 +226,7 @@ def test_model_trained_in_steps_needs_a_budget_of_steps(
 
 
 def test_fold_model_is_the_model_of_the_stage(dataset: DatasetRef, store: Store) -> None:
-    """The judge's folds and the run fit alike: equal records give an equal model."""
+    """The evaluator's folds and the run train alike: equal records give an equal model."""
     ref = run(dataset, store)
     model, encoder = load_model(store, ref)
     table = people().slice(0, 200)

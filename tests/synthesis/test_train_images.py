@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,15 @@ def dataset(store: Store) -> DatasetRef:
     return staged(store)
 
 
-def run(dataset: DatasetRef, store: Store, **changes: Any) -> ModelRef:
-    given: dict[str, Any] = {"model": MODEL, "plan": PLAN, "budget": STEPS, "seed": 3}
-    return train(experiment_of(dataset, **{**given, **changes}), store)
+def run(
+    dataset: DatasetRef,
+    store: Store,
+    *,
+    on_progress: Callable[[float, str], None] | None = None,
+    **changes: Any,
+) -> ModelRef:
+    params: dict[str, Any] = {"model": MODEL, "budget": STEPS, "seed": 3, **changes}
+    return train(experiment_of(dataset, PLAN, **params), store, on_progress=on_progress)
 
 
 def calibration(store: Store, ref: ModelRef) -> Calibration:
@@ -295,8 +302,8 @@ def test_auto_trains_on_a_gpu_whatever_the_size_and_budget(
 ) -> None:
     monkeypatch.setattr(devices, "choose_device", lambda *_: devices.Device("cuda"))
     large = staged(store, size=40)
-    budget = Budget(minutes=0.1)
-    assert why_no_image_model(experiment_of(large, PLAN, model=AutoModel(), budget=budget, seed=3), store) == ""  # fmt: skip
+    asked = experiment_of(large, PLAN, model=AutoModel(), budget=Budget(minutes=0.1), seed=3)
+    assert why_no_image_model(asked, store) == ""
 
 
 def test_a_model_of_tables_is_refused_for_images(dataset: DatasetRef, store: Store) -> None:

@@ -14,6 +14,7 @@ from prefect_augment import (
     Budget,
     Classic,
     Destination,
+    Evaluation,
     NoModel,
     Source,
     rebalance,
@@ -26,7 +27,7 @@ def weekly(
     folder: str = "~/defect-images",
     week: int = 0,
     budget: Budget = Budget(minutes=5),
-    gate: Gate = Gate(),
+    evaluation: Evaluation = Evaluation(),
 ) -> dict[str, str]:
     """Photograph the parts and propose a balanced version of all pictures.
 
@@ -34,7 +35,7 @@ def weekly(
         folder: Where everything is kept.
         week: Number of the week; this week's where it is 0.
         budget: How much effort the comparison may take.
-        gate: How strictly it is judged.
+        evaluation: How the ways of balancing are compared.
     """
     place = Path(folder).expanduser().resolve()
     pictures = photograph(str(place), week or datetime.now(UTC).isocalendar().week)
@@ -47,7 +48,7 @@ def weekly(
         # A subflow cannot be suspended: the run ends with a proposal, and flows/release.py publishes it.
         approval=Approval(ask=True),
         budget=budget,
-        **gate,
+        evaluation=evaluation,
     )
     return {"status": result.status, "proposal": result.proposal, "report": result.report}
 

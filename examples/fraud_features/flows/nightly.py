@@ -9,21 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
-from prefect_augment import Destination, Gate, Source, rebalance
+from prefect_augment import Destination, Evaluation, Source, rebalance
 from tasks.classifier import train_classifier
 from tasks.transactions import export_transactions, make_features
 
 
 @flow(name="fraud-features")
 def nightly(
-    folder: str = "~/fraud-features", day: str = "", gate: Gate = Gate()
+    folder: str = "~/fraud-features", day: str = "", evaluation: Evaluation = Evaluation()
 ) -> dict[str, float]:
     """Bring the fraud table up to date and train on its balanced version.
 
     Args:
         folder: Where everything is kept.
         day: As 2026-11-01; today where it is empty.
-        gate: How strictly the balanced version is judged.
+        evaluation: How the ways of balancing are compared.
     """
     place = Path(folder).expanduser().resolve()
     transactions = export_transactions(str(place), day or datetime.now(UTC).date().isoformat())
@@ -33,7 +33,7 @@ def nightly(
         # A card's transactions are never on both sides of the split.
         source=Source(uri=features, label="fraud", group_column="card"),
         destination=Destination(uri=balanced),
-        **gate,
+        evaluation=evaluation,
     )
     return train_classifier(balanced, str(place / "models" / "fraud.joblib"))
 

@@ -1,4 +1,4 @@
-"""Which of the tools is worth its licence: a quick screen of each, a full judgement of those that pass.
+"""Which of the tools is worth its licence: a quick screen of each, a full evaluation of those that pass.
 
 python -m flows.compare FOLDER
 """
@@ -11,12 +11,16 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect_augment import (
     Destination,
+    Evaluation,
+    Experiment,
     NoModel,
+    Quality,
+    RunParams,
     Source,
     evaluate,
+    filter_candidates,
     import_synthetic,
     ingest_dataset,
-    filter_candidates,
     plan_balance,
 )
 from tasks.pumps import write_readings
@@ -27,13 +31,16 @@ LEAST_SHARE = 0.5  # of a tool's records that have to pass the screen
 
 @flow(name="compare-tools")
 def compare(
-    folder: str = "~/judge-external", gate: Gate = Gate(purpose="faithful")
+    folder: str = "~/judge-external",
+    evaluation: Evaluation = Evaluation(),
+    quality: Quality = Quality(purpose="faithful"),
 ) -> dict[str, Any]:
-    """Say of each tool how many records pass the gate, and of the good ones whether they help.
+    """Say of each tool how many records pass the filter, and of the good ones whether they help.
 
     Args:
         folder: Where everything is kept.
-        gate: How strictly records are judged.
+        evaluation: How the records of a good tool are compared with ways that need none.
+        quality: What records have to meet.
     """
     place = Path(folder).expanduser().resolve()
     files = write_readings(str(place))
@@ -42,9 +49,11 @@ def compare(
     made = run_tool.map(list(TOOLS), unmapped(files["train"])).result()
 
     dataset = ingest_dataset(source, Destination(uri=str(place / "screen")))
-    plan = plan_balance(dataset, model=NoModel(), **gate)
-    given = import_synthetic.map(unmapped(dataset), unmapped(plan), made)
-    screened = filter_candidates.map(unmapped(dataset), given, unmapped(plan), gate=unmapped(gate))
+    params = RunParams(model=NoModel(), evaluation=evaluation, quality=quality)
+    plan = plan_balance(dataset, params)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    external = import_synthetic.map(unmapped(dataset), unmapped(plan), made)
+    screened = filter_candidates.map(unmapped(experiment), external)
 
     found: dict[str, Any] = {}
     for tool, file, report in zip(TOOLS, made, screened.result(), strict=True):
@@ -54,7 +63,11 @@ def compare(
         found[tool] = {"passed": round(passed, 3), "verdict": "not judged"}
         if passed >= LEAST_SHARE:
             compared = evaluate(
-                source, file, Destination(uri=str(place / "compared" / tool)), **gate
+                source,
+                file,
+                Destination(uri=str(place / "compared" / tool)),
+                evaluation=evaluation,
+                quality=quality,
             )
             found[tool] |= {"verdict": compared.verdict.decision, "report": compared.report}
     return found

@@ -12,7 +12,7 @@ SHIFT = {"fine": 0.0, "cavitating": 2.0, "leaking": -2.0}
 
 @task
 def write_readings(folder: str) -> dict[str, str]:
-    """Write what the tools may learn from, and what only the judge reads."""
+    """Write what the tools may learn from, and what only the comparison reads."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -318,7 +318,7 @@ class Asked(TypedDict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a class may show; see :class:`prefect_augment.params.Gate`."""
+    """What a class may show; see :class:`prefect_augment.params.Quality`."""
 
     false_alarm: float = 0.01
     max_fault_share: float = 0.1

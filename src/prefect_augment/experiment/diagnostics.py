@@ -53,7 +53,7 @@ MAX_PROBABILITIES = 4_000_000
 MAX_VALUES = 100 << 20
 # Of probabilities that calibration looks at, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
-# Enough for an interval of three sums; the verdict's own has gate.n_bootstrap.
+# Enough for an interval of three sums; the verdict's own has evaluation.n_bootstrap.
 CALIBRATION_DRAWS = 500
 MAX_LOOKED_AT = 10  # classes whose probabilities are looked at one by one
 

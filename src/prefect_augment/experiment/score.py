@@ -91,7 +91,7 @@ def choose(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Ch
         All strategies with one seed or more.
     prefer_model : bool
         Ask the hold-out about the best strategy with synthetic records, whatever validation says of it: it is
-        the one that ``gate.on_no_gain = "publish"`` publishes.
+        the one that ``evaluation.on_no_gain = "publish"`` publishes.
     """
     found = choose_strategy(scores)
     return Choice(

@@ -139,5 +139,7 @@ def _value(sections: Mapping[str, Any], path: str) -> Any:
     """Return a section without what changes no byte, or one field of it, as JSON."""
     name, _, field = path.partition(".")
     unused = {other.partition(".")[2] for other in UNUSED if other.startswith(f"{name}.")}
-    value = sections[name].model_dump(mode="json", exclude=unused)
+    value = sections[name]
+    if isinstance(value, BaseModel):  # options of a plug-in that has no class for them are a dict
+        value = value.model_dump(mode="json", exclude=unused)
     return value[field] if field else value

@@ -72,7 +72,7 @@ file for `--params`. Each flow has those that it needs. All have defaults. This 
 source: {uri: s3://lake/defects/, label: state}
 destination: {uri: s3://lake/defects-balanced/}
 model: {kind: trees}
-gate: {on_no_gain: fail}
+evaluation: {on_no_gain: fail}
 seed: 7
 ```
 

@@ -24,7 +24,7 @@ HOW_TO_READ = (
     "Each class's drawn records as a whole, before any was dropped, and in brackets what unseen real "
     "records of the class give. A class is unsafe where they differ by more than chance and, but for "
     "copies, by more than is allowed; all classes and checks together call a sound generator unsafe with "
-    "a chance of at most gate.false_alarm. Safe means that nothing was found: a few copies among a "
+    "a chance of at most quality.false_alarm. Safe means that nothing was found: a few copies among a "
     "thousand records cannot be told from real ones that happen to be near, though a copy of "
     "a record that is unlike all others is dropped by itself."
 )

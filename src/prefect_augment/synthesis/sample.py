@@ -72,8 +72,8 @@ def sample(
 ) -> DatasetRef:
     """Draw exactly the candidates asked for, and stage them.
 
-    They are faithful: as the class is. What is best for training is picked by :func:`.judge`, where
-    ``gate.purpose`` is utility.
+    They are faithful: as the class is. What is best for training is picked by :func:`.filter_candidates`,
+    where ``quality.purpose`` is utility.
 
     Parameters
     ----------

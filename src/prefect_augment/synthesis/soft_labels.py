@@ -1,6 +1,6 @@
 """Soft labels of synthetic records: the rows that each becomes, one for every class that it may be of.
 
-A record that was drawn for a class is not always of it. Where ``gate.labels`` is soft, an ensemble
+A record that was drawn for a class is not always of it. Where ``quality.labels`` is soft, an ensemble
 (:mod:`~prefect_augment.evaluation.classifiers.soft_label_ensemble`) says how likely each class is,
 and the record becomes a row for every likely one: with one label, and a share that goes into its ``aug_weight``.
 """

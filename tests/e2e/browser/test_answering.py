@@ -1,4 +1,4 @@
-"""A person looks at what was judged, and rejects it, or approves less of it, in the dialog."""
+"""A person looks at what was compared, and rejects it, or approves less of it, in the dialog."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
 
 @pytest.fixture(scope="module")
 def destination(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One destination for both tests: the second run finds what the first has judged."""
+    """One destination for both tests: the second run finds what the first has compared."""
     return tmp_path_factory.mktemp("answering") / "answered"
 
 
@@ -44,7 +44,7 @@ def parameters(destination: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "destination": {"uri": str(destination)},
         "balance": {"target": "majority"},
         "model": {"kind": "trees"},
-        "gate": {
+        "evaluation": {
             "estimators": ["logistic"],
             "n_seeds": 1,
             "n_settings": 1,
@@ -120,7 +120,7 @@ def test_an_approved_run_publishes_the_lowered_amount(
     assert proposed > 10
     answer(dialog, "approve", "start small")
 
-    # More than what was judged is refused where it is typed.
+    # More than what was proposed is refused where it is typed.
     amount.fill(str(proposed + 1))
     dialog.get_by_role("button", name="Resume").click()
     ui.page.wait_for_timeout(1500)

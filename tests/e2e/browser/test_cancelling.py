@@ -27,12 +27,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
 PARAMETERS: dict[str, Any] = {
     "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
     "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
-    "gate": {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
+    "evaluation": {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }
-# Strategies are judged by a network of few steps: here nobody reads its scores.
-SHORT = {"JUDGE_STEPS": "20"}
+# Strategies are compared by a network of few steps: here nobody reads its scores.
+SHORT = {"CLASSIFIER_STEPS": "20"}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
         run.cancel()
     assert_nothing_is_visible(destination)
 
-    # In judging.
+    # In scoring.
     with ui.server.hold(destination, "_staging/score/*") as held:
         ui.open_run(run_id)
         ui.retry_run()

@@ -52,8 +52,8 @@ def fill(form: Any, parts: Path, destination: Path) -> None:
     form.choose("balance", "target", "majority")
     form.take("model", "trees")
     form.field_of_choice("model", "TreesModel", "min_leaf").fill("10")
-    form.choose("gate", "on_no_gain", "publish")
-    form.fill(gate__n_seeds=1, gate__n_bootstrap=200)
+    form.choose("evaluation", "on_no_gain", "publish")
+    form.fill(evaluation__n_seeds=1, evaluation__n_bootstrap=200)
 
 
 def test_a_filled_form_publishes_what_was_asked_for(
@@ -80,13 +80,8 @@ def test_a_filled_form_publishes_what_was_asked_for(
 
     manifest = read_manifest(open_store(str(destination)))
     assert manifest.params["balance"]["target"] == "majority"
-    assert manifest.params["treesmodel"] == {
-        "kind": "trees",
-        "min_leaf": 10,
-        "max_depth": 14,
-        "overlap": False,
-    }
-    assert manifest.params["gate"]["n_seeds"] == 1
+    assert manifest.params["model"] == {"kind": "trees", "min_leaf": 10, "max_depth": 14}
+    assert manifest.params["evaluation"]["n_seeds"] == 1
     assert manifest.class_counts["train"]["cracked"]["synthetic"] > 0
     assert open_dataset(str(destination)).to_table().num_rows > 336  # real ones to train on
 
@@ -120,7 +115,7 @@ def test_the_run_page_leads_to_plan_report_and_summary(ui: Any, published: list[
     ("field", "value", "told"),
     [
         ("source__holdout_fraction", "5", "5 is greater than or equal to the maximum of 0.9"),
-        ("gate__n_seeds", "0", "Value must be greater than or equal to 1"),
+        ("evaluation__n_seeds", "0", "Value must be greater than or equal to 1"),
     ],  # the server checks the first, the browser the second
 )
 def test_a_value_out_of_range_is_refused_in_the_form(

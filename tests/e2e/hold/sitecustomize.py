@@ -1,12 +1,12 @@
 """Lets a test hold a run at a write: every interpreter that has this folder on its path loads this.
 
 A stage may be over before a test has seen it begin, so a test that must act in the middle of one asks
-for a gate (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of full paths and how many
-such writes go through. The next one leaves its process's id beside the gate, and waits for as long as
-the gate is there, as it would for a store that is slow to answer.
+for a barrier (`Server.hold`): a file in ``$HOLD_WRITES`` that names a pattern of full paths and how many
+such writes go through. The next one leaves its process's id beside the barrier, and waits for as long as
+the barrier is there, as it would for a store that is slow to answer.
 
-Runs are also made shorter where nobody looks at what is computed: with ``$JUDGE_STEPS`` the network
-that judges strategies of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
+Runs are also made shorter where nobody looks at what is computed: with ``$CLASSIFIER_STEPS`` the network
+that compares strategies of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
 of a small ensemble, the fixture `quick_runs`'s.
 """
 
@@ -31,18 +31,18 @@ _passed: Counter[str] = Counter()
 
 
 def _wait(full: str) -> None:
-    for gate in sorted(Path(os.environ["HOLD_WRITES"]).glob("*.json")):
+    for barrier in sorted(Path(os.environ["HOLD_WRITES"]).glob("*.json")):
         try:
-            wish = json.loads(gate.read_text())
+            asked = json.loads(barrier.read_text())
         except FileNotFoundError:  # opened meanwhile
             continue
-        if fnmatch.fnmatchcase(full, wish["paths"]):
-            _passed[gate.name] += 1
-            if _passed[gate.name] > wish["after"]:
-                who = gate.with_suffix(".who")
+        if fnmatch.fnmatchcase(full, asked["paths"]):
+            _passed[barrier.name] += 1
+            if _passed[barrier.name] > asked["after"]:
+                who = barrier.with_suffix(".who")
                 who.write_text(str(os.getpid()))
-                who.replace(gate.with_suffix(".held"))
-                while gate.exists():
+                who.replace(barrier.with_suffix(".held"))
+                while barrier.exists():
                     time.sleep(0.1)
 
 
@@ -59,8 +59,8 @@ def _hold_writes(module: ModuleType) -> None:
         setattr(module.Store, name, _held(getattr(module.Store, name)))
 
 
-def _shorten_judging(module: ModuleType) -> None:
-    steps = int(os.environ["JUDGE_STEPS"])
+def _shorten_comparing(module: ModuleType) -> None:
+    steps = int(os.environ["CLASSIFIER_STEPS"])
     module._STEPS_RANGE = (steps, steps)  # type: ignore[attr-defined]
 
 
@@ -101,7 +101,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 CHANGES = {
     "HOLD_WRITES": ("prefect_augment.storage.store", _hold_writes),
-    "JUDGE_STEPS": ("prefect_augment.plan.estimate", _shorten_judging),
+    "CLASSIFIER_STEPS": ("prefect_augment.plan.estimate", _shorten_comparing),
     "FEW_MEMBERS": ("prefect_augment.evaluation.classifiers.soft_label_ensemble", _teach_less),
 }
 for variable, (name, change) in CHANGES.items():

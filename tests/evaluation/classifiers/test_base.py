@@ -1,4 +1,4 @@
-"""The judging classifiers: what they survive, and that they are repeatable."""
+"""The estimators: what they survive, and that they are repeatable."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_the_limit_reaches_libraries_that_are_loaded_after_the_first_block(monke
     assert len(searched) == 2
 
 
-def test_unusable_wishes_are_refused():
+def test_unusable_values_are_refused():
     X, y, is_category, n_levels = mixed_table()
     with pytest.raises(ParameterError, match="unknown"):
         fit("forest", X, y, is_category, n_levels)

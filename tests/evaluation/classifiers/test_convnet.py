@@ -65,7 +65,7 @@ def test_same_seed_gives_the_same_estimator_bit_for_bit():
 
 
 def test_two_estimators_trained_beside_one_another_are_those_trained_alone():
-    """Strategies are judged in threads; none may see another's threads or random numbers."""
+    """Strategies are scored in threads; none may see another's threads or random numbers."""
     before = torch.get_num_threads()
     found = {}
 
@@ -226,7 +226,7 @@ def test_small_sets_get_a_narrow_network():
     assert fit(*TRAINING, steps=1, width=0.5).network.n_features == 64, "half once, not twice"
 
 
-def test_unusable_wishes_are_refused():
+def test_unusable_values_are_refused():
     with pytest.raises(ParameterError, match="loss"):
         fit(*TRAINING, loss="focal")
     with pytest.raises(ParameterError, match="negative"):

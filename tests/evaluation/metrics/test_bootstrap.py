@@ -127,7 +127,7 @@ def test_a_handful_of_records_shows_nothing(n_tail, shown):
     assert (gap.low > 0) is shown
 
 
-def test_unjudged_classes_do_not_enter():
+def test_classes_that_are_not_compared_do_not_enter():
     y, hits = two_strategies((100, 50), {"a": 0.8}, 0)
     boot = paired_bootstrap(y, hits, compared=np.array([True, False]))
     assert list(boot.classes) == [0]

@@ -143,7 +143,7 @@ def test_reasons_give_the_numbers():
     assert found.reasons[-1] == "The recipe of trees is published."
 
 
-def test_classes_not_judged_never_enter_and_say_why():
+def test_classes_not_compared_never_enter_and_say_why():
     compared = np.array([True, True, False])
     recalls = {"trees": (0.9, 0.9, 0.0), "weights": MIDDLING, "as is": MIDDLING}
     found = verdict(recalls, compared=compared, not_compared={"tail": "it has 2 records"})
@@ -167,7 +167,7 @@ def test_the_strategy_with_synthetic_records_is_shown_where_another_is_published
     assert "trees" not in alone.balanced_accuracy
 
 
-def test_a_class_missing_from_the_holdout_is_not_judged():
+def test_a_class_missing_from_the_holdout_is_not_compared():
     y = Y[Y != 2]
     found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}, y=y)
     assert found.not_compared == {"tail": "it has no record in the hold-out"}
@@ -175,7 +175,7 @@ def test_a_class_missing_from_the_holdout_is_not_judged():
 
 
 @pytest.mark.parametrize(("on_no_gain", "published"), [("recipe", "weights"), ("publish", "trees")])
-def test_nothing_judged_is_inconclusive(on_no_gain, published):
+def test_nothing_compared_is_inconclusive(on_no_gain, published):
     recalls = {"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}
     found = verdict(recalls, compared=np.zeros(3, dtype=bool), on_no_gain=on_no_gain)
     assert (found.decision, found.published) == ("inconclusive", published)
@@ -183,7 +183,7 @@ def test_nothing_judged_is_inconclusive(on_no_gain, published):
     assert set(found.not_compared) == set(CLASSES)
 
 
-def test_one_judged_class_is_inconclusive():
+def test_one_compared_class_is_inconclusive():
     """Its recall can be raised at will by calling everything that class."""
     recalls = {"trees": (0.1, 0.1, 1.0), "weights": MIDDLING, "as is": MIDDLING}
     found = verdict(recalls, compared=np.array([False, False, True]))

@@ -84,7 +84,7 @@ def test_a_sample_keeps_rare_classes_whole():
     compared = np.array([True, True, True, False])
     rows = rows_to_corrupt(y, compared, most=1000, seed=0)
     counts = np.bincount(y[rows], minlength=4)
-    assert counts[2:].tolist() == [40, 0], "the rarest whole; one that is not judged not at all"
+    assert counts[2:].tolist() == [40, 0], "the rarest whole; one that is not compared not at all"
     assert counts[0] == counts[1] == 480
     assert len(rows_to_corrupt(y, compared, most=10_000, seed=0)) == 5940
 

@@ -59,7 +59,7 @@ def test_two_classes_have_the_auprc_of_the_rare_one():
     assert score.brier == pytest.approx(np.mean((p - y) ** 2))
 
 
-def test_classes_that_are_not_judged_do_not_enter():
+def test_classes_that_are_not_compared_do_not_enter():
     rng = np.random.default_rng(2)
     y = np.array([0] * 50 + [1] * 20 + [2] * 5)
     proba = rng.dirichlet(np.ones(3), size=len(y))
@@ -70,7 +70,7 @@ def test_classes_that_are_not_judged_do_not_enter():
     assert set(score.recall) == {"a", "b"}
 
 
-def test_a_judged_class_without_records_is_left_out_of_the_mean():
+def test_a_compared_class_without_records_is_left_out_of_the_mean():
     y = np.array([0, 0, 1])
     score = score_predictions(y, np.eye(3)[[0, 1, 1]], classes=["a", "b", "c"], compared=ALL)
     assert score.balanced_accuracy == pytest.approx((0.5 + 1.0) / 2)

@@ -114,7 +114,7 @@ def test_something_must_be_there_to_compare_with():
         choose_strategy(scores("trees", "model", [0.5]))
 
 
-def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_judged():
+def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_compared():
     """As is ties with trees, whose seeds differ, and loses to weights under every seed."""
     choice = choose_strategy(
         scores("as is", "as_is", [0.80, 0.80, 0.80])

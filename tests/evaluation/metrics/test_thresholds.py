@@ -90,7 +90,7 @@ def test_order_of_records_does_not_matter():
     assert a == pytest.approx(b, rel=1e-9)
 
 
-def test_classes_that_are_not_judged_keep_their_probability():
+def test_classes_that_are_not_compared_keep_their_probability():
     y, proba = gaussians((300, 60, 20), 4)
     m = tune_multipliers(y, proba, compared=np.array([True, True, False]))
     assert m[2] == 1.0

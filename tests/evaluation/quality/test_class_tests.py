@@ -137,7 +137,7 @@ def test_a_class_is_held_to_less_chance_among_many():
     assert (class_verdict(alone), class_verdict(among)) == ("unsafe", "safe")
 
 
-def test_too_few_candidates_or_real_records_are_not_judged():
+def test_too_few_candidates_or_real_records_have_no_verdict():
     assert class_checks(evidence(n=19), Limits(), n_strata=1) == ()
     none = evidence(near=[], equal=[], wrong=None, coverage=float("nan"))
     checks = class_checks(none, Limits(), n_strata=1)
@@ -208,7 +208,7 @@ def test_training_records_that_were_changed_a_little_are_found_in_the_holdout(ji
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_rows_measured_twice_are_said_however_many_they_are(share: float) -> None:
-    """Where most of the hold-out is seen again, the usual distance to fit is small itself."""
+    """Where most of the hold-out is seen again, the usual distance to training records is small itself."""
     rng = np.random.default_rng(0)
     once = rng.normal(size=(1500, 4))
     rows = np.concatenate([once, once[rng.random(1500) < share]])

@@ -1,4 +1,4 @@
-"""Image generators whose fault is known meet the gate that must catch it, on 8x8 pictures."""
+"""Image generators whose fault is known meet the filter that must catch it, on 8x8 pictures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def moved(images, right, down):
     return wide[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]
 
 
-def judge(candidates, *, wanted=(300, 300), **wishes):
+def filtered(candidates, *, wanted=(300, 300), **wishes):
     given = {
         "strata": ["head", "tail"],
         "stratum_class": np.arange(2),
@@ -83,7 +83,7 @@ def faulty():
     X = np.concatenate(list(blocks.values())).astype(np.uint8)
     names = np.repeat(list(blocks), [len(b) for b in blocks.values()])
     candidates = Labelled(X, np.ones(len(X), dtype=np.int64))
-    return judge(candidates, metrics=True, wanted=(0, 60)), names
+    return filtered(candidates, metrics=True, wanted=(0, 60)), names
 
 
 def test_fresh_real_pictures_pass_at_about_the_nominal_rate(faulty):
@@ -149,21 +149,21 @@ def test_every_candidate_is_accounted_for(faulty):
 def test_a_collapsed_generator_is_caught():
     """One good picture again and again: of it, a share as of real ones stays."""
     tail = FRESH.X[FRESH.stratum == 1]
-    first = judge(Labelled(tail, np.ones(len(tail), dtype=np.int64)), steps=20)
+    first = filtered(Labelled(tail, np.ones(len(tail), dtype=np.int64)), steps=20)
     good = tail[np.flatnonzero(first.passed)[0]]
     X = np.concatenate([np.repeat(good[None], 100, axis=0), tail[:50]])
-    outcome = judge(Labelled(X, np.ones(150, dtype=np.int64)), steps=20)
+    outcome = filtered(Labelled(X, np.ones(150, dtype=np.int64)), steps=20)
     assert (outcome.reason[:100] == "repeat").sum() >= 95
 
 
-def test_nothing_to_judge_is_not_an_error():
+def test_nothing_to_filter_is_not_an_error():
     empty = Labelled(np.empty((0, SIDE, SIDE, 1), np.uint8), np.empty(0, dtype=np.int64))
-    outcome = judge(empty, steps=2)
+    outcome = filtered(empty, steps=2)
     assert [c.n_candidates for c in outcome.strata] == [0, 0]
 
 
 def test_same_seed_gives_the_same_outcome():
-    a, b = (judge(FRESH, steps=10, seed=3) for _ in range(2))
+    a, b = (filtered(FRESH, steps=10, seed=3) for _ in range(2))
     assert np.array_equal(a.reason, b.reason)
     assert np.array_equal(a.score, b.score)
 

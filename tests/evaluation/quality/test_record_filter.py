@@ -1,4 +1,4 @@
-"""Generators whose fault is known meet the gate that must catch it."""
+"""Generators whose fault is known meet the filter that must catch it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ TRAINING, VALIDATION, FRESH = world((500, 250), 0), world((150, 150), 1), world(
 
 @pytest.fixture(scope="module")
 def fresh_outcome():
-    """What the gate makes of fresh real records."""
-    return judge(FRESH, wanted=(50, 100))
+    """What the filter makes of fresh real records."""
+    return filtered(FRESH, wanted=(50, 100))
 
 
-def judge(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(300, 300), **kwargs):
+def filtered(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(300, 300), **kwargs):
     kwargs.setdefault("strata", ["head", "tail"])
     kwargs.setdefault("stratum_class", np.arange(len(kwargs["strata"])))
     return filter_table(
@@ -72,7 +72,7 @@ def test_copies_under_another_label_are_copies():
     """Records of the head as records of the tail: no distance within the tail tells that."""
     rare, common = FRESH.X[FRESH.stratum == 1][:160], TRAINING.X[TRAINING.stratum == 0][:40]
     candidates = Labelled(np.concatenate([rare, common]), np.ones(200, dtype=np.int64))
-    outcome = judge(candidates)
+    outcome = filtered(candidates)
     assert (outcome.reason[160:] == "near copy").all()
     assert outcome.strata[1].metrics["exact_copy_fraction"] == 0.2
     assert outcome.strata[1].verdict == "unsafe"
@@ -90,7 +90,7 @@ def test_where_real_records_repeat_copies_of_unlike_ones_are_dropped_all_the_sam
     )
     fresh = FRESH.X[FRESH.stratum == 1][:200]
     X = np.concatenate([X[:30], np.tile(alike, (10, 1)), fresh])
-    outcome = judge(
+    outcome = filtered(
         Labelled(X, np.zeros(240, dtype=np.int64)),
         training=training,
         validation=validation,
@@ -110,7 +110,7 @@ def test_a_class_of_groups_is_held_against_one_record_of_each(size):
         sets = [(400 // size, size), (100 // size, size), (300, 1)]
         made = [_patients(rng, n, each) for n, each in sets]
         training, validation, fresh = (Labelled(X, np.zeros(len(X), dtype=np.int64)) for X in made)
-        outcome = judge(
+        outcome = filtered(
             fresh, training=training, validation=validation, wanted=(300,), strata=["ill"],
             purpose="faithful", seed=seed,
             training_groups=np.arange(len(training)) // size, validation_groups=np.arange(len(validation)) // size,
@@ -128,7 +128,7 @@ def _patients(rng, n, each):
 
 def test_copies_of_training_records_are_caught():
     copies = Labelled(TRAINING.X[-200:], TRAINING.stratum[-200:])
-    outcome = judge(copies)
+    outcome = filtered(copies)
     assert (outcome.reason == "near copy").all()
     assert outcome.strata[1].metrics["exact_copy_fraction"] == 1.0
 
@@ -136,13 +136,13 @@ def test_copies_of_training_records_are_caught():
 def test_copies_with_a_little_noise_are_caught():
     rng = np.random.default_rng(0)
     X = TRAINING.X[-200:] + 1e-3 * rng.normal(size=(200, N_COLUMNS)) * ~IS_CATEGORY
-    outcome = judge(Labelled(X, TRAINING.stratum[-200:]))
+    outcome = filtered(Labelled(X, TRAINING.stratum[-200:]))
     assert share(outcome, Labelled(X, TRAINING.stratum[-200:]), "near copy") > 0.95
 
 
 def test_swapped_labels_are_caught():
     swapped = Labelled(FRESH.X, 1 - FRESH.stratum)
-    assert judge(swapped).passed.mean() < 0.05
+    assert filtered(swapped).passed.mean() < 0.05
 
 
 def test_noise_is_caught():
@@ -150,7 +150,7 @@ def test_noise_is_caught():
     low, high = np.nanmin(TRAINING.X, axis=0), np.nanmax(TRAINING.X, axis=0)
     X = rng.uniform(low, high, (300, N_COLUMNS))
     X[:, 5] = np.round(X[:, 5])
-    outcome = judge(Labelled(X, np.ones(300, dtype=np.int64)))
+    outcome = filtered(Labelled(X, np.ones(300, dtype=np.int64)))
     assert outcome.passed.mean() < 0.05
 
 
@@ -159,20 +159,20 @@ def test_a_collapsed_generator_is_caught(fresh_outcome):
     first = int(np.flatnonzero(fresh_outcome.passed & (FRESH.stratum == 1))[0])
     X = np.vstack([np.repeat(FRESH.X[[first]], 250, axis=0), FRESH.X[FRESH.stratum == 1][:50]])
     candidates = Labelled(X, np.ones(300, dtype=np.int64))
-    outcome = judge(candidates)
+    outcome = filtered(candidates)
     assert (outcome.reason[:250] == "repeat").sum() >= 248
     assert outcome.passed[250:].mean() > 0.7
 
 
 def test_candidates_outside_the_domain_are_dropped_first():
     in_domain = np.arange(len(FRESH)) % 2 == 0
-    outcome = judge(FRESH, in_domain=in_domain)
+    outcome = filtered(FRESH, in_domain=in_domain)
     assert (outcome.reason[~in_domain] == "domain").all()
     assert (outcome.reason[in_domain] != "domain").all()
 
 
 def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_outcome):
-    utility, faithful = fresh_outcome, judge(FRESH, wanted=(50, 100), purpose="faithful")
+    utility, faithful = fresh_outcome, filtered(FRESH, wanted=(50, 100), purpose="faithful")
     for outcome in (utility, faithful):
         assert [c.n_kept for c in outcome.strata] == [50, 100]
     tail = FRESH.stratum == 1
@@ -216,7 +216,7 @@ def test_every_candidate_is_accounted_for(fresh_outcome):
 
 
 @pytest.mark.parametrize("n_tail", [0, 1, 2, 7])
-def test_tiny_classes_are_judged_by_what_there_is(n_tail):
+def test_tiny_classes_are_filtered_by_what_there_is(n_tail):
     """No validation record, one or two training records: only exact copies can be told, and that is said."""
     rows = np.flatnonzero(
         (TRAINING.stratum == 0) | (np.arange(len(TRAINING)) >= len(TRAINING) - n_tail)
@@ -227,7 +227,7 @@ def test_tiny_classes_are_judged_by_what_there_is(n_tail):
     )
     tail = FRESH.X[FRESH.stratum == 1][:40]
     X = np.vstack([tail, TRAINING.X[-1:]])
-    outcome = judge(
+    outcome = filtered(
         Labelled(X, np.ones(41, dtype=np.int64)), training=training, validation=validation
     )
     assert outcome.passed[:40].all()
@@ -236,19 +236,21 @@ def test_tiny_classes_are_judged_by_what_there_is(n_tail):
     assert any("labels are not checked" in n for n in outcome.notes)
 
 
-def test_a_single_class_is_judged_without_a_classifier():
+def test_a_single_class_is_filtered_without_a_classifier():
     training, validation, fresh = (
         Labelled(t.X[t.stratum == 1], np.zeros((t.stratum == 1).sum(), int))
         for t in (TRAINING, VALIDATION, FRESH)
     )
-    outcome = judge(fresh, training=training, validation=validation, wanted=(150,), strata=["only"])
+    outcome = filtered(
+        fresh, training=training, validation=validation, wanted=(150,), strata=["only"]
+    )
     assert outcome.passed.mean() > 0.8
     assert outcome.kept.sum() == 150
 
 
-def test_nothing_to_judge_is_not_an_error():
+def test_nothing_to_filter_is_not_an_error():
     empty = Labelled(np.empty((0, N_COLUMNS)), np.empty(0, dtype=np.int64))
-    outcome = judge(empty)
+    outcome = filtered(empty)
     assert [c.n_candidates for c in outcome.strata] == [0, 0]
     assert not len(outcome.kept)
 
@@ -260,7 +262,7 @@ def test_strata_of_one_class_share_its_classifier():
         Labelled(t.X, 2 * t.stratum + site[: len(t)]) for t in (TRAINING, VALIDATION, FRESH)
     )
     strata = [f"{c} | site={s}" for c in ("head", "tail") for s in (0, 1)]
-    outcome = judge(
+    outcome = filtered(
         fresh,
         training=training,
         validation=validation,
@@ -272,7 +274,7 @@ def test_strata_of_one_class_share_its_classifier():
     assert [c.n_kept for c in outcome.strata] == [10, 10, 10, 10]
     swapped = Labelled(fresh.X, 3 - fresh.stratum)
     assert (
-        judge(
+        filtered(
             swapped,
             training=training,
             validation=validation,
@@ -284,8 +286,8 @@ def test_strata_of_one_class_share_its_classifier():
     )
 
 
-def test_unusable_wishes_are_refused():
+def test_unusable_values_are_refused():
     with pytest.raises(ParameterError, match="near_copy_quantile"):
-        judge(FRESH, near_copy_quantile=1.0)
+        filtered(FRESH, near_copy_quantile=1.0)
     with pytest.raises(ParameterError, match="wanted counts"):
-        judge(FRESH, wanted=(1,))
+        filtered(FRESH, wanted=(1,))

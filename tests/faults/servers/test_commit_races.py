@@ -116,13 +116,15 @@ RUN = textwrap.dedent(
     """
     import sys
     from prefect_augment.flows.rebalance import rebalance
-    from prefect_augment.params import Destination, Evaluation, Quality, NoModel
+    from prefect_augment.params import Destination, Evaluation, NoModel
     from prefect_augment.examples import example_source
     source, destination, n_bootstrap = sys.argv[1:]
-    gate = Gate(n_seeds=1, n_settings=1, n_bootstrap=int(n_bootstrap), estimators=["logistic"], on_no_gain="publish")
+    quick = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=int(n_bootstrap), estimators=["logistic"],
+                       on_no_gain="publish")
     print("ready", flush=True)
     sys.stdin.readline()
-    rebalance.fn(source=example_source(source), destination=Destination(uri=destination), model=NoModel(), **gate)
+    rebalance.fn(source=example_source(source), destination=Destination(uri=destination), model=NoModel(),
+                 evaluation=quick)
     """
 )
 

@@ -18,11 +18,9 @@ from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+QUICK = Evaluation(
+    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+)
 DATA = bytes(range(256)) * 4096  # 1 MiB
 
 # In this order: each leaves what the next one needs.
@@ -115,7 +113,7 @@ def run(lake: str) -> RunResult:
         source=example_source(f"{lake}/in"),
         destination=Destination(uri=f"{lake}/out"),
         model=NoModel(),
-        **QUICK,
+        evaluation=QUICK,
     )
 
 

@@ -145,7 +145,7 @@ def test_a_run_without_permission_ends_before_anything_is_trained(
         "source": example_source(f"{lake}/in"),
         "destination": Destination(uri=f"{lake}/out"),
         "model": NoModel(),
-        "gate": Gate(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
+        "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
     }
     if is_ingested:
         rebalance.fn(**wanted, plan_only=True)

@@ -77,7 +77,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     proxy = proxy_of(mortal)
     as_user(mortal, proxy.endpoint)
     lake = f"s3://{mortal.bucket()}"
-    proxy.after("PUT .*/out/_staging/verify/", mortal.processes.kill)
+    proxy.after("PUT .*/out/_staging/confirm/", mortal.processes.kill)
     with pytest.raises(TransientError, match="run again"):
         run(lake)
 

@@ -20,17 +20,17 @@ from prefect_augment.storage.store import open_store
 
 pytestmark = pytest.mark.faults
 
-QUICK = {
-    "evaluation": Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
-    )
-}
+QUICK = Evaluation(
+    n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
+)
 
 
 def run(source: str, destination: str) -> RunResult:
-    given = example_source(source)
     return rebalance.fn(
-        source=given, destination=Destination(uri=destination), model=NoModel(), **QUICK
+        source=example_source(source),
+        destination=Destination(uri=destination),
+        model=NoModel(),
+        evaluation=QUICK,
     )
 
 

@@ -127,7 +127,7 @@ def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
     assert right > 0.5 * (0.2 + exact) + 0.1, "far nearer to Bayes' rule than to knowing nothing"
 
 
-def test_what_no_fit_record_has_is_refused(model: TableFlow) -> None:
+def test_what_no_training_record_has_is_refused(model: TableFlow) -> None:
     for given in ({3: 3.0}, {0: np.nan}, {0: 99.0}, {4: 6.0}):
         with pytest.raises(ParameterError, match="no training record has the value"):
             draw(model, given)
@@ -145,7 +145,7 @@ def test_a_micro_batch_gives_the_same_bits_alone(model: TableFlow) -> None:
     assert alone.tobytes() == X[late].tobytes()
 
 
-def test_records_without_wishes_are_as_before(model: TableFlow) -> None:
+def test_records_without_given_values_are_as_before(model: TableFlow) -> None:
     classes, seeds = np.zeros(300, dtype=np.int64), seeds_from(2, 0, 300)
     kept, X = model.sample_given(classes, seeds=seeds, given={})
     assert len(kept) == 300

@@ -100,7 +100,7 @@ def test_a_record_depends_on_its_own_seed_alone(model: TableTrees) -> None:
         assert alone.tobytes() == X[i : i + 1].tobytes()
 
 
-def test_a_value_that_no_fit_record_has_is_refused(model: TableTrees) -> None:
+def test_a_value_that_no_training_record_has_is_refused(model: TableTrees) -> None:
     with pytest.raises(ParameterError, match=r"class 'a' .* column 'level'"):
         draw(model, {3: 3.0})
     with pytest.raises(ParameterError, match="column 'x'"):

@@ -20,7 +20,7 @@ Float = NDArray[np.float64]
 
 MOST = 2000  # records of validation records and of the hold-out that are looked at
 # Of the median distance between different rows. Six real tables have at most 0.2 % of their rows
-# within it of another row that is not equal (docs/gate.md).
+# within it of another row that is not equal (docs/quality.md).
 ALMOST_EQUAL = 0.01
 MOST_ALMOST_EQUAL = 0.01  # share of the hold-out; and at least so many records:
 FEWEST = 5

@@ -1,4 +1,4 @@
-"""Generators whose fault is known, three seeds of each: `benchmarks/gate.py` has some two hundred."""
+"""Generators whose fault is known, three seeds of each: `benchmarks/quality.py` has some two hundred."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CHECKS = {
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["table", "image"])
 def test_sound_generators_are_safe_and_every_fault_is_caught(
-    gate_cases: ModuleType, kind: str, seed: int
+    quality_cases: ModuleType, kind: str, seed: int
 ) -> None:
     if kind == "image":
         pytest.importorskip("torch", reason="needs the torch extra")
-    world = gate_cases.world(kind, gate_cases.DRAWN[kind], seed)
-    sound = gate_cases.answer(world, "none")
+    world = quality_cases.world(kind, quality_cases.DRAWN[kind], seed)
+    sound = quality_cases.answer(world, "none")
     assert sound.n_compared == world.n_classes
     assert sound.unsafe == ()
     assert sound.dropped < 0.4, "three checks drop about 5 % each"
     for fault, check in CHECKS.items():
         if fault == "moved copies" and kind == "table":
             continue
-        found = gate_cases.answer(world, fault)
+        found = quality_cases.answer(world, fault)
         assert found.caught, fault
         assert check in found.failed, fault
         assert not found.is_false_alarm, fault
@@ -43,18 +43,18 @@ def test_sound_generators_are_safe_and_every_fault_is_caught(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fifty_copies_of_a_thousand_make_a_class_unsafe_and_are_dropped(
-    gate_cases: ModuleType, seed: int
+    quality_cases: ModuleType, seed: int
 ) -> None:
-    world = gate_cases.world("table", gate_cases.DRAWN["table"], seed, n_fresh=1000)
+    world = quality_cases.world("table", quality_cases.DRAWN["table"], seed, n_fresh=1000)
     for n, verdict in ((0, "safe"), (50, "unsafe")):
-        outcome = gate_cases.judge(world, gate_cases.dosed(world, "copies", n))
+        outcome = quality_cases.filtered(world, quality_cases.dosed(world, "copies", n))
         assert outcome.strata[0].verdict == verdict
         assert (outcome.reason[:n] == "near copy").all()
         assert np.mean(outcome.reason[n:] == "near copy") < 0.2
 
 
-def test_a_sound_class_with_few_validation_records_is_safe(gate_cases: ModuleType) -> None:
+def test_a_sound_class_with_few_validation_records_is_safe(quality_cases: ModuleType) -> None:
     """Held against its training records' distances to one another it was unsafe, at p = 1e-5."""
-    world = gate_cases.world("table", gate_cases.DRAWN["table"], 94)
+    world = quality_cases.world("table", quality_cases.DRAWN["table"], 94)
     assert np.bincount(world.validation.stratum).min() < 20
-    assert gate_cases.answer(world, "none").unsafe == ()
+    assert quality_cases.answer(world, "none").unsafe == ()

@@ -1,11 +1,11 @@
-"""Known answers of the gate: `python benchmarks/gate.py [--quick] [--json FILE]`.
+"""Known answers of the filter: `python benchmarks/quality.py [--quick] [--json FILE]`.
 
-Generators whose fault is known meet the product's gate, on data that are drawn anew for every case and
-on real sets that are split anew (`_gate_cases.py` says how): copies of training rows, exact, with a
+Generators whose fault is known meet the product's filter, on data that are drawn anew for every case and
+on real sets that are split anew (`_quality_cases.py` says how): copies of training rows, exact, with a
 trace of noise and, of pictures, moved by a pixel; two labels swapped; one record per class; noise; and
 no fault, which are fresh real records. A case is *caught* where every faulty class is called unsafe,
 and a *false alarm* where a sound one is. Shares have Clopper-Pearson intervals of 95 %. *Dropped* is
-the median share of the faulty candidates that the gate drops one by one, whatever the verdict.
+the median share of the faulty candidates that the filter drops one by one, whatever the verdict.
 
 *Doses*: of 1,000 candidates of a class with 300 training and 100 validation records, some are copies and all
 others real; how many it takes until the class is called unsafe in 95 % of the cases.
@@ -28,14 +28,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import _gate_cases
+import _quality_cases
 import numpy as np
-from _gate_cases import DRAWN, FAULTS, REAL_IMAGES, REAL_TABLES, judge
 from _goals import Goal, print_goals, print_heading, print_row
+from _quality_cases import DRAWN, FAULTS, REAL_IMAGES, REAL_TABLES, filtered
 from scipy.stats import binomtest
 
 from prefect_augment.encoding.arrays import Limits
-from prefect_augment.evaluation.quality import class_tests as class_gates
+from prefect_augment.evaluation.quality import class_tests
 from prefect_augment.evaluation.quality.class_tests import CHECKS
 from prefect_augment.schema.base import ClassCheck
 
@@ -60,12 +60,12 @@ OTHER_LIMITS = {
 
 def cases(kind: str, name: str, seed: int) -> dict[str, Any]:
     """All faults of one world: the strata's checks as JSON, and what was dropped."""
-    w = _gate_cases.world(kind, name, seed)
+    w = _quality_cases.world(kind, name, seed)
     found: dict[str, Any] = {"n_classes": w.n_classes}
     for fault in ("none", *FAULTY[kind]):
         start = time.process_time()
         candidates = FAULTS[fault](w)
-        outcome = judge(w, candidates)
+        outcome = filtered(w, candidates)
         faulty = faulty_classes(fault, w.n_classes)
         of = np.isin(candidates.stratum, faulty or range(w.n_classes))
         found[fault] = {
@@ -78,12 +78,12 @@ def cases(kind: str, name: str, seed: int) -> dict[str, Any]:
 
 def doses(kind: str, seed: int) -> dict[str, Any]:
     """Of one drawn world: the verdict of its first class by fault and number of copies."""
-    w = _gate_cases.world(kind, DRAWN[kind], 10_000 + seed, n_fresh=N_CANDIDATES)
+    w = _quality_cases.world(kind, DRAWN[kind], 10_000 + seed, n_fresh=N_CANDIDATES)
     found: dict[str, Any] = {}
     for fault in [f for f in FAULTY[kind] if "copies" in f]:
         for n in DOSES[kind]:
-            candidates = _gate_cases.dosed(w, fault, n)
-            outcome = judge(w, candidates)
+            candidates = _quality_cases.dosed(w, fault, n)
+            outcome = filtered(w, candidates)
             reason = outcome.reason[:n]
             found[f"{fault}/{n}"] = {
                 "unsafe": outcome.strata[0].verdict == "unsafe",
@@ -124,11 +124,11 @@ class Kept:
     """Finished worlds in a folder, by what they were made of."""
 
     def __init__(self, folder: Path) -> None:
-        sources = [Path(_gate_cases.__file__), Path(__file__)]
-        package = Path(class_gates.__file__).parent
+        sources = [Path(_quality_cases.__file__), Path(__file__)]
+        package = Path(class_tests.__file__).parent
         sources += [p for p in sorted(package.glob("*.py")) if "report" not in p.name]
         digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
-        self.folder = folder / f"gate-{digest}"
+        self.folder = folder / f"quality-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str, make: Any, *words: Any) -> Any:
@@ -224,10 +224,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the goals to this file")
     parser.add_argument("--cache", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    wishes = parser.parse_args()
-    kept, goals = Kept(wishes.cache), []
-    share = 10 if wishes.quick else 1
-    for kind in wishes.kinds:
+    args = parser.parse_args()
+    kept, goals = Kept(args.cache), []
+    share = 10 if args.quick else 1
+    for kind in args.kinds:
         by_set = {
             name: [
                 kept.get(f"{kind}-{name}-{seed}", cases, kind, name, seed)
@@ -240,8 +240,8 @@ def main() -> None:
         n = max(1, N_DOSED[kind] // share)
         print_doses(kind, [kept.get(f"{kind}-dose-{s}", doses, kind, s) for s in range(n)])
     print_goals(goals)
-    if wishes.json:
-        wishes.json.write_text(json.dumps([g.row() for g in goals], indent=1))
+    if args.json:
+        args.json.write_text(json.dumps([g.row() for g in goals], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Known answers for the gate: data whose source is known, generators whose fault is known.
+"""Known answers for the filter: data whose source is known, generators whose fault is known.
 
-A *world* is a classified data set under a seed, in three parts: *fit*, which a generator would have
+A *world* is a classified data set under a seed, in three parts: *training*, which a generator would have
 learnt from; *validation*; and *fresh*, further real records that nobody has seen. Drawn worlds come from a
 distribution of their own (new for every seed); the others are real sets, split anew. A *fault* makes
 candidates from a world; `none` hands out the fresh records themselves, as the true distribution would.
-The gate is the product's own; of a world all faults share its classifiers, which are trained once.
+The filter is the product's own; of a world all faults share its classifiers, which are trained once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "World",
     "answer",
     "dosed",
-    "judge",
+    "filtered",
     "world",
 ]
 
@@ -49,7 +49,7 @@ REAL_TABLES = (
 REAL_IMAGES = ("mnist10k_train", "fashion_test", "bccd_cells_train", "pneumonia_train")
 SIDE = 10  # of pictures
 STEPS = 20  # of each classifier of pictures
-MOST_FIT, MOST_VALIDATION, MOST_FRESH = 300, 100, 200  # of a class
+MOST_TRAINING, MOST_VALIDATION, MOST_FRESH = 300, 100, 200  # of a class
 MOST_CLASSES = {"table": 4, "image": 2}  # of a real set, chosen anew for every seed
 FEWEST = 70  # records of a class of a real set that takes part
 BLUR = 0.005  # of a column's range, or of 255, for copies that are not exact
@@ -118,7 +118,7 @@ def world(kind: str, name: str, seed: int, *, n_fresh: int = MOST_FRESH) -> Worl
     for k in codes:
         rows = rng.permutation(np.flatnonzero(y == k))
         n_training, n_validation = (
-            min(MOST_FIT, len(rows) // 2),
+            min(MOST_TRAINING, len(rows) // 2),
             min(MOST_VALIDATION, len(rows) // 5),
         )
         ends = (
@@ -155,7 +155,7 @@ def _drawn_table(seed: int, n_fresh: int) -> World:
         return Labelled(np.column_stack([X, np.minimum(level, 3)]), y)
 
     # The head is large; tails go down to where validation alone is too small to compare with.
-    n_training = np.concatenate([[MOST_FIT], rng.integers(40, 200, n_classes - 1)])
+    n_training = np.concatenate([[MOST_TRAINING], rng.integers(40, 200, n_classes - 1)])
     parts = (
         draw(n_training),
         draw(np.maximum(12, n_training // 3)),
@@ -182,7 +182,7 @@ def _drawn_images(seed: int, n_fresh: int) -> World:
         X = bright * np.exp(-square / width**2) + rng.normal(0, grain, square.shape)
         return Labelled(X.clip(0, 255).astype(np.uint8)[..., None], y)
 
-    n_training = np.array([MOST_FIT, int(rng.integers(60, 200))])
+    n_training = np.array([MOST_TRAINING, int(rng.integers(60, 200))])
     parts = draw(n_training), draw(np.maximum(12, n_training // 3)), draw(np.full(2, n_fresh))
     return World("image", DRAWN["image"], seed, *parts, np.zeros(0, bool), np.zeros(0, int))
 
@@ -307,11 +307,11 @@ def dosed(w: World, fault: str, n_copies: int) -> Labelled:
     return Labelled(fresh, np.zeros(len(fresh), dtype=np.int64))
 
 
-# --- what the gate answers --------------------------------------------------------------------
+# --- what the filter answers ------------------------------------------------------------------
 
 
-def judge(w: World, candidates: Labelled) -> FilterOutcome:
-    """What the product's gate says of candidates."""
+def filtered(w: World, candidates: Labelled) -> FilterOutcome:
+    """What the product's filter says of candidates."""
     return filter_records(
         w.training,
         w.validation,
@@ -329,7 +329,7 @@ def judge(w: World, candidates: Labelled) -> FilterOutcome:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the gate said of a case.
+    """What the filter said of a case.
 
     Attributes
     ----------
@@ -363,9 +363,9 @@ class Answer:
 
 
 def answer(w: World, fault: str) -> Answer:
-    """Make the candidates of a fault and ask the gate."""
+    """Make the candidates of a fault and ask the filter."""
     candidates = FAULTS[fault](w)
-    outcome = judge(w, candidates)
+    outcome = filtered(w, candidates)
     faulty = {"none": (), "swapped labels": (0, 1)}.get(fault, tuple(range(w.n_classes)))
     of = np.isin(candidates.stratum, faulty) if faulty else np.ones(len(candidates), dtype=bool)
     failed: dict[str, int] = {}
