@@ -15,6 +15,7 @@ __all__ = [
     "count",
     "duration",
     "effect",
+    "interval_number",
     "interval_percent",
     "interval_points",
     "markdown_text",
@@ -63,6 +64,15 @@ def interval_percent(interval: Interval | None) -> str:
     if interval is None:
         return MISSING
     return f"{percent(interval.estimate)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def interval_number(interval: Interval | None, *, sign: bool = False) -> str:
+    """``0.123 (0.110 to 0.140)``."""
+    if interval is None:
+        return MISSING
+    values = (interval.estimate, interval.low, interval.high)
+    e, low, high = (f"{v:{'+' if sign else ''}.3f}".replace("-", "−") for v in values)
+    return f"{e} ({low} to {high})"
 
 
 def interval_points(interval: Interval) -> str:

@@ -24,8 +24,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check Python, Prefect, storage, GPU, memory and extras; exit 1 where something must be mended."""
-    from prefect_augment.cli import doctor_checks as machine
-    from prefect_augment.cli import doctor_checks as storage
+    from prefect_augment.cli import doctor_checks as machine, doctor_checks as storage
     from prefect_augment.cli.doctor_checks import check_prefect, load_block
 
     loaded = load_block(block)

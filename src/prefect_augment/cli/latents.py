@@ -1,6 +1,6 @@
 """What a trained model says of records, or makes of them: embed, anomalies, reconstruct, and so on.
 
-What all of these commands take and do is :func:`_use`.
+What all of these commands take and do is :func:`_command`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ AsClass = Annotated[
     str, typer.Option(help="A class that all records are decoded as; else their own.")
 ]
 
-Wishes = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
+Options = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
 
 
 def _shared(
@@ -97,10 +97,10 @@ def _shared(
 N_PLACES = 3  # of the shared parameters, those before a command's own: source, dest, label
 
 
-def _use(wishes: Callable[..., Wishes]) -> Callable[..., None]:
+def _command(own_options: Callable[..., Options]) -> Callable[..., None]:
     """Make a command of a function that turns its own options into params."""
     shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
-    own = list(inspect.signature(wishes, eval_str=True).parameters.values())
+    own = list(inspect.signature(own_options, eval_str=True).parameters.values())
     as_json = inspect.Parameter(
         "as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json
     )
@@ -109,12 +109,12 @@ def _use(wishes: Callable[..., Wishes]) -> Callable[..., None]:
         mine = {p.name: options.pop(p.name) for p in own}
         quiet = options.pop("as_json")
         given = _shared(**options)
-        for group, values in wishes(**mine).items():
+        for group, values in own_options(**mine).items():
             lay_over(given, group, **values)
-        _run(wishes.__name__, given, as_json=quiet)
+        _run(own_options.__name__, given, as_json=quiet)
 
     taken = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
-    command.__name__, command.__doc__ = wishes.__name__, wishes.__doc__
+    command.__name__, command.__doc__ = own_options.__name__, own_options.__doc__
     command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in taken}
     return command
@@ -132,13 +132,13 @@ def _run(name: str, given: dict[str, Any], *, as_json: bool) -> None:
     print_result(result, show_latents, as_json=as_json)
 
 
-@_use
-def embed() -> Wishes:
+@_command
+def embed() -> Options:
     """Write a vector per record, for search, clustering and classifiers."""
     return {}
 
 
-@_use
+@_command
 def anomalies(
     train_on: Annotated[
         list[str] | None,
@@ -148,31 +148,31 @@ def anomalies(
         float | None,
         typer.Option(help="Share of normal validation records that may be flagged (0.05)."),
     ] = None,
-) -> Wishes:
+) -> Options:
     """Score how strange every record is, and flag those beyond what is normal."""
     return {"anomalies": {"train_on": train_on, "normal_share": normal_share}}
 
 
-@_use
+@_command
 def reconstruct(
     as_class: AsClass = "",
-) -> Wishes:
+) -> Options:
     """Write every record beside what the model makes of its vector, with the error per column."""
     return {"reconstruction": {"as_class": as_class}}
 
 
-@_use
+@_command
 def denoise(
     noise: Annotated[
         float | None,
         typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1)."),
     ] = None,
-) -> Wishes:
+) -> Options:
     """Write every image without its noise."""
     return {"denoising": {"noise": noise}}
 
 
-@_use
+@_command
 def interpolate(
     start: Annotated[
         str, typer.Option("--from", help="A class or an aug_id; the largest class by default.")
@@ -184,12 +184,12 @@ def interpolate(
     path: Annotated[
         str, typer.Option(help="class (changes in the middle), or straight; class by default.")
     ] = "",
-) -> Wishes:
-    """Make the records on the way from one to another, or from one class to another."""
+) -> Options:
+    """Make the records between one and another, or between two classes."""
     return {"interpolation": {"start": start, "end": end, "n_steps": n_steps, "path": path}}
 
 
-@_use
+@_command
 def shift_attribute(
     column: Annotated[
         str, typer.Option(help="The column that holds the attribute; the label by default.")
@@ -209,10 +209,10 @@ def shift_attribute(
         typer.Option(help="A class or an aug_id to shift; repeatable. Those of --from by default."),
     ] = None,
     as_class: AsClass = "",
-) -> Wishes:
+) -> Options:
     """Add an attribute to records, in several strengths: arithmetic on their latent vectors."""
     return {
-        "shift": {
+        "attribute_shift": {
             "column": column,
             "start": start,
             "end": end,
@@ -223,11 +223,14 @@ def shift_attribute(
     }
 
 
-@_use
+@_command
 def classify(
     prior: Annotated[
-        str, typer.Option(help="balanced: all classes equally likely; observed: as in fit.")
+        str,
+        typer.Option(
+            help="balanced: all classes equally likely; observed: as in the training records."
+        ),
     ] = "",
-) -> Wishes:
-    """Say of every record in which class the model itself finds it most likely."""
+) -> Options:
+    """Write the class in which the model itself finds every record most likely."""
     return {"classification": {"prior": prior}}

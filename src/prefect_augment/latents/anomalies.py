@@ -23,11 +23,10 @@ from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import ERROR_MAP
-from prefect_augment.params import Anomalies, Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
+from prefect_augment.params import Anomalies
+from prefect_augment.schema.base import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
-from prefect_augment.storage.store import Store
 
 __all__ = ["anomalies"]
 
@@ -37,37 +36,11 @@ N_SHOWN = 8  # of the strangest records of validation records
 MIN_BEYOND = 10
 
 
-def anomalies(
-    dataset: DatasetRef,
-    *,
-    model: ModelRef,
-    store: Store,
-    normal_share: float = 0.05,
-    output: Output | None = None,
-    out: Store | None = None,
-    on_progress: Progress | None = None,
-) -> LatentRef:
+def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> LatentRef:
     """Score every record, flag those beyond the threshold, and rank all.
 
     Normal are the classes that the model was trained on: all of them, or those that
     :func:`.select_classes` left.
-
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Ingested records, validation among them. Classes that the model has never seen are scored, too.
-    model : ModelRef
-        A model with a latent space.
-    store : Store
-        The root that dataset and model lie under.
-    normal_share : float in (0, 1)
-        The threshold is the validation score that at most this share of the normal validation records is above.
-    output : Output, optional
-        Which parts.
-    out : Store, optional
-        Where to; the dataset's folder ``_anomalies`` where not given.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
 
     Returns
     -------
@@ -85,26 +58,13 @@ def anomalies(
     DivergedError
         If a score is not finite.
     """
-    if not 0 < normal_share < 1:
-        raise ParameterError(f"normal_share is {normal_share}; give a share between 0 and 1.")
-    job = Job.of(
-        "anomalies",
-        dataset=dataset,
-        model=model,
-        store=store,
-        output=output,
-        out=out,
-        params={"anomalies": Anomalies(normal_share=normal_share)},
-    )
-    if (known := job.folder.found()) is not None:
-        return known
     fitted, encoder = job.load("latents")
     view = open_view(job, fitted, encoder)
     normal = Strata(encoder).classes
 
     def score(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         columns = head(table, job.info.label, shard, COLUMNS)
-        scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", model)
+        scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", job.model)
         return pa.table({**columns, "score": scores.astype(np.float64)}), {}
 
     # What this first pass writes goes when the result is whole.
@@ -116,13 +76,14 @@ def anomalies(
             f"there are no validation records of {', '.join(map(repr, normal))}, and the threshold comes from "
             "those; use ingested records, with validation among output.parts."
         )
-    threshold = float(np.quantile(beyond, 1 - normal_share, method="higher"))
+    threshold = float(np.quantile(beyond, 1 - params.normal_share, method="higher"))
     shards = _write(job, view, scored, threshold)
     notes = []
-    if len(beyond) * normal_share < MIN_BEYOND:
+    if len(beyond) * params.normal_share < MIN_BEYOND:
         notes.append(
-            f"the threshold rests on {len(beyond)} normal validation records, {len(beyond) * normal_share:.1f} of "
-            f"them beyond it; take a larger normal_share, or more records, for a steadier one."
+            f"the threshold rests on {len(beyond)} normal validation records, "
+            f"{len(beyond) * params.normal_share:.1f} of them beyond it; take a larger "
+            "anomalies.normal_share, or more records, for a steadier one."
         )
     other = scored.scores[~scored.is_normal]
     chart = Scores(beyond, scored.scores[scored.is_normal], other, threshold)

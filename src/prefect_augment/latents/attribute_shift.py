@@ -22,9 +22,8 @@ from prefect_augment.latents.adapter import View, open_view
 from prefect_augment.latents.base import Job, Progress, Strata, head
 from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
-from prefect_augment.params import AttributeShift, Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
-from prefect_augment.storage.store import Store
+from prefect_augment.params import AttributeShift
+from prefect_augment.schema.base import LatentRef, ShardInfo
 from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.text import suggestion
 
@@ -42,38 +41,11 @@ WITHOUT_VALUES = (
 )  # kinds of columns, shared by no two records
 
 
-def shift_attribute(
-    dataset: DatasetRef,
-    *,
-    model: ModelRef,
-    store: Store,
-    wish: AttributeShift | None = None,
-    output: Output | None = None,
-    out: Store | None = None,
-    on_progress: Progress | None = None,
-) -> LatentRef:
+def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | None) -> LatentRef:
     """Write records with an attribute added to them: ``decode(z + strength * direction)``.
 
     The direction is the mean latent vector of the training records with one value of a column minus the mean
     of those with another. Whatever else differs between the two groups is in it, too.
-
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Staged records. Of records that are not divided into parts, all but a hold-out make the direction.
-    model : ModelRef
-        A model with a latent space.
-    store : Store
-        The root that dataset and model lie under.
-    wish : AttributeShift, optional
-        Which attribute, which records, which strengths; from the largest class towards the smallest by
-        default.
-    output : Output, optional
-        Which parts the records that are shifted are of.
-    out : Store, optional
-        Where to; the dataset's folder ``_shifts`` where not given.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
 
     Returns
     -------
@@ -98,32 +70,20 @@ def shift_attribute(
     Networks", section 6.3.2 (arithmetic on mean vectors); Larsen et al. 2016, "Autoencoding beyond pixels
     using a learned similarity metric", section 4.2 (attribute vectors of a dataset with labels).
     """
-    wish = wish or AttributeShift()
-    job = Job.of(
-        "shifts",
-        dataset=dataset,
-        model=model,
-        store=store,
-        output=output,
-        out=out,
-        params={"attribute_shift": wish},
-    )
-    if (known := job.folder.found()) is not None:
-        return known
     fitted, encoder = job.load("latents")
     strata = Strata(encoder)
-    column = _column(job, wish.column)
-    ends = _ends(job, column, wish)
-    wanted = _Wanted.of(job, column, ends[0].value, wish.only)
+    column = _column(job, params.column)
+    ends = _ends(job, column, params)
+    wanted = _Wanted.of(job, column, ends[0].value, params.only)
     means = vector_means(job, fitted, encoder, column=column, values=[end.value for end in ends])
     direction = means[ends[1].value] - means[ends[0].value]
 
     def shifted(table: pa.Table) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
         """Decode records once per strength; return as which strata, too."""
-        codes = decoding_strata(table, strata, wish.as_class)
+        codes = decoding_strata(table, strata, params.as_class)
         Z = vectors(job, fitted, encoder, table)
-        moved = ((Z + s * direction).astype(np.float32) for s in wish.strengths)
-        return codes, [fitted.decode_latents(finite(z, "vectors", model), codes) for z in moved]
+        moved = ((Z + s * direction).astype(np.float32) for s in params.strengths)
+        return codes, [fitted.decode_latents(finite(z, "vectors", job.model), codes) for z in moved]
 
     view = open_view(job, fitted, encoder)
 
@@ -132,16 +92,16 @@ def shift_attribute(
         if not table.num_rows:
             return pa.table({}), {}
         made = _made(view, table, *shifted(table))
-        return _written(job, table, shard, made, wish.strengths), {}
+        return _written(job, table, shard, made, params.strengths), {}
 
-    n_strengths = len(wish.strengths)
+    n_strengths = len(params.strengths)
     pieces = job.each_shard(
         make, on_progress, n_made=lambda shard: wanted.counts[shard.path] * n_strengths
     )
 
     def rows(table: pa.Table) -> list[tuple[str, NDArray[Any]]]:
         _, made = shifted(table)
-        return [(f"strength {s:g}", X) for s, X in zip(wish.strengths, made, strict=True)]
+        return [(f"strength {s:g}", X) for s, X in zip(params.strengths, made, strict=True)]
 
     title = f"{ends[0].value} → {ends[1].value}"
     return job.finish(
@@ -152,7 +112,7 @@ def shift_attribute(
             "end": ends[1].value,
             "n_start": ends[0].n,
             "n_end": ends[1].n,
-            "strengths": list(wish.strengths),
+            "strengths": list(params.strengths),
             "n_shifted": sum(wanted.counts.values()),
             "distance": float(np.linalg.norm(direction)),
             "validation_auroc": _validation_auroc(job, fitted, encoder, column, ends, direction),
@@ -213,20 +173,22 @@ def _column(job: Job, name: str) -> str:
     return name or label
 
 
-def _ends(job: Job, column: str, wish: AttributeShift) -> tuple[_End, _End]:
+def _ends(job: Job, column: str, params: AttributeShift) -> tuple[_End, _End]:
     counts: Counter[str] = Counter()
     for table in job.tables(job.learnt_shards, [column]):
         counts.update(value for value in column_values(table, column) if value is not None)
-    for value in filter(None, (wish.start, wish.end)):
+    for value in filter(None, (params.start, params.end)):
         if value not in counts:
             raise ParameterError(
                 f"no training record has the value {value!r} of column {column!r}; "
                 f"{suggestion(value, list(counts))}."
             )
     by_size = sorted(counts, key=lambda value: (-counts[value], value))
-    others = [v for v in by_size if counts[v] >= MIN_RECORDS and v not in (wish.start, wish.end)]
-    start = wish.start or next(iter(others), "")
-    end = wish.end or next((v for v in reversed(others) if v != start), "")
+    others = [
+        v for v in by_size if counts[v] >= MIN_RECORDS and v not in (params.start, params.end)
+    ]
+    start = params.start or next(iter(others), "")
+    end = params.end or next((v for v in reversed(others) if v != start), "")
     few = [v for v in (start, end) if v and counts[v] < MIN_RECORDS]
     if few or not start or not end or start == end:
         raise ParameterError(

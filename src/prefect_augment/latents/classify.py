@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,47 +15,20 @@ from prefect_augment.errors import EmptyClassError
 from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
-from prefect_augment.params import Classification, Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
+from prefect_augment.params import Classification
+from prefect_augment.schema.base import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
-from prefect_augment.storage.store import Store
 
 __all__ = ["classify", "posterior"]
 
 COLUMNS = ("predicted", "prob")
 
 
-def classify(
-    dataset: DatasetRef,
-    *,
-    model: ModelRef,
-    store: Store,
-    prior: Literal["balanced", "observed"] = "balanced",
-    output: Output | None = None,
-    out: Store | None = None,
-    on_progress: Progress | None = None,
-) -> LatentRef:
+def classify(job: Job, params: Classification, on_progress: Progress | None) -> LatentRef:
     """Write the most likely class of every record.
 
     By Bayes' rule from the model's log p(record | stratum) and the prior; a class of several strata
     takes their sum.
-
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Staged records with the columns that the model was trained on.
-    model : ModelRef
-        A model that knows how likely a record is in a class.
-    store : Store
-        The root that dataset and model lie under.
-    prior : {"balanced", "observed"}
-        All classes equally likely before the record is seen, or as often as they are in fit.
-    output : Output, optional
-        Which parts.
-    out : Store, optional
-        Where to; the dataset's folder ``_classes`` where not given.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
 
     Returns
     -------
@@ -71,25 +44,16 @@ def classify(
     EmptyClassError
         If ``observed`` is asked for, and no training record is of the model's classes.
     """
-    job = Job.of(
-        "classes",
-        dataset=dataset,
-        model=model,
-        store=store,
-        output=output,
-        out=out,
-        params={"classification": Classification(prior=prior)},
-    )
-    if (known := job.folder.found()) is not None:
-        return known
     fitted, encoder = job.load("likelihoods")
     strata = Strata(encoder)
-    log_prior = _log_prior(job, strata, prior)
+    log_prior = _log_prior(job, strata, params.prior)
     first = [strata.of_class.index(name) for name in strata.classes]
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         columns = head(table, job.info.label, shard, COLUMNS)
-        likely = finite(fitted.class_log_likelihoods(encoder.encode(table)), "likelihoods", model)
+        likely = finite(
+            fitted.class_log_likelihoods(encoder.encode(table)), "likelihoods", job.model
+        )
         proba = posterior(likely, log_prior, strata)
         best = proba.argmax(axis=1)
         predicted = strata.labels.take(pa.array(np.array(first)[best]))
@@ -108,7 +72,7 @@ def classify(
     found = {part: _scores(classes) for part, classes in confusion.items()}
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"prior": prior, "classes": list(strata.classes), "parts": found},
+        found={"prior": params.prior, "classes": list(strata.classes), "parts": found},
     )
 
 

@@ -20,11 +20,9 @@ from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import Job, Progress, head
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import VECTOR, vectors_of
-from prefect_augment.params import Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef, ShardInfo
+from prefect_augment.schema.base import LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
-from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.model_store import Encoder
 
 __all__ = [
@@ -40,31 +38,8 @@ __all__ = [
 SHOWN_PER_CLASS = 250
 
 
-def embed(
-    dataset: DatasetRef,
-    *,
-    model: ModelRef,
-    store: Store,
-    output: Output | None = None,
-    out: Store | None = None,
-    on_progress: Progress | None = None,
-) -> LatentRef:
+def embed(job: Job, params: None, on_progress: Progress | None) -> LatentRef:
     """Write the latent vector of every record.
-
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Staged records of any kind.
-    model : ModelRef
-        A model with a latent space.
-    store : Store
-        The root that dataset and model lie under.
-    output : Output, optional
-        Which parts.
-    out : Store, optional
-        Where to; the dataset's folder ``_embeddings`` where not given.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
 
     Returns
     -------
@@ -79,13 +54,10 @@ def embed(
     DivergedError
         If a vector is not finite.
     """
-    job = Job.of("embeddings", dataset=dataset, model=model, store=store, output=output, out=out)
-    if (known := job.folder.found()) is not None:
-        return known
     fitted, encoder = job.load("latents")
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
-        Z = finite(fitted.embed(encoder.encode(table)), "vectors", model)
+        Z = finite(fitted.embed(encoder.encode(table)), "vectors", job.model)
         columns = head(table, job.info.label, shard, (VECTOR,))
         return pa.table({**columns, VECTOR: vector_column(Z)}), {}
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.latents.adapter import open_view
-from prefect_augment.latents.base import Job, Strata
+from prefect_augment.latents.base import Job, Progress, Strata
 from prefect_augment.latents.embed import (
     column_values,
     finite,
@@ -22,9 +22,8 @@ from prefect_augment.latents.embed import (
     vectors_by,
 )
 from prefect_augment.latents.reconstruct import decoding_strata
-from prefect_augment.params import Interpolation, Output
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
-from prefect_augment.storage.store import Store
+from prefect_augment.params import Interpolation
+from prefect_augment.schema.base import LatentRef
 from prefect_augment.synthesis.model_store import Encoder
 
 __all__ = ["interpolate", "way"]
@@ -43,35 +42,12 @@ class _End:
         return str(self.record["aug_id"][0].as_py())
 
 
-def interpolate(
-    dataset: DatasetRef,
-    *,
-    model: ModelRef,
-    store: Store,
-    wish: Interpolation | None = None,
-    output: Output | None = None,
-    out: Store | None = None,
-) -> LatentRef:
+def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -> LatentRef:
     """Write a strip of records between two, made from vectors on the :func:`way` between theirs.
 
     A class stands for its medoid: the training record nearest to the mean of the class's vectors (of records that are
     not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
     others as the last one's.
-
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Staged records.
-    model : ModelRef
-        A model with a latent space.
-    store : Store
-        The root that dataset and model lie under.
-    wish : Interpolation, optional
-        From where to where, in how many steps; from the largest class to the smallest by default.
-    output : Output, optional
-        Which parts records are looked for in.
-    out : Store, optional
-        Where to; the dataset's folder ``_interpolations`` where not given.
 
     Returns
     -------
@@ -84,28 +60,16 @@ def interpolate(
     ParameterError
         If the model has no latent space, an end is neither a class nor a record, or both are the same.
     """
-    wish = wish or Interpolation()
-    job = Job.of(
-        "interpolations",
-        dataset=dataset,
-        model=model,
-        store=store,
-        output=output,
-        out=out,
-        params={"interpolation": wish},
-    )
-    if (known := job.folder.found()) is not None:
-        return known
     fitted, encoder = job.load("latents")
     strata = Strata(encoder)
-    ends = _ends(job, fitted, encoder, strata, wish)
-    places = np.linspace(0.0, 1.0, wish.n_steps)
+    ends = _ends(job, fitted, encoder, strata, params)
+    places = np.linspace(0.0, 1.0, params.n_steps)
     centres = ends[0].centre, ends[1].centre
-    Z = way(ends[0].z, ends[1].z, places, *(centres if wish.path == "class" else ()))
+    Z = way(ends[0].z, ends[1].z, places, *(centres if params.path == "class" else ()))
     advice = "let the strip begin and end with classes that it knows, or records of them"
     codes = np.concatenate([decoding_strata(end.record, strata, "", advice=advice) for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
-    X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", model), y)
+    X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", job.model), y)
     view = open_view(job, fitted, encoder)
     made = view.made(X, y, [f"step-{i:04d}" for i in range(len(y))])
     strip = _strip(made, places, ends)
@@ -175,14 +139,14 @@ def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) ->
 
 
 def _ends(
-    job: Job, fitted: Any, encoder: Encoder, strata: Strata, wish: Interpolation
+    job: Job, fitted: Any, encoder: Encoder, strata: Strata, params: Interpolation
 ) -> list[_End]:
     counts = {
         name: sum(part.get(name, 0) for part in job.info.part_counts.values())
         for name in strata.classes
     }
     by_size = sorted(counts, key=lambda name: (-counts[name], name))
-    names = [wish.start or by_size[0], wish.end or by_size[-1]]
+    names = [params.start or by_size[0], params.end or by_size[-1]]
     if names[0] == names[1]:
         raise ParameterError(
             f"the strip would begin and end with {names[0]!r}; name two classes, or two records by their "

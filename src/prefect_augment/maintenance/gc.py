@@ -20,12 +20,10 @@ from prefect_augment.maintenance.layout import (
     remove,
     stage_of,
 )
-from prefect_augment.publish.proposal import FOLDER as PROPOSALS
-from prefect_augment.publish.proposal import read_decision
+from prefect_augment.publish.proposal import FOLDER as PROPOSALS, read_decision
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import INDEX, Result
-from prefect_augment.storage.leases import FOLDER as LEASES
-from prefect_augment.storage.leases import lease, modified_at, store_time
+from prefect_augment.storage.leases import FOLDER as LEASES, lease, modified_at, store_time
 from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store
 

@@ -12,8 +12,7 @@ from typing import Any, get_args
 
 from prefect_augment.schema.base import LatentUse
 from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.leases import FOLDER as LEASES
-from prefect_augment.storage.leases import modified_at
+from prefect_augment.storage.leases import FOLDER as LEASES, modified_at
 from prefect_augment.storage.store import Store
 
 __all__ = ["kind_of", "named_by", "named_in", "removal_order", "remove", "stage_of"]

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors_numpy
+from safetensors import SafetensorError, numpy as safetensors_numpy
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema.base import Result

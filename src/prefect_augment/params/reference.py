@@ -58,7 +58,7 @@ _GROUPS: dict[str, type[Params]] = {
     "reconstruction": Reconstruction,
     "denoising": Denoising,
     "interpolation": Interpolation,
-    "shift": AttributeShift,
+    "attribute_shift": AttributeShift,
     "classification": Classification,
 }
 _AFTER = "budget"  # models stand before it, as in the form

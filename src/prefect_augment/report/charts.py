@@ -38,12 +38,14 @@ from prefect_augment.figures.style import (
     png_bytes,
 )
 from prefect_augment.schema.base import Interval, Origin
+from prefect_augment.schema.report import TrainingCurve
 
 __all__ = [
     "ClassBar",
     "ForestRow",
     "RecallRow",
     "class_counts_chart",
+    "curves_chart",
     "forest_chart",
     "recall_chart",
     "rows_figure",
@@ -391,3 +393,24 @@ def _percent(interval: Interval) -> Interval:
     return Interval(
         estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
     )
+
+
+def curves_chart(curves: tuple[TrainingCurve, ...]) -> bytes:
+    """The losses over the steps, one panel below the other: they have scales of their own."""
+    figure = Figure(figsize=(WIDTH, 1.5 * len(curves) + 0.9), layout="constrained")
+    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    handles = []
+    for i, (ax, curve) in enumerate(zip(axes, curves, strict=True)):
+        colour = (BLUE, ORANGE, GREEN)[i % 3]
+        frame(ax)
+        ax.grid(axis="y", color=GRID, lw=1, zorder=0)
+        steps, losses = zip(*curve.points, strict=True)
+        ax.plot(steps, losses, color=colour, lw=1.8)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        ax.tick_params(axis="y", labelfontfamily=FONT, labelsize=9, labelcolor=MUTED)
+        handles.append(bar_mark(drawable(curve.loss, width=12), colour))
+    axis_label(axes[-1], "training steps")
+    add_legend(figure, handles)
+    return png_bytes(figure)

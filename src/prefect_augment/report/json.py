@@ -48,7 +48,7 @@ __all__ = [
 class Neighbour:
     """A synthetic record beside the real training record that is nearest to it.
 
-    ``synthetic`` and ``real`` map columns to text; ``distance`` is in the gate's feature space.
+    ``synthetic`` and ``real`` map columns to text; ``distance`` is in the filter's feature space.
     """
 
     label: str
@@ -61,58 +61,17 @@ class Neighbour:
 class ReportData:
     """Everything a report can show; whatever is left out is reported as not run.
 
+    Fields are those of :class:`ReportInfo`, which says what they hold, but for these.
+
     Parameters
     ----------
-    title : str
-        The dataset's name.
-    label : str
-        The label column.
-    status : {"published", "proposed", "refused", "evaluated"}
-        What became of the run; "evaluated" publishes nothing by intent, "proposed" not before
-        somebody approves.
-    approval : str
-        Who approved it, in a sentence; empty where nobody was asked.
-    plan : BalancePlan, optional
-        None where only existing data was judged.
-    notes : tuple of str
-        What ingest said about the source.
-    columns : tuple of ColumnInfo
-        Without the label.
-    part_counts : mapping of part to class to int
-        Real records in training, validation and holdout.
-    strategy_scores : tuple of StrategyScore
-        Scores on validation records, one per strategy and seed.
-    verdict, recipe, candidates : optional
-        The last comparison, the winner, what the filter kept.
-    counts_before, counts_after : mapping of class to origin to int
-        Training records (training and validation) before, and published.
-    weighted_counts : mapping of class to float
-        Sum of ``aug_weight`` per class over the published training records.
-    not_compared : mapping of class to str
-        Why a class is not judged; the verdict's own reasons are added.
-    quarantine : mapping of reason to int
-    rare_classes : tuple of str
-        Classes that ``column_shapes`` is made of.
     column_shapes : mapping of column to ColumnShape
+        Values of single records: their summaries are shown as far as ``pictures`` allows.
     neighbours : tuple of Neighbour
         Shown only where ``pictures`` is "real".
-    modality : {"table", "image"}
     sheets : mapping of class to PNG bytes
-        Picture sheets of :func:`sheets.sheet`, for images; in the page's order. They hold what
-        ``pictures`` allows: whoever draws them leaves real images out where it says so.
-    pictures : {"real", "synthetic", "none"}
-        What may be seen of records: "synthetic" leaves real values out of every picture, table
-        and file; "none" leaves out both.
-    seed : int, optional
-    model_kind, model_digest : str
-        Empty where no model was trained.
-    seconds : float, optional
-    method_notes : tuple of str
-        Sentences to add to the method section.
-    digests : mapping of str to str
-        Further digests for the lineage section, by what they are of.
-    software : mapping of str to str
-        Versions by package.
+        Picture sheets, for images, in the page's order. They hold what ``pictures`` allows: whoever draws
+        them leaves real images out where it says so.
     policy_sheet : bytes, optional
         The picture of a policy check, a PNG; shown only where ``pictures`` is "real".
     findings : Findings
@@ -151,6 +110,12 @@ class ReportData:
     software: Mapping[str, str] = field(default_factory=dict)
     policy_sheet: bytes | None = None
     findings: Findings = field(default_factory=Findings)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a measurement of ``findings`` by its name, as ``report.json`` has it."""
+        if name in Findings.model_fields:
+            return getattr(self.findings, name)
+        raise AttributeError(name)
 
 
 def sheet_files(data: ReportData) -> dict[str, str]:

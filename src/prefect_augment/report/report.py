@@ -52,7 +52,7 @@ def build_report(data: ReportData) -> dict[str, bytes]:
         In sorted order of names; equal data give equal bytes.
     """
     # Imported here: matplotlib and jinja2 take half a second that markdown_summary does not need.
-    from prefect_augment.report.report_page import draw_charts, render_page
+    from prefect_augment.report.html import draw_charts, render_page
 
     data = disclosable(data)
     shapes = shape_summaries(data)
@@ -60,8 +60,6 @@ def build_report(data: ReportData) -> dict[str, bytes]:
     files = {chart.file: chart.png for chart in charts}
     files["report.html"] = render_page(data, shapes, charts)
     files["report.json"] = _to_json(report_info(data, shapes))
-    if data.policy_sheet is not None:
-        files["policy.png"] = data.policy_sheet
     if data.recipe is not None:
         files["recipe.json"] = data.recipe.to_json()
     return dict(sorted(files.items()))

@@ -395,6 +395,32 @@ class Strategy(Result):
         """Whether the strategy trains on synthetic records."""
         return self.family in ("model", "mixture", "external")
 
+    @property
+    def setting(self) -> str:
+        """What is set about the strategy, for people.
+
+        Examples
+        --------
+        >>> Strategy(name="trees", family="model", amount=0.5, per_real=2.0).setting
+        'amount 0.5, 2 per real'
+        """
+        found = []
+        if self.family not in ("as_is", "threshold", "external"):
+            found.append(f"amount {self.amount:g}")
+        if self.per_real:
+            found.append(f"{self.per_real:g} per real")
+        if self.synthetic_weight != 1:
+            found.append(f"synthetic counts {self.synthetic_weight:g}")
+        if self.has_model and self.real_only_finish < 1:
+            found.append(f"synthetic in the first {self.real_only_finish:.0%}")
+        if self.classic_prob:
+            found.append(f"p {self.classic_prob:g}")
+            if self.classic_strength != 1:
+                found.append(f"{self.classic_strength:g} times as strong")
+        if self.tune_threshold:
+            found.append("threshold tuned")
+        return ", ".join(found) or "–"
+
 
 class EstimatorScore(Result):
     """One estimator's scores over the judged classes; all in [0, 1]."""

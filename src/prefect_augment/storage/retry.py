@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from prefect_augment.errors import ParameterError
 
@@ -20,9 +20,6 @@ __all__ = ["ONCE", "RetryPolicy", "call"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Waiting is no part of any result, so it needs no seed; runs that share one would come back together.
-_JITTER = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,6 @@ class RetryPolicy:
         backoff = _number("PREFECT_AUGMENT_STORAGE_BACKOFF_SECONDS", cls.backoff_seconds, least=0)
         return cls(attempts=int(attempts), backoff_seconds=backoff)
 
-    def wait_seconds(self, attempt: int) -> float:
-        """Return how long to wait after attempt number ``attempt``, which is 1 for the first."""
-        longest = min(self.max_seconds, self.backoff_seconds * 2.0 ** (attempt - 1))
-        return _JITTER.uniform(0.0, longest)
-
 
 ONCE = RetryPolicy(attempts=1)
 
@@ -79,7 +71,7 @@ def call(
     attempts: Callable[[Exception], int],
     what: str,
 ) -> T:
-    """Return what ``function`` returns, asking again after passing faults.
+    """Return what ``function`` returns, asking again after passing faults; raise its last exception.
 
     Parameters
     ----------
@@ -91,31 +83,27 @@ def call(
         How many attempts an exception is worth: 1 where it is final.
     what : str
         For the log, without secrets.
-
-    Raises
-    ------
-    Exception
-        The last one that ``function`` raised.
     """
-    attempt = 1
-    while True:
-        try:
-            return function()
-        except Exception as exc:
-            most = min(attempts(exc), policy.attempts)
-            if attempt >= most:
-                raise
-            wait = policy.wait_seconds(attempt)
-            logger.info(
-                "Cannot %s (%s, attempt %d of %d); trying again in %.1f s.",
-                what,
-                type(exc).__name__,
-                attempt,
-                most,
-                wait,
-            )
-        time.sleep(wait)
-        attempt += 1
+
+    def is_worth_it(state: RetryCallState) -> bool:
+        exc = state.outcome.exception() if state.outcome else None
+        if not isinstance(exc, Exception):
+            return False
+        return state.attempt_number < min(attempts(exc), policy.attempts)
+
+    def log(state: RetryCallState) -> None:
+        exc = state.outcome.exception() if state.outcome else None
+        logger.info(
+            "Cannot %s (%s, attempt %d); trying again in %.1f s.",
+            what,
+            type(exc).__name__,
+            state.attempt_number,
+            state.upcoming_sleep,
+        )
+
+    wait = wait_random_exponential(multiplier=policy.backoff_seconds, max=policy.max_seconds)
+    retrying = Retrying(retry=is_worth_it, wait=wait, before_sleep=log, reraise=True)
+    return retrying(function)
 
 
 def _number(name: str, default: float, *, least: float) -> float:

@@ -1,4 +1,9 @@
-"""The report's HTML page and the pictures in it."""
+"""The report's page: sections by template, every picture inline, no script.
+
+A section is a template of ``templates/sections``; one that has nothing to say draws nothing and is left out,
+with its link. A further measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a template and
+a line of :data:`SECTIONS`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,17 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from prefect_augment import text as words
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
 from prefect_augment.report.json import Neighbour, ReportData, sheet_files
-from prefect_augment.report.report_sections import environment, shown_sections
 from prefect_augment.report.view_model import (
     ORIGINS,
     ClassRow,
@@ -28,7 +36,42 @@ from prefect_augment.report.view_model import (
 )
 from prefect_augment.schema.base import Interval
 
-__all__ = ["Chart", "draw_charts", "render_page"]
+__all__ = ["SECTIONS", "Chart", "draw_charts", "render_page"]
+
+FILTERS = (
+    "count",
+    "duration",
+    "effect",
+    "interval_number",
+    "interval_percent",
+    "interval_points",
+    "number",
+    "percent",
+    "points",
+    "visible",
+)
+
+# Template (and where links lead) -> what links are called, in the order of the page.
+SECTIONS = {
+    "classes": "Classes",
+    "drift": "Since the last version",
+    "pictures": "Pictures",
+    "policy": "Policy check",
+    "strategies": "Strategies",
+    "search": "Search",
+    "per-class": "Per class",
+    "filter": "Safe classes",
+    "slices": "Groups",
+    "robustness": "Robustness",
+    "calibration": "Calibration",
+    "shapes": "Column shapes",
+    "neighbours": "Neighbours",
+    "training": "Training curves",
+    "privacy": "Privacy",
+    "quality": "Data quality",
+    "method": "Method and limits",
+    "lineage": "Lineage",
+}
 
 MAX_SHAPES = 24  # columns drawn, the most different ones; report.json has all
 MAX_NEIGHBOURS = 24
@@ -64,6 +107,7 @@ class Chart:
     alt: str
     png: bytes
     caption: str = ""
+    photo: bool = False  # its colours are not to be turned in the dark
 
     @property
     def uri(self) -> str:
@@ -97,7 +141,10 @@ def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart
         *_validation_chart(strategy_rows(data)),
         *_holdout_charts(data),
         *_recall_chart(data, rows),
+        *_policy_chart(data),
+        *_robustness_chart(data),
         *_shape_charts(shapes),
+        *_training_chart(data),
     )
 
 
@@ -121,7 +168,7 @@ def _sheet_charts(data: ReportData) -> list[Chart]:
         alt = f"{kinds} images of {words.visible(name)}."
         # Where the picture could not write the whole name; a browser has the letters for it.
         caption = "" if shown_name(name) == name else name
-        found.append(Chart("pictures", file, alt, data.sheets[name], caption))
+        found.append(Chart("pictures", file, alt, data.sheets[name], caption, photo=True))
     return found
 
 
@@ -219,6 +266,41 @@ def _shape_charts(shapes: Sequence[ShapeSummary]) -> list[Chart]:
     return found
 
 
+def _policy_chart(data: ReportData) -> list[Chart]:
+    if data.policy is None or data.policy_sheet is None:
+        return []
+    policy = words.visible(data.policy.policy)
+    alt = f"Images as they are, and under each operation of the policy {policy}."
+    return [Chart("policy", "policy.png", alt, data.policy_sheet, photo=True)]
+
+
+def _robustness_chart(data: ReportData) -> list[Chart]:
+    info = data.robustness
+    conditions = (info.clean, *info.conditions, info.mean) if info else ()
+    shown = [(c, c.differences[0]) for c in conditions if c.differences]
+    if not shown:
+        return []
+    pair = f"{shown[0][1].strategy} against {shown[0][1].against}"
+    rows = [charts.ForestRow(c.name, _percent(d.interval)) for c, d in shown]
+    label = "difference under each condition, points"
+    png = charts.forest_chart(rows, label=label, zero=True, legend="95 % interval")
+    told = "; ".join(f"{c.name}: {words.interval_points(d.interval)}" for c, d in shown)
+    alt = f"Difference of {pair} under each condition. {told}."
+    return [Chart("robustness", "robustness.png", alt, png, pair)]
+
+
+def _training_chart(data: ReportData) -> list[Chart]:
+    if data.training is None or not data.training.curves:
+        return []
+    told = "; ".join(
+        f"{words.visible(c.loss)}: {words.number(c.points[0][1])} at step {words.count(c.points[0][0])}, "
+        f"{words.number(c.points[-1][1])} at step {words.count(c.points[-1][0])}"
+        for c in data.training.curves
+    )
+    png = charts.curves_chart(data.training.curves)
+    return [Chart("training", "training.png", f"Training loss over the steps. {told}.", png)]
+
+
 def render_page(
     data: ReportData, shapes: Sequence[ShapeSummary], pictures: Iterable[Chart]
 ) -> bytes:
@@ -238,8 +320,12 @@ def render_page(
     for chart in pictures:
         by_section.setdefault(chart.section, []).append(chart)
     context = _context(data, shapes, by_section)
-    page = environment().get_template("report.html.j2")
-    text = page.render(context, sections=shown_sections(data, context))
+    sections = []
+    for name, link in SECTIONS.items():
+        html = environment().get_template(f"sections/{name}.html.j2").render(context)
+        if html.strip():
+            sections.append({"id": name, "link": link, "html": Markup(html)})  # noqa: S704
+    text = environment().get_template("report.html.j2").render(context, sections=sections)
     return text.encode("utf-8", errors="replace")
 
 
@@ -265,7 +351,7 @@ def _context(
         "as_is": as_is_strategy(data),
         "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
         "ratios": _imbalance_ratios(data, rows),
-        "gate_metrics": _filter_metrics(data),
+        "filter_metrics": _filter_metrics(data),
         "shapes": shapes,
         "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
         "max_rows": charts.MAX_ROWS,
@@ -321,7 +407,7 @@ def _ratio(counts: Sequence[float]) -> float | None:
 
 
 def _filter_metrics(data: ReportData) -> list[str]:
-    """Names of the gate's metrics over all strata."""
+    """Names of the filter's metrics over all strata."""
     return (
         sorted({name for c in data.candidates.classes for name in c.metrics})
         if data.candidates
@@ -360,3 +446,19 @@ def _decision_counts(rows: Sequence[ClassRow]) -> list[tuple[str, int]]:
     """How many classes got each decision, the most frequent first."""
     counted = Counter(r.decision for r in rows if r.decision)
     return sorted(counted.items(), key=lambda kv: (-kv[1], kv[0]))
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    """The page's templates, compiled once, with the words' functions as filters; every text is escaped."""
+    templates = Environment(
+        loader=PackageLoader("prefect_augment.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in FILTERS:
+        templates.filters[name] = getattr(words, name)
+    templates.filters["natural_sort"] = lambda names: sorted(names, key=words.natural_order)
+    return templates
