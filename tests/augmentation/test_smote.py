@@ -4,8 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from imblearn.over_sampling import SMOTE, SMOTENC
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits

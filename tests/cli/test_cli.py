@@ -15,9 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.cli import app as cli
-from prefect_augment.cli import rebalance as rebalance_commands
-from prefect_augment.cli import steps as step_commands
+from prefect_augment.cli import app as cli, rebalance as rebalance_commands, steps as step_commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source

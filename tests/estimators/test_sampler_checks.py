@@ -13,8 +13,8 @@ import pytest
 from imblearn.utils.estimator_checks import (
     check_dataframe_column_names_consistency,
     check_param_validation,
+    parametrize_with_checks as imblearn_checks,
 )
-from imblearn.utils.estimator_checks import parametrize_with_checks as imblearn_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks as sklearn_checks
 
 from prefect_augment.estimators.sampler import GenerativeSampler

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect_augment.report.section_privacy import section
 from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.evaluation.privacy.distances import Words, summed_up
@@ -26,7 +27,6 @@ from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.redaction import disclosable
 from prefect_augment.report.report import ReportData, build_report, markdown_summary
-from prefect_augment.report.section_privacy import section
 from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings, Release

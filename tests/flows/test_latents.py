@@ -50,8 +50,7 @@ from prefect_augment import (
     train,
     train_model,
 )
-from prefect_augment.cli import app as cli
-from prefect_augment.cli import latents as commands
+from prefect_augment.cli import app as cli, latents as commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel

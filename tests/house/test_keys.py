@@ -56,7 +56,9 @@ def nested(section: type[BaseModel]) -> set[type]:
 
 
 def test_every_class_of_parameters_is_a_section_or_part_of_one() -> None:
-    models = {c for c in known_params() if "kind" in c.model_fields and c.__name__.endswith("Model")}
+    models = {
+        c for c in known_params() if "kind" in c.model_fields and c.__name__.endswith("Model")
+    }
     parts = {kind for section in SECTIONS.values() for kind in nested(section)}
     parts |= {kind for model in models for kind in nested(model)}
     # RunParams bundles sections, `model` is one whole section whatever its kind.

@@ -35,7 +35,15 @@ def test_five_wrong_calls_are_five_errors(tmp_path: Path, repository: Path) -> N
     file.write_text(WRONG)
     settings = ["--config-file", str(repository / "pyproject.toml")]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", *settings, "--cache-dir", str(tmp_path / "cache"), str(file)],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            *settings,
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            str(file),
+        ],
         cwd=repository,
         capture_output=True,
         text=True,

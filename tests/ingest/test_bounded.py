@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.encoding import record_ids as keys
-from prefect_augment.ingest import quarantine
-from prefect_augment.ingest import write_shards as placing
-from prefect_augment.ingest import write_shards as staged_shards
+from prefect_augment.ingest import (
+    quarantine,
+    write_shards as placing,
+    write_shards as staged_shards,
+)
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.shards.staged import load_info
-from prefect_augment.sources import csv
-from prefect_augment.sources import parquet as parquet_source
+from prefect_augment.sources import csv, parquet as parquet_source
 from prefect_augment.sources.images import scan as image_reading
 from prefect_augment.sources.parquet import read_batches
 from prefect_augment.split import record_split
-from prefect_augment.storage import external_sort as binned
-from prefect_augment.storage import spill
+from prefect_augment.storage import external_sort as binned, spill
 from prefect_augment.storage.store import open_store
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from prefect_augment.latents.denoise import denoise
 from sklearn.linear_model import LogisticRegression
 from support.steps import experiment_of
 
@@ -23,7 +24,6 @@ from prefect_augment.latents.attribute_shift import shift_attribute
 from prefect_augment.latents.base import Job
 from prefect_augment.latents.capabilities import able_model
 from prefect_augment.latents.classify import classify
-from prefect_augment.latents.denoise import denoise
 from prefect_augment.latents.embed import embed
 from prefect_augment.latents.image_adapter import MAX_SHOWN, some_records
 from prefect_augment.latents.inputs import select_classes

@@ -25,10 +25,12 @@ from prefect_augment.errors import (
 )
 from prefect_augment.genmodels.tables.flow import TableFlow
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.latents import anomalies as anomalies_stage
-from prefect_augment.latents import base as latents_stage
-from prefect_augment.latents import embed as embed_stage
-from prefect_augment.latents import inputs as select_stage
+from prefect_augment.latents import (
+    anomalies as anomalies_stage,
+    base as latents_stage,
+    embed as embed_stage,
+    inputs as select_stage,
+)
 from prefect_augment.latents.anomalies import anomalies
 from prefect_augment.latents.base import Strata, suffixes
 from prefect_augment.latents.capabilities import able_model

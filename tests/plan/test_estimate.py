@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images

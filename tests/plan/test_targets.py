@@ -3,8 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefect_augment.encoding.strata import stratum_names, stratum_parts
 from prefect_augment.errors import ParameterError

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect_augment.report.section_drift import section
 from support.steps import release_of
 
 from prefect_augment.flows.rebalance import rebalance
@@ -19,7 +20,6 @@ from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.drift import class_drifts, drift_since, find_before
 from prefect_augment.report.json import published_schema
-from prefect_augment.report.section_drift import section
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassPlan,

@@ -18,6 +18,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from prefect_augment.report.report_page import render_page
 
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
@@ -31,7 +32,6 @@ from prefect_augment.report.report import (
     plan_table,
     shape_summaries,
 )
-from prefect_augment.report.report_page import render_page
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassFilter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect_augment.report.section_filter import section
+
 from prefect_augment.schema.base import ClassCheck, ClassFilter, FilterResult
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from prefect_augment.report.report import ReportData, build_report
 from prefect_augment.report.section_search import MAX_TRIALS, section, setting_text
+
+from prefect_augment.report.report import ReportData, build_report
 from prefect_augment.schema.base import Strategy
 from prefect_augment.schema.experiment import Rung, SearchResult, Trial
 from prefect_augment.schema.report import Findings

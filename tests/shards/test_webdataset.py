@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.shards import webdataset
-from prefect_augment.shards import webdataset as tar_members
+from prefect_augment.shards import webdataset, webdataset as tar_members
 from prefect_augment.shards.base import open_shard, read_shard, write_shards
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.shards.webdataset import tar_headers

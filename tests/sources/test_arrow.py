@@ -13,13 +13,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.sources import archives as packed
-from prefect_augment.sources import arrow
+from prefect_augment.sources import archives as packed, arrow
 from prefect_augment.sources.base import SourceRecords, whole
 
 

@@ -16,8 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefect_augment.errors import ParameterError, StorageError, TransientError
 from prefect_augment.storage.drivers import options_of

@@ -9,8 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from torch.distributions import Normal  # noqa: E402
-from torch.distributions import kl_divergence as torch_kl  # noqa: E402
+from torch.distributions import (  # noqa: E402
+    Normal,
+    kl_divergence as torch_kl,
+)
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402

@@ -7,8 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from torch.distributions import Categorical, MixtureSameFamily, Normal  # noqa: E402
-from torch.distributions import kl_divergence as torch_kl  # noqa: E402
+from torch.distributions import (  # noqa: E402
+    Categorical,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence as torch_kl,
+)
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
 from prefect_augment.genmodels.latent_density import kl_divergence  # noqa: E402

@@ -12,9 +12,11 @@ from sklearn.tree import DecisionTreeRegressor
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from, uniform
-from prefect_augment.genmodels.trees import growth as tree_growth
-from prefect_augment.genmodels.trees import model as table_trees
-from prefect_augment.genmodels.trees import nodes as tree_nodes
+from prefect_augment.genmodels.trees import (
+    growth as tree_growth,
+    model as table_trees,
+    nodes as tree_nodes,
+)
 from prefect_augment.genmodels.trees.growth import Predictors
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import NoModel, TreesModel
