@@ -68,8 +68,7 @@ def draw() -> str:
     place = {name: 30 + ROW * i for i, name in enumerate(names)}
     height = 40 + ROW * len(names)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
-        'font-size="13" role="img" aria-label="The folders and what they import">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
     ]
     starts = [place[name] for name in BANDS] + [30 + ROW * len(names)]
@@ -79,7 +78,7 @@ def draw() -> str:
             f'<rect x="{LEFT}" y="{y}" width="{WIDTH - LEFT}" height="{bottom - top - 2}" fill="{colour}"/>'
         )
         parts.append(
-            f'<text x="{WIDTH - 10}" y="{y + 17}" text-anchor="end" fill="#666">{title}</text>'
+            f'<text font-size="13" x="{WIDTH - 10}" y="{y + 17}" text-anchor="end" fill="#666">{title}</text>'
         )
     for a, b in arcs(names):
         y, end = place[a], place[b]
@@ -92,11 +91,13 @@ def draw() -> str:
         about, n_modules = row(name)
         y = place[name] + 4
         parts.append(f'<circle cx="{LEFT - 4}" cy="{place[name]}" r="3" fill="#4a6fa5"/>')
-        parts.append(f'<text x="{LEFT + 10}" y="{y}" font-weight="bold">{name}</text>')
         parts.append(
-            f'<text x="{LEFT + 140}" y="{y}" text-anchor="end" fill="#666">{n_modules}</text>'
+            f'<text font-size="13" x="{LEFT + 10}" y="{y}" font-weight="bold">{name}</text>'
         )
-        parts.append(f'<text x="{LEFT + 155}" y="{y}">{escape(about)}</text>')
+        parts.append(
+            f'<text font-size="13" x="{LEFT + 140}" y="{y}" text-anchor="end" fill="#666">{n_modules}</text>'
+        )
+        parts.append(f'<text font-size="13" x="{LEFT + 155}" y="{y}">{escape(about)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

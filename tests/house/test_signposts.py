@@ -24,7 +24,7 @@ def test_what_the_table_of_places_names_is_there(repository: Path) -> None:
         folder = ""
         for name in re.findall(r"`([\w/]+(?:/|\.py))`", row):
             # A file without a folder lies in the one that was named before it.
-            path = name if "/" in name else f"{folder}/{name}"
-            folder = path.rpartition("/")[0]
-            places = (repository / path, repository / "src" / "prefect_augment" / path)
-            assert any(place.exists() for place in places), path
+            package = repository / "src" / "prefect_augment"
+            places = [repository / name, package / name, package / folder / name]
+            assert any(place.exists() for place in places), name
+            folder = name.rpartition("/")[0]
