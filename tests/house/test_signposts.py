@@ -27,4 +27,4 @@ def test_what_the_table_of_places_names_is_there(repository: Path) -> None:
             package = repository / "src" / "prefect_augment"
             places = [repository / name, package / name, package / folder / name]
             assert any(place.exists() for place in places), name
-            folder = name.rpartition("/")[0]
+            folder = name.rpartition("/")[0] or folder
