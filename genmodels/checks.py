@@ -1,4 +1,4 @@
-"""What every model refuses when it is asked for records."""
+"""Checks of a request for records that every model makes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,7 @@ __all__ = ["check_classes", "check_request"]
 def check_request(
     conditions: NDArray[np.int64], seeds: NDArray[np.int64], classes: tuple[str, ...]
 ) -> None:
-    """Refuse a request without a seed for each condition, or of classes that there are not.
-
-    Parameters
-    ----------
-    conditions, seeds : ndarray of int64, shape (n,)
-    classes : tuple of str
-        The model's.
-
-    Raises
-    ------
-    ParameterError
-        If there is not one seed per condition.
-    EmptyClassError
-        If a condition is no index into the classes.
-    """
+    """Check that every condition has a seed (ParameterError) and is a class (EmptyClassError)."""
     if conditions.shape != seeds.shape:
         raise ParameterError(
             f"{len(conditions)} conditions came with {len(seeds)} seeds; give one each."
@@ -36,7 +22,7 @@ def check_request(
 
 
 def check_classes(y: NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Refuse indices of classes that there are not, by EmptyClassError."""
+    """Raise EmptyClassError where an index is none of the model's classes."""
     if y.size and not 0 <= y.min() <= y.max() < len(classes):
         raise EmptyClassError(
             f"conditions go from {y.min()} to {y.max()}, the model has "

@@ -153,14 +153,14 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         ]
         return [*(Stretch(layer, each, layer.unroll) for layer in layers), whole]
 
-    def settle(self, network: Codec, records: ImageRecords, seed: int) -> None:
+    def after_training(self, network: Codec, records: ImageRecords, seed: int) -> None:
         """Find what is drawn from, in the codes of the records."""
         with torch.inference_mode():
             found = [
                 network.encode(to_shares(some.to(records.y.device)))
                 for some in records.images.split(AT_ONCE)
             ]
-        self.settle_draws(torch.cat(found).cpu().numpy().astype(np.float32), records, seed)
+        self.fit_densities(torch.cat(found).cpu().numpy().astype(np.float32), records, seed)
 
     def raw(self, network: Codec, images: Tensor) -> Tensor:
         """Return codes before their activation."""
@@ -174,7 +174,7 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         """Return the decoder's images, those without a bound of their own held in bounds."""
         return network.decode(codes).clamp(0.0, 1.0)
 
-    def strangeness(self, network: Codec, images: Tensor) -> Tensor:
+    def anomaly(self, network: Codec, images: Tensor) -> Tensor:
         """Return the mean of :func:`.image_latents.smoothed_errors` over the image."""
         back = self.decoded(network, network.activated(network.encode(images)))
         return smoothed_errors(images, back).mean(dim=(1, 2))

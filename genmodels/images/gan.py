@@ -48,7 +48,7 @@ from prefect_augment.genmodels.images.training import (
 )
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
-from prefect_augment.nn.early_stopping import N_STRETCHES, train_watched
+from prefect_augment.nn.early_stopping import N_STRETCHES, train_with_early_stopping
 from prefect_augment.nn.networks import patch_size
 from prefect_augment.params import GanModel
 
@@ -117,12 +117,12 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
         """Train while the generator's images are watched."""
         assert isinstance(phase, GanPhase)
-        found = train_watched(
+        found = train_with_early_stopping(
             phase,
             steps=ctx.steps,
             seed=ctx.seed,
             device=device,
-            judge=self._judge(phase.records, device, ctx.seed),
+            validate=self._judge(phase.records, device, ctx.seed),
             ema_fraction=self.params.ema_fraction,
             patience=N_STRETCHES,  # the distance goes up and down: all of the budget is taken
             on_progress=ctx.report,
@@ -228,7 +228,7 @@ class GanPhase(ImagePhase):
         self.critic_steps = critic_steps
         self.first_penalty = self.penalty = gradient_penalty
         self.learning_rate = learning_rate
-        self.resting: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Critic, several times where asked for (one and the same), then generator."""

@@ -70,7 +70,7 @@ class LatentImages(ImageNetwork[P, N]):
         """Return the most likely images of codes, float32 of (n, channels, size, size)."""
 
     @abstractmethod
-    def strangeness(self, network: N, images: Tensor) -> Tensor:
+    def anomaly(self, network: N, images: Tensor) -> Tensor:
         """Return how badly each image in [0, 1] is accounted for, (n,)."""
 
     def codes(self, network: N, raw: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class LatentImages(ImageNetwork[P, N]):
 
     # --- drawing ---
 
-    def settle_draws(self, Z: Floats, records: ImageRecords, seed: int) -> None:
+    def fit_densities(self, Z: Floats, records: ImageRecords, seed: int) -> None:
         """Fit what is drawn from to the raw vectors of the records trained on."""
         y, n_classes = records.y.cpu().numpy(), self.spec.n_classes
         self._drawn_from = self._way_of_drawing().fit(Z, y, n_classes, seed=seed)
@@ -158,7 +158,7 @@ class LatentImages(ImageNetwork[P, N]):
     def anomaly_scores(self, X: Pixels) -> NDArray[np.float64]:
         """Return how badly the model accounts for each image, as :class:`.base.Encodes` has it."""
         network = self.network
-        return self._each(X, lambda x: self.strangeness(network, x), np.float64, ())
+        return self._each(X, lambda x: self.anomaly(network, x), np.float64, ())
 
     def anomaly_maps(self, X: Pixels) -> Floats:
         """Return where each image is not as it comes back: see :func:`smoothed_errors`.

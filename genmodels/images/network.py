@@ -24,7 +24,7 @@ from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
 from prefect_augment.nn import loop
 from prefect_augment.nn.budget import Calibration
-from prefect_augment.nn.devices import Device, choose_device, usable_cores
+from prefect_augment.nn.devices import Device, available_cores, choose_device
 from prefect_augment.params.base import Params
 
 __all__ = ["MAX_SIZE", "MIN_SIZE", "ImageNetwork", "to_pixels"]
@@ -96,7 +96,7 @@ class ImageNetwork(ABC, Generic[P, N]):
         """Return how long a step takes, in the mean over the run."""
         return loop.seconds_per_step(phase, seed=seed, device=device)
 
-    def settle(self, network: N, records: ImageRecords, seed: int) -> None:
+    def after_training(self, network: N, records: ImageRecords, seed: int) -> None:
         """Find what drawing needs beside the weights, from the records trained on."""
 
     def useful_threads(self, batch_size: int) -> int:
@@ -111,7 +111,7 @@ class ImageNetwork(ABC, Generic[P, N]):
         """Take back what :meth:`extra_config` gave; the whole configuration comes."""
 
     def extra_state(self) -> Arrays:
-        """Return what :meth:`settle` found."""
+        """Return what :meth:`after_training` found."""
         return {}
 
     def load_extra_state(self, arrays: Arrays) -> None:
@@ -171,7 +171,7 @@ class ImageNetwork(ABC, Generic[P, N]):
         self._network, self._n_steps = network, steps
         self.device, self.micro_batch = device, self.micro_batches[device.name]
         with device.settings():
-            self.settle(network, phase.records, ctx.seed)
+            self.after_training(network, phase.records, ctx.seed)
 
     def calibrate(self, data: ImageData, ctx: FitContext) -> Calibration:
         """Return how this machine would train, as :class:`.Calibrates` has it."""
@@ -268,7 +268,7 @@ class ImageNetwork(ABC, Generic[P, N]):
         parts = [slice(start, min(n, start + self.micro_batch)) for start in starts]
         with replace(self.device, threads=1).settings():
             if self.device.name == "cpu" and len(parts) > 1:
-                with ThreadPoolExecutor(min(usable_cores(), len(parts))) as pool:
+                with ThreadPoolExecutor(min(available_cores(), len(parts))) as pool:
                     list(pool.map(do, parts))
             else:
                 for part in parts:

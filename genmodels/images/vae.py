@@ -32,7 +32,7 @@ from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH, UNIT
 from prefect_augment.genmodels.images.autoencoder_network import Codec
 from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, code_size, to_shares
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
-from prefect_augment.genmodels.latent_density import Prior, kl_divergence, soft
+from prefect_augment.genmodels.latent_density import Prior, bound_log_scale, kl_divergence
 from prefect_augment.nn import loop
 from prefect_augment.params import VaeModel
 
@@ -68,7 +68,7 @@ class VaeNetwork(nn.Module):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and logarithms of scales of q(z | x), each (n, n_latent)."""
         mean, log_scale = self.codec.encode(images).chunk(2, dim=1)
-        return mean, soft(log_scale)
+        return mean, bound_log_scale(log_scale)
 
     def scale(self) -> Tensor:
         """Return the deviation of pixels from the decoder's, a scalar."""
@@ -128,7 +128,7 @@ def importance_bounds(network: VaeNetwork, images: Tensor, noise: Tensor) -> Ten
     Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
     """
     mean, log_scale = network.posterior(images)
-    centres, spreads = network.prior.mean, soft(network.prior.log_scale)
+    centres, spreads = network.prior.mean, bound_log_scale(network.prior.log_scale)
     found = []
     for eps in noise:
         z = mean + log_scale.exp() * eps
@@ -247,7 +247,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
             *self.elbo(data.images[some], data.y[some]),
         )
 
-    def settle(self, network: VaeNetwork, records: ImageRecords, seed: int) -> None:
+    def after_training(self, network: VaeNetwork, records: ImageRecords, seed: int) -> None:
         """Find what is drawn from, in draws of q(z | x)."""
         rng = loop.step_generator(seed, "vae/settle", 0, records.y.device)
         found = []
@@ -256,7 +256,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
                 mean, log_scale = network.posterior(to_shares(some.to(records.y.device)))
                 noise = torch.randn(mean.shape, generator=rng, device=mean.device)
                 found.append(mean + log_scale.exp() * noise)
-        self.settle_draws(torch.cat(found).cpu().numpy(), records, seed)
+        self.fit_densities(torch.cat(found).cpu().numpy(), records, seed)
 
     def raw(self, network: VaeNetwork, images: Tensor) -> Tensor:
         """Return the means of q(z | x)."""
@@ -311,7 +311,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
             (self.spec.n_classes,),
         )
 
-    def strangeness(self, network: VaeNetwork, images: Tensor) -> Tensor:
+    def anomaly(self, network: VaeNetwork, images: Tensor) -> Tensor:
         """Return the negative bound under the class that fits best."""
         bounds = importance_bounds(network, images, self._importance_noise(N_IMPORTANCE))
         return -bounds.max(dim=1).values
@@ -379,6 +379,6 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         """Return mean and deviation of each latent number over the classes' priors, (n_latent,)."""
         prior = self.network.prior
         with torch.inference_mode():
-            variance = (2 * soft(prior.log_scale)).exp().mean(dim=0)
+            variance = (2 * bound_log_scale(prior.log_scale)).exp().mean(dim=0)
             spread = prior.mean.var(dim=0, correction=0)
             return prior.mean.mean(dim=0), (variance + spread).sqrt()

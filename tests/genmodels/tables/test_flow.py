@@ -25,7 +25,7 @@ from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
     drawing_order,
 )
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.tables.training import Encoded, held_back_rows  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded, held_out_rows  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
 from prefect_augment.synthesis.train import fit_model  # noqa: E402
@@ -243,11 +243,11 @@ def test_classes_are_drawn_by_a_power_of_their_counts(power: float, rare: float)
 
 def test_a_tenth_is_held_back_of_the_classes_that_can_spare_it() -> None:
     y = np.repeat([0, 1, 2], [200, 40, 8]).astype(np.int64)
-    rows = held_back_rows(y, 5)
+    rows = held_out_rows(y, 5)
     assert np.bincount(y[rows], minlength=3).tolist() == [20, 4, 0]
-    assert (held_back_rows(y, 5) == rows).all()
-    assert set(held_back_rows(y, 6)) != set(rows)
-    assert not len(held_back_rows(y[200:], 5)), "four records say too little"
+    assert (held_out_rows(y, 5) == rows).all()
+    assert set(held_out_rows(y, 6)) != set(rows)
+    assert not len(held_out_rows(y[200:], 5)), "four records say too little"
 
 
 def test_passes_over_the_records_are_limited_however_large_the_budget() -> None:
