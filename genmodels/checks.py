@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 
-__all__ = ["check_classes", "check_request"]
+__all__ = ["check_classes", "check_latents", "check_request"]
 
 
 def check_request(
@@ -28,3 +28,15 @@ def check_classes(y: NDArray[np.int64], classes: tuple[str, ...]) -> None:
             f"conditions go from {y.min()} to {y.max()}, the model has "
             f"classes 0 to {len(classes) - 1}: {', '.join(classes)}."
         )
+
+
+def check_latents(
+    Z: NDArray[np.float32], y: NDArray[np.int64], n_latent: int, classes: tuple[str, ...]
+) -> None:
+    """Check the shape of latent vectors (ParameterError) and their classes (EmptyClassError)."""
+    if Z.shape != (len(y), n_latent):
+        raise ParameterError(
+            f"expected latent vectors of shape {(len(y), n_latent)}, one per class, found "
+            f"{Z.shape}; take those of embed."
+        )
+    check_classes(y, classes)

@@ -18,20 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.tables.latent import LatentTable
 from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, MixedSpace, bounded
-from prefect_augment.genmodels.tables.training import Encoded, TablePhase, TableValidation
+from prefect_augment.genmodels.tables.training import Encoded, Split, TablePhase, TableValidation
 from prefect_augment.nn.early_stopping import Validation
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import GanModel
@@ -287,16 +284,9 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
             network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
         )
 
-    def new_validation(
-        self,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_back: NDArray[np.int64],
-        seed: int,
-    ) -> TableValidation:
+    def new_validation(self, phase: TablePhase, split: Split) -> TableValidation:
         """Validate by drawn records."""
-        return GanValidation(self, phase, data, trained, held_back, seed)
+        return GanValidation(self, phase, split)
 
     def after_training(self, network: GanNetwork, records: Encoded, seed: int) -> None:
         """Fit a density per class to the records' latent vectors."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext, TableData
-from prefect_augment.genmodels.checks import check_classes
+from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.tables.network import N, P, TableNetwork
@@ -132,12 +132,7 @@ class LatentTable(TableNetwork[P, N]):
         unknown class.
         """
         Z, y = np.asarray(Z, np.float32), np.asarray(y, np.int64)
-        if Z.shape != (len(y), self.n_latent):
-            raise ParameterError(
-                f"expected latent vectors of shape {(len(y), self.n_latent)}, one per class given, "
-                f"found {Z.shape}; take those of embed."
-            )
-        check_classes(y, self.spec.classes)
+        check_latents(Z, y, self.n_latent, self.spec.classes)
         X = np.empty((len(y), self.spec.n_columns))
         at = replace(self.device, threads=1)
         with at.settings(), torch.inference_mode(), at.autocast():

@@ -26,6 +26,7 @@ from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import (
     Encoded,
+    Split,
     TablePhase,
     TableValidation,
     held_out_rows,
@@ -144,17 +145,15 @@ class TableNetwork(ABC, Generic[P, N]):
         Raises EmptyClassError without records; ParameterError if the matrix does not have the
         spec's columns or there is no step to take; DivergedError if the loss is not finite.
         """
-        space, trained, held_out = self._records(data, ctx.seed)
+        space, split = self._split(data, ctx.seed)
         self._space, self.device = space, self._device(ctx)
         self.micro_batch = MICRO_BATCH[self.device.name]
         if not _varies(space):
             ctx.report(0, {})
             return
-        phase = self._phase(data, trained, space, ctx)
-        validate = None
-        if len(held_out):
-            validate = self.new_validation(phase, data, trained, held_out, ctx.seed)
-        steps = min(ctx.steps, self._useful_steps(len(trained), phase.batch_size))
+        phase = self._phase(split, space, ctx)
+        validate = self.new_validation(phase, split) if len(split.held_out) else None
+        steps = min(ctx.steps, self._useful_steps(len(split.trained), phase.batch_size))
         result = train_with_early_stopping(
             phase,
             steps=steps,
@@ -175,40 +174,31 @@ class TableNetwork(ABC, Generic[P, N]):
         if result.steps < steps:
             ctx.report(result.steps, {})
 
-    def new_validation(
-        self,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_out: NDArray[np.int64],
-        seed: int,
-    ) -> TableValidation:
+    def new_validation(self, phase: TablePhase, split: Split) -> TableValidation:
         """Return the validation for early stopping."""
-        return TableValidation(self, phase, data, trained, held_out, seed)
+        return TableValidation(self, phase, split)
 
     def calibrate(self, data: TableData, ctx: FitContext) -> Calibration:
         """Return how this machine would train; see :class:`.Calibrates`.
 
         Steps are too small for several threads, and one thread gives the same bits everywhere.
         """
-        space, trained, held_out = self._records(data, ctx.seed)
+        space, split = self._split(data, ctx.seed)
         device = self._device(ctx)
         seconds = validation_seconds = 0.0
         if not ctx.steps:
             seconds = CONSTANT_STEP_SECONDS
             if _varies(space):
-                phase = self._phase(data, trained, space, ctx)
+                phase = self._phase(split, space, ctx)
                 seconds = loop.seconds_per_step(phase, seed=ctx.seed, device=device)
                 model = type(self)(self.params, self.spec)  # self stays unchanged
                 model._space, model.device = space, device
                 model.micro_batch = MICRO_BATCH[device.name]
-                validation_seconds = model._validation_seconds(
-                    phase, data, trained, held_out, ctx.seed
-                )
-        batch_size = ctx.batch_size or self.batch_size(len(trained), device)
+                validation_seconds = model._validation_seconds(phase, split)
+        batch_size = ctx.batch_size or self.batch_size(len(split.trained), device)
         return Calibration(
             steps=ctx.steps,
-            most_steps=self._useful_steps(len(trained), batch_size),
+            most_steps=self._useful_steps(len(split.trained), batch_size),
             batch_size=batch_size,
             device=device.name,
             precision=device.precision,
@@ -217,18 +207,11 @@ class TableNetwork(ABC, Generic[P, N]):
             fixed_seconds=validation_seconds,
         )
 
-    def _validation_seconds(
-        self,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_out: NDArray[np.int64],
-        seed: int,
-    ) -> float:
+    def _validation_seconds(self, phase: TablePhase, split: Split) -> float:
         """Seconds of all validations of a training, measured by one of them."""
-        if not len(held_out):
+        if not len(split.held_out):
             return 0.0
-        validate = self.new_validation(phase, data, trained, held_out, seed)
+        validate = self.new_validation(phase, split)
         started = time.perf_counter()
         with self.device.settings():
             validate(phase.network)
@@ -239,10 +222,8 @@ class TableNetwork(ABC, Generic[P, N]):
         epochs: int = getattr(self.params, "epochs", 1)
         return max(self.min_steps, -(-epochs * n_records // batch_size))
 
-    def _records(
-        self, data: TableData, seed: int
-    ) -> tuple[MixedSpace, NDArray[np.int64], NDArray[np.int64]]:
-        """The space of all records, the rows to train on, and the held-out rows."""
+    def _split(self, data: TableData, seed: int) -> tuple[MixedSpace, Split]:
+        """The space of all records, and which of them are held out."""
         if len(data.y) == 0:
             raise EmptyClassError(
                 "there are 0 training records, so the model cannot be trained; give a larger source."
@@ -254,18 +235,16 @@ class TableNetwork(ABC, Generic[P, N]):
             )
         held_out = held_out_rows(data.y, seed)
         trained = np.setdiff1d(np.arange(len(data.y)), held_out)
-        return MixedSpace.fit(data, self.spec), trained, held_out
+        return MixedSpace.fit(data, self.spec), Split(data, trained, held_out, seed)
 
     def _device(self, ctx: FitContext) -> Device:
         return choose_device(ctx.device, threads=ctx.threads or 1, precision=ctx.precision)
 
-    def _phase(
-        self, data: TableData, rows: NDArray[np.int64], space: MixedSpace, ctx: FitContext
-    ) -> TablePhase:
-        device = self._device(ctx)
+    def _phase(self, split: Split, space: MixedSpace, ctx: FitContext) -> TablePhase:
+        device, rows = self._device(ctx), split.trained
         network = self._new_network(space, ctx.seed).to(device.torch)
         batch_size = ctx.batch_size or self.batch_size(len(rows), device)
-        records = Encoded.of(data.X[rows], data.y[rows], space, device)
+        records = Encoded.of(split.data.X[rows], split.data.y[rows], space, device)
         return self.new_phase(network, records, space, batch_size)
 
     def _new_network(self, space: MixedSpace, seed: int) -> N:

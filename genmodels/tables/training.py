@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_s
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 from prefect_augment.nn.early_stopping import Validation
+
+if TYPE_CHECKING:
+    from prefect_augment.genmodels.tables.network import TableNetwork
 
 __all__ = ["Encoded", "TablePhase", "TableValidation", "held_out_rows"]
 
@@ -137,45 +140,21 @@ class TablePhase(ABC):
         return torch.stack(list(losses.values())).sum()
 
 
-class Draws(Protocol):
-    """What validation needs of the model being trained."""
+@dataclass(frozen=True)
+class Split:
+    """Training records, divided into rows to train on and held-out rows."""
 
-    @property
-    def space(self) -> MixedSpace:
-        """The space of its columns."""
-        ...
-
-    @property
-    def device(self) -> Device:
-        """Where it computes."""
-        ...
-
-    def after_training(self, network: Any, records: Encoded, seed: int) -> None:
-        """Fit what sampling needs besides the network."""
-        ...
-
-    def drawn(
-        self, network: Any, y: NDArray[np.int64], seeds: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Draw one record of each class in ``y``."""
-        ...
+    data: TableData
+    trained: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    seed: int  # every validation draws the same records
 
 
 class TableValidation:
-    """Loss on the held-out rows of ``data``, and whether draws reproduce the rows ``trained``.
+    """Loss on the held-out records, and whether draws reproduce the others."""
 
-    ``seed`` makes every validation draw the same records.
-    """
-
-    def __init__(
-        self,
-        model: Draws,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_out: NDArray[np.int64],
-        seed: int,
-    ) -> None:
+    def __init__(self, model: TableNetwork[Any, Any], phase: TablePhase, split: Split) -> None:
+        data, held_out, seed = split.data, split.held_out, split.seed
         self.model = model
         self.phase = phase
         self.seed = seed
@@ -188,7 +167,7 @@ class TableValidation:
         generator = loop.step_generator(seed, "judge", 0, device.torch)
         order = torch.randperm(len(rows), generator=generator, device=device.torch)
         self.batch = phase.noisy(encoded, rows[order], generator)
-        near = rng.permutation(trained)[:MAX_COMPARED]
+        near = rng.permutation(split.trained)[:MAX_COMPARED]
         self.trained = self._features(data.X[near])
         self.y = rng.permutation(data.y[held_out])[:MAX_DRAWN]
         own = self._distances(self._features(data.X[rng.permutation(held_out)[:MAX_COMPARED]]))

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, numpy as safetensors_numpy
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import Result
+from prefect_augment.schema.base import ModelRef, Result
 from prefect_augment.storage.store import Store
 
 __all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class NamesCheckpoint(Protocol):
-    """Anything that names a checkpoint: a ``ModelRef`` or a :class:`CheckpointRef`."""
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def checkpoint(self) -> str: ...
-
-    @property
-    def config(self) -> str: ...
 
 
 class CheckpointRef(Result):
@@ -60,7 +47,7 @@ def save_checkpoint(
     return digest, paths
 
 
-def load_checkpoint(store: Store, ref: NamesCheckpoint) -> tuple[dict[str, Any], Arrays]:
+def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> tuple[dict[str, Any], Arrays]:
     """Configuration and arrays; raises IntegrityError if a file is missing, damaged or another one."""
     try:
         written, weights = store.read(ref.config), store.read(ref.checkpoint)

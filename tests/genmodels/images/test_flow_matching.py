@@ -26,7 +26,7 @@ from prefect_augment.genmodels.images.flow_training import (  # noqa: E402
     velocity_loss,
 )
 from prefect_augment.genmodels.images.training import (  # noqa: E402
-    N_TOLD,
+    N_AUGMENT,
     ImageRecords,
     moved,
     turned,
@@ -148,7 +148,7 @@ def phase(params: DiffusionModel, n_batch: int = 20_000) -> FlowPhase:
     images = (
         np.where(y == 0, 10, 200).astype(np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     )
-    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_TOLD)
+    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_AUGMENT)
     records = ImageRecords.of(
         ImageData(images, y), n_classes=2, class_power=params.class_power, device=Device()
     )

@@ -20,9 +20,9 @@ from prefect_augment.genmodels.tables.flow import (  # noqa: E402
 )
 from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
     FlowNetwork,
-    carried,
     draw_choices,
     drawing_order,
+    integrate_scores,
 )
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
 from prefect_augment.genmodels.tables.training import Encoded, held_out_rows  # noqa: E402
@@ -134,7 +134,7 @@ def test_scores_are_carried_with_at_least_second_order() -> None:
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     known, has_score = torch.zeros(64, 3), torch.ones(64, 3, dtype=torch.bool)
     errors = [
-        float((carried(network, known, noise, has_score, n) - SPREAD * noise).abs().max())
+        float((integrate_scores(network, known, noise, has_score, n) - SPREAD * noise).abs().max())
         for n in (40, 80)
     ]
     assert errors[1] < 0.002
