@@ -17,7 +17,7 @@ of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -99,7 +99,9 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
         """Train, and keep an early network if guidance needs one."""
         if self.params.compile:
-            compiled(phase.network, self._example(phase, ctx.seed), device)
+            rng = loop.step_generator(ctx.seed, "compile", 0, phase.device)
+            loss = partial(phase.loss, "velocity", phase.batch("velocity", rng))
+            compiled(phase.network, loss, device)
         if not self._needs_early:
             return super().train(phase, device, ctx)
         network, self._early, steps = train_keeping_early(
@@ -111,26 +113,21 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
     def _needs_early(self) -> bool:
         return self.params.guidance != 1.0 and self.params.guide == "early"
 
-    def _example(self, phase: ImagePhase, seed: int) -> Callable[[], Tensor]:
-        rng = loop.step_generator(seed, "compile", 0, phase.device)
-        return lambda: phase.loss("velocity", phase.batch("velocity", rng))
-
     def draw(self, network: UNet, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Carry each record's noise along the velocity."""
         size, _, channels = self.spec.shape
         noise = normal(keys, channels * size * size).reshape(-1, channels, size, size)
         x0 = torch.from_numpy(noise).to(self.device.torch, memory_format=torch.channels_last)
-        velocity = self._velocity(network, y)
+        velocity = self._velocity(network, y, self.params.guidance)
         return integrate(velocity, x0, self.params.sampler_steps, rule=self.params.sampler)
 
-    def _velocity(self, network: UNet, y: Tensor) -> Velocity:
-        """Velocity for classes ``y``, with guidance if configured.
+    def _velocity(self, network: UNet, y: Tensor, guidance: float = 1.0) -> Velocity:
+        """Velocity for classes ``y``; 1 is without guidance.
 
         Guidance moves away from the prediction without a label (Ho & Salimans 2022), or from that
         of an early network (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
         Itself"), which costs less diversity.
         """
-        guidance = self.params.guidance
         unlabelled = torch.full_like(y, self.spec.n_classes)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -160,7 +157,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
             with torch.inference_mode():
                 x = uses.as_images(X[rows], self.device.torch)
                 unlabelled = torch.full((len(x),), self.spec.n_classes, device=x.device)
-                velocity = self._unguided(network, unlabelled)
+                velocity = self._velocity(network, unlabelled)
                 clean[rows] = to_pixels(uses.denoised(velocity, x, 2.0 * noise))
 
         self.in_micro_batches(len(X), each)
@@ -180,19 +177,11 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
                 x = uses.as_images(X[rows], self.device.torch)
                 for k in range(self.spec.n_classes):
                     y = torch.full((len(x),), k, device=x.device)
-                    batch_bounds = uses.log_likelihoods(self._unguided(network, y), x)
+                    batch_bounds = uses.log_likelihoods(self._velocity(network, y), x)
                     bounds[rows, k] = batch_bounds.cpu().numpy()
 
         self.in_micro_batches(len(X), each)
         return bounds
-
-    def _unguided(self, network: UNet, y: Tensor) -> Velocity:
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            with self.device.autocast():
-                prediction: Tensor = network(x, t, y)
-            return prediction
-
-        return velocity
 
     def extra_state(self) -> Arrays:
         """The early network."""

@@ -97,7 +97,8 @@ class FlowPhase(ImagePhase):
         rows = records.rows(n, rng)
         dropped = torch.rand(n, generator=rng, device=device) < self.params.label_dropout
         y = torch.where(dropped, self.network.n_classes, records.y[rows])
-        t = self._times(rng)
+        # Logit-normal times (Esser et al. 2024): the middle is where there is most to learn.
+        t = torch.sigmoid(torch.randn(n, generator=rng, device=device))
         noise = torch.randn((n, *records.images.shape[1:]), generator=rng, device=device)
         images, moves = moved(
             records.take(rows),
@@ -108,10 +109,6 @@ class FlowPhase(ImagePhase):
         )
         other = torch.randint(0, self.network.n_classes, (n,), generator=rng, device=device)
         return images, y, noise, t, moves, other
-
-    def _times(self, rng: torch.Generator) -> Tensor:
-        """Logit-normal times (Esser et al. 2024): the middle is where there is most to learn."""
-        return torch.sigmoid(torch.randn(self.batch_size, generator=rng, device=self.device))
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Error of the velocity, plus the regulariser."""

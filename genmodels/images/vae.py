@@ -288,33 +288,6 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
                     total[j] += float(kl_divergence(own, other).sum())
         return total / max(1, len(X))
 
-    def traversals(
-        self, image: NDArray[np.uint8], axes: NDArray[np.int64], *, span: float, n_steps: int
-    ) -> NDArray[np.uint8]:
-        """Return how an image changes along single latent numbers.
-
-        Parameters
-        ----------
-        image : ndarray of uint8, shape (size, size, channels)
-        axes : ndarray of int64, shape (n_axes,)
-            Latent numbers to change; :meth:`informative` ranks them.
-        span : float
-            Range to both sides, in standard deviations of the prior.
-        n_steps : int
-            Images per axis; the middle one of an odd number is the reconstruction.
-
-        Returns
-        -------
-        ndarray of uint8, shape (n_axes, n_steps, size, size, channels)
-        """
-        deviation = self._over_classes()[1].cpu().numpy()
-        Z = np.repeat(self.embed(image[None])[None], len(axes), axis=0).repeat(n_steps, axis=1)
-        for i, axis in enumerate(axes):
-            Z[i, :, axis] += np.linspace(-span, span, n_steps) * deviation[axis]
-        flat = Z.reshape(-1, self.n_latent)
-        images = self.decode_latents(flat, np.zeros(len(flat), dtype=np.int64))
-        return images.reshape(len(axes), n_steps, *self.spec.shape)
-
     def _over_classes(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent number over the classes' priors, (n_latent,)."""
         prior = self.network.prior

@@ -53,7 +53,10 @@ from prefect_augment.genmodels.tables.network import TableNetwork
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.params import FlowModel
 
-__all__ = ["FlowPhase", "TableFlow", "noisy", "part_losses"]
+__all__ = [
+    "FlowPhase",
+    "TableFlow",
+]
 
 
 class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
@@ -190,65 +193,52 @@ class FlowPhase(TablePhase):
 
     name = "table-flow"
 
-    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return :func:`noisy` records."""
-        return noisy(data, rows, rng)
+    @staticmethod
+    def noisy(data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Codes, which of them are shown, classes, scores, has_score, noise and times of a batch.
 
+        The number of hidden codes (1 to all) and the times are stratified over the batch, which lowers
+        the variance of the loss.
+        """
+        n, device = len(rows), rows.device
+        codes, n_choices = data.codes[rows], data.codes.shape[1]
+        even = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
+        n_hidden = 1 + (even * n_choices).long().clamp_(max=n_choices - 1)
+        order = torch.rand(codes.shape, generator=rng, device=device).argsort(dim=1).argsort(dim=1)
+        kind = torch.rand(n, generator=rng, device=device)
+        last_first = n_choices - 1 - drawing_order(n_choices).argsort().to(device)
+        shown = torch.where(kind[:, None] < IN_ORDER, last_first, order) >= n_hidden[:, None]
+        shows_one = (kind < SHOW_ONE) & (n_hidden > 1)
+        shown |= shows_one[:, None] & (order == n_choices - 1)
+        scores = data.drawn_scores(rows, rng)
+        noise = torch.randn(scores.shape, generator=rng, device=device)
+        t = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
+        return codes, shown, data.y[rows], scores, data.has_score[rows], noise, t
+
+    @staticmethod
     def part_losses(
-        self,
-        network: FlowNetwork,
-        batch: tuple[Tensor, ...],
-        frozen: frozenset[str] = frozenset(),
+        network: FlowNetwork, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
     ) -> dict[str, Tensor]:
-        """Return both losses: :func:`part_losses`."""
-        return part_losses(network, batch, frozen)
+        """Mean loss of each part of the network that is not frozen.
 
-
-def noisy(data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-    """Codes, which of them are shown, classes, scores, has_score, noise and times of a batch.
-
-    The number of hidden codes (1 to all) and the times are stratified over the batch, which lowers
-    the variance of the loss.
-    """
-    n, device = len(rows), rows.device
-    codes, n_choices = data.codes[rows], data.codes.shape[1]
-    even = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
-    n_hidden = 1 + (even * n_choices).long().clamp_(max=n_choices - 1)
-    order = torch.rand(codes.shape, generator=rng, device=device).argsort(dim=1).argsort(dim=1)
-    kind = torch.rand(n, generator=rng, device=device)
-    last_first = n_choices - 1 - drawing_order(n_choices).argsort().to(device)
-    shown = torch.where(kind[:, None] < IN_ORDER, last_first, order) >= n_hidden[:, None]
-    shows_one = (kind < SHOW_ONE) & (n_hidden > 1)
-    shown |= shows_one[:, None] & (order == n_choices - 1)
-    scores = data.drawn_scores(rows, rng)
-    noise = torch.randn(scores.shape, generator=rng, device=device)
-    t = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
-    return codes, shown, data.y[rows], scores, data.has_score[rows], noise, t
-
-
-def part_losses(
-    network: FlowNetwork, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
-) -> dict[str, Tensor]:
-    """Mean loss of each part of the network that is not frozen.
-
-    ``choices``: cross-entropy of the hidden codes, averaged per record (Hoogeboom et al. 2022,
-    equation 5, over the number of choices), plus that of the first hidden one: it is drawn next,
-    and would count little where many are hidden. ``scores``: squared error of the velocity.
-    """
-    codes, shown, y, scores, has_score, noise, t = batch
-    losses: dict[str, Tensor] = {}
-    if network.n_codes and "choices" not in frozen:
-        logits = network.logits(network.seen(codes, y, shown))
-        loss = network.layout.cross_entropy(logits, codes)
-        hidden = ~shown
-        in_turn = drawing_order(len(network.n_codes)).to(codes.device)
-        following = loss.gather(1, in_turn[hidden[:, in_turn].float().argmax(1)][:, None])[:, 0]
-        losses["choices"] = ((loss * hidden).sum(1) / hidden.sum(1) + following).mean()
-    if network.n_scores and "scores" not in frozen:
-        codes, y, scores, has_score, noise, t = (
-            part[::SCORED] for part in (codes, y, scores, has_score, noise, t)
-        )
-        x = torch.lerp(noise, scores, t[:, None])
-        error = network.velocity(network.seen(codes, y), x, t, has_score) - (scores - noise)
-        losses["scores"] = (error**2 * has_score).mean()
-    return losses
+        ``choices``: cross-entropy of the hidden codes, averaged per record (Hoogeboom et al. 2022,
+        equation 5, over the number of choices), plus that of the first hidden one: it is drawn next,
+        and would count little where many are hidden. ``scores``: squared error of the velocity.
+        """
+        codes, shown, y, scores, has_score, noise, t = batch
+        losses: dict[str, Tensor] = {}
+        if network.n_codes and "choices" not in frozen:
+            logits = network.logits(network.seen(codes, y, shown))
+            loss = network.layout.cross_entropy(logits, codes)
+            hidden = ~shown
+            in_turn = drawing_order(len(network.n_codes)).to(codes.device)
+            following = loss.gather(1, in_turn[hidden[:, in_turn].float().argmax(1)][:, None])[:, 0]
+            losses["choices"] = ((loss * hidden).sum(1) / hidden.sum(1) + following).mean()
+        if network.n_scores and "scores" not in frozen:
+            codes, y, scores, has_score, noise, t = (
+                part[::SCORED] for part in (codes, y, scores, has_score, noise, t)
+            )
+            x = torch.lerp(noise, scores, t[:, None])
+            error = network.velocity(network.seen(codes, y), x, t, has_score) - (scores - noise)
+            losses["scores"] = (error**2 * has_score).mean()
+        return losses

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, bounded, drawn_code
+from prefect_augment.genmodels.tables.mixed_encoding import (
+    CodeLayout,
+    bounded,
+    drawn_code,
+    drawn_together,
+)
 from prefect_augment.nn.networks import FourierFeatures, ResidualMLP
 
 __all__ = [
@@ -22,7 +27,6 @@ __all__ = [
 
 N_TIMES = 16  # features of the time
 MAX_FREQUENCY = 30.0
-ROUNDS = 32  # of drawing; with more choices several are drawn at once
 N_TRIED = 8  # proposals per record with fixed values
 
 
@@ -112,12 +116,6 @@ def draw_choices_with_values(
         before[:, together], shown[:, together] = True, True
     chosen = drawn_code(weight.reshape(n, N_TRIED).log_softmax(dim=1), uniforms[:, -1:])
     return codes.reshape(n, N_TRIED, n_choices)[torch.arange(n, device=y.device), chosen]
-
-
-def drawn_together(n_choices: int) -> list[list[int]]:
-    """The choices drawn at once, first to last; neighbouring columns, often related, are separated."""
-    n_rounds = min(ROUNDS, n_choices)
-    return [list(range(start, n_choices, n_rounds)) for start in range(n_rounds)]
 
 
 def drawing_order(n_choices: int) -> Tensor:

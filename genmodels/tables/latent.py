@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,16 +112,23 @@ class LatentTable(TableNetwork[P, N]):
         most = super().batch_size(n_records, device)
         return min(most, max(MIN_BATCH, 1 << max(0, (n_records // 4).bit_length() - 1)))
 
+    def in_parts(
+        self, n: int, of: Callable[[slice], NDArray[Any]], at_once: int = AT_ONCE
+    ) -> list[NDArray[Any]]:
+        """Apply a function to the rows of each part of n records, without gradients."""
+        at = replace(self.device, threads=1)
+        with at.settings(), torch.inference_mode(), at.autocast():
+            return [of(slice(start, start + at_once)) for start in range(0, n, at_once)]
+
     def latents_of(self, network: N, records: Encoded) -> Floats:
         """Latent vectors of records as tensors, (n, n_latent)."""
-        at = replace(self.device, threads=1)
-        latents = []
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(records), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                z = self.encode(network, records.codes[rows], records.middle_scores[rows])
-                latents.append(z.float().cpu().numpy())
-        return np.concatenate(latents) if latents else np.empty((0, self.n_latent), np.float32)
+
+        def encode(rows: slice) -> Floats:
+            z = self.encode(network, records.codes[rows], records.middle_scores[rows])
+            return z.float().cpu().numpy()
+
+        parts = self.in_parts(len(records), encode)
+        return np.concatenate([np.empty((0, self.n_latent), np.float32), *parts])
 
     def embed(self, X: NDArray[np.float64]) -> Floats:
         """Return each record's latent vector; see :class:`.base.Encodes`."""
@@ -133,32 +142,30 @@ class LatentTable(TableNetwork[P, N]):
         """
         Z, y = np.asarray(Z, np.float32), np.asarray(y, np.int64)
         check_latents(Z, y, self.n_latent, self.spec.classes)
-        X = np.empty((len(y), self.spec.n_columns))
-        at = replace(self.device, threads=1)
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(y), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                z, labels = (torch.from_numpy(a[rows]).to(at.torch) for a in (Z, y))
-                codes, scores = self.likeliest(self.network, z, labels)
-                X[rows] = self.space.decode(
-                    codes.cpu().numpy(),
-                    scores.float().cpu().numpy(),
-                    y=y[rows],
-                    keys=record_keys(np.zeros(len(labels), dtype=np.int64)),
-                    counter=0,
-                )
-        return X
+
+        def decode(rows: slice) -> NDArray[np.float64]:
+            z, labels = (torch.from_numpy(a[rows]).to(self.device.torch) for a in (Z, y))
+            codes, scores = self.likeliest(self.network, z, labels)
+            return self.space.decode(
+                codes.cpu().numpy(),
+                scores.float().cpu().numpy(),
+                y=y[rows],
+                keys=record_keys(np.zeros(len(labels), dtype=np.int64)),
+                counter=0,
+            )
+
+        parts = self.in_parts(len(y), decode)
+        return np.concatenate([np.empty((0, self.spec.n_columns)), *parts])
 
     def anomaly_scores(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each record's anomaly score; see :class:`.base.Encodes`."""
         network = self.network
-        at = replace(self.device, threads=1)
-        result = np.empty(len(X))
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(X), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                result[rows] = self.anomaly(network, self.encoded(X[rows])).cpu().numpy()
-        return result
+
+        def score(rows: slice) -> NDArray[np.float64]:
+            scores: Tensor = self.anomaly(network, self.encoded(X[rows]))
+            return scores.double().cpu().numpy()
+
+        return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
 
     def encoded(self, X: NDArray[np.float64]) -> Encoded:
         """Records of unknown class as tensors; raises ParameterError for other columns than the spec's."""

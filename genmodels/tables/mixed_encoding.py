@@ -32,7 +32,15 @@ from torch import Tensor, nn
 from prefect_augment.genmodels.base import Arrays, Config, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import uniform
 
-__all__ = ["CodeLayout", "MixedSpace", "Places", "bounded", "drawn_code", "normal_scores"]
+__all__ = [
+    "CodeLayout",
+    "MixedSpace",
+    "Places",
+    "bounded",
+    "drawn_code",
+    "drawn_together",
+    "normal_scores",
+]
 
 # An atom has this share of a class's records and this multiple of its neighbours' records: a capital
 # gain of 15024 is an atom, an age of 37 is not.
@@ -380,6 +388,7 @@ def _value_at(score: _Score, rank: Floats) -> Floats:
     return np.where(shared[low] | shared[high], grid[own], between)
 
 
+ROUNDS = 32  # of drawing; with more choices several are drawn at once
 MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
 
 
@@ -445,6 +454,12 @@ def drawn_code(logits: Tensor, uniforms: Tensor) -> Tensor:
     """The code of one choice that each random number selects, (n,); uniforms are (n, 1)."""
     mass = logits.double().exp().cumsum(dim=1)
     return (mass <= uniforms * mass[:, -1:]).sum(dim=1).clamp_(max=logits.shape[1] - 1)
+
+
+def drawn_together(n: int) -> list[list[int]]:
+    """Choices (or scores) drawn at once, first to last; neighbouring columns, often related, are separated."""
+    n_rounds = min(ROUNDS, n)
+    return [list(range(start, n, n_rounds)) for start in range(n_rounds)]
 
 
 def _none(logits: Tensor) -> Tensor:

@@ -238,14 +238,12 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
 
         Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
         """
-        bounds = np.empty((len(X), self.spec.n_classes))
-        at = replace(self.device, threads=1)
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(X), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                batch_bounds = self._bounds(self.network, self.encoded(X[rows]))
-                bounds[rows] = batch_bounds.cpu().numpy()
-        return bounds
+
+        def bounds(rows: slice) -> NDArray[np.float64]:
+            return self._bounds(self.network, self.encoded(X[rows])).double().cpu().numpy()
+
+        parts = self.in_parts(len(X), bounds, AT_ONCE)
+        return np.concatenate([np.empty((0, self.spec.n_classes)), *parts])
 
     def _bounds(self, network: VaeNetwork, records: Encoded) -> Tensor:
         """Bounds of log p(x | y), (n, n_classes) in nats; every record gets the same noise."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.latent_density import Prior, bound_log_scale
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, bounded, drawn_code
+from prefect_augment.genmodels.tables.mixed_encoding import (
+    CodeLayout,
+    bounded,
+    drawn_code,
+    drawn_together,
+)
 from prefect_augment.nn.networks import ResidualMLP
 
 __all__ = ["VaeNetwork", "draw_records", "mixture_nll"]
 
 N_COMPONENTS = 5  # normals in the mixture of a score
 MIN_SCALE = 0.01  # of a component; scores have variance 1, and ties are spread over their ranks
-ROUNDS = 32  # of drawing; with more columns several are drawn at once
 
 
 class VaeNetwork(nn.Module):
@@ -127,7 +132,7 @@ def draw_records(
     *,
     uniforms: Tensor,
     normals: Tensor,
-    has_score: object,
+    has_score: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Draw codes and scores, each given the class, the vector and those before.
 
@@ -139,20 +144,14 @@ def draw_records(
     shown = torch.zeros(n, n_choices, dtype=torch.bool, device=y.device)
     scores = torch.zeros(n, network.n_scores, device=y.device)
     shown_scores = torch.zeros(n, network.n_scores, dtype=torch.bool, device=y.device)
-    n_rounds = min(ROUNDS, n_choices)
-    for start in range(n_rounds):
-        # Neighbouring columns are often related and are not drawn at once.
-        together = list(range(start, n_choices, n_rounds))
+    for together in drawn_together(n_choices):
         logits, _ = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             columns = network.layout.columns(i)
             codes[:, i] = drawn_code(logits[:, columns], uniforms[:, i : i + 1])
         shown[:, together] = True
-    assert callable(has_score)
-    present: Tensor = has_score(codes)
-    n_rounds = min(ROUNDS, network.n_scores)
-    for start in range(n_rounds):
-        together = list(range(start, network.n_scores, n_rounds))
+    present = has_score(codes)
+    for together in drawn_together(network.n_scores):
         _, mixtures = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             at = n_choices + i

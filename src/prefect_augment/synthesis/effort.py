@@ -104,11 +104,7 @@ def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
 
 
 _RECORD_BYTES = 300  # ids and text of a record before encoding
-
-
-_TREES_VALUE_SECONDS = 6e-6
-
-
+_TREES_VALUE_SECONDS = 6e-6  # per value of the matrix
 _TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process after the imports
 _TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix
 

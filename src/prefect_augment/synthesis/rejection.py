@@ -78,7 +78,9 @@ class Rules:
         order = sorted(values, key=encoder.names.index)
         constraints = TypeAdapter(list[Constraint]).validate_python(list(constraints))
         for rule in constraints:
-            _check(encoder, rule)
+            for name in columns_of(rule):
+                require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
+            check_types(rule, encoder.schema)
         return cls(
             values={encoder.names.index(name): values[name][0] for name in order},
             values_json={name: values[name][1] for name in order},
@@ -253,13 +255,6 @@ def _keeping(
             for i, key in zip(unique, own, strict=True):
                 taken[i].add(key)
     return np.array(kept, dtype=np.int64)
-
-
-def _check(encoder: TableEncoder, rule: Constraint) -> None:
-    """Refuse a constraint on an unknown column or of an unsuitable type."""
-    for name in columns_of(rule):
-        require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
-    check_types(rule, encoder.schema)
 
 
 def _too_narrow(

@@ -18,7 +18,7 @@ from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, SamplesWithValues
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
@@ -30,14 +30,13 @@ from prefect_augment.synthesis.draw import (
     candidate_seeds,
     draw_batch,
     draw_by_rules,
-    records_of,
 )
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.novelty import NearRows
 from prefect_augment.synthesis.rejection import Rules
 from prefect_augment.text import suggestion
 
-__all__ = ["candidate_seeds", "draw_batch", "resample_record", "sample"]
+__all__ = ["candidate_seeds", "draw_batch", "sample"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,11 @@ def sample(
         columns, or too few draws keep them.
     """
     wanted = _check_counts(counts, model)
-    _check_max_near(max_near)
+    if max_near is not None and not 0 <= max_near < 1:
+        raise ParameterError(
+            f"max_near={max_near} is not a share below 1; choose 0 to reject near records, 0.05 for "
+            "as many as among real ones, or leave it out."
+        )
     rules = Rules()
     if conditions or constraints or max_near is not None:
         rules = _rules(model, store, dataset, conditions, constraints)
@@ -176,14 +179,6 @@ def _encoded(
     return encoder.encode(table), np.array([index.get(name, -1) for name in names], dtype=np.int64)
 
 
-def _check_max_near(share: float | None) -> None:
-    if share is not None and not 0 <= share < 1:
-        raise ParameterError(
-            f"max_near={share} is not a share below 1; choose 0 to reject near records, 0.05 for as "
-            "many as among real ones, or leave it out."
-        )
-
-
 def _check_counts(counts: Mapping[str, int], model: ModelRef) -> dict[str, int]:
     """Counts above zero in the model's order; raises for a class that cannot be drawn."""
     for name, n in counts.items():
@@ -239,7 +234,8 @@ def _draw_all(
         done += sum(n for _, _, n in batch)
         if on_progress is not None:
             on_progress(done / total, _progress_text(done, total, time.monotonic() - started))
-    info = _info(model, wanted, shards, stage, source)
+    lineage = {"model": model.digest, "strata": dict(wanted), "purpose": "faithful"}
+    info = stage.info_of(source, shards, part="candidates", extra=lineage)
     return _with_rules(info, wanted, rules, n_draws, passed) if rules else info
 
 
@@ -305,14 +301,3 @@ def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardInfo
         max_records=BATCH_RECORDS,
         max_bytes=SHARD_BYTES,
     )
-
-
-def _info(
-    model: ModelRef,
-    wanted: Mapping[str, int],
-    shards: Sequence[ShardInfo],
-    stage: Stage,
-    source: DatasetInfo,
-) -> DatasetInfo:
-    made_by = {"model": model.digest, "strata": dict(wanted), "purpose": "faithful"}
-    return stage.info_of(source, shards, part="candidates", extra=made_by)

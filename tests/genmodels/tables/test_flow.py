@@ -15,8 +15,6 @@ from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # n
 from prefect_augment.genmodels.tables.flow import (  # noqa: E402
     FlowPhase,
     TableFlow,
-    noisy,
-    part_losses,
 )
 from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
     FlowNetwork,
@@ -174,7 +172,7 @@ def test_loss_is_that_of_a_loop_over_records() -> None:
     has_score = np.array([[True, False], [True, True], [False, False]])
     t = np.array([0.1, 0.5, 0.9], dtype=np.float32)
     batch = tuple(torch.from_numpy(a) for a in (codes, shown, y, scores, has_score, noise, t))
-    found = {name: loss.detach() for name, loss in part_losses(network, batch).items()}
+    found = {name: loss.detach() for name, loss in FlowPhase.part_losses(network, batch).items()}
     entropy, error = [], []
     for i in range(3):
         label = torch.tensor([y[i]])
@@ -205,7 +203,7 @@ def test_most_records_hide_their_last_codes_as_when_they_are_drawn() -> None:
     codes = torch.zeros(n, n_choices, dtype=torch.int64)
     none = torch.zeros(n, 0)
     records = Encoded(codes, none.double(), none.double(), none.bool(), torch.zeros(n))
-    shown = noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
+    shown = FlowPhase.noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
     n_shown = shown.sum(axis=1)
     assert n_shown.max() == n_choices - 1, "something is hidden"
     one, two = shown[n_shown == 1], shown[n_shown == 2]
