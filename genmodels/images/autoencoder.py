@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, ImageSpec
-from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash
+from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash, check_conv_width
 from prefect_augment.genmodels.images.autoencoder_training import (
     AutoencoderPhase,
     LayerPhase,
@@ -50,7 +49,6 @@ __all__ = ["Autoencoder"]
 
 # Default widths; the first layer of a deep one is the widest.
 DENSE_WIDTH, DEEP_WIDTH, CONV_WIDTH = 512, 1024, 32
-UNIT = 16  # channels per norm group
 # Of a deep autoencoder, whose lowest visible units have variance 1: about a pixel's deviation.
 PIXEL_SCALE = 0.3
 
@@ -65,10 +63,8 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
     def build(cls, params: Any, spec: ImageSpec) -> Self:
         """Return an untrained model; refuses a width that convolutions cannot have."""
         model = super().build(params, spec)
-        if model.conv and params.width % UNIT:
-            raise ParameterError(
-                f"model.width is {params.width}, and convolutions need a multiple of {UNIT}."
-            )
+        if model.conv:
+            check_conv_width(params.width)
         return model
 
     @property

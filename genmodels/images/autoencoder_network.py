@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.nn.networks import (
     Downsample,
     Upsample,
@@ -26,6 +27,15 @@ from prefect_augment.nn.networks import (
 )
 
 __all__ = ["Codec", "ConvDecoder", "ConvEncoder", "DenseStack", "Squash"]
+
+UNIT = 16  # channels per norm group
+
+
+def check_conv_width(width: int) -> None:
+    """Refuse a width that convolutions cannot have."""
+    if width % UNIT:
+        raise ParameterError(f"model.width is {width}, and convolutions need a multiple of {UNIT}.")
+
 
 # Activation of a layer.
 Squash = Literal["linear", "relu", "sigmoid"]

@@ -25,12 +25,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext
 from prefect_augment.genmodels.counter_rng import normal
 from prefect_augment.genmodels.images import flow_training as uses
 from prefect_augment.genmodels.images.flow_training import FlowPhase, Velocity, train_keeping_early
 from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step, to_pixels
-from prefect_augment.genmodels.images.training import N_AUGMENT, ImagePhase, ImageRecords
+from prefect_augment.genmodels.images.training import (
+    N_AUGMENT,
+    ImagePhase,
+    ImageRecords,
+    channels_first,
+    to_unit,
+)
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device, compiled
 from prefect_augment.nn.networks import UNet
@@ -147,15 +154,23 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
         Raises ParameterError for images of another shape, noise outside (0, 1], or a network
         trained without label dropout.
         """
-        uses.check_noise(noise)
-        uses.check_unlabelled(self.params.label_dropout)
+        if not 0.0 < noise <= 1.0:
+            raise ParameterError(
+                f"noise is {noise}; give the standard deviation of the images' noise, white being 1, "
+                "above 0 and at most 1."
+            )
+        if not self.params.label_dropout:
+            raise ParameterError(
+                "this model was trained with label_dropout=0 and cannot use images without a label; "
+                "train one with label_dropout above 0 to denoise."
+            )
         self.check_images(X, len(X))
         network, clean = self.network, np.empty_like(X)
 
         def each(rows: slice) -> None:
             # Inference mode is local to a thread.
             with torch.inference_mode():
-                x = uses.as_images(X[rows], self.device.torch)
+                x = to_unit(channels_first(X[rows]).to(self.device.torch))
                 unlabelled = torch.full((len(x),), self.spec.n_classes, device=x.device)
                 velocity = self._velocity(network, unlabelled)
                 clean[rows] = to_pixels(uses.denoised(velocity, x, 2.0 * noise))
@@ -174,7 +189,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
 
         def each(rows: slice) -> None:
             with torch.inference_mode():
-                x = uses.as_images(X[rows], self.device.torch)
+                x = to_unit(channels_first(X[rows]).to(self.device.torch))
                 for k in range(self.spec.n_classes):
                     y = torch.full((len(x),), k, device=x.device)
                     batch_bounds = uses.log_likelihoods(self._velocity(network, y), x)

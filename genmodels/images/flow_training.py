@@ -17,12 +17,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext
 from prefect_augment.genmodels.images.training import ImagePhase, moved, to_unit
 from prefect_augment.nn import loop
@@ -36,9 +33,6 @@ __all__ = [
     "EARLY_SHARE",
     "FlowPhase",
     "Velocity",
-    "as_images",
-    "check_noise",
-    "check_unlabelled",
     "class_balance_loss",
     "denoised",
     "log_likelihoods",
@@ -212,27 +206,3 @@ def log_likelihoods(velocity: Velocity, x: Tensor) -> Tensor:
         # |v - (x1 - n)|² (1 - t)² is the denoiser's error, over sigma² in log(1 / sigma): t² is left.
         total -= t.double() ** 2 * error * step
     return total
-
-
-def as_images(X: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels (n, h, w, c) as float32 in [-1, 1] of shape (n, c, h, w)."""
-    images = torch.from_numpy(np.ascontiguousarray(X.transpose(0, 3, 1, 2))).to(device)
-    return to_unit(images)
-
-
-def check_noise(noise: float) -> None:
-    """Refuse a standard deviation outside (0, 1]."""
-    if not 0.0 < noise <= 1.0:
-        raise ParameterError(
-            f"noise is {noise}; give the standard deviation of the images' noise, white being 1, "
-            "above 0 and at most 1."
-        )
-
-
-def check_unlabelled(label_dropout: float) -> None:
-    """Refuse a network that was trained without label dropout."""
-    if not label_dropout:
-        raise ParameterError(
-            "this model was trained with label_dropout=0 and does not know images without their "
-            "label; train one with label_dropout above 0 to denoise."
-        )

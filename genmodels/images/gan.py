@@ -174,11 +174,7 @@ class GanPhase(ImagePhase):
     params: GanModel
 
     def __init__(
-        self,
-        network: GanNetwork,
-        records: ImageRecords,
-        params: GanModel,
-        batch_size: int,
+        self, network: GanNetwork, records: ImageRecords, params: GanModel, batch_size: int
     ) -> None:
         super().__init__(network, records, params, batch_size)
         self.first_penalty = self.penalty = params.gradient_penalty or PENALTY

@@ -19,7 +19,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, ImageSpec
 from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.images.network import ImageNetwork, N, P
-from prefect_augment.genmodels.images.training import ImageRecords
+from prefect_augment.genmodels.images.training import ImageRecords, channels_first
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
 from prefect_augment.genmodels.record_numbers import RecordNumbers
@@ -162,7 +162,7 @@ class LatentImages(ImageNetwork[P, N]):
         output: NDArray[Any] = np.empty((len(X), *shape), dtype=dtype)
 
         def do(rows: slice) -> None:
-            images = torch.from_numpy(np.ascontiguousarray(X[rows].transpose(0, 3, 1, 2)))
+            images = channels_first(X[rows])
             result = of(to_shares(images.to(self.device.torch)))
             output[rows] = _pixels(result) if dtype is np.uint8 else result.cpu().numpy()
 

@@ -185,7 +185,11 @@ class ImageNetwork(ABC, Generic[P, N]):
         )
 
     def _phase(self, data: ImageData, ctx: FitContext) -> tuple[ImagePhase, Device]:
-        self._check(data)
+        if len(data.y) == 0:
+            raise EmptyClassError(
+                "there are 0 training records, so the model cannot be trained; give a larger source."
+            )
+        self.check_images(data.images, len(data.y))
         threads = ctx.threads or self.useful_threads(ctx.batch_size or self.batch_sizes["cpu"])
         device = choose_device(ctx.device, threads=threads, precision=ctx.precision)
         network = self._new_network(ctx.seed).to(device.torch, memory_format=torch.channels_last)
@@ -203,13 +207,6 @@ class ImageNetwork(ABC, Generic[P, N]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.new_network()
-
-    def _check(self, data: ImageData) -> None:
-        if len(data.y) == 0:
-            raise EmptyClassError(
-                "there are 0 training records, so the model cannot be trained; give a larger source."
-            )
-        self.check_images(data.images, len(data.y))
 
     def check_images(self, images: NDArray[Any], n: int) -> None:
         """Refuse images that are not uint8 or not of the spec's shape."""

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import ImageData
@@ -31,6 +32,7 @@ __all__ = [
     "N_CRITIC",
     "ImagePhase",
     "ImageRecords",
+    "channels_first",
     "critic_moves",
     "moved",
     "seen_by_critic",
@@ -43,6 +45,11 @@ logger = logging.getLogger(__name__)
 
 # Share of the device's free memory for images; the rest is for activations.
 MAX_SHARE = 0.25
+
+
+def channels_first(images: NDArray[np.uint8]) -> Tensor:
+    """Pixels (n, h, w, c) as a tensor (n, c, h, w)."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class ImageRecords:
         """Records drawn with p(class) ∝ n**class_power and p(record | class) = 1/n."""
         counts = np.bincount(data.y, minlength=n_classes)
         weights = counts[data.y].astype(np.float64) ** (class_power - 1.0)
-        images = torch.from_numpy(np.ascontiguousarray(data.images.transpose(0, 3, 1, 2)))
+        images = channels_first(data.images)
         return cls(
             _held(images, device),
             torch.from_numpy(data.y).to(device.torch),

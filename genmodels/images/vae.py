@@ -23,13 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.checks import check_classes
-from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH, UNIT
-from prefect_augment.genmodels.images.autoencoder_network import Codec
+from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH
+from prefect_augment.genmodels.images.autoencoder_network import Codec, check_conv_width
 from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, code_size, to_shares
-from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
+from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords, channels_first
 from prefect_augment.genmodels.latent_density import Prior, bound_log_scale, kl_divergence
 from prefect_augment.nn import loop
 from prefect_augment.params import VaeModel
@@ -160,10 +159,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
     def build(cls, params: Any, spec: ImageSpec) -> Self:
         """Return an untrained model; refuses a width that convolutions cannot have."""
         model = super().build(params, spec)
-        if params.width % UNIT:
-            raise ParameterError(
-                f"model.width is {params.width}, and convolutions need a multiple of {UNIT}."
-            )
+        check_conv_width(params.width)
         return model
 
     @property
@@ -266,7 +262,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         self.check_images(X, len(X))
         for start in range(0, len(X), AT_ONCE):
             rows = slice(start, min(len(X), start + AT_ONCE))
-            images = torch.from_numpy(np.ascontiguousarray(X[rows].transpose(0, 3, 1, 2)))
+            images = channels_first(X[rows])
             yield to_shares(images.to(self.device.torch)), rows
 
     # --- single latent numbers ---

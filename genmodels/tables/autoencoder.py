@@ -37,11 +37,7 @@ from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
 
-__all__ = [
-    "AutoencoderNetwork",
-    "AutoencoderPhase",
-    "TableAutoencoder",
-]
+__all__ = ["AutoencoderNetwork", "AutoencoderPhase", "TableAutoencoder"]
 
 MAX_LATENT = 16  # default bound of n_latent
 WIDTH = 256  # default width

@@ -53,10 +53,7 @@ from prefect_augment.genmodels.tables.network import TableNetwork
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.params import FlowModel
 
-__all__ = [
-    "FlowPhase",
-    "TableFlow",
-]
+__all__ = ["FlowPhase", "TableFlow"]
 
 
 class TableFlow(TableNetwork[FlowModel, FlowNetwork]):

@@ -53,14 +53,7 @@ class GanNetwork(nn.Module):
     score_codes: Tensor
 
     def __init__(
-        self,
-        space: MixedSpace,
-        n_classes: int,
-        *,
-        n_latent: int,
-        width: int,
-        depth: int,
-        pack: int,
+        self, space: MixedSpace, n_classes: int, *, n_latent: int, width: int, depth: int, pack: int
     ) -> None:
         super().__init__()
         self.layout = CodeLayout(space.n_codes)
@@ -206,10 +199,7 @@ class GanPhase(TablePhase):
         return gap + (self.params.gradient_penalty or GRADIENT_PENALTY) * penalty
 
     def part_losses(
-        self,
-        network: GanNetwork,
-        batch: tuple[Tensor, ...],
-        frozen: frozenset[str] = frozenset(),
+        self, network: GanNetwork, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
     ) -> dict[str, Tensor]:
         """Reconstruction loss of generator and encoder."""
         codes, scores, has_score, *_, y = batch

@@ -48,11 +48,7 @@ class Encoded:
 
     @classmethod
     def of(
-        cls,
-        X: NDArray[np.float64],
-        y: NDArray[np.int64],
-        space: MixedSpace,
-        at: Device,
+        cls, X: NDArray[np.float64], y: NDArray[np.int64], space: MixedSpace, at: Device
     ) -> Self:
         """Encode records of the matrix form."""
         parts = (space.codes(X), *space.ranks(X), y)

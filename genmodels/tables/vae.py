@@ -91,10 +91,7 @@ class VaePhase(TablePhase):
         return codes, scores, has_score, y, noise, weights, shown & ~alone, visible_y
 
     def part_losses(
-        self,
-        network: VaeNetwork,
-        batch: tuple[Tensor, ...],
-        frozen: frozenset[str] = frozenset(),
+        self, network: VaeNetwork, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
     ) -> dict[str, Tensor]:
         """Negative ELBO per column, with the divergence times beta."""
         reconstruction, divergence = elbo_parts(network, batch)

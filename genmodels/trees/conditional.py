@@ -28,7 +28,7 @@ __all__ = ["draw_with_values"]
 
 MIN_NEAR = 30  # training records with the value; below, the nearest ones count too
 NEAR_SHARE = 0.01  # of all training records, that then match
-BATCH = 16_384  # as in trees.model
+BATCH = 16_384  # records descending together: fits the cache, changes no draw
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]

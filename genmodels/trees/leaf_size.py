@@ -26,7 +26,7 @@ MAX_REFERENCE, MAX_COMPARED_RECORDS, MIN_COMPARED, TIMES = 2000, 500, 20, 3
 MAX_WORK = 60_000_000  # pairs of values, about 0.1 s
 
 Floats = NDArray[np.float64]
-Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
+Draw = Callable[..., Floats]
 
 
 def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool:
@@ -46,7 +46,7 @@ def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool
     own = _distances(tuple(part[:n_compared] for part in reference), reference)
     own[np.arange(n_compared), np.arange(n_compared)] = np.inf
     conditions = np.tile(data.y[rows[:n_compared]], TIMES)
-    drawn = draw(conditions, seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
+    drawn = draw(conditions, seeds=seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
     distances = _distances(_features(drawn, data.X[rows], spec), reference).min(axis=1)
     rarer = conditions != np.bincount(data.y).argmax()
     return any(

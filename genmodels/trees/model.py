@@ -36,17 +36,10 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.genmodels.checks import check_request
-from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.genmodels.trees.conditional import draw_with_values
 from prefect_augment.genmodels.trees.growth import Leaf, Predictors, grow, n_trees
 from prefect_augment.genmodels.trees.leaf_size import GROWTH, too_near
-from prefect_augment.genmodels.trees.nodes import (
-    TREE_ARRAYS,
-    Floats,
-    Ints,
-    Tree,
-    level_order,
-)
+from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Floats, Ints, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 from prefect_augment.params import TreesModel
 
@@ -69,7 +62,6 @@ WIDE, MAX_PREDICTORS = 32, 16
 MAX_ATOMS = 4  # atoms with an output of their own
 # Largest training set, rarer classes whole: bounds memory.
 MAX_TRAINING_RECORDS = 100_000
-BATCH = 16_384  # records descending together: fits the cache, changes no draw
 
 
 class TableTrees(TreeSequence):
@@ -116,7 +108,7 @@ class TableTrees(TreeSequence):
         most = self._most_weight(data.y, weights)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
         self._grow(codes, weights, predictors, leaf, ctx, report=True)
-        while leaf.share < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
+        while leaf.share < most and too_near(data, self.spec, self.sample, seed=ctx.seed):
             share = max(leaf.share, leaf.n_records / n_records)
             leaf = replace(leaf, share=min(most, share * GROWTH))
             self._grow(codes, weights, predictors, leaf, ctx, report=False)
@@ -138,9 +130,6 @@ class TableTrees(TreeSequence):
             self._trees.append(self._fit_tree(place, before, codes, weights, leaf, ctx.seed))
             if report:
                 ctx.report(place, {"columns": float(place)})
-
-    def _drawn(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> Floats:
-        return self.sample(conditions, seeds=seeds)
 
     def _leaf_size(self, counts: NDArray[np.int64]) -> int:
         """Leaf size that the smallest sampled class can fill by itself."""
@@ -186,13 +175,7 @@ class TableTrees(TreeSequence):
         return codes
 
     def _fit_tree(
-        self,
-        place: int,
-        before: Sequence[int],
-        codes: Ints,
-        weights: Floats,
-        leaf: Leaf,
-        seed: int,
+        self, place: int, before: Sequence[int], codes: Ints, weights: Floats, leaf: Leaf, seed: int
     ) -> Tree:
         """Fit the trees of one place on the places ``before``."""
         outputs, is_classes = self._targets(place, codes, weights)
@@ -249,11 +232,7 @@ class TableTrees(TreeSequence):
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         self._check(conditions, seeds)
-        X = np.empty((len(conditions), self.spec.n_columns), dtype=np.float64)
-        for start in range(0, len(conditions), BATCH):
-            rows = slice(start, start + BATCH)
-            self._sample_batch(conditions[rows], seeds[rows], X[rows])
-        return X
+        return draw_with_values(self, conditions, seeds, {})[1]
 
     def _check(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
         if len(self._trees) != self.spec.n_columns:
@@ -270,17 +249,6 @@ class TableTrees(TreeSequence):
         """Draw records with fixed column values; see :class:`.SamplesWithValues`."""
         self._check(conditions, seeds)
         return draw_with_values(self, conditions, seeds, values)
-
-    def _sample_batch(
-        self, classes: NDArray[np.int64], seeds: NDArray[np.int64], X: Floats
-    ) -> None:
-        """Fill ``X`` column by column."""
-        keys = record_keys(seeds)
-        codes = np.empty((len(self._sizes), len(classes)), dtype=np.int32)
-        codes[0] = classes
-        for place, j in enumerate(self._sequence, start=1):
-            leaf = self._descend(place, codes[:place], keys)
-            X[:, j], codes[place] = self._draw(place, leaf, keys)
 
     # --- to storage and back ---
 

@@ -10,6 +10,7 @@ which is faster there than a fused kernel.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ __all__ = [
 
 GROUP_CHANNELS = 16
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
 
 def group_norm(width: int) -> nn.GroupNorm:
     """Group norm (Wu & He 2018) with groups of 16 channels; ``width`` is a multiple of 16."""
@@ -48,7 +51,7 @@ def depth_to_space(x: Tensor, factor: int) -> Tensor:
     return F.pixel_shuffle(x, factor)
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+def zeroed(layer: Layer) -> Layer:
     """The layer with zero weights, so that the branch it ends starts at zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -102,9 +105,7 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.norm = group_norm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zeroed(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
@@ -242,12 +243,9 @@ class ResidualMLP(nn.Module):
         self.first = nn.Linear(n_in, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.ins = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.outs = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, n_out)
-        for layer in (*self.outs, self.last):  # blocks start at zero
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.last = zeroed(nn.Linear(width, n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, n_in) to (n, n_out)."""

@@ -120,7 +120,7 @@ def draw_by_rules(
     """
     tables, n_draws, passed = [], {}, Counter[str]()
     for name, start, n in batch:
-        seeds_of = partial(_seeds_of, seed, name, rules.values_json)
+        seeds_of = partial(candidate_seeds, seed, name, conditions=rules.values_json)
         kept = draw_kept(
             fitted, encoder, rules, stratum=name, start=start, n=n, seeds_of=seeds_of, taken=taken
         )
@@ -128,9 +128,3 @@ def draw_by_rules(
         n_draws[name] = kept.n_draws
         passed.update(kept.passed)
     return pa.concat_tables(tables), n_draws, dict(passed)
-
-
-def _seeds_of(
-    seed: int, stratum: str, conditions: Mapping[str, Any], start: int, n: int
-) -> NDArray[np.int64]:
-    return candidate_seeds(seed, stratum, start, n, conditions)

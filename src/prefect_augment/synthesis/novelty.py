@@ -20,12 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.neighbours import (
-    FeatureSpace,
-    Points,
-    near_limit,
-    real_distances,
-)
+from prefect_augment.evaluation.neighbours import FeatureSpace, Points, near_limit, real_distances
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from, uniform
 

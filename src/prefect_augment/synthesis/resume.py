@@ -39,7 +39,8 @@ class Resume:
 
     def load(self) -> tuple[Config, Arrays] | None:
         """Newest complete state, or None to start training from scratch."""
-        receipts = [p for p in self.store.list(self.prefix) if p.count("/") == self._depth]
+        depth = self.prefix.count("/") + 1  # of receipts; states lie one folder deeper
+        receipts = [p for p in self.store.list(self.prefix) if p.count("/") == depth]
         for path in sorted(receipts, reverse=True):
             try:
                 ref = read_result(self.store, path, CheckpointRef)
@@ -55,11 +56,6 @@ class Resume:
         """Delete all checkpoints; the model itself is stored elsewhere."""
         for path in self.store.list(self.prefix):
             self.store.delete(path)
-
-    @property
-    def _depth(self) -> int:
-        """Slashes in a receipt's path; the states lie one folder deeper."""
-        return self.prefix.count("/") + 1
 
 
 FILE = "training.json"

@@ -26,11 +26,7 @@ from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.draw import (
-    candidate_seeds,
-    draw_batch,
-    draw_by_rules,
-)
+from prefect_augment.synthesis.draw import candidate_seeds, draw_batch, draw_by_rules
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.novelty import NearRows
 from prefect_augment.synthesis.rejection import Rules

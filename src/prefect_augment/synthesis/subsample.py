@@ -67,7 +67,8 @@ def _choose(
 ) -> tuple[Int, dict[str, tuple[int, int]]]:
     """Selected training records, sorted, and per stratum how many of how many."""
     shards = [s for s in info.shards if s.split == "training"]
-    numbers = [c.name for c in info.columns if c.kind == "identifier" and _is_signed(c.arrow_type)]
+    identifiers = [c for c in info.columns if c.kind == "identifier"]
+    numbers = [c.name for c in identifiers if c.arrow_type.startswith("int")]  # signed
     columns = [*dict.fromkeys(["aug_id", info.label, *by, *numbers])]
     index: dict[str, int] = {}
     lowest: dict[str, tuple[float, int]] = {}
@@ -87,10 +88,6 @@ def _choose(
     # New identifiers count down from the smallest existing one.
     extra = np.array([row for _, row in lowest.values()], dtype=np.int64)
     return np.union1d(rows, extra), counts
-
-
-def _is_signed(arrow_type: str) -> bool:
-    return arrow_type.startswith("int")
 
 
 def sample_rows(

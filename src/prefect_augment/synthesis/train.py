@@ -29,12 +29,7 @@ from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
-from prefect_augment.schema.base import (
-    DatasetInfo,
-    DatasetRef,
-    Modality,
-    ModelRef,
-)
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, Modality, ModelRef
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.spill import give_back
@@ -53,13 +48,7 @@ from prefect_augment.synthesis.resume import CurveRecorder, Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
 from prefect_augment.synthesis.subsample import n_training_records, read_training_records
 
-__all__ = [
-    "MIN_IMAGES",
-    "find_model",
-    "fit_model",
-    "train",
-    "why_no_image_model",
-]
+__all__ = ["MIN_IMAGES", "find_model", "fit_model", "train", "why_no_image_model"]
 
 logger = logging.getLogger(__name__)
 
