@@ -34,6 +34,9 @@ FLOOR = 1e-3  # of a component's variances, as a share of the mean variance
 Floats = NDArray[np.float32]
 
 
+MAX_LOG_SCALE = 5.0  # of posteriors and priors
+
+
 @dataclass(frozen=True)
 class ClassDensities:
     """Gaussian mixtures, one per class."""
@@ -60,12 +63,14 @@ class ClassDensities:
         """
         z = Z.astype(np.float64)
         n_latent = z.shape[1]
+        # Pooled within-class covariance, (n_latent, n_latent), and a floor of the variances.
         centres = np.stack(
             [z[y == k].mean(axis=0) if (y == k).any() else z.mean(axis=0) for k in range(n_classes)]
         )
         within = _covariance(z - centres[y])
         ridge = FLOOR * max(float(np.trace(within)) / n_latent, 1e-12) * np.eye(n_latent)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 2])
+        # Per class: weights, means and covariances.
         parts: list[tuple[NDArray[np.float64], ...]] = []
         for k in range(n_classes):
             own = z[y == k]
@@ -83,6 +88,7 @@ class ClassDensities:
             if not len(own):
                 covariance = _covariance(z - z.mean(axis=0)) + ridge
             parts.append((np.ones(1), centres[k][None], covariance[None]))
+        # Pad to the largest number of components; padding has no weight.
         most = max(len(weights) for weights, _, _ in parts)
         shares = np.ones((n_classes, most))
         means = np.zeros((n_classes, most, n_latent), dtype=np.float32)
@@ -134,9 +140,6 @@ def _mixture(
         # The last iterations gain little, so convergence is not required.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(own)
-
-
-MAX_LOG_SCALE = 5.0  # of posteriors and priors
 
 
 class Prior(nn.Module):

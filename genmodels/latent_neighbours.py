@@ -29,6 +29,9 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+_NAMES = ("vectors", "neighbours", "starts", "counts")
+
+
 @dataclass(frozen=True)
 class ClassNeighbours:
     """Latent vectors of records, sorted by class, and the neighbours of each."""
@@ -76,9 +79,6 @@ class ClassNeighbours:
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Inverse of :meth:`arrays`."""
         return cls(*(arrays[f"latent.{name}"] for name in _NAMES))
-
-
-_NAMES = ("vectors", "neighbours", "starts", "counts")
 
 
 def _nearest(Z: Floats) -> Ints:

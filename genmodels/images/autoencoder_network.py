@@ -31,14 +31,14 @@ __all__ = ["Codec", "ConvDecoder", "ConvEncoder", "DenseStack", "Squash"]
 UNIT = 16  # channels per norm group
 
 
+# Activation of a layer.
+Squash = Literal["linear", "relu", "sigmoid"]
+
+
 def check_conv_width(width: int) -> None:
     """Refuse a width that convolutions cannot have."""
     if width % UNIT:
         raise ParameterError(f"model.width is {width}, and convolutions need a multiple of {UNIT}.")
-
-
-# Activation of a layer.
-Squash = Literal["linear", "relu", "sigmoid"]
 
 
 def squashed(x: Tensor, how: Squash) -> Tensor:

@@ -38,6 +38,9 @@ MIN_VARIANCE = 1e-4  # of pixels, so that nearly equal images do not blow up the
 LAYER_RATE = 0.01
 
 
+Units = Literal["binary", "real"]
+
+
 def pixel_variance(images: Tensor) -> float:
     """Mean squared difference of uint8 pixels from the mean image, black to white being 1."""
     total = torch.zeros(2, *images.shape[1:], dtype=torch.float64, device=images.device)
@@ -181,9 +184,6 @@ def _linear(stack: nn.Module, place: int) -> nn.Linear:
     layer = stack.layers[place]
     assert isinstance(layer, nn.Linear)
     return layer
-
-
-Units = Literal["binary", "real"]
 
 
 def free_energy(

@@ -44,6 +44,12 @@ EARLY_SHARE = 0.25  # of the steps, after which the early network is copied
 COMMITMENT = 0.25  # CBDM's gamma
 
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+# Integration points of the bound, evenly spaced in log(t / (1 - t)): from much noise to less than a gray
+# level.
+FIRST_PLACE, LAST_PLACE, N_PLACES = -3.0, 3.0, 8
+
+
 def velocity_loss(velocity: Velocity, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Mean squared error of the velocity on the lines between noise and images at times t (n,).
 
@@ -160,6 +166,7 @@ def train_keeping_early(
             stop_after=stop_after,
         )
 
+    # Train the early network, unless the checkpoint has it; then the rest.
     if restored is not None and (weights := loop.tensors("early", restored[1])):
         early.load_state_dict(weights)
     else:
@@ -169,13 +176,6 @@ def train_keeping_early(
     result = stretch(restored, None if ctx.checkpoint is None else save_both, 0)
     network: UNet = result.network
     return network, early, result.steps
-
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-# Integration points of the bound, evenly spaced in log(t / (1 - t)): from much noise to less than a gray
-# level.
-FIRST_PLACE, LAST_PLACE, N_PLACES = -3.0, 3.0, 8
 
 
 def denoised(velocity: Velocity, x: Tensor, sigma: float) -> Tensor:

@@ -54,6 +54,11 @@ WIDTH, DEPTH, N_LATENT, CRITIC_STEPS = 32, 1, 64, 1
 PENALTY, LEARNING_RATE = 1.0, 0.002
 
 
+# One record in so many is penalised: its gradient costs as much as four other records.
+PENALISED_SHARE = 4
+LAST_PENALTY = 0.1  # of the first, as in R3GAN
+
+
 class ImageGan(ImageNetwork[GanModel, GanNetwork]):
     """One generator for all classes; see the module.
 
@@ -139,11 +144,6 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
     def load_extra_config(self, config: Config) -> None:
         """Inverse of :meth:`extra_config`."""
         self.stopped = config["stopped"]
-
-
-# One record in so many is penalised: its gradient costs as much as four other records.
-PENALISED_SHARE = 4
-LAST_PENALTY = 0.1  # of the first, as in R3GAN
 
 
 def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:

@@ -47,6 +47,16 @@ logger = logging.getLogger(__name__)
 MAX_SHARE = 0.25
 
 
+N_CRITIC = 7  # numbers of one image's augmentation for the critic
+MAX_SHIFT = 0.125  # of the size; DiffAugment's
+MAX_CUT = 0.5  # edge of the cutout as a share of the size; DiffAugment's
+MAX_LIGHT, MAX_CONTRAST = 0.4, 0.4  # of the range from black to middle gray; as a factor
+N_AUGMENT = 5  # numbers that describe an augmentation to the network
+AUGMENT_SHIFT = 0.1  # of the size
+MAX_ANGLE = 0.2  # radians: 11 degrees
+MAX_SCALE = 0.14  # of the logarithm: 15 % more or less
+
+
 def channels_first(images: NDArray[np.uint8]) -> Tensor:
     """Pixels (n, h, w, c) as a tensor (n, c, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -146,16 +156,6 @@ class ImagePhase(ABC):
     @abstractmethod
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss over the records of a batch, or of a part of it."""
-
-
-N_CRITIC = 7  # numbers of one image's augmentation for the critic
-MAX_SHIFT = 0.125  # of the size; DiffAugment's
-MAX_CUT = 0.5  # edge of the cutout as a share of the size; DiffAugment's
-MAX_LIGHT, MAX_CONTRAST = 0.4, 0.4  # of the range from black to middle gray; as a factor
-N_AUGMENT = 5  # numbers that describe an augmentation to the network
-AUGMENT_SHIFT = 0.1  # of the size
-MAX_ANGLE = 0.2  # radians: 11 degrees
-MAX_SCALE = 0.14  # of the logarithm: 15 % more or less
 
 
 def shifted(images: Tensor, moves: Tensor) -> Tensor:

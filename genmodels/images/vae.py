@@ -41,6 +41,11 @@ MIN_SCALE = 2.0 / 255.0
 START_SCALE = 0.2
 
 
+logger = logging.getLogger(__name__)
+FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
+N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)
+
+
 class VaeNetwork(nn.Module):
     """Encoder q(z | x), prior p(z | y) and decoder p(x | z); ``width`` is a multiple of 16."""
 
@@ -106,12 +111,6 @@ def importance_bounds(network: VaeNetwork, images: Tensor, noise: Tensor) -> Ten
         prior = -(0.5 * offsets**2 + spreads).sum(dim=2)
         log_weights.append(prior - (network.nll(images, z) + posterior)[:, None])
     return torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(len(noise))
-
-
-logger = logging.getLogger(__name__)
-
-FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
-N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)
 
 
 class VaePhase(ImagePhase):

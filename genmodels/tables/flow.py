@@ -56,6 +56,12 @@ from prefect_augment.params import FlowModel
 __all__ = ["FlowPhase", "TableFlow"]
 
 
+# Share of records whose hidden codes are the last to be drawn, as in drawing; and share of all records
+# with one of these shown all the same, as with a fixed value.
+IN_ORDER, SHOW_ONE = 0.8, 0.4
+SCORED = 2  # scores learn from every second record: smooth functions are learnt sooner
+
+
 class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
     """One pair of networks for all classes; see the module."""
 
@@ -177,12 +183,6 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
         """Inverse of :meth:`extra_state`."""
         if self._network is not None:
             self.margins = Margins.from_state(arrays, self.device.torch)
-
-
-# Share of records whose hidden codes are the last to be drawn, as in drawing; and share of all records
-# with one of these shown all the same, as with a fixed value.
-IN_ORDER, SHOW_ONE = 0.8, 0.4
-SCORED = 2  # scores learn from every second record: smooth functions are learnt sooner
 
 
 class FlowPhase(TablePhase):

@@ -59,6 +59,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+ROUNDS = 32  # of drawing; with more choices several are drawn at once
+MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
+
+
 @dataclass(frozen=True)
 class _Choice:
     """A choice: code ``c`` is ``values[c]``, NaN for null; a last code may be any other value."""
@@ -386,10 +390,6 @@ def _value_at(score: _Score, rank: Floats) -> Floats:
     # Weigh both ends: high - low can overflow.
     between = grid[low] * (1.0 - share) + grid[high] * share
     return np.where(shared[low] | shared[high], grid[own], between)
-
-
-ROUNDS = 32  # of drawing; with more choices several are drawn at once
-MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
 
 
 class CodeLayout(nn.Module):

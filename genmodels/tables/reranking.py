@@ -61,6 +61,7 @@ class Reranker:
     ) -> Self:
         """Fit a forest that tells records from draws; row i of both is of class ``y[i]``."""
         n_classes = space.spec.n_classes
+        # Classes of the forest: records by class, then draws by class.
         features = np.concatenate([features_of(records, space), features_of(drawn, space)])
         n_features = features.shape[1]
         forest = RandomForestClassifier(
@@ -72,6 +73,7 @@ class Reranker:
             random_state=seed & 0xFFFFFFFF,
             n_jobs=1,
         ).fit(features, np.concatenate([y, y + n_classes]))
+        # Flatten all trees into arrays over their nodes; a leaf is its own child.
         trees = [tree.tree_ for tree in forest.estimators_]
         counts = [tree.node_count for tree in trees]
         roots = np.concatenate([[0], np.cumsum(counts)])[:-1]

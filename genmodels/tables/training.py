@@ -163,6 +163,7 @@ class TableValidation:
         generator = loop.step_generator(seed, "judge", 0, device.torch)
         order = torch.randperm(len(rows), generator=generator, device=device.torch)
         self.batch = phase.noisy(encoded, rows[order], generator)
+        # Distances of held-out records to training records set the limit of near draws.
         near = rng.permutation(split.trained)[:MAX_COMPARED]
         self.trained = self._features(data.X[near])
         self.y = rng.permutation(data.y[held_out])[:MAX_DRAWN]

@@ -84,6 +84,7 @@ class VaePhase(TablePhase):
         predicted = (order >= place) & (of_choices == is_choice)
         weights = predicted * (n_columns / predicted.sum(dim=1, keepdim=True))
         shown = order < place
+        # Some records are decoded from z alone, half of these without their class.
         chance = torch.rand(n, 1, generator=rng, device=device)
         alone, y = chance < ALONE, data.y[rows]
         weights = torch.where(alone, 1.0, weights)

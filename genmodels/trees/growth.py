@@ -31,6 +31,11 @@ MAX_TREES = 4  # more did not help
 MAX_VALUES = 1_000_000
 
 
+MAX_RECORDS = 2000
+N_FEATURES = 3
+LARGEST = 100
+
+
 @dataclass(frozen=True)
 class Leaf:
     """Smallest leaf: in records, and as a share of the total weight."""
@@ -98,11 +103,6 @@ def _resampled(weights: Floats, y: Ints, rng: np.random.RandomState) -> NDArray[
     drawn: Floats = weights * rng.exponential(size=len(weights))
     sums, new = np.bincount(y, weights), np.bincount(y, drawn)
     return drawn * (sums / np.where(new > 0, new, 1.0))[y]
-
-
-MAX_RECORDS = 2000
-N_FEATURES = 3
-LARGEST = 100
 
 
 class Predictors:

@@ -45,9 +45,11 @@ def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool
     reference = _features(data.X[rows], data.X[rows], spec)
     own = _distances(tuple(part[:n_compared] for part in reference), reference)
     own[np.arange(n_compared), np.arange(n_compared)] = np.inf
+    # Draw records of the same classes, and compare them with the same reference.
     conditions = np.tile(data.y[rows[:n_compared]], TIMES)
     drawn = draw(conditions, seeds=seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
     distances = _distances(_features(drawn, data.X[rows], spec), reference).min(axis=1)
+    # All records, and those of the rarer classes.
     rarer = conditions != np.bincount(data.y).argmax()
     return any(
         n >= MIN_COMPARED

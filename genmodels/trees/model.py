@@ -96,6 +96,7 @@ class TableTrees(TreeSequence):
                 "there are 0 training records, so nothing can be learnt; give at least one."
             )
         self._trees, self._grids, self._shared, self._atoms = [], [], [], []
+        # Columns as integer codes, (n_records, n_places).
         self._sequence = self._order(data.X)
         codes = np.empty((n_records, len(self._sizes)), dtype=np.int32)
         codes[:, 0] = data.y
@@ -107,6 +108,7 @@ class TableTrees(TreeSequence):
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
+        # Grow the trees; enlarge the leaves while draws lie too near to the records.
         self._grow(codes, weights, predictors, leaf, ctx, report=True)
         while leaf.share < most and too_near(data, self.spec, self.sample, seed=ctx.seed):
             share = max(leaf.share, leaf.n_records / n_records)

@@ -15,6 +15,12 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 
+TREE_ARRAYS = (
+    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
+    "orders",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Tree:
     """One column's trees as arrays over all their nodes, and the values of their leaves.
@@ -39,12 +45,6 @@ class Tree:
         """Rank of each level of the category at ``place`` in the order the tree splits by."""
         i = int(np.searchsorted(self.places, place))
         return self.orders[self.starts[i] : self.starts[i + 1]]
-
-
-TREE_ARRAYS = (
-    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
-    "orders",
-)  # fmt: skip
 
 
 def as_arrays(

@@ -24,6 +24,9 @@ __all__ = ["Device", "available_cores", "choose_device", "compiled"]
 Precision = Literal["float32", "bfloat16"]
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and how a network computes."""
@@ -96,9 +99,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-logger = logging.getLogger(__name__)
 
 
 def compiled(network: nn.Module, loss: Callable[[], Tensor], device: Device) -> bool:

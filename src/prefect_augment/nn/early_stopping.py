@@ -167,12 +167,13 @@ def train_with_early_stopping(
             checkpoint(history.to_checkpoint(new_state))
             saved = time.monotonic()
 
+    # Resume: validate the end of a stretch, if its checkpoint was saved before that.
     every = max(1, -(-steps // N_STRETCHES)) if validate is not None else steps
     if validate is not None and state and step % every == 0 and step not in history.steps_compared:
-        # The checkpoint at the end of a stretch was saved before its validation.
         network = _averaged(phase.network, state)
         with device.settings():
             history.add(step, validate(network), network)
+    # Train a stretch, validate, repeat.
     while step < steps and not history.reason:
         end = min(steps, (step // every + 1) * every)
         phase.frozen = history.frozen
@@ -195,6 +196,7 @@ def train_with_early_stopping(
     reason = history.reason if step < steps else ""
     if reason:
         logger.info("Training ended after %d of %d steps: %s.", step, steps, reason)
+    # Give every part the weights of its best validation.
     network = copy.deepcopy(network)
     for name, weights in history.weights.items():
         network.get_submodule(name).load_state_dict(loop.tensors(f"best.{name}", weights))

@@ -11,6 +11,11 @@ __all__ = ["NARROW_BELOW", "classifier_size", "cpu_multiplies_bf16"]
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+_CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+_SIDE_STEP = 4
+NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
+
+
 @lru_cache(maxsize=1)
 def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 instructions; elsewhere bf16 is emulated and slower than float32."""
@@ -23,15 +28,6 @@ def cpu_multiplies_bf16() -> bool:
         for line in text.splitlines()
         if line.startswith(("flags", "Features"))
     )
-
-
-_CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
-
-
-_SIDE_STEP = 4
-
-
-NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
 
 
 def classifier_size(common_size: tuple[int, int]) -> int:

@@ -31,6 +31,12 @@ TRAINING_SHARE = 0.4
 STEPS_SHARE = 0.5
 
 
+_RECORD_BYTES = 300  # ids and text of a record before encoding
+_TREES_VALUE_SECONDS = 6e-6  # per value of the matrix
+_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process after the imports
+_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix
+
+
 def effective_budget(budget: Budget) -> Budget:
     """The part of the budget that changes bytes: steps, or minutes without them, and the batch size."""
     if budget.steps:
@@ -101,12 +107,6 @@ def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
         threads=calibration.threads,
         precision=calibration.precision,
     )
-
-
-_RECORD_BYTES = 300  # ids and text of a record before encoding
-_TREES_VALUE_SECONDS = 6e-6  # per value of the matrix
-_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process after the imports
-_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix
 
 
 def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:

@@ -173,6 +173,7 @@ def draw_kept(
             n_batch = int(1.2 * n_batch * max(n_draws, 1) / max(n_kept, 1)) + 16
         n_batch = min(BLOCK_RECORDS, n_batch)
         n_batch = -(-n_batch // step) * step
+        # Draw whole micro-batches, apply the rules, keep what is needed.
         seeds, ordinals = seeds_of(position, n_batch), np.arange(position, position + n_batch)
         rows, X = _draw(fitted, encoder, rules, np.full(n_batch, k, dtype=np.int64), seeds)
         X, rows = X[ordinals[rows] >= start], rows[ordinals[rows] >= start]

@@ -19,6 +19,12 @@ __all__ = ["CurveRecorder", "Resume", "read_training"]
 logger = logging.getLogger(__name__)
 
 
+FILE = "training.json"
+_PREFIX = "curve."
+State = tuple[dict[str, Any], Any]
+Report = Callable[[int, Mapping[str, float]], None]
+
+
 class Resume:
     """Checkpoints of a training stage; each is complete before its receipt names it."""
 
@@ -58,21 +64,14 @@ class Resume:
             self.store.delete(path)
 
 
-FILE = "training.json"
-_PREFIX = "curve."
-
-State = tuple[dict[str, Any], Any]
-Report = Callable[[int, Mapping[str, float]], None]
-
-
 class CurveRecorder:
     """Records the curves that a model reports in training; continues those of ``restored``."""
 
     def __init__(self, restored: State | None) -> None:
-        points = restored[0].get("curve", {}) if restored else {}
+        curves = restored[0].get("curve", {}) if restored else {}
         self.points: dict[str, list[tuple[int, float]]] = {
             name: [(int(step), float(loss)) for step, loss in points]
-            for name, points in points.items()
+            for name, points in curves.items()
         }
 
     def recording(self, report: Report) -> Report:
