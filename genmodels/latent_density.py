@@ -33,7 +33,6 @@ FLOOR = 1e-3  # of a component's variances, as a share of the mean variance
 
 Floats = NDArray[np.float32]
 
-
 MAX_LOG_SCALE = 5.0  # of posteriors and priors
 
 

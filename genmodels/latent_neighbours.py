@@ -28,7 +28,6 @@ MAX_RECORDS = 4000  # kept per class
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-
 _NAMES = ("vectors", "neighbours", "starts", "counts")
 
 

@@ -30,7 +30,6 @@ __all__ = ["Codec", "ConvDecoder", "ConvEncoder", "DenseStack", "Squash"]
 
 UNIT = 16  # channels per norm group
 
-
 # Activation of a layer.
 Squash = Literal["linear", "relu", "sigmoid"]
 

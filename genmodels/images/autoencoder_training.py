@@ -37,7 +37,6 @@ MIN_VARIANCE = 1e-4  # of pixels, so that nearly equal images do not blow up the
 # 0.031 with 0.005, 0.023 with 0.01 and 0.022 with 0.02.
 LAYER_RATE = 0.01
 
-
 Units = Literal["binary", "real"]
 
 

@@ -43,7 +43,6 @@ __all__ = [
 EARLY_SHARE = 0.25  # of the steps, after which the early network is copied
 COMMITMENT = 0.25  # CBDM's gamma
 
-
 Velocity = Callable[[Tensor, Tensor], Tensor]
 # Integration points of the bound, evenly spaced in log(t / (1 - t)): from much noise to less than a gray
 # level.

@@ -53,7 +53,6 @@ __all__ = ["GanPhase", "ImageGan", "relativistic_loss", "slope_penalty"]
 WIDTH, DEPTH, N_LATENT, CRITIC_STEPS = 32, 1, 64, 1
 PENALTY, LEARNING_RATE = 1.0, 0.002
 
-
 # One record in so many is penalised: its gradient costs as much as four other records.
 PENALISED_SHARE = 4
 LAST_PENALTY = 0.1  # of the first, as in R3GAN

@@ -46,7 +46,6 @@ logger = logging.getLogger(__name__)
 # Share of the device's free memory for images; the rest is for activations.
 MAX_SHARE = 0.25
 
-
 N_CRITIC = 7  # numbers of one image's augmentation for the critic
 MAX_SHIFT = 0.125  # of the size; DiffAugment's
 MAX_CUT = 0.5  # edge of the cutout as a share of the size; DiffAugment's

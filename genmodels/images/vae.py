@@ -40,7 +40,6 @@ __all__ = ["Vae", "VaeNetwork", "VaePhase", "elbo_parts", "importance_bounds"]
 MIN_SCALE = 2.0 / 255.0
 START_SCALE = 0.2
 
-
 logger = logging.getLogger(__name__)
 FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
 N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)

@@ -55,7 +55,6 @@ from prefect_augment.params import FlowModel
 
 __all__ = ["FlowPhase", "TableFlow"]
 
-
 # Share of records whose hidden codes are the last to be drawn, as in drawing; and share of all records
 # with one of these shown all the same, as with a fixed value.
 IN_ORDER, SHOW_ONE = 0.8, 0.4

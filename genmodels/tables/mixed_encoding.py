@@ -58,7 +58,6 @@ EDGE = 1e-6  # ranks stay this far from 0 and 1, whose normal quantiles are infi
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-
 ROUNDS = 32  # of drawing; with more choices several are drawn at once
 MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
 

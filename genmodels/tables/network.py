@@ -50,7 +50,6 @@ MAX_TRAINING_RECORDS = 200_000
 P = TypeVar("P", bound=Params)
 N = TypeVar("N", bound=nn.Module)
 
-
 # Network, classes and random numbers to codes (n, n_choices) and scores (n, n_scores).
 Draw = Callable[[N, Tensor, RecordNumbers], tuple[Tensor, Tensor]]
 

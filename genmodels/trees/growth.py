@@ -30,10 +30,9 @@ MAX_TREES = 4  # more did not help
 # Bound on records × columns × trees, which sets the time; one tree is always grown.
 MAX_VALUES = 1_000_000
 
-
-MAX_RECORDS = 2000
-N_FEATURES = 3
-LARGEST = 100
+MAX_RECORDS = 2000  # whose features give the relevance
+N_FEATURES = 3  # per column
+LARGEST = 100  # value of a feature
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ __all__ = ["TREE_ARRAYS", "Floats", "Ints", "Tree", "as_arrays", "level_order"]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-
 TREE_ARRAYS = (
     "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
     "orders",

@@ -23,7 +23,6 @@ __all__ = ["Device", "available_cores", "choose_device", "compiled"]
 
 Precision = Literal["float32", "bfloat16"]
 
-
 logger = logging.getLogger(__name__)
 
 

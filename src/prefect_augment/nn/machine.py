@@ -10,7 +10,6 @@ __all__ = ["NARROW_BELOW", "classifier_size", "cpu_multiplies_bf16"]
 # Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
-
 _CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
 _SIDE_STEP = 4
 NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time

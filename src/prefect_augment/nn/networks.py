@@ -30,7 +30,6 @@ __all__ = [
     "space_to_depth",
 ]
 
-
 GROUP_CHANNELS = 16
 
 Layer = TypeVar("Layer", bound=nn.Module)

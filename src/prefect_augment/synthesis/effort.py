@@ -30,7 +30,6 @@ TRAINING_SHARE = 0.4
 # Least share of that for the steps, whatever else training takes.
 STEPS_SHARE = 0.5
 
-
 _RECORD_BYTES = 300  # ids and text of a record before encoding
 _TREES_VALUE_SECONDS = 6e-6  # per value of the matrix
 _TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process after the imports

@@ -18,7 +18,6 @@ __all__ = ["CurveRecorder", "Resume", "read_training"]
 
 logger = logging.getLogger(__name__)
 
-
 FILE = "training.json"
 _PREFIX = "curve."
 State = tuple[dict[str, Any], Any]
