@@ -27,7 +27,7 @@ MIN_COMPARED = 8  # real images that a class needs to be compared
 MAX_COMPARED_RECORDS = 64  # of a class
 MAX_IMAGES = 1024  # of all classes
 AT_ONCE = 128  # images processed together
-# Relative spread below which a class has collapsed; half of the classes stop training.
+# Relative spread below which a class has collapsed; training ends when half of the classes have.
 COLLAPSED = 0.2
 
 Draw = Callable[[nn.Module, NDArray[np.int64], NDArray[np.int64]], Tensor]
