@@ -128,7 +128,8 @@ class LatentTable(TableNetwork[P, N]):
             return z.float().cpu().numpy()
 
         parts = self.in_parts(len(records), encode)
-        return np.concatenate([np.empty((0, self.n_latent), np.float32), *parts])
+        # Without records there are no parts; in training self.n_latent is not known yet.
+        return np.concatenate(parts) if parts else np.empty((0, self.n_latent), np.float32)
 
     def embed(self, X: NDArray[np.float64]) -> Floats:
         """Return each record's latent vector; see :class:`.base.Encodes`."""

@@ -21,7 +21,7 @@ from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.soft_labels import share_sums, expand, expanded_rows
+from prefect_augment.synthesis.soft_labels import expand, expanded_rows, share_sums
 
 __all__ = ["filter_candidates", "unfiltered"]
 

@@ -131,7 +131,7 @@ def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
 
 def test_what_no_training_record_has_is_refused(model: TableFlow) -> None:
     for given in ({3: 3.0}, {0: np.nan}, {0: 99.0}, {4: 6.0}):
-        with pytest.raises(ParameterError, match="no training record has the value"):
+        with pytest.raises(ParameterError, match="no training record has the requested value"):
             draw(model, given)
 
 
