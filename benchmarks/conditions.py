@@ -58,13 +58,13 @@ def measure(label: str, given: dict[str, Any], training: pa.Table, test: pa.Tabl
             model: Any) -> dict[str, float]:  # fmt: skip
     """Return the figures of one condition."""
     k = encoder.strata.index(label)
-    rules = Rules.of(encoder, lambda: training, given=given)
-    rest = [j for j in range(len(encoder.names)) if j not in rules.given]
+    rules = Rules.of(encoder, lambda: training, conditions=given)
+    rest = [j for j in range(len(encoder.names)) if j not in rules.values]
 
     def of_that_kind(table: pa.Table) -> np.ndarray:
         X, names = encoder.encode(table), np.array(table_strata(table, label="income"))
         rows = names == label
-        for j, value in rules.given.items():
+        for j, value in rules.values.items():
             rows &= np.isnan(X[:, j]) if np.isnan(value) else X[:, j] == value
         return X[rows]
 
@@ -72,14 +72,14 @@ def measure(label: str, given: dict[str, Any], training: pa.Table, test: pa.Tabl
     n = min(len(real), C2ST_RECORDS)
     ours, free, seconds, n_draws = [], [], 0.0, 0
     for seed in SEEDS:
-        seeds_of = partial(candidate_seeds, seed, label, given=rules.said)
+        seeds_of = partial(candidate_seeds, seed, label, conditions=rules.values_json)
         started = time.process_time()
         kept = draw_kept(
             model, encoder, rules,
             stratum=label, start=0, n=n, seeds_of=seeds_of, taken=rules.taken(),
         )  # fmt: skip
         seconds, n_draws = seconds + time.process_time() - started, n_draws + kept.n_draws
-        for j, value in rules.given.items():
+        for j, value in rules.values.items():
             assert np.array_equal(kept.X[:, j], np.full(n, value), equal_nan=True)
         ours.append(kept.X)
         free.append(model.sample(np.full(n, k), seeds=candidate_seeds(seed, label, 0, n)))

@@ -238,7 +238,7 @@ class Bench:
         model.params = params
         context = FitContext(seed=seed, steps=1, device="cpu", threads=1)
         phase, _ = model._phase(ImageData(self.images, self.y), context)
-        model.settle(model.network, phase.records, seed)
+        model.after_training(model.network, phase.records, seed)
         return model, steps
 
     def _step_seconds(self, model: Any, data: ImageData, context: FitContext) -> float:

@@ -1,11 +1,9 @@
-"""What every generative model offers, and what it is given: arrays, never files or Arrow tables.
+"""Contracts of generative models: what they offer and what they get. Arrays only, no files or Arrow.
 
-A model of images sees uint8 arrays (n, size, size, channels), all of the encoder's resolution.
-
-A model of tables sees the matrix form of :mod:`prefect_augment.encoding.tables`: float64, NaN where
-a value is missing, level codes in category columns. Its classes are strata: the label's classes, or
-their combinations with the columns of ``balance.by``. Decoding, types and domains belong to the
-encoder, storage to the stages.
+Models of images see uint8 arrays (n, size, size, channels) of one resolution. Models of tables see
+the matrix form of :mod:`prefect_augment.encoding.tables`: float64, NaN for missing values, level
+codes in category columns. Their classes are strata: the label's classes, or combinations with the
+columns of ``balance.by``. The encoder owns decoding, types and domains.
 """
 
 from __future__ import annotations
@@ -31,14 +29,14 @@ __all__ = [
     "ImageData",
     "ImageSpec",
     "MapsAnomalies",
-    "SamplesGiven",
+    "SamplesWithValues",
     "ScoresClasses",
     "TableData",
     "TableSpec",
 ]
 
-# Fit records that a stratum needs before it is sampled: balancing.MIN_SAMPLED training records less
-# the fifth of them that is validation by default. With fewer, a draw is close to a copy.
+# Training records that a stratum needs before it is sampled; with fewer, a draw is close to a copy.
+# It is plan.targets.MIN_SAMPLED less the fifth that is validation by default.
 MIN_SAMPLED_RECORDS = 8
 
 Config = dict[str, Any]
@@ -47,27 +45,13 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Shapes, column kinds and classes of an encoded table.
+    """Shapes, column kinds and classes of an encoded table."""
 
-    Parameters
-    ----------
-    names : tuple of str
-        Learnt columns, in the order of the matrix.
-    is_category : tuple of bool
-        Whether the column holds level codes.
-    n_levels : tuple of int
-        Levels of each category column, 0 for a numeric one.
-    classes : tuple of str
-        Strata; ``y`` holds indices into them.
-    class_counts : tuple of int
-        Fit records per stratum.
-    """
-
-    names: tuple[str, ...]
-    is_category: tuple[bool, ...]
-    n_levels: tuple[int, ...]
-    classes: tuple[str, ...]
-    class_counts: tuple[int, ...]
+    names: tuple[str, ...]  # learnt columns, in matrix order
+    is_category: tuple[bool, ...]  # whether the column holds level codes
+    n_levels: tuple[int, ...]  # per column, 0 for a number
+    classes: tuple[str, ...]  # strata; y indexes them
+    class_counts: tuple[int, ...]  # training records per stratum
 
     def to_config(self) -> Config:
         """Return the spec as plain JSON."""
@@ -81,56 +65,36 @@ class TableSpec:
 
     @classmethod
     def from_config(cls, config: Config) -> TableSpec:
-        """Return the spec that :meth:`to_config` wrote down."""
+        """Inverse of :meth:`to_config`."""
         return cls(**{name: tuple(values) for name, values in config.items()})
 
     @property
     def n_columns(self) -> int:
-        """Learnt columns."""
+        """Number of learnt columns."""
         return len(self.names)
 
     @property
     def n_classes(self) -> int:
-        """Strata."""
+        """Number of strata."""
         return len(self.classes)
 
 
 @dataclass(frozen=True)
 class TableData:
-    """The training records of a table.
+    """The training records of a table."""
 
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n_records, n_columns)
-        The matrix form; NaN is missing.
-    y : ndarray of int64, shape (n_records,)
-        Index of each record's stratum in ``TableSpec.classes``.
-    """
-
-    X: NDArray[np.float64]
-    y: NDArray[np.int64]
+    X: NDArray[np.float64]  # (n_records, n_columns), NaN is missing
+    y: NDArray[np.int64]  # (n_records,) index of the stratum
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Shape and classes of encoded images.
+    """Shape and classes of encoded images."""
 
-    Parameters
-    ----------
-    size : int
-        Height and width in pixels: the encoder's resolution.
-    channels : int
-        1 (gray) or 3 (RGB).
-    classes : tuple of str
-        Strata; ``y`` holds indices into them.
-    class_counts : tuple of int
-        Fit records per stratum.
-    """
-
-    size: int
-    channels: int
-    classes: tuple[str, ...]
-    class_counts: tuple[int, ...]
+    size: int  # height and width in pixels
+    channels: int  # 1 (gray) or 3 (RGB)
+    classes: tuple[str, ...]  # strata; y indexes them
+    class_counts: tuple[int, ...]  # training records per stratum
 
     def to_config(self) -> Config:
         """Return the spec as plain JSON."""
@@ -143,7 +107,7 @@ class ImageSpec:
 
     @classmethod
     def from_config(cls, config: Config) -> ImageSpec:
-        """Return the spec that :meth:`to_config` wrote down."""
+        """Inverse of :meth:`to_config`."""
         return cls(
             size=int(config["size"]),
             channels=int(config["channels"]),
@@ -153,7 +117,7 @@ class ImageSpec:
 
     @property
     def n_classes(self) -> int:
-        """Strata."""
+        """Number of strata."""
         return len(self.classes)
 
     @property
@@ -164,50 +128,42 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ImageData:
-    """The training records of a set of images.
+    """The training records of a set of images."""
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_records, size, size, channels)
-        All of the encoder's resolution.
-    y : ndarray of int64, shape (n_records,)
-        Index of each record's stratum in ``ImageSpec.classes``.
-    """
-
-    images: NDArray[np.uint8]
-    y: NDArray[np.int64]
+    images: NDArray[np.uint8]  # (n_records, size, size, channels)
+    y: NDArray[np.int64]  # (n_records,) index of the stratum
 
 
 def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
-    """Report to nobody."""
+    """Ignore the report."""
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a model is given for training beside the data.
+    """How to train: everything a model gets besides the data.
 
     Parameters
     ----------
     seed : int
         Seed of everything random in training.
     steps : int
-        Budget of a model that is trained in steps; others take no notice.
+        Training steps; models that are not trained in steps ignore it.
     device : str
-        Where to train: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
     report : callable
         Called with the step and named scalars, for progress and curves.
     batch_size : int
         Records per step; 0 lets the model choose.
     threads : int
-        Threads of one operation; 0 takes the cores there are.
+        Threads of one operation; 0 takes the available cores.
     precision : str
         ``float32`` or ``bfloat16``; empty lets the hardware decide.
     checkpoint : callable, optional
-        Called now and then with all that a resume needs: plain JSON and named arrays.
+        Called from time to time with the state that a resume needs: plain JSON and named arrays.
     restored : tuple, optional
-        What ``checkpoint`` was last given by an interrupted run with the same seed and steps.
+        The last state of an interrupted run with the same seed and steps.
     checkpoint_seconds : float
-        Between checkpoints; 0 makes one after every step.
+        Time between checkpoints; 0 saves after every step.
     """
 
     seed: int
@@ -223,11 +179,12 @@ class FitContext:
 
 
 class GenerativeModel(Protocol):
-    """A class-conditional model that draws records exactly as asked, without rejection.
+    """A class-conditional model that draws exactly the requested records, without rejection.
 
-    One record depends on the fitted model, its class and its own seed alone, so that any of them
-    can be made again by itself: bit for bit in a batch of any size and order from trees; from a
-    network bit for bit at its place in its micro-batch, and within rounding elsewhere.
+    A record depends only on the fitted model, its class and its own seed, so any record can be
+    drawn again by itself. Trees give the same bits in a batch of any size and order. A network
+    gives the same bits at the same place in the micro-batch, and equal values within rounding
+    elsewhere.
     """
 
     trained_in_steps: ClassVar[bool]
@@ -244,7 +201,7 @@ class GenerativeModel(Protocol):
         ...
 
     def fit(self, data: Any, ctx: FitContext) -> None:
-        """Train on training records: ``TableData`` or ``ImageData``, as the spec was."""
+        """Train on training records: ``TableData`` or ``ImageData``, matching the spec."""
         ...
 
     def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> NDArray[Any]:
@@ -266,12 +223,12 @@ class GenerativeModel(Protocol):
         ...
 
     def state(self) -> tuple[Config, Arrays]:
-        """Return all that :meth:`from_state` needs: plain JSON and named arrays, no pickle."""
+        """Return everything that :meth:`from_state` needs: plain JSON and named arrays, no pickle."""
         ...
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
-        """Return the model whose state this is; it samples the same bits."""
+        """Return the model of a state; it draws the same bits."""
         ...
 
     @property
@@ -282,37 +239,35 @@ class GenerativeModel(Protocol):
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """A model trained in steps that can say how long one takes, so that a budget in minutes works."""
+    """A model trained in steps that can measure a step, which allows a budget in minutes."""
 
     def calibrate(self, data: Any, ctx: FitContext) -> Calibration:
-        """Return how this machine would train.
+        """Return how this machine would train; the model stays untrained.
 
-        Where ``ctx.steps`` is 0, the seconds of a step are measured and ``steps`` is left at 0 for
-        the caller; else ``steps`` is what was given and nothing is measured. The model is as
-        untrained as before.
+        Where ``ctx.steps`` is 0, this measures the seconds per step and leaves ``steps`` at 0 for
+        the caller. Otherwise it copies ``ctx.steps`` and measures nothing.
         """
         ...
 
 
 @runtime_checkable
-class SamplesGiven(Protocol):
-    """A model of tables that can draw records whose columns have given values by itself.
+class SamplesWithValues(Protocol):
+    """A model of tables that can draw records with fixed column values.
 
-    Others are asked for records and those that happen to have the values are kept, which finds none
-    where a column is continuous.
+    Other models draw and keep the records that happen to match, which fails for continuous columns.
     """
 
-    def sample_given(
+    def sample_with_values(
         self,
         conditions: NDArray[np.int64],
         *,
         seeds: NDArray[np.int64],
-        given: Mapping[int, float],
+        values: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Draw a record per condition with the given values, and keep some of them.
+        """Draw a record per condition with the fixed values, and keep some of them.
 
-        Those that are kept follow the model's distribution of the other columns given these values.
-        Whether a record is kept depends on the model, its class, its seed and the values alone.
+        Kept records follow the model's distribution of the other columns given these values.
+        Whether a record is kept depends only on the model, its class, its seed and the values.
 
         Parameters
         ----------
@@ -320,25 +275,25 @@ class SamplesGiven(Protocol):
             The stratum of each record.
         seeds : ndarray of int64, shape (n,)
             Each record's own seed.
-        given : mapping of int to float
-            Value by column of the matrix form; NaN asks for a missing value.
+        values : mapping of int to float
+            Value by column of the matrix form; NaN requests a missing value.
 
         Returns
         -------
         kept : ndarray of int64, shape (n_kept,)
-            Which of the n, in their order.
+            Indices of the kept records, ascending.
         X : ndarray of float64, shape (n_kept, n_columns)
-            The records; the given columns hold exactly the given values.
+            The records; the fixed columns hold exactly the requested values.
         """
         ...
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """A model with a latent space: records go in and come back.
+    """A model with a latent space: records can be encoded and decoded.
 
-    Records are what the model is fitted on, as arrays: the matrix form of a table, or images. None of
-    this is random, and a record's result depends on the record alone, within rounding.
+    Records are arrays as in training: the matrix form of a table, or images. Nothing here is
+    random, and a record's result depends on the record alone, within rounding.
     """
 
     @property
@@ -347,25 +302,25 @@ class Encodes(Protocol):
         ...
 
     def embed(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """Return each record's latent vector, shape (n, n_latent), from its columns without its class."""
+        """Return latent vectors, (n, n_latent), from the records without their class."""
         ...
 
     def decode_latents(self, Z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the most likely record of each latent vector and stratum, in the form of the input."""
+        """Return the most likely record of each latent vector and stratum, in the input's form."""
         ...
 
     def anomaly_scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Return how badly the model accounts for each record, shape (n,); higher is stranger.
+        """Return anomaly scores, shape (n,); higher is stranger.
 
-        A family with a density gives nats (the negative ELBO under the stratum that fits best), one
-        without the error of reconstruction, in the loss it was trained on.
+        Models with a density give nats (the negative ELBO under the best stratum); others the
+        reconstruction error in their training loss.
         """
         ...
 
 
 @runtime_checkable
 class ScoresClasses(Protocol):
-    """A model that knows how likely a record is in each stratum."""
+    """A model that scores how likely a record is in each stratum."""
 
     def class_log_likelihoods(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return log p(record | stratum) or a bound on it, in nats, shape (n, n_classes)."""
@@ -374,28 +329,25 @@ class ScoresClasses(Protocol):
 
 @runtime_checkable
 class MapsAnomalies(Protocol):
-    """A model of images that says itself where it accounts for an image badly.
-
-    Of others with a latent space it is where their reconstruction is wrong.
-    """
+    """A model of images with its own anomaly maps; for others the reconstruction error serves."""
 
     def anomaly_maps(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the strangeness of every place, shape (n, size, size); higher is stranger."""
+        """Return the anomaly of every pixel, shape (n, size, size); higher is stranger."""
         ...
 
 
 @runtime_checkable
 class Denoises(Protocol):
-    """A model of images that takes noise out of them."""
+    """A model of images that removes noise."""
 
     def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
-        """Return the most likely images without their noise, in the form of the input.
+        """Return the most likely images without their noise, in the input's form.
 
         Parameters
         ----------
         X : ndarray of uint8, shape (n, size, size, channels)
             Images of the encoder's resolution.
         noise : float in (0, 1]
-            Standard deviation of the Gaussian noise that they hold, white being 1.
+            Standard deviation of their Gaussian noise, white being 1.
         """
         ...

@@ -1,4 +1,4 @@
-"""What every model refuses when it is asked for records."""
+"""Checks of a request for records that every model makes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,13 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 
-__all__ = ["check_classes", "check_request"]
+__all__ = ["check_classes", "check_latents", "check_request"]
 
 
 def check_request(
     conditions: NDArray[np.int64], seeds: NDArray[np.int64], classes: tuple[str, ...]
 ) -> None:
-    """Refuse a request without a seed for each condition, or of classes that there are not.
-
-    Parameters
-    ----------
-    conditions, seeds : ndarray of int64, shape (n,)
-    classes : tuple of str
-        The model's.
-
-    Raises
-    ------
-    ParameterError
-        If there is not one seed per condition.
-    EmptyClassError
-        If a condition is no index into the classes.
-    """
+    """Check that every condition has a seed (ParameterError) and is a class (EmptyClassError)."""
     if conditions.shape != seeds.shape:
         raise ParameterError(
             f"{len(conditions)} conditions came with {len(seeds)} seeds; give one each."
@@ -36,9 +22,21 @@ def check_request(
 
 
 def check_classes(y: NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Refuse indices of classes that there are not, by EmptyClassError."""
+    """Raise EmptyClassError where an index is none of the model's classes."""
     if y.size and not 0 <= y.min() <= y.max() < len(classes):
         raise EmptyClassError(
             f"conditions go from {y.min()} to {y.max()}, the model has "
             f"classes 0 to {len(classes) - 1}: {', '.join(classes)}."
         )
+
+
+def check_latents(
+    Z: NDArray[np.float32], y: NDArray[np.int64], n_latent: int, classes: tuple[str, ...]
+) -> None:
+    """Check the shape of latent vectors (ParameterError) and their classes (EmptyClassError)."""
+    if Z.shape != (len(y), n_latent):
+        raise ParameterError(
+            f"expected latent vectors of shape {(len(y), n_latent)}, one per class, found "
+            f"{Z.shape}; take those of embed."
+        )
+    check_classes(y, classes)

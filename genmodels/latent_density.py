@@ -1,14 +1,8 @@
-"""The density of each class's latent vectors, which models of tables and of images draw from.
+"""Gaussian mixtures of each class's latent vectors, and the normal prior of variational autoencoders.
 
-:class:`ClassDensities` is fitted after training to the vectors of the records trained on, a mixture
-of normals per class, and drawn from in the place of a prior that the encoder may never have met.
-
-References
-----------
-Ghosh et al. 2020, "From Variational to Deterministic Autoencoders", section 4 (ex-post density
-estimation): ten full components per density there.
-
-Normals of latent vectors, as variational autoencoders of tables and of images have them.
+Models of tables and images draw from :class:`ClassDensities` instead of a prior that the encoder
+may not match (Ghosh et al. 2020, "From Variational to Deterministic Autoencoders", section 4,
+ex-post density estimation with ten full components).
 """
 
 from __future__ import annotations
@@ -29,33 +23,26 @@ from torch import Tensor, nn
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.record_numbers import RecordNumbers
 
-__all__ = ["ClassDensities", "Prior", "kl_divergence", "soft"]
+__all__ = ["ClassDensities", "Prior", "bound_log_scale", "kl_divergence"]
 
 MAX_COMPONENTS = 10
 PER_COMPONENT = 32  # records
-MAX_RECORDS = 8000  # of a class that a density is fitted to
+MAX_RECORDS = 8000  # per class that a density is fitted to
 N_ITERATIONS = 50
 FLOOR = 1e-3  # of a component's variances, as a share of the mean variance
 
 Floats = NDArray[np.float32]
 
+MAX_LOG_SCALE = 5.0  # of posteriors and priors
+
 
 @dataclass(frozen=True)
 class ClassDensities:
-    """Mixtures of normals, one per class.
+    """Gaussian mixtures, one per class."""
 
-    Parameters
-    ----------
-    shares : ndarray of float64, shape (n_classes, n_components)
-        Cumulative.
-    means : ndarray of float32, shape (n_classes, n_components, n_latent)
-    roots : ndarray of float32, shape (n_classes, n_components, n_latent, n_latent)
-        Lower Cholesky factors of the covariances.
-    """
-
-    shares: NDArray[np.float64]
-    means: Floats
-    roots: Floats
+    shares: NDArray[np.float64]  # (n_classes, n_components) cumulative weights
+    means: Floats  # (n_classes, n_components, n_latent)
+    roots: Floats  # (n_classes, n_components, n_latent, n_latent) Cholesky factors of covariances
 
     @classmethod
     def fit(
@@ -67,37 +54,32 @@ class ClassDensities:
         seed: int,
         per_component: int = PER_COMPONENT,
     ) -> Self:
-        """Return the densities of these vectors.
+        """Fit a mixture to each class's latent vectors (n, n_latent).
 
-        A class of few records has one component, its covariance drawn towards that of all classes
-        within; one of no record has the mean and covariance of all.
-
-        Parameters
-        ----------
-        Z : ndarray of float32, shape (n, n_latent)
-        y : ndarray of int64, shape (n,)
-        n_classes, seed : int
-        per_component : int
-            Records of a class for each normal of its mixture: the more, the less it keeps to single ones.
+        A class with few records gets one component, its covariance shrunk towards the pooled
+        within-class one. An empty class gets the mean and covariance of all. ``per_component`` is
+        the number of records needed per component: more of them smooth over single records.
         """
         z = Z.astype(np.float64)
         n_latent = z.shape[1]
+        # Pooled within-class covariance, (n_latent, n_latent), and a floor of the variances.
         centres = np.stack(
             [z[y == k].mean(axis=0) if (y == k).any() else z.mean(axis=0) for k in range(n_classes)]
         )
         within = _covariance(z - centres[y])
         ridge = FLOOR * max(float(np.trace(within)) / n_latent, 1e-12) * np.eye(n_latent)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 2])
+        # Per class: weights, means and covariances.
         parts: list[tuple[NDArray[np.float64], ...]] = []
         for k in range(n_classes):
             own = z[y == k]
             own = own[np.sort(rng.permutation(len(own))[:MAX_RECORDS])]
             n_components = min(MAX_COMPONENTS, len(own) // per_component)
             if n_components >= 2:
-                found = _mixture(own, n_components, float(ridge[0, 0]), seed)
-                parts.append((found.weights_, found.means_, found.covariances_))
+                mixture = _mixture(own, n_components, float(ridge[0, 0]), seed)
+                parts.append((mixture.weights_, mixture.means_, mixture.covariances_))
                 continue
-            weight = n_latent + 1.0  # records that the other classes' covariance counts for
+            weight = n_latent + 1.0  # weight of the pooled covariance, in records
             covariance = within * weight
             if len(own):
                 covariance = covariance + _covariance(own - centres[k]) * len(own)
@@ -105,6 +87,7 @@ class ClassDensities:
             if not len(own):
                 covariance = _covariance(z - z.mean(axis=0)) + ridge
             parts.append((np.ones(1), centres[k][None], covariance[None]))
+        # Pad to the largest number of components; padding has no weight.
         most = max(len(weights) for weights, _, _ in parts)
         shares = np.ones((n_classes, most))
         means = np.zeros((n_classes, most, n_latent), dtype=np.float32)
@@ -117,7 +100,7 @@ class ClassDensities:
         return cls(shares, means, roots)
 
     def draw(self, y: Tensor, numbers: RecordNumbers) -> Tensor:
-        """Return a vector of each class, (n, n_latent) of float32, on the device of ``y``."""
+        """One vector per class index, (n, n_latent) of float32, on the device of ``y``."""
         device = y.device
         shares, means, roots = (
             torch.from_numpy(a).to(device) for a in (self.shares, self.means, self.roots)
@@ -127,18 +110,18 @@ class ClassDensities:
         return means[y, place] + torch.einsum("nij,nj->ni", roots[y, place], normals)
 
     def arrays(self) -> Arrays:
-        """Return all three by name."""
+        """The arrays by name, for storage."""
         return {f"latent.{name}": getattr(self, name) for name in ("shares", "means", "roots")}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Return what :meth:`arrays` wrote down."""
+        """Inverse of :meth:`arrays`."""
         return cls(*(arrays[f"latent.{name}"] for name in ("shares", "means", "roots")))
 
 
 def _covariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = centred.T @ centred / len(centred)
-    return found
+    covariance: NDArray[np.float64] = centred.T @ centred / len(centred)
+    return covariance
 
 
 def _mixture(
@@ -153,12 +136,9 @@ def _mixture(
         random_state=seed & 0xFFFFFFFF,
     )
     with threadpool_limits(1), warnings.catch_warnings():
-        # Where the last iterations would gain little, they are not needed.
+        # The last iterations gain little, so convergence is not required.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(own)
-
-
-MAX_LOG_SCALE = 5.0  # softly, of posteriors and priors
 
 
 class Prior(nn.Module):
@@ -170,21 +150,19 @@ class Prior(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(n_classes, n_latent))
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and logarithms of scales of classes, each (n, n_latent)."""
-        # Unlike indexing's, the gradient has the same bits each time on several threads.
-        return F.embedding(y, self.mean), soft(F.embedding(y, self.log_scale))
+        """Means and log scales of classes, each (n, n_latent)."""
+        # Unlike indexing, embedding has a deterministic gradient on several threads.
+        return F.embedding(y, self.mean), bound_log_scale(F.embedding(y, self.log_scale))
 
 
-def soft(log_scale: Tensor) -> Tensor:
-    """Return logarithms of scales, pressed softly into what an exponential can bear."""
+def bound_log_scale(log_scale: Tensor) -> Tensor:
+    """Log scales, bounded smoothly so that their exponential is finite."""
     return MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
 
 
 def kl_divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> Tensor:
-    """Return KL(q || p) of diagonal normals, given as means and logarithms of scales, (n,) in nats.
+    """KL(q || p) of diagonal normals, given as means and log scales, (n,) in nats.
 
-    References
-    ----------
     Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B, with any normal as prior.
     """
     (mean, log_scale), (prior_mean, prior_log_scale) = q, p

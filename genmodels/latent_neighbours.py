@@ -1,11 +1,8 @@
-"""Latent vectors between those of a record and of a neighbour of its class.
+"""Latent vectors interpolated between a record and a neighbour of its class.
 
-What is drawn lies near to records: it looks like its class, and may be close to a copy.
-
-References
-----------
-Dablain, Krawczyk & Chawla 2021, "DeepSMOTE: Fusing Deep Learning and SMOTE for Imbalanced Data"; the
-interpolation is that of Chawla et al. 2002, "SMOTE", with its five neighbours.
+The draws lie near to records: they look like their class, and may be close to a copy. Dablain,
+Krawczyk & Chawla 2021, "DeepSMOTE: Fusing Deep Learning and SMOTE for Imbalanced Data"; the
+interpolation and its five neighbours are those of Chawla et al. 2002, "SMOTE".
 """
 
 from __future__ import annotations
@@ -26,40 +23,26 @@ from prefect_augment.genmodels.record_numbers import RecordNumbers
 __all__ = ["ClassNeighbours"]
 
 N_NEIGHBOURS = 5
-MAX_RECORDS = 4000  # of a class that are kept
+MAX_RECORDS = 4000  # kept per class
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+_NAMES = ("vectors", "neighbours", "starts", "counts")
+
 
 @dataclass(frozen=True)
 class ClassNeighbours:
-    """Vectors of records, class after class, and the neighbours of each.
+    """Latent vectors of records, sorted by class, and the neighbours of each."""
 
-    Parameters
-    ----------
-    vectors : ndarray of float32, shape (n, n_latent)
-    neighbours : ndarray of int64, shape (n, n_neighbours)
-        Rows of the same class, the nearest first; of a class of fewer records some repeat.
-    starts, counts : ndarray of int64, shape (n_classes,)
-        Where each class's rows are. A class without records has the rows of all.
-    """
-
-    vectors: Floats
-    neighbours: Ints
-    starts: Ints
-    counts: Ints
+    vectors: Floats  # (n, n_latent)
+    neighbours: Ints  # (n, N_NEIGHBOURS) rows of the same class, the nearest first; few repeat
+    starts: Ints  # (n_classes,) first row of each class; an empty class has all rows
+    counts: Ints  # (n_classes,)
 
     @classmethod
     def fit(cls, Z: Floats, y: Ints, n_classes: int, *, seed: int) -> Self:
-        """Return the vectors that are kept, and their neighbours.
-
-        Parameters
-        ----------
-        Z : ndarray of float32, shape (n, n_latent)
-        y : ndarray of int64, shape (n,)
-        n_classes, seed : int
-        """
+        """Keep at most ``MAX_RECORDS`` vectors per class and find their neighbours."""
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 3])
         rows, neighbours = [], []
         starts, counts = np.zeros((2, n_classes), dtype=np.int64)
@@ -75,7 +58,7 @@ class ClassNeighbours:
         return cls(Z[np.concatenate(rows)], np.concatenate(neighbours), starts, counts)
 
     def draw(self, y: Tensor, numbers: RecordNumbers) -> Tensor:
-        """Return a vector of each class, (n, n_latent) of float32, on the device of ``y``."""
+        """One vector per class index, (n, n_latent) of float32, on the device of ``y``."""
         device = y.device
         vectors, neighbours, starts, counts = (
             torch.from_numpy(a).to(device)
@@ -88,23 +71,20 @@ class ClassNeighbours:
         return torch.lerp(vectors[row], vectors[other], uniforms[:, 2:].float())
 
     def arrays(self) -> Arrays:
-        """Return all four by name."""
+        """The arrays by name, for storage."""
         return {f"latent.{name}": getattr(self, name) for name in _NAMES}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Return what :meth:`arrays` wrote down."""
+        """Inverse of :meth:`arrays`."""
         return cls(*(arrays[f"latent.{name}"] for name in _NAMES))
 
 
-_NAMES = ("vectors", "neighbours", "starts", "counts")
-
-
 def _nearest(Z: Floats) -> Ints:
-    """Return each vector's nearest others, int64 of shape (n, N_NEIGHBOURS); itself where it is alone."""
+    """Each vector's nearest others, (n, N_NEIGHBOURS); the vector itself where it is alone."""
     n = min(N_NEIGHBOURS, len(Z) - 1)
     if n < 1:
         return np.zeros((len(Z), N_NEIGHBOURS), dtype=np.int64)
     with threadpool_limits(1):
-        found = NearestNeighbors(n_neighbors=n).fit(Z).kneighbors(return_distance=False)
-    return found[:, np.arange(N_NEIGHBOURS) % n].astype(np.int64)
+        nearest = NearestNeighbors(n_neighbors=n).fit(Z).kneighbors(return_distance=False)
+    return nearest[:, np.arange(N_NEIGHBOURS) % n].astype(np.int64)

@@ -82,7 +82,7 @@ def sample_classes(
                 seed=seed,
                 store=open_block_store(dataset.root, dataset.block),
                 dataset=dataset,
-                given=given,
+                conditions=given,
                 constraints=constraints,
                 max_near=max_near,
                 on_progress=report,

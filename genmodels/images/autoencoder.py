@@ -1,21 +1,21 @@
-"""Autoencoders of images: through a narrow place and back, and draws from what lies there.
+"""Autoencoders of images, and draws from their latent space.
 
-An encoder takes pixels to a code, without the class; a decoder takes the code back; mean squared
-error. What keeps it from learning mere copies is the variant:
+An encoder maps pixels to a code, without the class; a decoder maps it back; the loss is the mean
+squared error. Variants regularise it:
 
-- ``dense``: pixels, code, pixels, and nothing between (the classic 784-64-784);
+- ``dense``: pixels, code, pixels, with no layer between (the classic 784-64-784);
 - ``conv``: convolutions on both sides;
-- ``deep``: several dense layers, each learnt first as a restricted Boltzmann machine (:mod:`.rbm`), then
-  all of them unrolled and trained together (Hinton & Salakhutdinov 2006);
-- ``denoising``: the image without the noise that was added to it is asked for (Vincent et al. 2008,
-  "Extracting and Composing Robust Features");
-- ``sparse``: of the code few units are active, by the divergence of their mean activations from
+- ``deep``: several dense layers, each pretrained as a restricted Boltzmann machine
+  (:mod:`.autoencoder_training`), then unrolled and trained together (Hinton & Salakhutdinov 2006);
+- ``denoising``: noise is added to the input, and the clean image is the target (Vincent et al.
+  2008, "Extracting and Composing Robust Features");
+- ``sparse``: few units of the code are active, by the divergence of their mean activations from
   ``sparsity`` (Ng 2011, "Sparse autoencoder", section 2) or by the sum of activations;
-- ``contractive``: a penalty on the squared Frobenius norm of the encoder's Jacobian (Rifai et al. 2011,
-  "Contractive Auto-Encoders", equation 2), estimated with one random direction per record.
+- ``contractive``: a penalty on the squared Frobenius norm of the encoder's Jacobian (Rifai et al.
+  2011, "Contractive Auto-Encoders", equation 2), estimated with one random direction per record.
 
-Images are drawn from a mixture of normals per class fitted to the codes of the records trained on
-(:mod:`.latent_densities`), or between the codes of neighbours (:mod:`.latent_neighbours`).
+Images are drawn from a mixture of normals per class fitted to the training records' codes
+(:mod:`.latent_density`), or between the codes of neighbours (:mod:`.latent_neighbours`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, ImageSpec
-from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash
+from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash, check_conv_width
 from prefect_augment.genmodels.images.autoencoder_training import (
     AutoencoderPhase,
     LayerPhase,
@@ -48,23 +47,14 @@ from prefect_augment.params import AutoencoderModel
 
 __all__ = ["Autoencoder"]
 
-# Where the wish does not say; the first layer of a deep one is the widest.
+# Default widths; the first layer of a deep one is the widest.
 DENSE_WIDTH, DEEP_WIDTH, CONV_WIDTH = 512, 1024, 32
-UNIT = 16  # channels that a norm sees together
 # Of a deep autoencoder, whose lowest visible units have variance 1: about a pixel's deviation.
 PIXEL_SCALE = 0.3
 
 
 class Autoencoder(LatentImages[AutoencoderModel, Codec]):
-    """One autoencoder for all classes, and what is drawn from per class; see the module.
-
-    Parameters
-    ----------
-    params : AutoencoderModel
-        The wish.
-    spec : ImageSpec
-        Shape and classes.
-    """
+    """One autoencoder for all classes, and the density of each class; see the module."""
 
     params_class: ClassVar[type[Any]] = AutoencoderModel
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
@@ -73,10 +63,8 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
     def build(cls, params: Any, spec: ImageSpec) -> Self:
         """Return an untrained model; refuses a width that convolutions cannot have."""
         model = super().build(params, spec)
-        if model.conv and params.width % UNIT:
-            raise ParameterError(
-                f"model.width is {params.width}, and convolutions need a multiple of {UNIT}."
-            )
+        if model.conv:
+            check_conv_width(params.width)
         return model
 
     @property
@@ -92,7 +80,7 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         return code_size(self.params.n_latent, self.spec)
 
     def new_network(self) -> Codec:
-        """Return encoder and decoder."""
+        """Encoder and decoder."""
         variant = self.params.variant
         widths: tuple[int, ...] = (self.params.width or CONV_WIDTH,)
         if not self.conv:
@@ -115,11 +103,11 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         )
 
     def new_phase(self, network: Codec, records: ImageRecords, batch_size: int) -> AutoencoderPhase:
-        """Return the training of both together."""
+        """Train both together."""
         return AutoencoderPhase(network, records, self.params, batch_size)
 
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
-        """Train layers one by one first, where the variant has it so."""
+        """Pretrain layer by layer first, if the variant does."""
         if self.params.variant != "deep":
             return super().train(phase, device, ctx)
         return train_in_turn(
@@ -134,13 +122,13 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         )
 
     def step_seconds(self, phase: ImagePhase, device: Device, seed: int) -> float:
-        """Return the mean over layers and whole, as the run will share its steps among them."""
+        """Mean over pretraining and fine-tuning, weighted by their steps."""
         if self.params.variant != "deep":
             return super().step_seconds(phase, device, seed)
         return mean_seconds_per_step(self._stretches(phase, 10_000), seed=seed, device=device)
 
     def _stretches(self, phase: ImagePhase, steps: int) -> list[Stretch]:
-        """Return one stretch per layer, unrolled at its end, and the fine-tuning."""
+        """One stretch per layer, unrolled at its end, and the fine-tuning."""
         network: Codec = phase.network
         n_layers = network.n_layers
         each = n_pretraining(self.params.pretraining, steps, n_layers)
@@ -153,28 +141,28 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
         ]
         return [*(Stretch(layer, each, layer.unroll) for layer in layers), whole]
 
-    def settle(self, network: Codec, records: ImageRecords, seed: int) -> None:
-        """Find what is drawn from, in the codes of the records."""
+    def after_training(self, network: Codec, records: ImageRecords, seed: int) -> None:
+        """Fit the densities to the records' codes."""
         with torch.inference_mode():
-            found = [
-                network.encode(to_shares(some.to(records.y.device)))
-                for some in records.images.split(AT_ONCE)
+            codes = [
+                network.encode(to_shares(part.to(records.y.device)))
+                for part in records.images.split(AT_ONCE)
             ]
-        self.settle_draws(torch.cat(found).cpu().numpy().astype(np.float32), records, seed)
+        self.fit_densities(torch.cat(codes).cpu().numpy().astype(np.float32), records, seed)
 
     def raw(self, network: Codec, images: Tensor) -> Tensor:
-        """Return codes before their activation."""
+        """Codes before their activation."""
         return network.encode(images)
 
     def codes(self, network: Codec, raw: Tensor) -> Tensor:
-        """Return codes."""
+        """Codes."""
         return network.activated(raw)
 
     def decoded(self, network: Codec, codes: Tensor) -> Tensor:
-        """Return the decoder's images, those without a bound of their own held in bounds."""
+        """The decoder's images, clamped to [0, 1]."""
         return network.decode(codes).clamp(0.0, 1.0)
 
-    def strangeness(self, network: Codec, images: Tensor) -> Tensor:
-        """Return the mean of :func:`.image_latents.smoothed_errors` over the image."""
+    def anomaly(self, network: Codec, images: Tensor) -> Tensor:
+        """Mean of :func:`.smoothed_errors` over the image."""
         back = self.decoded(network, network.activated(network.encode(images)))
         return smoothed_errors(images, back).mean(dim=(1, 2))

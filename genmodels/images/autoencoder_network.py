@@ -1,8 +1,8 @@
 """Encoders and decoders of images, dense and convolutional: pixels in [0, 1] to vectors and back.
 
-The convolutional ones work on squares of pixels (:func:`.networks.patch_size`), 8 to 16 of them wide,
-then on half as many, with channels last; so a 256 px image costs what a 16 px one does, but for its
-first and last layer.
+The convolutional ones work on squares of pixels (:func:`.networks.patch_size`), 8 to 16 of them
+wide, then on half as many, channels last. So a 256 px image costs as much as a 16 px one, except in
+its first and last layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.nn.networks import (
     Downsample,
     Upsample,
@@ -27,27 +28,27 @@ from prefect_augment.nn.networks import (
 
 __all__ = ["Codec", "ConvDecoder", "ConvEncoder", "DenseStack", "Squash"]
 
-# What keeps a layer's outputs in bounds, or not.
+UNIT = 16  # channels per norm group
+
+# Activation of a layer.
 Squash = Literal["linear", "relu", "sigmoid"]
 
 
+def check_conv_width(width: int) -> None:
+    """Refuse a width that convolutions cannot have."""
+    if width % UNIT:
+        raise ParameterError(f"model.width is {width}, and convolutions need a multiple of {UNIT}.")
+
+
 def squashed(x: Tensor, how: Squash) -> Tensor:
-    """Return the activations of a layer's sums."""
+    """Activations of a layer's sums."""
     if how == "linear":
         return x
     return F.relu(x) if how == "relu" else torch.sigmoid(x)
 
 
 class DenseStack(nn.Module):
-    """Fully connected layers, the last without activation.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Units of each layer, the first is what is read.
-    hidden : {"relu", "sigmoid"}
-        Activation of the layers between.
-    """
+    """Fully connected layers of these sizes, the last one without activation."""
 
     def __init__(self, sizes: Sequence[int], hidden: Squash) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class DenseStack(nn.Module):
 
 
 class Residual(nn.Module):
-    """Norm, convolution, convolution, added to what was read."""
+    """Residual block: norm, convolution, convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -75,22 +76,14 @@ class Residual(nn.Module):
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) to the same."""
+        """(n, width, h, w) to the same shape."""
         return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
 
 
 class ConvEncoder(nn.Module):
-    """Images to vectors.
+    """Images to vectors; ``width`` channels, a multiple of 16, then twice as many at half the size.
 
-    Parameters
-    ----------
-    size, channels : int
-        Of the images; a size that does not divide is padded by repeating the border.
-    n_out : int
-        Numbers out.
-    width : int
-        Channels where images are 8 to 16 squares wide, a multiple of 16; the half of that has twice
-        as many.
+    A size that does not divide is padded by repeating the border.
     """
 
     def __init__(self, size: int, channels: int, n_out: int, *, width: int) -> None:
@@ -111,13 +104,13 @@ class ConvEncoder(nn.Module):
             images = F.pad(images, (0, self.padding, 0, self.padding), mode="replicate")
         h = F.silu(self.stem(space_to_depth(2 * images - 1, self.patch)))
         h = F.silu(self.norm(self.block(self.shrink(h))))
-        # Channels lie last in memory already: so flattened, nothing moves.
+        # Channels are last in memory already, so this flattening copies nothing.
         out: Tensor = self.out(h.permute(0, 2, 3, 1).flatten(1))
         return out
 
 
 class ConvDecoder(nn.Module):
-    """Vectors to images: :class:`ConvEncoder` the other way round, its parameters too."""
+    """Vectors to images: the inverse architecture of :class:`ConvEncoder`."""
 
     def __init__(self, size: int, channels: int, n_in: int, *, width: int) -> None:
         super().__init__()
@@ -139,24 +132,9 @@ class ConvDecoder(nn.Module):
 class Codec(nn.Module):
     """An encoder and a decoder of images in [0, 1].
 
-    Parameters
-    ----------
-    size, channels : int
-        Of the images.
-    n_latent : int
-        Numbers in the middle.
-    widths : tuple of int
-        Of dense layers between pixels and code; of the convolutions where there is one number.
-    conv : bool
-        Whether layers are convolutions.
-    hidden : {"relu", "sigmoid"}
-        Activation of dense layers.
-    code, output : {"linear", "relu", "sigmoid"}
-        Activations of the code and of the pixels.
-    n_encoded : int
-        Numbers out of the encoder; 0: as many as the code has.
-    scale : float
-        Pixels are divided by it on their way in, and multiplied on their way out.
+    ``widths`` are those of the dense layers, or one width of the convolutions. ``hidden``, ``code``
+    and ``output`` are activations. The encoder returns ``n_encoded`` numbers (0: ``n_latent``).
+    Pixels are divided by ``scale`` on input and multiplied on output.
     """
 
     def __init__(
@@ -189,7 +167,7 @@ class Codec(nn.Module):
             self.decoder = DenseStack((n_latent, *reversed(widths), n_pixels), hidden)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return vectors before any activation, (n, n_encoded)."""
+        """Vectors before any activation, (n, n_encoded)."""
         images = images / self.scale
         out: Tensor = self.encoder(images if self.conv else images.flatten(1))
         return out.float()
@@ -201,7 +179,7 @@ class Codec(nn.Module):
         return len(self.encoder.layers)
 
     def below(self, images: Tensor, layer: int) -> Tensor:
-        """Return what a dense encoder's layer reads, (n, n_units)."""
+        """Input of a dense encoder's layer, (n, n_units)."""
         assert isinstance(self.encoder, DenseStack)
         h = images.flatten(1) / self.scale
         for i in range(layer):
@@ -209,14 +187,14 @@ class Codec(nn.Module):
         return h
 
     def activated(self, z: Tensor) -> Tensor:
-        """Return what the decoder reads of vectors: codes, (n, n_latent)."""
+        """What the decoder reads of vectors: codes, (n, n_latent)."""
         return squashed(z, self.code)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return images (n, channels, size, size), in [0, 1] where the output is a sigmoid."""
+        """Images (n, channels, size, size), in [0, 1] if the output is a sigmoid."""
         out: Tensor = self.decoder(codes).float()
         return (squashed(out, self.output) * self.scale).reshape(-1, *self.shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return images as they come back."""
+        """Reconstructed images."""
         return self.decode(self.activated(self.encode(images)))

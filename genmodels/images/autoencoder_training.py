@@ -1,18 +1,11 @@
-"""How autoencoders of images are trained: all at once, and layer by layer before that.
+"""Training of autoencoders of images: end to end, and layer by layer before that.
 
-Restricted Boltzmann machines: layers learnt one by one, each from what the one below makes.
-
-A machine of visible units v and hidden ones h has the energy
-``E(v, h) = E(v) - b·v - c·h - h·Wv + E(h)``, with ``E(v) = |v|²/2`` where visible units are real
-numbers of variance 1 (pixels), and 0 where they are 0 or 1; the same for hidden units.
-
-References
-----------
-Hinton & Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks": a stack of
-machines, unrolled into an encoder and a decoder. Hinton 2002, "Training Products of Experts by
-Minimizing Contrastive Divergence".
-
-What keeps autoencoders from learning mere copies, of tables and of images: penalties of the code.
+A restricted Boltzmann machine of visible units v and hidden units h has the energy ``E(v, h) = E(v)
+- b·v - c·h - h·Wv + E(h)``, with ``E(v) = |v|²/2`` for real units of variance 1 (pixels) and 0 for
+binary ones; likewise for hidden units. A stack of machines is unrolled into an encoder and a
+decoder (Hinton & Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks");
+each is trained by contrastive divergence (Hinton 2002, "Training Products of Experts by Minimizing
+Contrastive Divergence").
 """
 
 from __future__ import annotations
@@ -38,23 +31,20 @@ __all__ = [
     "n_pretraining",
 ]
 
-NOISE = 0.5  # of denoising, where the wish does not say
-MIN_VARIANCE = 1e-4  # of pixels, so that a set of nearly equal images does not blow up the loss
-# Of layers on their own: after 200 steps each on mnist10k, what comes back has an error of 0.051 with
-# 0.001, 0.031 with 0.005, 0.023 with 0.01 and 0.022 with 0.02.
+NOISE = 0.5  # default of denoising
+MIN_VARIANCE = 1e-4  # of pixels, so that nearly equal images do not blow up the loss
+# Of pretraining: after 200 steps per layer on mnist10k, the reconstruction error is 0.051 with 0.001,
+# 0.031 with 0.005, 0.023 with 0.01 and 0.022 with 0.02.
 LAYER_RATE = 0.01
+
+Units = Literal["binary", "real"]
 
 
 def pixel_variance(images: Tensor) -> float:
-    """Return the mean squared difference of pixels from the mean image, black to white being 1.
-
-    Parameters
-    ----------
-    images : Tensor of uint8, shape (n, channels, size, size)
-    """
+    """Mean squared difference of uint8 pixels from the mean image, black to white being 1."""
     total = torch.zeros(2, *images.shape[1:], dtype=torch.float64, device=images.device)
-    for some in images.split(AT_ONCE):
-        pixels = to_shares(some).double()
+    for part in images.split(AT_ONCE):
+        pixels = to_shares(part).double()
         total[0] += pixels.sum(dim=0)
         total[1] += (pixels**2).sum(dim=0)
     mean, square = total / len(images)
@@ -62,7 +52,7 @@ def pixel_variance(images: Tensor) -> float:
 
 
 class AutoencoderPhase(ImagePhase):
-    """Squared error of what comes back, as a share of the pixels' variance, and the variant's penalty."""
+    """Squared reconstruction error over the pixels' variance, plus the variant's penalty."""
 
     name = "autoencoder"
     params: AutoencoderModel
@@ -74,19 +64,11 @@ class AutoencoderPhase(ImagePhase):
         self.variance = pixel_variance(records.images)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """AdamW with a short memory, as befits a few thousand steps."""
-        return {
-            "codec": torch.optim.AdamW(
-                self.network.parameters(),
-                lr=self.params.learning_rate,
-                betas=(0.9, 0.99),
-                weight_decay=self.params.weight_decay,
-                fused=True,
-            )
-        }
+        """AdamW on encoder and decoder."""
+        return {"codec": self.adamw(self.network.parameters(), self.params.learning_rate)}
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return images, their noise, and directions; the last two where the variant needs them."""
+        """Images, their noise and directions; the last two where the variant needs them."""
         n, device = self.batch_size, self.device
         images = self.records.take(self.records.rows(n, rng))
         noise = directions = torch.zeros(n, 0, device=device)
@@ -99,11 +81,11 @@ class AutoencoderPhase(ImagePhase):
         return images, noise, directions
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the share of the variance that does not come back, and the penalty."""
+        """Share of the variance that is not reconstructed, plus the penalty."""
         images, noise, directions = batch
         x = to_shares(images)
         variant, weight = self.params.variant, self.params.penalty
-        # Pixels cannot hold more than white: noise is cut off as in an image that is stored.
+        # Clamp the noise as in a stored image.
         seen = (x + noise).clamp(0.0, 1.0) if variant == "denoising" else x
         if variant == "contractive":
             seen = x.detach().requires_grad_(True)
@@ -120,19 +102,18 @@ class AutoencoderPhase(ImagePhase):
         return loss
 
     def contraction(self, z: Tensor, seen: Tensor, directions: Tensor) -> Tensor:
-        """Return the Jacobian's squared norm, for codes and pixels of variance 1.
+        """Squared norm of the Jacobian, for codes and pixels of variance 1.
 
-        Without that, codes would shrink and the decoder grow (Rifai et al. tie their weights).
+        Without that scaling, codes would shrink and the decoder grow (Rifai et al. tie their
+        weights).
         """
         norm = jacobian_norm(z, seen, directions).mean()
         return norm * self.variance / z.var(dim=0, correction=0).sum().clamp(min=1e-6)
 
 
 def n_pretraining(share: float, steps: int, n_layers: int) -> int:
-    """Return the steps of each layer; one at least is left for all of them together.
+    """Steps of each layer; at least one step is left for fine-tuning.
 
-    Examples
-    --------
     >>> n_pretraining(0.3, 1000, 3), n_pretraining(0.3, 2, 3)
     (100, 0)
     """
@@ -140,17 +121,7 @@ def n_pretraining(share: float, steps: int, n_layers: int) -> int:
 
 
 class LayerPhase(ImagePhase):
-    """One layer as a restricted Boltzmann machine: its weights, and the biases on both sides.
-
-    Parameters
-    ----------
-    network : Codec
-        Dense; the layers below are trained already.
-    records, params, batch_size
-        As for :class:`.ImagePhase`.
-    layer : int
-        Which of the encoder's.
-    """
+    """One layer of a dense encoder as a restricted Boltzmann machine; the layers below are trained."""
 
     network: Codec
 
@@ -185,14 +156,14 @@ class LayerPhase(ImagePhase):
         return {"layer": torch.optim.Adam(learnt, lr=LAYER_RATE, fused=True)}
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return images and the numbers that hidden units are drawn by."""
+        """Images, and the random numbers that draw hidden units."""
         images = self.records.take(self.records.rows(self.batch_size, rng))
         draw = torch.rand if self.hidden == "binary" else torch.randn
         shape = (self.batch_size, self.up.out_features)
         return images, draw(shape, generator=rng, device=self.device)
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the loss of contrastive divergence, in float32: it is a small difference."""
+        """Loss of contrastive divergence, in float32 because it is a small difference."""
         images, numbers = batch
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
@@ -202,7 +173,7 @@ class LayerPhase(ImagePhase):
             )
 
     def unroll(self) -> None:
-        """Let the decoder begin with the same weights, turned round."""
+        """Initialise the decoder's layer with the transposed weights."""
         with torch.no_grad():
             self.down.weight.copy_(self.up.weight.T)
 
@@ -214,23 +185,12 @@ def _linear(stack: nn.Module, place: int) -> nn.Linear:
     return layer
 
 
-Units = Literal["binary", "real"]
-
-
 def free_energy(
     v: Tensor, up: nn.Linear, visible_bias: Tensor, *, visible: Units, hidden: Units
 ) -> Tensor:
-    """Return -log of the sum (or integral) over h of exp(-E(v, h)), but for a constant, (n,).
+    """-log of the sum (or integral) over h of exp(-E(v, h)), up to a constant, (n,).
 
-    Parameters
-    ----------
-    v : Tensor, shape (n, n_visible)
-    up : nn.Linear
-        W, of shape (n_hidden, n_visible), and c.
-    visible_bias : Tensor, shape (n_visible,)
-        b.
-    visible, hidden : {"binary", "real"}
-        What the units are.
+    ``up`` holds W (n_hidden, n_visible) and c, ``visible_bias`` is b.
     """
     sums = F.linear(v, up.weight, up.bias)
     of_hidden = F.softplus(sums) if hidden == "binary" else 0.5 * sums**2
@@ -247,27 +207,20 @@ def contrastive_divergence(
     visible: Units,
     hidden: Units,
 ) -> Tensor:
-    """Return a loss whose gradient is that of CD-1: F(v) less F of what comes back, in the mean.
+    """Loss whose gradient is that of CD-1: the mean of F(v) - F(reconstruction).
 
-    Hidden units are drawn; visible ones come back as means, which has less noise (Hinton 2012, "A
-    Practical Guide to Training Restricted Boltzmann Machines", section 3).
-
-    Parameters
-    ----------
-    v : Tensor, shape (n, n_visible)
-    up, visible_bias, visible, hidden
-        As for :func:`free_energy`.
-    numbers : Tensor, shape (n, n_hidden)
-        Uniform in [0, 1) for binary hidden units, standard normal for real ones.
+    Hidden units are drawn with ``numbers`` (n, n_hidden), uniform for binary and normal for real
+    units. Visible ones are means, which has less noise (Hinton 2012, "A Practical Guide to Training
+    Restricted Boltzmann Machines", section 3).
     """
     with torch.no_grad():
         sums = F.linear(v, up.weight, up.bias)
         drawn = (
             (numbers < torch.sigmoid(sums)).to(sums.dtype) if hidden == "binary" else sums + numbers
         )
-        back = F.linear(drawn, up.weight.T, visible_bias)
+        reconstruction = F.linear(drawn, up.weight.T, visible_bias)
         if visible == "binary":
-            back = torch.sigmoid(back)
-    kinds: dict[str, Units] = {"visible": visible, "hidden": hidden}
-    energies = free_energy(v, up, visible_bias, **kinds)
-    return (energies - free_energy(back, up, visible_bias, **kinds)).mean()
+            reconstruction = torch.sigmoid(reconstruction)
+    units: dict[str, Units] = {"visible": visible, "hidden": hidden}
+    energies = free_energy(v, up, visible_bias, **units)
+    return (energies - free_energy(reconstruction, up, visible_bias, **units)).mean()

@@ -3,20 +3,21 @@
 Between noise ``x0`` and an image ``x1`` lies ``x_t = (1 - t) x0 + t x1``; a network learns the mean
 velocity ``E[x1 - x0 | x_t, t, y]``, and records are drawn by following it from t = 0 to 1 (Lipman
 et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and Fast").
-With Gaussian noise this is EDM's diffusion model (Karras et al. 2022) in other coordinates
-(:mod:`.diffusion_uses` has the formula). The target has the same scale at every t, which is what EDM's
-preconditioning is for, and the paths are nearly straight: 12 evaluations make an image here, where EDM's
-sampler takes 35. With the same network, EDM's own coordinates, weights and sampler learnt more slowly in
+
+With Gaussian noise this is EDM's diffusion model (Karras et al. 2022) in other coordinates (see
+:mod:`.flow_training`). The target has the same scale at every t, which EDM achieves by
+preconditioning, and the paths are nearly straight: 12 evaluations make an image here, EDM's sampler
+takes 35. With the same network, EDM's own coordinates, weights and sampler learnt more slowly in
 the one short run of each that was compared.
 
-For few images and little time (../shared/research/images.md, sections 4 and 9): one network for all
-classes, classes drawn with p ∝ n_k**q, labels dropped now and then, averaged weights with a memory
-of 5 % of the run.
+Choices for few images and little time (research/images.md, sections 4 and 9): one network for all
+classes, classes drawn with p ∝ n_k**q, label dropout, and averaged weights with a half-life of 5 %
+of the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,25 +25,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext
 from prefect_augment.genmodels.counter_rng import normal
 from prefect_augment.genmodels.images import flow_training as uses
 from prefect_augment.genmodels.images.flow_training import FlowPhase, Velocity, train_keeping_early
-from prefect_augment.genmodels.images.network import ImageNetwork, to_pixels
-from prefect_augment.genmodels.images.training import N_TOLD, ImagePhase, ImageRecords
+from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step, to_pixels
+from prefect_augment.genmodels.images.training import (
+    N_AUGMENT,
+    ImagePhase,
+    ImageRecords,
+    channels_first,
+    to_unit,
+)
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device, compiled
-from prefect_augment.nn.networks import UNet, patch_size
+from prefect_augment.nn.networks import UNet
 from prefect_augment.params import DiffusionModel
 
 __all__ = ["Diffusion", "integrate"]
-
-
-# Batch times squares of pixels times width²: below it, an operation takes a fraction of a millisecond,
-# and threads gain little or, where others use the cores too, wait for one another (8 px, width 16, two
-# cores with eleven processes: 3.4 s a step with two threads, 0.7 s with one). One thread also has the
-# same bits on every number of cores.
-SMALL_STEP = 8_000_000
 
 
 def integrate(
@@ -53,20 +54,10 @@ def integrate(
     rule: Literal["midpoint", "heun"] = "midpoint",
     start: float = 0.0,
 ) -> Tensor:
-    """Return where the velocity carries points from t = start to 1.
+    """Integrate the velocity from the points ``x`` (n, c, h, w) at t = start to 1.
 
-    Parameters
-    ----------
-    velocity : callable
-        Takes points (n, c, h, w) and times (n,), returns velocities.
-    x : Tensor of float32, shape (n, c, h, w)
-        Where the paths start: noise, for t = 0.
-    n_steps : int
-        Equal steps; two evaluations each, but one for Heun's last, as EDM has it (algorithm 1): there
-        is nothing to learn at t = 1.
-    rule : {"midpoint", "heun"}
-    start : float in [0, 1)
-        Time of the points.
+    Every step takes two evaluations, except Heun's last one, which takes one as in EDM (algorithm
+    1): there is nothing to learn at t = 1.
     """
     h = (1.0 - start) / n_steps
 
@@ -86,45 +77,38 @@ def integrate(
 
 
 class Diffusion(ImageNetwork[DiffusionModel, UNet]):
-    """One network for all classes; see the module.
-
-    Parameters
-    ----------
-    params : DiffusionModel
-        The wish.
-    spec : ImageSpec
-        Shape and classes.
-    """
+    """One network for all classes; see the module."""
 
     params_class: ClassVar[type[Any]] = DiffusionModel
-    # On a CPU half the batch takes 7 % more time per image and learns much faster: after 90 CPU seconds
-    # on fashion_lt the held-out loss is 0.259 with 64 and 0.281 with 128.
+    # On a CPU 64 take 7 % more time per image than 128 and learn faster: after 90 CPU seconds on
+    # fashion_lt the held-out loss is 0.259 with 64 and 0.281 with 128.
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 256}
     _early: UNet | None = None
 
     def new_network(self) -> UNet:
-        """Return an untrained U-Net."""
+        """An untrained U-Net."""
         return UNet(
             size=self.spec.size,
             channels=self.spec.channels,
             n_classes=self.spec.n_classes,
             width=self.params.width,
-            n_augment=N_TOLD,
+            n_augment=N_AUGMENT,
         )
 
     def new_phase(self, network: UNet, records: ImageRecords, batch_size: int) -> FlowPhase:
-        """Return the training of the velocity."""
+        """The training of the velocity."""
         return FlowPhase(network, records, self.params, batch_size)
 
     def useful_threads(self, batch_size: int) -> int:
-        """Return 1 where a step is too small to be shared, else 0: as many as there are cores."""
-        squares = (self.spec.size / patch_size(self.spec.size)) ** 2
-        return int(batch_size * squares * self.params.width**2 < SMALL_STEP)
+        """1 if a step is too small for several threads, else 0: as many as there are cores."""
+        return threads_of_step(self.spec.size, self.params.width, batch_size)
 
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
-        """Train, and keep an early network where guidance is to move away from one."""
+        """Train, and keep an early network if guidance needs one."""
         if self.params.compile:
-            compiled(phase.network, self._example(phase, ctx.seed), device)
+            rng = loop.step_generator(ctx.seed, "compile", 0, phase.device)
+            loss = partial(phase.loss, "velocity", phase.batch("velocity", rng))
+            compiled(phase.network, loss, device)
         if not self._needs_early:
             return super().train(phase, device, ctx)
         network, self._early, steps = train_keeping_early(
@@ -136,27 +120,22 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
     def _needs_early(self) -> bool:
         return self.params.guidance != 1.0 and self.params.guide == "early"
 
-    def _example(self, phase: ImagePhase, seed: int) -> Callable[[], Tensor]:
-        rng = loop.step_generator(seed, "compile", 0, phase.device)
-        return lambda: phase.loss("velocity", phase.batch("velocity", rng))
-
     def draw(self, network: UNet, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-        """Return where the velocity carries each record's noise."""
+        """Carry each record's noise along the velocity."""
         size, _, channels = self.spec.shape
         noise = normal(keys, channels * size * size).reshape(-1, channels, size, size)
         x0 = torch.from_numpy(noise).to(self.device.torch, memory_format=torch.channels_last)
-        velocity = self._velocity(network, y)
+        velocity = self._velocity(network, y, self.params.guidance)
         return integrate(velocity, x0, self.params.sampler_steps, rule=self.params.sampler)
 
-    def _velocity(self, network: UNet, y: Tensor) -> Velocity:
-        """Return the velocity for classes ``y``, guided where the params say so.
+    def _velocity(self, network: UNet, y: Tensor, guidance: float = 1.0) -> Velocity:
+        """Velocity for classes ``y``; 1 is without guidance.
 
-        Guidance moves away from what the network says without a label (Ho & Salimans 2022), or from
-        what it said early in training (Karras et al. 2024, "Guiding a Diffusion Model with a Bad
-        Version of Itself"), which costs less of the variety.
+        Guidance moves away from the prediction without a label (Ho & Salimans 2022), or from that
+        of an early network (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
+        Itself"), which costs less diversity.
         """
-        guidance = self.params.guidance
-        nothing = torch.full_like(y, self.spec.n_classes)
+        unlabelled = torch.full_like(y, self.spec.n_classes)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             with self.device.autocast():
@@ -164,70 +143,67 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
                 if guidance == 1.0:
                     return conditional
                 early = self._early if self._needs_early else None
-                worse: Tensor = early(x, t, y) if early is not None else network(x, t, nothing)
+                worse: Tensor = early(x, t, y) if early is not None else network(x, t, unlabelled)
             return torch.lerp(worse, conditional, guidance)
 
         return velocity
 
     def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
-        """Return images without their noise, as :class:`.Denoises` has it; classes are not told.
+        """Return images without their noise, ignoring classes; see :class:`.Denoises`.
 
-        Raises
-        ------
-        ParameterError
-            If images do not have the spec's shape, the noise is not in (0, 1], or the network has
-            never learnt without labels.
+        Raises ParameterError for images of another shape, noise outside (0, 1], or a network
+        trained without label dropout.
         """
-        uses.check_noise(noise)
-        uses.check_unlabelled(self.params.label_dropout)
+        if not 0.0 < noise <= 1.0:
+            raise ParameterError(
+                f"noise is {noise}; give the standard deviation of the images' noise, white being 1, "
+                "above 0 and at most 1."
+            )
+        if not self.params.label_dropout:
+            raise ParameterError(
+                "this model was trained with label_dropout=0 and cannot use images without a label; "
+                "train one with label_dropout above 0 to denoise."
+            )
         self.check_images(X, len(X))
         network, clean = self.network, np.empty_like(X)
 
         def each(rows: slice) -> None:
-            # Inference mode is a thread's own.
+            # Inference mode is local to a thread.
             with torch.inference_mode():
-                x = uses.as_images(X[rows], self.device.torch)
-                nothing = torch.full((len(x),), self.spec.n_classes, device=x.device)
-                velocity = self._unguided(network, nothing)
+                x = to_unit(channels_first(X[rows]).to(self.device.torch))
+                unlabelled = torch.full((len(x),), self.spec.n_classes, device=x.device)
+                velocity = self._velocity(network, unlabelled)
                 clean[rows] = to_pixels(uses.denoised(velocity, x, 2.0 * noise))
 
         self.in_micro_batches(len(X), each)
         return clean
 
     def class_log_likelihoods(self, X: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return a bound on log p(image | class) in nats, up to a number that all classes share.
+        """Return a bound on log p(image | class) in nats, up to a constant that all classes share.
 
-        Shape (n, n_classes); see :func:`.diffusion_uses.log_likelihoods`.
+        Shape (n, n_classes); see :func:`.flow_training.log_likelihoods`.
         """
         self.check_images(X, len(X))
         network = self.network
-        likely = np.empty((len(X), self.spec.n_classes))
+        bounds = np.empty((len(X), self.spec.n_classes))
 
         def each(rows: slice) -> None:
             with torch.inference_mode():
-                x = uses.as_images(X[rows], self.device.torch)
+                x = to_unit(channels_first(X[rows]).to(self.device.torch))
                 for k in range(self.spec.n_classes):
                     y = torch.full((len(x),), k, device=x.device)
-                    found = uses.log_likelihoods(self._unguided(network, y), x)
-                    likely[rows, k] = found.cpu().numpy()
+                    batch_bounds = uses.log_likelihoods(self._velocity(network, y), x)
+                    bounds[rows, k] = batch_bounds.cpu().numpy()
 
         self.in_micro_batches(len(X), each)
-        return likely
-
-    def _unguided(self, network: UNet, y: Tensor) -> Velocity:
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            with self.device.autocast():
-                found: Tensor = network(x, t, y)
-            return found
-
-        return velocity
+        return bounds
 
     def extra_state(self) -> Arrays:
-        """Return the early network."""
+        """The early network."""
         return loop.named_arrays("early", self._early.state_dict()) if self._early else {}
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take it back."""
+        """Inverse of :meth:`extra_state`."""
         weights = loop.tensors("early", arrays)
         if weights:
             early = self._new_network(0)

@@ -1,15 +1,13 @@
-"""How the velocity of :mod:`.diffusion` is learnt: its losses, its batches, and an early network kept.
+"""Training of the velocity of :mod:`.flow_matching`, and its use as EDM's denoiser.
 
-What a velocity of flow matching can do beside drawing: it is EDM's denoiser in other coordinates.
-
-With noise of deviation sigma on an image, x = x1 + sigma n, the place on the line is t = 1 / (1 + sigma)
-and the point t x, so that
+With noise of deviation sigma on an image, x = x1 + sigma n, the time on the line is t = 1 / (1 +
+sigma) and the point t x, so that
 
     D(x, sigma) = E[x1 | x] = t x + (1 - t) v(t x, t)
 
-which is EDM's preconditioning (Karras et al. 2022, equation 7) with c_skip = c_in = 1 / (1 + sigma),
-c_out = sigma / (1 + sigma), and the velocity in the network's place. The loss of the velocity is
-EDM's with the weight 1 / c_out².
+which is EDM's preconditioning (Karras et al. 2022, equation 7) with c_skip = c_in = 1 / (1 + sigma)
+and c_out = sigma / (1 + sigma), the velocity being the network. The loss of the velocity is EDM's
+with the weight 1 / c_out².
 """
 
 from __future__ import annotations
@@ -19,12 +17,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext
 from prefect_augment.genmodels.images.training import ImagePhase, moved, to_unit
 from prefect_augment.nn import loop
@@ -38,9 +33,6 @@ __all__ = [
     "EARLY_SHARE",
     "FlowPhase",
     "Velocity",
-    "as_images",
-    "check_noise",
-    "check_unlabelled",
     "class_balance_loss",
     "denoised",
     "log_likelihoods",
@@ -48,61 +40,47 @@ __all__ = [
     "velocity_loss",
 ]
 
-EARLY_SHARE = 0.25  # of the steps, after which the network is kept that guidance moves away from
-COMMITMENT = 0.25  # of the regulariser's two sides: CBDM's gamma
+EARLY_SHARE = 0.25  # of the steps, after which the early network is copied
+COMMITMENT = 0.25  # CBDM's gamma
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+# Integration points of the bound, evenly spaced in log(t / (1 - t)): from much noise to less than a gray
+# level.
+FIRST_PLACE, LAST_PLACE, N_PLACES = -3.0, 3.0, 8
 
 
 def velocity_loss(velocity: Velocity, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return the mean squared error of the velocity on the lines between noise and images.
+    """Mean squared error of the velocity on the lines between noise and images at times t (n,).
 
-    Parameters
-    ----------
-    velocity : callable
-        Takes points (n, c, h, w) and times (n,), returns velocities.
-    images, noise : Tensor of float32, shape (n, c, h, w)
-        The two ends.
-    t : Tensor of float32, shape (n,)
-        Where on the line, in [0, 1].
-
-    References
-    ----------
-    Lipman et al. 2023, equation 23 with sigma_min = 0.
+    Lipman et al. 2023, equation 23 with sigma_min = 0. ``velocity`` maps points (n, c, h, w) and
+    times to velocities.
     """
-    place = t[:, None, None, None]
-    x = torch.lerp(noise, images, place)
+    position = t[:, None, None, None]
+    x = torch.lerp(noise, images, position)
     return torch.mean((velocity(x, t) - (images - noise)) ** 2)
 
 
-def class_balance_loss(ours: Tensor, theirs: Tensor, t: Tensor) -> Tensor:
-    """Return how far velocities under the records' classes are from those under drawn ones.
+def class_balance_loss(own: Tensor, other: Tensor, t: Tensor) -> Tensor:
+    """Distance of velocities under the records' classes from those under uniformly drawn classes.
 
-    What is learnt of one class is drawn towards what is learnt of all, the more the noise covers: in
-    CBDM the weight is the noise's step, here 1 - t. One side holds still for the other.
-
-    Parameters
-    ----------
-    ours, theirs : Tensor, shape (n, c, h, w)
-        Under the record's class, and under one drawn evenly.
-    t : Tensor, shape (n,)
-
-    References
-    ----------
-    Qin et al. 2023, "Class-Balancing Diffusion Models", equation 9, with its commitment term.
+    It pulls a class towards all classes, the more the noise covers: CBDM's weight is the noise
+    level, here 1 - t. One side is detached for the other. Qin et al. 2023, "Class-Balancing
+    Diffusion Models", equation 9, with its commitment term.
     """
     noise = (1.0 - t)[:, None, None, None]
-    follow = noise * (ours - theirs.detach()) ** 2
-    lead = noise * (ours.detach() - theirs) ** 2
+    follow = noise * (own - other.detach()) ** 2
+    lead = noise * (own.detach() - other) ** 2
     return torch.mean(follow + COMMITMENT * lead)
 
 
 class FlowPhase(ImagePhase):
-    """The velocity on tempered classes, labels dropped at times."""
+    """The velocity on tempered classes, with label dropout."""
 
     name = "flow"
     params: DiffusionModel
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Adam with a short memory, as befits a few thousand steps."""
+        """Adam with a short memory, as suits a few thousand steps."""
         return {
             "velocity": torch.optim.Adam(
                 self.network.parameters(),
@@ -113,12 +91,13 @@ class FlowPhase(ImagePhase):
         }
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return images, labels, noise, times, moves and other labels of one step."""
+        """Images, labels, noise, times, augmentations and other labels of one step."""
         n, device, records = self.batch_size, self.device, self.records
         rows = records.rows(n, rng)
         dropped = torch.rand(n, generator=rng, device=device) < self.params.label_dropout
         y = torch.where(dropped, self.network.n_classes, records.y[rows])
-        t = self._times(rng)
+        # Logit-normal times (Esser et al. 2024): the middle is where there is most to learn.
+        t = torch.sigmoid(torch.randn(n, generator=rng, device=device))
         noise = torch.randn((n, *records.images.shape[1:]), generator=rng, device=device)
         images, moves = moved(
             records.take(rows),
@@ -130,12 +109,8 @@ class FlowPhase(ImagePhase):
         other = torch.randint(0, self.network.n_classes, (n,), generator=rng, device=device)
         return images, y, noise, t, moves, other
 
-    def _times(self, rng: torch.Generator) -> Tensor:
-        """Return logit-normal times (Esser et al. 2024): the middle is where there is most to learn."""
-        return torch.sigmoid(torch.randn(self.batch_size, generator=rng, device=self.device))
-
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the error of the velocity, and what the regulariser adds."""
+        """Error of the velocity, plus the regulariser."""
         images, y, noise, t, moves, other = batch
         weight = self.params.class_balance
         if not weight:
@@ -144,17 +119,17 @@ class FlowPhase(ImagePhase):
             )
         x1, place = to_unit(images), t[:, None, None, None]
         x = torch.lerp(noise, x1, place)
-        ours, theirs = (self.network(x, t, labels, moves) for labels in (y, other))
-        error = torch.mean((ours - (x1 - noise)) ** 2)
-        return error + weight * class_balance_loss(ours, theirs, t)
+        own, drawn = (self.network(x, t, labels, moves) for labels in (y, other))
+        error = torch.mean((own - (x1 - noise)) ** 2)
+        return error + weight * class_balance_loss(own, drawn, t)
 
 
 def train_keeping_early(
     phase: ImagePhase, device: Device, ctx: FitContext, *, ema_fraction: float
 ) -> tuple[UNet, UNet, int]:
-    """Train as :func:`.loop.train`, and return the network, an early one of the same run, and the steps.
+    """Train like :func:`.loop.train`; return the network, an early one of the same run, and the steps.
 
-    Checkpoints after the early stretch hold the early network too, so that a resume has it.
+    Checkpoints after the early stretch include the early network, for a resume.
     """
     at = max(1, round(EARLY_SHARE * ctx.steps))
     restored = ctx.restored
@@ -162,16 +137,16 @@ def train_keeping_early(
     latest: list[loop.Checkpoint] = []
     saved = time.monotonic()
 
-    def keep(found: loop.Checkpoint) -> None:
+    def keep(state: loop.Checkpoint) -> None:
         nonlocal saved
-        latest[:] = [found]
+        latest[:] = [state]
         if ctx.checkpoint is not None and time.monotonic() - saved >= ctx.checkpoint_seconds:
-            ctx.checkpoint(found)
+            ctx.checkpoint(state)
             saved = time.monotonic()
 
-    def save_both(found: loop.Checkpoint) -> None:
+    def save_both(state: loop.Checkpoint) -> None:
         assert ctx.checkpoint is not None
-        config, arrays = found
+        config, arrays = state
         ctx.checkpoint((config, {**arrays, **loop.named_arrays("early", early.state_dict())}))
 
     def stretch(
@@ -190,6 +165,7 @@ def train_keeping_early(
             stop_after=stop_after,
         )
 
+    # Train the early network, unless the checkpoint has it; then the rest.
     if restored is not None and (weights := loop.tensors("early", restored[1])):
         early.load_state_dict(weights)
     else:
@@ -201,82 +177,31 @@ def train_keeping_early(
     return network, early, result.steps
 
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-# Places where the bound is measured: evenly in log(t / (1 - t)), from much noise to less than a level of
-# gray. Differences between classes lie in between.
-FIRST_PLACE, LAST_PLACE, N_PLACES = -3.0, 3.0, 8
-
-
 def denoised(velocity: Velocity, x: Tensor, sigma: float) -> Tensor:
-    """Return the expected image of a noisy one: EDM's denoiser, one Euler step to t = 1.
-
-    Parameters
-    ----------
-    velocity : callable
-        Takes points (n, c, h, w) and times (n,), returns velocities.
-    x : Tensor of float32, shape (n, c, h, w)
-        Images in [-1, 1] with noise.
-    sigma : float
-        The noise's standard deviation on that scale.
-    """
+    """Expected clean image of ``x`` in [-1, 1] with noise sigma: EDM's denoiser, one Euler step to t = 1."""
     t = torch.full((len(x),), 1.0 / (1.0 + sigma), dtype=x.dtype, device=x.device)
     point = x * t[:, None, None, None]
     return point + (1.0 - t)[:, None, None, None] * velocity(point, t)
 
 
 def log_likelihoods(velocity: Velocity, x: Tensor) -> Tensor:
-    """Return a bound on the log density of images, up to a number that all classes share, (n,).
+    """Bound on the log density of images ``x`` in [-1, 1], up to a constant for all classes, (n,).
 
-    The bound is minus the integral of t² E|v - (x1 - n)|² over log(t / (1 - t)): what EDM's denoiser
-    leaves over, in nats. The noise is the same for every image and class, so that differences between
-    classes are of the classes.
-
-    Parameters
-    ----------
-    velocity : callable
-        Of one class.
-    x : Tensor of float32, shape (n, c, h, w)
-        Images in [-1, 1].
-
-    References
-    ----------
-    Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO", equation 13; Li et al. 2023,
-    "Your Diffusion Model is Secretly a Zero-Shot Classifier", equation 6, for shared noise.
+    Minus the integral of t² E|v - (x1 - n)|² over log(t / (1 - t)), which is the denoiser's
+    remaining error in nats. The noise is the same for every image and class, so differences are due
+    to the classes. Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO", equation
+    13; Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", equation 6, for
+    shared noise.
     """
     rng = torch.Generator().manual_seed(0)
     step = (LAST_PLACE - FIRST_PLACE) / N_PLACES
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i in range(N_PLACES):
         noise = torch.randn(x.shape[1:], generator=rng).to(x.device)
-        place = torch.tensor(FIRST_PLACE + (i + 0.5) * step)
-        t = torch.sigmoid(place).to(x).expand(len(x))
+        log_odds = torch.tensor(FIRST_PLACE + (i + 0.5) * step)
+        t = torch.sigmoid(log_odds).to(x).expand(len(x))
         point = torch.lerp(noise.expand_as(x), x, t[:, None, None, None])
         error = (velocity(point, t) - (x - noise)).double().square().sum(dim=(1, 2, 3))
         # |v - (x1 - n)|² (1 - t)² is the denoiser's error, over sigma² in log(1 / sigma): t² is left.
         total -= t.double() ** 2 * error * step
     return total
-
-
-def as_images(X: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Return pixels (n, h, w, c) as float32 in [-1, 1] of shape (n, c, h, w)."""
-    images = torch.from_numpy(np.ascontiguousarray(X.transpose(0, 3, 1, 2))).to(device)
-    return to_unit(images)
-
-
-def check_noise(noise: float) -> None:
-    """Refuse a deviation that is none."""
-    if not 0.0 < noise <= 1.0:
-        raise ParameterError(
-            f"noise is {noise}; give the standard deviation of the images' noise, white being 1, "
-            "above 0 and at most 1."
-        )
-
-
-def check_unlabelled(label_dropout: float) -> None:
-    """Refuse what needs a network that knows images without their labels."""
-    if not label_dropout:
-        raise ParameterError(
-            "this model was trained with label_dropout=0 and does not know images without their "
-            "label; train one with label_dropout above 0 to denoise."
-        )

@@ -1,8 +1,8 @@
-"""Generator and critic of images: residual blocks without any norm, on squares of pixels.
+"""Generator and critic of images: residual blocks without norms, on squares of pixels.
 
-Both have two resolutions, as :class:`.networks.UNet` has: after :func:`.space_to_depth` the image is
-8 to 16 squares wide, then half of it. Convolutions are plain, where R3GAN has grouped ones between
-two of 1 × 1: those are slow on a CPU.
+Both have two resolutions, like :class:`.networks.UNet`: after :func:`.space_to_depth` the image is
+8 to 16 squares wide, then half of it. Convolutions are plain; R3GAN's grouped ones between two of 1
+× 1 are slow on a CPU.
 """
 
 from __future__ import annotations
@@ -27,24 +27,16 @@ SLOPE = 0.2  # of the activation below zero
 
 
 def activated(x: Tensor) -> Tensor:
-    """Return leaky ReLU."""
+    """Leaky ReLU."""
     return F.leaky_relu(x, SLOPE)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 × 3 convolutions beside the identity, and no norm.
+    """Two 3 × 3 convolutions beside the identity, without norm.
 
-    Parameters
-    ----------
-    width : int
-        Channels.
-    n_blocks : int
-        Of the network: the first convolution starts smaller by its root, the second at zero, which
-        is what a network without norms needs.
-
-    References
-    ----------
-    Zhang et al. 2019, "Fixup Initialization"; R3GAN (Huang et al. 2024), section 3.
+    The first one starts smaller by sqrt(n_blocks), the number of blocks in the network, the second
+    one at zero, as networks without norms need (Zhang et al. 2019, "Fixup Initialization"; R3GAN,
+    Huang et al. 2024, section 3).
     """
 
     def __init__(self, width: int, n_blocks: int) -> None:
@@ -57,22 +49,15 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) to the same."""
+        """(n, width, h, w) to the same shape."""
         return x + self.conv2(activated(self.conv1(activated(x))))
 
 
 class Generator(nn.Module):
-    """Images of normal vectors and classes.
+    """Images from normal vectors and classes.
 
-    Parameters
-    ----------
-    size, channels : int
-        Of the images.
-    n_classes, n_latent : int
-    width : int
-        Channels at the higher resolution; twice as many at the lower.
-    depth : int
-        Blocks at each.
+    ``width`` channels at the higher resolution and twice as many at the lower, with ``depth``
+    blocks each.
     """
 
     def __init__(
@@ -91,15 +76,7 @@ class Generator(nn.Module):
         self.out = nn.Conv2d(width, channels * self.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Return images in about [-1, 1], float32 of shape (n, channels, size, size).
-
-        Parameters
-        ----------
-        z : Tensor of float32, shape (n, n_latent)
-            Standard normal.
-        y : Tensor of int64, shape (n,)
-            Classes.
-        """
+        """Normal vectors (n, n_latent) and classes (n,) to images in about [-1, 1], float32."""
         h = self.start(torch.cat([z, self.embed_class(y)], dim=1))
         h = h.reshape(-1, self.low, self.low, self.bottom).permute(0, 3, 1, 2)
         for block in self.first:
@@ -112,21 +89,10 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """One number per image with its class: larger for what looks real.
+    """One score per image with its class: larger for what looks real.
 
-    Parameters
-    ----------
-    size, channels : int
-        Of the images; a size that does not divide is padded inside by repeating the border.
-    n_classes : int
-    width : int
-        Channels at the higher resolution; twice as many at the lower.
-    depth : int
-        Blocks at each.
-
-    References
-    ----------
-    Miyato & Koyama 2018, "cGANs with Projection Discriminator", equation 3, for the class.
+    Widths and depths as for :class:`Generator`; padding repeats the border. The class enters by
+    projection (Miyato & Koyama 2018, "cGANs with Projection Discriminator", equation 3).
     """
 
     def __init__(self, *, size: int, channels: int, n_classes: int, width: int, depth: int) -> None:
@@ -153,21 +119,15 @@ class Critic(nn.Module):
         h = self.shrink(h)
         for block in self.second:
             h = block(h)
-        # Channels last, as they lie in memory.
-        found = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
-        classes = self.embed_class(y) / math.sqrt(found.shape[1])
-        number: Tensor = self.out(found)[:, 0].float() + (found.float() * classes).sum(dim=1)
-        return number
+        # Channels last, as in memory.
+        features = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
+        classes = self.embed_class(y) / math.sqrt(features.shape[1])
+        score: Tensor = self.out(features)[:, 0].float() + (features.float() * classes).sum(dim=1)
+        return score
 
 
 class GanNetwork(nn.Module):
-    """The two of them.
-
-    Parameters
-    ----------
-    generator : Generator
-    critic : Critic
-    """
+    """Generator and critic."""
 
     def __init__(self, generator: Generator, critic: Critic) -> None:
         super().__init__()

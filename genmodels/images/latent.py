@@ -1,7 +1,6 @@
-"""Latent spaces of images: records in and out, what is strange about them and where, and draws.
+"""Latent spaces of images: encoding, decoding, anomalies and draws; see :class:`.base.Encodes`.
 
-See :class:`.base.Encodes`. Networks here see pixels in [0, 1] and compute in float32, whatever they
-were trained in.
+Networks here see pixels in [0, 1] and compute in float32, whatever precision they were trained in.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, ImageSpec
-from prefect_augment.genmodels.checks import check_classes
+from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.images.network import ImageNetwork, N, P
-from prefect_augment.genmodels.images.training import ImageRecords
+from prefect_augment.genmodels.images.training import ImageRecords, channels_first
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
 from prefect_augment.genmodels.record_numbers import RecordNumbers
@@ -34,27 +33,25 @@ Pixels = NDArray[np.uint8]
 
 
 def to_shares(images: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [0, 1]."""
+    """Uint8 pixels as float32 in [0, 1]."""
     return images.float() / 255.0
 
 
-def code_size(wish: int, spec: ImageSpec) -> int:
-    """Return how many numbers stand for an image, where the wish does not say: twice its edge.
+def code_size(requested: int, spec: ImageSpec) -> int:
+    """Size of the latent vector: ``requested``, or by default twice the edge of the image.
 
-    Examples
-    --------
     >>> [code_size(0, ImageSpec(size, 1, ("a",), (1,))) for size in (8, 28, 32, 64, 256)]
     [32, 64, 64, 128, 256]
     """
-    return wish or min(256, max(32, 16 * -(-2 * spec.size // 16)))
+    return requested or min(256, max(32, 16 * -(-2 * spec.size // 16)))
 
 
 class LatentImages(ImageNetwork[P, N]):
-    """A network with an encoder that sees no class, and a decoder."""
+    """A network with an encoder that does not see the class, and a decoder."""
 
     _drawn_from: ClassDensities | ClassNeighbours
 
-    # --- what a model says ---
+    # --- what a model defines ---
 
     @property
     @abstractmethod
@@ -63,15 +60,15 @@ class LatentImages(ImageNetwork[P, N]):
 
     @abstractmethod
     def raw(self, network: N, images: Tensor) -> Tensor:
-        """Return the vectors that classes have densities of, (n, n_latent), of images in [0, 1]."""
+        """Return the vectors that densities are fitted to, (n, n_latent), of images in [0, 1]."""
 
     @abstractmethod
     def decoded(self, network: N, codes: Tensor) -> Tensor:
         """Return the most likely images of codes, float32 of (n, channels, size, size)."""
 
     @abstractmethod
-    def strangeness(self, network: N, images: Tensor) -> Tensor:
-        """Return how badly each image in [0, 1] is accounted for, (n,)."""
+    def anomaly(self, network: N, images: Tensor) -> Tensor:
+        """Return the anomaly score of each image in [0, 1], (n,)."""
 
     def codes(self, network: N, raw: Tensor) -> Tensor:
         """Return what the decoder reads of raw vectors."""
@@ -79,22 +76,22 @@ class LatentImages(ImageNetwork[P, N]):
 
     # --- drawing ---
 
-    def settle_draws(self, Z: Floats, records: ImageRecords, seed: int) -> None:
-        """Fit what is drawn from to the raw vectors of the records trained on."""
+    def fit_densities(self, Z: Floats, records: ImageRecords, seed: int) -> None:
+        """Fit the class densities, or the neighbours, to the records' raw vectors."""
         y, n_classes = records.y.cpu().numpy(), self.spec.n_classes
         self._drawn_from = self._way_of_drawing().fit(Z, y, n_classes, seed=seed)
 
     def draw(self, network: N, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-        """Return the images of vectors drawn from each class."""
+        """Images of vectors drawn from each class."""
         raw = self._drawn_from.draw(y, RecordNumbers(keys, self.device.torch))
         return 2.0 * self.decoded(network, self.codes(network, raw)) - 1.0
 
     def extra_state(self) -> Arrays:
-        """Return what is drawn from."""
+        """The class densities, or the neighbours."""
         return self._drawn_from.arrays()
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take it back."""
+        """Inverse of :meth:`extra_state`."""
         self._drawn_from = self._way_of_drawing().from_arrays(arrays)
 
     def _way_of_drawing(self) -> type[ClassNeighbours] | type[ClassDensities]:
@@ -104,30 +101,21 @@ class LatentImages(ImageNetwork[P, N]):
     # --- records in and out ---
 
     def embed(self, X: NDArray[np.uint8]) -> Floats:
-        """Return each image's latent vector, as :class:`.base.Encodes` has it."""
+        """Return each image's latent vector; see :class:`.base.Encodes`."""
         network = self.network
         return self._each(
             X, lambda x: self.codes(network, self.raw(network, x)), np.float32, (self.n_latent,)
         )
 
     def decode_latents(self, Z: Floats, y: NDArray[np.int64]) -> Pixels:
-        """Return the image of each latent vector; its class is in it already.
+        """Return the image of each latent vector, which determines the class already.
 
-        Raises
-        ------
-        ParameterError
-            If the vectors have another size, or there is not one class for each.
-        EmptyClassError
-            If the model does not have a class.
+        Raises ParameterError if the vectors have another size or number, EmptyClassError for an
+        unknown class.
         """
         network = self.network
         Z, y = np.asarray(Z, np.float32), np.asarray(y, np.int64)
-        if Z.shape != (len(y), self.n_latent):
-            raise ParameterError(
-                f"expected latent vectors of shape {(len(y), self.n_latent)}, one per class given, "
-                f"found {Z.shape}; take those of embed."
-            )
-        check_classes(y, self.spec.classes)
+        check_latents(Z, y, self.n_latent, self.spec.classes)
         images = np.empty((len(Z), *self.spec.shape), dtype=np.uint8)
 
         def decode(rows: slice) -> None:
@@ -138,36 +126,23 @@ class LatentImages(ImageNetwork[P, N]):
         return images
 
     def reconstruct(self, X: Pixels) -> Pixels:
-        """Return images as they come back from their latent vectors, uint8 of the same shape."""
+        """Return reconstructed images, uint8 of the same shape."""
         network = self.network
         return self._each(X, lambda x: self._back(network, x), np.uint8, self.spec.shape)
 
     def denoise(self, X: Pixels, noise: float) -> Pixels:
-        """Return images without what does not belong to them.
-
-        Parameters
-        ----------
-        X : ndarray of uint8, shape (n, size, size, channels)
-        noise : float
-            Deviation of the noise, black to white being 1; what was learnt finds it by itself.
-        """
+        """Return reconstructions; the model needs no ``noise`` (deviation, black to white being 1)."""
         if not 0.0 <= noise <= 10.0:
             raise ParameterError(f"noise is {noise}; give its deviation, black to white being 1.")
         return self.reconstruct(X)
 
     def anomaly_scores(self, X: Pixels) -> NDArray[np.float64]:
-        """Return how badly the model accounts for each image, as :class:`.base.Encodes` has it."""
+        """Return each image's anomaly score; see :class:`.base.Encodes`."""
         network = self.network
-        return self._each(X, lambda x: self.strangeness(network, x), np.float64, ())
+        return self._each(X, lambda x: self.anomaly(network, x), np.float64, ())
 
     def anomaly_maps(self, X: Pixels) -> Floats:
-        """Return where each image is not as it comes back: see :func:`smoothed_errors`.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, size, size)
-            Means over the channels.
-        """
+        """Return the smoothed reconstruction error of every pixel, (n, size, size)."""
         network = self.network
 
         def errors(x: Tensor) -> Tensor:
@@ -181,18 +156,18 @@ class LatentImages(ImageNetwork[P, N]):
     def _each(
         self, X: Pixels, of: Callable[[Tensor], Tensor], dtype: type, shape: tuple[int, ...]
     ) -> NDArray[Any]:
-        """Return what a function makes of images in [0, 1], some at once."""
+        """Apply a function to images in [0, 1], in micro-batches."""
         X = np.asarray(X)
         self.check_images(X, len(X))
-        found: NDArray[Any] = np.empty((len(X), *shape), dtype=dtype)
+        output: NDArray[Any] = np.empty((len(X), *shape), dtype=dtype)
 
         def do(rows: slice) -> None:
-            images = torch.from_numpy(np.ascontiguousarray(X[rows].transpose(0, 3, 1, 2)))
+            images = channels_first(X[rows])
             result = of(to_shares(images.to(self.device.torch)))
-            found[rows] = _pixels(result) if dtype is np.uint8 else result.cpu().numpy()
+            output[rows] = _pixels(result) if dtype is np.uint8 else result.cpu().numpy()
 
         self._in_parts(len(X), do)
-        return found
+        return output
 
     def _in_parts(self, n: int, do: Callable[[slice], None]) -> None:
         def quietly(rows: slice) -> None:
@@ -203,18 +178,13 @@ class LatentImages(ImageNetwork[P, N]):
 
 
 def smoothed_errors(images: Tensor, others: Tensor) -> Tensor:
-    """Return squares of the difference of images, smoothed first, (n, size, size).
+    """Squared difference of images in [0, 1] after smoothing, (n, size, size).
 
-    What is strange is wider than a pixel, and the grain that no code holds is not: the mean over a
-    square of a tenth of the edge keeps the one and loses the other (mnist10k, one digit learnt, the
-    four hardest ones: AUROC 0.953 with 3 × 3 pixels, 0.939 without).
-
-    Parameters
-    ----------
-    images, others : Tensor of float32, shape (n, channels, size, size)
-        In [0, 1].
+    Anomalies are wider than a pixel, the unexplained grain is not. A mean over a square of a tenth
+    of the edge separates them: on mnist10k (one digit learnt, the four hardest ones) the AUROC is
+    0.953 with 3 × 3 pixels and 0.939 without.
     """
-    edge = 2 * round((images.shape[-1] / 10 - 1) / 2) + 1  # odd, so that it has a middle
+    edge = 2 * round((images.shape[-1] / 10 - 1) / 2) + 1  # odd
     difference = F.avg_pool2d(
         others - images, edge, stride=1, padding=edge // 2, count_include_pad=False
     )
@@ -222,6 +192,6 @@ def smoothed_errors(images: Tensor, others: Tensor) -> Tensor:
 
 
 def _pixels(images: Tensor) -> Pixels:
-    """Return images (n, channels, h, w) in [0, 1] as uint8 of shape (n, h, w, channels)."""
+    """Images (n, channels, h, w) in [0, 1] as uint8 of shape (n, h, w, channels)."""
     pixels = (images * 255.0).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,7 +1,7 @@
-"""What all networks of images share: a model adds its network, its losses and how it draws.
+"""Base of all networks of images: a model adds its network, its losses and how it draws.
 
-:class:`ImageNetwork` checks what it is given, puts records and network on the device, trains by
-:func:`.loop.train`, draws in micro-batches of one size, and goes to storage and back.
+:class:`ImageNetwork` checks its input, puts records and network on the device, trains by
+:func:`.loop.train`, draws in micro-batches of one size, and handles storage.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
 from prefect_augment.nn import loop
 from prefect_augment.nn.budget import Calibration
-from prefect_augment.nn.devices import Device, choose_device, usable_cores
+from prefect_augment.nn.devices import Device, available_cores, choose_device
+from prefect_augment.nn.networks import patch_size
 from prefect_augment.params.base import Params
 
-__all__ = ["MAX_SIZE", "MIN_SIZE", "ImageNetwork", "to_pixels"]
+__all__ = ["MAX_SIZE", "MIN_SIZE", "ImageNetwork", "threads_of_step", "to_pixels"]
 
 MIN_SIZE, MAX_SIZE = 8, 256
+# Batch × squares of pixels × width²: below it an operation takes a fraction of a millisecond, and on busy
+# cores threads wait for one another (8 px, width 16, two cores with eleven processes: 3.4 s a step with
+# two threads, 0.7 s with one). One thread also gives the same bits on every number of cores.
+SMALL_STEP = 8_000_000
 
 P = TypeVar("P", bound=Params)
 N = TypeVar("N", bound=nn.Module)
 
 
 class ImageNetwork(ABC, Generic[P, N]):
-    """A generative model of images that is trained by gradient; see :class:`.GenerativeModel`.
+    """A generative model of images trained by gradient descent; see :class:`.GenerativeModel`.
 
-    Parameters
-    ----------
-    params : Params
-        The wish, of ``params_class``; has ``class_power``, ``ema_fraction`` and what the phase reads.
-    spec : ImageSpec
-        Shape and classes.
+    ``params`` is of ``params_class``, with ``class_power``, ``ema_fraction`` and what the phase
+    reads.
     """
 
     trained_in_steps: ClassVar[bool] = True
     params_class: ClassVar[type[Any]]
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 256}
-    # Records drawn at once; the place in it is part of the bits.
+    # Records drawn at once; a record's place in the micro-batch affects its bits.
     micro_batches: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 512}
 
     def __init__(self, params: P, spec: ImageSpec) -> None:
@@ -60,7 +61,7 @@ class ImageNetwork(ABC, Generic[P, N]):
         self._network: N | None = None
         self._n_steps = 0
 
-    # --- what a model says ---
+    # --- what a model defines ---
 
     @abstractmethod
     def new_network(self) -> N:
@@ -74,11 +75,11 @@ class ImageNetwork(ABC, Generic[P, N]):
     def draw(self, network: N, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Return images of classes ``y``, float32 in [-1, 1] of shape (n, channels, size, size).
 
-        Every number that is random comes from a record's own key (:mod:`.counter_random`).
+        Every random number comes from a record's own key (:mod:`.counter_rng`).
         """
 
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
-        """Return the trained network and the steps taken; a model may watch over it."""
+        """Return the trained network and the steps taken."""
         result = loop.train(
             phase,
             steps=ctx.steps,
@@ -93,41 +94,35 @@ class ImageNetwork(ABC, Generic[P, N]):
         return result.network, result.steps
 
     def step_seconds(self, phase: ImagePhase, device: Device, seed: int) -> float:
-        """Return how long a step takes, in the mean over the run."""
+        """Return the mean seconds of a step."""
         return loop.seconds_per_step(phase, seed=seed, device=device)
 
-    def settle(self, network: N, records: ImageRecords, seed: int) -> None:
-        """Find what drawing needs beside the weights, from the records trained on."""
+    def after_training(self, network: N, records: ImageRecords, seed: int) -> None:
+        """Fit what drawing needs besides the weights, from the training records."""
 
     def useful_threads(self, batch_size: int) -> int:
         """Return the threads that a step can use on a CPU; 0: as many as there are cores."""
         return 0
 
     def extra_config(self) -> Config:
-        """Return what there is to say of the training, as plain JSON."""
+        """Return facts about the training, as plain JSON."""
         return {}
 
     def load_extra_config(self, config: Config) -> None:
-        """Take back what :meth:`extra_config` gave; the whole configuration comes."""
+        """Inverse of :meth:`extra_config`; gets the whole configuration."""
 
     def extra_state(self) -> Arrays:
-        """Return what :meth:`settle` found."""
+        """Return what :meth:`after_training` fitted."""
         return {}
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take back what :meth:`extra_state` gave."""
+        """Inverse of :meth:`extra_state`."""
 
-    # --- the frame ---
+    # --- shared ---
 
     @classmethod
     def build(cls, params: Any, spec: ImageSpec) -> Self:
-        """Return an untrained model.
-
-        Raises
-        ------
-        ParameterError
-            If the params are another model's, or images are too small or too large for it.
-        """
+        """Return an untrained model; raises ParameterError for unsuitable params or image sizes."""
         if not isinstance(params, cls.params_class):
             raise ParameterError(
                 f"{cls.__name__} takes {cls.params_class.__name__} params, not {type(params).__name__}."
@@ -156,14 +151,8 @@ class ImageNetwork(ABC, Generic[P, N]):
     def fit(self, data: ImageData, ctx: FitContext) -> None:
         """Train on training records for ``ctx.steps`` steps.
 
-        Raises
-        ------
-        EmptyClassError
-            If there is no record.
-        ParameterError
-            If images do not have the spec's shape, or there is no step to take.
-        DivergedError
-            If the loss is no longer a number.
+        Raises EmptyClassError without records; ParameterError if images do not have the spec's
+        shape or there is no step to take; DivergedError if the loss is not finite.
         """
         phase, device = self._phase(data, ctx)
         trained, steps = self.train(phase, device, ctx)
@@ -171,10 +160,10 @@ class ImageNetwork(ABC, Generic[P, N]):
         self._network, self._n_steps = network, steps
         self.device, self.micro_batch = device, self.micro_batches[device.name]
         with device.settings():
-            self.settle(network, phase.records, ctx.seed)
+            self.after_training(network, phase.records, ctx.seed)
 
     def calibrate(self, data: ImageData, ctx: FitContext) -> Calibration:
-        """Return how this machine would train, as :class:`.Calibrates` has it."""
+        """Return how this machine would train; see :class:`.Calibrates`."""
         phase, device = self._phase(data, ctx)
         seconds = 0.0
         if not ctx.steps:
@@ -183,7 +172,7 @@ class ImageNetwork(ABC, Generic[P, N]):
                 n: self.step_seconds(phase, replace(device, threads=n), ctx.seed)
                 for n in sorted(tried)
             }
-            # Where others use the cores too, threads wait for one another, and one is the fastest.
+            # On busy cores threads wait for one another, and one is the fastest.
             threads = min(timed, key=lambda n: timed[n])
             device, seconds = replace(device, threads=threads), timed[threads]
         return Calibration(
@@ -196,7 +185,11 @@ class ImageNetwork(ABC, Generic[P, N]):
         )
 
     def _phase(self, data: ImageData, ctx: FitContext) -> tuple[ImagePhase, Device]:
-        self._check(data)
+        if len(data.y) == 0:
+            raise EmptyClassError(
+                "there are 0 training records, so the model cannot be trained; give a larger source."
+            )
+        self.check_images(data.images, len(data.y))
         threads = ctx.threads or self.useful_threads(ctx.batch_size or self.batch_sizes["cpu"])
         device = choose_device(ctx.device, threads=threads, precision=ctx.precision)
         network = self._new_network(ctx.seed).to(device.torch, memory_format=torch.channels_last)
@@ -210,17 +203,10 @@ class ImageNetwork(ABC, Generic[P, N]):
         return self.new_phase(network, records, batch_size), device
 
     def _new_network(self, seed: int) -> N:
-        # Initialisers draw from PyTorch's global generator: set it, and put it back.
+        # Initialisers use PyTorch's global generator: seed it, then restore it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.new_network()
-
-    def _check(self, data: ImageData) -> None:
-        if len(data.y) == 0:
-            raise EmptyClassError(
-                "there are 0 training records, so the model cannot be trained; give a larger source."
-            )
-        self.check_images(data.images, len(data.y))
 
     def check_images(self, images: NDArray[Any], n: int) -> None:
         """Refuse images that are not uint8 or not of the spec's shape."""
@@ -235,21 +221,10 @@ class ImageNetwork(ABC, Generic[P, N]):
     def sample(
         self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        """Draw one image per condition, as :class:`.GenerativeModel` has it.
+        """Draw one image per condition; see :meth:`.GenerativeModel.sample`.
 
-        Micro-batches have one size, the last one is padded, and each is computed on one thread, so
-        the bits do not depend on the number of cores. Several run side by side.
-
-        Returns
-        -------
-        ndarray of uint8, shape (n, size, size, channels)
-
-        Raises
-        ------
-        EmptyClassError
-            If a condition is no class of the model.
-        ParameterError
-            If the model has not been fitted, or there is not one seed per condition.
+        Micro-batches have one size, the last one padded, and each is computed on one thread, so the
+        bits do not depend on the number of cores. Several run in parallel.
         """
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         network = self.network
@@ -263,12 +238,12 @@ class ImageNetwork(ABC, Generic[P, N]):
         return images
 
     def in_micro_batches(self, n: int, do: Callable[[slice], None]) -> None:
-        """Call ``do`` with the rows of each micro-batch; side by side on a CPU, one thread each."""
+        """Call ``do`` with the rows of each micro-batch; in parallel on a CPU, one thread each."""
         starts = range(0, n, self.micro_batch)
         parts = [slice(start, min(n, start + self.micro_batch)) for start in starts]
         with replace(self.device, threads=1).settings():
             if self.device.name == "cpu" and len(parts) > 1:
-                with ThreadPoolExecutor(min(usable_cores(), len(parts))) as pool:
+                with ThreadPoolExecutor(min(available_cores(), len(parts))) as pool:
                     list(pool.map(do, parts))
             else:
                 for part in parts:
@@ -277,7 +252,7 @@ class ImageNetwork(ABC, Generic[P, N]):
     def _drawn(
         self, network: N, y: NDArray[np.int64], seeds: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        """Return up to ``micro_batch`` images, computed as one batch of exactly that size."""
+        """Up to ``micro_batch`` images, computed as one batch of exactly that size."""
         n = len(y)
         padding = (0, self.micro_batch - n)
         with torch.inference_mode():
@@ -288,7 +263,7 @@ class ImageNetwork(ABC, Generic[P, N]):
     # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
-        """Return params, spec and how to compute as JSON, and the weights as arrays."""
+        """Return params, spec and device settings as JSON, and the weights as arrays."""
         config: Config = {
             "params": self.params.model_dump(mode="json"),
             "spec": self.spec.to_config(),
@@ -301,7 +276,7 @@ class ImageNetwork(ABC, Generic[P, N]):
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
-        """Return the model whose state this is, in the precision that it was trained in."""
+        """Return the model of a state, in the precision of its training."""
         spec = ImageSpec.from_config(config["spec"])
         model = cls.build(cls.params_class.from_stored(config["params"]), spec)
         model.device = choose_device(device, precision=config["precision"])
@@ -315,7 +290,13 @@ class ImageNetwork(ABC, Generic[P, N]):
         return model
 
 
+def threads_of_step(size: int, width: int, batch_size: int) -> int:
+    """1 if a step is too small for several threads, else 0: as many as there are cores."""
+    squares = (size / patch_size(size)) ** 2
+    return int(batch_size * squares * width**2 < SMALL_STEP)
+
+
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return images (n, channels, h, w) in [-1, 1] as uint8 pixels of shape (n, h, w, channels)."""
+    """Images (n, channels, h, w) in [-1, 1] as uint8 pixels of shape (n, h, w, channels)."""
     pixels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

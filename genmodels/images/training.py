@@ -1,13 +1,12 @@
-"""Images on their way into training: drawn class by class, on the device where they fit.
+"""Training data of images: records on the device, drawn by class, and augmentations that do not leak.
 
-Moves of images in training that do not leak into what is drawn.
+There are two kinds of augmentation. A diffusion model is told how an image was augmented, and draws
+with none (EDM, section 5). A critic sees real and generated images under the same random
+augmentations, some of which are none, so that only real-looking images pass (Karras et al. 2020,
+"Training Generative Adversarial Networks with Limited Data", section 2.2; Zhao et al. 2020,
+DiffAugment).
 
-Two kinds. A diffusion model is told how an image was moved, and asked for none when it draws (EDM,
-section 5). A critic sees real and made images through the same random moves, of which some part is
-no move at all, so that the only way to look real is to be so (Karras et al. 2020, "Training
-Generative Adversarial Networks with Limited Data", section 2.2; Zhao et al. 2020, DiffAugment).
-
-Moves are drawn apart from being made: numbers first axis records, so that a batch can be computed in
+Random numbers are drawn apart from their use, first axis records, so a batch can be computed in
 parts.
 """
 
@@ -21,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import ImageData
@@ -28,10 +28,11 @@ from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 
 __all__ = [
+    "N_AUGMENT",
     "N_CRITIC",
-    "N_TOLD",
     "ImagePhase",
     "ImageRecords",
+    "channels_first",
     "critic_moves",
     "moved",
     "seen_by_critic",
@@ -42,39 +43,43 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Of the device's free memory that images may take: the rest is for the network's activations.
+# Share of the device's free memory for images; the rest is for activations.
 MAX_SHARE = 0.25
+
+N_CRITIC = 7  # numbers of one image's augmentation for the critic
+MAX_SHIFT = 0.125  # of the size; DiffAugment's
+MAX_CUT = 0.5  # edge of the cutout as a share of the size; DiffAugment's
+MAX_LIGHT, MAX_CONTRAST = 0.4, 0.4  # of the range from black to middle gray; as a factor
+N_AUGMENT = 5  # numbers that describe an augmentation to the network
+AUGMENT_SHIFT = 0.1  # of the size
+MAX_ANGLE = 0.2  # radians: 11 degrees
+MAX_SCALE = 0.14  # of the logarithm: 15 % more or less
+
+
+def channels_first(images: NDArray[np.uint8]) -> Tensor:
+    """Pixels (n, h, w, c) as a tensor (n, c, h, w)."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [-1, 1]."""
+    """Uint8 pixels as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1.0
 
 
 @dataclass(frozen=True)
 class ImageRecords:
-    """Fit records, classes and chances on the device.
+    """Training records, classes and sampling probabilities on the device."""
 
-    Parameters
-    ----------
-    images : Tensor of uint8, shape (n_records, channels, size, size)
-        On the device, or in pinned memory beside it where they would not fit.
-    y : Tensor of int64, shape (n_records,)
-        Classes.
-    cumulative : Tensor of float64, shape (n_records,)
-        Up to each record, the chance to be drawn.
-    """
-
-    images: Tensor
-    y: Tensor
-    cumulative: Tensor
+    images: Tensor  # (n_records, channels, size, size) uint8, on the device or pinned beside it
+    y: Tensor  # (n_records,) int64
+    cumulative: Tensor  # (n_records,) float64, cumulative sampling probability
 
     @classmethod
     def of(cls, data: ImageData, *, n_classes: int, class_power: float, device: Device) -> Self:
-        """Return records that are drawn with p(class) ∝ n**class_power, and p(record | class) = 1/n."""
+        """Records drawn with p(class) ∝ n**class_power and p(record | class) = 1/n."""
         counts = np.bincount(data.y, minlength=n_classes)
         weights = counts[data.y].astype(np.float64) ** (class_power - 1.0)
-        images = torch.from_numpy(np.ascontiguousarray(data.images.transpose(0, 3, 1, 2)))
+        images = channels_first(data.images)
         return cls(
             _held(images, device),
             torch.from_numpy(data.y).to(device.torch),
@@ -82,21 +87,21 @@ class ImageRecords:
         )
 
     def rows(self, n: int, rng: torch.Generator) -> Tensor:
-        """Return the places of n drawn records, int64 of shape (n,)."""
+        """Draw n row indices, int64 of shape (n,)."""
         drawn = torch.rand(n, generator=rng, device=self.y.device, dtype=torch.float64)
         return torch.searchsorted(self.cumulative, drawn).clamp_(max=len(self.y) - 1)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return the images at places, on the device of the places."""
+        """Images at row indices, on the device of the indices."""
         if self.images.device == rows.device:
             return self.images[rows]
         batch = self.images[rows.to(self.images.device)]
-        # From pinned memory the copy goes on beside the computation.
+        # From pinned memory the copy overlaps with computation.
         return batch.pin_memory().to(rows.device, non_blocking=True)
 
 
 def _held(images: Tensor, device: Device) -> Tensor:
-    """Return images on the device where they fit, else pinned beside it; says so."""
+    """Images on the device if they fit, else pinned in host memory; logs which."""
     if device.name != "cuda":
         return images
     free, _ = torch.cuda.mem_get_info()
@@ -106,26 +111,14 @@ def _held(images: Tensor, device: Device) -> Tensor:
         return images.to(device.torch)
     logger.info(
         "%d images (%.2f GiB) do not fit on the GPU beside the network (%.2f GiB are free): they "
-        "are held in memory, and batches copied from there.",
+        "stay in host memory, and batches are copied from there.",
         len(images), n_bytes / 2**30, free / 2**30,
     )  # fmt: skip
     return images
 
 
 class ImagePhase(ABC):
-    """What :func:`.loop.train` trains, of images; a model adds its batches and its loss.
-
-    Parameters
-    ----------
-    network : nn.Module
-        On the device already.
-    records : ImageRecords
-        Fit records.
-    params : Params
-        The wish; has ``learning_rate``.
-    batch_size : int
-        Records of a step.
-    """
+    """A phase of :func:`.loop.train` for images; a model adds its batches and its loss."""
 
     name: str
 
@@ -137,6 +130,15 @@ class ImagePhase(ABC):
         self.params = params
         self.batch_size = batch_size
         self.device = records.y.device
+
+    def adamw(
+        self, parameters: Any, rate: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> torch.optim.Optimizer:
+        """Return an optimiser, by default with a short memory, as suits a few thousand steps."""
+        weight_decay = self.params.weight_decay
+        return torch.optim.AdamW(
+            parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=True
+        )
 
     def lr_factor(self, step: int, n_steps: int) -> float:
         """Warm-up and half a cosine."""
@@ -155,26 +157,8 @@ class ImagePhase(ABC):
         """Return the mean loss over the records of a batch, or of a part of it."""
 
 
-N_CRITIC = 7  # numbers of one image's moves before the critic
-MAX_SHIFT = 0.125  # of the size; DiffAugment's
-MAX_CUT = 0.5  # edge of the square that is covered, as a share of the size; DiffAugment's
-MAX_LIGHT, MAX_CONTRAST = 0.4, 0.4  # of the range from black to middle gray; as a factor
-N_TOLD = 5  # numbers that say how an image was moved
-TOLD_SHIFT = 0.1  # of the size
-MAX_ANGLE = 0.2  # radians: 11 degrees
-MAX_SCALE = 0.14  # of the logarithm: 15 % more or less
-
-
 def shifted(images: Tensor, moves: Tensor) -> Tensor:
-    """Return images moved by whole pixels; the border repeats itself where the image has left.
-
-    Parameters
-    ----------
-    images : Tensor, shape (n, channels, height, width)
-        Of any type; a gradient passes through.
-    moves : Tensor of int64, shape (n, 2)
-        Pixels down and to the right.
-    """
+    """Images moved by whole pixels (n, 2), down and right; the border is repeated. Differentiable."""
     n, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
@@ -186,17 +170,8 @@ def shifted(images: Tensor, moves: Tensor) -> Tensor:
 
 
 def turned(images: Tensor, angles: Tensor, scales: Tensor) -> Tensor:
-    """Return images turned about their middle and enlarged, between pixels by straight lines.
-
-    Parameters
-    ----------
-    images : Tensor of float32, shape (n, channels, size, size)
-    angles : Tensor of float32, shape (n,)
-        Radians, counter-clockwise on the screen.
-    scales : Tensor of float32, shape (n,)
-        Above 1 enlarges.
-    """
-    # grid_sample asks where each pixel comes from: the inverse of the move.
+    """Images rotated counter-clockwise by angles (n,) in radians and enlarged by scales (n,), bilinear."""
+    # grid_sample needs the source of each pixel: the inverse transform.
     cos, sin = angles.cos() / scales, angles.sin() / scales
     zero = torch.zeros_like(cos)
     inverse = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
@@ -205,29 +180,21 @@ def turned(images: Tensor, angles: Tensor, scales: Tensor) -> Tensor:
 
 
 def critic_moves(n: int, prob: float, rng: torch.Generator, device: torch.device) -> Tensor:
-    """Return the moves of n images before the critic, float32 of shape (n, N_CRITIC).
+    """Augmentations of n images for the critic, float32 of shape (n, N_CRITIC).
 
-    Shift down and right in shares of the most there is, where a covered square is and how large,
-    light, contrast. Each kind is left out with a chance of 1 - prob, by itself.
+    Shifts down and right as shares of the maximum, position and size of a cutout, brightness,
+    contrast. Each kind is left out independently with probability 1 - prob.
     """
     numbers = 2.0 * torch.rand(n, N_CRITIC, generator=rng, device=device) - 1.0
-    made = torch.rand(n, 4, generator=rng, device=device) < prob
-    kinds = made[:, torch.tensor([0, 0, 1, 1, 1, 2, 3], device=device)]
-    # A square in the middle of no size is none.
-    nothing = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0], device=device)
-    return torch.where(kinds, numbers, nothing)
+    is_active = torch.rand(n, 4, generator=rng, device=device) < prob
+    active_values = is_active[:, torch.tensor([0, 0, 1, 1, 1, 2, 3], device=device)]
+    # A cutout of no size in the middle is none.
+    identity = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0], device=device)
+    return torch.where(active_values, numbers, identity)
 
 
 def seen_by_critic(images: Tensor, moves: Tensor) -> Tensor:
-    """Return images as the critic sees them.
-
-    Parameters
-    ----------
-    images : Tensor of float32, shape (n, channels, size, size)
-        In about [-1, 1]; a gradient passes through.
-    moves : Tensor of float32, shape (n, N_CRITIC)
-        From :func:`critic_moves`.
-    """
+    """Images (n, channels, size, size) augmented by :func:`critic_moves`; differentiable."""
     light, contrast = (moves[:, i, None, None, None] for i in (5, 6))
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * (1.0 + MAX_CONTRAST * contrast) + MAX_LIGHT * light
@@ -237,7 +204,7 @@ def seen_by_critic(images: Tensor, moves: Tensor) -> Tensor:
 
 
 def _uncovered(squares: Tensor, size: int) -> Tensor:
-    """Return 0 inside each image's square and 1 outside, shape (n, 1, size, size)."""
+    """0 inside each image's cutout and 1 outside, shape (n, 1, size, size)."""
     places = (torch.arange(size, device=squares.device) + 0.5) / size * 2.0 - 1.0
     half = (squares[:, 2:] + 1.0) / 2.0 * MAX_CUT  # of half the size
     down, right = ((places - squares[:, i : i + 1]).abs() < half for i in (0, 1))
@@ -247,23 +214,14 @@ def _uncovered(squares: Tensor, size: int) -> Tensor:
 def moved(
     images: Tensor, *, shift: float, flip: float, turn: float, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return images, some of them moved, and the moves as the network is told them.
+    """Augment some uint8 images; return them and their augmentations.
 
-    Parameters
-    ----------
-    images : Tensor of uint8, shape (n, channels, size, size)
-    shift, flip, turn : float
-        Share of the images that are shifted, mirrored, turned and scaled.
-    rng : torch.Generator
-
-    Returns
-    -------
-    images : Tensor of uint8, or of float32 in [0, 255] where some may be turned
-    moves : Tensor of float32, shape (n, 5)
-        Down, right, mirrored, angle, logarithm of the scale, each over the most there is; 0: none.
+    ``shift``, ``flip`` and ``turn`` are the shares of images shifted, mirrored, and rotated and
+    scaled. Images become float32 in [0, 255] if some may be turned. The augmentations (n, 5) are
+    shift down and right, mirrored, angle and log scale, each over its maximum; 0 is none.
     """
     n, size, device = len(images), images.shape[-1], images.device
-    moves = torch.zeros(n, N_TOLD, device=device)
+    moves = torch.zeros(n, N_AUGMENT, device=device)
 
     def some(share: float) -> Tensor:
         return torch.rand(n, generator=rng, device=device) < share
@@ -277,7 +235,7 @@ def moved(
         moves[:, 3:] = torch.where(some(turn)[:, None], drawn, 0.0)
         images = turned(images.float(), MAX_ANGLE * moves[:, 3], (MAX_SCALE * moves[:, 4]).exp())
     if shift:
-        reach = max(1, round(TOLD_SHIFT * size))
+        reach = max(1, round(AUGMENT_SHIFT * size))
         pixels = torch.randint(-reach, reach + 1, (n, 2), generator=rng, device=device)
         pixels = torch.where(some(shift)[:, None], pixels, 0)
         images, moves[:, :2] = shifted(images, pixels), pixels.float() / reach

@@ -1,16 +1,14 @@
 """A convolutional variational autoencoder of images, class-conditional by its prior.
 
 An encoder q(z | x) sees an image without its class; every class has a normal prior p(z | y); a
-decoder p(x | z) gives pixels, normal about what it says (Kingma & Welling 2014, with the conditional
-prior of Sohn et al. 2015). As neither side is told the class, it has to show in the latent vector:
-images embed by what they are, a difference of class means is the attribute, and log p(x | y) is
-bounded for every class at the cost of one.
+decoder p(x | z) predicts pixels with a learnt deviation (Kingma & Welling 2014, with the
+conditional prior of Sohn et al. 2015). Neither side sees the class, so the latent vector encodes
+it: a difference of class means is the attribute, and log p(x | y) is bounded for every class at the
+cost of one.
 
-``beta`` weighs the divergence (Higgins et al. 2017, "beta-VAE"). In the place of the prior, vectors
-are drawn from a mixture of normals per class that is fitted to draws from q(z | x) of the records
-trained on (Ghosh et al. 2020, section 4).
-
-The network of :class:`.vae.Vae`: a convolutional codec, a prior per class, one deviation of pixels.
+``beta`` weighs the divergence (Higgins et al. 2017, "beta-VAE"). Vectors are drawn from a mixture
+of normals per class, fitted to draws from q(z | x) of the training records, instead of the prior
+(Ghosh et al. 2020, section 4).
 """
 
 from __future__ import annotations
@@ -25,34 +23,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.checks import check_classes
-from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH, UNIT
-from prefect_augment.genmodels.images.autoencoder_network import Codec
+from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH
+from prefect_augment.genmodels.images.autoencoder_network import Codec, check_conv_width
 from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, code_size, to_shares
-from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
-from prefect_augment.genmodels.latent_density import Prior, kl_divergence, soft
+from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords, channels_first
+from prefect_augment.genmodels.latent_density import Prior, bound_log_scale, kl_divergence
 from prefect_augment.nn import loop
 from prefect_augment.params import VaeModel
 
 __all__ = ["Vae", "VaeNetwork", "VaePhase", "elbo_parts", "importance_bounds"]
 
-# Least deviation of a pixel, black to white being 1: two levels of 256. A density of stored pixels,
-# which are whole numbers, has no bound without one.
+# Least deviation of a pixel, black to white being 1: two levels of 256. Stored pixels are integers, so
+# without a bound their density would be infinite.
 MIN_SCALE = 2.0 / 255.0
 START_SCALE = 0.2
 
+logger = logging.getLogger(__name__)
+FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
+N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)
+
 
 class VaeNetwork(nn.Module):
-    """Encoder q(z | x), prior p(z | y) and decoder p(x | z).
-
-    Parameters
-    ----------
-    size, channels, n_classes, n_latent : int
-    width : int
-        Channels of the convolutions, a multiple of 16.
-    """
+    """Encoder q(z | x), prior p(z | y) and decoder p(x | z); ``width`` is a multiple of 16."""
 
     def __init__(
         self, size: int, channels: int, n_classes: int, *, n_latent: int, width: int
@@ -66,21 +60,19 @@ class VaeNetwork(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE - MIN_SCALE)))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and logarithms of scales of q(z | x), each (n, n_latent)."""
+        """Means and log scales of q(z | x), each (n, n_latent)."""
         mean, log_scale = self.codec.encode(images).chunk(2, dim=1)
-        return mean, soft(log_scale)
+        return mean, bound_log_scale(log_scale)
 
     def scale(self) -> Tensor:
-        """Return the deviation of pixels from the decoder's, a scalar."""
+        """Standard deviation of pixels about the decoder's, a scalar."""
         return MIN_SCALE + self.log_scale.exp()
 
     def nll(self, images: Tensor, z: Tensor) -> Tensor:
-        """Return -log p(x | z) in nats, of pixels in [0, 1], (n,).
+        """-log p(x | z) in nats, of pixels in [0, 1], (n,).
 
-        References
-        ----------
-        Rybkin, Daniilidis & Levine 2021, "Simple and Effective VAE Training with Calibrated
-        Decoders": a normal whose deviation is learnt, which sets the balance of both parts.
+        A normal whose deviation is learnt, which balances both parts of the ELBO (Rybkin,
+        Daniilidis & Levine 2021, "Simple and Effective VAE Training with Calibrated Decoders").
         """
         error = ((self.codec.decode(z) - images) ** 2).flatten(1)
         scale = self.scale()
@@ -91,21 +83,10 @@ class VaeNetwork(nn.Module):
 def elbo_parts(
     network: VaeNetwork, images: Tensor, y: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return each record's reconstruction error and divergence, both (n,) in nats.
+    """Each record's reconstruction error and divergence, both (n,) in nats.
 
-    ``-(reconstruction + divergence)`` is one draw of the ELBO.
-
-    Parameters
-    ----------
-    images : Tensor of float32, shape (n, channels, size, size)
-        In [0, 1].
-    y : Tensor of int64, shape (n,)
-    noise : Tensor of float32, shape (n, n_latent)
-        Standard normal.
-
-    References
-    ----------
-    Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 3.
+    ``-(reconstruction + divergence)`` is one draw of the ELBO (Kingma & Welling 2014,
+    "Auto-Encoding Variational Bayes", equation 3). ``noise`` (n, n_latent) is standard normal.
     """
     mean, log_scale = network.posterior(images)
     z = mean + log_scale.exp() * noise
@@ -113,67 +94,38 @@ def elbo_parts(
 
 
 def importance_bounds(network: VaeNetwork, images: Tensor, noise: Tensor) -> Tensor:
-    """Return bounds of log p(x | y) for every class, (n, n_classes) in nats.
+    """Bounds of log p(x | y) for every class, (n, n_classes) in nats.
 
-    The decoder knows no class, so that an image is decoded once for all of them.
-
-    Parameters
-    ----------
-    images : Tensor of float32, shape (n, channels, size, size)
-    noise : Tensor of float32, shape (n_draws, n, n_latent) or (n_draws, 1, n_latent)
-        Standard normal.
-
-    References
-    ----------
-    Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
+    Burda et al. 2016, "Importance Weighted Autoencoders", equation 8. The decoder does not see the
+    class, so an image is decoded once for all. ``noise`` is (n_draws, n or 1, n_latent).
     """
     mean, log_scale = network.posterior(images)
-    centres, spreads = network.prior.mean, soft(network.prior.log_scale)
-    found = []
+    centres, spreads = network.prior.mean, bound_log_scale(network.prior.log_scale)
+    log_weights = []
     for eps in noise:
         z = mean + log_scale.exp() * eps
         # Logarithms of the three densities, but for the constant that prior and posterior share.
         posterior = -(0.5 * eps**2 + log_scale).sum(dim=1)
         offsets = (z[:, None] - centres) * torch.exp(-spreads)
         prior = -(0.5 * offsets**2 + spreads).sum(dim=2)
-        found.append(prior - (network.nll(images, z) + posterior)[:, None])
-    return torch.logsumexp(torch.stack(found), dim=0) - math.log(len(noise))
-
-
-logger = logging.getLogger(__name__)
-
-FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
-N_IMPORTANCE = 16  # draws of z by which log p(x | y) is bounded
+        log_weights.append(prior - (network.nll(images, z) + posterior)[:, None])
+    return torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(len(noise))
 
 
 class VaePhase(ImagePhase):
-    """The negative ELBO in nats per dimension; the divergence times beta, and warmed up."""
+    """Negative ELBO in nats per dimension, the divergence times beta and warmed up."""
 
     name = "vae"
     params: VaeModel
     warmth = 1.0  # share of beta at this step
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """AdamW with a short memory, as befits a few thousand steps."""
+        """AdamW, faster for the prior and the deviation."""
         network, rate = self.network, self.params.learning_rate
-        return {
-            "vae": torch.optim.AdamW(
-                [
-                    {"params": network.codec.parameters()},
-                    # Few numbers with far to go: at the codec's rate, some hundred steps would end
-                    # before the deviation and the classes' places are found.
-                    {
-                        "params": [*network.prior.parameters(), network.log_scale],
-                        "lr": FAST * rate,
-                        "weight_decay": 0.0,
-                    },
-                ],
-                lr=rate,
-                betas=(0.9, 0.99),
-                weight_decay=self.params.weight_decay,
-                fused=True,
-            )
-        }
+        # At the codec's rate, a few hundred steps would not fit these.
+        fast = {"params": [*network.prior.parameters(), network.log_scale], "lr": FAST * rate}
+        groups = [{"params": network.codec.parameters()}, {**fast, "weight_decay": 0.0}]
+        return {"vae": self.adamw(groups, rate)}
 
     def lr_factor(self, step: int, n_steps: int) -> float:
         """Warm-up and half a cosine; the divergence warms up too (Sønderby et al. 2016)."""
@@ -181,14 +133,14 @@ class VaePhase(ImagePhase):
         return loop.warmup_cosine(step, n_steps)
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return images, classes and noise."""
+        """Images, classes and noise."""
         n, device, records = self.batch_size, self.device, self.records
         rows = records.rows(n, rng)
         noise = torch.randn(n, self.network.n_latent, generator=rng, device=device)
         return records.take(rows), records.y[rows], noise
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean over records and dimensions."""
+        """Mean over records and dimensions."""
         images, y, noise = batch
         reconstruction, divergence = elbo_parts(self.network, to_shares(images), y, noise)
         loss = reconstruction + self.params.beta * self.warmth * divergence
@@ -196,15 +148,7 @@ class VaePhase(ImagePhase):
 
 
 class Vae(LatentImages[VaeModel, VaeNetwork]):
-    """One variational autoencoder for all classes; see the module.
-
-    Parameters
-    ----------
-    params : VaeModel
-        The wish.
-    spec : ImageSpec
-        Shape and classes.
-    """
+    """One variational autoencoder for all classes; see the module."""
 
     params_class: ClassVar[type[Any]] = VaeModel
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
@@ -213,10 +157,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
     def build(cls, params: Any, spec: ImageSpec) -> Self:
         """Return an untrained model; refuses a width that convolutions cannot have."""
         model = super().build(params, spec)
-        if params.width % UNIT:
-            raise ParameterError(
-                f"model.width is {params.width}, and convolutions need a multiple of {UNIT}."
-            )
+        check_conv_width(params.width)
         return model
 
     @property
@@ -225,7 +166,7 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         return code_size(self.params.n_latent, self.spec)
 
     def new_network(self) -> VaeNetwork:
-        """Return encoder, prior and decoder."""
+        """Encoder, prior and decoder."""
         return VaeNetwork(
             self.spec.size,
             self.spec.channels,
@@ -235,11 +176,11 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         )
 
     def new_phase(self, network: VaeNetwork, records: ImageRecords, batch_size: int) -> VaePhase:
-        """Return the training of all three together."""
+        """Train all three together."""
         return VaePhase(network, records, self.params, batch_size)
 
     def fit(self, data: ImageData, ctx: FitContext) -> None:
-        """Train, and say in the log what the ELBO's two parts have become."""
+        """Train, and log the two parts of the ELBO."""
         super().fit(data, ctx)
         some = np.random.default_rng(0).permutation(len(data.y))[:AT_ONCE]
         logger.info(
@@ -247,40 +188,32 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
             *self.elbo(data.images[some], data.y[some]),
         )
 
-    def settle(self, network: VaeNetwork, records: ImageRecords, seed: int) -> None:
-        """Find what is drawn from, in draws of q(z | x)."""
+    def after_training(self, network: VaeNetwork, records: ImageRecords, seed: int) -> None:
+        """Fit the densities to draws of q(z | x)."""
         rng = loop.step_generator(seed, "vae/settle", 0, records.y.device)
-        found = []
+        draws = []
         with torch.inference_mode():
-            for some in records.images.split(AT_ONCE):
-                mean, log_scale = network.posterior(to_shares(some.to(records.y.device)))
+            for part in records.images.split(AT_ONCE):
+                mean, log_scale = network.posterior(to_shares(part.to(records.y.device)))
                 noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-                found.append(mean + log_scale.exp() * noise)
-        self.settle_draws(torch.cat(found).cpu().numpy(), records, seed)
+                draws.append(mean + log_scale.exp() * noise)
+        self.fit_densities(torch.cat(draws).cpu().numpy(), records, seed)
 
     def raw(self, network: VaeNetwork, images: Tensor) -> Tensor:
-        """Return the means of q(z | x)."""
+        """Means of q(z | x)."""
         return network.posterior(images)[0]
 
     def decoded(self, network: VaeNetwork, codes: Tensor) -> Tensor:
-        """Return the decoder's images."""
+        """The decoder's images."""
         return network.codec.decode(codes)
 
     # --- how likely ---
 
     def elbo(self, X: NDArray[np.uint8], y: NDArray[np.int64]) -> tuple[float, float]:
-        """Return the ELBO's two parts over images, in nats per dimension: reconstruction, divergence.
+        """Return the two parts of the ELBO of images ``X`` of classes ``y``, in nats per dimension.
 
-        Parameters
-        ----------
-        X : ndarray of uint8, shape (n, size, size, channels)
-        y : ndarray of int64, shape (n,)
-
-        Returns
-        -------
-        tuple of float
-            Mean log p(x | z) under q(z | x) as a density of pixels in [0, 1], and mean
-            KL(q(z | x) || p(z | y)), both over the number of pixels; their difference is the ELBO.
+        Mean log p(x | z) under q(z | x) as a density of pixels in [0, 1], and mean KL(q(z | x) ||
+        p(z | y)), both over the number of pixels. Their difference is the ELBO.
         """
         network, y = self.network, np.asarray(y, np.int64)
         check_classes(y, self.spec.classes)
@@ -299,9 +232,9 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
     def class_log_likelihoods(
         self, X: NDArray[np.uint8], n_draws: int = N_IMPORTANCE
     ) -> NDArray[np.float64]:
-        """Return a bound on log p(image | class), as :class:`.base.ScoresClasses` has it.
+        """Return a bound on log p(image | class) of pixels in [0, 1]; see :class:`.base.ScoresClasses`.
 
-        Densities are of pixels in [0, 1]; more draws of z make the bound tighter.
+        More draws of z make the bound tighter.
         """
         network = self.network
         return self._each(
@@ -311,13 +244,13 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
             (self.spec.n_classes,),
         )
 
-    def strangeness(self, network: VaeNetwork, images: Tensor) -> Tensor:
-        """Return the negative bound under the class that fits best."""
+    def anomaly(self, network: VaeNetwork, images: Tensor) -> Tensor:
+        """Negative bound under the best class."""
         bounds = importance_bounds(network, images, self._importance_noise(N_IMPORTANCE))
         return -bounds.max(dim=1).values
 
     def _importance_noise(self, n_draws: int) -> Tensor:
-        """Return the same noise for every record, (n_draws, 1, n_latent)."""
+        """The same noise for every record, (n_draws, 1, n_latent)."""
         rng = loop.step_generator(0, "vae/bound", 0, self.device.torch)
         shape = (n_draws, 1, self.n_latent)
         return torch.randn(shape, generator=rng, device=self.device.torch)
@@ -327,15 +260,16 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         self.check_images(X, len(X))
         for start in range(0, len(X), AT_ONCE):
             rows = slice(start, min(len(X), start + AT_ONCE))
-            images = torch.from_numpy(np.ascontiguousarray(X[rows].transpose(0, 3, 1, 2)))
+            images = channels_first(X[rows])
             yield to_shares(images.to(self.device.torch)), rows
 
-    # --- what each latent number does ---
+    # --- single latent numbers ---
 
     def informative(self, X: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return how much each latent number says about images, mean nats of shape (n_latent,).
+        """Return how informative each latent number is, mean nats of shape (n_latent,).
 
-        The divergence of q(z_j | x) from a normal with the prior's mean and deviation over all classes.
+        The divergence of q(z_j | x) from a normal with the prior's mean and deviation over all
+        classes.
         """
         network, total = self.network, np.zeros(self.n_latent)
         centre, deviation = self._over_classes()
@@ -348,37 +282,10 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
                     total[j] += float(kl_divergence(own, other).sum())
         return total / max(1, len(X))
 
-    def traversals(
-        self, image: NDArray[np.uint8], axes: NDArray[np.int64], *, span: float, n_steps: int
-    ) -> NDArray[np.uint8]:
-        """Return what becomes of an image as one latent number after the other is changed.
-
-        Parameters
-        ----------
-        image : ndarray of uint8, shape (size, size, channels)
-        axes : ndarray of int64, shape (n_axes,)
-            Which numbers; :meth:`informative` says which are worth it.
-        span : float
-            From its own, a number goes so many of the prior's deviations down and up.
-        n_steps : int
-            Images per axis; the middle one of an odd number is the image as it comes back.
-
-        Returns
-        -------
-        ndarray of uint8, shape (n_axes, n_steps, size, size, channels)
-        """
-        deviation = self._over_classes()[1].cpu().numpy()
-        Z = np.repeat(self.embed(image[None])[None], len(axes), axis=0).repeat(n_steps, axis=1)
-        for i, axis in enumerate(axes):
-            Z[i, :, axis] += np.linspace(-span, span, n_steps) * deviation[axis]
-        flat = Z.reshape(-1, self.n_latent)
-        images = self.decode_latents(flat, np.zeros(len(flat), dtype=np.int64))
-        return images.reshape(len(axes), n_steps, *self.spec.shape)
-
     def _over_classes(self) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of each latent number over the classes' priors, (n_latent,)."""
+        """Mean and standard deviation of each latent number over the classes' priors, (n_latent,)."""
         prior = self.network.prior
         with torch.inference_mode():
-            variance = (2 * soft(prior.log_scale)).exp().mean(dim=0)
+            variance = (2 * bound_log_scale(prior.log_scale)).exp().mean(dim=0)
             spread = prior.mean.var(dim=0, correction=0)
             return prior.mean.mean(dim=0), (variance + spread).sqrt()

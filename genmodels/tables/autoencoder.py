@@ -1,22 +1,20 @@
-"""Autoencoders of tables: a record through a narrow place and back, and draws from what lies there.
+"""Autoencoders of tables, and draws from their latent space.
 
-An encoder takes a record's codes and scores (:mod:`.table_mixed`) without its class to a latent
-vector, a decoder takes the vector back, now and then told the class: cross-entropy of the codes and
-squared error of the scores. What keeps it from learning mere copies is the variant:
+An encoder maps a record's codes and scores (:mod:`.mixed_encoding`), without its class, to a latent
+vector. A decoder maps it back and sees the class of half of the records. The loss is the
+cross-entropy of the codes and the squared error of the scores. Variants regularise it:
 
 - ``dense``: one hidden layer each way (Hinton & Salakhutdinov 2006); ``deep``: several blocks;
-- ``denoising``: some columns hold another record's values, and the record's own are asked for
-  (Vincent et al. 2008, "Extracting and Composing Robust Features", with the swap noise that suits
-  columns of any kind);
-- ``sparse``: activations between 0 and 1, each of which is to be near ``sparsity`` in the mean, by
-  Kullback-Leibler divergence (Ng 2011, "Sparse autoencoder", section 2);
+- ``denoising``: some columns hold another record's values (swap noise), and the record's own are
+  the target (Vincent et al. 2008, "Extracting and Composing Robust Features");
+- ``sparse``: activations in (0, 1) with mean ``sparsity``, by Kullback-Leibler divergence (Ng 2011,
+  "Sparse autoencoder", section 2);
 - ``contractive``: a penalty on the squared Frobenius norm of the encoder's Jacobian (Rifai et al.
   2011, "Contractive Auto-Encoders", equation 2), estimated with one random direction per record.
 
-Vectors are drawn from a mixture of normals per class, fitted to those of the records trained on
-(:class:`.table_latents.ClassDensities`), or between two of them that are neighbours
-(:class:`.latent_neighbours.ClassNeighbours`); codes from their posterior, scores with the deviation
-that the squared error leaves.
+Vectors are drawn from a mixture of normals per class, fitted to the training records'
+(:class:`.ClassDensities`), or between neighbours (:class:`.ClassNeighbours`). Codes are drawn from
+their posterior, scores with the residual standard deviation.
 """
 
 from __future__ import annotations
@@ -39,33 +37,21 @@ from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
 
-__all__ = [
-    "AutoencoderNetwork",
-    "AutoencoderPhase",
-    "TableAutoencoder",
-]
+__all__ = ["AutoencoderNetwork", "AutoencoderPhase", "TableAutoencoder"]
 
-MAX_LATENT = 16  # where the wish does not say
-WIDTH = 256  # where the wish does not say
+MAX_LATENT = 16  # default bound of n_latent
+WIDTH = 256  # default width
 NOISE = 0.1
 AT_ONCE = 4096
-PER_COMPONENT = 96  # records: no prior has spread the vectors, and fewer lie around single ones
-CLASS_DROPOUT = 0.5  # share of records decoded without their class, so that latents carry it too
-LATENT_DECAY = 1e-3  # of the squared length of latent vectors: without it they drift apart
+PER_COMPONENT = 96  # records: without a prior, smaller components would fit single records
+CLASS_DROPOUT = 0.5  # share of records decoded without their class, so that latents encode it
+LATENT_DECAY = 1e-3  # of latent vectors, which would grow without bound otherwise
 
 
 class AutoencoderNetwork(nn.Module):
-    """Encoder and decoder.
+    """Encoder and decoder; ``sparse`` bounds the latent activations to (0, 1).
 
-    Parameters
-    ----------
-    n_codes : tuple of int
-        Codes of each choice.
-    n_scores, n_classes, n_latent : int
-    width, depth : int
-        Of both networks; depth 0 has one hidden layer.
-    sparse : bool
-        Whether activations lie between 0 and 1.
+    ``n_codes`` are the codes of each choice; depth 0 has one hidden layer.
     """
 
     def __init__(
@@ -92,20 +78,20 @@ class AutoencoderNetwork(nn.Module):
         )
 
     def inputs(self, codes: Tensor, scores: Tensor) -> Tensor:
-        """Return what the encoder reads, (n, total + n_scores)."""
+        """What the encoder reads, (n, total + n_scores)."""
         return torch.cat([self.layout.one_hot(codes), scores], dim=1)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Return latent vectors before any activation, (n, n_latent)."""
+        """Latent vectors before any activation, (n, n_latent)."""
         z: Tensor = self.codec["encoder"](inputs)
         return z
 
     def activated(self, z: Tensor) -> Tensor:
-        """Return what the decoder reads of them."""
+        """What the decoder reads of latent vectors."""
         return torch.sigmoid(z) if self.sparse else z
 
     def decode(self, activations: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounded logits (n, total) and mean scores (n, n_scores); class n_classes: not told."""
+        """Bounded logits (n, total) and mean scores (n, n_scores); class n_classes hides the class."""
         classes = F.one_hot(y, self.n_classes + 1)[:, : self.n_classes].float()
         out: Tensor = self.codec["decoder"](torch.cat([activations, classes], dim=1))
         return bounded(out[:, : self.layout.total]), out[:, self.layout.total :]
@@ -113,7 +99,7 @@ class AutoencoderNetwork(nn.Module):
     def error(
         self, z: Tensor, codes: Tensor, scores: Tensor, has_score: Tensor, y: Tensor
     ) -> Tensor:
-        """Return each record's cross-entropy in nats and squared error, both summed, (n,)."""
+        """Each record's cross-entropy in nats plus squared error, (n,)."""
         logits, means = self.decode(self.activated(z), y)
         entropy = self.layout.cross_entropy(logits, codes).sum(dim=1)
         return entropy + ((means - scores) ** 2 * has_score).sum(dim=1)
@@ -141,7 +127,7 @@ class AutoencoderPhase(TablePhase):
         self.n_columns = space.spec.n_columns
 
     def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return codes, scores, which there are, classes, codes and scores as seen, directions."""
+        """Codes, scores, has_score, classes, codes and scores as seen, and directions of a batch."""
         assert isinstance(self.network, AutoencoderNetwork)
         codes, has_score = data.codes[rows], data.has_score[rows]
         scores = data.drawn_scores(rows, rng) * has_score
@@ -166,9 +152,9 @@ class AutoencoderPhase(TablePhase):
         self,
         network: AutoencoderNetwork,
         batch: tuple[Tensor, ...],
-        resting: frozenset[str] = frozenset(),
+        frozen: frozenset[str] = frozenset(),
     ) -> dict[str, Tensor]:
-        """Return the mean error per choice and score; in training with the penalty."""
+        """Mean error per choice and score; in training with the penalty."""
         codes, scores, has_score, y, seen_codes, seen_scores, directions = batch
         inputs = network.inputs(seen_codes, seen_scores)
         training, variant = torch.is_grad_enabled(), self.params.variant
@@ -190,15 +176,7 @@ class AutoencoderPhase(TablePhase):
 
 
 class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
-    """One autoencoder for all classes, and where each class lies; see the module.
-
-    Parameters
-    ----------
-    params : AutoencoderModel
-        The wish.
-    spec : TableSpec
-        Columns and classes.
-    """
+    """One autoencoder for all classes, and the density of each class; see the module."""
 
     params_class = AutoencoderModel
     _neighbours: ClassNeighbours | None = None
@@ -206,15 +184,15 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
 
     @classmethod
     def build(cls, params: Any, spec: TableSpec) -> Self:
-        """Return an untrained model; refuses what only autoencoders of images can do."""
+        """Return an untrained model; refuses params that are for autoencoders of images."""
         model = super().build(params, spec)
-        usual = AutoencoderModel()
-        wished = {"variant": "conv"} if params.variant == "conv" else {}
+        defaults = AutoencoderModel()
+        image_params = {"variant": "conv"} if params.variant == "conv" else {}
         for name in ("layers", "sparse_by"):
-            if getattr(params, name) != getattr(usual, name):
-                wished[name] = getattr(params, name)
-        if wished:
-            names = ", ".join(f"model.{name} {value!r}" for name, value in wished.items())
+            if getattr(params, name) != getattr(defaults, name):
+                image_params[name] = getattr(params, name)
+        if image_params:
+            names = ", ".join(f"model.{name} {value!r}" for name, value in image_params.items())
             raise ParameterError(
                 f"{names} is for images, and the source holds a table; leave it out."
             )
@@ -241,60 +219,60 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     def new_phase(
         self, network: AutoencoderNetwork, records: Encoded, space: MixedSpace, batch_size: int
     ) -> AutoencoderPhase:
-        """Train both together."""
+        """Train encoder and decoder together."""
         return AutoencoderPhase(network, records, self.params, space=space, batch_size=batch_size)
 
-    def settle(self, network: AutoencoderNetwork, records: Encoded, seed: int) -> None:
-        """Fit a density per class, and the deviation of each score."""
+    def after_training(self, network: AutoencoderNetwork, records: Encoded, seed: int) -> None:
+        """Fit a density per class, and the residual standard deviation of each score."""
         y, scores = records.y, records.middle_scores
         with torch.inference_mode():
             raw = torch.cat(
                 [
-                    network.encode(network.inputs(codes, some))
-                    for codes, some in zip(
+                    network.encode(network.inputs(codes, part))
+                    for codes, part in zip(
                         records.codes.split(AT_ONCE), scores.split(AT_ONCE), strict=True
                     )
                 ]
             )
             squared = [
-                (network.decode(network.activated(z), labels)[1] - some) ** 2
-                for z, labels, some in zip(
+                (network.decode(network.activated(z), labels)[1] - part) ** 2
+                for z, labels, part in zip(
                     raw.split(AT_ONCE), y.split(AT_ONCE), scores.split(AT_ONCE), strict=True
                 )
             ]
             total = (torch.cat(squared) * records.has_score).sum(dim=0)
             self._deviations = (total / records.has_score.sum(dim=0).clamp(min=1)).sqrt()
-        of_all = (raw.cpu().numpy(), y.cpu().numpy(), self.spec.n_classes)
-        self._densities = ClassDensities.fit(*of_all, seed=seed, per_component=PER_COMPONENT)
+        training = (raw.cpu().numpy(), y.cpu().numpy(), self.spec.n_classes)
+        self._densities = ClassDensities.fit(*training, seed=seed, per_component=PER_COMPONENT)
         if self.params.drawn_by == "neighbours":
-            self._neighbours = ClassNeighbours.fit(*of_all, seed=seed)
+            self._neighbours = ClassNeighbours.fit(*training, seed=seed)
 
     def draw(
         self, network: AutoencoderNetwork, y: Tensor, numbers: RecordNumbers
     ) -> tuple[Tensor, Tensor]:
-        """Draw a vector of the class, then codes and scores of that."""
+        """Draw a vector of the class, then its codes and scores."""
         z = (self._neighbours or self._densities).draw(y, numbers)
         logits, means = network.decode(network.activated(z), y)
         codes = network.layout.draw(logits, numbers.uniforms(len(network.layout)))
         return codes, means + self._deviations * numbers.normals(network.n_scores)
 
     def encode(self, network: AutoencoderNetwork, codes: Tensor, scores: Tensor) -> Tensor:
-        """Return activations."""
+        """Latent activations."""
         return network.activated(network.encode(network.inputs(codes, scores)))
 
     def likeliest(self, network: AutoencoderNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the most likely codes and the mean scores."""
+        """The most likely codes and the mean scores."""
         logits, means = network.decode(z, y)
         return network.layout.likeliest(logits), means
 
-    def strangeness(self, network: AutoencoderNetwork, records: Encoded) -> Tensor:
-        """Return the error of reconstruction, the class not told."""
+    def anomaly(self, network: AutoencoderNetwork, records: Encoded) -> Tensor:
+        """Reconstruction error with the class hidden."""
         scores, unknown = records.middle_scores, torch.full_like(records.y, self.spec.n_classes)
         z = network.encode(network.inputs(records.codes, scores))
         return network.error(z, records.codes, scores, records.has_score, unknown)
 
     def extra_state(self) -> Arrays:
-        """Return what draws need, and the deviations."""
+        """Densities, neighbours and deviations."""
         if self._network is None:
             return {}
         neighbours = {} if self._neighbours is None else self._neighbours.arrays()
@@ -302,7 +280,7 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
         return super().extra_state() | neighbours | deviations
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take them back."""
+        """Inverse of :meth:`extra_state`."""
         super().load_extra_state(arrays)
         if self._network is not None:
             if self.params.drawn_by == "neighbours":

@@ -1,9 +1,11 @@
-"""Latent spaces of tables: records in and out, by the methods of :class:`.base.Encodes`."""
+"""Latent spaces of tables: the methods of :class:`.base.Encodes`, and draws from class densities."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +14,14 @@ from torch import Tensor
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext, TableData
-from prefect_augment.genmodels.checks import check_classes
+from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from
 from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.tables.network import N, P, TableNetwork
 from prefect_augment.genmodels.tables.reranking import (
-    MAX_CHOOSER_RECORDS,
-    MIN_CHOOSER_RECORDS,
-    Chooser,
+    MAX_RERANKER_RECORDS,
+    MIN_RERANKER_RECORDS,
+    Reranker,
 )
 from prefect_augment.genmodels.tables.training import Encoded
 from prefect_augment.nn.devices import Device
@@ -33,14 +35,14 @@ Floats = NDArray[np.float32]
 
 
 class LatentTable(TableNetwork[P, N]):
-    """A network with an encoder and a decoder: see :class:`.base.Encodes`.
+    """A network with an encoder and a decoder; see :class:`.base.Encodes`.
 
-    Records are drawn where each class's density has them; where ``params.n_draws`` is above 1, one of
-    so many draws is taken (:class:`.table_choosing.Chooser`).
+    Records are drawn from each class's density. With ``params.n_draws`` above 1 one of several
+    draws is selected (:class:`.Reranker`).
     """
 
     _densities: ClassDensities
-    _chooser: Chooser | None = None
+    _reranker: Reranker | None = None
 
     @property
     @abstractmethod
@@ -49,35 +51,35 @@ class LatentTable(TableNetwork[P, N]):
 
     @abstractmethod
     def encode(self, network: N, codes: Tensor, scores: Tensor) -> Tensor:
-        """Return latent vectors, (n, n_latent), of codes and scores (0 where there is none)."""
+        """Latent vectors, (n, n_latent), of codes and scores (0 where missing)."""
 
     @abstractmethod
     def likeliest(self, network: N, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the most likely codes and scores of latent vectors and classes."""
+        """The most likely codes and scores of latent vectors and classes."""
 
     @abstractmethod
-    def strangeness(self, network: N, records: Encoded) -> Tensor:
-        """Return how badly each record is accounted for, (n,)."""
+    def anomaly(self, network: N, records: Encoded) -> Tensor:
+        """Anomaly score of each record, (n,)."""
 
     def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train, and learn how draws differ from records."""
+        """Train, and fit the reranker on draws and records."""
         super().fit(data, ctx)
-        self._chooser = None
-        if self._network is None or self._n_draws < 2 or len(data.y) < MIN_CHOOSER_RECORDS:
+        self._reranker = None
+        if self._network is None or self._n_draws < 2 or len(data.y) < MIN_RERANKER_RECORDS:
             return
         rng = np.random.default_rng([ctx.seed & 0xFFFFFFFF, 3])
-        rows = np.sort(rng.permutation(len(data.y))[:MAX_CHOOSER_RECORDS])
+        rows = np.sort(rng.permutation(len(data.y))[:MAX_RERANKER_RECORDS])
         y = data.y[rows]
         drawn = self.sampled(
             y, seeds_from(ctx.seed & 0xFFFFFFFFFFFFFFFF, 1 << 21, len(y)), self.draw
         )
-        self._chooser = Chooser.fit(data.X[rows], drawn, y, space=self.space, seed=ctx.seed)
+        self._reranker = Reranker.fit(data.X[rows], drawn, y, space=self.space, seed=ctx.seed)
 
     def sample(
         self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Draw one record per condition, as :class:`.base.GenerativeModel` has it."""
-        if self._chooser is None:
+        if self._reranker is None:
             return super().sample(conditions, seeds=seeds)
         keys = record_keys(seeds)
         drawn = [
@@ -85,98 +87,89 @@ class LatentTable(TableNetwork[P, N]):
             for i in range(self._n_draws)
         ]
         own = record_keys((keys + np.uint64(self._n_draws)).view(np.int64))
-        return self._chooser.choose(drawn, np.asarray(conditions, np.int64), own, self.space)
+        return self._reranker.choose(drawn, np.asarray(conditions, np.int64), own, self.space)
 
     @property
     def _n_draws(self) -> int:
         """Draws of which one becomes the record."""
-        found: int = getattr(self.params, "n_draws", 1)
-        return found
+        n_draws: int = getattr(self.params, "n_draws", 1)
+        return n_draws
 
     def extra_state(self) -> Arrays:
-        """Return the densities, and what chooses among draws."""
+        """Densities and reranker."""
         if self._network is None:
             return {}
-        return self._densities.arrays() | (self._chooser.arrays() if self._chooser else {})
+        return self._densities.arrays() | (self._reranker.arrays() if self._reranker else {})
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take them back."""
+        """Inverse of :meth:`extra_state`."""
         if self._network is not None:
             self._densities = ClassDensities.from_arrays(arrays)
-            self._chooser = Chooser.from_arrays(arrays)
+            self._reranker = Reranker.from_arrays(arrays)
 
     def batch_size(self, n_records: int, device: Device) -> int:
-        """Return a quarter of a small table: passes over it then cost less, and are as many."""
+        """At most a quarter of a small table, so that epochs are cheap and equally many."""
         most = super().batch_size(n_records, device)
         return min(most, max(MIN_BATCH, 1 << max(0, (n_records // 4).bit_length() - 1)))
 
-    def latents_of(self, network: N, records: Encoded) -> Floats:
-        """Return the latent vectors of records as tensors."""
+    def in_parts(
+        self, n: int, of: Callable[[slice], NDArray[Any]], at_once: int = AT_ONCE
+    ) -> list[NDArray[Any]]:
+        """Apply a function to the rows of each part of n records, without gradients."""
         at = replace(self.device, threads=1)
-        found = []
         with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(records), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                z = self.encode(network, records.codes[rows], records.middle_scores[rows])
-                found.append(z.float().cpu().numpy())
-        return np.concatenate(found) if found else np.empty((0, self.n_latent), np.float32)
+            return [of(slice(start, start + at_once)) for start in range(0, n, at_once)]
+
+    def latents_of(self, network: N, records: Encoded) -> Floats:
+        """Latent vectors of records as tensors, (n, n_latent)."""
+
+        def encode(rows: slice) -> Floats:
+            z = self.encode(network, records.codes[rows], records.middle_scores[rows])
+            return z.float().cpu().numpy()
+
+        parts = self.in_parts(len(records), encode)
+        # Without records there are no parts; in training self.n_latent is not known yet.
+        return np.concatenate(parts) if parts else np.empty((0, self.n_latent), np.float32)
 
     def embed(self, X: NDArray[np.float64]) -> Floats:
-        """Return each record's latent vector, as :class:`.base.Encodes` has it."""
+        """Return each record's latent vector; see :class:`.base.Encodes`."""
         return self.latents_of(self.network, self.encoded(X))
 
     def decode_latents(self, Z: Floats, y: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the most likely record of each latent vector and class.
 
-        Raises
-        ------
-        ParameterError
-            If the vectors have another size, or there is not one class for each.
-        EmptyClassError
-            If the model does not have a class.
+        Raises ParameterError if the vectors have another size or number, EmptyClassError for an
+        unknown class.
         """
         Z, y = np.asarray(Z, np.float32), np.asarray(y, np.int64)
-        if Z.shape != (len(y), self.n_latent):
-            raise ParameterError(
-                f"expected latent vectors of shape {(len(y), self.n_latent)}, one per class given, "
-                f"found {Z.shape}; take those of embed."
+        check_latents(Z, y, self.n_latent, self.spec.classes)
+
+        def decode(rows: slice) -> NDArray[np.float64]:
+            z, labels = (torch.from_numpy(a[rows]).to(self.device.torch) for a in (Z, y))
+            codes, scores = self.likeliest(self.network, z, labels)
+            return self.space.decode(
+                codes.cpu().numpy(),
+                scores.float().cpu().numpy(),
+                y=y[rows],
+                keys=record_keys(np.zeros(len(labels), dtype=np.int64)),
+                counter=0,
             )
-        check_classes(y, self.spec.classes)
-        X = np.empty((len(y), self.spec.n_columns))
-        at = replace(self.device, threads=1)
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(y), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                z, labels = (torch.from_numpy(a[rows]).to(at.torch) for a in (Z, y))
-                codes, scores = self.likeliest(self.network, z, labels)
-                X[rows] = self.space.decode(
-                    codes.cpu().numpy(),
-                    scores.float().cpu().numpy(),
-                    y=y[rows],
-                    keys=record_keys(np.zeros(len(labels), dtype=np.int64)),
-                    counter=0,
-                )
-        return X
+
+        parts = self.in_parts(len(y), decode)
+        return np.concatenate([np.empty((0, self.spec.n_columns)), *parts])
 
     def anomaly_scores(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return how badly the model accounts for each record, as :class:`.base.Encodes` has it."""
+        """Return each record's anomaly score; see :class:`.base.Encodes`."""
         network = self.network
-        at = replace(self.device, threads=1)
-        found = np.empty(len(X))
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(X), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                found[rows] = self.strangeness(network, self.encoded(X[rows])).cpu().numpy()
-        return found
+
+        def score(rows: slice) -> NDArray[np.float64]:
+            scores: Tensor = self.anomaly(network, self.encoded(X[rows]))
+            return scores.double().cpu().numpy()
+
+        return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
 
     def encoded(self, X: NDArray[np.float64]) -> Encoded:
-        """Return records of unknown class as tensors.
-
-        Raises
-        ------
-        ParameterError
-            If the matrix does not have the spec's columns.
-        """
+        """Records of unknown class as tensors; raises ParameterError for other columns than the spec's."""
         X = np.asarray(X, np.float64)
         if X.ndim != 2 or X.shape[1] != self.spec.n_columns:
             raise ParameterError(

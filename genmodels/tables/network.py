@@ -1,9 +1,8 @@
-"""What all networks of tables share: an engine adds its network, its losses and how it draws.
+"""Base of all networks of tables: a model adds its network, its losses and how it draws.
 
-:class:`TableNetwork` puts records into :class:`.table_mixed.MixedSpace`, holds a tenth of them back,
-trains an engine's :class:`.table_training.TablePhase` until those say that it is enough
-(:mod:`prefect_augment.nn.early_stopping`), draws in micro-batches of one size, and goes to storage
-and back.
+:class:`TableNetwork` encodes records by :class:`.MixedSpace`, holds out a tenth of them, trains a
+:class:`.TablePhase` with early stopping (:mod:`prefect_augment.nn.early_stopping`), draws in
+micro-batches of one size, and handles storage.
 """
 
 from __future__ import annotations
@@ -27,55 +26,46 @@ from prefect_augment.genmodels.record_numbers import RecordNumbers
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import (
     Encoded,
+    Split,
     TablePhase,
     TableValidation,
-    held_back_rows,
+    held_out_rows,
 )
 from prefect_augment.nn import loop
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.nn.devices import Device, choose_device
-from prefect_augment.nn.early_stopping import N_STRETCHES, PATIENCE, train_watched
+from prefect_augment.nn.early_stopping import N_STRETCHES, PATIENCE, train_with_early_stopping
 from prefect_augment.params.base import Params
 
 __all__ = ["TableNetwork"]
 
 BATCH_SIZE = {"cpu": 256, "cuda": 1024}
-# Records drawn at once; the place in it is part of the bits.
+# Records drawn at once; a record's place in the micro-batch affects its bits.
 MICRO_BATCH = {"cpu": 256, "cuda": 4096}
-CONSTANT_STEP_SECONDS = 1e-3  # where no column varies, and nothing is trained
-# Records that the stages fit on at most, the rarer classes whole. Ten minutes of a CPU draw some
-# millions of records, and every one that is held takes 1.3 kB at ten columns.
+CONSTANT_STEP_SECONDS = 1e-3  # where no column varies and nothing is trained
+# Largest training set, rarer classes whole. Ten minutes of a CPU see some millions of records, and each
+# one takes 1.3 kB at ten columns.
 MAX_TRAINING_RECORDS = 200_000
 
 P = TypeVar("P", bound=Params)
 N = TypeVar("N", bound=nn.Module)
 
-
-# Codes (n, n_choices) and scores (n, n_scores) of records, of a network, their classes and numbers.
+# Network, classes and random numbers to codes (n, n_choices) and scores (n, n_scores).
 Draw = Callable[[N, Tensor, RecordNumbers], tuple[Tensor, Tensor]]
 
 
 class TableNetwork(ABC, Generic[P, N]):
-    """A generative model of tables that is trained by gradient; see :class:`.GenerativeModel`.
+    """A generative model of tables trained by gradient descent; see :class:`.GenerativeModel`.
 
-    Parameters
-    ----------
-    params : Params
-        The wish, of ``params_class``; has ``epochs``, ``ema_fraction`` and what the phase reads.
-    spec : TableSpec
-        Columns and classes.
-
-    Attributes
-    ----------
-    stopped : str
-        Why training ended before its last step; empty where it did not.
+    ``params`` is of ``params_class`` and has ``epochs``, ``ema_fraction`` and what the phase reads.
+    ``stopped`` says why training ended before its last step, if it did.
     """
 
     trained_in_steps: ClassVar[bool] = True
     max_training_records: ClassVar[int] = MAX_TRAINING_RECORDS
     params_class: ClassVar[type[Any]]
     patience: ClassVar[int] = PATIENCE
-    min_steps: ClassVar[int] = 400  # where the passes limit a run: a tiny table needs some, too
+    min_steps: ClassVar[int] = 400  # least number, which a tiny table needs
 
     def __init__(self, params: P, spec: TableSpec) -> None:
         self.params = params
@@ -84,10 +74,10 @@ class TableNetwork(ABC, Generic[P, N]):
         self.micro_batch = MICRO_BATCH["cpu"]
         self.stopped = ""
         self._space: MixedSpace | None = None
-        self._network: N | None = None  # none where no column varies, too
+        self._network: N | None = None  # None also where no column varies
         self._n_steps = 0
 
-    # --- what an engine says ---
+    # --- what a model defines ---
 
     @abstractmethod
     def new_network(self, space: MixedSpace) -> N:
@@ -103,31 +93,25 @@ class TableNetwork(ABC, Generic[P, N]):
     def draw(self, network: N, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
         """Return codes (n, n_choices) of int64 and scores (n, n_scores) of records of classes y."""
 
-    def settle(self, network: N, records: Encoded, seed: int) -> None:
-        """Find what drawing needs beside the weights, from the records trained on."""
+    def after_training(self, network: N, records: Encoded, seed: int) -> None:
+        """Fit what drawing needs besides the weights, from the training records."""
 
     def batch_size(self, n_records: int, device: Device) -> int:
-        """Return the records of a step, where the budget does not say."""
+        """Return the default records per step."""
         return BATCH_SIZE[device.name]
 
     def extra_state(self) -> Arrays:
-        """Return what :meth:`settle` found."""
+        """Return what :meth:`after_training` fitted."""
         return {}
 
     def load_extra_state(self, arrays: Arrays) -> None:
-        """Take back what :meth:`extra_state` gave."""
+        """Inverse of :meth:`extra_state`."""
 
-    # --- the frame ---
+    # --- shared ---
 
     @classmethod
     def build(cls, params: Any, spec: TableSpec) -> Self:
-        """Return an untrained model.
-
-        Raises
-        ------
-        ParameterError
-            If ``params`` are another model's.
-        """
+        """Return an untrained model; raises ParameterError for another model's params."""
         if not isinstance(params, cls.params_class):
             raise ParameterError(
                 f"{cls.__name__} takes {cls.params_class.__name__}, not {type(params).__name__}."
@@ -141,7 +125,7 @@ class TableNetwork(ABC, Generic[P, N]):
 
     @property
     def space(self) -> MixedSpace:
-        """Choices and scores of the records that the model is fitted on."""
+        """Choices and scores of the training records."""
         if self._space is None:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         return self._space
@@ -151,38 +135,30 @@ class TableNetwork(ABC, Generic[P, N]):
         """The trained network."""
         if self._network is None:
             why = "no column varies, so there is no network" if self._space else "it is not fitted"
-            raise ParameterError(f"the model cannot be asked that: {why}.")
+            raise ParameterError(f"the model has no trained network: {why}.")
         return self._network
 
     def fit(self, data: TableData, ctx: FitContext) -> None:
         """Train on training records for at most ``ctx.steps`` steps.
 
-        Raises
-        ------
-        EmptyClassError
-            If there is no record.
-        ParameterError
-            If the matrix does not have the spec's columns, or there is no step to take.
-        DivergedError
-            If the loss is no longer a number.
+        Raises EmptyClassError without records; ParameterError if the matrix does not have the
+        spec's columns or there is no step to take; DivergedError if the loss is not finite.
         """
-        space, trained, held_back = self._records(data, ctx.seed)
+        space, split = self._split(data, ctx.seed)
         self._space, self.device = space, self._device(ctx)
         self.micro_batch = MICRO_BATCH[self.device.name]
         if not _varies(space):
             ctx.report(0, {})
             return
-        phase = self._phase(data, trained, space, ctx)
-        judge = None
-        if len(held_back):
-            judge = self.new_validation(phase, data, trained, held_back, ctx.seed)
-        steps = min(ctx.steps, self._useful_steps(len(trained), phase.batch_size))
-        found = train_watched(
+        phase = self._phase(split, space, ctx)
+        validate = self.new_validation(phase, split) if len(split.held_out) else None
+        steps = min(ctx.steps, self._useful_steps(len(split.trained), phase.batch_size))
+        result = train_with_early_stopping(
             phase,
             steps=steps,
             seed=ctx.seed,
             device=self.device,
-            judge=judge,
+            validate=validate,
             ema_fraction=getattr(self.params, "ema_fraction", 0.0),
             patience=self.patience,
             on_progress=ctx.report,
@@ -190,79 +166,63 @@ class TableNetwork(ABC, Generic[P, N]):
             checkpoint_seconds=ctx.checkpoint_seconds,
             restored=ctx.restored,
         )
-        network: Any = found.network
-        self._network, self._n_steps, self.stopped = network, found.steps, found.reason
+        network: Any = result.network
+        self._network, self._n_steps, self.stopped = network, result.steps, result.reason
         with self.device.settings():
-            self.settle(network, phase.data, ctx.seed)
-        if found.steps < steps:
-            ctx.report(found.steps, {})
+            self.after_training(network, phase.data, ctx.seed)
+        if result.steps < steps:
+            ctx.report(result.steps, {})
 
-    def new_validation(
-        self,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_back: NDArray[np.int64],
-        seed: int,
-    ) -> TableValidation:
-        """Return what looks at the network now and then."""
-        return TableValidation(self, phase, data, trained, held_back, seed)
+    def new_validation(self, phase: TablePhase, split: Split) -> TableValidation:
+        """Return the validation for early stopping."""
+        return TableValidation(self, phase, split)
 
     def calibrate(self, data: TableData, ctx: FitContext) -> Calibration:
-        """Return how this machine would train, as :class:`.Calibrates` has it.
+        """Return how this machine would train; see :class:`.Calibrates`.
 
-        Steps are too small to be shared among threads, and one thread has the same bits everywhere.
+        Steps are too small for several threads, and one thread gives the same bits everywhere.
         """
-        space, trained, held_back = self._records(data, ctx.seed)
+        space, split = self._split(data, ctx.seed)
         device = self._device(ctx)
-        seconds = judging = 0.0
+        seconds = validation_seconds = 0.0
         if not ctx.steps:
             seconds = CONSTANT_STEP_SECONDS
             if _varies(space):
-                phase = self._phase(data, trained, space, ctx)
+                phase = self._phase(split, space, ctx)
                 seconds = loop.seconds_per_step(phase, seed=ctx.seed, device=device)
-                model = type(self)(self.params, self.spec)  # this one stays as it is
+                model = type(self)(self.params, self.spec)  # self stays unchanged
                 model._space, model.device = space, device
                 model.micro_batch = MICRO_BATCH[device.name]
-                judging = model._judging_seconds(phase, data, trained, held_back, ctx.seed)
-        batch_size = ctx.batch_size or self.batch_size(len(trained), device)
+                validation_seconds = model._validation_seconds(phase, split)
+        batch_size = ctx.batch_size or self.batch_size(len(split.trained), device)
         return Calibration(
             steps=ctx.steps,
-            most_steps=self._useful_steps(len(trained), batch_size),
+            most_steps=self._useful_steps(len(split.trained), batch_size),
             batch_size=batch_size,
             device=device.name,
             precision=device.precision,
             threads=device.threads,
             seconds_per_step=seconds,
-            fixed_seconds=judging,
+            fixed_seconds=validation_seconds,
         )
 
-    def _judging_seconds(
-        self,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_back: NDArray[np.int64],
-        seed: int,
-    ) -> float:
-        """Return what all judgements of a training take, by one of them."""
-        if not len(held_back):
+    def _validation_seconds(self, phase: TablePhase, split: Split) -> float:
+        """Seconds of all validations of a training, measured by one of them."""
+        if not len(split.held_out):
             return 0.0
-        judge = self.new_validation(phase, data, trained, held_back, seed)
+        validate = self.new_validation(phase, split)
         started = time.perf_counter()
         with self.device.settings():
-            judge(phase.network)
+            validate(phase.network)
         return N_STRETCHES * (time.perf_counter() - started)
 
     def _useful_steps(self, n_records: int, batch_size: int) -> int:
-        """Return the steps beyond which records are learnt by heart."""
+        """Steps beyond which the network memorises records."""
         epochs: int = getattr(self.params, "epochs", 1)
         return max(self.min_steps, -(-epochs * n_records // batch_size))
 
-    def _records(
-        self, data: TableData, seed: int
-    ) -> tuple[MixedSpace, NDArray[np.int64], NDArray[np.int64]]:
-        """Return the space of all records, the rows to train on, and those held back."""
+    def _split(self, data: TableData, seed: int) -> tuple[MixedSpace, Split]:
+        """The space of all records, and which of them are held out."""
         if len(data.y) == 0:
             raise EmptyClassError(
                 "there are 0 training records, so the model cannot be trained; give a larger source."
@@ -272,24 +232,22 @@ class TableNetwork(ABC, Generic[P, N]):
                 f"expected a matrix of shape {(len(data.y), self.spec.n_columns)}, found "
                 f"{data.X.shape}; encode the records with TableEncoder."
             )
-        held_back = held_back_rows(data.y, seed)
-        trained = np.setdiff1d(np.arange(len(data.y)), held_back)
-        return MixedSpace.fit(data, self.spec), trained, held_back
+        held_out = held_out_rows(data.y, seed)
+        trained = np.setdiff1d(np.arange(len(data.y)), held_out)
+        return MixedSpace.fit(data, self.spec), Split(data, trained, held_out, seed)
 
     def _device(self, ctx: FitContext) -> Device:
         return choose_device(ctx.device, threads=ctx.threads or 1, precision=ctx.precision)
 
-    def _phase(
-        self, data: TableData, rows: NDArray[np.int64], space: MixedSpace, ctx: FitContext
-    ) -> TablePhase:
-        device = self._device(ctx)
+    def _phase(self, split: Split, space: MixedSpace, ctx: FitContext) -> TablePhase:
+        device, rows = self._device(ctx), split.trained
         network = self._new_network(space, ctx.seed).to(device.torch)
         batch_size = ctx.batch_size or self.batch_size(len(rows), device)
-        records = Encoded.of(data.X[rows], data.y[rows], space, device)
+        records = Encoded.of(split.data.X[rows], split.data.y[rows], space, device)
         return self.new_phase(network, records, space, batch_size)
 
     def _new_network(self, space: MixedSpace, seed: int) -> N:
-        # Initialisers draw from PyTorch's global generator: set it, and put it back.
+        # Initialisers use PyTorch's global generator: seed it, then restore it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.new_network(space)
@@ -299,23 +257,16 @@ class TableNetwork(ABC, Generic[P, N]):
     def sample(
         self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Draw one record per condition, as :class:`.GenerativeModel` has it.
+        """Draw one record per condition; see :meth:`.GenerativeModel.sample`.
 
-        Micro-batches have one size, the last one is padded, and each is computed on one thread.
-
-        Raises
-        ------
-        EmptyClassError
-            If a condition is no class of the model.
-        ParameterError
-            If the model has not been fitted, or there is not one seed per condition.
+        Micro-batches have one size, the last one padded, and each is computed on one thread.
         """
         return self.sampled(conditions, seeds, self.draw)
 
     def sampled(
         self, conditions: NDArray[np.int64], seeds: NDArray[np.int64], draw: Draw[N]
     ) -> NDArray[np.float64]:
-        """Return what :meth:`sample` does, drawn by a function of :meth:`draw`'s kind."""
+        """Draw like :meth:`sample` with another ``draw`` function."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         space = self.space
         check_request(conditions, seeds, self.spec.classes)
@@ -332,7 +283,7 @@ class TableNetwork(ABC, Generic[P, N]):
         seeds: NDArray[np.int64],
         draw: Draw[N] | None = None,
     ) -> NDArray[np.float64]:
-        """Return records of classes ``y`` from a network, one micro-batch after the other."""
+        """Draw records of classes ``y`` from a network, one micro-batch after the other."""
         draw = draw or self.draw
         X = np.empty((len(y), self.spec.n_columns))
         at = replace(self.device, threads=1)
@@ -377,7 +328,7 @@ class TableNetwork(ABC, Generic[P, N]):
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
-        """Return the model whose state this is."""
+        """Return the model of a state."""
         spec = TableSpec.from_config(config["spec"])
         model = cls.build(cls.params_class.from_stored(config["params"]), spec)
         model.device = choose_device(device, threads=1, precision=config["precision"])

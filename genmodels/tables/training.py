@@ -1,14 +1,14 @@
-"""What networks of tables are trained on and by: records as tensors, batches, the judge of a fit.
+"""Training of networks of tables: records as tensors, batches, and validation on held-out records.
 
-A tenth of the records is held back. :class:`TableValidation` says what the loss on them is, and whether
-records come back that lie nearer to those trained on than the ones held back do.
+A tenth of the records is held out. :class:`TableValidation` measures the loss on them, and whether
+draws lie nearer to training records than the held-out ones do.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -22,22 +22,23 @@ from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 from prefect_augment.nn.early_stopping import Validation
 
-__all__ = ["Encoded", "TablePhase", "TableValidation", "held_back_rows"]
+if TYPE_CHECKING:
+    from prefect_augment.genmodels.tables.network import TableNetwork
 
-HELD_BACK = 0.1
-MIN_TO_SPARE = 20  # records of a class
-MIN_HELD_BACK, MAX_HELD_BACK = 10, 2000
-MIN_COMPARED = 1024  # records in a judgement's loss; those held back are taken several times
-MAX_COMPARED, MAX_DRAWN = 4096, 256  # records in a judgement's distances
-NEAR_QUANTILE, NEAR_MARGIN = (
-    0.05,
-    0.03,
-)  # at most 8 % nearer than the nearest 5 % of those held back
+__all__ = ["Encoded", "TablePhase", "TableValidation", "held_out_rows"]
+
+HELD_OUT = 0.1
+MIN_TO_SPARE = 20  # records of a class to hold any out
+MIN_HELD_OUT, MAX_HELD_OUT = 10, 2000
+MIN_COMPARED = 1024  # records in the validation loss; held-out ones are repeated
+MAX_COMPARED, MAX_DRAWN = 4096, 256  # records in the validation distances
+# At most 8 % of the draws may be nearer than the nearest 5 % of the held-out records.
+NEAR_QUANTILE, NEAR_MARGIN = 0.05, 0.03
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Records as tensors, on the device that trains."""
+    """Records as tensors, on the training device."""
 
     codes: Tensor  # (n, n_choices) int64
     low: Tensor  # (n, n_scores) float64: the ranks that each record may have
@@ -47,44 +48,31 @@ class Encoded:
 
     @classmethod
     def of(
-        cls,
-        X: NDArray[np.float64],
-        y: NDArray[np.int64],
-        space: MixedSpace,
-        at: Device,
+        cls, X: NDArray[np.float64], y: NDArray[np.int64], space: MixedSpace, at: Device
     ) -> Self:
-        """Return records of the matrix form."""
+        """Encode records of the matrix form."""
         parts = (space.codes(X), *space.ranks(X), y)
         return cls(*(torch.from_numpy(part).to(at.torch) for part in parts))
 
     def __len__(self) -> int:
-        """Return the number of records."""
         return len(self.y)
 
     def drawn_scores(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Return normal scores of some records, each anywhere in its interval of ranks."""
+        """Normal scores of some records, each drawn from its interval of ranks."""
         low, high = self.low[rows], self.high[rows]
         place = torch.rand(low.shape, generator=rng, device=low.device, dtype=torch.float64)
         return normal_scores(low + place * (high - low))
 
     @property
     def middle_scores(self) -> Tensor:
-        """Normal scores of the middle of each interval, 0 where there is none, (n, n_scores)."""
+        """Normal scores of the middle of each interval, 0 where missing, (n, n_scores)."""
         return normal_scores((self.low + self.high) / 2) * self.has_score
 
 
 class TablePhase(ABC):
-    """What :func:`.stopping.train_watched` trains: an engine's network, on tempered classes.
+    """A phase of :func:`.train_with_early_stopping`: a model's network, on tempered classes.
 
-    Parameters
-    ----------
-    network : nn.Module
-        On the device already.
-    data : Encoded
-        Records to train on.
-    params : Any
-        The engine's; ``class_power``, ``learning_rate`` and ``weight_decay`` are read here.
-    batch_size, n_classes : int
+    Reads ``class_power``, ``learning_rate`` and ``weight_decay`` of ``params``.
     """
 
     name: str
@@ -96,7 +84,7 @@ class TablePhase(ABC):
         self.data = data
         self.params = params
         self.batch_size = batch_size
-        self.resting: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
         # p(class) ∝ n**q, p(record | class) = 1/n.
         counts = torch.bincount(data.y, minlength=n_classes)
         weights = counts[data.y].double() ** (params.class_power - 1.0)
@@ -108,12 +96,12 @@ class TablePhase(ABC):
 
     @abstractmethod
     def part_losses(
-        self, network: Any, batch: tuple[Tensor, ...], resting: frozenset[str] = frozenset()
+        self, network: Any, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
     ) -> dict[str, Tensor]:
-        """Return the mean loss of each part of the network (a child) that is not resting."""
+        """Return the mean loss of each part (child) of the network that is not frozen."""
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """AdamW with a short memory, as befits a few thousand steps."""
+        """AdamW with a short memory, as suits a few thousand steps."""
         return {
             self.name.removeprefix("table-"): self.adamw(self.network, self.params.learning_rate)
         }
@@ -143,121 +131,87 @@ class TablePhase(ABC):
         return self.noisy(self.data, rows, rng)
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the sum of the parts' losses, which share no weight."""
-        found = self.part_losses(self.network, batch, self.resting)
-        return torch.stack(list(found.values())).sum()
+        """Return the sum of the parts' losses; parts share no weight."""
+        losses = self.part_losses(self.network, batch, self.frozen)
+        return torch.stack(list(losses.values())).sum()
 
 
-class Draws(Protocol):
-    """What a judgement needs of the model that is trained."""
+@dataclass(frozen=True)
+class Split:
+    """Training records, divided into rows to train on and held-out rows."""
 
-    @property
-    def space(self) -> MixedSpace:
-        """The space of its columns."""
-        ...
-
-    @property
-    def device(self) -> Device:
-        """Where it computes."""
-        ...
-
-    def settle(self, network: Any, records: Encoded, seed: int) -> None:
-        """Fit what sampling needs beside the network."""
-        ...
-
-    def drawn(
-        self, network: Any, y: NDArray[np.int64], seeds: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Return one record of each class asked for."""
-        ...
+    data: TableData
+    trained: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    seed: int  # every validation draws the same records
 
 
 class TableValidation:
-    """What the records held back say: the loss on them, and whether records are given back.
+    """Loss on the held-out records, and whether draws reproduce the others."""
 
-    Parameters
-    ----------
-    model : Draws
-        The model that is trained.
-    phase : TablePhase
-        Has the losses.
-    data : TableData
-        All training records.
-    trained, held_back : ndarray of int64
-        Rows of ``data``.
-    seed : int
-        Of what is drawn, the same at every judgement.
-    """
-
-    def __init__(
-        self,
-        model: Draws,
-        phase: TablePhase,
-        data: TableData,
-        trained: NDArray[np.int64],
-        held_back: NDArray[np.int64],
-        seed: int,
-    ) -> None:
+    def __init__(self, model: TableNetwork[Any, Any], phase: TablePhase, split: Split) -> None:
+        data, held_out, seed = split.data, split.held_out, split.seed
         self.model = model
         self.phase = phase
         self.seed = seed
         space, device = model.space, model.device
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 1])
-        encoded = Encoded.of(data.X[held_back], data.y[held_back], space, device)
-        # Often enough that the chance in the loss is small beside what a stretch gains.
-        often = -(-MIN_COMPARED // len(held_back))
-        rows = torch.arange(len(held_back), device=device.torch).repeat(often)
+        encoded = Encoded.of(data.X[held_out], data.y[held_out], space, device)
+        # Often enough that the noise in the loss is small beside the gain of a stretch.
+        often = -(-MIN_COMPARED // len(held_out))
+        rows = torch.arange(len(held_out), device=device.torch).repeat(often)
         generator = loop.step_generator(seed, "judge", 0, device.torch)
         order = torch.randperm(len(rows), generator=generator, device=device.torch)
         self.batch = phase.noisy(encoded, rows[order], generator)
-        near = rng.permutation(trained)[:MAX_COMPARED]
-        self.trained = self._placed(data.X[near])
-        self.y = rng.permutation(data.y[held_back])[:MAX_DRAWN]
-        own = self._distances(self._placed(data.X[rng.permutation(held_back)[:MAX_COMPARED]]))
+        # Distances of held-out records to training records set the limit of near draws.
+        near = rng.permutation(split.trained)[:MAX_COMPARED]
+        self.trained = self._features(data.X[near])
+        self.y = rng.permutation(data.y[held_out])[:MAX_DRAWN]
+        own = self._distances(self._features(data.X[rng.permutation(held_out)[:MAX_COMPARED]]))
         self.limit = torch.quantile(own, NEAR_QUANTILE)
-        # Where records repeat, more than a twentieth are at the quantile.
+        # Where records repeat, more than 5 % are at the quantile.
         share = float((own <= self.limit).float().mean())
         chance = (share * (1 - share) * (1 / len(own) + 1 / len(self.y))) ** 0.5
         self.most = min(1.0, share + NEAR_MARGIN + 2.0 * chance)
 
     def __call__(self, network: nn.Module) -> Validation:
-        """Judge a network."""
-        self.model.settle(network, self.phase.data, self.seed)
+        """Validate a network."""
+        self.model.after_training(network, self.phase.data, self.seed)
         losses = self.losses(network)
         seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 0, len(self.y))
-        drawn = self._placed(self.model.drawn(network, self.y, seeds))
+        drawn = self._features(self.model.drawn(network, self.y, seeds))
         share = float((self._distances(drawn) <= self.limit).float().mean())
         return Validation(losses, memorised=share > self.most)
 
     def losses(self, network: nn.Module) -> dict[str, float]:
-        """Return the loss of each part on the records held back."""
+        """Loss of each part on the held-out records."""
         with torch.inference_mode(), self.model.device.autocast():
-            found = self.phase.part_losses(network, self.batch)
-        return {name: float(loss) for name, loss in found.items()}
+            losses = self.phase.part_losses(network, self.batch)
+        return {name: float(loss) for name, loss in losses.items()}
 
-    def _placed(self, X: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Return codes and ranks, by which records are compared."""
+    def _features(self, X: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Codes and ranks, by which records are compared."""
         low, high, has_score = self.model.space.ranks(X)
         codes = torch.from_numpy(self.model.space.codes(X)).float()
         return codes, torch.from_numpy((low + high) / 2 * has_score).float()
 
-    def _distances(self, placed: tuple[Tensor, Tensor]) -> Tensor:
-        """Return each record's distance to the nearest trained one: codes that differ, and ranks."""
-        found = [
+    def _distances(self, features: tuple[Tensor, Tensor]) -> Tensor:
+        """Each record's distance to the nearest training record: codes that differ, plus ranks."""
+        distances = [
             torch.cdist(codes, self.trained[0], p=0.0) + torch.cdist(ranks, self.trained[1], p=1.0)
-            for codes, ranks in zip(placed[0].split(128), placed[1].split(128), strict=True)
+            for codes, ranks in zip(features[0].split(128), features[1].split(128), strict=True)
         ]
-        return torch.cat([part.min(dim=1).values for part in found])
+        return torch.cat([part.min(dim=1).values for part in distances])
 
 
-def held_back_rows(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return the rows that training is judged on: a tenth of every class that can spare it."""
+def held_out_rows(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Rows held out from training: a tenth of every class that has enough records."""
     rng = np.random.default_rng([seed & 0xFFFFFFFF, 0])
-    found = []
+    parts = []
     for k in np.unique(y):
         rows = np.flatnonzero(y == k)
-        n = int(len(rows) * HELD_BACK) if len(rows) >= MIN_TO_SPARE else 0
-        found.append(rng.permutation(rows)[:n])
-    rows = rng.permutation(np.concatenate(found))[:MAX_HELD_BACK]
-    # Fewer say too little, and cost as much.
-    return np.sort(rows) if len(rows) >= MIN_HELD_BACK else rows[:0]
+        n = int(len(rows) * HELD_OUT) if len(rows) >= MIN_TO_SPARE else 0
+        parts.append(rng.permutation(rows)[:n])
+    rows = rng.permutation(np.concatenate(parts))[:MAX_HELD_OUT]
+    # Fewer would be too noisy.
+    return np.sort(rows) if len(rows) >= MIN_HELD_OUT else rows[:0]

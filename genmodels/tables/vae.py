@@ -1,19 +1,18 @@
-"""A variational autoencoder of tables, class-conditional by construction.
+"""A variational autoencoder of tables, class-conditional by its prior.
 
-An encoder q(z | x) sees a record's codes and scores (:mod:`.table_mixed`) without its class; every
-class has a normal prior p(z | y); a decoder p(x | z, y) gives posteriors of the codes and mixtures of
-normals of the scores (Kingma & Welling 2014, with the conditional prior of Sohn et al. 2015). As the
-encoder knows no class, the class has to show in the latent vectors: records embed by what they are,
-and log p(x | y) can be bounded for every class.
+An encoder q(z | x) sees a record's codes and scores (:mod:`.mixed_encoding`) without its class.
+Every class has a normal prior p(z | y). A decoder p(x | z, y) predicts posteriors of the codes and
+normal mixtures of the scores (Kingma & Welling 2014, with the conditional prior of Sohn et al.
+2015). The encoder does not see the class, so the latent vectors encode it, and log p(x | y) can be
+bounded for every class.
 
-The decoder has two ways. From z and y alone, all columns at once: what the latent vectors are trained
-by. And one column after the other, the columns before shown (Hoogeboom et al. 2022, equation 5;
-choices first, then scores): what is drawn by, so that columns go together as in a record. Values are
-drawn from what the decoder says, never the most likely ones.
+The decoder works in two ways. It predicts all columns at once from z and y, which trains the latent
+vectors. It also predicts one column after the other given the columns before (Hoogeboom et al.
+2022, equation 5; choices first, then scores), which drawing uses so that columns keep their
+dependence. Values are drawn from the predictions, never their mode.
 
-In the place of the prior, vectors are drawn from a mixture of normals per class that is fitted to
-draws from q(z | x) of the records trained on (Ghosh et al. 2020, section 4): where the encoder's
-vectors lie is seldom where the prior has them.
+Vectors are drawn from a mixture of normals per class, fitted to draws from q(z | x) of the training
+records, instead of the prior, which the encoder seldom matches (Ghosh et al. 2020, section 4).
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ __all__ = ["TableVae", "VaePhase"]
 
 logger = logging.getLogger(__name__)
 
-MAX_LATENT = 16  # where the wish does not say
-WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # where it does not say either
+MAX_LATENT = 16  # default bound of n_latent
+WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # default width
 ALONE = 0.25  # share of records decoded from the latent vector and the class alone
-CLASS_DROPOUT = 0.5  # share of those whose class is not told, so that the vector carries it too
+CLASS_DROPOUT = 0.5  # share of those with the class hidden, so that the vector encodes it
 AT_ONCE = 2048
-N_IMPORTANCE = 16  # draws of z by which log p(x | y) is bounded
+N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)
 
 
 class VaePhase(TablePhase):
-    """The negative ELBO: reconstruction and, warmed up, the divergence from the class's prior."""
+    """Negative ELBO: reconstruction and, warmed up, the divergence from the class's prior."""
 
     name = "table-vae"
     params: VaeModel
@@ -62,15 +61,15 @@ class VaePhase(TablePhase):
         return loop.warmup_cosine(step, n_steps)
 
     def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return codes, scores, which there are, classes, noise, columns' weights and view, classes told."""
+        """Codes, scores, has_score, classes, noise, column weights, shown columns and visible classes."""
         codes, has_score = data.codes[rows], data.has_score[rows]
         scores = data.drawn_scores(rows, rng) * has_score
         n, n_choices, n_scores = len(rows), codes.shape[1], scores.shape[1]
         device, n_columns = rows.device, n_choices + n_scores
         assert isinstance(self.network, VaeNetwork)
         noise = torch.randn(n, self.network.n_latent, generator=rng, device=device)
-        # A place in the order of drawing, which is by chance among choices and among scores: what
-        # stands there and what comes after it in its group is asked for, what comes before is shown.
+        # A random position in a random drawing order, choices before scores. Columns before it are
+        # shown; it and the later columns of its group are predicted.
         place = torch.randint(n_columns, (n, 1), generator=rng, device=device)
         chance = torch.rand(n, n_columns, generator=rng, device=device)
         order = torch.cat(
@@ -82,22 +81,20 @@ class VaePhase(TablePhase):
         )
         of_choices = place < n_choices
         is_choice = torch.arange(n_columns, device=device) < n_choices
-        asked = (order >= place) & (of_choices == is_choice)
-        weights = asked * (n_columns / asked.sum(dim=1, keepdim=True))
+        predicted = (order >= place) & (of_choices == is_choice)
+        weights = predicted * (n_columns / predicted.sum(dim=1, keepdim=True))
         shown = order < place
+        # Some records are decoded from z alone, half of these without their class.
         chance = torch.rand(n, 1, generator=rng, device=device)
         alone, y = chance < ALONE, data.y[rows]
         weights = torch.where(alone, 1.0, weights)
-        told = torch.where(chance[:, 0] < ALONE * CLASS_DROPOUT, self.network.n_classes, y)
-        return codes, scores, has_score, y, noise, weights, shown & ~alone, told
+        visible_y = torch.where(chance[:, 0] < ALONE * CLASS_DROPOUT, self.network.n_classes, y)
+        return codes, scores, has_score, y, noise, weights, shown & ~alone, visible_y
 
     def part_losses(
-        self,
-        network: VaeNetwork,
-        batch: tuple[Tensor, ...],
-        resting: frozenset[str] = frozenset(),
+        self, network: VaeNetwork, batch: tuple[Tensor, ...], frozen: frozenset[str] = frozenset()
     ) -> dict[str, Tensor]:
-        """Return the negative ELBO per column, the divergence times beta."""
+        """Negative ELBO per column, with the divergence times beta."""
         reconstruction, divergence = elbo_parts(network, batch)
         warmth = self.warmth if torch.is_grad_enabled() else 1.0
         loss = reconstruction + self.params.beta * warmth * divergence
@@ -106,32 +103,24 @@ class VaePhase(TablePhase):
 
 
 def elbo_parts(network: VaeNetwork, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return each record's reconstruction error and divergence, both (n,) in nats.
+    """Each record's reconstruction error and divergence, both (n,) in nats.
 
-    ``reconstruction - divergence`` with all columns asked for and none shown is one draw of the
-    ELBO's negative; with others shown, of that of the decoder that draws column after column.
+    Their sum is one draw of the negative ELBO if all columns are predicted and none is shown; with
+    others shown, of that of the decoder that draws column after column.
     """
-    codes, scores, has_score, y, noise, weights, shown, told_class = batch
+    codes, scores, has_score, y, noise, weights, shown, visible_y = batch
     n_choices = codes.shape[1]
     mean, log_scale = network.posterior(codes, scores)
     z = mean + log_scale.exp() * noise
-    told = shown[:, n_choices:] & has_score
-    known = network.known(z, told_class, codes, scores, shown[:, :n_choices], told)
+    shown_scores = shown[:, n_choices:] & has_score
+    known = network.known(z, visible_y, codes, scores, shown[:, :n_choices], shown_scores)
     of_choices, of_scores = network.hidden_nll(known, codes, scores)
     nll = torch.cat([of_choices, of_scores * has_score], dim=1)
     return (nll * weights).sum(dim=1), kl_divergence((mean, log_scale), network.prior(y))
 
 
 class TableVae(LatentTable[VaeModel, VaeNetwork]):
-    """One variational autoencoder for all classes; see the module.
-
-    Parameters
-    ----------
-    params : VaeModel
-        The wish.
-    spec : TableSpec
-        Columns and classes.
-    """
+    """One variational autoencoder for all classes; see the module."""
 
     params_class = VaeModel
     min_steps = 320
@@ -142,7 +131,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         return self.network.n_latent
 
     def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train, and say in the log what the ELBO's two parts have become."""
+        """Train, and log the two parts of the ELBO."""
         super().fit(data, ctx)
         if self._network is not None:
             some = slice(0, AT_ONCE)
@@ -152,7 +141,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
             )
 
     def new_network(self, space: MixedSpace) -> VaeNetwork:
-        """Return encoder, prior and decoder."""
+        """Encoder, prior and decoder."""
         n_columns = len({*space.choice_columns, *space.score_columns})
         n_records = sum(self.spec.class_counts)
         return VaeNetwork(
@@ -172,18 +161,18 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
             network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
         )
 
-    def settle(self, network: VaeNetwork, records: Encoded, seed: int) -> None:
+    def after_training(self, network: VaeNetwork, records: Encoded, seed: int) -> None:
         """Fit a density per class to draws of q(z | x)."""
-        scores, found = records.middle_scores, []
+        scores, draws = records.middle_scores, []
         rng = loop.step_generator(seed, "table-vae/settle", 0, records.y.device)
         with torch.inference_mode():
-            for codes, some in zip(
+            for codes, part in zip(
                 records.codes.split(AT_ONCE), scores.split(AT_ONCE), strict=True
             ):
-                mean, log_scale = network.posterior(codes, some)
+                mean, log_scale = network.posterior(codes, part)
                 noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-                found.append(mean + log_scale.exp() * noise)
-        z = torch.cat(found).cpu().numpy()
+                draws.append(mean + log_scale.exp() * noise)
+        z = torch.cat(draws).cpu().numpy()
         self._densities = ClassDensities.fit(
             z, records.y.cpu().numpy(), self.spec.n_classes, seed=seed
         )
@@ -200,28 +189,20 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         return draw_records(network, z, y, uniforms=uniforms, normals=normals, has_score=has_score)
 
     def encode(self, network: VaeNetwork, codes: Tensor, scores: Tensor) -> Tensor:
-        """Return the means of q(z | x)."""
+        """Means of q(z | x)."""
         return network.posterior(codes, scores)[0]
 
     def likeliest(self, network: VaeNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the most likely codes and the mixtures' means, all columns at once."""
+        """The most likely codes and the mixtures' means, all columns at once."""
         logits, mixtures = network.decode(_alone(network, z, y))
         weights, means = mixtures[:, 0].softmax(dim=-1), mixtures[:, 1]
         return network.layout.likeliest(logits), (weights * means).sum(dim=-1)
 
     def elbo(self, X: NDArray[np.float64], y: NDArray[np.int64]) -> tuple[float, float]:
-        """Return the ELBO's two parts over records, in nats per record: reconstruction, divergence.
+        """Return the two parts of the ELBO of records ``X`` of classes ``y``, in nats per record.
 
-        Parameters
-        ----------
-        X : ndarray of float64, shape (n, n_columns)
-        y : ndarray of int64, shape (n,)
-
-        Returns
-        -------
-        tuple of float
-            Mean log p(x | z, y) under q(z | x), and mean KL(q(z | x) || p(z | y)); their difference
-            is the ELBO of the decoder that makes all columns at once.
+        Mean log p(x | z, y) under q(z | x), and mean KL(q(z | x) || p(z | y)). Their difference is
+        the ELBO of the decoder that predicts all columns at once.
         """
         check_classes(y, self.spec.classes)
         records = replace(
@@ -246,33 +227,29 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
             reconstruction, divergence = elbo_parts(self.network, batch)
         return -float(reconstruction.mean()), float(divergence.mean())
 
-    def strangeness(self, network: VaeNetwork, records: Encoded) -> Tensor:
-        """Return the negative bound under the class that fits best."""
+    def anomaly(self, network: VaeNetwork, records: Encoded) -> Tensor:
+        """Negative bound under the best class."""
         return -self._bounds(network, records).max(dim=1).values
 
     def class_log_likelihoods(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return a bound on log p(record | class), as :class:`.base.ScoresClasses` has it.
+        """Return a bound on log p(record | class); see :class:`.base.ScoresClasses`.
 
-        References
-        ----------
         Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
         """
-        found = np.empty((len(X), self.spec.n_classes))
-        at = replace(self.device, threads=1)
-        with at.settings(), torch.inference_mode(), at.autocast():
-            for start in range(0, len(X), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                bounds = self._bounds(self.network, self.encoded(X[rows]))
-                found[rows] = bounds.cpu().numpy()
-        return found
+
+        def bounds(rows: slice) -> NDArray[np.float64]:
+            return self._bounds(self.network, self.encoded(X[rows])).double().cpu().numpy()
+
+        parts = self.in_parts(len(X), bounds, AT_ONCE)
+        return np.concatenate([np.empty((0, self.spec.n_classes)), *parts])
 
     def _bounds(self, network: VaeNetwork, records: Encoded) -> Tensor:
-        """Return bounds of log p(x | y), (n, n_classes) in nats; every record has the same noise."""
+        """Bounds of log p(x | y), (n, n_classes) in nats; every record gets the same noise."""
         scores = records.middle_scores
         mean, log_scale = network.posterior(records.codes, scores)
         rng = loop.step_generator(0, "table-vae/bound", 0, mean.device)
         noise = torch.randn(N_IMPORTANCE, 1, self.n_latent, generator=rng, device=mean.device)
-        found = mean.new_full((N_IMPORTANCE, len(mean), self.spec.n_classes), 0.0)
+        bounds = mean.new_full((N_IMPORTANCE, len(mean), self.spec.n_classes), 0.0)
         for i in range(N_IMPORTANCE):
             z = mean + log_scale.exp() * noise[i]
             own = (0.5 * noise[i] ** 2 + log_scale).sum(dim=1)  # -log q(z | x) but for a constant
@@ -284,12 +261,12 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
                 centre, spread = network.prior(y)
                 offset = (z - centre) * torch.exp(-spread)
                 prior = -(0.5 * offset**2 + spread).sum(dim=1)  # log p(z | y), but for the same
-                found[i, :, k] = prior + own - nll
-        return torch.logsumexp(found, dim=0) - float(np.log(N_IMPORTANCE))
+                bounds[i, :, k] = prior + own - nll
+        return torch.logsumexp(bounds, dim=0) - float(np.log(N_IMPORTANCE))
 
 
 def _alone(network: VaeNetwork, z: Tensor, y: Tensor) -> Tensor:
-    """Return what the decoder reads of a vector and a class alone."""
+    """What the decoder reads of a vector and a class alone."""
     n, n_choices = len(y), len(network.layout)
     codes = torch.zeros(n, n_choices, dtype=torch.int64, device=y.device)
     scores = torch.zeros(n, network.n_scores, device=y.device)

@@ -1,35 +1,31 @@
-"""The networks of :class:`.table_vae.TableVae`: encoder, a prior per class, and a masked decoder."""
+"""The networks of :class:`.TableVae`: encoder, a prior per class, and a masked decoder."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.latent_density import Prior, soft
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, bounded, drawn_code
+from prefect_augment.genmodels.latent_density import Prior, bound_log_scale
+from prefect_augment.genmodels.tables.mixed_encoding import (
+    CodeLayout,
+    bounded,
+    drawn_code,
+    drawn_together,
+)
 from prefect_augment.nn.networks import ResidualMLP
 
 __all__ = ["VaeNetwork", "draw_records", "mixture_nll"]
 
 N_COMPONENTS = 5  # normals in the mixture of a score
 MIN_SCALE = 0.01  # of a component; scores have variance 1, and ties are spread over their ranks
-ROUNDS = 32  # of drawing choices; where there are more, several are drawn at once
 
 
 class VaeNetwork(nn.Module):
-    """Encoder q(z | x), prior p(z | y) and decoder p(x | z, y, the columns that are shown).
-
-    Parameters
-    ----------
-    n_codes : tuple of int
-        Codes of each choice.
-    n_scores, n_classes, n_latent : int
-    width, depth : int
-        Of both networks.
-    """
+    """Encoder q(z | x), prior p(z | y) and decoder p(x | z, y, the columns shown)."""
 
     def __init__(
         self,
@@ -57,7 +53,7 @@ class VaeNetwork(nn.Module):
                 ),
             }
         )
-        # A mixture whose components are one would stay so.
+        # Equal components would stay equal.
         decoder = self.vae["decoder"]
         assert isinstance(decoder, ResidualMLP)
         with torch.no_grad():
@@ -66,56 +62,56 @@ class VaeNetwork(nn.Module):
             decoder.last.bias[start : start + N_COMPONENTS * n_scores] = spread
 
     def posterior(self, codes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and logarithms of scales of q(z | x), each (n, n_latent)."""
+        """Means and log scales of q(z | x), each (n, n_latent)."""
         out = self.vae["encoder"](torch.cat([self.layout.one_hot(codes), scores], dim=1)).float()
-        return out[:, : self.n_latent], soft(out[:, self.n_latent :])
+        return out[:, : self.n_latent], bound_log_scale(out[:, self.n_latent :])
 
     def prior(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and logarithms of scales of p(z | y), each (n, n_latent)."""
-        found: tuple[Tensor, Tensor] = self.vae["prior"](y)
-        return found
+        """Means and log scales of p(z | y), each (n, n_latent)."""
+        prior: tuple[Tensor, Tensor] = self.vae["prior"](y)
+        return prior
 
     def known(
-        self, z: Tensor, y: Tensor, codes: Tensor, scores: Tensor, shown: Tensor, told: Tensor
+        self,
+        z: Tensor,
+        y: Tensor,
+        codes: Tensor,
+        scores: Tensor,
+        shown: Tensor,
+        shown_scores: Tensor,
     ) -> Tensor:
-        """Return what the decoder reads.
+        """What the decoder reads, from z (n, n_latent), classes (n,) and the columns shown.
 
-        Parameters
-        ----------
-        z : Tensor, shape (n, n_latent)
-        y : Tensor of int64, shape (n,)
-            ``n_classes`` where it is not told.
-        codes, shown : Tensor of int64 and bool, shape (n, n_choices)
-        scores, told : Tensor of float32 and bool, shape (n, n_scores)
-            Which scores are shown, and there.
+        Class ``n_classes`` is hidden; ``shown_scores`` are both shown and present.
         """
         classes = F.one_hot(y, self.n_classes + 1)[:, : self.n_classes].float()
-        told = told.float()
+        shown_scores = shown_scores.float()
         return torch.cat(
-            [z, classes, self.layout.one_hot(codes, shown), scores * told, told], dim=1
+            [z, classes, self.layout.one_hot(codes, shown), scores * shown_scores, shown_scores],
+            dim=1,
         )
 
     def decode(self, known: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounded logits (n, total) and mixtures (n, 3, n_scores, n_components)."""
+        """Bounded logits (n, total) and mixtures (n, 3, n_scores, n_components)."""
         out = self.vae["decoder"](known).float()
         total = self.layout.total
         mixtures = out[:, total:].view(len(out), 3, self.n_scores, N_COMPONENTS)
         return bounded(out[:, :total]), mixtures
 
     def hidden_nll(self, known: Tensor, codes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return -log p of each choice, (n, n_choices), and of each score, (n, n_scores), in nats."""
+        """-log p of each choice, (n, n_choices), and of each score, (n, n_scores), in nats."""
         logits, mixtures = self.decode(known)
         return self.layout.cross_entropy(logits, codes), mixture_nll(mixtures, scores)
 
 
 def mixture_parts(mixtures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log weights, means and scales, each (n, n_scores, n_components)."""
+    """Log weights, means and scales, each (n, n_scores, n_components)."""
     weights, means, scales = mixtures.unbind(dim=1)
     return F.log_softmax(weights, dim=-1), means, MIN_SCALE + F.softplus(scales)
 
 
 def mixture_nll(mixtures: Tensor, scores: Tensor) -> Tensor:
-    """Return -log density of scores, (n, n_scores), under their mixtures of normals."""
+    """-log density of scores, (n, n_scores), under their normal mixtures."""
     log_weights, means, scales = mixture_parts(mixtures)
     offset = (scores[..., None] - means) / scales
     log_density = log_weights - 0.5 * offset**2 - scales.log() - 0.5 * math.log(2 * math.pi)
@@ -123,7 +119,7 @@ def mixture_nll(mixtures: Tensor, scores: Tensor) -> Tensor:
 
 
 def draw_score(mixtures: Tensor, i: int, uniforms: Tensor, normals: Tensor) -> Tensor:
-    """Return draws of score ``i``, (n,); uniforms are (n, 1), normals (n,)."""
+    """Draws of score ``i``, (n,); uniforms are (n, 1), normals (n,)."""
     log_weights, means, scales = (part[:, i] for part in mixture_parts(mixtures))
     place = drawn_code(log_weights, uniforms)[:, None]
     return means.gather(1, place)[:, 0] + scales.gather(1, place)[:, 0] * normals
@@ -136,41 +132,29 @@ def draw_records(
     *,
     uniforms: Tensor,
     normals: Tensor,
-    has_score: object,
+    has_score: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return codes and scores, each drawn given the class, the vector and those before.
+    """Draw codes and scores, each given the class, the vector and those before.
 
-    Parameters
-    ----------
-    z : Tensor, shape (n, n_latent)
-    y : Tensor of int64, shape (n,)
-    uniforms : Tensor of float64, shape (n, n_choices + n_scores)
-    normals : Tensor of float32, shape (n, n_scores)
-    has_score : callable
-        Takes codes, says which scores there are: (n, n_scores) of bool.
+    ``uniforms`` are (n, n_choices + n_scores), ``normals`` (n, n_scores); ``has_score`` maps codes
+    to the scores present.
     """
     n_choices, n = len(network.layout), len(y)
     codes = torch.zeros(n, n_choices, dtype=torch.int64, device=y.device)
     shown = torch.zeros(n, n_choices, dtype=torch.bool, device=y.device)
     scores = torch.zeros(n, network.n_scores, device=y.device)
-    told = torch.zeros(n, network.n_scores, dtype=torch.bool, device=y.device)
-    n_rounds = min(ROUNDS, n_choices)
-    for start in range(n_rounds):
-        # Columns that stand side by side often belong together: they are not drawn at once.
-        together = list(range(start, n_choices, n_rounds))
-        logits, _ = network.decode(network.known(z, y, codes, scores, shown, told))
+    shown_scores = torch.zeros(n, network.n_scores, dtype=torch.bool, device=y.device)
+    for together in drawn_together(n_choices):
+        logits, _ = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             columns = network.layout.columns(i)
             codes[:, i] = drawn_code(logits[:, columns], uniforms[:, i : i + 1])
         shown[:, together] = True
-    assert callable(has_score)
-    there: Tensor = has_score(codes)
-    n_rounds = min(ROUNDS, network.n_scores)
-    for start in range(n_rounds):
-        together = list(range(start, network.n_scores, n_rounds))
-        _, mixtures = network.decode(network.known(z, y, codes, scores, shown, told))
+    present = has_score(codes)
+    for together in drawn_together(network.n_scores):
+        _, mixtures = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             at = n_choices + i
             scores[:, i] = draw_score(mixtures, i, uniforms[:, at : at + 1], normals[:, i])
-        told[:, together] = there[:, together]
+        shown_scores[:, together] = present[:, together]
     return codes, scores

@@ -1,15 +1,14 @@
-"""Sequential trees with given values: the other columns as they are where these hold.
+"""Draw from sequential trees with fixed column values.
 
-Columns are drawn in the model's order. At a given column the record takes the given value, and is
-kept with the probability that its leaf has of it, over the highest one among the leaves that the
-class and the given values so far can reach: rejection sampling with the leaf's share as the weight
-(von Neumann 1951), so that columns *before* a given one follow it as they should, and those after it
-are drawn from it. Records are dropped at the first given column that refuses them, which is early
-for categories.
+Columns are drawn in the model's order. At a fixed column the record takes the value and is kept
+with probability (its leaf's share of the value) / (the highest share among leaves reachable with
+the class and the fixed values so far). This is rejection sampling (von Neumann 1951): columns
+before a fixed one follow it as they should, later ones are drawn from it. A record is dropped at
+the first column that rejects it.
 
-A value that enough training records have, and any atom, is taken as it is. For the others, the share is
-that of the nearest training records by rank: where a column is continuous, hardly any leaf holds the very
-value.
+A value that enough training records have, and any atom, is matched exactly. Otherwise the share is
+that of the nearest training records by rank, because hardly any leaf holds the exact value of a
+continuous column.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from prefect_augment.genmodels.counter_rng import record_keys, uniform
 from prefect_augment.genmodels.trees.nodes import Tree
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 
-__all__ = ["draw_given"]
+__all__ = ["draw_with_values"]
 
-MIN_NEAR = 30  # training records with the very value: fewer, and the nearest ones join in
-NEAR_SHARE = 0.01  # of all training records, that then stand for it
-BATCH = 16_384  # as in table_trees
+MIN_NEAR = 30  # training records with the value; below, the nearest ones count too
+NEAR_SHARE = 0.01  # of all training records, that then match
+BATCH = 16_384  # records descending together: fits the cache, changes no draw
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -37,92 +36,92 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Condition:
-    """A given value at its place of the sequence."""
+    """A fixed value at its place in the sequence."""
 
     value: float
     code: int
-    share: Floats  # (n_nodes,) of the leaf's training records that have it
-    bound: Floats  # (n_classes,) the highest share that a record of the class can meet
+    share: Floats  # (n_nodes,) share of the leaf's training records that match
+    bound: Floats  # (n_classes,) highest share reachable by the class
 
 
-def draw_given(
+def draw_with_values(
     model: TreeSequence,
     classes: NDArray[np.int64],
     seeds: NDArray[np.int64],
-    given: Mapping[int, float],
+    values: Mapping[int, float],
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Return which records are kept, and these; see :class:`.SamplesGiven`.
+    """Indices of the records kept, and these; see :class:`.SamplesWithValues`.
 
-    Raises
-    ------
-    ParameterError
-        If no training record of a class has a given value where the other given ones hold.
+    Raises ParameterError if no training record of a class has a fixed value together with the
+    others.
     """
-    wishes = _wishes(model, np.unique(classes), given)
-    kept, made = [np.empty(0, dtype=np.int64)], [np.empty((0, model.spec.n_columns))]
+    conditions = _conditions(model, np.unique(classes), values)
+    kept, drawn = [np.empty(0, dtype=np.int64)], [np.empty((0, model.spec.n_columns))]
     for start in range(0, len(classes), BATCH):
-        rows, X = _draw(model, classes[start : start + BATCH], seeds[start : start + BATCH], wishes)
+        rows, X = _draw(
+            model, classes[start : start + BATCH], seeds[start : start + BATCH], conditions
+        )
         kept.append(rows + start)
-        made.append(X)
-    return np.concatenate(kept), np.concatenate(made)
+        drawn.append(X)
+    return np.concatenate(kept), np.concatenate(drawn)
 
 
 def _draw(
     model: TreeSequence,
     classes: NDArray[np.int64],
     seeds: NDArray[np.int64],
-    wishes: Mapping[int, _Condition],
+    conditions: Mapping[int, _Condition],
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Draw column by column, with fewer records after each given one."""
+    """Draw column by column, with fewer records after each fixed one."""
     rows, keys = np.arange(len(classes)), record_keys(seeds)
     codes = np.empty((len(model._sizes), len(rows)), dtype=np.int32)
     codes[0] = classes
     X = np.empty((len(rows), model.spec.n_columns))
     for place, j in enumerate(model._sequence, start=1):
         leaf = model._descend(place, codes[:place], keys)
-        if place not in wishes:
+        if place not in conditions:
             X[:, j], codes[place] = model._draw(place, leaf, keys)
             continue
-        wish = wishes[place]
-        # Counters of their own: a record's other numbers are the same with and without params.
+        condition = conditions[place]
+        # Own counters: a record's other numbers are the same with and without fixed values.
         chance = uniform(keys, 2 * model.spec.n_columns + place)
-        stays = chance * wish.bound[codes[0]] < wish.share[leaf]
+        stays = chance * condition.bound[codes[0]] < condition.share[leaf]
         rows, keys, codes, X = rows[stays], keys[stays], codes[:, stays], X[stays]
-        X[:, j], codes[place] = wish.value, wish.code
+        X[:, j], codes[place] = condition.value, condition.code
     return rows, X
 
 
-def _wishes(
-    model: TreeSequence, classes: NDArray[np.int64], given: Mapping[int, float]
+def _conditions(
+    model: TreeSequence, classes: NDArray[np.int64], values: Mapping[int, float]
 ) -> dict[int, _Condition]:
-    """Return the given values by place, with what is to be known of each place's leaves."""
-    wishes: dict[int, _Condition] = {}
+    """Conditions by place, with the shares and bounds of each place's leaves."""
+    conditions: dict[int, _Condition] = {}
     for place, j in enumerate(model._sequence, start=1):
-        if j not in given:
+        if j not in values:
             continue
         tree = model._trees[place - 1]
-        code, stands_for_it = _matching(model, place, given[j])
-        hits = np.concatenate([[0], np.cumsum(stands_for_it)])
+        code, is_match = _matching(model, place, values[j])
+        hits = np.concatenate([[0], np.cumsum(is_match)])
         inside = hits[tree.start + tree.size] - hits[tree.start]
         share = inside / np.maximum(tree.size, 1)
         bound = np.zeros(model.spec.n_classes)
         for k in map(int, classes):
-            known = {0: k} | {q: wish.code for q, wish in wishes.items()}
+            known = {0: k} | {q: condition.code for q, condition in conditions.items()}
             bound[k] = share[_reachable(model, tree, place, known)].max()
             if bound[k] == 0:
                 raise ParameterError(
-                    f"no training record of class {model.spec.classes[k]!r} has the value that is given "
-                    f"for column {model.spec.names[j]!r}"
-                    f"{' where the other given values hold' if wishes else ''}; give another value, "
-                    "or leave the column out.",
+                    f"no training record of class {model.spec.classes[k]!r} has the requested value in "
+                    f"column {model.spec.names[j]!r}"
+                    f"{' together with the other requested values' if conditions else ''}; choose "
+                    "another value, or leave the column out.",
                     column=model.spec.names[j],
                 )
-        wishes[place] = _Condition(given[j], code, share, bound)
-    return wishes
+        conditions[place] = _Condition(values[j], code, share, bound)
+    return conditions
 
 
 def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArray[np.bool_]]:
-    """Return a value's code, and which of the tree's leaf values stand for it."""
+    """A value's code, and which of the tree's leaf values count as a match."""
     values, j = model._trees[place - 1].values, model._sequence[place - 1]
     if model._sizes[place]:
         code = model.spec.n_levels[j] if np.isnan(value) else int(value)
@@ -136,7 +135,7 @@ def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArr
     after = int(np.searchsorted(grid, value))
     exact = after < len(grid) and grid[after] == value
     counts = np.bincount(values[values >= 0], minlength=len(grid))
-    if atoms.all() and not exact:  # between values that come again and again there are none
+    if atoms.all() and not exact:  # all values repeat, so nothing lies between
         return 0, np.zeros(len(values), dtype=bool)
     if exact and (atoms[after] or counts[after] >= MIN_NEAR or atoms.all()):
         return after, values == after
@@ -154,7 +153,7 @@ def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArr
 def _reachable(
     model: TreeSequence, tree: Tree, place: int, known: Mapping[int, int]
 ) -> NDArray[np.int64]:
-    """Return the leaves that records with these codes at these places can end in."""
+    """Leaves that records with these codes at these places can reach."""
     value_of, is_known = np.zeros(place, dtype=np.int64), np.zeros(place, dtype=bool)
     for q in set(tree.feature.tolist()) & set(known):
         is_known[q] = True

@@ -1,18 +1,16 @@
-"""The trees of one column, grown with scikit-learn.
+"""Grow the trees of one column with scikit-learn.
 
-A single tree cuts the columns before it at a few values, which a classifier of real against drawn
-records finds again: between the cuts nothing follows. Several trees on weights drawn anew, of which
-each record takes one by chance, cut at other places, so that a record's values come from the average
-of its neighbourhoods (as in quantile regression forests: Meinshausen 2006, JMLR 7). On mammography
-the C2ST AUC went from 0.555 to 0.542 (8 splits), on the others of six tables it stayed or fell.
+A single tree cuts its predictors at a few values, which a classifier of real against drawn records
+detects. Several trees on bootstrapped weights cut at different places, and each record takes one at
+random: its values come from the average of its neighbourhoods, as in quantile regression forests
+(Meinshausen 2006, JMLR 7). On mammography the C2ST AUC went from 0.555 to 0.542 (8 splits); on six
+other tables it stayed or fell.
 
-Which columns a tree of a wide table is grown on: those that tell most of its column.
-
-A tree looks at every predictor in every node, so that trees on all columns before theirs would take
-time with the square of the number of columns. Each column is summed up in a few features (the rank,
-the distance from the middle, whether there is a value; the most frequent levels of a category), on
-some records; a column tells as much of another as the largest squared correlation of their features.
-Features are small whole numbers, whose products add up to the same number in any order.
+In a wide table each tree uses only the predictors that correlate most with its column, because the
+cost would grow with the square of the number of columns. A column is summarised on a sample of
+records by a few features: rank, distance from the middle and missingness, or its most frequent
+levels. Relevance is the largest squared correlation of two columns' features. The features are
+small integers, so the sums are exact in any order.
 """
 
 from __future__ import annotations
@@ -28,24 +26,26 @@ from prefect_augment.genmodels.trees.nodes import Floats, Ints, Tree, as_arrays
 
 __all__ = ["Leaf", "Predictors", "grow", "n_trees"]
 
-MAX_TREES = 4  # more make it no better, and take time and memory
-# Records times columns times trees at most, but for one tree: the time that growing them takes.
+MAX_TREES = 4  # more did not help
+# Bound on records × columns × trees, which sets the time; one tree is always grown.
 MAX_VALUES = 1_000_000
+
+MAX_RECORDS = 2000  # whose features give the relevance
+N_FEATURES = 3  # per column
+LARGEST = 100  # value of a feature
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """How small a leaf may be: in records, and in the share of all weight."""
+    """Smallest leaf: in records, and as a share of the total weight."""
 
     n_records: int
     share: float = 0.0
 
 
 def n_trees(n_records: int, n_columns: int) -> int:
-    """Return how many trees a column has.
+    """Number of trees of a column.
 
-    Examples
-    --------
     >>> n_trees(8000, 20), n_trees(20_000, 1000)
     (4, 1)
     """
@@ -66,75 +66,49 @@ def grow(
     n_trees: int,
     seed: Sequence[int],
 ) -> Tree:
-    """Return the trees of one column.
+    """Grow the trees of one column.
 
-    Parameters
-    ----------
-    target : ndarray of int32, shape (n_records,)
-        The column, as codes.
-    outputs : ndarray of float64, shape (n_records, n_outputs)
-        What the trees predict; ``is_classes`` where each record has a one and else zeros.
-    before : mapping of int to ndarray of int32, shape (n_records,)
-        Codes of the predictors by their place in the sequence.
-    orders : mapping of int to ndarray of int32
-        Place of every level, of those that are categories.
-    y : ndarray of int32, shape (n_records,)
-        Classes, each of which keeps its share of the weight.
-    weights : ndarray of float64, shape (n_records,)
-    leaf : Leaf
-    max_depth, n_trees : int
-    seed : sequence of int
-        Decides the weights of each tree, and between equally good splits.
+    ``target`` (n_records,) holds the column's codes. The trees predict ``outputs`` (n_records,
+    n_outputs), one-hot where ``is_classes``. ``before`` has the predictors' codes and ``orders``
+    the rank of each level, both by place in the sequence. Every class in ``y`` keeps its total
+    weight. ``seed`` decides the bootstrap weights and ties between splits.
     """
     predictors = np.empty((len(target), len(before)), dtype=np.float32)
     for i, (q, codes) in enumerate(before.items()):
         predictors[:, i] = orders[q][codes] if q in orders else codes
-    wanted = outputs.argmax(axis=1) if is_classes else outputs
+    y_tree = outputs.argmax(axis=1) if is_classes else outputs
     grown, leaves = [], []
     for k in range(n_trees):
-        # scikit-learn takes no Generator; the old kind is the only one with room for numbers.
-        random = np.random.RandomState([*seed, k])
+        # scikit-learn takes no Generator; only RandomState takes a sequence of seeds.
+        rng = np.random.RandomState([*seed, k])
         grower = (DecisionTreeClassifier if is_classes else DecisionTreeRegressor)(
             max_depth=max_depth,
             min_samples_leaf=leaf.n_records,
             min_weight_fraction_leaf=leaf.share,
-            random_state=random,
+            random_state=rng,
         )
-        of_tree = _resampled(weights, y, random) if n_trees > 1 else weights
-        grower.fit(predictors, wanted, sample_weight=of_tree)
+        tree_weights = _resampled(weights, y, rng) if n_trees > 1 else weights
+        grower.fit(predictors, y_tree, sample_weight=tree_weights)
         grown.append(grower.tree_)
         leaves.append(grower.apply(predictors))
     return as_arrays(grown, leaves, target, list(before), orders)
 
 
-def _resampled(weights: Floats, y: Ints, random: np.random.RandomState) -> NDArray[np.float64]:
-    """Return the weights under the Bayesian bootstrap (Rubin 1981), each class's sum as it was.
+def _resampled(weights: Floats, y: Ints, rng: np.random.RandomState) -> NDArray[np.float64]:
+    """Bayesian bootstrap of the weights (Rubin 1981), each class's total as before.
 
-    No record is left out, so that leaves have as many as asked for and rare classes leaves of their own.
+    No record is dropped, so leaves keep their minimum size and rare classes their own leaves.
     """
-    drawn: Floats = weights * random.exponential(size=len(weights))
+    drawn: Floats = weights * rng.exponential(size=len(weights))
     sums, new = np.bincount(y, weights), np.bincount(y, drawn)
     return drawn * (sums / np.where(new > 0, new, 1.0))[y]
 
 
-MAX_RECORDS = 2000
-N_FEATURES = 3
-LARGEST = 100
-
-
 class Predictors:
-    """The predictors of each place of the sequence.
+    """Select the predictors of each place of the sequence.
 
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (n_records, n_places)
-        Level codes and ranks; place 0 is the class.
-    sizes : sequence of int
-        Codes a place can take, 0 for a number.
-    most : int
-        Predictors of a tree at most; with fewer places before it takes all.
-    wide : int
-        A table of no more columns is not wide: its trees are grown on all places before theirs.
+    ``codes`` (n_records, n_places) are level codes and ranks, place 0 is the class; ``sizes`` is 0
+    for a number. A tree gets at most ``most`` predictors in a table of more than ``wide`` columns.
     """
 
     def __init__(self, codes: Ints, sizes: Sequence[int], *, most: int, wide: int = 0) -> None:
@@ -142,19 +116,19 @@ class Predictors:
         self._features = np.empty((0, 0, 0))
         if self._most == len(sizes):
             return
-        # At even distances: records come in the order of their ids, which say nothing.
+        # Evenly spaced: records are sorted by id, which carries no information.
         rows = np.linspace(0, len(codes) - 1, min(MAX_RECORDS, len(codes))).astype(np.int64)
         features = np.zeros((len(sizes), N_FEATURES, len(rows)))
         for q, size in enumerate(sizes):
             make = _of_levels if size else _of_ranks
             features[q] = make(codes[rows, q])
-        # Sum of squares about the mean, times n: whole numbers still.
+        # n times the sum of squares about the mean: still integers.
         self._sums = features.sum(axis=2)
         self._squares = len(rows) * (features**2).sum(axis=2) - self._sums**2
         self._features = features
 
     def of(self, place: int) -> list[int]:
-        """Return the places that the tree of a place is grown on, ascending; the class is always one."""
+        """Places that the tree of ``place`` is grown on, ascending; always includes the class."""
         if place <= self._most:
             return list(range(place))
         n = self._features.shape[2]
@@ -162,13 +136,13 @@ class Predictors:
         products = (before @ self._features[place].T).reshape(place - 1, N_FEATURES, N_FEATURES)
         covariance = n * products - self._sums[1:place, :, None] * self._sums[place]
         scale = self._squares[1:place, :, None] * self._squares[place]
-        told = (covariance**2 / np.where(scale > 0, scale, 1.0)).max(axis=(1, 2))
-        chosen = 1 + np.argsort(-told, kind="stable")[: self._most - 1]
+        relevance = (covariance**2 / np.where(scale > 0, scale, 1.0)).max(axis=(1, 2))
+        chosen = 1 + np.argsort(-relevance, kind="stable")[: self._most - 1]
         return [0, *sorted(chosen.tolist())]
 
 
 def _of_ranks(ranks: Ints) -> NDArray[np.float64]:
-    """Return rank, distance from the middle and whether there is a value, shape (3, n)."""
+    """Rank, distance from the middle and missingness, shape (3, n)."""
     missing = ranks < 0
     order = np.unique(ranks[~missing], return_inverse=True)[1]
     place = np.zeros(len(ranks))
@@ -181,9 +155,9 @@ def _of_ranks(ranks: Ints) -> NDArray[np.float64]:
 
 
 def _of_levels(codes: Ints) -> NDArray[np.float64]:
-    """Return which records have each of the most frequent levels, shape (3, n)."""
+    """Indicators of the most frequent levels, shape (3, n)."""
     levels, counts = np.unique(codes, return_counts=True)
     most = levels[np.argsort(-counts, kind="stable")[:N_FEATURES]]
-    found = np.zeros((N_FEATURES, len(codes)))
-    found[: len(most)] = (codes == most[:, None]) * LARGEST
-    return found
+    features = np.zeros((N_FEATURES, len(codes)))
+    features[: len(most)] = (codes == most[:, None]) * LARGEST
+    return features

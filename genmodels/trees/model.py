@@ -3,19 +3,18 @@
 The idea of synthpop (Nowok et al. 2016, J. Stat. Softw. 74(11)): fit one CART per column on the
 columns before it, drop each new record down the tree and draw one of the values in its leaf. Here
 
-- categories come before numbers, these from the one with the most values to the one with the fewest;
-  nulls are a level, or the lowest rank;
-- a column has several trees, of which each record takes one (:mod:`.tree_growth`);
-- every predictor is a whole number: a number's rank among the fit values, a level's place in an
-  order made for the target (Fisher 1958, "On grouping for maximum homogeneity"), so that one
-  comparison splits a category well and the descent is exact in integers;
-- records weigh n_k**-0.5 by their class, so that rare classes shape the trees too: on mammography
-  the minority's C2ST AUC went from 0.68 to 0.62 (6 splits), the whole table's stayed at 0.54;
-- numbers are drawn between neighbours in the leaf, on the scale of ranks, so that gaps of the real
-  values stay empty; a value that several records share is returned as it is, one that a single
-  record has is not.
+- categories come before numbers, numbers with more distinct values before those with fewer; nulls
+  are a level, or the lowest rank;
+- a column has several trees, of which each record takes one (:mod:`.growth`);
+- every predictor is an integer: a number's rank among the training values, a level's rank in an
+  order made for the target (Fisher 1958, "On grouping for maximum homogeneity"), so one comparison
+  splits a category well and the descent is exact;
+- records have weight n_k**-0.5 by class, so rare classes shape the trees too: on mammography the
+  minority's C2ST AUC went from 0.68 to 0.62 (6 splits), the whole table's stayed at 0.54;
+- numbers are drawn between neighbours in the leaf, on the rank scale, so gaps of the real values
+  stay empty; a value that several records share is returned as it is, a unique one is not.
 
-Trees are fitted with scikit-learn and kept as plain arrays.
+scikit-learn fits the trees; they are kept as plain arrays.
 """
 
 from __future__ import annotations
@@ -37,68 +36,43 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.genmodels.checks import check_request
-from prefect_augment.genmodels.counter_rng import record_keys
-from prefect_augment.genmodels.trees.conditional import draw_given
+from prefect_augment.genmodels.trees.conditional import draw_with_values
 from prefect_augment.genmodels.trees.growth import Leaf, Predictors, grow, n_trees
 from prefect_augment.genmodels.trees.leaf_size import GROWTH, too_near
-from prefect_augment.genmodels.trees.nodes import (
-    TREE_ARRAYS,
-    Floats,
-    Ints,
-    Tree,
-    level_order,
-)
+from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Floats, Ints, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 from prefect_augment.params import TreesModel
 
 __all__ = ["TableTrees"]
 
-MIN_LEAF = 5  # synthpop's own default; below it a draw is close to a copy
-# Leaves that have grown since records lay too near: at most so many times as large as asked for, and
-# of each tree so many at least.
+MIN_LEAF = 5  # synthpop's default; below it a draw is close to a copy
+# Bounds on grown leaves: at most this many times params.min_leaf, and at least this many per tree.
 MAX_GROWN, LEAST_LEAVES = 2, 4
-# Of the weight of the smallest sampled class: with more, the first split may leave it no leaf of its own.
+# Of the smallest sampled class's weight: with more, the first split may leave it no leaf of its own.
 FILLED = 0.6
 
 CLASS_WEIGHT_POWER = 0.5
-MAX_TARGET_LEVELS = (
-    64  # a category with more is grown as an order of its levels, still drawn as levels
-)
-HEAVY_SHARE = (
-    0.03  # a number with this share of the records is a thing of its own (zero, a code): an atom
-)
-# A tree of a table of more than WIDE columns is grown on those that tell most of its column. With 16 it
-# takes 0.57 of the time of 32 (160 columns), and a C2ST AUC of 0.710 stayed as it was (0.709).
+# A category with more levels is predicted as the rank in an order of its levels.
+MAX_TARGET_LEVELS = 64
+# A value of a number with this share of the records is an atom (zero, a code).
+HEAVY_SHARE = 0.03
+# In a table of more than WIDE columns a tree is grown on the most relevant predictors. 16 of them take
+# 0.57 of the time of 32 (160 columns), at the same C2ST AUC (0.710 and 0.709).
 WIDE, MAX_PREDICTORS = 32, 16
-MAX_ATOMS = 4  # atoms that get an output of their own
-# Records that the stages fit on at most, the rarer classes whole; so memory has a bound.
+MAX_ATOMS = 4  # atoms with an output of their own
+# Largest training set, rarer classes whole: bounds memory.
 MAX_TRAINING_RECORDS = 100_000
-BATCH = 16_384  # records descending together; fits the cache, does not change what is drawn
 
 
 class TableTrees(TreeSequence):
-    """Sequential trees as a :class:`~prefect_augment.genmodels.base.GenerativeModel`.
-
-    Parameters
-    ----------
-    params : TreesModel
-        Leaf size and depth.
-    spec : TableSpec
-        Columns and classes.
-    """
+    """Sequential trees as a :class:`~prefect_augment.genmodels.base.GenerativeModel`."""
 
     trained_in_steps: ClassVar[bool] = False
     max_training_records: ClassVar[int] = MAX_TRAINING_RECORDS
 
     @classmethod
     def build(cls, params: Any, spec: TableSpec) -> Self:
-        """Return an untrained model.
-
-        Raises
-        ------
-        ParameterError
-            If ``params`` are another model's.
-        """
+        """Return an untrained model; raises ParameterError for another model's params."""
         if not isinstance(params, TreesModel):
             raise ParameterError(f"sequential trees take TreesModel, not {type(params).__name__}.")
         return cls(params, spec)
@@ -111,19 +85,10 @@ class TableTrees(TreeSequence):
     # --- fitting ---
 
     def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Fit the trees of each column.
+        """Fit the trees of each column; ``ctx.report`` is called once per column.
 
-        Parameters
-        ----------
-        data : TableData
-            Fit records, at least one.
-        ctx : FitContext
-            The seed decides between equally good splits; ``report`` is called once per column.
-
-        Raises
-        ------
-        EmptyClassError
-            If there is no record.
+        Leaves grow while draws lie too near to training records. Raises EmptyClassError without
+        records.
         """
         n_records = len(data.y)
         if n_records == 0:
@@ -131,19 +96,21 @@ class TableTrees(TreeSequence):
                 "there are 0 training records, so nothing can be learnt; give at least one."
             )
         self._trees, self._grids, self._shared, self._atoms = [], [], [], []
+        # Columns as integer codes, (n_records, n_places).
         self._sequence = self._order(data.X)
         codes = np.empty((n_records, len(self._sizes)), dtype=np.int32)
         codes[:, 0] = data.y
         for place, j in enumerate(self._sequence, start=1):
-            codes[:, place] = self._fit_codes(j, data.X[:, j])
+            codes[:, place] = self._column_codes(j, data.X[:, j])
         counts = np.bincount(data.y, minlength=self.spec.n_classes)
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
+        # Grow the trees; enlarge the leaves while draws lie too near to the records.
         self._grow(codes, weights, predictors, leaf, ctx, report=True)
-        while leaf.share < most and too_near(data, self.spec, self._drawn, seed=ctx.seed):
+        while leaf.share < most and too_near(data, self.spec, self.sample, seed=ctx.seed):
             share = max(leaf.share, leaf.n_records / n_records)
             leaf = replace(leaf, share=min(most, share * GROWTH))
             self._grow(codes, weights, predictors, leaf, ctx, report=False)
@@ -158,7 +125,7 @@ class TableTrees(TreeSequence):
         *,
         report: bool,
     ) -> None:
-        """Fit the trees of all places; progress never goes back, so it is told once."""
+        """Fit the trees of all places; ``report`` progress only the first time."""
         self._trees = []
         for place in range(1, len(self._sizes)):
             before = predictors.of(place)
@@ -166,41 +133,38 @@ class TableTrees(TreeSequence):
             if report:
                 ctx.report(place, {"columns": float(place)})
 
-    def _drawn(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> Floats:
-        return self.sample(conditions, seeds=seeds)
-
     def _leaf_size(self, counts: NDArray[np.int64]) -> int:
-        """Return a leaf size that the smallest sampled class can fill by itself."""
+        """Leaf size that the smallest sampled class can fill by itself."""
         sampled = counts[counts >= MIN_SAMPLED_RECORDS]
         smallest = int(sampled.min()) if sampled.size else int(counts.sum())
         return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2))
 
     def _most_weight(self, y: NDArray[np.int64], weights: Floats) -> float:
-        """Return the share of all weight that leaves may grow to.
+        """Largest share of the total weight that a leaf may grow to.
 
-        Every sampled class still fills one by itself: else it would be drawn like those it shares its
-        leaves with. Of a rare class, whose records weigh more, a leaf then has fewer of them.
+        Every sampled class must still fill a leaf by itself, or it would be drawn like its
+        neighbours. Records of a rare class weigh more, so its leaf then holds fewer of them.
         """
         counts, total = np.bincount(y), np.bincount(y, weights=weights)
         sampled = total[counts >= MIN_SAMPLED_RECORDS]
         smallest = float(sampled.min() / total.sum()) if sampled.size else 1.0
-        asked = MAX_GROWN * self.params.min_leaf / len(y)
-        return min(1 / LEAST_LEAVES, asked, FILLED * smallest)
+        requested = MAX_GROWN * self.params.min_leaf / len(y)
+        return min(1 / LEAST_LEAVES, requested, FILLED * smallest)
 
     def _order(self, X: Floats) -> list[int]:
-        """Return the columns in the order they are drawn: categories, then numbers by how fine they are.
+        """Columns in drawing order: categories, then numbers, most distinct values first.
 
-        What has few values is told by finer columns before it rather than the other way round: on
-        mammography the minority's C2ST AUC went from 0.555 to 0.527 (8 splits), the whole table's from
-        0.542 to 0.535.
+        Coarse columns are predicted better from finer ones than the other way round: on mammography
+        the minority's C2ST AUC went from 0.555 to 0.527 (8 splits), the whole table's from 0.542 to
+        0.535.
         """
         numbers = [j for j in self._sequence if not self.spec.is_category[j]]
         n_values = {j: len(np.unique(X[:, j])) for j in numbers}
         categories = [j for j in self._sequence if self.spec.is_category[j]]
         return categories + sorted(numbers, key=lambda j: (-n_values[j], j))
 
-    def _fit_codes(self, j: int, x: Floats) -> Ints:
-        """Return a column as whole numbers: level codes with null last, or ranks with null -1."""
+    def _column_codes(self, j: int, x: Floats) -> Ints:
+        """Column as integers: level codes with null last, or ranks with null -1."""
         missing = np.isnan(x)
         if self.spec.is_category[j]:
             return np.where(missing, self.spec.n_levels[j], x).astype(np.int32)
@@ -213,15 +177,9 @@ class TableTrees(TreeSequence):
         return codes
 
     def _fit_tree(
-        self,
-        place: int,
-        before: Sequence[int],
-        codes: Ints,
-        weights: Floats,
-        leaf: Leaf,
-        seed: int,
+        self, place: int, before: Sequence[int], codes: Ints, weights: Floats, leaf: Leaf, seed: int
     ) -> Tree:
-        """Fit the trees of one place on some places before it, and return them as arrays."""
+        """Fit the trees of one place on the places ``before``."""
         outputs, is_classes = self._targets(place, codes, weights)
         orders = {
             q: level_order(codes[:, q], self._sizes[q], outputs, weights)
@@ -243,89 +201,61 @@ class TableTrees(TreeSequence):
         )
 
     def _targets(self, place: int, codes: Ints, weights: Floats) -> tuple[Floats, bool]:
-        """Return what the tree predicts, (n_records, n_outputs), and whether these are classes."""
+        """What the tree predicts, (n_records, n_outputs), and whether these are classes."""
         target = codes[:, place]
         if not self._sizes[place]:
             return self._number_targets(self._number(place), target), False
         levels, indices = np.unique(target, return_inverse=True)
         if len(levels) <= MAX_TARGET_LEVELS:
             return np.eye(len(levels))[indices], True
-        # Many levels: by their place in an order that follows the classes.
+        # Many levels: by their rank in an order that follows the classes.
         by_class = np.eye(self.spec.n_classes)[codes[:, 0]]
         order = level_order(target, self._sizes[place], by_class, weights)
         return order[target].astype(np.float64)[:, None] / len(order), False
 
     def _number_targets(self, number: int, ranks: Ints) -> Floats:
-        """Return the share of records below, whether the value is missing, and which atom it is."""
+        """Mid-rank, missingness and atom indicators, (n_records, n_outputs)."""
         missing = ranks < 0
         if missing.all():
             return np.ones((len(ranks), 1))
         counts = np.bincount(ranks[~missing])
-        below = (
-            np.cumsum(counts) - counts / 2
-        ) / counts.sum()  # mid-ranks: ties lie in their middle
+        below = (np.cumsum(counts) - counts / 2) / counts.sum()  # mid-ranks
         outputs = [np.where(missing, 0.5, below[ranks])]
         if missing.any():
             outputs.append(missing.astype(np.float64))
         heaviest = np.argsort(-counts, kind="stable")[:MAX_ATOMS]
-        # Half, so that an atom counts about as much as the distance between two quartiles.
+        # Factor 0.5: an atom counts about as much as the distance between two quartiles.
         outputs.extend(0.5 * (ranks == v) for v in np.sort(heaviest) if self._atoms[number][v])
         return np.stack(outputs, axis=1)
 
     # --- sampling ---
 
     def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> Floats:
-        """Draw one record per condition, as :class:`.GenerativeModel` has it.
-
-        Raises
-        ------
-        EmptyClassError
-            If a condition is no class of the model.
-        ParameterError
-            If the model has not been fitted, or there is not one seed per condition.
-        """
+        """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         self._check(conditions, seeds)
-        X = np.empty((len(conditions), self.spec.n_columns), dtype=np.float64)
-        for start in range(0, len(conditions), BATCH):
-            rows = slice(start, start + BATCH)
-            self._sample_batch(conditions[rows], seeds[rows], X[rows])
-        return X
+        return draw_with_values(self, conditions, seeds, {})[1]
 
     def _check(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
-        """Refuse what cannot be sampled."""
         if len(self._trees) != self.spec.n_columns:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         check_request(conditions, seeds, self.spec.classes)
 
-    def sample_given(
-        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64], given: Mapping[int, float]
+    def sample_with_values(
+        self,
+        conditions: NDArray[np.int64],
+        *,
+        seeds: NDArray[np.int64],
+        values: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], Floats]:
-        """Draw records with given values, as :class:`.SamplesGiven` has it.
-
-        Raises
-        ------
-        ParameterError
-            If no training record of a class has a given value where the other given ones hold.
-        """
+        """Draw records with fixed column values; see :class:`.SamplesWithValues`."""
         self._check(conditions, seeds)
-        return draw_given(self, conditions, seeds, given)
-
-    def _sample_batch(
-        self, classes: NDArray[np.int64], seeds: NDArray[np.int64], X: Floats
-    ) -> None:
-        """Fill ``X`` column by column."""
-        keys = record_keys(seeds)
-        codes = np.empty((len(self._sizes), len(classes)), dtype=np.int32)
-        codes[0] = classes
-        for place, j in enumerate(self._sequence, start=1):
-            leaf = self._descend(place, codes[:place], keys)
-            X[:, j], codes[place] = self._draw(place, leaf, keys)
+        return draw_with_values(self, conditions, seeds, values)
 
     # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
-        """Return params, spec and depths as JSON, and the arrays of trees and grids."""
+        """Params, spec and depths as JSON, and the arrays of trees and grids."""
         config: Config = {
             "params": self.params.model_dump(mode="json"),
             "spec": self.spec.to_config(),
@@ -344,7 +274,7 @@ class TableTrees(TreeSequence):
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
-        """Return the model whose state this is; trees have no use for a device."""
+        """The model of a stored state; trees ignore the device."""
         model = cls(TreesModel.from_stored(config["params"]), TableSpec.from_config(config["spec"]))
         model._sequence = list(config["sequence"])
         for i, depth in enumerate(config["depths"]):

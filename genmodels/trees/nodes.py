@@ -1,4 +1,4 @@
-"""Trees of a column as arrays over their nodes: what scikit-learn has grown, with the leaves' values."""
+"""Trees of a column as flat arrays over their nodes, with the values in the leaves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ __all__ = ["TREE_ARRAYS", "Floats", "Ints", "Tree", "as_arrays", "level_order"]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
+TREE_ARRAYS = (
+    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
+    "orders",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Tree:
     """One column's trees as arrays over all their nodes, and the values of their leaves.
 
-    A leaf is its own child, so that all records descend the same number of steps. The values of
-    leaf m, sorted, are ``values[start[m] : start[m] + size[m]]``: ranks or level codes.
+    A leaf is its own child, so all records descend the same number of steps. Leaf m holds
+    ``values[start[m] : start[m] + size[m]]``, sorted: ranks or level codes.
     """
 
     roots: Ints  # (n_trees,) where each tree begins
@@ -36,15 +41,9 @@ class Tree:
     depth: int
 
     def order_of(self, place: int) -> Ints:
-        """Return the place of each level of a category in the order that the tree splits by."""
+        """Rank of each level of the category at ``place`` in the order the tree splits by."""
         i = int(np.searchsorted(self.places, place))
         return self.orders[self.starts[i] : self.starts[i + 1]]
-
-
-TREE_ARRAYS = (
-    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
-    "orders",
-)  # fmt: skip
 
 
 def as_arrays(
@@ -54,20 +53,10 @@ def as_arrays(
     before: Sequence[int],
     orders: Mapping[int, Ints],
 ) -> Tree:
-    """Return scikit-learn's trees on these predictors, and the target's values by leaf, as arrays.
+    """Convert scikit-learn's trees, and the target's values by leaf, to arrays.
 
-    Parameters
-    ----------
-    grown : sequence of sklearn.tree._tree.Tree
-        At least one.
-    leaves : sequence of ndarray of int64, shape (n_records,)
-        Where the records end in each.
-    target : ndarray of int32, shape (n_records,)
-        The column, as codes.
-    before : sequence of int
-        The predictors' places.
-    orders : mapping of int to ndarray of int32
-        Place of every level, by predictor that is a category.
+    ``leaves`` (n_records,) says per tree where each record ends. ``before`` are the predictors'
+    places and ``orders`` the ranks of the levels of those that are categories.
     """
     n_nodes = [tree.node_count for tree in grown]
     roots = np.cumsum([0, *n_nodes[:-1]])
@@ -76,7 +65,7 @@ def as_arrays(
         for k, (tree, of, root) in enumerate(zip(grown, leaves, roots.tolist(), strict=True))
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    # Leaves look at 0, the class, too.
+    # Leaves refer to place 0, the class, too.
     places = sorted(set(joined["feature"].tolist()) & set(orders))
     return Tree(
         roots=roots.astype(np.int32),
@@ -96,7 +85,7 @@ def _nodes(
     root: int,
     first_value: int,
 ) -> dict[str, Ints]:
-    """Return one tree's arrays, where its nodes and values begin at these places."""
+    """One tree's arrays, with its nodes and values starting at these offsets."""
     is_leaf = grown.children_left < 0
     itself = np.arange(grown.node_count)
     children = np.stack(
@@ -109,33 +98,23 @@ def _nodes(
     feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
     # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
     by_leaf = np.lexsort((target, leaves))
-    found = {
+    arrays = {
         "feature": np.where(is_leaf, 0, feature),
-        # Predictors are whole numbers, so x <= 3.5 is x <= 3.
+        # Predictors are integers, so x <= 3.5 is x <= 3.
         "threshold": np.floor(np.where(is_leaf, 0, grown.threshold)),
         "children": children.ravel() + root,
         "start": np.searchsorted(leaves[by_leaf], itself) + first_value,
         "size": np.bincount(leaves, minlength=grown.node_count),
         "values": target[by_leaf],
     }
-    return {name: array.astype(np.int32) for name, array in found.items()}
+    return {name: array.astype(np.int32) for name, array in arrays.items()}
 
 
 def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Ints:
-    """Return the place of each level of a predictor in the order that splits the outputs best.
+    """Rank of each level of a predictor in the order that splits the outputs best, (size,).
 
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (n_records,)
-        Levels of the predictor, in [0, size).
-    outputs : ndarray of float64, shape (n_records, n_outputs)
-        What the tree is to predict.
-
-    Returns
-    -------
-    ndarray of int32, shape (size,)
-        By mean output, which is optimal for one output (Fisher 1958); by the first principal
-        component of the mean outputs for several (Coppersmith, Hong & Hosking 1999).
+    By mean output, which is optimal for one output (Fisher 1958); by the first principal component
+    of the mean outputs for several (Coppersmith, Hong & Hosking 1999).
     """
     mass = np.bincount(codes, weights, minlength=size)
     sums = np.stack(
@@ -148,8 +127,7 @@ def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Int
     total = sums.sum(axis=0) / mass.sum()
     mean = np.where(mass[:, None] > 0, sums / np.where(mass > 0, mass, 1)[:, None], total)
     centred = (mean - total) * np.sqrt(mass)[:, None]
-    # Plain sums and a fixed number of power iterations, no BLAS: the same bits on any number of
-    # threads.
+    # Power iteration with plain sums, no BLAS: the same bits on any number of threads.
     covariance = np.einsum("lm,ln->mn", centred, centred, optimize=False)
     direction = covariance[np.argmax(np.diag(covariance))]
     for _ in range(30):
@@ -158,7 +136,7 @@ def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Int
             break
         direction = (covariance * (direction / norm)).sum(axis=1)
     score = (mean * direction).sum(axis=1)
-    # Rounded, so that levels equal up to rounding errors stand in the order of their codes.
+    # Rounded, so that levels equal up to rounding error keep the order of their codes.
     spread = np.abs(score).max()
     rounded = np.round(score / spread, 9) if spread > 0 else score
     order = np.empty(size, dtype=np.int32)

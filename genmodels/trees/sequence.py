@@ -1,7 +1,6 @@
-"""The trees of a table, one place of the sequence after another, and how a record is drawn from them.
+"""The trees of a table in sequence, and how a record is drawn from them.
 
-Fitting is in :mod:`prefect_augment.genmodels.trees.model`, drawing with given values in
-:mod:`prefect_augment.genmodels.trees.conditional`.
+:mod:`.model` fits them; :mod:`.conditional` draws with fixed column values.
 """
 
 from __future__ import annotations
@@ -18,15 +17,7 @@ __all__ = ["TreeSequence"]
 
 
 class TreeSequence:
-    """Trees by their place in the sequence: the class, then categories, then numbers.
-
-    Parameters
-    ----------
-    params : TreesModel
-        Leaf size and depth.
-    spec : TableSpec
-        Columns and classes.
-    """
+    """Trees by place in the sequence: the class, then categories, then numbers."""
 
     def __init__(self, params: TreesModel, spec: TableSpec) -> None:
         self.params = params
@@ -41,18 +32,18 @@ class TreeSequence:
             spec.n_levels[j] + 1 if spec.is_category[j] else 0 for j in self._sequence
         ]
         self._trees: list[Tree] = []
-        self._grids: list[Floats] = []  # per number: its fit values, sorted, each once
-        self._shared: list[NDArray[np.bool_]] = []  # whether several records have that value
+        self._grids: list[Floats] = []  # per number: its distinct training values, sorted
+        self._shared: list[NDArray[np.bool_]] = []  # whether several records share the value
         self._atoms: list[NDArray[np.bool_]] = []
 
     def _number(self, place: int) -> int:
-        """Return which of the numbers stands at a place of the sequence."""
+        """Index among the numbers of a place of the sequence."""
         return place - 1 - sum(self.spec.is_category)
 
     def _draw(
         self, place: int, leaf: NDArray[np.int64], keys: NDArray[np.uint64]
     ) -> tuple[Floats, Ints]:
-        """Return a value from each record's leaf, and its code, for one place of the sequence."""
+        """Draw a value and its code for one place from each record's leaf."""
         tree, j = self._trees[place - 1], self._sequence[place - 1]
         size = tree.size[leaf]
         drawn = (uniform(keys, 2 * j) * size).astype(np.int32)
@@ -65,13 +56,13 @@ class TreeSequence:
         return self._between(self._number(place), code, neighbour, np.abs(move))
 
     def _descend(self, place: int, codes: Ints, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the leaf of each record, given the places before, shape (place, n)."""
+        """Leaf of each record, given the codes of the places before, (place, n)."""
         tree, n = self._trees[place - 1], codes.shape[1]
         predictors = np.empty(codes.shape, dtype=np.int32)
         for q in np.unique(tree.feature):
             predictors[q] = tree.order_of(q)[codes[q]] if self._sizes[q] else codes[q]
         flat, columns = predictors.ravel(), np.arange(n)
-        # Counters behind those of values and of given ones.
+        # Counters behind those of values and of fixed values.
         chance = uniform(keys, 3 * self.spec.n_columns + place)
         node = tree.roots[(chance * len(tree.roots)).astype(np.int64)].astype(np.int64)
         for _ in range(tree.depth):
@@ -82,9 +73,9 @@ class TreeSequence:
     def _between(
         self, number: int, rank: Ints, neighbour: Ints, share: Floats
     ) -> tuple[Floats, Ints]:
-        """Return a value ``share`` (at most half) of the way to its neighbour, and its rank.
+        """Value ``share`` (at most half) of the way to its neighbour, and its rank.
 
-        Missing values and atoms are things of their own: nothing lies between them and the rest.
+        Missing values and atoms are separate: nothing is interpolated to or from them.
         """
         grid, shared, atoms = self._grids[number], self._shared[number], self._atoms[number]
         if not grid.size:
@@ -96,9 +87,8 @@ class TreeSequence:
         high = np.minimum(low + 1, len(grid) - 1)
         fraction = position - low
         nearest = np.where(fraction < 0.5, low, high)
-        # A value that several records have is real (a price, a whole number); between two that
-        # single
-        # records have, any value will do.
+        # A value that several records share is returned exactly (a price, an integer); unique values
+        # are interpolated.
         exact = shared[low] | shared[high] | (fraction == 0)
         # Weights on both ends: high - low alone can overflow.
         value = np.where(exact, grid[nearest], grid[low] * (1.0 - fraction) + grid[high] * fraction)

@@ -21,7 +21,7 @@ from prefect_augment.genmodels.base import (
     Encodes,
     FitContext,
     GenerativeModel,
-    SamplesGiven,
+    SamplesWithValues,
     ScoresClasses,
     TableData,
     TableSpec,
@@ -367,8 +367,8 @@ def test_every_way_of_drawing_keeps_the_promises(way: str) -> None:
 # --- given values, levels that were never seen, other devices -------------------------------------
 
 
-def given_model(model: GenerativeModel) -> SamplesGiven:
-    if not isinstance(model, SamplesGiven):
+def given_model(model: GenerativeModel) -> SamplesWithValues:
+    if not isinstance(model, SamplesWithValues):
         pytest.skip("draws no given values by itself: stages draw, and keep those that have them")
     return model
 
@@ -376,15 +376,15 @@ def given_model(model: GenerativeModel) -> SamplesGiven:
 @pytest.mark.parametrize("given", [{2: 1.0}, {1: 0.0}, {2: np.nan, 1: 0.0}, {0: 10.5}, {4: 7.0}])
 def test_given_values_are_in_every_record(model: GenerativeModel, given: dict[int, float]) -> None:
     n = 4096
-    kept, X = given_model(model).sample_given(
-        np.full(n, 1, dtype=np.int64), seeds=seeds(n), given=given
+    kept, X = given_model(model).sample_with_values(
+        np.full(n, 1, dtype=np.int64), seeds=seeds(n), values=given
     )
     assert 0 < len(kept) == len(X)
     assert (np.diff(kept) > 0).all()
     for j, value in given.items():
         assert np.array_equal(X[:, j], np.full(len(X), value), equal_nan=True)
-    again, same = given_model(model).sample_given(
-        np.full(n, 1, dtype=np.int64), seeds=seeds(n), given=given
+    again, same = given_model(model).sample_with_values(
+        np.full(n, 1, dtype=np.int64), seeds=seeds(n), values=given
     )
     assert again.tolist() == kept.tolist()
     assert same.tobytes() == X.tobytes()
@@ -395,7 +395,7 @@ def test_a_level_that_was_never_seen_is_neither_drawn_nor_given(model: Generativ
     X = model.sample(np.repeat([0, 1, 2], 500), seeds=seeds(1500))
     assert not (X[:, 2] == 3).any()
     with pytest.raises(AugmentError, match="'category'"):
-        given_model(model).sample_given(np.array([0]), seeds=seeds(1), given={2: 3.0})
+        given_model(model).sample_with_values(np.array([0]), seeds=seeds(1), values={2: 3.0})
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

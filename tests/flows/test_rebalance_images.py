@@ -23,7 +23,6 @@ pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("albumentations", reason="the extra 'images'")
 
 from prefect_augment import remake_records
-from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import Dataset, open_dataset
@@ -39,11 +38,10 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan import estimate as estimates
-from prefect_augment.schema.base import ModelRef, RunResult
+from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
-from prefect_augment.synthesis.sample import resample_record
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -247,20 +245,6 @@ def test_a_synthetic_image_is_made_again_bit_for_bit_in_its_micro_batch(
     ]
     assert again.schema.names == ["image", "label"]
     assert remake_records(dataset, []).num_rows == 0
-
-
-def test_a_synthetic_image_is_made_again_alone_within_two_levels(made: tuple[Path, Path]) -> None:
-    """From aug_model, aug_seed and label; a batch of another size rounds otherwise."""
-    dataset = published(made[1])
-    model = dataset.manifest.models[0]
-    ref = ModelRef(root=dataset.store.uri, **model.model_dump())
-    for row in dataset.to_table(origins=["synthetic"]).slice(0, 3).to_pylist():
-        assert row["aug_model"] == model.digest
-        alone = resample_record(ref, row["aug_seed"], row["label"], dataset.store).to_pylist()[0]
-        pixels = [
-            decode_image(image["bytes"]).astype(int) for image in (alone["image"], row["image"])
-        ]
-        assert np.abs(pixels[0] - pixels[1]).max() <= 2
 
 
 def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:

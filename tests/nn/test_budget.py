@@ -30,12 +30,12 @@ class Schedule:
 
 def test_a_step_is_the_median_of_warm_ones() -> None:
     clock = Schedule(9.0, 5.0, 0.5, 0.5, 3.0, 0.5, 0.5)
-    assert calibrate(clock.step, clock=clock) == 0.5
+    assert calibrate(clock.step, timer=clock) == 0.5
 
 
 def test_slow_steps_are_timed_once_and_no_more() -> None:
     clock = Schedule(MAX_SECONDS)
-    assert calibrate(clock.step, clock=clock) == MAX_SECONDS
+    assert calibrate(clock.step, timer=clock) == MAX_SECONDS
     assert clock.n_steps == 3
 
 

@@ -27,6 +27,6 @@ def test_a_network_that_cannot_be_compiled_works_as_before(
         raise RuntimeError("no compiler here")
 
     assert not compiled(network, loss, Device())
-    assert "trained as it is: RuntimeError: no compiler here" in caplog.text
+    assert "trained uncompiled: RuntimeError: no compiler here" in caplog.text
     torch.testing.assert_close(network(x), before)
     assert list(network.state_dict()) == ["weight", "bias"]

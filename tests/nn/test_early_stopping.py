@@ -1,4 +1,4 @@
-"""Watched training: ends when it should, gives back the best, and draws what an unwatched run draws."""
+"""EarlyStopped training: ends when it should, gives back the best, and draws what an unwatched run draws."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.nn.early_stopping import (  # noqa: E402
     N_STRETCHES,
     PATIENCE,
+    EarlyStopped,
     Validation,
-    Watched,
-    train_watched,
+    train_with_early_stopping,
 )
 
 STEPS = 10 * N_STRETCHES
@@ -42,7 +42,7 @@ class Rising:
 
     def __init__(self) -> None:
         self.network: nn.Module = Pair()
-        self.resting: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"sum": torch.optim.SGD(self.network.parameters(), lr=0.01)}
@@ -51,7 +51,7 @@ class Rising:
         return (torch.rand(4, 1, generator=rng),)
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        parts = [p for p in ("left", "right") if p not in self.resting]
+        parts = [p for p in ("left", "right") if p not in self.frozen]
         return -torch.stack([self.network.get_submodule(p)(batch[0]).mean() for p in parts]).sum()
 
     def lr_factor(self, step: int, n_steps: int) -> float:
@@ -69,14 +69,14 @@ def scripted(left: list[float], right: list[float], memorised_at: int = 99) -> I
         yield Validation({"left": a, "right": b}, memorised=i == memorised_at)
 
 
-def watched(judgements: Iterator[Validation] | None, phase: Rising | None = None) -> Watched:
+def watched(judgements: Iterator[Validation] | None, phase: Rising | None = None) -> EarlyStopped:
     def judge(network: nn.Module) -> Validation:
         assert judgements is not None
         return next(judgements)
 
-    return train_watched(
+    return train_with_early_stopping(
         phase or Rising(), steps=STEPS, seed=0, device=Device(),
-        judge=judge if judgements is not None else None,
+        validate=judge if judgements is not None else None,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_each_part_comes_back_as_it_was_judged_best() -> None:
 def test_a_part_that_no_longer_gets_better_rests_and_the_other_goes_on() -> None:
     phase = Rising()
     watched(scripted([1.0] * N_STRETCHES, falling()), phase)
-    assert phase.resting == {"left"}
+    assert phase.frozen == {"left"}
     # Best at the first stretch, then as many without a gain.
     assert value(phase.network, "left") < value(phase.network, "right") / 2
 
@@ -133,8 +133,10 @@ def test_without_a_judge_the_steps_are_those_of_the_plain_loop() -> None:
 def test_a_checkpoint_of_an_unwatched_run_is_refused() -> None:
     kept: list[loop.Checkpoint] = []
     loop.train(Rising(), steps=STEPS, seed=0, device=Device(), checkpoint=kept.append, stop_after=7)
-    with pytest.raises(ParameterError, match="not watched"):
-        train_watched(Rising(), steps=STEPS, seed=0, device=Device(), judge=None, restored=kept[-1])
+    with pytest.raises(ParameterError, match="without early stopping"):
+        train_with_early_stopping(
+            Rising(), steps=STEPS, seed=0, device=Device(), validate=None, restored=kept[-1]
+        )
 
 
 @pytest.mark.parametrize("step", [5, 10, 45, 50])
@@ -152,9 +154,9 @@ def test_a_resumed_run_judges_and_rests_as_the_uninterrupted_did(step: int) -> N
         if state[0]["step"] == step:
             raise KeyboardInterrupt
 
-    def run(**changes: object) -> Watched:
-        return train_watched(
-            Rising(), steps=STEPS, seed=0, device=Device(), judge=judge, **changes  # type: ignore[arg-type]
+    def run(**changes: object) -> EarlyStopped:
+        return train_with_early_stopping(
+            Rising(), steps=STEPS, seed=0, device=Device(), validate=judge, **changes  # type: ignore[arg-type]
         )  # fmt: skip
 
     whole = run()

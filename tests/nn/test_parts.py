@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 from torch import nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.nn.devices import Device, choose_device, usable_cores  # noqa: E402
-from prefect_augment.nn.ema import Ema, decay  # noqa: E402
+from prefect_augment.nn.devices import Device, available_cores, choose_device  # noqa: E402
+from prefect_augment.nn.loop import Ema, decay  # noqa: E402
 from prefect_augment.nn.networks import (  # noqa: E402
     SelfAttention,
     UNet,
@@ -23,7 +23,7 @@ from prefect_augment.nn.networks import (  # noqa: E402
 
 def test_auto_takes_what_there_is() -> None:
     assert choose_device().name == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_device("cpu").threads == usable_cores() >= 1
+    assert choose_device("cpu").threads == available_cores() >= 1
     assert choose_device("cpu", threads=1, precision="float32") == Device("cpu", "float32", 1)
 
 
@@ -58,7 +58,7 @@ def test_average_moves_towards_the_network_and_never_trains() -> None:
     with torch.no_grad():
         network.weight.fill_(10.0)
     for step in range(1, 4):
-        average.update(network, step)
+        average.update(step)
     assert not any(p.requires_grad for p in average.network.parameters())
     assert 5.0 < float(average.network.weight) <= 10.0
 

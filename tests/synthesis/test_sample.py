@@ -22,7 +22,7 @@ from prefect_augment.schema.base import DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis import sample as stage
-from prefect_augment.synthesis.sample import candidate_seeds, resample_record, sample
+from prefect_augment.synthesis.sample import candidate_seeds, sample
 
 
 def _builders() -> ModuleType:
@@ -139,23 +139,6 @@ def test_interrupted_sampling_continues_and_ends_in_the_same_bytes(
     for path in store.list("_staging/sample"):
         store.delete(path)
     assert sample(model, **given) == ref
-
-
-def test_a_record_is_made_again_from_its_lineage(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
-    table = drawn(model, dataset, store)
-    names = builders.people().column_names
-    for i in (0, 6, 11):
-        row = table.slice(i, 1)
-        again = resample_record(
-            model,
-            row["aug_seed"][0].as_py(),
-            row["aug_stratum"][0].as_py(),
-            store,
-            ordinal=row["aug_ordinal"][0].as_py(),
-        )
-        assert again.equals(row.select(names), check_metadata=True)
 
 
 def test_class_that_cannot_be_sampled_is_named(

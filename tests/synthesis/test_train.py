@@ -266,8 +266,8 @@ def test_a_model_serves_a_source_that_grew_a_little(
     first, second = retrained(store, grown(people().slice(0, 200), 8))
     assert second.digest == first.digest
     assert second.key != first.key
-    assert "trained earlier on 200 records" in second.notes[-1]
-    assert "Not trained: the model is the one trained earlier" in caplog.text
+    assert "trained before on 200 records" in second.notes[-1]
+    assert "Not trained: the model was trained before" in caplog.text
     for path in [
         *store.list(f"_staging/train/{first.key}"),
         *store.list(f"_staging/ingest/{'a' * 24}"),
@@ -324,7 +324,7 @@ def test_a_model_that_knows_records_which_are_gone_or_held_out_now_is_not_taken(
     parts = {"training": table.slice(0, 195), "holdout": table.slice(195, 5)}
     second = run(stage_parts(store, parts, key="b"), store)
     assert second.digest != first.digest
-    assert "of the records that it was for are not to be learnt now" in caplog.text
+    assert "of its training records are not training records now" in caplog.text
 
 
 def test_a_model_whose_ingest_is_gone_is_not_taken(

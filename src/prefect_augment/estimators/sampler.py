@@ -334,8 +334,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             If a value does not fit its column, or too few draws keep the constraints.
         """
         check_is_fitted(self, "model_")
-        told = Rules.of(self.encoder_, self.encoder_.schema.empty_table, given=given)
-        rules = replace(self._rules, given=told.given, said=told.said)
+        told = Rules.of(self.encoder_, self.encoder_.schema.empty_table, conditions=given)
+        rules = replace(self._rules, values=told.values, values_json=told.values_json)
         taken, parts, y = rules.taken(), [], []
         for name, n in counts.items():
             k = self._stratum(name)
@@ -424,7 +424,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             validation=(matrix[:0], codes[:0]),
             strata=np.flatnonzero(is_compared).tolist(),
         )
-        return near.where_possible(AUTO_ACCEPTED) if self.max_near == "auto" else near
+        return near.where_feasible(AUTO_ACCEPTED) if self.max_near == "auto" else near
 
     def _checked(self, X: Any, y: NDArray[Any]) -> Any:
         """Return ``X`` with its columns counted and named; refuse what is no table."""
@@ -477,7 +477,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             start=0,
             n=int(n),
             least=int(least or n),
-            seeds_of=partial(candidate_seeds, seed, name, given=rules.said),
+            seeds_of=partial(candidate_seeds, seed, name, conditions=rules.values_json),
             taken=taken,
         )
 

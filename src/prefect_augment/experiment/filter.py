@@ -21,7 +21,7 @@ from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.soft_labels import share_sums, stand, standing_rows
+from prefect_augment.synthesis.soft_labels import expand, expanded_rows, share_sums
 
 __all__ = ["filter_candidates", "unfiltered"]
 
@@ -115,8 +115,8 @@ def _with_soft_labels(
     data = evaluator.records
     assert isinstance(data, Matrix)
     training = np.flatnonzero(~data.is_validation)
-    found = stand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
-    rows = standing_rows(kept, data, found)
+    found = expand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
+    rows = expanded_rows(kept, data, found)
     # A row's rank is its place among those that stand for the same.
     counts = np.bincount(found.strata, minlength=len(data.strata_names))
     ranks = np.concatenate([np.arange(n) for n in counts])

@@ -54,7 +54,7 @@ from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.effort import effective_budget
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
-from prefect_augment.synthesis.soft_labels import stand
+from prefect_augment.synthesis.soft_labels import expand
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 
@@ -332,5 +332,5 @@ def _draw_synthetic(
     X, strata = candidates.X[order], candidates.stratum[order]
     if not evaluator.plan.soft_labels:
         return Synthetic(X, strata)
-    soft = stand(data, evaluator.plan, training, X, strata, seed=seed)
+    soft = expand(data, evaluator.plan, training, X, strata, seed=seed)
     return Synthetic(X[soft.rows], soft.strata, soft.shares)

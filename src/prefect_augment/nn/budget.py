@@ -1,4 +1,4 @@
-"""Minutes into steps, once: a short calibration whose outcome is kept and obeyed by reruns."""
+"""Convert a budget in minutes to steps: calibrated once, and reused by reruns."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MAX_SECONDS = 30.0  # of a calibration; a step slower than this is timed once
 
 
 class Calibration(Result):
-    """How training was set on this machine: the receipt that fixes the bytes of a run by minutes."""
+    """How this machine trains: the receipt that fixes the bytes of a run budgeted in minutes."""
 
     steps: int
     batch_size: int
     device: str
     precision: str
     threads: int
-    seconds_per_step: float  # 0 where steps were given
-    most_steps: int = 0  # beyond which the model does not go by itself; 0: as far as it is told
-    fixed_seconds: float = 0.0  # that training takes beside its steps: judging, fitting densities
+    seconds_per_step: float  # 0 where the steps were set
+    most_steps: int = 0  # the model's own limit; 0: none
+    fixed_seconds: float = 0.0  # besides the steps: validation, fitting densities
 
     @property
     def n_images(self) -> int:
@@ -35,43 +35,31 @@ class Calibration(Result):
 
     @property
     def seconds(self) -> float:
-        """How long training should take; 0 where steps were given."""
+        """Expected duration of training; 0 where the steps were set."""
         return self.steps * self.seconds_per_step + self.fixed_seconds
 
 
 def calibrate(
-    step_fn: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter
+    step_fn: Callable[[], object], *, timer: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Return the seconds of one training step: the median of a few warm ones.
+    """Seconds of one training step: the median of a few warm ones.
 
-    Parameters
-    ----------
-    step_fn : callable
-        Takes one step and waits until it is done. What it trains is thrown away.
-    clock : callable
-        Seconds, for tests.
+    ``step_fn`` takes one step and waits for it. ``timer`` returns seconds; tests replace it.
     """
-    start = clock()
+    start = timer()
     for _ in range(WARM_STEPS):
         step_fn()
     times: list[float] = []
-    while len(times) < TIMED_STEPS and (not times or clock() - start < MAX_SECONDS):
-        before = clock()
+    while len(times) < TIMED_STEPS and (not times or timer() - start < MAX_SECONDS):
+        before = timer()
         step_fn()
-        times.append(clock() - before)
+        times.append(timer() - before)
     return statistics.median(times)
 
 
 def steps_within(seconds: float, seconds_per_step: float) -> int:
-    """Return the whole steps that fit.
+    """Whole steps that fit into ``seconds``; raises ParameterError if not even one does.
 
-    Raises
-    ------
-    ParameterError
-        If not even one does.
-
-    Examples
-    --------
     >>> steps_within(60.0, 0.25)
     240
     """

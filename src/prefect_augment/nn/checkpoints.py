@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, numpy as safetensors_numpy
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import Result
+from prefect_augment.schema.base import ModelRef, Result
 from prefect_augment.storage.store import Store
 
 __all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
@@ -19,21 +19,8 @@ __all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
 Arrays = dict[str, NDArray[Any]]
 
 
-class NamesCheckpoint(Protocol):
-    """What names a checkpoint: a ``ModelRef``, or a :class:`CheckpointRef`."""
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def checkpoint(self) -> str: ...
-
-    @property
-    def config(self) -> str: ...
-
-
 class CheckpointRef(Result):
-    """The receipt of a checkpoint in the middle of training."""
+    """Receipt of a checkpoint in the middle of training."""
 
     digest: str  # sha256 of configuration and arrays
     checkpoint: str  # path of the safetensors file, relative to the store's root
@@ -43,29 +30,13 @@ class CheckpointRef(Result):
 def save_checkpoint(
     store: Store, prefix: str, config: dict[str, Any], arrays: Arrays
 ) -> tuple[str, tuple[str, str]]:
-    """Put a model's state below ``prefix``; equal states give equal bytes and names.
+    """Save a model's state below ``prefix``; equal states give equal bytes and names.
 
-    Parameters
-    ----------
-    store : Store
-        Where to.
-    prefix : str
-        Folder, relative to the store's root.
-    config : dict
-        Plain JSON; NaN and infinity are not.
-    arrays : dict of str to ndarray
-        Numeric or bool.
-
-    Returns
-    -------
-    digest : str
-        sha256 of configuration and arrays, 64 hexadecimal digits.
-    paths : tuple of str
-        The safetensors file and the JSON, relative to the store's root, both named by the digest.
+    ``config`` is plain JSON without NaN or infinity. Returns the digest (sha256) and the paths of
+    the safetensors file and the JSON, relative to the store's root.
     """
     written = _json(config)
-    # safetensors takes contiguous arrays only; sorted names, so that the order they came in is no
-    # part of the bytes.
+    # safetensors takes contiguous arrays only. Sorted names make the bytes independent of their order.
     weights = safetensors_numpy.save(
         {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     )
@@ -76,35 +47,25 @@ def save_checkpoint(
     return digest, paths
 
 
-def load_checkpoint(store: Store, ref: NamesCheckpoint) -> tuple[dict[str, Any], Arrays]:
-    """Return the configuration and arrays of a checkpoint.
-
-    Raises
-    ------
-    IntegrityError
-        If a file is missing, damaged, or not the one that the reference names.
-    """
+def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> tuple[dict[str, Any], Arrays]:
+    """Configuration and arrays; raises IntegrityError if a file is missing, damaged or another one."""
     try:
         written, weights = store.read(ref.config), store.read(ref.checkpoint)
     except FileNotFoundError as exc:
         raise IntegrityError(
-            f"checkpoint {ref.digest[:12]} is not whole: {exc.filename or exc} is missing below "
-            f"{store.uri}; "
-            "restore it from a copy, or train again.",
+            f"checkpoint {ref.digest[:12]} is incomplete: {exc.filename or exc} is missing below "
+            f"{store.uri}; restore it from a copy, or train again.",
             digest=ref.digest,
         ) from exc
     if _digest(written, weights) != ref.digest:
         raise IntegrityError(
             f"{store.uri}/{ref.checkpoint} and {ref.config} are not the checkpoint "
-            f"{ref.digest[:12]} that was "
-            "trained; restore them from a copy, or train again.",
+            f"{ref.digest[:12]} that was trained; restore them from a copy, or train again.",
             digest=ref.digest,
         )
     try:
         return json.loads(written), dict(safetensors_numpy.load(weights))
-    except (
-        SafetensorError
-    ) as exc:  # cannot happen to bytes with the right digest, but for a newer format
+    except SafetensorError as exc:  # the digest is right, so only for a newer format
         raise IntegrityError(f"{store.uri}/{ref.checkpoint} cannot be read: {exc}.") from exc
 
 
@@ -113,6 +74,6 @@ def _json(config: dict[str, Any]) -> bytes:
 
 
 def _digest(written: bytes, weights: bytes) -> str:
-    """Return one digest of both, unambiguous about where one ends."""
+    """One digest of both parts, unambiguous about where one ends."""
     both = hashlib.sha256(written).hexdigest() + hashlib.sha256(weights).hexdigest()
     return hashlib.sha256(both.encode()).hexdigest()

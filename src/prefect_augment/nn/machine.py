@@ -1,4 +1,4 @@
-"""What the machine's processor can do, without loading what computes on it."""
+"""Properties of the processor and of the image classifier that need no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 __all__ = ["NARROW_BELOW", "classifier_size", "cpu_multiplies_bf16"]
 
-# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Strategy.
+# Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+_CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
+_SIDE_STEP = 4
+NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
 
 
 @lru_cache(maxsize=1)
@@ -25,31 +29,11 @@ def cpu_multiplies_bf16() -> bool:
     )
 
 
-_CLASSIFIER_SIDES = (8, 64)  # smallest and largest resolution of the classifier
-
-
-_SIDE_STEP = 4
-
-
-NARROW_BELOW = 2_000  # records: half of the channels learn as much from so few, in less time
-
-
 def classifier_size(common_size: tuple[int, int]) -> int:
-    """Return the resolution at which images are judged.
+    """Resolution of the image classifier: the longer side, rounded up to 4, within 8 and 64 pixels.
 
-    Parameters
-    ----------
-    common_size : tuple of int
-        Most common width and height.
+    More resolution costs many times the seconds for little.
 
-    Returns
-    -------
-    int
-        The longer side, up to the next multiple of 4, within 8 and 64: what is lost above takes
-        many times the seconds to use.
-
-    Examples
-    --------
     >>> classifier_size((28, 28)), classifier_size((200, 130)), classifier_size((5, 6))
     (28, 64, 8)
     """

@@ -1,17 +1,16 @@
-"""Network blocks that models share, chosen for what a CPU does fast and a GPU not slower.
+"""Network blocks that models share, chosen to be fast on a CPU and no slower on a GPU.
 
-Activations lie with their channels last. There, group norm is fast only where a group has at least
-16 channels: at 14 × 14 × 48 and 128 images, one thread, bf16, forward and backward take 11 ms with
-8 groups and 1 ms with 3, a 3 × 3 convolution 8.5. (Layer norm over channels takes 2.3 ms, and the
-same network learns more slowly with it.) The few tokens of the lowest resolution get plain
-attention, which is faster than a fused kernel there.
-
-The residual network of vectors that models of tables share.
+Activations are channels-last. Group norm is fast there only with groups of at least 16 channels: at
+14 × 14 × 48 and 128 images, one thread, bf16, forward and backward take 11 ms with 8 groups and 1
+ms with 3; a 3 × 3 convolution takes 8.5. (Layer norm over channels takes 2.3 ms, and the same
+network learns more slowly with it.) The few tokens of the lowest resolution get plain attention,
+which is faster there than a fused kernel.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,30 +30,28 @@ __all__ = [
     "space_to_depth",
 ]
 
-
 GROUP_CHANNELS = 16
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def group_norm(width: int) -> nn.GroupNorm:
-    """Return group norm (Wu & He 2018) in groups of 16 channels, of which ``width`` is a multiple."""
+    """Group norm (Wu & He 2018) with groups of 16 channels; ``width`` is a multiple of 16."""
     return nn.GroupNorm(width // GROUP_CHANNELS, width)
 
 
 def space_to_depth(x: Tensor, factor: int) -> Tensor:
-    """Return squares of ``factor`` × ``factor`` pixels as channels, channels last in memory.
-
-    (n, c, h, w) to (n, c·factor², h/factor, w/factor).
-    """
+    """(n, c, h, w) to (n, c·factor², h/factor, w/factor), channels last in memory."""
     return F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
 
 
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
-    """Return :func:`space_to_depth`'s inverse."""
+    """Inverse of :func:`space_to_depth`."""
     return F.pixel_shuffle(x, factor)
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Return the layer with zero weights: the branch that it ends starts as nothing."""
+def zeroed(layer: Layer) -> Layer:
+    """The layer with zero weights, so that the branch it ends starts at zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -62,14 +59,9 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class FourierFeatures(nn.Module):
-    """Sines and cosines of a number in [0, 1], slow ones first.
+    """Sines and cosines of a number in [0, 1], low frequencies first.
 
-    Parameters
-    ----------
-    n_features : int
-        Even.
-    max_frequency : float
-        Radians per unit of the fastest.
+    ``n_features`` is even; ``max_frequency`` is in radians per unit.
     """
 
     def __init__(self, n_features: int, *, max_frequency: float = 1000.0) -> None:
@@ -87,12 +79,7 @@ class FourierFeatures(nn.Module):
 class ConvBlock(nn.Module):
     """Residual block: norm, convolution, scale and shift by the embedding, convolution.
 
-    Parameters
-    ----------
-    width : int
-        Channels, a multiple of 16.
-    n_embedding : int
-        Of the embedding that modulates it.
+    ``width`` is a multiple of 16.
     """
 
     def __init__(self, width: int, n_embedding: int) -> None:
@@ -110,27 +97,17 @@ class ConvBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every other.
-
-    Parameters
-    ----------
-    width : int
-        Channels, a multiple of 16 and of ``heads``.
-    heads : int
-        Attention maps.
-    """
+    """Self-attention over pixels; ``width`` is a multiple of 16 and of ``heads``."""
 
     def __init__(self, width: int, heads: int = 1) -> None:
         super().__init__()
         self.heads = heads
         self.norm = group_norm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zeroed(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to the same."""
+        """(n, c, h, w) to the same shape."""
         n, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(tokens).reshape(n, height * width, 3, self.heads, c // self.heads)
@@ -141,7 +118,7 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a 2 × 2 convolution of stride 2."""
+    """Halve height and width by a 2 × 2 convolution of stride 2."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -153,9 +130,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: each pixel becomes a square of four by a matrix of its own.
+    """Double height and width: a linear map turns each pixel into a square of four.
 
-    A 3 × 3 convolution after enlarging would cost four times a whole block's.
+    A 3 × 3 convolution after enlarging would cost four times a whole block.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
@@ -174,26 +151,13 @@ class UNet(nn.Module):
     """A small class-conditional U-Net on squares of pixels.
 
     Two resolutions: after :func:`space_to_depth` the image is 8 to 16 squares wide, then half of
-    it, with attention. The skip is a sum, not a concatenation, which would double a convolution.
+    it, with attention. The skip is a sum; a concatenation would double a convolution. A size that
+    does not divide is padded inside by repeating the border. Label ``n_classes`` means "no label".
+    ``width`` is a multiple of 16; the second resolution has about 8/3 of it. ``n_augment`` numbers
+    describe the augmentation of an image; ``depths`` are the blocks down, in the middle and up.
 
-    Parameters
-    ----------
-    size, channels : int
-        Of the images; a size that does not divide is padded inside by repeating the border.
-    n_classes : int
-        Label ``n_classes`` means "no label".
-    width : int
-        Channels at the first resolution, a multiple of 16; the second has about 8/3 of it.
-    n_augment : int
-        Numbers that say how the image was augmented; 0 for none.
-    depths : tuple of int
-        Blocks on the way down, in the middle, and on the way up.
-
-    References
-    ----------
-    Ronneberger et al. 2015; the space-to-depth stem as in Hoogeboom et al. 2023 ("simple
-    diffusion"); scale and shift
-    as in Dhariwal & Nichol 2021, without their second norm.
+    Ronneberger et al. 2015; space-to-depth stem as in Hoogeboom et al. 2023 ("simple diffusion");
+    scale and shift as in Dhariwal & Nichol 2021, without their second norm.
     """
 
     def __init__(
@@ -231,17 +195,10 @@ class UNet(nn.Module):
         self.out = zeroed(nn.Conv2d(width, n_square, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, augment: Tensor | None = None) -> Tensor:
-        """Return the prediction, float32, shape (n, channels, size, size).
+        """Prediction, float32 of shape (n, channels, size, size), at times ``t`` (n,) in [0, 1].
 
-        Parameters
-        ----------
-        x : Tensor of float32, shape (n, channels, size, size)
-        t : Tensor of float32, shape (n,)
-            In [0, 1].
-        y : Tensor of int64, shape (n,)
-            Classes; ``n_classes`` for none.
-        augment : Tensor of float32, shape (n, n_augment), optional
-            Zero (as when not given) is "not augmented".
+        ``y`` (n,) are classes, ``n_classes`` for none; ``augment`` (n, n_augment) of zeros, or
+        None, means "not augmented".
         """
         embedding = self.embed_time(self.features(t)) + self.embed_class(y)
         if augment is not None and self.embed_augment is not None:
@@ -263,10 +220,8 @@ class UNet(nn.Module):
 
 
 def patch_size(size: int) -> int:
-    """Return the edge of the squares that make an image 8 to 16 of them wide (less below 8 px).
+    """Edge of the squares that make an image 8 to 16 of them wide (fewer below 8 px).
 
-    Examples
-    --------
     >>> [patch_size(size) for size in (8, 16, 28, 32, 64)]
     [1, 1, 2, 2, 4]
     """
@@ -274,24 +229,12 @@ def patch_size(size: int) -> int:
 
 
 class ResidualMLP(nn.Module):
-    """Layers added to what they read, with layer norm before each.
+    """Residual network of vectors, with layer norm before each of ``depth`` blocks.
 
-    The first and the last layer compute in float32 whatever the precision: the 8 bits of bfloat16
-    cannot tell the ranks of a table's records apart, and are enough for what the blocks add.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-        Numbers in and out.
-    width : int
-        Of the layers between.
-    depth : int
-        Blocks of two layers.
-
-    References
-    ----------
-    Gorishniy et al. 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.2 (ResNet),
-    with layer norm in the place of batch norm, so that a record does not depend on its batch.
+    The first and last layers compute in float32 whatever the precision: the 8 bits of bfloat16
+    cannot separate the ranks of a table's records, but suffice for what the blocks add. Gorishniy
+    et al. 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.2 (ResNet), with
+    layer norm instead of batch norm, so that a record does not depend on its batch.
     """
 
     def __init__(self, n_in: int, n_out: int, *, width: int, depth: int) -> None:
@@ -299,12 +242,9 @@ class ResidualMLP(nn.Module):
         self.first = nn.Linear(n_in, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.ins = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.outs = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, n_out)
-        for layer in (*self.outs, self.last):  # blocks start as nothing
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.last = zeroed(nn.Linear(width, n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, n_in) to (n, n_out)."""
@@ -319,6 +259,6 @@ class ResidualMLP(nn.Module):
         return F.silu(self.norm(h))
 
     def head(self, h: Tensor, columns: slice = slice(None)) -> Tensor:
-        """(n, width) to the outputs asked for, (n, n_out) for all of them."""
+        """(n, width) to the selected outputs, (n, n_out) for all of them."""
         with torch.autocast(h.device.type, enabled=False):
             return F.linear(h, self.last.weight[columns], self.last.bias[columns])

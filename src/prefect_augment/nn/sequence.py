@@ -1,9 +1,9 @@
-"""Phases one after the other on one network: a run of several is checkpointed and resumed like one."""
+"""Train several phases on one network in sequence, checkpointed and resumed like one run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,21 +19,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some steps of one phase.
+    """Some steps of one phase."""
 
-    Parameters
-    ----------
-    phase : Phase
-        Has the same network in every stretch, and a name of its own.
-    steps : int
-        At least 1.
-    then : callable, optional
-        What is done to the network at the end.
-    """
-
-    phase: loop.Phase
+    phase: loop.Phase  # the same network in every stretch, each phase with its own name
     steps: int
-    then: Callable[[], None] | None = None
+    then: Callable[[], None] | None = None  # applied to the network at the end
 
 
 def train_in_turn(
@@ -47,22 +37,11 @@ def train_in_turn(
     checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
     restored: loop.Checkpoint | None = None,
 ) -> tuple[nn.Module, int]:
-    """Return the network after all stretches, and the steps of all.
+    """Train all stretches; return the network and the total steps.
 
-    Each stretch begins with the averaged weights of the one before, and has a schedule and an
-    optimiser of its own. Steps in reports and checkpoints count from the beginning of the run.
-
-    Parameters
-    ----------
-    stretches : sequence of Stretch
-        In order.
-    seed, device, ema_fraction, on_progress, checkpoint, checkpoint_seconds, restored
-        As for :func:`.loop.train`.
-
-    Raises
-    ------
-    DivergedError, ParameterError
-        As :func:`.loop.train`.
+    Each stretch starts from the averaged weights of the one before, with its own schedule and
+    optimiser. Steps in reports and checkpoints count from the start of the run. The parameters and
+    errors are those of :func:`.loop.train`.
     """
     total = sum(stretch.steps for stretch in stretches)
     network, before = stretches[0].phase.network, 0
@@ -83,8 +62,8 @@ def train_in_turn(
             seed=seed,
             device=device,
             ema_fraction=ema_fraction,
-            on_progress=_counted(on_progress, before),
-            checkpoint=_placed(checkpoint, before, total),
+            on_progress=_offset_report(on_progress, before),
+            checkpoint=_offset_checkpoint(checkpoint, before, total),
             checkpoint_seconds=checkpoint_seconds,
             restored=_local(restored, before, stretch.steps),
         )
@@ -99,10 +78,7 @@ def train_in_turn(
 
 
 def mean_seconds_per_step(stretches: Sequence[Stretch], *, seed: int, device: Device) -> float:
-    """Return how long a step takes in the mean; the network is not to be used afterwards.
-
-    The steps of the stretches say how much each counts.
-    """
+    """Mean seconds of a step, weighted by the stretches' steps; do not use the network afterwards."""
     total = sum(stretch.steps for stretch in stretches)
     return sum(
         stretch.steps / total * loop.seconds_per_step(stretch.phase, seed=seed, device=device)
@@ -110,33 +86,26 @@ def mean_seconds_per_step(stretches: Sequence[Stretch], *, seed: int, device: De
     )
 
 
-def _counted(report: loop.Report | None, before: int) -> loop.Report | None:
-    """Return a report that counts the steps of all stretches."""
+def _offset_report(report: loop.Report | None, before: int) -> loop.Report | None:
+    """A report that counts the steps of all stretches."""
     if report is None:
         return None
-
-    def counted(step: int, scalars: Mapping[str, float]) -> None:
-        report(before + step, dict(scalars))
-
-    return counted
+    return lambda step, scalars: report(before + step, dict(scalars))
 
 
-def _placed(
-    keep: Callable[[loop.Checkpoint], None] | None, before: int, total: int
+def _offset_checkpoint(
+    save: Callable[[loop.Checkpoint], None] | None, before: int, total: int
 ) -> Callable[[loop.Checkpoint], None] | None:
-    """Return a keeper of checkpoints that say where in the whole run they are."""
-    if keep is None:
+    """A callback for checkpoints that say where in the whole run they are."""
+    if save is None:
         return None
-
-    def placed(state: loop.Checkpoint) -> None:
-        config, arrays = state
-        keep(({**config, "step": before + config["step"], "n_steps": total}, arrays))
-
-    return placed
+    return lambda state: save(
+        ({**state[0], "step": before + state[0]["step"], "n_steps": total}, state[1])
+    )
 
 
 def _local(state: loop.Checkpoint | None, before: int, steps: int) -> loop.Checkpoint | None:
-    """Return a checkpoint as its stretch wrote it."""
+    """A checkpoint as its stretch wrote it."""
     if state is None:
         return None
     return {**state[0], "step": state[0]["step"] - before, "n_steps": steps}, state[1]

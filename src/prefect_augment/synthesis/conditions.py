@@ -1,4 +1,4 @@
-"""Given column values, read as their column's type and held against what it can hold."""
+"""Requested column values: read as their column's type and checked against its domain."""
 
 from __future__ import annotations
 
@@ -12,24 +12,14 @@ from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.encoding.values import values_to_json
 from prefect_augment.errors import ParameterError
 
-__all__ = ["given_value", "require_column"]
+__all__ = ["condition_value", "require_column"]
 
 
 def require_column(encoder: TableEncoder, name: str, what: str, *, fixed: bool) -> None:
-    """Refuse a column that is unknown, or that no value can be asked of.
+    """Raise ParameterError for a column that is unknown, or that cannot be constrained.
 
-    Parameters
-    ----------
-    encoder : TableEncoder
-    name : str
-    what : str
-        Who names it, for the message.
-    fixed : bool
-        Whether a column that the stratum fixes, or a constant, will do.
-
-    Raises
-    ------
-    ParameterError
+    ``what`` names the request in the message. With ``fixed``, a constant or a column that the
+    stratum determines is accepted.
     """
     names = encoder.schema.names
     if name not in names:
@@ -42,8 +32,8 @@ def require_column(encoder: TableEncoder, name: str, what: str, *, fixed: bool) 
         return
     if name == encoder.label or name in encoder.by:
         raise ParameterError(
-            f"{what} names {name!r}, which the class (with balance.by, the stratum) says already; "
-            f"ask for one of {listing(encoder.strata, 5)} instead.",
+            f"{what} names {name!r}, which the class (with balance.by, the stratum) determines already; "
+            f"request one of {listing(encoder.strata, 5)} instead.",
             column=name,
         )
     raise ParameterError(
@@ -53,20 +43,18 @@ def require_column(encoder: TableEncoder, name: str, what: str, *, fixed: bool) 
     )
 
 
-def given_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, Any]:
-    """Return a given value in the matrix form and as JSON.
+def condition_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, Any]:
+    """Return a requested value in the matrix form and as JSON.
 
-    Raises
-    ------
-    ParameterError
-        If the column is unknown or not learnt, or the value is none of its values.
+    Raises ParameterError if the column is unknown or not learnt, or the value is outside its
+    domain.
     """
-    require_column(encoder, name, "given", fixed=False)
+    require_column(encoder, name, "the request", fixed=False)
     codec = encoder.codec(name)
     if _is_missing(value):
         if codec.missing is None:
             raise ParameterError(
-                f"given asks for no value in column {name!r}, where no training record lacks one; "
+                f"a missing value is requested in column {name!r}, where no training record lacks one; "
                 "give a value.",
                 column=name,
             )
@@ -76,7 +64,7 @@ def given_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, An
     written = values_to_json(array, column=name)[0]
     if np.isnan(x[0]) or not codec.in_domain(x)[0] or codec.decode(x) != array:
         raise ParameterError(
-            f"given asks for {value!r} in column {name!r}, which is none of its values: "
+            f"the value {value!r} is requested in column {name!r}, but is none of its values: "
             f"{codec.said_domain()}.",
             column=name,
         )
@@ -84,7 +72,7 @@ def given_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, An
 
 
 def _is_missing(value: Any) -> bool:
-    """Tell whether a value is None, or a NaN, NaT or NA of any library."""
+    """Tell whether a value is None, or the NaN, NaT or NA of any library."""
     try:
         return bool(pa.array([value], from_pandas=True).null_count)
     except pa.ArrowInvalid:
@@ -92,9 +80,9 @@ def _is_missing(value: Any) -> bool:
 
 
 def _as_array(value: Any, kind: pa.DataType, name: str) -> pa.Array:
-    """Return one value in a column's type; text is read as that type."""
+    """One value in a column's type; text is parsed as that type."""
     try:
-        if not (pa.types.is_integer(kind) and value != int(value)):  # Arrow would cut it short
+        if not (pa.types.is_integer(kind) and value != int(value)):  # Arrow would truncate it
             return pa.array([value], kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError):
         pass
@@ -102,6 +90,6 @@ def _as_array(value: Any, kind: pa.DataType, name: str) -> pa.Array:
         return pa.array([str(value)]).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise ParameterError(
-            f"given asks for {value!r} in column {name!r}, which holds {kind}; give such a value.",
+            f"the value {value!r} is requested in column {name!r}, which holds {kind}; give such a value.",
             column=name,
         ) from exc

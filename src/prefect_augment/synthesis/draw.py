@@ -1,4 +1,4 @@
-"""Records of a model in the source's columns, with the seeds that make them again."""
+"""Draw records of a model in the source's columns, with the seeds that reproduce them."""
 
 from __future__ import annotations
 
@@ -25,34 +25,17 @@ __all__ = ["candidate_seeds", "draw_batch", "draw_by_rules", "micro_batch", "rec
 
 
 def candidate_seeds(
-    run_seed: int, stratum: str, start: int, n: int, given: Mapping[str, Any] | None = None
+    run_seed: int, stratum: str, start: int, n: int, conditions: Mapping[str, Any] | None = None
 ) -> NDArray[np.int64]:
-    """Return the seeds of a stratum's candidates with ordinals ``start`` to ``start + n - 1``.
+    """Seeds of a stratum's candidates ``start`` to ``start + n - 1``, all distinct.
 
-    An ordinal's seed depends on nothing else, so that more candidates extend the ones there are.
+    A seed depends only on the run's seed, the stratum, the ordinal and the requested column values
+    as JSON. More candidates therefore extend the existing ones.
 
-    Parameters
-    ----------
-    run_seed : int
-        Seed of the run.
-    stratum : str
-        The stratum's name.
-    start, n : int
-        The ordinals.
-    given : mapping, optional
-        Column values as JSON: records with others are others, so their seeds are too.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        All distinct.
-
-    Examples
-    --------
     >>> bool((candidate_seeds(7, "sick", 0, 5)[3:] == candidate_seeds(7, "sick", 3, 2)).all())
     True
     """
-    named = ["candidate", run_seed, stratum, *([dict(given)] if given else [])]
+    named = ["candidate", run_seed, stratum, *([dict(conditions)] if conditions else [])]
     key = hashlib.blake2b(canonical_json(named), digest_size=8).digest()
     return seeds_from(int.from_bytes(key, "little"), start, n)
 
@@ -64,28 +47,11 @@ def draw_batch(
     batch: Sequence[tuple[str, int, int]],
     seed: int,
 ) -> pa.Table:
-    """Return the records of a batch, drawn in whole micro-batches of one stratum each.
+    """Draw a batch of (stratum, first ordinal, count) in whole micro-batches of one stratum each.
 
-    A micro-batch is always the same ordinals of its stratum, so that a record's bits do not depend
-    on how many were asked for; what lies beyond the request is drawn and dropped, in the place of
-    padding.
-
-    Parameters
-    ----------
-    fitted : GenerativeModel
-    encoder : Encoder
-        The model's.
-    digest : str
-        The checkpoint's.
-    batch : sequence of (str, int, int)
-        Stratum, first ordinal, number of records.
-    seed : int
-        The run's.
-
-    Returns
-    -------
-    pyarrow.Table
-        The source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal.
+    A micro-batch always holds the same ordinals of its stratum, so a record's bits do not depend on
+    the batch. Records beyond the request take the place of padding and are dropped. Returns the
+    source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal.
     """
     index = {name: k for k, name in enumerate(encoder.strata)}
     size = micro_batch(fitted)
@@ -114,7 +80,7 @@ def records_of(
     seeds: NDArray[np.int64],
     ordinals: NDArray[np.int64],
 ) -> pa.Table:
-    """Return drawn records in the source's columns with their lineage."""
+    """Decode drawn records to the source's columns and append their lineage."""
     ids = derived_ids("synthetic", digest, list(strata), seeds.tolist())
     if isinstance(encoder, ImageEncoder):
         table = encoder.decode(drawn, strata=strata, aug_ids=ids.to_pylist())
@@ -133,7 +99,7 @@ def records_of(
 
 
 def micro_batch(fitted: GenerativeModel) -> int:
-    """Return how many records the model computes at once, in places that are part of their bits."""
+    """Number of records the model computes at once; a record's place in it affects its bits."""
     return int(getattr(fitted, "micro_batch", 1))
 
 
@@ -146,43 +112,19 @@ def draw_by_rules(
     rules: Rules,
     taken: Keys,
 ) -> tuple[pa.Table, dict[str, int], dict[str, int]]:
-    """Return the records of a batch that keep the rules, and how many draws it took.
+    """Draw the records of a batch that keep the rules.
 
-    Parameters
-    ----------
-    fitted, encoder, digest, batch, seed
-        As for :func:`draw_batch`; a stratum's first ordinal is where to begin to look.
-    rules : Rules
-    taken : list of set
-        From :meth:`.Rules.taken`; what is kept is added.
-
-    Returns
-    -------
-    table : pyarrow.Table
-        As from :func:`draw_batch`.
-    n_draws : dict of str to int
-        Ordinals gone through per stratum.
-    passed : dict of str to int
-        See :class:`.Kept`.
-
-    Raises
-    ------
-    ParameterError
-        If too few draws keep the rules.
+    Like :func:`draw_batch`, but a stratum's first ordinal is where the search begins, and kept keys
+    are added to ``taken``. Also returns the draws per stratum and :attr:`.Kept.passed`. Raises
+    ParameterError if too few draws keep the rules.
     """
-    made, n_draws, passed = [], {}, Counter[str]()
+    tables, n_draws, passed = [], {}, Counter[str]()
     for name, start, n in batch:
-        seeds_of = partial(_seeds_of, seed, name, rules.said)
+        seeds_of = partial(candidate_seeds, seed, name, conditions=rules.values_json)
         kept = draw_kept(
             fitted, encoder, rules, stratum=name, start=start, n=n, seeds_of=seeds_of, taken=taken
         )
-        made.append(records_of(kept.X, encoder, digest, [name] * n, kept.seeds, kept.ordinals))
+        tables.append(records_of(kept.X, encoder, digest, [name] * n, kept.seeds, kept.ordinals))
         n_draws[name] = kept.n_draws
         passed.update(kept.passed)
-    return pa.concat_tables(made), n_draws, dict(passed)
-
-
-def _seeds_of(
-    seed: int, stratum: str, given: Mapping[str, Any], start: int, n: int
-) -> NDArray[np.int64]:
-    return candidate_seeds(seed, stratum, start, n, given)
+    return pa.concat_tables(tables), n_draws, dict(passed)

@@ -1,4 +1,4 @@
-"""How hard a model is trained: a budget as steps, batch, device, precision and threads."""
+"""Training budget: steps, batch size, device, precision and threads of a run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Of budget.minutes: judging takes at most half, sampling and the gate the rest.
+# Share of budget.minutes; the comparison takes at most half, sampling and the filter the rest.
 TRAINING_SHARE = 0.4
-# Of that, what is left to the steps at least, whatever else training takes.
+# Least share of that for the steps, whatever else training takes.
 STEPS_SHARE = 0.5
+
+_RECORD_BYTES = 300  # ids and text of a record before encoding
+_TREES_VALUE_SECONDS = 6e-6  # per value of the matrix
+_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process after the imports
+_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix
 
 
 def effective_budget(budget: Budget) -> Budget:
-    """Return what of the budget changes the bytes: steps, or minutes where there are none."""
+    """The part of the budget that changes bytes: steps, or minutes without them, and the batch size."""
     if budget.steps:
         return Budget(steps=budget.steps, batch_size=budget.batch_size)
     return Budget(minutes=budget.minutes, batch_size=budget.batch_size)
 
 
 def check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
-    """Refuse a budget in minutes where the model cannot say how long a step takes."""
+    """Refuse a budget in minutes where the model cannot measure a step."""
     if model_class.trained_in_steps and budget.steps < 1 and not hasattr(model_class, "calibrate"):
         raise ParameterError(
             f"model {kind!r} is trained in steps, cannot say how long one takes, and budget.steps "
@@ -50,61 +55,49 @@ def check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
 def calibrate(
     model: Calibrates, data: TableData | ImageData, budget: Budget, seed: int
 ) -> Calibration:
-    """Return steps, batch, device, precision and threads of a run; steps from minutes by a trial."""
-    found = model.calibrate(data, plain_context(budget, seed))
+    """Steps, batch size, device, precision and threads of a run; measures a step for minutes."""
+    calibration = model.calibrate(data, plain_context(budget, seed))
     steps = budget.steps
     if not steps:
         whole = budget.minutes * 60 * TRAINING_SHARE
-        seconds = max(whole - found.fixed_seconds, STEPS_SHARE * whole)
-        steps = steps_within(seconds, found.seconds_per_step)
-    return found.model_copy(update={"steps": min(steps, found.most_steps or steps)})
+        seconds = max(whole - calibration.fixed_seconds, STEPS_SHARE * whole)
+        steps = steps_within(seconds, calibration.seconds_per_step)
+    return calibration.model_copy(update={"steps": min(steps, calibration.most_steps or steps)})
 
 
 def announce(
     kind: str, data: TableData | ImageData, budget: Budget, calibration: Calibration | None
 ) -> None:
-    """Say in the log what training will take, before it starts.
-
-    Parameters
-    ----------
-    kind : str
-        Of the model.
-    data : TableData or ImageData
-        What it is fitted on.
-    budget : Budget
-        The wish.
-    calibration : Calibration, optional
-        Of a model that is trained in steps.
-    """
-    n, words, seconds = len(data.y), [], 0.0
+    """Log what training will take before it starts."""
+    n, parts, seconds = len(data.y), [], 0.0
     if calibration is not None:
-        words.append(f"at most {calibration.steps:,} steps of {calibration.batch_size}")
+        parts.append(f"at most {calibration.steps:,} steps of {calibration.batch_size}")
         seconds = calibration.seconds
     elif isinstance(data, TableData):
         seconds = trees_seconds(*data.X.shape)
     if seconds:
-        words.append(f"about {duration(seconds)}")
+        parts.append(f"about {duration(seconds)}")
     if calibration is not None and not budget.steps:
         whole = budget.minutes * 60 * TRAINING_SHARE
-        words[-1] += f" (it may take {duration(whole)} of the {budget.minutes:g} minutes)"
+        parts[-1] += f" (it may take {duration(whole)} of the {budget.minutes:g} minutes)"
     if isinstance(data, TableData):
         memory = training_bytes(*data.X.shape, network=calibration is not None)
-        words.append(f"about {memory / 1e9:.1f} GB of memory in all")
+        parts.append(f"about {memory / 1e9:.1f} GB of memory in all")
         what = f"{n:,} records of {data.X.shape[1]} columns"
     else:
         what = f"{n:,} images of {data.images.shape[1]} pixels"
-    logger.info("Training %s on %s takes %s.", kind, what, ", ".join(words))
+    logger.info("Training %s on %s takes %s.", kind, what, ", ".join(parts))
 
 
 def plain_context(budget: Budget, seed: int) -> FitContext:
-    """Return how to train as the budget says, nothing measured."""
+    """Training context from the budget alone, nothing measured."""
     return FitContext(
         seed=seed, steps=budget.steps, device=budget.device, batch_size=budget.batch_size
     )
 
 
 def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
-    """Return how to train as the receipt says."""
+    """Training context from a calibration."""
     return FitContext(
         seed=seed,
         steps=calibration.steps,
@@ -115,30 +108,12 @@ def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
     )
 
 
-_RECORD_BYTES = 300  # ids and text of a record, before it is a row of the matrix
-
-
-_TREES_VALUE_SECONDS = 6e-6
-
-
-_TREES_BYTES, _NETWORK_BYTES = 400e6, 450e6  # of a process that has imported what training imports
-_TREES_COPIES, _NETWORK_COPIES = 10, 12  # of the matrix, and the like of it
-
-
 def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:
-    """Return roughly the peak memory of a process that trains a model of tables.
-
-    Parameters
-    ----------
-    n_records, n_columns : int
-        What it is fitted on.
-    network : bool
-        Whether it is trained in steps, by torch.
-    """
+    """Rough peak memory of a process that trains a model of tables, with torch if ``network``."""
     start, copies = (_NETWORK_BYTES, _NETWORK_COPIES) if network else (_TREES_BYTES, _TREES_COPIES)
     return round(start + n_records * (_RECORD_BYTES + 8 * copies * n_columns))
 
 
 def trees_seconds(n_records: int, n_columns: int) -> float:
-    """Return roughly the seconds of fitting trees on one thread."""
+    """Rough seconds of fitting trees on one thread."""
     return _TREES_VALUE_SECONDS * n_records * n_columns

@@ -1,4 +1,4 @@
-"""Trained models in storage: a checkpoint by digest, the encoder beside it, and what describes both."""
+"""Trained models in storage: checkpoint and encoder, named by their digests."""
 
 from __future__ import annotations
 
@@ -34,17 +34,7 @@ Encoder = TableEncoder | ImageEncoder
 def table_spec(
     encoder: TableEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
 ) -> TableSpec:
-    """Return what a model needs to know of encoded records.
-
-    Parameters
-    ----------
-    encoder : TableEncoder
-        Gives the columns.
-    strata : ndarray of int64, shape (n_records,)
-        Indices into ``names``.
-    names : tuple of str, optional
-        Strata; the encoder's own where not given.
-    """
+    """Spec of encoded records; ``strata`` index ``names``, by default the encoder's strata."""
     names = names or encoder.strata
     return TableSpec(
         names=encoder.names,
@@ -58,7 +48,7 @@ def table_spec(
 def image_spec(
     encoder: ImageEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
 ) -> ImageSpec:
-    """Return what a model needs to know of encoded images; as :func:`table_spec`."""
+    """Spec of encoded images; see :func:`table_spec`."""
     names = names or encoder.strata
     return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
 
@@ -73,13 +63,12 @@ def keep_model(
     kind: str,
     notes: tuple[str, ...] = (),
 ) -> ModelRef:
-    """Store encoder and checkpoint; return the reference to both, with these notes and its own."""
+    """Store encoder and checkpoint; return the reference with ``notes`` and those of left-out classes."""
     config, arrays = model.state()
-    # The encoder's digest is part of the checkpoint, so that aug_model names all that made a
-    # record.
+    # The checkpoint includes the encoder's digest, so aug_model identifies both.
     config = {"kind": kind, "encoder": encoder.digest, "model": config}
-    digest, (checkpoint, written) = save_checkpoint(stage.store, stage.prefix, config, arrays)
-    stage.store.put(_encoder_path(written, encoder.digest), encoder.to_json())
+    digest, (checkpoint, config_path) = save_checkpoint(stage.store, stage.prefix, config, arrays)
+    stage.store.put(_encoder_path(config_path, encoder.digest), encoder.to_json())
     counts = dict(zip(spec.classes, spec.class_counts, strict=True))
     notes += tuple(
         f"class {name!r} has {n} training records and is not sampled: a model needs "
@@ -97,7 +86,7 @@ def keep_model(
         digest=digest,
         encoder_digest=encoder.digest,
         checkpoint=checkpoint,
-        config=written,
+        config=config_path,
         strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
         n_training=n_training,
         steps=model.n_steps,
@@ -106,24 +95,21 @@ def keep_model(
 
 
 def copy_model(ref: ModelRef, stage: Stage, *, notes: tuple[str, ...]) -> ModelRef:
-    """Return the same model as the outcome of another stage, with files of its own there.
-
-    So it stays when the stage that trained it is collected.
-    """
+    """Copy a model to another stage, so that it survives the stage that trained it."""
     encoder = _encoder_path(ref.config, ref.encoder_digest)
-    moved = {
+    copied_paths = {
         path: f"{stage.prefix}/{path.rpartition('/')[2]}"
         for path in (ref.checkpoint, ref.config, encoder)
     }
-    for old, new in moved.items():
+    for old, new in copied_paths.items():
         stage.store.put(new, stage.store.read(old))
     return ref.model_copy(
         update={
             "root": stage.store.uri,
             "path": stage.outcome_path,
             "key": stage.key,
-            "checkpoint": moved[ref.checkpoint],
-            "config": moved[ref.config],
+            "checkpoint": copied_paths[ref.checkpoint],
+            "config": copied_paths[ref.config],
             "notes": notes,
         }
     )
@@ -132,22 +118,7 @@ def copy_model(ref: ModelRef, stage: Stage, *, notes: tuple[str, ...]) -> ModelR
 def load_model(
     store: Store, ref: ModelRef, *, device: str = "auto"
 ) -> tuple[GenerativeModel, Encoder]:
-    """Return a trained model and its encoder.
-
-    Parameters
-    ----------
-    store : Store
-        The root that the model lies under.
-    ref : ModelRef
-        A trained model.
-    device : str
-        Where a network computes; ``auto`` takes a GPU where there is one.
-
-    Raises
-    ------
-    IntegrityError
-        If a file is missing or not what the reference names.
-    """
+    """Load a model and its encoder; raises IntegrityError if a file is missing or was changed."""
     config, arrays = load_checkpoint(store, ref)
     path = _encoder_path(ref.config, ref.encoder_digest)
     try:
@@ -159,8 +130,7 @@ def load_model(
     if encoder.digest != ref.encoder_digest:
         raise IntegrityError(
             f"{store.uri}/{path} is not the encoder {ref.encoder_digest[:12]} that the model was "
-            "trained with; "
-            "restore it from a copy, or train again.",
+            "trained with; restore it from a copy, or train again.",
             path=path,
         )
     modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
@@ -178,5 +148,5 @@ def _counts(strata: NDArray[np.int64], names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _encoder_path(config: str, digest: str) -> str:
-    """Return where a model's encoder lies: beside its configuration."""
+    """Path of a model's encoder, beside its configuration."""
     return f"{config.rpartition('/')[0]}/encoder-{digest[:12]}.json"

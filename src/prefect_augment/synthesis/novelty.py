@@ -1,14 +1,13 @@
-"""Drawn records that lie too near to a training record: passed over until they are as rare as asked for.
+"""Limit the share of drawn records that lie near to a training record.
 
-A record is *near* where it is nearer to the training records of its stratum than the nearest
-:data:`QUANTILE` of real records are that were not fitted on: validation's, or where there are too few of
-them the training records beside one another (as in the gate, whose distances these are). How many of a
-model's records are near is measured on some draws; of those that follow, each near one is kept with
-the probability that leaves the wanted share. Whether it is depends on its own seed, so that a
-candidate stays the same whatever else is drawn.
+A record is *near* if it is nearer to its stratum's training records than the nearest
+:data:`QUANTILE` of unseen real records: those of validation, or if there are too few the training
+records among themselves, as in the quality filter. The share of near draws is measured once. Each
+later near draw is then accepted with the probability that leaves the requested share. The decision
+depends on the record's own seed, so a candidate does not depend on other draws.
 
-Records that are equal to a training record count apart: real ones may be equal too (a table with many
-empty rows), and drawn ones may as often as these, whatever share of near ones is wanted.
+Records equal to a training record count separately. Real records may be equal too (a table with
+many empty rows), and drawn ones may be as often, whatever the share of near ones.
 """
 
 from __future__ import annotations
@@ -21,58 +20,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.neighbours import (
-    FeatureSpace,
-    Points,
-    near_limit,
-    real_distances,
-)
+from prefect_augment.evaluation.neighbours import FeatureSpace, Points, near_limit, real_distances
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from, uniform
 
 __all__ = ["QUANTILE", "NearRows"]
 
-QUANTILE = 0.05  # of the real records' distances: nearer is near
-MIN_DISTANCES = 10  # with fewer real records only equal ones count, as in the gate
-# Draws of each stratum by which near ones are counted: their share is known to half a percent. Where there
-# are many strata fewer of each, so that measuring does not take longer than drawing.
+QUANTILE = 0.05  # of the real records' distances
+MIN_DISTANCES = 10  # with fewer real records only equal ones count, as in the filter
+# Draws per stratum to measure the share of near ones, to half a percent. With many strata fewer of each,
+# so that measuring does not take longer than drawing.
 N_MEASURED, N_MEASURED_IN_ALL, MIN_MEASURED = 2048, 8192, 128
-COUNTER = 1 << 40  # of the random number that decides: far behind those that models use
+COUNTER = 1 << 40  # of the random number that decides, far beyond those of models
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Stratum:
-    """What is near in one stratum, how much of it stays, and how much of all that is drawn."""
+    """Limits of one stratum."""
 
     training: Points
-    limit: float
-    keep_near: float
+    limit: float  # distance below which a record is near
+    keep_near: float  # acceptance probabilities
     keep_equal: float
-    accepted: float
+    accepted: float  # share of all draws
 
 
 @dataclass(frozen=True)
 class NearRows:
-    """Which drawn records stay, by how near they lie to the training records.
+    """Decides which drawn records to keep by their distance to the training records."""
 
-    Attributes
-    ----------
-    share : float
-        Wanted share of near records.
-    encoder : TableEncoder
-        Distances are those of values as they are written, after rounding.
-    space : FeatureSpace
-        Of all training records.
-    strata : dict of int to _Stratum
-        Records of others all stay.
-    """
-
-    share: float
+    share: float  # of near records to leave
     encoder: TableEncoder
-    space: FeatureSpace
-    strata: dict[int, _Stratum]
+    space: FeatureSpace  # of all training records
+    strata: dict[int, _Stratum]  # others keep all their records
 
     @classmethod
     def of(
@@ -85,71 +67,54 @@ class NearRows:
         validation: tuple[Floats, NDArray[np.int64]],
         strata: Sequence[int],
     ) -> Self:
-        """Measure how near a model's records lie.
+        """Measure how near a model's draws lie in the strata that are drawn.
 
-        Parameters
-        ----------
-        share : float in [0, 1)
-            Of near records that may be left: 0 leaves none, :data:`QUANTILE` as many as among real ones.
-        fitted : GenerativeModel
-        encoder : TableEncoder
-            The model's.
-        training, validation : (ndarray of float64, shape (n, n_columns), ndarray of int64, shape (n,))
-            Records in the matrix form with their strata; validation may be empty.
-        strata : sequence of int
-            Those that are drawn.
+        ``share`` in [0, 1) is the share of near records to leave: 0 leaves none, :data:`QUANTILE`
+        as many as among real ones. ``training`` and ``validation`` are records in the matrix form
+        with their strata; validation may be empty.
         """
         space = FeatureSpace.of(training[0], encoder.is_category)
-        found = cls(share, encoder, space, {})
+        near_rows = cls(share, encoder, space, {})
         n = max(MIN_MEASURED, min(N_MEASURED, N_MEASURED_IN_ALL // max(1, len(strata))))
         for k in strata:
             own = space.place(training[0][training[1] == k])
             real = real_distances(space, own, space.place(validation[0][validation[1] == k]))
             seeds = seeds_from(k, 0, n)
             drawn = fitted.sample(np.full(n, k, dtype=np.int64), seeds=seeds)
-            distance = space.nearest(found._placed(drawn), own)
-            found.strata[k] = _of_distances(own, real, distance, share)
-        return found
+            distance = space.nearest(near_rows._points(drawn), own)
+            near_rows.strata[k] = _stratum_of(own, real, distance, share)
+        return near_rows
 
-    def where_possible(self, least: float) -> Self:
-        """Return the same without the strata in which less than a share of the draws would stay.
+    def where_feasible(self, least: float) -> Self:
+        """Drop the strata that would accept less than this share of their draws.
 
-        Where columns have few values, all that is drawn may be near, and there is nothing to choose from.
+        Where columns have few values, all draws may be near, and there is nothing to choose from.
         """
-        strata = {k: of for k, of in self.strata.items() if of.accepted >= least}
+        strata = {k: stratum for k, stratum in self.strata.items() if stratum.accepted >= least}
         return replace(self, strata=strata)
 
     def stay(self, k: int, X: Floats, seeds: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which records of a stratum stay, shape (n,).
-
-        Parameters
-        ----------
-        k : int
-            The stratum.
-        X : ndarray of float64, shape (n, n_columns)
-        seeds : ndarray of int64, shape (n,)
-            Each record's own.
-        """
-        of = self.strata.get(k)
-        if of is None or min(of.keep_near, of.keep_equal) >= 1:
+        """Tell which records of stratum ``k`` to keep, shape (n,); ``seeds`` are their own seeds."""
+        stratum = self.strata.get(k)
+        if stratum is None or min(stratum.keep_near, stratum.keep_equal) >= 1:
             return np.ones(len(X), dtype=bool)
-        distance = self.space.nearest(self._placed(X), of.training)
-        keep = np.where(distance == 0, of.keep_equal, of.keep_near)
+        distance = self.space.nearest(self._points(X), stratum.training)
+        keep = np.where(distance == 0, stratum.keep_equal, stratum.keep_near)
         stays: NDArray[np.bool_] = uniform(record_keys(seeds), COUNTER) < keep
-        return stays | ((distance > 0) & (distance >= of.limit))
+        return stays | ((distance > 0) & (distance >= stratum.limit))
 
-    def _placed(self, X: Floats) -> Points:
-        """Return records in the feature space, as they are once they are written."""
+    def _points(self, X: Floats) -> Points:
+        """Records in the feature space, with the values as written, after rounding."""
         codecs = [self.encoder.codec(name) for name in self.encoder.names]
         written = [codec.encode(codec.decode(x)) for codec, x in zip(codecs, X.T, strict=True)]
         return self.space.place(np.array(written).reshape(X.shape[::-1]).T)
 
 
-def _of_distances(training: Points, real: Floats, drawn: Floats, share: float) -> _Stratum:
-    """Return what is near and how much of it stays, from real and drawn records' distances.
+def _stratum_of(training: Points, real: Floats, drawn: Floats, share: float) -> _Stratum:
+    """Acceptance probabilities from the distances of real and drawn records.
 
-    With shares s of near, e of equal and f of other records drawn, and s', e', f' wanted, near ones
-    are kept with probability (s' / f') / (s / f), at most 1; the same of equal ones.
+    With shares s of near, e of equal and f of other draws, and s', e', f' requested, near ones are
+    kept with probability (s' / f') / (s / f), at most 1; likewise equal ones.
     """
     equal = float(np.mean(real == 0)) if len(real) else 0.0
     limit = near_limit(real, QUANTILE) if len(real) >= MIN_DISTANCES else 0.0
@@ -163,7 +128,7 @@ def _of_distances(training: Points, real: Floats, drawn: Floats, share: float) -
 
     def keep(wanted: float, is_one: NDArray[np.bool_]) -> float:
         n = np.count_nonzero(is_one)
-        # Where none was seen there may still be one.
+        # None was drawn here, but one may follow.
         return min(1.0, wanted / others * n_others / n) if n else float(wanted > 0)
 
     keep_near, keep_equal = keep(near, is_near), keep(equal, is_equal)

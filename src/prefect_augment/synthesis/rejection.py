@@ -1,9 +1,9 @@
-"""What every record that is drawn has to keep: given column values, constraints, distance to real ones.
+"""Rejection sampling: column values, constraints and a distance that every drawn record has to keep.
 
-All are met by drawing: a stratum's candidates are gone through in the order of their ordinals, and
-those that keep all of it are taken until there are enough, or a bound is reached. Given values are
-set by the model where it can (:class:`~prefect_augment.genmodels.base.SamplesGiven`). Constraints are
-checked on values as they are written, so that no rounding breaks them afterwards.
+A stratum's candidates are drawn in the order of their ordinals, and those that keep all rules are
+taken until there are enough or a bound is reached. The model sets column values itself where it can
+(:class:`~prefect_augment.genmodels.base.SamplesWithValues`). Constraints are checked on values as
+they are written, so rounding cannot break them later.
 """
 
 from __future__ import annotations
@@ -27,44 +27,31 @@ from prefect_augment.evaluation.quality.constraints import (
     said_rule,
     tuples_of,
 )
-from prefect_augment.genmodels.base import GenerativeModel, SamplesGiven
+from prefect_augment.genmodels.base import GenerativeModel, SamplesWithValues
 from prefect_augment.params import Combination, Constraint, Unique
-from prefect_augment.synthesis.conditions import given_value, require_column
+from prefect_augment.synthesis.conditions import condition_value, require_column
 from prefect_augment.synthesis.novelty import NearRows
 
 __all__ = ["Kept", "Keys", "Rules", "draw_kept"]
 
-# Draws per record wanted, before the rules are said to be too narrow; and at least so many in all.
+# Draws per requested record before the rules count as too narrow, and the least number in total.
 MAX_DRAWS_PER_RECORD = 1000
 MIN_DRAWS = 100_000
 BLOCK_RECORDS = 20_000
-FAR_ENOUGH = "distance to the training records"  # among what each rule let through
+FAR_ENOUGH = "distance to the training records"  # key of Kept.passed
 
 Keys = list[set[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Given values and constraints, checked against the columns, and how near records may lie.
+    """Column values, constraints and nearness limits, checked against the columns."""
 
-    Attributes
-    ----------
-    given : dict of int to float
-        Value by column of the matrix form.
-    said : dict of str to JSON value
-        The same by name, as it is hashed and reported.
-    constraints : tuple of Constraint
-    combinations : tuple of sets of tuples
-        Per constraint, the values that real records have; empty for those of other kinds.
-    near : NearRows, optional
-        Which records stay that lie near to a training record.
-    """
-
-    given: dict[int, float] = field(default_factory=dict)
-    said: dict[str, Any] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)  # by column of the matrix form
+    values_json: dict[str, Any] = field(default_factory=dict)  # by name, as hashed and reported
     constraints: tuple[Constraint, ...] = ()
-    combinations: tuple[set[tuple[Any, ...]], ...] = ()
-    near: NearRows | None = None
+    combinations: tuple[set[tuple[Any, ...]], ...] = ()  # per constraint, those of real records
+    near: NearRows | None = None  # which near records to keep
 
     @classmethod
     def of(
@@ -72,38 +59,31 @@ class Rules:
         encoder: TableEncoder,
         real: Callable[[], pa.Table],
         *,
-        given: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, Any] | None = None,
         constraints: Sequence[Constraint] = (),
     ) -> Rules:
-        """Return the rules for records of an encoder.
+        """Check the rules for an encoder's records.
 
-        Parameters
-        ----------
-        encoder : TableEncoder
-            The model's.
-        real : callable
-            Returns the real records; called where a constraint needs them.
-        given : mapping of str to value, optional
-            Value by column; None asks for a missing value. Text is read as the column's type.
-        constraints : sequence of Constraint or dict
-            See :mod:`prefect_augment.params`.
+        ``real`` returns the real records and is called only where a constraint needs them.
+        ``conditions`` has a value by column: None requests a missing value, text is parsed as the
+        column's type.
 
-        Raises
-        ------
-        ParameterError
-            If a column is unknown or not learnt, a value is none of its column's, or columns cannot
-            be compared.
-        ValueError
-            If a constraint is none.
+        Raises ParameterError if a column is unknown or not learnt, a value is outside its column's
+        domain, or columns cannot be compared; ValueError for an invalid constraint.
         """
-        values = {name: given_value(encoder, name, value) for name, value in (given or {}).items()}
+        values = {
+            name: condition_value(encoder, name, value)
+            for name, value in (conditions or {}).items()
+        }
         order = sorted(values, key=encoder.names.index)
         constraints = TypeAdapter(list[Constraint]).validate_python(list(constraints))
         for rule in constraints:
-            _check(encoder, rule)
+            for name in columns_of(rule):
+                require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
+            check_types(rule, encoder.schema)
         return cls(
-            given={encoder.names.index(name): values[name][0] for name in order},
-            said={name: values[name][1] for name in order},
+            values={encoder.names.index(name): values[name][0] for name in order},
+            values_json={name: values[name][1] for name in order},
             constraints=tuple(constraints),
             combinations=tuple(
                 set(tuples_of(real(), rule.columns))
@@ -114,17 +94,17 @@ class Rules:
         )
 
     def __bool__(self) -> bool:
-        return bool(self.given or self.constraints or self.near)
+        return bool(self.values or self.constraints or self.near)
 
     @property
     def columns(self) -> list[str]:
-        """Columns that a constraint looks at."""
+        """Columns that the constraints read."""
         return sorted({name for rule in self.constraints for name in columns_of(rule)})
 
     def hold_in(
         self, encoder: TableEncoder, X: NDArray[np.float64], strata: Sequence[str]
     ) -> NDArray[np.bool_]:
-        """Tell which records keep the constraints that are about one record, shape (n_records,)."""
+        """Tell which records keep the constraints about single records, shape (n_records,)."""
         good = np.ones(len(X), dtype=bool)
         if self.constraints:
             table = encoder.decode(X, strata=strata, columns=self.columns)
@@ -135,38 +115,26 @@ class Rules:
 
     @property
     def compares_records(self) -> bool:
-        """Whether a record may be refused for another one."""
+        """Whether a record may be rejected because of another one."""
         return any(isinstance(rule, Unique) for rule in self.constraints)
 
     def taken(self) -> Keys:
-        """Return what records may not repeat, to be filled up by those that are drawn."""
+        """Keys that records may not repeat; drawing adds to them."""
         return [
-            set(found) if isinstance(rule, Unique) else set()
-            for rule, found in zip(self.constraints, self.combinations, strict=True)
+            set(real_keys) if isinstance(rule, Unique) else set()
+            for rule, real_keys in zip(self.constraints, self.combinations, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Records of one stratum that keep the rules.
+    """Records of one stratum that keep the rules."""
 
-    Attributes
-    ----------
-    X : ndarray of float64, shape (n, n_columns)
-    ordinals : ndarray of int64, shape (n,)
-    seeds : ndarray of int64, shape (n,)
-    n_draws : int
-        Draws that were looked at, up to the last record that is kept.
-    passed : dict of str to int
-        Of all draws that were made, those that have the given values, and those of these that keep
-        each constraint and lie far enough from the training records.
-    """
-
-    X: NDArray[np.float64]
+    X: NDArray[np.float64]  # (n, n_columns)
     ordinals: NDArray[np.int64]
     seeds: NDArray[np.int64]
-    n_draws: int
-    passed: dict[str, int]
+    n_draws: int  # draws examined, up to the last record kept
+    passed: dict[str, int]  # draws, those with the values, and of these those that keep each rule
 
 
 def draw_kept(
@@ -181,58 +149,44 @@ def draw_kept(
     taken: Keys,
     least: int | None = None,
 ) -> Kept:
-    """Return the first ``n`` candidates of a stratum, from ordinal ``start`` on, that keep the rules.
+    """Return the first ``n`` candidates of a stratum from ordinal ``start`` on that keep the rules.
 
-    Parameters
-    ----------
-    fitted : GenerativeModel
-    encoder : TableEncoder
-    rules : Rules
-    stratum : str
-    start, n : int
-        First ordinal to look at, and records wanted.
-    seeds_of : callable
-        Seeds of so many ordinals (second argument) from one on (first).
-    taken : list of set
-        From :meth:`Rules.taken`; what is kept is added.
-    least : int, optional
-        With which it is content when the bound on draws is reached; ``n`` where not given.
-
-    Raises
-    ------
-    ParameterError
-        If the bound on draws is reached first; says what each rule let through.
+    ``seeds_of(start, n)`` gives the candidates' seeds. ``taken`` comes from :meth:`Rules.taken`,
+    and the keys kept are added to it. When the bound on draws is reached, ``least`` records (by
+    default ``n``) are enough; with fewer, raises a ParameterError that says what each rule let
+    through.
     """
     k = encoder.strata.index(stratum)
     step = int(getattr(fitted, "micro_batch", 1))
     least = n if least is None else least
     bound = max(MIN_DRAWS, MAX_DRAWS_PER_RECORD * least)
-    found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]] = []
+    batches: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]] = []
     passed: Counter[str] = Counter()
-    n_kept, n_draws, at = 0, 0, start - start % step
+    n_kept, n_draws, position = 0, 0, start - start % step
     while n_kept < n:
         if n_draws >= bound:
             if n_kept >= least:
                 break
             raise _too_narrow(stratum, least, n_kept, n_draws, passed)
-        size = n - n_kept
-        if rules:  # as many as it took so far, and some
-            size = int(1.2 * size * max(n_draws, 1) / max(n_kept, 1)) + 16
-        size = min(BLOCK_RECORDS, size)
-        size = -(-size // step) * step
-        seeds, ordinals = seeds_of(at, size), np.arange(at, at + size)
-        rows, X = _draw(fitted, encoder, rules, np.full(size, k, dtype=np.int64), seeds)
+        n_batch = n - n_kept
+        if rules:  # at the acceptance rate so far, with a margin
+            n_batch = int(1.2 * n_batch * max(n_draws, 1) / max(n_kept, 1)) + 16
+        n_batch = min(BLOCK_RECORDS, n_batch)
+        n_batch = -(-n_batch // step) * step
+        # Draw whole micro-batches, apply the rules, keep what is needed.
+        seeds, ordinals = seeds_of(position, n_batch), np.arange(position, position + n_batch)
+        rows, X = _draw(fitted, encoder, rules, np.full(n_batch, k, dtype=np.int64), seeds)
         X, rows = X[ordinals[rows] >= start], rows[ordinals[rows] >= start]
-        passed["draws"] += size
+        passed["draws"] += n_batch
         passed["given"] += len(rows)
         rows_kept = _keeping(encoder, rules, X, seeds[rows], stratum, taken, n - n_kept, passed)
-        found.append((X[rows_kept], ordinals[rows[rows_kept]], seeds[rows[rows_kept]]))
-        n_kept, n_draws, at = n_kept + len(rows_kept), n_draws + size, at + size
-    if not found:
+        batches.append((X[rows_kept], ordinals[rows[rows_kept]], seeds[rows[rows_kept]]))
+        n_kept, n_draws, position = n_kept + len(rows_kept), n_draws + n_batch, position + n_batch
+    if not batches:
         empty = np.empty(0, dtype=np.int64)
         return Kept(np.empty((0, len(encoder.names))), empty, empty, 0, {})
-    X, ordinals, seeds = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    # Short of n, the draws behind the last record were looked at too.
+    X, ordinals, seeds = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    # With fewer than n, the draws after the last record were examined too.
     n_looked_at = int(ordinals[-1]) + 1 - start if len(X) == n else n_draws
     return Kept(X, ordinals, seeds, n_looked_at, dict(passed))
 
@@ -244,17 +198,17 @@ def _draw(
     codes: NDArray[np.int64],
     seeds: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return which records have the given values, and these."""
-    if rules.given and isinstance(fitted, SamplesGiven):
-        return fitted.sample_given(codes, seeds=seeds, given=rules.given)
+    """Indices of the records with the requested values, and these records."""
+    if rules.values and isinstance(fitted, SamplesWithValues):
+        return fitted.sample_with_values(codes, seeds=seeds, values=rules.values)
     X = fitted.sample(codes, seeds=seeds)
     has = np.ones(len(X), dtype=bool)
-    for j, value in rules.given.items():
+    for j, value in rules.values.items():
         codec = encoder.codec(encoder.names[j])
         if codec.is_continuous:
             raise ParameterError(
-                f"column {encoder.names[j]!r} is continuous, and this model draws a given value of "
-                "such a column as good as never; leave it out, or choose model kind 'trees'.",
+                f"column {encoder.names[j]!r} is continuous, and this model almost never draws an exact "
+                "value of such a column; leave it out, or choose model kind 'trees'.",
                 column=encoder.names[j],
             )
         drawn = codec.encode(codec.decode(X[:, j]))
@@ -272,20 +226,20 @@ def _keeping(
     n: int,
     passed: Counter[str],
 ) -> NDArray[np.int64]:
-    """Return the first ``n`` records that keep all of it, and count what each rule let through."""
-    good = np.ones(len(X), dtype=bool)
+    """Indices of the first ``n`` records that keep all rules; counts what each rule let through."""
+    keep = np.ones(len(X), dtype=bool)
     if rules.near is not None:
-        good = rules.near.stay(encoder.strata.index(stratum), X, seeds)
-        passed[FAR_ENOUGH] += int(good.sum())
+        keep = rules.near.stay(encoder.strata.index(stratum), X, seeds)
+        passed[FAR_ENOUGH] += int(keep.sum())
     if not rules.constraints:
-        return np.flatnonzero(good)[:n]
+        return np.flatnonzero(keep)[:n]
     table = encoder.decode(X, strata=[stratum] * len(X), columns=rules.columns)
     for rule, real in zip(rules.constraints, rules.combinations, strict=True):
         if not isinstance(rule, Unique):
             keeps = holds(rule, table, real)
             passed[said_rule(rule)] += int(keeps.sum())
-            good &= keeps
-    rows = np.flatnonzero(good)
+            keep &= keeps
+    rows = np.flatnonzero(keep)
     unique = [i for i, rule in enumerate(rules.constraints) if isinstance(rule, Unique)]
     if not unique:
         return rows[:n]
@@ -304,19 +258,12 @@ def _keeping(
     return np.array(kept, dtype=np.int64)
 
 
-def _check(encoder: TableEncoder, rule: Constraint) -> None:
-    """Refuse a constraint that cannot be kept or broken: by name, kind of column, type."""
-    for name in columns_of(rule):
-        require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
-    check_types(rule, encoder.schema)
-
-
 def _too_narrow(
     stratum: str, n: int, n_kept: int, n_draws: int, passed: Mapping[str, int]
 ) -> ParameterError:
-    """Say which rule let how much through."""
+    """The error that says how much each rule let through."""
     shares = (
-        [f"{passed['given'] / n_draws:.2%} have the given values"]
+        [f"{passed['given'] / n_draws:.2%} have the requested values"]
         if passed["given"] < passed["draws"]
         else []
     )
@@ -326,8 +273,8 @@ def _too_narrow(
         if name not in ("draws", "given")
     ]
     return ParameterError(
-        f"of {n_draws:,} draws of class {stratum!r} {n_kept:,} keep what was asked, and {n:,} are "
-        f"wanted ({'; '.join(shares)}); ask for less at once, or for fewer records.",
+        f"only {n_kept:,} of {n_draws:,} draws of class {stratum!r} keep all rules, and {n:,} are "
+        f"requested ({'; '.join(shares)}); relax the rules, or request fewer records.",
         class_name=stratum,
         accepted_share=n_kept / n_draws,
     )

@@ -1,4 +1,4 @@
-"""Make published synthetic records again, from their lineage and the model that the version names."""
+"""Draw published synthetic records again from their lineage and the version's model."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from prefect_augment.synthesis.soft_labels import drawn_for
 
 __all__ = ["remake_records"]
 
-# Candidates of a stratum that are looked through for a seed, and how many at a time.
+# Candidates of a stratum searched for a seed, and how many at a time.
 MAX_CANDIDATES = 50_000_000
 SEEDS_AT_ONCE = 1_000_000
 
 
 def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[str]) -> pa.Table:
-    """Return synthetic records of a published version, drawn again by the model that made them.
+    """Return synthetic records of a published version, drawn again by their model.
 
-    A network's images are drawn with their whole micro-batch, at their places in it. So they come
-    back bit for bit on a machine with the same software, instruction set and number of threads, and
-    within rounding (a level or two of 255) elsewhere.
+    A network's images are drawn with their whole micro-batch, at the same places. They have the
+    same bits on a machine with the same software, instruction set and number of threads, and are
+    equal within rounding (a level or two of 255) elsewhere.
 
     Parameters
     ----------
     dataset : Dataset, str or path
-        What :func:`~prefect_augment.open_dataset` returns, or takes.
+        A dataset, or anything that :func:`~prefect_augment.open_dataset` takes.
     aug_ids : sequence of str
-        Of records whose ``aug_origin`` is ``synthetic``.
+        Ids of records whose ``aug_origin`` is ``synthetic``.
 
     Returns
     -------
@@ -48,22 +48,22 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
     ParameterError
         If an id is not that of a synthetic record of the version.
     IntegrityError
-        If the version does not have the model, or the seed is not one of its run (records that were
-        made elsewhere), or the model's files are gone.
+        If the version lacks the model, the seed is not one of its run (records made elsewhere), or
+        the model's files are missing.
 
     Examples
     --------
     >>> dataset = open_dataset("s3://lake/defects-balanced/")  # doctest: +SKIP
-    >>> made = dataset.to_table(origins=["synthetic"])["aug_id"]  # doctest: +SKIP
-    >>> remake_records(dataset, made[:4].to_pylist())  # doctest: +SKIP
+    >>> ids = dataset.to_table(origins=["synthetic"])["aug_id"]  # doctest: +SKIP
+    >>> remake_records(dataset, ids[:4].to_pylist())  # doctest: +SKIP
     """
     if not isinstance(dataset, Dataset):
         dataset = open_dataset(dataset)
     if not len(aug_ids):
         return _plain(_synthetic(dataset).slice(0, 0))
-    # Without the records themselves, which are drawn anew: pictures would fill memory.
-    made = _synthetic(dataset, ["aug_id", "aug_model", "aug_seed"])
-    rows = pc.index_in(pa.array(aug_ids, pa.string()), value_set=made["aug_id"])
+    # Only the lineage: the records are drawn again, and images would fill memory.
+    lineage = _synthetic(dataset, ["aug_id", "aug_model", "aug_seed"])
+    rows = pc.index_in(pa.array(aug_ids, pa.string()), value_set=lineage["aug_id"])
     if rows.null_count:
         unknown = [name for name, row in zip(aug_ids, rows, strict=True) if not row.is_valid]
         raise ParameterError(
@@ -71,7 +71,7 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
             f"({len(unknown)} of {len(aug_ids)} are unknown); take ids of records whose aug_origin "
             "is 'synthetic'."
         )
-    records = made.take(rows)
+    records = lineage.take(rows)
     models = {
         digest: load_model(dataset.store, _model(dataset, digest))
         for digest in sorted(set(records["aug_model"].to_pylist()))
@@ -97,7 +97,7 @@ def _plain(table: pa.Table) -> pa.Table:
 def _remade(
     record: pa.Table, models: Mapping[str, tuple[GenerativeModel, Encoder]], run_seed: int
 ) -> pa.Table:
-    """The record drawn again, at its place; with soft labels it may stand for another class."""
+    """The record drawn again at its place; with soft labels it may have another class."""
     aug_id, digest, aug_seed = (
         record[name][0].as_py() for name in ("aug_id", "aug_model", "aug_seed")
     )
@@ -127,11 +127,13 @@ def _model(dataset: Dataset, digest: str) -> ModelRef:
 
 
 def _ordinal(run_seed: int, stratum: str, aug_seed: int) -> int:
-    """The place of a record in its stratum: that of its seed among the run's."""
+    """Position of a record's seed among those of its stratum in the run."""
     for start in range(0, MAX_CANDIDATES, SEEDS_AT_ONCE):
-        found = (candidate_seeds(run_seed, stratum, start, SEEDS_AT_ONCE) == aug_seed).nonzero()[0]
-        if len(found):
-            return start + int(found[0])
+        matches = (candidate_seeds(run_seed, stratum, start, SEEDS_AT_ONCE) == aug_seed).nonzero()[
+            0
+        ]
+        if len(matches):
+            return start + int(matches[0])
     raise IntegrityError(
         f"seed {aug_seed} is none of the first {MAX_CANDIDATES:,} of class {stratum!r} under the "
         f"version's seed {run_seed}: the record was made by another run."

@@ -1,7 +1,4 @@
-"""Resume: checkpoints in the middle of training, below the stage that trains.
-
-Training curves: what a network's losses did, kept beside its model for the report.
-"""
+"""Checkpoints in the middle of training, and the training curves kept for the report."""
 
 from __future__ import annotations
 
@@ -17,38 +14,38 @@ from prefect_augment.schema.report import Training, TrainingCurve
 from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store
 
-__all__ = ["CurveKeeper", "Resume", "read_training"]
+__all__ = ["CurveRecorder", "Resume", "read_training"]
 
 logger = logging.getLogger(__name__)
 
+FILE = "training.json"
+_PREFIX = "curve."
+State = tuple[dict[str, Any], Any]
+Report = Callable[[int, Mapping[str, float]], None]
+
 
 class Resume:
-    """The newest checkpoint of a training stage; each is whole before its receipt names it.
-
-    Parameters
-    ----------
-    stage : Stage
-        Checkpoints lie in its folder ``resume``.
-    """
+    """Checkpoints of a training stage; each is complete before its receipt names it."""
 
     def __init__(self, stage: Stage) -> None:
         self.store = stage.store
         self.prefix = f"{stage.prefix}/resume"
 
     def save(self, state: tuple[Config, Arrays]) -> None:
-        """Keep a state that has a ``step``, then drop the older ones."""
+        """Save a state that has a ``step``, then delete the older ones."""
         config, arrays = state
         folder = f"{self.prefix}/{config['step']:09d}"
-        digest, (checkpoint, written) = save_checkpoint(self.store, folder, config, arrays)
-        ref = CheckpointRef(digest=digest, checkpoint=checkpoint, config=written)
+        digest, (checkpoint, config_path) = save_checkpoint(self.store, folder, config, arrays)
+        ref = CheckpointRef(digest=digest, checkpoint=checkpoint, config=config_path)
         self.store.put(f"{folder}.json", ref.to_json())
         for path in self.store.list(self.prefix):
             if not path.startswith(folder):
                 self.store.delete(path)
 
     def load(self) -> tuple[Config, Arrays] | None:
-        """Return the newest state that is whole, or None where training starts afresh."""
-        receipts = [p for p in self.store.list(self.prefix) if p.count("/") == self._depth]
+        """Newest complete state, or None to start training from scratch."""
+        depth = self.prefix.count("/") + 1  # of receipts; states lie one folder deeper
+        receipts = [p for p in self.store.list(self.prefix) if p.count("/") == depth]
         for path in sorted(receipts, reverse=True):
             try:
                 ref = read_result(self.store, path, CheckpointRef)
@@ -57,76 +54,60 @@ class Resume:
                     logger.info("Training goes on from step %d.", config["step"])
                     return config, arrays
             except IntegrityError as exc:
-                logger.warning("A checkpoint cannot be used and is passed over: %s", exc)
+                logger.warning("A checkpoint cannot be read and is skipped: %s", exc)
         return None
 
     def clear(self) -> None:
-        """Drop all: the model itself is kept."""
+        """Delete all checkpoints; the model itself is stored elsewhere."""
         for path in self.store.list(self.prefix):
             self.store.delete(path)
 
-    @property
-    def _depth(self) -> int:
-        """Slashes in a receipt's path; the states lie one folder deeper."""
-        return self.prefix.count("/") + 1
 
-
-FILE = "training.json"
-_PREFIX = "curve."
-
-State = tuple[dict[str, Any], Any]
-Report = Callable[[int, Mapping[str, float]], None]
-
-
-class CurveKeeper:
-    """Hears what a model reports in training and keeps the points of its curves.
-
-    Parameters
-    ----------
-    restored : tuple, optional
-        The state that training goes on from, with the points up to there.
-    """
+class CurveRecorder:
+    """Records the curves that a model reports in training; continues those of ``restored``."""
 
     def __init__(self, restored: State | None) -> None:
-        points = restored[0].get("curve", {}) if restored else {}
+        curves = restored[0].get("curve", {}) if restored else {}
         self.points: dict[str, list[tuple[int, float]]] = {
-            name: [(int(step), float(loss)) for step, loss in found]
-            for name, found in points.items()
+            name: [(int(step), float(loss)) for step, loss in points]
+            for name, points in curves.items()
         }
 
-    def heard(self, report: Report) -> Report:
-        """Return a report that keeps points of the curves on their way."""
+    def recording(self, report: Report) -> Report:
+        """A report callback that also records the points of the curves."""
 
-        def hear(step: int, scalars: Mapping[str, float]) -> None:
+        def record(step: int, scalars: Mapping[str, float]) -> None:
             for name, value in scalars.items():
                 if name.startswith(_PREFIX):
                     self.points.setdefault(name.removeprefix(_PREFIX), []).append((step, value))
             report(step, scalars)
 
-        return hear
+        return record
 
-    def kept(self, save: Callable[[State], None]) -> Callable[[State], None]:
-        """Return a keeper of checkpoints that hold the points so far, too."""
+    def checkpointing(self, save: Callable[[State], None]) -> Callable[[State], None]:
+        """A checkpoint callback that adds the points so far."""
 
         def keep(state: State) -> None:
             config, arrays = state
-            curve = {name: [list(point) for point in found] for name, found in self.points.items()}
+            curve = {
+                name: [list(point) for point in points] for name, points in self.points.items()
+            }
             save(({**config, "curve": curve}, arrays))
 
         return keep
 
-    def leave(self, stage: Stage) -> None:
-        """Put the curves beside the model; nothing where training had none."""
+    def store(self, stage: Stage) -> None:
+        """Store the curves beside the model; nothing where training had none."""
         if self.points:
             curves = tuple(
-                TrainingCurve(loss=name, points=tuple(found))
-                for name, found in sorted(self.points.items())
+                TrainingCurve(loss=name, points=tuple(points))
+                for name, points in sorted(self.points.items())
             )
             stage.item(FILE.removesuffix(".json"), Training, lambda: Training(curves=curves))
 
 
 def read_training(model: ModelRef | None, store: Store) -> Training | None:
-    """Return the curves of a model; None where it has none, or was trained before they were kept."""
+    """Curves of a model; None where it has none or predates them."""
     if model is None:
         return None
     return read_result(store, f"{model.path.rsplit('/', 1)[0]}/{FILE}", Training)

@@ -1,8 +1,9 @@
-"""Soft labels of synthetic records: the rows that each becomes, one for every class that it may be of.
+"""Soft labels: expand each synthetic record to one row per likely class.
 
-A record that was drawn for a class is not always of it. Where ``quality.labels`` is soft, an ensemble
-(:mod:`~prefect_augment.evaluation.classifiers.soft_label_ensemble`) says how likely each class is,
-and the record becomes a row for every likely one: with one label, and a share that goes into its ``aug_weight``.
+A record drawn for a class may belong to another. Where ``quality.labels`` is soft, an ensemble
+(:mod:`~prefect_augment.evaluation.classifiers.soft_label_ensemble`) estimates the class
+probabilities. The record becomes a row for every likely class, with one label and a share that
+enters its ``aug_weight``.
 """
 
 from __future__ import annotations
@@ -22,167 +23,120 @@ from prefect_augment.schema.base import BalancePlan
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.synthesis.subsample import sample_rows
 
-__all__ = ["SHARE", "Standing", "drawn_for", "share_sums", "stand", "standing_rows"]
+__all__ = ["SHARE", "Expansion", "drawn_for", "expand", "expanded_rows", "share_sums"]
 
-# Column of kept records: what a row counts.
+# Column of kept records: the weight of a row.
 SHARE = "aug_share"
-# An ensemble learns little from more records than this; rare classes are taken whole.
-MOST_TAUGHT = 50_000
+# The ensemble gains little from more records; rare classes are taken whole.
+MAX_LEARNT = 50_000
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What some records stand for.
+class Expansion:
+    """Rows that records are expanded to, by record."""
 
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (n_rows,)
-        Which record, ascending.
-    strata : ndarray of int64, shape (n_rows,)
-        What it stands for.
-    shares : ndarray of float64, shape (n_rows,)
-        How likely that is.
-    teacher : dict of str to float
-        The ensemble's make-up, for a report.
-    """
-
-    rows: Int
-    strata: Int
-    shares: Float
-    teacher: dict[str, float]
+    rows: Int  # (n_rows,) index of the record, ascending
+    strata: Int  # (n_rows,)
+    shares: Float  # (n_rows,) probability of the stratum
+    teacher: dict[str, float]  # the ensemble's make-up, for the report
 
 
-def stand(
+def expand(
     data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, *, seed: int
-) -> Standing:
-    """Say which classes records may be of.
+) -> Expansion:
+    """Estimate which classes the drawn records ``X`` (n, n_columns) may belong to.
 
-    Parameters
-    ----------
-    data : Matrix
-        Real records.
-    plan : BalancePlan
-        Its strata. A record never leaves its cell of ``balance.by``.
-    training : ndarray of int64
-        Rows of ``data`` that the ensemble learns from.
-    X : ndarray of float64, shape (n, n_columns)
-        Drawn records in matrix form.
-    strata : ndarray of int64, shape (n,)
-        What each was drawn for.
-    seed : int
-        Of the ensemble.
+    The ensemble learns from the rows ``training`` of the real records ``data``. ``strata`` (n,) are
+    what the records were drawn for. A record never leaves its cell of ``balance.by``.
     """
-    folded = fold_ids(pa.array(data.keys[training], pa.string()))
-    taught = training[sample_rows(data.strata[training], folded, most=MOST_TAUGHT, seed=seed)]
+    hashes = fold_ids(pa.array(data.keys[training], pa.string()))
+    learnt = training[sample_rows(data.strata[training], hashes, most=MAX_LEARNT, seed=seed)]
     n_classes = len(data.classes)
     teacher = fit_teacher(
-        data.X[taught],
-        data.y[taught],
+        data.X[learnt],
+        data.y[learnt],
         is_category=data.is_category,
         n_levels=data.n_levels,
         n_classes=n_classes,
         seed=seed,
     )
-    # Where only some records of large classes were taught, a class is likelier than it looks.
-    all_of, taught_of = (
-        np.bincount(data.y[rows], minlength=n_classes) for rows in (training, taught)
+    # Correct for large classes of which only some records were learnt.
+    of_all, of_learnt = (
+        np.bincount(data.y[rows], minlength=n_classes) for rows in (training, learnt)
     )
     place = _place_of_class(
         data, plan, np.bincount(data.strata[training], minlength=len(plan.classes))
     )
-    there = place[strata]
-    proba = teacher.predict_proba(X) * (all_of / np.maximum(1, taught_of))
+    class_strata = place[strata]
+    proba = teacher.predict_proba(X) * (of_all / np.maximum(1, of_learnt))
     own = data.class_of_stratum(plan)[strata]
-    rows, classes, shares = soft_rows(np.where(there >= 0, proba, 0.0), own)
-    return Standing(rows, there[rows, classes], shares, teacher.said)
+    rows, classes, shares = soft_rows(np.where(class_strata >= 0, proba, 0.0), own)
+    return Expansion(rows, class_strata[rows, classes], shares, teacher.said)
 
 
 def _place_of_class(data: Matrix, plan: BalancePlan, counts: Int) -> Int:
-    """Return, by stratum and class, the stratum of that class in the same cell.
-
-    -1 where it has too few records to say what they look like.
-    """
+    """Stratum of each class in the same cell, (n_strata, n_classes); -1 if it has too few records."""
     cells = [tuple(sorted(c.by.items())) for c in plan.classes]
     at = {(cell, c.label): k for k, (cell, c) in enumerate(zip(cells, plan.classes, strict=True))}
     place = np.full((len(cells), len(data.classes)), -1, dtype=np.int64)
     for s, cell in enumerate(cells):
         for k, label in enumerate(data.classes):
-            found = at.get((cell, label), -1)
-            if found == s or (found >= 0 and counts[found] >= MIN_SAMPLED_RECORDS):
-                place[s, k] = found
+            match = at.get((cell, label), -1)
+            if match == s or (match >= 0 and counts[match] >= MIN_SAMPLED_RECORDS):
+                place[s, k] = match
     return place
 
 
-def standing_rows(table: pa.Table, data: Matrix, standing: Standing) -> pa.Table:
-    """Return the rows that records become.
+def expanded_rows(table: pa.Table, data: Matrix, expansion: Expansion) -> pa.Table:
+    """Expand records to rows, sorted by stratum and then by record.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        The records, with ``aug_id`` and ``aug_stratum``.
-    data : Matrix
-        Its encoder writes labels.
-    standing : Standing
-        Of these records.
-
-    Returns
-    -------
-    pyarrow.Table
-        By stratum and then as the records came. A row keeps its record's values and seed; label and
-        ``aug_stratum`` are what it stands for. The row for what the record was drawn for keeps the
-        record's ``aug_id``; another's is made of that id and its stratum.
+    A row keeps its record's values and seed; label and ``aug_stratum`` are its own. The row of the
+    stratum that the record was drawn for keeps the ``aug_id``; other rows derive theirs from that
+    id and their stratum.
     """
     label = data.encoder.label
-    order = np.lexsort((standing.rows, standing.strata))
-    rows, strata = standing.rows[order], standing.strata[order]
-    found = table.take(pa.array(rows))
+    order = np.lexsort((expansion.rows, expansion.strata))
+    rows, strata = expansion.rows[order], expansion.strata[order]
+    result = table.take(pa.array(rows))
     names = [data.strata_names[k] for k in strata]
-    ids = found["aug_id"].to_pylist()
-    drawn = found["aug_stratum"].to_pylist()
+    ids = result["aug_id"].to_pylist()
+    drawn = result["aug_stratum"].to_pylist()
     other = [i for i, (a, b) in enumerate(zip(names, drawn, strict=True)) if a != b]
     if other:
-        made = _other_ids([ids[i] for i in other], [names[i] for i in other])
-        for i, made_id in zip(other, made, strict=True):
-            ids[i] = made_id
+        new_ids = _other_ids([ids[i] for i in other], [names[i] for i in other])
+        for i, new_id in zip(other, new_ids, strict=True):
+            ids[i] = new_id
     blank = np.zeros((len(rows), len(data.encoder.names)))
     labels = data.encoder.decode(blank, strata=names, columns=[label])
-    found = _with(found, label, labels[label])
-    found = _with(found, "aug_id", pa.array(ids, pa.string()))
-    found = _with(found, "aug_stratum", pa.array(names, pa.string()))
-    return found.append_column(SHARE, pa.array(standing.shares[order]))
+    result = _with(result, label, labels[label])
+    result = _with(result, "aug_id", pa.array(ids, pa.string()))
+    result = _with(result, "aug_stratum", pa.array(names, pa.string()))
+    return result.append_column(SHARE, pa.array(expansion.shares[order]))
 
 
 def drawn_for(
     aug_id: str, *, digest: str, aug_seed: int, stratum: str, strata: Sequence[str]
 ) -> str:
-    """Return what a published row's record was drawn for: its id says so.
+    """Stratum that a published row's record was drawn for, found by its id.
 
-    Parameters
-    ----------
-    aug_id, aug_seed
-        The row's.
-    digest : str
-        Its model's, ``aug_model``.
-    stratum : str
-        What the row stands for.
-    strata : sequence of str
-        Those that the model knows.
+    ``digest`` is its ``aug_model``, ``stratum`` the row's own, and ``strata`` are those of the
+    model.
     """
     own = derived_ids("synthetic", digest, list(strata), aug_seed).to_pylist()
     other = _other_ids(own, [stratum] * len(own))
     for name, as_drawn, as_other in zip(strata, own, other, strict=True):
         if aug_id == (as_drawn if name == stratum else as_other):
             return name
-    return stratum  # made by another rule: as it says itself
+    return stratum  # not derived by this rule: drawn for its own stratum
 
 
 def _other_ids(ids: list[str], strata: list[str]) -> list[str]:
-    """Ids of rows that stand for another stratum than their record was drawn for."""
-    made: list[str] = derived_ids("soft", ids, strata).to_pylist()
-    return made
+    """Ids of rows of another stratum than their record was drawn for."""
+    ids_of_others: list[str] = derived_ids("soft", ids, strata).to_pylist()
+    return ids_of_others
 
 
 def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -191,6 +145,6 @@ def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.
 
 
 def share_sums(strata: Int, shares: Float, names: Sequence[str]) -> dict[str, float]:
-    """Return what the rows of each stratum count together: exact, as shares are multiples of 1/1024."""
+    """Sum of the rows' shares by stratum: exact, as shares are multiples of 1/1024."""
     sums = np.bincount(strata, weights=shares, minlength=len(names))
     return {name: float(total) for name, total in zip(names, sums, strict=True) if total}

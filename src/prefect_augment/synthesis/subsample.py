@@ -1,6 +1,6 @@
-"""The training records that a model is fitted on: all of them, or a sample where the model needs no more.
+"""The training records of a model: all of them, or a sample where the model needs no more.
 
-Which records a sample takes depends on their ids and the seed, not on their order or their shards.
+A sample depends on the records' ids and the seed, not on their order or shards.
 """
 
 from __future__ import annotations
@@ -25,28 +25,17 @@ Int = NDArray[np.int64]
 
 
 def n_training_records(info: DatasetInfo) -> int:
-    """Return how many training records there are."""
+    """Number of training records."""
     return sum(s.n_records for s in info.shards if s.split == "training")
 
 
 def read_training_records(
     store: Store, info: DatasetInfo, *, by: Sequence[str], most: int, seed: int
 ) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the training records, sorted by id, and what is to be said about the choice.
+    """Training records sorted by id, and notes on the selection.
 
-    Parameters
-    ----------
-    store : Store
-        The root that the records lie under.
-    info : DatasetInfo
-        Of the ingest stage.
-    by : sequence of str
-        Columns that make up the strata, beside the label.
-    most : int
-        Where there are more records than this, so many are taken: see :func:`sample_sizes`. The whole
-        of them is never in memory then. 0 takes all.
-    seed : int
-        Of the choice.
+    Above ``most`` records (0: no limit) a sample is taken, see :func:`sample_sizes`, and the whole
+    is never in memory. ``by`` are the columns that make up the strata beside the label.
     """
     n = n_training_records(info)
     if not most or n <= most:
@@ -59,24 +48,27 @@ def read_training_records(
         if low < high:
             tables.append(table.take(pa.array(chosen[low:high] - start)))
         start += table.num_rows
-    found = pa.concat_tables(tables).unify_dictionaries().sort_by("aug_id")
+    records = pa.concat_tables(tables).unify_dictionaries().sort_by("aug_id")
     sampled = [
-        f"{took:,} of {n_k:,} of {name!r}" for name, (took, n_k) in counts.items() if took < n_k
+        f"{n_taken:,} of {n_k:,} of {name!r}"
+        for name, (n_taken, n_k) in counts.items()
+        if n_taken < n_k
     ]
     note = (
-        f"fitted on {found.num_rows:,} of {n:,} training records, chosen by their ids and the seed "
+        f"fitted on {records.num_rows:,} of {n:,} training records, chosen by their ids and the seed "
         f"({', '.join(sampled[:5])}{' …' if len(sampled) > 5 else ''}; all of the other classes): "
         "more would change the model little and memory much."
     )
-    return found, (note,)
+    return records, (note,)
 
 
 def _choose(
     store: Store, info: DatasetInfo, by: Sequence[str], most: int, seed: int
 ) -> tuple[Int, dict[str, tuple[int, int]]]:
-    """Return which training records are taken, sorted, and per stratum how many of how many."""
+    """Selected training records, sorted, and per stratum how many of how many."""
     shards = [s for s in info.shards if s.split == "training"]
-    numbers = [c.name for c in info.columns if c.kind == "identifier" and _is_signed(c.arrow_type)]
+    identifiers = [c for c in info.columns if c.kind == "identifier"]
+    numbers = [c.name for c in identifiers if c.arrow_type.startswith("int")]  # signed
     columns = [*dict.fromkeys(["aug_id", info.label, *by, *numbers])]
     index: dict[str, int] = {}
     lowest: dict[str, tuple[float, int]] = {}
@@ -93,38 +85,22 @@ def _choose(
     rows = choice.rows()
     sizes = sample_sizes(choice.counts, most=most)
     counts = {name: (int(sizes[k]), int(choice.counts[k])) for name, k in sorted(index.items())}
-    # New identifiers count down from the smallest one there is.
+    # New identifiers count down from the smallest existing one.
     extra = np.array([row for _, row in lowest.values()], dtype=np.int64)
     return np.union1d(rows, extra), counts
 
 
-def _is_signed(arrow_type: str) -> bool:
-    return arrow_type.startswith("int")
-
-
 def sample_rows(
-    strata: NDArray[np.integer], folded: NDArray[np.uint64], *, most: int, seed: int
+    strata: NDArray[np.integer], hashes: NDArray[np.uint64], *, most: int, seed: int
 ) -> Int:
-    """Return the rows that are taken of records, in their order.
-
-    Parameters
-    ----------
-    strata : ndarray of int, shape (n_records,)
-        Codes from 0.
-    folded : ndarray of uint64, shape (n_records,)
-        See :func:`~prefect_augment.storage.keys.fold_ids`.
-    most : int
-        At most so many; all where there are no more.
-    seed : int
-        Another seed takes others.
-    """
+    """Select at most ``most`` rows, ascending; ``strata`` are codes from 0, ``hashes`` the hashed ids."""
     choice = _Choice(most, seed)
-    choice.add(strata.astype(np.int64), folded)
+    choice.add(strata.astype(np.int64), hashes)
     return choice.rows()
 
 
 class _Choice:
-    """The records with the lowest ranks of each stratum, as many as are taken; others are forgotten."""
+    """Keep the records with the lowest ranks in each stratum."""
 
     def __init__(self, most: int, seed: int) -> None:
         self.counts = np.zeros(0, dtype=np.int64)  # per stratum, of all records seen
@@ -134,24 +110,24 @@ class _Choice:
         self._ranks = np.zeros(0, dtype=np.uint64)
         self._rows = np.zeros(0, dtype=np.int64)
 
-    def add(self, strata: Int, folded: NDArray[np.uint64]) -> None:
-        """Take in the next records."""
+    def add(self, strata: Int, hashes: NDArray[np.uint64]) -> None:
+        """Add the next records."""
         start = int(self.counts.sum())
         counts = np.bincount(strata, minlength=len(self.counts))
         counts[: len(self.counts)] += self.counts
         self.counts = counts
-        ranks = record_keys((folded ^ self._salt).view(np.int64))
+        ranks = record_keys((hashes ^ self._salt).view(np.int64))
         self._strata = np.concatenate([self._strata, strata])
         self._ranks = np.concatenate([self._ranks, ranks])
         self._rows = np.concatenate([self._rows, np.arange(start, start + strata.size)])
         if self._rows.size > 2 * self._most:
-            # What a stratum gets becomes no more as others grow, but for a remainder of one.
+            # As other strata grow, a stratum's size shrinks, up to a remainder of one.
             self._keep(
                 np.minimum(self.counts, sample_sizes(self.counts, most=self._most).max() + 1)
             )
 
     def rows(self) -> Int:
-        """Return the rows that are taken, sorted."""
+        """The selected rows, sorted."""
         self._keep(sample_sizes(self.counts, most=self._most))
         return np.sort(self._rows)
 
@@ -166,10 +142,8 @@ class _Choice:
 
 
 def sample_sizes(counts: Int, *, most: int) -> Int:
-    """Return how many records of each stratum are taken: the same of all, the rarer ones whole.
+    """Number of records taken per stratum: equal numbers, the rarer ones whole.
 
-    Examples
-    --------
     >>> sample_sizes(np.array([900, 80, 10]), most=200).tolist()
     [110, 80, 10]
     """

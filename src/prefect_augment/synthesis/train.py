@@ -1,4 +1,4 @@
-"""Train: encoder and model fitted on the training records, kept as a checkpoint by digest."""
+"""Fit encoder and model on the training records, and store them as a checkpoint by digest."""
 
 from __future__ import annotations
 
@@ -29,12 +29,7 @@ from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
-from prefect_augment.schema.base import (
-    DatasetInfo,
-    DatasetRef,
-    Modality,
-    ModelRef,
-)
+from prefect_augment.schema.base import DatasetInfo, DatasetRef, Modality, ModelRef
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.spill import give_back
@@ -49,22 +44,16 @@ from prefect_augment.synthesis.effort import (
     plain_context,
 )
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
-from prefect_augment.synthesis.resume import CurveKeeper, Resume
-from prefect_augment.synthesis.reuse import find_earlier, keep_training
+from prefect_augment.synthesis.resume import CurveRecorder, Resume
+from prefect_augment.synthesis.reuse import find_previous, keep_training
 from prefect_augment.synthesis.subsample import n_training_records, read_training_records
 
-__all__ = [
-    "MIN_IMAGES",
-    "find_model",
-    "fit_model",
-    "train",
-    "why_no_image_model",
-]
+__all__ = ["MIN_IMAGES", "find_model", "fit_model", "train", "why_no_image_model"]
 
 logger = logging.getLogger(__name__)
 
-# By default no image model is trained on a CPU for larger images or fewer images seen: none that was
-# helped there (research/images.md, section 9).
+# By default no image model is trained on a CPU for larger images or fewer images seen, where none
+# helped (research/images.md, section 9).
 MAX_CPU_SIZE = 32
 MIN_IMAGES = 200_000
 
@@ -76,32 +65,30 @@ Progress = Callable[[float, str], None]
 def train(experiment: Experiment, store: Store, *, on_progress: Progress | None = None) -> ModelRef:
     """Fit encoder and model on the training records; validation and hold-out are not read.
 
-    A model that was trained before on most of these records is taken instead, while no class has
-    grown by more than ``budget.reuse_growth`` since and its encoder's domain holds.
-
-    A model that is trained in steps leaves two kinds of receipts: how this machine trains it, which
-    turns minutes into steps once, and checkpoints, from which an interrupted run goes on.
+    A previous model of most of these records is reused while no class has grown by more than
+    ``budget.reuse_growth`` and its encoder's domain holds. A model trained in steps leaves two
+    kinds of receipts: the calibration that turns minutes into steps, and checkpoints that resume an
+    interrupted run.
 
     Parameters
     ----------
     experiment : Experiment
-        Ingested records; the plan says by which further columns classes are divided into strata; the
-        kind of model, its params, the budget and the seed.
+        Ingested records, the plan with the columns of the strata, model params, budget and seed.
     store : Store
         The root that the dataset lies under.
     on_progress : callable, optional
-        Called with the fraction done and what is being done.
+        Called with the fraction done and a message.
 
     Returns
     -------
     ModelRef
-        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` training records; the notes say which
-        were left out, and how long training took.
+        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` training records; the notes name
+        the others.
 
     Raises
     ------
     ParameterError
-        If no model is wanted, or the budget is too small for one step.
+        If the params name no model, or the budget is too small for one step.
     EmptyClassError
         If there is no training record.
     """
@@ -112,7 +99,7 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
 def _train(job: _Job, on_progress: Progress | None) -> ModelRef:
     records, dataset = job.records(), job.dataset
     counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
-    earlier = find_earlier(
+    previous = find_previous(
         job.stage,
         request=job.request,
         dataset=dataset,
@@ -120,23 +107,23 @@ def _train(job: _Job, on_progress: Progress | None) -> ModelRef:
         counts=counts,
         growth=job.budget.reuse_growth,
     )
-    if earlier is not None:
-        return earlier
+    if previous is not None:
+        return previous
     fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
     restored = resume.load()
-    curve = CurveKeeper(restored)
+    curve = CurveRecorder(restored)
     n_steps = context.steps or records.n_features
     context = replace(
         context,
-        report=curve.heard(_progress(on_progress, n_steps, unit=_UNITS[job.info.modality])),
-        checkpoint=curve.kept(resume.save),
+        report=curve.recording(_progress(on_progress, n_steps, unit=_UNITS[job.info.modality])),
+        checkpoint=curve.checkpointing(resume.save),
         checkpoint_seconds=job.budget.checkpoint_seconds,
         restored=restored,
     )
     fitted.fit(records.data, context)
-    curve.leave(job.stage)
+    curve.store(job.stage)
     keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
         keep_model(
@@ -154,14 +141,15 @@ def _train(job: _Job, on_progress: Progress | None) -> ModelRef:
 
 
 def find_model(experiment: Experiment, store: Store) -> ModelRef | None:
-    """Return the model that :func:`train` would find trained already, or None."""
+    """The model that :func:`train` would find trained already, or None."""
     return _Job.of(experiment, store).stage.outcome(ModelRef)
 
 
 def why_no_image_model(experiment: Experiment, store: Store) -> str:
-    """Return why ``auto`` should train no image model here, as a sentence; empty where it should.
+    """Reason why ``auto`` should train no image model here, as a sentence; empty where it should.
 
-    Where the size does not decide, the speed is measured, once: :func:`train` finds the receipt.
+    Where the image size does not decide, this measures the speed once; :func:`train` reuses the
+    receipt.
     """
     job = _Job.of(experiment, store)
     if job.info.modality != "image" or not job.model_class.trained_in_steps:
@@ -201,22 +189,10 @@ def fit_model(
     budget: Budget | None = None,
     on_progress: Progress | None = None,
 ) -> GenerativeModel:
-    """Return a model fitted on records in memory; nothing is kept, so nothing can be resumed.
+    """Fit a model on records in memory; nothing is stored, so nothing can be resumed.
 
-    Parameters
-    ----------
-    data : TableData or ImageData
-        Encoded records, and each one's stratum as an index into ``spec.classes``.
-    spec : TableSpec or ImageSpec
-        From :func:`table_spec` or :func:`image_spec`; its ``class_counts`` are of these records.
-    params : ModelParams
-        Which model.
-    seed : int
-        Seed of everything random in training.
-    budget : Budget, optional
-        For models that are trained in steps.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
+    ``spec`` comes from :func:`.table_spec` or :func:`.image_spec`, with the counts of these
+    records; ``budget`` is for models trained in steps.
     """
     budget = budget or Budget()
     modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
@@ -234,7 +210,7 @@ def fit_model(
 
 @dataclass(frozen=True)
 class _Records:
-    """Encoded training records and what describes them."""
+    """Encoded training records and their description."""
 
     encoder: Encoder
     spec: TableSpec | ImageSpec
@@ -248,7 +224,7 @@ class _Records:
 
 @dataclass(frozen=True)
 class _Job:
-    """One training run: what is requested, where it lies, and what it reads."""
+    """One training run: its request, stage and inputs."""
 
     dataset: DatasetRef
     info: DatasetInfo
@@ -272,13 +248,15 @@ class _Job:
         check_budget(model_class, budget, kind)
         plan = experiment.plan
         by = list(plan.classes[0].by) if plan.classes else []
-        effort = effective_budget(budget) if model_class.trained_in_steps else Budget()
+        key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
         most = _most(model_class)
         inputs: list[Any] = [kind, by, most if 0 < most < n_training_records(info) else 0]
-        request = step_key("train", {"model": params, "budget": effort}, inputs=inputs, seed=seed)
-        effort = effort.model_copy(update={"reuse_growth": budget.reuse_growth})
+        request = step_key(
+            "train", {"model": params, "budget": key_budget}, inputs=inputs, seed=seed
+        )
+        key_budget = key_budget.model_copy(update={"reuse_growth": budget.reuse_growth})
         inputs += [dataset.key, dataset.digest]
-        key = step_key("train", {"model": params, "budget": effort}, inputs=inputs, seed=seed)
+        key = step_key("train", {"model": params, "budget": key_budget}, inputs=inputs, seed=seed)
         stage = Stage(store, "train", key)
         return cls(dataset, info, str(kind), params, model_class, by, budget, seed, stage, request)
 
@@ -295,7 +273,7 @@ class _Job:
         strata = _strata_codes(table, encoder)
         data: Any = encoder.encode(table)
         del table
-        give_back()  # training needs other sizes
+        give_back()  # free memory for training
         if isinstance(encoder, ImageEncoder):
             return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
         spec = table_spec(encoder, strata)
@@ -316,7 +294,7 @@ class _Job:
         )
 
     def context(self, fitted: GenerativeModel, data: TableData | ImageData) -> FitContext:
-        """Return how to train: by the receipt where the model leaves one."""
+        """Training context, from the calibration if the model has one."""
         calibration = self.calibration(fitted, data)
         announce(self.kind, data, self.budget, calibration)
         if calibration is None:
@@ -326,7 +304,7 @@ class _Job:
     def calibration(
         self, fitted: GenerativeModel, data: TableData | ImageData
     ) -> Calibration | None:
-        """Return the receipt of how this run is trained; measure where there is none yet."""
+        """Receipt of how this run is trained; measured if there is none yet."""
         if not isinstance(fitted, Calibrates):
             return None
         model: Calibrates = fitted  # for the closure, where the check above is forgotten
@@ -336,7 +314,7 @@ class _Job:
 
 
 def _most(model_class: Any) -> int:
-    """Return how many records the model is fitted on at most; 0 for all."""
+    """Largest training set of the model; 0 for no limit."""
     return int(getattr(model_class, "max_training_records", 0))
 
 
@@ -349,7 +327,7 @@ def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
 def _progress(
     on_progress: Progress | None, n_steps: int, *, unit: str
 ) -> Callable[[int, Mapping[str, float]], None]:
-    """Return what models report to: step and scalars become a fraction and a sentence."""
+    """Report callback of models: step and scalars become a fraction and a message."""
     started = time.monotonic()
 
     def report(step: int, scalars: Mapping[str, float]) -> None:
@@ -367,7 +345,7 @@ def _progress(
             seconds = (time.monotonic() - started) * (1 - done) / done
         else:
             seconds = 0.0
-        if seconds:  # first: the run's page shows some thirty letters of the line
+        if seconds:  # first: the run's page shows about thirty letters
             words.insert(0, f"{seconds:.0f} s left")
         text = ", ".join(words)
         on_progress(done, text)

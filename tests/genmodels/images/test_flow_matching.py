@@ -26,7 +26,7 @@ from prefect_augment.genmodels.images.flow_training import (  # noqa: E402
     velocity_loss,
 )
 from prefect_augment.genmodels.images.training import (  # noqa: E402
-    N_TOLD,
+    N_AUGMENT,
     ImageRecords,
     moved,
     turned,
@@ -148,7 +148,7 @@ def phase(params: DiffusionModel, n_batch: int = 20_000) -> FlowPhase:
     images = (
         np.where(y == 0, 10, 200).astype(np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     )
-    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_TOLD)
+    network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_AUGMENT)
     records = ImageRecords.of(
         ImageData(images, y), n_classes=2, class_power=params.class_power, device=Device()
     )
@@ -246,9 +246,9 @@ def test_guidance_moves_away_from_the_unlabelled_velocity() -> None:
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 0.3)
     y = torch.tensor([0, 1, 0, 1])
     with torch.inference_mode():
-        conditional = plain._velocity(network, y)(x, t)
+        conditional = plain._velocity(network, y, plain.params.guidance)(x, t)
         free = plain._velocity(network, torch.full_like(y, 2))(x, t)
-        steered = guided._velocity(network, y)(x, t)
+        steered = guided._velocity(network, y, guided.params.guidance)(x, t)
         torch.testing.assert_close(steered, free + 2 * (conditional - free))
     assert float((conditional - free).abs().max()) > 1e-3
 
@@ -275,7 +275,9 @@ def test_guidance_moves_away_from_an_early_network_that_is_kept() -> None:
     x, t, y = torch.randn(4, 1, 8, 8), torch.full((4,), 0.3), torch.tensor([0, 1, 0, 1])
     with torch.inference_mode(), model.device.autocast():
         late, soon = network(x, t, y), early(x, t, y)
-        torch.testing.assert_close(model._velocity(network, y)(x, t), soon + 1.5 * (late - soon))
+        torch.testing.assert_close(
+            model._velocity(network, y, model.params.guidance)(x, t), soon + 1.5 * (late - soon)
+        )
     assert float((late - soon).abs().max()) > 1e-3
     config, arrays = model.state()
     again = Diffusion.from_state(config, arrays)

@@ -133,17 +133,11 @@ def test_the_class_is_told_by_its_likelihood_and_the_corner_by_a_latent_number(m
     assert model.elbo(data.images, data.y)[1] > 0
 
 
-def test_traversals_change_one_number_of_one_image(model: Vae) -> None:
-    data = squares()
-    said = model.informative(data.images)
-    assert said.shape == (3,)
-    assert (said >= 0).all()
-    most = int(said.argmax())
-    made = model.traversals(data.images[0], np.array([most]), span=2.0, n_steps=5)
-    assert made.shape == (1, 5, *SPEC.shape)
-    middle = model.reconstruct(data.images[:1])[0].astype(int)
-    assert np.abs(made[0, 2] - middle).max() <= 1
-    assert np.abs(made[0, 0].astype(int) - made[0, 4]).mean() > 5
+def test_informative_numbers_have_a_positive_divergence(model: Vae) -> None:
+    nats = model.informative(squares().images)
+    assert nats.shape == (3,)
+    assert (nats >= 0).all()
+    assert nats.max() > 0
 
 
 def test_strange_images_are_less_likely(model: Vae) -> None:

@@ -15,17 +15,15 @@ from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # n
 from prefect_augment.genmodels.tables.flow import (  # noqa: E402
     FlowPhase,
     TableFlow,
-    noisy,
-    part_losses,
 )
 from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
     FlowNetwork,
-    carried,
     draw_choices,
     drawing_order,
+    integrate_scores,
 )
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.tables.training import Encoded, held_back_rows  # noqa: E402
+from prefect_augment.genmodels.tables.training import Encoded, held_out_rows  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
 from prefect_augment.synthesis.train import fit_model  # noqa: E402
@@ -134,7 +132,7 @@ def test_scores_are_carried_with_at_least_second_order() -> None:
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     known, has_score = torch.zeros(64, 3), torch.ones(64, 3, dtype=torch.bool)
     errors = [
-        float((carried(network, known, noise, has_score, n) - SPREAD * noise).abs().max())
+        float((integrate_scores(network, known, noise, has_score, n) - SPREAD * noise).abs().max())
         for n in (40, 80)
     ]
     assert errors[1] < 0.002
@@ -174,7 +172,7 @@ def test_loss_is_that_of_a_loop_over_records() -> None:
     has_score = np.array([[True, False], [True, True], [False, False]])
     t = np.array([0.1, 0.5, 0.9], dtype=np.float32)
     batch = tuple(torch.from_numpy(a) for a in (codes, shown, y, scores, has_score, noise, t))
-    found = {name: loss.detach() for name, loss in part_losses(network, batch).items()}
+    found = {name: loss.detach() for name, loss in FlowPhase.part_losses(network, batch).items()}
     entropy, error = [], []
     for i in range(3):
         label = torch.tensor([y[i]])
@@ -205,7 +203,7 @@ def test_most_records_hide_their_last_codes_as_when_they_are_drawn() -> None:
     codes = torch.zeros(n, n_choices, dtype=torch.int64)
     none = torch.zeros(n, 0)
     records = Encoded(codes, none.double(), none.double(), none.bool(), torch.zeros(n))
-    shown = noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
+    shown = FlowPhase.noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
     n_shown = shown.sum(axis=1)
     assert n_shown.max() == n_choices - 1, "something is hidden"
     one, two = shown[n_shown == 1], shown[n_shown == 2]
@@ -243,11 +241,11 @@ def test_classes_are_drawn_by_a_power_of_their_counts(power: float, rare: float)
 
 def test_a_tenth_is_held_back_of_the_classes_that_can_spare_it() -> None:
     y = np.repeat([0, 1, 2], [200, 40, 8]).astype(np.int64)
-    rows = held_back_rows(y, 5)
+    rows = held_out_rows(y, 5)
     assert np.bincount(y[rows], minlength=3).tolist() == [20, 4, 0]
-    assert (held_back_rows(y, 5) == rows).all()
-    assert set(held_back_rows(y, 6)) != set(rows)
-    assert not len(held_back_rows(y[200:], 5)), "four records say too little"
+    assert (held_out_rows(y, 5) == rows).all()
+    assert set(held_out_rows(y, 6)) != set(rows)
+    assert not len(held_out_rows(y[200:], 5)), "four records say too little"
 
 
 def test_passes_over_the_records_are_limited_however_large_the_budget() -> None:

@@ -12,13 +12,13 @@ pytest.importorskip("torch")
 import torch
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
+from prefect_augment.genmodels.base import FitContext, SamplesWithValues, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.tables.flow import TableFlow
 from prefect_augment.genmodels.tables.flow_network import (
     N_TRIED,
     FlowNetwork,
-    draw_choices_given,
+    draw_choices_with_values,
 )
 from prefect_augment.params import FlowModel
 
@@ -49,8 +49,8 @@ def model() -> TableFlow:
 
 
 def draw(model: TableFlow, given: dict[int, float], k: int = 0, n: int = 2048) -> np.ndarray:
-    kept, X = model.sample_given(
-        np.full(n, k, dtype=np.int64), seeds=seeds_from(5, 0, n), given=given
+    kept, X = model.sample_with_values(
+        np.full(n, k, dtype=np.int64), seeds=seeds_from(5, 0, n), values=given
     )
     assert len(kept) == len(X)
     assert (np.diff(kept) > 0).all()
@@ -62,7 +62,7 @@ def draw(model: TableFlow, given: dict[int, float], k: int = 0, n: int = 2048) -
     [{2: 1.0}, {3: 2.0}, {0: 2.5}, {1: 0.0}, {3: np.nan}, {2: 0.0, 3: 0.0, 1: 0.0}, {4: 7.0}],
 )
 def test_every_record_has_the_given_values(model: TableFlow, given: dict[int, float]) -> None:
-    assert isinstance(model, SamplesGiven)
+    assert isinstance(model, SamplesWithValues)
     X = draw(model, given)
     assert len(X) > 5
     for j, value in given.items():
@@ -116,7 +116,9 @@ def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
         likely = network.logits(known)[:, 2:].softmax(dim=1)[:, 1].numpy()
     n = 10_000
     uniforms = torch.rand(n, 2 * N_TRIED + 1, generator=torch.Generator().manual_seed(0)).double()
-    codes = draw_choices_given(network, torch.zeros(n, dtype=torch.int64), uniforms, {1: 1}).numpy()
+    codes = draw_choices_with_values(
+        network, torch.zeros(n, dtype=torch.int64), uniforms, {1: 1}
+    ).numpy()
     assert (codes[:, 1] == 1).all()
     exact = 0.2 * likely[1] / (0.2 * likely[1] + 0.8 * likely[0])
     # Of so many draws, k have the code; one is taken by how likely the given code is after it.
@@ -129,7 +131,7 @@ def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
 
 def test_what_no_training_record_has_is_refused(model: TableFlow) -> None:
     for given in ({3: 3.0}, {0: np.nan}, {0: 99.0}, {4: 6.0}):
-        with pytest.raises(ParameterError, match="no training record has the value"):
+        with pytest.raises(ParameterError, match="no training record has the requested value"):
             draw(model, given)
 
 
@@ -137,9 +139,11 @@ def test_a_micro_batch_gives_the_same_bits_alone(model: TableFlow) -> None:
     """What stages rely on: whole micro-batches are drawn, and each has its place."""
     n = 2 * model.micro_batch
     classes, seeds = np.zeros(n, dtype=np.int64), seeds_from(1, 0, n)
-    kept, X = model.sample_given(classes, seeds=seeds, given={0: 1.0, 2: 0.0})
+    kept, X = model.sample_with_values(classes, seeds=seeds, values={0: 1.0, 2: 0.0})
     half = slice(model.micro_batch, n)
-    rows, alone = model.sample_given(classes[half], seeds=seeds[half], given={0: 1.0, 2: 0.0})
+    rows, alone = model.sample_with_values(
+        classes[half], seeds=seeds[half], values={0: 1.0, 2: 0.0}
+    )
     late = kept >= model.micro_batch
     assert (rows + model.micro_batch).tolist() == kept[late].tolist()
     assert alone.tobytes() == X[late].tobytes()
@@ -147,6 +151,6 @@ def test_a_micro_batch_gives_the_same_bits_alone(model: TableFlow) -> None:
 
 def test_records_without_given_values_are_as_before(model: TableFlow) -> None:
     classes, seeds = np.zeros(300, dtype=np.int64), seeds_from(2, 0, 300)
-    kept, X = model.sample_given(classes, seeds=seeds, given={})
+    kept, X = model.sample_with_values(classes, seeds=seeds, values={})
     assert len(kept) == 300
     assert X.tobytes() == model.sample(classes, seeds=seeds).tobytes()

@@ -15,8 +15,8 @@ from prefect_augment.genmodels.tables.flow_marginals import (  # noqa: E402
     Compared,
     Margins,
     classes_to_draw,
-    lacking_bias,
     score_shifts,
+    share_bias,
 )
 from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout  # noqa: E402
 from prefect_augment.params import FlowModel  # noqa: E402
@@ -83,7 +83,7 @@ def test_a_code_that_is_drawn_half_as_often_gets_the_logarithm_of_two() -> None:
     layout = CodeLayout((2,))
     real = of_codes([0] * 4000 + [1] * 4000, [0] * 8000)
     made = of_codes([0] * 1500 + [1] * 4500, [0] * 6000)
-    found = lacking_bias(layout, real, made, 1)[0].numpy()
+    found = share_bias(layout, real, made, 1)[0].numpy()
     assert found == pytest.approx(np.log([0.5 / 0.25, 0.5 / 0.75]), abs=0.01)
 
 
@@ -92,7 +92,7 @@ def test_a_class_of_few_records_follows_all_classes() -> None:
     layout = CodeLayout((2,))
     real = of_codes([0] * 500 + [1] * 500 + [0, 0], [0] * 1000 + [1, 1])
     made = of_codes([0] * 500 + [1] * 500 + [0] * 100 + [1] * 100, [0] * 1000 + [1] * 200)
-    found = lacking_bias(layout, real, made, 2).numpy()
+    found = share_bias(layout, real, made, 2).numpy()
     assert np.abs(found).max() < 0.1
 
 
@@ -101,7 +101,7 @@ def test_a_small_class_that_is_drawn_as_it_is_gets_no_bias() -> None:
     layout = CodeLayout((2,))
     real = of_codes([0] * 900 + [1] * 100 + [0] * 4 + [1] * 16, [0] * 1000 + [1] * 20)
     made = of_codes([0] * 900 + [1] * 100 + [0] * 200 + [1] * 800, [0] * 1000 + [1] * 1000)
-    assert np.abs(lacking_bias(layout, real, made, 2).numpy()).max() < 1e-6
+    assert np.abs(share_bias(layout, real, made, 2).numpy()).max() < 1e-6
 
 
 def test_scores_get_the_quantiles_of_their_class() -> None:

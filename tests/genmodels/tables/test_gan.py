@@ -67,7 +67,9 @@ def test_made_records_have_sharp_codes_and_no_score_where_the_code_says_so() -> 
     assert 0 < int((other > 0.5).sum()) < 50
     scores.sum().backward()
     assert network.gan["generator"].last.weight.grad is not None
-    assert network.compared(torch.randn(7, made.shape[1] + 2)).shape == (3,), "whole packs alone"
+    assert network.critic_scores(torch.randn(7, made.shape[1] + 2)).shape == (3,), (
+        "whole packs alone"
+    )
 
 
 def test_each_loss_moves_its_own_networks() -> None:

@@ -11,7 +11,7 @@ from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # n
 from prefect_augment.genmodels.counter_rng import record_keys  # noqa: E402
 from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
-from prefect_augment.genmodels.tables.reranking import Chooser, features_of  # noqa: E402
+from prefect_augment.genmodels.tables.reranking import Reranker, features_of  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
 
 N = 1500
@@ -33,14 +33,14 @@ def strayed(X: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def chooser() -> tuple[Chooser, MixedSpace]:
+def chooser() -> tuple[Reranker, MixedSpace]:
     real = records()
     space = MixedSpace.fit(TableData(real, Y), SPEC)
-    return Chooser.fit(real, records(1, strays=0.5), Y, space=space, seed=3), space
+    return Reranker.fit(real, records(1, strays=0.5), Y, space=space, seed=3), space
 
 
 def test_draws_that_stray_into_another_class_are_seldom_taken(
-    chooser: tuple[Chooser, MixedSpace],
+    chooser: tuple[Reranker, MixedSpace],
 ) -> None:
     draws = [records(10 + i, strays=0.5) for i in range(4)]
     chosen = chooser[0].choose(draws, Y, record_keys(np.arange(N)), chooser[1])
@@ -53,7 +53,7 @@ def test_draws_that_stray_into_another_class_are_seldom_taken(
 def test_draws_that_are_as_good_as_the_records_are_taken_as_they_come() -> None:
     real = records()
     space = MixedSpace.fit(TableData(real, Y), SPEC)
-    chooser = Chooser.fit(real, records(1), Y, space=space, seed=3)
+    chooser = Reranker.fit(real, records(1), Y, space=space, seed=3)
     draws = [records(10 + i) for i in range(4)]
     chosen = chooser.choose(draws, Y, record_keys(np.arange(N)), space)
     assert np.quantile(chosen[Y == 0, 0], [0.1, 0.5, 0.9]) == pytest.approx(
@@ -62,21 +62,21 @@ def test_draws_that_are_as_good_as_the_records_are_taken_as_they_come() -> None:
 
 
 def test_the_ratio_of_a_record_is_its_own_and_comes_back_from_arrays(
-    chooser: tuple[Chooser, MixedSpace],
+    chooser: tuple[Reranker, MixedSpace],
 ) -> None:
     found, space = chooser
     X = records(7)
     ratios = found.log_ratios(X, Y, space)
     alone = np.concatenate([found.log_ratios(X[i : i + 1], Y[i : i + 1], space) for i in range(9)])
     assert alone.tobytes() == ratios[:9].tobytes()
-    again = Chooser.from_arrays(found.arrays())
+    again = Reranker.from_arrays(found.arrays())
     assert again is not None
     assert again.log_ratios(X, Y, space).tobytes() == ratios.tobytes()
-    assert Chooser.from_arrays({}) is None
+    assert Reranker.from_arrays({}) is None
 
 
 def test_nulls_and_values_beyond_float32_have_features(
-    chooser: tuple[Chooser, MixedSpace],
+    chooser: tuple[Reranker, MixedSpace],
 ) -> None:
     X = np.array([[1e300, np.nan], [-1e300, 2.0]])
     assert np.isfinite(features_of(X, chooser[1])).all()

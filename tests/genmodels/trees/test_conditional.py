@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
+from prefect_augment.genmodels.base import FitContext, SamplesWithValues, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import TreesModel
@@ -43,14 +43,14 @@ def draw(
     model: TableTrees, given: dict[int, float], k: int = 0, n: int = 20_000, key: int = 5
 ) -> np.ndarray:
     seeds = seeds_from(key, 0, n)
-    kept, X = model.sample_given(np.full(n, k, dtype=np.int64), seeds=seeds, given=given)
+    kept, X = model.sample_with_values(np.full(n, k, dtype=np.int64), seeds=seeds, values=given)
     assert len(kept) == len(X)
     assert (np.diff(kept) > 0).all()
     return X
 
 
 def test_trees_can_be_given_values(model: TableTrees) -> None:
-    assert isinstance(model, SamplesGiven)
+    assert isinstance(model, SamplesWithValues)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_a_rare_level_is_found_about_as_often_as_it_occurs(model: TableTrees) ->
 
 def test_a_record_depends_on_its_own_seed_alone(model: TableTrees) -> None:
     classes, seeds = np.zeros(500, dtype=np.int64), seeds_from(1, 0, 500)
-    kept, X = model.sample_given(classes, seeds=seeds, given={3: 1.0, 0: 1.0})
+    kept, X = model.sample_with_values(classes, seeds=seeds, values={3: 1.0, 0: 1.0})
     for i in (0, len(kept) - 1):
-        one, alone = model.sample_given(
-            classes[:1], seeds=seeds[kept[i] : kept[i] + 1], given={3: 1.0, 0: 1.0}
+        one, alone = model.sample_with_values(
+            classes[:1], seeds=seeds[kept[i] : kept[i] + 1], values={3: 1.0, 0: 1.0}
         )
         assert one.tolist() == [0]
         assert alone.tobytes() == X[i : i + 1].tobytes()
@@ -123,10 +123,12 @@ def test_a_value_between_those_that_come_again_and_again_is_refused() -> None:
     trees = TableTrees.build(TreesModel(), spec)
     trees.fit(TableData(X, y), FitContext(seed=0))
     seeds = seeds_from(1, 0, 100)
-    _, drawn = trees.sample_given(np.zeros(100, dtype=np.int64), seeds=seeds, given={0: 30.0})
+    _, drawn = trees.sample_with_values(
+        np.zeros(100, dtype=np.int64), seeds=seeds, values={0: 30.0}
+    )
     assert drawn[:, 1].mean() == pytest.approx(30, abs=1)
     with pytest.raises(ParameterError, match="column 'a'"):
-        trees.sample_given(np.zeros(100, dtype=np.int64), seeds=seeds, given={0: 20.0})
+        trees.sample_with_values(np.zeros(100, dtype=np.int64), seeds=seeds, values={0: 20.0})
 
 
 def test_nothing_asked_is_nothing_drawn(model: TableTrees) -> None:
