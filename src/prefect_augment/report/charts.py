@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes: plain data in, bytes out."""
+"""The report's charts: plain data in, PNG bytes out."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ _ORIGIN_COLOUR: Final[Mapping[Origin, str]] = {
 
 @dataclass(frozen=True)
 class ClassBar:
-    """A class's training records before and after; ``weighted`` is what the weights make of them.
+    """A class's training records before and after, and their weighted count.
 
-    ``number`` is the class's place in the table beside the picture, see :func:`drawable`.
+    ``number`` is the class's row in the table beside the picture, see :func:`drawable`.
     """
 
     name: str
@@ -80,17 +80,13 @@ class ClassBar:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """An estimate with its range; ``points`` are single runs, drawn as small dots.
-
-    ``mark`` follows the name in brackets, and "chosen" is drawn in the accent colour; ``detail``
-    is a second line below the name.
-    """
+    """An estimate with its range."""
 
     name: str
     interval: Interval
-    points: tuple[float, ...] = ()
-    mark: str = ""
-    detail: str = ""
+    points: tuple[float, ...] = ()  # single runs, drawn as small dots
+    mark: str = ""  # follows the name in brackets; "chosen" is drawn in the accent colour
+    detail: str = ""  # a second line below the name
 
 
 @dataclass(frozen=True)
@@ -104,18 +100,7 @@ class RecallRow:
 
 
 def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
-    """Training records per class before and after, by origin, on a logarithmic axis.
-
-    Parameters
-    ----------
-    bars : sequence of ClassBar
-        In drawing order, from the top; at most :data:`MAX_ROWS`.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Training records per class before and after, by origin, on a logarithmic axis."""
     figure, ax = rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
     for y, bar in enumerate(bars):
         _count_line(ax, y, bar)
@@ -154,7 +139,7 @@ def _change(bar: ClassBar) -> str:
 
 
 def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
-    """Before, the origins that were added, after; a class without records has only its label."""
+    """Before, the added origins, after; a class without records has only its label."""
     total = sum(bar.after.values())
     at = bar.before
     for origin, colour in _ORIGIN_COLOUR.items():
@@ -183,7 +168,7 @@ def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
 
 
 def _near(a: float, b: float) -> bool:
-    """Whether two marks would lie on one another."""
+    """Whether two marks would overlap."""
     return abs(a - b) <= 0.05 * max(a, b)
 
 
@@ -195,25 +180,10 @@ def forest_chart(
     effect: float | None = None,
     legend: str = "",
 ) -> bytes:
-    """Estimates with their ranges, one below the other.
+    """Estimates with their ranges, one below the other, in percent or points.
 
-    Parameters
-    ----------
-    rows : sequence of ForestRow
-        From the top; at most :data:`MAX_ROWS`. Values are in percent or points.
-    label : str
-        What the axis measures, with its unit.
-    zero : bool
-        Draw the line of no difference.
-    effect : float, optional
-        Minimum detectable effect, drawn as a band around zero.
-    legend : str
-        What the bars mean.
-
-    Returns
-    -------
-    bytes
-        A PNG.
+    ``effect`` is the minimum detectable effect, drawn as a band around the line of no difference
+    (``zero``).
     """
     figure, ax = rows_figure([_forest_name(r) for r in rows], extra=0.95)
     if zero:
@@ -236,20 +206,7 @@ def forest_chart(
 
 
 def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
-    """Recall per class under two strategies with their intervals, in percent.
-
-    Parameters
-    ----------
-    rows : sequence of RecallRow
-        From the top; at most :data:`MAX_ROWS`.
-    before, after : str
-        Names of the two strategies.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Recall per class under two strategies with their intervals, in percent."""
     figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
         if row.before is not None:
@@ -273,20 +230,7 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
 def shapes_chart(
     panels: Sequence[ShapeSummary], *, names: tuple[str, str] = ("real", "synthetic")
 ) -> bytes:
-    """Histograms of up to six columns, real as grey areas, synthetic as blue lines.
-
-    Parameters
-    ----------
-    panels : sequence of ShapeSummary
-        One to :data:`SHAPES_PER_CHART` columns.
-    names : pair of str
-        What the legend calls the two, where they are something else.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Histograms of up to six columns, real as grey areas, synthetic as blue lines; ``names`` are for the legend."""
     n_rows = -(-len(panels) // 2)
     figure = Figure(
         figsize=(WIDTH, 1.75 * n_rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.09)
@@ -346,7 +290,7 @@ def _category_panel(ax: Axes, shape: ShapeSummary) -> None:
 
 
 def _date_mark(days: float, span: float) -> str:
-    """A mark on an axis of days since 1970, as fine as the axis' span needs it."""
+    """A mark on an axis of days since 1970, as fine as the axis' span requires."""
     day = str(np.datetime64(round(days), "D"))
     year, month_day = day[:-6], day[-5:]
     if span > 5 * 365:
@@ -360,7 +304,7 @@ def _name(name: str, number: int | None = None) -> str:
 
 
 def _forest_name(row: ForestRow) -> str:
-    """A row's label: the mark goes to the second line where the name needs the first."""
+    """A row's label; the mark goes to the second line where the name fills the first."""
     mark = f" ({row.mark})" if row.mark else ""
     if row.detail or not mark:
         return "\n".join(_name(text) for text in (row.name, row.detail) if text)
@@ -396,7 +340,7 @@ def _percent(interval: Interval) -> Interval:
 
 
 def curves_chart(curves: tuple[TrainingCurve, ...]) -> bytes:
-    """The losses over the steps, one panel below the other: they have scales of their own."""
+    """The losses over the steps, one panel each, since their scales differ."""
     figure = Figure(figsize=(WIDTH, 1.5 * len(curves) + 0.9), layout="constrained")
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     handles = []
