@@ -28,11 +28,11 @@ import numpy as np
 from _goals import Goal, print_goals
 from _image_scores import frechet
 
+from prefect_augment.evaluation.exact_tests import more_true
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summarise_shapes
 from prefect_augment.evaluation.metrics.scores import score_predictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.class_tests import more_true
 from prefect_augment.evaluation.quality.prdc import C2ST_FOLDS, c2st_auc, likeness
 
 HERE = Path(__file__).resolve().parent

@@ -122,9 +122,9 @@ def test_model_that_leaks_is_named_though_what_was_kept_does_not(
     found = summarise([kept, drawn], names=names, feature_space="a space")
     assert found.finding == "none shown"
     assert "do not hand on the model" in found.sentence
-    blind = summarise([kept, drawn], names=names, feature_space="", unusable="Others were seen.")
+    blind = summarise([kept, drawn], names=names, feature_space="", why_blind="Others were seen.")
     assert (blind.finding, blind.sentence) == ("not measured", "Others were seen.")
-    seen = summarise([drawn], names=names, feature_space="", unusable="Others were seen.")
+    seen = summarise([drawn], names=names, feature_space="", why_blind="Others were seen.")
     assert seen.finding == "leak"
 
 

@@ -350,8 +350,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         codes = np.concatenate([np.empty(0, dtype=np.int64), *y])
         return self._layout.from_arrow(self._decoded(parts)), self._by_stratum[codes]
 
-    # --- parts of it ---
-
     def _fit(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Fit everything; returns the matrix form and the class codes."""
         self._validate_params()

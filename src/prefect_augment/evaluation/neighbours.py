@@ -61,11 +61,13 @@ class Space(Protocol):
 
     def nearest(self, a: Any, b: Any, /) -> Float:
         """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        ...
+        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
 
     def nearest_others(self, a: Any, /) -> Float:
         """Distance of each to the nearest other one; infinite where there is none."""
-        ...
+        if len(a) < 2:
+            return np.full(len(a), np.inf)
+        return nearest_by_blocks(self.distances, a, a, to_others=True)
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,7 @@ class FeatureSpace:
 
 
 def nearest_by_blocks(
-    distances: Callable[[Any, Any], Float],
-    a: Any,
-    b: Any,
-    *,
-    to_others: bool = False,
-    k: int = 1,
+    distances: Callable[[Any, Any], Float], a: Any, b: Any, *, to_others: bool = False, k: int = 1
 ) -> Float:
     """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
-from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide
+from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide, inconclusive
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
@@ -26,13 +26,8 @@ from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synt
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.privacy import measure_external
 from prefect_augment.params import RunParams
-from prefect_augment.schema.base import (
-    BalancePlan,
-    Choice,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.plan.strategies import as_trained
+from prefect_augment.schema.base import BalancePlan, Choice, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment, HoldoutResult
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.shards.staged import read_part
@@ -153,21 +148,12 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
         ),
         "The rare classes get weight, at most five times that of the others.",
     )
-    verdict = Verdict(
-        decision="inconclusive",
-        reasons=reasons,
+    verdict = inconclusive(
+        reasons,
         chosen=strategy.name,
         baseline=strategy.name,
         published=strategy.name,
-        strategies={},
-        balanced_accuracy={},
-        differences=(),
-        minimum_detectable_effect=1.0,
-        class_recall={},
-        class_decisions={},
         not_compared=not_compared,
-        n_holdout=0,
-        n_seeds=0,
     )
     return strategy, verdict
 
@@ -205,7 +191,7 @@ def _predict_strategies(
     # A strategy and the same with tuned thresholds are trained once.
     names_of: dict[Strategy, list[str]] = {}
     for name, strategy in strategies.items():
-        names_of.setdefault(_as_trained(strategy), []).append(name)
+        names_of.setdefault(as_trained(strategy), []).append(name)
     requested = {
         trained: {name: multipliers[name] for name in names if name in with_copies}
         for trained, names in names_of.items()
@@ -295,13 +281,6 @@ def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
     )
     space = FeatureSpace.of(training.X, data.is_category)
     return holdout_leaks(training, validation, Labelled(holdout.X, holdout.y), space)
-
-
-def _as_trained(strategy: Strategy) -> Strategy:
-    """The strategy without thresholds, which are applied to predictions alone."""
-    if strategy.family != "threshold":
-        return strategy
-    return strategy.model_copy(update={"name": "as is", "family": "as_is", "tune_threshold": False})
 
 
 def _multipliers(

@@ -135,16 +135,12 @@ def diagnose(
     """
     if not verdict.balanced_accuracy:  # no compared class has a record
         return HoldoutResult()
-    params = evaluator.experiment.params
-    draws = {"n_bootstrap": params.evaluation.n_bootstrap, "seed": params.seed}
+    confirmed = {name: predictions[name] for name in corrupted}
     return HoldoutResult(
-        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies, **draws),
-        slices=_slices(verdict, predictions, evaluator, holdout, **draws) if holdout.by else None,
-        calibration=_calibration(
-            verdict, {name: predictions[name] for name in corrupted}, evaluator, holdout, candidates,
-            seed=params.seed,
-        ),
-    )  # fmt: skip
+        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies),
+        slices=_slices(verdict, predictions, evaluator, holdout) if holdout.by else None,
+        calibration=_calibration(verdict, confirmed, evaluator, holdout, candidates),
+    )
 
 
 def _robustness(
@@ -154,11 +150,8 @@ def _robustness(
     evaluator: Evaluator,
     holdout: Holdout,
     copies: Copies,
-    *,
-    n_bootstrap: int,
-    seed: int,
 ) -> RobustnessResult:
-    data, rows = holdout.records, copies.rows
+    data, rows, params = holdout.records, copies.rows, evaluator.experiment.params
     return robustness(
         data.y[rows],
         {name: predictions[name].hits(data.y)[:, rows] for name in corrupted},
@@ -170,8 +163,8 @@ def _robustness(
         pairs=pairs_of(verdict),
         compared=evaluator.records.compared,
         groups=None if data.groups is None else data.groups[rows],
-        n_bootstrap=n_bootstrap,
-        seed=seed,
+        n_bootstrap=params.evaluation.n_bootstrap,
+        seed=params.seed,
     )
 
 
@@ -180,11 +173,8 @@ def _slices(
     predictions: Mapping[str, StrategyPredictions],
     evaluator: Evaluator,
     holdout: Holdout,
-    *,
-    n_bootstrap: int,
-    seed: int,
 ) -> SliceResult:
-    data = holdout.records
+    data, params = holdout.records, evaluator.experiment.params
     as_is = next(name for name, p in predictions.items() if p.strategy.family == "as_is")
     # Where the data are published as they are, show what the chosen strategy would have done.
     after = verdict.published if verdict.published != as_is else verdict.chosen
@@ -197,8 +187,8 @@ def _slices(
         before=as_is,
         after=after,
         groups=data.groups,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
+        n_bootstrap=params.evaluation.n_bootstrap,
+        seed=params.seed,
     )
 
 
@@ -208,10 +198,8 @@ def _calibration(
     evaluator: Evaluator,
     holdout: Holdout,
     candidates: Synthetic | None,
-    *,
-    seed: int,
 ) -> CalibrationResult:
-    data = holdout.records
+    data, seed = holdout.records, evaluator.experiment.params.seed
     rows = _sample_rows(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
     draws = Draws.of(
         len(rows),

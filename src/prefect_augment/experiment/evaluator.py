@@ -27,7 +27,7 @@ from prefect_augment.encoding.arrays import (
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
-from prefect_augment.params import Quality
+from prefect_augment.params import Quality, RunParams
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import read_shards
@@ -37,6 +37,7 @@ from prefect_augment.synthesis.soft_labels import SHARE
 __all__ = [
     "Evaluator",
     "FilterQuery",
+    "OfExperiment",
     "Synthetic",
     "best_first",
     "filter_request",
@@ -137,6 +138,22 @@ class Evaluator(Protocol):
         ...
 
 
+class OfExperiment:
+    """What an evaluator takes from its experiment."""
+
+    experiment: Experiment
+
+    @property
+    def plan(self) -> BalancePlan:
+        """The experiment's plan."""
+        return self.experiment.plan
+
+    @property
+    def params(self) -> RunParams:
+        """The experiment's parameters."""
+        return self.experiment.params
+
+
 def kept_synthetic(
     evaluator: Evaluator, store: Store, *, with_dropped: bool = False
 ) -> Synthetic | None:
@@ -225,10 +242,7 @@ def filter_request(
 
 
 def best_first(
-    outcome: FilterOutcome,
-    strata: NDArray[np.int64],
-    ordinals: NDArray[np.int64],
-    quality: Quality,
+    outcome: FilterOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], quality: Quality
 ) -> NDArray[np.int64]:
     """Kept candidates by stratum and rank, so that a smaller amount is a prefix of a larger one."""
     # With soft labels all scores are 0, and the ordinals decide.

@@ -12,11 +12,7 @@ from prefect_augment.encoding.arrays import Labelled, Matrix
 from prefect_augment.experiment.evaluator import Evaluator, FilterQuery, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Quality
-from prefect_augment.schema.base import (
-    ClassFilter,
-    DatasetRef,
-    FilterResult,
-)
+from prefect_augment.schema.base import ClassFilter, DatasetRef, FilterResult
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage
@@ -103,10 +99,7 @@ def _nothing_to_filter(stage: Stage, quality: Quality) -> FilterResult:
 
 
 def _with_soft_labels(
-    kept: pa.Table,
-    strata: NDArray[np.int64],
-    evaluator: Evaluator,
-    seed: int,
+    kept: pa.Table, strata: NDArray[np.int64], evaluator: Evaluator, seed: int
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Kept records with one row per likely class, and the fields for the result."""
     data = evaluator.records

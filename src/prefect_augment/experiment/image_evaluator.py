@@ -32,13 +32,14 @@ from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
     FilterQuery,
+    OfExperiment,
     Synthetic,
     filter_request,
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.params import Classic, RunParams
+from prefect_augment.params import Classic
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, ImageInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.split.ledger_io import split_clusters
@@ -95,7 +96,7 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> I
 
 
 @dataclass(frozen=True)
-class ImageEvaluator:
+class ImageEvaluator(OfExperiment):
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     store: Store
@@ -103,16 +104,6 @@ class ImageEvaluator:
     info: DatasetInfo
     image: ImageInfo
     records: Records
-
-    @property
-    def plan(self) -> BalancePlan:
-        """The experiment's plan."""
-        return self.experiment.plan
-
-    @property
-    def params(self) -> RunParams:
-        """The experiment's parameters."""
-        return self.experiment.params
 
     @property
     def estimators(self) -> tuple[str, ...]:

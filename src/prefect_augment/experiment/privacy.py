@@ -84,7 +84,7 @@ def measure_external(evaluator: Evaluator, holdout: RealRecords, store: Store) -
             members=_part(data, np.arange(len(data.y))),
             others=_part(holdout, np.arange(len(holdout.y))),
             names=EXTERNAL,
-            unusable="" if evaluator.info.holdout_uri else NO_HOLDOUT,
+            why_blind="" if evaluator.info.holdout_uri else NO_HOLDOUT,
         )
     )
 
@@ -113,7 +113,7 @@ def _measured(
     members: Part,
     others: Part,
     names: SideNames,
-    unusable: str = "",
+    why_blind: str = "",
 ) -> Privacy:
     info, classes = evaluator.info, evaluator.records.classes
     space = evaluator.plain_space(np.concatenate([members.X, others.X]))
@@ -152,7 +152,7 @@ def _measured(
         )
     if n_largest > max_synthetic:
         notes.append(f"A random {max_synthetic:,} synthetic records of each class were compared.")
-    return summarise(sides, names=names, feature_space=space.name, notes=notes, unusable=unusable)
+    return summarise(sides, names=names, feature_space=space.name, notes=notes, why_blind=why_blind)
 
 
 def _codes(table: pa.Table, label: str, classes: tuple[str, ...]) -> np.ndarray:

@@ -13,21 +13,10 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.selection import choose_strategy
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
-from prefect_augment.experiment.evaluator import (
-    Evaluator,
-    Synthetic,
-    groups_of,
-    kept_synthetic,
-)
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, groups_of, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
-from prefect_augment.schema.base import (
-    Choice,
-    EstimatorScore,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.schema.base import Choice, EstimatorScore, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store

@@ -27,26 +27,13 @@ from prefect_augment.experiment.score import out_of_fold, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
-from prefect_augment.schema.base import (
-    Choice,
-    Result,
-    Strategy,
-    StrategyScore,
-)
+from prefect_augment.schema.base import Choice, Result, Strategy, StrategyScore
 from prefect_augment.schema.experiment import Experiment, Rung, SearchResult, Trial
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.effort import effective_budget
 
-__all__ = [
-    "N_FINALISTS",
-    "best_settings",
-    "finalists",
-    "pilot",
-    "rung",
-    "survivors",
-    "with_choice",
-]
+__all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
 
 N_FINALISTS = 3  # strategies that are scored with all seeds, beside as is
 
@@ -106,9 +93,6 @@ def _draw(evaluator: Evaluator, budget: Budget, rows: NDArray[np.int64], seed: i
     return draw_synthetic(evaluator, rows, seed=seed, budget=budget)
 
 
-# --- who goes on ------------------------------------------------------------------------------
-
-
 def best_settings(pilots: Sequence[StrategyScore]) -> list[StrategyScore]:
     """Each strategy's best setting, the best strategy first.
 
@@ -152,9 +136,6 @@ def finalists(full: Sequence[StrategyScore]) -> list[Strategy]:
     """The strategies that are scored with all seeds: as is and the best of the others."""
     ranked = sorted(full, key=lambda s: (s.strategy.family != "as_is", -s.score))
     return [score.strategy for score in ranked[: N_FINALISTS + 1]]
-
-
-# --- what the report shows --------------------------------------------------------------------
 
 
 def with_choice(info: SearchResult, choice: Choice) -> SearchResult:

@@ -34,6 +34,7 @@ from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
     FilterQuery,
+    OfExperiment,
     Synthetic,
     best_first,
     filter_request,
@@ -43,10 +44,10 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
-from prefect_augment.params import Budget, NoModel, RunParams
+from prefect_augment.params import Budget, NoModel
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
+from prefect_augment.schema.base import DatasetInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store
@@ -73,22 +74,12 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> T
 
 
 @dataclass(frozen=True)
-class TableEvaluator:
+class TableEvaluator(OfExperiment):
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     experiment: Experiment
     info: DatasetInfo
     records: Matrix
-
-    @property
-    def plan(self) -> BalancePlan:
-        """The experiment's plan."""
-        return self.experiment.plan
-
-    @property
-    def params(self) -> RunParams:
-        """The experiment's parameters."""
-        return self.experiment.params
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -221,11 +212,7 @@ _recent_lock = Lock()
 
 
 def draw_synthetic(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    *,
-    seed: int,
-    budget: Budget | None = None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None = None
 ) -> Synthetic:
     """Fit the model on some rows, draw records in matrix form, and keep those that pass the filter.
 
@@ -245,10 +232,7 @@ def draw_synthetic(
 
 
 def _key(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    seed: int,
-    budget: Budget | None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], seed: int, budget: Budget | None
 ) -> str:
     """A name of all that the draws depend on."""
     keys = "".join(evaluator.records.keys[rows].tolist()).encode()
@@ -259,11 +243,7 @@ def _key(
 
 
 def _draw_synthetic(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    *,
-    seed: int,
-    budget: Budget | None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None
 ) -> Synthetic:
     data = evaluator.records
     fold = stratified_folds(

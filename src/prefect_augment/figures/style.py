@@ -41,7 +41,7 @@ __all__ = [
     "font_path",
     "frame",
     "line_mark",
-    "log_marks",
+    "log_ticks",
     "png_bytes",
 ]
 
@@ -93,14 +93,14 @@ def axis_label(ax: Axes, text: str) -> None:
     ax.set_xlabel(text, fontsize=9, fontfamily=FONT, color=MUTED)
 
 
-def log_marks(low: float, largest: float) -> list[float]:
+def log_ticks(low: float, largest: float) -> list[float]:
     """Marks of a logarithmic axis as far as there are records, few enough to fit."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(largest)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        marks = [s * 10.0**k for k in decades for s in steps if low <= s * 10.0**k <= largest]
-        if len(marks) >= 2:
+        ticks = [s * 10.0**k for k in decades for s in steps if low <= s * 10.0**k <= largest]
+        if len(ticks) >= 2:
             break
-    return marks[:: math.ceil(len(marks) / 5)] if marks else [largest]
+    return ticks[:: math.ceil(len(ticks) / 5)] if ticks else [largest]
 
 
 def dot_mark(label: str, colour: str, *, marker: str = "o", hollow: bool = False) -> Line2D:

@@ -10,8 +10,6 @@ from prefect_augment.schema.base import Estimate
 
 __all__ = ["classifier_steps", "estimate", "estimate_images"]
 
-# --- tables -----------------------------------------------------------------------------------
-
 # Fitted by eye to single-thread fits on two shared cores, 2026-11: 300 to 100,000 records, 7 to 100
 # columns, 2 to 8 classes, 0.1 to 14 seconds a fit; then to the processor time of whole runs.
 _TREE_SECONDS = 0.1  # a gradient boosting fit of two classes, which grows a tree per iteration
@@ -66,8 +64,6 @@ def estimate(
         memory_bytes=_START_BYTES + 4 * n_bytes + _COPIES * 8 * n_values,
     )
 
-
-# --- images -----------------------------------------------------------------------------------
 
 CLASSIFIER_BATCH = 128  # images that the classifier draws per step
 # 800 steps for 12,000 records, as in research/images.md section 9; 300 is where a classifier of a

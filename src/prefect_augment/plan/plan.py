@@ -128,12 +128,7 @@ def plan(
 
 
 def _plan(
-    info: DatasetInfo,
-    params: RunParams,
-    store: Store,
-    *,
-    compares: bool,
-    declined: bool = False,
+    info: DatasetInfo, params: RunParams, store: Store, *, compares: bool, declined: bool = False
 ) -> BalancePlan:
     """The plan; ``declined``: auto found no model worth its time."""
     balance, quality, evaluation = params.balance, params.quality, params.evaluation

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
@@ -109,33 +110,18 @@ def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strateg
         Strategy(name="resampling", family="resampling", amount=0.0),
     ]
     if classic_prob:
-        strategies.append(
-            Strategy(
-                name="resampling + classic",
-                family="classic",
-                amount=0.0,
-                classic_prob=classic_prob,
-            )
-        )
-        strategies.append(
-            Strategy(
-                name="balanced softmax + classic",
-                family="loss",
-                amount=0.0,
-                classic_prob=classic_prob,
-            )
-        )
+        on_the_fly: dict[str, Any] = {"amount": 0.0, "classic_prob": classic_prob}
+        strategies += [
+            Strategy(name="resampling + classic", family="classic", **on_the_fly),
+            Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
+        ]
     if model:
         with_model = Strategy(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
         )
         strategies.append(with_model)
         if classic_prob:
-            both = {
-                "name": f"classic + {model}",
-                "family": "mixture",
-                "classic_prob": classic_prob,
-            }
+            both = {"name": f"classic + {model}", "family": "mixture", "classic_prob": classic_prob}
             strategies.append(with_model.model_copy(update=both))
     return tuple(strategies)
 
@@ -145,9 +131,6 @@ def as_trained(strategy: Strategy) -> Strategy:
     if strategy.family == "threshold":
         strategy = strategy.model_copy(update={"name": "as is", "family": "as_is"})
     return strategy.model_copy(update={"tune_threshold": False})
-
-
-# --- how many records -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -235,9 +218,6 @@ def wanted_records(
             n, effective, synthetic, classic, copies, counted, strategy.synthetic_weight
         )
     return wanted
-
-
-# --- the recipe -------------------------------------------------------------------------------
 
 
 def make_recipe(

@@ -125,9 +125,6 @@ def _check_names(overrides: Sequence[ClassTarget], labels: Collection[str]) -> N
             )
 
 
-# --- plans ------------------------------------------------------------------------------------
-
-
 def plan_classes(
     counts: Mapping[str, int],
     compared: Collection[str],
@@ -136,7 +133,7 @@ def plan_classes(
     can_sample: bool,
     soft_labels: bool = False,
     least: int = MIN_SAMPLED,
-    why_no_model: str = "no model was asked for",
+    why_no_model: str = "no model was requested",
 ) -> tuple[ClassPlan, ...]:
     """Per stratum, the synthetic and classic records that lead from its count to its target.
 

@@ -27,9 +27,7 @@ MAX_MOVE = 0.2
 
 
 def shard_weights(
-    recipe: Recipe,
-    counts: Iterable[Mapping[str, int]],
-    counted: Iterable[Mapping[str, float]],
+    recipe: Recipe, counts: Iterable[Mapping[str, int]], counted: Iterable[Mapping[str, float]]
 ) -> dict[str, float]:
     """The ``aug_weight`` of each stratum's records in the shards, exact in float32.
 
@@ -63,18 +61,18 @@ def keep_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: Sto
     if latest is None or any(recipe.copies.values()):
         return recipe
     parent = read_manifest(store, latest)
-    origins = {
+    by_origin = {
         "real": {c.name: c.n_real for c in plan.classes if c.n_real},
         "classic": recipe.classic,
         "synthetic": recipe.synthetic,
     }
-    goes_out = [origin for origin in origins if origin in publish.origins]
+    published = [origin for origin in by_origin if origin in publish.origins]
     synthetic = recipe.shares or recipe.synthetic
     shares = {"synthetic": {k: recipe.synthetic_weight * n for k, n in synthetic.items()}}
     fresh = shard_weights(
         recipe,
-        [origins[origin] for origin in goes_out],
-        [shares.get(origin, origins[origin]) for origin in goes_out],
+        [by_origin[origin] for origin in published],
+        [shares.get(origin, by_origin[origin]) for origin in published],
     )
     if fresh == parent.weights:
         return recipe

@@ -224,14 +224,11 @@ def _notes(
     return notes
 
 
-# --- counts -----------------------------------------------------------------------------------
-
-
 def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
     counts: dict[str, dict[Origin, int]] = {}
     for entry in plan.classes:
-        origins = counts.setdefault(entry.label, {"real": 0})
-        origins["real"] += entry.n_real
+        by_origin = counts.setdefault(entry.label, {"real": 0})
+        by_origin["real"] += entry.n_real
     return counts
 
 
@@ -273,23 +270,20 @@ def _quarantine(store: Store, info: DatasetInfo) -> dict[str, int]:
     return counts
 
 
-# --- records side by side ---------------------------------------------------------------------
-
-
 def _shapes(
     training: pa.Table, synthetic: pa.Table, info: DatasetInfo, rare: Sequence[str]
 ) -> dict[str, ColumnShape]:
     """Values of the learnt columns over the rare classes, real beside synthetic."""
-    kinds: dict[str, Literal["numeric", "category"]] = {}
+    column_kinds: dict[str, Literal["numeric", "category"]] = {}
     for column in info.columns:
         if column.kind == "numeric":
-            kinds[column.name] = "numeric"
+            column_kinds[column.name] = "numeric"
         elif column.kind == "category":
-            kinds[column.name] = "category"
+            column_kinds[column.name] = "category"
     sides = [_of_classes(training, info.label, rare), _of_classes(synthetic, info.label, rare)]
     return {
         name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
-        for name, kind in list(kinds.items())[:MAX_SHAPES]
+        for name, kind in list(column_kinds.items())[:MAX_SHAPES]
     }
 
 

@@ -34,7 +34,7 @@ from prefect_augment.figures.style import (
     ems,
     frame,
     line_mark,
-    log_marks,
+    log_ticks,
     png_bytes,
 )
 from prefect_augment.schema.base import Interval, Origin
@@ -109,7 +109,7 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     ax.set_xscale("log")
     low, high = _log_limits(bars, max(0.7, smallest * 0.6), largest)
     ax.set_xlim(low, high)
-    ax.set_xticks(log_marks(low, largest))
+    ax.set_xticks(log_ticks(low, largest))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
@@ -210,9 +210,9 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
     figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
         if row.before is not None:
-            _estimate(ax, y - 0.16, _percent(row.before), GREY, hollow=True)
+            _estimate(ax, y - 0.16, in_percent(row.before), GREY, hollow=True)
         if row.after is not None:
-            _estimate(ax, y + 0.16, _percent(row.after), BLUE)
+            _estimate(ax, y + 0.16, in_percent(row.after), BLUE)
     ax.set_xlim(-3, 103)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     axis_label(ax, "recall on the hold-out, %")
@@ -333,7 +333,7 @@ def _estimate(ax: Axes, y: float, interval: Interval, colour: str, *, hollow: bo
     ax.plot(interval.estimate, y, "o", mfc=face, mec=colour, mew=1.6, ms=6.5, zorder=3)
 
 
-def _percent(interval: Interval) -> Interval:
+def in_percent(interval: Interval) -> Interval:
     return Interval(
         estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
     )

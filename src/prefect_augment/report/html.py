@@ -165,7 +165,10 @@ def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
     shown = rows[: charts.MAX_ROWS]
     forest = [
         charts.ForestRow(
-            r.name, _percent(r.spread), tuple(100 * s for s in r.scores), _short_mark(r.mark)
+            r.name,
+            charts.in_percent(r.spread),
+            tuple(100 * s for s in r.scores),
+            _short_mark(r.mark),
         )
         for r in shown
     ]
@@ -188,7 +191,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
         return []
     strategies = _holdout_strategies(data)
     rows = [
-        charts.ForestRow(n, _percent(i), mark=_short_mark(_holdout_mark(data, n)))
+        charts.ForestRow(n, charts.in_percent(i), mark=_short_mark(_holdout_mark(data, n)))
         for n, i in strategies
     ]
     label = "balanced accuracy on the hold-out, %"
@@ -203,7 +206,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
     ]
     if verdict.differences:
         rows = [
-            charts.ForestRow(d.strategy, _percent(d.interval), detail=f"vs {d.against}")
+            charts.ForestRow(d.strategy, charts.in_percent(d.interval), detail=f"vs {d.against}")
             for d in verdict.differences
         ]
         details = "; ".join(
@@ -268,7 +271,7 @@ def _robustness_chart(data: ReportData) -> list[Chart]:
     if not shown:
         return []
     pair = f"{shown[0][1].strategy} against {shown[0][1].against}"
-    rows = [charts.ForestRow(c.name, _percent(d.interval)) for c, d in shown]
+    rows = [charts.ForestRow(c.name, charts.in_percent(d.interval)) for c, d in shown]
     label = "difference under each condition, points"
     png = charts.forest_chart(rows, label=label, zero=True, legend="95 % interval")
     details = "; ".join(f"{c.name}: {formats.interval_points(d.interval)}" for c, d in shown)
@@ -339,12 +342,6 @@ def _context(
     }
 
 
-def _percent(interval: Interval) -> Interval:
-    return Interval(
-        estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
-    )
-
-
 def _short_mark(mark: str) -> str:
     return mark if mark in ("chosen", "baseline") else ""
 
@@ -353,13 +350,9 @@ def _holdout_mark(data: ReportData, strategy: str) -> str:
     verdict = data.verdict
     if verdict is None:
         return ""
-    return (
-        "chosen"
-        if strategy == verdict.chosen
-        else "baseline"
-        if strategy == verdict.baseline
-        else ""
-    )
+    if strategy == verdict.chosen:
+        return "chosen"
+    return "baseline" if strategy == verdict.baseline else ""
 
 
 def _families_used(strategies: Sequence[StrategyRow], data: ReportData) -> list[tuple[str, str]]:

@@ -145,11 +145,9 @@ class ReportInfo(Findings):
     title: str = Field(description="the dataset's name")
     label: str = Field(description="the label column")
     status: Literal["published", "proposed", "refused", "evaluated"]
-    approval: str = Field(
-        description="who approved it, in a sentence; empty where nobody was asked"
-    )
+    approval: str = Field(description="who approved it, in a sentence; empty without an approval")
     plan: BalancePlan | None
-    notes: tuple[str, ...] = Field(description="what ingest said about the source")
+    notes: tuple[str, ...] = Field(description="notes of ingest on the source")
     columns: tuple[ColumnInfo, ...]
     part_counts: dict[str, dict[str, int]] = Field(description="part -> class -> real records")
     strategy_scores: tuple[StrategyScore, ...] = Field(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
     class_rows,
-    difference_text,
     headline,
     published_counts,
     strategy_rows,
@@ -18,6 +17,7 @@ from prefect_augment.text import (
     count,
     effect,
     interval_percent,
+    interval_points,
     markdown_text,
     percent,
 )
@@ -131,7 +131,11 @@ def _holdout(data: ReportData) -> list[str]:
     ]
     head = ("Strategy (on the hold-out)", "Balanced accuracy, % (95 % interval)")
     blocks = [_table(head, cells, numbers=range(1, 2))]
-    blocks += [markdown_text(difference_text(d)) + "." for d in verdict.differences]
+    blocks += [
+        markdown_text(f"“{d.strategy}” against “{d.against}”: {interval_points(d.interval)} points")
+        + "."
+        for d in verdict.differences
+    ]
     blocks.append(
         f"Differences below {effect(verdict.minimum_detectable_effect)} points cannot be told "
         f"from chance with {count(verdict.n_holdout)} hold-out records."

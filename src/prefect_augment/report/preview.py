@@ -22,11 +22,7 @@ __all__ = ["preview"]
 
 
 def preview(
-    source: Source,
-    classic: Classic,
-    *,
-    seed: int = 0,
-    source_options: dict[str, Any] | None = None,
+    source: Source, classic: Classic, *, seed: int = 0, source_options: dict[str, Any] | None = None
 ) -> bytes:
     """A sheet (PNG below 200 kB) of images of the rarest classes under each operation; stores nothing.
 

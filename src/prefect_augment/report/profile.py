@@ -15,12 +15,7 @@ from prefect_augment.encoding.columns import (
     is_comparable,
     value_type_of,
 )
-from prefect_augment.encoding.labels import (
-    check_classes,
-    class_names,
-    label_text,
-    missing_labels,
-)
+from prefect_augment.encoding.labels import check_classes, class_names, label_text, missing_labels
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.column_roles import describe, find_roles
 from prefect_augment.ingest.quarantine import by_reason
@@ -88,7 +83,7 @@ def _valid_profile(
         label=candidates.roles.label,
         columns=columns,
         counts=ordered,
-        usable=True,
+        is_valid=True,
         notes=[*notes, *candidates.scan.said(), *image_notes(image)],
         image=image,
     )
@@ -148,7 +143,7 @@ def _invalid_profile(
         label=label,
         columns=describe_summaries(source_scan.schema, summaries, label=label),
         counts=dict(counts.most_common(100)),
-        usable=False,
+        is_valid=False,
         notes=[problem, *source_scan.said()],
     )
 
@@ -162,7 +157,7 @@ def _profile(
     label: str,
     columns: tuple[ColumnInfo, ...],
     counts: dict[str, int],
-    usable: bool,
+    is_valid: bool,
     notes: list[str],
     image: ImageInfo | None = None,
 ) -> Profile:
@@ -171,7 +166,7 @@ def _profile(
         source=source.uri,
         format=listing.format,
         label=label,
-        usable=usable,
+        usable=is_valid,
         n_files=len(listing.entries),
         n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
         n_records=n_records,

@@ -183,13 +183,11 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
 
 def _classes(result: RunResult) -> str:
     """Training records per class before and after."""
-    before: dict[str, int] = {}
+    before, target = Counter[str](), Counter[str]()
     for entry in result.plan.classes:
-        before[entry.label] = before.get(entry.label, 0) + entry.n_real
+        before[entry.label] += entry.n_real
+        target[entry.label] += entry.target
     after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
-    target: dict[str, int] = {}
-    for entry in result.plan.classes:
-        target[entry.label] = target.get(entry.label, 0) + entry.target
     last = after or target
     lines = [
         f"| class | before | {'after' if after else 'target'} |",

@@ -12,12 +12,7 @@ from statistics import fmean
 
 from prefect_augment.report.json import ReportData
 from prefect_augment.schema.base import Difference, EstimatorScore, Interval, Origin, StrategyScore
-from prefect_augment.text import (
-    count,
-    interval_points,
-    natural_order,
-    points,
-)
+from prefect_augment.text import count, natural_order, points
 
 __all__ = [
     "ClassRow",
@@ -327,11 +322,3 @@ def _mark(data: ReportData, name: str, family: str) -> str:
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return fmean(listed) if listed else float("nan")
-
-
-def difference_text(difference: Difference) -> str:
-    """``“a” against “b”: +2.1 (+0.4 to +3.8) points``."""
-    return (
-        f"“{difference.strategy}” against “{difference.against}”: "
-        f"{interval_points(difference.interval)} points"
-    )

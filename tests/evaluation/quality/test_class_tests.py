@@ -8,6 +8,7 @@ from scipy.stats import fisher_exact
 
 from prefect_augment.encoding.arrays import Labelled, Limits
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.exact_tests import more_below, more_true
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.quality.class_tests import (
@@ -16,8 +17,6 @@ from prefect_augment.evaluation.quality.class_tests import (
     class_checks,
     class_verdict,
     describe_faults,
-    more_below,
-    more_true,
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
 from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness

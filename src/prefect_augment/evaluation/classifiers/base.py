@@ -28,6 +28,7 @@ __all__ = [
     "EstimatorKind",
     "TrainClassifier",
     "balanced_weights",
+    "checked_weights",
     "fit_estimator",
 ]
 
@@ -85,12 +86,8 @@ def fit_estimator(
     """
     if kind not in ("boosting", "logistic"):
         raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ParameterError("weights must be finite and not negative.")
+    weights = checked_weights(weights, len(y))
     used = weights > 0
-    if not used.any():
-        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
     X, y, weights = X[used], y[used], weights[used]
     weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
 
@@ -110,6 +107,16 @@ def fit_estimator(
         else:
             inner = _fit_logistic(X, y_dense, weights, columns)
     return _OverAllClasses(inner, columns, codes, n_classes)
+
+
+def checked_weights(weights: Float | None, n: int) -> Float:
+    """Weights of ``n`` records, ones by default; refuses negative, infinite and all-zero ones."""
+    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ParameterError("weights must be finite and not negative.")
+    if not (weights > 0).any():
+        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
+    return weights
 
 
 def balanced_weights(y: Int) -> Float:

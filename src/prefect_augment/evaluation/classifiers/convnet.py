@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.loop import train
@@ -84,7 +85,7 @@ def fit_image_classifier(
     """
     if loss not in ("ce", "balanced_softmax"):
         raise ParameterError(f"loss {loss!r} is unknown; choose 'ce' or 'balanced_softmax'.")
-    weights = _checked(weights, len(y))
+    weights = checked_weights(weights, len(y))
     where = choose_device(device, threads=1)
     scale = _value_scale(images)
     if (weights > 0).sum() < NARROW_BELOW:
@@ -180,9 +181,6 @@ class ConvNet(nn.Module):
         return logits
 
 
-# --- training ---------------------------------------------------------------------------------
-
-
 @dataclass
 class _Classifying:
     """The training phase that the shared loop runs."""
@@ -270,15 +268,6 @@ def _draws(
     return all_records, real_only
 
 
-def _checked(weights: Float | None, n: int) -> Float:
-    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ParameterError("weights must be finite and not negative.")
-    if not (weights > 0).any():
-        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
-    return weights
-
-
 def _log_prior(y: Int, weights: Float, prior: Float | None, n_classes: int) -> Tensor:
     shares = np.bincount(y, weights, minlength=n_classes) if prior is None else prior
     log_prior = np.full(n_classes, -np.inf)
@@ -322,8 +311,6 @@ def _to_batch(images: Tensor) -> Tensor:
 def _scaled(x: Tensor, scale: tuple[float, float]) -> Tensor:
     return ((x - scale[0]) / scale[1]).contiguous(memory_format=torch.channels_last)
 
-
-# --- threads ----------------------------------------------------------------------------------
 
 _lock = threading.Lock()
 _users = 0

@@ -123,9 +123,6 @@ def class_balanced_weights(shares: Float, y: Int, *, amount: float) -> Float:
     return weighted
 
 
-# --- the ensemble's parts ---
-
-
 @dataclass(frozen=True)
 class _Forest:
     """A random forest; nulls are native, levels are read as numbers."""

@@ -14,12 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = [
-    "ColumnShape",
-    "ShapeSummary",
-    "column_values",
-    "summarise_shapes",
-]
+__all__ = ["ColumnShape", "ShapeSummary", "column_values", "summarise_shapes"]
 
 MAX_LEVELS = 6  # further levels are summed: six bars stay legible in a small picture
 MAX_BINS = 24

@@ -66,9 +66,6 @@ class Corruption:
     apply: Callable[[NDArray[Any], np.random.Generator, Scale | None], NDArray[Any]]
 
 
-# --- tables -----------------------------------------------------------------------------------
-
-
 def _missing(X: Float, rng: np.random.Generator, scale: Scale | None) -> Float:
     return np.where(rng.random(X.shape) < TABLE_MISSING, np.nan, X)
 
@@ -102,9 +99,6 @@ TABLE_CORRUPTIONS = (
         _rounding,
     ),
 )
-
-
-# --- images -----------------------------------------------------------------------------------
 
 
 def _as_bytes(values: NDArray[np.floating[Any]]) -> Images:

@@ -25,7 +25,7 @@ from prefect_augment.schema.base import (
     Verdict,
 )
 
-__all__ = ["OnNoGain", "StrategyPredictions", "decide"]
+__all__ = ["OnNoGain", "StrategyPredictions", "decide", "inconclusive"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -123,7 +123,15 @@ def decide(
     compared = compared & (n_k > 0)
     why_not = _why_not_compared(classes, compared, n_k, not_compared or {})
     if not compared.any():
-        return _nothing_to_compare(chosen, baseline, on_no_gain, why_not, predictions)
+        return inconclusive(
+            ("The hold-out has no record of any compared class, so it compares no strategy.",),
+            chosen=chosen,
+            baseline=baseline,
+            published=chosen if on_no_gain == "publish" else baseline,
+            not_compared=why_not,
+            n_holdout=len(y),
+            n_seeds=predictions[chosen].n_seeds,
+        )
 
     # Paired intervals, the same draws for the strategies that take part in the decision.
     names = list(dict.fromkeys([chosen, baseline, as_is]))
@@ -254,29 +262,32 @@ def _advice_on_external(decision: Decision, published: str) -> str:
     return f"{advice}: of the other strategies use {published}."
 
 
-def _nothing_to_compare(
+def inconclusive(
+    reasons: tuple[str, ...],
+    *,
     chosen: str,
     baseline: str,
-    on_no_gain: OnNoGain,
-    why_not: dict[str, str],
-    predictions: Mapping[str, StrategyPredictions],
+    published: str,
+    not_compared: dict[str, str],
+    n_holdout: int = 0,
+    n_seeds: int = 0,
 ) -> Verdict:
-    """The verdict where the hold-out has no record of any compared class."""
+    """The verdict of a run in which no class can be compared."""
     return Verdict(
         decision="inconclusive",
-        reasons=("The hold-out has no record of any compared class, so it compares no strategy.",),
+        reasons=reasons,
         chosen=chosen,
         baseline=baseline,
-        published=chosen if on_no_gain == "publish" else baseline,
+        published=published,
         strategies={},
         balanced_accuracy={},
         differences=(),
         minimum_detectable_effect=1.0,
         class_recall={},
         class_decisions={},
-        not_compared=why_not,
-        n_holdout=next(iter(predictions[chosen].proba.values())).shape[1],
-        n_seeds=predictions[chosen].n_seeds,
+        not_compared=not_compared,
+        n_holdout=n_holdout,
+        n_seeds=n_seeds,
     )
 
 

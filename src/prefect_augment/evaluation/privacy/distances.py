@@ -155,9 +155,6 @@ def _finding(
     return over_all
 
 
-# --- in words -----------------------------------------------------------------------------------
-
-
 def _sentence(
     records: Records,
     finding: Finding,
@@ -222,15 +219,15 @@ def summarise(
     names: SideNames,
     feature_space: str,
     notes: Sequence[str] = (),
-    unusable: str = "",
+    why_blind: str = "",
 ) -> Privacy:
     """The measurement as the report shows it; the finding of ``sides[0]``, what is handed out, is the whole's.
 
-    ``unusable`` says why the others may have been seen, which makes the measurement blind; else it
+    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it
     is empty.
     """
     main = sides[0]
-    blind = bool(unusable) and main.finding in ("none shown", "gap")
+    blind = bool(why_blind) and main.finding in ("none shown", "gap")
     finding: Finding = "not measured" if blind else main.finding
     sentences = [main.sentence, *([] if main.finding == "too few" else [LIMITS])]
     for side in sides[1:]:
@@ -248,6 +245,6 @@ def summarise(
         rare_share=RARE_SHARE,
         sides=tuple(sides),
         finding=finding,
-        sentence=unusable if blind else " ".join(sentences),
-        notes=(*notes, *([unusable] if unusable else [])),
+        sentence=why_blind if blind else " ".join(sentences),
+        notes=(*notes, *([why_blind] if why_blind else [])),
     )

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.evaluation.exact_tests import more_below
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space
-from prefect_augment.evaluation.quality.class_tests import more_below
 
 __all__ = ["holdout_leaks"]
 

@@ -110,9 +110,6 @@ def _to_kth_other(space: Space, points: Any, k: int) -> Float:
     return nearest_by_blocks(space.distances, points, points, to_others=True, k=k)
 
 
-# --- the attack ---------------------------------------------------------------------------------
-
-
 def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | None:
     """A membership-inference attack by distance, over one class or several.
 
@@ -202,9 +199,6 @@ def _interval(auc: float, variance: float, n_groups: int, level: float) -> Inter
     logit = np.log(centre / (1 - centre))
     low, high = (1 / (1 + np.exp(-np.clip(logit + d, -700, 700))) for d in (-reach, reach))
     return Interval(estimate=auc, low=float(low), high=float(high))
-
-
-# --- closest records and rare ones ----------------------------------------------------------------
 
 
 def closeness(classes: Sequence[Distances]) -> Closeness | None:

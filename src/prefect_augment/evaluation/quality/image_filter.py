@@ -19,11 +19,8 @@ from scipy.fft import dctn
 
 from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
-from prefect_augment.evaluation.classifiers.convnet import (
-    ImageClassifier,
-    fit_image_classifier,
-)
-from prefect_augment.evaluation.neighbours import nearest_by_blocks
+from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
 from prefect_augment.evaluation.threads import single_threaded
@@ -131,7 +128,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class PictureSpace:
+class PictureSpace(Space):
     """Euclidean distance between features, each over its standard deviation within the classes."""
 
     estimator: ImageClassifier
@@ -175,19 +172,9 @@ class PictureSpace:
         distances[a.pixels[:, None] == b.pixels] = 0.0
         return distances
 
-    def nearest(self, a: Pictures, b: Pictures) -> Float:
-        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
-
-    def nearest_others(self, a: Pictures) -> Float:
-        """Distance of each to the nearest other one; infinite where there is none."""
-        if len(a) < 2:
-            return np.full(len(a), np.inf)
-        return nearest_by_blocks(self.distances, a, a, to_others=True)
-
 
 @dataclass(frozen=True)
-class ShiftSpace:
+class ShiftSpace(Space):
     """1 - correlation of gray images, the smallest over shifts by one pixel.
 
     Not a metric: an image and the same one moved have distance 0, and the border outside the inner
@@ -222,16 +209,6 @@ class ShiftSpace:
                     moved = _standard(a[:, dy : dy + height, dx : dx + width])
                     np.maximum(best, moved @ inner, out=best)
         return 1.0 - best.astype(np.float64)
-
-    def nearest(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
-        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
-
-    def nearest_others(self, a: NDArray[np.float32]) -> Float:
-        """Distance of each to the nearest other one; infinite where there is none."""
-        if len(a) < 2:
-            return np.full(len(a), np.inf)
-        return nearest_by_blocks(self.distances, a, a, to_others=True)
 
 
 def _standard(windows: NDArray[np.float32]) -> NDArray[np.float32]:

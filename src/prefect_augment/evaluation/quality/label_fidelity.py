@@ -19,7 +19,7 @@ from prefect_augment.evaluation.classifiers.base import Classifier, TrainClassif
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION
 
-__all__ = ["Halves", "label_limits", "mistaken", "real_probabilities", "utility_scores"]
+__all__ = ["Halves", "label_limits", "real_probabilities", "utility_scores"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -106,9 +106,3 @@ def label_limits(real: Sequence[Float | None], quantile: float) -> Float:
     """
     limits = [np.nan if p is None else np.quantile(p[:, k], quantile) for k, p in enumerate(real)]
     return np.array(limits, dtype=np.float64)
-
-
-def mistaken(proba: Float, classes: Int | int) -> Bool:
-    """Which records are taken for another class than their own, shape (n,)."""
-    wrong: Bool = proba.argmax(axis=1) != classes
-    return wrong

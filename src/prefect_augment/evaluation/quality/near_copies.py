@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import TrainClassifier
-from prefect_augment.evaluation.neighbours import (
-    MIN_VALIDATION,
-    Space,
-    near_copies,
-    real_distances,
-)
+from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space, near_copies, real_distances
 from prefect_augment.evaluation.quality.class_tests import CopyEvidence
 
 __all__ = [
@@ -178,9 +173,6 @@ def drop_copies_and_outliers(
 def set_reason(reason: NDArray[np.str_], rows: Int, why: str) -> None:
     """Give a reason to those rows that have none yet."""
     reason[rows[reason[rows] == ""]] = why
-
-
-# --- equal records ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

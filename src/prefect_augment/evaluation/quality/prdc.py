@@ -17,13 +17,7 @@ from prefect_augment.evaluation.classifiers.base import (
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
 
-__all__ = [
-    "MAX_COMPARED",
-    "Likeness",
-    "c2st_auc",
-    "expected_coverage",
-    "likeness",
-]
+__all__ = ["MAX_COMPARED", "Likeness", "c2st_auc", "expected_coverage", "likeness"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

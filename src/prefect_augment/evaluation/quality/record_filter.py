@@ -52,7 +52,6 @@ from prefect_augment.evaluation.quality.class_tests import (
 from prefect_augment.evaluation.quality.label_fidelity import (
     Halves,
     label_limits,
-    mistaken,
     real_probabilities,
     utility_scores,
 )
@@ -110,7 +109,7 @@ class _Labels:
         real = self.real[k]
         if real is None:
             return None, None
-        return mistaken(self.proba[rows], k), mistaken(real, k)
+        return self.proba[rows].argmax(axis=1) != k, real.argmax(axis=1) != k
 
 
 class _Comparison(NamedTuple):
