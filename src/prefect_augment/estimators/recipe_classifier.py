@@ -41,7 +41,6 @@ Float = NDArray[np.float64]
 
 
 def _gives_probabilities(self: RecipeClassifier) -> bool:
-    """Whether the inner classifier does."""
     getattr(getattr(self, "estimator_", self.estimator), "predict_proba")  # noqa: B009 - its own message
     return True
 

@@ -453,7 +453,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         return params
 
     def _stratum(self, name: Any) -> int:
-        """A class's index in the model."""
         if name not in self._names:
             raise EmptyClassError(
                 f"there is no class {name!r}; the classes are {self.classes_.tolist()}.",
@@ -499,7 +498,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         return selected
 
     def _decoded(self, parts: list[tuple[int, Kept, NDArray[np.int64]]]) -> pa.Table:
-        """Drawn records as columns."""
         names = [self._spec.classes[k] for k, _, rows in parts for _ in rows]
         empty = np.empty(0, dtype=np.int64)
         X = [np.empty((0, len(self.encoder_.names))), *(kept.X[rows] for _, kept, rows in parts)]

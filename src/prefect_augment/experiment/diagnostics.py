@@ -34,8 +34,8 @@ from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_co
 from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
+from prefect_augment.experiment.training_set import wanted_with
 from prefect_augment.plan.priors import class_shares, shares_after_loss, shares_of
-from prefect_augment.plan.strategies import wanted_records
 from prefect_augment.schema.base import Strategy, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
@@ -43,7 +43,6 @@ from prefect_augment.schema.experiment import (
     RobustnessResult,
     SliceResult,
 )
-from prefect_augment.synthesis.soft_labels import share_sums
 
 __all__ = ["Copies", "Holdout", "corrupted_copies", "diagnose", "pairs_of"]
 
@@ -262,16 +261,11 @@ def _training_shares(
     strategy: Strategy, evaluator: Evaluator, candidates: Synthetic | None
 ) -> dict[str, float]:
     """Class shares that a strategy trains with: records times weight."""
-    available = shares = None
-    if strategy.has_model and candidates is not None:
-        names = evaluator.records.strata_names
-        sizes = np.bincount(candidates.strata, minlength=len(names))
-        available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
-        if candidates.shares is not None:
-            shares = share_sums(candidates.strata, candidates.shares, names)
-    counts = {c.name: c.n_real for c in evaluator.plan.classes}
-    wanted = wanted_records(strategy, counts, evaluator.plan, available=available, shares=shares)
-    effective = shares_of(evaluator.plan, {name: w.effective for name, w in wanted.items()})
+    plan, names = evaluator.plan, evaluator.records.strata_names
+    counts = {c.name: c.n_real for c in plan.classes}
+    synthetic = candidates if strategy.has_model else None
+    wanted = wanted_with(strategy, counts, plan, synthetic, names)
+    effective = shares_of(plan, {name: w.effective for name, w in wanted.items()})
     return shares_after_loss(effective, strategy) if strategy.family == "loss" else effective
 
 

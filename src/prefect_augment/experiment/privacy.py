@@ -143,9 +143,8 @@ def _measured(
             )
         )
     notes = []
-    if max(np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)) > (
-        max_real
-    ):
+    sizes = [np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)]
+    if max(sizes) > max_real:
         notes.append(
             f"The first {max_real:,} real records of each class and side were compared, in the order of "
             "their ids, which is random."

@@ -88,7 +88,6 @@ def _pilot(
 
 
 def _draw(evaluator: Evaluator, budget: Budget, rows: NDArray[np.int64], seed: int) -> Synthetic:
-    """Train a model of tables on some records, and draw from it."""
     assert isinstance(evaluator, TableEvaluator)
     return draw_synthetic(evaluator, rows, seed=seed, budget=budget)
 

@@ -16,7 +16,7 @@ from prefect_augment.plan.strategies import Wanted, wanted_records
 from prefect_augment.schema.base import BalancePlan, Strategy
 from prefect_augment.synthesis.soft_labels import share_sums
 
-__all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set"]
+__all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set", "wanted_with"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build_training_set(
     Strata are indices into ``names``. Model strategies need the ``synthetic`` records that passed
     the filter.
     """
-    wanted = _wanted(strategy, strata, names, plan, synthetic)
+    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     parts_X, parts_s, shares = [X], [strata], np.ones(0)
     if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
@@ -102,7 +102,7 @@ def drawn_training_set(
     synthetic: Synthetic | None,
 ) -> DrawnSet:
     """Training set of one strategy whose estimator draws records by weight, instead of copying them."""
-    wanted = _wanted(strategy, strata, names, plan, synthetic)
+    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     n_real = len(strata)
     if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
@@ -118,15 +118,14 @@ def drawn_training_set(
     return DrawnSet(X, strata, weights / weights.mean(), is_synthetic)
 
 
-def _wanted(
+def wanted_with(
     strategy: Strategy,
-    strata: NDArray[np.int64],
-    names: tuple[str, ...],
+    counts: Mapping[str, int],
     plan: BalancePlan,
     synthetic: Synthetic | None,
+    names: tuple[str, ...],
 ) -> dict[str, Wanted]:
-    """Records that the strategy wants of these real and synthetic records."""
-    counts = _counts(strata, names)
+    """Records that the strategy wants beside these real counts, from these synthetic records."""
     available = shares = None
     if synthetic is not None:
         available = _counts(synthetic.strata, names)

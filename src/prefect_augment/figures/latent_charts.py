@@ -128,7 +128,6 @@ def scores_chart(scores: Scores) -> bytes:
 
 
 def _heights(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the values per bin."""
     counts = np.histogram(values, edges)[0]
     heights: NDArray[np.float64] = counts / max(1, len(values))
     return heights

@@ -30,15 +30,11 @@ def recipe_sentence(
         )
     if strategy.family == "loss":
         times = "" if strategy.amount >= 1 else f"{strategy.amount:g} times "
-        return " ".join(
-            [
-                (
-                    "No record was added. Train with balanced softmax: while training, and only then, add "
-                    f"{times}the logarithm of the class's share of the training records to each logit."
-                ),
-                *_on_the_fly(strategy, policy),
-            ]
+        softmax = (
+            "No record was added. Train with balanced softmax: while training, and only then, add "
+            f"{times}the logarithm of the class's share of the training records to each logit."
         )
+        return " ".join([softmax, *_on_the_fly(strategy, policy)])
     added = []
     synthetic = "rows of synthetic" if soft_labels else "synthetic"
     method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
@@ -54,11 +50,8 @@ def recipe_sentence(
         how = "draw records in proportion to the column aug_weight"
     else:
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
-    way = (
-        "all of the way"
-        if strategy.amount >= 1
-        else f"{strategy.amount:.0%} of the way (on a log scale)"
-    )
+    way = "all" if strategy.amount >= 1 else f"{strategy.amount:.0%}"
+    way += " of the way" if strategy.amount >= 1 else " of the way (on a log scale)"
     sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
     sentences += _on_the_fly(strategy, policy)
     if n_synthetic and strategy.synthetic_weight != 1:

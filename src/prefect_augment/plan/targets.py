@@ -115,7 +115,6 @@ def _requested(name: str, requested: int, n_real: int, balance: Balance, where: 
 
 
 def _check_names(overrides: Sequence[ClassTarget], labels: Collection[str]) -> None:
-    """Refuse targets of unknown classes."""
     for override in overrides:
         if override.name not in labels:
             raise ParameterError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -135,28 +136,18 @@ def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store)
 def _draw(
     release: Release, store: Store, *, status: Status, approval: ApprovalDecision | None
 ) -> _Page:
-    """Draw the report and stage its files."""
     experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
     candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
     classic = experiment.params.classic if recipe is not None else None
     pictures, findings = experiment.params.report.pictures, release.findings
     model = release.models[0] if release.models else None
     info = load_info(dataset, store)
-    shapes: dict[str, ColumnShape] = {}
-    neighbours: tuple[Neighbour, ...] = ()
-    rare: tuple[str, ...] = ()
+    side_by_side: dict[str, Any] = {}
     sheets: dict[str, bytes] = {}
     if info.modality == "image":
         sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
     elif candidates is not None and candidates.kept and pictures != "none":
-        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
-        training = read_part(store, info, ["training"])
-        # With soft labels records of every class are drawn.
-        rare = tuple(
-            dict.fromkeys(c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real)
-        )
-        shapes = _shapes(training, synthetic, info, rare)
-        neighbours = _neighbours(training, synthetic, info, by_columns(plan), rare)
+        side_by_side = _side_by_side(store, info, plan, candidates)
     data = ReportData(
         title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
@@ -175,9 +166,7 @@ def _draw(
         weighted_counts=_weighted(plan, recipe),
         not_compared={c.label: c.note for c in plan.classes if not c.compared},
         quarantine=_quarantine(store, info),
-        rare_classes=rare,
-        column_shapes=shapes,
-        neighbours=neighbours,
+        **side_by_side,
         modality=info.modality,
         sheets=sheets,
         pictures=pictures,
@@ -216,7 +205,6 @@ def _notes(
     classic: Classic | None,
     sheets: Mapping[str, bytes],
 ) -> tuple[str, ...]:
-    """Notes on the method, for the report."""
     notes = (model.notes if model else ()) + (candidates.notes if candidates else ())
     if info.modality == "image":
         rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
@@ -261,29 +249,39 @@ def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
 
 
 def _quarantine(store: Store, info: DatasetInfo) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for shard in info.quarantine:
-        for reason in (
-            read_shard(store, shard.path, columns=["reason"]).column("reason").to_pylist()
-        ):
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts
+        counts.update(read_shard(store, shard.path, columns=["reason"])["reason"].to_pylist())
+    return dict(counts)
+
+
+def _side_by_side(
+    store: Store, info: DatasetInfo, plan: BalancePlan, candidates: FilterResult
+) -> dict[str, Any]:
+    """Fields of the report that compare synthetic with real records of a table."""
+    synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
+    training = read_part(store, info, ["training"])
+    # With soft labels records of every class are drawn.
+    wanted = [c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real]
+    rare = tuple(dict.fromkeys(wanted))
+    return {
+        "rare_classes": rare,
+        "column_shapes": _shapes(training, synthetic, info, rare),
+        "neighbours": _neighbours(training, synthetic, info, by_columns(plan), rare),
+    }
 
 
 def _shapes(
     training: pa.Table, synthetic: pa.Table, info: DatasetInfo, rare: Sequence[str]
 ) -> dict[str, ColumnShape]:
     """Values of the learnt columns over the rare classes, real beside synthetic."""
-    column_kinds: dict[str, Literal["numeric", "category"]] = {}
-    for column in info.columns:
-        if column.kind == "numeric":
-            column_kinds[column.name] = "numeric"
-        elif column.kind == "category":
-            column_kinds[column.name] = "category"
+    columns: dict[str, Literal["numeric", "category"]] = {
+        c.name: c.kind for c in info.columns if c.kind == "numeric" or c.kind == "category"
+    }
     sides = [_of_classes(training, info.label, rare), _of_classes(synthetic, info.label, rare)]
     return {
         name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
-        for name, kind in list(column_kinds.items())[:MAX_SHAPES]
+        for name, kind in list(columns.items())[:MAX_SHAPES]
     }
 
 

@@ -168,7 +168,6 @@ def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
 
 
 def _near(a: float, b: float) -> bool:
-    """Whether two marks would overlap."""
     return abs(a - b) <= 0.05 * max(a, b)
 
 
@@ -299,7 +298,6 @@ def _date_mark(days: float, span: float) -> str:
 
 
 def _name(name: str, number: int | None = None) -> str:
-    """A row's label."""
     return drawable(name, width=_NAME_WIDTH, number=number)
 
 

@@ -119,7 +119,6 @@ def _apart(a: Interval | None, b: Interval | None) -> bool:
 
 
 def _sentence(drift: Drift) -> str:
-    """The changes in a few sentences."""
     more = drift.n_now - drift.n_before
     size = (
         f"{count(abs(more))} records {'more' if more > 0 else 'fewer'}"

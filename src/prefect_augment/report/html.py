@@ -311,7 +311,6 @@ def render_page(
 def _context(
     data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
 ) -> dict[str, Any]:
-    """Variables of the templates."""
     rows, strategies = class_rows(data), strategy_rows(data)
     neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
     return {
@@ -376,12 +375,8 @@ def _ratio(counts: Sequence[float]) -> float | None:
 
 
 def _filter_metrics(data: ReportData) -> list[str]:
-    """Names of the filter's metrics over all strata."""
-    return (
-        sorted({name for c in data.candidates.classes for name in c.metrics})
-        if data.candidates
-        else []
-    )
+    classes = data.candidates.classes if data.candidates else ()
+    return sorted({name for c in classes for name in c.metrics})
 
 
 def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> list[str]:
@@ -406,7 +401,6 @@ def _threshold_rows(
 
 
 def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
-    """Strategies of the last comparison, the best first."""
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
 

@@ -182,7 +182,6 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
 
 
 def _classes(result: RunResult) -> str:
-    """Training records per class before and after."""
     before, target = Counter[str](), Counter[str]()
     for entry in result.plan.classes:
         before[entry.label] += entry.n_real

@@ -322,10 +322,8 @@ class _Design:
 
     @classmethod
     def of(cls, X: Float, weights: Float, columns: _Columns) -> _Design:
-        numeric, category = (
-            np.flatnonzero(~columns.is_category),
-            np.flatnonzero(columns.is_category),
-        )
+        numeric = np.flatnonzero(~columns.is_category)
+        category = np.flatnonzero(columns.is_category)
         values = _squarable(X[:, numeric])
         median = np.nanmedian(values, axis=0) if len(numeric) else np.zeros(0)
         filled = np.where(np.isnan(values), median, values)

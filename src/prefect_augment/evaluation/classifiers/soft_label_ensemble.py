@@ -152,21 +152,13 @@ def _in_range(X: Float) -> Float:
     return np.clip(X, -LARGEST, LARGEST)
 
 
-def _members(
-    X: Float, y: Int, *, is_category: Bool, n_levels: Int, n_classes: int, seed: int
-) -> tuple[Classifier, ...]:
-    columns: dict[str, Any] = {
-        "is_category": is_category,
-        "n_levels": n_levels,
-        "n_classes": n_classes,
-        "seed": seed,
-    }
-    boosting = fit_estimator(
-        "boosting", X, y, weights=None, n_iterations=BOOSTING_ITERATIONS, **columns
-    )
+def _members(X: Float, y: Int, *, seed: int, **columns: Any) -> tuple[Classifier, ...]:
+    """One classifier of each kind in :data:`MEMBERS`."""
+    columns |= {"weights": None, "seed": seed}
+    boosting = fit_estimator("boosting", X, y, n_iterations=BOOSTING_ITERATIONS, **columns)
     with single_threaded():
-        forest = _Forest.of(X, y, n_classes, seed)
-    return boosting, forest, fit_estimator("logistic", X, y, weights=None, **columns)
+        forest = _Forest.of(X, y, columns["n_classes"], seed)
+    return boosting, forest, fit_estimator("logistic", X, y, **columns)
 
 
 def _mixture(true_proba: Float) -> Float:

@@ -237,7 +237,6 @@ def _what_to_publish(
     as_is: str,
     on_no_gain: OnNoGain,
 ) -> tuple[str, str]:
-    """Strategy whose recipe is published, and why."""
     if decision == "accept":
         return chosen, f"The recipe of {chosen} is published."
     if on_no_gain == "publish":
@@ -294,7 +293,6 @@ def inconclusive(
 def _why_not_compared(
     classes: Sequence[str], compared: Bool, n_k: Int, known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Reason for each class that is left out."""
     reasons = {}
     for k in np.flatnonzero(~compared):
         missing = "it has no record in the hold-out" if n_k[k] == 0 else "it is not in all parts"
@@ -303,7 +301,6 @@ def _why_not_compared(
 
 
 def _side(interval: Interval) -> Decision:
-    """Which side of 0 an interval lies on."""
     if interval.low > 0:
         return "accept"
     return "reject" if interval.high < 0 else "inconclusive"

@@ -155,7 +155,6 @@ def _named(strategy: str, against: str, interval: Interval) -> Difference:
 
 
 def _sentence(mean: ConditionRow, conditions: Sequence[ConditionRow], pairs: Pairs) -> str:
-    """What the corruptions show about the first pair."""
     if not pairs:
         return (
             "Only one strategy was compared, so there is no gain or loss in robustness to report."

@@ -271,7 +271,6 @@ def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure |
 
 
 def _wilson(p: float, n: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
     z = float(norm.ppf(0.5 + level / 2))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

@@ -95,16 +95,9 @@ def class_checks(evidence: Evidence, limits: Limits, *, n_strata: int) -> tuple[
     if evidence.wrong is not None and evidence.real_wrong is not None:
         checks.append(_labels(evidence.wrong, evidence.real_wrong, alpha, limits.max_fault_share))
     if np.isfinite(evidence.coverage) and np.isfinite(evidence.full_coverage):
-        least = limits.min_coverage * evidence.full_coverage
-        checks.append(
-            _check(
-                "collapse",
-                evidence.coverage,
-                evidence.full_coverage,
-                None,
-                evidence.coverage < least,
-            )
-        )
+        coverage, full = evidence.coverage, evidence.full_coverage
+        failed = coverage < limits.min_coverage * full
+        checks.append(_check("collapse", coverage, full, None, failed))
     return tuple(checks)
 
 

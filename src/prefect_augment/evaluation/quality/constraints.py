@@ -125,7 +125,6 @@ def n_breaking(rules: Sequence[Constraint], batches: Iterable[pa.Table]) -> list
 
 
 def _has_sign(dtype: pa.DataType) -> bool:
-    """Whether values can be below zero: numbers and durations."""
     t = pa.types
     return bool(
         t.is_integer(dtype) or t.is_floating(dtype) or t.is_decimal(dtype) or t.is_duration(dtype)

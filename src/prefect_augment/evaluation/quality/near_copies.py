@@ -85,11 +85,8 @@ def training_distances(
     for s in map(int, np.unique(candidates.stratum)):
         rows = np.flatnonzero(candidates.stratum == s)
         of_training, of_validation = training.stratum == s, validation.stratum == s
-        own, unseen, independent = (
-            training.X[of_training],
-            validation.X[of_validation],
-            one_each[1][of_validation],
-        )
+        own, unseen = training.X[of_training], validation.X[of_validation]
+        independent = one_each[1][of_validation]
         other_half = ~half[of_training] & one_each[0][of_training]
         per_space = [
             _in_space(
@@ -133,7 +130,6 @@ def _in_space(
 
 
 def _finite(distances: Float) -> Float:
-    """Finite distances; others have no record to be near to."""
     return distances[np.isfinite(distances)]
 
 
