@@ -13,7 +13,8 @@ from _image_scores import coded, read
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
+from prefect_augment.evaluation.classifiers.base import balanced_weights
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.latents.interpolate import way
 from prefect_augment.params import Budget, ModelParams
@@ -98,7 +99,7 @@ def classifier(parts: ImageParts, *, steps: int, seed: int) -> tuple[Classify, f
         n_classes=len(parts.classes),
         steps=steps,
         seed=seed,
-        weights=balanced_draws(parts.y[parts.training]),
+        weights=balanced_weights(parts.y[parts.training]),
         augment_prob=0.5,
     )
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from prefect_augment.evaluation.quality.prdc import density_coverage
+from prefect_augment.evaluation.quality.prdc import likeness
 from prefect_augment.nn.devices import choose_device
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"
@@ -118,15 +118,13 @@ class Reference:
         """Return Fréchet distances, coverage, fidelity and near copies of images."""
         real, real_y = self.held_out
         of_tail, in_tail = np.isin(real_y, self.tail), np.isin(y, self.tail)
-        per_class = [
-            density_coverage(real[real_y == k], features[y == k]) for k in self.tail.tolist()
-        ]
+        per_class = [likeness(real[real_y == k], features[y == k]) for k in self.tail.tolist()]
         near = self.near_copies(features, y)
         return {
             "frechet": frechet(features, real),
             "tail_frechet": frechet(features[in_tail], real[of_tail]),
-            "tail_density": float(np.mean([density for density, _ in per_class])),
-            "tail_coverage": float(np.mean([coverage for _, coverage in per_class])),
+            "tail_density": float(np.mean([c.density for c in per_class])),
+            "tail_coverage": float(np.mean([c.coverage for c in per_class])),
             "fidelity": float(np.mean(said == y)),
             "near_copies": float(near.mean()),
             "worst_near_copies": float(max(near[y == k].mean() for k in np.unique(y))),

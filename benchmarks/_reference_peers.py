@@ -121,7 +121,7 @@ def main() -> None:
         frames["real"], frames["made"], metadata
     )
     table = given["marked"]
-    found["more_marked/scipy"] = float(fisher_exact(table, alternative="greater").pvalue)
+    found["more_true/scipy"] = float(fisher_exact(table, alternative="greater").pvalue)
     packages = ("prdc", "sdmetrics", "scikit-learn", "scipy", "torch", "torch-fidelity")
     figures = {name: float(value) for name, value in found.items()}
     Path(sys.argv[2]).write_text(

@@ -245,7 +245,7 @@ def _predict(
         seed = run_seed * 1000 + i
         synthetic = given if strategy.has_model else None
         if strategy.has_model and i:
-            synthetic = evaluator.synthetic(rows, given=given, seed=seed)
+            synthetic = evaluator.synthetic(rows, candidates=given, seed=seed)
         found.append(dict(evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed)))
     return found
 

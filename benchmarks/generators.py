@@ -42,7 +42,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
+from prefect_augment.evaluation.classifiers.base import balanced_weights
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.nn import loop
@@ -252,7 +253,7 @@ class Bench:
         """Train classifiers with and without what was drawn, and compare them."""
         hits: dict[str, list[np.ndarray]] = {}
         for seed in range(n_seeds):
-            even = balanced_draws(self.y)
+            even = balanced_weights(self.y)
             strategies: dict[str, dict[str, Any]] = {
                 "resampled": {"weights": even},
                 "resampled + classic": {"weights": even, "augment_prob": 0.5},
@@ -294,7 +295,7 @@ class Bench:
         images, y = images[rows], y[rows]
         return {
             "extra": (images, y),
-            "weights": balanced_draws(np.concatenate([self.y, y])),
+            "weights": balanced_weights(np.concatenate([self.y, y])),
             "augment_prob": 0.5,
             "synthetic": np.arange(len(self.y) + len(y)) >= len(self.y),
             "real_only_finish": 0.6,

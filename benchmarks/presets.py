@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy
 from prefect_augment.encoding.pixels import decode_image, fit_square, with_channels
-from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
+from prefect_augment.evaluation.classifiers.base import balanced_weights
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.params import Classic
 
@@ -84,7 +85,7 @@ def hits_of(
         n_classes=int(y.max()) + 1,
         steps=steps,
         seed=seed,
-        weights=None if strategy == AS_IS else balanced_draws(y),
+        weights=None if strategy == AS_IS else balanced_weights(y),
         augment_prob=PROB if policy else 0.0,
         change=change if policy else None,
     )

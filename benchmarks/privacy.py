@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import beta
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side
+from prefect_augment.evaluation.privacy.distances import Part, SideNames, privacy_side
 from prefect_augment.schema.privacy import PrivacySide
 
 N_COLUMNS = 5
@@ -50,9 +50,9 @@ def measured(kind: str, seed: int) -> PrivacySide:
         *parts,
         classes=("large", "medium", "small"),
         space=FeatureSpace.of(real, np.zeros(N_COLUMNS, dtype=bool)),
-        most_real=2000,
-        most_synthetic=20_000,
-        words=Words("members", "others"),
+        max_real=2000,
+        max_synthetic=20_000,
+        names=SideNames("members", "others"),
     )
 
 

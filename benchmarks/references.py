@@ -28,7 +28,7 @@ import numpy as np
 from _goals import Goal, print_goals
 from _image_scores import frechet
 
-from prefect_augment.evaluation.exact_tests import more_marked
+from prefect_augment.evaluation.exact_tests import more_true
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summarise_shapes
 from prefect_augment.evaluation.metrics.scores import score_predictions
@@ -144,7 +144,7 @@ def ours(given: dict[str, Any]) -> dict[str, float]:
     copies = levels.nearest(levels.place(codes[1]), levels.place(codes[0])) == 0
     found["exact_copy_fraction"] = float(copies.mean())
     (a, b), (c, d) = given["marked"]
-    found["more_marked"] = more_marked(np.arange(a + b) < a, np.arange(c + d) < c)
+    found["more_true"] = more_true(np.arange(a + b) < a, np.arange(c + d) < c)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.score import published_strategy
-from prefect_augment.experiment.search import best_settings, decided, finalists, go_on, rung
+from prefect_augment.experiment.search import best_settings, finalists, rung, survivors, with_choice
 from prefect_augment.params import ModelParams
 from prefect_augment.plan.schedule import (
     Schedule,
@@ -18,7 +18,7 @@ from prefect_augment.plan.schedule import (
     suitable,
     training_budget,
 )
-from prefect_augment.plan.search_space import PILOT_EFFORT, pilot_groups, settings
+from prefect_augment.plan.search_space import PILOT_STEP_SHARE, pilot_groups, settings
 from prefect_augment.plan.strategies import candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema.base import (
@@ -148,7 +148,7 @@ def compare(synthesis: Synthesis, *, workers: int) -> Comparison:
     choice = run(choose_strategy, search.scores, prefer_model=prefer_model)
     confirms = experiment.with_seeds(search.n_seeds)
     verdict = run(confirm_choice, confirms, choice, search.scores, workers=workers)
-    result = decided(search.result, choice)
+    result = with_choice(search.result, choice)
     result = result.model_copy(update={"skipped": synthesis.skipped or {}})
     findings = Findings(privacy=synthesis.privacy, search=result)
     strategy = published_strategy(choice, verdict)
@@ -201,7 +201,7 @@ def search_strategies(
     tried = [score for scores in piloted for score in scores]
     # In full: the best setting of the best strategies.
     n_kept = schedule.n_kept(tried, best_settings(tried))
-    kept = go_on(tried, n_kept=n_kept)
+    kept = survivors(tried, n_kept=n_kept)
     first = score_all([(strategy, 0) for strategy in kept])
     # All seeds: the best of these.
     last = finalists(first)
@@ -216,7 +216,7 @@ def search_strategies(
             "pilots",
             tried,
             kept,
-            effort=PILOT_EFFORT,
+            step_share=PILOT_STEP_SHARE,
             reasons={
                 "": f"the best setting of its strategy, and not of the best {n_kept} strategies"
             },
@@ -280,7 +280,7 @@ def _choose_model(
             "models",
             scores,
             [max(scores, key=lambda s: s.score).strategy] if i == best else [],
-            effort=PILOT_EFFORT,
+            step_share=PILOT_STEP_SHARE,
             reasons={"": f"{kinds[best]} scored higher"},
             timed=not params.budget.steps,
             model=kind,

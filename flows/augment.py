@@ -28,7 +28,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan.strategies import classic_recipe
-from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.experiment import Experiment
@@ -83,7 +83,7 @@ def augment(
             return conclude(result, dataset)
         check_before_work(experiment)
         recipe = classic_recipe(plan, dataset.modality, classic)
-        recipe = inherit_weights(recipe, plan, publish, open_root(dataset))
+        recipe = keep_weights(recipe, plan, publish, open_root(dataset))
         made = run(augment_records, experiment, recipe.classic) if recipe.classic else None
         logger.info("%s To have it compared, run the flow rebalance instead.", recipe.sentence)
         requested = as_json(params, source, destination) | {"flow": "augment"}

@@ -8,8 +8,8 @@ from prefect import flow
 
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
-from prefect_augment.experiment.confirmation import why_refused
-from prefect_augment.experiment.privacy import found_privacy
+from prefect_augment.experiment.confirmation import refusal_reason
+from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
 from prefect_augment.flows._inputs import check_seed
 from prefect_augment.ingest.external import plan_of_external
@@ -106,7 +106,7 @@ def evaluate(
         confirms = baselines.model_copy(update={"candidates": filtered}).with_seeds(search.n_seeds)
         verdict = run(confirm_choice, confirms, choice, search.scores, workers=compute.workers)
         # Of the records that the verdict has read the hold-out for.
-        privacy = found_privacy(store, dataset, filtered)
+        privacy = stored_privacy(store, dataset, filtered)
         release = Release(
             experiment=experiment,
             verdict=verdict,
@@ -119,7 +119,7 @@ def evaluate(
         result = with_external(
             result, external, filtered, privacy, pictures=report.pictures, store=store
         )
-        why = why_refused(params, verdict, privacy, goes_out=True)
+        why = refusal_reason(params, verdict, privacy, goes_out=True)
         if not why:
             return conclude(result, dataset)
         conclude(result, dataset)

@@ -9,7 +9,7 @@ from prefect import flow
 
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
-from prefect_augment.experiment.confirmation import why_refused
+from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, synthesize
 from prefect_augment.flows._inputs import (
@@ -37,7 +37,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan.strategies import make_recipe
-from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import ReportRef, RunResult
 from prefect_augment.schema.experiment import Experiment
@@ -138,7 +138,7 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
     publish, store = experiment.params.publish, open_root(experiment.dataset)
     return Release(
         experiment=experiment,
-        recipe=inherit_weights(recipe, experiment.plan, publish, store),
+        recipe=keep_weights(recipe, experiment.plan, publish, store),
         verdict=verdict,
         scores=comparison.scores,
         findings=comparison.findings,
@@ -152,7 +152,7 @@ def _refuse(release: Release, page: ReportRef, destination: Destination) -> None
     assert verdict is not None
     goes_out = any(recipe.synthetic.values())
     params = release.experiment.params
-    why = why_refused(params, verdict, release.findings.privacy, goes_out=goes_out)
+    why = refusal_reason(params, verdict, release.findings.privacy, goes_out=goes_out)
     if not why:
         return
     emit_refused(destination.uri, verdict, page)

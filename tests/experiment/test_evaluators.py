@@ -23,7 +23,7 @@ from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import (
     Evaluator,
-    Question,
+    FilterQuery,
     Synthetic,
     kept_synthetic,
     score_folds,
@@ -217,7 +217,7 @@ def test_swapped_labels_and_copies_do_not_pass_the_filter(evaluator: Evaluator) 
     plan_of_hard = evaluator.plan.model_copy(update={"soft_labels": False})
     asked = evaluator.experiment.model_copy(update={"plan": plan_of_hard})
     outcome = replace(evaluator, experiment=asked).filter(
-        Question(training, validation, candidates, np.arange(len(X)), seed=0)
+        FilterQuery(training, validation, candidates, np.arange(len(X)), seed=0)
     )
     assert (outcome.reason[: len(copies)] == "near copy").all()
     assert outcome.passed[len(copies) :].mean() < 0.5
@@ -396,8 +396,8 @@ def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
     """Under every seed: a model of images cannot be trained anew for each."""
     evaluator = open_evaluator(store, experiment_of(images, planned(images, store)))
     given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
-    assert evaluator.synthetic(np.arange(5), given=given, seed=7) is given
-    none = evaluator.synthetic(np.arange(5), given=None, seed=7)
+    assert evaluator.synthetic(np.arange(5), candidates=given, seed=7) is given
+    none = evaluator.synthetic(np.arange(5), candidates=None, seed=7)
     assert none.X.shape == (0, *evaluator.records.X.shape[1:])
     assert len(none.strata) == 0
     assert np.array_equal(

@@ -14,18 +14,18 @@ import pytest
 from prefect_augment.report.section_privacy import section
 from support.steps import experiment_of, publish_parts, release_of
 
-from prefect_augment.evaluation.privacy.distances import Words, summed_up
+from prefect_augment.evaluation.privacy.distances import SideNames, summarise
 from prefect_augment.experiment import privacy as privacy_stage
-from prefect_augment.experiment.confirmation import why_refused
+from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.filter import filter_candidates
-from prefect_augment.experiment.privacy import found_privacy, measure
+from prefect_augment.experiment.privacy import measure, stored_privacy
 from prefect_augment.ingest.external import import_candidates, plan_of_external
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Evaluation, NoModel, Publish, Quality, Report, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
-from prefect_augment.report.redaction import disclosable
+from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import ReportData, build_report, markdown_summary
 from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
 from prefect_augment.schema.privacy import Privacy
@@ -118,13 +118,13 @@ def test_model_that_leaks_is_named_though_what_was_kept_does_not(
     """The filter drops copies; the model that made them goes on making them."""
     kept = next(s for s in fresh.privacy.sides if s.records == "kept")
     drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
-    words = Words(members="training", others="validation")
-    found = summed_up([kept, drawn], words=words, feature_space="a space")
+    names = SideNames(members="training", others="validation")
+    found = summarise([kept, drawn], names=names, feature_space="a space")
     assert found.finding == "none shown"
     assert "do not hand on the model" in found.sentence
-    blind = summed_up([kept, drawn], words=words, feature_space="", unusable="Others were seen.")
+    blind = summarise([kept, drawn], names=names, feature_space="", why_blind="Others were seen.")
     assert (blind.finding, blind.sentence) == ("not measured", "Others were seen.")
-    seen = summed_up([drawn], words=words, feature_space="", unusable="Others were seen.")
+    seen = summarise([drawn], names=names, feature_space="", why_blind="Others were seen.")
     assert seen.finding == "leak"
 
 
@@ -140,14 +140,14 @@ def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
     drawn: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New records first, then copies: what comes last is what the filter has dropped."""
-    monkeypatch.setitem(privacy_stage.MOST_SYNTHETIC, "table", 80)
+    monkeypatch.setitem(privacy_stage.MAX_SYNTHETIC, "table", 80)
     found = drawn("copies last").privacy
     assert side(found, "drawn")["finding"] == "leak"
     assert "80 synthetic records were looked at" in " ".join(found.notes)
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
-    assert found_privacy(copies.store, copies.dataset, copies.filtered) == copies.privacy
+    assert stored_privacy(copies.store, copies.dataset, copies.filtered) == copies.privacy
     again = measure(
         experiment_of(fresh.dataset, fresh.plan, candidates=fresh.filtered, quality=OPEN),
         fresh.candidates,
@@ -155,8 +155,8 @@ def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: 
     )
     assert again.to_json() == fresh.privacy.to_json()
     other = copies.filtered.model_copy(update={"key": "another"})
-    assert found_privacy(copies.store, copies.dataset, other) is None
-    assert found_privacy(copies.store, copies.dataset, None) is None
+    assert stored_privacy(copies.store, copies.dataset, other) is None
+    assert stored_privacy(copies.store, copies.dataset, None) is None
 
 
 def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> None:
@@ -221,11 +221,11 @@ def test_words_that_quote_values_are_hidden_and_names_are_not() -> None:
         notes=("others' records and others' 'Watson'", "column 'state' is the label"),
         counts_before={"worn": {"real": 3}},
     )
-    found = disclosable(data)
+    found = redact(data)
     assert found.quarantine == {"column 'load': '…' is not a number": 3, "no label": 3}
     assert found.notes == ("others' records and others' '…'", "column 'state' is the label")
     assert found.columns[0].note == "always '…'"
-    assert disclosable(dataclasses.replace(data, pictures="real")) == dataclasses.replace(
+    assert redact(dataclasses.replace(data, pictures="real")) == dataclasses.replace(
         data, pictures="real"
     )
     files = build_report(data)
@@ -286,6 +286,6 @@ def test_a_leak_refuses_what_would_go_out(
 ) -> None:
     leaking = copies.privacy.model_copy(update={"finding": finding})
     verdict: Verdict | None = None
-    assert bool(why_refused(params, verdict, leaking, goes_out=goes_out)) == refused
+    assert bool(refusal_reason(params, verdict, leaking, goes_out=goes_out)) == refused
     shown = leaking.model_copy(update={"finding": "none shown"})
-    assert why_refused(params, verdict, shown, goes_out=goes_out) == ""
+    assert refusal_reason(params, verdict, shown, goes_out=goes_out) == ""

@@ -13,11 +13,11 @@ from support.steps import experiment_of
 
 from prefect_augment.experiment.search import (
     best_settings,
-    decided,
     finalists,
-    go_on,
     pilot,
     rung,
+    survivors,
+    with_choice,
 )
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
@@ -214,7 +214,7 @@ def pilots() -> list[StrategyScore]:
 
 
 def test_the_best_setting_of_the_best_strategies_goes_on(pilots: list[StrategyScore]) -> None:
-    kept = go_on(pilots)
+    kept = survivors(pilots)
     assert {strategy.name for strategy in kept} == {
         "as is",
         "weights",
@@ -241,13 +241,13 @@ def test_settings_that_tie_leave_the_earlier_one(pilots: list[StrategyScore]) ->
 
 
 def test_the_order_of_strategies_does_not_change_who_goes_on(pilots: list[StrategyScore]) -> None:
-    assert set(go_on(pilots)) == set(go_on(pilots[::-1]))
+    assert set(survivors(pilots)) == set(survivors(pilots[::-1]))
 
 
 def test_finalists_are_as_is_and_the_best_three(pilots: list[StrategyScore]) -> None:
     full = [
         scored(strategy, s)
-        for strategy, s in zip(go_on(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
+        for strategy, s in zip(survivors(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
     ]
     assert [strategy.name for strategy in finalists(full)] == [
         "as is",
@@ -304,7 +304,7 @@ def test_pilots_of_generative_models_are_within_the_time_of_comparison(
 
 
 def test_as_many_seeds_are_compared_with_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
-    full = [scored(strategy, 0.5, seconds=5.0) for strategy in go_on(pilots)]
+    full = [scored(strategy, 0.5, seconds=5.0) for strategy in survivors(pilots)]
     last = finalists(full)
     found = [clock(minutes).n_seeds(pilots, full, last, most=3) for minutes in (0.1, 1.5, 2.2, 100)]
     assert found == [1, 1, 2, 3]
@@ -327,7 +327,7 @@ def test_the_strategies_of_the_hold_out_are_within_the_time_of_comparison(
 
 
 def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[StrategyScore]) -> None:
-    kept = go_on(pilots)
+    kept = survivors(pilots)
     found = rung("pilots", pilots, kept, reasons={"": "not among the best"}, timed=False)
     assert len(found.trials) == len(pilots)
     assert found.n_kept == len(kept)
@@ -342,7 +342,7 @@ def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[StrategySc
 
 
 def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScore]) -> None:
-    kept = go_on(pilots)
+    kept = survivors(pilots)
     info = SearchResult(
         rungs=(
             rung("pilots", pilots, kept, reasons={}),
@@ -359,7 +359,7 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
         scores={},
         reason="net has a mean score of 0.5 on validation records.",
     )
-    found = decided(info, choice)
+    found = with_choice(info, choice)
     assert found.rungs[0] == info.rungs[0]
     last = {t.strategy.name: t for t in found.rungs[-1].trials}
     assert {name for name, t in last.items() if t.kept} == {"net", "loss", "as is"}

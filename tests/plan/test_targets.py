@@ -9,9 +9,9 @@ from prefect_augment.encoding.strata import stratum_names, stratum_parts
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance, ClassTarget
 from prefect_augment.plan.targets import (
+    MAX_SOFT_LABELS,
     MIN_SAMPLED,
     MIN_SAMPLED_IMAGES,
-    MOST_SOFT,
     balanced_weights,
     plan_classes,
     plan_warnings,
@@ -172,7 +172,7 @@ def test_soft_labels_of_large_tables_draw_the_rarer_classes_whole() -> None:
     counts = {"a": 10**6, "b": 10**5, "c": 1000}
     found = plan_classes(counts, counts, Balance(), can_sample=True, soft_labels=True)
     assert [p.n_synthetic for p in found] == [9000, 9000, 2000]
-    assert sum(p.n_synthetic for p in found) == MOST_SOFT
+    assert sum(p.n_synthetic for p in found) == MAX_SOFT_LABELS
 
 
 def test_a_balanced_table_draws_nothing_for_soft_labels() -> None:

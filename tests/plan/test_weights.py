@@ -13,7 +13,7 @@ from support.steps import publish_parts
 
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Publish
-from prefect_augment.plan.weights import inherit_weights
+from prefect_augment.plan.weights import keep_weights
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import list_versions, read_manifest
@@ -80,7 +80,7 @@ def planned(store: Store, dataset: DatasetRef, release: Any) -> tuple[BalancePla
 def run(store: Store, release: Any, dataset: DatasetRef, settings: Publish | None = None) -> Recipe:
     settings = settings or Publish()
     plan, recipe = planned(store, dataset, release)
-    recipe = inherit_weights(recipe, plan, settings, store)
+    recipe = keep_weights(recipe, plan, settings, store)
     given = {"dataset": dataset, "plan": plan, "recipe": recipe, "publish": settings}
     publish_parts(**{**vars(release), "candidates": None, "classic": None, "models": (), **given})
     return recipe
@@ -170,7 +170,7 @@ def test_weights_of_another_kind_of_recipe_are_not_inherited(
         plan = plan.model_copy(update={"classes": plan.classes[:-1]})
     else:
         recipe = recipe.model_copy(update={"copies": {plan.classes[0].name: 3}})
-    assert inherit_weights(recipe, plan, Publish(), store) == recipe
+    assert keep_weights(recipe, plan, Publish(), store) == recipe
 
 
 def test_the_size_of_shards_is_the_only_thing_that_cuts_a_staged_shard(

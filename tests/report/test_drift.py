@@ -18,7 +18,7 @@ from support.steps import release_of
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.report.drift import class_drifts, drift_since, find_before
+from prefect_augment.report.drift import class_drifts, drift_since, find_previous
 from prefect_augment.report.json import published_schema
 from prefect_augment.schema.base import (
     BalancePlan,
@@ -260,7 +260,7 @@ def test_an_earlier_version_is_compared_with_whatever_became_of_its_report(
     shutil.rmtree(tmp_path / "out" / "_reports" / "v00000001")
     for version in range(2, read_manifest(store).version + 1):
         store.delete(manifest_path(version))
-    assert find_before(store, "another") == manifest
+    assert find_previous(store, "another") == manifest
 
 
 def test_a_version_whose_manifest_cannot_be_read_is_left_out(
@@ -270,7 +270,7 @@ def test_a_version_whose_manifest_cannot_be_read_is_left_out(
     store = open_store(tmp_path / "out")
     rollback(store, to=1)
     store.put(manifest_path(read_manifest(store).version), b"{")
-    before = find_before(store, "another")
+    before = find_previous(store, "another")
     assert before is not None
     assert before == read_manifest(store, before.version)
 
@@ -281,8 +281,8 @@ def test_a_version_that_was_rolled_back_is_compared_with(
     shutil.copytree(published.folder / "out", tmp_path / "out")
     store = open_store(tmp_path / "out")
     commit = rollback(store, to=1)
-    before = find_before(store, "another")
+    before = find_previous(store, "another")
     assert before is not None
     assert before.version == commit.version
-    own = find_before(store, before.dataset_key)
+    own = find_previous(store, before.dataset_key)
     assert own is None or own.version < commit.version, "the run's own version is passed over"

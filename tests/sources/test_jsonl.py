@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.report.redaction import hiding
+from prefect_augment.report.redaction import redactor
 from prefect_augment.sources import jsonl
 from prefect_augment.sources.base import SourceRecords, whole
 
@@ -152,7 +152,7 @@ def test_a_value_unlike_nearly_all_others_is_rejected() -> None:
 def test_values_in_reasons_can_be_hidden_whatever_their_kind_and_length() -> None:
     records: list[dict[str, Any]] = [{"name": f"p{i}", "pay": 1000 + i} for i in range(400)]
     records[7]["name"], records[9]["pay"] = 4711994477, "Miller, Johanna Elisabeth " * 5
-    hide = hiding({"name", "pay"})
+    hide = redactor({"name", "pay"})
     reasons = [hide(rejected.reason) for rejected in read(lines(records)).rejected]
     assert [reason[:18] for reason in reasons] == ["column 'name': '…'", "column 'pay': '…' "]
     assert not any(word in reason for word in ("4711", "Miller") for reason in reasons)

@@ -1,1 +1,1 @@
-"""scikit-learn estimators around models and published recipes."""
+"""scikit-learn estimators for generative models and published recipes."""

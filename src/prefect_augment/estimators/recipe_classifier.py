@@ -1,4 +1,4 @@
-"""``RecipeClassifier``: a classifier of scikit-learn's trained and read as a published recipe says."""
+"""``RecipeClassifier``: a scikit-learn classifier trained and read by a published recipe."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ Float = NDArray[np.float64]
 
 
 def _gives_probabilities(self: RecipeClassifier) -> bool:
-    """Whether the classifier inside does."""
     getattr(getattr(self, "estimator_", self.estimator), "predict_proba")  # noqa: B009 - its own message
     return True
 
@@ -49,27 +48,26 @@ def _gives_probabilities(self: RecipeClassifier) -> bool:
 class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier under the recipe that won the comparison.
 
-    In training, records are weighted as the recipe says. :meth:`predict` decides as was judged on the
-    hold-out: with the recipe's multipliers where it has some. :meth:`predict_proba` gives
-    probabilities with the prior corrected: as they are where classes come as often as in the source.
-    So the class that is predicted need not be the most probable one, which for a rare class is the
-    point of the recipe.
+    Training weights records by the recipe. :meth:`predict` decides as in the comparison on the
+    hold-out, with the recipe's multipliers if it has any. :meth:`predict_proba` corrects the prior:
+    its probabilities hold where classes are as frequent as in the source. So the predicted class need
+    not be the most probable one, which for a rare class is the point of the recipe.
 
     Parameters
     ----------
     estimator : classifier
-        Trained on a clone. One that takes no ``sample_weight`` is trained on records that are drawn
-        by weight. Of a pipeline the last step gets the weights.
+        A clone is trained. Without support for ``sample_weight`` it trains on records drawn by
+        weight. In a pipeline the last step gets the weights.
     recipe : Recipe, dict or None, default=None
-        ``dataset.recipe``, or the content of a ``recipe.json``. None trains and reads as the
-        estimator alone would.
+        ``dataset.recipe``, or the content of a ``recipe.json``. None trains and predicts like the
+        estimator alone.
     thresholds_of : str, default=""
-        Whose multipliers: the classifier of the comparison that ``estimator`` is most like
-        (``boosting``, ``logistic``); may be left out where there is one, or no multipliers.
+        Classifier of the comparison whose multipliers to use, the one most like ``estimator``
+        (``boosting``, ``logistic``); optional where there is one, or no multipliers.
     prior : dict or None, default=None
         Class shares where the classifier is used, if others than the source's.
     correct_prior : bool, default=True
-        False gives probabilities as they come out of training.
+        False gives probabilities as trained.
     random_state : int, RandomState or None, default=None
         Of the draws, for estimators that take no weights.
 
@@ -85,7 +83,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
     ----------
     Saerens, Latinne & Decaestecker 2002 (the prior); Menon et al. 2021, "Long-tail learning via
     logit adjustment", section 4 (a recipe's balanced softmax, applied after training instead of
-    in the loss, which scikit-learn's classifiers do not let be changed).
+    in the loss, which is fixed in scikit-learn's classifiers).
 
     Examples
     --------
@@ -112,16 +110,16 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train the estimator as the recipe says.
+        """Train the estimator by the recipe.
 
         Parameters
         ----------
         X : whatever the estimator takes, shape (n_records, …)
         y : array-like, shape (n_records,)
         sample_weight : array-like, shape (n_records,), optional
-            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``: used as it is. Else
-            every class of ``y`` is weighted to the share that the recipe gives it, which needs a
-            recipe without soft labels.
+            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged.
+            Without it every class of ``y`` is weighted to its share in the recipe, which must not
+            have soft labels.
 
         Raises
         ------
@@ -129,7 +127,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             If recipe, thresholds_of or prior do not fit the classes.
         """
         recipe = self._recipe()
-        if recipe is not None:  # else the estimator looks at it
+        if recipe is not None:  # else the estimator checks it
             assert_all_finite(column_or_1d(y))
             check_classification_targets(y)
         weights = self._weights(recipe, y) if sample_weight is None else sample_weight
@@ -147,9 +145,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
                 setattr(self, name, getattr(self.estimator_, name))
         if recipe is not None:
             names = self._names(recipe)
-            multipliers_of(
-                recipe, self.thresholds_of, names
-            )  # refuses a thresholds_of that there is not
+            multipliers_of(recipe, self.thresholds_of, names)  # refuses an unknown thresholds_of
             prior_corrected(np.ones((1, len(names))), recipe, names, self.prior)
             if recipe.thresholds and not hasattr(self.estimator_, "predict_proba"):
                 raise ParameterError(
@@ -159,7 +155,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of each record, decided as was judged."""
+        """Class of each record, decided as in the comparison."""
         check_is_fitted(self)
         recipe = self._recipe()
         decides = recipe is not None and (recipe.thresholds or recipe.loss == "balanced_softmax")
@@ -172,7 +168,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
 
     @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Float:
-        """Return the probability of each class, shape (n_records, n_classes), with the prior corrected."""
+        """Probability of each class, shape (n_records, n_classes), with the prior corrected."""
         check_is_fitted(self)
         proba = np.asarray(self.estimator_.predict_proba(X))
         recipe = self._recipe()
@@ -210,31 +206,32 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         return names
 
     def _weights(self, recipe: Recipe | None, y: Any) -> Float | None:
-        """Weight each class of ``y`` to the recipe's share of it; None where nothing is weighted."""
+        """Weight each class of ``y`` to its share in the recipe; None where nothing is weighted."""
         if recipe is None or recipe.loss == "balanced_softmax":
             return None
         if not recipe.prior_train or recipe.shares:
-            what = "has soft labels" if recipe.shares else "does not say its class shares"
+            problem = "has soft labels" if recipe.shares else "does not say its class shares"
             raise ParameterError(
-                f"the recipe {what}; give sample_weight=dataset.sample_weight(), and the records of dataset.to_table()."
+                f"the recipe {problem}; pass sample_weight=dataset.sample_weight() with the records of "
+                "dataset.to_table()."
             )
         if all(abs(recipe.prior_train[k] - p) < 1e-9 for k, p in recipe.prior_true.items()):
             return None
-        classes, place = np.unique(np.asarray(y), return_inverse=True)
+        classes, codes = np.unique(np.asarray(y), return_inverse=True)
         names = class_names(list(classes))
         shares = np.array([recipe.prior_train.get(name, 0.0) for name in names])
         if not shares.all():
             name = names[int(np.argmin(shares))]
             known = ", ".join(map(repr, recipe.prior_train))
             raise ParameterError(f"class {name!r} is none of the recipe's: {known}.")
-        weights = (shares / np.bincount(place))[place]
+        weights = (shares / np.bincount(codes))[codes]
         return np.asarray(weights / weights.mean())
 
     def _as_trained(self, recipe: Recipe, names: tuple[str, ...], proba: Float) -> Float:
-        """Return probabilities with the class shares that the recipe trains with."""
+        """Probabilities with the class shares that the recipe trains with."""
         if recipe.loss != "balanced_softmax" or not recipe.prior_train:
             return proba
-        # Trained without weights: what the loss would have taken out is taken out here.
+        # Trained without weights: correct here for what the loss would have corrected.
         factors = [recipe.prior_train[name] / (recipe.prior_true[name] or 1.0) for name in names]
         return rescaled(proba, names, np.array(factors))
 
@@ -246,17 +243,19 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         weights = _check_sample_weight(weights, X, ensure_non_negative=True)
         rng = check_random_state(self.random_state)
         # One of each class first, so that none is unknown to the estimator.
-        own = [np.flatnonzero((y == name) & (weights > 0)) for name in np.unique(y)]
+        rows_by_class = [np.flatnonzero((y == name) & (weights > 0)) for name in np.unique(y)]
         first = [
-            rng.choice(rows, p=weights[rows] / weights[rows].sum()) for rows in own if rows.size
+            rng.choice(rows, p=weights[rows] / weights[rows].sum())
+            for rows in rows_by_class
+            if rows.size
         ]
-        rest = rng.choice(len(y), size=len(y) - len(first), p=weights / weights.sum())
-        rows = np.concatenate([np.array(first, dtype=np.int64), rest])
+        drawn = rng.choice(len(y), size=len(y) - len(first), p=weights / weights.sum())
+        rows = np.concatenate([np.array(first, dtype=np.int64), drawn])
         self.estimator_.fit(_safe_indexing(X, rows), y[rows])
 
 
 def _weight_parameter(estimator: Any) -> str:
-    """Return what fit calls the weights; empty where it takes none."""
+    """The name of the weights in fit; empty where there are none."""
     if isinstance(estimator, Pipeline):
         name, last = estimator.steps[-1]
         return f"{name}__sample_weight" if has_fit_parameter(last, "sample_weight") else ""
@@ -265,6 +264,6 @@ def _weight_parameter(estimator: Any) -> str:
     parameters = inspect.signature(estimator.fit).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         return ""
-    # A wrapper, such as a search, hands on what it gets to what it wraps.
+    # A wrapper, such as a search, passes its arguments on to the inner estimator.
     wrapped = getattr(estimator, "estimator", None)
     return "sample_weight" if wrapped is None else _weight_parameter(wrapped)

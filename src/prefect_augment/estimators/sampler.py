@@ -1,7 +1,7 @@
 """``GenerativeSampler``: our table models as a sampler of imbalanced-learn.
 
-It goes the way of the tasks in memory: the encoder of :mod:`prefect_augment.encoding.tables`, a model
-of the registry, one draw per record wanted, and for ``purpose="utility"`` the filter of the gate.
+It does what the tasks do, in memory: the encoder of :mod:`prefect_augment.encoding.tables`, a
+registered model, one draw per wanted record, and for ``purpose="utility"`` the utility filter.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
-    class_weighted,
+    class_balanced_weights,
     fit_teacher,
-    soft_rows,
+    soft_label_rows,
 )
 from prefect_augment.evaluation.quality.label_fidelity import utility_scores
 from prefect_augment.evaluation.quality.table_filter import utility_filter
@@ -48,8 +48,8 @@ __all__ = ["GenerativeSampler"]
 
 # Draw three times as many, keep the third most confidently of the class (docs: two purposes).
 UTILITY_DRAWS = 3
-# What max_near="auto" is about: classes with fewer rows, as many near ones as among real rows, and only
-# where so much of what is drawn would stay.
+# max_near="auto": for classes with fewer rows, allow as many near rows as among real ones, and only
+# where at least this share of the draws would stay.
 SMALL_CLASS = 50
 AUTO_NEAR = 0.05
 AUTO_ACCEPTED = 0.1
@@ -58,8 +58,8 @@ AUTO_ACCEPTED = 0.1
 class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-learn has no types
     """Over-sampling with records drawn from a generative model of the table.
 
-    Takes what imbalanced-learn's own samplers do not: missing values, text, categories, dates,
-    identifiers (new rows get fresh ones), and classes of any size from one row up.
+    Unlike imbalanced-learn's own samplers it accepts missing values, text, categories, dates,
+    identifiers (new rows get new ones), and classes of any size from one row up.
 
     Parameters
     ----------
@@ -70,22 +70,22 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         As for imbalanced-learn's over-samplers; ``auto`` brings every class up to the largest.
     purpose : {"utility", "faithful"}, default="utility"
         ``utility`` draws three times as many rows and keeps those that a classifier finds most like
-        their class: for training. ``faithful`` keeps rows as the class is: for describing it.
+        their class: for training. ``faithful`` keeps the class's distribution: for describing it.
     random_state : int, RandomState or None, default=None
         Of training, draws and filter.
     model_params : dict or None, default=None
         The model's own, such as ``{"min_leaf": 10}``.
     columns : list of ColumnOverride or dict, or None, default=None
-        What columns are, where that would be read wrongly: ``{"name": "zip", "kind": "category"}``.
+        Corrections of column kinds: ``{"name": "zip", "kind": "category"}``.
         Columns of arrays are called ``x0``, ``x1`` …
     constraints : list of Constraint or dict, or None, default=None
-        What every new row keeps, such as ``{"kind": "inequality", "left": "from", "right": "to"}``.
+        Every new row keeps these, such as ``{"kind": "inequality", "left": "from", "right": "to"}``.
     max_near : "auto", float or None, default="auto"
         Largest share of new rows that are nearer to a row of their class in ``X`` than the nearest 5 %
-        of those rows are to one another: 0.05 is as many as among real rows, 0 passes all of them
-        over. Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. ``auto`` is 0.05
-        for classes with fewer than 50 rows, which models keep close to, where at least a tenth of the
-        draws would stay; None takes rows as they are drawn.
+        of those rows are to one another: 0.05 is as many as among real rows, 0 rejects all of them.
+        Rows equal to one of ``X`` stay as frequent as equal rows are in ``X``. ``auto`` is 0.05
+        for classes with fewer than 50 rows, which models tend to copy, where at least a tenth of the
+        draws would stay; None keeps rows as they are drawn.
     budget : Budget, dict or None, default=None
         For models that are trained in steps; its default takes minutes. Trees need none.
 
@@ -94,8 +94,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     sampling_strategy_ : dict
         New rows by class.
     sample_indices_ : ndarray of int64, shape (n_real_rows,)
-        Rows of ``X`` that the first ``n_real_rows`` rows of the outcome are: all of them, then the
-        copies of classes too small to learn. What follows is new.
+        Rows of ``X`` behind the first ``n_real_rows`` rows of the result: all of them, then the
+        copies of classes too small to learn. The rest is new.
     model_ : GenerativeModel
         The fitted model; ``encoder_`` turns its matrix into columns.
     encoder_ : TableEncoder
@@ -167,13 +167,13 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         ValueError
             If parameters, ``X`` or ``y`` cannot be used.
         AugmentError
-            If a column, wish or constraint does not fit.
+            If a column, override or constraint does not fit.
         """
         self._fit(X, y)
         return self
 
     def fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Return the rows with new ones behind them.
+        """Resample: the rows of ``X``, followed by new ones.
 
         Parameters
         ----------
@@ -183,7 +183,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Returns
         -------
         X_resampled, y_resampled
-            Held as ``X`` and ``y`` are; ``X`` first, then copies, then new rows by class.
+            Of the types of ``X`` and ``y``; ``X`` first, then copies, then new rows by class.
         """
         return self._fit_resample(X, y)
 
@@ -205,37 +205,35 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                 self.summary_["accepted"][self._names[k]] = len(kept[k].X) / kept[k].n_draws
         if self.summary_["copied"]:
             warnings.warn(
-                f"classes with fewer than {MIN_SAMPLED_RECORDS} rows are brought up by copies, since "
+                f"classes with fewer than {MIN_SAMPLED_RECORDS} rows are filled up with copies, since "
                 f"no model can learn them: {self.summary_['copied']}. Merge them with another class, "
                 "or leave them out of sampling_strategy.",
                 UserWarning,
                 stacklevel=3,
             )
-        chosen = self._chosen(kept, matrix, codes)
-        self.summary_["kept"] = {self._names[k]: len(rows) for k, rows in chosen.items()}
-        repeated = np.concatenate(copies)
-        self.sample_indices_ = np.concatenate([np.arange(len(codes)), repeated])
+        selected = self._selected(kept, matrix, codes)
+        self.summary_["kept"] = {self._names[k]: len(rows) for k, rows in selected.items()}
+        copied = np.concatenate(copies)
+        self.sample_indices_ = np.concatenate([np.arange(len(codes)), copied])
         # Any row of a class shows how the class is written.
-        first = {k: int(np.flatnonzero(codes == k)[0]) for k in chosen}
-        labels = [np.full(len(rows), first[k]) for k, rows in chosen.items()]
-        new = self._decoded([(k, kept[k], rows) for k, rows in chosen.items()])
+        first = {k: int(np.flatnonzero(codes == k)[0]) for k in selected}
+        labels = [np.full(len(rows), first[k]) for k, rows in selected.items()]
+        new = self._decoded([(k, kept[k], rows) for k, rows in selected.items()])
         return (
-            self._layout.join(X, repeated, new),
+            self._layout.join(X, copied, new),
             take_rows(y, np.concatenate([self.sample_indices_, *labels]).astype(np.int64)),
         )
 
     def fit_weighted(
         self, X: Any, y: Any, *, times: float = 2.0, amount: float = 0.5
     ) -> tuple[Any, Any, NDArray[np.float64]]:
-        """Return the rows with new ones of every class behind them, and weights to train with.
+        """Resample with soft labels: ``X``, then new rows of every class, and weights to train with.
 
-        New rows get their classes from an ensemble that is fitted on the real ones: each stands once
-        for every class that it may be of, and its weight is the ensemble's probability of that class,
-        made sharper.
-        (Constraints hold between drawn rows; one that stands for two classes is there twice.)
-        This is the setting of ``purpose="utility"`` that raises AUPRC most (docs/sampler.md); weights
-        are what :meth:`fit_resample` cannot hand on. ``purpose`` and ``sampling_strategy`` say how
-        :meth:`fit_resample` picks and counts, and have no part here.
+        New rows get soft labels from an ensemble fitted on the real ones: one row for every likely
+        class, weighted by the ensemble's sharpened probability of that class. (Constraints hold
+        between drawn rows; one with two likely classes occurs twice.) This variant of
+        ``purpose="utility"`` raises AUPRC most (docs/sampler.md), but :meth:`fit_resample` cannot
+        return weights. ``purpose`` and ``sampling_strategy`` only affect :meth:`fit_resample`.
 
         Parameters
         ----------
@@ -249,7 +247,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         Returns
         -------
         X_weighted, y_weighted
-            Held as ``X`` and ``y`` are; ``X`` first.
+            Of the types of ``X`` and ``y``; ``X`` first.
         sample_weight : ndarray of float64, shape (n_rows,)
             Of mean 1.
 
@@ -286,17 +284,17 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                 self.summary_["drawn"][self._names[k]] = n
                 self.summary_["accepted"][self._names[k]] = n / kept.n_draws
         new_X = np.concatenate([matrix[:0], *(kept.X for _, kept, _ in drawn)])
-        rows, classes, shares = soft_rows(
+        rows, classes, shares = soft_label_rows(
             teacher.predict_proba(new_X),
             np.concatenate(
                 [np.empty(0, dtype=np.int64), *(np.full(len(i), k) for k, _, i in drawn)]
             ),
         )
-        self.summary_ |= {"purpose": "utility", "teacher": teacher.said}
+        self.summary_ |= {"purpose": "utility", "teacher": teacher.member_shares}
         self.sample_indices_ = np.arange(len(codes))
         # Any row of a class shows how the class is written.
         first = np.array([np.flatnonzero(codes == k)[0] for k in range(len(self.classes_))])
-        weights = class_weighted(
+        weights = class_balanced_weights(
             np.concatenate([np.ones(len(codes)), shares]),
             np.concatenate([codes, classes]),
             amount=amount,
@@ -310,20 +308,20 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     def sample(
         self, counts: dict[Any, int], *, given: dict[str, Any] | None = None, random_state: int = 0
     ) -> tuple[Any, NDArray[Any]]:
-        """Return new rows of some classes, as faithful as the model is.
+        """Draw new rows of some classes, without the utility filter.
 
         Parameters
         ----------
         counts : dict
             Rows by class.
         given : dict of str to value, optional
-            Value that every row has, by column; the other columns follow it.
+            Value that every row has, by column; the other columns are drawn conditionally on it.
         random_state : int
             Other numbers give other rows.
 
         Returns
         -------
-        X : as ``X`` was held in :meth:`fit`
+        X : of the type of ``X`` in :meth:`fit`
         y : ndarray, shape (n_rows,)
 
         Raises
@@ -334,8 +332,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             If a value does not fit its column, or too few draws keep the constraints.
         """
         check_is_fitted(self, "model_")
-        told = Rules.of(self.encoder_, self.encoder_.schema.empty_table, conditions=given)
-        rules = replace(self._rules, values=told.values, values_json=told.values_json)
+        fixed = Rules.of(self.encoder_, self.encoder_.schema.empty_table, conditions=given)
+        rules = replace(self._rules, values=fixed.values, values_json=fixed.values_json)
         taken, parts, y = rules.taken(), [], []
         for name, n in counts.items():
             k = self._stratum(name)
@@ -352,8 +350,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         codes = np.concatenate([np.empty(0, dtype=np.int64), *y])
         return self._layout.from_arrow(self._decoded(parts)), self._by_stratum[codes]
 
-    # --- parts of it ---
-
     def _fit(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Fit everything; returns the matrix form and the class codes."""
         self._validate_params()
@@ -362,7 +358,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         y = y if kind_of(y) == "pandas" and y.ndim == 1 else np.asarray(y)
         check_classification_targets(y)
         y, _ = check_target_type(y, indicate_one_vs_all=True)
-        X = self._checked(X, y)
+        X = self._validated(X, y)
         self.sampling_strategy_ = check_sampling_strategy(
             self.sampling_strategy, y, "over-sampling"
         )
@@ -375,20 +371,20 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             label += "_"
         labels = pa.array(names, pa.string()).take(pa.array(codes))
         table = table.append_column(pa.field(label, labels.type, nullable=False), labels)
-        wishes = TypeAdapter(list[ColumnOverride]).validate_python(list(self.columns or []))
-        for wish in wishes:
-            if wish.kind == "drop":
+        overrides = TypeAdapter(list[ColumnOverride]).validate_python(list(self.columns or []))
+        for override in overrides:
+            if override.kind == "drop":
                 raise ParameterError(
-                    f"columns params to drop {wish.name!r}, and rows come back as they were; leave "
-                    "the column out of X, or take kind: opaque."
+                    f"columns drops {override.name!r}, but rows are returned with all columns; leave "
+                    "the column out of X, or set kind: opaque."
                 )
-        info = describe_columns(table, label=label, wishes=wishes)
-        self.encoder_ = TableEncoder.fit(table, columns=info, label=label)
+        columns = describe_columns(table, label=label, wishes=overrides)
+        self.encoder_ = TableEncoder.fit(table, columns=columns, label=label)
         # The encoder orders classes by its own rule, numpy by another.
-        place = np.array([self.encoder_.strata.index(name) for name in names])
-        self._by_stratum = self.classes_[np.argsort(place)]
+        position = np.array([self.encoder_.strata.index(name) for name in names])
+        self._by_stratum = self.classes_[np.argsort(position)]
         self._names: list[Any] = self._by_stratum.tolist()
-        codes = place[codes].astype(np.int64)
+        codes = position[codes].astype(np.int64)
         self._rules = Rules.of(self.encoder_, lambda: table, constraints=self.constraints or [])
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         matrix = self.encoder_.encode(table)
@@ -407,7 +403,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         return matrix, codes
 
     def _near(self, matrix: NDArray[np.float64], codes: NDArray[np.int64]) -> NearRows | None:
-        """Return which rows stay of those near to a row of ``X``; no row was kept out of the fit."""
+        """The limit on rows near to a row of ``X``; all rows were used for fitting."""
         n_rows = np.array(self._spec.class_counts)
         is_compared = n_rows >= MIN_SAMPLED_RECORDS
         share = self.max_near
@@ -426,8 +422,8 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         )
         return near.where_feasible(AUTO_ACCEPTED) if self.max_near == "auto" else near
 
-    def _checked(self, X: Any, y: NDArray[Any]) -> Any:
-        """Return ``X`` with its columns counted and named; refuse what is no table."""
+    def _validated(self, X: Any, y: NDArray[Any]) -> Any:
+        """``X`` with its columns counted and named; refuses what is no table."""
         kind = kind_of(X)
         if kind not in ("numpy", "list"):
             Layout.of(X)  # names the columns that cannot be told apart
@@ -447,17 +443,16 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         return X
 
     def _params(self) -> ModelParams:
-        """Return the wish for a model: a kind of ours, or a plug-in."""
-        own = dict(self.model_params or {})
-        wish = {"kind": "plugin", "name": self.kind, "options": own}
+        """Parameters of the requested model: one of ours, or a plug-in."""
+        options = dict(self.model_params or {})
+        requested = {"kind": "plugin", "name": self.kind, "options": options}
         if self.kind == "auto" or self.kind in MODELS:
-            wish = {"kind": self.kind, **own}
-        params: ModelParams = TypeAdapter(ModelParams).validate_python(wish)
+            requested = {"kind": self.kind, **options}
+        params: ModelParams = TypeAdapter(ModelParams).validate_python(requested)
         resolve_model(params)  # refuses a model of images before anything is loaded for it
         return params
 
     def _stratum(self, name: Any) -> int:
-        """Return a class's place in the model."""
         if name not in self._names:
             raise EmptyClassError(
                 f"there is no class {name!r}; the classes are {self.classes_.tolist()}.",
@@ -481,13 +476,13 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             taken=taken,
         )
 
-    def _chosen(
+    def _selected(
         self, kept: dict[int, Kept], matrix: NDArray[np.float64], codes: NDArray[np.int64]
     ) -> dict[int, NDArray[np.int64]]:
-        """Return by class which of its drawn records are wanted, best first."""
+        """By class, the drawn records that are kept, best first."""
         if self.purpose == "faithful" or not kept:
             return {k: np.arange(len(drawn.X)) for k, drawn in kept.items()}
-        judge = utility_filter(
+        classifier = utility_filter(
             matrix,
             codes,
             is_category=self.encoder_.is_category,
@@ -495,15 +490,14 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             n_classes=len(self.classes_),
             seed=self._seed,
         )
-        chosen = {}
+        selected = {}
         for k, drawn in kept.items():
-            score = utility_scores(judge, drawn.X, np.full(len(drawn.X), k))
+            score = utility_scores(classifier, drawn.X, np.full(len(drawn.X), k))
             wanted = self.sampling_strategy_[self._names[k]]
-            chosen[k] = np.argsort(-score, kind="stable")[:wanted]
-        return chosen
+            selected[k] = np.argsort(-score, kind="stable")[:wanted]
+        return selected
 
     def _decoded(self, parts: list[tuple[int, Kept, NDArray[np.int64]]]) -> pa.Table:
-        """Return drawn records as columns."""
         names = [self._spec.classes[k] for k, _, rows in parts for _ in rows]
         empty = np.empty(0, dtype=np.int64)
         X = [np.empty((0, len(self.encoder_.names))), *(kept.X[rows] for _, kept, rows in parts)]

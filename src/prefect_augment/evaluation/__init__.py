@@ -1,1 +1,1 @@
-"""Metrics, estimators, gates, the comparison of strategies, and the report."""
+"""Classifiers, metrics, filters and privacy measurements."""

@@ -1,8 +1,4 @@
-"""Folds that depend on the records, not on the order in which they came.
-
-A record's place is decided by a hash of its key, so a source that is read in another order, or by
-more workers, is folded alike.
-"""
+"""Folds that depend on the records' keys (by hash), not on the order in which records are read."""
 
 from __future__ import annotations
 
@@ -21,46 +17,24 @@ Int = NDArray[np.int64]
 
 
 def stratified_folds(
-    y: Int,
+    y: Int,  # (n_records,) class or stratum codes
     groups: Sequence[Any] | NDArray[Any] | None,
     n_folds: int,
     seed: int,
     keys: Sequence[str] | NDArray[np.str_],
 ) -> Int:
-    """Fold of each record, with every class spread evenly and groups kept whole.
+    """Fold of each record in ``0 .. n_folds - 1``, classes spread evenly and groups kept whole.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Class (or stratum) codes.
-    groups : sequence, length n_records, optional
-        Records with an equal value (a patient, a machine) stay in one fold.
-    n_folds : int
-        At least 2.
-    seed : int
-        Another seed gives other folds.
-    keys : sequence of str, length n_records
-        What names each record, such as ``aug_id``. Where keys repeat, their records are
-        interchangeable.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_records,)
-        Fold in ``0 .. n_folds - 1``. Without groups, the folds' sizes and each class's counts per
-        fold differ by at most one; a class with fewer records than folds stands in some of them.
-        With groups, counts are as even as a greedy assignment of the largest groups first makes
-        them.
-
-    Raises
-    ------
-    ParameterError
-        If ``n_folds`` is below 2 or the lengths differ.
+    Without groups, fold sizes and each class's counts per fold differ by at most one. With groups,
+    counts are as even as a greedy assignment of the largest groups first makes them. ``keys`` name
+    records (such as ``aug_id``); records with equal keys are interchangeable. ParameterError if
+    ``n_folds`` is below 2 or lengths differ.
     """
     if n_folds < 2:
         raise ParameterError(f"n_folds={n_folds} cannot split anything; choose at least 2.")
     if len(keys) != len(y) or (groups is not None and len(groups) != len(y)):
         raise ParameterError(
-            f"expected one key and one group for each of the {len(y)} records; found {len(keys)} "
+            f"expected one key and one group for each of the {len(y)} records; got {len(keys)} "
             f"keys and {'no' if groups is None else len(groups)} groups."
         )
     if groups is None:
@@ -84,7 +58,7 @@ def _spread_groups(
     seed: int,
     keys: Sequence[str] | NDArray[np.str_],
 ) -> Int:
-    """Put each group, those that hold most of a class first, where its classes are thinnest."""
+    """Deal groups, those with most of a class first, to the fold with least of their classes."""
     # A group is named by its smallest key: codes given to groups may depend on the row order.
     members: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
@@ -95,8 +69,8 @@ def _spread_groups(
     codes, y_dense = np.unique(y, return_inverse=True)
     n_k = np.bincount(y_dense)
     # Shares of each class that a group holds: a class of 4 weighs as much as one of 4,000.
-    held = [np.unique(y_dense[m], return_counts=True) for m in rows]
-    share = [(ks, counts / n_k[ks]) for ks, counts in held]
+    class_counts = [np.unique(y_dense[m], return_counts=True) for m in rows]
+    share = [(ks, counts / n_k[ks]) for ks, counts in class_counts]
     weight = [round(float(values.sum()), 12) for _, values in share]
 
     filled = np.zeros((n_folds, len(codes)))  # share of class k that fold f has

@@ -1,8 +1,4 @@
-"""Distances between records, and which candidates are near copies of training records.
-
-The space of tables is named :data:`FEATURE_SPACE` wherever its distances are shown; other kinds of
-data bring a :class:`Space` of their own.
-"""
+"""Distances between records, and which candidates are near copies of training records."""
 
 from __future__ import annotations
 
@@ -45,10 +41,9 @@ TREE_MIN_PAIRS = 2_000_000
 
 
 class Space(Protocol):
-    """Where records of some kind are placed, and how far apart they then are.
+    """A space in which records of some kind have distances; equal records alone have distance 0.
 
-    Points are a class of the space's own, which can be counted and indexed by rows. A distance is 0
-    for equal records and for no others.
+    Points are a class of the space's own that has a length and can be indexed by rows.
     """
 
     @property
@@ -66,27 +61,21 @@ class Space(Protocol):
 
     def nearest(self, a: Any, b: Any, /) -> Float:
         """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        ...
+        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
 
     def nearest_others(self, a: Any, /) -> Float:
         """Distance of each to the nearest other one; infinite where there is none."""
-        ...
+        if len(a) < 2:
+            return np.full(len(a), np.inf)
+        return nearest_by_blocks(self.distances, a, a, to_others=True)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Records in the feature space.
+    """Records in the feature space of tables."""
 
-    Attributes
-    ----------
-    numbers : ndarray of float64, shape (n_records, n_numeric + n_numeric with nulls)
-        Scaled numerics, then null indicators.
-    levels : ndarray of int32, shape (n_records, n_category)
-        Level codes, -1 for null.
-    """
-
-    numbers: Float
-    levels: NDArray[np.int32]
+    numbers: Float  # (n, n_numeric + n_numeric_with_nulls) scaled numbers, then null indicators
+    levels: NDArray[np.int32]  # (n, n_category) level codes, -1 for null
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -100,16 +89,10 @@ LARGEST = float(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """How records are placed; made from *fit* records, used for all.
+    """Scaled columns of tables, fitted to *training* records and used for all."""
 
-    Attributes
-    ----------
-    is_category : ndarray of bool, shape (n_columns,)
-    median, scale, low, high : ndarray of float64, shape (n_numeric,)
-        Of the training records' finite values; infinite values count as the nearest finite one.
-    """
-
-    is_category: Bool
+    is_category: Bool  # (n_columns,)
+    # (n_numeric,) of finite training values; infinite values count as the nearest finite one
     median: Float
     scale: Float
     low: Float
@@ -146,10 +129,7 @@ class FeatureSpace:
         return total / max(1, len(self.is_category))
 
     def nearest(self, a: Points, b: Points) -> Float:
-        """Distance of each record of ``a`` to its nearest one in ``b``, shape (len(a),).
-
-        Needs about 100 MiB at most; infinite where ``b`` is empty.
-        """
+        """Distance of each record of ``a`` to its nearest one in ``b``; takes at most 100 MiB."""
         return self._nearest(a, b, to_others=False)
 
     def nearest_others(self, a: Points) -> Float:
@@ -165,8 +145,8 @@ class FeatureSpace:
         numeric = a.levels.shape[1] == 0 and 0 < a.numbers.shape[1] <= TREE_MAX_COLUMNS
         if numeric and len(a) * len(b) >= TREE_MIN_PAIRS:
             k = 2 if to_others else 1  # the nearest of all is the record itself, or its twin
-            found, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
-            result: Float = found[:, 0] / len(self.is_category)
+            distances, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
+            result: Float = distances[:, 0] / len(self.is_category)
             return result
         return nearest_by_blocks(self.distances, a, b, to_others=to_others)
 
@@ -177,41 +157,28 @@ class FeatureSpace:
 
 
 def nearest_by_blocks(
-    distances: Callable[[Any, Any], Float],
-    a: Any,
-    b: Any,
-    *,
-    to_others: bool = False,
-    k: int = 1,
+    distances: Callable[[Any, Any], Float], a: Any, b: Any, *, to_others: bool = False, k: int = 1
 ) -> Float:
-    """Smallest distance of each point of ``a`` to ``b``, in a bounded amount of memory.
+    """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
 
-    Parameters
-    ----------
-    distances : callable
-        All distances between two sets of points.
-    a, b : points
-        ``b`` is not empty.
-    to_others : bool
-        ``b`` is ``a``: a point is not its own neighbour.
-    k : int
-        The distance to the k-th nearest instead, of at least k points.
+    With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k
+    points.
     """
     best = np.empty(len(a))
-    block = max(1, BLOCK_BYTES // (8 * len(b)))
-    for start in range(0, len(a), block):
-        rows = np.arange(start, min(start + block, len(a)))
-        found = distances(a[rows], b)
+    size = max(1, BLOCK_BYTES // (8 * len(b)))
+    for start in range(0, len(a), size):
+        rows = np.arange(start, min(start + size, len(a)))
+        block = distances(a[rows], b)
         if to_others:
-            found[np.arange(len(rows)), rows] = np.inf
-        best[rows] = found.min(axis=1) if k == 1 else np.partition(found, k - 1, axis=1)[:, k - 1]
+            block[np.arange(len(rows)), rows] = np.inf
+        best[rows] = block.min(axis=1) if k == 1 else np.partition(block, k - 1, axis=1)[:, k - 1]
     return best
 
 
 def real_distances(space: Space, training: Any, validation: Any) -> Float:
-    """Distances of real records to the nearest training record, to hold candidates' against.
+    """Distances of real records to the nearest training record, to compare candidates' with.
 
-    Those of validation records; where it has fewer than 20 records, those of the training records to one another.
+    Those of validation records; with fewer than 20, those of training records to one another.
     """
     distances = (
         space.nearest(validation, training)
@@ -224,18 +191,8 @@ def real_distances(space: Space, training: Any, validation: Any) -> Float:
 def near_limit(real: Float, quantile: float) -> float:
     """Distance below which a record that is no exact copy counts as too near.
 
-    Parameters
-    ----------
-    real : ndarray of float64, shape (n_real,)
-        From :func:`real_distances`, at least one.
-    quantile : float in [0, 1)
-        Share of real records that count as too near.
-
-    Returns
-    -------
-    float
-        The quantile; where it is 0, since real records are exact copies themselves, that of the
-        positive distances. 0 where there is none.
+    The quantile of ``real``; where that is 0 (real records are exact copies themselves), the
+    quantile of the positive distances. 0 where there are none.
     """
     limit = float(np.quantile(real, quantile))
     positive = real[real > 0]
@@ -243,47 +200,32 @@ def near_limit(real: Float, quantile: float) -> float:
 
 
 def near_copies(
-    distance: Float, real: Float, quantile: float, ordinals: Int, standing: Bool
+    distance: Float, real: Float, quantile: float, ordinals: Int, remaining: Bool
 ) -> Bool:
-    """Which candidates are nearer to a training record than real records are.
+    """Which candidates are nearer to a training record than the quantile of real records.
 
-    Parameters
-    ----------
-    distance : ndarray of float64, shape (n_candidates,)
-        To the nearest training record.
-    real : ndarray of float64, shape (n_real,)
-        The same of real records that are not training records, at least one.
-    quantile : float in [0, 1)
-        Share of real records that count as too near.
-    ordinals : ndarray of int64, shape (n_candidates,)
-        Their order; of exact copies, the first ones stay.
-    standing : ndarray of bool, shape (n_candidates,)
-        Candidates that no earlier check has dropped.
-
-    Returns
-    -------
-    ndarray of bool, shape (n_candidates,)
-        Distance below the quantile of ``real``. Where that quantile is 0, real records are exact
-        copies themselves: then exact copies that still stand may be the same share of what stays as they are of
-        ``real``, and the others are held against the quantile of the positive distances.
+    Where that quantile is 0, real records are exact copies themselves. Then exact copies among the
+    ``remaining`` candidates may make up the same share, first ordinals first, and the others are
+    compared with the quantile of the positive distances.
     """
     limit = near_limit(real, quantile)
     near: Bool = distance < limit
     if limit == 0 or np.quantile(real, quantile) > 0:
         return near
+    # Real records are exact copies themselves: as large a share of copies may stay.
     positive = real[real > 0]
     near &= distance > 0
-    n_others = int((standing & (distance > 0) & ~near).sum())
+    n_others = int((remaining & (distance > 0) & ~near).sum())
     # The share s is of copies and others together: n / (n + n_others) <= s.
     n_allowed = (len(real) - len(positive)) * n_others // len(positive)
-    exact = np.flatnonzero(standing & (distance == 0))
+    exact = np.flatnonzero(remaining & (distance == 0))
     in_order = exact[np.argsort(ordinals[exact], kind="stable")]
     near[in_order[n_allowed:]] = True
     return near
 
 
 def _summary(column: Float) -> tuple[float, float, float, float]:
-    """Median, scale, smallest and largest of the finite values; a column without any lies at 0."""
+    """Median, scale, smallest and largest finite value; a column without any lies at 0."""
     finite = column[np.isfinite(column)]
     if not len(finite):
         return 0.0, 1.0, 0.0, 0.0

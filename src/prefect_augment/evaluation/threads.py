@@ -24,8 +24,8 @@ def single_threaded() -> Iterator[None]:
     """Numeric libraries use one thread inside this block; blocks of several threads may overlap.
 
     OpenMP keeps its limit per calling thread, BLAS for the whole process. So the first block in
-    limits BLAS and the last one out restores it; otherwise the one that leaves first would lift
-    the limit of the others, and the last would leave its own behind.
+    limits BLAS and the last one out restores it; otherwise the first to leave would lift the limit
+    of the others.
     """
     global _blas_users, _blas_limit
     with _lock:
@@ -45,7 +45,7 @@ def single_threaded() -> Iterator[None]:
 
 
 def _find_libraries() -> ThreadpoolController:
-    """Return the libraries that are loaded; they come with modules, and a search takes 5 ms."""
+    """The loaded libraries; they come with modules, and a search takes 5 ms."""
     global _controller, _n_modules
     if _controller is None or _n_modules != len(sys.modules):
         _controller, _n_modules = ThreadpoolController(), len(sys.modules)

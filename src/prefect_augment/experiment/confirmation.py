@@ -1,12 +1,13 @@
-"""Verify: the one reading of the hold-out, for a comparison that was fixed beforehand.
+"""Confirmation: the one reading of the hold-out, for a comparison that was fixed beforehand.
 
-When a run is refused after its report: nothing helps, or records give away what they were made from.
+Also when a run is refused after its report: nothing helps, or records reveal what they were made
+from.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
-from prefect_augment.evaluation.metrics.selection import StrategyPredictions, decide
+from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide, inconclusive
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
@@ -25,20 +26,15 @@ from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synt
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.privacy import measure_external
 from prefect_augment.params import RunParams
-from prefect_augment.schema.base import (
-    BalancePlan,
-    Choice,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.plan.strategies import as_trained
+from prefect_augment.schema.base import BalancePlan, Choice, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment, HoldoutResult
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 
-__all__ = ["LEAKS", "confirm", "why_refused", "without_comparison"]
+__all__ = ["LEAKS", "confirm", "refusal_reason", "without_comparison"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +51,14 @@ def confirm(
 ) -> Verdict:
     """Compare the chosen strategy, the best baseline and the data as they are on the hold-out.
 
-    The estimators are trained on training and validation together, as the published training split will
-    be. Under the first seed a strategy with a model trains on the very records that would be published,
-    under the others on records of the same model trained and drawn anew; for images, whose models take
-    too long for that, on the same ones. Of a table, the best strategy with synthetic records is shown
-    beside them, whatever is published. Of the same reading and the same fitted estimators are robustness,
-    recall per group of ``balance.by`` and calibration (:mod:`prefect_augment.experiment.diagnostics`).
-
-    Parameters
-    ----------
-    experiment : Experiment
-        What strategies are made of.
-    choice : Choice
-        Fixed beforehand.
-    scores : sequence of StrategyScore
-        For the thresholds that were tuned on validation records.
-    store : Store
-        The root that the dataset lies under.
-    workers : int
-        Strategies that are trained at the same time.
-
-    Returns
-    -------
-    Verdict
-        Kept as a receipt, so that the hold-out is read once for these inputs.
+    The estimators train on training and validation records together, as users of the published
+    training split will. Under the first seed a strategy with a model trains on the very records
+    that would be published, under the others on records of the same model, trained and drawn anew
+    (images: the same records, since their models take too long). For tables the best strategy with
+    synthetic records is shown too, whatever is published. The same reading and estimators serve
+    robustness, recall per group of ``balance.by`` and calibration
+    (:mod:`prefect_augment.experiment.diagnostics`). ``scores`` bring the tuned thresholds. The
+    verdict is stored, so that the hold-out is read once for these inputs.
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
@@ -94,42 +74,30 @@ def _confirm(
     store, evaluation, run_seed = stage.store, experiment.params.evaluation, experiment.params.seed
     evaluator = open_evaluator(store, experiment)
     data = evaluator.records
-    held = Holdout.of(evaluator, read_part(store, evaluator.info, ["holdout"]))
-    holdout, is_external = held.records, choice.chosen.family == "external"
+    holdout = Holdout.of(evaluator, read_part(store, evaluator.info, ["holdout"]))
+    records, is_external = holdout.records, choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
-        measure_external(evaluator, holdout, store)  # of this one reading
-    copies = corrupted_copies(evaluator, holdout, seed=run_seed)
+        measure_external(evaluator, records, store)  # of this one reading
+    copies = corrupted_copies(evaluator, records, seed=run_seed)
     # Shown, whatever is chosen; an image's classifier takes minutes for that.
     shown = choice.model if evaluator.info.image is None else None
-    to_compare = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
-    strategies = to_compare | ({shown.name: shown} if shown else {})
-    given = kept_synthetic(evaluator, store, with_dropped=is_external)
+    compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
+    strategies = compared | ({shown.name: shown} if shown else {})
+    candidates = kept_synthetic(evaluator, store, with_dropped=is_external)
     multipliers = {
         name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
         for name, strategy in strategies.items()
     }
-    # A strategy and the same with tuned thresholds are trained once.
-    alike: dict[Strategy, list[str]] = {}
-    for name, strategy in strategies.items():
-        alike.setdefault(_as_trained(strategy), []).append(name)
-    reading = _Reading(evaluator, holdout, copies, given, run_seed)
-    everything = _predict_all(
-        reading,
-        {
-            trained: {name: multipliers[name] for name in names if name in to_compare}
-            for trained, names in alike.items()
-        },
+    predictions, corrupted = _predict_strategies(
+        _Reading(evaluator, records, copies, candidates, run_seed),
+        strategies,
+        multipliers,
+        with_copies=compared,
         n_seeds=evaluation.n_seeds,
         workers=workers,
     )
-    predictions: dict[str, StrategyPredictions] = {}
-    corrupted: dict[str, NDArray[np.float64]] = {}
-    for trained, (proba, hits) in everything.items():
-        corrupted |= hits
-        for name in alike[trained]:
-            predictions[name] = StrategyPredictions(strategies[name], proba, multipliers[name])
     verdict = decide(
-        holdout.y,
+        records.y,
         predictions,
         classes=data.classes,
         compared=data.compared,
@@ -141,11 +109,11 @@ def _confirm(
         max_recall_loss=evaluation.max_recall_loss,
         n_bootstrap=evaluation.n_bootstrap,
         seed=run_seed,
-        groups=holdout.groups,
-        twins=np.isin(holdout.content, data.content),
+        groups=records.groups,
+        twins=np.isin(records.content, data.content),
         not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
     )
-    leaks = _leaks(data, holdout)
+    leaks = _leaks(data, records)
     for leak in leaks:
         logger.warning("%s", leak)
     stage.item(
@@ -154,11 +122,11 @@ def _confirm(
         lambda: diagnose(
             verdict,
             predictions,
-            {name: corrupted[name] for name in to_compare},
+            {name: corrupted[name] for name in compared},
             evaluator=evaluator,
-            holdout=held,
+            holdout=holdout,
             copies=copies,
-            given=given,
+            candidates=candidates,
         ),
     )
     diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
@@ -166,41 +134,31 @@ def _confirm(
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
-    """Return what to publish where fewer than two classes are large enough to be judged.
+    """The strategy and verdict where fewer than two classes are large enough to be compared.
 
-    Nothing can be to_compare then, so the rare classes get what is known to be mild: weight, at most
-    five times that of the others.
+    The rare classes get a mild treatment: weight, at most five times that of the others.
     """
     strategy = Strategy(name="class weights", family="weights", amount=1.0)
     not_compared = {c.label: c.note for c in plan.classes if not c.compared}
     n_classes = len({c.label for c in plan.classes})
     reasons = (
         (
-            f"Fewer than two of {n_classes} classes are large enough to stand in training, validation and hold-out, "
-            "so no way of training could be to_compare."
+            f"Fewer than two of {n_classes} classes are large enough for training, validation and hold-out, "
+            "so no strategy could be compared."
         ),
-        "The rare classes are weighted up, at most five times.",
+        "The rare classes get weight, at most five times that of the others.",
     )
-    verdict = Verdict(
-        decision="inconclusive",
-        reasons=reasons,
+    verdict = inconclusive(
+        reasons,
         chosen=strategy.name,
         baseline=strategy.name,
         published=strategy.name,
-        strategies={},
-        balanced_accuracy={},
-        differences=(),
-        minimum_detectable_effect=1.0,
-        class_recall={},
-        class_decisions={},
         not_compared=not_compared,
-        n_holdout=0,
-        n_seeds=0,
     )
     return strategy, verdict
 
 
-Requested = Mapping[str, Mapping[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
+Requested = Mapping[str, dict[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
 Predicted = dict[str, NDArray[np.float64]]
 
 
@@ -211,7 +169,7 @@ class _Reading:
     evaluator: Evaluator
     holdout: Records
     copies: Copies
-    given: Synthetic | None
+    candidates: Synthetic | None
     run_seed: int
 
     @cached_property
@@ -220,23 +178,48 @@ class _Reading:
         return np.concatenate([self.holdout.X, self.copies.X])
 
 
+def _predict_strategies(
+    reading: _Reading,
+    strategies: Mapping[str, Strategy],
+    multipliers: Requested,
+    *,
+    with_copies: Collection[str],
+    n_seeds: int,
+    workers: int,
+) -> tuple[dict[str, StrategyPredictions], Predicted]:
+    """Predictions of the hold-out by strategy, and hits on the copies for those ``with_copies``."""
+    # A strategy and the same with tuned thresholds are trained once.
+    names_of: dict[Strategy, list[str]] = {}
+    for name, strategy in strategies.items():
+        names_of.setdefault(as_trained(strategy), []).append(name)
+    requested = {
+        trained: {name: multipliers[name] for name in names if name in with_copies}
+        for trained, names in names_of.items()
+    }
+    predictions: dict[str, StrategyPredictions] = {}
+    corrupted: Predicted = {}
+    for trained, (proba, hits) in _predict_all(
+        reading, requested, n_seeds=n_seeds, workers=workers
+    ).items():
+        corrupted |= hits
+        for name in names_of[trained]:
+            predictions[name] = StrategyPredictions(strategies[name], proba, multipliers[name])
+    return predictions, corrupted
+
+
 def _predict_all(
     reading: _Reading, requested: Mapping[Strategy, Requested], *, n_seeds: int, workers: int
 ) -> dict[Strategy, tuple[Predicted, Predicted]]:
-    """Train every strategy with each seed, ``workers`` at the same time, and let it predict the hold-out.
+    """Train every strategy with each seed, ``workers`` at the same time, and predict the hold-out.
 
-    ``requested`` has, of each strategy, the multipliers of those whose corrupted copies are predicted too.
-
-    Returns
-    -------
-    dict of Strategy to tuple
-        By estimator, probabilities of shape (n_seeds, n_records, n_classes); by name of the strategies
-        requested, the share of estimators that are right about each copy, shape (n_seeds, n_corruptions, n_rows).
+    ``requested`` has the multipliers of those strategies whose corrupted copies are predicted too.
+    The result has, by estimator, probabilities (n_seeds, n_records, n_classes), and by strategy
+    name the share of estimators that are right about each copy, (n_seeds, n_corruptions, n_rows).
     """
     evaluator = reading.evaluator
-    assert len(reading.X)  # made here, once, before threads ask for it
+    assert len(reading.X)  # computed here, once, before threads use it
     with ThreadPoolExecutor(workers) as pool:
-        # One that draws nothing is the same under every seed.
+        # A strategy that draws nothing is the same under every seed.
         jobs = {
             strategy: [
                 # The run's log goes by the context.
@@ -248,7 +231,7 @@ def _predict_all(
         try:
             done = {s: [job.result() for job in of_seeds] for s, of_seeds in jobs.items()}
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what waits is not begun any more
+            pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
     return {
         strategy: (
@@ -265,32 +248,32 @@ def _predict_all(
 def _predict(
     strategy: Strategy, reading: _Reading, requested: Requested, i: int
 ) -> tuple[Predicted, Predicted]:
-    """Train a strategy with seed ``i``; return what it says of the hold-out, and how right it is on the copies."""
+    """Train a strategy with seed ``i``: its probabilities on the hold-out, and its hits on the copies."""
     evaluator, y = reading.evaluator, reading.holdout.y
     rows, n, seed = np.arange(len(evaluator.records.y)), len(y), reading.run_seed * 1000 + i
-    synthetic = reading.given if strategy.has_model else None
+    synthetic = reading.candidates if strategy.has_model else None
     if strategy.has_model and i:
-        synthetic = evaluator.synthetic(rows, given=reading.given, seed=seed)
+        synthetic = evaluator.synthetic(rows, candidates=reading.candidates, seed=seed)
     proba: Predicted = {}
-    right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in requested}
+    hits: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in requested}
     X = reading.X if requested else reading.X[:n]
     for estimator, p in evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed):
         proba[estimator] = p[:n].copy()  # a view would keep the copies' in memory
         for name, multipliers in requested.items():
             tuned = multipliers[estimator][i] if estimator in multipliers else None
-            right[name].append(reading.copies.hits(p[n:], y, tuned))
-    return proba, {name: np.mean(hits, axis=0) for name, hits in right.items()}
+            hits[name].append(reading.copies.hits(p[n:], y, tuned))
+    return proba, {name: np.mean(per_estimator, axis=0) for name, per_estimator in hits.items()}
 
 
 def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.float64]:
-    """Stack what each seed gave; of a single one the same array for all, without copies of it."""
+    """Stack the seeds' arrays; a single one is shown for all seeds without copies of it."""
     if len(values) == 1:
         return np.broadcast_to(values[0], (n_seeds, *values[0].shape))
     return np.stack(values)
 
 
 def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
-    """Return what points to a leak; images have near-duplicates, which were kept on one side."""
+    """Signs of a leak in a table; near-duplicate images were kept on one side."""
     if not isinstance(data, Matrix):
         return ()
     training, validation = (
@@ -300,17 +283,10 @@ def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
     return holdout_leaks(training, validation, Labelled(holdout.X, holdout.y), space)
 
 
-def _as_trained(strategy: Strategy) -> Strategy:
-    """Return the strategy as its training knows it: thresholds are applied to predictions alone."""
-    if strategy.family != "threshold":
-        return strategy
-    return strategy.model_copy(update={"name": "as is", "family": "as_is", "tune_threshold": False})
-
-
 def _multipliers(
     strategy: Strategy, classes: Sequence[str], scores: Sequence[StrategyScore], n_seeds: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Thresholds as they were tuned on validation records, the same for every seed."""
+    """Thresholds that were tuned on validation records, the same for every seed."""
     tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
     return {
         estimator: np.tile([values.get(c, 1.0) for c in classes], (n_seeds, 1))
@@ -321,19 +297,12 @@ def _multipliers(
 LEAKS = ("leak", "gap")
 
 
-def why_refused(
+def refusal_reason(
     params: RunParams, verdict: Verdict | None, privacy: Privacy | None, *, goes_out: bool
 ) -> str:
-    """Return why nothing may be published; empty where something may.
+    """Why nothing may be published (``evaluation.on_no_gain``, ``quality.on_leak``); empty where it may.
 
-    Parameters
-    ----------
-    params : RunParams
-        ``evaluation.on_no_gain`` and ``quality.on_leak``.
-    verdict : Verdict, optional
-    privacy : Privacy, optional
-    goes_out : bool
-        Whether the synthetic records are to be published, or are what was asked about.
+    ``goes_out``: the synthetic records are to be published, or are themselves what is evaluated.
     """
     fails = params.evaluation.on_no_gain == "fail"
     if fails and verdict is not None and verdict.decision != "accept":

@@ -1,7 +1,7 @@
-"""What the verdict's reading of the hold-out says further: robustness, groups, calibration.
+"""Secondary results on the hold-out: robustness, groups and calibration.
 
-Nothing here reads records: it gets the hold-out as the verdict has read it, and predictions of the
-estimators that the verdict has trained.
+Nothing here reads records: the confirmation passes the hold-out that it has read, and the
+predictions of the estimators that it has trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from prefect_augment.encoding.arrays import Matrix, Records, by_columns
 from prefect_augment.encoding.strata import NULL_TEXT
 from prefect_augment.encoding.values import plain
 from prefect_augment.evaluation.metrics.bootstrap import Draws
-from prefect_augment.evaluation.metrics.calibration import calibration_of, n_bins_of, prior_factors
+from prefect_augment.evaluation.metrics.calibration import (
+    calibration_of,
+    n_calibration_bins,
+    prior_factors,
+)
 from prefect_augment.evaluation.metrics.corruptions import (
     IMAGE_CORRUPTIONS,
     TABLE_CORRUPTIONS,
@@ -30,8 +34,8 @@ from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_co
 from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
-from prefect_augment.plan.priors import class_shares, left_by_loss, shares_of
-from prefect_augment.plan.strategies import wanted_records
+from prefect_augment.experiment.training_set import wanted_with
+from prefect_augment.plan.priors import class_shares, shares_after_loss, shares_of
 from prefect_augment.schema.base import Strategy, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
@@ -39,42 +43,34 @@ from prefect_augment.schema.experiment import (
     RobustnessResult,
     SliceResult,
 )
-from prefect_augment.synthesis.soft_labels import share_sums
 
 __all__ = ["Copies", "Holdout", "corrupted_copies", "diagnose", "pairs_of"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
-# Corrupted copies are predicted by every estimator of every strategy and seed. So many records tell balanced
-# accuracy to half a point; with many classes, and of images, fewer keep their arrays below 100 MiB.
+# Every estimator of every strategy and seed predicts the corrupted copies. This many records measure
+# balanced accuracy to half a point; with many classes or images, fewer keep arrays below 100 MiB.
 MAX_CORRUPTED = 20_000
 MAX_PROBABILITIES = 4_000_000
 MAX_VALUES = 100 << 20
-# Of probabilities that calibration looks at, per estimator and seed: 40 MiB.
+# Probabilities for calibration, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
 # Enough for an interval of three sums; the verdict's own has evaluation.n_bootstrap.
 CALIBRATION_DRAWS = 500
-MAX_LOOKED_AT = 10  # classes whose probabilities are looked at one by one
+MAX_RARE_CLASSES = 10  # classes whose calibration is measured one by one
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """The hold-out as it was read, and what its groups are.
-
-    Attributes
-    ----------
-    records : Records
-    by : dict of str to list of str
-        Values of the ``balance.by`` columns, as text.
-    """
+    """The hold-out as it was read, with the values of the ``balance.by`` columns as text."""
 
     records: Records
     by: dict[str, list[str]]
 
     @classmethod
     def of(cls, evaluator: Evaluator, table: pa.Table) -> Holdout:
-        """Take the hold-out from its table."""
+        """The hold-out of a table of staged records."""
         by = {
             name: plain(table[name]).cast(pa.string()).fill_null(NULL_TEXT).to_pylist()
             for name in by_columns(evaluator.plan)
@@ -84,29 +80,20 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Copies:
-    """Corrupted copies of some hold-out records.
+    """Corrupted copies of some hold-out records."""
 
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (n_rows,)
-        Which records.
-    corruptions : tuple of Corruption
-    X : ndarray, shape (n_corruptions * n_rows, ...)
-        One corruption after the other.
-    """
-
-    rows: Int
+    rows: Int  # (n_rows,) which records
     corruptions: tuple[Corruption, ...]
-    X: NDArray[Any]
+    X: NDArray[Any]  # (n_corruptions * n_rows, ...), one corruption after the other
 
     def hits(self, proba: Float, y: Int, multipliers: Float | None) -> NDArray[np.bool_]:
-        """Tell of which copies the class is found, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
+        """Whether each copy's class is predicted, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
         predicted = predict_classes(proba, multipliers).reshape(len(self.corruptions), -1)
         return np.asarray(predicted == y[self.rows])
 
 
 def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Copies:
-    """Return hold-out records of judged classes, corrupted in every way that their kind knows."""
+    """Hold-out records of compared classes, with every corruption for their kind of data."""
     X, is_image = holdout.X, evaluator.info.image is not None
     corruptions = IMAGE_CORRUPTIONS if is_image else TABLE_CORRUPTIONS
     most = min(MAX_CORRUPTED, max(2000, MAX_PROBABILITIES // len(holdout.classes)))
@@ -117,15 +104,15 @@ def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Co
     if not is_image:
         matrix = cast("Matrix", evaluator.records)
         scale = Scale.of(matrix.X, matrix.is_category)
-    made = [
+    copies = [
         corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
         for i, corruption in enumerate(corruptions)
     ]
-    return Copies(rows, corruptions, np.concatenate(made))
+    return Copies(rows, corruptions, np.concatenate(copies))
 
 
 def pairs_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """Return the pairs that the verdict compares, without a strategy that is only shown."""
+    """The pairs that the verdict compares, without a strategy that is only shown."""
     fixed = {verdict.chosen, verdict.baseline} | {d.against for d in verdict.differences}
     return [(d.strategy, d.against) for d in verdict.differences if d.strategy in fixed]
 
@@ -138,32 +125,21 @@ def diagnose(
     evaluator: Evaluator,
     holdout: Holdout,
     copies: Copies,
-    given: Synthetic | None,
+    candidates: Synthetic | None,
 ) -> HoldoutResult:
-    """Return what the predictions say beside the verdict.
+    """Secondary results; ``corrupted`` has the share of estimators that are right about each copy.
 
-    Parameters
-    ----------
-    verdict : Verdict
-    predictions : mapping of strategy to StrategyPredictions
-        At least of the strategies that the verdict compares.
-    corrupted : mapping of strategy to ndarray of float64, shape (n_seeds, n_corruptions, n_rows)
-        Share of estimators that are right about each copy.
-    given : Synthetic, optional
-        What strategies with a model trained on.
+    ``corrupted`` is by strategy, of shape (n_seeds, n_corruptions, n_rows). Strategies with a model
+    have trained on ``candidates``.
     """
-    if not verdict.balanced_accuracy:  # no judged class has a record
+    if not verdict.balanced_accuracy:  # no compared class has a record
         return HoldoutResult()
-    params = evaluator.experiment.params
-    draws = {"n_bootstrap": params.evaluation.n_bootstrap, "seed": params.seed}
+    confirmed = {name: predictions[name] for name in corrupted}
     return HoldoutResult(
-        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies, **draws),
-        slices=_slices(verdict, predictions, evaluator, holdout, **draws) if holdout.by else None,
-        calibration=_calibration(
-            verdict, {name: predictions[name] for name in corrupted}, evaluator, holdout, given,
-            seed=params.seed,
-        ),
-    )  # fmt: skip
+        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies),
+        slices=_slices(verdict, predictions, evaluator, holdout) if holdout.by else None,
+        calibration=_calibration(verdict, confirmed, evaluator, holdout, candidates),
+    )
 
 
 def _robustness(
@@ -173,11 +149,8 @@ def _robustness(
     evaluator: Evaluator,
     holdout: Holdout,
     copies: Copies,
-    *,
-    n_bootstrap: int,
-    seed: int,
 ) -> RobustnessResult:
-    data, rows = holdout.records, copies.rows
+    data, rows, params = holdout.records, copies.rows, evaluator.experiment.params
     return robustness(
         data.y[rows],
         {name: predictions[name].hits(data.y)[:, rows] for name in corrupted},
@@ -189,8 +162,8 @@ def _robustness(
         pairs=pairs_of(verdict),
         compared=evaluator.records.compared,
         groups=None if data.groups is None else data.groups[rows],
-        n_bootstrap=n_bootstrap,
-        seed=seed,
+        n_bootstrap=params.evaluation.n_bootstrap,
+        seed=params.seed,
     )
 
 
@@ -199,13 +172,10 @@ def _slices(
     predictions: Mapping[str, StrategyPredictions],
     evaluator: Evaluator,
     holdout: Holdout,
-    *,
-    n_bootstrap: int,
-    seed: int,
 ) -> SliceResult:
-    data = holdout.records
+    data, params = holdout.records, evaluator.experiment.params
     as_is = next(name for name, p in predictions.items() if p.strategy.family == "as_is")
-    # Where nothing is changed, the strategy that was asked about says what it would have done.
+    # Where the data are published as they are, show what the chosen strategy would have done.
     after = verdict.published if verdict.published != as_is else verdict.chosen
     return slices(
         data.y,
@@ -216,8 +186,8 @@ def _slices(
         before=as_is,
         after=after,
         groups=data.groups,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
+        n_bootstrap=params.evaluation.n_bootstrap,
+        seed=params.seed,
     )
 
 
@@ -226,12 +196,10 @@ def _calibration(
     predictions: Mapping[str, StrategyPredictions],
     evaluator: Evaluator,
     holdout: Holdout,
-    given: Synthetic | None,
-    *,
-    seed: int,
+    candidates: Synthetic | None,
 ) -> CalibrationResult:
-    data = holdout.records
-    rows = _some(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
+    data, seed = holdout.records, evaluator.experiment.params.seed
+    rows = _sample_rows(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
     draws = Draws.of(
         len(rows),
         None if data.groups is None else data.groups[rows],
@@ -239,16 +207,18 @@ def _calibration(
         n_draws=CALIBRATION_DRAWS,
         seed=seed,
     )
-    looked_at = _rarest(data.y[rows], evaluator.records.compared)
+    rare = _rarest(data.y[rows], evaluator.records.compared)
     true = class_shares(evaluator.plan)
-    train = {name: _trained(p.strategy, evaluator, given) for name, p in predictions.items()}
+    train = {
+        name: _training_shares(p.strategy, evaluator, candidates) for name, p in predictions.items()
+    }
     strategies = {
         name: {
             estimator: calibration_of(
                 data.y[rows],
                 proba[:, rows],
                 classes=data.classes,
-                looked_at=looked_at,
+                rare_classes=rare,
                 factors=prior_factors(data.classes, true, train[name]),
                 draws=draws,
                 seed=seed,
@@ -259,19 +229,19 @@ def _calibration(
     }
     info = CalibrationResult(
         n_records=len(rows),
-        n_bins=n_bins_of(len(rows)),
-        looked_at=tuple(data.classes[k] for k in looked_at),
+        n_bins=n_calibration_bins(len(rows)),
+        looked_at=tuple(data.classes[k] for k in rare),
         strategies=strategies,
         prior_true=true,
         prior_train=train,
         published=verdict.published,
         sentence="",
     )
-    return info.model_copy(update={"sentence": _said(info)})
+    return info.model_copy(update={"sentence": _sentence(info)})
 
 
-def _some(n: int, most: int, *, seed: int) -> Int:
-    """Return all records, or a random sample of so many: class shares stay what they are."""
+def _sample_rows(n: int, most: int, *, seed: int) -> Int:
+    """All rows, or a random sample of ``most``, which keeps the class shares."""
     rows = np.arange(n)
     if n <= max(1, most):
         return rows
@@ -279,42 +249,39 @@ def _some(n: int, most: int, *, seed: int) -> Int:
 
 
 def _rarest(y: Int, compared: NDArray[np.bool_]) -> list[int]:
-    """Return the rarest judged classes that occur; of two the rarer: the other says the same."""
+    """The rarest compared classes that occur; of two classes the rarer, since the other says the same."""
     counts = np.bincount(y, minlength=len(compared))
-    there = np.flatnonzero(compared & (counts > 0))
-    there = there[np.argsort(counts[there], kind="stable")]
-    most = 1 if len(compared) == 2 else MAX_LOOKED_AT
-    return [int(k) for k in there[:most]]
+    occurring = np.flatnonzero(compared & (counts > 0))
+    occurring = occurring[np.argsort(counts[occurring], kind="stable")]
+    most = 1 if len(compared) == 2 else MAX_RARE_CLASSES
+    return [int(k) for k in occurring[:most]]
 
 
-def _trained(strategy: Strategy, evaluator: Evaluator, given: Synthetic | None) -> dict[str, float]:
-    """Return the class shares that a strategy trains with: records times weight."""
-    available = shares = None
-    if strategy.has_model and given is not None:
-        names = evaluator.records.strata_names
-        sizes = np.bincount(given.strata, minlength=len(names))
-        available = {name: int(n) for name, n in zip(names, sizes, strict=True)}
-        if given.shares is not None:
-            shares = share_sums(given.strata, given.shares, names)
-    counts = {c.name: c.n_real for c in evaluator.plan.classes}
-    wanted = wanted_records(strategy, counts, evaluator.plan, available=available, shares=shares)
-    found = shares_of(evaluator.plan, {name: w.effective for name, w in wanted.items()})
-    return left_by_loss(found, strategy) if strategy.family == "loss" else found
+def _training_shares(
+    strategy: Strategy, evaluator: Evaluator, candidates: Synthetic | None
+) -> dict[str, float]:
+    """Class shares that a strategy trains with: records times weight."""
+    plan, names = evaluator.plan, evaluator.records.strata_names
+    counts = {c.name: c.n_real for c in plan.classes}
+    synthetic = candidates if strategy.has_model else None
+    wanted = wanted_with(strategy, counts, plan, synthetic, names)
+    effective = shares_of(plan, {name: w.effective for name, w in wanted.items()})
+    return shares_after_loss(effective, strategy) if strategy.family == "loss" else effective
 
 
-def _said(info: CalibrationResult) -> str:
-    """Say what was found of the published strategy's probabilities."""
+def _sentence(info: CalibrationResult) -> str:
+    """What the correction does to the published strategy's probabilities."""
     estimators = info.strategies[info.published]
     corrected = [c for c in estimators.values() if c.corrected is not None]
     name = f"“{info.published}”"
     if not corrected:
-        return f"{name} trains with the class shares that there are, so its probabilities need no correction."
+        return f"{name} trains with the true class shares, so its probabilities need no correction."
     better = sum(c.change is not None and c.change.high < 0 for c in corrected)
     worse = sum(c.change is not None and c.change.low > 0 for c in corrected)
-    said = f"the correction is shown to lower the Brier score for {better} of {len(corrected)} estimators"
+    effect = f"the correction lowers the Brier score for {better} of {len(corrected)} estimators"
     if worse:
-        said += f", and to raise it for {worse}"
+        effect += f" and raises it for {worse}"
     return (
-        f"{name} trains with other class shares than there are. On the hold-out {said}. Use corrected probabilities "
-        "where a probability is read as one, and the uncorrected ones to choose a class: these are what was judged."
+        f"{name} trains with other class shares than the true ones. On the hold-out {effect}. Use corrected "
+        "probabilities as probabilities, and the uncorrected ones to choose a class: those were compared."
     )

@@ -1,4 +1,4 @@
-"""The evaluator of an experiment's kind of data; that of images is imported on use, since it needs torch."""
+"""Open the evaluator of an experiment's kind of data; images' is imported on use, since it needs torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ __all__ = ["open_evaluator"]
 
 
 def open_evaluator(store: Store, experiment: Experiment) -> Evaluator:
-    """Return the evaluator of an experiment.
-
-    Raises
-    ------
-    MissingExtraError
-        If the records are images and torch or Pillow is not installed.
-    """
+    """The evaluator of an experiment; MissingExtraError for images without torch or Pillow."""
     info = load_info(experiment.dataset, store)
     if info.modality == "table":
         return table_evaluator.open_evaluator(store, info, experiment)

@@ -9,14 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix
-from prefect_augment.experiment.evaluator import Evaluator, Question, best_first
+from prefect_augment.experiment.evaluator import Evaluator, FilterQuery, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Quality
-from prefect_augment.schema.base import (
-    ClassFilter,
-    DatasetRef,
-    FilterResult,
-)
+from prefect_augment.schema.base import ClassFilter, DatasetRef, FilterResult
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage.staging import Stage
@@ -27,12 +23,9 @@ __all__ = ["filter_candidates", "unfiltered"]
 
 
 def filter_candidates(experiment: Experiment, candidates: DatasetRef, store: Store) -> FilterResult:
-    """Hold staged candidates against the training and validation records, and stage what is kept and dropped.
+    """Check staged candidates against training and validation records; stage what is kept and dropped.
 
-    Returns
-    -------
-    FilterResult
-        ``kept`` records are ordered by stratum and rank; ``dropped`` ones carry their reason.
+    Kept records are ordered by stratum and rank; dropped ones have their reason.
     """
     stage = Stage(store, "filter", experiment.key("filter", candidates.key))
     return stage.run(FilterResult, lambda: _filter(experiment, candidates, stage))
@@ -50,7 +43,7 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
     outcome = evaluator.filter(
-        Question(
+        FilterQuery(
             training=np.flatnonzero(~data.is_validation),
             validation=np.flatnonzero(data.is_validation),
             candidates=Labelled(evaluator.encode(table), strata),
@@ -63,12 +56,12 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
     order = best_first(outcome, strata, ordinals, params.quality)
     ranks = np.concatenate([np.arange(n) for n in np.bincount(strata[order])] or [order])
     kept = table.take(pa.array(order)).append_column("aug_rank", pa.array(ranks))
-    counted: dict[str, Any] = {}
+    soft_labels: dict[str, Any] = {}
     if plan.soft_labels:
-        kept, counted = _with_soft_labels(kept, strata[order], evaluator, params.seed)
-    rest = np.flatnonzero(~outcome.kept)
-    dropped = table.take(pa.array(rest)).append_column(
-        "aug_reason", pa.array(outcome.reason[rest].astype(str))
+        kept, soft_labels = _with_soft_labels(kept, strata[order], evaluator, params.seed)
+    dropped_rows = np.flatnonzero(~outcome.kept)
+    dropped = table.take(pa.array(dropped_rows)).append_column(
+        "aug_reason", pa.array(outcome.reason[dropped_rows].astype(str))
     )
     rules = sampled.extra.get("rules", {})
     return FilterResult(
@@ -84,10 +77,10 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
             *(sampled.notes if sampled.stage == "import" else ()),
             *([rules["said"]] if rules else []),
             *outcome.notes,
-            *counted.pop("notes", ()),
+            *soft_labels.pop("notes", ()),
         ),
         rules=rules,
-        **counted,
+        **soft_labels,
     )
 
 
@@ -101,40 +94,37 @@ def _nothing_to_filter(stage: Stage, quality: Quality) -> FilterResult:
         kept=(),
         dropped=(),
         feature_space="",
-        notes=("no synthetic records were drawn, so none were judged",),
+        notes=("No synthetic records were drawn.",),
     )
 
 
 def _with_soft_labels(
-    kept: pa.Table,
-    strata: NDArray[np.int64],
-    evaluator: Evaluator,
-    seed: int,
+    kept: pa.Table, strata: NDArray[np.int64], evaluator: Evaluator, seed: int
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the rows that kept records become, and what the report says of them."""
+    """Kept records with one row per likely class, and the fields for the result."""
     data = evaluator.records
     assert isinstance(data, Matrix)
     training = np.flatnonzero(~data.is_validation)
-    found = expand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
-    rows = expanded_rows(kept, data, found)
-    # A row's rank is its place among those that stand for the same.
-    counts = np.bincount(found.strata, minlength=len(data.strata_names))
+    soft_labels = expand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
+    rows = expanded_rows(kept, data, soft_labels)
+    # A row's rank is its place within its stratum.
+    counts = np.bincount(soft_labels.strata, minlength=len(data.strata_names))
     ranks = np.concatenate([np.arange(n) for n in counts])
     rows = rows.set_column(rows.column_names.index("aug_rank"), "aug_rank", pa.array(ranks))
-    members = ", ".join(f"{kind} {share:.0%}" for kind, share in found.teacher.items())
-    said = (
+    members = ", ".join(f"{kind} {share:.0%}" for kind, share in soft_labels.teacher.items())
+    note = (
         f"{kept.num_rows:,} synthetic records became {rows.num_rows:,} rows, one for each class "
         f"that an ensemble ({members}) finds likely; aug_weight has how likely."
     )
     return rows, {
         "rows": {k: int(n) for k, n in zip(data.strata_names, counts, strict=True) if n},
-        "shares": share_sums(found.strata, found.shares, data.strata_names),
-        "notes": (said,),
+        "shares": share_sums(soft_labels.strata, soft_labels.shares, data.strata_names),
+        "notes": (note,),
     }
 
 
 def unfiltered(candidates: DatasetRef, store: Store) -> FilterResult:
-    """Return sampled records as if all of them had passed, with a note that nothing was judged."""
+    """Sampled records as if all of them had passed, with a note that nothing was checked."""
     info = load_info(candidates, store)
     return FilterResult(
         root=store.uri,
@@ -148,5 +138,5 @@ def unfiltered(candidates: DatasetRef, store: Store) -> FilterResult:
         kept=info.shards,
         dropped=(),
         feature_space="",
-        notes=("The synthetic records were published without being judged.",),
+        notes=("The synthetic records are published without being filtered.",),
     )

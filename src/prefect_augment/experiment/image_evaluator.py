@@ -1,9 +1,9 @@
 """The evaluator of images: pixels, a convolutional classifier, the run's own candidates.
 
-All strategies are compared on the same records: validation alone, since folds take that many times as long, and
-a model cannot be trained anew within each. Only where the rarest judged class has fewer than ten
-validation records, and no model's candidates are compared, are the plan's folds used.
-Needs torch and Pillow.
+All strategies are compared on validation alone, since folds take that many times as long and a
+model cannot be trained anew within each. Only where the rarest compared class has fewer than ten
+validation records, and no model's candidates are compared, are the plan's folds used. Needs torch
+and Pillow.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRange
 from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
-    Question,
+    FilterQuery,
+    OfExperiment,
     Synthetic,
     filter_request,
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.params import Classic, RunParams
+from prefect_augment.params import Classic
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, ImageInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.split.ledger_io import split_clusters
@@ -55,37 +56,35 @@ RANGES = {"safe": ClassicRanges()}
 
 
 def _ranges(classic: Classic, strategy: Strategy) -> ClassicRanges | None:
-    """Return how far the batched transform goes, where it does what the policy does."""
+    """Ranges of the batched transform, where it does what the policy does."""
     ranges = RANGES.get(classic.image)
     return ranges.stronger(strategy.classic_strength) if ranges else None
 
 
 def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Images] | None:
-    """Return what changes images as the policy does; None where the batched transform does the same."""
+    """Transform of images by the policy; None where the batched transform does the same."""
     if classic.image in RANGES and not classic.policy and not classic.plugin:
         return None
     policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
 
     def change(images: Images, seeds: Int) -> Images:
         height, width = images.shape[1:3]
-        made = policy.batch(images, seeds.tolist(), [1.0] * len(images))
-        # An operation may ask for a size of its own; the classifier has one.
-        return np.stack([resize(image, width, height) for image in made])
+        changed = policy.batch(images, seeds.tolist(), [1.0] * len(images))
+        # An operation may change the size; the classifier has one.
+        return np.stack([resize(image, width, height) for image in changed])
 
     return change
 
 
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> ImageEvaluator:
-    """Return the evaluator of staged images."""
+    """The evaluator of staged images."""
     if info.image is None:
         raise ParameterError(
-            f"stage {info.key[:12]} holds images, but nothing is known of them; ingest again."
+            f"stage {info.key[:12]} has images without their size and format; ingest again."
         )
     plan = experiment.plan
     if plan.classifier_steps < 1:
-        raise ParameterError(
-            "the plan says nothing of the classifier's steps; plan again with this version."
-        )
+        raise ParameterError("the plan has no classifier steps; plan again with this version.")
     image = info.image
 
     def read() -> Records:
@@ -97,7 +96,7 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> I
 
 
 @dataclass(frozen=True)
-class ImageEvaluator:
+class ImageEvaluator(OfExperiment):
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     store: Store
@@ -107,18 +106,8 @@ class ImageEvaluator:
     records: Records
 
     @property
-    def plan(self) -> BalancePlan:
-        """The experiment's plan."""
-        return self.experiment.plan
-
-    @property
-    def params(self) -> RunParams:
-        """The experiment's parameters."""
-        return self.experiment.params
-
-    @property
     def estimators(self) -> tuple[str, ...]:
-        """One classifier; its seeds stand for its own chance too."""
+        """One classifier; the spread over seeds includes its own randomness."""
         return (ESTIMATOR,)
 
     def read(self, table: pa.Table) -> Records:
@@ -130,7 +119,7 @@ class ImageEvaluator:
         return _encode(table, self.image)
 
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
-        """Val alone, or the plan's folds where it is tiny and no model has seen fit."""
+        """Validation alone, or the plan's folds where it is tiny and no model has seen training records."""
         return score_folds(
             self.records, n_folds=1 if has_candidates else self.plan.n_folds, seed=seed
         )
@@ -139,13 +128,13 @@ class ImageEvaluator:
         """Never: the classifier's own weights and draws come from the seed."""
         return False
 
-    def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
+    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """The run's own candidates under every seed."""
-        if given is None:
+        if candidates is None:
             return Synthetic(
                 np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
             )
-        return given
+        return candidates
 
     def predictions(
         self,
@@ -155,7 +144,7 @@ class ImageEvaluator:
         *,
         synthetic: Synthetic | None,
         seed: int,
-        effort: float = 1.0,
+        step_share: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Train the classifier on draws from the strategy's training set."""
         data = self.records
@@ -173,11 +162,11 @@ class ImageEvaluator:
             drawn.X,
             y,
             n_classes=len(data.classes),
-            steps=max(1, round(effort * self.plan.classifier_steps)),
+            steps=max(1, round(step_share * self.plan.classifier_steps)),
             seed=seed,
             weights=drawn.weights,
             loss="balanced_softmax" if strategy.family == "loss" else "ce",
-            # Half of the way is half of the log prior: the amount's meaning for this strategy.
+            # Half of the amount is half of the log prior.
             prior=np.where(counts > 0, counts**strategy.amount, 0.0),
             augment_prob=strategy.classic_prob,
             ranges=_ranges(self.params.classic, strategy),
@@ -190,19 +179,19 @@ class ImageEvaluator:
         yield ESTIMATOR, estimator.predict_proba(X)
 
     def plain_space(self, X: NDArray[Any]) -> ShiftSpace:
-        """Pixels: features of a network that was trained on fit would tell fit from validation by themselves."""
+        """Pixels: features of a network trained on the training records would tell them from validation."""
         return ShiftSpace()
 
-    def filter(self, question: Question) -> FilterOutcome:
+    def filter(self, query: FilterQuery) -> FilterOutcome:
         """Distances in a classifier's features, labels by two others."""
         data = self.records
         return filter_images(
-            data.labelled(question.training),
-            data.labelled(question.validation),
-            question.candidates,
+            data.labelled(query.training),
+            data.labelled(query.validation),
+            query.candidates,
             steps=self.plan.classifier_steps,
             device=self.params.budget.device,
-            **filter_request(data, self.plan, self.params.quality, question),
+            **filter_request(data, self.plan, self.params.quality, query),
         )
 
 

@@ -1,9 +1,9 @@
-"""Privacy: what synthetic records give away about the records that they were made from.
+"""Privacy: what synthetic records reveal about the records that they were made from.
 
-Of our own models the members are fit, and validation says what is expected of records that they never saw.
-Another tool may have seen all of the real records: there the hold-out takes validation's place, in its one
-reading (:func:`~prefect_augment.experiment.confirmation.confirm`). The outcome is found again by what it was
-measured on, so a report or a card that is written later has it too.
+For our own models training records are the members, and validation shows what to expect of records
+that they never saw. Another tool may have seen all of these: there the hold-out takes validation's
+place, in its one reading (:func:`~prefect_augment.experiment.confirmation.confirm`). Results are
+stored under what they were measured on, so that a later report or card finds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.encoding.arrays import Records as RealRecords
-from prefect_augment.evaluation.privacy.distances import Part, Words, privacy_side, summed_up
+from prefect_augment.evaluation.privacy.distances import Part, SideNames, privacy_side, summarise
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params.keys import step_key
@@ -24,42 +24,32 @@ from prefect_augment.shards.staged import load_info, read_shards
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 
-__all__ = ["found_privacy", "measure", "measure_external"]
+__all__ = ["measure", "measure_external", "stored_privacy"]
 
-# Of a class and a side: an interval of 2,000 is three points wide. Distances between pictures take longer.
-MOST_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
-MOST_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
+# Records of a class and side: with 2,000 the interval is three points wide. Images take longer.
+MAX_REAL: dict[Modality, int] = {"table": 2000, "image": 500}
+MAX_SYNTHETIC: dict[Modality, int] = {"table": 20_000, "image": 2000}
 
-OF_OUR_OWN = Words(
-    members="fit, which they were made from", others="validation, which they were not made from"
+OWN_MODEL = SideNames(
+    members="training, which they were made from",
+    others="validation, which they were not made from",
 )
-OF_OTHERS = Words(
+EXTERNAL = SideNames(
     members="the source, which they were made from",
     others="the hold-out, which they were not made from",
 )
 NO_HOLDOUT = (
-    "What the synthetic records give away could not be measured: no hold-out of its own was given, so the records "
-    "held out here may be among those that they were made from. Give --holdout (source.holdout_uri) with real "
-    "records that whoever made them never had."
+    "Privacy could not be measured: without a hold-out of your own, the records held out here may be among those "
+    "that the synthetic records were made from. Set --holdout (source.holdout_uri) to real records that their "
+    "maker never had."
 )
 
 
 def measure(experiment: Experiment, drawn: DatasetRef, store: Store) -> Privacy:
-    """Attack the records that a model of ours drew, and those of them that were kept.
+    """Attack the records that our own model drew (``drawn``), and those of them that were kept.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        With candidates: what was kept. Training and validation are read, the hold-out is not.
-    drawn : DatasetRef
-        What the model drew.
-    store : Store
-        The root that they lie under.
-
-    Returns
-    -------
-    Privacy
-        The records that are kept first: those go out.
+    Kept records come first in the result, since those are published. Training and validation are
+    read, the hold-out is not.
     """
     filtered = experiment.candidates
     assert filtered is not None
@@ -74,29 +64,14 @@ def measure(experiment: Experiment, drawn: DatasetRef, store: Store) -> Privacy:
             {"kept": filtered.kept, "drawn": load_info(drawn, store).shards},
             members=_part(data, np.flatnonzero(~data.is_validation)),
             others=_part(data, np.flatnonzero(data.is_validation)),
-            words=OF_OUR_OWN,
+            names=OWN_MODEL,
         )
 
     return stage.run(Privacy, attack)
 
 
 def measure_external(evaluator: Evaluator, holdout: RealRecords, store: Store) -> Privacy:
-    """Attack records that another tool made, with the hold-out's records as those it never saw.
-
-    Parameters
-    ----------
-    evaluator : Evaluator
-        Holds the real records; its experiment's candidates are those that were given.
-    holdout : Records
-        As :func:`~prefect_augment.experiment.confirmation.confirm` has read them.
-    store : Store
-        The root that they lie under.
-
-    Returns
-    -------
-    Privacy
-        All records first, as they were given.
-    """
+    """Attack another tool's records, with the hold-out's records as those it never saw."""
     filtered = evaluator.experiment.candidates
     assert filtered is not None
     stage = _stage(store, evaluator.experiment.dataset, filtered, "holdout")
@@ -108,22 +83,22 @@ def measure_external(evaluator: Evaluator, holdout: RealRecords, store: Store) -
             {"drawn": (*filtered.kept, *filtered.dropped), "kept": filtered.kept},
             members=_part(data, np.arange(len(data.y))),
             others=_part(holdout, np.arange(len(holdout.y))),
-            words=OF_OTHERS,
-            unusable="" if evaluator.info.holdout_uri else NO_HOLDOUT,
+            names=EXTERNAL,
+            why_blind="" if evaluator.info.holdout_uri else NO_HOLDOUT,
         )
     )
 
 
-def found_privacy(
+def stored_privacy(
     store: Store, dataset: DatasetRef, filtered: FilterResult | None
 ) -> Privacy | None:
-    """Return what was measured on these records, None where nothing was."""
+    """The measurement of these records, None where there is none."""
     if filtered is None:
         return None
-    found = (
+    outcomes = (
         _stage(store, dataset, filtered, o).outcome(Privacy) for o in ("holdout", "validation")
     )
-    return next((privacy for privacy in found if privacy is not None), None)
+    return next((privacy for privacy in outcomes if privacy is not None), None)
 
 
 def _stage(store: Store, dataset: DatasetRef, filtered: FilterResult, others: str) -> Stage:
@@ -137,23 +112,23 @@ def _measured(
     *,
     members: Part,
     others: Part,
-    words: Words,
-    unusable: str = "",
+    names: SideNames,
+    why_blind: str = "",
 ) -> Privacy:
     info, classes = evaluator.info, evaluator.records.classes
     space = evaluator.plain_space(np.concatenate([members.X, others.X]))
-    most_real, most_synthetic = MOST_REAL[info.modality], MOST_SYNTHETIC[info.modality]
+    max_real, max_synthetic = MAX_REAL[info.modality], MAX_SYNTHETIC[info.modality]
     columns = [*dict.fromkeys([*(c.name for c in info.columns), info.label])]
-    sides, n_most = [], 0
+    sides, n_largest = [], 0
     for records, files in shards.items():
         synthetic = Part(members.X[:0], members.y[:0])
         if files:
             table = read_shards(store, files, columns)
-            # They come by what the gate made of them, and of large classes the first are looked at.
+            # They are sorted by the filter's result, and only the first of large classes count.
             order = np.random.default_rng(0).permutation(table.num_rows)
             X, y = evaluator.encode(table), _codes(table, info.label, classes)
             synthetic = Part(X[order], y[order])
-            n_most = max(n_most, int(np.bincount(y[y >= 0], minlength=1).max()))
+            n_largest = max(n_largest, int(np.bincount(y[y >= 0], minlength=1).max()))
         sides.append(
             privacy_side(
                 records,
@@ -162,24 +137,21 @@ def _measured(
                 synthetic,
                 classes=classes,
                 space=space,
-                most_real=most_real,
-                most_synthetic=most_synthetic,
-                words=words,
+                max_real=max_real,
+                max_synthetic=max_synthetic,
+                names=names,
             )
         )
     notes = []
-    if max(np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)) > (
-        most_real
-    ):
+    sizes = [np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)]
+    if max(sizes) > max_real:
         notes.append(
-            f"Of each class the first {most_real:,} real records of a side were looked at, in the order of "
-            "their ids, which is an order by chance."
+            f"The first {max_real:,} real records of each class and side were compared, in the order of "
+            "their ids, which is random."
         )
-    if n_most > most_synthetic:
-        notes.append(
-            f"Of each class {most_synthetic:,} synthetic records were looked at, drawn by chance."
-        )
-    return summed_up(sides, words=words, feature_space=space.name, notes=notes, unusable=unusable)
+    if n_largest > max_synthetic:
+        notes.append(f"A random {max_synthetic:,} synthetic records of each class were compared.")
+    return summarise(sides, names=names, feature_space=space.name, notes=notes, why_blind=why_blind)
 
 
 def _codes(table: pa.Table, label: str, classes: tuple[str, ...]) -> np.ndarray:
@@ -188,7 +160,7 @@ def _codes(table: pa.Table, label: str, classes: tuple[str, ...]) -> np.ndarray:
 
 
 def _part(records: RealRecords, rows: np.ndarray) -> Part:
-    """Real records; equal ones are a group where there is no other."""
+    """Real records; equal ones are a group where there are no others."""
     groups = records.groups
     if groups is None:
         groups = np.unique(records.content, return_inverse=True)[1]

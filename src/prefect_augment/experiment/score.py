@@ -1,4 +1,4 @@
-"""Score: every strategy under the same estimators and steps, on validation records only; then the choice."""
+"""Score every strategy with the same estimators and steps on validation records; then choose."""
 
 from __future__ import annotations
 
@@ -13,21 +13,10 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.selection import choose_strategy
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
-from prefect_augment.experiment.evaluator import (
-    Evaluator,
-    Synthetic,
-    groups_of,
-    kept_synthetic,
-)
+from prefect_augment.experiment.evaluator import Evaluator, Synthetic, groups_of, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
-from prefect_augment.schema.base import (
-    Choice,
-    EstimatorScore,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.schema.base import Choice, EstimatorScore, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
@@ -40,21 +29,9 @@ Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shap
 def score(experiment: Experiment, strategy: Strategy, seed: int, store: Store) -> StrategyScore:
     """Train the estimators on one strategy and score them on validation records.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Strategies of images train on its candidates; a table's model is fitted anew within each fold.
-    strategy : Strategy
-        With amount 0 the amounts 1/2 and 1 are both tried and the better one is returned.
-    seed : int
-        0, 1, 2 …: another partition into folds, other copies, SMOTE records and synthetic records.
-    store : Store
-        The root that the dataset lies under.
-
-    Returns
-    -------
-    StrategyScore
-        Scores over the compared classes; its strategy names the amount that was best.
+    With amount 0 the amounts 1/2 and 1 are both tried and the better one is returned. Another
+    ``seed`` (0, 1, 2 …) has other folds, copies, SMOTE records and synthetic records. Strategies of
+    images train on the experiment's candidates; a table's model is fitted anew within each fold.
     """
     own = experiment.params.seed * 1000 + seed
     stage = Stage(store, "score", experiment.key("score", strategy, seed=own))
@@ -72,8 +49,8 @@ def _score(
         return score(experiment, strategy, 0, store).model_copy(update={"seed": seed})
     amounts = AMOUNTS if strategy.amount == 0 else (strategy.amount,)
     strategies = [strategy.model_copy(update={"amount": amount}) for amount in amounts]
-    given = kept_synthetic(evaluator, store) if strategy.has_model else None
-    predicted = out_of_fold(evaluator, strategies, folds, given=given, seed=own)
+    candidates = kept_synthetic(evaluator, store) if strategy.has_model else None
+    predicted = out_of_fold(evaluator, strategies, folds, candidates=candidates, seed=own)
     scored = [
         score_predicted(evaluator.records, a, p, folds, seed=seed)
         for a, p in zip(strategies, predicted, strict=True)
@@ -83,29 +60,24 @@ def _score(
 
 
 def choose(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
-    """Fix, from scores on validation records alone, what the hold-out will compare.
+    """Choose, by validation scores alone, the strategies that the hold-out compares.
 
-    Parameters
-    ----------
-    scores : sequence of StrategyScore
-        All strategies with one seed or more.
-    prefer_model : bool
-        Ask the hold-out about the best strategy with synthetic records, whatever validation says of it: it is
-        the one that ``evaluation.on_no_gain = "publish"`` publishes.
+    ``prefer_model``: the hold-out tests the best strategy with synthetic records whatever its
+    score, since ``evaluation.on_no_gain = "publish"`` publishes it.
     """
-    found = choose_strategy(scores)
+    choice = choose_strategy(scores)
     return Choice(
-        chosen=found.to_verify("publish" if prefer_model else "recipe"),
-        baseline=found.baseline,
+        chosen=choice.to_verify("publish" if prefer_model else "recipe"),
+        baseline=choice.baseline,
         as_is=next(s.strategy for s in scores if s.strategy.family == "as_is"),
-        model=found.model,
-        scores=found.mean,
-        reason=found.reason,
+        model=choice.model,
+        scores=choice.mean,
+        reason=choice.reason,
     )
 
 
 def published_strategy(choice: Choice, verdict: Verdict) -> Strategy:
-    """Return the strategy whose recipe the verdict publishes."""
+    """The strategy whose recipe the verdict publishes."""
     return {strategy.name: strategy for strategy in (choice.as_is, choice.baseline, choice.chosen)}[
         verdict.published
     ]
@@ -116,31 +88,16 @@ def out_of_fold(
     strategies: Sequence[Strategy],
     folds: NDArray[np.int64],
     *,
-    given: Synthetic | None,
+    candidates: Synthetic | None,
     seed: int,
-    effort: float = 1.0,
+    step_share: float = 1.0,
     draw: Callable[[NDArray[np.int64], int], Synthetic] | None = None,
 ) -> list[Predictions]:
-    """Return each strategy's out-of-fold probabilities.
+    """Each strategy's out-of-fold probabilities.
 
-    The strategies share each fold's synthetic records, and strategies that differ in thresholds alone their estimators.
-
-    Parameters
-    ----------
-    evaluator : Workbench
-        The records and their estimators.
-    strategies : sequence of Strategy
-        All with synthetic records, or none.
-    folds : ndarray of int64, shape (n_records,)
-        Fold of each record that is scored; -1 for records that only train.
-    given : Synthetic, optional
-        The run's own candidates.
-    seed : int
-        Of the estimators and of what is drawn.
-    effort : float in (0, 1]
-        Share of an estimator's steps.
-    draw : callable, optional
-        Makes synthetic records from (rows, seed), instead of the evaluator.
+    All strategies have synthetic records, or none. They share each fold's synthetic records, and
+    strategies that differ in thresholds alone share their estimators. ``folds`` are -1 for records
+    that only train. ``draw`` makes synthetic records from (rows, seed), instead of the evaluator.
     """
     data = evaluator.records
     shape = (len(data.y), len(data.classes))
@@ -153,7 +110,9 @@ def out_of_fold(
         if strategies[0].has_model:
             inner = seed * 100 + fold
             synthetic = (
-                draw(train, inner) if draw else evaluator.synthetic(train, given=given, seed=inner)
+                draw(train, inner)
+                if draw
+                else evaluator.synthetic(train, candidates=candidates, seed=inner)
             )
         done: dict[Strategy, dict[str, NDArray[np.float64]]] = {}
         for strategy, out in zip(strategies, predictions, strict=True):
@@ -161,7 +120,12 @@ def out_of_fold(
             if plain not in done:
                 done[plain] = dict(
                     evaluator.predictions(
-                        strategy, train, data.X[test], synthetic=synthetic, seed=seed, effort=effort
+                        strategy,
+                        train,
+                        data.X[test],
+                        synthetic=synthetic,
+                        seed=seed,
+                        step_share=step_share,
                     )
                 )
             for name, proba in done[plain].items():
@@ -177,12 +141,12 @@ def score_predicted(
     *,
     seed: int,
 ) -> StrategyScore:
-    """Score one strategy's predictions over the judged classes, on all folds together and on each."""
+    """Score one strategy's predictions over the compared classes, on all folds together and on each."""
     rows = np.flatnonzero((folds >= 0) & data.compared[data.y])
     y = data.y[rows]
     estimators: dict[str, EstimatorScore] = {}
     thresholds: dict[str, dict[str, float]] = {}
-    of_folds: list[list[float]] = []
+    fold_recalls: list[list[float]] = []
     for name, proba in predictions.items():
         multipliers = None
         if strategy.tune_threshold:
@@ -195,8 +159,8 @@ def score_predicted(
         estimators[name] = score_predictions(
             y, proba[rows], classes=data.classes, compared=data.compared, multipliers=multipliers
         )
-        right = predict_classes(proba[rows], multipliers) == y
-        of_folds.append(_recalls(y, right, folds[rows]))
+        correct = predict_classes(proba[rows], multipliers) == y
+        fold_recalls.append(_recalls(y, correct, folds[rows]))
     return StrategyScore(
         strategy=strategy,
         seed=seed,
@@ -205,20 +169,20 @@ def score_predicted(
         thresholds=thresholds,
         n_train=int(np.sum(folds != 0)),
         n_validation=len(rows),
-        folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
+        folds=tuple(float(x) for x in np.mean(fold_recalls, axis=0)),
     )
 
 
 def _recalls(
-    y: NDArray[np.int64], right: NDArray[np.bool_], folds: NDArray[np.int64]
+    y: NDArray[np.int64], correct: NDArray[np.bool_], folds: NDArray[np.int64]
 ) -> list[float]:
-    """Return the mean recall on each fold over the classes that occur there; nothing of a single fold."""
+    """Mean recall on each fold over the classes that occur there; empty for a single fold."""
     numbers = np.unique(folds)
     if len(numbers) < 2:
         return []
-    found = []
+    recalls = []
     for fold in numbers:
         here = folds == fold
         n = np.bincount(y[here])
-        found.append(float(np.mean(np.bincount(y[here], right[here])[n > 0] / n[n > 0])))
-    return found
+        recalls.append(float(np.mean(np.bincount(y[here], correct[here])[n > 0] / n[n > 0])))
+    return recalls

@@ -1,14 +1,13 @@
 """The search on validation records by successive halving: pilots of every setting, then fewer strategies in full.
 
-1. *Pilots*: every setting of every strategy, estimators with a third of their steps, one seed, three of the five
-   folds where strategies are compared by folds.
-2. *Full*: the best setting of the best four strategies, all steps, all folds, one seed. Beside these go on, whatever
-   their scores, the records as they are and the best strategy with synthetic records, since both are compared on the
-   hold-out.
-3. *Seeds*: the best three of these and as is, with all seeds.
+1. *Pilots*: every setting of every strategy, a third of the estimators' steps, one seed, three of
+the five folds where strategies are compared by folds. 2. *Full*: the best setting of the best four
+strategies, all steps, all folds, one seed. As is and the best strategy with synthetic records
+always go on, since both are compared on the hold-out. 3. *Seeds*: the best three of these and as
+is, with all seeds.
 
-Who goes on is decided by counts and scores. With a budget in minutes the clock says how many: more
-strategies than four, or fewer, and so many seeds as there is time for (:mod:`.clock`).
+Counts and scores decide. With a budget in minutes, the time decides how many strategies and seeds
+there are (:mod:`prefect_augment.plan.schedule`).
 """
 
 from __future__ import annotations
@@ -27,27 +26,14 @@ from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import out_of_fold, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
-from prefect_augment.plan.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
-from prefect_augment.schema.base import (
-    Choice,
-    Result,
-    Strategy,
-    StrategyScore,
-)
+from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
+from prefect_augment.schema.base import Choice, Result, Strategy, StrategyScore
 from prefect_augment.schema.experiment import Experiment, Rung, SearchResult, Trial
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.effort import effective_budget
 
-__all__ = [
-    "N_FINALISTS",
-    "best_settings",
-    "decided",
-    "finalists",
-    "go_on",
-    "pilot",
-    "rung",
-]
+__all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
 
 N_FINALISTS = 3  # strategies that are scored with all seeds, beside as is
 
@@ -67,24 +53,11 @@ def pilot(
 ) -> tuple[StrategyScore, ...]:
     """Score the settings of one strategy with a third of the estimators' steps, and one seed.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        As for :func:`~prefect_augment.experiment.score.score`.
-    strategies : sequence of Strategy
-        A strategy with each of its settings.
-    store : Store
-        The root that the dataset lies under.
-    budget : Budget, optional
-        Train a model of tables for the pilot alone, with so much effort, on what each fold trains on.
-
-    Returns
-    -------
-    tuple of StrategyScore
-        In the order of ``strategies``. ``seconds`` is each one's share of what all of them took.
+    With a ``budget`` a model of tables is trained for the pilot alone, on each fold's training
+    records. ``seconds`` of each score is its share of the time of all.
     """
     own = None if budget is None else effective_budget(budget)
-    key = experiment.key("pilot", list(strategies), PILOT_EFFORT, PILOT_FOLDS, own)
+    key = experiment.key("pilot", list(strategies), PILOT_STEP_SHARE, PILOT_FOLDS, own)
     stage = Stage(store, "pilot", key)
     return stage.run(_Pilots, lambda: _pilot(experiment, strategies, store, budget)).scores
 
@@ -101,9 +74,9 @@ def _pilot(
         evaluator,
         strategies,
         folds,
-        given=kept_synthetic(evaluator, store) if strategies[0].has_model else None,
+        candidates=kept_synthetic(evaluator, store) if strategies[0].has_model else None,
         seed=seed,
-        effort=PILOT_EFFORT,
+        step_share=PILOT_STEP_SHARE,
         draw=None if budget is None else partial(_draw, evaluator, budget),
     )
     scores = [
@@ -115,26 +88,23 @@ def _pilot(
 
 
 def _draw(evaluator: Evaluator, budget: Budget, rows: NDArray[np.int64], seed: int) -> Synthetic:
-    """Train a model of tables on some records, and draw from it."""
     assert isinstance(evaluator, TableEvaluator)
     return draw_synthetic(evaluator, rows, seed=seed, budget=budget)
 
 
-# --- who goes on ------------------------------------------------------------------------------
-
-
 def best_settings(pilots: Sequence[StrategyScore]) -> list[StrategyScore]:
-    """Return each strategy's best setting, the best strategy first.
+    """Each strategy's best setting, the best strategy first.
 
-    Of settings that tie with a strategy's highest score the first one is taken: the best of eight on few records
-    is the luckiest one. Two tie where they are nearer than :data:`~prefect_augment.evaluation.metrics.selection.TIE`,
-    one record's worth of score, or one standard error of their difference over the folds.
+    Of settings that tie with the strategy's highest score the first is taken: the best of eight on
+    few records is the luckiest one. Two tie where they differ by at most
+    :data:`~prefect_augment.evaluation.metrics.selection.TIE`, one record's worth of score, or one
+    standard error of their difference over the folds.
     """
-    of_strategy: dict[str, list[StrategyScore]] = {}
+    by_strategy: dict[str, list[StrategyScore]] = {}
     for score in pilots:
-        of_strategy.setdefault(score.strategy.name, []).append(score)
+        by_strategy.setdefault(score.strategy.name, []).append(score)
     best = []
-    for scores in of_strategy.values():
+    for scores in by_strategy.values():
         top = max(scores, key=lambda s: s.score)
         best.append(next(s for s in scores if top.score - s.score <= _tie(top, s)))
     return sorted(best, key=lambda s: -s.score)
@@ -151,16 +121,8 @@ def _tie(top: StrategyScore, other: StrategyScore) -> float:
     return max(width, float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))))
 
 
-def go_on(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[Strategy]:
-    """Return the settings that are scored in full: of the best strategies the best, as is, the best with a model.
-
-    Parameters
-    ----------
-    pilots : sequence of StrategyScore
-        All settings of all strategies, in the strategies' order.
-    n_kept : int
-        Strategies beside those that go on whatever their scores.
-    """
+def survivors(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[Strategy]:
+    """The settings that are scored in full: the best ``n_kept`` strategies, as is, the best with a model."""
     ranked = best_settings(pilots)
     kept = [score.strategy for score in ranked[:n_kept]]
     kept += [s.strategy for s in ranked if s.strategy.family == "as_is"]
@@ -170,23 +132,20 @@ def go_on(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[Stra
 
 
 def finalists(full: Sequence[StrategyScore]) -> list[Strategy]:
-    """Return the strategies that are scored with all seeds: as is and the best of the others."""
+    """The strategies that are scored with all seeds: as is and the best of the others."""
     ranked = sorted(full, key=lambda s: (s.strategy.family != "as_is", -s.score))
     return [score.strategy for score in ranked[: N_FINALISTS + 1]]
 
 
-# --- what the report shows --------------------------------------------------------------------
-
-
-def decided(info: SearchResult, choice: Choice) -> SearchResult:
-    """Return the search with what validation has chosen: of the last rung, what goes to the hold-out is kept."""
-    goes_on = {choice.chosen, choice.baseline, choice.as_is}
+def with_choice(info: SearchResult, choice: Choice) -> SearchResult:
+    """The search result with the final choice: the last rung keeps what the hold-out compares."""
+    compared = {choice.chosen, choice.baseline, choice.as_is}
     last = info.rungs[-1]
     trials = tuple(
         trial.model_copy(
             update={
-                "kept": trial.strategy in goes_on,
-                "reason": "" if trial.strategy in goes_on else choice.reason.rstrip("."),
+                "kept": trial.strategy in compared,
+                "reason": "" if trial.strategy in compared else choice.reason.rstrip("."),
             }
         )
         for trial in last.trials
@@ -201,59 +160,48 @@ def rung(
     kept: Sequence[Strategy],
     *,
     reasons: Mapping[str, str],
-    effort: float = 1.0,
+    step_share: float = 1.0,
     timed: bool = True,
     model: str = "",
     note: str = "",
 ) -> Rung:
-    """Write down a round of the search.
+    """A round of the search for the report.
 
-    Parameters
-    ----------
-    name : str
-        Of the rung.
-    scores : sequence of StrategyScore
-        One or more per setting: several seeds count together.
-    kept : sequence of Strategy
-        Settings that went on.
-    reasons : mapping of str to str
-        Why a setting was dropped, by the strategy's name where that is there; ``""`` for the others.
-    timed : bool
-        Whether seconds are shown: not where the same bytes are asked for.
-    model : str
-        Kind of the model of strategies that have one.
+    ``reasons`` say why a setting was dropped, by the strategy's name, or ``""`` for the others.
+    Seconds are not shown (``timed``) where a run has to be reproducible to the byte. ``model`` is
+    the kind of strategies with a model.
     """
     grouped: dict[Strategy, list[StrategyScore]] = {}
     for score in scores:
         grouped.setdefault(score.strategy, []).append(score)
     best = {score.strategy.name: score.strategy for score in best_settings(scores)}
     trials = []
-    for strategy, found in grouped.items():
-        parts = [part for score in found for part in (score.folds or (score.score,))]
+    for strategy, results in grouped.items():
+        parts = [part for score in results for part in (score.folds or (score.score,))]
         reason = ""
         if strategy not in kept:
             other = best[strategy.name]
             reason = (
                 reasons.get(strategy.name, reasons.get("", ""))
                 if other == strategy
-                else "another setting of this strategy scored higher, or as high and stands before it"
+                else "another setting of this strategy scored higher, or as high and comes first"
             )
         trials.append(
             Trial(
                 strategy=strategy,
                 model=model if strategy.has_model else "",
-                score=math.fsum(score.score for score in found) / len(found),
+                score=math.fsum(score.score for score in results) / len(results),
                 spread=float(np.std(parts, ddof=1)) if len(parts) > 1 else None,
                 n_scores=len(parts),
-                seconds=sum(score.seconds for score in found) if timed else 0.0,
+                seconds=sum(score.seconds for score in results) if timed else 0.0,
                 kept=strategy in kept,
                 reason=reason,
             )
         )
     return Rung(
         name=name,
-        effort=effort,
-        n_seeds=max((len(found) for found in grouped.values()), default=0),
+        effort=step_share,
+        n_seeds=max((len(results) for results in grouped.values()), default=0),
         trials=tuple(trials),
         note=note,
     )

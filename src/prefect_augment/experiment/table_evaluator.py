@@ -1,15 +1,15 @@
 """The evaluator of tables: matrices, boosting and logistic regression, models fitted anew per fold.
 
-A fold's strategy must not train on records that a model of the whole training part has made, since that
-model has seen the fold. So each fold goes the flow's own way, from fitting to the filter, within its
-training records: a fifth of them plays validation. (Tables only: an image model takes too long for it.)
+A fold's strategy must not train on records of a model that has seen the fold. So each fold fits,
+samples and filters within its own training records, a fifth of which serve as validation. (Tables
+only: image models take too long.)
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
@@ -33,7 +33,8 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
-    Question,
+    FilterQuery,
+    OfExperiment,
     Synthetic,
     best_first,
     filter_request,
@@ -42,11 +43,11 @@ from prefect_augment.experiment.evaluator import (
     score_folds,
 )
 from prefect_augment.experiment.training_set import build_training_set
-from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
-from prefect_augment.params import Budget, NoModel, RunParams
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
+from prefect_augment.params import Budget, NoModel
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
+from prefect_augment.schema.base import DatasetInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store
@@ -68,12 +69,12 @@ FIXED = ("as_is", "threshold", "weights", "external")
 
 
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> TableEvaluator:
-    """Return the evaluator of a staged table."""
+    """The evaluator of a staged table."""
     return TableEvaluator(experiment, info, training_matrix(store, info, experiment.plan))
 
 
 @dataclass(frozen=True)
-class TableEvaluator:
+class TableEvaluator(OfExperiment):
     """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
 
     experiment: Experiment
@@ -81,30 +82,20 @@ class TableEvaluator:
     records: Matrix
 
     @property
-    def plan(self) -> BalancePlan:
-        """The experiment's plan."""
-        return self.experiment.plan
-
-    @property
-    def params(self) -> RunParams:
-        """The experiment's parameters."""
-        return self.experiment.params
-
-    @property
     def estimators(self) -> tuple[str, ...]:
-        """The estimators that the gate asks for."""
+        """The estimators in ``evaluation.estimators``."""
         return tuple(self.params.evaluation.estimators)
 
     @property
     def has_slow_model(self) -> bool:
-        """Whether the wished model is trained in steps."""
+        """Whether the requested model is trained in steps."""
         if isinstance(self.params.model, NoModel):
             return False
         return bool(load_model_class(self.params.model, modality="table").trained_in_steps)
 
     @cached_property
     def rules(self) -> Rules:
-        """The gate's constraints, with the combinations that training and validation have."""
+        """The constraints of ``quality``, with the combinations that training and validation have."""
         data = self.records
 
         def real() -> pa.Table:
@@ -122,9 +113,10 @@ class TableEvaluator:
         return self.records.encoder.encode(table)
 
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
-        """Val alone where it is large, else five folds: a model is fitted anew within each.
+        """Validation alone where it is large, or where a model is trained in steps; else five folds.
 
-        Val alone, too, where the model is trained in steps: each fold would take the whole budget.
+        A model is fitted anew within each fold, and one trained in steps would take the whole
+        budget for each.
         """
         alone = has_candidates and self.has_slow_model
         if not alone:
@@ -132,21 +124,21 @@ class TableEvaluator:
         return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
 
     def is_fixed(self, strategy: Strategy) -> bool:
-        """Whether the strategy draws nothing: both estimators give the same for the same records."""
+        """Whether the strategy draws nothing: equal records give equal estimators."""
         return strategy.family in FIXED
 
-    def synthetic(self, rows: Int, *, given: Synthetic | None, seed: int) -> Synthetic:
+    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """Records of a model that is fitted on ``rows`` alone.
 
-        Of one that is trained in steps, the run's own candidates under every seed: made from training records
-        alone, they know nothing of validation records, which is all that :meth:`folds` then scores.
+        For a model trained in steps these are the run's own candidates, under every seed. They were
+        made from training records alone, and :meth:`folds` then scores validation records only.
         """
         if self.has_slow_model:
-            if given is None:
+            if candidates is None:
                 return Synthetic(
                     np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
                 )
-            return given
+            return candidates
         return draw_synthetic(self, rows, seed=seed)
 
     def predictions(
@@ -157,7 +149,7 @@ class TableEvaluator:
         *,
         synthetic: Synthetic | None,
         seed: int,
-        effort: float = 1.0,
+        step_share: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Fit each estimator on the strategy's training set."""
         data = self.records
@@ -184,97 +176,74 @@ class TableEvaluator:
                 n_levels=data.n_levels,
                 n_classes=len(data.classes),
                 seed=seed,
-                effort=effort,
+                step_share=step_share,
             )
             yield name, estimator.predict_proba(X)
 
     def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
-        """The gate's distance, scaled by these records."""
+        """The filter's distance, scaled by these records."""
         return FeatureSpace.of(X, self.records.is_category)
 
-    def filter(self, question: Question) -> FilterOutcome:
+    def filter(self, query: FilterQuery) -> FilterOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
-        asked = filter_request(data, self.plan, self.params.quality, question)
-        X, codes = question.candidates.X, question.candidates.stratum
+        options = filter_request(data, self.plan, self.params.quality, query)
+        X, codes = query.candidates.X, query.candidates.stratum
         strata = [data.strata_names[k] for k in codes]
-        # What breaks a constraint is none of the domain; candidates of other tools may.
-        asked["in_domain"] = data.encoder.in_domain(X) & self.rules.hold_in(data.encoder, X, strata)
+        # A record that breaks a constraint is outside the domain; external records may do that.
+        options["in_domain"] = data.encoder.in_domain(X) & self.rules.hold_in(
+            data.encoder, X, strata
+        )
         return filter_table(
-            data.labelled(question.training),
-            data.labelled(question.validation),
-            question.candidates,
+            data.labelled(query.training),
+            data.labelled(query.validation),
+            query.candidates,
             is_category=data.is_category,
             n_levels=data.n_levels,
-            **asked,
+            **options,
         )
 
 
-VALIDATION_FOLDS = 5  # one of them plays validation
-# Pilots, the full scores and strategies that mix ask for the same draws one after the other.
+VALIDATION_FOLDS = 5  # one of them serves as validation
+# Pilots, full scores and mixtures use the same draws one after the other.
 MAX_RECENT = 8
 _recent: OrderedDict[str, Synthetic] = OrderedDict()
 _recent_lock = Lock()
 
 
 def draw_synthetic(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    *,
-    seed: int,
-    budget: Budget | None = None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None = None
 ) -> Synthetic:
-    """Fit the model on some records, draw, and return what passes the gate.
+    """Fit the model on some rows, draw records in matrix form, and keep those that pass the filter.
 
-    Parameters
-    ----------
-    evaluator : TableEvaluator
-        Training and validation records, and the plan: synthetic records wanted of the whole training part.
-    rows : ndarray of int64, shape (n_rows,)
-        Those that may be used; what is wanted is scaled to them.
-    seed : int
-        Of the model, the draws and the gate's folds.
-    budget : Budget, optional
-        For models that are trained in steps.
-
-    Returns
-    -------
-    Synthetic
-        In matrix form.
+    The plan's wanted records are scaled to the rows. ``budget`` is for models trained in steps.
     """
     key = _key(evaluator, rows, seed, budget)
     with _recent_lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
-    found = _draw_synthetic(evaluator, rows, seed=seed, budget=budget)
+    synthetic = _draw_synthetic(evaluator, rows, seed=seed, budget=budget)
     with _recent_lock:
-        _recent[key] = found
+        _recent[key] = synthetic
         while len(_recent) > MAX_RECENT:
             _recent.popitem(last=False)
-    return found
+    return synthetic
 
 
 def _key(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    seed: int,
-    budget: Budget | None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], seed: int, budget: Budget | None
 ) -> str:
-    """Name what the draws depend on."""
+    """A name of all that the draws depend on."""
     keys = "".join(evaluator.records.keys[rows].tolist()).encode()
     digest = hashlib.sha256(keys).hexdigest()
-    # Whether the run has candidates of its own is all one to a fold.
+    # A fold's draws do not depend on the run's own candidates.
     alone = evaluator.experiment.model_copy(update={"candidates": None})
     return alone.key("draws", effective_budget(budget) if budget else None, digest, seed=seed)
 
 
 def _draw_synthetic(
-    evaluator: TableEvaluator,
-    rows: NDArray[np.int64],
-    *,
-    seed: int,
-    budget: Budget | None,
+    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None
 ) -> Synthetic:
     data = evaluator.records
     fold = stratified_folds(
@@ -289,8 +258,8 @@ def _draw_synthetic(
     most = getattr(load_model_class(evaluator.params.model), "max_training_records", 0) or len(
         training
     )
-    folded = fold_ids(pa.array(data.keys[training], pa.string()))
-    learnt = training[sample_rows(data.strata[training], folded, most=most, seed=seed)]
+    keys = fold_ids(pa.array(data.keys[training], pa.string()))
+    learnt = training[sample_rows(data.strata[training], keys, most=most, seed=seed)]
     trained = fit_model(
         TableData(data.X[learnt], data.strata[learnt]),
         table_spec(data.encoder, data.strata[learnt], data.strata_names),
@@ -299,38 +268,47 @@ def _draw_synthetic(
         budget=budget,
     )
     share = len(rows) / len(data.y)
-    drawn, codes, ordinals = [], [], []
-    taken = evaluator.rules.taken()
-    can = [
+    names = [
         name for name, n in zip(data.strata_names, counts, strict=True) if n >= MIN_SAMPLED_RECORDS
     ]
-    for name, n in candidates_wanted(evaluator.plan, evaluator.params.quality, can).items():
-        k = data.strata_names.index(name)
+    wanted = {
+        name: round(n * share)
+        for name, n in candidates_wanted(evaluator.plan, evaluator.params.quality, names).items()
+    }
+    if not wanted:
+        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
+    candidates, ordinals = _draw_candidates(evaluator, trained, wanted, seed)
+    outcome = evaluator.filter(
+        FilterQuery(training, validation, candidates, ordinals, seed=seed, share=share)
+    )
+    order = best_first(outcome, candidates.stratum, ordinals, evaluator.params.quality)
+    X, strata = candidates.X[order], candidates.stratum[order]
+    if not evaluator.plan.soft_labels:
+        return Synthetic(X, strata)
+    rows_per_class = expand(data, evaluator.plan, training, X, strata, seed=seed)
+    return Synthetic(X[rows_per_class.rows], rows_per_class.strata, rows_per_class.shares)
+
+
+def _draw_candidates(
+    evaluator: TableEvaluator, model: GenerativeModel, wanted: Mapping[str, int], seed: int
+) -> tuple[Labelled, Int]:
+    """Candidates of a model with their strata, and each one's ordinal within its stratum."""
+    data = evaluator.records
+    drawn, codes, ordinals = [], [], []
+    taken = evaluator.rules.taken()
+    for name, n in wanted.items():
         kept = draw_kept(
-            trained,
+            model,
             data.encoder,
             evaluator.rules,
             stratum=name,
             start=0,
-            n=round(n * share),
-            least=0,  # a fold is content with fewer
+            n=n,
+            least=0,  # a fold may have fewer
             seeds_of=partial(candidate_seeds, seed, name),
             taken=taken,
         )
         drawn.append(kept.X)
-        codes.append(np.full(len(kept.X), k, dtype=np.int64))
+        codes.append(np.full(len(kept.X), data.strata_names.index(name), dtype=np.int64))
         ordinals.append(kept.ordinals)
-    if not drawn:
-        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
-    candidates = Labelled(np.concatenate(drawn), np.concatenate(codes))
-    outcome = evaluator.filter(
-        Question(training, validation, candidates, np.concatenate(ordinals), seed=seed, share=share)
-    )
-    order = best_first(
-        outcome, candidates.stratum, np.concatenate(ordinals), evaluator.params.quality
-    )
-    X, strata = candidates.X[order], candidates.stratum[order]
-    if not evaluator.plan.soft_labels:
-        return Synthetic(X, strata)
-    soft = expand(data, evaluator.plan, training, X, strata, seed=seed)
-    return Synthetic(X[soft.rows], soft.strata, soft.shares)
+    return Labelled(np.concatenate(drawn), np.concatenate(codes)), np.concatenate(ordinals)

@@ -1,4 +1,4 @@
-"""The training set of a strategy: real records with what the strategy adds to them, or draws of them."""
+"""The training set of a strategy: real records with those that the strategy adds, or draw weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from prefect_augment.plan.strategies import Wanted, wanted_records
 from prefect_augment.schema.base import BalancePlan, Strategy
 from prefect_augment.synthesis.soft_labels import share_sums
 
-__all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set"]
+__all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set", "wanted_with"]
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What an estimator is fitted on: matrix, stratum codes and weights of mean 1."""
+    """Matrix, stratum codes and weights of mean 1 that an estimator is fitted on."""
 
     X: NDArray[np.float64]
     strata: NDArray[np.int64]
@@ -41,25 +41,12 @@ def build_training_set(
     classic: Classic,
     seed: int,
 ) -> TrainingSet:
-    """Return the training set of one strategy.
+    """Training set of one strategy: real records first, then synthetic, SMOTE records and copies.
 
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n, n_columns)
-        Real records in matrix form.
-    strata : ndarray of int64, shape (n,)
-        Their stratum, as an index into ``names``.
-    synthetic : Synthetic, optional
-        Records that passed the gate; needed by model strategies.
-    seed : int
-        For copies and SMOTE records.
-
-    Returns
-    -------
-    TrainingSet
-        Real records first, then synthetic, SMOTE records and copies.
+    Strata are indices into ``names``. Model strategies need the ``synthetic`` records that passed
+    the filter.
     """
-    wanted = _wanted_of_part(strategy, strata, names, plan, synthetic)
+    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     parts_X, parts_s, shares = [X], [strata], np.ones(0)
     if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
@@ -71,7 +58,7 @@ def build_training_set(
         shares = strategy.synthetic_weight * shares
     classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if classic_counts:
-        made = make_records(
+        copies_made = make_records(
             X,
             strata,
             classic_counts,
@@ -80,8 +67,8 @@ def build_training_set(
             n_levels=n_levels,
             seed=seed,
         )
-        parts_X.append(made.X)
-        parts_s.append(made.strata)
+        parts_X.append(copies_made.X)
+        parts_s.append(copies_made.strata)
     copies = random_oversample_indices(
         strata, {names.index(k): w.copies for k, w in wanted.items()}, seed
     )
@@ -97,7 +84,7 @@ def build_training_set(
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """What an estimator draws from: images, stratum codes, draw weights of mean 1, which are synthetic."""
+    """Images, stratum codes, draw weights of mean 1 and a mask of synthetic records."""
 
     X: NDArray[np.uint8]
     strata: NDArray[np.int64]
@@ -114,36 +101,31 @@ def drawn_training_set(
     plan: BalancePlan,
     synthetic: Synthetic | None,
 ) -> DrawnSet:
-    """Return the training set of one strategy whose estimator draws records by weight.
-
-    Parameters are those of :func:`build_training_set`. No copy is made: what is drawn twice as
-    often has twice the weight.
-    """
-    wanted = _wanted_of_part(strategy, strata, names, plan, synthetic)
+    """Training set of one strategy whose estimator draws records by weight, instead of copying them."""
+    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     n_real = len(strata)
     if strategy.has_model and synthetic is not None:
         rows = _first_of_each(
-            synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
+            synthetic.strata, {names.index(k): amounts.synthetic for k, amounts in wanted.items()}
         )
         X = np.concatenate([X, synthetic.X[rows]])
         strata = np.concatenate([strata, synthetic.strata[rows]])
     weight = np.zeros(len(names))
-    for name, w in wanted.items():
-        weight[names.index(name)] = w.effective / max(1, w.counted)
+    for name, amounts in wanted.items():
+        weight[names.index(name)] = amounts.effective / max(1, amounts.counted)
     is_synthetic = np.arange(len(strata)) >= n_real
     weights = weight[strata] * np.where(is_synthetic, strategy.synthetic_weight, 1.0)
     return DrawnSet(X, strata, weights / weights.mean(), is_synthetic)
 
 
-def _wanted_of_part(
+def wanted_with(
     strategy: Strategy,
-    strata: NDArray[np.int64],
-    names: tuple[str, ...],
+    counts: Mapping[str, int],
     plan: BalancePlan,
     synthetic: Synthetic | None,
+    names: tuple[str, ...],
 ) -> dict[str, Wanted]:
-    """What the strategy wants of a part with these real records, and these synthetic ones at hand."""
-    counts = _counts(strata, names)
+    """Records that the strategy wants beside these real counts, from these synthetic records."""
     available = shares = None
     if synthetic is not None:
         available = _counts(synthetic.strata, names)

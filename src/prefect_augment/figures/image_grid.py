@@ -1,7 +1,7 @@
-"""Picture sheets: what a class looks like, real beside synthetic beside the nearest training image.
+"""Sheets of images: real beside synthetic beside the nearest training image, as small PNGs.
 
-Arrays in, a PNG out, small enough for an artifact. Each column is one record: below a synthetic image
-stands the real one that it is most like, so that a copy shows at a glance.
+Each column is one record: the real image that is most like a synthetic one is below it, so that a
+copy is obvious.
 """
 
 from __future__ import annotations
@@ -58,40 +58,29 @@ def sheet(
     classic: Images | None = None,
     number: int | None = None,
 ) -> bytes:
-    """A class's picture sheet.
+    """A class's sheet of images, as a PNG below 200 kB; equal arrays give equal bytes.
 
-    Parameters
-    ----------
-    label : str
-        The class; any text.
-    real, synthetic, nearest, classic : ndarray of uint8, shape (n, height, width, channels), optional
-        The rows, or lists of images of any sizes; a row without images is left out, and the first
-        :data:`N_COLUMNS` are shown. ``nearest`` goes with ``synthetic``, ``classic`` with ``real``.
-    number : int, optional
-        The class's number in the table of the report, see :func:`.drawable`.
-
-    Returns
-    -------
-    bytes
-        A PNG of less than 200 kB; equal arrays give equal bytes. Small images are enlarged by a
-        whole factor with their pixels visible, large ones are reduced.
+    Rows have images of any size, uint8 of shape (height, width, channels); the first
+    :data:`N_COLUMNS` are shown and rows without images left out. ``nearest`` goes with
+    ``synthetic``, ``classic`` with ``real``. Small images are enlarged by a whole factor, large
+    ones reduced. ``number`` is the class's row in the report's table, see :func:`.drawable`.
     """
     rows = {"real": real, "classic": classic, "synthetic": synthetic, "nearest": nearest}
-    given = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
-    return rows_sheet(label, given, number=number)
+    titled = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
+    return rows_sheet(label, titled, number=number)
 
 
 def rows_sheet(
     title: str, rows: Sequence[tuple[str, Images]], *, number: int | None = None
 ) -> bytes:
-    """A sheet of any rows, each with what it shows; see :func:`sheet`."""
+    """A sheet of any titled rows; see :func:`sheet`."""
     shown = [(text, images[:N_COLUMNS]) for text, images in rows if len(images)]
     is_gray = all(pixels.shape[2] == 1 for _, images in shown for pixels in images)
     return _small_png(_draw(title, shown, number), is_gray)
 
 
 def shown_name(label: str, number: int | None = None) -> str:
-    """The class name as the sheet can show it."""
+    """The class name as far as the sheet can draw it."""
     return drawable(label, width=(_WIDTH - 2 * _PADDING) / _TITLE, number=number)
 
 
@@ -112,7 +101,7 @@ def _draw(label: str, rows: Sequence[tuple[str, Images]], number: int | None) ->
 
 
 def _paste(image: Image.Image, draw: ImageDraw.ImageDraw, pixels: Pixels, x: int, y: int) -> None:
-    """Draw one record in the middle of its cell, with a line around it: many images are white."""
+    """Draw one record in the middle of its cell, with a border since many images are white."""
     thumbnail = _thumbnail(pixels)
     width, height = thumbnail.size
     left, top = x + (CELL - width) // 2, y + (CELL - height) // 2
@@ -132,12 +121,12 @@ def _thumbnail(pixels: Pixels) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # The basic layout is there in every build of Pillow; the other would set some names differently.
+    # Every build of Pillow has the basic layout; the other would set some names differently.
     return ImageFont.truetype(font_path(), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _small_png(image: Image.Image, is_gray: bool) -> bytes:
-    """The picture as PNG: whole where that is small enough, else with fewer colours, then smaller."""
+    """The image as PNG below the limit, with fewer colours and then smaller where that is necessary."""
     plain = image.convert("L") if is_gray else image
     content = b""
     for n_colours, scale in ((0, 1.0), (128, 1.0), (48, 1.0), (64, 0.75), (32, 0.5)):

@@ -1,4 +1,4 @@
-"""Pictures of what a model's latents say of records: clouds of vectors, scores with their threshold."""
+"""Charts of latents: vectors in a plane, anomaly scores with their threshold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from prefect_augment.schema.base import class_order
 __all__ = ["Cloud", "Scores", "cloud_chart", "scores_chart"]
 
 N_BINS = 60
-# Of the scores, what the axis shows: a few records may be stranger by orders of magnitude.
+# Of the scores on the axis: a few records may be larger by orders of magnitude.
 SHOWN_QUANTILE = 0.995
 _COLOURS = (BLUE, ORANGE, GREEN, YELLOW, "#cc79a7", "#56b4e9")  # Okabe & Ito 2008
 _MARKERS = "os^Dv*"
@@ -43,48 +43,26 @@ _NAME_WIDTH = 10.0
 
 @dataclass(frozen=True)
 class Cloud:
-    """Vectors in a plane.
+    """Vectors in a plane."""
 
-    Attributes
-    ----------
-    points : mapping of str to ndarray, shape (n, 2)
-        Some records of each class.
-    share : float in [0, 1]
-        Of the variance of all vectors, what is in the plane.
-    """
-
-    points: Mapping[str, NDArray[np.float64]]
-    share: float
+    points: Mapping[str, NDArray[np.float64]]  # some records of each class, (n, 2)
+    share: float  # of the variance of all vectors, in [0, 1]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Anomaly scores.
+    """Anomaly scores."""
 
-    Attributes
-    ----------
-    normal_validation : ndarray, shape (n,)
-        Of normal validation records, which the threshold comes from.
-    known, other : ndarray
-        Of all records of the classes that the model knows, and of all others; may be empty.
-    threshold : float
-    """
-
-    normal_validation: NDArray[np.float64]
-    known: NDArray[np.float64]
-    other: NDArray[np.float64]
+    normal_validation: NDArray[np.float64]  # (n,) behind the threshold
+    known: NDArray[np.float64]  # of all records of the classes that the model knows
+    other: NDArray[np.float64]  # of all other records; may be empty
     threshold: float
 
 
 def cloud_chart(cloud: Cloud) -> bytes:
-    """Vectors as dots in the plane in which they spread most, a colour and a shape per class.
+    """Vectors as dots in the plane of largest variance, a colour and a shape per class, as a PNG.
 
-    Classes beyond the sixth, the smallest ones first drawn, share one grey.
-
-    Returns
-    -------
-    bytes
-        A PNG.
+    Classes beyond the sixth share one grey.
     """
     figure = Figure(figsize=(WIDTH, WIDTH * 0.9), layout="constrained")
     ax = figure.add_subplot()
@@ -113,15 +91,9 @@ def cloud_chart(cloud: Cloud) -> bytes:
 
 
 def scores_chart(scores: Scores) -> bytes:
-    """Histograms of anomaly scores with the threshold; each group's area is 1.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
-    everything = np.concatenate([scores.normal_validation, scores.known, scores.other])
-    low, high = float(everything.min()), float(np.quantile(everything, SHOWN_QUANTILE))
+    """Histograms of anomaly scores with the threshold, as a PNG; each group's area is 1."""
+    pooled = np.concatenate([scores.normal_validation, scores.known, scores.other])
+    low, high = float(pooled.min()), float(np.quantile(pooled, SHOWN_QUANTILE))
     high = max(high, scores.threshold + 0.1 * abs(scores.threshold - low))
     edges = np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
@@ -149,14 +121,13 @@ def scores_chart(scores: Scores) -> bytes:
     ax.set_yticks([])
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    n_beyond = int((everything > edges[-1]).sum())
+    n_beyond = int((pooled > edges[-1]).sum())
     axis_label(ax, "anomaly score" + (f" ({n_beyond:,} more to the right)" if n_beyond else ""))
     add_legend(figure, handles)
     return png_bytes(figure)
 
 
 def _heights(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the values per bin."""
     counts = np.histogram(values, edges)[0]
     heights: NDArray[np.float64] = counts / max(1, len(values))
     return heights

@@ -1,6 +1,7 @@
-"""Picture sheets of what a model makes of images: their codes, what becomes of them, where it errs.
+"""Sheets of images for latents: codes, anomaly maps, interpolations.
 
-A row per thing that is shown, a column per record, as :mod:`prefect_augment.figures.image_grid` draws them.
+A row per kind of image, a column per record, as :mod:`prefect_augment.figures.image_grid` draws
+them.
 """
 
 from __future__ import annotations
@@ -20,17 +21,10 @@ _HEAT = "inferno"  # from black to light, told apart without colour vision, too
 
 
 def code_images(Z: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Vectors as small gray squares, a number per pixel, row by row.
+    """Vectors (n, n_latent) as small gray squares (n, k, k, 1), one number per pixel, row by row.
 
-    Parameters
-    ----------
-    Z : ndarray of float, shape (n, n_latent)
-
-    Returns
-    -------
-    ndarray of uint8, shape (n, k, k, 1)
-        ``k`` is the smallest with ``k**2 >= n_latent``. Middle gray is 0, white the largest distance
-        from it in any vector, and so is what is left over at the end.
+    ``k`` is the smallest with ``k**2 >= n_latent``. Middle gray is 0, white the largest distance
+    from it in any vector; unused pixels at the end are white.
     """
     n, n_latent = Z.shape
     k = int(np.ceil(np.sqrt(n_latent)))
@@ -41,16 +35,7 @@ def code_images(Z: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def heat_images(maps: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Maps of strangeness in colour: black where there is none, light where it is largest of all.
-
-    Parameters
-    ----------
-    maps : ndarray of float, shape (n, height, width)
-
-    Returns
-    -------
-    ndarray of uint8, shape (n, height, width, 3)
-    """
+    """Anomaly maps (n, height, width) in colour: black is 0, light the largest value of all."""
     largest = float(maps.max(initial=0.0))
     shares = np.clip(maps, 0.0, None) / (largest or 1.0)
     colours = colormaps[_HEAT](shares)[..., :3]
@@ -59,19 +44,7 @@ def heat_images(maps: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def strip_sheet(title: str, images: Sequence[NDArray[np.uint8]]) -> bytes:
-    """A way from the first image to the last, line by line; of many steps some are shown.
-
-    Parameters
-    ----------
-    title : str
-        Any text.
-    images : sequence of ndarray of uint8, shape (height, width, channels)
-
-    Returns
-    -------
-    bytes
-        A PNG of less than 200 kB.
-    """
+    """A PNG (below 200 kB) of the way from the first image to the last; of many steps some are shown."""
     most = MAX_STRIP_ROWS * N_COLUMNS
     n = len(images)
     steps = np.unique(np.rint(np.linspace(0, n - 1, min(n, most))).astype(int)).tolist()

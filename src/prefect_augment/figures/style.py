@@ -1,8 +1,8 @@
-"""What the report's pictures are drawn with: fonts, colours, frames, legends, PNG bytes.
+"""Style of all charts: fonts, colours, frames, legends, PNG bytes.
 
-Figures are built without pyplot, so nothing global is left behind and threads do not meet; the PNGs
-carry no date and no software name, so equal data give equal bytes. Names from the user's data never
-reach matplotlib as they are: see :func:`drawable`.
+Figures are built without pyplot, so there is no global state and threads do not interfere. PNGs
+carry no date and no software name, so equal data give equal bytes. Names from the user's data reach
+matplotlib only through :func:`drawable`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "font_path",
     "frame",
     "line_mark",
-    "log_marks",
+    "log_ticks",
     "png_bytes",
 ]
 
@@ -53,26 +53,14 @@ INK, MUTED, GRID = "#1c2430", "#5b6572", "#e6e9ed"
 # Okabe & Ito 2008: told apart with every common colour blindness. Shapes differ as well.
 BLUE, ORANGE, GREEN, YELLOW, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#8b95a1"
 
-_LONGEST = 200  # characters of a name that are looked at: more never fit
+_LONGEST = 200  # characters of a name: more never fit
 
 
 def drawable(text: str, *, width: float = math.inf, number: int | None = None) -> str:
-    """``text`` as the pictures can show it: on one line, within a width, with glyphs the font has.
+    """``text`` on one line, within a width in ems, with glyphs that the font has.
 
-    Parameters
-    ----------
-    text : str
-        A name from the user's data.
-    width : float
-        Largest width in units of the font size; longer names end in an ellipsis.
-    number : int, optional
-        The name's number in the table beside the picture. It is added where a glyph is missing,
-        since two names may look the same then.
-
-    Returns
-    -------
-    str
-        Only glyphs of the font; what it lacks becomes U+FFFD, runs of it one.
+    Longer names end in an ellipsis. Runs of missing glyphs become one U+FFFD, and ``number``, the
+    name's row in the table beside the picture, is added, since two names may then look the same.
     """
     font = _font()
     flat = " ".join(text[:_LONGEST].split()) or "(blank)"
@@ -101,18 +89,18 @@ def frame(ax: Axes) -> None:
 
 
 def axis_label(ax: Axes, text: str) -> None:
-    """Say what the horizontal axis measures."""
+    """Label the horizontal axis."""
     ax.set_xlabel(text, fontsize=9, fontfamily=FONT, color=MUTED)
 
 
-def log_marks(low: float, largest: float) -> list[float]:
-    """Marks of a logarithmic axis as far as there are records: few enough to stand beside one another."""
+def log_ticks(low: float, largest: float) -> list[float]:
+    """Marks of a logarithmic axis as far as there are records, few enough to fit."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(largest)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        marks = [s * 10.0**k for k in decades for s in steps if low <= s * 10.0**k <= largest]
-        if len(marks) >= 2:
+        ticks = [s * 10.0**k for k in decades for s in steps if low <= s * 10.0**k <= largest]
+        if len(ticks) >= 2:
             break
-    return marks[:: math.ceil(len(marks) / 5)] if marks else [largest]
+    return ticks[:: math.ceil(len(ticks) / 5)] if ticks else [largest]
 
 
 def dot_mark(label: str, colour: str, *, marker: str = "o", hollow: bool = False) -> Line2D:
@@ -182,12 +170,12 @@ def _advance(codepoint: int) -> float:
 
 @lru_cache(maxsize=1)
 def font_path() -> str:
-    """Where the font of all pictures is."""
+    """Path of the font of all pictures."""
     return str(font_manager.findfont(FONT))
 
 
 def _font() -> FT2Font:
-    """A font object of its own: the one matplotlib shares is not safe between threads."""
+    """A new font object, since the one that matplotlib shares is not safe between threads."""
     font = FT2Font(font_path())
     font.set_size(64, 72)
     return font

@@ -1,8 +1,8 @@
-"""The plan of a detection set: how many images to copy so that rare classes of boxes come up.
+"""The plan of a detection set: how many images to copy so that rare classes of boxes are balanced.
 
-An image's class is its rarest one (as annotations are read), so all boxes of a class lie in images of that
-class or of rarer ones. Copies are therefore counted from the rarest class on, each class filling what
-the copies of rarer ones have left open. With ``balance.target: sqrt`` that is repeat-factor sampling: a
+An image's class is its rarest one (as annotations are read), so all boxes of a class lie in images
+of that class or of rarer ones. Copies are counted from the rarest class on; each class fills what
+the copies of rarer ones leave open. With ``balance.target: sqrt`` that is repeat-factor sampling: a
 class of frequency f is repeated sqrt(t / f) times, t being the most frequent one's (Gupta, Dollár &
 Girshick 2019, "LVIS", section 4.2), and an image as often as its rarest class.
 """
@@ -25,31 +25,16 @@ __all__ = ["object_classes"]
 
 
 def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[ClassPlan, ...]:
-    """Return how many images of each class are copied.
+    """Images of each class to copy; ``note`` has the boxes before, wanted and expected.
 
-    Parameters
-    ----------
-    info : DatasetInfo
-        Staged images with boxes; the training part counts.
-    balance : Balance
-        Targets, in boxes.
-    store : Store
-
-    Returns
-    -------
-    tuple of ClassPlan
-        In images; ``note`` says the boxes before, wanted and expected.
-
-    Raises
-    ------
-    ParameterError
-        If there are no boxes, or ``by`` is given.
+    Targets are in boxes of the training part. ParameterError if there are no boxes, or ``by`` is
+    set.
     """
     if balance.by:
         raise ParameterError(
-            "balance.by cuts records into cells, and balance.unit is 'object'; leave one of them out."
+            "balance.by divides records into cells, which balance.unit 'object' cannot; leave one of them out."
         )
-    n_images, n_boxes = _counted(info, store)
+    n_images, n_boxes = _count_boxes(info, store)
     boxes = Counter[str]()
     for of_class in n_boxes.values():
         boxes.update(of_class)
@@ -57,12 +42,12 @@ def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[C
     expected = dict(boxes)
     copies = dict.fromkeys(n_images, 0)
     for name in sorted(boxes, key=lambda name: (boxes[name], name)):
-        own = n_boxes.get(name, Counter())
+        boxes_in_images = n_boxes.get(name, Counter())
         missing = wanted[name] - expected[name]
-        if missing <= 0 or not own[name]:
+        if missing <= 0 or not boxes_in_images[name]:
             continue
-        copies[name] = math.ceil(missing * n_images[name] / own[name])
-        for other, n in own.items():
+        copies[name] = math.ceil(missing * n_images[name] / boxes_in_images[name])
+        for other, n in boxes_in_images.items():
             expected[other] += round(copies[name] * n / n_images[name])
     return tuple(
         ClassPlan(
@@ -80,8 +65,8 @@ def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[C
     )
 
 
-def _counted(info: DatasetInfo, store: Store) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """Return images of each class, and the boxes of each class that these hold."""
+def _count_boxes(info: DatasetInfo, store: Store) -> tuple[Counter[str], dict[str, Counter[str]]]:
+    """Images of each class, and the boxes of each class in these images."""
     n_images = Counter[str]()
     n_boxes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     shards = [shard for shard in info.shards if shard.split in ("training", "validation")]
@@ -95,7 +80,7 @@ def _counted(info: DatasetInfo, store: Store) -> tuple[Counter[str], dict[str, C
             n_boxes[label].update(str(c) for c in (objects or {}).get("category") or ())
     if not any(n_boxes.values()):
         raise ParameterError(
-            "balance.unit is 'object', and the records have no boxes; give COCO, Pascal VOC or YOLO annotations, or a "
+            "balance.unit is 'object', and the records have no boxes; add COCO, Pascal VOC or YOLO annotations, or a "
             "column objects (bbox, category)."
         )
     return n_images, dict(n_boxes)

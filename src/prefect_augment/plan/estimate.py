@@ -1,4 +1,4 @@
-"""What a run will take, and how hard images are judged within a budget: arithmetic over counts."""
+"""What a run will take, and the classifier's steps that fit a budget: arithmetic over counts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from prefect_augment.schema.base import Estimate
 
 __all__ = ["classifier_steps", "estimate", "estimate_images"]
 
-# --- tables -----------------------------------------------------------------------------------
-
 # Fitted by eye to single-thread fits on two shared cores, 2026-11: 300 to 100,000 records, 7 to 100
 # columns, 2 to 8 classes, 0.1 to 14 seconds a fit; then to the processor time of whole runs.
 _TREE_SECONDS = 0.1  # a gradient boosting fit of two classes, which grows a tree per iteration
@@ -19,55 +17,33 @@ _TREES_POWER = 0.7  # more classes grow one each, but smaller ones
 _TREE_COLUMN_SECONDS = 6e-3
 _TREE_VALUE_SECONDS = 1.4e-6
 _LOGISTIC_VALUE_SECONDS = 1.5e-7  # a logistic regression fit, per value and class
-_DRAW_FITS = 2.0  # fitting the model, drawing and gating cost about so many boosting fits
+_DRAW_FITS = 2.0  # fitting the model, drawing and filtering, in boosting fits
 _START_SECONDS = 25.0  # imports, orchestration, ingest, report, publishing: of a small table
 _VALUE_SECONDS = 1e-6  # the same, per value of the table
 _START_BYTES = 450 * 1024**2  # of a process that has imported what a run imports
-_COPIES = 48  # float64 copies of the matrix, and the like of it, that a run holds at the same time
+_COPIES = 48  # float64 copies of the matrix and similar arrays that a run holds at the same time
 _REPORT_BYTES = 400_000
 _N_FINALISTS = 3  # strategies that are run with all seeds, and on the hold-out
 
 
 def estimate(
     *,
-    n_records: int,
-    n_bytes: int,
-    n_columns: int,
+    n_records: int,  # hold-out included
+    n_bytes: int,  # of the staged shards
+    n_columns: int,  # learnt ones
     n_classes: int,
-    n_added: int,
-    n_strategies: int,
-    n_folds: int,
-    n_seeds: int,
+    n_added: int,  # classic and synthetic records planned
+    n_strategies: int,  # each amount counted
+    n_folds: int,  # times a strategy is trained for one score
+    n_seeds: int,  # of the best three strategies and of the confirmation
     n_estimators: int,
     n_model_strategies: int,
 ) -> Estimate:
-    """Return roughly what a run will take: right within a factor of about three.
+    """Rough needs of a run on a table, right within a factor of about three.
 
-    Parameters
-    ----------
-    n_records : int
-        Records of the table, hold-out included.
-    n_bytes : int
-        Bytes of the staged shards of these records.
-    n_columns, n_classes : int
-        Learnt columns, classes.
-    n_added : int
-        Classic and synthetic records planned.
-    n_strategies, n_model_strategies : int
-        Strategies compared, each amount counted; those of them that draw from a model.
-    n_folds : int
-        Times a strategy is trained for one score.
-    n_seeds : int
-        Seeds of the best three strategies and of the last comparison.
-    n_estimators : int
-        Classifiers that judge each strategy.
-
-    Returns
-    -------
-    Estimate
-        Processor seconds, bytes written by publishing, peak memory in bytes. A fit of gradient
-        boosting is taken as trees**0.7 x (0.1 + 0.006 columns + 1.4e-6 values) seconds, with a tree
-        per class where there are more than two; all else follows from counts.
+    Processor seconds, bytes written by publishing, peak memory in bytes. A fit of gradient boosting
+    takes trees**0.7 x (0.1 + 0.006 columns + 1.4e-6 values) seconds, with a tree per class where
+    there are more than two; all else follows from counts.
     """
     n_trained = n_records + n_added
     n_values = n_trained * n_columns
@@ -89,12 +65,7 @@ def estimate(
     )
 
 
-# --- training a model of tables ---------------------------------------------------------------
-
-
-# --- images -----------------------------------------------------------------------------------
-
-CLASSIFIER_BATCH = 128  # images that the judging classifier draws per step
+CLASSIFIER_BATCH = 128  # images that the classifier draws per step
 # 800 steps for 12,000 records, as in research/images.md section 9; 300 is where a classifier of a
 # thousand records stops gaining.
 _STEPS, _STEPS_RECORDS = 800, 12_000
@@ -106,35 +77,21 @@ _IMAGE_STEP_PIXEL_SECONDS = 8e-6  # per pixel of one image, for a batch of them
 _FLOAT32_FACTOR = 3.0
 _NARROW_SHARE = 0.45
 _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
-_FILTER_FITS = 3  # classifiers that the gate trains
-_DECODE_SECONDS = 4e-4  # per image: ingest looks at it, models and judges decode it again
-_IMAGE_BYTES = 24  # float32 copies of the pixels, and the like, that a run holds
+_FILTER_FITS = 3  # classifiers that the filter trains
+_DECODE_SECONDS = 4e-4  # per image: ingest reads it, models and classifiers decode it again
+_IMAGE_BYTES = 24  # float32 copies of the pixels and similar arrays that a run holds
 
 
 def classifier_steps(
     n_records: int, *, seconds: float = math.inf, step_seconds: float = 0.0
 ) -> int:
-    """Return the steps of the classifier that judges a strategy of images: the same for all strategies.
+    """Steps of the image classifier, the same for all strategies.
 
-    Parameters
-    ----------
-    n_records : int
-        Training records.
-    seconds : float
-        What all of them may take together, per fit.
-    step_seconds : float
-        What one takes.
+    800 sqrt(n_records / 12,000), within 300 and 3,000, for so many training records. Fewer where
+    ``seconds`` (per fit) at ``step_seconds`` each allow fewer, but at least 300.
 
-    Returns
-    -------
-    int
-        800 sqrt(n_records / 12,000), within 300 and 3,000; as many as the seconds allow where that
-        is less, but 300 always.
-
-    Examples
-    --------
-    >>> classifier_steps(12_000), classifier_steps(900), classifier_steps(12_000, seconds=10, step_seconds=0.02)
-    (800, 300, 500)
+        >>> classifier_steps(12_000), classifier_steps(900), classifier_steps(12_000, seconds=10, step_seconds=0.02)
+        (800, 300, 500)
     """
     low, high = _STEPS_RANGE
     wanted = round(_STEPS * math.sqrt(n_records / _STEPS_RECORDS))
@@ -146,52 +103,24 @@ def classifier_steps(
 def estimate_images(
     *,
     n_train: int,
-    n_scored: int,
-    n_bytes: int,
-    side: int,
+    n_scored: int,  # records predicted per fit
+    n_bytes: int,  # of the staged shards
+    side: int,  # of the images as the classifier gets them
     n_channels: int,
-    n_added: int,
+    n_added: int,  # synthetic records planned
     n_strategies: int,
-    folds: Sequence[int],
+    folds: Sequence[int],  # times a strategy may be trained for one score, the best choice first
     n_seeds: int,
-    has_model: bool,
-    seconds: float = math.inf,
+    has_model: bool,  # whether candidates are filtered
+    seconds: float = math.inf,  # for the comparison; first the steps are reduced, then the folds
     has_bf16: bool = True,
-    width: float = 1.0,
+    width: float = 1.0,  # times the classifier's channels: 1 or a half
 ) -> tuple[Estimate, int, int]:
-    """Return roughly what judging and publishing images will take, and how hard it judges.
+    """Rough needs of comparing strategies and publishing images, the classifier's steps and the folds.
 
-    Parameters
-    ----------
-    n_train, n_scored : int
-        Training records; records predicted per fit.
-    n_bytes : int
-        Bytes of the staged shards.
-    side, n_channels : int
-        Of the images as they are judged.
-    n_added : int
-        Synthetic records planned.
-    n_strategies, n_seeds : int
-        As for :func:`estimate`.
-    folds : sequence of int
-        Times a strategy may be trained for one score, the best choice first.
-    has_model : bool
-        Whether the gate judges candidates. Training a model is not counted: its budget says.
-    seconds : float
-        That judging may take. Where one seed takes more, the steps are fewer, then the folds.
-    has_bf16 : bool
-        Whether the processor multiplies bf16.
-    width : float
-        Times the classifier's channels: 1 or a half.
-
-    Returns
-    -------
-    Estimate
-        Right within a factor of about three on one thread of a CPU.
-    int
-        The classifier's steps.
-    int
-        Folds: the first choice with which one seed can be had, or the last.
+    The estimate is right within a factor of about three on one thread of a CPU. Training a model is
+    not counted, since it has its own budget. Folds are the first choice with which one seed fits
+    into ``seconds``, or the last.
     """
     step = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
     if n_train < NARROW_BELOW or width < 1:
@@ -199,23 +128,25 @@ def estimate_images(
     if not has_bf16:
         step *= _FLOAT32_FACTOR
     predict = _PREDICT_SHARE * step / CLASSIFIER_BATCH * n_scored
-    gate = _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0  # always whole
+    filter_fits = (
+        _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0
+    )  # always whole
     for n_folds in folds:
         # All strategies once, the finalists and as is with further seeds, three strategies on the hold-out.
-        first = n_strategies * n_folds + _N_FINALISTS + gate
-        further = (_N_FINALISTS + 1) * n_folds + _N_FINALISTS
+        first = n_strategies * n_folds + _N_FINALISTS + filter_fits
+        per_seed = (_N_FINALISTS + 1) * n_folds + _N_FINALISTS
         if first * (_STEPS_RANGE[0] * step + predict) <= seconds:
             break
     steps = classifier_steps(n_train, seconds=seconds / first - predict, step_seconds=step)
-    judging = (first + (n_seeds - 1) * further) * (steps * step + predict)
+    comparison = (first + (n_seeds - 1) * per_seed) * (steps * step + predict)
     n_records = n_train + n_scored
     record_bytes = n_bytes / max(1, n_records)
-    found = Estimate(
-        seconds=round(_START_SECONDS + _DECODE_SECONDS * n_records + judging, 1),
+    needs = Estimate(
+        seconds=round(_START_SECONDS + _DECODE_SECONDS * n_records + comparison, 1),
         output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
         memory_bytes=2 * _START_BYTES
         + 4 * n_bytes
         + _IMAGE_BYTES * n_records * side**2 * n_channels,
-        comparison_seconds=round(judging, 1),
+        comparison_seconds=round(comparison, 1),
     )
-    return found, steps, n_folds
+    return needs, steps, n_folds

@@ -16,8 +16,8 @@ from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.evaluation.quality.constraints import (
     check_types,
     columns_of,
+    describe_rule,
     n_breaking,
-    said_rule,
 )
 from prefect_augment.nn.machine import NARROW_BELOW, classifier_size, cpu_multiplies_bf16
 from prefect_augment.params import (
@@ -37,8 +37,8 @@ from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
     N_KEPT,
     N_SETTINGS,
-    PILOT_EFFORT,
     PILOT_FOLDS,
+    PILOT_STEP_SHARE,
     n_trained,
     settings,
 )
@@ -46,7 +46,7 @@ from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.plan.targets import (
     MIN_SAMPLED,
     MIN_SAMPLED_IMAGES,
-    SOFT_PER_REAL,
+    SOFT_LABELS_PER_REAL,
     plan_classes,
     plan_warnings,
 )
@@ -67,10 +67,10 @@ from prefect_augment.text import suggestion
 
 __all__ = ["MAX_BY_VALUES", "plan"]
 
-MAX_BY_VALUES = 20  # of a column to balance within; more would cut the classes into crumbs
-MOST_SEARCHED = 5.0  # synthetic records per real one
-# Of the judge's half of the budget, what judging images with every setting may take; else half of them are tried.
-MOST_OF_SETTINGS = 0.25
+MAX_BY_VALUES = 20  # of a column to balance within; more would make the cells too small
+MAX_SEARCHED = 5.0  # synthetic records per real one
+# Of the comparison's half of the budget, for images with every setting; else half of the settings are tried.
+MAX_SETTINGS_SHARE = 0.25
 _TRAINING = ("training", "validation")
 
 
@@ -82,56 +82,39 @@ def plan(
     searched: bool = False,
     compares: bool = True,
 ) -> BalancePlan:
-    """Return the plan for the training records (training and validation) of a staged dataset.
+    """The plan for the training records (training and validation) of a staged dataset.
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        From the ingest stage.
-    params : RunParams
-        Targets and caps (``balance``); model kind ``none`` plans no synthetic records; half of the budget
-        bounds the classifier of images. Where the model is auto and images are not worth a generator
-        within the budget, none is planned, and a warning says why.
-    store : Store
-        The destination, under whose ``_staging`` the records lie.
-    searched : bool
-        The number of synthetic records is searched on validation records: where the model is auto and no
-        cap is given, so many are planned that :data:`MOST_SEARCHED` per real one can be tried.
-    compares : bool
-        Whether strategies are compared after it, within the budget.
+    Model kind ``none`` plans no synthetic records. For images half of the budget bounds the
+    classifier, and where auto finds no generative model worth the budget, none is planned, with a
+    warning. ``searched``: with model auto and no cap, the number of synthetic records is searched,
+    so up to :data:`MAX_SEARCHED` per real one are planned. ``compares``: strategies are compared
+    within the budget.
 
-    Returns
-    -------
-    BalancePlan
-        Pure arithmetic over counts, so it leaves no receipt (but for the calibration that decides
-        about a generator of images). Classes that are not in a cell of ``by`` get no records there.
-
-    Raises
-    ------
-    ParameterError
-        If a column of ``by`` is missing, is the label, is named twice, or is not a category of at
-        most 20 values; as :func:`prefect_augment.plan.targets.targets` otherwise.
-    MissingExtraError
-        If the records are images and what compares strategies on them is not installed.
+    Nothing is stored but the calibration that decides about a generative model of images.
+    ParameterError if a column of ``by`` is missing, is the label, occurs twice, or is not a
+    category of at most 20 values, and from :func:`~prefect_augment.plan.targets.targets`;
+    MissingExtraError if images are to be compared without torch.
     """
     info = load_info(dataset, store)
     balance = params.balance
     _check_extras(info)
     _check_by(balance.by, info)
     if searched and isinstance(params.model, AutoModel) and balance.max_synthetic_per_real < 0:
-        # With soft labels it is the weight of records that is searched.
-        soft = _can_have_soft_labels(info, params.quality)
-        most = balance.most_per_real if soft else MOST_SEARCHED
+        # With soft labels the weight of records is searched.
+        soft_labels = _can_have_soft_labels(info, params.quality)
+        most = balance.most_per_real if soft_labels else MAX_SEARCHED
         balance = balance.model_copy(update={"max_synthetic_per_real": most})
     params = params.model_copy(update={"balance": balance})
-    found = _plan(info, params, store, compares=compares)
+    result = _plan(info, params, store, compares=compares)
     if info.modality != "image" or not isinstance(params.model, AutoModel) or not compares:
-        return found
-    if not found.n_synthetic:
-        return found
-    reason = why_no_image_model(Experiment(dataset=dataset, plan=found, params=params), store=store)
+        return result
+    if not result.n_synthetic:
+        return result
+    reason = why_no_image_model(
+        Experiment(dataset=dataset, plan=result, params=params), store=store
+    )
     if not reason:
-        return found
+        return result
     without = _plan(
         info,
         params.model_copy(update={"model": NoModel()}),
@@ -145,14 +128,9 @@ def plan(
 
 
 def _plan(
-    info: DatasetInfo,
-    params: RunParams,
-    store: Store,
-    *,
-    compares: bool,
-    declined: bool = False,
+    info: DatasetInfo, params: RunParams, store: Store, *, compares: bool, declined: bool = False
 ) -> BalancePlan:
-    """Return the plan; ``declined`` says that auto found no model worth its time."""
+    """The plan; ``declined``: auto found no model worth its time."""
     balance, quality, evaluation = params.balance, params.quality, params.evaluation
     budget = params.budget if compares else None
     if balance.unit == "object":
@@ -160,55 +138,57 @@ def _plan(
     can_sample = params.model.kind != "none"
     messages = _constraint_warnings(info, quality.constraints, store)
     counts = _training_counts(info, balance.by, store)
-    soft = can_sample and _can_have_soft_labels(info, quality)
+    soft_labels = can_sample and _can_have_soft_labels(info, quality)
     classes = plan_classes(
         counts,
         info.compared,
         balance,
         can_sample=can_sample,
-        soft_labels=soft,
+        soft_labels=soft_labels,
         least=MIN_SAMPLED if info.image is None else MIN_SAMPLED_IMAGES,
         why_no_model="auto trains no model here, see the plan's notes"
         if declined
-        else "no model was asked for",
+        else "no model was requested",
     )
     has_model = any(entry.n_synthetic for entry in classes)
     if info.image is not None:
-        expected, effort = _estimate_images(info, classes, params, budget, has_model=has_model)
+        expected, comparison = _estimate_images(info, classes, params, budget, has_model=has_model)
     else:
-        expected = _estimate(info, classes, evaluation, can_sample=can_sample, soft=soft)
-        effort = {"n_settings": evaluation.n_settings or N_SETTINGS}
+        expected = _estimate(
+            info, classes, evaluation, can_sample=can_sample, soft_labels=soft_labels
+        )
+        comparison = {"n_settings": evaluation.n_settings or N_SETTINGS}
     return BalancePlan(
-        rule=_rule(balance, soft=soft),
+        rule=_rule_text(balance, soft_labels=soft_labels),
         classes=classes,
         estimate=expected,
         warnings=messages
-        + plan_warnings(classes, balance, soft_labels=soft)
-        + _budget_warnings(expected, effort, info, budget, evaluation.n_seeds),
-        soft_labels=soft,
-        **effort,
+        + plan_warnings(classes, balance, soft_labels=soft_labels)
+        + _budget_warnings(expected, comparison, info, budget, evaluation.n_seeds),
+        soft_labels=soft_labels,
+        **comparison,
     )
 
 
 def _plan_objects(
     info: DatasetInfo, params: RunParams, budget: Budget | None, store: Store
 ) -> BalancePlan:
-    """Return the plan of a detection set; no strategies are compared on it."""
+    """The plan of a detection set; no strategies are compared on it."""
     classes = object_classes(info, params.balance, store)
-    expected, effort = _estimate_images(info, classes, params, budget, has_model=False)
+    expected, comparison = _estimate_images(info, classes, params, budget, has_model=False)
     return BalancePlan(
-        rule=f"{_rule(params.balance, soft=False)} (counted in boxes)",
+        rule=f"{_rule_text(params.balance, soft_labels=False)} (counted in boxes)",
         classes=classes,
         estimate=expected,
-        **effort,
+        **comparison,
     )
 
 
 def _can_have_soft_labels(info: DatasetInfo, quality: Quality) -> bool:
-    """Tell whether a synthetic record may have a row for each class that it may be of."""
+    """Whether a synthetic record may have a row for each class that it may belong to."""
     if quality.purpose != "utility" or quality.labels != "soft" or info.image is not None:
         return False
-    # Two rows of one record are alike, and one of them has another class than was drawn.
+    # Two rows of one record are equal but for the class, which may break such constraints.
     return not any(
         rule.kind == "unique" or info.label in columns_of(rule) for rule in quality.constraints
     )
@@ -216,49 +196,49 @@ def _can_have_soft_labels(info: DatasetInfo, quality: Quality) -> bool:
 
 def _budget_warnings(
     expected: Estimate,
-    judging: Mapping[str, Any],
+    comparison: Mapping[str, Any],
     info: DatasetInfo,
     budget: Budget | None,
     n_seeds: int,
 ) -> tuple[str, ...]:
-    """Say what the budget took from the judging of images, and what it cannot take."""
+    """Warnings on what the budget cuts from the comparison of images, and what does not fit at all."""
     if budget is None or budget.steps or info.image is None:
         return ()
-    found = []
-    n_folds = judging["n_folds"]
-    if judging["classifier_width"] < 1:
-        found.append(
-            f"{budget.minutes:g} minutes allow a classifier with half of its channels: differences between strategies "
-            "are those of a weaker one."
+    warnings = []
+    n_folds = comparison["n_folds"]
+    if comparison["classifier_width"] < 1:
+        warnings.append(
+            f"{budget.minutes:g} minutes allow a classifier with half of its channels: strategies are compared with "
+            "a weaker one."
         )
-    wished = N_FOLDS if _rarest(info) < SMALL_VALIDATION["image"] else 1
-    if n_folds < wished:
-        found.append(
-            f"the rarest judged class has {_rarest(info)} validation records, which asks for {wished} folds; "
+    n_wanted = N_FOLDS if _rarest(info) < SMALL_VALIDATION["image"] else 1
+    if n_folds < n_wanted:
+        warnings.append(
+            f"the rarest compared class has {_rarest(info)} validation records, which needs {n_wanted} folds; "
             f"{budget.minutes:g} minutes allow {n_folds}"
-            f"{', which is validation alone: the choice between strategies is a coarse one' if n_folds == 1 else ''}."
+            f"{', which is validation alone: the choice between strategies is coarse' if n_folds == 1 else ''}."
         )
     one_seed = expected.comparison_seconds / n_seeds
     if one_seed > 60 * budget.minutes:
-        found.append(
-            f"judging takes about {one_seed:.0f} seconds at least, more than the budget of "
+        warnings.append(
+            f"the comparison takes at least about {one_seed:.0f} seconds, more than the budget of "
             f"{budget.minutes:g} minutes."
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _check_extras(info: DatasetInfo) -> None:
-    """Refuse images here, where nothing has been trained, and not at the first strategy."""
+    """Refuse images here, before anything is trained, and not at the first strategy."""
     if info.modality == "image" and find_spec("torch") is None:
         raise MissingExtraError(
-            "images are judged by a network, which needs torch: "
+            "images are compared by a network, which needs torch: "
             "pip install 'prefect-augment[images,torch]'",
             extra="torch",
         )
 
 
 def _check_by(by: Sequence[str], info: DatasetInfo) -> None:
-    """Refuse columns that cannot be balanced within, by name."""
+    """Refuse columns that cannot be balanced within."""
     columns = {c.name: c for c in info.columns}
     for i, name in enumerate(by):
         if name == info.label:
@@ -270,7 +250,7 @@ def _check_by(by: Sequence[str], info: DatasetInfo) -> None:
             raise ParameterError(f"balance.by names {name!r} twice; keep one.", column=name)
         if name not in columns:
             raise ParameterError(
-                f"balance.by names the column {name!r}, which is not there; "
+                f"balance.by names the column {name!r}, which does not exist; "
                 f"{suggestion(name, columns)}.",
                 column=name,
             )
@@ -284,7 +264,7 @@ def _check_by(by: Sequence[str], info: DatasetInfo) -> None:
 
 
 def _why_not_by(column: ColumnInfo) -> str:
-    """Say why a column cannot be balanced within; empty where it can."""
+    """Why a column cannot be balanced within; empty where it can."""
     if column.kind not in ("category", "constant", "numeric"):
         return f"which is {_article(column.kind)} column"
     if column.kind == "numeric" and not column.arrow_type.startswith(("int", "uint", "bool")):
@@ -299,43 +279,42 @@ def _article(kind: str) -> str:
 
 
 def _training_counts(info: DatasetInfo, by: Sequence[str], store: Store) -> dict[str, int]:
-    """Return training records per stratum; without ``by`` the facts know them."""
+    """Training records per stratum; without ``by`` the dataset's info has them."""
     if not by:
-        found = Counter[str]()
+        counts = Counter[str]()
         for part in _TRAINING:
-            found.update(info.part_counts.get(part, {}))
-        return {name: n for name, n in found.items() if n}
+            counts.update(info.part_counts.get(part, {}))
+        return {name: n for name, n in counts.items() if n}
     shards = [shard for shard in info.shards if shard.split in _TRAINING]
-    found = Counter()
+    counts = Counter()
     for table in iter_shards(store, shards, [info.label, *by]):
-        found.update(table_strata(table, label=info.label, by=by))
-    return dict(found)
+        counts.update(table_strata(table, label=info.label, by=by))
+    return dict(counts)
 
 
 def _constraint_warnings(
     info: DatasetInfo, rules: Sequence[Constraint], store: Store
 ) -> tuple[str, ...]:
-    """Refuse constraints that no synthetic record can be held to; say which real records break them."""
+    """Refuse constraints that no synthetic record can keep; warn of real records that break them."""
     if not rules:
         return ()
     if info.image is not None:
         raise ParameterError(
-            "quality.constraints are about columns, and the source holds images; leave them out."
+            "quality.constraints are for columns, and the source has images; leave them out."
         )
-    kinds = {column.name: column.kind for column in info.columns} | {info.label: "category"}
+    column_kinds = {column.name: column.kind for column in info.columns} | {info.label: "category"}
     for rule in rules:
         for name in columns_of(rule):
-            if name not in kinds:
+            if name not in column_kinds:
                 raise ParameterError(
-                    f"constraint {said_rule(rule)!r} names {name!r}, which is not a column"
-                    f"{did_you_mean(name, list(kinds))}; there are: {listing(list(kinds))}.",
+                    f"constraint {describe_rule(rule)!r} names {name!r}, which is not a column"
+                    f"{did_you_mean(name, list(column_kinds))}; there are: {listing(list(column_kinds))}.",
                     column=name,
                 )
-            if kinds[name] not in ("numeric", "category", "constant"):
+            if column_kinds[name] not in ("numeric", "category", "constant"):
                 raise ParameterError(
-                    f"constraint {said_rule(rule)!r} names {name!r}, which is {_article(kinds[name])} "
-                    "column, and no model learns it; leave it out, or say with source.columns what "
-                    "it is.",
+                    f"constraint {describe_rule(rule)!r} names {name!r}, which is {_article(column_kinds[name])} "
+                    "column, and no model learns it; leave it out, or set its kind in source.columns.",
                     column=name,
                 )
     shards = [shard for shard in info.shards if shard.split in _TRAINING]
@@ -346,15 +325,15 @@ def _constraint_warnings(
     columns = sorted({name for rule in rules for name in columns_of(rule)})
     broken = n_breaking(rules, iter_shards(store, shards, columns))
     return tuple(
-        f"{n:,} real training records break {said_rule(rule)!r}: they stay as they are, and no "
+        f"{n:,} real training records break {describe_rule(rule)!r}: they stay as they are, and no "
         "synthetic record does."
         for rule, n in zip(rules, broken, strict=True)
         if n
     )
 
 
-def _rule(balance: Balance, *, soft: bool) -> str:
-    """Say in one line what was asked for."""
+def _rule_text(balance: Balance, *, soft_labels: bool) -> str:
+    """The requested balance in one line."""
     words = [balance.target if balance.target != "count" else f"{balance.count} records per class"]
     if balance.max_per_class:
         words.append(f"at most {balance.max_per_class} per class")
@@ -366,8 +345,10 @@ def _rule(balance: Balance, *, soft: bool) -> str:
             if len(balance.classes) > 1
             else f"class {balance.classes[0].name!r} with a target of its own"
         )
-    most = balance.most_per_real * (SOFT_PER_REAL if soft else 1)
-    words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft else ''}")
+    most = balance.most_per_real * (SOFT_LABELS_PER_REAL if soft_labels else 1)
+    words.append(
+        f"at most {most:g} synthetic per real{' with soft_labels labels' if soft_labels else ''}"
+    )
     return ", ".join(words)
 
 
@@ -377,13 +358,13 @@ def _estimate(
     evaluation: Evaluation,
     *,
     can_sample: bool,
-    soft: bool,
+    soft_labels: bool,
 ) -> Estimate:
-    """Count what the run will train, as the score stage will."""
+    """Needs of a run on a table, from what the score stage will train."""
     model = "model" if can_sample else None
-    strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft)
+    strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft_labels)
     n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
-    n_pilots = _n_pilots(strategies, classes, most=evaluation.n_settings, soft=soft)
+    n_pilots = _n_pilots(strategies, classes, most=evaluation.n_settings, soft_labels=soft_labels)
     pilots = n_pilots * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
         n_records=sum(sum(part.values()) for part in info.part_counts.values()),
@@ -391,7 +372,7 @@ def _estimate(
         n_columns=sum(column.kind in ("numeric", "category") for column in info.columns),
         n_classes=len({entry.label for entry in classes}),
         n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
-        n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
+        n_strategies=math.ceil(pilots * PILOT_STEP_SHARE) + min(len(strategies), N_KEPT + 2),
         n_folds=n_folds,
         n_seeds=evaluation.n_seeds,
         n_estimators=len(evaluation.estimators),
@@ -407,21 +388,18 @@ def _estimate_images(
     *,
     has_model: bool,
 ) -> tuple[Estimate, dict[str, Any]]:
-    """Count what judging will train, and fit its effort to half of the budget.
-
-    Returns the estimate and the plan's fields that say how hard it judges.
-    """
+    """Needs of a run on images, and the plan's fields that fit the comparison to half of the budget."""
     assert info.image is not None
     counts = {part: sum(info.part_counts.get(part, {}).values()) for part in info.part_counts}
     n_train = counts.get("training", 0) + counts.get("validation", 0)
-    # With a model's candidates, or a validation part of some size, strategies are compared on validation records alone.
+    # With a model's candidates, or enough validation records, strategies are compared on validation alone.
     alone = has_model or _rarest(info) >= SMALL_VALIDATION["image"]
     strategies = make_strategies("image", model="model" if has_model else None, classic=Classic())
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
-    # All settings where they take a small part of what there is; fewer settings before a narrow estimator, and
-    # that before one that is trained much too short, or fewer folds.
+    # All settings where they take a small part of the budget. Otherwise fewer settings, then a narrow estimator,
+    # then one with far too few steps, or fewer folds.
     tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
     for width, n_settings in product(
         widths, (params.evaluation.n_settings,) if params.evaluation.n_settings else tried
@@ -429,14 +407,14 @@ def _estimate_images(
         pilots = (
             _n_pilots(strategies, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
         )
-        found, steps, n_folds = estimate_images(
+        needs, steps, n_folds = estimate_images(
             n_train=n_train,
             n_scored=max(counts.get("validation", 0), counts.get("holdout", 0)),
             n_bytes=sum(shard.n_bytes for shard in info.shards),
             side=classifier_size(info.image.most_common_size),
             n_channels=info.image.n_channels,
             n_added=sum(entry.n_synthetic for entry in classes),
-            n_strategies=math.ceil(pilots * PILOT_EFFORT) + min(len(strategies), N_KEPT + 2),
+            n_strategies=math.ceil(pilots * PILOT_STEP_SHARE) + min(len(strategies), N_KEPT + 2),
             folds=folds,
             n_seeds=params.evaluation.n_seeds,
             has_model=has_model,
@@ -445,12 +423,12 @@ def _estimate_images(
             width=width,
         )
         if n_settings == N_SETTINGS and not params.evaluation.n_settings:
-            fits = found.comparison_seconds <= MOST_OF_SETTINGS * seconds < math.inf
+            fits = needs.comparison_seconds <= MAX_SETTINGS_SHARE * seconds < math.inf
         else:
-            fits = found.comparison_seconds / params.evaluation.n_seeds <= seconds
+            fits = needs.comparison_seconds / params.evaluation.n_seeds <= seconds
         if fits and n_folds == folds[0] and 2 * steps >= classifier_steps(n_train):
             break
-    return found, {
+    return needs, {
         "classifier_steps": steps,
         "classifier_width": width,
         "n_folds": n_folds,
@@ -462,17 +440,17 @@ def _n_pilots(
     strategies: Sequence[Strategy],
     classes: Sequence[ClassPlan],
     *,
-    soft: bool = False,
+    soft_labels: bool = False,
     most: int = 0,
 ) -> int:
-    """Return how many estimators the pilots train, per fold."""
+    """Estimators that the pilots train, per fold."""
     empty = Estimate(seconds=0, output_bytes=0, memory_bytes=0)
-    plan = BalancePlan(rule="", classes=tuple(classes), estimate=empty, soft_labels=soft)
+    plan = BalancePlan(rule="", classes=tuple(classes), estimate=empty, soft_labels=soft_labels)
     tried = (settings(strategy, plan=plan, classic=Classic(), most=most) for strategy in strategies)
-    return n_trained(one for own in tried for one in own)
+    return n_trained(one for group in tried for one in group)
 
 
 def _rarest(info: DatasetInfo) -> int:
-    """Return the validation records of the rarest judged class."""
+    """Validation records of the rarest compared class."""
     validation = info.part_counts.get("validation", {})
     return min((validation.get(name, 0) for name in info.compared), default=0)

@@ -1,4 +1,4 @@
-"""A recipe in words: what was done and how to read it, for the log, the card and recipe.json."""
+"""A recipe in words: what was done and how to train with it, for the log, the card and recipe.json."""
 
 from __future__ import annotations
 
@@ -14,22 +14,12 @@ def recipe_sentence(
     n_classic: int,
     copies: bool,
     policy: str,
-    soft: bool = False,
+    soft_labels: bool = False,
 ) -> str:
-    """Say what was done and how to read it.
+    """What was done and how to train with it.
 
-    Parameters
-    ----------
-    strategy : Strategy
-        That was chosen.
-    n_synthetic, n_classic : int
-        Records that are added.
-    copies : bool
-        Duplicates are written instead of weights.
-    policy : str
-        Name of the classic policy that is applied on the fly.
-    soft : bool
-        Synthetic records stand for several classes.
+    ``copies``: duplicates are written instead of weights. ``policy``: the classic policy applied on
+    the fly. ``soft_labels``: a synthetic record has a row for each likely class.
     """
     if strategy.family == "as_is":
         return "Nothing was added: training on the real records as they are was not beaten."
@@ -40,35 +30,28 @@ def recipe_sentence(
         )
     if strategy.family == "loss":
         times = "" if strategy.amount >= 1 else f"{strategy.amount:g} times "
-        return " ".join(
-            [
-                (
-                    "No record was added. Train with balanced softmax: while training, and only then, add "
-                    f"{times}the logarithm of the class's share of the training records to each logit."
-                ),
-                *_on_the_fly(strategy, policy),
-            ]
+        softmax = (
+            "No record was added. Train with balanced softmax: while training, and only then, add "
+            f"{times}the logarithm of the class's share of the training records to each logit."
         )
+        return " ".join([softmax, *_on_the_fly(strategy, policy)])
     added = []
-    synthetic = "rows of synthetic" if soft else "synthetic"
+    synthetic = "rows of synthetic" if soft_labels else "synthetic"
     method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE
     for word, total in ((synthetic, n_synthetic), (method, n_classic)):
         if total:
             added.append(f"{total:,} {word} records")
     what = f"{' and '.join(added)} were added" if added else "No record was added"
-    if soft and n_synthetic:
-        what += ", a record once for each class that it may be of"
+    if soft_labels and n_synthetic:
+        what += ", a record once for each class that it may belong to"
     if copies:
         how = "rare classes are duplicated, so read the train split as it is"
     elif strategy.classic_prob or strategy.real_only_finish < 1:
         how = "draw records in proportion to the column aug_weight"
     else:
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
-    way = (
-        "all of the way"
-        if strategy.amount >= 1
-        else f"{strategy.amount:.0%} of the way (on a log scale)"
-    )
+    way = "all" if strategy.amount >= 1 else f"{strategy.amount:.0%}"
+    way += " of the way" if strategy.amount >= 1 else " of the way (on a log scale)"
     sentences = [f"{what}; {how}: it brings every class {way} to the largest one."]
     sentences += _on_the_fly(strategy, policy)
     if n_synthetic and strategy.synthetic_weight != 1:
@@ -84,17 +67,17 @@ def recipe_sentence(
 
 
 def _on_the_fly(strategy: Strategy, policy: str) -> list[str]:
-    """Say what is done beside the records: to predictions, and to records as they are drawn."""
-    found = []
+    """How to use predictions, and records as they are drawn."""
+    sentences = []
     if strategy.tune_threshold:
-        found.append(
+        sentences.append(
             "Multiply each predicted probability by the class's multiplier in recipe.json, and take the largest."
         )
     if strategy.classic_prob:
         far = f", {strategy.classic_strength:g} times as far as it says," * (
             strategy.classic_strength != 1
         )
-        found.append(
+        sentences.append(
             f"Apply the classic policy {policy!r}{far} to {strategy.classic_prob:.0%} of the records as they are drawn."
         )
-    return found
+    return sentences

@@ -1,9 +1,7 @@
-"""What the clock allows of the search on validation records: how many strategies in full, and how many seeds.
+"""How many strategies and seeds the budget allows, and which generative models ``model: auto`` tries.
 
-Where ``budget.steps`` is set, the clock has no say. Else it is read off receipts, which
-tell what pilots and scores took, and never looked at: a rerun decides alike.
-
-Which generative models ``model: auto`` tries, and which it passes over and why.
+With ``budget.steps`` time plays no part. Otherwise it comes from the receipts of pilots and scores
+and never from a clock, so that a rerun decides alike.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from itertools import accumulate
 
 from prefect_augment.encoding.arrays import N_FOLDS, SMALL_VALIDATION
 from prefect_augment.params import AutoModel, Budget, FlowModel, ModelParams, TreesModel
-from prefect_augment.plan.search_space import N_KEPT, PILOT_EFFORT, PILOT_FOLDS
+from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
 from prefect_augment.registry import model_kinds, resolve_model
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy, StrategyScore
 
@@ -30,8 +28,8 @@ __all__ = [
     "training_budget",
 ]
 
-# Of budget.minutes: what judging may take, its hold-out included. A network is trained in most of the rest; where
-# there is none, the rest is for ingest, the report and for what takes longer than its pilot said.
+# Of budget.minutes, for the comparison with its hold-out. A network trains in most of the rest; without one, the
+# rest is for ingest, the report and for scores that take longer than their pilots suggest.
 COMPARISON_SHARE, COMPARISON_SHARE_ALONE = 0.5, 0.7
 # On the hold-out: the chosen strategy, the best baseline and as is.
 HOLDOUT_STRATEGIES = 3
@@ -39,66 +37,37 @@ HOLDOUT_STRATEGIES = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """The judge's part of a budget.
+    """The comparison's part of a budget."""
 
-    Attributes
-    ----------
-    seconds : float
-        That judging may take; infinite where the clock has no say.
-    workers : int
-        Strategies that are scored at the same time.
-    spent : float
-        Seconds of what was scored before, pilots of generative models.
-    """
-
-    seconds: float = math.inf
-    workers: int = 1
-    spent: float = 0.0
+    seconds: float = math.inf  # infinite where time does not count
+    workers: int = 1  # strategies that are scored at the same time
+    spent: float = 0.0  # seconds of earlier scores, the pilots of generative models
 
     @classmethod
     def of(
         cls, budget: Budget, *, workers: int, trains_network: bool, spent: float = 0.0
     ) -> Schedule:
-        """Return the clock of a run.
-
-        Parameters
-        ----------
-        budget : Budget
-        workers : int
-        trains_network : bool
-            Whether a generative model takes its part of the minutes.
-        spent : float
-            See the class.
-        """
+        """The schedule of a run; ``trains_network``: a generative model takes its part of the minutes."""
         if budget.steps:
             return cls(workers=workers)
         share = COMPARISON_SHARE if trains_network else COMPARISON_SHARE_ALONE
         return cls(60 * share * budget.minutes, workers, spent)
 
     @property
-    def has_a_say(self) -> bool:
-        """Whether minutes count."""
+    def is_limited(self) -> bool:
+        """Whether time counts."""
         return math.isfinite(self.seconds)
 
     def n_kept(self, pilots: Sequence[StrategyScore], best: Sequence[StrategyScore]) -> int:
-        """Return how many strategies can be scored in full beside the hold-out's, at least two.
+        """Strategies that can be scored in full beside those on the hold-out, at least two.
 
-        Parameters
-        ----------
-        pilots : sequence of StrategyScore
-            All of them, with what they took.
-        best : sequence of StrategyScore
-            Those of each strategy's best setting, the best strategy first.
-
-        Returns
-        -------
-        int
-            :data:`N_KEPT` where the clock has no say; with time for more, more.
+        ``best`` are the pilots of each strategy's best setting, the best strategy first.
+        :data:`N_KEPT` where time does not count.
         """
-        if not self.has_a_say:
+        if not self.is_limited:
             return N_KEPT
         n_folds, more = (N_FOLDS, N_FOLDS / PILOT_FOLDS) if pilots[0].folds else (1, 1.0)
-        full = [more / PILOT_EFFORT * score.seconds for score in best]
+        full = [more / PILOT_STEP_SHARE * score.seconds for score in best]
         left = self._left(len(best), pilots) - _holdout(full, n_folds)
         return max(2, sum(taken <= left for taken in accumulate(full)))
 
@@ -110,94 +79,74 @@ class Schedule:
         *,
         most: int,
     ) -> int:
-        """Return with how many seeds the finalists can be scored and compared on the hold-out, at least one.
+        """Seeds with which the finalists can be scored and compared on the hold-out, from one to ``most``.
 
-        Parameters
-        ----------
-        pilots, full : sequence of StrategyScore
-            What was scored so far, in full with one seed.
-        finalists : sequence of Strategy
-            What further seeds are for.
-        most : int
-            That were asked for.
+        ``pilots`` and ``full`` are the scores so far, in full with one seed.
         """
-        if not self.has_a_say:
+        if not self.is_limited:
             return most
         seconds = [score.seconds for score in full if score.strategy in finalists]
         holdout = _holdout(seconds, len(full[0].folds) or 1)
         left = self._left(len(seconds), (*pilots, *full)) - holdout
-        of_seed = math.fsum(seconds) + holdout
-        return 1 + max(0, min(most - 1, int(left / of_seed))) if of_seed > 0 else most
+        per_seed = math.fsum(seconds) + holdout
+        return 1 + max(0, min(most - 1, int(left / per_seed))) if per_seed > 0 else most
 
     def _left(self, n: int, scored: Sequence[StrategyScore]) -> float:
-        """Return what so many strategies may take together after what was scored: their seconds go by side by side."""
+        """Seconds that ``n`` strategies may still take together; ``workers`` of them run side by side."""
         taken = self.spent + math.fsum(score.seconds for score in scored)
         return self.seconds * min(self.workers, n) - taken
 
 
 def _holdout(seconds: Sequence[float], n_folds: int) -> float:
-    """Return what strategies take that are trained once, on the records of all folds."""
-    of_fold = math.fsum(seconds) / len(seconds) / n_folds
-    return HOLDOUT_STRATEGIES * of_fold * n_folds / max(1, n_folds - 1)
+    """Seconds of the strategies on the hold-out, trained once on the records of all folds."""
+    per_fold = math.fsum(seconds) / len(seconds) / n_folds
+    return HOLDOUT_STRATEGIES * per_fold * n_folds / max(1, n_folds - 1)
 
 
 # Of a model's training, what its pilot gets.
 PILOT_SHARE = 0.25
-_BY_NAME = "tried only where it is asked for by name: it was ahead of the others on no set that it was measured on"
+_BY_NAME = "tried only by name: it was best on none of the data sets that it was measured on"
 _TABLES: dict[str, ModelParams] = {"trees": TreesModel(), "flow": FlowModel()}
 
 
 def suitable(
     info: DatasetInfo, plan: BalancePlan, model: ModelParams
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the kinds of models to compare by pilots, and why others are passed over.
+    """Kinds of models to compare by pilots, and why others are skipped, by kind.
 
-    Parameters
-    ----------
-    info : DatasetInfo
-        Of the ingested records.
-    plan : BalancePlan
-        Without synthetic records in it, no model is tried.
-    model : ModelParams
-        The wish; one by name is not compared with others.
-
-    Returns
-    -------
-    tuple of str
-        Kinds; no more than one leaves nothing to compare.
-    dict of str to str
-        Kind -> reason, for the report.
+    A model by name is not compared with others, and none is tried if the plan has no synthetic
+    records.
     """
     kind = resolve_model(model, modality=info.modality)
     if not isinstance(model, AutoModel) or kind is None or not plan.n_synthetic:
         return ((kind,) if kind and plan.n_synthetic else ()), {}
-    over = {k: _BY_NAME for k in model_kinds(info.modality) if k != kind}
+    skipped = {k: _BY_NAME for k in model_kinds(info.modality) if k != kind}
     if info.modality == "image":
-        return (kind,), over
-    del over["flow"]
+        return (kind,), skipped
+    del skipped["flow"]
     n_validation = min(
         (info.part_counts.get("validation", {}).get(k, 0) for k in info.compared), default=0
     )
     if find_spec("torch") is None:
-        over["flow"] = "it needs the extra torch"
+        skipped["flow"] = "it needs the extra torch"
     elif n_validation < SMALL_VALIDATION["table"]:
-        over["flow"] = (
-            f"it is trained in steps, and the rarest judged class has {n_validation} validation records: "
-            f"strategies are compared by "
-            f"folds below {SMALL_VALIDATION['table']}, and every fold would take its whole budget"
+        skipped["flow"] = (
+            f"it is trained in steps, and the rarest compared class has {n_validation} validation records: "
+            f"below {SMALL_VALIDATION['table']} strategies are compared by folds, and every fold would take "
+            "its whole budget"
         )
     else:
-        return (kind, "flow"), over
-    return (kind,), over
+        return (kind, "flow"), skipped
+    return (kind,), skipped
 
 
 def model_of(kind: str) -> ModelParams:
-    """Return the params of a kind that :func:`suitable` names for tables."""
+    """Parameters of a kind that :func:`suitable` returns for tables."""
     return _TABLES[kind]
 
 
 def pilot_budget(budget: Budget) -> Budget:
-    """Return what a pilot's training may take: a quarter of what the run's would."""
+    """Budget of a pilot's training: a quarter of the run's."""
     return budget.model_copy(
         update={
             "minutes": PILOT_SHARE * budget.minutes,
@@ -207,10 +156,7 @@ def pilot_budget(budget: Budget) -> Budget:
 
 
 def training_budget(budget: Budget, n_piloted: int) -> Budget:
-    """Return what training may take after so many kinds' pilots: of minutes what these have left.
-
-    Steps are as many as were asked for.
-    """
+    """Budget of training after the pilots of ``n_piloted`` kinds; steps stay as requested."""
     if budget.steps:
         return budget
     left = 1 - PILOT_SHARE * n_piloted

@@ -1,12 +1,13 @@
-"""The search space: settings of each strategy that are tried on validation records, as many of each.
+"""The search space: settings of each strategy that are tried on validation records.
 
-Baselines and strategies with a model get as many settings each (:data:`N_SETTINGS`), in an order in which a
-shorter list is a sensible one: a badly set baseline would flatter every generator. What is set:
+Baselines and strategies with a model get equally many settings (:data:`N_SETTINGS`), since a badly
+set baseline would flatter every generative model. Every prefix of the list is a sensible list.
+Settings are:
 
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.base.Strategy.amount>`);
 - whether decision thresholds are tuned;
-- of classic augmentation on the fly, to how many images and how far (``classic_prob``, ``classic_strength``);
-- of synthetic records, how many per real one, what each counts, and until when they are drawn
+- for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
+- for synthetic records: how many per real one, their weight, and until when they are drawn
   (``per_real``, ``synthetic_weight``, ``real_only_finish``).
 """
 
@@ -22,20 +23,20 @@ from prefect_augment.schema.base import BalancePlan, Strategy
 __all__ = [
     "N_KEPT",
     "N_SETTINGS",
-    "PILOT_EFFORT",
     "PILOT_FOLDS",
+    "PILOT_STEP_SHARE",
     "n_trained",
     "pilot_groups",
     "settings",
 ]
 
-# Of one strategy, at most. Plans of images lower it where the budget is short.
+# Most of one strategy. Plans of images lower it where the budget is short.
 N_SETTINGS = 8
 # Of pilots: share of an estimator's steps, and folds of five (validation alone stays validation alone).
-PILOT_EFFORT, PILOT_FOLDS = 1 / 3, 3
+PILOT_STEP_SHARE, PILOT_FOLDS = 1 / 3, 3
 N_KEPT = 4  # strategies that are scored in full after the pilots
-# With soft labels 2 records per real one are drawn, and the weight of each says what that amounts to.
-_SOFT_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
+# With soft labels 2 records per real one are drawn, and their weight is searched.
+_SOFT_LABEL_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
 
 # (amount, tune_threshold) of a strategy that draws or weights real records, or SMOTE's.
 _PLAIN = (
@@ -47,8 +48,8 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
-_FAR = (2.0, 0.5)  # strengths other than the policy's own
-# What a model's strategy is tried with; what is left out is the strategy's own.
+_OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
+# Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
     {"amount": 1.0},
     {"amount": 0.5},
@@ -66,37 +67,22 @@ _IMAGE_MODEL = (*_MODEL[:5], {"amount": 1.0, "synthetic_weight": 0.5}, {"amount"
 def settings(
     strategy: Strategy, *, plan: BalancePlan, classic: Classic, copies: bool = False, most: int = 0
 ) -> tuple[Strategy, ...]:
-    """Return a strategy with each of its settings; the strategy alone where there is nothing to set.
+    """A strategy with each of its settings, the most important first; alone where there is nothing to set.
 
-    Parameters
-    ----------
-    strategy : Strategy
-        With amount 0, which asks for a search.
-    plan : BalancePlan
-        How many synthetic records there can be, and whether their labels are soft.
-    classic : Classic
-        How many images are changed by default, and by what.
-    copies : bool
-        Duplicates are published instead of weights, so a record cannot count less than another.
-    most : int
-        Settings of one strategy; 0 for the plan's number.
-
-    Returns
-    -------
-    tuple of Strategy
-        In order of their importance, without repeats.
+    ``copies``: duplicates are published instead of weights, so no record can count less than
+    another. ``most`` is the number of settings; 0 for the plan's.
     """
     if strategy.amount > 0:
         return (strategy,)
-    found = (strategy.model_copy(update=one) for one in _settings(strategy, plan, classic))
+    candidates = (strategy.model_copy(update=one) for one in _settings(strategy, plan, classic))
     if copies:
-        found = (one for one in found if one.synthetic_weight == 1)
-    return tuple(dict.fromkeys(found))[: most or plan.n_settings or N_SETTINGS]
+        candidates = (one for one in candidates if one.synthetic_weight == 1)
+    return tuple(dict.fromkeys(candidates))[: most or plan.n_settings or N_SETTINGS]
 
 
 def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterable[dict[str, Any]]:
     if strategy.has_model and plan.soft_labels:
-        return _soft()
+        return _of_soft_labels()
     if strategy.has_model:
         on_images = strategy.real_only_finish < 1
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
@@ -105,14 +91,14 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     return ({"amount": amount, "tune_threshold": tuned} for amount, tuned in _PLAIN)
 
 
-def _soft() -> Iterable[dict[str, Any]]:
-    for weight in _SOFT_WEIGHTS:
+def _of_soft_labels() -> Iterable[dict[str, Any]]:
+    for weight in _SOFT_LABEL_WEIGHTS:
         for amount in (1.0, 0.5):
             yield {"amount": amount, "synthetic_weight": weight}
 
 
 def _of_model(tried: Sequence[dict[str, Any]], most: float) -> Iterable[dict[str, Any]]:
-    """Leave out numbers per real record that the plan does not reach: they are what it has anyway."""
+    """Settings without numbers per real record that the plan does not reach."""
     return (one for one in tried if one.get("per_real", 0.0) < most)
 
 
@@ -121,10 +107,10 @@ def _most_per_real(plan: BalancePlan) -> float:
 
 
 def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]]:
-    # A pipeline or function of the user's own goes as far as it says; TrivialAugment has no strength.
+    # The user's own pipeline or function has its own strength; TrivialAugment has none.
     own = bool(classic.policy or classic.plugin or classic.image == "trivial")
     for amount, times, strength in _CLASSIC:
-        if own and strength in _FAR:
+        if own and strength in _OTHER_STRENGTHS:
             continue
         prob = 1.0 if times is None else times * strategy.classic_prob
         yield {"amount": amount, "classic_prob": prob, "classic_strength": strength}
@@ -133,16 +119,16 @@ def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]
 def pilot_groups(
     strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
 ) -> list[tuple[Strategy, ...]]:
-    """Return what pilots train together: each strategy's settings, and all strategies without any as one group."""
+    """Settings that pilots train together: each strategy's, and all strategies without settings as one group."""
     tried = [
         settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
     ]
     fixed = tuple(
-        strategy for strategy, own in zip(strategies, tried, strict=True) if own == (strategy,)
+        strategy for strategy, group in zip(strategies, tried, strict=True) if group == (strategy,)
     )
-    return [*([fixed] if fixed else []), *(own for own in tried if own[0] not in fixed)]
+    return [*([fixed] if fixed else []), *(group for group in tried if group[0] not in fixed)]
 
 
 def n_trained(strategies: Iterable[Strategy]) -> int:
-    """Return how many estimators settings train: thresholds are applied to predictions alone."""
+    """Estimators that settings train: thresholds are applied to predictions alone."""
     return len({as_trained(strategy) for strategy in strategies})

@@ -1,9 +1,9 @@
 """Strategies: the training sets that are compared, made from the same real records.
 
-Every strategy brings the classes to the same *effective counts* (records times weight) for the same
-``amount``; strategies differ in what fills the difference: weight, copies, SMOTE records, synthetic
-records, or both. So what is compared is how the balance is made, not how much of it. Strategies of images
-draw records by weight, with classic augmentation on the fly, and have one more way: the loss.
+For the same ``amount`` every strategy brings the classes to the same *effective counts* (records
+times weight). They differ in what fills the difference: weight, copies, SMOTE records, synthetic
+records, or both. Strategies of images draw records by weight, with classic augmentation on the fly,
+and may use the loss instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
@@ -34,7 +35,7 @@ __all__ = [
     "wanted_records",
 ]
 
-# Ways of Classic.table, in names of strategies and in sentences.
+# Values of Classic.table -> names of strategies.
 TITLES = {
     "smote": "SMOTE",
     "borderline": "Borderline-SMOTE",
@@ -42,18 +43,18 @@ TITLES = {
     "oversampling": "smoothed copies",
     "jitter": "jittered copies",
 }
-# Half of the way (the square root of the imbalance) and all of it, where a strategy is scored by itself; a
+# Half of the balance (the square root of the imbalance) and all of it, where a strategy is scored on its own; a
 # run searches more (search_space.py).
 AMOUNTS = (0.5, 1.0)
-# A class that is too small to be judged is drawn at most this often per real record.
-MAX_UNJUDGED_WEIGHT = 5.0
+# A class that is too small to be compared is drawn at most this often per real record.
+MAX_WEIGHT_NOT_COMPARED = 5.0
 # Candidates per record wanted. Utility keeps the best third of those that pass (research: draw three
-# times, keep the third most confidently of the class); both leave room for what the gate drops.
+# times, keep the third most confidently of the class); both leave room for what the filter drops.
 OVERDRAW = {"utility": 4.0, "faithful": 1.5}
 # Share of the steps that draw synthetic images; the rest draws real ones only. It repaired most of
 # the harm that synthetic images did (research on images, section 9).
 SYNTHETIC_SHARE_OF_STEPS = 0.6
-# Families that keep the classes as often as they come.
+# Families that keep the class frequencies.
 NATURAL = ("as_is", "threshold", "loss", "external")
 
 EXTERNAL = Strategy(name="external records", family="external")
@@ -62,19 +63,10 @@ EXTERNAL = Strategy(name="external records", family="external")
 def make_strategies(
     modality: Modality, *, model: str | None, classic: Classic, soft_labels: bool = False
 ) -> tuple[Strategy, ...]:
-    """Return the strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
+    """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
-    Parameters
-    ----------
-    modality : str
-        table or image.
-    model : str or None
-        Kind of the generative model, where there are candidates of one.
-    classic : Classic
-        Whether, and how often, classic augmentation is applied.
-    soft_labels : bool
-        Whether synthetic records stand for every class that they may be of, see the plan. They are not
-        mixed with SMOTE records, which would take back what they say.
+    ``model`` is the kind of generative model whose candidates there are. With ``soft_labels``
+    synthetic records are not mixed with SMOTE records, which would contradict their labels.
     """
     if modality == "image":
         return image_strategies(
@@ -87,9 +79,10 @@ def make_strategies(
 def table_strategies(
     *, model: str | None, classic: str, soft_labels: bool = False
 ) -> tuple[Strategy, ...]:
-    """Return the strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
+    """The strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
-    What soft labels teach is a ranking: as of records as they are, it takes a threshold to use it.
+    Soft labels teach a ranking, which needs a tuned threshold, as training on the records as they
+    are does.
     """
     strategies = [
         Strategy(name="as is", family="as_is", amount=1.0),
@@ -109,7 +102,7 @@ def table_strategies(
 
 
 def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strategy, ...]:
-    """Return the strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
     strategies = [
         Strategy(name="as is", family="as_is", amount=1.0),
         Strategy(name="threshold", family="threshold", amount=1.0, tune_threshold=True),
@@ -117,62 +110,39 @@ def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strateg
         Strategy(name="resampling", family="resampling", amount=0.0),
     ]
     if classic_prob:
-        strategies.append(
-            Strategy(
-                name="resampling + classic",
-                family="classic",
-                amount=0.0,
-                classic_prob=classic_prob,
-            )
-        )
-        strategies.append(
-            Strategy(
-                name="balanced softmax + classic",
-                family="loss",
-                amount=0.0,
-                classic_prob=classic_prob,
-            )
-        )
+        on_the_fly: dict[str, Any] = {"amount": 0.0, "classic_prob": classic_prob}
+        strategies += [
+            Strategy(name="resampling + classic", family="classic", **on_the_fly),
+            Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
+        ]
     if model:
         with_model = Strategy(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
         )
         strategies.append(with_model)
         if classic_prob:
-            both = {
-                "name": f"classic + {model}",
-                "family": "mixture",
-                "classic_prob": classic_prob,
-            }
+            both = {"name": f"classic + {model}", "family": "mixture", "classic_prob": classic_prob}
             strategies.append(with_model.model_copy(update=both))
     return tuple(strategies)
 
 
 def as_trained(strategy: Strategy) -> Strategy:
-    """Return the strategy as its training knows it: thresholds are applied to predictions alone."""
+    """The strategy without thresholds, which are applied to predictions alone."""
     if strategy.family == "threshold":
         strategy = strategy.model_copy(update={"name": "as is", "family": "as_is"})
     return strategy.model_copy(update={"tune_threshold": False})
 
 
-# --- how many records -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Wanted:
-    """What a strategy wants of one stratum, in records.
-
-    ``effective`` is records times weight; ``synthetic + classic + copies`` are added to the real ones.
-    With soft labels ``synthetic`` are rows, and ``share`` is what they count together; each counts
-    ``synthetic_weight`` times that, or of a record.
-    """
+    """Records that a strategy wants of one stratum; ``synthetic + classic + copies`` are added to the real ones."""
 
     n_real: int
-    effective: float
-    synthetic: int = 0
+    effective: float  # records times weight
+    synthetic: int = 0  # with soft labels, rows
     classic: int = 0
     copies: int = 0
-    share: float | None = None
+    share: float | None = None  # with soft labels, the sum of the rows' shares
     synthetic_weight: float = 1.0
 
     @property
@@ -182,13 +152,13 @@ class Wanted:
 
     @property
     def counted(self) -> float:
-        """What the stored records count before they are weighted."""
+        """What the stored records count before weighting."""
         share = self.synthetic if self.share is None else self.share
         return self.n_real + self.classic + self.synthetic_weight * share
 
     @property
     def stored(self) -> int:
-        """Records of the stratum without copies, which weights or draws can stand for."""
+        """Records of the stratum without copies, which weights or draws can replace."""
         return self.n_real + self.synthetic + self.classic
 
 
@@ -200,23 +170,13 @@ def wanted_records(
     available: Mapping[str, int] | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, Wanted]:
-    """Return what ``strategy`` wants per stratum, for a training part with ``counts`` real records.
+    """Records that ``strategy`` wants per stratum, for a training part with ``counts`` real records.
 
-    Parameters
-    ----------
-    strategy : Strategy
-        Its ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
-        stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance.
-    counts : mapping of str to int
-        Real records per stratum in the part (all of train, or a fold of it).
-    plan : BalancePlan
-        Bounds the records added: never beyond the plan's target nor its number of synthetic ones,
-        scaled to the part.
-    available : mapping of str to int, optional
-        Synthetic records that passed the gate, where they are at hand.
-    shares : mapping of str to float, optional
-        With soft labels: what the available rows of each stratum count together. A strategy takes all of
-        them, whatever its amount, since their weight and not their number brings the balance.
+    ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
+    stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance. Added records
+    never exceed the plan's target nor its number of synthetic ones, scaled to the part, nor the
+    ``available`` synthetic records. With soft labels ``shares`` sum up the available rows; a
+    strategy takes all of them, since their weight brings the balance.
     """
     largest: dict[tuple[tuple[str, str], ...], int] = {}
     for entry in plan.classes:
@@ -231,7 +191,7 @@ def wanted_records(
         if strategy.family not in NATURAL:
             effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** strategy.amount
         if not entry.compared:
-            effective = min(effective, MAX_UNJUDGED_WEIGHT * n)
+            effective = min(effective, MAX_WEIGHT_NOT_COMPARED * n)
         share = n / entry.n_real if entry.n_real else 0.0
         room = max(0, min(round((entry.target - entry.n_real) * share), round(effective) - n))
         synthetic = classic = copies = 0
@@ -239,7 +199,7 @@ def wanted_records(
         if strategy.has_model and shares is not None:
             synthetic, counted = (available or {}).get(entry.name, 0), shares.get(entry.name, 0.0)
         elif strategy.family == "external":
-            # Records that another tool made are judged as they are: all of them, unweighted.
+            # External records are compared as they are: all of them, unweighted.
             synthetic = (available or {}).get(entry.name, 0)
             effective = float(n + synthetic)
         elif strategy.has_model:
@@ -260,23 +220,12 @@ def wanted_records(
     return wanted
 
 
-# --- the recipe -------------------------------------------------------------------------------
-
-
 def make_recipe(
     experiment: Experiment, strategy: Strategy, scores: Sequence[StrategyScore]
 ) -> Recipe:
-    """Write a strategy down as what to publish and how to train on it.
+    """The recipe of a strategy: what to publish and how to train on it.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The plan; synthetic records per stratum that were kept, and with soft labels what they count;
-        the policy, for strategies that apply one as records are drawn; whether duplicates are written.
-    strategy : Strategy
-        The one that won.
-    scores : sequence of StrategyScore
-        For the thresholds that were tuned on validation records, where the strategy has some.
+    ``scores`` bring the thresholds that were tuned on validation records.
     """
     plan, candidates, classic = experiment.plan, experiment.candidates, experiment.params.classic
     kept, shares = (candidates.kept_counts, candidates.shares) if candidates else (None, None)
@@ -287,7 +236,7 @@ def make_recipe(
     name = policy.name if policy else ""
     counts = {c.name: c.n_real for c in plan.classes}
     wanted = wanted_records(strategy, counts, plan, available=kept, shares=shares or None)
-    # Copies are only written on request: weights say the same in a fraction of the bytes.
+    # Copies are only written on request: weights do the same in a fraction of the bytes.
     stored = {k: w.stored for k, w in wanted.items()}
     weight = {k: w.effective / max(1, w.counted) for k, w in wanted.items()}
     mean = sum(weight[k] * w.counted for k, w in wanted.items()) / max(1, sum(stored.values()))
@@ -314,7 +263,7 @@ def make_recipe(
             n_classic=sum(w.classic for w in wanted.values()),
             copies=copies,
             policy=name,
-            soft=any(w.share for w in wanted.values()),
+            soft_labels=any(w.share for w in wanted.values()),
         ),
     )
     return with_priors(recipe, plan)
@@ -326,28 +275,27 @@ def plain_recipe(
     shares: Mapping[str, float] | None = None,
     classic: Mapping[str, int] | None = None,
 ) -> Recipe:
-    """The recipe of records that were published without a comparison: all of them.
+    """The recipe of all records, published without a comparison.
 
-    ``shares`` is what rows with soft labels count. Such records are drawn of every class, at target or
-    not, so that weights bring the classes to their targets; others are not weighted. ``classic`` counts
-    the classic records that are there.
+    ``shares`` sum up rows with soft labels. Such records are drawn of every class, at target or
+    not, so weights bring the classes to their targets; other records are not weighted.
     """
-    made = {name: n for name, n in (classic or {}).items() if n}
-    said = [f"{sum(made.values()):,} classic records"] if made else []
-    if kept or not made:
+    n_classic = {name: n for name, n in (classic or {}).items() if n}
+    added = [f"{sum(n_classic.values()):,} classic records"] if n_classic else []
+    if kept or not n_classic:
         n = f"{sum(kept.values()):,}"
         weighted = f"{n} rows of synthetic records, to be weighted by aug_weight,"
-        said.append(weighted if shares else f"{n} synthetic records")
+        added.append(weighted if shares else f"{n} synthetic records")
     recipe = Recipe(
         strategy=Strategy(
-            name="not compared", family="model" if kept else "classic" if made else "as_is"
+            name="not compared", family="model" if kept else "classic" if n_classic else "as_is"
         ),
-        class_weight=_weights_to_targets(plan, kept, shares or {}, made),
+        class_weight=_weights_to_targets(plan, kept, shares or {}, n_classic),
         synthetic={name: n for name, n in kept.items() if n},
-        classic=made,
+        classic=n_classic,
         copies={},
         shares={name: share for name, share in (shares or {}).items() if share},
-        sentence=f"{' and '.join(said)} were added without a comparison: nothing is known about whether they help.",
+        sentence=f"{' and '.join(added)} were added without a comparison: nothing is known about whether they help.",
     )
     return with_priors(recipe, plan)
 
@@ -358,7 +306,7 @@ def _weights_to_targets(
     shares: Mapping[str, float],
     classic: Mapping[str, int],
 ) -> dict[str, float]:
-    """Return by stratum the weight with which it counts as much as its target; of mean 1 over all rows."""
+    """By stratum, the weight that brings it to its target, of mean 1 over all rows."""
     if not any(shares.values()):
         return {c.name: 1.0 for c in plan.classes}
     whole = {c.name: c.n_real + classic.get(c.name, 0) for c in plan.classes}
@@ -372,24 +320,24 @@ def _weights_to_targets(
 
 def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> Recipe:
     """The recipe of classic records up to each class's target, published without a comparison."""
-    # A stratum that stands in the hold-out alone has no record to start from.
-    made = {c.name: c.n_classic for c in plan.classes if c.n_classic and c.n_real}
+    # A stratum that is only in the hold-out has no record to start from.
+    n_classic = {c.name: c.n_classic for c in plan.classes if c.n_classic and c.n_real}
     table = f"{TITLES.get(classic.table, 'classic')} records"
     kind = "changed copies of images" if modality == "image" else table
-    what = f"{sum(made.values()):,} {kind} were added, up to the target of each class"
-    policy = ImagePolicy.from_params(classic) if modality == "image" and made else None
+    what = f"{sum(n_classic.values()):,} {kind} were added, up to the target of each class"
+    policy = ImagePolicy.from_params(classic) if modality == "image" and n_classic else None
     recipe = Recipe(
         strategy=Strategy(
-            name="classic augmentation, not judged", family="classic" if made else "as_is"
+            name="classic augmentation, not judged", family="classic" if n_classic else "as_is"
         ),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={},
-        classic=made,
+        classic=n_classic,
         copies={},
         classic_config=policy.info if policy else {},  # of the copies that were written
         sentence=(
-            f"{what if made else 'Nothing was added: every class is at its target'}; read the train split as it "
-            "is. Nothing was judged: whether this helps is not known."
+            f"{what if n_classic else 'Nothing was added: every class is at its target'}; read the train split as it "
+            "is. Nothing was compared: whether this helps is not known."
         ),
     )
     return with_priors(recipe, plan)
@@ -398,10 +346,10 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
 def candidates_wanted(
     plan: BalancePlan, quality: Quality, strata: Collection[str]
 ) -> dict[str, int]:
-    """Return how many candidates to draw per stratum, so that enough are left after the gate.
+    """Candidates to draw per stratum, so that enough pass the filter.
 
-    ``strata`` are those that the model can sample: its training records may be fewer than the plan's
-    training records let expect.
+    ``strata`` are those that the model can sample: it may have trained on fewer records than the
+    plan expects.
     """
     factor = OVERDRAW["faithful" if plan.soft_labels else quality.purpose]
     return {

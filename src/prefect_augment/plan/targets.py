@@ -1,8 +1,7 @@
-"""How many records each class should have: names of strata, targets, plans, weights.
+"""How many records each class should have: targets, plans, weights. Pure arithmetic over counts.
 
-Pure arithmetic over counts. Reading the counts is the plan stage's, making the records is left to
-models and classic augmentation. A stratum is a class, or with ``balance.by`` a class within one
-combination (a cell) of those columns; every cell is balanced by itself.
+A stratum is a class, or with ``balance.by`` a class within one combination (a cell) of those
+columns; every cell is balanced on its own.
 """
 
 from __future__ import annotations
@@ -32,55 +31,36 @@ MIN_SAMPLED = 10  # records a stratum needs before a model may draw for it
 MIN_SAMPLED_IMAGES = 16
 # With soft labels: records drawn of every class per real one (twice what the cap allows), and in all. On
 # development seeds two per real one raised AUPRC and macro-F1 more than one did (docs/sampler.md).
-SOFT_PER_REAL = 2
-MOST_SOFT = 20_000
+SOFT_LABELS_PER_REAL = 2
+MAX_SOFT_LABELS = 20_000
 CAP_WARNING = 5.0  # synthetic per real above which augmentation.md §7 saw results fall
 
 
-# --- strata -----------------------------------------------------------------------------------
-
-
-# --- targets ----------------------------------------------------------------------------------
-
-
 def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
-    """Return how many training records each stratum should have.
+    """Training records that each stratum should have, never below ``counts``.
 
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Training records per stratum, each at least 1.
-    balance : Balance
-        The rule, applied within each cell of ``by`` by itself, with n the stratum's own count:
-        ``median``: of the cell's counts (upwards where it lies between two); ``majority``: m, the
-        largest; ``sqrt``: the geometric mean of own count and majority, sqrt(n m), upwards;
-        ``count``: the number given. A class's own target replaces the rule's, in every cell.
+    The rule applies within each cell of ``by``, with n the stratum's own count. ``median``: of the
+    cell's counts, rounded up; ``majority``: m, the largest; ``sqrt``: the geometric mean sqrt(n m),
+    rounded up; ``count``: the number in ``balance``. A class's own target replaces the rule's, in
+    every cell. ``max_per_class`` lowers what the rule gives. Classes are in :func:`class_order`,
+    then cells by text. ParameterError if a class is unknown, or a requested number is below the
+    count (no record is ever removed) or above ``max_per_class``.
 
-    Returns
-    -------
-    dict of str to int
-        Target per stratum, never below ``counts``, in :func:`class_order` of the classes, then of
-        the cells' text. ``max_per_class`` lowers what the rule asks, never what is there.
-
-    Raises
-    ------
-    ParameterError
-        If a class is named that is not there, a number asked for is below what is there (no record
-        is ever taken away), or above ``max_per_class``.
-
-    References
-    ----------
-    The geometric mean: square-root sampling of Mahajan et al. 2018, "Exploring the Limits of Weakly
-    Supervised Pretraining", section 2.2, scaled so that the majority keeps its count.
+    The geometric mean is square-root sampling (Mahajan et al. 2018, "Exploring the Limits of Weakly
+    Supervised Pretraining", section 2.2), scaled so that the majority keeps its count.
     """
     parts = _ordered_parts(counts, balance.by)
     _check_names(balance.classes, {label for label, _ in parts.values()})
-    own = {wish.name: wish.target for wish in balance.classes if wish.target >= 0}
+    requested = {
+        override.name: override.target for override in balance.classes if override.target >= 0
+    }
     cells: dict[tuple[str, ...], list[int]] = {}
     for name, (_, cell) in parts.items():
         cells.setdefault(tuple(cell.values()), []).append(counts[name])
     return {
-        name: _target(name, own.get(label), counts[name], cells[tuple(cell.values())], balance)
+        name: _target(
+            name, requested.get(label), counts[name], cells[tuple(cell.values())], balance
+        )
         for name, (label, cell) in parts.items()
     }
 
@@ -88,62 +68,60 @@ def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
 def _ordered_parts(
     names: Collection[str], by: Sequence[str]
 ) -> dict[str, tuple[str, dict[str, str]]]:
-    """Return class and cell per stratum, by class and then by cell, whatever the order given."""
+    """Class and cell per stratum, sorted by class and then by cell."""
     parts = {name: stratum_parts(name, by) for name in names}
     rank = {label: i for i, label in enumerate(class_order([label for label, _ in parts.values()]))}
     return dict(sorted(parts.items(), key=lambda item: (rank[item[1][0]], *item[1][1].values())))
 
 
-def _target(name: str, own: int | None, n_real: int, cell: Sequence[int], balance: Balance) -> int:
-    """Return one stratum's target: the number asked for, or what the rule gives, capped."""
-    if own is not None:
-        return _asked(name, own, n_real, balance, "its target in balance.classes")
+def _target(
+    name: str, requested: int | None, n_real: int, cell: Sequence[int], balance: Balance
+) -> int:
+    """One stratum's target: the requested number, or what the rule gives, capped."""
+    if requested is not None:
+        return _requested(name, requested, n_real, balance, "its target in balance.classes")
     if balance.target == "count":
-        return _asked(name, balance.count, n_real, balance, "balance.count")
-    ruled = {
+        return _requested(name, balance.count, n_real, balance, "balance.count")
+    by_rule = {
         "median": math.ceil(statistics.median(cell)),
         "majority": max(cell),
-        "sqrt": math.isqrt(n_real * max(cell) - 1)
-        + 1,  # the square root, upwards, without a float's rounding
+        # The square root, rounded up without floating point.
+        "sqrt": math.isqrt(n_real * max(cell) - 1) + 1,
     }[balance.target]
-    capped = min(ruled, balance.max_per_class) if balance.max_per_class else ruled
+    capped = min(by_rule, balance.max_per_class) if balance.max_per_class else by_rule
     return max(n_real, capped)
 
 
-def _asked(name: str, asked: int, n_real: int, balance: Balance, where: str) -> int:
-    """Return the number asked for, or say why it cannot be granted."""
-    if asked < n_real:
+def _requested(name: str, requested: int, n_real: int, balance: Balance, where: str) -> int:
+    """The requested number, or an error where it cannot be granted."""
+    if requested < n_real:
         raise ParameterError(
-            f"class {name!r} has {n_real} training records and {where} asks for {asked}; no class "
+            f"class {name!r} has {n_real} training records and {where} asks for {requested}; no class "
             f"is made smaller: ask for at least {n_real}, or give this class a target of its own "
             "in balance.classes.",
             class_name=name,
-            found=n_real,
-            asked=asked,
+            n_real=n_real,
+            requested=requested,
         )
-    if balance.max_per_class and asked > max(balance.max_per_class, n_real):
+    if balance.max_per_class and requested > max(balance.max_per_class, n_real):
         raise ParameterError(
-            f"class {name!r}: {where} asks for {asked} records and "
+            f"class {name!r}: {where} asks for {requested} records and "
             f"max_per_class={balance.max_per_class} forbids them; raise one or lower the other.",
             class_name=name,
-            found=n_real,
-            asked=asked,
+            n_real=n_real,
+            requested=requested,
         )
-    return asked
+    return requested
 
 
-def _check_names(wishes: Sequence[ClassTarget], labels: Collection[str]) -> None:
-    """Refuse a wish for a class that is not there."""
-    for wish in wishes:
-        if wish.name not in labels:
+def _check_names(overrides: Sequence[ClassTarget], labels: Collection[str]) -> None:
+    for override in overrides:
+        if override.name not in labels:
             raise ParameterError(
-                f"balance.classes names {wish.name!r}, which is not a class of the training "
-                f"records; {suggestion(wish.name, labels)}.",
-                class_name=wish.name,
+                f"balance.classes names {override.name!r}, which is not a class of the training "
+                f"records; {suggestion(override.name, labels)}.",
+                class_name=override.name,
             )
-
-
-# --- plans ------------------------------------------------------------------------------------
 
 
 def plan_classes(
@@ -154,38 +132,14 @@ def plan_classes(
     can_sample: bool,
     soft_labels: bool = False,
     least: int = MIN_SAMPLED,
-    why_no_model: str = "no model was asked for",
+    why_no_model: str = "no model was requested",
 ) -> tuple[ClassPlan, ...]:
-    """Return per stratum how the way from its count to its target is gone.
+    """Per stratum, the synthetic and classic records that lead from its count to its target.
 
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Training records per stratum, each at least 1.
-    compared : collection of str
-        Classes that stand in all parts of the split.
-    balance : Balance
-        Targets and caps.
-    can_sample : bool
-        Whether there is a generative model.
-    soft_labels : bool
-        Whether synthetic records stand for every class that they may be of. Then weights and not
-        numbers bring the balance, and records are drawn of every class, at target or not.
-    least : int
-        Records that a stratum needs before a model may draw for it.
-    why_no_model : str
-        For the notes, where there is no model.
-
-    Returns
-    -------
-    tuple of ClassPlan
-        In the order of :func:`targets`. Synthetic records up to ``max_synthetic_per_real`` per real
-        one, none for a stratum under ``least``; the rest of the way is classic.
-
-    Raises
-    ------
-    ParameterError
-        As :func:`targets`.
+    Synthetic records up to ``max_synthetic_per_real`` per real one, none for a stratum under
+    ``least``; the rest is classic. ``compared`` are the classes that are in all parts of the split.
+    With ``soft_labels`` weights bring the balance, and records are drawn of every class, at target
+    or not. ``why_no_model`` is for the notes.
     """
     caps = {
         w.name: w.max_synthetic_per_real for w in balance.classes if w.max_synthetic_per_real >= 0
@@ -212,25 +166,29 @@ def plan_classes(
             )
         )
     if soft_labels and any(plan.n_synthetic for plan in plans):
-        drawn = _soft_draws(plans, caps, balance)
-        plans = [_with_draws(plan, drawn[plan.name]) for plan in plans]
+        n_drawn = _soft_label_draws(plans, caps, balance)
+        plans = [_with_draws(plan, n_drawn[plan.name]) for plan in plans]
     return tuple(plans)
 
 
-def _soft_draws(
+def _soft_label_draws(
     plans: Sequence[ClassPlan], caps: Mapping[str, float], balance: Balance
 ) -> dict[str, int]:
-    """Return per stratum how many records with soft labels are drawn: rarer strata whole."""
-    wished = {}
+    """Records with soft labels to draw per stratum; the limit cuts the largest strata."""
+    wanted = {}
     for plan in plans:
         cap = caps.get(plan.label, balance.most_per_real)
-        most = math.floor(SOFT_PER_REAL * cap * plan.n_real) if plan.n_real >= MIN_SAMPLED else 0
+        most = (
+            math.floor(SOFT_LABELS_PER_REAL * cap * plan.n_real)
+            if plan.n_real >= MIN_SAMPLED
+            else 0
+        )
         if balance.max_per_class:
             most = min(most, max(0, balance.max_per_class - plan.n_real))
-        wished[plan.name] = most
-    left, drawn = MOST_SOFT, {}
-    for i, name in enumerate(sorted(wished, key=lambda name: wished[name])):
-        drawn[name] = min(wished[name], left // (len(wished) - i))
+        wanted[plan.name] = most
+    left, drawn = MAX_SOFT_LABELS, {}
+    for i, name in enumerate(sorted(wanted, key=lambda name: wanted[name])):
+        drawn[name] = min(wanted[name], left // (len(wanted) - i))
         left -= drawn[name]
     return drawn
 
@@ -241,93 +199,58 @@ def _with_draws(plan: ClassPlan, n_synthetic: int) -> ClassPlan:
 
 
 def _why_not_sampled(n_real: int, cap: float, why_no_model: str, least: int) -> str:
-    """Say why a stratum gets no synthetic records; empty where it may."""
+    """Why a stratum gets no synthetic records; empty where it may."""
     if why_no_model:
         return f"no synthetic records: {why_no_model}"
     if n_real < least:
         return f"no synthetic records: {n_real} real ones, a model needs {least}"
-    return (
-        "no synthetic records: the cap leaves room for none"
-        if math.floor(cap * n_real) == 0
-        else ""
-    )
+    return "no synthetic records: the cap allows none" if math.floor(cap * n_real) == 0 else ""
 
 
 def _not_compared(compared: bool) -> str:
-    return "" if compared else "not judged: too few records to stand in all parts of the split"
+    return "" if compared else "not compared: too few records for all parts of the split"
 
 
 def plan_warnings(
     classes: Sequence[ClassPlan], balance: Balance, *, soft_labels: bool = False
 ) -> tuple[str, ...]:
-    """Return what a person should know before a plan is carried out.
+    """Warnings about a plan: caps above :data:`CAP_WARNING`, more synthetic than real records, nothing to do.
 
-    Parameters
-    ----------
-    classes : sequence of ClassPlan
-        From :func:`plan_classes`.
-    balance : Balance
-        The wish behind it.
-    soft_labels : bool
-        As for :func:`plan_classes`; more records than real ones are nothing to warn of then.
-
-    Returns
-    -------
-    tuple of str
-        Caps above :data:`CAP_WARNING`, more synthetic than real records in all, nothing to do.
-
-    References
-    ----------
-    ``augmentation.md`` section 7 of the project's research: at most 5 synthetic per real in a class
-    and 1 over the whole set, beyond which published results fall.
+    At most 5 synthetic per real in a class and 1 over the whole set, beyond which published results
+    fall (``augmentation.md`` section 7 of the project's research). With ``soft_labels`` more
+    records than real ones are fine.
     """
     caps = {"balance": balance.most_per_real}
-    caps |= {f"class {wish.name!r}": wish.max_synthetic_per_real for wish in balance.classes}
-    found = [
+    caps |= {
+        f"class {override.name!r}": override.max_synthetic_per_real for override in balance.classes
+    }
+    warnings = [
         f"{where} allows {cap:g} synthetic records per real one; "
-        f"above {CAP_WARNING:g} this has been seen to hurt"
+        f"above {CAP_WARNING:g} published results get worse"
         for where, cap in caps.items()
         if cap > CAP_WARNING
     ]
     n_real, n_synthetic = sum(c.n_real for c in classes), sum(c.n_synthetic for c in classes)
     if n_synthetic > n_real and not soft_labels:
-        found.append(
+        warnings.append(
             f"{n_synthetic} synthetic records for {n_real} real ones; "
-            "more than one per real has been seen to hurt"
+            "with more than one per real published results get worse"
         )
     if all(c.target == c.n_real for c in classes):
-        found.append("every class is at its target already; there is nothing to balance")
-    return tuple(found)
+        warnings.append("every class is at its target already; there is nothing to balance")
+    return tuple(warnings)
 
 
 def balanced_weights(
     counts: Mapping[str, int], targets: Mapping[str, int], amount: float
 ) -> dict[str, float]:
-    """Return the weight of one record of each stratum that balances by weighting alone.
+    """Weight of one record of each stratum, of mean 1 over the records: ``(t / n)**amount``.
 
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Records per stratum, n; strata with 0 are left out.
-    targets : mapping of str to int
-        Records each should have, t, of the same unit as ``counts`` up to a common factor.
-    amount : float
-        How much of the way to go, on a log scale: 0 none, 1 all of it.
+    t is the target and n the count; amount 0 is no weighting, 1 full balance. Empty strata are left
+    out. ParameterError if ``amount`` is not finite, or a stratum has no positive target.
 
-    Returns
-    -------
-    dict of str to float
-        ``(t / n)**amount``, scaled to a mean of 1 over the records.
-
-    Raises
-    ------
-    ParameterError
-        If ``amount`` is not finite, or a stratum has no positive target.
-
-    Examples
-    --------
-    >>> balanced_weights({"sick": 10, "well": 90}, {"sick": 90, "well": 90}, 1.0)
-    {'sick': 5.0, 'well': 0.5555555555555556}
+        >>> balanced_weights({"sick": 10, "well": 90}, {"sick": 90, "well": 90}, 1.0)
+        {'sick': 5.0, 'well': 0.5555555555555556}
     """
     if not math.isfinite(amount):
         raise ParameterError(

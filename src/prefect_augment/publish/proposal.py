@@ -387,7 +387,7 @@ def lowered(
         n_classic=sum(new["classic"].values()),
         copies=copies,
         policy=recipe.classic_policy,
-        soft=bool(recipe.shares),
+        soft_labels=bool(recipe.shares),
     )
     lower = fewer.model_copy(
         update={

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from prefect_augment.errors import SchemaError
-from prefect_augment.experiment.privacy import found_privacy
+from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.params import Publish
 from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
@@ -307,7 +307,7 @@ def _privacy(store: Store, release: Release) -> tuple[str, ...]:
     """Return what published synthetic records give away, in words, where that was measured."""
     if release.recipe is None or not any(release.recipe.synthetic.values()):
         return ()
-    found = found_privacy(store, release.dataset, release.experiment.candidates)
+    found = stored_privacy(store, release.dataset, release.experiment.candidates)
     return (found.sentence,) if found else ()
 
 

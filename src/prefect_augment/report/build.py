@@ -1,10 +1,11 @@
-"""The report of a run, built from facts and from the staged records, and staged until published."""
+"""The report of a run, built from results and staged records, and staged until it is published."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
-from prefect_augment.report.drift import drift_since, find_before
+from prefect_augment.report.drift import drift_since, find_previous
 from prefect_augment.report.report import (
     ColumnShape,
     Neighbour,
@@ -53,11 +54,11 @@ __all__ = ["report"]
 
 Status = Literal["published", "proposed", "refused", "evaluated"]
 
-N_NEIGHBOURS = 3  # per class: enough to judge by eye, few enough to read
+N_NEIGHBOURS = 3  # per class: enough to see by eye, few enough to read
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
 MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
-# Of the page's charts, those that say most for their bytes; shown in the order of these names.
+# The page's charts that say most for their bytes; shown in the order of these names.
 MARKDOWN_CHARTS = {
     "class_counts.png": "Classes before and after",
     "differences.png": "Differences on the hold-out",
@@ -71,29 +72,17 @@ def report(
     status: Status = "published",
     approval: ApprovalDecision | None = None,
 ) -> tuple[ReportRef, str]:
-    """Build the report and stage its files.
+    """Build the report and stage its files; return them with a summary in markdown.
 
-    Parameters
-    ----------
-    release : Release
-        What is shown; whatever is missing is shown as not run.
-    store : Store
-        The destination.
-    status : {"published", "proposed", "refused", "evaluated"}
-        What becomes of the run.
-    approval : ApprovalDecision, optional
-        Who let the version out, where somebody was asked.
-
-    Returns
-    -------
-    tuple of ReportRef and str
-        The staged files, and a summary in markdown, with two charts and the first sheets of images in it.
+    Whatever the release lacks is shown as not run. ``status`` is what becomes of the run,
+    ``approval`` who let the version out. The summary has two charts and the first sheets of images
+    in it.
     """
     experiment, dataset = release.experiment, release.dataset
     findings = _with_diagnostics(release.findings, release.verdict, store)
     drift = None
     if release.recipe is not None:
-        before = find_before(store, release.key)
+        before = find_previous(store, release.key)
         drift = drift_since(before, release) if before else None
     check = None
     if dataset.modality == "image" and release.recipe is not None:
@@ -107,14 +96,14 @@ def report(
         update={
             "findings": findings,
             "verdict": release.verdict and release.verdict.without_paths(),
-            # How long a score took is none of what is shown.
+            # The report does not show how long a score took.
             "scores": tuple(s.model_copy(update={"seconds": 0.0}) for s in release.scores),
         }
     )
     shown = release.model_dump(mode="json", include={"recipe", "verdict", "scores", "findings"})
     models = [(m.digest, m.encoder_digest) for m in release.models]
     key = experiment.key("report-page", shown, models, status, approval, software_versions())
-    # Drawing takes seconds; a run that goes on after an approval or a crash finds what was drawn.
+    # Drawing takes seconds; a run that resumes after an approval or a crash reuses the page.
     stage = Stage(store, "report-page", key)
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
@@ -134,39 +123,31 @@ class _Page(Result):
 
 
 def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
-    """Add what the verdict's reading of the hold-out says beside it."""
+    """Add the secondary results of the verdict's hold-out."""
     path = verdict.diagnostics if verdict else ""
-    info = read_result(store, path, HoldoutResult) if path else None
-    if info is None:
+    diagnostics = read_result(store, path, HoldoutResult) if path else None
+    if diagnostics is None:
         return findings
-    return findings.model_copy(update={n: getattr(info, n) for n in HoldoutResult.model_fields})
+    return findings.model_copy(
+        update={n: getattr(diagnostics, n) for n in HoldoutResult.model_fields}
+    )
 
 
 def _draw(
     release: Release, store: Store, *, status: Status, approval: ApprovalDecision | None
 ) -> _Page:
-    """Draw the report and stage its files."""
     experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
     candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
     classic = experiment.params.classic if recipe is not None else None
     pictures, findings = experiment.params.report.pictures, release.findings
     model = release.models[0] if release.models else None
     info = load_info(dataset, store)
-    shapes: dict[str, ColumnShape] = {}
-    neighbours: tuple[Neighbour, ...] = ()
-    rare: tuple[str, ...] = ()
+    side_by_side: dict[str, Any] = {}
     sheets: dict[str, bytes] = {}
     if info.modality == "image":
         sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
     elif candidates is not None and candidates.kept and pictures != "none":
-        synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
-        training = read_part(store, info, ["training"])
-        # With soft labels records of every class are drawn.
-        rare = tuple(
-            dict.fromkeys(c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real)
-        )
-        shapes = _shapes(training, synthetic, info, rare)
-        neighbours = _neighbours(training, synthetic, info, by_columns(plan), rare)
+        side_by_side = _side_by_side(store, info, plan, candidates)
     data = ReportData(
         title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
@@ -185,9 +166,7 @@ def _draw(
         weighted_counts=_weighted(plan, recipe),
         not_compared={c.label: c.note for c in plan.classes if not c.compared},
         quarantine=_quarantine(store, info),
-        rare_classes=rare,
-        column_shapes=shapes,
-        neighbours=neighbours,
+        **side_by_side,
         modality=info.modality,
         sheets=sheets,
         pictures=pictures,
@@ -212,10 +191,10 @@ def _draw(
     prefix = f"_staging/report/{key}"
     for name, content in sorted(files.items()):
         store.put_if_absent(f"{prefix}/{name}", content)
-    shown = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
-    shown |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
+    images = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
+    images |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
     return _Page(
-        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=shown)
+        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=images)
     )
 
 
@@ -226,7 +205,6 @@ def _notes(
     classic: Classic | None,
     sheets: Mapping[str, bytes],
 ) -> tuple[str, ...]:
-    """Return what is to be said about how things were done."""
     notes = (model.notes if model else ()) + (candidates.notes if candidates else ())
     if info.modality == "image":
         rules = (DECODING_RULE, *((ImagePolicy.from_params(classic).rule,) if classic else ()))
@@ -234,14 +212,11 @@ def _notes(
     return notes
 
 
-# --- counts -----------------------------------------------------------------------------------
-
-
 def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
     counts: dict[str, dict[Origin, int]] = {}
     for entry in plan.classes:
-        origins = counts.setdefault(entry.label, {"real": 0})
-        origins["real"] += entry.n_real
+        by_origin = counts.setdefault(entry.label, {"real": 0})
+        by_origin["real"] += entry.n_real
     return counts
 
 
@@ -274,32 +249,39 @@ def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
 
 
 def _quarantine(store: Store, info: DatasetInfo) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for shard in info.quarantine:
-        for reason in (
-            read_shard(store, shard.path, columns=["reason"]).column("reason").to_pylist()
-        ):
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts
+        counts.update(read_shard(store, shard.path, columns=["reason"])["reason"].to_pylist())
+    return dict(counts)
 
 
-# --- records side by side ---------------------------------------------------------------------
+def _side_by_side(
+    store: Store, info: DatasetInfo, plan: BalancePlan, candidates: FilterResult
+) -> dict[str, Any]:
+    """Fields of the report that compare synthetic with real records of a table."""
+    synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
+    training = read_part(store, info, ["training"])
+    # With soft labels records of every class are drawn.
+    wanted = [c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real]
+    rare = tuple(dict.fromkeys(wanted))
+    return {
+        "rare_classes": rare,
+        "column_shapes": _shapes(training, synthetic, info, rare),
+        "neighbours": _neighbours(training, synthetic, info, by_columns(plan), rare),
+    }
 
 
 def _shapes(
     training: pa.Table, synthetic: pa.Table, info: DatasetInfo, rare: Sequence[str]
 ) -> dict[str, ColumnShape]:
     """Values of the learnt columns over the rare classes, real beside synthetic."""
-    kinds: dict[str, Literal["numeric", "category"]] = {}
-    for column in info.columns:
-        if column.kind == "numeric":
-            kinds[column.name] = "numeric"
-        elif column.kind == "category":
-            kinds[column.name] = "category"
+    columns: dict[str, Literal["numeric", "category"]] = {
+        c.name: c.kind for c in info.columns if c.kind == "numeric" or c.kind == "category"
+    }
     sides = [_of_classes(training, info.label, rare), _of_classes(synthetic, info.label, rare)]
     return {
         name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
-        for name, kind in list(kinds.items())[:MAX_SHAPES]
+        for name, kind in list(columns.items())[:MAX_SHAPES]
     }
 
 
@@ -314,29 +296,29 @@ def _neighbours(
     by: Sequence[str],
     rare: Sequence[str],
 ) -> tuple[Neighbour, ...]:
-    """A few synthetic records of each class beside the real training record nearest to them."""
+    """A few synthetic records of each class beside the nearest real training record."""
     encoder = TableEncoder.fit(training, columns=info.columns, label=info.label, by=by)
     space = FeatureSpace.of(encoder.encode(training), encoder.is_category)
     shown = [c.name for c in info.columns if c.kind in ("numeric", "category")][:SHOWN_COLUMNS]
-    found = []
+    neighbours = []
     for name in rare:
-        real, made = (_of_classes(side, info.label, [name]) for side in (training, synthetic))
-        made = made.slice(0, N_NEIGHBOURS)
-        if not real.num_rows or not made.num_rows:
+        real, drawn = (_of_classes(side, info.label, [name]) for side in (training, synthetic))
+        drawn = drawn.slice(0, N_NEIGHBOURS)
+        if not real.num_rows or not drawn.num_rows:
             continue
         distances = space.distances(
-            space.place(encoder.encode(made)), space.place(encoder.encode(real))
+            space.place(encoder.encode(drawn)), space.place(encoder.encode(real))
         )
         for i, nearest in enumerate(np.argmin(distances, axis=1)):
-            found.append(
+            neighbours.append(
                 Neighbour(
                     label=name,
-                    synthetic=_as_text(made, i, shown),
+                    synthetic=_as_text(drawn, i, shown),
                     real=_as_text(real, int(nearest), shown),
                     distance=float(distances[i, nearest]),
                 )
             )
-    return tuple(found)
+    return tuple(neighbours)
 
 
 def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:

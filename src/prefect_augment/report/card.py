@@ -1,7 +1,7 @@
 """The dataset card, README.md: derived from the newest manifest, so that ``load_dataset(DEST)`` works.
 
-It may lag after a kill; the next run or ``verify --repair`` mends it. A README that somebody else
-wrote is left alone.
+It may lag after a kill; the next run or ``verify --repair`` updates it. A README by somebody else
+is left alone.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ The last columns say where a record comes from:
 | --- | --- |
 | `aug_id` | the record's own id |
 | `aug_origin` | `real`, `copy`, `classic` (made from one real record) or `synthetic` (drawn from a model) |
-| `aug_weight` | how often the recipe draws the record, mean 1 over train; give it to the estimator as its
-sample weight | | `aug_parent` | `aug_id` of the record that a copy or classic record was made from |
+| `aug_weight` | how often the recipe draws the record, mean 1 over train; the estimator's sample weight |
+| `aug_parent` | `aug_id` of the record that a copy or classic record was made from |
 | `aug_model` | digest of the model that a synthetic record was drawn from |
 | `aug_seed` | seed that makes the record again |
 
@@ -66,13 +66,13 @@ _TAR = """
 `dataset.classes`, `.json` holds the columns below; `datasets.load_dataset(DEST)` reads this version. Do not read
 `data/` by a wildcard: it holds the shards of all versions.
 """
-# Arrow's names of the types that `datasets` calls by a name of its own, or by the same.
+# Arrow's names of types -> those of `datasets`.
 _DTYPES = {"double": "float64", "float": "float32", "large_string": "string", "string": "string"}
 _DTYPES |= {kind: kind for kind in ("bool", "int8", "int16", "int32", "int64")}
 
 
 def render_card(manifest: Manifest) -> str:
-    """Return the card of a version; user strings are escaped."""
+    """The card of a version; user strings are escaped."""
     parts = [
         "---",
         *_front_matter(manifest),
@@ -112,7 +112,7 @@ def _is_tar(manifest: Manifest) -> bool:
 
 
 def _features(manifest: Manifest) -> list[str]:
-    """What `datasets` finds in the tars: guessing from the first records, it would lose what those lack."""
+    """Features of the tars for `datasets`, which would miss fields that the first records lack."""
     names = {str(k): name for k, name in enumerate(manifest.classes)}
     fields = [(c.name, _DTYPES[c.arrow_type]) for c in manifest.columns if c.arrow_type in _DTYPES]
     fields += [(field.name, _DTYPES[str(field.type)]) for field in LINEAGE]
@@ -130,7 +130,7 @@ def _features(manifest: Manifest) -> list[str]:
 
 def _verdict(verdict: Verdict | None) -> list[str]:
     if verdict is None:
-        return ["Verdict: not judged; the recipe was not compared on a hold-out."]
+        return ["Verdict: none; the recipe was not compared on a hold-out."]
     return [
         f"Verdict on {verdict.n_holdout} hold-out records: **{verdict.decision}**.",
         "",
@@ -165,7 +165,7 @@ def _counts(manifest: Manifest) -> list[str]:
 
 
 def _prior(recipe: Recipe) -> list[str]:
-    """What corrects the probabilities of a classifier that was trained as the recipe says."""
+    """The section that corrects the probabilities of a classifier trained by the recipe."""
     true, train = recipe.prior_true, recipe.prior_train
     names = [name for name in true if train.get(name)]
     if all(abs(true[name] / train[name] - 1) < _NO_CORRECTION for name in names):
@@ -174,10 +174,10 @@ def _prior(recipe: Recipe) -> list[str]:
         "",
         "## Probabilities",
         "",
-        "A classifier that is trained as the recipe says takes classes to be as frequent as the recipe makes them. Its",
-        "decisions are what was judged: leave them as they are. Where a probability is read as one, multiply each",
-        "class's by its factor and scale them to sum to 1: `dataset.correct_prior(probabilities)`, or",
-        "`RecipeClassifier`. Where classes come in other shares, give these as `prior`.",
+        "A classifier trained by the recipe expects classes to be as frequent as the recipe makes them. Its decisions",
+        "were compared: leave them as they are. To use probabilities as such, multiply each class's probability by",
+        "its factor and scale them to sum to 1: `dataset.correct_prior(probabilities)`, or `RecipeClassifier`.",
+        "Where classes have other shares in use, pass these as `prior`.",
         "",
         "| class | share of the source | share in training | factor |",
         "| --- | ---: | ---: | ---: |",
@@ -193,19 +193,17 @@ def _prior(recipe: Recipe) -> list[str]:
 def _elsewhere(manifest: Manifest) -> list[str]:
     lines = []
     if manifest.holdout_uri:
-        lines.append(
-            f"The hold-out was given as {markdown_text(manifest.holdout_uri)} and is not copied."
-        )
+        lines.append(f"The hold-out is {markdown_text(manifest.holdout_uri)} and is not copied.")
     if manifest.n_quarantined:
         lines.append(f"{manifest.n_quarantined:,} records could not be used; see `_quarantine`.")
     if manifest.report:
-        word = "How it was judged" if manifest.verdict else "What is in it"
+        word = "The comparison" if manifest.verdict else "What is in it"
         lines.append(f"{word}: [report]({manifest.report}).")
     return lines
 
 
 def card_is_current(store: Store) -> bool:
-    """Tell whether README.md is that of the newest version, or somebody else's."""
+    """Whether README.md is that of the newest version, or somebody else's."""
     latest = latest_version(store)
     return latest is None or _card(store) in (render_card(read_manifest(store, latest)), None)
 
@@ -213,14 +211,14 @@ def card_is_current(store: Store) -> bool:
 def refresh_card(store: Store) -> bool:
     """Write the newest version's card where it lags; return whether it was written.
 
-    Of two commits that race, the older one's card may be put last; so each looks again after its
-    put, until the card it left is the newest version's.
+    Of two commits that race, the older one's card may be put last. So each checks again after its
+    put, until the card is the newest version's.
     """
     written = False
     while (latest := latest_version(store)) is not None:
         text = render_card(read_manifest(store, latest))
-        found = _card(store)
-        if found is None:
+        card = _card(store)
+        if card is None:
             logger.warning(
                 "%s/%s was written by somebody else and is left alone; datasets.load_dataset may not find "
                 "the shards. Rename it and run `prefect-augment verify --repair` to get a card.",
@@ -228,7 +226,7 @@ def refresh_card(store: Store) -> bool:
                 CARD,
             )
             break
-        if found == text:
+        if card == text:
             break
         store.put(CARD, text.encode())
         written = True
@@ -236,7 +234,7 @@ def refresh_card(store: Store) -> bool:
 
 
 def _card(store: Store) -> str | None:
-    """Return our card, empty where there is none; None where the file is somebody else's."""
+    """Our card, empty where there is none; None where the file is somebody else's."""
     try:
         text = store.read(CARD).decode(errors="replace")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes: plain data in, bytes out."""
+"""The report's charts: plain data in, PNG bytes out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from prefect_augment.figures.style import (
     ems,
     frame,
     line_mark,
-    log_marks,
+    log_ticks,
     png_bytes,
 )
 from prefect_augment.schema.base import Interval, Origin
@@ -66,9 +66,9 @@ _ORIGIN_COLOUR: Final[Mapping[Origin, str]] = {
 
 @dataclass(frozen=True)
 class ClassBar:
-    """A class's training records before and after; ``weighted`` is what the weights make of them.
+    """A class's training records before and after, and their weighted count.
 
-    ``number`` is the class's place in the table beside the picture, see :func:`drawable`.
+    ``number`` is the class's row in the table beside the picture, see :func:`drawable`.
     """
 
     name: str
@@ -80,17 +80,13 @@ class ClassBar:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """An estimate with its range; ``points`` are single runs, drawn as small dots.
-
-    ``mark`` follows the name in brackets, and "chosen" is drawn in the accent colour; ``detail``
-    is a second line below the name.
-    """
+    """An estimate with its range."""
 
     name: str
     interval: Interval
-    points: tuple[float, ...] = ()
-    mark: str = ""
-    detail: str = ""
+    points: tuple[float, ...] = ()  # single runs, drawn as small dots
+    mark: str = ""  # follows the name in brackets; "chosen" is drawn in the accent colour
+    detail: str = ""  # a second line below the name
 
 
 @dataclass(frozen=True)
@@ -104,18 +100,7 @@ class RecallRow:
 
 
 def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
-    """Training records per class before and after, by origin, on a logarithmic axis.
-
-    Parameters
-    ----------
-    bars : sequence of ClassBar
-        In drawing order, from the top; at most :data:`MAX_ROWS`.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Training records per class before and after, by origin, on a logarithmic axis."""
     figure, ax = rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
     for y, bar in enumerate(bars):
         _count_line(ax, y, bar)
@@ -124,7 +109,7 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     ax.set_xscale("log")
     low, high = _log_limits(bars, max(0.7, smallest * 0.6), largest)
     ax.set_xlim(low, high)
-    ax.set_xticks(log_marks(low, largest))
+    ax.set_xticks(log_ticks(low, largest))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
@@ -154,7 +139,7 @@ def _change(bar: ClassBar) -> str:
 
 
 def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
-    """Before, the origins that were added, after; a class without records has only its label."""
+    """Before, the added origins, after; a class without records has only its label."""
     total = sum(bar.after.values())
     at = bar.before
     for origin, colour in _ORIGIN_COLOUR.items():
@@ -183,7 +168,6 @@ def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
 
 
 def _near(a: float, b: float) -> bool:
-    """Whether two marks would lie on one another."""
     return abs(a - b) <= 0.05 * max(a, b)
 
 
@@ -195,25 +179,10 @@ def forest_chart(
     effect: float | None = None,
     legend: str = "",
 ) -> bytes:
-    """Estimates with their ranges, one below the other.
+    """Estimates with their ranges, one below the other, in percent or points.
 
-    Parameters
-    ----------
-    rows : sequence of ForestRow
-        From the top; at most :data:`MAX_ROWS`. Values are in percent or points.
-    label : str
-        What the axis measures, with its unit.
-    zero : bool
-        Draw the line of no difference.
-    effect : float, optional
-        Minimum detectable effect, drawn as a band around zero.
-    legend : str
-        What the bars mean.
-
-    Returns
-    -------
-    bytes
-        A PNG.
+    ``effect`` is the minimum detectable effect, drawn as a band around the line of no difference
+    (``zero``).
     """
     figure, ax = rows_figure([_forest_name(r) for r in rows], extra=0.95)
     if zero:
@@ -236,26 +205,13 @@ def forest_chart(
 
 
 def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
-    """Recall per class under two strategies with their intervals, in percent.
-
-    Parameters
-    ----------
-    rows : sequence of RecallRow
-        From the top; at most :data:`MAX_ROWS`.
-    before, after : str
-        Names of the two strategies.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Recall per class under two strategies with their intervals, in percent."""
     figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
         if row.before is not None:
-            _estimate(ax, y - 0.16, _percent(row.before), GREY, hollow=True)
+            _estimate(ax, y - 0.16, in_percent(row.before), GREY, hollow=True)
         if row.after is not None:
-            _estimate(ax, y + 0.16, _percent(row.after), BLUE)
+            _estimate(ax, y + 0.16, in_percent(row.after), BLUE)
     ax.set_xlim(-3, 103)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     axis_label(ax, "recall on the hold-out, %")
@@ -273,20 +229,7 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
 def shapes_chart(
     panels: Sequence[ShapeSummary], *, names: tuple[str, str] = ("real", "synthetic")
 ) -> bytes:
-    """Histograms of up to six columns, real as grey areas, synthetic as blue lines.
-
-    Parameters
-    ----------
-    panels : sequence of ShapeSummary
-        One to :data:`SHAPES_PER_CHART` columns.
-    names : pair of str
-        What the legend calls the two, where they are something else.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+    """Histograms of up to six columns, real as grey areas, synthetic as blue lines; ``names`` are for the legend."""
     n_rows = -(-len(panels) // 2)
     figure = Figure(
         figsize=(WIDTH, 1.75 * n_rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.09)
@@ -346,7 +289,7 @@ def _category_panel(ax: Axes, shape: ShapeSummary) -> None:
 
 
 def _date_mark(days: float, span: float) -> str:
-    """A mark on an axis of days since 1970, as fine as the axis' span needs it."""
+    """A mark on an axis of days since 1970, as fine as the axis' span requires."""
     day = str(np.datetime64(round(days), "D"))
     year, month_day = day[:-6], day[-5:]
     if span > 5 * 365:
@@ -355,12 +298,11 @@ def _date_mark(days: float, span: float) -> str:
 
 
 def _name(name: str, number: int | None = None) -> str:
-    """A row's label."""
     return drawable(name, width=_NAME_WIDTH, number=number)
 
 
 def _forest_name(row: ForestRow) -> str:
-    """A row's label: the mark goes to the second line where the name needs the first."""
+    """A row's label; the mark goes to the second line where the name fills the first."""
     mark = f" ({row.mark})" if row.mark else ""
     if row.detail or not mark:
         return "\n".join(_name(text) for text in (row.name, row.detail) if text)
@@ -389,14 +331,14 @@ def _estimate(ax: Axes, y: float, interval: Interval, colour: str, *, hollow: bo
     ax.plot(interval.estimate, y, "o", mfc=face, mec=colour, mew=1.6, ms=6.5, zorder=3)
 
 
-def _percent(interval: Interval) -> Interval:
+def in_percent(interval: Interval) -> Interval:
     return Interval(
         estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
     )
 
 
 def curves_chart(curves: tuple[TrainingCurve, ...]) -> bytes:
-    """The losses over the steps, one panel below the other: they have scales of their own."""
+    """The losses over the steps, one panel each, since their scales differ."""
     figure = Figure(figsize=(WIDTH, 1.5 * len(curves) + 0.9), layout="constrained")
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     handles = []

@@ -1,4 +1,4 @@
-"""Picture sheets for the report: real, classic, synthetic and nearest training images per class."""
+"""Sheets of images for the report: real, classic, synthetic and nearest training images per class."""
 
 from __future__ import annotations
 
@@ -45,42 +45,26 @@ def picture_sheets(
     pictures: Literal["real", "synthetic", "none"],
     classic: Classic | None = None,
 ) -> dict[str, bytes]:
-    """Return a sheet for each class that was to be brought up, the rarest first.
+    """A PNG per class that was to be augmented, the :data:`MAX_SHEETS` rarest first.
 
-    Parameters
-    ----------
-    store : Store
-        Under which the staged records lie.
-    info : DatasetInfo
-        Of the ingest stage. Only training records are shown.
-    plan : BalancePlan
-        Says which classes were to be brought up; the :data:`MAX_SHEETS` rarest get a sheet.
-    candidates : FilterResult, optional
-        The synthetic images that were kept; the best of each class are shown.
-    pictures : {"real", "synthetic", "none"}
-        "synthetic" leaves out every row made of real images, classic copies included.
-    classic : Classic, optional
-        Shows what this policy makes of the real images.
-
-    Returns
-    -------
-    dict of str to bytes
-        PNGs by class; a class without an image to show has none.
+    Real images are training records. Of ``candidates`` the best of each class are shown.
+    ``pictures="synthetic"`` leaves out all rows made of real images, classic copies included.
+    ``classic`` shows that policy's copies. A class without images has no sheet.
     """
     if pictures == "none" or info.image is None:
         return {}
     classes = _classes_to_show(plan)
     training = [shard for shard in info.shards if shard.split == "training"]
     real = _shown(store, training, info, classes, by_id=True) if pictures == "real" else {}
-    made = _shown(store, candidates.kept if candidates else (), info, classes, by_id=False)
+    synthetic = _shown(store, candidates.kept if candidates else (), info, classes, by_id=False)
     policy = ImagePolicy.from_params(classic) if classic else None
-    nearest = _nearest(store, training, info, made) if real and made else {}
+    nearest = _nearest(store, training, info, synthetic) if real and synthetic else {}
     sheets = {}
     for name in classes:
-        pictures_of = [_pictures(found.get(name, [])) for found in (real, made, nearest)]
+        rows = [_pictures(images.get(name, [])) for images in (real, synthetic, nearest)]
         ids = [image.aug_id for image in real.get(name, [])]
-        if pictures_of[0] or pictures_of[1]:
-            sheets[name] = sheet(name, *pictures_of, classic=_copies(pictures_of[0], ids, policy))
+        if rows[0] or rows[1]:
+            sheets[name] = sheet(name, *rows, classic=_copies(rows[0], ids, policy))
     return sheets
 
 
@@ -104,13 +88,13 @@ def _of_classes(
     classes: Collection[str],
     columns: Sequence[str],
 ) -> Iterator[tuple[NDArray[np.str_], pa.Table]]:
-    """Yield records of these classes with their class; shards that hold none of them stay unread."""
+    """Records of some classes with their class; shards without any of them are not read."""
     wanted = pa.array(sorted(classes), pa.string())
-    found = [s for s in shards if any(s.class_counts.get(name) for name in classes)]
-    for table in iter_shards(store, found, [info.label, *columns]):
+    relevant = [s for s in shards if any(s.class_counts.get(name) for name in classes)]
+    for table in iter_shards(store, relevant, [info.label, *columns]):
         labels = pa.array(label_names(table[info.label]), pa.string())
-        chosen = pc.is_in(labels, wanted)
-        yield np.array(labels.filter(chosen).to_pylist(), dtype=str), table.filter(chosen)
+        mask = pc.is_in(labels, wanted)
+        yield np.array(labels.filter(mask).to_pylist(), dtype=str), table.filter(mask)
 
 
 def _shown(
@@ -121,32 +105,32 @@ def _shown(
     *,
     by_id: bool,
 ) -> dict[str, list[_Image]]:
-    """Return the images of each class that its sheet shows.
+    """The images of each class that its sheet shows.
 
-    Of synthetic ones the first: the filter puts the best of a class first. Real ones by id: those of one
-    file often resemble one another, and ids are an order by chance.
+    The first of synthetic images, since the filter puts the best first. Real ones by id, a random
+    order: images that follow one another in a file often look alike.
     """
     assert info.image is not None
     ids: dict[str, list[str]] = {name: [] for name in classes}
     for labels, table in _of_classes(store, shards, info, classes, ["aug_id"]):
         keys = np.array(table["aug_id"].to_pylist(), dtype=str)
-        for name, found in ids.items():
-            found += keys[labels == name].tolist()
-            ids[name] = (sorted(found) if by_id else found)[:N_COLUMNS]
-    shown = [aug_id for found in ids.values() for aug_id in found]
+        for name, own in ids.items():
+            own += keys[labels == name].tolist()
+            ids[name] = (sorted(own) if by_id else own)[:N_COLUMNS]
+    shown = [aug_id for own in ids.values() for aug_id in own]
     images = _images(store, shards, info, shown)
-    return {name: [images[aug_id] for aug_id in found] for name, found in ids.items() if found}
+    return {name: [images[aug_id] for aug_id in own] for name, own in ids.items() if own}
 
 
 def _images(
     store: Store, shards: Sequence[ShardInfo], info: DatasetInfo, ids: Sequence[str]
 ) -> dict[str, _Image]:
-    """Return the images with these ids; groups of rows that hold none of them stay unread."""
+    """The images with these ids; row groups without any of them are not read."""
     assert info.image is not None
     column, wanted = info.image.column, pa.array(ids, pa.string())
     images = {}
-    for result in shards:
-        with open_shard(store, result.path) as shard:
+    for entry in shards:
+        with open_shard(store, entry.path) as shard:
             for group in range(len(shard.group_rows)):
                 is_wanted = pc.is_in(shard.read(["aug_id"], groups=[group])["aug_id"], wanted)
                 if not pc.any(is_wanted).as_py():
@@ -162,7 +146,7 @@ def _images(
 
 
 def _pictures(images: Sequence[_Image]) -> list[Pixels]:
-    """Return the images, large JPEGs at a part of their size: they are shown small."""
+    """The decoded images, large JPEGs at reduced size since they are shown small."""
     return [decode_image(image.data, max_pixels=None, at_least=2 * CELL) for image in images]
 
 
@@ -177,7 +161,7 @@ def _copies(
             for pixels, key in zip(real, keys, strict=True)
         ]
     except MissingExtraError as exc:
-        # Nothing else of this run needed it, or the run would have failed before.
+        # Nothing else in this run needs the extra, or it would have failed before.
         logger.info("the report shows no classic copies: %s", exc)
         return []
 
@@ -186,42 +170,38 @@ def _nearest(
     store: Store,
     shards: Sequence[ShardInfo],
     info: DatasetInfo,
-    made: Mapping[str, Sequence[_Image]],
+    synthetic: Mapping[str, Sequence[_Image]],
 ) -> dict[str, list[_Image]]:
-    """Return for each image made the training image of its class that is nearest in pixels.
-
-    Of several that are equally near, the one with the smallest id.
-    """
+    """For each synthetic image the nearest training image of its class in pixels; of ties the smallest id."""
     assert info.image is not None
     column, channels = info.image.column, info.image.n_channels
     x = {
         name: _vectors(
             image_array([i.data for i in images], [None] * len(images), pa.binary()), channels
         )
-        for name, images in made.items()
+        for name, images in synthetic.items()
     }
     best: dict[str, list[tuple[float, str]]] = {
-        name: [(np.inf, "")] * len(images) for name, images in made.items()
+        name: [(np.inf, "")] * len(images) for name, images in synthetic.items()
     }
-    for labels, table in _of_classes(store, shards, info, made, ["aug_id", column]):
+    for labels, table in _of_classes(store, shards, info, synthetic, ["aug_id", column]):
         keys = np.array(table["aug_id"].to_pylist(), dtype=str)
-        for name in made:
+        for name in synthetic:
             rows = np.flatnonzero(labels == name)
             if not rows.size:
                 continue
             reals = _vectors(table[column].take(pa.array(rows)), channels)
-            squares = (reals**2).sum(axis=1) - 2 * x[
-                name
-            ] @ reals.T  # but for a term that all share
+            # Squared distances without the term that all rows share, (n_synthetic, n_real).
+            squares = (reals**2).sum(axis=1) - 2 * x[name] @ reals.T
             for i, distances in enumerate(squares):
-                found = [
+                nearest = [
                     (float(distances[j]), str(keys[rows[j]]))
                     for j in np.flatnonzero(distances == distances.min())
                 ]
-                best[name][i] = min(best[name][i], *found)
-    ids = sorted({key for found in best.values() for _, key in found if key})
+                best[name][i] = min(best[name][i], *nearest)
+    ids = sorted({key for nearest in best.values() for _, key in nearest if key})
     images = _images(store, shards, info, ids)
-    return {name: [images[key] for _, key in found if key] for name, found in best.items()}
+    return {name: [images[key] for _, key in nearest if key] for name, nearest in best.items()}
 
 
 def _vectors(column: pa.Array | pa.ChunkedArray, channels: int) -> NDArray[np.float32]:

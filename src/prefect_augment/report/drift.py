@@ -1,4 +1,7 @@
-"""What changed since the version before: class counts, recipe, verdict. Columns are a monitor's business."""
+"""What changed since the version before: class counts, recipe, verdict.
+
+Columns are left to a monitor.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,19 @@ from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store
 from prefect_augment.text import count, natural_order, percent
 
-__all__ = ["class_drifts", "drift_since", "find_before"]
+__all__ = ["class_drifts", "drift_since", "find_previous"]
 
 logger = logging.getLogger(__name__)
 
 ALPHA = 0.01  # of a false flag among all classes
-NAMED = 4  # classes in a sentence
+MAX_NAMED = 4  # classes in a sentence
 
 
-def find_before(store: Store, dataset_key: str) -> Manifest | None:
-    """Return the newest version that was not made of these inputs; None where there is none.
+def find_previous(store: Store, dataset_key: str) -> Manifest | None:
+    """The newest version that was not made from these inputs; None where there is none.
 
-    A run that comes again upon what it has published compares itself with the version before that, so
-    that its report stays the same.
+    A run that repeats what it has published is compared with the version before that, so its report
+    stays the same.
     """
     for version in reversed(list_versions(store)):
         try:
@@ -41,20 +44,20 @@ def find_before(store: Store, dataset_key: str) -> Manifest | None:
 
 
 def drift_since(before: Manifest, release: Release) -> Drift:
-    """Return what changed since a version."""
-    was = {
+    """Changes since a version."""
+    old = {
         name: origins["real"]
         for name, origins in before.class_counts.get("train", {}).items()
         if origins.get("real")
     }
-    now: dict[str, int] = {}
+    new: dict[str, int] = {}
     for entry in release.experiment.plan.classes:
-        now[entry.label] = now.get(entry.label, 0) + entry.n_real
+        new[entry.label] = new.get(entry.label, 0) + entry.n_real
     drift = Drift(
         version=before.version,
-        n_before=sum(was.values()),
-        n_now=sum(now.values()),
-        classes=class_drifts(was, now),
+        n_before=sum(old.values()),
+        n_now=sum(new.values()),
+        classes=class_drifts(old, new),
         strategies=_strategy_drifts(before.verdict, release.verdict),
         recipe_before=before.recipe.strategy.name,
         recipe_now=release.recipe.strategy.name if release.recipe else "",
@@ -65,7 +68,7 @@ def drift_since(before: Manifest, release: Release) -> Drift:
 
 
 def class_drifts(before: Mapping[str, int], now: Mapping[str, int]) -> tuple[ClassDrift, ...]:
-    """Every class of the two versions, by its size now; a share has moved where two samples would not differ so."""
+    """Every class of the two versions, by its size now; a share has moved if the change exceeds chance."""
     names = sorted({*before, *now}, key=lambda c: (-now.get(c, 0), natural_order(c)))
     n, m = sum(before.values()), sum(now.values())
     n_eff = n * m / (n + m) if n and m else 0.0
@@ -84,24 +87,24 @@ def _share_noise(share: float, n_eff: float, alpha: float) -> float:
     """How far a share moves by chance: two-sided, by the normal distribution."""
     if n_eff == 0:
         return 1.0
-    # One record of each side more or less: a share of 0 has no variance, and may still move.
+    # At least one record of variance: a share of 0 has none, and may still move.
     variance = max(share * (1 - share), 1 / (1 + n_eff)) / n_eff
     return min(1.0, NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(variance))
 
 
 def _strategy_drifts(before: Verdict | None, now: Verdict | None) -> tuple[StrategyDrift, ...]:
-    """Every strategy that one of two hold-outs saw, the best now first."""
-    old, new = (verdict.balanced_accuracy if verdict else {} for verdict in (before, now))
+    """Every strategy of one of two hold-outs, the best now first."""
+    was, now_ = (verdict.balanced_accuracy if verdict else {} for verdict in (before, now))
     names = sorted(
-        {*old, *new},
-        key=lambda name: (-new[name].estimate if name in new else 1.0, natural_order(name)),
+        {*was, *now_},
+        key=lambda name: (-now_[name].estimate if name in now_ else 1.0, natural_order(name)),
     )
     return tuple(
         StrategyDrift(
             name=name,
-            before=old.get(name),
-            now=new.get(name),
-            changed=_apart(old.get(name), new.get(name)),
+            before=was.get(name),
+            now=now_.get(name),
+            changed=_apart(was.get(name), now_.get(name)),
         )
         for name in names
     )
@@ -116,7 +119,6 @@ def _apart(a: Interval | None, b: Interval | None) -> bool:
 
 
 def _sentence(drift: Drift) -> str:
-    """What changed, in a few sentences."""
     more = drift.n_now - drift.n_before
     size = (
         f"{count(abs(more))} records {'more' if more > 0 else 'fewer'}"
@@ -138,5 +140,5 @@ def _sentence(drift: Drift) -> str:
 def _named(what: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"{what}: {', '.join(f'“{name}”' for name in names[:NAMED])}{more}."]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return [f"{what}: {', '.join(f'“{name}”' for name in names[:MAX_NAMED])}{more}."]

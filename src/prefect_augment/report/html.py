@@ -1,8 +1,8 @@
 """The report's page: sections by template, every picture inline, no script.
 
-A section is a template of ``templates/sections``; one that has nothing to say draws nothing and is left out,
-with its link. A further measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a template and
-a line of :data:`SECTIONS`.
+A section is a template of ``templates/sections``; an empty one is left out with its link. A new
+measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a template and a line of
+:data:`SECTIONS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefect_augment import text as words
+from prefect_augment import text as formats
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
@@ -51,7 +51,7 @@ FILTERS = (
     "visible",
 )
 
-# Template (and where links lead) -> what links are called, in the order of the page.
+# Template (and anchor) -> text of its link, in the order of the page.
 SECTIONS = {
     "classes": "Classes",
     "drift": "Since the last version",
@@ -86,7 +86,7 @@ FAMILIES = {
     "classic": "records made by interpolating between neighbours of a class (SMOTE)",
     "model": "synthetic records drawn from the generative model",
     "mixture": "synthetic records together with interpolated ones",
-    "external": "the synthetic records that were handed in, as they are",
+    "external": "the external synthetic records as they are",
 }
 # Where images differ.
 IMAGE_FAMILIES = {
@@ -97,17 +97,14 @@ IMAGE_FAMILIES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of the page: its section, file name, words for those who cannot see it, bytes.
-
-    ``caption`` stands below it; a user's own words, which the page shows in full.
-    """
+    """A picture of the page, its section, file name, alternative text and PNG bytes."""
 
     section: str
     file: str
     alt: str
     png: bytes
-    caption: str = ""
-    photo: bool = False  # its colours are not to be turned in the dark
+    caption: str = ""  # a user's own words, shown below in full
+    photo: bool = False  # dark mode leaves its colours alone
 
     @property
     def uri(self) -> str:
@@ -122,18 +119,7 @@ class Chart:
 
 
 def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart, ...]:
-    """All pictures that the data allow, in page order.
-
-    Parameters
-    ----------
-    data : ReportData
-    shapes : sequence of ShapeSummary
-        The most different first, as far as they may be shown.
-
-    Returns
-    -------
-    tuple of Chart
-    """
+    """All pictures that the data allow, in page order; ``shapes`` come with the most different first."""
     rows = class_rows(data)
     return (
         *_counts_chart(data, rows),
@@ -154,22 +140,23 @@ def _counts_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
     # The rarest ones where there are too many: they are what the run is about.
     shown = rows[-charts.MAX_ROWS :]
     bars = [charts.ClassBar(r.name, r.before, r.after, r.weighted, r.number) for r in shown]
-    told = "; ".join(
-        f"{words.visible(r.name)}: {words.count(r.before)} to {words.count(r.total)}" for r in shown
+    details = "; ".join(
+        f"{formats.visible(r.name)}: {formats.count(r.before)} to {formats.count(r.total)}"
+        for r in shown
     )
-    alt = f"Training records per class before and after. {told}."
+    alt = f"Training records per class before and after. {details}."
     return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(bars))]
 
 
 def _sheet_charts(data: ReportData) -> list[Chart]:
-    kinds = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
-    found = []
+    origins = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
+    drawn = []
     for name, file in sheet_files(data).items():
-        alt = f"{kinds} images of {words.visible(name)}."
+        alt = f"{origins} images of {formats.visible(name)}."
         # Where the picture could not write the whole name; a browser has the letters for it.
         caption = "" if shown_name(name) == name else name
-        found.append(Chart("pictures", file, alt, data.sheets[name], caption, photo=True))
-    return found
+        drawn.append(Chart("pictures", file, alt, data.sheets[name], caption, photo=True))
+    return drawn
 
 
 def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
@@ -178,18 +165,21 @@ def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
     shown = rows[: charts.MAX_ROWS]
     forest = [
         charts.ForestRow(
-            r.name, _percent(r.spread), tuple(100 * s for s in r.scores), _short_mark(r.mark)
+            r.name,
+            charts.in_percent(r.spread),
+            tuple(100 * s for s in r.scores),
+            _short_mark(r.mark),
         )
         for r in shown
     ]
     label = "balanced accuracy on validation records, %"
     png = charts.forest_chart(forest, label=label, legend="mean, lowest to highest seed")
-    told = "; ".join(f"{r.name}: {words.percent(r.score)} %" for r in shown)
+    details = "; ".join(f"{r.name}: {formats.percent(r.score)} %" for r in shown)
     return [
         Chart(
             "validation",
             "strategies_validation.png",
-            f"Balanced accuracy of each strategy on validation records. {told}.",
+            f"Balanced accuracy of each strategy on validation records. {details}.",
             png,
         )
     ]
@@ -201,26 +191,26 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
         return []
     strategies = _holdout_strategies(data)
     rows = [
-        charts.ForestRow(n, _percent(i), mark=_short_mark(_holdout_mark(data, n)))
+        charts.ForestRow(n, charts.in_percent(i), mark=_short_mark(_holdout_mark(data, n)))
         for n, i in strategies
     ]
     label = "balanced accuracy on the hold-out, %"
-    told = "; ".join(f"{n}: {words.interval_percent(i)} %" for n, i in strategies)
-    found = [
+    details = "; ".join(f"{n}: {formats.interval_percent(i)} %" for n, i in strategies)
+    drawn = [
         Chart(
             "holdout",
             "strategies_holdout.png",
-            f"Balanced accuracy on the hold-out with 95 % intervals. {told}.",
+            f"Balanced accuracy on the hold-out with 95 % intervals. {details}.",
             charts.forest_chart(rows, label=label, legend="95 % interval"),
         )
     ]
     if verdict.differences:
         rows = [
-            charts.ForestRow(d.strategy, _percent(d.interval), detail=f"vs {d.against}")
+            charts.ForestRow(d.strategy, charts.in_percent(d.interval), detail=f"vs {d.against}")
             for d in verdict.differences
         ]
-        told = "; ".join(
-            f"{d.strategy} against {d.against}: {words.interval_points(d.interval)}"
+        details = "; ".join(
+            f"{d.strategy} against {d.against}: {formats.interval_points(d.interval)}"
             for d in verdict.differences
         )
         png = charts.forest_chart(
@@ -230,9 +220,9 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
             effect=100 * verdict.minimum_detectable_effect,
             legend="95 % interval",
         )
-        alt = f"Differences of balanced accuracy on the hold-out, in points. {told}."
-        found.append(Chart("holdout", "differences.png", alt, png))
-    return found
+        alt = f"Differences of balanced accuracy on the hold-out, in points. {details}."
+        drawn.append(Chart("holdout", "differences.png", alt, png))
+    return drawn
 
 
 def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
@@ -244,32 +234,32 @@ def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
         before=as_is_strategy(data) or "as is",
         after=data.verdict.chosen,
     )
-    told = "; ".join(
-        f"{words.visible(r.name)}: {words.interval_percent(r.recall_as_is)} to "
-        f"{words.interval_percent(r.recall_chosen)}"
+    details = "; ".join(
+        f"{formats.visible(r.name)}: {formats.interval_percent(r.recall_as_is)} to "
+        f"{formats.interval_percent(r.recall_chosen)}"
         for r in compared
     )
-    return [Chart("recall", "class_recall.png", f"Recall per class in percent. {told}.", png)]
+    return [Chart("recall", "class_recall.png", f"Recall per class in percent. {details}.", png)]
 
 
 def _shape_charts(shapes: Sequence[ShapeSummary]) -> list[Chart]:
     shown, step = shapes[:MAX_SHAPES], charts.SHAPES_PER_CHART
-    found = []
+    drawn = []
     for i in range(0, len(shown), step):
         group = shown[i : i + step]
-        told = "; ".join(
-            f"{words.visible(s.column)}: distance {words.number(s.distance)}" for s in group
+        details = "; ".join(
+            f"{formats.visible(s.column)}: distance {formats.number(s.distance)}" for s in group
         )
-        alt = f"Distribution of each column in real and synthetic records. {told}."
+        alt = f"Distribution of each column in real and synthetic records. {details}."
         file = f"column_shapes_{i // step + 1}.png"
-        found.append(Chart("shapes", file, alt, charts.shapes_chart(group)))
-    return found
+        drawn.append(Chart("shapes", file, alt, charts.shapes_chart(group)))
+    return drawn
 
 
 def _policy_chart(data: ReportData) -> list[Chart]:
     if data.policy is None or data.policy_sheet is None:
         return []
-    policy = words.visible(data.policy.policy)
+    policy = formats.visible(data.policy.policy)
     alt = f"Images as they are, and under each operation of the policy {policy}."
     return [Chart("policy", "policy.png", alt, data.policy_sheet, photo=True)]
 
@@ -281,41 +271,30 @@ def _robustness_chart(data: ReportData) -> list[Chart]:
     if not shown:
         return []
     pair = f"{shown[0][1].strategy} against {shown[0][1].against}"
-    rows = [charts.ForestRow(c.name, _percent(d.interval)) for c, d in shown]
+    rows = [charts.ForestRow(c.name, charts.in_percent(d.interval)) for c, d in shown]
     label = "difference under each condition, points"
     png = charts.forest_chart(rows, label=label, zero=True, legend="95 % interval")
-    told = "; ".join(f"{c.name}: {words.interval_points(d.interval)}" for c, d in shown)
-    alt = f"Difference of {pair} under each condition. {told}."
+    details = "; ".join(f"{c.name}: {formats.interval_points(d.interval)}" for c, d in shown)
+    alt = f"Difference of {pair} under each condition. {details}."
     return [Chart("robustness", "robustness.png", alt, png, pair)]
 
 
 def _training_chart(data: ReportData) -> list[Chart]:
     if data.training is None or not data.training.curves:
         return []
-    told = "; ".join(
-        f"{words.visible(c.loss)}: {words.number(c.points[0][1])} at step {words.count(c.points[0][0])}, "
-        f"{words.number(c.points[-1][1])} at step {words.count(c.points[-1][0])}"
+    details = "; ".join(
+        f"{formats.visible(c.loss)}: {formats.number(c.points[0][1])} at step {formats.count(c.points[0][0])}, "
+        f"{formats.number(c.points[-1][1])} at step {formats.count(c.points[-1][0])}"
         for c in data.training.curves
     )
     png = charts.curves_chart(data.training.curves)
-    return [Chart("training", "training.png", f"Training loss over the steps. {told}.", png)]
+    return [Chart("training", "training.png", f"Training loss over the steps. {details}.", png)]
 
 
 def render_page(
     data: ReportData, shapes: Sequence[ShapeSummary], pictures: Iterable[Chart]
 ) -> bytes:
-    """The page as UTF-8 bytes; every string is escaped, every picture inline, no script.
-
-    Parameters
-    ----------
-    data : ReportData
-    shapes : sequence of ShapeSummary
-    pictures : iterable of Chart
-
-    Returns
-    -------
-    bytes
-    """
+    """The page as UTF-8 bytes; every string is escaped."""
     by_section: dict[str, list[Chart]] = {}
     for chart in pictures:
         by_section.setdefault(chart.section, []).append(chart)
@@ -332,7 +311,6 @@ def render_page(
 def _context(
     data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
 ) -> dict[str, Any]:
-    """What the templates are filled with."""
     rows, strategies = class_rows(data), strategy_rows(data)
     neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
     return {
@@ -363,12 +341,6 @@ def _context(
     }
 
 
-def _percent(interval: Interval) -> Interval:
-    return Interval(
-        estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
-    )
-
-
 def _short_mark(mark: str) -> str:
     return mark if mark in ("chosen", "baseline") else ""
 
@@ -377,13 +349,9 @@ def _holdout_mark(data: ReportData, strategy: str) -> str:
     verdict = data.verdict
     if verdict is None:
         return ""
-    return (
-        "chosen"
-        if strategy == verdict.chosen
-        else "baseline"
-        if strategy == verdict.baseline
-        else ""
-    )
+    if strategy == verdict.chosen:
+        return "chosen"
+    return "baseline" if strategy == verdict.baseline else ""
 
 
 def _families_used(strategies: Sequence[StrategyRow], data: ReportData) -> list[tuple[str, str]]:
@@ -395,7 +363,7 @@ def _families_used(strategies: Sequence[StrategyRow], data: ReportData) -> list[
 def _imbalance_ratios(
     data: ReportData, rows: Sequence[ClassRow]
 ) -> tuple[float | None, float | None, float | None]:
-    """Largest over smallest class before, after, and with the weights; None where not known."""
+    """Largest over smallest class before, after, and with the weights; None where unknown."""
     before = [float(r.before) for r in rows]
     after = [float(r.total) for r in rows] if data.counts_after else []
     weighted = [r.weighted for r in rows if r.weighted is not None]
@@ -407,19 +375,15 @@ def _ratio(counts: Sequence[float]) -> float | None:
 
 
 def _filter_metrics(data: ReportData) -> list[str]:
-    """Names of the filter's metrics over all strata."""
-    return (
-        sorted({name for c in data.candidates.classes for name in c.metrics})
-        if data.candidates
-        else []
-    )
+    classes = data.candidates.classes if data.candidates else ()
+    return sorted({name for c in classes for name in c.metrics})
 
 
 def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> list[str]:
     """Columns in the source's order; others, by name, after them."""
-    there = {name for n in neighbours for name in (*n.synthetic, *n.real)}
-    known = [c.name for c in data.columns if c.name in there]
-    return [*known, *sorted(there.difference(known))]
+    occurring = {name for n in neighbours for name in (*n.synthetic, *n.real)}
+    known = [c.name for c in data.columns if c.name in occurring]
+    return [*known, *sorted(occurring.difference(known))]
 
 
 def _threshold_rows(
@@ -437,7 +401,6 @@ def _threshold_rows(
 
 
 def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
-    """Strategies of the last comparison, the best first."""
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
 
@@ -450,7 +413,7 @@ def _decision_counts(rows: Sequence[ClassRow]) -> list[tuple[str, int]]:
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
-    """The page's templates, compiled once, with the words' functions as filters; every text is escaped."""
+    """The page's templates, compiled once, with formatting functions as filters and autoescape."""
     templates = Environment(
         loader=PackageLoader("prefect_augment.report"),
         autoescape=True,
@@ -459,6 +422,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     for name in FILTERS:
-        templates.filters[name] = getattr(words, name)
-    templates.filters["natural_sort"] = lambda names: sorted(names, key=words.natural_order)
+        templates.filters[name] = getattr(formats, name)
+    templates.filters["natural_sort"] = lambda names: sorted(names, key=formats.natural_order)
     return templates

@@ -1,8 +1,6 @@
-"""What a report is made of. Whatever is left out is reported as not run.
+"""The report's data, and the JSON schema of ``report.json``.
 
-The published JSON schema of ``report.json``, made from the facts that the report is made of.
-
-``python -m prefect_augment.report.json FILE...`` (``make schema``) writes it.
+``python -m prefect_augment.report.json FILE...`` (``make schema``) writes the schema.
 """
 
 from __future__ import annotations
@@ -46,36 +44,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A synthetic record beside the real training record that is nearest to it.
-
-    ``synthetic`` and ``real`` map columns to text; ``distance`` is in the filter's feature space.
-    """
+    """A synthetic record beside the nearest real training record, as text per column."""
 
     label: str
     synthetic: Mapping[str, str]
     real: Mapping[str, str]
-    distance: float
+    distance: float  # in the filter's feature space
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report can show; whatever is left out is reported as not run.
+    """Everything that a report can show; :class:`ReportInfo` describes the fields.
 
-    Fields are those of :class:`ReportInfo`, which says what they hold, but for these.
-
-    Parameters
-    ----------
-    column_shapes : mapping of column to ColumnShape
-        Values of single records: their summaries are shown as far as ``pictures`` allows.
-    neighbours : tuple of Neighbour
-        Shown only where ``pictures`` is "real".
-    sheets : mapping of class to PNG bytes
-        Picture sheets, for images, in the page's order. They hold what ``pictures`` allows: whoever draws
-        them leaves real images out where it says so.
-    policy_sheet : bytes, optional
-        The picture of a policy check, a PNG; shown only where ``pictures`` is "real".
-    findings : Findings
-        Further measurements, each a key of report.json and a section of the page.
+    Missing fields are reported as not run.
     """
 
     title: str
@@ -96,9 +77,11 @@ class ReportData:
     not_compared: Mapping[str, str] = field(default_factory=dict)
     quarantine: Mapping[str, int] = field(default_factory=dict)
     rare_classes: tuple[str, ...] = ()
+    # Values of single records: summaries are shown as far as pictures allows.
     column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
-    neighbours: tuple[Neighbour, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()  # shown only where pictures is "real"
     modality: Modality = "table"
+    # PNG per class of images, in the page's order; drawn without real images unless pictures allows.
     sheets: Mapping[str, bytes] = field(default_factory=dict)
     pictures: Literal["real", "synthetic", "none"] = "real"
     seed: int | None = None
@@ -108,18 +91,18 @@ class ReportData:
     method_notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
-    policy_sheet: bytes | None = None
+    policy_sheet: bytes | None = None  # PNG, shown only where pictures is "real"
     findings: Findings = field(default_factory=Findings)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a measurement of ``findings`` by its name, as ``report.json`` has it."""
+        """A measurement of ``findings`` by its name, as in ``report.json``."""
         if name in Findings.model_fields:
             return getattr(self.findings, name)
         raise AttributeError(name)
 
 
 def sheet_files(data: ReportData) -> dict[str, str]:
-    """File name of each class's picture sheet: numbers, since a class may be called anything."""
+    """File name of each class's sheet of images: numbered, since a class may have any name."""
     if data.pictures == "none":
         return {}
     return {name: f"sheet_{i}.png" for i, name in enumerate(data.sheets, start=1)}
@@ -162,11 +145,9 @@ class ReportInfo(Findings):
     title: str = Field(description="the dataset's name")
     label: str = Field(description="the label column")
     status: Literal["published", "proposed", "refused", "evaluated"]
-    approval: str = Field(
-        description="who approved it, in a sentence; empty where nobody was asked"
-    )
+    approval: str = Field(description="who approved it, in a sentence; empty without an approval")
     plan: BalancePlan | None
-    notes: tuple[str, ...] = Field(description="what ingest said about the source")
+    notes: tuple[str, ...] = Field(description="notes of ingest on the source")
     columns: tuple[ColumnInfo, ...]
     part_counts: dict[str, dict[str, int]] = Field(description="part -> class -> real records")
     strategy_scores: tuple[StrategyScore, ...] = Field(
@@ -198,24 +179,24 @@ class ReportInfo(Findings):
 
 
 class _Generator(GenerateJsonSchema):
-    """Numbers may be null, as NaN and infinity are; what a later release adds is no error."""
+    """Numbers may be null, as NaN and infinity are; keys that a later release adds are no error."""
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return {**super().float_schema(schema), "type": ["number", "null"]}
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        found = super().model_schema(schema)
-        found.pop("additionalProperties", None)
-        return found
+        json_schema = super().model_schema(schema)
+        json_schema.pop("additionalProperties", None)
+        return json_schema
 
 
 def report_schema() -> dict[str, Any]:
     """The schema as plain JSON values."""
-    found = ReportInfo.model_json_schema(mode="serialization", schema_generator=_Generator)
+    schema = ReportInfo.model_json_schema(mode="serialization", schema_generator=_Generator)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:prefect-augment:report:1",
-        **found,
+        **schema,
         "title": "report.json of prefect-augment",
     }
 
@@ -226,10 +207,10 @@ def schema_text() -> str:
 
 
 def published_schema() -> dict[str, Any]:
-    """The schema that comes with the package."""
+    """The schema in the package."""
     text = files("prefect_augment.report").joinpath(FILE).read_text("utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
     class_rows,
-    difference_text,
     headline,
     published_counts,
     strategy_rows,
@@ -18,6 +17,7 @@ from prefect_augment.text import (
     count,
     effect,
     interval_percent,
+    interval_points,
     markdown_text,
     percent,
 )
@@ -26,29 +26,17 @@ __all__ = ["summary"]
 
 PURPOSES = {
     "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
-    "faithful": "faithful: as the classes are, without a promise of better training",
+    "faithful": "faithful: like the classes, without a promise of better training",
 }
-SOFT = (
-    "utility: for training with weights; a record has a row for each class that it may be of, and is no "
-    "description of any"
+SOFT_LABELS = (
+    "utility: for training with weights; a record has a row for each class that it may belong to, and "
+    "describes none of them"
 )
-MAX_CLASS_ROWS = 50  # a card or an artifact with a thousand rows is not read
+MAX_CLASS_ROWS = 50  # nobody reads a card or an artifact with a thousand rows
 
 
 def summary(data: ReportData, images: Mapping[str, bytes]) -> str:
-    """Markdown of the verdict, the classes, the strategies and the recipe.
-
-    Parameters
-    ----------
-    data : ReportData
-    images : mapping of file name to PNG bytes
-        Shown inline below the tables, in sorted order.
-
-    Returns
-    -------
-    str
-        Ends with a line break; user strings are escaped.
-    """
+    """Markdown of the verdict, the classes, the strategies and the recipe, with PNGs inline below."""
     blocks = [
         *_verdict(data),
         *_classes(data),
@@ -67,7 +55,7 @@ def _verdict(data: ReportData) -> list[str]:
     if data.recipe is not None:
         blocks.append(f"**Recipe.** {markdown_text(data.recipe.sentence)}")
     if data.candidates is not None:
-        purpose = SOFT if data.candidates.shares else PURPOSES[data.candidates.purpose]
+        purpose = SOFT_LABELS if data.candidates.shares else PURPOSES[data.candidates.purpose]
         blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
     if data.findings.privacy is not None:
         blocks.append(f"**Privacy.** {markdown_text(data.findings.privacy.sentence)}")
@@ -143,7 +131,11 @@ def _holdout(data: ReportData) -> list[str]:
     ]
     head = ("Strategy (on the hold-out)", "Balanced accuracy, % (95 % interval)")
     blocks = [_table(head, cells, numbers=range(1, 2))]
-    blocks += [markdown_text(difference_text(d)) + "." for d in verdict.differences]
+    blocks += [
+        markdown_text(f"“{d.strategy}” against “{d.against}”: {interval_points(d.interval)} points")
+        + "."
+        for d in verdict.differences
+    ]
     blocks.append(
         f"Differences below {effect(verdict.minimum_detectable_effect)} points cannot be told "
         f"from chance with {count(verdict.n_holdout)} hold-out records."
@@ -159,6 +151,6 @@ def _images(images: Mapping[str, bytes]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: range) -> str:
-    """A markdown table; columns in ``numbers`` are set to the right."""
+    """A markdown table; columns in ``numbers`` are right-aligned."""
     rule = ["---:" if i in numbers else "---" for i in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -1,4 +1,4 @@
-"""A look at a policy: some images of a source, and what each of its operations makes of them."""
+"""A preview of a policy: images of a source under each of its operations."""
 
 from __future__ import annotations
 
@@ -22,32 +22,11 @@ __all__ = ["preview"]
 
 
 def preview(
-    source: Source,
-    classic: Classic,
-    *,
-    seed: int = 0,
-    source_options: dict[str, Any] | None = None,
+    source: Source, classic: Classic, *, seed: int = 0, source_options: dict[str, Any] | None = None
 ) -> bytes:
-    """Return a sheet of images of the rarest classes under each operation; nothing is kept.
+    """A sheet (PNG below 200 kB) of images of the rarest classes under each operation; stores nothing.
 
-    Parameters
-    ----------
-    source : Source
-    classic : Classic
-        The policy.
-    seed : int
-    source_options : dict, optional
-        fsspec storage options.
-
-    Returns
-    -------
-    bytes
-        A PNG of less than 200 kB.
-
-    Raises
-    ------
-    ParameterError
-        If the source holds no images, or the policy is none.
+    ParameterError if the source has no images, or the policy is none.
     """
     policy = ImagePolicy.from_params(classic)
     policy.check()
@@ -58,18 +37,17 @@ def preview(
         )
         if info.image is None or policy.is_none:
             raise ParameterError(
-                "a preview shows what a policy makes of images; the source holds rows of a table, or classic.image is "
-                "'none'."
+                "a preview needs images and a policy; the source is a table, or classic.image is 'none'."
             )
         counts = info.part_counts["training"]
         wanted = sorted(counts, key=lambda name: (counts[name], name))[:N_COLUMNS]
-        found: dict[str, tuple[str, bytes]] = {}
+        examples: dict[str, tuple[str, bytes]] = {}
         for table in iter_shards(store, [s for s in info.shards if s.split == "training"]):
             labels = label_text(table[info.label]).to_pylist()
             for name in wanted:
-                if name not in found and name in labels:
+                if name not in examples and name in labels:
                     row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
-                    found[name] = row["aug_id"], row[info.image.column]["bytes"]
-        keys, data = zip(*(found[name] for name in wanted), strict=True)
+                    examples[name] = row["aug_id"], row[info.image.column]["bytes"]
+        keys, data = zip(*(examples[name] for name in wanted), strict=True)
         images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
         return policy_sheet(images, keys, policy)

@@ -1,4 +1,4 @@
-"""Profile: what a source holds, said before anything is done with it. Writes nothing."""
+"""Profile of a source before anything is done with it. Writes nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from prefect_augment.encoding.columns import (
     is_comparable,
     value_type_of,
 )
-from prefect_augment.encoding.labels import (
-    check_classes,
-    class_names,
-    label_text,
-    missing_labels,
-)
+from prefect_augment.encoding.labels import check_classes, class_names, label_text, missing_labels
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.column_roles import describe, find_roles
 from prefect_augment.ingest.quarantine import by_reason
@@ -39,65 +34,57 @@ __all__ = ["profile"]
 
 
 def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> Profile:
-    """Return what was found in a source: columns, types, classes, sizes, troubles.
+    """Columns, types, classes, sizes and problems of a source.
 
-    What ingest would refuse about the label or the parameters is a note here, so that the rest can
-    be seen; what cannot be read at all is an error here as well.
-
-    Parameters
-    ----------
-    source : Source
-        Where the records are; the label may be left open.
-    source_options : dict, optional
-        fsspec storage options.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, or its files do not fit together.
+    Problems with the label or the parameters, which ingest would refuse, are notes here, so that
+    the rest can be seen. InputError if there are no records, or the files do not fit together.
     """
     listing = list_source(source.uri, wished=source.format, options=source_options)
     with Workspace() as workspace:
-        read = scan(listing, source, workspace)
+        source_scan = scan(listing, source, workspace)
         try:
-            roles = find_roles(read, source, manifest=listing.manifest)
-            found = find_candidates(read, roles, source)
-            return _usable(source, listing, found, workspace)
+            roles = find_roles(source_scan, source, manifest=listing.manifest)
+            candidates = find_candidates(source_scan, roles, source)
+            return _valid_profile(source, listing, candidates, workspace)
         except (InputError, ParameterError) as exc:
-            return _unusable(source, listing, read, workspace, str(exc))
+            return _invalid_profile(source, listing, source_scan, workspace, str(exc))
 
 
-def _usable(source: Source, listing: Listing, found: Candidates, workspace: Workspace) -> Profile:
-    counts = found.label_counts
+def _valid_profile(
+    source: Source, listing: Listing, candidates: Candidates, workspace: Workspace
+) -> Profile:
+    counts = candidates.label_counts
     names = [name for name in counts if name]
-    n = found.n_records
-    check_classes(_used(found.label_values, names), n, n, name=found.roles.label)
-    if found.marks is not None:
-        found.marks.check()
-    summaries = _summaries(found.roles.schema, found.roles.label, workspace)
-    for batch in found.batches():
+    n = candidates.n_records
+    check_classes(_used(candidates.label_values, names), n, n, name=candidates.roles.label)
+    if candidates.marks is not None:
+        candidates.marks.check()
+    summaries = _summaries(candidates.roles.schema, candidates.roles.label, workspace)
+    for batch in candidates.batches():
         for name, summary in summaries.items():
             summary.add(batch.table[name])
-    columns = describe(summaries, found.roles, source)
-    ordered = {name: counts[name] for name in class_names(found.label_values) if name in counts}
+    columns = describe(summaries, candidates.roles, source)
+    ordered = {
+        name: counts[name] for name in class_names(candidates.label_values) if name in counts
+    }
     small = [name for name, n in ordered.items() if n < MIN_COMPARED]
     notes = [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
-    image = _image_info(found)
+    image = _image_info(candidates)
     if small:
         notes.insert(
             0,
-            f"fewer than {MIN_COMPARED} records, so trained on but not judged: {', '.join(map(repr, small))}",
+            f"fewer than {MIN_COMPARED} records, so trained on but not compared: {', '.join(map(repr, small))}",
         )
     return _profile(
         source,
         listing,
-        found.scan,
+        candidates.scan,
         n_records=n,
-        label=found.roles.label,
+        label=candidates.roles.label,
         columns=columns,
         counts=ordered,
-        usable=True,
-        notes=[*notes, *found.scan.said(), *image_notes(image)],
+        is_valid=True,
+        notes=[*notes, *candidates.scan.said(), *image_notes(image)],
         image=image,
     )
 
@@ -111,12 +98,12 @@ def _summaries(schema: pa.Schema, label: str, workspace: Workspace) -> dict[str,
     return {f.name: ColumnSummary(f.type, workspace) for f in schema if f.name != label}
 
 
-def _image_info(found: Candidates) -> ImageInfo | None:
+def _image_info(candidates: Candidates) -> ImageInfo | None:
     """Counts of the images and of their near-duplicates, as a first version would find them."""
-    images = found.images
+    images = candidates.images
     if images is None:
         return None
-    names = find_clusters(found.every.keys, images.thumbs, ledger=Ledger("")).names
+    names = find_clusters(candidates.every.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
     counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
     return image_info(
@@ -128,16 +115,16 @@ def _image_info(found: Candidates) -> ImageInfo | None:
     )
 
 
-def _unusable(
-    source: Source, listing: Listing, read: Scan, workspace: Workspace, trouble: str
+def _invalid_profile(
+    source: Source, listing: Listing, source_scan: Scan, workspace: Workspace, problem: str
 ) -> Profile:
-    """What can be said although the label or a parameter does not fit."""
-    label = source.label if source.label in read.schema.names else ""
+    """A profile despite a problem with the label or a parameter."""
+    label = source.label if source.label in source_scan.schema.names else ""
     counts: Counter[str] = Counter()
-    summaries = _summaries(read.schema, label, workspace)
-    is_flat = bool(label) and is_comparable(value_type_of(read.schema.field(label).type))
+    summaries = _summaries(source_scan.schema, label, workspace)
+    is_flat = bool(label) and is_comparable(value_type_of(source_scan.schema.field(label).type))
     n_records = n_missing = 0
-    for batch in read.batches():
+    for batch in source_scan.batches():
         table = batch.table
         if is_flat:
             missing = missing_labels(table[label])
@@ -151,35 +138,35 @@ def _unusable(
     return _profile(
         source,
         listing,
-        read,
+        source_scan,
         n_records=n_records,
         label=label,
-        columns=describe_summaries(read.schema, summaries, label=label),
+        columns=describe_summaries(source_scan.schema, summaries, label=label),
         counts=dict(counts.most_common(100)),
-        usable=False,
-        notes=[trouble, *read.said()],
+        is_valid=False,
+        notes=[problem, *source_scan.said()],
     )
 
 
 def _profile(
     source: Source,
     listing: Listing,
-    read: Scan,
+    source_scan: Scan,
     *,
     n_records: int,
     label: str,
     columns: tuple[ColumnInfo, ...],
     counts: dict[str, int],
-    usable: bool,
+    is_valid: bool,
     notes: list[str],
     image: ImageInfo | None = None,
 ) -> Profile:
-    reasons = by_reason(read.quarantine.table())
+    reasons = by_reason(source_scan.quarantine.table())
     return Profile(
         source=source.uri,
         format=listing.format,
         label=label,
-        usable=usable,
+        usable=is_valid,
         n_files=len(listing.entries),
         n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
         n_records=n_records,

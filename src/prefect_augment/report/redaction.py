@@ -1,7 +1,7 @@
-"""What a report may say of real records: texts without their values where it may show none.
+"""Redaction: the report's texts without values of real records, where it may not show any.
 
-Reasons and notes quote values: the cell that is no number, the class that is unknown. Pictures, shapes and
-neighbours are left out where they are drawn; here the words are.
+Reasons and notes quote values: a cell that is no number, an unknown class. Pictures, shapes and
+neighbours are left out where they are drawn.
 """
 
 from __future__ import annotations
@@ -13,30 +13,23 @@ from collections.abc import Callable, Collection
 
 from prefect_augment.report.json import ReportData
 
-__all__ = ["HIDDEN", "disclosable", "hiding"]
+__all__ = ["HIDDEN", "redact", "redactor"]
 
 HIDDEN = "'…'"
-# As repr writes text: in single quotes, or in double ones where it holds a single one. No letter stands
-# before the first, or the apostrophes of "others' records and others'" would be a pair.
+# As repr writes text: in single quotes, or in double ones where it contains a single one. No letter
+# comes before the first, or the apostrophes of "others' records and others'" would be a pair.
 _QUOTED = re.compile(r"""(?<!\w)'((?:[^'\\]|\\.)*)'|(?<!\w)"((?:[^"\\]|\\.)*)\"""")
 
 
-def disclosable(data: ReportData) -> ReportData:
-    """Return what the report may show.
+def redact(data: ReportData) -> ReportData:
+    """The data that the report may show; everything where ``pictures`` is ``real``.
 
-    Parameters
-    ----------
-    data : ReportData
-
-    Returns
-    -------
-    ReportData
-        The same where ``pictures`` is ``real``. Else values that are quoted in reasons and notes are
-        hidden; names of columns, classes and strata stay. With ``none`` also those of synthetic records.
+    Otherwise values that reasons and notes quote are hidden, with ``none`` also those of synthetic
+    records. Names of columns, classes and strata stay.
     """
     if data.pictures == "real":
         return data
-    hide = hiding(_names(data))
+    hide = redactor(_names(data))
     quarantine: Counter[str] = Counter()
     for reason, n in data.quarantine.items():
         quarantine[hide(reason)] += n
@@ -58,18 +51,18 @@ def disclosable(data: ReportData) -> ReportData:
 
 
 def _names(data: ReportData) -> set[str]:
-    """Words that may be quoted: they are no record's own."""
+    """Texts that may be quoted, since they are no record's values."""
     names = {data.label, *(c.name for c in data.columns), *data.counts_before, *data.not_compared}
     if data.plan is not None:
         names |= {name for c in data.plan.classes for name in (c.name, c.label, *c.by)}
     return names
 
 
-def hiding(names: Collection[str]) -> Callable[[str], str]:
-    """A function that hides what a text quotes, but for these names."""
+def redactor(names: Collection[str]) -> Callable[[str], str]:
+    """A function that hides what a text quotes, except these names."""
 
-    def replaced(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         quoted = match[1] if match[1] is not None else match[2]
         return match[0] if quoted in names else HIDDEN
 
-    return lambda text: _QUOTED.sub(replaced, text)
+    return lambda text: _QUOTED.sub(replace, text)

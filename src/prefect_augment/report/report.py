@@ -1,8 +1,8 @@
-"""The report of a run: one HTML page that opens offline, the facts behind it, its pictures.
+"""The report of a run: one HTML page that opens offline, its data as JSON, its pictures.
 
-:func:`build_report` turns a :class:`ReportData` into files; :func:`markdown_summary` and
-:func:`plan_table` say the same in short for the dataset card, Prefect artifacts and the command
-line. Nothing here reads or writes storage, and whatever a run did not do is said, not left out.
+:func:`build_report` turns a :class:`ReportData` into files. :func:`markdown_summary` and
+:func:`plan_table` are short forms for the dataset card, Prefect artifacts and the command line.
+Nothing here reads or writes storage, and steps that were not run are shown as such.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from prefect_augment.evaluation.metrics.column_shapes import (
     summarise_shapes,
 )
 from prefect_augment.report.json import Neighbour, ReportData, sheet_files
-from prefect_augment.report.redaction import disclosable
-from prefect_augment.schema.base import (
-    BalancePlan,
-    Result,
-)
+from prefect_augment.report.redaction import redact
+from prefect_augment.schema.base import BalancePlan, Result
 
 __all__ = [
     "ColumnShape",
@@ -38,23 +35,15 @@ SCHEMA_VERSION = 1
 
 
 def build_report(data: ReportData) -> dict[str, bytes]:
-    """Files of the report.
+    """Files of the report by name, sorted; equal data give equal bytes.
 
-    Parameters
-    ----------
-    data : ReportData
-
-    Returns
-    -------
-    dict of str to bytes
-        ``report.html`` (self-contained), ``report.json`` (sorted keys, everything behind the
-        page), the page's PNGs, each below 200 kB, and ``recipe.json`` where there is a recipe.
-        In sorted order of names; equal data give equal bytes.
+    ``report.html`` (self-contained), ``report.json`` (sorted keys, everything behind the page), the
+    page's PNGs, each below 200 kB, and ``recipe.json`` where there is a recipe.
     """
     # Imported here: matplotlib and jinja2 take half a second that markdown_summary does not need.
     from prefect_augment.report.html import draw_charts, render_page
 
-    data = disclosable(data)
+    data = redact(data)
     shapes = shape_summaries(data)
     charts = draw_charts(data, shapes)
     files = {chart.file: chart.png for chart in charts}
@@ -75,7 +64,7 @@ def shape_summaries(data: ReportData) -> tuple[ShapeSummary, ...]:
 def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str, Any]:
     """Everything behind the page as plain JSON values; NaN and infinity become null."""
     info = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    # Values of single records: their summaries follow, as far as they may be shown.
+    # Values of single records: only their summaries follow, as far as they may be shown.
     del info["column_shapes"], info["policy_sheet"]
     findings = info.pop("findings")
     info.update({name: getattr(findings, name) for name in type(findings).model_fields})
@@ -90,7 +79,7 @@ def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str,
 
 
 def _plain(value: Any) -> Any:
-    """Facts, data classes and mappings as JSON values."""
+    """Results, data classes and mappings as JSON values."""
     if isinstance(value, Result):
         return _plain(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -110,18 +99,10 @@ def _to_json(info: Mapping[str, Any]) -> bytes:
 
 
 def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
-    """Rows of the plan for a table artifact or the command line.
+    """Rows of the plan for a table artifact or the command line, one per stratum.
 
-    Parameters
-    ----------
-    plan : BalancePlan
-
-    Returns
-    -------
-    list of dict
-        One per stratum, in the plan's order, with the keys ``class`` (and one per ``balance.by``
-        column), ``real``, ``target``, ``synthetic``, ``classic``, ``compared`` and ``note``. Names
-        are as they are: whoever prints them into markup has to escape them.
+    Keys are ``class`` (and one per ``balance.by`` column), ``real``, ``target``, ``synthetic``,
+    ``classic``, ``compared`` and ``note``. Names are not escaped.
     """
     rows: list[dict[str, object]] = []
     for stratum in plan.classes:
@@ -143,20 +124,11 @@ def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
 
 
 def markdown_summary(data: ReportData, *, images: Mapping[str, bytes] | None = None) -> str:
-    """The report in short: verdict, classes, strategies, recipe.
+    """The report in short: verdict, classes, strategies, recipe, as escaped markdown.
 
-    Parameters
-    ----------
-    data : ReportData
-    images : mapping of file name to PNG bytes, optional
-        Pictures of :func:`build_report` to show inline (for an artifact; a card links instead).
-
-    Returns
-    -------
-    str
-        Markdown for a dataset card or a Prefect artifact; user strings are escaped for markdown
-        and HTML, long class tables end after 50 rows and say so.
+    ``images`` are PNGs by file name to show inline (for an artifact; a card links instead). Class
+    tables end after 50 rows with a note.
     """
     from prefect_augment.report.markdown import summary
 
-    return summary(disclosable(data), images or {})
+    return summary(redact(data), images or {})

@@ -1,7 +1,4 @@
-"""What a run says of itself when it ends.
-
-A run in a sentence and on a page: what people see first when it has ended.
-"""
+"""The result of a run as an object, a sentence and a page of markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from prefect_augment.report.redaction import hiding
+from prefect_augment.report.redaction import redactor
 from prefect_augment.schema.base import (
     ApprovalDecision,
     Commit,
@@ -47,26 +44,10 @@ def summarise(
     proposal: str = "",
     approval: ApprovalDecision | None = None,
 ) -> RunResult:
-    """Return the run's result.
+    """Result of the run; ``started`` is ``time.monotonic()`` at its start.
 
-    Parameters
-    ----------
-    release : Release
-        As far as the run has come.
-    status : str
-        What became of the run.
-    started : float
-        ``time.monotonic()`` at the start.
-    store : Store, optional
-        The destination, to read the counts of what was published.
-    commit : Commit, optional
-        What was published.
-    report : ReportRef, optional
-        Where nothing was published.
-    proposal : str, optional
-        Id of what somebody has to decide, or has decided.
-    approval : ApprovalDecision, optional
-        What somebody decided.
+    ``store`` is the destination, to read the counts of the ``commit``; ``report`` is where nothing
+    was published; ``proposal`` is the id of what has to be approved, or was.
     """
     plan = release.experiment.plan
     counts: dict[str, dict[str, dict[str, int]]] = {}
@@ -107,22 +88,22 @@ def with_external(
     pictures: Literal["real", "synthetic", "none"],
     store: Store,
 ) -> RunResult:
-    """Add what became of records that another tool made: those given are those judged and those quarantined.
+    """Add the counts of another tool's records: given, quarantined, filtered, passed and kept.
 
-    With ``pictures`` none, notes quote no value of them.
+    With ``pictures="none"`` notes quote none of their values.
     """
     dropped = Counter[str]()
     for c in filtered.classes:
         dropped.update({why: n for why, n in c.reasons.items() if why != "surplus"})
     why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common())
-    said = [
+    filter_notes = [
         f"the filter would drop {sum(dropped.values()):,} of {external.n_records:,}: {why}"
     ] * bool(why)
     notes = filtered.notes
     if pictures == "none":
         info = load_info(external, store)
         strata = [name for c in result.plan.classes for name in (c.name, c.label)]
-        notes = tuple(map(hiding({info.label, *(c.name for c in info.columns), *strata}), notes))
+        notes = tuple(map(redactor({info.label, *(c.name for c in info.columns), *strata}), notes))
     counts = {
         "given": external.n_records + external.n_quarantined,
         "quarantined": external.n_quarantined,
@@ -138,7 +119,7 @@ def with_external(
             "notes": (
                 *result.notes,
                 *notes,
-                *said,
+                *filter_notes,
                 *([privacy.sentence] if privacy else []),
             ),
         }
@@ -146,7 +127,7 @@ def with_external(
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
+    """Largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
 
@@ -156,13 +137,7 @@ MAX_SHARDS = 20
 
 
 def outcome_sentence(result: RunResult, root: str) -> str:
-    """Return what became of a run, and what to do next where something is to be done.
-
-    Parameters
-    ----------
-    root : str
-        The destination.
-    """
+    """What became of a run, and what to do next if anything; ``root`` is the destination."""
     verdict = f" Verdict: {result.verdict.decision}." if result.verdict else ""
     if result.status == "published":
         n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
@@ -173,36 +148,23 @@ def outcome_sentence(result: RunResult, root: str) -> str:
         return f"Nothing new: the same inputs are version {result.version}.{verdict}"
     if result.status == "awaiting_approval":
         return (
-            f"Nothing is published yet: it waits for approval.{verdict} "
+            f"Nothing is published yet: the version waits for approval.{verdict} "
             f"To decide: prefect-augment approve {root} {result.proposal}"
         )
     if result.status == "rejected":
-        said = result.approval.sentence if result.approval else "It was rejected."
+        decision = result.approval.sentence if result.approval else "It was rejected."
         return (
-            f"Nothing was published. {said} The rejection stands for this very version; to decide anew, set "
+            f"Nothing was published. {decision} The rejection holds for this version; to decide again, set "
             "approval.ask_again, or use prefect-augment approve --again."
         )
     if result.status == "planned":
         estimate = result.plan.estimate
         return f"Plan only: nothing was published. A run takes about {duration(estimate.seconds)}."
-    return f"Judged; nothing was to be published.{verdict}"
+    return f"Evaluated only: nothing was published.{verdict}"
 
 
 def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
-    """Return a page of markdown: the verdict, the version, counts before and after, where things are.
-
-    Parameters
-    ----------
-    root : str
-        The destination.
-    manifest : Manifest or None
-        The version's, where there is one.
-
-    Returns
-    -------
-    str
-        User strings are escaped.
-    """
+    """A page of escaped markdown: the verdict, the version, counts before and after, links."""
     blocks = []
     if result.verdict is not None:
         reasons = markdown_text(" ".join(result.verdict.reasons))
@@ -220,14 +182,11 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
 
 
 def _classes(result: RunResult) -> str:
-    """Training records per class before and after."""
-    before: dict[str, int] = {}
+    before, target = Counter[str](), Counter[str]()
     for entry in result.plan.classes:
-        before[entry.label] = before.get(entry.label, 0) + entry.n_real
+        before[entry.label] += entry.n_real
+        target[entry.label] += entry.target
     after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
-    target: dict[str, int] = {}
-    for entry in result.plan.classes:
-        target[entry.label] = target.get(entry.label, 0) + entry.target
     last = after or target
     lines = [
         f"| class | before | {'after' if after else 'target'} |",
@@ -249,18 +208,18 @@ def _places(result: RunResult, root: str, manifest: Manifest | None) -> str:
     if result.report:
         lines.append(f"- report: {where('report.html', result.report)}")
     if manifest is not None:
-        shown = manifest.shards[:MAX_SHARDS]
+        shards = manifest.shards[:MAX_SHARDS]
         lines += [
             f"- {shard.split} {shard.origin}, {shard.n_records:,} records: "
             f"{where(shard.path.rsplit('/', 1)[-1], f'{root}/{shard.path}')}"
-            for shard in shown
+            for shard in shards
         ]
-        if len(manifest.shards) > len(shown):
-            lines.append(f"- … and {len(manifest.shards) - len(shown)} more shards")
+        if len(manifest.shards) > len(shards):
+            lines.append(f"- … and {len(manifest.shards) - len(shards)} more shards")
     return "\n".join(lines)
 
 
 def where(name: str, uri: str) -> str:
-    """Return a link in markdown; a local path becomes a file URL, and what is odd is encoded."""
+    """A link in markdown; a local path becomes a file URL, and special characters are encoded."""
     url = uri if re.match(r"[a-z][a-z0-9+.-]*://", uri) else Path(uri).absolute().as_uri()
     return f"[{markdown_text(name)}]({quote(url, safe='/:%?&=#@+~-._')})"

@@ -1,6 +1,6 @@
-"""What the report says, before it is laid out: rows per class and strategy, the verdict in words.
+"""What the report shows before its layout: rows per class and strategy, the verdict as text.
 
-The page and the markdown summary both read from here, so that they cannot disagree.
+The page and the markdown summary both use these, so that they agree.
 """
 
 from __future__ import annotations
@@ -12,12 +12,7 @@ from statistics import fmean
 
 from prefect_augment.report.json import ReportData
 from prefect_augment.schema.base import Difference, EstimatorScore, Interval, Origin, StrategyScore
-from prefect_augment.text import (
-    count,
-    interval_points,
-    natural_order,
-    points,
-)
+from prefect_augment.text import count, natural_order, points
 
 __all__ = [
     "ClassRow",
@@ -36,7 +31,7 @@ ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict as the first thing on the page: a word, why, and what it rests on."""
+    """The verdict on top of the page: a word, a sentence and the reasons."""
 
     decision: str  # accept | reject | inconclusive | none, for the page's colours
     word: str
@@ -48,7 +43,7 @@ class Headline:
 class ClassRow:
     """One class over the whole run; None where a step was not run for it."""
 
-    number: int  # place in the table, for pictures that cannot draw the name
+    number: int  # row of the table, for pictures that cannot draw the name
     name: str
     before: int
     after: Mapping[Origin, int]
@@ -70,7 +65,7 @@ class ClassRow:
 
     @property
     def pass_rate(self) -> float | None:
-        """Share of the candidates that passed the gate."""
+        """Share of the candidates that passed the filter."""
         return self.n_passed / self.n_candidates if self.n_passed and self.n_candidates else None
 
 
@@ -81,9 +76,7 @@ class StrategyRow:
     name: str
     family: str
     mark: str  # chosen | baseline | as is | ""
-    amounts: tuple[
-        float, ...
-    ]  # how far to full balance the strategy's search went: 0.5 is half of it
+    amounts: tuple[float, ...]  # towards full balance, which is 1
     scores: tuple[float, ...]  # balanced accuracy per seed
     macro_f1: float
     auprc: float
@@ -105,7 +98,7 @@ class StrategyRow:
 
 
 def headline(data: ReportData) -> Headline:
-    """The verdict in plain words, also for runs that have none."""
+    """The verdict in plain words, also for runs without one."""
     verdict = data.verdict
     if verdict is None:
         if data.status == "refused":
@@ -115,15 +108,14 @@ def headline(data: ReportData) -> Headline:
         return Headline(
             "none",
             "Not judged",
-            "No comparison on held-out real records was run, so nothing here says whether the "
-            "data helps.",
+            "No comparison on held-out real records was run, so nothing here shows whether the data helps.",
             (),
         )
     lead = {
-        "accept": "The chosen way of training holds up on held-out real records",
-        "reject": "The chosen way of training does not hold up on held-out real records",
-        "inconclusive": "The held-out real records cannot tell the chosen way of training from "
-        "what it was compared with",
+        "accept": "The chosen strategy holds up on held-out real records",
+        "reject": "The chosen strategy does not hold up on held-out real records",
+        "inconclusive": "The held-out real records cannot tell the chosen strategy from the one it "
+        "was compared with",
     }[verdict.decision]
     difference = main_difference(data)
     if difference is None and verdict.decision == "inconclusive":
@@ -141,12 +133,12 @@ def headline(data: ReportData) -> Headline:
             f"{count(verdict.n_holdout)} records)."
         )
     if data.status == "refused":
-        sentence += " The run was told to fail in this case, so nothing was published."
+        sentence += " The run was set to fail in this case, so nothing was published."
     return Headline(verdict.decision, verdict.decision.capitalize(), sentence, verdict.reasons)
 
 
 def main_difference(data: ReportData) -> Difference | None:
-    """The comparison that the verdict is about; None where the strategies are one and the same."""
+    """The comparison that the verdict is about; None where both strategies are the same."""
     verdict = data.verdict
     if verdict is None or not verdict.differences:
         return None
@@ -178,14 +170,16 @@ def class_rows(data: ReportData) -> tuple[ClassRow, ...]:
     """One row per class, the largest first, ties by name."""
     before = {name: _n_before(data, name) for name in _class_names(data)}
     order = sorted(before, key=lambda name: (-before[name], natural_order(name)))
-    gates = _filter_by_class(data)
-    return tuple(_class_row(data, i + 1, name, before[name], gates) for i, name in enumerate(order))
+    filtered = _filter_by_class(data)
+    return tuple(
+        _class_row(data, i + 1, name, before[name], filtered) for i, name in enumerate(order)
+    )
 
 
 def _class_row(
-    data: ReportData, number: int, name: str, before: int, gates: Mapping[str, _FilterSum]
+    data: ReportData, number: int, name: str, before: int, filtered: Mapping[str, _FilterSum]
 ) -> ClassRow:
-    verdict, gate = data.verdict, gates.get(name)
+    verdict, filter_sum = data.verdict, filtered.get(name)
     recall = verdict.class_recall if verdict else {}
     chosen = recall.get(verdict.chosen, {}) if verdict else {}
     not_compared = {**data.not_compared, **(verdict.not_compared if verdict else {})}
@@ -202,10 +196,10 @@ def _class_row(
         recall_chosen=chosen.get(name),
         decision="not judged" if name in not_compared and not decision else decision,
         why_not_compared=not_compared.get(name, ""),
-        n_candidates=gate.n_candidates if gate else None,
-        n_passed=gate.n_passed if gate else None,
-        n_kept=gate.n_kept if gate else None,
-        reasons=tuple(gate.reasons) if gate else (),
+        n_candidates=filter_sum.n_candidates if filter_sum else None,
+        n_passed=filter_sum.n_passed if filter_sum else None,
+        n_kept=filter_sum.n_kept if filter_sum else None,
+        reasons=tuple(filter_sum.reasons) if filter_sum else (),
     )
 
 
@@ -225,7 +219,7 @@ def _class_names(data: ReportData) -> set[str]:
 
 
 def _n_before(data: ReportData, name: str) -> int:
-    """Real training records of a class, from the first source that knows."""
+    """Real training records of a class, from the first source that has them."""
     if data.counts_before:
         return sum(data.counts_before.get(name, {}).values())
     if data.part_counts:
@@ -238,7 +232,7 @@ def _n_before(data: ReportData, name: str) -> int:
 
 
 def _weighted(data: ReportData, name: str, before: int) -> float | None:
-    """Records that the weights make of a class; from the recipe where only real ones go out."""
+    """Weighted records of a class; from the recipe where only real records are published."""
     if data.weighted_counts:
         return data.weighted_counts.get(name)
     recipe, plan = data.recipe, data.plan
@@ -258,7 +252,7 @@ def _weighted(data: ReportData, name: str, before: int) -> float | None:
 
 @dataclass(frozen=True)
 class _FilterSum:
-    """The gate's figures of a class, summed over its strata."""
+    """The filter's counts of a class, summed over its strata."""
 
     n_candidates: int
     n_passed: int
@@ -274,14 +268,14 @@ def _filter_by_class(data: ReportData) -> dict[str, _FilterSum]:
     for stratum in data.candidates.classes:
         strata[label_of.get(stratum.name, stratum.name)].append(stratum)
     sums = {}
-    for label, gates in strata.items():
+    for label, filters in strata.items():
         reasons: Counter[str] = Counter()
-        for gate in gates:
-            reasons.update(gate.reasons)
+        for result in filters:
+            reasons.update(result.reasons)
         sums[label] = _FilterSum(
-            n_candidates=sum(g.n_candidates for g in gates),
-            n_passed=sum(g.n_passed for g in gates),
-            n_kept=sum(g.n_kept for g in gates),
+            n_candidates=sum(f.n_candidates for f in filters),
+            n_passed=sum(f.n_passed for f in filters),
+            n_kept=sum(f.n_kept for f in filters),
             reasons=tuple(sorted(reasons.items(), key=lambda kv: (-kv[1], kv[0]))),
         )
     return sums
@@ -328,11 +322,3 @@ def _mark(data: ReportData, name: str, family: str) -> str:
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return fmean(listed) if listed else float("nan")
-
-
-def difference_text(difference: Difference) -> str:
-    """``“a” against “b”: +2.1 (+0.4 to +3.8) points``."""
-    return (
-        f"“{difference.strategy}” against “{difference.against}”: "
-        f"{interval_points(difference.interval)} points"
-    )

@@ -23,8 +23,8 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.quality.constraints import (
     check_types,
     columns_of,
+    describe_rule,
     holds,
-    said_rule,
     tuples_of,
 )
 from prefect_augment.genmodels.base import GenerativeModel, SamplesWithValues
@@ -79,7 +79,7 @@ class Rules:
         constraints = TypeAdapter(list[Constraint]).validate_python(list(constraints))
         for rule in constraints:
             for name in columns_of(rule):
-                require_column(encoder, name, f"constraint {said_rule(rule)!r}", fixed=True)
+                require_column(encoder, name, f"constraint {describe_rule(rule)!r}", fixed=True)
             check_types(rule, encoder.schema)
         return cls(
             values={encoder.names.index(name): values[name][0] for name in order},
@@ -237,7 +237,7 @@ def _keeping(
     for rule, real in zip(rules.constraints, rules.combinations, strict=True):
         if not isinstance(rule, Unique):
             keeps = holds(rule, table, real)
-            passed[said_rule(rule)] += int(keeps.sum())
+            passed[describe_rule(rule)] += int(keeps.sum())
             keep &= keeps
     rows = np.flatnonzero(keep)
     unique = [i for i, rule in enumerate(rules.constraints) if isinstance(rule, Unique)]
@@ -250,7 +250,7 @@ def _keeping(
             break
         free = [None in key or key not in taken[i] for i, key in zip(unique, own, strict=True)]
         for i, is_free in zip(unique, free, strict=True):
-            passed[said_rule(rules.constraints[i])] += is_free
+            passed[describe_rule(rules.constraints[i])] += is_free
         if all(free):
             kept.append(row)
             for i, key in zip(unique, own, strict=True):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
-from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_rows
+from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_label_rows
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.schema.base import BalancePlan
 from prefect_augment.storage.keys import fold_ids
@@ -73,8 +73,8 @@ def expand(
     class_strata = place[strata]
     proba = teacher.predict_proba(X) * (of_all / np.maximum(1, of_learnt))
     own = data.class_of_stratum(plan)[strata]
-    rows, classes, shares = soft_rows(np.where(class_strata >= 0, proba, 0.0), own)
-    return Expansion(rows, class_strata[rows, classes], shares, teacher.said)
+    rows, classes, shares = soft_label_rows(np.where(class_strata >= 0, proba, 0.0), own)
+    return Expansion(rows, class_strata[rows, classes], shares, teacher.member_shares)
 
 
 def _place_of_class(data: Matrix, plan: BalancePlan, counts: Int) -> Int:

@@ -12,6 +12,7 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 
 torch = pytest.importorskip("torch")
 
+from prefect_augment.evaluation.classifiers.base import balanced_weights  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.batch_transforms import (  # noqa: E402 - needs torch
     ClassicRanges,
     classic_batch,
@@ -20,7 +21,6 @@ from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - nee
     ConvNet,
     _Classifying,
     _draws,
-    balanced_draws,
     balanced_softmax_loss,
     fit_image_classifier,
     one_torch_thread,
@@ -175,7 +175,7 @@ def drawn(training, step, n):
 
 def test_resampling_draws_every_class_equally_often():
     y = np.repeat([0, 1, 2], [150, 40, 10])
-    shares = np.bincount(y, drawn(phase(y, balanced_draws(y)), 0, 200))
+    shares = np.bincount(y, drawn(phase(y, balanced_weights(y)), 0, 200))
     assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
     natural = np.bincount(y, drawn(phase(y), 0, 200))
     assert natural == pytest.approx([0.75, 0.2, 0.05], abs=0.03)
@@ -191,7 +191,7 @@ def test_the_finish_draws_real_records_and_keeps_the_classes_shares():
     y = np.repeat([0, 1, 2], [20, 20, 5])
     synthetic = np.zeros(45, dtype=bool)
     synthetic[[*range(25, 40), *range(40, 45)]] = True  # 15 of class 1, all of class 2
-    training = phase(y, balanced_draws(y), synthetic)
+    training = phase(y, balanced_weights(y), synthetic)
     before, after = drawn(training, 9, 45), drawn(training, 10, 45)
     assert (before > 0).all()
     assert not after[25:40].any()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
-    class_weighted,
+    class_balanced_weights,
     fit_teacher,
-    soft_rows,
+    soft_label_rows,
 )
 
 
@@ -39,7 +39,7 @@ def on_rings():
 
 
 def test_members_get_shares_by_what_they_say_of_records_they_have_not_seen(on_rings):
-    assert on_rings.said["logistic"] < 0.05, "a line cannot tell rings apart"
+    assert on_rings.member_shares["logistic"] < 0.05, "a line cannot tell rings apart"
     assert sum(on_rings.shares) == pytest.approx(1)
     X, y = rings(400, 1)
     right = on_rings.predict_proba(X).argmax(axis=1) == y
@@ -50,7 +50,7 @@ def test_the_line_leads_where_classes_are_apart_by_one():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 8))
     y = (X.sum(axis=1) + rng.logistic(size=200) > 0).astype(np.int64)
-    shares = teacher_of(X, y).said
+    shares = teacher_of(X, y).member_shares
     assert shares["logistic"] > shares["boosting"] + shares["forest"]
 
 
@@ -82,7 +82,7 @@ def test_nulls_infinities_levels_and_classes_of_one_record_are_taken():
 
 def test_a_record_stands_once_for_each_class_it_may_be_of():
     proba = np.array([[0.25, 0.75, 0.0], [0.9995, 0.0, 0.0005], [0.5, 0.5, 0.0]])
-    rows, classes, shares = soft_rows(proba, np.array([0, 0, 2]))
+    rows, classes, shares = soft_label_rows(proba, np.array([0, 0, 2]))
     assert rows.tolist() == [0, 0, 1, 2, 2, 2]
     assert classes.tolist() == [0, 1, 0, 0, 1, 2], "what it was drawn for is among them"
     assert shares[1] > 0.75, "sharper than the teacher"
@@ -92,7 +92,7 @@ def test_a_record_stands_once_for_each_class_it_may_be_of():
 
 
 def test_a_record_of_which_nothing_is_said_stands_for_what_it_was_drawn_for():
-    rows, classes, shares = soft_rows(np.zeros((1, 3)), np.array([1]))
+    rows, classes, shares = soft_label_rows(np.zeros((1, 3)), np.array([1]))
     assert (rows.tolist(), classes.tolist(), shares.tolist()) == ([0], [1], [1.0])
 
 
@@ -100,7 +100,7 @@ def test_a_record_of_which_nothing_is_said_stands_for_what_it_was_drawn_for():
 def test_classes_come_so_far_to_the_largest(amount, sums):
     y = np.repeat([0, 1], [8, 4])
     shares = np.repeat([1.0, 0.5], [8, 4])
-    weights = class_weighted(shares, y, amount=amount)
+    weights = class_balanced_weights(shares, y, amount=amount)
     assert weights.mean() == pytest.approx(1)
     found = np.bincount(y, weights=weights)
     assert found / found[0] * 8 == pytest.approx(sums)

@@ -94,7 +94,7 @@ def test_the_correction_makes_probabilities_of_a_balanced_classifier_right():
         y,
         np.stack([1 - rare, rare], axis=1)[None],
         classes=CLASSES,
-        looked_at=[1],
+        rare_classes=[1],
         factors=prior_factors(
             CLASSES, {"common": 0.95, "rare": 0.05}, {"common": 0.5, "rare": 0.5}
         ),
@@ -116,7 +116,7 @@ def test_where_the_shares_are_the_true_ones_there_is_nothing_to_correct():
     y, proba = calibrated(300, 1, n_classes=2)
     shares = {"common": 0.8, "rare": 0.2}
     found = calibration_of(
-        y, proba[None], classes=CLASSES, looked_at=[1], factors=prior_factors(CLASSES, shares, shares),
+        y, proba[None], classes=CLASSES, rare_classes=[1], factors=prior_factors(CLASSES, shares, shares),
         draws=draws_for(300), seed=0,
     )  # fmt: skip
     assert found.corrected is None

@@ -179,7 +179,7 @@ def test_nothing_compared_is_inconclusive(on_no_gain, published):
     recalls = {"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING}
     found = verdict(recalls, compared=np.zeros(3, dtype=bool), on_no_gain=on_no_gain)
     assert (found.decision, found.published) == ("inconclusive", published)
-    assert "No judged class" in found.reasons[0]
+    assert "no record of any compared class" in found.reasons[0]
     assert set(found.not_compared) == set(CLASSES)
 
 

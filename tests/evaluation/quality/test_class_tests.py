@@ -8,7 +8,7 @@ from scipy.stats import fisher_exact
 
 from prefect_augment.encoding.arrays import Labelled, Limits
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.exact_tests import more_below, more_marked
+from prefect_augment.evaluation.exact_tests import more_below, more_true
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.quality.class_tests import (
@@ -16,7 +16,7 @@ from prefect_augment.evaluation.quality.class_tests import (
     Evidence,
     class_checks,
     class_verdict,
-    said_of,
+    describe_faults,
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
 from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
@@ -46,7 +46,7 @@ def test_equal_values_are_no_sign_of_copies():
 
 
 def test_marks_are_compared_by_fisher_s_exact_test():
-    found = more_marked(np.arange(200) < 31, np.arange(100) < 8)
+    found = more_true(np.arange(200) < 31, np.arange(100) < 8)
     assert found == pytest.approx(fisher_exact([[31, 169], [8, 92]], alternative="greater").pvalue)
 
 
@@ -150,10 +150,10 @@ def test_what_is_wrong_is_said_in_a_sentence():
         ClassCheck(name="labels", found=0.41, expected=0.12, p_value=1e-9, passed=False),
         ClassCheck(name="noise", found=0.05, expected=0.05, p_value=0.5, passed=True),
     )
-    assert said_of("worn", checks) == (
+    assert describe_faults("worn", checks) == (
         "worn: the synthetic records are unsafe: a classifier takes 41% for another class (real 12%)."
     )
-    assert said_of("worn", checks, dropped=True).endswith("; none of them is used.")
+    assert describe_faults("worn", checks, dropped=True).endswith("; none of them is used.")
 
 
 def test_limits_are_shares():

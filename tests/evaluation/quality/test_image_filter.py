@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("torch")
 
 from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import (
-    balanced_draws,
     fit_image_classifier,
 )
 from prefect_augment.evaluation.quality.image_filter import (
@@ -179,7 +179,7 @@ def space():
         n_classes=2,
         steps=20,
         seed=0,
-        weights=balanced_draws(TRAINING.stratum),
+        weights=balanced_weights(TRAINING.stratum),
     )
     return PictureSpace.of(estimator, TRAINING.X, TRAINING.stratum)
 

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.prdc import c2st_auc, density_coverage
+from prefect_augment.evaluation.quality.prdc import c2st_auc, likeness
 
 NUMERIC = {"is_category": np.zeros(3, dtype=bool), "n_levels": np.zeros(3, dtype=np.int64)}
+
+
+def density_coverage(*args, **kwargs):
+    result = likeness(*args, **kwargs)
+    return result.density, result.coverage
 
 
 def normal(n, seed, shift=0.0):

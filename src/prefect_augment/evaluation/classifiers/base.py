@@ -1,8 +1,8 @@
-"""The classifiers that judge a strategy: gradient boosting and logistic regression.
+"""The classifiers of tables that every strategy trains: gradient boosting and logistic regression.
 
-Every strategy trains them with the same settings and the same number of steps, without early stopping,
-so that strategies differ in their records and weights alone. A fit uses one thread: its outcome does not
-depend on the machine's thread count, and several fits may run in threads beside one another.
+All strategies use the same settings and number of steps, without early stopping, so that they
+differ in records and weights alone. Training uses one thread, so results do not depend on the
+machine's thread count and several classifiers can train in threads side by side.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "EstimatorKind",
     "TrainClassifier",
     "balanced_weights",
+    "checked_weights",
     "fit_estimator",
 ]
 
@@ -45,10 +46,10 @@ BOOSTING_L2 = 1.0
 BOOSTING_MAX_TREES = 1000
 NATIVE_LEVELS = 255  # HistGradientBoosting's limit for a category column
 LOGISTIC_ITERATIONS = 100
-# Above so many probabilities (32 MiB) the loss goes through the records in blocks of some (2 MiB).
+# Above this many probabilities (32 MiB) the loss goes through the records in blocks (2 MiB).
 MANY_PROBABILITIES = 4_000_000
 BLOCK_PROBABILITIES = 250_000
-LARGEST = 1e150  # of a number in the linear model, which squares it and adds up
+LARGEST = 1e150  # the linear model sums squares of numbers
 LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
 
@@ -63,64 +64,30 @@ class Estimator(Protocol):
 
 def fit_estimator(
     kind: EstimatorKind,
-    X: Float,
-    y: Int,
+    X: Float,  # (n, n_columns), NaN for null, level codes in category columns
+    y: Int,  # (n,) class codes; classes may be absent
     *,
-    weights: Float | None,
-    is_category: Bool,
-    n_levels: Int,
+    weights: Float | None,  # (n,), in proportion
+    is_category: Bool,  # (n_columns,)
+    n_levels: Int,  # (n_columns,), 0 for numeric columns
     n_classes: int,
     seed: int,
-    n_iterations: int = BOOSTING_ITERATIONS,
-    effort: float = 1.0,
+    n_iterations: int = BOOSTING_ITERATIONS,  # fewer from ten classes on
+    step_share: float = 1.0,  # of the iterations, for a pilot
 ) -> Estimator:
-    """A classifier of the given kind, trained on weighted records.
+    """A classifier trained on weighted records; a single class is predicted by its weighted share.
 
-    Parameters
-    ----------
-    kind : {"boosting", "logistic"}
-        boosting: histogram gradient boosting, nulls and categories native, a fixed number of
-        iterations. logistic: multinomial logistic regression on standardised numerics (nulls as
-        the median, plus an indicator) and one-hot categories, a fixed limit on iterations.
-    X : ndarray of float64, shape (n_records, n_columns)
-        NaN is null; category columns hold level codes. Infinite values count as the largest or
-        smallest finite value seen; columns without any value are left out.
-    y : ndarray of int64, shape (n_records,)
-        Class codes; classes may be absent.
-    weights : ndarray of float64, shape (n_records,), optional
-        Non-negative; only their proportions matter. Records of weight 0 are left out.
-    is_category : ndarray of bool, shape (n_columns,)
-    n_levels : ndarray of int64, shape (n_columns,)
-        Levels of each category column; 0 for numerics.
-    n_classes : int
-        Width of the probabilities.
-    seed : int
-        For what is random in an estimator.
-    n_iterations : int
-        Of boosting; fewer from ten classes on.
-    effort : float in (0, 1]
-        Share of these iterations that is run, for a first look.
-
-    Returns
-    -------
-    Learner
-        With one class, or no column that holds a value, it predicts the classes' weighted shares.
-
-    Raises
-    ------
-    ParameterError
-        If the kind is unknown or the weights are negative or not finite.
-    EmptyClassError
-        If no record has a positive weight.
+    ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number
+    of iterations. ``logistic`` is multinomial logistic regression on standardised numbers (nulls as
+    the median, plus an indicator) and one-hot categories, with a fixed limit on iterations.
+    Infinite values count as the largest or smallest finite value seen; columns without any value
+    and records of weight 0 are left out. ParameterError if the kind is unknown or weights are
+    negative or not finite; EmptyClassError if no record has a positive weight.
     """
     if kind not in ("boosting", "logistic"):
         raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ParameterError("weights must be finite and not negative; found others.")
+    weights = checked_weights(weights, len(y))
     used = weights > 0
-    if not used.any():
-        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
     X, y, weights = X[used], y[used], weights[used]
     weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
 
@@ -135,11 +102,21 @@ def fit_estimator(
         if kind == "boosting":
             trees_per_iteration = n_classes if n_classes > 2 else 1
             n_iterations = max(10, min(n_iterations, BOOSTING_MAX_TREES // trees_per_iteration))
-            n_iterations = max(1, round(effort * n_iterations))
+            n_iterations = max(1, round(step_share * n_iterations))
             inner = _fit_boosting(X, y_dense, weights, columns, n_iterations, seed)
         else:
             inner = _fit_logistic(X, y_dense, weights, columns)
     return _OverAllClasses(inner, columns, codes, n_classes)
+
+
+def checked_weights(weights: Float | None, n: int) -> Float:
+    """Weights of ``n`` records, ones by default; refuses negative, infinite and all-zero ones."""
+    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ParameterError("weights must be finite and not negative.")
+    if not (weights > 0).any():
+        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
+    return weights
 
 
 def balanced_weights(y: Int) -> Float:
@@ -150,7 +127,7 @@ def balanced_weights(y: Int) -> Float:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What has to be known of the training columns to treat later ones alike."""
+    """Properties of the training columns that later records are treated by."""
 
     kept: Int  # columns that hold a value
     low: Float  # smallest and largest finite value, per kept column
@@ -186,7 +163,7 @@ class _Constant:
 
 @dataclass(frozen=True)
 class _OverAllClasses:
-    """Puts an inner classifier's probabilities in the places of the classes it knows."""
+    """Spreads a classifier's probabilities over all classes; 0 for those that it does not know."""
 
     inner: Any
     columns: _Columns
@@ -230,16 +207,16 @@ class _Boosting:
 def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logistic:
     """Minimise the weighted cross-entropy plus an L2 penalty by L-BFGS.
 
-    scikit-learn's LogisticRegression has the same loss, but says that it reached its iterations by
-    a warning, and silencing one warning is not safe in threads before Python 3.14.
+    scikit-learn's LogisticRegression has the same loss, but warns when it reaches its iteration
+    limit, and silencing one warning is not safe in threads before Python 3.14.
     """
     design = _Design.of(X, weights, columns)
     numbers, levels = design.transform(X)
     n_known = int(y.max()) + 1
     if len(y) * n_known > MANY_PROBABILITIES:
         return _Logistic(design, _minimised(_loss_in_blocks(numbers, levels, y, weights, n_known)))
-    truth = np.zeros((len(y), n_known))
-    truth[np.arange(len(y)), y] = 1.0
+    one_hot = np.zeros((len(y), n_known))
+    one_hot[np.arange(len(y)), y] = 1.0
     n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
     levels_t = levels.T.tocsr()
 
@@ -247,14 +224,14 @@ def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logis
         coef = flat.reshape(n_rows + 1, n_known)  # the last row is the intercept, not penalised
         z = numbers @ coef[:n_numbers] + levels @ coef[n_numbers:n_rows] + coef[-1]
         log_p = log_softmax(z, axis=1)
-        error = (np.exp(log_p) - truth) * weights[:, None]
+        error = (np.exp(log_p) - one_hot) * weights[:, None]
         penalised = coef[:-1]
         gradient = np.vstack(
             [numbers.T @ error, levels_t @ error, error.sum(axis=0, keepdims=True)]
         )
         gradient[:-1] += LOGISTIC_L2 * penalised
         value = (
-            LOGISTIC_L2 / 2 * (penalised**2).sum() - (weights * (log_p * truth).sum(axis=1)).sum()
+            LOGISTIC_L2 / 2 * (penalised**2).sum() - (weights * (log_p * one_hot).sum(axis=1)).sum()
         )
         return value / len(y), gradient.ravel() / len(y)
 
@@ -262,7 +239,7 @@ def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logis
 
 
 class _Loss(NamedTuple):
-    """The loss and its gradient at flat coefficients, and the shape that these have."""
+    """The loss and its gradient at flat coefficients, and the shape of the coefficients."""
 
     at: Callable[[Float], tuple[float, Float]]
     shape: tuple[int, int]
@@ -281,7 +258,7 @@ def _minimised(loss: _Loss) -> Float:
 
 
 def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known: int) -> _Loss:
-    """The same loss, some records at a time: with a thousand classes a quarter of the time and of the memory."""
+    """The same loss in blocks of records: with a thousand classes a quarter of the time and memory."""
     n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
     step = max(1, BLOCK_PROBABILITIES // n_known)
     blocks = [
@@ -291,22 +268,22 @@ def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known
 
     def loss(flat: Float) -> tuple[float, Float]:
         coef = flat.reshape(n_rows + 1, n_known)
-        gradient, likely = np.zeros_like(coef), 0.0
-        for some, of_levels, truth, weight in blocks:
-            z = some @ coef[:n_numbers] + of_levels @ coef[n_numbers:n_rows] + coef[-1]
+        gradient, log_likelihood = np.zeros_like(coef), 0.0
+        for block_numbers, block_levels, truth, weight in blocks:
+            z = block_numbers @ coef[:n_numbers] + block_levels @ coef[n_numbers:n_rows] + coef[-1]
             z -= z.max(axis=1, keepdims=True)
-            place = np.arange(len(truth)), truth
-            of_truth = z[place]
+            true_class = np.arange(len(truth)), truth
+            z_true = z[true_class]
             np.exp(z, out=z)
             total = z.sum(axis=1)
-            likely += float((weight * (of_truth - np.log(total))).sum())
+            log_likelihood += float((weight * (z_true - np.log(total))).sum())
             z *= (weight / total)[:, None]
-            z[place] -= weight
-            gradient[:n_numbers] += some.T @ z
-            gradient[n_numbers:n_rows] += of_levels.T @ z
+            z[true_class] -= weight
+            gradient[:n_numbers] += block_numbers.T @ z
+            gradient[n_numbers:n_rows] += block_levels.T @ z
             gradient[-1] += z.sum(axis=0)
         gradient[:-1] += LOGISTIC_L2 * coef[:-1]
-        value = LOGISTIC_L2 / 2 * (coef[:-1] ** 2).sum() - likely
+        value = LOGISTIC_L2 / 2 * (coef[:-1] ** 2).sum() - log_likelihood
         return value / len(y), gradient.ravel() / len(y)
 
     return _Loss(loss, (n_rows + 1, n_known))
@@ -326,13 +303,13 @@ class _Logistic:
 
 
 def _squarable(values: Float) -> Float:
-    """Return numbers whose squares can be added up; larger ones become the largest of these."""
+    """Clip numbers so that sums of their squares stay finite."""
     return np.clip(values, -LARGEST, LARGEST)
 
 
 @dataclass(frozen=True)
 class _Design:
-    """Turns columns into what a linear model reads: dense numbers and sparse one-hot levels."""
+    """The design matrix of a linear model: dense numbers and sparse one-hot levels."""
 
     numeric: Int
     category: Int
@@ -345,14 +322,12 @@ class _Design:
 
     @classmethod
     def of(cls, X: Float, weights: Float, columns: _Columns) -> _Design:
-        numeric, category = (
-            np.flatnonzero(~columns.is_category),
-            np.flatnonzero(columns.is_category),
-        )
+        numeric = np.flatnonzero(~columns.is_category)
+        category = np.flatnonzero(columns.is_category)
         values = _squarable(X[:, numeric])
         median = np.nanmedian(values, axis=0) if len(numeric) else np.zeros(0)
         filled = np.where(np.isnan(values), median, values)
-        # Weighted, so that copies and weights of a record stand for the same thing.
+        # Weighted, so that two copies of a record equal one of weight 2.
         mean = np.average(filled, axis=0, weights=weights)
         scale = np.sqrt(np.average((filled - mean) ** 2, axis=0, weights=weights))
         level_column, n = [], 0
@@ -378,9 +353,9 @@ class _Design:
             codes = np.where(np.isnan(X[:, j]), -1, X[:, j]).astype(np.int64)
             known = (codes >= 0) & (codes < len(lookup))
             place = np.where(known, lookup[np.where(known, codes, 0)], -1)
-            seen = np.flatnonzero(place >= 0)
-            rows.append(seen)
-            places.append(place[seen])
+            occurring = np.flatnonzero(place >= 0)
+            rows.append(occurring)
+            places.append(place[occurring])
         row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         place = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
         shape = (len(X), self.n_level_columns)

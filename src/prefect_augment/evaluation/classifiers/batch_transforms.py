@@ -1,7 +1,7 @@
 """Classic augmentation of a whole batch on the fly: one affine resampling, brightness and contrast.
 
-The ranges are those of the written policy (:mod:`prefect_augment.augmentation.image_policy`), which goes
-image by image; here a batch of small images costs less than one convolution. Needs torch.
+The ranges are those of the written policy (:mod:`prefect_augment.augmentation.image_policy`), which
+goes image by image; here a batch of small images costs less than one convolution. Needs torch.
 """
 
 from __future__ import annotations
@@ -18,29 +18,19 @@ __all__ = ["ClassicRanges", "classic_batch"]
 
 @dataclass(frozen=True)
 class ClassicRanges:
-    """How far one image is changed; every amount is drawn uniformly from its range.
+    """How far an image may be changed; every amount is drawn uniformly.
 
-    Attributes
-    ----------
-    rotate_degrees : float
-        Either way.
-    scale_range : tuple of float
-        Smallest and largest zoom.
-    shift : float
-        Share of the width and of the height, either way.
-    brightness, contrast : float
-        Share of the full range that is added; share by which differences from the image's mean
-        grow or shrink. There are no flips: a digit or a shoe may not survive them.
+    No flips: not every label survives them.
     """
 
-    rotate_degrees: float = 10.0
+    rotate_degrees: float = 10.0  # either way
     scale_range: tuple[float, float] = (0.9, 1.1)
-    shift: float = 0.07
-    brightness: float = 0.1
-    contrast: float = 0.1
+    shift: float = 0.07  # share of the width and of the height, either way
+    brightness: float = 0.1  # share of the full range
+    contrast: float = 0.1  # change of differences from the image's mean
 
     def stronger(self, times: float) -> ClassicRanges:
-        """Return ranges that are ``times`` as wide."""
+        """Ranges that are ``times`` as wide."""
         low, high = self.scale_range
         return ClassicRanges(
             rotate_degrees=times * self.rotate_degrees,
@@ -52,21 +42,10 @@ class ClassicRanges:
 
 
 def classic_batch(x: Tensor, rng: torch.Generator, *, prob: float, ranges: ClassicRanges) -> Tensor:
-    """Return the batch with each image changed with probability ``prob``.
+    """A copy of the batch (n, channels, height, width) in [0, 1], each image changed with probability ``prob``.
 
-    Parameters
-    ----------
-    x : Tensor of float32, shape (n, channels, height, width)
-        In [0, 1]; not changed itself.
-    rng : torch.Generator
-        Of the device that ``x`` is on; gives the same amounts whatever ``prob`` is.
-    prob : float in [0, 1]
-    ranges : ClassicRanges
-
-    Returns
-    -------
-    Tensor of float32, shape (n, channels, height, width)
-        In [0, 1]. What a shift uncovers is filled by reflection.
+    The random amounts do not depend on ``prob``. Areas that a shift uncovers are filled by
+    reflection.
     """
     draws = torch.rand((7, len(x)), generator=rng, device=x.device)
     rows = torch.nonzero(draws[0] < prob)[:, 0]
@@ -82,9 +61,9 @@ def classic_batch(x: Tensor, rng: torch.Generator, *, prob: float, ranges: Class
         2 * ranges.shift * _both_ways(down),
         aspect=x.shape[3] / x.shape[2],
     )
-    part = x[rows]
-    grid = functional.affine_grid(theta, list(part.shape), align_corners=False)
-    moved = functional.grid_sample(part, grid, padding_mode="reflection", align_corners=False)
+    chosen = x[rows]
+    grid = functional.affine_grid(theta, list(chosen.shape), align_corners=False)
+    moved = functional.grid_sample(chosen, grid, padding_mode="reflection", align_corners=False)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
     moved = (moved - mean) * (1 + ranges.contrast * _both_ways(gain)).view(-1, 1, 1, 1) + mean
     moved = moved + (ranges.brightness * _both_ways(offset)).view(-1, 1, 1, 1)
@@ -101,7 +80,7 @@ def _both_ways(uniform: Tensor) -> Tensor:
 def _inverse_affine(
     angle: Tensor, zoom: Tensor, right: Tensor, down: Tensor, *, aspect: float
 ) -> Tensor:
-    """Where each output pixel is taken from, shape (n, 2, 3); ``aspect`` is width over height."""
+    """Source position of each output pixel, shape (n, 2, 3); ``aspect`` is width over height."""
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     # Normalised coordinates of an oblong image are stretched; a rotation must not be.
     across = torch.stack([cos, -sin / aspect, right], dim=1)

@@ -1,10 +1,9 @@
-"""The classifier that judges a strategy of images: a small convolutional network.
+"""The classifier of images that every strategy trains: a small convolutional network.
 
-Every strategy trains it with the same number of steps, batch size and learning rate, from the same
-initial weights and, under one seed, with the same random numbers; strategies differ in what is drawn how
-often, in the loss and in classic augmentation alone. A fit uses one thread unless told otherwise,
-so that its outcome does not depend on the machine's thread count and two strategies can be judged beside
-one another. Needs torch.
+Steps, batch size, learning rate, initial weights and, under one seed, random numbers are the same
+for all strategies; they differ in how often records are drawn, in the loss and in classic
+augmentation. Training uses one thread, so that results do not depend on the machine's thread count
+and two strategies can train side by side. Needs torch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.loop import train
@@ -32,7 +32,6 @@ __all__ = [
     "BATCH_SIZE",
     "ConvNet",
     "ImageClassifier",
-    "balanced_draws",
     "balanced_softmax_loss",
     "fit_image_classifier",
     "one_torch_thread",
@@ -57,79 +56,36 @@ PREDICT_BATCH = 512
 
 
 def fit_image_classifier(
-    images: Images,
-    y: Int,
+    images: Images,  # (n, height, width, channels)
+    y: Int,  # (n,) class codes; classes may be absent
     *,
     n_classes: int,
-    steps: int,
-    seed: int,
-    weights: Float | None = None,
+    steps: int,  # see prefect_augment.plan.estimate.classifier_steps
+    seed: int,  # of the initial weights, the draws and the augmentation
+    weights: Float | None = None,  # (n,) how often each record is drawn, in proportion
     loss: Loss = "ce",
-    prior: Float | None = None,
+    prior: Float | None = None,  # (n_classes,), in proportion; by default the shares of the draws
     augment_prob: float = 0.0,
     ranges: ClassicRanges | None = None,
     change: Change | None = None,
-    synthetic: Bool | None = None,
+    synthetic: Bool | None = None,  # (n,)
     real_only_finish: float = 1.0,
     batch_size: int = BATCH_SIZE,
-    width: float = 1.0,
+    width: float = 1.0,  # times the channels; at most half with fewer than 2,000 records
     device: str = "cpu",
 ) -> ImageClassifier:
-    """Train a convolutional classifier on drawn batches of images.
+    """Train a convolutional classifier on batches that are drawn with replacement.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_records, height, width, channels)
-    y : ndarray of int64, shape (n_records,)
-        Class codes; classes may be absent.
-    n_classes : int
-        Width of the probabilities.
-    steps : int
-        Optimiser steps; :func:`~prefect_augment.plan.estimate.classifier_steps` has the rule.
-    seed : int
-        Of the initial weights, the draws and the augmentation: same seed, same estimator.
-    weights : ndarray of float64, shape (n_records,), optional
-        How often each record is drawn, in proportion; equally often by default.
-    loss : {"ce", "balanced_softmax"}
-        Cross-entropy, or cross-entropy with the log prior added to the logits in training.
-    prior : ndarray of float64, shape (n_classes,), optional
-        For the balanced softmax, in proportion; the classes' shares of the draws by default.
-    augment_prob : float in [0, 1]
-        Probability that a drawn image is changed by classic augmentation.
-    ranges : ClassicRanges, optional
-        How far.
-    change : callable, optional
-        Changes images under one seed each, instead: (images, seeds) to images of the same shape.
-    synthetic : ndarray of bool, shape (n_records,), optional
-        Records that are no longer drawn after the share ``real_only_finish`` of the steps; each
-        class keeps its share of the draws, and one without real records its synthetic ones.
-    real_only_finish : float in [0, 1]
-        1 draws all records to the end.
-    batch_size : int
-    width : float
-        Times the network's channels; no more than a half of them for fewer than 2,000 records.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
-
-    Returns
-    -------
-    ImageClassifier
-
-    Raises
-    ------
-    EmptyClassError
-        If no record has a positive weight.
-    ParameterError
-        If the weights are negative or not finite, or the loss is unknown.
-
-    References
-    ----------
-    Ren et al. 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", equation 3. The
-    real-only finish: research on images of this project, section 9.
+    ``balanced_softmax`` adds the log prior to the logits in training (Ren et al. 2020, "Balanced
+    Meta-Softmax for Long-Tailed Visual Recognition", equation 3). ``change`` maps (images, seeds)
+    to images and replaces classic augmentation. ``synthetic`` records are not drawn after the share
+    ``real_only_finish`` of the steps; each class keeps its share of the draws, and one without real
+    records its synthetic ones. EmptyClassError if no record has a positive weight; ParameterError
+    if weights are negative or not finite, or the loss is unknown.
     """
     if loss not in ("ce", "balanced_softmax"):
         raise ParameterError(f"loss {loss!r} is unknown; choose 'ce' or 'balanced_softmax'.")
-    weights = _checked(weights, len(y))
+    weights = checked_weights(weights, len(y))
     where = choose_device(device, threads=1)
     scale = _value_scale(images)
     if (weights > 0).sum() < NARROW_BELOW:
@@ -156,46 +112,22 @@ def fit_image_classifier(
     return ImageClassifier(phase.network, seen, scale, where)
 
 
-def balanced_draws(y: Int) -> Float:
-    """Draw weight of each record with which every class that occurs is drawn equally often; mean 1."""
-    counts = np.bincount(y)
-    return len(y) / (np.count_nonzero(counts) * counts[y])
-
-
 def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tensor:
-    """Mean cross-entropy of softmax(logits + log prior).
+    """Mean cross-entropy of softmax(logits + log prior), logits of shape (n, n_classes).
 
-    Parameters
-    ----------
-    logits : Tensor of float32, shape (n, n_classes)
-    y : Tensor of int64, shape (n,)
-    log_prior : Tensor of float32, shape (n_classes,)
-        Minus infinity for a class without records, which then takes no part.
-
-    References
-    ----------
-    Ren et al. 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", equation 3.
+    The log prior is minus infinity for a class without records. Ren et al. 2020, "Balanced
+    Meta-Softmax for Long-Tailed Visual Recognition", equation 3.
     """
     return functional.cross_entropy(logits + log_prior, y)
 
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A trained classifier of images.
-
-    Attributes
-    ----------
-    network : ConvNet
-    seen : ndarray of bool, shape (n_classes,)
-        Classes that it was trained on.
-    scale : tuple of float
-        Mean and standard deviation of the training images' values, in [0, 1].
-    device : Device
-    """
+    """A trained classifier of images."""
 
     network: ConvNet
-    seen: Bool
-    scale: tuple[float, float]
+    seen: Bool  # (n_classes,) classes that it was trained on
+    scale: tuple[float, float]  # mean and standard deviation of the training values, in [0, 1]
     device: Device
 
     def predict_proba(self, images: Images, /) -> Float:
@@ -205,31 +137,25 @@ class ImageClassifier:
         logits = self.features(images).astype(np.float64) @ weight.T + bias
         logits[:, ~self.seen] = -np.inf
         odds = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        found: Float = odds / odds.sum(axis=1, keepdims=True)
-        return found
+        proba: Float = odds / odds.sum(axis=1, keepdims=True)
+        return proba
 
     def features(self, images: Images, /) -> NDArray[np.float32]:
         """Penultimate layer, float32 of shape (n, n_features)."""
-        found = [np.zeros((0, self.network.n_features), dtype=np.float32)]
+        features = [np.zeros((0, self.network.n_features), dtype=np.float32)]
         # Without autocast: bfloat16's three digits would blur the distance of a near copy.
         with one_torch_thread(), torch.inference_mode():
             for start in range(0, len(images), PREDICT_BATCH):
-                part = torch.from_numpy(images[start : start + PREDICT_BATCH])
-                x = _scaled(_to_batch(part.to(self.device.torch)), self.scale)
-                found.append(self.network.body(x).float().cpu().numpy())
-        return np.concatenate(found)
+                batch = torch.from_numpy(images[start : start + PREDICT_BATCH])
+                x = _scaled(_to_batch(batch.to(self.device.torch)), self.scale)
+                features.append(self.network.body(x).float().cpu().numpy())
+        return np.concatenate(features)
 
 
 class ConvNet(nn.Module):
     """Four 3x3 convolutions with batch norm and ReLU, global average pooling, a linear layer.
 
-    Parameters
-    ----------
-    n_channels, n_classes : int
-    side : int
-        Shorter side of the images; the first convolutions halve it until about 7 are left.
-    width : float
-        Times the channels.
+    The first convolutions halve the shorter ``side`` until about 7 pixels are left.
     """
 
     def __init__(self, n_channels: int, n_classes: int, *, side: int, width: float) -> None:
@@ -255,18 +181,15 @@ class ConvNet(nn.Module):
         return logits
 
 
-# --- training ---------------------------------------------------------------------------------
-
-
 @dataclass
 class _Classifying:
-    """The phase that the shared loop trains."""
+    """The training phase that the shared loop runs."""
 
     network: nn.Module
     images: Tensor  # uint8, (n_records, height, width, channels), on the device
     y: Tensor
     scale: tuple[float, float]
-    draws: tuple[Tensor, Tensor]  # cumulated draw probabilities: of all records, of the real ones
+    draws: tuple[Tensor, Tensor]  # cumulative draw probabilities: of all records, of real ones
     last_synthetic_step: int
     log_prior: Tensor | None
     augment_prob: float
@@ -284,7 +207,7 @@ class _Classifying:
 
     def lr_factor(self, step: int, n_steps: int) -> float:
         """One cycle: half a cosine up, half a cosine down to almost nothing (torch's OneCycleLR)."""
-        # The loop opens every step by asking this, and tells its number nowhere else.
+        # The loop starts every step with this call, and passes the step's number nowhere else.
         self.step = step
         n_up = max(1.0, WARM_UP * n_steps)
         if step < n_up:
@@ -293,11 +216,11 @@ class _Classifying:
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw records with replacement, and change some of them."""
-        cumulated = self.draws[self.step >= self.last_synthetic_step]
+        cumulative = self.draws[self.step >= self.last_synthetic_step]
         uniform = torch.rand(
-            self.batch_size, generator=rng, device=cumulated.device, dtype=torch.float64
+            self.batch_size, generator=rng, device=cumulative.device, dtype=torch.float64
         )
-        rows = torch.searchsorted(cumulated, uniform, right=True)
+        rows = torch.searchsorted(cumulative, uniform, right=True)
         images = self.images[rows]
         if self.augment_prob > 0 and self.change is not None:
             images = _changed(images, rng, self.change, self.augment_prob)
@@ -315,14 +238,14 @@ class _Classifying:
 
 
 def _changed(images: Tensor, rng: torch.Generator, change: Change, prob: float) -> Tensor:
-    """Change some of the images, uint8 of (n, height, width, channels), one by one."""
+    """Change some of the images, uint8 of shape (n, height, width, channels), one by one."""
     draws = torch.rand(len(images), generator=rng, device=images.device)
     seeds = torch.randint(2**62, (len(images),), generator=rng, device=images.device)
     rows = torch.nonzero(draws < prob)[:, 0]
-    made = change(images[rows].cpu().numpy(), seeds[rows].cpu().numpy())
-    found = images.clone()
-    found[rows] = torch.from_numpy(made).to(images.device)
-    return found
+    changed = change(images[rows].cpu().numpy(), seeds[rows].cpu().numpy())
+    result = images.clone()
+    result[rows] = torch.from_numpy(changed).to(images.device)
+    return result
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:
@@ -332,7 +255,7 @@ def _half_cosine(start: float, end: float, share: float) -> float:
 def _draws(
     y: Int, weights: Float, synthetic: Bool | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cumulated draw probabilities with synthetic records, and without them."""
+    """Cumulative draw probabilities with synthetic records, and without them."""
     finish = weights
     if synthetic is not None:
         real = np.where(synthetic, 0.0, weights)
@@ -345,26 +268,17 @@ def _draws(
     return all_records, real_only
 
 
-def _checked(weights: Float | None, n: int) -> Float:
-    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ParameterError("weights must be finite and not negative; found others.")
-    if not (weights > 0).any():
-        raise EmptyClassError("no record has a positive weight, so there is nothing to learn from.")
-    return weights
-
-
 def _log_prior(y: Int, weights: Float, prior: Float | None, n_classes: int) -> Tensor:
     shares = np.bincount(y, weights, minlength=n_classes) if prior is None else prior
-    found = np.full(n_classes, -np.inf)
-    np.log(shares / shares.sum(), out=found, where=shares > 0)
-    return torch.from_numpy(found.astype(np.float32))
+    log_prior = np.full(n_classes, -np.inf)
+    np.log(shares / shares.sum(), out=log_prior, where=shares > 0)
+    return torch.from_numpy(log_prior.astype(np.float32))
 
 
 def _make_network(images: Images, n_classes: int, *, width: float, seed: int) -> ConvNet:
-    """The network for these images, with initial weights that the seed alone decides."""
+    """The network for these images; the seed alone decides its initial weights."""
     n_channels = images.shape[3]
-    # Made without values, which would come from torch's global generator.
+    # Created without values, which would come from torch's global generator.
     with torch.device("meta"):
         network = ConvNet(n_channels, n_classes, side=min(images.shape[1:3]), width=width)
     network = network.to_empty(device="cpu")
@@ -398,8 +312,6 @@ def _scaled(x: Tensor, scale: tuple[float, float]) -> Tensor:
     return ((x - scale[0]) / scale[1]).contiguous(memory_format=torch.channels_last)
 
 
-# --- threads ----------------------------------------------------------------------------------
-
 _lock = threading.Lock()
 _users = 0
 _threads_before = 1
@@ -409,8 +321,8 @@ _threads_before = 1
 def one_torch_thread() -> Iterator[None]:
     """Torch uses one thread inside this block; blocks of several threads may overlap.
 
-    Part of the number is the whole process's: the first block in remembers it, the last one out
-    restores it. Otherwise the one that leaves first would lift the limit of the others.
+    The number is partly the process's: the first block in remembers it and the last one out
+    restores it; otherwise the first to leave would lift the limit of the others.
     """
     global _users, _threads_before
     with _lock:

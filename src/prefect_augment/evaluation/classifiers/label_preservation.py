@@ -1,8 +1,8 @@
-"""Does a change of images keep their label? What a classifier of real images says of changed ones.
+"""Whether transforms of images keep their labels, by a probe trained on real images.
 
-A probe learns the real fit images, half of them mildly changed (turned, scaled, shifted, lit), so that
-what is merely unusual does not fool it. Of validation images that it is right about, those are counted that it
-takes for another class once they are changed. Needs torch.
+The probe learns the training images, half of them mildly changed (turned, scaled, shifted, lit), so
+that unusual images alone do not fool it. Of the validation images that it classifies correctly,
+those that it takes for another class after a transform count as flipped. Needs torch.
 """
 
 from __future__ import annotations
@@ -23,34 +23,20 @@ Change = Callable[[Images, Int], Images]  # images and a seed for each
 
 @dataclass(frozen=True)
 class Flips:
-    """Images of one class that a change made another class's, in the probe's eyes.
+    """Images of one class that the probe takes for another class after a transform."""
 
-    Attributes
-    ----------
-    n : int
-        Images of the class that the probe was right about.
-    n_flipped : int
-    to : int
-        The class that most of these became; -1 where none did.
-    """
-
-    n: int
+    n: int  # images of the class that the probe classifies correctly
     n_flipped: int
-    to: int
+    to: int  # the most frequent other class; -1 where there is none
 
     @property
     def rate(self) -> float:
-        """Share of the images, 0 where there is none."""
+        """Share of flipped images, 0 where there is no image."""
         return self.n_flipped / self.n if self.n else 0.0
 
     @property
     def low(self) -> float:
-        """Lower end of the 95 % interval.
-
-        References
-        ----------
-        Clopper & Pearson 1934; one-sided, as it is a rate too high that is looked for.
-        """
+        """Lower end of the 95 % interval, one-sided since only a high rate matters (Clopper & Pearson 1934)."""
         if not self.n_flipped:
             return 0.0
         return float(stats.beta.ppf(0.05, self.n_flipped, self.n - self.n_flipped + 1))
@@ -66,50 +52,37 @@ def label_flips(
     seed: int,
     device: str = "cpu",
 ) -> tuple[float, dict[str, list[Flips]]]:
-    """Return how often each change makes an image another class's.
+    """The probe's accuracy on unchanged validation images, and for each transform the flips per class.
 
-    Parameters
-    ----------
-    training, validation : tuple of ndarray of uint8, shape (n, height, width, channels), and of int64, shape (n,)
-        Images and classes: the probe learns the first, and is asked about the second.
-    changes : mapping of str to callable
-        What is judged, each from images and seeds to images of the same shape.
-    n_classes : int
-    steps : int
-        Of the probe.
-    seed : int
-    device : str
-
-    Returns
-    -------
-    float
-        Share of validation records that the probe is right about, unchanged.
-    dict of str to list of Flips
-        Per change, a :class:`Flips` for each class.
+    ``training`` and ``validation`` are images, uint8 of shape (n, height, width, channels), and
+    classes (n,).
     """
     # Imported here: flows know this module, and have to load without torch.
-    from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
+    from prefect_augment.evaluation.classifiers.base import balanced_weights
+    from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
 
     probe = fit_image_classifier(
         *training,
         n_classes=n_classes,
         steps=steps,
         seed=seed,
-        weights=balanced_draws(training[1]),
+        weights=balanced_weights(training[1]),
         augment_prob=0.5,
         device=device,
     )
     X, y = validation
-    right = probe.predict_proba(X).argmax(axis=1) == y
-    X, y = X[right], y[right]
+    correct = probe.predict_proba(X).argmax(axis=1) == y
+    X, y = X[correct], y[correct]
     seeds = np.random.default_rng(seed).integers(0, 2**62, len(X))
-    found = {}
+    flips = {}
     for name, change in changes.items():
-        said = probe.predict_proba(change(X, seeds)).argmax(axis=1) if len(X) else y
-        found[name] = [_flips(said[y == k], k) for k in range(n_classes)]
-    return float(right.mean()) if len(right) else 0.0, found
+        predicted = probe.predict_proba(change(X, seeds)).argmax(axis=1) if len(X) else y
+        flips[name] = [_flips(predicted[y == k], k) for k in range(n_classes)]
+    return float(correct.mean()) if len(correct) else 0.0, flips
 
 
-def _flips(said: Int, k: int) -> Flips:
-    others = said[said != k]
-    return Flips(len(said), len(others), int(np.bincount(others).argmax()) if len(others) else -1)
+def _flips(predicted: Int, k: int) -> Flips:
+    others = predicted[predicted != k]
+    return Flips(
+        len(predicted), len(others), int(np.bincount(others).argmax()) if len(others) else -1
+    )

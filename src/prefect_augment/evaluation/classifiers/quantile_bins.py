@@ -1,9 +1,8 @@
 """Quantile bins of numeric columns, as gradient boosting makes them, with one sort per column.
 
 HistGradientBoosting bins a column of more than 255 distinct values by weighted percentiles, and
-sorts the column anew for each of the 254 of them: half of a fit's time where SMOTE has made whole
-numbers continuous. Columns that come as the numbers of their bins take its short way, and the trees
-are the same.
+sorts the column anew for each of the 254 thresholds: half of the training time where SMOTE has made
+whole numbers continuous. Columns that arrive as bin numbers skip that, and the trees are the same.
 """
 
 from __future__ import annotations
@@ -25,36 +24,20 @@ MAX_RECORDS = 200_000  # beyond, it bins a random draw of so many, without weigh
 
 @dataclass(frozen=True)
 class Bins:
-    """Columns and the thresholds between their bins.
-
-    Attributes
-    ----------
-    thresholds : dict of int to ndarray of float64
-        Increasing, per column that is binned; a value on a threshold is below it.
-    """
+    """The increasing thresholds of each binned column; a value on a threshold is below it."""
 
     thresholds: dict[int, Float]
 
     @classmethod
     def of(cls, X: Float, weights: Float, is_numeric: Bool) -> Self:
-        """Find the bins of numeric columns with more distinct values than bins.
-
-        Parameters
-        ----------
-        X : ndarray of float64, shape (n_records, n_columns)
-            NaN is null; everything else is finite.
-        weights : ndarray of float64, shape (n_records,)
-            Positive.
-        is_numeric : ndarray of bool, shape (n_columns,)
-            Columns to look at.
-        """
+        """Thresholds of numeric columns that have more distinct values than bins; NaN is null."""
         if not MAX_BINS < len(X) <= MAX_RECORDS:
             return cls({})
-        found = {int(j): _thresholds(X[:, j], weights) for j in np.flatnonzero(is_numeric)}
-        return cls({j: values for j, values in found.items() if values is not None})
+        thresholds = {int(j): _thresholds(X[:, j], weights) for j in np.flatnonzero(is_numeric)}
+        return cls({j: values for j, values in thresholds.items() if values is not None})
 
     def take(self, X: Float) -> Float:
-        """Return the columns, those that are binned as the numbers of their bins; NaN stays."""
+        """The columns, binned ones as bin numbers; NaN stays."""
         if not self.thresholds:
             return X
         X = X.copy()
@@ -64,7 +47,7 @@ class Bins:
 
 
 def _thresholds(column: Float, weights: Float) -> Float | None:
-    """Return weighted percentiles between which there are records; None for few distinct values."""
+    """Weighted percentiles with records between them; None for few distinct values."""
     known = ~np.isnan(column)
     # Both sorts are scikit-learn's: the order of equal values decides the last bit of a sum.
     order = np.argsort(column[known])

@@ -1,10 +1,10 @@
-"""Soft labels: what an ensemble, fitted on real records, says of records that were drawn.
+"""Soft labels: class probabilities of synthetic records by an ensemble fitted on real records.
 
-A record drawn for a class is labelled by the model that drew it, and near the border of two classes
-that label is often wrong. An ensemble of boosting, a forest and logistic regression knows better than
-each of them, and better than the classifier that is trained in the end: given to drawn records as
-shares of the classes, what it knows goes over to that classifier (model compression). The members'
-shares in it are fitted to what they say of records that they have not seen.
+A record drawn for a class carries the label of the model that drew it, which is often wrong near
+the border of two classes. An ensemble of boosting, a forest and logistic regression knows better
+than each of its members and than the final classifier, which learns from it through these labels
+(model compression). The members' shares are fitted to their probabilities of records that they have
+not seen.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from prefect_augment.evaluation.classifiers.base import Classifier, fit_estimato
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.threads import single_threaded
 
-__all__ = ["Teacher", "class_weighted", "fit_teacher", "soft_rows"]
+__all__ = ["Teacher", "class_balanced_weights", "fit_teacher", "soft_label_rows"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-KINDS = ("boosting", "forest", "logistic")
+MEMBERS = ("boosting", "forest", "logistic")
 N_FOLDS = 5
 BOOSTING_ITERATIONS = 60  # an ensemble's member may be coarser than a classifier that stands alone
 LARGEST = 1e30
 FOREST_TREES = 100
 FOREST_LEAF = 3
 MIXING_ROUNDS = 200
-# Shares are whole multiples of this: sums of them are exact, and what is less changes nothing but the
-# number of rows.
+# Shares are whole multiples of this: their sums are exact, and smaller shares only add rows.
 QUANTUM = 1 / 1024
 # Probabilities are raised to this power, and divided by their sum (development seeds 10 to 15).
 SHARPNESS = 1 / 0.7
@@ -42,63 +41,37 @@ SHARPNESS = 1 / 0.7
 
 @dataclass(frozen=True)
 class Teacher:
-    """An ensemble's members, fold by fold, and the share that each kind of member has.
-
-    Attributes
-    ----------
-    folds : tuple of tuple of Classifier
-        Per fold, a member of each kind, fitted on the other folds.
-    shares : ndarray of float64, shape (n_kinds,)
-        Sum to 1.
-    """
+    """An ensemble: per fold one member of each kind, fitted on the other folds, and each kind's share."""
 
     folds: tuple[tuple[Classifier, ...], ...]
-    shares: Float
+    shares: Float  # (n_members,), sums to 1
 
     @property
-    def said(self) -> dict[str, float]:
+    def member_shares(self) -> dict[str, float]:
         """Share of each kind of member, for a report."""
-        return dict(zip(KINDS, map(float, self.shares.round(3)), strict=True))
+        return dict(zip(MEMBERS, map(float, self.shares.round(3)), strict=True))
 
     def predict_proba(self, X: Float) -> Float:
         """Probability of every class, shape (n_records, n_classes): the mean of the folds."""
-        said = [
+        weighted = [
             share * member.predict_proba(X)
             for members in self.folds
             for share, member in zip(self.shares, members, strict=True)
             if share > 0
         ]
-        proba: Float = np.sum(said, axis=0) / len(self.folds)
+        proba: Float = np.sum(weighted, axis=0) / len(self.folds)
         return proba
 
 
 def fit_teacher(
     X: Float, y: Int, *, is_category: Bool, n_levels: Int, n_classes: int, seed: int
 ) -> Teacher:
-    """An ensemble of boosting, a random forest and logistic regression on real records.
+    """An ensemble of boosting, a random forest and logistic regression on real records of at least two classes.
 
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n_records, n_columns)
-        The matrix form: NaN for null, level codes in category columns.
-    y : ndarray of int64, shape (n_records,)
-        Class codes, at least two different ones.
-    is_category : ndarray of bool, shape (n_columns,)
-    n_levels : ndarray of int64, shape (n_columns,)
-    n_classes : int
-        Width of the probabilities.
-    seed : int
-        Of the folds and the members.
-
-    Returns
-    -------
-    Teacher
-
-    References
-    ----------
-    van der Laan, Polley & Hubbard 2007, "Super Learner" (shares that minimise the cross-validated
-    loss); Bucilă, Caruana & Niculescu-Mizil 2006, "Model Compression" (what an ensemble says of made
-    records, as the training data of one model).
+    ``X`` is the matrix form: NaN for null, level codes in category columns. van der Laan, Polley &
+    Hubbard 2007, "Super Learner" (shares that minimise the cross-validated loss); Bucilă, Caruana &
+    Niculescu-Mizil 2006, "Model Compression" (an ensemble's predictions on synthetic records train
+    one model).
     """
     fold = stratified_folds(y, None, N_FOLDS, seed, [f"{i}" for i in range(len(y))])
     columns: dict[str, Any] = {
@@ -107,34 +80,25 @@ def fit_teacher(
         "n_classes": n_classes,
     }
     folds: list[tuple[Classifier, ...]] = []
-    unseen = np.zeros((len(KINDS), len(y)))  # probability of the true class
+    true_proba = np.zeros((len(MEMBERS), len(y)))  # probability of the true class
     for f in range(N_FOLDS):
         # With fewer records than folds, one of them holds none out.
-        training, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        training, held_out = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         members = _members(X[training], y[training], seed=seed + f, **columns)
         folds.append(members)
-        for kind, member in enumerate(members):
-            unseen[kind, held] = member.predict_proba(X[held])[np.arange(len(held)), y[held]]
-    return Teacher(tuple(folds), _mixture(unseen))
+        for m, member in enumerate(members):
+            true_proba[m, held_out] = member.predict_proba(X[held_out])[
+                np.arange(len(held_out)), y[held_out]
+            ]
+    return Teacher(tuple(folds), _mixture(true_proba))
 
 
-def soft_rows(proba: Float, own: Int) -> tuple[Int, Int, Float]:
-    """Every record once for each class that it may be of, with the class's share in it.
+def soft_label_rows(proba: Float, own: Int) -> tuple[Int, Int, Float]:
+    """One row for each record and class that it may belong to: record, class and the class's share.
 
-    Parameters
-    ----------
-    proba : ndarray of float64, shape (n_records, n_classes)
-        What a teacher says of the records; 0 for a class that they may not stand for.
-    own : ndarray of int64, shape (n_records,)
-        The class that each was drawn for: it has a row whatever its share.
-
-    Returns
-    -------
-    rows : ndarray of int64, shape (n_pairs,)
-        Which record, ascending.
-    classes : ndarray of int64, shape (n_pairs,)
-    shares : ndarray of float64, shape (n_pairs,)
-        Sum to about 1 for each record; whole multiples of 1/1024.
+    ``proba`` (n_records, n_classes) comes from a teacher. The class that a record was drawn for
+    (``own``) has a row whatever its share. Records ascend; the shares of each sum to about 1, in
+    multiples of 1/1024.
     """
     drawn = np.arange(len(own))
     sharp = proba**SHARPNESS
@@ -146,30 +110,17 @@ def soft_rows(proba: Float, own: Int) -> tuple[Int, Int, Float]:
     return rows.astype(np.int64), classes.astype(np.int64), shares[rows, classes]
 
 
-def class_weighted(shares: Float, y: Int, *, amount: float) -> Float:
-    """Weights with which the classes come nearer to the largest one.
+def class_balanced_weights(shares: Float, y: Int, *, amount: float) -> Float:
+    """Weights of mean 1 that raise a class of sum n by the factor (n_max / n)^amount, shape (n_rows,).
 
-    Parameters
-    ----------
-    shares : ndarray of float64, shape (n_rows,)
-        What each row counts before.
-    y : ndarray of int64, shape (n_rows,)
-    amount : float in [0, 1]
-        A class of sum n gets n (n_max / n)^amount: 0 leaves the classes as they are, 1 balances them.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows,)
-        Of mean 1.
+    ``shares`` (n_rows,) weigh rows before. Amount 0 leaves the classes as they are, 1 balances
+    them.
     """
     sums = np.bincount(y, weights=shares)
     factor = (sums.max() / np.maximum(sums, np.finfo(np.float64).tiny)) ** amount
     weights = shares * factor[y]
     weighted: Float = weights / weights.mean()
     return weighted
-
-
-# --- the ensemble's parts ---
 
 
 @dataclass(frozen=True)
@@ -197,36 +148,28 @@ class _Forest:
 
 
 def _in_range(X: Float) -> Float:
-    """Return numbers whose sums single precision holds, which a forest computes in."""
+    """Clip numbers so that single precision, which a forest computes in, holds their sums."""
     return np.clip(X, -LARGEST, LARGEST)
 
 
-def _members(
-    X: Float, y: Int, *, is_category: Bool, n_levels: Int, n_classes: int, seed: int
-) -> tuple[Classifier, ...]:
-    columns: dict[str, Any] = {
-        "is_category": is_category,
-        "n_levels": n_levels,
-        "n_classes": n_classes,
-        "seed": seed,
-    }
-    boosting = fit_estimator(
-        "boosting", X, y, weights=None, n_iterations=BOOSTING_ITERATIONS, **columns
-    )
+def _members(X: Float, y: Int, *, seed: int, **columns: Any) -> tuple[Classifier, ...]:
+    """One classifier of each kind in :data:`MEMBERS`."""
+    columns |= {"weights": None, "seed": seed}
+    boosting = fit_estimator("boosting", X, y, n_iterations=BOOSTING_ITERATIONS, **columns)
     with single_threaded():
-        forest = _Forest.of(X, y, n_classes, seed)
-    return boosting, forest, fit_estimator("logistic", X, y, weights=None, **columns)
+        forest = _Forest.of(X, y, columns["n_classes"], seed)
+    return boosting, forest, fit_estimator("logistic", X, y, **columns)
 
 
-def _mixture(unseen: Float) -> Float:
+def _mixture(true_proba: Float) -> Float:
     """Shares that make the true classes most probable, by expectation and maximisation.
 
-    ``unseen`` is the probability that each kind of member gives to the true class, shape
-    (n_kinds, n_records). The loss is convex in the shares, so any start ends at the same place.
+    ``true_proba`` (n_members, n_records) are each member's probabilities of the true class. The
+    loss is convex in the shares, so any start reaches the same optimum.
     """
-    likely = np.maximum(unseen, 1e-6)
-    shares: Float = np.full(len(likely), 1 / len(likely))
+    p = np.maximum(true_proba, 1e-6)
+    shares: Float = np.full(len(p), 1 / len(p))
     for _ in range(MIXING_ROUNDS):
-        part = shares[:, None] * likely
+        part = shares[:, None] * p
         shares = (part / part.sum(axis=0)).mean(axis=1)
     return shares

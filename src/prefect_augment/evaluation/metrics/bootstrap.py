@@ -1,11 +1,7 @@
-"""Intervals for balanced accuracy and for differences between strategies on the same records.
+"""Intervals for balanced accuracy, for differences between strategies, and for other sums over records.
 
-One set of draws serves all strategies, so that a difference is paired by record and by seed. The draws
-have two levels: groups of records (single records where there are no groups), and training seeds.
-
-One set of bootstrap draws for whatever is measured on the same records.
-
-:mod:`.bootstrap` draws recalls; here are plain weights, for other sums over records.
+One set of draws serves all strategies, so differences are paired by record and by seed. Draws have
+two levels: groups of records (single records where there are no groups) and training seeds.
 """
 
 from __future__ import annotations
@@ -41,66 +37,54 @@ CHUNK_BYTES = 32 << 20
 # Agresti & Min 2005: half a record in each cell of the two-by-two table "first strategy right or wrong,
 # second strategy right or wrong", so two records a class in all.
 PRIOR_RECORDS = 2.0
-# Over so many classes the imaginary records' pull is left as it is: it is small beside the spread.
+# Up to this many classes the imaginary records' pull stays: it is small beside the spread.
 FEW_CLASSES = 4
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of every strategy's recall per class; intervals are read off them.
-
-    Attributes
-    ----------
-    strategies : tuple of str
-    classes : ndarray of int64, shape (n_present,)
-        Codes of the judged classes that have records.
-    recall : ndarray of float64, shape (n_strategies, n_present)
-        The plain estimates, mean over seeds.
-    draws : ndarray of float64, shape (n_bootstrap, n_strategies, n_present)
-    n_units : ndarray of int64, shape (n_present,)
-        Records of each class, or groups that hold any.
-    """
+    """Draws of every strategy's recall per class, from which intervals are computed."""
 
     strategies: tuple[str, ...]
-    classes: Int
-    recall: Float
-    draws: Float
-    n_units: Int
+    classes: Int  # (n_present,) codes of the compared classes that have records
+    recall: Float  # (n_strategies, n_present) plain estimates, mean over seeds
+    draws: Float  # (n_bootstrap, n_strategies, n_present)
+    n_units: Int  # (n_present,) records of each class, or groups that hold any
 
     def balanced_accuracy(self, strategy: str) -> Interval:
         """Mean recall of a strategy with its 95 % interval."""
         a = self.strategies.index(strategy)
         estimate, draws = self.recall[a].mean(), self.draws[:, a].mean(axis=1)
-        return _interval(estimate, self._centred(estimate, draws))
+        return percentiles(estimate, self._centred(estimate, draws))
 
     def difference(self, strategy: str, against: str) -> Interval:
-        """Balanced accuracy of ``strategy`` less that of ``against``, paired by record and seed."""
+        """Balanced accuracy of ``strategy`` minus that of ``against``, paired by record and seed."""
         a, b = self.strategies.index(strategy), self.strategies.index(against)
         estimate = (self.recall[a] - self.recall[b]).mean()
         draws = (self.draws[:, a] - self.draws[:, b]).mean(axis=1)
-        return _interval(estimate, self._centred(estimate, draws))
+        return percentiles(estimate, self._centred(estimate, draws))
 
     def _centred(self, estimate: float, draws: Float) -> Float:
-        """Take the imaginary records' pull off a mean over many classes, but for a few classes' part.
+        """Remove the imaginary records' pull from a mean over many classes, but for a few classes' part.
 
-        They pull every class towards no difference. Of few classes that is caution; in a mean over many
-        the pull stays as it is while the spread shrinks, and with some tens of small classes the interval
-        would miss the truth. The spread that they add is kept.
+        They pull every class towards no difference. For few classes that is cautious. In a mean
+        over many the pull stays while the spread shrinks, and with some tens of small classes the
+        interval would miss the truth. The spread that they add is kept.
         """
         pull = float(draws.mean()) - estimate
         return draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull
 
     def worst_recall_difference(self, strategy: str, against: str) -> Interval:
-        """Lowest recall over the classes of ``strategy`` less that of ``against``."""
+        """Lowest recall over the classes of ``strategy`` minus that of ``against``."""
         a, b = self.strategies.index(strategy), self.strategies.index(against)
         estimate = self.recall[a].min() - self.recall[b].min()
-        return _interval(estimate, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
+        return percentiles(estimate, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
 
     def class_recall(self, strategy: str) -> dict[int, Interval]:
         """Recall of each class code with its own 95 % interval, not corrected for their number."""
         a = self.strategies.index(strategy)
         return {
-            int(k): _interval(self.recall[a, j], self.draws[:, a, j])
+            int(k): percentiles(self.recall[a, j], self.draws[:, a, j])
             for j, k in enumerate(self.classes)
         }
 
@@ -114,39 +98,26 @@ class Bootstrap:
 
 
 def simultaneous(
-    estimate: Float, draws: Float, n_units: Int, level: float = 0.95
+    estimate: Float,  # (n,)
+    draws: Float,  # (n_draws, n)
+    n_units: Int,  # (n,) records, or groups of them, behind each estimate
+    level: float = 0.95,
 ) -> list[Interval]:
-    """Intervals that hold all together: none of them misses in 95 % of repetitions.
+    """Intervals of differences that all hold together at ``level`` (max-T; Westfall & Young 1993, section 2.6).
 
     Each is as many standard deviations of its draws wide as the largest of all deviations stays
-    within in 95 % of the draws (max-T), and as Student's t asks for with so few units. Quantiles at a
-    level divided by the number of classes would lie beyond the draws there are: of 60 classes with 30
-    records each, two equal strategies differ in one by them in about 40 % of repetitions, by these in 2 %.
-
-    Parameters
-    ----------
-    estimate : ndarray of float64, shape (n,)
-    draws : ndarray of float64, shape (n_draws, n)
-    n_units : ndarray of int64, shape (n,)
-        Records, or groups of them, that each rests on.
-    level : float
-
-    Returns
-    -------
-    list of Interval, length n
-        Each holds its estimate, and none goes beyond 1: these are differences of shares.
-
-    References
-    ----------
-    Westfall & Young 1993, "Resampling-Based Multiple Testing", section 2.6 (max-T).
+    within at that level, widened to Student's t for its units. Quantiles at a level divided by the
+    number of classes would lie beyond the draws there are: of 60 classes with 30 records each, two
+    equal strategies differ in one by them in about 40 % of repetitions, by these in 2 %. Each
+    interval holds its estimate and stays within [-1, 1].
     """
     centre, spread = draws.mean(axis=0), draws.std(axis=0)
     deviations = np.abs(draws - centre) / np.where(spread > 0, spread, 1.0)
     widest = float(np.quantile(deviations.max(axis=1), level))
-    # Never wider than Bonferroni: classes in which the strategies agree on every record have draws of the
-    # imaginary ones alone, whose tails are long.
+    # Never wider than Bonferroni: where strategies agree on every record of a class, only the
+    # imaginary records vary, and their tails are long.
     widest = min(widest, float(-ndtri((1 - level) / 2 / len(estimate))))
-    # A deviation that few records tell is often too small: Student's t at the normal's tail.
+    # A deviation estimated from few records is often too small: Student's t at the normal's tail.
     reach = -spread * stdtrit(np.maximum(n_units - 1, 1), ndtr(-widest))
     return [
         Interval(
@@ -159,68 +130,38 @@ def simultaneous(
 
 
 def paired_bootstrap(
-    y: Int,
-    hits: Mapping[str, Float],
+    y: Int,  # (n_records,) class codes
+    hits: Mapping[str, Float],  # by strategy, (n_seeds, n_records)
     *,
-    compared: Bool,
-    groups: Any = None,
+    compared: Bool,  # (n_classes,) classes that count
+    groups: Any = None,  # (n_records,)
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """Bootstrap of the strategies' recalls over groups (or records) and seeds, the same for all strategies.
+    """Bootstrap of all strategies' recalls over groups (or records) and seeds, with the same draws for all.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        True class codes.
-    hits : mapping of str to ndarray of float64, shape (n_seeds, n_records)
-        Per strategy: the share of estimators that were right about a record under a seed, in [0, 1]. All
-        strategies have the same seeds in the same order.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes that count.
-    groups : sequence, length n_records, optional
-        Records with an equal value are drawn together.
-    n_bootstrap : int
-        Number of draws.
-    seed : int
-        Seed of the draws.
+    ``hits`` are the shares of estimators that are right about a record under a seed.
+    EmptyClassError if no record belongs to a compared class; ParameterError if the strategies'
+    shapes differ.
 
-    Returns
-    -------
-    Bootstrap
-        Draws from which intervals are read.
-
-    Raises
-    ------
-    EmptyClassError
-        If no record belongs to a judged class.
-    ParameterError
-        If the strategies' shapes differ.
-
-    Notes
-    -----
-    Groups get exponential weights (the Bayesian bootstrap) instead of whole counts: no class can
-    vanish from a draw, however few groups hold it. Records that all strategies and seeds treat alike
-    share one gamma weight, which is the same distribution for much less work. A resampled class of
-    which every record is right has no spread at all, so each class also gets ``PRIOR_RECORDS``
-    (two) imaginary records spread over all ways in which the strategies can be right or wrong: with three
-    records in a class, nothing is shown. Of seeds see :func:`.seed_weights`.
-
-    References
-    ----------
-    Rubin 1981, "The Bayesian Bootstrap"; Agresti & Min 2005, "Simple improved confidence intervals
-    for comparing matched proportions".
+    Groups get exponential weights (the Bayesian bootstrap, Rubin 1981) instead of whole counts, so
+    no class can vanish from a draw. Records with equal hits throughout share one gamma weight: the
+    same distribution for much less work. A class of which every record is right would have no
+    spread at all, so each class also gets ``PRIOR_RECORDS`` (two) imaginary records, spread over
+    all ways in which the strategies can be right or wrong: with three records in a class, nothing
+    is shown (Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
+    proportions"). For seeds see :func:`.seed_weights`.
     """
     strategies = tuple(hits)
     shapes = {hits[strategy].shape for strategy in strategies}
     if len(shapes) != 1 or shapes != {(hits[strategies[0]].shape[0], len(y))}:
         raise ParameterError(
-            f"expected hits of one shape (n_seeds, {len(y)}) for every strategy; found {sorted(shapes)}."
+            f"expected hits of one shape (n_seeds, {len(y)}) for every strategy; got {sorted(shapes)}."
         )
     counted = np.flatnonzero(compared[y])
     if not len(counted):
         raise EmptyClassError(
-            "no record belongs to a judged class, so there is nothing to compare."
+            "no record belongs to a compared class, so there is nothing to compare."
         )
     n_seeds = hits[strategies[0]].shape[0]
     flat = np.concatenate(
@@ -246,9 +187,9 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class _Units:
-    """What is drawn together, and what each unit holds of each class."""
+    """What is drawn together, and the records of each class in it."""
 
-    size: Float  # (n_units,) identical units that this one stands for
+    size: Float  # (n_units,) number of identical units that share a weight
     unit: Int  # (n_entries,) an entry is one unit's records of one class
     klass: Int  # (n_entries,)
     n: Float  # (n_entries,) records
@@ -256,7 +197,7 @@ class _Units:
 
 
 def _units_of_records(y: Int, flat: Float) -> _Units:
-    """Records of one class with the same hits throughout are one unit of their number."""
+    """Records of one class with equal hits throughout are one unit of that size."""
     table = np.column_stack([y, flat])
     order = np.lexsort(table.T)
     table = table[order]
@@ -271,9 +212,9 @@ def _units_of_records(y: Int, flat: Float) -> _Units:
 def _units_of_groups(y: Int, flat: Float, group: Int) -> _Units:
     """Each group is a unit; it may hold several classes."""
     n_classes = int(y.max()) + 1
-    entries, place = np.unique(group * n_classes + y, return_inverse=True)
-    n = np.bincount(place).astype(np.float64)
-    hits: Float = np.stack([np.bincount(place, weights=column) for column in flat.T], axis=1)
+    entries, entry = np.unique(group * n_classes + y, return_inverse=True)
+    n = np.bincount(entry).astype(np.float64)
+    hits: Float = np.stack([np.bincount(entry, weights=column) for column in flat.T], axis=1)
     return _Units(np.ones(int(group.max()) + 1), entries // n_classes, entries % n_classes, n, hits)
 
 
@@ -309,36 +250,13 @@ def _draw_recalls(
     return draws
 
 
-def _interval(estimate: float, draws: Float, level: float = 0.95) -> Interval:
-    """Percentile interval that holds its estimate."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    # The imaginary records pull draws off an estimate at the edge, such as a recall of 1.
-    return Interval(
-        estimate=float(estimate), low=float(min(low, estimate)), high=float(max(high, estimate))
-    )
-
-
-# Single records are drawn in so many random blocks at most: the variance of a mean over records is
-# the same, its estimate has an error of sqrt(2 / 2000) = 3 %, and the work no longer grows with them.
+# Most random blocks that single records are drawn in: the variance of a mean over records stays the
+# same, its estimate has an error of sqrt(2 / 2000) = 3 %, and the work no longer grows with records.
 MAX_UNITS = 2000
 
 
 def units_of(n: int, groups: Any, *, seed: int) -> Int:
-    """Return what each of ``n`` records is drawn with: its group, or a random block.
-
-    Parameters
-    ----------
-    n : int
-    groups : sequence of length n, optional
-        Records with an equal value are drawn together.
-    seed : int
-        Of the blocks.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Numbers from 0 on, without a gap.
-    """
+    """Number of the unit that each of ``n`` records is drawn with: its group, or a random block."""
     if groups is not None:
         return np.asarray(np.unique(np.asarray(groups), return_inverse=True)[1], dtype=np.int64)
     if n <= MAX_UNITS:
@@ -348,24 +266,11 @@ def units_of(n: int, groups: Any, *, seed: int) -> Int:
 
 @dataclass(frozen=True)
 class Draws:
-    """Weights of records and training seeds in each draw (Bayesian bootstrap, two levels).
+    """Weights of records and training seeds in each draw (two-level Bayesian bootstrap)."""
 
-    Attributes
-    ----------
-    unit : ndarray of int64, shape (n_records,)
-    weights : ndarray of float64, shape (n_draws, n_units)
-        Exponential.
-    seeds : ndarray of float64, shape (n_draws, n_seeds)
-        Rows sum to 1; from :func:`seed_weights`.
-
-    References
-    ----------
-    As :func:`.paired_bootstrap`.
-    """
-
-    unit: Int
-    weights: Float
-    seeds: Float
+    unit: Int  # (n_records,)
+    weights: Float  # (n_draws, n_units), exponential
+    seeds: Float  # (n_draws, n_seeds), rows sum to 1; from seed_weights
 
     @classmethod
     def of(cls, n: int, groups: Any, *, n_seeds: int, n_draws: int, seed: int) -> Draws:
@@ -376,7 +281,7 @@ class Draws:
         return cls(unit, weights, seed_weights(n_seeds, n_draws, rng))
 
     def sums(self, values: Float) -> Float:
-        """Return the weighted sum of each column in each draw, shape (n_draws, n_columns)."""
+        """Weighted sum of each column in each draw, shape (n_draws, n_columns)."""
         n_units = self.weights.shape[1]
         per_unit = np.stack(
             [np.bincount(self.unit, weights=column, minlength=n_units) for column in values.T],
@@ -385,24 +290,20 @@ class Draws:
         return np.asarray(self.weights @ per_unit)
 
     def means(self, values: Float) -> Float:
-        """Return the weighted mean of a value in each draw, shape (n_draws,); (n_seeds, n_records) in."""
+        """Weighted mean of a value (n_seeds, n_records) in each draw, shape (n_draws,)."""
         sums = self.sums(np.concatenate([values, np.ones((1, values.shape[1]))]).T)
         means = ((sums[:, :-1] / sums[:, -1:]) * self.seeds).sum(axis=1)
         return np.clip(means, values.min(), values.max())
 
 
 def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
-    """Return the weight of each training seed in each draw, shape (n_draws, n_seeds).
+    """Weight of each training seed in each draw, shape (n_draws, n_seeds); some may be negative.
 
     Seeds are drawn with replacement, one fewer than there are, which makes the spread of their mean
-    unbiased. Two or three seeds say little of that spread, and no draw goes beyond the outermost of
-    them: weights are moved away from even ones by as much as Student's t of the difference of two
-    strategies (2 n - 2 degrees of freedom) is wider than the normal. A weight may be negative then. One seed
-    tells nothing of how much they differ, and has all the weight.
-
-    References
-    ----------
-    Rao & Wu 1988, "Resampling inference with complex survey data" (n - 1 draws).
+    unbiased (Rao & Wu 1988, "Resampling inference with complex survey data"). Two or three seeds
+    say little about that spread, and no draw exceeds the outermost of them. So weights move away
+    from even ones by as much as Student's t of the difference of two strategies (2 n - 2 degrees of
+    freedom) is wider than the normal. A single seed has all the weight.
     """
     if n_seeds == 1:
         return np.ones((n_draws, 1))
@@ -413,8 +314,9 @@ def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
 
 
 def percentiles(estimate: float, draws: Float, *, level: float = 0.95) -> Interval:
-    """Return the percentile interval of draws; it holds the estimate."""
+    """Percentile interval of draws that holds the estimate."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # The imaginary records pull draws off an estimate at the edge, such as a recall of 1.
     return Interval(
         estimate=float(estimate), low=float(min(low, estimate)), high=float(max(high, estimate))
     )

@@ -1,7 +1,6 @@
-"""How a column is distributed in real and in synthetic records of the rare classes, in few numbers.
+"""Histograms of columns in real and synthetic records of the rare classes, for the report.
 
-Histograms over shared bins, for the report's small pictures and for report.json: no record leaves
-this module, only shares per bin or level.
+No record leaves this module, only shares per bin or level.
 """
 
 from __future__ import annotations
@@ -15,15 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = [
-    "ColumnShape",
-    "ShapeSummary",
-    "column_values",
-    "histogram_edges",
-    "is_null",
-    "sorted_numbers",
-    "summarise_shapes",
-]
+__all__ = ["ColumnShape", "ShapeSummary", "column_values", "summarise_shapes"]
 
 MAX_LEVELS = 6  # further levels are summed: six bars stay legible in a small picture
 MAX_BINS = 24
@@ -33,61 +24,37 @@ _LARGEST = 1e150  # beyond it the width of a bin overflows float64
 
 @dataclass(frozen=True)
 class ColumnShape:
-    """Values of one column over the rare classes.
-
-    Parameters
-    ----------
-    kind : {"numeric", "category"}
-    real : ndarray, shape (n_real,)
-        Numbers or datetime64 with NaN or NaT for null, or category values with None for null.
-    synthetic : ndarray, shape (n_synthetic,)
-        The same of the published synthetic records.
-    """
+    """Values of one column over the rare classes; NaN, NaT or None for null."""
 
     kind: Literal["numeric", "category"]
-    real: NDArray[Any]
+    real: NDArray[Any]  # numbers, datetime64 or category values
     synthetic: NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ShapeSummary:
-    """A column's histogram in real and synthetic records.
-
-    ``edges`` are the bin edges of a numeric column (days since 1970 for a date) and empty for a
-    category, whose bars are ``levels``. ``real`` and ``synthetic`` are shares of the records that
-    have a value. ``distance`` is the largest difference between the two cumulative distributions
-    (Kolmogorov-Smirnov) for numbers, the total variation distance for categories; both in [0, 1],
-    None where one side has no value.
-    """
+    """A column's histogram in real and synthetic records."""
 
     column: str
     kind: Literal["numeric", "date", "category"]
-    edges: tuple[float, ...]
-    levels: tuple[str, ...]
-    real: tuple[float, ...]
+    edges: tuple[float, ...]  # of numeric bins, days since 1970 for a date; empty for a category
+    levels: tuple[str, ...]  # of a category
+    real: tuple[float, ...]  # shares of the records that have a value
     synthetic: tuple[float, ...]
     null_real: float
     null_synthetic: float
     n_real: int
     n_synthetic: int
+    # Kolmogorov-Smirnov for numbers, total variation for categories, in [0, 1]; None without values.
     distance: float | None
 
 
 def summarise_shapes(
     shapes: Mapping[str, ColumnShape], *, show_real: bool = True
 ) -> tuple[ShapeSummary, ...]:
-    """Histograms of all columns, the most different first.
+    """Histograms of all columns, by falling distance, then by name.
 
-    Parameters
-    ----------
-    shapes : mapping of column name to ColumnShape
-    show_real : bool
-        False leaves every figure of real records out, bin edges included.
-
-    Returns
-    -------
-    tuple of ShapeSummary
-        By falling distance, then by name; independent of the mapping's order.
+    Without ``show_real`` no figure of real records is in them, bin edges included.
     """
     summaries = [_summary(name, shape, show_real) for name, shape in shapes.items()]
     return tuple(
@@ -106,15 +73,15 @@ def _summary(name: str, shape: ColumnShape, show_real: bool) -> ShapeSummary:
 
 def _numeric(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSummary:
     is_date = real.dtype.kind == "M" or synthetic.dtype.kind == "M"
-    a, b = sorted_numbers(real), sorted_numbers(synthetic)
-    edges = histogram_edges(np.sort(np.concatenate([a, b])))
+    a, b = _sorted_numbers(real), _sorted_numbers(synthetic)
+    edges = _histogram_edges(np.sort(np.concatenate([a, b])))
     return ShapeSummary(
         column=name,
         kind="date" if is_date else "numeric",
         edges=tuple(float(e) for e in edges),
         levels=(),
-        real=_binned(a, edges),
-        synthetic=_binned(b, edges),
+        real=_bin_shares(a, edges),
+        synthetic=_bin_shares(b, edges),
         null_real=_share(len(real) - len(a), len(real)),
         null_synthetic=_share(len(synthetic) - len(b), len(synthetic)),
         n_real=len(real),
@@ -123,8 +90,8 @@ def _numeric(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSum
     )
 
 
-def sorted_numbers(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Finite numbers of ``values``, sorted; dates as days since 1970."""
+def _sorted_numbers(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Finite numbers, sorted; dates as days since 1970."""
     if values.dtype.kind == "M":
         values = values[~np.isnat(values)]
         return np.sort(values.astype("datetime64[s]").astype(np.float64) / 86_400.0)
@@ -132,8 +99,8 @@ def sorted_numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.sort(np.clip(numbers[np.isfinite(numbers)], -_LARGEST, _LARGEST))
 
 
-def histogram_edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Equal bins over the pooled, sorted values; the outer bins also hold the far outliers."""
+def _histogram_edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Edges of equal bins over the pooled, sorted values; the outer bins also hold far outliers."""
     if pooled.size == 0:
         return np.array([0.0, 1.0])
     low, high = _limits(pooled)
@@ -158,7 +125,7 @@ def _limits(pooled: NDArray[np.float64]) -> tuple[float, float]:
     return float(max(pooled[0], first - reach)), float(min(pooled[-1], third + reach))
 
 
-def _binned(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[float, ...]:
+def _bin_shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[float, ...]:
     """Share of ``values`` per bin; all zero where there are none."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
     return tuple(_share(int(n), values.size) for n in counts)
@@ -176,38 +143,38 @@ def _kolmogorov_smirnov(a: NDArray[np.float64], b: NDArray[np.float64]) -> float
 
 def _category(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSummary:
     a, b = _level_shares(real), _level_shares(synthetic)
-    by_size = sorted({*a, *b}, key=lambda v: (-(a.get(v, 0.0) + b.get(v, 0.0)), v))
-    levels, rest = by_size[:MAX_LEVELS], by_size[MAX_LEVELS:]
-    shown_a = [a.get(v, 0.0) for v in levels]
-    shown_b = [b.get(v, 0.0) for v in levels]
+    by_share = sorted({*a, *b}, key=lambda v: (-(a.get(v, 0.0) + b.get(v, 0.0)), v))
+    levels, rest = by_share[:MAX_LEVELS], by_share[MAX_LEVELS:]
+    shares_a = [a.get(v, 0.0) for v in levels]
+    shares_b = [b.get(v, 0.0) for v in levels]
     if rest:
         levels = [*levels, f"{len(rest)} others"]
-        shown_a.append(sum(a.get(v, 0.0) for v in rest))
-        shown_b.append(sum(b.get(v, 0.0) for v in rest))
+        shares_a.append(sum(a.get(v, 0.0) for v in rest))
+        shares_b.append(sum(b.get(v, 0.0) for v in rest))
     both = bool(a) and bool(b)
     return ShapeSummary(
         column=name,
         kind="category",
         edges=(),
         levels=tuple(levels),
-        real=tuple(shown_a),
-        synthetic=tuple(shown_b),
-        null_real=_share(sum(is_null(v) for v in real), len(real)),
-        null_synthetic=_share(sum(is_null(v) for v in synthetic), len(synthetic)),
+        real=tuple(shares_a),
+        synthetic=tuple(shares_b),
+        null_real=_share(sum(_is_null(v) for v in real), len(real)),
+        null_synthetic=_share(sum(_is_null(v) for v in synthetic), len(synthetic)),
         n_real=len(real),
         n_synthetic=len(synthetic),
-        distance=0.5 * sum(abs(a.get(v, 0.0) - b.get(v, 0.0)) for v in by_size) if both else None,
+        distance=0.5 * sum(abs(a.get(v, 0.0) - b.get(v, 0.0)) for v in by_share) if both else None,
     )
 
 
 def _level_shares(values: NDArray[Any]) -> dict[str, float]:
     """Share of each level among the values that are not null, in sorted order."""
-    texts = sorted(str(v) for v in values.tolist() if not is_null(v))
+    texts = sorted(str(v) for v in values.tolist() if not _is_null(v))
     levels, counts = np.unique(np.array(texts, dtype=object), return_counts=True)
     return {str(level): _share(int(n), len(texts)) for level, n in zip(levels, counts, strict=True)}
 
 
-def is_null(value: object) -> bool:
+def _is_null(value: object) -> bool:
     """None, NaN and NaT: the values that differ from themselves."""
     return value is None or value != value
 
@@ -217,7 +184,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def column_values(column: pa.ChunkedArray, kind: str) -> NDArray[np.generic]:
-    """Return a column as numbers, dates or texts, with NaN, NaT or None for null."""
+    """A column as numbers, dates or texts, with NaN, NaT or None for null."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if kind == "category":

@@ -1,8 +1,8 @@
-"""Copies of hold-out records that are corrupted: what a robust classifier should not mind.
+"""Corruptions of hold-out records that a robust classifier should withstand; nothing is trained on them.
 
-Nothing is trained on them. Strengths are fixed, so that runs can be compared: of images those of
-severity 3 of 5 in CIFAR-10-C, the middle of the most used benchmark; of tables such as keep what a
-person would still call the same record.
+Strengths are fixed, so that runs can be compared: for images severity 3 of 5 in CIFAR-10-C, the
+middle of the most used benchmark; for tables changes after which a person would still recognise the
+record.
 """
 
 from __future__ import annotations
@@ -37,45 +37,33 @@ NORMAL_90 = 3.29  # deviations between the 5 % and the 95 % quantile of a normal
 
 @dataclass(frozen=True)
 class Scale:
-    """What has to be known of a table's columns, from training records.
+    """Spread of a table's columns, from training records."""
 
-    Attributes
-    ----------
-    is_category : ndarray of bool, shape (n_columns,)
-    deviation : ndarray of float64, shape (n_columns,)
-        Between the 5 % and the 95 % quantile as if normal, so that no outlier makes it large; 0 for
-        categories and where nothing varies.
-    """
-
-    is_category: Bool
+    is_category: Bool  # (n_columns,)
+    # (n_columns,) from the 5 % to the 95 % quantile as if normal, robust to outliers; 0 for
+    # categories and constant columns
     deviation: Float
 
     @classmethod
     def of(cls, X: Float, is_category: Bool) -> Scale:
-        """Measure the columns of training records."""
-        found = np.zeros(X.shape[1])
+        """The spread of the columns of training records."""
+        deviation = np.zeros(X.shape[1])
         for j in np.flatnonzero(~is_category):
             values = X[np.isfinite(X[:, j]), j]
             if len(values):
                 low, high = np.quantile(values, [0.05, 0.95])
                 # Columns that are mostly one value have no such range.
-                found[j] = (high - low) / NORMAL_90 or float(values.std())
-        return cls(is_category, found)
+                deviation[j] = (high - low) / NORMAL_90 or float(values.std())
+        return cls(is_category, deviation)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way of corrupting records.
-
-    ``apply`` gets records, a random generator and, of tables, the columns' :class:`Scale`.
-    """
+    """One way of corrupting records; ``apply`` takes records, a generator and, for tables, the columns' scale."""
 
     name: str
     strength: str
     apply: Callable[[NDArray[Any], np.random.Generator, Scale | None], NDArray[Any]]
-
-
-# --- tables -----------------------------------------------------------------------------------
 
 
 def _missing(X: Float, rng: np.random.Generator, scale: Scale | None) -> Float:
@@ -113,9 +101,6 @@ TABLE_CORRUPTIONS = (
 )
 
 
-# --- images -----------------------------------------------------------------------------------
-
-
 def _as_bytes(values: NDArray[np.floating[Any]]) -> Images:
     return values.clip(0, 255).round().astype(np.uint8)
 
@@ -134,7 +119,7 @@ def _blur(X: Images, rng: np.random.Generator, scale: Scale | None) -> Images:
 
 
 def _shift(X: Images, rng: np.random.Generator, scale: Scale | None) -> Images:
-    """Each image goes to one of eight sides; what comes in is the edge, drawn out."""
+    """Move each image towards one of eight sides; edge pixels fill the gap."""
     height, width = X.shape[1:3]
     sides = np.array([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b])
     down, across = sides[rng.integers(0, len(sides), len(X))].T

@@ -1,7 +1,7 @@
 """What the hold-out says about the chosen strategy.
 
-The comparison is fixed beforehand: the chosen strategy, the best baseline (a strategy without synthetic
-records) and as is. Everything here reads predictions; nothing trains.
+The comparison is fixed beforehand: the chosen strategy, the best baseline (a strategy without
+synthetic records) and as is. This module reads predictions and trains nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prefect_augment.schema.base import (
     Verdict,
 )
 
-__all__ = ["OnNoGain", "StrategyPredictions", "decide"]
+__all__ = ["OnNoGain", "StrategyPredictions", "decide", "inconclusive"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -35,20 +35,11 @@ OnNoGain = Literal["recipe", "fail", "publish"]
 
 @dataclass(frozen=True)
 class StrategyPredictions:
-    """A strategy's probabilities on the hold-out.
-
-    Attributes
-    ----------
-    strategy : Strategy
-    proba : dict of str to ndarray of float64, shape (n_seeds, n_records, n_classes)
-        Per estimator; the same seeds in the same order for all strategies.
-    multipliers : dict of str to ndarray of float64, shape (n_seeds, n_classes)
-        Per estimator, for strategies with a tuned threshold; ones where an estimator is missing.
-    """
+    """A strategy's probabilities on the hold-out, per estimator."""
 
     strategy: Strategy
-    proba: dict[str, Float]
-    multipliers: dict[str, Float] = field(default_factory=dict)
+    proba: dict[str, Float]  # (n_seeds, n_records, n_classes), the same seeds for all strategies
+    multipliers: dict[str, Float] = field(default_factory=dict)  # (n_seeds, n_classes), if tuned
 
     @property
     def n_seeds(self) -> int:
@@ -57,7 +48,7 @@ class StrategyPredictions:
 
     def hits(self, y: Int) -> Float:
         """Share of estimators that are right, shape (n_seeds, n_records)."""
-        right: Float = np.mean(
+        hits: Float = np.mean(
             [
                 [
                     predict_classes(proba, self._multipliers(name, s)) == y
@@ -67,7 +58,7 @@ class StrategyPredictions:
             ],
             axis=0,
         )
-        return right
+        return hits
 
     def scores(self, y: Int, classes: Sequence[str], compared: Bool) -> dict[str, EstimatorScore]:
         """Per estimator, mean over seeds."""
@@ -92,81 +83,57 @@ class StrategyPredictions:
 
 
 def decide(
-    y: Int,
-    predictions: Mapping[str, StrategyPredictions],
+    y: Int,  # (n_records,)
+    predictions: Mapping[str, StrategyPredictions],  # by strategy name
     *,
     classes: Sequence[str],
-    compared: Bool,
+    compared: Bool,  # (n_classes,); classes without a hold-out record are removed here
     chosen: str,
     baseline: str,
     as_is: str,
-    model: str | None = None,
+    model: str | None = None,  # best strategy with synthetic records: shown, without a vote
     on_no_gain: OnNoGain = "recipe",
     max_recall_loss: float = 0.02,
     n_bootstrap: int = 2000,
     seed: int = 0,
     groups: Any = None,
-    twins: Bool | None = None,
-    not_compared: Mapping[str, str] | None = None,
+    twins: Bool | None = None,  # (n_records,) values that also occur in the training part
+    not_compared: Mapping[str, str] | None = None,  # reason by class
 ) -> Verdict:
     """The verdict of the hold-out on the chosen strategy.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Classes of the hold-out records.
-    predictions : mapping of str to StrategyPredictions
-        By strategy name; at least ``chosen``, ``baseline`` and ``as_is``, which may coincide.
-    classes : sequence of str
-        Class names in code order.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes that may be judged; those without a hold-out record are taken out here.
-    chosen, baseline, as_is : str
-        Strategy names. A chosen strategy with synthetic records is compared with the baseline, a chosen
-        baseline with as is.
-    model : str, optional
-        The best strategy with synthetic records: shown beside the others, whatever is published. It has
-        no part in the decision, unless it is the chosen one.
-    on_no_gain : {"recipe", "fail", "publish"}
-        ``publish`` publishes the chosen strategy whatever the verdict; otherwise a strategy that is not
-        accepted gives way to the best baseline, or to as is where that baseline is shown to be
-        worse. (``fail`` is raised by the caller.)
-    max_recall_loss : float
-        How far the worst class's recall may fall below that of as is.
-    n_bootstrap, seed, groups
-        Of :func:`paired_bootstrap`.
-    twins : ndarray of bool, shape (n_records,), optional
-        Hold-out records whose values also occur in the training part; scores are also given
-        without them.
-    not_compared : mapping of str to str, optional
-        Class to the reason why it is not judged.
+    ``accept`` where the 95 % interval of the difference lies above 0 and the worst recall does not
+    fall by more than ``max_recall_loss``; ``reject`` where the interval lies below 0, or the
+    interval of the worst recall's fall lies beyond that loss; ``inconclusive`` otherwise, and with
+    fewer than two compared classes. A chosen strategy with synthetic records is compared with the
+    baseline, a chosen baseline with as is. Class differences and the decisions on them are
+    corrected for the number of classes (max-T).
 
-    Returns
-    -------
-    Verdict
-        ``accept`` where the 95 % interval of the difference lies above 0 and the worst recall does
-        not fall by more than allowed; ``reject`` where the interval lies below 0, or the interval
-        of the worst recall's fall lies beyond what is allowed; ``inconclusive`` otherwise, and
-        where fewer than two classes can be judged. ``class_differences`` and the decisions made
-        from them are corrected for the number of classes (max-T).
-
-    Raises
-    ------
-    ParameterError
-        If a strategy has no predictions.
+    With ``on_no_gain="publish"`` the chosen strategy is published whatever the verdict. Otherwise a
+    strategy that is not accepted gives way to the best baseline, or to as is where that baseline is
+    worse. (The caller raises for ``fail``.) ParameterError if a strategy has no predictions.
     """
     shown = [] if model is None else [model]
     for name in (chosen, baseline, as_is, *shown):
         if name not in predictions:
             raise ParameterError(
-                f"no hold-out predictions of strategy {name!r}; found those of {sorted(predictions)}."
+                f"no hold-out predictions of strategy {name!r}, only of {sorted(predictions)}."
             )
     n_k = np.bincount(y, minlength=len(classes))
     compared = compared & (n_k > 0)
     why_not = _why_not_compared(classes, compared, n_k, not_compared or {})
     if not compared.any():
-        return _nothing_to_filter(chosen, baseline, on_no_gain, why_not, predictions)
+        return inconclusive(
+            ("The hold-out has no record of any compared class, so it compares no strategy.",),
+            chosen=chosen,
+            baseline=baseline,
+            published=chosen if on_no_gain == "publish" else baseline,
+            not_compared=why_not,
+            n_holdout=len(y),
+            n_seeds=predictions[chosen].n_seeds,
+        )
 
+    # Paired intervals, the same draws for the strategies that take part in the decision.
     names = list(dict.fromkeys([chosen, baseline, as_is]))
     hits = {name: predictions[name].hits(y) for name in names}
     boot = paired_bootstrap(
@@ -174,20 +141,26 @@ def decide(
     )
     boots = dict.fromkeys(names, boot)
     if model is not None and model not in names:
-        # By itself: the draws depend on all strategies in them, and what is only shown must not decide.
+        # On its own: draws depend on all strategies in them, and one that is only shown must not decide.
         hits[model] = predictions[model].hits(y)
         boots[model] = paired_bootstrap(
             y, {name: hits[name] for name in (model, baseline)},
             compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
+
+    # The decision and its consequence.
     has_model = predictions[chosen].strategy.has_model
     against = baseline if has_model else as_is
-    decision, reasons = _ruling(boot, chosen, against, as_is, max_recall_loss, int(compared.sum()))
+    decision, reasons = _decision(
+        boot, chosen, against, as_is, max_recall_loss, int(compared.sum())
+    )
     published, why = _what_to_publish(
         boot, decision, has_model, chosen, baseline, as_is, on_no_gain
     )
     if predictions[chosen].strategy.family == "external":
-        why = _of_given(decision, published)
+        why = _advice_on_external(decision, published)
+
+    # What else the report shows.
     pairs = dict.fromkeys(
         [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
     )
@@ -226,12 +199,12 @@ def decide(
     )
 
 
-def _ruling(
+def _decision(
     boot: Bootstrap, chosen: str, against: str, as_is: str, max_recall_loss: float, n_compared: int
 ) -> tuple[Decision, list[str]]:
-    """Decision on ``chosen`` and the reasons behind it."""
+    """Decision on ``chosen`` and the reasons for it."""
     if n_compared < 2:
-        return "inconclusive", ["Only one class can be judged: its recall alone shows no gain."]
+        return "inconclusive", ["Only one class can be compared: its recall alone shows no gain."]
     if chosen == against:
         return "inconclusive", [
             f"No strategy did better on validation records than {chosen}, so there is no gain to show."
@@ -251,8 +224,8 @@ def _ruling(
         f"The worst class's recall changes by {_points(worst)} against {as_is}; a loss of "
         f"{100 * max_recall_loss:.1f} points is allowed."
     )
-    shown = worst.high < -max_recall_loss
-    return "reject" if shown or side == "reject" else "inconclusive", reasons
+    exceeds = worst.high < -max_recall_loss
+    return "reject" if exceeds or side == "reject" else "inconclusive", reasons
 
 
 def _what_to_publish(
@@ -264,7 +237,6 @@ def _what_to_publish(
     as_is: str,
     on_no_gain: OnNoGain,
 ) -> tuple[str, str]:
-    """Strategy whose recipe is published, and why."""
     if decision == "accept":
         return chosen, f"The recipe of {chosen} is published."
     if on_no_gain == "publish":
@@ -275,61 +247,60 @@ def _what_to_publish(
     is_worse = decision == "reject" and not has_model
     is_worse = is_worse or _side(boot.difference(baseline, as_is)) == "reject"
     strategy = as_is if is_worse else baseline
-    because = f", as {baseline} is shown to be worse" if is_worse else ", the best baseline"
+    detail = f", as {baseline} is shown to be worse" if is_worse else ", the best baseline"
     if on_no_gain == "fail":
-        return strategy, f"on_no_gain is fail; otherwise {strategy}{because}, would be published."
-    return strategy, f"The recipe of {strategy} is published{because}."
+        return strategy, f"on_no_gain is fail; otherwise {strategy}{detail}, would be published."
+    return strategy, f"The recipe of {strategy} is published{detail}."
 
 
-def _of_given(decision: Decision, published: str) -> str:
-    """What to do with records that were given to be judged; nothing of them is published."""
+def _advice_on_external(decision: Decision, published: str) -> str:
+    """What to do with external synthetic records; none of them is published."""
     if decision == "accept":
-        return "So train on the real records together with these."
-    word = "do without them" if decision == "reject" else "nothing speaks for them so far"
-    return f"So {word}: of the other ways {published} is the one to use."
+        return "Train on the real records together with these."
+    advice = "Do without them" if decision == "reject" else "Nothing speaks for them so far"
+    return f"{advice}: of the other strategies use {published}."
 
 
-def _nothing_to_filter(
+def inconclusive(
+    reasons: tuple[str, ...],
+    *,
     chosen: str,
     baseline: str,
-    on_no_gain: OnNoGain,
-    why_not: dict[str, str],
-    predictions: Mapping[str, StrategyPredictions],
+    published: str,
+    not_compared: dict[str, str],
+    n_holdout: int = 0,
+    n_seeds: int = 0,
 ) -> Verdict:
-    """The verdict where the hold-out has no record of any judged class."""
+    """The verdict of a run in which no class can be compared."""
     return Verdict(
         decision="inconclusive",
-        reasons=("No judged class has a record in the hold-out, so no strategy can be compared.",),
+        reasons=reasons,
         chosen=chosen,
         baseline=baseline,
-        published=chosen if on_no_gain == "publish" else baseline,
+        published=published,
         strategies={},
         balanced_accuracy={},
         differences=(),
         minimum_detectable_effect=1.0,
         class_recall={},
         class_decisions={},
-        not_compared=why_not,
-        n_holdout=next(iter(predictions[chosen].proba.values())).shape[1],
-        n_seeds=predictions[chosen].n_seeds,
+        not_compared=not_compared,
+        n_holdout=n_holdout,
+        n_seeds=n_seeds,
     )
 
 
 def _why_not_compared(
-    classes: Sequence[str], compared: Bool, n_k: Int, given: Mapping[str, str]
+    classes: Sequence[str], compared: Bool, n_k: Int, known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Reason for each class that is left out."""
     reasons = {}
     for k in np.flatnonzero(~compared):
-        missing = (
-            "it has no record in the hold-out" if n_k[k] == 0 else "it does not stand in all parts"
-        )
-        reasons[classes[int(k)]] = given.get(classes[int(k)], missing)
+        missing = "it has no record in the hold-out" if n_k[k] == 0 else "it is not in all parts"
+        reasons[classes[int(k)]] = known.get(classes[int(k)], missing)
     return reasons
 
 
 def _side(interval: Interval) -> Decision:
-    """Which side of 0 an interval lies on."""
     if interval.low > 0:
         return "accept"
     return "reject" if interval.high < 0 else "inconclusive"
@@ -340,10 +311,10 @@ def _points(interval: Interval) -> str:
     return f"{e:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
 
 
-def _balanced(y: Int, hits: Float, used: Bool) -> float:
+def _balanced(y: Int, hits: Float, rows: Bool) -> float:
     """Balanced accuracy, mean over estimators and seeds, on some of the records."""
-    y, right = y[used], hits[:, used].mean(axis=0)
-    return float(np.mean([right[y == k].mean() for k in np.unique(y)]))
+    y, hit_rate = y[rows], hits[:, rows].mean(axis=0)
+    return float(np.mean([hit_rate[y == k].mean() for k in np.unique(y)]))
 
 
 def _mean_score(scores: list[EstimatorScore]) -> EstimatorScore:

@@ -1,7 +1,7 @@
-"""What corrupted hold-out records say about the compared strategies.
+"""How the compared strategies do on corrupted hold-out records.
 
-Every condition is asked of the same records with the same bootstrap draws, so that a difference
-between strategies, and how much larger it is than on clean records, have intervals of their own.
+Every condition has the same records and the same bootstrap draws, so that a difference between
+strategies, and its change from clean records, have intervals of their own.
 """
 
 from __future__ import annotations
@@ -31,36 +31,23 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def rows_to_corrupt(y: Int, compared: Bool, *, most: int, seed: int) -> Int:
-    """Return which records are corrupted: those of judged classes, or a sample of them.
+    """Sorted rows of compared classes, at most ``most``: equally many per class, and all of rarer classes.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-    compared : ndarray of bool, shape (n_classes,)
-    most : int
-        Where there are more, classes give equally many and rarer ones all that they have: what
-        balanced accuracy is known best from.
-    seed : int
-        Of the sample.
-
-    Returns
-    -------
-    ndarray of int64
-        Sorted.
+    Balanced accuracy is most precise that way.
     """
     rows = np.flatnonzero(compared[y])
     if len(rows) <= most:
         return rows
     counts = np.bincount(y[rows])
     sizes = np.sort(counts[counts > 0])
-    # The largest n per class with which the classes together have at most so many.
+    # The largest n per class with which the classes together have at most ``most``.
     full = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     room = (most - full) // np.arange(len(sizes), 0, -1)
     per_class = int(room[np.argmax(room <= sizes)])
     order = np.random.default_rng(seed).permutation(rows)
     order = order[np.argsort(y[order], kind="stable")]
-    place = np.arange(len(order)) - np.searchsorted(y[order], y[order])
-    return np.sort(order[place < max(1, per_class)])
+    rank = np.arange(len(order)) - np.searchsorted(y[order], y[order])
+    return np.sort(order[rank < max(1, per_class)])
 
 
 def robustness(
@@ -77,21 +64,11 @@ def robustness(
 ) -> RobustnessResult:
     """Compare strategies under each corruption.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Classes of the records that were corrupted.
-    clean : mapping of strategy to ndarray of float64, shape (n_seeds, n_records)
-        Share of estimators that are right about the records as they are.
-    corrupted : mapping of corruption to mapping like ``clean``
-    corruptions : sequence of Corruption
-        For names and strengths.
-    pairs : sequence of (strategy, against)
-        What is compared; the first is what the verdict is about.
-    judged, groups, n_bootstrap, seed
-        Of :func:`.paired_bootstrap`.
+    ``clean`` maps strategies, and ``corrupted`` corruptions and strategies, to shares of right
+    estimators, shape (n_seeds, n_records). The result's sentence is about the first of ``pairs``
+    (strategy, against). For the other parameters see :func:`.paired_bootstrap`.
     """
-    # Units make the draws of all conditions the same: merged records would not be.
+    # With units all conditions have the same draws; records merged by equal hits would not.
     units = units_of(len(y), groups, seed=seed)
 
     def draw(hits: Mapping[str, Float]) -> Bootstrap:
@@ -100,10 +77,10 @@ def robustness(
         )
 
     base = _Drawn.of(draw(clean))
-    found = {c.name: _Drawn.of(draw(corrupted[c.name])) for c in corruptions}
-    mean = _Drawn.mean(list(found.values()))
+    by_corruption = {c.name: _Drawn.of(draw(corrupted[c.name])) for c in corruptions}
+    mean = _Drawn.mean(list(by_corruption.values()))
     conditions = tuple(
-        found[c.name].result(c.name, c.strength, pairs, base=base) for c in corruptions
+        by_corruption[c.name].result(c.name, c.strength, pairs, base=base) for c in corruptions
     )
     overall = mean.result("mean", "the mean over these conditions", pairs, base=base)
     return RobustnessResult(
@@ -154,11 +131,13 @@ class _Drawn:
     ) -> ConditionRow:
         differences, changes = [], []
         for strategy, against in pairs:
-            gap, drawn = self.difference(strategy, against)
-            differences.append(_named(strategy, against, percentiles(gap, drawn)))
+            gap, draws = self.difference(strategy, against)
+            differences.append(_named(strategy, against, percentiles(gap, draws)))
             if base is not None:
-                was, were = base.difference(strategy, against)
-                changes.append(_named(strategy, against, percentiles(gap - was, drawn - were)))
+                clean_gap, clean_draws = base.difference(strategy, against)
+                changes.append(
+                    _named(strategy, against, percentiles(gap - clean_gap, draws - clean_draws))
+                )
         return ConditionRow(
             name=name,
             strength=strength,
@@ -176,28 +155,27 @@ def _named(strategy: str, against: str, interval: Interval) -> Difference:
 
 
 def _sentence(mean: ConditionRow, conditions: Sequence[ConditionRow], pairs: Pairs) -> str:
-    """Say what the corruptions show about the first pair."""
     if not pairs:
         return (
-            "Only one strategy was compared, so nothing is said of a gain or a loss in robustness."
+            "Only one strategy was compared, so there is no gain or loss in robustness to report."
         )
     gap, change = mean.differences[0], mean.changes[0].interval
     clean = gap.interval.estimate - change.estimate
-    said = (
+    text = (
         f"On corrupted records “{gap.strategy}” differs from “{gap.against}” by "
         f"{_points(gap.interval.estimate)} points on "
         f"average (95 % interval {_points(gap.interval.low)} to {_points(gap.interval.high)}), on clean ones by "
         f"{_points(clean)}: "
     )
     if change.low > 0:
-        said += "a gain in robustness is shown."
+        text += "robustness improves."
     elif change.high < 0:
         still = ", though it stays better" if gap.interval.low > 0 else ""
-        said += f"a loss in robustness is shown{still}."
+        text += f"robustness gets worse{still}."
     else:
-        said += "neither a gain nor a loss in robustness is shown."
-    lost = [c.name for c in conditions if c.differences[0].interval.high < 0]
-    return said + (f" It is shown to be worse under {', '.join(lost)}." if lost else "")
+        text += "no clear change in robustness."
+    worse = [c.name for c in conditions if c.differences[0].interval.high < 0]
+    return text + (f" It is worse under {', '.join(worse)}." if worse else "")
 
 
 def _points(value: float) -> str:

@@ -1,7 +1,7 @@
-"""Scores of predicted probabilities over the classes that are judged.
+"""Scores of predicted probabilities over the compared classes.
 
-Records of a class that is not judged never enter a score; a judged record that is taken for such a
-class counts as wrong. Everything works on class codes ``0 .. n_classes - 1``.
+Records of other classes never enter a score; a compared record that is predicted as another class
+counts as wrong. Class codes are ``0 .. n_classes - 1``.
 """
 
 from __future__ import annotations
@@ -23,20 +23,9 @@ Bool = NDArray[np.bool_]
 
 
 def predict_classes(proba: Float, multipliers: Float | None = None) -> Int:
-    """Most probable class of each record after the class probabilities are multiplied.
+    """Most probable class code of each record after multiplication; the lower code where two tie.
 
-    Parameters
-    ----------
-    proba : ndarray of float64, shape (n_records, n_classes)
-        Class probabilities.
-    multipliers : ndarray of float64, shape (n_classes,) or (n_records, n_classes), optional
-        What each class's probability is multiplied by (a tuned threshold is a multiplier); ones if
-        not given.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_records,)
-        Class codes; the lower code where two classes tie.
+    ``multipliers`` have shape (n_classes,) or (n_records, n_classes).
     """
     weighted = proba if multipliers is None else proba * multipliers
     codes: Int = np.argmax(weighted, axis=1).astype(np.int64)
@@ -44,56 +33,29 @@ def predict_classes(proba: Float, multipliers: Float | None = None) -> Int:
 
 
 def score_predictions(
-    y: Int,
-    proba: Float,
+    y: Int,  # (n_records,)
+    proba: Float,  # (n_records, n_classes), rows sum to 1
     *,
     classes: Sequence[str],
-    compared: Bool,
+    compared: Bool,  # (n_classes,) classes that count
     multipliers: Float | None = None,
 ) -> EstimatorScore:
-    """Balanced accuracy and its companions over the judged classes that occur in ``y``.
+    """Balanced accuracy and other scores over the compared classes that occur in ``y``; all in [0, 1].
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        True class codes.
-    proba : ndarray of float64, shape (n_records, n_classes)
-        Predicted class probabilities, rows summing to 1.
-    classes : sequence of str, length n_classes
-        Class names in code order.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes that count; records of the others are left out.
-    multipliers : ndarray of float64, shape (n_classes,) or (n_records, n_classes), optional
-        Multipliers behind the predicted class. They change decisions (accuracy, F1, recall), not
-        the probabilities that AUPRC and the Brier score look at.
-
-    Returns
-    -------
-    EstimatorScore
-        All values in [0, 1]. ``balanced_accuracy`` is the mean recall; ``macro_f1`` the mean F1, 0
-        for a class never predicted; ``auprc`` the mean average precision of the classes other than
-        the largest (two classes: of the rare one; a single class: 1 by definition); ``brier`` half
-        the mean squared distance between probabilities and truth, which for two classes is Brier's
-        own score; ``worst_class`` the first of the classes with the lowest recall.
-
-    Raises
-    ------
-    ParameterError
-        If the shapes do not fit together.
-    EmptyClassError
-        If no record belongs to a judged class.
-
-    References
-    ----------
-    Brodersen et al. 2010, "The balanced accuracy and its posterior distribution"; Brier 1950,
-    "Verification of forecasts expressed in terms of probability".
+    ``balanced_accuracy`` is the mean recall (Brodersen et al. 2010); ``macro_f1`` the mean F1, 0
+    for a class never predicted; ``auprc`` the mean average precision of the classes other than the
+    largest (1 for a single class); ``brier`` half the mean squared distance between probabilities
+    and truth, which for two classes is Brier's own score (Brier 1950); ``worst_class`` the first
+    class with the lowest recall. ``multipliers`` change decisions (accuracy, F1, recall), not the
+    probabilities behind AUPRC and the Brier score. ParameterError if the shapes do not fit
+    together; EmptyClassError if no record belongs to a compared class.
     """
     _check_shapes(y, proba, classes, compared)
     counted = compared[y]
     if not counted.any():
         raise EmptyClassError(
-            "none of the judged classes has a record here, so there is nothing to score; "
-            "judge classes that occur, or give more hold-out records."
+            "none of the compared classes has a record here, so there is nothing to score; "
+            "compare classes that occur, or add hold-out records."
         )
     y, proba = y[counted], proba[counted]
     if multipliers is not None and multipliers.ndim == 2:
@@ -139,10 +101,10 @@ def _check_shapes(y: Int, proba: Float, classes: Sequence[str], compared: Bool) 
     expected = (len(y), len(classes))
     if proba.shape != expected or compared.shape != expected[1:]:
         raise ParameterError(
-            f"expected proba of shape {expected} and judged of shape {expected[1:]} for "
-            f"{len(y)} records and {len(classes)} classes; found {proba.shape} and {compared.shape}."
+            f"expected proba of shape {expected} and compared of shape {expected[1:]} for "
+            f"{len(y)} records and {len(classes)} classes; got {proba.shape} and {compared.shape}."
         )
     if len(y) and (y.min() < 0 or y.max() >= len(classes)):
         raise ParameterError(
-            f"class codes must lie in 0..{len(classes) - 1}; found {int(y.min())}..{int(y.max())}."
+            f"class codes must lie in 0..{len(classes) - 1}; got {int(y.min())}..{int(y.max())}."
         )

@@ -1,7 +1,4 @@
-"""Which strategy to take to the hold-out, by the scores on validation records.
-
-What the hold-out then says is :func:`~prefect_augment.evaluation.metrics.decision.decide`, offered here too.
-"""
+"""Which strategy the hold-out is to confirm, by the scores on validation records."""
 
 from __future__ import annotations
 
@@ -11,18 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.metrics.decision import OnNoGain, StrategyPredictions, decide
+from prefect_augment.evaluation.metrics.decision import OnNoGain
 from prefect_augment.schema.base import Strategy, StrategyScore
 
-__all__ = [
-    "TIE",
-    "StrategyChoice",
-    "StrategyPredictions",
-    "choose_strategy",
-    "decide",
-    "paired_bootstrap",
-]
+__all__ = ["TIE", "StrategyChoice", "choose_strategy"]
 
 SIMPLEST_FIRST = (
     "as_is",
@@ -41,59 +30,28 @@ TIE = 0.002
 
 @dataclass(frozen=True)
 class StrategyChoice:
-    """What validation says.
-
-    Attributes
-    ----------
-    best : Strategy
-        The strategy to take to the hold-out.
-    baseline : Strategy
-        The best strategy without synthetic records.
-    model : Strategy or None
-        The best strategy with synthetic records, where there is one.
-    mean : dict of str to float
-        Mean score per strategy name, in [0, 1].
-    n_seeds : dict of str to int
-    reason : str
-        The choice in one sentence.
-    """
+    """The choice by validation scores."""
 
     best: Strategy
-    baseline: Strategy
-    model: Strategy | None
-    mean: dict[str, float]
+    baseline: Strategy  # the best one without synthetic records
+    model: Strategy | None  # the best one with synthetic records
+    mean: dict[str, float]  # score by strategy name, in [0, 1]
     n_seeds: dict[str, int]
     reason: str
 
     def to_verify(self, on_no_gain: OnNoGain) -> Strategy:
-        """The strategy that the hold-out is asked about: the one that would be published.
-
-        With ``publish`` that is the model's, whatever validation says of it.
-        """
+        """The strategy that the hold-out is to confirm: with ``publish`` the model's, else the best."""
         return self.model if on_no_gain == "publish" and self.model is not None else self.best
 
 
 def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
-    """The best strategy, the best baseline and the best strategy with a model, by their scores on validation records.
+    """The best strategy, the best baseline and the best strategy with a model, by validation scores.
 
-    Parameters
-    ----------
-    scores : sequence of StrategyScore
-        Any number of seeds per strategy. Where some strategies have more seeds than others (the finalists),
-        only those stand for election, so that no strategy wins by one lucky seed.
-
-    Returns
-    -------
-    StrategyChoice
-        Among strategies that tie with the top, the simplest: as is before threshold, weights,
-        loss, resampling, classic, model, mixture; then the smaller amount. Two strategies tie when their means
-        differ by at most 0.002, one record's worth of score, or one standard error of their
-        difference over common seeds, whichever is largest.
-
-    Raises
-    ------
-    ParameterError
-        If no score is of a strategy without synthetic records.
+    Where some strategies have more seeds than others (the finalists), only those can win, so that
+    none wins by one lucky seed. Among strategies that tie with the top the simplest wins, in the
+    order of ``SIMPLEST_FIRST``, then the smaller amount. Two tie when their means differ by at most
+    0.002, one record's worth of score, or one standard error of their difference over common seeds,
+    whichever is largest. ParameterError without a baseline.
     """
     per_strategy: dict[str, list[StrategyScore]] = {}
     for score in sorted(scores, key=lambda s: (s.strategy.name, s.seed)):
@@ -102,13 +60,13 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
     models = [s for s in per_strategy.values() if s[0].strategy.has_model]
     if not baselines:
         raise ParameterError(
-            "choose_arm found no strategy without synthetic records to compare with; "
+            "no strategy without synthetic records was scored, so there is nothing to compare with; "
             "score at least 'as is'."
         )
     best, baseline = _elect(list(per_strategy.values())), _elect(baselines)
     if not best.has_model:
         # A baseline that ties with a noisy model may not tie with the baselines' own best, and what is
-        # judged has to be what would be published.
+        # confirmed has to be what would be published.
         best = baseline
     model = _elect(models) if models else None
     mean = {name: _mean(s) for name, s in per_strategy.items()}

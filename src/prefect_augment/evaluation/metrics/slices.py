@@ -24,8 +24,8 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-# Of so many records a recall of 80 % has an interval of about 18 points to each side; with fewer a
-# number would say more about chance than about the group.
+# With this many records a recall of 80 % has an interval of about 18 points to each side; with fewer
+# it says more about chance than about the group.
 MIN_SLICE = 20
 MAX_DRAW_BYTES = 128 << 20
 BEFORE, AFTER = "before", "after"
@@ -33,7 +33,7 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class _Cut:
-    """The records by the values of some columns: cell of each record, and each cell's values."""
+    """Records divided by the values of some columns: each record's cell, and each cell's values."""
 
     columns: tuple[str, ...]
     cell: Int
@@ -56,33 +56,16 @@ def slices(
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> SliceResult:
-    """Compare two strategies within each group.
+    """Compare two strategies within each group of records, and within combinations of all ``by`` columns.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Classes of the hold-out records.
-    hits : mapping of strategy to ndarray of float64, shape (n_seeds, n_records)
-        Share of estimators that are right.
-    by : mapping of column to sequence of str, length n_records
-        Groups are the values of each column, and of several columns their combinations too.
-    classes, judged
-        Names in code order, and which count.
-    before, after : str
-        Strategies. Where they are the same one, nothing gains or loses.
-    groups, n_bootstrap, seed
-        Of :func:`.paired_bootstrap`.
-
-    Returns
-    -------
-    SliceResult
-        Differences of slices hold together at 95 %, and so do those of groups: max-T within each table,
-        Bonferroni over the tables.
+    Differences of slices hold together at 95 %, and so do those of groups: max-T within each table,
+    Bonferroni over the tables. ``hits`` are shares of right estimators per strategy, (n_seeds,
+    n_records); for the other parameters see :func:`.paired_bootstrap`.
     """
     cuts = [_cut((name,), by) for name in by]
     if len(by) > 1:
         cuts.append(_cut(tuple(by), by))
-    found = [
+    tables = [
         _compare(
             cut, y, {BEFORE: hits[before], AFTER: hits[after]},
             classes=classes, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
@@ -90,8 +73,8 @@ def slices(
         )
         for cut in cuts
     ]  # fmt: skip
-    every = tuple(s for f in found for s in f.slices)
-    over_groups = tuple(g for f in found for g in f.groups)
+    every = tuple(s for t in tables for s in t.slices)
+    over_groups = tuple(g for t in tables for g in t.groups)
     return SliceResult(
         by=tuple(by),
         before=before,
@@ -100,8 +83,12 @@ def slices(
         n_too_few=sum(s.decision == "too few" for s in every),
         groups=over_groups,
         slices=every,
-        gaps=tuple(g for f in found for g in f.gaps),
-        flags=(*_flags(over_groups), *_flags(every), *(w for f in found for w in _widened(f.gaps))),
+        gaps=tuple(g for t in tables for g in t.gaps),
+        flags=(
+            *_flags(over_groups),
+            *_flags(every),
+            *(w for t in tables for w in _widened(t.gaps)),
+        ),
     )
 
 
@@ -113,7 +100,7 @@ def _cut(columns: tuple[str, ...], by: Mapping[str, Sequence[str]]) -> _Cut:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Table:
     groups: tuple[GroupRow, ...]
     slices: tuple[SliceRow, ...]
     gaps: tuple[Gap, ...]
@@ -130,44 +117,44 @@ def _compare(
     n_bootstrap: int,
     seed: int,
     level: float,
-) -> _Found:
+) -> _Table:
     n_cells = len(cut.values)
     code = y * n_cells + cut.cell
     counts = np.bincount(code, minlength=len(classes) * n_cells)
-    used = (counts >= MIN_SLICE) & np.repeat(compared, n_cells)
-    there = np.flatnonzero((counts > 0) & np.repeat(compared, n_cells))
+    enough = (counts >= MIN_SLICE) & np.repeat(compared, n_cells)
+    occurring = np.flatnonzero((counts > 0) & np.repeat(compared, n_cells))
     in_cell = np.bincount(cut.cell[compared[y]], minlength=n_cells)
-    if not used.any():
-        few = [_few(cut, classes, int(k), int(counts[k])) for k in there]
+    if not enough.any():
+        few = [_few(cut, classes, int(k), int(counts[k])) for k in occurring]
         none = [_no_group(cut, c, int(in_cell[c])) for c in np.flatnonzero(in_cell).tolist()]
-        return _Found(tuple(none), tuple(few), ())
-    n_draws = min(n_bootstrap, max(200, MAX_DRAW_BYTES // (16 * int(used.sum()))))
+        return _Table(tuple(none), tuple(few), ())
+    n_draws = min(n_bootstrap, max(200, MAX_DRAW_BYTES // (16 * int(enough.sum()))))
     boot = paired_bootstrap(
-        code, hits, compared=used, groups=groups, n_bootstrap=n_draws, seed=seed
+        code, hits, compared=enough, groups=groups, n_bootstrap=n_draws, seed=seed
     )
-    gained = simultaneous(
+    differences = simultaneous(
         boot.recall[1] - boot.recall[0],
         boot.draws[:, 1] - boot.draws[:, 0],
         boot.n_units,
         level=level,
     )
-    of_slice = dict(zip(boot.classes.tolist(), gained, strict=True))
+    by_slice = dict(zip(boot.classes.tolist(), differences, strict=True))
     recalls = [boot.class_recall(strategy) for strategy in (BEFORE, AFTER)]
-    made = tuple(
+    rows = tuple(
         SliceRow(
             label=classes[int(k) // n_cells],
             group=cut.group(int(k) % n_cells),
             n_holdout=int(counts[k]),
             before=recalls[0][int(k)],
             after=recalls[1][int(k)],
-            difference=of_slice[int(k)],
-            decision=_shown(of_slice[int(k)]),
+            difference=by_slice[int(k)],
+            decision=_shown(by_slice[int(k)]),
         )
-        if int(k) in of_slice
+        if int(k) in by_slice
         else _few(cut, classes, int(k), int(counts[k]))
-        for k in there
+        for k in occurring
     )
-    return _Found(_groups(cut, boot, in_cell, level), made, _gaps(cut, boot, classes))
+    return _Table(_groups(cut, boot, in_cell, level), rows, _gaps(cut, boot, classes))
 
 
 def _few(cut: _Cut, classes: Sequence[str], code: int, n: int) -> SliceRow:
@@ -186,44 +173,44 @@ def _groups(cut: _Cut, boot: Bootstrap, in_cell: Int, level: float) -> tuple[Gro
     mean = np.stack([boot.recall[:, cells == c].mean(axis=1) for c in known], axis=1)
     draws = np.stack([boot.draws[:, :, cells == c].mean(axis=2) for c in known], axis=2)
     fewest = np.array([boot.n_units[cells == c].min() for c in known])
-    gained = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest, level=level)
-    place = {int(c): j for j, c in enumerate(known)}
+    differences = simultaneous(mean[1] - mean[0], draws[:, 1] - draws[:, 0], fewest, level=level)
+    column = {int(c): j for j, c in enumerate(known)}
     return tuple(
         GroupRow(
             group=cut.group(c),
             n_holdout=int(in_cell[c]),
             n_classes=int((cells == c).sum()),
-            before=percentiles(mean[0, place[c]], draws[:, 0, place[c]]),
-            after=percentiles(mean[1, place[c]], draws[:, 1, place[c]]),
-            difference=gained[place[c]],
-            decision=_shown(gained[place[c]]),
+            before=percentiles(mean[0, column[c]], draws[:, 0, column[c]]),
+            after=percentiles(mean[1, column[c]], draws[:, 1, column[c]]),
+            difference=differences[column[c]],
+            decision=_shown(differences[column[c]]),
         )
-        if c in place
+        if c in column
         else _no_group(cut, c, int(in_cell[c]))
         for c in map(int, np.flatnonzero(in_cell))
     )
 
 
 def _gaps(cut: _Cut, boot: Bootstrap, classes: Sequence[str]) -> tuple[Gap, ...]:
-    """Highest less lowest recall over the groups, per class and over classes."""
+    """Highest minus lowest recall over the groups, per class and over classes."""
     n_cells = len(cut.values)
     cells, labels = boot.classes % n_cells, boot.classes // n_cells
-    found = []
+    gaps = []
     for k in np.unique(labels):
         of_class = labels == k
         if of_class.sum() > 1:
             gap = _gap(classes[int(k)], cut.columns, boot.recall[:, of_class],
                        boot.draws[:, :, of_class])  # fmt: skip
-            found.append(gap)
-    # Groups are compared over the classes that all of them have, or one with easy classes would win.
+            gaps.append(gap)
+    # Only over the classes that all groups have, or a group with easy classes would win.
     common = [k for k in np.unique(labels) if (labels == k).sum() == len(np.unique(cells))]
     if common and len(np.unique(cells)) > 1:
         shared = np.isin(labels, common)
         columns = [shared & (cells == c) for c in np.unique(cells)]
         recall = np.stack([boot.recall[:, c].mean(axis=1) for c in columns], axis=1)
         draws = np.stack([boot.draws[:, :, c].mean(axis=2) for c in columns], axis=2)
-        found.insert(0, _gap("", cut.columns, recall, draws))
-    return tuple(found)
+        gaps.insert(0, _gap("", cut.columns, recall, draws))
+    return tuple(gaps)
 
 
 def _gap(label: str, columns: tuple[str, ...], recall: Float, draws: Float) -> Gap:
@@ -244,29 +231,29 @@ def _shown(difference: Interval) -> Shown:
 
 
 def _widened(gaps: Sequence[Gap]) -> list[str]:
-    """Say where the gap over the classes is shown to be wider than before; one test per table."""
+    """Sentences on gaps over the classes that widen significantly; one test per table."""
     return [
-        f"The gap between groups of {' × '.join(gap.columns)} is shown to widen, by "
+        f"The gap between groups of {' × '.join(gap.columns)} widens by "
         f"{100 * gap.change.estimate:.1f} points (95 % interval {100 * gap.change.low:.1f} to "
-        f"{100 * gap.change.high:.1f}), whoever gains."
+        f"{100 * gap.change.high:.1f})."
         for gap in gaps
         if not gap.label and gap.change.low > 0
     ]
 
 
-def _flags(info: Sequence[SliceRow] | Sequence[GroupRow]) -> list[str]:
-    """Say where, of the same class or over all classes, one group gains and another loses."""
-    found = []
+def _flags(rows: Sequence[SliceRow] | Sequence[GroupRow]) -> list[str]:
+    """Sentences on classes, or all classes together, in which one group gains and another loses."""
+    flags = []
     sides: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
-    for result in info:
-        label = result.label if isinstance(result, SliceRow) else ""
-        where = sides.setdefault((label, tuple(result.group)), {})
-        said = ", ".join(f"{name}={value}" for name, value in result.group.items())
-        where.setdefault(result.decision, []).append(said)
+    for row in rows:
+        label = row.label if isinstance(row, SliceRow) else ""
+        by_decision = sides.setdefault((label, tuple(row.group)), {})
+        group = ", ".join(f"{name}={value}" for name, value in row.group.items())
+        by_decision.setdefault(row.decision, []).append(group)
     for (label, _), side in sides.items():
         if side.get("gains") and side.get("loses"):
             of = f"Class {label}" if label else "Over the classes"
-            found.append(
+            flags.append(
                 f"{of}: {' and '.join(side['gains'])} gains and {' and '.join(side['loses'])} loses."
             )
-    return found
+    return flags

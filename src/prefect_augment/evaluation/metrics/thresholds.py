@@ -1,8 +1,7 @@
-"""Class-probability multipliers that raise balanced accuracy: threshold tuning for any class count.
+"""Class-probability multipliers that raise balanced accuracy: threshold tuning for any number of classes.
 
-With two classes a multiplier is a threshold. The multipliers come from records that the estimator was
-not trained on, and a strategy that uses them is scored on yet other records
-(:func:`cross_fitted_multipliers`).
+With two classes a multiplier is a threshold. Multipliers are tuned on records that the estimator
+was not trained on, and scored on yet other records (:func:`cross_fitted_multipliers`).
 """
 
 from __future__ import annotations
@@ -32,33 +31,14 @@ _EPS = 1e-12
 
 
 def tune_multipliers(y: Int, proba: Float, *, compared: Bool) -> Float:
-    """Multipliers of the class probabilities that raise balanced accuracy on these records.
+    """Multipliers of the class probabilities that raise balanced accuracy on these records, shape (n_classes,).
 
-    The search starts from the best power of the prior correction, then scans one class after the
-    other exactly (every value at which a prediction changes); with two classes that is the scan of
-    all thresholds. Against over-fitting, a scan does not take the best value but, of those whose
-    balanced accuracy is within a quarter of a standard error of the best, the one nearest to where
-    it stood: with few records it hardly moves, with many it finds the optimum.
-
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        True class codes of records that the estimator has not seen.
-    proba : ndarray of float64, shape (n_records, n_classes)
-        Their class probabilities.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes whose recall counts; the multipliers of the others stay 1.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_classes,)
-        Positive; 1 for the largest class. All ones where fewer than two judged classes occur.
-
-    References
-    ----------
-    Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities"
-    (prior correction); Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3
-    (of solutions within a standard error, the more conservative one).
+    The search starts from the best power of the prior correction (Saerens et al. 2002), then scans
+    one class after the other exactly, over every value at which a prediction changes. Against
+    over-fitting, a scan takes, of the values whose balanced accuracy is within a quarter of a
+    standard error of the best, the one nearest to the current value (Breiman et al. 1984,
+    "Classification and Regression Trees", section 3.4.3): with few records it hardly moves, with
+    many it finds the optimum. The largest class and classes that are not ``compared`` keep 1.
     """
     counted = compared[y]
     y, log_p = y[counted], np.log(np.maximum(proba[counted], _EPS))
@@ -82,28 +62,14 @@ def tune_multipliers(y: Int, proba: Float, *, compared: Bool) -> Float:
 
 
 def cross_fitted_multipliers(y: Int, proba: Float, folds: Int, compared: Bool) -> Float:
-    """Multipliers for each record, tuned on the records of the other folds.
+    """Multipliers for each record, (n_records, n_classes), tuned on the records of the other folds.
 
-    Parameters
-    ----------
-    y, proba, judged
-        As in :func:`tune_multipliers`.
-    folds : ndarray of int64, shape (n_records,)
-        Fold of each record, at least two of them.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_records, n_classes)
-        A record's own label has no part in its multipliers, so scores made with them are honest.
-
-    Raises
-    ------
-    ParameterError
-        If there is only one fold.
+    A record's own label has no part in its multipliers, so scores with them are unbiased.
+    ParameterError if there is only one fold.
     """
     names = np.unique(folds)
     if len(y) and len(names) < 2:
-        raise ParameterError("cross-fitting needs at least 2 folds; found 1.")
+        raise ParameterError("cross-fitting needs at least 2 folds; got 1.")
     multipliers = np.ones((len(y), len(compared)))
     for fold in names:
         here = folds == fold
@@ -130,11 +96,11 @@ def _search(
 
 
 def _scan(cut: Float, gain: Float, current: float, tolerance: float) -> float:
-    """Of the near-best places for a cut, the one nearest to the current one."""
+    """Of the near-best values for a cut, the one nearest to the current one."""
     order = np.argsort(cut, kind="stable")
     cut = cut[order]
     steps, first = np.unique(cut, return_index=True)
-    # Score of standing below all cuts is 0; above step j it is the sum of all gains up to it.
+    # The score below all cuts is 0; above step j it is the sum of all gains up to it.
     after = np.add.reduceat(gain[order], first).cumsum()
     score = np.concatenate([[0.0], after])
     low = np.concatenate([[steps[0] - 2.0], steps])

@@ -1,1 +1,1 @@
-"""What synthetic records give away."""
+"""What synthetic records reveal about real ones."""

@@ -1,4 +1,4 @@
-"""The privacy measurement over all classes, and what it means in plain words."""
+"""The privacy measurement over all classes, and its sentences for the report."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ from prefect_augment.schema.privacy import (
 )
 from prefect_augment.text import count, percent
 
-__all__ = ["LIMITS", "Part", "Words", "privacy_side", "summed_up"]
+__all__ = ["LIMITS", "Part", "SideNames", "privacy_side", "summarise"]
 
 Int = NDArray[np.int64]
 
-NAMED = 5  # classes in a sentence
+MAX_NAMED = 5  # classes in a sentence
 LIMITS = (
-    "This is one attack, by distance. It finds copies and records that were changed a little; that it "
-    "finds nothing is no proof that nothing can be found."
+    "This is one attack, by distance. It finds copies and records that were changed a little; if it "
+    "finds nothing, another attack still may."
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """Records with their classes: ``X`` of shape (n_records, ...), class codes, groups."""
+    """Records with their class codes and groups."""
 
-    X: NDArray[Any]
+    X: NDArray[Any]  # (n, ...)
     y: Int
     groups: Int | None = None
 
     def of(self, k: int, most: int) -> tuple[NDArray[Any], Int | None]:
-        """The first records of a class, and their groups."""
+        """The first ``most`` records of a class, and their groups."""
         rows = np.flatnonzero(self.y == k)[:most]
         return self.X[rows], None if self.groups is None else self.groups[rows]
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the sides are called."""
+class SideNames:
+    """What the report calls members and others."""
 
     members: str  # "the records that the generator was fitted on (fit)"
     others: str
@@ -72,59 +72,49 @@ def privacy_side(
     *,
     classes: Sequence[str],
     space: Space,
-    most_real: int,
-    most_synthetic: int,
-    words: Words,
+    max_real: int,
+    max_synthetic: int,
+    names: SideNames,
 ) -> PrivacySide:
     """Measure one set of synthetic records.
 
-    Parameters
-    ----------
-    records : {"drawn", "kept"}
-    members, others, synthetic : Part
-        In an order by chance: of large classes the first records are looked at.
-    classes : sequence of str
-        Names in code order.
-    space : Space
-        Made without knowing who is a member.
-    most_real, most_synthetic : int
-        Records of a class that are looked at, per side.
-    words : Words
+    The first records of large classes count, so all parts are in random order. ``space`` must be
+    made without knowing who is a member.
     """
     measured: dict[str, Distances] = {}
     n_synthetic = {name: int((synthetic.y == k).sum()) for k, name in enumerate(classes)}
     for k, name in enumerate(classes):
         if not n_synthetic[name]:
             continue
-        own, own_groups = members.of(k, most_real)
-        other, other_groups = others.of(k, most_real)
-        if not len(own) or not len(other):
+        own, own_groups = members.of(k, max_real)
+        unseen, unseen_groups = others.of(k, max_real)
+        if not len(own) or not len(unseen):
             continue
         measured[name] = measure_distances(
             own,
-            other,
-            synthetic.of(k, most_synthetic)[0],
+            unseen,
+            synthetic.of(k, max_synthetic)[0],
             space=space,
             member_groups=own_groups,
-            other_groups=other_groups,
+            other_groups=unseen_groups,
         )
-    everything = list(measured.values())
+    distances = list(measured.values())
     # The classes' attacks and the exposure over all hold together at 95 %, beside the attack over all.
     level = 1.0 - 0.05 / (1 + len(measured))
-    whole, rare = attack(everything), exposure(everything, level=level)
-    found = tuple(
+    whole, exposed = attack(distances), exposure(distances, level=level)
+    by_class = tuple(
         _of_class(name, n, measured.get(name), level) for name, n in n_synthetic.items() if n
     )
-    finding = _finding(whole, rare, found)
+    finding = _finding(whole, exposed, by_class)
     return PrivacySide(
         records=records,
         n_synthetic=sum(n_synthetic.values()),
         attack=whole,
-        closeness=closeness(everything),
-        exposure=rare,
-        classes=found,
+        closeness=closeness(distances),
+        exposure=exposed,
+        classes=by_class,
         finding=finding,
-        sentence=_sentence(records, finding, whole, rare, found, words),
+        sentence=_sentence(records, finding, whole, exposed, by_class, names),
     )
 
 
@@ -144,63 +134,60 @@ def _of_class(name: str, n: int, distances: Distances | None, level: float) -> C
     )
 
 
-def _of_attack(found: Attack | None) -> Finding:
-    if found is None:
+def _of_attack(result: Attack | None) -> Finding:
+    if result is None:
         return "too few"
-    if found.auc.low > 0.5:
+    if result.auc.low > 0.5:
         return "leak"
-    return "gap" if found.auc.high < 0.5 else "none shown"
+    return "gap" if result.auc.high < 0.5 else "none shown"
 
 
 def _finding(
-    whole: Attack | None, rare: Exposure | None, classes: Sequence[ClassPrivacy]
+    whole: Attack | None, exposed: Exposure | None, classes: Sequence[ClassPrivacy]
 ) -> Finding:
     over_all = _of_attack(whole)
     if over_all == "leak" or any(c.finding == "leak" for c in classes):
         return "leak"
-    if rare is not None and rare.difference.low > 0:
+    if exposed is not None and exposed.difference.low > 0:
         return "leak"
     if any(c.finding == "gap" for c in classes):
         return "gap"
     return over_all
 
 
-# --- in words -----------------------------------------------------------------------------------
-
-
 def _sentence(
     records: Records,
     finding: Finding,
     whole: Attack | None,
-    rare: Exposure | None,
+    exposed: Exposure | None,
     classes: Sequence[ClassPrivacy],
-    words: Words,
+    names: SideNames,
 ) -> str:
     subject = SUBJECTS[records]
     if not classes:
         return f"{subject}: there are none."
     if whole is None:
         return (
-            f"{subject}: no class has five records of {words.members} and five of {words.others}, so "
-            "nothing can be said of what they give away."
+            f"{subject}: no class has five records of {names.members} and five of {names.others}, so "
+            "privacy cannot be measured."
         )
-    parts = [
+    sentences = [
         f"{subject} {MEANINGS[finding]}",
         (
-            f"An attacker who has a real record of {words.members} and one of {words.others}, both of "
-            "a class, and takes the one nearer to a synthetic record for the first, is right in "
-            f"{_shares(whole.auc)} of the cases; luck is 50 %."
+            f"Given one record of {names.members} and one of {names.others}, both of a class, guessing "
+            "that the one nearer to a synthetic record is the first is right in "
+            f"{_shares(whole.auc)} of cases; chance is 50 %."
         ),
     ]
     leaking = [c.name for c in classes if c.finding == "leak"]
     if leaking and whole.auc.low <= 0.5:
-        parts.append(f"In single classes that is more than luck: {_listed(leaking)}.")
-    if rare is not None:
-        parts.append(
-            f"Of the most isolated {100 * RARE_SHARE:.0f} % of them, {percent(rare.members)} % have a "
-            f"synthetic record as their nearest, where {percent(rare.others)} % were to be expected."
+        sentences.append(f"In single classes that is more than chance: {_listed(leaking)}.")
+    if exposed is not None:
+        sentences.append(
+            f"Of the most isolated {100 * RARE_SHARE:.0f} % of them, {percent(exposed.members)} % have a "
+            f"synthetic record as their nearest; {percent(exposed.others)} % are expected by chance."
         )
-    return " ".join(parts)
+    return " ".join(sentences)
 
 
 SUBJECTS = {
@@ -208,11 +195,10 @@ SUBJECTS = {
     "kept": "The synthetic records that were kept",
 }
 MEANINGS: dict[Finding, str] = {
-    "leak": "show who was among the real records that they were made from: guard them as you guard "
-    "the real records.",
-    "gap": "keep away from the real records that they were made from, and so give them away: guard "
-    "them as you guard the real records.",
-    "none shown": "show no more of the real records that they were made from than of others like them.",
+    "leak": "reveal which real records they were made from: protect them like the real records.",
+    "gap": "keep a distance from the real records they were made from, which reveals those: protect "
+    "them like the real records.",
+    "none shown": "reveal no more about the real records they were made from than about others like them.",
     "too few": "",
     "not measured": "",
 }
@@ -223,50 +209,42 @@ def _shares(interval: Interval) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {count(rest)} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {count(rest)} more" if rest > 0 else "")
 
 
-def summed_up(
+def summarise(
     sides: Sequence[PrivacySide],
     *,
-    words: Words,
+    names: SideNames,
     feature_space: str,
     notes: Sequence[str] = (),
-    unusable: str = "",
+    why_blind: str = "",
 ) -> Privacy:
-    """The measurement as the report has it.
+    """The measurement as the report shows it; the finding of ``sides[0]``, what is handed out, is the whole's.
 
-    Parameters
-    ----------
-    sides : sequence of PrivacySide
-        What goes out first: its finding is the whole's.
-    words : Words
-    feature_space : str
-    notes : sequence of str
-    unusable : str
-        Why the others may have been seen, which makes the measurement blind; empty where they were
-        not.
+    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it
+    is empty.
     """
     main = sides[0]
-    blind = bool(unusable) and main.finding in ("none shown", "gap")
+    blind = bool(why_blind) and main.finding in ("none shown", "gap")
     finding: Finding = "not measured" if blind else main.finding
-    said = [main.sentence, *([] if main.finding == "too few" else [LIMITS])]
-    for other in sides[1:]:
-        if main.records == "kept" and other.finding == "leak" and other.attack is not None:
-            said.insert(
+    sentences = [main.sentence, *([] if main.finding == "too few" else [LIMITS])]
+    for side in sides[1:]:
+        if main.records == "kept" and side.finding == "leak" and side.attack is not None:
+            sentences.insert(
                 1,
-                f"What the model drew before the gate leaks ({_shares(other.attack.auc)}, or in a class or "
-                "among isolated records): do not hand on the model.",
+                f"The model's records before the filter leak ({_shares(side.attack.auc)}, or in a class or "
+                "among isolated records): do not share the model.",
             )
     return Privacy(
-        members=words.members,
-        others=words.others,
+        members=names.members,
+        others=names.others,
         feature_space=feature_space,
         k=K_EXPOSED,
         rare_share=RARE_SHARE,
         sides=tuple(sides),
         finding=finding,
-        sentence=unusable if blind else " ".join(said),
-        notes=(*notes, *([unusable] if unusable else [])),
+        sentence=why_blind if blind else " ".join(sentences),
+        notes=(*notes, *([why_blind] if why_blind else [])),
     )

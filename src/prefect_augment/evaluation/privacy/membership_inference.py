@@ -1,11 +1,10 @@
-"""What synthetic records give away about the records that they were made from.
+"""What synthetic records reveal about the real records that they were made from.
 
 Three measurements on the same distances: a membership-inference attack, the distance to the closest
-record, and the exposure of the most isolated records. *Members* are the records that the generator
-was fitted on; *others* are real records that it never saw, and say what is expected of a generator
-that has learnt nothing of any one record. Members and others must be drawn from one population by
-chance, so the space of the distances must treat them alike: features of a network trained on the
-members do not, and are not used here.
+record, and the exposure of the most isolated records. *Members* are the records that the generative
+model was fitted on. *Others* are real records that it never saw, and show what to expect of a model
+that memorised nothing. Both must be random draws from one population, so the space must treat them
+alike. Features of a network trained on the members do not, and are not used here.
 """
 
 from __future__ import annotations
@@ -48,38 +47,24 @@ MIN_FOR_SHARE = 20  # others: a 5 % quantile of fewer is their minimum
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances within one class.
+    """Distances within one class."""
 
-    Attributes
-    ----------
-    members_to_synthetic : ndarray of float64, shape (n_members,)
-        To the nearest synthetic record.
-    others_to_synthetic : ndarray of float64, shape (n_others,)
-    members_radius, others_radius : ndarray of float64
-        To the :data:`K_ISOLATION`-th nearest real record besides itself, members and others together:
-        a record does not show by it on which side it is.
-    members_nearest, others_nearest : ndarray of float64
-        The same to the :data:`K_EXPOSED`-th nearest.
-    synthetic_to_members : ndarray of float64, shape (n_synthetic,)
-    others_to_members : ndarray of float64, shape (n_others,)
-    member_groups, other_groups : ndarray of int64
-        Records of a group count together in intervals.
-    """
-
-    members_to_synthetic: Float
-    others_to_synthetic: Float
+    members_to_synthetic: Float  # (n_members,) to the nearest synthetic record
+    others_to_synthetic: Float  # (n_others,)
+    # To the K_ISOLATION-th nearest other real record, members and others together, so that it does
+    # not tell which side a record is on.
     members_radius: Float
     others_radius: Float
-    members_nearest: Float
+    members_nearest: Float  # the same to the K_EXPOSED-th nearest
     others_nearest: Float
-    synthetic_to_members: Float
+    synthetic_to_members: Float  # (n_synthetic,)
     others_to_members: Float
-    member_groups: Int
+    member_groups: Int  # records of a group count together in intervals
     other_groups: Int
 
     @property
     def n_pairs(self) -> tuple[int, int]:
-        """Members and others."""
+        """Numbers of members and others."""
         return len(self.members_to_synthetic), len(self.others_to_synthetic)
 
 
@@ -92,16 +77,9 @@ def measure_distances(
     member_groups: Int | None = None,
     other_groups: Int | None = None,
 ) -> Distances:
-    """All distances that the measurements of one class need.
+    """All distances for the measurements of one class.
 
-    Parameters
-    ----------
-    members, others, synthetic : ndarray, shape (n_records, ...)
-        Records of one class.
-    space : Space
-        Made without knowing who is a member.
-    member_groups, other_groups : ndarray of int64, optional
-        Without them every record is a group of its own.
+    ``space`` must be made without knowing who is a member. Without groups every record is its own.
     """
     n = len(members)
     m, o, s = (space.place(X) for X in (members, others, synthetic))
@@ -132,33 +110,15 @@ def _to_kth_other(space: Space, points: Any, k: int) -> Float:
     return nearest_by_blocks(space.distances, points, points, to_others=True, k=k)
 
 
-# --- the attack ---------------------------------------------------------------------------------
-
-
 def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | None:
     """A membership-inference attack by distance, over one class or several.
 
     The attacker has the synthetic records and a real one, and takes it for a member the nearer the
-    nearest synthetic record of its class is, as measured by how far real records of its
-    neighbourhood lie apart.
-
-    Parameters
-    ----------
-    classes : sequence of Distances
-        Pairs are compared within a class.
-    level : float
-        Of the interval.
-
-    Returns
-    -------
-    Attack or None
-        ``auc`` is the mean over the classes, weighted by how much each can say. None where no class
-        has :data:`MIN_RECORDS` on both sides.
-
-    Notes
-    -----
-    The interval is DeLong's on the logit scale, its variance taken over groups; where every pair is
-    told apart it is that of as many independent pairs as the smaller side has groups.
+    nearest synthetic record of its class is, relative to how far apart real records of its
+    neighbourhood are. ``auc`` is the mean over the classes, weighted by their information. None
+    where no class has :data:`MIN_RECORDS` on both sides. The interval is DeLong's on the logit
+    scale with its variance over groups; where the AUC is 0 or 1, it is that of as many independent
+    pairs as the smaller side has groups.
 
     References
     ----------
@@ -168,22 +128,24 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
     AUC); Obuchowski 1997 (over groups); van Elteren 1960 (weights of strata). Carlini et al. 2022,
     "Membership Inference Attacks From First Principles", on the share found at few false alarms.
     """
-    usable = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
-    if not usable:
+    large = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
+    if not large:
         return None
-    scores = [_scores(c) for c in usable]
-    weights = np.array([n * m / (n + m + 1) for n, m in (c.n_pairs for c in usable)])
+    scores = [_scores(c) for c in large]
+    # Van Elteren's weights of strata.
+    weights = np.array([n * m / (n + m + 1) for n, m in (c.n_pairs for c in large)])
     weights /= weights.sum()
-    auc, member_parts, other_parts, found = 0.0, [], [], []
+    auc, member_parts, other_parts, detected = 0.0, [], [], []
     for (a, b), weight in zip(scores, weights, strict=True):
-        own, of_members, of_others = _auc(a, b)
-        auc += weight * own
-        member_parts.append(weight * (of_members - own) / len(a))
-        other_parts.append(weight * (of_others - own) / len(b))
+        class_auc, of_members, of_others = _auc(a, b)
+        auc += weight * class_auc
+        member_parts.append(weight * (of_members - class_auc) / len(a))
+        other_parts.append(weight * (of_others - class_auc) / len(b))
         if len(b) >= MIN_FOR_SHARE:
-            found.append(a < np.quantile(b, FALSE_ALARMS, method="lower"))
-    member_groups = np.concatenate([c.member_groups for c in usable])
-    other_groups = np.concatenate([c.other_groups for c in usable])
+            detected.append(a < np.quantile(b, FALSE_ALARMS, method="lower"))
+    # The variance, over groups of records.
+    member_groups = np.concatenate([c.member_groups for c in large])
+    other_groups = np.concatenate([c.other_groups for c in large])
     variance, n_groups = 0.0, []
     for parts, groups in ((member_parts, member_groups), (other_parts, other_groups)):
         codes = np.unique(groups, return_inverse=True)[1]
@@ -194,12 +156,12 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
         auc=_interval(auc, variance, min(n_groups), level),
         n_members=sum(len(a) for a, _ in scores),
         n_others=sum(len(b) for _, b in scores),
-        found_share=float(np.concatenate(found).mean()) if found else None,
+        found_share=float(np.concatenate(detected).mean()) if detected else None,
     )
 
 
 def _scores(distances: Distances) -> tuple[Float, Float]:
-    """Members' and others' distances over the radius of their neighbourhood; less is more like a member."""
+    """Distances over the radius of the neighbourhood, of members and others; smaller means more like a member."""
     radii = np.concatenate([distances.members_radius, distances.others_radius])
     positive = radii[(radii > 0) & np.isfinite(radii)]
     # Of repeated records the radius is 0; a hundredth of the usual one keeps the order of distances.
@@ -215,7 +177,7 @@ def _over(distance: Float, radius: Float, floor: float) -> Float:
 
 
 def _auc(members: Float, others: Float) -> tuple[float, Float, Float]:
-    """AUC, each member's share of others that are farther, each other's share of members that are nearer."""
+    """AUC, each member's share of farther others, each other's share of nearer members."""
     n, m = len(members), len(others)
     ranks = rankdata(np.concatenate([members, others]))
     of_members = 1.0 - (ranks[:n] - rankdata(members)) / m
@@ -239,36 +201,30 @@ def _interval(auc: float, variance: float, n_groups: int, level: float) -> Inter
     return Interval(estimate=auc, low=float(low), high=float(high))
 
 
-# --- closest records and rare ones ----------------------------------------------------------------
-
-
 def closeness(classes: Sequence[Distances]) -> Closeness | None:
     """Distance to the closest member: of synthetic records against that of others.
 
-    Over several classes quantiles and shares are means over their synthetic records. None where no
-    class has a synthetic record and :data:`MIN_RECORDS` others.
-
-    References
-    ----------
-    Park et al. 2018, "Data Synthesis based on Generative Adversarial Networks", section 5 (DCR).
-    Platzer & Reutterer 2021, "Holdout-Based Empirical Assessment of Mixed-Type Synthetic Data"
-    (records held out as the measure of it).
+    Quantiles and shares over several classes are means over their synthetic records. None where no
+    class has a synthetic record and :data:`MIN_RECORDS` others. Park et al. 2018, "Data Synthesis
+    based on Generative Adversarial Networks", section 5 (DCR); Platzer & Reutterer 2021,
+    "Holdout-Based Empirical Assessment of Mixed-Type Synthetic Data" (held-out records for
+    comparison).
     """
     rows, weights = [], []
     for c in classes:
-        made, others = c.synthetic_to_members, c.others_to_members
-        if not len(made) or len(others) < MIN_RECORDS or not len(c.members_to_synthetic):
+        synthetic, others = c.synthetic_to_members, c.others_to_members
+        if not len(synthetic) or len(others) < MIN_RECORDS or not len(c.members_to_synthetic):
             continue
         low = np.quantile(others, FALSE_ALARMS)
         rows.append(
             [
-                *np.quantile(made, [0.5, FALSE_ALARMS]),
+                *np.quantile(synthetic, [0.5, FALSE_ALARMS]),
                 *(np.median(others), low),
-                (made < low).mean(),
-                *((made == 0).mean(), (others == 0).mean()),
+                (synthetic < low).mean(),
+                *((synthetic == 0).mean(), (others == 0).mean()),
             ]
         )
-        weights.append(len(made))
+        weights.append(len(synthetic))
     if not rows:
         return None
     names = ("synthetic_median", "synthetic_low", "others_median", "others_low")
@@ -280,21 +236,12 @@ def closeness(classes: Sequence[Distances]) -> Closeness | None:
 def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure | None:
     """Share of the most isolated records that have a synthetic record among their k nearest.
 
-    The most isolated are the :data:`RARE_SHARE` of a class whose :data:`K_ISOLATION`-th nearest real
-    record is farthest, members and others alike. A synthetic record is among the k nearest where it
-    lies nearer than the k-th nearest real one, with k :data:`K_EXPOSED`.
-
-    Returns
-    -------
-    Exposure or None
-        The difference is members' share less others', with Newcombe's interval. None with fewer
-        than :data:`MIN_RECORDS` isolated records on a side.
-
-    References
-    ----------
-    Stadler et al. 2022, "Synthetic Data – Anonymisation Groundhog Day" (outliers are at risk, and
-    means over all records hide it). Newcombe 1998, "Interval Estimation for the Difference Between
-    Independent Proportions", method 10.
+    The most isolated are the :data:`RARE_SHARE` of a class whose :data:`K_ISOLATION`-th nearest
+    real record is farthest, members and others alike; k is :data:`K_EXPOSED`. The difference is
+    members' share minus others', with Newcombe's interval (1998, "Interval Estimation for the
+    Difference Between Independent Proportions", method 10). None with fewer than
+    :data:`MIN_RECORDS` isolated records on a side. Stadler et al. 2022, "Synthetic Data –
+    Anonymisation Groundhog Day": outliers are at risk, and means over all records hide it.
     """
     members, others = [], []
     for c in classes:
@@ -324,7 +271,6 @@ def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure |
 
 
 def _wilson(p: float, n: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
     z = float(norm.ppf(0.5 + level / 2))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

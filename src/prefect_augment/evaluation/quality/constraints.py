@@ -1,4 +1,4 @@
-"""Constraints on records: what holds, of which columns it can be asked, and which real records break it."""
+"""Constraints on records: which records keep them, and how many real ones break them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect_augment.encoding.values import plain, value_type, values_to_json
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, Unique
 
-__all__ = ["check_types", "columns_of", "holds", "n_breaking", "said_rule", "tuples_of"]
+__all__ = ["check_types", "columns_of", "describe_rule", "holds", "n_breaking", "tuples_of"]
 
 Bool = NDArray[np.bool_]
 
@@ -28,20 +28,10 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def holds(rule: Constraint, table: pa.Table, real: set[tuple[Any, ...]]) -> Bool:
-    """Tell which records keep a constraint; where a value is missing, comparisons hold.
+    """Which records keep a constraint, shape (n_records,); comparisons with a missing value hold.
 
-    Parameters
-    ----------
-    rule : Constraint
-        Any but ``Unique``, which is between records.
-    table : pyarrow.Table
-        Has the constraint's columns.
-    real : set of tuple
-        The combinations that there are, from :func:`tuples_of`.
-
-    Returns
-    -------
-    ndarray of bool, shape (n_records,)
+    ``real`` has the existing combinations, from :func:`tuples_of`. ``Unique`` compares records with
+    one another and is not decided here.
     """
     if isinstance(rule, Combination):
         return np.array([key in real for key in tuples_of(table, rule.columns)], dtype=bool)
@@ -59,20 +49,20 @@ def holds(rule: Constraint, table: pa.Table, real: set[tuple[Any, ...]]) -> Bool
 
 
 def _true(holds: pa.Array, *values: pa.Array) -> Bool:
-    """Return a comparison's outcome with true where a value is null or NaN."""
-    found = np.asarray(holds.fill_null(True).to_numpy(zero_copy_only=False), dtype=bool)
+    """A comparison's outcome, true where a value is null or NaN."""
+    result = np.asarray(holds.fill_null(True).to_numpy(zero_copy_only=False), dtype=bool)
     for column in values:
         if pa.types.is_floating(column.type):
-            found |= np.isnan(column.to_numpy(zero_copy_only=False).astype(np.float64))
-    return found
+            result |= np.isnan(column.to_numpy(zero_copy_only=False).astype(np.float64))
+    return result
 
 
-def _zero(kind: pa.DataType) -> pa.Scalar:
-    return pa.scalar(0, pa.int64()).cast(kind)
+def _zero(dtype: pa.DataType) -> pa.Scalar:
+    return pa.scalar(0, pa.int64()).cast(dtype)
 
 
-def said_rule(rule: Constraint) -> str:
-    """Return a constraint in words: ``start <= end``, ``unique (a, b)``."""
+def describe_rule(rule: Constraint) -> str:
+    """A constraint in words: ``start <= end``, ``unique (a, b)``."""
     if isinstance(rule, Inequality):
         return f"{rule.left} {rule.operator} {rule.right}"
     names = ", ".join(rule.columns)
@@ -82,12 +72,12 @@ def said_rule(rule: Constraint) -> str:
 
 
 def columns_of(rule: Constraint) -> list[str]:
-    """Return the columns that a constraint names."""
+    """Columns that a constraint names."""
     return [rule.left, rule.right] if isinstance(rule, Inequality) else list(rule.columns)
 
 
 def tuples_of(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the values of some columns, one tuple per record, NaN as null."""
+    """Values of some columns, one tuple per record, NaN as null."""
     columns = []
     for name in names:
         values = plain(table.column(name))
@@ -98,55 +88,44 @@ def tuples_of(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 def check_types(rule: Constraint, schema: pa.Schema) -> None:
-    """Refuse a constraint on columns whose types cannot keep or break it.
-
-    Raises
-    ------
-    ParameterError
-    """
+    """Refuse a constraint on columns whose types cannot keep or break it (ParameterError)."""
     if isinstance(rule, Positive):
         for name in rule.columns:
-            kind = value_type(schema.field(name).type)
-            if not _has_sign(kind):
+            dtype = value_type(schema.field(name).type)
+            if not _has_sign(dtype):
                 raise ParameterError(
-                    f"constraint {said_rule(rule)!r} names {name!r}, which holds {kind}; name "
+                    f"constraint {describe_rule(rule)!r} names {name!r}, which holds {dtype}; name "
                     "columns of numbers or durations.",
                     column=name,
                 )
     try:
         holds(rule, schema.empty_table(), set())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        kinds = ", ".join(f"{name} is {schema.field(name).type}" for name in columns_of(rule))
+        types = ", ".join(f"{name} is {schema.field(name).type}" for name in columns_of(rule))
         raise ParameterError(
-            f"constraint {said_rule(rule)!r} cannot be looked at: {kinds}; name columns that can "
+            f"constraint {describe_rule(rule)!r} cannot be checked: {types}; name columns that can "
             "be compared with one another, numbers for zero."
         ) from exc
 
 
 def n_breaking(rules: Sequence[Constraint], batches: Iterable[pa.Table]) -> list[int]:
-    """Return how many records break each constraint; of those that are alike all but one.
+    """Number of records that break each constraint; of equal ones all but one.
 
-    Parameters
-    ----------
-    rules : sequence of Constraint
-        A ``Combination`` is what there is, so that no record breaks it.
-    batches : iterable of pyarrow.Table
-        The records.
+    None breaks a ``Combination``.
     """
-    found = [0] * len(rules)
+    broken = [0] * len(rules)
     seen: list[Counter[tuple[Any, ...]]] = [Counter() for _ in rules]
     for table in batches:
         for i, rule in enumerate(rules):
             if isinstance(rule, Unique):
                 seen[i].update(key for key in tuples_of(table, rule.columns) if None not in key)
             elif not isinstance(rule, Combination):
-                found[i] += int((~holds(rule, table, set())).sum())
-    return [n + sum(c.values()) - len(c) for n, c in zip(found, seen, strict=True)]
+                broken[i] += int((~holds(rule, table, set())).sum())
+    return [n + sum(c.values()) - len(c) for n, c in zip(broken, seen, strict=True)]
 
 
-def _has_sign(kind: pa.DataType) -> bool:
-    """Tell whether values can be below zero: numbers and durations."""
+def _has_sign(dtype: pa.DataType) -> bool:
     t = pa.types
     return bool(
-        t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_duration(kind)
+        t.is_integer(dtype) or t.is_floating(dtype) or t.is_decimal(dtype) or t.is_duration(dtype)
     )

@@ -1,15 +1,10 @@
-"""The gate on images: distances in the features of a classifier, exact copies by their pixels.
+"""The record filter of images: distances in a classifier's features, exact copies by their pixels.
 
 The feature space is the penultimate layer of a class-balanced convolutional classifier, trained on
-the training records with classic augmentation. It is no Inception space, and nothing measured in it is
-called FID. It does not tell a training picture moved by a pixel from a new one (of such copies of
-16x16 digits 14 % were caught), so pixels are compared too, over shifts by one of them. Needs torch.
-
-A perceptual hash of small pictures: the signs of their lowest frequencies.
-
-Equal hashes mean that two pictures look alike from afar, whatever their brightness, contrast or
-compression. Among small pictures of one kind different ones may be equal too, so what it says of
-candidates is held against what it says of validation's records.
+the training records with classic augmentation. It is no Inception space, and nothing measured in it
+is called FID. It does not tell a training image moved by a pixel from a new one (of such copies of
+16x16 digits 14 % were caught), so pixels are compared too, over shifts by one pixel, and perceptual
+hashes. Needs torch.
 """
 
 from __future__ import annotations
@@ -23,12 +18,9 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 
 from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
-from prefect_augment.evaluation.classifiers.convnet import (
-    ImageClassifier,
-    balanced_draws,
-    fit_image_classifier,
-)
-from prefect_augment.evaluation.neighbours import nearest_by_blocks
+from prefect_augment.evaluation.classifiers.base import balanced_weights
+from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
 from prefect_augment.evaluation.threads import single_threaded
@@ -61,47 +53,28 @@ def filter_images(
     *,
     steps: int,
     device: str = "cpu",
-    **asked: Unpack[Asked],
+    **options: Unpack[Asked],
 ) -> FilterOutcome:
-    """Judge candidate images, and keep what is wanted of those that pass.
+    """Filter candidate images; see :func:`~.record_filter.filter_records`.
 
-    Parameters
-    ----------
-    training, validation, candidates : Labelled
-        Images, uint8 of shape (n_records, height, width, channels).
-    steps : int
-        Of each of the three classifiers: that of the feature space, on all training records, and the
-        judge and the filter of labels, on a half of them each.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
-    **asked
-        As for :func:`~prefect_augment.evaluation.quality.record_filter.filter_records`.
+    Images are uint8 of shape (n, height, width, channels). ``steps`` are those of each of three
+    classifiers: one for the feature space, on all training records, and the label classifier and
+    the utility filter, on a half each.
     """
     measures = image_measures(
         training,
-        stratum_class=asked["stratum_class"],
+        stratum_class=options["stratum_class"],
         steps=steps,
-        seed=asked.get("seed", 0),
+        seed=options.get("seed", 0),
         device=device,
     )
-    return filter_records(training, validation, candidates, measures=measures, **asked)
+    return filter_records(training, validation, candidates, measures=measures, **options)
 
 
 def image_measures(
     training: Labelled, *, stratum_class: Int, steps: int, seed: int, device: str = "cpu"
 ) -> Measures:
-    """How images are measured: trains the classifier of the feature space.
-
-    Parameters
-    ----------
-    training : Labelled
-    stratum_class : ndarray of int64, shape (n_strata,)
-        Class code of each stratum.
-    steps, device
-        As for :func:`filter_images`.
-    seed : int
-        Of the classifiers.
-    """
+    """How images are measured; trains the classifier of the feature space."""
     n_classes = int(stratum_class.max()) + 1
 
     def train(images: Images, y: Int) -> ImageClassifier:
@@ -111,7 +84,7 @@ def image_measures(
             n_classes=n_classes,
             steps=steps,
             seed=seed,
-            weights=balanced_draws(y),
+            weights=balanced_weights(y),
             augment_prob=AUGMENT_PROB,
             device=device,
         )
@@ -142,17 +115,10 @@ def image_measures(
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images in the feature space.
+    """Images in the feature space."""
 
-    Attributes
-    ----------
-    features : ndarray of float64, shape (n, n_features)
-    pixels : ndarray of int64, shape (n,)
-        Hash of each image's pixels; equal for equal images.
-    """
-
-    features: Float
-    pixels: Int
+    features: Float  # (n, n_features)
+    pixels: Int  # (n,) hash of each image's pixels
 
     def __len__(self) -> int:
         return len(self.features)
@@ -162,18 +128,11 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class PictureSpace:
-    """Euclidean distance between features, each over its standard deviation within the classes.
-
-    Attributes
-    ----------
-    estimator : ImageClassifier
-    scale : ndarray of float64, shape (n_features,)
-        Standard deviation within the classes; a feature that does not vary there counts as it is.
-    """
+class PictureSpace(Space):
+    """Euclidean distance between features, each over its standard deviation within the classes."""
 
     estimator: ImageClassifier
-    scale: Float
+    scale: Float  # (n_features,), 1 for a feature that does not vary within the classes
 
     @classmethod
     def of(cls, estimator: ImageClassifier, images: Images, y: Int) -> PictureSpace:
@@ -184,7 +143,7 @@ class PictureSpace:
         np.add.at(mean, y, features)
         within = (features - (mean / counts[:, None])[y]) ** 2
         # A class counts once: the head's spread must not be the measure of the tail.
-        weights = balanced_draws(y)
+        weights = balanced_weights(y)
         scale = np.sqrt(np.average(within, axis=0, weights=weights))
         return cls(estimator, np.where(scale > 1e-6, scale, 1.0))
 
@@ -209,35 +168,25 @@ class PictureSpace:
         with single_threaded():
             products = a.features @ b.features.T
         squares = (a.features**2).sum(axis=1)[:, None] + (b.features**2).sum(axis=1) - 2 * products
-        found: Float = np.sqrt(np.maximum(squares, SMALLEST_DISTANCE**2))
-        found[a.pixels[:, None] == b.pixels] = 0.0
-        return found
-
-    def nearest(self, a: Pictures, b: Pictures) -> Float:
-        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
-
-    def nearest_others(self, a: Pictures) -> Float:
-        """Distance of each to the nearest other one; infinite where there is none."""
-        if len(a) < 2:
-            return np.full(len(a), np.inf)
-        return nearest_by_blocks(self.distances, a, a, to_others=True)
+        distances: Float = np.sqrt(np.maximum(squares, SMALLEST_DISTANCE**2))
+        distances[a.pixels[:, None] == b.pixels] = 0.0
+        return distances
 
 
 @dataclass(frozen=True)
-class ShiftSpace:
-    """Share of the contrast in which gray pictures differ, at the best of the shifts by one pixel.
+class ShiftSpace(Space):
+    """1 - correlation of gray images, the smallest over shifts by one pixel.
 
-    A measure and no metric: a picture and the same one moved have distance 0, and what lies beyond
-    the border of the inner window does not count.
+    Not a metric: an image and the same one moved have distance 0, and the border outside the inner
+    window does not count.
     """
 
     @property
     def name(self) -> str:
         """What the report calls the space."""
         return (
-            "1 - correlation of gray pixels, the smallest over shifts of up to one pixel either way "
-            f"(pictures above {MAX_SIDE} pixels averaged down first)"
+            "1 - correlation of gray pixels, the smallest over shifts of up to one pixel "
+            f"(images above {MAX_SIDE} pixels averaged down first)"
         )
 
     def place(self, images: Images) -> NDArray[np.float32]:
@@ -250,26 +199,16 @@ class ShiftSpace:
         return small
 
     def distances(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
-        """All distances, shape (len(a), len(b)), in [0, 2]; 1 for a picture without contrast."""
-        fixed = _standard(b[:, 1:-1, 1:-1]).T
+        """All distances, shape (len(a), len(b)), in [0, 2]; 1 for an image without contrast."""
+        inner = _standard(b[:, 1:-1, 1:-1]).T
         best = np.full((len(a), len(b)), -1.0, dtype=np.float32)
         height, width = a.shape[1] - 2, a.shape[2] - 2
         with single_threaded():
             for dy in range(3):
                 for dx in range(3):
                     moved = _standard(a[:, dy : dy + height, dx : dx + width])
-                    np.maximum(best, moved @ fixed, out=best)
+                    np.maximum(best, moved @ inner, out=best)
         return 1.0 - best.astype(np.float64)
-
-    def nearest(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
-        """Distance of each of ``a`` to its nearest one in ``b``; infinite where ``b`` is empty."""
-        return nearest_by_blocks(self.distances, a, b) if len(b) else np.full(len(a), np.inf)
-
-    def nearest_others(self, a: NDArray[np.float32]) -> Float:
-        """Distance of each to the nearest other one; infinite where there is none."""
-        if len(a) < 2:
-            return np.full(len(a), np.inf)
-        return nearest_by_blocks(self.distances, a, a, to_others=True)
 
 
 def _standard(windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -285,22 +224,12 @@ N_FREQUENCIES = 8  # in each direction: 64 bits
 
 
 def perceptual_hashes(gray: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Hashes of gray pictures.
+    """64-bit hashes of gray images, (n, height, width); equal hashes mean similar images.
 
-    Parameters
-    ----------
-    gray : ndarray of float32, shape (n, height, width)
-
-    Returns
-    -------
-    ndarray of uint64, shape (n,)
-        One bit for each of the 8x8 lowest frequencies of the discrete cosine transform (fewer for
-        smaller pictures): whether it is above their median, the mean brightness left out.
-
-    References
-    ----------
-    Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2
-    (pHash).
+    One bit for each of the 8x8 lowest frequencies of the discrete cosine transform: whether it is
+    above their median, without the mean brightness. Different small images of one kind may have
+    equal hashes, so candidates' hashes are compared with those of validation's records. Zauner
+    2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2 (pHash).
     """
     if not len(gray):
         return np.empty(0, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""How alike two sets of records are: precision, recall, density, coverage; the classifier two-sample test."""
+"""Likeness of two sets of records (precision, recall, density, coverage) and the two-sample test."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ from prefect_augment.evaluation.classifiers.base import (
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
 
-__all__ = [
-    "MAX_COMPARED",
-    "Likeness",
-    "c2st_auc",
-    "density_coverage",
-    "expected_coverage",
-    "likeness",
-]
+__all__ = ["MAX_COMPARED", "Likeness", "c2st_auc", "expected_coverage", "likeness"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -38,45 +31,21 @@ C2ST_ITERATIONS = 50
 
 
 class Likeness(NamedTuple):
-    """How alike two sets are; NaN with fewer than two real records or no synthetic one.
+    """Likeness of two sets; NaN with fewer than two real records or no synthetic one."""
 
-    Attributes
-    ----------
-    precision : float in [0, 1]
-        Share of synthetic records within the ball of some real one.
-    recall : float in [0, 1]
-        Share of real records within the ball of some synthetic one; NaN with one synthetic record.
-    density : float
-        Mean number of real balls around a synthetic record, over k; about 1 for the same
-        distribution, above 1 where records crowd.
-    coverage : float in [0, 1]
-        Share of real records whose ball holds a synthetic record.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precision: float  # share of synthetic records within the ball of some real one
+    recall: float  # share of real records within the ball of some synthetic one
+    density: float  # mean number of real balls around a synthetic record, over k; 1 if alike
+    coverage: float  # share of real records whose ball holds a synthetic one
 
 
 def likeness(
     real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
 ) -> Likeness:
-    """Precision, recall, density and coverage of synthetic records.
+    """Precision, recall, density and coverage of synthetic records against real ones.
 
-    Parameters
-    ----------
-    real, synthetic : ndarray, shape (n_records, ...)
-        The first 2,000 of each are looked at.
-    k : int
-        Neighbours that span each record's ball; fewer where there are few records.
-    space : Space, optional
-        Where distances are measured; Euclidean without one (then without nulls).
-
-    Notes
-    -----
-    Balls are closed: a record at exactly the radius is inside, which matters for tables with many
-    equal values only.
+    The first 2,000 of each count. A record's closed ball reaches to its k-th nearest neighbour.
+    Distances are those of ``space``, or Euclidean (then without nulls).
 
     References
     ----------
@@ -90,9 +59,9 @@ def likeness(
         among, between = cdist(real, real), cdist(real, synthetic)
         others = cdist(synthetic, synthetic)
     else:
-        placed, made = space.place(real), space.place(synthetic)
-        among, between = space.distances(placed, placed), space.distances(placed, made)
-        others = space.distances(made, made)
+        a, b = space.place(real), space.place(synthetic)
+        among, between = space.distances(a, a), space.distances(a, b)
+        others = space.distances(b, b)
     k_real = min(k, len(real) - 1)
     inside = between <= _radius(among, k_real)[:, None]
     recall = float("nan")
@@ -108,35 +77,18 @@ def likeness(
 
 
 def _radius(among: Float, k: int) -> Float:
-    """Distance of each record to its k-th nearest other one; the matrix is used up."""
+    """Distance of each record to its k-th nearest other one; the matrix is overwritten."""
     np.fill_diagonal(among, np.inf)
-    found: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
-    return found
-
-
-def density_coverage(
-    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
-) -> tuple[float, float]:
-    """Density and coverage alone; see :func:`likeness`."""
-    found = likeness(real, synthetic, k, space=space)
-    return found.density, found.coverage
+    radius: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
+    return radius
 
 
 def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:
     """Coverage that records of the same distribution reach on average.
 
-    Parameters
-    ----------
-    n_real, n_synthetic : int
-        Records a side; more than 2,000 count as 2,000.
-    k : int
-        As for :func:`likeness`.
-
-    Returns
-    -------
-    float in [0, 1]
-        1 minus the chance that the nearest k of all other records are real ones (any order of them is
-        as likely). Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k.
+    1 minus the chance that the nearest k of all other records are real ones, any order being
+    equally likely. Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k. More
+    than 2,000 records a side count as 2,000.
     """
     n, m = min(n_real, MAX_COMPARED), min(n_synthetic, MAX_COMPARED)
     if n < 2 or not m:
@@ -156,31 +108,10 @@ def c2st_auc(
     most: int = C2ST_RECORDS,
     n_iterations: int = C2ST_ITERATIONS,
 ) -> float:
-    """AUC of a classifier that tells synthetic records from real ones, by 5-fold cross-validation.
+    """AUC of a classifier that tells synthetic from real records, mean of 5-fold cross-validation.
 
-    Parameters
-    ----------
-    real, synthetic : ndarray of float64, shape (n_records, n_columns)
-        NaN for null; the first ``most`` of each are looked at.
-    is_category, n_levels
-        As in :func:`~prefect_augment.evaluation.classifiers.base.fit_estimator`.
-    seed : int
-        Seed of the folds.
-    estimator : {"boosting", "logistic"}
-        Which classifier; logistic for features that a network has made, of which there are many.
-    most : int
-        Records a side.
-    n_iterations : int
-        Of boosting.
-
-    Returns
-    -------
-    float in [0, 1]
-        Mean over the folds; 0.5 where the sets cannot be told apart, 1 where they always can. NaN
-        with fewer than five records on a side.
-
-    References
-    ----------
+    0.5 where the sets cannot be told apart; NaN with fewer than five records on a side. The first
+    ``most`` records of each side count. ``logistic`` suits the many features that a network makes.
     Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests".
     """
     real, synthetic = real[:most], synthetic[:most]

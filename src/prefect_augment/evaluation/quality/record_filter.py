@@ -1,41 +1,38 @@
 """Which candidates pass: per record and stratum, on training and validation records only.
 
-The checks work from distances and class probabilities; what measures them for a kind of data comes
-as :class:`Measures`: :mod:`~prefect_augment.evaluation.quality.table_filter` for tables and
-:mod:`~prefect_augment.evaluation.quality.image_filter` for images.
-A candidate is dropped for the first of these that holds:
+Distances and class probabilities come from :class:`Measures`, one for tables (:mod:`.table_filter`) and
+one for images (:mod:`.image_filter`). A candidate is dropped for the first of these that holds:
 
 ``domain``
-    It breaks the domain (the caller's mask says so).
+    It breaks the domain (the caller's mask).
 ``near copy``
-    It is nearer to a training record of its stratum than validation's own records are, but for the nearest
-    ``near_copy_quantile`` of them. A generator that repeats what it was trained on fails here. Where
-    there is a second measure, for copies that were moved, so does what is nearer by that one than a
-    quarter of validation's median (and than the same quantile of validation records), and what equals a
-    training record of any stratum that is unlike every other real record.
+    It is nearer to a training record of its stratum than validation records are, except the nearest
+    ``near_copy_quantile`` of them. A model that repeats its training records fails here. A second
+    measure, where there is one, finds copies that were moved: nearer than a quarter of validation's
+    median and than the same quantile. A copy of a training record that is unlike every other real
+    record is dropped in any stratum.
 ``outlier``
-    It is farther from every training record of its stratum than 95 % of validation's own records are. Noise
-    fails here.
+    It is farther from every training record of its stratum than 95 % of validation records are.
+    Noise fails here.
 ``label``
     A class-balanced classifier gives its class a lower probability than to all but the lowest
-    ``fidelity_quantile`` of validation's own records of that class.
+    ``fidelity_quantile`` of validation records of that class.
 ``repeat``
-    The same record takes a larger share of what passed than the most frequent real record takes
-    of its stratum. A generator that has collapsed fails here.
+    The same record takes a larger share of the passed records than the most frequent real record
+    takes of its stratum. A collapsed model fails here.
 
-What passes is kept up to the number wanted: for *utility* those that another classifier finds most
-like their class (trained on the other half of the training records, so that the filter does not teach to
-the test), for *faithful* the first ordinals. The rest is ``surplus``. Records with *soft* labels are
-kept as faithful ones, and their class is not checked: those near a border say most.
+Of the records that pass, the wanted number is kept. For *utility* those that another classifier finds
+most like their class (trained on the other half of the training records, so that the filter does not
+fit the test); for *faithful* the first ordinals. The rest is ``surplus``. Records with *soft* labels are
+kept like faithful ones without a label check: those near a class border are the most informative.
 
-All candidates of a stratum are judged together as well, by :mod:`.class_gates`: the verdict says
-whether the class is safe. Of an unsafe class nothing is kept where that is asked for (``drop_unsafe``;
-the reason is ``unsafe class``).
+:mod:`.class_tests` then tests all candidates of a stratum together. With ``drop_unsafe`` nothing of an
+unsafe class is kept (reason ``unsafe class``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -47,24 +44,28 @@ from prefect_augment.encoding.arrays import FilterOutcome, Labelled, Limits, Pur
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.quality.class_metrics import Stratum, class_evidence, class_metrics
-from prefect_augment.evaluation.quality.class_tests import class_checks, class_verdict, said_of
+from prefect_augment.evaluation.quality.class_tests import (
+    class_checks,
+    class_verdict,
+    describe_faults,
+)
 from prefect_augment.evaluation.quality.label_fidelity import (
     Halves,
     label_limits,
-    mistaken,
     real_probabilities,
     utility_scores,
 )
 from prefect_augment.evaluation.quality.near_copies import (
     Equality,
     Measures,
+    Near,
     comparable,
-    equal_ways,
+    drop_copies_and_outliers,
     equality,
-    mark,
-    mark_near_and_far,
-    nearness,
+    equality_evidence,
     one_of_each,
+    set_reason,
+    training_distances,
 )
 from prefect_augment.schema.base import ClassCheck, ClassFilter
 
@@ -80,24 +81,22 @@ MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stra
 
 @dataclass(frozen=True)
 class _Labels:
-    """What the judge of labels says.
+    """Class probabilities by the label classifier, of candidates and of unseen real records."""
 
-    ``proba`` is of the candidates, ``real`` of real records that it has not seen either, by class.
-    """
-
-    wanted: Int
-    proba: Float
-    real: tuple[Float | None, ...]
+    wanted: Int  # (n_candidates,) class that each was drawn for
+    proba: Float  # (n_candidates, n_classes)
+    real: tuple[Float | None, ...]  # per class, (n_real, n_classes)
+    stratum_class: Int  # (n_strata,)
 
     @classmethod
     def of(
         cls, halves: Halves, validation: Labelled, candidates: Labelled, stratum_class: Int
     ) -> _Labels:
-        """Ask the judge."""
         return cls(
             stratum_class[candidates.stratum],
-            halves.judge.predict_proba(candidates.X),
+            halves.label_classifier.predict_proba(candidates.X),
             real_probabilities(halves, validation, stratum_class),
+            stratum_class,
         )
 
     def doubtful(self, quantile: float) -> Int:
@@ -106,15 +105,23 @@ class _Labels:
         return np.flatnonzero(self.proba[np.arange(len(self.proba)), self.wanted] < lowest)
 
     def mistaken(self, rows: Int, k: int) -> tuple[Bool, Bool] | tuple[None, None]:
-        """Which of these candidates of a class are taken for another one, and which real records."""
+        """Which candidates (``rows``) and real records of class ``k`` are taken for another class."""
         real = self.real[k]
         if real is None:
             return None, None
-        return mistaken(self.proba[rows], k), mistaken(real, k)
+        return self.proba[rows].argmax(axis=1) != k, real.argmax(axis=1) != k
 
 
-class _Compared(NamedTuple):
-    """What was found out about a stratum as a whole."""
+class _Comparison(NamedTuple):
+    """What candidates have in common with training records."""
+
+    near: Mapping[int, Near]  # by stratum
+    equal: Equality
+    one_each: tuple[Bool, Bool]  # one training and one validation record of each group
+
+
+class _ClassResult(NamedTuple):
+    """Checks and metrics of a stratum as a whole."""
 
     checks: tuple[ClassCheck, ...] = ()
     verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
@@ -127,14 +134,14 @@ def filter_records(
     candidates: Labelled,
     *,
     measures: Measures,
-    strata: Sequence[str],
-    stratum_class: Int,
-    wanted: Int,
-    ordinals: Int,
-    training_keys: Sequence[str] | NDArray[np.str_],
-    training_groups: Any = None,
+    strata: Sequence[str],  # names in code order
+    stratum_class: Int,  # (n_strata,) class code of each stratum
+    wanted: Int,  # (n_strata,) records to keep at most
+    ordinals: Int,  # (n_candidates,) place of each candidate in its stratum
+    training_keys: Sequence[str] | NDArray[np.str_],  # decide the halves of the two classifiers
+    training_groups: Any = None,  # records of a group stay in one half
     validation_groups: Any = None,
-    in_domain: Bool | None = None,
+    in_domain: Bool | None = None,  # (n_candidates,)
     purpose: Purpose = "utility",
     near_copy_quantile: float = 0.05,
     fidelity_quantile: float = 0.05,
@@ -143,48 +150,10 @@ def filter_records(
     limits: Limits | None = None,
     drop_unsafe: bool = False,
 ) -> FilterOutcome:
-    """Judge candidates against real records, and keep what is wanted of those that pass.
+    """Check candidates against real records, and keep the wanted number of those that pass.
 
-    Parameters
-    ----------
-    training : Labelled
-        Records that the model was trained on.
-    validation : Labelled
-        Real records that it has not seen.
-    candidates : Labelled
-        Sampled records with the stratum they were asked for.
-    measures : Measures
-        Of the records' kind.
-    strata : sequence of str, length n_strata
-        Names in code order.
-    stratum_class : ndarray of int64, shape (n_strata,)
-        Class code of each stratum; labels are judged by class.
-    wanted : ndarray of int64, shape (n_strata,)
-        Records to keep at most.
-    ordinals : ndarray of int64, shape (n_candidates,)
-        Place of each candidate in its stratum.
-    training_keys : sequence of str, length n_training
-        What names each training record; decides the halves of the two classifiers.
-    training_groups : sequence, length n_training, optional
-        Records of a group stay in one half.
-    validation_groups : sequence, length n_val, optional
-        Records of a group are alike: a class as a whole is held against one of each.
-    in_domain : ndarray of bool, shape (n_candidates,), optional
-        False where a candidate breaks the domain.
-    purpose : {"utility", "faithful", "soft"}
-    near_copy_quantile, fidelity_quantile : float in [0, 1)
-        Share of real records that each check would drop; 0 drops only what is beyond all of validation records.
-    seed : int
-    metrics : bool
-        Measure likeness, and judge every class as a whole; a strategy's fold does without.
-    limits : Limits, optional
-        What a class may show as a whole.
-    drop_unsafe : bool
-        Keep nothing of a class that is unsafe.
-
-    Returns
-    -------
-    FilterOutcome
+    A quantile is the share of real records that the check would drop; 0 drops only what lies beyond
+    all validation records. Without ``metrics`` and ``drop_unsafe`` classes are not tested as a whole.
 
     Raises
     ------
@@ -193,35 +162,37 @@ def filter_records(
 
     Notes
     -----
-    A stratum with fewer than 20 validation records is held against its training records' distances to one
-    another; with fewer than 10 of those too, only exact copies are dropped, and no outliers. Where
-    validation itself has exact copies of training records in the quantile (a table with many repeated rows),
-    copies of values that several real records share may make up the same share of what is kept as
-    exact copies make up of validation records, first ordinals first, and the rest is held against validation's positive
+    With fewer than 20 validation records, a stratum is compared with its training records' distances
+    to one another. With fewer than 10 of those too, only exact copies are dropped, and no outliers.
+    Where exact copies of training records lie within validation's quantile (a table with many
+    repeated rows), copies of values that several real records share may make up the same share of
+    the kept records. The first ordinals stay, and the rest is compared with validation's positive
     distances. A copy of a training record that is unlike every other real record is always dropped,
-    whatever label it bears. A class with fewer than five fit
-    records in the classifier's half is not checked for its label.
+    whatever its label. Labels are not checked for a class with fewer than five training records in
+    the classifier's half.
     """
     _check(candidates, ordinals, wanted, strata, near_copy_quantile, fidelity_quantile)
     notes: list[str] = []
     reason = np.full(len(candidates), "", dtype="U16")
     if in_domain is not None:
         reason[~in_domain] = "domain"
-    # The halves of the two classifiers, by stratum and not by class.
+
+    # Near copies and outliers, by distance. The halves are by stratum, not by class.
     half = stratified_folds(training.stratum, training_groups, 2, seed, training_keys) == 0
     one_each = (
         one_of_each(training.stratum, training_groups),
         one_of_each(validation.stratum, validation_groups),
     )
-    near = nearness(measures, training, validation, candidates, half, one_each)
+    near = training_distances(measures, training, validation, candidates, half, one_each)
     equal = equality(training.X, validation.X, candidates.X)
-    mark(reason, np.flatnonzero(equal.of_one), "near copy")
-    mark_near_and_far(near, strata, ordinals, near_copy_quantile, reason, notes)
+    set_reason(reason, np.flatnonzero(equal.of_unique), "near copy")
+    drop_copies_and_outliers(near, strata, ordinals, near_copy_quantile, reason, notes)
 
-    looks_at_classes = metrics or drop_unsafe
+    # Labels, by two classifiers on disjoint halves of the training records.
+    tests_classes = metrics or drop_unsafe
     score = np.zeros(len(candidates))
     labels = None
-    if purpose != "soft" or looks_at_classes:
+    if purpose != "soft" or tests_classes:
         halves = Halves.of(
             training, training_keys, training_groups, stratum_class, measures.train, seed,
             with_filter=purpose != "soft",
@@ -234,74 +205,103 @@ def filter_records(
             if labels.real[k] is None
         ]
         if halves.filter is not None:
-            mark(reason, labels.doubtful(fidelity_quantile), "label")
+            set_reason(reason, labels.doubtful(fidelity_quantile), "label")
             score = utility_scores(halves.filter, candidates.X, labels.wanted)
 
+    # Values that repeat more often than real ones do.
     for s in np.unique(candidates.stratum):
         rows = np.flatnonzero((candidates.stratum == s) & (reason == ""))
-        own = np.concatenate(
+        real = np.concatenate(
             [training.X[training.stratum == s], validation.X[validation.stratum == s]]
         )
         rows = rows[np.argsort(ordinals[rows], kind="stable")]
-        reason[rows[_repeats(candidates.X[rows], own)]] = "repeat"
+        reason[rows[_repeats(candidates.X[rows], real)]] = "repeat"
 
+    # The wanted number of those that passed; then every class as a whole.
     passed = reason == ""
     kept = _keep(passed, candidates.stratum, ordinals, score, wanted, purpose)
     reason[passed & ~kept] = "surplus"
     shown = np.flatnonzero(
         (wanted > 0) | (np.bincount(candidates.stratum, minlength=len(strata)) > 0)
     )
-    compared: dict[int, _Compared] = {}
-    if labels is not None and looks_at_classes:
-        two_sample = measures.two_sample if len(shown) <= MAX_STRATA_COMPARED else None
-        for s, of in near.items():
-            records = (
-                training.X[training.stratum == s],
-                validation.X[validation.stratum == s],
-                candidates.X[of.rows],
-            )
-            exact = Equality(
-                equal.training[training.stratum == s],
-                equal.validation[(validation.stratum == s) & one_each[1]],
-                equal.candidates[of.rows],
-                equal.of_one[of.rows],
-            )
-            ways = equal_ways(measures, *records, exact)
-            wrong, real_wrong = labels.mistaken(of.rows, int(stratum_class[s]))
-            stratum = Stratum(
-                *records,
-                valid=reason[of.rows] != "domain",
-                kept=kept[of.rows],
-                distance=of.distance,
-                real=of.real,
-                near=of.ways,
-                equal=ways,
-                one_each=(one_each[0][training.stratum == s], one_each[1][validation.stratum == s]),
-                wrong=wrong,
-                real_wrong=real_wrong,
-            )
-            evidence = class_evidence(stratum, measures.space)
-            checks = class_checks(evidence, limits or Limits(), n_strata=len(shown))
-            compared[s] = _Compared(
-                checks,
-                class_verdict(checks),
-                class_metrics(stratum, evidence, measures.space, two_sample) if metrics else {},
-            )
-    for s, found in compared.items():
-        if found.verdict == "unsafe":
-            notes.append(said_of(strata[s], found.checks, dropped=drop_unsafe))
-        if found.verdict == "unsafe" and drop_unsafe:
+    results: dict[int, _ClassResult] = {}
+    if labels is not None and tests_classes:
+        classes = _strata(
+            training, validation, candidates, measures,
+            _Comparison(near, equal, one_each), labels, reason, kept,
+        )  # fmt: skip
+        results = {
+            s: _test_class(stratum, measures, limits or Limits(), len(shown), metrics=metrics)
+            for s, stratum in classes
+        }
+    for s, result in results.items():
+        if result.verdict == "unsafe":
+            notes.append(describe_faults(strata[s], result.checks, dropped=drop_unsafe))
+        if result.verdict == "unsafe" and drop_unsafe:
             rows = near[s].rows[passed[near[s].rows]]
             reason[rows], kept[rows], passed[rows] = "unsafe class", False, False
     info = tuple(
         _info(
-            strata[s], candidates.stratum == s, passed, kept, reason, compared.get(s, _Compared())
+            strata[s], candidates.stratum == s, passed, kept, reason, results.get(s, _ClassResult())
         )
         for s in map(int, shown)
     )
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
     return FilterOutcome(passed, kept, reason, score, info, measures.name, tuple(notes))
+
+
+def _strata(
+    training: Labelled,
+    validation: Labelled,
+    candidates: Labelled,
+    measures: Measures,
+    comparison: _Comparison,
+    labels: _Labels,
+    reason: NDArray[np.str_],
+    kept: Bool,
+) -> Iterator[tuple[int, Stratum]]:
+    """The records of each stratum with everything that its tests need."""
+    near, equal, one_each = comparison
+    for s, distances in near.items():
+        rows = distances.rows
+        of_training, of_validation = training.stratum == s, validation.stratum == s
+        records = training.X[of_training], validation.X[of_validation], candidates.X[rows]
+        exact = Equality(
+            equal.training[of_training],
+            equal.validation[of_validation & one_each[1]],
+            equal.candidates[rows],
+            equal.of_unique[rows],
+        )
+        wrong, real_wrong = labels.mistaken(rows, int(labels.stratum_class[s]))
+        yield (
+            s,
+            Stratum(
+                *records,
+                valid=reason[rows] != "domain",
+                kept=kept[rows],
+                distance=distances.distance,
+                real=distances.real,
+                near=distances.spaces,
+                equal=equality_evidence(measures, *records, exact),
+                one_each=(one_each[0][of_training], one_each[1][of_validation]),
+                wrong=wrong,
+                real_wrong=real_wrong,
+            ),
+        )
+
+
+def _test_class(
+    stratum: Stratum, measures: Measures, limits: Limits, n_strata: int, *, metrics: bool
+) -> _ClassResult:
+    two_sample = measures.two_sample if n_strata <= MAX_STRATA_COMPARED else None
+    evidence = class_evidence(stratum, measures.space)
+    checks = class_checks(evidence, limits, n_strata=n_strata)
+    return _ClassResult(
+        checks,
+        class_verdict(checks),
+        class_metrics(stratum, evidence, measures.space, two_sample) if metrics else {},
+    )
 
 
 def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:
@@ -337,18 +337,17 @@ def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
 
 
 def _info(
-    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], compared: _Compared
+    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], result: _ClassResult
 ) -> ClassFilter:
-    """What the report says of a stratum."""
     return ClassFilter(
         name=name,
         n_candidates=int(own.sum()),
         n_passed=int((passed & own).sum()),
         n_kept=int((kept & own).sum()),
         reasons=_count_reasons(reason[own]),
-        metrics=dict(compared.metrics),
-        checks=compared.checks,
-        verdict=compared.verdict,
+        metrics=dict(result.metrics),
+        checks=result.checks,
+        verdict=result.verdict,
     )
 
 
@@ -366,7 +365,7 @@ def _check(
 ) -> None:
     if len(ordinals) != len(candidates) or len(wanted) != len(strata):
         raise ParameterError(
-            f"expected {len(candidates)} ordinals and {len(strata)} wanted counts; found "
+            f"expected {len(candidates)} ordinals and {len(strata)} wanted counts; got "
             f"{len(ordinals)} and {len(wanted)}."
         )
     for name, value in (

@@ -1,4 +1,4 @@
-"""The gate on tables: distances over the columns, class probabilities by gradient boosting."""
+"""The record filter of tables: distances over the columns, labels by gradient boosting."""
 
 from __future__ import annotations
 
@@ -23,28 +23,21 @@ def filter_table(
     *,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
-    **asked: Unpack[Asked],
+    **options: Unpack[Asked],
 ) -> FilterOutcome:
-    """Judge candidates of a table, and keep what is wanted of those that pass.
+    """Filter candidates of a table, see :func:`~.record_filter.filter_records`.
 
-    Parameters
-    ----------
-    training, validation, candidates : Labelled
-        Matrices of shape (n_records, n_columns); NaN for null, level codes in category columns.
-    is_category : ndarray of bool, shape (n_columns,)
-    n_levels : ndarray of int64, shape (n_columns,)
-        Levels of each category column; 0 for numerics.
-    **asked
-        As for :func:`~prefect_augment.evaluation.quality.record_filter.filter_records`.
+    Records are matrices of shape (n_records, n_columns): NaN for null, level codes in category
+    columns. ``n_levels`` is 0 for numeric columns.
     """
     measures = table_measures(
         training,
         is_category=is_category,
         n_levels=n_levels,
-        stratum_class=asked["stratum_class"],
-        seed=asked.get("seed", 0),
+        stratum_class=options["stratum_class"],
+        seed=options.get("seed", 0),
     )
-    return filter_records(training, validation, candidates, measures=measures, **asked)
+    return filter_records(training, validation, candidates, measures=measures, **options)
 
 
 def table_measures(
@@ -55,18 +48,7 @@ def table_measures(
     stratum_class: NDArray[np.int64],
     seed: int,
 ) -> Measures:
-    """How records of a table are measured.
-
-    Parameters
-    ----------
-    training : Labelled
-    is_category, n_levels
-        As for :func:`filter_table`.
-    stratum_class : ndarray of int64, shape (n_strata,)
-        Class code of each stratum.
-    seed : int
-        Of the classifiers.
-    """
+    """How records of a table are measured."""
     n_classes = int(stratum_class.max()) + 1
 
     def train(X: NDArray[Any], y: NDArray[np.int64]) -> Classifier:
@@ -89,19 +71,7 @@ def utility_filter(
     n_classes: int,
     seed: int,
 ) -> Classifier:
-    """Class-balanced boosting on real records: what :func:`.utility_scores` asks.
-
-    Parameters
-    ----------
-    X : ndarray of float64, shape (n_records, n_columns)
-        The matrix form.
-    y : ndarray of int64, shape (n_records,)
-        Class codes.
-    is_category, n_levels
-        As for :func:`filter_table`.
-    n_classes : int
-    seed : int
-    """
+    """Class-balanced boosting on real records, for :func:`~.label_fidelity.utility_scores`."""
     return fit_estimator(
         "boosting",
         X,
