@@ -1,10 +1,7 @@
-"""Boxes, masks and keypoints of staged images: read for one record, moved with it, written for its copies.
+"""Boxes, masks and keypoints of staged images: read, transformed with the image, written for its copies.
 
-``objects`` is a struct of lists, one entry per box (``bbox``: left, top, width, height in pixels; ``category`` and
-whatever else stands there goes with it; ``keypoints``: x, y and visibility in turns, as COCO has them). Every
-image column beside the first is a mask of it.
-
-What belongs to an image and moves with it: boxes, masks, keypoints.
+``objects`` is a struct of lists, one entry per box: ``bbox`` (left, top, width, height in pixels), ``category``,
+``keypoints`` (x, y, visibility, as in COCO) and any other fields. Image columns after the first are masks.
 """
 
 from __future__ import annotations
@@ -36,13 +33,7 @@ class MovedRecord:
 
 @dataclass(frozen=True)
 class ImageTargets:
-    """Which columns of records move with the image.
-
-    Attributes
-    ----------
-    has_objects : bool
-    masks : tuple of str
-    """
+    """The columns of records that are transformed with the image."""
 
     has_objects: bool
     masks: tuple[str, ...]
@@ -69,19 +60,9 @@ class ImageTargets:
         return self.has_objects or bool(self.masks)
 
     def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> Targets:
-        """Return what belongs to an image.
+        """Return the targets of one record (columns as Python values) whose image has this (height, width).
 
-        Parameters
-        ----------
-        record : mapping of str to object
-            Its columns as Python values.
-        shape : sequence of int
-            The image's height and width.
-
-        Raises
-        ------
-        SchemaError
-            If a mask has another size than the image.
+        Raises SchemaError if a mask has another size than the image.
         """
         objects = (record.get(OBJECTS) if self.has_objects else None) or {}
         masks = []
@@ -173,26 +154,19 @@ def _none(columns: int) -> Float:
 
 @dataclass(frozen=True)
 class Targets:
-    """What an image shows where.
+    """Boxes, keypoints and masks of one image."""
 
-    Attributes
-    ----------
-    boxes : ndarray of float32, shape (n_boxes, 4)
-        Left, top, width and height in pixels (COCO).
-    keypoints : ndarray of float32, shape (n_keypoints, 2)
-        x and y in pixels.
-    masks : tuple of ndarray of uint8, shape (height, width)
-    places : ndarray of int64, shape (n_boxes,)
-        Which of the boxes that were given these are.
-    inside : ndarray of bool, shape (n_keypoints,)
-        Which keypoints are still in the image.
-    """
-
-    boxes: Float = field(default_factory=lambda: _none(4))
-    keypoints: Float = field(default_factory=lambda: _none(2))
-    masks: tuple[NDArray[np.uint8], ...] = ()
-    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    boxes: Float = field(
+        default_factory=lambda: _none(4)
+    )  # (n_boxes, 4): left, top, width, height in pixels (COCO)
+    keypoints: Float = field(default_factory=lambda: _none(2))  # (n_keypoints, 2): x, y in pixels
+    masks: tuple[NDArray[np.uint8], ...] = ()  # (height, width) each
+    places: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # (n_boxes,) indices into the boxes read
+    inside: NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(0, np.bool_)
+    )  # (n_keypoints,) whether still in the image
 
     def started(self, width: int, height: int) -> Targets:
         """Return these with all keypoints there, and all boxes of which something lies in the image."""
@@ -208,18 +182,10 @@ class Targets:
     def moved(
         self, matrix: NDArray[np.float64], width: int, height: int, *, min_visibility: float
     ) -> Targets:
-        """Return boxes and keypoints under an affine map of pixel centres; masks as they are.
+        """Return boxes and keypoints under an affine map (2, 3) of pixel centres, old to new; masks as they are.
 
-        A box becomes the smallest upright one about its four corners, cut to the image.
-
-        Parameters
-        ----------
-        matrix : ndarray of float64, shape (2, 3)
-            From old to new coordinates of pixel centres.
-        width, height : int
-            Of the new image.
-        min_visibility : float in [0, 1]
-            Boxes of which a smaller share of the area stays in the image are left out.
+        A box becomes the upright hull of its four corners, cut to the new image (width, height). Boxes that keep
+        less than ``min_visibility`` of their area, a share in [0, 1], are dropped.
         """
         linear, offset = matrix[:, :2], matrix[:, 2]
         x, y, w, h = self.boxes.astype(np.float64).T

@@ -1,8 +1,7 @@
-"""One column between Arrow and float64: what is learnt of it, and how it comes back as it was.
+"""Codecs: one Arrow column as float64 (NaN for missing) and back into the same type.
 
-A codec is fitted on one column, turns values into float64 (NaN for missing) and back into the same
-Arrow type, snapped to what was seen: the range, the grid of a number (whole numbers, decimals,
-multiples of 50, full hours), the known levels of a category. Everything it knows is plain JSON.
+Decoding snaps to the domain that was seen: the range, the grid of a number (whole numbers, decimals,
+multiples of 50, full hours), the levels of a category. A codec is stored as plain JSON.
 """
 
 from __future__ import annotations
@@ -50,11 +49,10 @@ Floats = NDArray[np.float64]
 class NumberCodec:
     """A numeric column: floats, integers, decimals, dates, times, timestamps, durations.
 
-    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]; the
-    matrix holds the value itself (a date its day number, a timestamp its ticks since 1970 UTC), or
-    ``k`` where the numbers exceed 2**53 (``offset``), which float64 could not tell apart (and
-    of more than 2**53 steps it holds the nearest it can, so that the last digits are lost). A float
-    column without a grid is continuous in [minimum, maximum].
+    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]. The matrix
+    holds the value (a date as its day, a timestamp as ticks since 1970 UTC), or ``k`` where numbers
+    exceed 2**53 (``offset``); above 2**53 steps the last digits are lost. A float column without a grid
+    is continuous in [minimum, maximum].
     """
 
     kind: pa.DataType
@@ -169,21 +167,9 @@ class NumberCodec:
 
 
 def fit_number(values: pa.Array, *, column: str, nullable: bool) -> NumberCodec:
-    """Return the codec of a numeric column.
+    """Return the codec of a numeric column; ``values`` come from :func:`values.plain`.
 
-    Parameters
-    ----------
-    values : pyarrow.Array
-        From :func:`prefect_augment.encoding.values.plain`.
-    column : str
-        For messages.
-    nullable : bool
-        Whether the column's field allows null.
-
-    Raises
-    ------
-    SchemaError
-        If the type is not a number; names the column.
+    Raises SchemaError, with the column's name, if the type is not a number.
     """
     kind = values.type
     if pa.types.is_floating(kind):
@@ -263,7 +249,7 @@ def _grid(numbers: NDArray[Any]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class CategoryCodec:
-    """A category column: text, booleans, or any other type that was declared one.
+    """A category column: text, booleans, or any other type declared one.
 
     ``levels`` are the values seen, in their natural order; the matrix holds their index.
     """
@@ -329,13 +315,7 @@ class CategoryCodec:
 
 
 def fit_category(values: pa.Array, *, column: str, nullable: bool) -> CategoryCodec:
-    """Return the codec of a category column; arguments as of :func:`fit_number`.
-
-    Raises
-    ------
-    SchemaError
-        If values of the type cannot be levels; names the column.
-    """
+    """Return the codec of a category column; raises SchemaError if its values cannot be levels."""
     values_to_json(values[:0], column=column)  # refuses a type without levels by name
     clean = _without_nan(values)
     missing: Missing | None = None

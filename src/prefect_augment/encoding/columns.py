@@ -1,7 +1,7 @@
-"""What the columns of a table are: numbers, categories, identifiers, or nothing to learn from.
+"""Kinds of a table's columns: numeric, category, identifier, or not learnt.
 
-Kinds are found only where that is unambiguous; a :class:`~prefect_augment.params.ColumnOverride` decides
-the rest. Nothing here changes a value. The label is :mod:`prefect_augment.encoding.labels`' matter.
+A kind is detected only where it is unambiguous; a :class:`~prefect_augment.params.ColumnOverride` decides
+the rest. No value is changed here. :mod:`prefect_augment.encoding.labels` handles the label.
 """
 
 from __future__ import annotations
@@ -53,37 +53,19 @@ ID_TOKENS = frozenset(
 def describe_columns(
     table: pa.Table, *, label: str, wishes: Sequence[ColumnOverride] = ()
 ) -> tuple[ColumnInfo, ...]:
-    """Return what was found about each column but the label, in the table's order.
-
-    Kinds, the first that fits:
+    """Describe each column but the label, in the table's order. Kinds, first match:
 
     - ``empty``: only nulls (NaN counts as null);
-    - ``opaque``: nested or binary values, and text of which hardly any two values are equal; kept in
-      real records, null in synthetic ones;
+    - ``opaque``: nested or binary values, and text with hardly any two values equal; kept in real
+      records, null in synthetic ones;
     - ``constant``: one value and no nulls;
-    - ``identifier``: text without blanks or integers, no two equal, the integers either contiguous
-      or in a column named like an id; synthetic records get a fresh one;
+    - ``identifier``: text without blanks or integers, all distinct, the integers contiguous or in a
+      column named like an id; synthetic records get fresh ones;
     - ``category``: text, booleans, dictionaries;
     - ``numeric``: numbers, decimals, dates, timestamps, times, durations.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records.
-    label : str
-        The label column; left out.
-    params : sequence of ColumnOverride
-        What the user says; goes before what is found.
-
-    Returns
-    -------
-    tuple of ColumnInfo
-        ``n_unique`` counts values other than null; -1 where values cannot be compared (nested).
-
-    Raises
-    ------
-    ParameterError
-        If a wish names no column, or asks for numbers where there are none.
+    Overrides take precedence; one that names no column, or numbers where there are none, raises
+    ParameterError. ``n_unique`` counts values other than null, -1 where they cannot be compared.
     """
     with Workspace() as workspace:
         summaries = {

@@ -17,30 +17,13 @@ __all__ = ["fit_fill", "made_column"]
 
 
 def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, Any]:
-    """Return the rule by which a column without a codec gets values, as JSON.
+    """Return, as JSON, the rule that fills a column without a codec (constant, empty, identifier, opaque).
 
-    Parameters
-    ----------
-    field : pyarrow.Field
-        The column's name, type and nullability.
-    column : pyarrow.ChunkedArray
-        Its values in the training records.
-    kind : str
-        constant, empty, identifier or opaque.
-
-    Returns
-    -------
-    dict
-        ``constant``: its value repeated. ``empty`` and ``opaque``: null. ``identifier``: null where
-        the type is no number and may be null, else fresh. Signed and float ones count down from
-        ``min(0, smallest) - 1``; unsigned ones from the type's largest value, which no row number
-        comes near (the next free number would be one that validation or hold-out records have); text is
-        ``synthetic-`` and the first 16 digits of the record's ``aug_id``.
-
-    Raises
-    ------
-    ParameterError
-        If the column may not be null and there is no other rule for it; names the column.
+    Constants are repeated; ``empty`` and ``opaque`` columns become null, as do nullable identifiers that are
+    no numbers. Other identifiers are fresh: signed and float ones count down from ``min(0, smallest) - 1``,
+    unsigned ones from the type's maximum (the next free number would collide with validation or hold-out
+    records), text is ``synthetic-`` and 16 digits of the ``aug_id``. Raises ParameterError if the column
+    may not be null and no rule fits.
     """
     values = plain(column)
     if kind == "constant" and values.null_count < len(values):
@@ -79,18 +62,9 @@ def made_column(
     places: NDArray[np.int64],
     aug_ids: Sequence[str] | None,
 ) -> pa.Array:
-    """Return the column's values for new records, a dictionary's plain.
+    """Return the column's values for new records by a rule of :func:`fit_fill`, dictionaries decoded.
 
-    Parameters
-    ----------
-    field : pyarrow.Field
-        The column.
-    rule : dict
-        From :func:`fit_fill`.
-    places : ndarray of int64, shape (n,)
-        A number per record that no other record has; counts identifiers.
-    aug_ids : sequence of str, length n, optional
-        Needed by text identifiers.
+    ``places`` holds a number per record that no other record has; text identifiers need ``aug_ids``.
     """
     n = len(places)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type

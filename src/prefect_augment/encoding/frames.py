@@ -1,7 +1,6 @@
-"""Records as people hold them (numpy, pandas, polars, Arrow, lists) to Arrow tables and back.
+"""Records of numpy, pandas, polars, Arrow or lists as Arrow tables, and back in the same form.
 
-What comes back is of the same kind, with the same column names, order and dtypes. pandas and polars
-are never imported unless an object of theirs is given.
+pandas and polars are imported only when one of their objects comes in.
 """
 
 from __future__ import annotations
@@ -25,41 +24,19 @@ Kind = Literal["numpy", "list", "pandas", "polars", "arrow"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How records are held: enough to hold others the same way.
-
-    Attributes
-    ----------
-    kind : str
-        numpy, list (of lists), pandas, polars or arrow.
-    names : tuple of str
-        Columns of the Arrow table; ``x0``, ``x1`` … where they have no name.
-    columns : Any
-        The columns as they are called: pandas' index of columns, else ``names``.
-    dtypes : tuple
-        One per column, in the kind's own terms.
-    missing : tuple
-        Per column of Python objects: how a missing value is written.
-    """
+    """The container of some records, to return others in the same one."""
 
     kind: Kind
-    names: tuple[str, ...]
-    columns: Any
-    dtypes: tuple[Any, ...]
-    missing: tuple[Any, ...]
+    names: tuple[str, ...]  # of the Arrow columns; x0, x1 … for arrays
+    columns: Any  # pandas' index of columns, else names
+    dtypes: tuple[Any, ...]  # per column, as the container writes them
+    missing: tuple[Any, ...]  # per column of Python objects: how it writes a missing value
 
     @classmethod
     def of(cls, X: Any) -> Layout:
-        """Return how ``X`` is held.
+        """Return the layout of ``X``: a list of lists, a 2-D array, or a pandas, polars or Arrow frame.
 
-        Parameters
-        ----------
-        X : array-like or frame, shape (n_records, n_columns)
-            A list of lists, a two-dimensional array, or a frame of pandas, polars or Arrow.
-
-        Raises
-        ------
-        SchemaError
-            If two columns have the same name, or it is a lazy frame.
+        Raises SchemaError for duplicate column names or a lazy frame.
         """
         kind = kind_of(X)
         if kind in ("numpy", "list"):
@@ -86,13 +63,7 @@ class Layout:
         return cls(kind, names, X.columns, dtypes, missing)
 
     def to_arrow(self, X: Any) -> pa.Table:
-        """Return records of this layout as an Arrow table.
-
-        Raises
-        ------
-        SchemaError
-            If a column holds values of several types; names it.
-        """
+        """Return records of this layout as an Arrow table; raises SchemaError for a column of mixed types."""
         if self.kind == "arrow":
             return X
         if self.kind == "polars":
@@ -112,17 +83,7 @@ class Layout:
         return pa.table(columns, schema=pa.schema(fields))
 
     def from_arrow(self, table: pa.Table) -> Any:
-        """Return records of an Arrow table, as made by :meth:`to_arrow`, in this layout.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Has the layout's columns, of the types that :meth:`to_arrow` gave them.
-
-        Returns
-        -------
-        As the layout says; pandas' index counts from 0.
-        """
+        """Return an Arrow table with the types of :meth:`to_arrow` in this layout; pandas' index counts from 0."""
         table = table.select(list(self.names))
         if self.kind == "arrow":
             return table.cast(pa.schema(list(self.dtypes)))
@@ -154,16 +115,7 @@ class Layout:
         return X.astype(self.dtypes[0].kind) if has_width else X
 
     def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
-        """Return ``X``, then some of its rows again, then new ones.
-
-        Parameters
-        ----------
-        X : of this layout
-        copies : ndarray of int64, shape (n_copies,)
-            Rows to repeat.
-        new : pyarrow.Table
-            See :meth:`from_arrow`.
-        """
+        """Return ``X``, then its rows ``copies`` (indices) again, then the ``new`` ones."""
         made = self.from_arrow(new)
         if self.kind == "list":
             return [*X, *(X[i] for i in copies), *made]
@@ -182,9 +134,9 @@ class Layout:
 
 
 def _as_matrix(X: Any) -> NDArray[Any]:
-    """Return an array; of lists with anything but numbers in them one of Python objects.
+    """Return an array; lists that hold more than numbers become an array of Python objects.
 
-    numpy would make one type of all columns: numbers beside texts become texts.
+    numpy would make one type of all columns, and turn numbers beside texts into texts.
     """
     found = np.asarray(X)
     if not isinstance(X, list | tuple) or found.dtype.kind in "biufc" or found.ndim != 2:
@@ -222,13 +174,7 @@ def _taken(values: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def kind_of(X: Any) -> Kind:
-    """Return how records are held.
-
-    Raises
-    ------
-    SchemaError
-        If it is a lazy frame.
-    """
+    """Return the kind of container that holds the records; raises SchemaError for a lazy frame."""
     package = type(X).__module__.partition(".")[0]
     if package == "polars":
         if not hasattr(X, "to_arrow"):

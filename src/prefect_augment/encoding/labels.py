@@ -39,19 +39,9 @@ LABEL_NAMES = ("label", "target", "class", "y", "labels", "category", "outcome",
 
 
 def find_label(table: pa.Table, given: str = "") -> str:
-    """Return the name of the label column.
+    """Return the label column: ``given``, else the one column named label, target, class, y …
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records.
-    given : str
-        The user's name of it; empty to look for one column named label, target, class, y …
-
-    Raises
-    ------
-    LabelError
-        If the given column is not there, or no single column can be it.
+    Raises LabelError if the given column is missing, or no single column qualifies.
     """
     names: list[str] = table.column_names
     if given:
@@ -112,13 +102,7 @@ def missing_labels(column: pa.ChunkedArray | pa.Array) -> pa.BooleanArray:
 
 
 def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
-    """Return the classes in the order of their values: numbers by size, false before true, else as text.
-
-    Examples
-    --------
-    >>> class_names(pa.array([10, 9, 10]))
-    ('9', '10')
-    """
+    """Return the classes in the order of their values: numbers by size, false before true, else as text."""
     distinct = plain_array(column).unique().drop_null()
     if not is_text(distinct.type) and not pa.types.is_null(distinct.type):
         order = distinct.cast(pa.int8()) if pa.types.is_boolean(distinct.type) else distinct
@@ -128,20 +112,10 @@ def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
 
 
 def check_label(column: pa.ChunkedArray | pa.Array, *, name: str) -> None:
-    """Refuse a label that cannot be one; nulls and blanks are passed over.
+    """Raise LabelError if a column cannot be the label; nulls and blanks are ignored.
 
-    Parameters
-    ----------
-    column : pyarrow array
-        The label of every record.
-    name : str
-        The column's name, for messages.
-
-    Raises
-    ------
-    LabelError
-        If it is nested, binary or a date; has no value or only one; looks like an identifier or a
-        continuous value; or has classes that differ only by case, blanks or Unicode form.
+    It cannot if it is nested, binary or a date, has fewer than two values, looks like an identifier or
+    a continuous value, or has classes that differ only by case, blanks or Unicode form.
     """
     check_label_type(column.type, name=name)
     values = plain_array(column)

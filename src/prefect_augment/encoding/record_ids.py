@@ -1,7 +1,7 @@
-"""Names of records: content keys from feature values, and the ``aug_id`` of every kind of record.
+"""Identities of records: content keys from feature values, and the ``aug_id`` of every kind of record.
 
-A content key says "these feature values", whatever file, chunk, column order, dictionary encoding or
-integer width they came in. An ``aug_id`` says "this record". Neither depends on the order of rows.
+A content key identifies feature values, whatever file, chunk, column order, dictionary encoding or
+integer width they came in; an ``aug_id`` identifies one record. Neither depends on row order.
 """
 
 from __future__ import annotations
@@ -51,22 +51,10 @@ Bytes = NDArray[np.uint8]
 
 
 def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.StringArray:
-    """Return each record's content key: blake2b-128 over its canonical feature values.
+    """Return each record's content key, 32 hexadecimal digits: blake2b-128 over its feature values.
 
-    NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the
-    key, their order is not.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records; column names are unique.
-    exclude : collection of str
-        Columns that are not features: the label, lineage.
-
-    Returns
-    -------
-    pyarrow.StringArray, shape (n_records,)
-        32 hexadecimal digits each.
+    NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the key,
+    their order is not. ``exclude`` names columns that are not features: the label, lineage.
 
     Examples
     --------
@@ -105,9 +93,9 @@ def _hash_rows(matrix: Bytes) -> list[bytes]:
 
 
 def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
-    """Return a 64-bit number for each value that is neither null nor NaN, equal for equal values.
+    """Return a 64-bit hash per value that is neither null nor NaN, equal for equal values.
 
-    Numbers, dates and times that differ have different numbers; of texts two in 10**19 pairs may not.
+    Exact for numbers, dates and times; two texts collide once in about 10**19 pairs.
     """
     tokens = _tokens(column)
     tokens = tokens[tokens[:, 0] != NULL]
@@ -271,14 +259,9 @@ def _canonical(value: Any) -> Any:
 def occurrence_numbers(
     *columns: Sequence[Any] | pa.Array, order: NDArray[Any] | None = None
 ) -> NDArray[np.int64]:
-    """Return for each record how many equal ones come before it.
+    """Return for each record how many equal ones (in all ``columns``) come before it.
 
-    Parameters
-    ----------
-    *columns : sequences of n_records values
-        What makes records equal: all of them together.
-    order : ndarray, shape (n_records,), optional
-        Records with smaller values come first; the order of the rows otherwise.
+    Records with smaller ``order`` come first; by default the order of the rows.
 
     Examples
     --------
@@ -303,10 +286,10 @@ def _listed(column: Sequence[Any] | pa.Array) -> Sequence[Any]:
 
 
 def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[np.uint64]:
-    """Return a number per record that tells apart what content keys do not: NaN from null, -0.0 from 0.0.
+    """Return a number per record that separates what content keys equate: NaN and null, -0.0 and 0.0.
 
-    Records with one content key are sorted by it before they are numbered; otherwise which of them
-    gets which ``aug_id`` would depend on the order of the rows.
+    Equal content keys are sorted by it before they are numbered; without it each one's ``aug_id`` would
+    depend on the order of the rows.
     """
     state = np.zeros(table.num_rows, dtype=np.uint64)
     for name in sorted(n for n in table.column_names if n not in exclude):
@@ -326,12 +309,7 @@ def aug_ids(
 ) -> pa.StringArray:
     """Return the ``aug_id`` of real records: a hash of content key, label and occurrence number.
 
-    Parameters
-    ----------
-    keys, labels : sequences of str, length n_records
-        Content keys and class names.
-    occurrences : ndarray of int64, shape (n_records,), optional
-        Number of each record among those with its key and label; by position where not given.
+    Without ``occurrences``, equal records are numbered in row order.
     """
     if occurrences is None:
         occurrences = occurrence_numbers(keys, labels)
@@ -339,17 +317,7 @@ def aug_ids(
 
 
 def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the ids of :func:`aug_ids` as 16 bytes each, a chunk of texts alive at a time.
-
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    occurrences : ndarray of int64, shape (n_records,)
-        Number of each record among those with its key and label.
-    """
+    """Return the ids of :func:`aug_ids` as 16 bytes each, holding one chunk of texts at a time."""
     names = np.array([json.dumps(name) for name in labels.names.tolist()], dtype=object)
     ids = np.zeros(len(keys), dtype=KEY)
     for start in range(0, len(keys), ROWS_AT_ONCE):
@@ -368,26 +336,11 @@ def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) 
 
 
 def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArray:
-    """Return ids of records that came from others: copies, classic and synthetic ones.
+    """Return ids, 32 hexadecimal digits, of records derived from others.
 
-    Parameters
-    ----------
-    origin : str
-        ``copy``, ``classic`` or ``synthetic``. It is hashed in, so an id never equals one of another
-        origin, real ones included.
-    *parts : sequence, or one str or int for all records
-        What names the record among those of its origin: the parent's id or the model's digest, the
-        stratum, the seed or ordinal. At least one is a sequence.
-
-    Returns
-    -------
-    pyarrow.StringArray, shape (n_records,)
-        32 hexadecimal digits each.
-
-    Examples
-    --------
-    >>> derived_ids("copy", ["a"], 0) == derived_ids("classic", ["a"], 0)
-    False
+    ``origin`` (``copy``, ``classic``, ``synthetic``) is hashed in, so ids of two origins never meet.
+    ``parts`` name the record within its origin: the parent's id or the model's digest, the stratum, the
+    seed or ordinal. A scalar part holds for all records; at least one part is a sequence.
     """
     lists = [p if isinstance(p, str | int) else _listed(p) for p in parts]
     n_records = max(len(p) for p in lists if not isinstance(p, str | int))

@@ -47,19 +47,10 @@ class StoredEncoder(ABC):
         return conform_column(field, values, self._dictionaries)
 
     def outgrown_by(self, other: StoredEncoder) -> str:
-        """Tell whether this encoder still serves records that another one was fitted on.
+        """Return how records of ``other``, fitted on these and more, exceed this encoder's domain; else "".
 
-        Parameters
-        ----------
-        other : StoredEncoder
-            Fitted on this one's records and more.
-
-        Returns
-        -------
-        str
-            What has changed, as the end of a sentence; empty where the domain holds: the same columns
-            and strata; in a table the same levels and grids, and no number beyond the range that was
-            seen by more than a twentieth of it; of images the same sizes and colours.
+        The domain is the columns and strata; of a table the levels and grids, and each number's range plus a
+        twentieth of it; of images the sizes and colours. The text is the end of a sentence.
         """
         if type(other) is not type(self) or other.schema != self.schema:
             return "the columns are others"

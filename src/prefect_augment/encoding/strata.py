@@ -61,13 +61,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int64]:
-    """Return the place of each record's stratum among the known ones.
-
-    Raises
-    ------
-    ParameterError
-        If a stratum is unknown; names it.
-    """
+    """Return the index of each record's stratum among the known; raises ParameterError for an unknown one."""
     index = {name: k for k, name in enumerate(known)}
     unknown = sorted(set(strata) - set(index))
     if unknown:
@@ -84,10 +78,7 @@ def stratum_column(field: pa.Field, known: StratumValues, codes: NDArray[np.int6
 
 
 def dictionaries_of(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
-    """Return each dictionary column's values, unused ones included: pandas shows them all.
-
-    Their order is the source's, which is what pandas shows and sorts by.
-    """
+    """Return each dictionary column's values in the source's order, unused ones included, as pandas shows them."""
     found = {}
     for field in schema:
         if pa.types.is_dictionary(field.type):
@@ -101,13 +92,7 @@ def dictionaries_of(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
 def conform_column(
     field: pa.Field, column: pa.Array, dictionaries: Mapping[str, pa.Array]
 ) -> pa.Array:
-    """Return the column in its field's own type; refuse a null that the field forbids.
-
-    Raises
-    ------
-    ParameterError
-        If a value is missing in a column that may not be null.
-    """
+    """Return the column in its field's type; raises ParameterError for a null that the field forbids."""
     if column.null_count and not field.nullable:
         raise ParameterError(
             f"column {field.name!r} may not be null, and a record has no value for it; "
@@ -132,21 +117,10 @@ NULL_TEXT = (
 
 
 def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]]) -> list[str]:
-    r"""Return the stratum of each record.
+    r"""Return each record's stratum: its class, or ``"class | column=value | …"`` with ``by`` columns.
 
-    Parameters
-    ----------
-    labels : sequence of str, length n_records
-        Class names.
-    by : mapping of str to sequence of str or None, each of length n_records
-        Values of the columns to balance within, as text; None is written as :data:`NULL_TEXT`.
-
-    Returns
-    -------
-    list of str, length n_records
-        The class itself without ``by``, else ``"class | column=value | …"`` with the columns in
-        the order given. There, ``|`` and ``\`` of a class or value are escaped with ``\``, so that
-        two strata never share a name.
+    ``|`` and ``\`` in a class or value are escaped with ``\``, so two strata never share a name; None is
+    written as :data:`NULL_TEXT`.
 
     Examples
     --------
@@ -162,20 +136,7 @@ def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]])
 
 
 def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return the class and the cell of a stratum: the inverse of :func:`stratum_names`.
-
-    Parameters
-    ----------
-    name : str
-        A stratum's name.
-    by : sequence of str
-        The columns it was named with.
-
-    Returns
-    -------
-    tuple of str and dict
-        The class, and per column of ``by`` its value as text.
-    """
+    """Return the class, and the value of each ``by`` column as text: the inverse of :func:`stratum_names`."""
     if not by:
         return name, {}
     label, *cells = name.split(

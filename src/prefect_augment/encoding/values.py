@@ -99,13 +99,7 @@ def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.Da
 
 
 def values_to_json(values: pa.Array, *, column: str) -> list[Any]:
-    """Return an array as plain JSON values, exactly; null is None.
-
-    Raises
-    ------
-    SchemaError
-        If the type has no such form; names the column.
-    """
+    """Return an array as plain JSON values, exactly; raises SchemaError for a type without such a form."""
     kind = values.type
     if is_integer_like(kind):
         numbers = to_integers(values).tolist()

@@ -1,8 +1,7 @@
-"""What becomes of every record: left out, or in which part, and under which id.
+"""The split of all records: left out, or assigned to a part, with their ids.
 
-All of it is decided in an order that does not depend on the source's, a bin of keys at a time: how large the
-parts of each class are is known when all bins have been looked at. What stays together by group or as
-near-duplicates is decided for all records at once, on arrays.
+The order does not depend on the source's. Bins of keys are visited twice, as each class's part sizes are
+known after the first pass; groups and near-duplicates are split in one pass over arrays of all records.
 """
 
 from __future__ import annotations
@@ -46,67 +45,21 @@ HELD, TWINS = REASONS[1], "twins"
 
 @dataclass(frozen=True)
 class Piece:
-    """What was decided on the records of a bin.
-
-    Parameters
-    ----------
-    index : RecordIndex
-        The records.
-    parts : ndarray of int8, shape (n_records,)
-        Index into :data:`~prefect_augment.split.assignment.PARTS`, or
-        :data:`~prefect_augment.ingest.record_index.LEFT_OUT`.
-    numbers : ndarray of int32, shape (n_records,)
-        Number of each record among those of its key and class.
-    ids : ndarray of keys, shape (n_records,)
-        ``aug_id``; of new records only.
-    reasons : ndarray of int8, shape (n_records,)
-        Why a record is left out: index into :data:`REASONS`; 0 where it is not.
-    """
+    """The split of one bin; arrays of shape (n_records,)."""
 
     index: RecordIndex
-    parts: NDArray[np.int8]
-    numbers: NDArray[np.int32]
-    ids: NDArray[Any]
-    reasons: NDArray[np.int8]
+    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
+    numbers: NDArray[np.int32]  # among records of one key and class
+    ids: NDArray[Any]  # aug_id; of new records only
+    reasons: NDArray[np.int8]  # index into REASONS; 0 where not left out
 
 
 class Decision:
-    """The decision on all records.
+    """The split of all records: one pass on construction, then :meth:`pieces` yields it bin by bin.
 
-    All of them are looked at once, and then :meth:`pieces` gives what was decided, a bin of keys at a time.
-
-    Parameters
-    ----------
-    found : Candidates
-        Those that were read.
-    earlier : sequence of RecordIndex
-        Those of earlier batches.
-    held : Candidates, optional
-        A hold-out of its own.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    source : Source
-        How records are split.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-
-    Attributes
-    ----------
-    ledger : Ledger or LedgerAside
-        The grown one, after the last piece.
-    n_new, n_kept_against_mark : int
-        See :class:`prefect_augment.split.assignment.Assignment`; after the last piece.
-    classes : tuple of str
-        Names of the classes in the order of their values.
-    is_grouped : bool
-        Whether records stay together, by group or as near-duplicates.
-    image : ImageInfo, optional
-        What was found about the images; after the last piece.
-
-    Raises
-    ------
-    InputError
-        If what the user says of the hold-out does not fit the records.
+    ``earlier`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``ledger`` the
+    parent version's or an empty one. ``ledger``, ``n_new``, ``n_kept_against_mark`` and ``image`` are final
+    after the last piece. Raises InputError if the requested hold-out does not suit the records.
     """
 
     def __init__(

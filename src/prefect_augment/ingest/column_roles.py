@@ -33,31 +33,15 @@ KEPT = "kept in real records, null in synthetic ones"
 
 @dataclass(frozen=True)
 class Roles:
-    """What the columns of a source are for.
-
-    Parameters
-    ----------
-    label, image : str
-        The columns of class and picture; no image in a table.
-    grouped_by : str
-        Where a record's group stands; empty where records are not grouped.
-    pattern : str
-        What makes the group column of images' paths, where it does.
-    marks : str
-        The column that says the hold-out; empty where none does.
-    published : tuple of str
-        The columns that are published, in their order.
-    schema : pyarrow.Schema
-        Of these.
-    """
+    """The role of each source column; ``published`` lists the columns that records go out with, in order."""
 
     label: str
-    image: str
-    grouped_by: str
-    pattern: str
-    marks: str
+    image: str  # empty in a table
+    grouped_by: str  # empty where records are not grouped
+    pattern: str  # extracts the group from image paths
+    marks: str  # the hold-out column, or empty
     published: tuple[str, ...]
-    schema: pa.Schema
+    schema: pa.Schema  # of the published columns
 
     def published_table(self, table: pa.Table) -> pa.Table:
         """Return the published columns of a batch, categories as plain values."""
@@ -86,14 +70,10 @@ class _Columns:
 def find_roles(
     scan: Scan, source: Source, *, manifest: Manifest | None = None, label: str = ""
 ) -> Roles:
-    """Return what the columns are for; ``label`` as it was found before, where it was.
+    """Return the columns' roles; ``label`` names the label column if an earlier run detected it.
 
-    Raises
-    ------
-    LabelError
-        If there is no label column, or it cannot be a label.
-    ParameterError
-        If a parameter names a column that is not there, or parameters contradict one another.
+    Raises LabelError if there is no usable label column, ParameterError if a parameter names a missing
+    column or parameters contradict one another.
     """
     schema = scan.schema
     given = source.label or label or (manifest.label if manifest else "")
@@ -139,13 +119,7 @@ def find_roles(
 def describe(
     summaries: dict[str, ColumnSummary], roles: Roles, source: Source
 ) -> tuple[ColumnInfo, ...]:
-    """Return what was found about the published columns.
-
-    Raises
-    ------
-    InputError
-        If there is no column to learn from.
-    """
+    """Describe the published columns; raises InputError if there is none to learn from."""
     wishes = [wish for wish in source.columns if wish.kind != "drop"]
     columns = describe_summaries(roles.schema, summaries, label=roles.label, wishes=wishes)
     # A text classification set has one text and nothing else: copies can be made of it.

@@ -1,14 +1,8 @@
-"""Records that another tool made, staged as candidates so that they are judged like our own.
+"""Synthetic records of another tool, staged as candidates and filtered like our own.
 
-They come in any format that a source may have. Columns are found by name and read as the real ones'
-types; what cannot be judged goes to quarantine with file, position and reason, and the records that came
-are the staged ones plus those.
-
-Values that another tool wrote, read as the real column's type: which fit, and why others do not.
-
-Tools lose types: whole numbers come as floats, everything comes as text out of a CSV file. What loses
-nothing is taken; whole numbers that were interpolated are rounded, and counted; what is no value of the
-column at all is said, so that its record can be set aside.
+Any source format works. Columns are matched by name and read as the real column's type: lossless casts are
+taken, fractions in integer columns rounded and counted. A record with any other value goes to quarantine
+with file, position and reason.
 """
 
 from __future__ import annotations
@@ -64,32 +58,9 @@ def import_candidates(
 ) -> DatasetRef:
     """Stage records that another tool made as candidates.
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        The real records; columns, types and classes are taken from them.
-    uri : str
-        File, folder, glob or URL: whatever a source may be.
-    plan : BalancePlan
-        Names the strata.
-    store : Store
-        Where they are staged.
-    options : dict, optional
-        fsspec storage options of ``uri``.
-    max_megapixels : float
-        Larger images go to quarantine.
-
-    Returns
-    -------
-    DatasetRef
-        ``n_quarantined`` counts what could not be judged; the facts' notes say why.
-
-    Raises
-    ------
-    SchemaError
-        If the label or a column that models learn is missing.
-    InputError
-        If there is no record, or none that can be judged.
+    Columns, types and classes come from ``dataset``, strata from ``plan``; ``uri`` is whatever a source may
+    be, ``options`` its fsspec storage options. ``n_quarantined`` counts invalid records; the notes say why.
+    Raises SchemaError if the label or a learnt column is missing, InputError if no record is valid.
     """
     info = load_info(dataset, store)
     files = list_source(uri, wished="auto", options=options)
@@ -367,35 +338,15 @@ TRUE, FALSE = frozenset({"true", "1", "1.0"}), frozenset({"false", "0", "0.0"})
 
 @dataclass(frozen=True)
 class Read:
-    """A column as it was read.
+    """A column converted to another type."""
 
-    Attributes
-    ----------
-    values : pyarrow.Array
-        Of the wanted type; null where a value does not fit.
-    unfit : dict of int to str
-        Why, by row.
-    n_rounded : int
-        Fractions in a column of whole numbers.
-    """
-
-    values: pa.Array
-    unfit: dict[int, str] = field(default_factory=dict)
-    n_rounded: int = 0
+    values: pa.Array  # null where a value cannot be converted
+    unfit: dict[int, str] = field(default_factory=dict)  # row -> reason
+    n_rounded: int = 0  # fractions in an integer column
 
 
 def read_as(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, levels: pa.Array | None) -> Read:
-    """Return a column in another type.
-
-    Parameters
-    ----------
-    column : pyarrow array
-        As it was read.
-    kind : pyarrow.DataType
-        The real column's, without dictionary.
-    levels : pyarrow.Array, optional
-        Of a category: the values that real records have.
-    """
+    """Return a column in another type; ``levels`` are the values that real records of a category have."""
     values = plain(column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     found = _converted(values, kind)
@@ -485,19 +436,9 @@ def _as_bool(value: Any) -> bool | None:
 
 
 def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the class of each label, however it is spelled as a value: 1, 1.0, "1" and " 1" are one.
+    """Return the index of each label in ``classes``, however it is written: 1, 1.0, "1" and " 1" are one.
 
-    Parameters
-    ----------
-    column : pyarrow array
-        Labels of any type.
-    classes : tuple of str
-        The real classes' names.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Places in ``classes``; -1 for an unknown one, -2 for none.
+    -1 stands for an unknown class, -2 for a missing label.
     """
     values = plain(column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

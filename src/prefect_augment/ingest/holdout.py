@@ -44,21 +44,7 @@ def read_holdout(
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
-    Parameters
-    ----------
-    listing : Listing
-        What lies there.
-    source : Source
-        How text is read, and which columns are dropped.
-    workspace : Workspace
-        Where records are put aside.
-    roles : Roles
-        The source's columns.
-
-    Raises
-    ------
-    SchemaError
-        If columns or types are not the source's.
+    Raises SchemaError if columns or types differ from the source's.
     """
     found = scan(listing, source, workspace)
     dropped = {wish.name for wish in source.columns if wish.kind == "drop"}
@@ -84,9 +70,9 @@ def read_holdout(
 
 
 def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
-    """Bring what an image hold-out has beside image and label to what the source has.
+    """Give an image hold-out the source's columns beside image and label.
 
-    Boxes or a group that only one of the two has change nothing about how a picture is judged.
+    Boxes or groups that only one of the two has do not affect how images are scored.
     """
     image = main_image(like)
     if not image or image not in image_columns(table.schema):
@@ -129,14 +115,9 @@ def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
 def refuse_other_classes(
     held: Candidates, counts: Mapping[str, int], label_values: pa.Array, uri: str
 ) -> None:
-    """Refuse a hold-out whose classes are not the source's.
+    """Raise LabelError unless the hold-out has the source's classes.
 
-    A class of the source with fewer than ``MIN_COMPARED`` records may be missing; it is not judged.
-
-    Raises
-    ------
-    LabelError
-        If there is a class that the source has not, or lacks one that it has.
+    A class with fewer than ``MIN_COMPARED`` source records may be missing; it is not scored.
     """
     theirs = {name for name in held.label_counts if name}
     ours = [name for name in class_names(label_values) if name in counts]

@@ -1,13 +1,8 @@
-"""Earlier batches of a source that only grew: their staged records stand, and their files are not read.
+"""Incremental ingest: the split a version continues, and the source files whose staged records are reused.
 
-What the split needs of them comes from their index. It is decided anew for all records together, so what
-comes out is what reading everything would give; where that would change a staged record, everything is
-read after all.
-
-What a run takes over from the version before: the split, and which source files it knows already.
-
-Every source file belongs to a batch: the version whose ingest first saw it as it is. A published version
-lists its source's files with their batches, so that this outlives staging.
+A file belongs to the batch (version) whose ingest first saw it as it is; published versions list files with batches,
+so this outlives staging. Old files contribute their index, and the split is made anew for all records: the result
+is that of reading everything. If that would change a staged record, everything is read.
 """
 
 from __future__ import annotations
@@ -60,24 +55,12 @@ class NotReusableError(Exception):
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier ingest staged of files that are as they were.
-
-    Parameters
-    ----------
-    info : DatasetInfo
-        Its outcome.
-    schema : pyarrow.Schema
-        The one of the source's files.
-    wanted : frozenset of str
-        Files that are new, as the listing names them.
-    files : dict
-        Path -> source file, as it was.
-    """
+    """Staged records of an earlier ingest whose files have not changed."""
 
     info: DatasetInfo
-    schema: pa.Schema
-    wanted: frozenset[str]
-    files: dict[str, SourceFile]
+    schema: pa.Schema  # of the source's files
+    wanted: frozenset[str]  # new files, by their names in the listing
+    files: dict[str, SourceFile]  # path -> source file, as it was
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:
@@ -86,13 +69,7 @@ class Earlier:
         return self.info.shards[: len(self.info.shards) - given]
 
     def indexes(self, store: Store) -> list[RecordIndex]:
-        """Return the index of each batch.
-
-        Raises
-        ------
-        NotReusableError
-            If one cannot be read.
-        """
+        """Return the index of each batch; raises NotReusableError if one cannot be read."""
         try:
             return [read_index(store, b.index, batch=b.batch) for b in self.info.batches]
         except (FileNotFoundError, pa.ArrowException, KeyError) as exc:
@@ -140,12 +117,9 @@ def find_earlier(
     request: str,
     folder: Folder | None,
 ) -> Earlier | None:
-    """Return the earlier batches that need not be read again; None where nothing was published.
+    """Return the batches that need not be read again; None if nothing was published.
 
-    Raises
-    ------
-    NotReusableError
-        If all files have to be read, with the reason.
+    Raises NotReusableError, with the reason, if all files have to be read.
     """
     if not parent.files:
         return None
@@ -220,24 +194,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a version takes over.
+    """What a new version takes over from its parent."""
 
-    Parameters
-    ----------
-    ledger : Ledger
-        The split so far.
-    version : int
-        The version that is to be made: the batch of files that are not known.
-    files : dict
-        Path -> source file, as the parent knew it.
-    ingest : str
-        Path of the outcome of the parent's ingest; empty where there is none.
-    """
-
-    ledger: Ledger
-    version: int = 1
-    files: dict[str, SourceFile] = field(default_factory=dict)
-    ingest: str = ""
+    ledger: Ledger  # the split so far
+    version: int = 1  # the new version: batch of unknown files
+    files: dict[str, SourceFile] = field(
+        default_factory=dict
+    )  # path -> source file, as the parent knew it
+    ingest: str = ""  # path of the parent's ingest outcome, or empty
 
     def batches(self, listing: Listing) -> NDArray[np.int32]:
         """Return the batch of every listed file, shape (n_files,)."""
@@ -250,7 +214,7 @@ class Inherited:
 
 
 def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list[Inherited]:
-    """Return what to inherit and, where a version is published, what that version inherited.
+    """Return what the next version inherits and, if one is published, what that one inherited.
 
     The second finds the stage of the very run that published the newest version.
     """
@@ -274,10 +238,10 @@ def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list
 
 
 def _of_a_run(store: Store, version: int | None) -> Manifest | None:
-    """Return a version, or where it is one of a rollback, the newest before it that a run published.
+    """Return a version; of a rollback, the newest before it that a run published.
 
-    What a rollback goes back from is still what the source was read as. None where there is no such
-    version: the parent of the oldest that is kept is gone after ``gc --keep-last`` and ``erase``.
+    The source was last read for the version that a rollback undoes. None if no such version exists: the
+    parent of the oldest kept one is gone after ``gc --keep-last`` and ``erase``.
     """
     there = list_versions(store)
     found = None

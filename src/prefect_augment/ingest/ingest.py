@@ -1,11 +1,8 @@
-"""Ingest: a labelled source in, validated and split records out.
+"""Ingest: a labelled source in, validated and split records out; nothing is written outside ``_staging``.
 
-What cannot be used goes to quarantine with file, position and reason, and the run goes on. Records
-in are records out plus quarantined ones. Nothing outside ``_staging`` is written.
-
-A source is read file by file and put aside on local disk, and so is what the split needs to know of each
-record; only where groups or near-duplicates stay together are there arrays of all records. Of a source
-that grew by files, only the new ones are read.
+Invalid records go to quarantine with file, position and reason: records in = records out + quarantined.
+Files are read one by one onto local disk, with what the split needs of each record; only groups and near-duplicates
+take arrays of all records. If only files were added to a source, only those are read.
 """
 
 from __future__ import annotations
@@ -70,37 +67,37 @@ def ingest(
 ) -> DatasetRef:
     """Read a labelled source, split it by the sticky ledger, and stage its records.
 
-    A source that has not changed since an earlier run (by its listing) is not read again, also when
-    that run's result has been published since. Of one that only grew by files since the newest version
-    the new files are read, where that version's staged records are still there; what is staged is the
-    same as if everything were read. The facts' notes say how many files were read.
+    A source whose listing has not changed since an earlier run is not read again, also when that run's
+    result has been published since. If files were only added since the newest version, and its staged
+    records still exist, only the new files are read; the staged result is the same as from reading
+    everything. The notes say how many files were read.
 
     Parameters
     ----------
     source : Source
         Where the records are, which column holds the class, how they are split.
     store : Store
-        The destination; its newest version's ledger is inherited.
+        The destination; the ledger of its newest version is continued.
     seed : int
         Fixes the salt of the first version's split.
     source_options : dict, optional
         fsspec storage options of source and hold-out.
     on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
+        Called with a fraction in [0, 1] and the current step.
 
     Returns
     -------
     DatasetRef
         ``n_records`` and ``class_counts`` count the source's records; those of a hold-out URI are in
-        the facts' ``part_counts`` only.
+        ``part_counts`` only.
 
     Raises
     ------
     InputError
-        If the source cannot be used: nothing there, changed while read, inside the destination,
-        overlapping its hold-out. ``SchemaError`` and ``LabelError`` are kinds of it.
+        If the source is empty, changed while it was read, lies inside the destination, or overlaps its
+        hold-out. ``SchemaError`` and ``LabelError`` are subclasses.
     ParameterError
-        If a parameter names a column that is not there, or parameters contradict one another.
+        If a parameter names a missing column, or parameters contradict one another.
     """
     report = on_progress or (lambda fraction, text: None)
     listing = list_source(source.uri, wished=source.format, options=source_options)

@@ -36,40 +36,16 @@ QUARANTINE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Ingested:
-    """An ingest after everything has been decided.
-
-    Parameters
-    ----------
-    source : Source
-        The params.
-    stage : Stage
-        Where objects go.
-    workspace : Workspace
-        Where shards wait.
-    found : Candidates
-        The records that were read.
-    held : Candidates, optional
-        A hold-out of its own.
-    settled : Settled
-        What becomes of all records.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    earlier : Earlier, optional
-        Staged records that are used again.
-    params : str
-        Hash of what staged records depend on beside the files.
-    notes : tuple of str
-        What was found before.
-    """
+    """An ingest whose split is made."""
 
     source: Source
     stage: Stage
     workspace: Workspace
     found: Candidates
-    held: Candidates | None
+    held: Candidates | None  # a hold-out with a source of its own
     settled: Settled
-    batches: NDArray[np.int32]
-    earlier: Earlier | None
+    batches: NDArray[np.int32]  # (n_files,) batch of each file
+    earlier: Earlier | None  # reused staged records
     request: str
     notes: tuple[str, ...]
 

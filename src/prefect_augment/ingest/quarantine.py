@@ -30,21 +30,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Batch:
-    """Some records of a source.
+    """Some records of a source."""
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Their columns, categories as plain values.
-    file_index : ndarray of int32, shape (n_records,)
-        Which of the source's files each came from.
-    positions : ndarray of int64, shape (n_records,)
-        Its row or line there, from 1.
-    """
-
-    table: pa.Table
-    file_index: NDArray[np.int32]
-    positions: NDArray[np.int64]
+    table: pa.Table  # category columns as plain values
+    file_index: NDArray[np.int32]  # (n_records,) index of the source file
+    positions: NDArray[np.int64]  # (n_records,) row or line in it, from 1
 
     def filter(self, keep: NDArray[np.bool_]) -> Batch:
         """Return some of the records."""
@@ -54,18 +44,7 @@ class Batch:
 
 
 class Quarantine:
-    """Records that are not used.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Names of the source's files.
-
-    Attributes
-    ----------
-    by_file : ndarray of int64, shape (n_files,)
-        How many of each file.
-    """
+    """Rejected records, with file, position and reason."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -88,18 +67,9 @@ class Quarantine:
         *,
         details: Sequence[str] = (),
     ) -> Batch:
-        """Put some records of a batch here and return the others.
+        """Add the records where ``unusable`` is true and return the others.
 
-        Parameters
-        ----------
-        batch : Batch
-            The records.
-        unusable : ndarray of bool, shape (n_records,)
-            Which of them cannot be used.
-        reason : str or sequence of str
-            One for all, or one for each of these.
-        details : sequence of str, optional
-            What more there is to say of each; kept with the record.
+        ``reason`` holds for all rejected ones, or has one entry each, as do the ``details`` kept with them.
         """
         rows = np.flatnonzero(unusable)
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -118,12 +88,7 @@ class Quarantine:
     def table(self, *, prefix: str = "", earlier: pa.Table | None = None) -> pa.Table:
         """Return file, position, reason and record of each, sorted by file and position.
 
-        Parameters
-        ----------
-        prefix : str
-            Put before the files' names.
-        earlier : pyarrow.Table, optional
-            Such records of files that were read before.
+        ``prefix`` is put before file names; ``earlier`` is such a table of files read by earlier runs.
         """
         self._flush()
         tables = [SCHEMA.empty_table(), *self._tables]

@@ -31,51 +31,22 @@ LEFT_OUT = -1  # as a part: in quarantine
 
 @dataclass
 class RecordIndex:
-    """Records in an order of their own: by key, label, batch, mark and variant.
+    """Records sorted by key, label, batch, mark and variant; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    batch : ndarray of int32, shape (n_records,)
-        Number of the batch.
-    rows : ndarray of int64, shape (n_records,)
-        Which candidate it is; -1 for records of earlier batches.
-    marked : ndarray of bool, shape (n_records,), or None
-        Hold-out records, where a column of the source says it.
-    groups : Coded, length n_records, or None
-        Groups, where records are grouped.
-    traits : ndarray of int32, shape (n_records,), or None
-        Which of ``kinds`` each image is.
-    kinds : list of tuple
-        See :class:`prefect_augment.ingest.validate_images.Images`.
-    thumb_rows : ndarray of int64, shape (n_records,), or None
-        Row of ``thumbs``; -1 where the ledger has the thumbnail.
-    thumbs : ndarray of int8, shape (n_thumbs, 1024), or None
-        Thumbnails.
-    parts, numbers : ndarray of int8 and int32, shape (n_records,)
-        What was decided: index into :data:`~prefect_augment.split.assignment.PARTS` or :data:`LEFT_OUT`, and
-        the number among records of one key and label. Of new records nothing has been decided.
-    files, sizes : ndarray of int32, shape (n_records,)
-        File of each record and about how many bytes it has; 0 for records of earlier batches.
-    """
-
-    keys: NDArray[Any]
+    keys: NDArray[Any]  # content keys
     labels: Coded
     batch: NDArray[np.int32]
-    rows: NDArray[np.int64]
-    marked: NDArray[np.bool_] | None
+    rows: NDArray[np.int64]  # number of the candidate; -1 in earlier batches
+    marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
-    traits: NDArray[np.int32] | None
+    traits: NDArray[np.int32] | None  # index into kinds
     kinds: list[Traits]
-    thumb_rows: NDArray[np.int64] | None
-    thumbs: NDArray[np.int8] | None
-    parts: NDArray[np.int8]
-    numbers: NDArray[np.int32]
+    thumb_rows: NDArray[np.int64] | None  # row of thumbs; -1 where the ledger has it
+    thumbs: NDArray[np.int8] | None  # (n_thumbs, 1024) int8
+    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
+    numbers: NDArray[np.int32]  # among records of one key and label
     files: NDArray[np.int32]
-    sizes: NDArray[np.int32]
+    sizes: NDArray[np.int32]  # approximate bytes; 0 in earlier batches
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -113,17 +84,7 @@ class RecordIndex:
 
 
 def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
-    """Return the index of candidates, nothing decided.
-
-    Parameters
-    ----------
-    found : Candidates
-        All of them.
-    rows : Rows
-        Those of a bin.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    """
+    """Return the index of candidates, one bin of them (``rows``), before the split."""
     n = len(rows.keys)
     images = found.images
     index = RecordIndex(
@@ -197,15 +158,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
 
 
 class IndexAside:
-    """The indexes of the batches that were read, on local disk, which come piece after piece in their order.
-
-    Parameters
-    ----------
-    workspace : Workspace
-        Where they are put aside.
-    batches : sequence of int
-        Numbers of the batches.
-    """
+    """The indexes of the batches read, on local disk; their pieces come in order."""
 
     def __init__(self, workspace: Workspace, batches: Sequence[int]) -> None:
         self._batches = np.array(sorted(batches), dtype=np.int32)
@@ -304,13 +257,7 @@ def _kinds(kinds: Sequence[Traits]) -> pa.Array:
 
 
 def read_index(store: Store, path: str, *, batch: int) -> RecordIndex:
-    """Return a staged index.
-
-    Raises
-    ------
-    FileNotFoundError, pyarrow.ArrowException, KeyError
-        If it is not there, or not whole.
-    """
+    """Return a staged index; raises FileNotFoundError, ArrowException or KeyError if missing or damaged."""
     with store.open(path) as file:
         reader = pq.ParquetFile(file)
         return merge([_read(b, batch) for b in reader.iter_batches(ROWS_AT_ONCE)])

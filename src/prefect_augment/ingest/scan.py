@@ -1,8 +1,7 @@
-"""The source's records, read once and put aside in batches, with where each came from.
+"""Reading a source once, into batches on local disk, with the origin of each record; for ingest and profile.
 
-Shared by ingest, which writes what it finds, and profile, which only says it. A format is a reader
-(:class:`prefect_augment.sources.base.SourceReader`) in the registry's ``FORMATS``, and its endings in
-:mod:`prefect_augment.sources.discovery`.
+A format is a :class:`prefect_augment.sources.base.SourceReader` in the registry's ``FORMATS``; its file
+endings are in :mod:`prefect_augment.sources.discovery`.
 """
 
 from __future__ import annotations
@@ -55,39 +54,17 @@ FILE, POSITION = "\0file", "\0position"  # columns of what is put aside
 
 @dataclass
 class Scan:
-    """All records of a source, or those of its new files, put aside.
+    """All records of a source, or those of its new files, on local disk."""
 
-    Parameters
-    ----------
-    listing : Listing
-        All files.
-    workspace : Workspace
-        Where the records are put aside.
-    schema : pyarrow.Schema
-        The one of all files, categories as dictionaries.
-    quarantine : Quarantine
-        What could not be read; later steps put more there.
-    n_read : ndarray of int64, shape (n_files,)
-        Records of each file that could be read.
-    files_read : ndarray of bool, shape (n_files,)
-        Which files that was.
-    dictionaries : dict
-        Batch number -> category column -> its values in the order they were met.
-    notes : list of (str, str)
-        What was found on the way, and in which file; no file for all of them.
-    folder : Folder, optional
-        Of loose image files.
-    """
-
-    listing: Listing
+    listing: Listing  # all files
     workspace: Workspace
-    schema: pa.Schema
+    schema: pa.Schema  # of all files, categories as dictionaries
     quarantine: Quarantine
-    n_read: NDArray[np.int64]
-    files_read: NDArray[np.bool_]
-    dictionaries: Dictionaries
-    notes: list[tuple[str, str]]
-    folder: Folder | None = None
+    n_read: NDArray[np.int64]  # (n_files,) valid records
+    files_read: NDArray[np.bool_]  # (n_files,) which files were read
+    dictionaries: Dictionaries  # batch -> category column -> values in order of appearance
+    notes: list[tuple[str, str]]  # (note, file), file empty for all
+    folder: Folder | None = None  # of loose image files
     _spills: list[Spill] = field(default_factory=list)
 
     @property
@@ -133,37 +110,12 @@ def scan(
     on_progress: Progress | None = None,
     has_lineage: bool = False,
 ) -> Scan:
-    """Read a source's files, each once, and put the records aside.
+    """Read a source's files, each once, and keep the records on local disk.
 
-    Parameters
-    ----------
-    listing : Listing
-        What there is.
-    source : Source
-        How it is read.
-    workspace : Workspace
-        Where records are put aside.
-    batches : ndarray of int32, shape (n_files,), optional
-        Number of the batch of each file; the schema is that of the lowest one's first file.
-    wanted : collection of str, optional
-        Only these files.
-    known : pyarrow.Schema, optional
-        Of the files that are not read.
-    folder : Folder, optional
-        Of loose image files, where it has been looked at.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-    has_lineage : bool
-        Columns may be named like lineage columns.
-
-    Raises
-    ------
-    SourceChangedError
-        If an object is not what was listed when its reading ends.
-    SchemaError
-        If the objects' columns differ, or one is named like a lineage column.
-    InputError
-        If there is no record.
+    ``batches`` has each file's batch; the schema is that of the first file of the lowest one. ``wanted``
+    restricts to some files, ``known`` is the schema of the others. ``folder`` describes loose image
+    files; with ``has_lineage`` columns may be named like lineage columns. Raises SourceChangedError if
+    a file changed since it was listed, SchemaError if columns differ, InputError for no records.
     """
     numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
     if listing.format == "folder":

@@ -48,10 +48,10 @@ def refuse_lineage_names(schema: pa.Schema, path: str) -> None:
 
 
 def one_schema(schemas: Sequence[pa.Schema], paths: Sequence[str], *, widen: bool) -> pa.Schema:
-    """Return the first one's columns, in its order; refuse other names or types.
+    """Return the first schema's columns, in its order; refuse other names or types.
 
-    With ``widen`` (CSV and the like, whose types are our own reading) types give way: null to anything, whole
-    numbers to numbers, dates to timestamps.
+    With ``widen`` (text formats, whose types we infer) types promote: null to anything, integers to
+    floats, dates to timestamps.
     """
     first = schemas[0]
     if all(schema == first for schema in schemas):

@@ -1,9 +1,7 @@
-"""Which records of a source can be used, and what the split needs to know of them.
+"""Validation of a source's records, and what the split needs to know of each.
 
-The records are gone through in batches: of each only its key, class, group and the like are kept, put
-aside by key. Images are decoded here, once, for ingest, profile and a hold-out alike.
-
-Hold-out records that a column of the source marks.
+Batches are read one by one; key, class, group and the like go to local disk, binned by key. Images
+are decoded here, once, for ingest, profile and a hold-out alike.
 """
 
 from __future__ import annotations
@@ -41,13 +39,7 @@ IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", 
 
 
 class Marks:
-    """Which records a hold-out column marks, from batches of it.
-
-    Parameters
-    ----------
-    name : str
-        The column's.
-    """
+    """Which records a hold-out column marks, read batch by batch."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,17 +59,9 @@ class Marks:
         return marked
 
     def check(self, *, n: int = 0, n_marked: int = 0) -> None:
-        """Refuse marks that say nothing.
+        """Raise InputError if the column has a value that is neither yes nor no, or one value for all records.
 
-        Parameters
-        ----------
-        n, n_marked : int
-            Further records, and how many of them are marked.
-
-        Raises
-        ------
-        InputError
-            If the column holds a value that is neither yes nor no, or puts all records on one side.
+        ``n`` and ``n_marked`` count other records and the marked ones among them.
         """
         if self._unknown:
             unknown = sorted(self._unknown)
@@ -101,33 +85,15 @@ Conform = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class Rows:
-    """What the split needs to know of some records, in the order they were read.
+    """What the split needs to know of some records, in the order they were read; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    rows, files : ndarray of int64 and int32, shape (n_records,)
-        Which candidates they are, and the file of each.
-    variants : ndarray, shape (n_records,)
-        What tells apart records of one key and class.
-    sizes : ndarray of int32, shape (n_records,)
-        About so many bytes each.
-    marked : ndarray of bool, shape (n_records,), or None
-        Hold-out records, where a column of the source says it.
-    groups : Coded or None
-        Groups as text, where records are grouped.
-    """
-
-    keys: NDArray[Any]
+    keys: NDArray[Any]  # content keys
     labels: Coded
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # numbers of the candidates
     files: NDArray[np.int32]
-    variants: NDArray[Any]
-    sizes: NDArray[np.int32]
-    marked: NDArray[np.bool_] | None
+    variants: NDArray[Any]  # sorts records of one key and class
+    sizes: NDArray[np.int32]  # approximate bytes
+    marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
 
     def take(self, rows: NDArray[Any]) -> Rows:
@@ -146,40 +112,20 @@ class Rows:
 
 @dataclass
 class Candidates:
-    """The records of a scan that can be used, in the order they were read.
-
-    Parameters
-    ----------
-    scan : Scan
-        Where they are put aside.
-    roles : Roles
-        What their columns are for.
-    aside : Binned
-        What :meth:`rows` returns, by key.
-    labels, groups : Names
-        Class names and groups.
-    label_values : pyarrow.Array
-        The different labels as the source has them.
-    marks : Marks, optional
-        Hold-out records, where a column of the source says it.
-    images : Images, optional
-        What was found about the images.
-    kept : list of ndarray of uint8
-        Which records of each batch of the scan these are, a bit each.
-    conform : callable, optional
-        Brings a batch's table into other columns first.
-    """
+    """The valid records of a scan, in the order they were read."""
 
     scan: Scan
     roles: Roles
-    aside: Binned
+    aside: Binned  # what rows() returns, binned by key
     labels: Names
     groups: Names
-    label_values: pa.Array
+    label_values: pa.Array  # distinct labels as the source has them
     marks: Marks | None = None
     images: Images | None = None
-    kept: list[NDArray[np.uint8]] = field(default_factory=list)
-    conform: Conform | None = None
+    kept: list[NDArray[np.uint8]] = field(
+        default_factory=list
+    )  # per batch of the scan, a bit per record
+    conform: Conform | None = None  # brings a batch into other columns first
 
     @property
     def n_records(self) -> int:
@@ -234,32 +180,12 @@ def find_candidates(
     in_bins: bool = False,
     on_progress: Progress | None = None,
 ) -> Candidates:
-    """Go through the records, put what cannot be used into quarantine, and return the others.
+    """Validate the records of a scan, reject the invalid ones into its quarantine, and return the others.
 
-    Parameters
-    ----------
-    scan : Scan
-        The records; its quarantine takes more.
-    roles : Roles
-        What the columns are for.
-    source : Source
-        ``max_megapixels`` bounds what is decoded.
-    conform : callable, optional
-        Brings a batch's table into other columns first: those of a hold-out, whose groups may be unknown.
-    may_be_empty : bool
-        Whether there are other records, so that none of these has to be usable.
-    in_bins : bool
-        Whether the split decides on records of one key at a time. Where it looks at groups or
-        near-duplicates, all are in one bin.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Raises
-    ------
-    InputError
-        If no image can be used.
-    MissingExtraError
-        If Pillow is not installed.
+    ``conform`` first brings each batch into other columns (a hold-out's into the source's).
+    ``may_be_empty`` says that other records exist, so none of these has to be valid. With ``in_bins`` the
+    split decides on one key at a time; groups and near-duplicates need all records in one bin.
+    Raises InputError if no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
     found = _Found(roles, scan, n_bins_for(scan.n_records) if alone else 1)

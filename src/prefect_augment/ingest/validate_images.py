@@ -1,4 +1,4 @@
-"""Records whose image can be decoded, and what the images are like; others go to quarantine.
+"""Image validation: which images decode, and their sizes and formats; others go to quarantine.
 
 Each image is decoded once, in threads, a few at a time.
 """
@@ -40,24 +40,12 @@ SHOWN_SIZES = 20
 
 @dataclass(frozen=True)
 class Images:
-    """What was found about the images of records.
-
-    Parameters
-    ----------
-    column : str
-        Where they are.
-    thumbs : ndarray of int8, shape (n_records, 1024)
-        As :class:`prefect_augment.sources.images.validation.ImageCheck` has them.
-    traits : ndarray of int32, shape (n_records,)
-        Which of ``kinds`` each is.
-    kinds : list of tuple
-        ``(mode, format, width, height, is_animated, is_rotated)``.
-    """
+    """Thumbnails and traits of the valid images."""
 
     column: str
-    thumbs: NDArray[np.int8]
-    traits: NDArray[np.int32]
-    kinds: list[Traits]
+    thumbs: NDArray[np.int8]  # (n_records, 1024) int8, as in ImageCheck
+    traits: NDArray[np.int32]  # (n_records,) index into kinds
+    kinds: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
 
 def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> ImageInfo:
@@ -88,14 +76,9 @@ def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> Image
 
 
 class ImageChecker:
-    """Decodes images once, batch by batch; a context manager, as it has threads.
+    """Decodes images once, batch by batch, in threads (hence a context manager).
 
-    Parameters
-    ----------
-    column : str
-        Where the images are.
-    max_megapixels : float
-        Larger images are refused by their header.
+    Images over ``max_megapixels`` are refused by their header.
     """
 
     def __init__(self, column: str, max_megapixels: float) -> None:
@@ -114,12 +97,9 @@ class ImageChecker:
         self._pool.shutdown()
 
     def check(self, column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
-        """Decode a batch of images, and keep what was found about those that can be used.
+        """Decode a batch, keep what describes the valid images, and return a reason and detail per record.
 
-        Returns
-        -------
-        reasons, details : list of str, length n_records
-            Why an image cannot be used; empty where it can.
+        Both are empty for a valid image.
         """
         n = len(column)
         reasons, details = [""] * n, [""] * n
@@ -146,13 +126,7 @@ class ImageChecker:
         return reasons, details
 
     def refuse_none(self) -> None:
-        """Refuse a source none of whose images can be used.
-
-        Raises
-        ------
-        InputError
-            Where that is so.
-        """
+        """Raise InputError if no image of the source is valid."""
         if self._n_bad and not self._thumbs:
             raise InputError(
                 f"none of the source's {self._n_bad} images can be used; the first is {self._first_bad}."

@@ -1,6 +1,6 @@
-"""What stays of the decision on all records: where each that was read goes, and objects for later runs.
+"""The outcome of the split, written per bin of keys: each record's shard, the ledger, and the record indexes.
 
-All of it goes to local disk a bin of keys at a time, and comes back in the order in which it is needed.
+Everything goes through local disk and comes back in the order in which it is needed.
 """
 
 from __future__ import annotations
@@ -29,43 +29,19 @@ __all__ = ["Settled", "place_holdout", "settle"]
 
 @dataclass(frozen=True)
 class Settled:
-    """What was decided, as far as records that were read go, and in sums.
-
-    Parameters
-    ----------
-    placing : Placing
-        The shard of each candidate, or why it goes nowhere.
-    indexes : dict
-        Batch number -> path of its index and number of its records; batches that were read.
-    n_used : ndarray of int64, shape (n_files,)
-        Records of each file that are in a part.
-    class_counts : dict
-        Class -> records in a part, those of earlier batches too.
-    classes : tuple of str
-        In the order of their values.
-    n_twins : int
-        Records whose key occurs more than once.
-    ledger, ledger_digest : str
-        Path and content of the split's ledger.
-    n_new, n_kept_against_mark : int
-        See :class:`prefect_augment.split.assignment.Assignment`.
-    is_grouped : bool
-        Whether records stay together.
-    image : ImageInfo, optional
-        What was found about the images.
-    """
+    """The split of the records that were read, and its totals."""
 
     placing: Placing
-    indexes: dict[int, tuple[str, int]]
-    n_used: NDArray[np.int64]
-    class_counts: dict[str, int]
+    indexes: dict[int, tuple[str, int]]  # batch -> path of its index, number of its records
+    n_used: NDArray[np.int64]  # (n_files,) records in a part
+    class_counts: dict[str, int]  # records in a part, those of earlier batches too
     classes: tuple[str, ...]
-    n_twins: int
+    n_twins: int  # records whose key occurs more than once
     ledger: str
     ledger_digest: str
     n_new: int
     n_kept_against_mark: int
-    is_grouped: bool
+    is_grouped: bool  # whether any records stay together
     image: ImageInfo | None
 
 
@@ -77,25 +53,10 @@ def settle(
     batches: NDArray[np.int32],
     stage: Stage,
 ) -> Settled:
-    """Put ledger and indexes into the stage, and return what is needed to write the records.
+    """Write ledger and indexes into the stage, and return what writing the records needs.
 
-    Parameters
-    ----------
-    decision : Decision
-        On all records.
-    found : Candidates
-        The records that were read.
-    held : Candidates, optional
-        A hold-out of its own.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    stage : Stage
-        Where objects go.
-
-    Raises
-    ------
-    NotReusableError
-        If a staged record would go elsewhere than it is; nothing has been put then.
+    ``held`` is a hold-out with a source of its own; ``batches`` has the batch of each file. Raises
+    NotReusableError, before anything is written, if a staged record would move.
     """
     workspace = found.scan.workspace
     indexes = IndexAside(workspace, np.unique(batches).tolist())

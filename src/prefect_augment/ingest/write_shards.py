@@ -1,12 +1,8 @@
-"""Which shard every candidate goes to: each part of each batch in the order of its ids, cut into shards.
+"""Staged real records, one shard at a time: each part of each batch sorted by ``aug_id`` and cut into shards.
 
-Ids come by key and are wanted by id; places come by id and are wanted by row. Both times they are brought
-into order on local disk, so that no array is as long as there are records.
-
-Staged real records: a shard at a time, sorted by ``aug_id`` within a part and a batch.
-
-The records are gone through once more and dealt out to their shards, which wait on local disk; then each
-is sorted, encoded and put. A shard's bytes depend on its records alone.
+External sorts bring ids from key to id order and places from id to row order, so no array has one entry
+per record. Records are then dealt to their shards on local disk, sorted, encoded and put; a shard's bytes
+depend on its records alone.
 """
 
 from __future__ import annotations
@@ -57,24 +53,12 @@ PLACED = np.dtype(
 
 @dataclass(frozen=True)
 class Placing:
-    """Where each candidate goes.
+    """The shard of each candidate."""
 
-    Parameters
-    ----------
-    stems : tuple of (str, str)
-        Part and the beginning of its shards' names, per shard.
-    numbers : tuple of int
-        Number of the batch, per shard.
-    placed : Binned
-        The places, by row.
-    first : ndarray of int32, shape (n_groups,)
-        First shard of each part of each batch.
-    """
-
-    stems: tuple[tuple[str, str], ...]
-    numbers: tuple[int, ...]
-    placed: Binned
-    first: NDArray[np.int32]
+    stems: tuple[tuple[str, str], ...]  # part and prefix of its shard names, per shard
+    numbers: tuple[int, ...]  # batch, per shard
+    placed: Binned  # places, by row
+    first: NDArray[np.int32]  # (n_groups,) first shard of each part of each batch
 
     def places(self) -> Places:
         """Return the places from the first row on."""
@@ -92,7 +76,7 @@ class Places:
     def next(self, n: int) -> NDArray[Any]:
         """Return the places of the next ``n`` candidates.
 
-        ``shard`` is -1 for none, and ``reason`` then says why; ``rank`` is the place in the shard.
+        ``rank`` is the position in the shard; ``shard`` is -1 for a candidate left out, for which ``reason`` says why.
         """
         held = [self._held]
         while sum(map(len, held)) < n:
@@ -120,15 +104,7 @@ class _Group:
 
 
 class Placer:
-    """Cuts every part of every batch into shards of about equal bytes.
-
-    Parameters
-    ----------
-    n_records : int
-        How many candidates there are.
-    workspace : Workspace
-        Where they are brought into order.
-    """
+    """Cuts every part of every batch into shards of about equal bytes, with external sorts."""
 
     def __init__(self, n_records: int, workspace: Workspace) -> None:
         n_bins = n_bins_for(n_records)
@@ -168,13 +144,7 @@ class Placer:
         self._placed.add(placed, bin_of_row(placed["row"]))
 
     def placing(self, parts: Mapping[int, str]) -> Placing:
-        """Cut the shards.
-
-        Parameters
-        ----------
-        parts : mapping of int to str
-            Name of each part, in the order of the shards.
-        """
+        """Cut the shards; ``parts`` names each part, in the order of the shards."""
         by_number = {group.number: group for group in self._groups.values()}
         for number in range(self._waiting.n_bins):
             rows = self._waiting.read(number)
@@ -220,15 +190,7 @@ RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of what is put asid
 
 
 class Dealt:
-    """Candidates dealt out to their shards, and what their columns hold.
-
-    Attributes
-    ----------
-    counts : dict
-        Batch number -> column -> counts.
-    summaries : dict
-        Column -> summary.
-    """
+    """Candidates distributed to their shards, with summaries of their columns."""
 
     def __init__(
         self, found: Candidates, placing: Placing, workspace: Workspace, *, describes: bool = True
@@ -243,9 +205,9 @@ class Dealt:
         self._spills: dict[int, Spill] = {}
 
     def deal(self, first: int = 0) -> None:
-        """Deal out to the shards from ``first`` on, as many as may be open at once.
+        """Fill the shards from ``first`` on, as many as may be open at once.
 
-        The first time, take note of the columns and put what goes nowhere into quarantine.
+        The first pass also summarises columns and puts candidates without a shard into quarantine.
         """
         places = self.placing.places()
         for batch in self.found.batches():
@@ -310,19 +272,7 @@ def deal_out(
     *,
     describes: bool = True,
 ) -> Dealt:
-    """Deal candidates out to their shards; nothing is put into the store yet.
-
-    Parameters
-    ----------
-    found : Candidates
-        The records; their scan's quarantine takes what goes nowhere.
-    placing : Placing
-        Where each goes, or why it goes nowhere.
-    workspace : Workspace
-        Where shards wait.
-    describes : bool
-        Whether columns are summarised.
-    """
+    """Distribute candidates to their shards on local disk; nothing is put into the store yet."""
     dealt = Dealt(found, placing, workspace, describes=describes)
     dealt.deal()
     return dealt
@@ -354,7 +304,7 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo,
 def _staged(dealt: Dealt, s: int) -> pa.Table:
     """Return a shard's records as they are staged.
 
-    Column after column is read and brought into order: a shard is in memory once, and one column of it twice.
+    Columns are sorted one by one, so memory holds the shard once and one of its columns twice.
     """
     schema = dealt.found.roles.schema
     categories = dealt.found.scan.dictionaries.get(dealt.placing.numbers[s], {})
@@ -384,10 +334,9 @@ def _with_categories(column: pa.ChunkedArray, kind: pa.DictionaryType, known: li
 
 
 def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
-    """Return the column as one chunk in buffers of its own, whatever it was cut out of.
+    """Return the column as one chunk in buffers of its own.
 
-    The encoder measures buffers to cut row groups; a slice, or a bitmap without a null in it, would
-    show in the bytes.
+    The encoder cuts row groups by buffer size, so a slice, or a bitmap without nulls, would change the bytes.
     """
     table = pa.table([column], schema=pa.schema([field])).combine_chunks()
     sink = pa.BufferOutputStream()

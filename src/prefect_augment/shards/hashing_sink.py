@@ -17,13 +17,7 @@ WAITING = 16
 
 
 class HashedSink:
-    """A binary file over a draft; a context manager that ends with all of it hashed and synced.
-
-    Attributes
-    ----------
-    sha256 : str
-        Of all that was written, 64 hexadecimal digits; known when the context has ended.
-    """
+    """A binary file over a draft; when the context ends, ``sha256`` is known and the data synced."""
 
     closed = False  # Arrow asks
 

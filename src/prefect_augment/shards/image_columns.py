@@ -71,8 +71,7 @@ def main_image(schema: pa.Schema) -> str:
 def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
     """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
 
-    What the source's own key says of other columns stays; a column whose type has no name there makes
-    the key impossible, and it is left out.
+    The source's own key is kept for other columns; a column of a type without a name there rules it out.
     """
     metadata = dict(schema.metadata or {})
     try:

@@ -1,9 +1,7 @@
-"""Parquet shards: whole objects in and out, with the source's schema kept to the letter.
+"""Parquet shards, with the source's schema kept to the letter.
 
-Offers the reader of source files, the format of our own shards, and the two operations on columns
-that keep schema metadata true (:func:`select_columns`, :func:`with_lineage`). Shards of every format
-are put and read by :mod:`prefect_augment.shards.base`; what they mean, and where they go, is
-decided by the stages.
+:func:`select_columns` and :func:`with_lineage` change columns and keep the schema metadata true; shards of
+every format are put and read by :mod:`prefect_augment.shards.base`.
 """
 
 from __future__ import annotations
@@ -71,9 +69,9 @@ _TAKEN_AT_ONCE = 512 << 20
 
 
 def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return the table with these columns only, and what the schema metadata says of the others removed.
+    """Return the table with these columns only, and the others removed from the schema metadata.
 
-    Where nothing is removed the metadata stays byte for byte.
+    If nothing is removed the metadata stay byte for byte.
     """
     gone = set(table.column_names) - set(names)
     selected = table.select(list(names))
@@ -128,31 +126,12 @@ def with_lineage(
     model: Any = None,
     seed: Any = None,
 ) -> pa.Table:
-    """Append the lineage columns, and extend the schema metadata by exactly these.
+    """Return the table with the :data:`LINEAGE` columns, and the schema metadata extended by these.
 
-    Parameters
-    ----------
-    table : pyarrow.Table, n_records rows
-        The user's columns only.
-    origin : str
-        One for all records.
-    aug_id, parent, model, seed : array-like of length n_records, optional
-        Text, text, text and int64; None is null throughout.
-    weight : ndarray of float32, shape (n_records,), optional
-        Ones where not given.
-
-    Returns
-    -------
-    pyarrow.Table
-        The columns as they came, then :data:`LINEAGE`. The source's ``pandas`` key keeps every word
-        and gets an entry per lineage column (a source without the key gets one that names only
-        these); a ``huggingface`` key with features gets their types, because `datasets` would
-        otherwise guess them apart from the rest.
-
-    Raises
-    ------
-    SchemaError
-        If the table has a column named like a lineage column.
+    ``aug_id``, ``parent``, ``model`` and ``seed`` have one entry per record, None for null throughout; weights
+    default to 1. The source's ``pandas`` key keeps its content and gets an entry per lineage column (without
+    one, a key for these alone); a ``huggingface`` key with features gets their types, which `datasets` would
+    else guess per file. Raises SchemaError if the table has a lineage column.
     """
     taken = sorted(set(table.column_names) & set(LINEAGE.names))
     if taken:
@@ -259,14 +238,9 @@ def _lineage_features() -> dict[str, Any]:
 
 
 def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
-    """Return the columns of ``like`` out of ``table``, with that schema, its metadata and its categories.
+    """Return the columns of ``like`` from ``table``, with that schema, its metadata and its categories.
 
-    Every difference of type is an error, because a cast could change values.
-
-    Raises
-    ------
-    SchemaError
-        If a column is missing or has another type; names ``where``.
+    A cast could change values, so another type raises SchemaError, as does a missing column.
     """
     missing = [name for name in like.column_names if name not in table.column_names]
     if missing:
@@ -366,19 +340,9 @@ class _ParquetReader:
 
 
 def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
-    """Write a Parquet file.
+    """Write one row group per table of ``groups``, which share one dictionary per column.
 
-    Parameters
-    ----------
-    groups : iterable of pyarrow.Table
-        One row group each, at least one; one dictionary per column in all of them.
-    sink : binary file
-        Written from start to end.
-
-    Raises
-    ------
-    SchemaError
-        If Parquet has no form for a column's type; names the columns.
+    Raises SchemaError, with the columns, for types that Parquet cannot hold.
     """
     # Arrow's buffer makes pages into few large pieces, each copied while no other thread has to wait.
     stream = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), WRITTEN_AT_ONCE)

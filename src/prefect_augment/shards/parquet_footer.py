@@ -1,9 +1,7 @@
-"""The footer of a Parquet file, and the headers of its pages, as their bytes say it.
+"""The footer and page headers of a Parquet file, parsed from their bytes (Thrift compact protocol).
 
-Arrow reads footers too, but a made-up one ends the whole process when a column's facts are looked at
-(an uncaught error in its C++), which no test of the facts can come before. So what is asked of a
-column's facts is read here: Thrift's compact protocol, bounds first. Only the fields that are wanted
-are made; to pass the others over takes less than half of the time.
+Arrow aborts the process on a forged footer when a column's metadata are read (an uncaught C++ error), so no
+check through Arrow can come first. Only the needed fields are built; skipping the others halves the time.
 """
 
 from __future__ import annotations
@@ -77,14 +75,9 @@ class Footer:
 def read_footer(
     file: IO[bytes], n_bytes: int, max_bytes: int, *, column: int | None = None
 ) -> Footer | None:
-    """Return the footer of a file of ``n_bytes``; None where it is larger than ``max_bytes``.
+    """Return the footer of a file of ``n_bytes``; None if it is larger than ``max_bytes``.
 
-    With ``column`` of each group this one alone, which takes a third of the time.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
+    With ``column``, only this one of each group, in a third of the time. Raises ValueError for no footer.
     """
     file.seek(max(0, n_bytes - TAIL_BYTES))
     tail = file.read(TAIL_BYTES)
@@ -104,13 +97,7 @@ def read_footer(
 
 
 def read_page_header(data: bytes) -> PageHeader:
-    """Return the header that these bytes begin with.
-
-    Raises
-    ------
-    ValueError
-        If it is none, or that of a page of another kind.
-    """
+    """Return the header that these bytes begin with; raises ValueError for none, or another kind of page."""
     compact = _Compact(data)
     try:
         found = compact.struct(_PAGE)

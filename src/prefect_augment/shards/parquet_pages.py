@@ -1,10 +1,8 @@
-"""Images of a Parquet file that is mapped or in memory: views of where their bytes lie, without a copy.
+"""Images of a mapped or in-memory Parquet file as views of their bytes, without a copy.
 
-Images are stored as they are (:func:`~prefect_augment.shards.parquet.write_parquet`): a page is its
-definition levels, which say what is null, and then of each value its length, 4 bytes, and the value.
-Arrow copies them into a column of its own, which costs as much as all else of an epoch. Only what that
-writer makes is understood here; of all else, and of what does not add up, nothing is said: then Arrow
-reads it, or says what is wrong.
+A page written by :func:`~prefect_augment.shards.parquet.write_parquet` is its definition levels (null or not), then
+4 bytes of length and the value per image. Arrow's copy costs as much as the rest of an epoch. Any other
+layout, or inconsistent sizes, gives None: Arrow then reads the column, or reports the fault.
 """
 
 from __future__ import annotations
@@ -32,15 +30,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class ImagePages:
-    """The images of a file, by the footer's account of where their pages are.
-
-    Parameters
-    ----------
-    file : pyarrow.NativeFile
-        Mapped, or in memory.
-    schema : pyarrow.parquet.ParquetSchema
-        Its schema.
-    """
+    """The images of a file, located by its footer."""
 
     def __init__(self, file: pa.NativeFile, schema: pq.ParquetSchema) -> None:
         file.seek(0)
@@ -52,8 +42,8 @@ class ImagePages:
     def views(self, column: str, group: int, n_rows: int) -> list[memoryview | None] | None:
         """Return the images of a group as views of the file's bytes.
 
-        None where one is null, where the column is compressed, has a dictionary or pages of another
-        version, where it, a page or an image goes beyond its bounds, and where there are not ``n_rows``.
+        None if one is null, the column is compressed, has a dictionary or another page version, a page or image
+        exceeds its bounds, or there are not ``n_rows``.
         """
         if column not in self._columns:
             self._columns[column] = self._find(column)

@@ -1,7 +1,4 @@
-"""Groups of records: what is read together of a shard, a few MiB.
-
-How large records are, so that shards can be cut to size without having them in memory.
-"""
+"""Row groups: a few MiB of a shard that are read together, cut by the size of their records."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Records that are too many for memory: written shard by shard as they come, and brought into order on disk.
+"""Records too many for memory: written shard by shard as they come, and sorted on disk.
 
-:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables that come one
-after the other; :class:`Reordered` puts records into another order by way of local files.
+:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables one after the other;
+:class:`Reordered` reorders records through local files.
 """
 
 from __future__ import annotations
@@ -60,27 +60,9 @@ def write_stream(
 ) -> tuple[ShardInfo, ...]:
     """Put records that come table by table as immutable objects named by their content.
 
-    Where the first table holds all records this is :func:`write_shards`. Else each shard is built a
-    group of rows at a time; how many shards there are follows from the bytes of the first table's
-    records.
-
-    Parameters
-    ----------
-    store : Store
-        Where to.
-    tables : iterable of pyarrow.Table
-        Of one schema; how the records are cut into tables changes no byte, but for the first.
-    n_records : int
-        How many records come.
-    n_bytes : int
-        What is known beforehand of their size: they are taken for at least as large.
-    prefix, stem, split, origin, label, max_records, max_bytes, shard_format, classes
-        As for :func:`write_shards`, which raises the same errors.
-
-    Returns
-    -------
-    tuple of ShardInfo
-        In the order of the records.
+    If the first table holds all ``n_records`` this is :func:`write_shards`, which documents the other parameters
+    and errors. Otherwise shards are built by row groups, and their number follows from the record size in
+    the first table, at least ``n_bytes`` in all; further cuts into tables change no byte.
     """
     wishes = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
     rest = (table for table in tables if table.num_rows)
@@ -169,14 +151,9 @@ def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft,
 
 
 class Reordered:
-    """Records that come in one order and go in another, by way of local files; a context manager.
+    """Brings records into another order through local files; a context manager.
 
-    Parameters
-    ----------
-    n_records : int
-        How many there will be; their places are 0 … n_records - 1, each taken once.
-    n_bytes : int
-        About how many bytes of Arrow data they are.
+    Places are 0 … ``n_records`` - 1, each taken once; ``n_bytes`` is their approximate size in Arrow.
     """
 
     def __init__(self, n_records: int, n_bytes: int) -> None:

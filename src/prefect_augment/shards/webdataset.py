@@ -1,15 +1,9 @@
-"""WebDataset shards: one tar per shard, with the images as files that any loader of tars reads.
+"""WebDataset shards: one tar per shard, with the images as files that any tar loader reads.
 
-A record is ``<aug_id>.cls`` (the number of its class), ``<aug_id>.jpg`` or what else its bytes are,
-and ``<aug_id>.json`` (all other columns; a field that is null is left out). Further image columns are
-``<aug_id>.<column>.png``. The first member, ``__columns__``, is Parquet: every column but the images'
-bytes, and where these lie in the tar. Readers of tars pass it over; we read the records through it,
-so that they come back with their types, and a column of text costs a few kilobytes.
-
-The members of a tar shard: what a record becomes, and how many of them are made at once.
-
-Making a tar by :mod:`tarfile` costs more than the disk; here headers are filled in for all records of
-a piece together, and sizes and places are known before a byte is written.
+A record is ``<aug_id>.cls`` (class number), ``<aug_id>.jpg`` or another image ending, and ``<aug_id>.json`` (other
+columns without nulls); more images are ``<aug_id>.<column>.png``. The first member, ``__columns__``, is Parquet: all
+columns, with the images' positions in the tar. We read through it, which restores types; other readers skip it.
+Headers are built for many records at once, as :mod:`tarfile` is slower than the disk.
 """
 
 from __future__ import annotations
@@ -254,9 +248,9 @@ SIGNATURES = (
 
 
 class TarMembers:
-    """The members of all records: where each is to stand is known before one is made.
+    """The tar members of all records, whose positions are known before any is written.
 
-    A record's members are its class, its images in the order of their columns, and its JSON.
+    A record's members are its class, its images in column order, and its JSON.
     """
 
     def __init__(
@@ -337,12 +331,9 @@ class TarMembers:
 
 
 def tar_headers(names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the headers of members, with nothing in them that another day or machine would write differently.
+    """Return the headers of members, shape (n_members, 512), equal on every day and machine.
 
-    Returns
-    -------
-    ndarray of uint8, shape (n_members, 512)
-        As :mod:`tarfile` makes them, one by one, in the format ustar.
+    They are what :mod:`tarfile` writes in the format ustar.
     """
     plain = tarfile.TarInfo("")
     plain.mode = 0o644

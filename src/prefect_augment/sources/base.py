@@ -1,8 +1,4 @@
-"""The contracts of formats.
-
-Of a source: bytes in, records out, and what could not be read said (:class:`SourceReader`). Of our
-own shards: records in, one object out, and the same records back (:class:`ShardFormat`).
-"""
+"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
 
 from __future__ import annotations
 
@@ -24,10 +20,7 @@ BATCH_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Rejected:
-    """One record that cannot be used.
-
-    ``position`` counts from 1: the line of a text file, the row of a table.
-    """
+    """One invalid record; ``position`` is the line of a text file or row of a table, from 1."""
 
     position: int
     reason: str
@@ -55,19 +48,18 @@ class SourceReader(Protocol):
         Parameters
         ----------
         file : binary file
-            Seekable; open as long as batches are asked for.
+            Seekable; open while batches are read.
         name : str
             The object's path, for messages.
         source : Source
-            How the user wants it to be read.
+            The user's reading options.
 
         Returns
         -------
         iterable of SourceRecords, or SourceRecords
-            At least one batch, also of an object without records: it says the columns. Each about
-            ``BATCH_BYTES`` of Arrow data, whatever the object says of its own size. All have one
-            schema; the dictionaries of category columns may differ. Rejected records and notes come
-            with any of them, each once.
+            At least one batch, which gives the columns of an empty object. Each has about ``BATCH_BYTES`` of
+            Arrow data, whatever the object claims. One schema for all; dictionaries of category columns
+            may differ. Each rejected record and note comes once, with any batch.
         """
         ...
 

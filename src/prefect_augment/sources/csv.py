@@ -1,10 +1,7 @@
-"""CSV, TSV and their relatives as a source: text in, typed records out, every guess said in a note.
+"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note.
 
-Encoding, separator, decimal mark and header are found by looking at the bytes, or taken from
-:class:`~prefect_augment.params.Source`. Lines that do not fit are rejected with number and reason.
-What the columns hold is decided by :mod:`prefect_augment.sources.csv_types`.
-
-Text of a source's object, decoded piece by piece as often as it is asked for.
+Encoding, separator, decimal mark and header are detected from the bytes, or taken from
+:class:`~prefect_augment.params.Source`; :mod:`.csv_types` infers column types.
 """
 
 from __future__ import annotations
@@ -45,36 +42,18 @@ MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one CSV file, typed by what its columns hold.
+    """Yield the records of one CSV file, typed by the content of its columns.
 
-    - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else
-      cp1252; gzip is unpacked.
-    - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as
-      the first; quoted fields may hold separators and line breaks.
+    - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else cp1252;
+      gzip is unpacked.
+    - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as the
+      first; quoted fields may hold separators and line breaks.
     - Header: the first line, unless it holds numbers where the columns below hold numbers.
-    - Empty fields are null. Types: see :class:`prefect_augment.sources.csv_types.ColumnTyper`; they are
-      settled when all lines have been seen, which are put aside as text until then.
+    - Empty fields are null. :class:`.csv_types.ColumnTyper` infers types when all lines have been seen; until
+      then they are spilled as text.
 
-    Parameters
-    ----------
-    file : binary file
-        The whole object.
-    name : str
-        Its path, for messages.
-    source : Source
-        Encoding, separator and decimal mark where they are given, and the label.
-
-    Yields
-    ------
-    SourceRecords
-        ``positions`` are line numbers, counted from 1.
-
-    Raises
-    ------
-    InputError
-        If the file is empty, has only a header, is not text, or hardly any line fits.
-    SchemaError
-        If two columns have the same name.
+    Lines that do not parse are rejected with their number, from 1. Raises InputError if the file is empty,
+    has only a header, is not text, or hardly any line parses; SchemaError for duplicate column names.
     """
     text = Text(file, name, source.encoding)
     if text.is_blank:
@@ -370,30 +349,10 @@ BOMS = (
 
 
 class Text:
-    """The text of a file whose encoding is given or found by looking at all of its bytes.
+    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable; gzip is unpacked.
-    name : str
-        Its path, for messages.
-    wished : str
-        The encoding, or ``auto``.
-
-    Attributes
-    ----------
-    encoding : str
-        Its name.
-    is_blank : bool
-        Whether there is nothing but blanks.
-
-    Raises
-    ------
-    InputError
-        If it is not text of that encoding, or damaged gzip.
-    ParameterError
-        If there is no such encoding.
+    The encoding ``auto`` is detected from all bytes. Raises InputError if the file is not text of its encoding
+    or damaged gzip, ParameterError for an unknown encoding.
     """
 
     def __init__(self, file: IO[bytes], name: str, wished: str) -> None:

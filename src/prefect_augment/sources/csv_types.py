@@ -51,25 +51,15 @@ def _count(column: pa.Array, pattern: str) -> int:
 class ColumnTyper:
     """Finds the narrowest type that all values of a text column have, block by block.
 
-    Types, in this order: boolean (``true``/``false`` in any case), int64, float64, date, timestamp
-    (ISO 8601; microseconds, or nanoseconds where digits ask for them; UTC where all have a zone),
-    else text. Numbers with a leading zero (``007``) and integers beyond 64 bits stay text, as they
-    are codes. Where all other values are of a type, ``NA``, ``N/A``, ``NaN``, ``null``, ``None``,
-    ``?`` and ``-`` count as missing; in text they stay what they are.
+    Types, in this order: boolean (``true``/``false`` in any case), int64, float64, date, timestamp (ISO 8601;
+    microseconds, or nanoseconds where digits need them; UTC where all have a zone), else text. Numbers with a
+    leading zero (``007``) and integers beyond 64 bits are codes and stay text. Where all other values are of
+    a type, ``NA``, ``N/A``, ``NaN``, ``null``, ``None``, ``?`` and ``-`` are missing; in text they are text.
 
-    Where more than 99 % of a column's values are of a type, and more than 20 of these differ, the
-    others are misfits, to be rejected with their rows. The label is never treated so: a rare class
-    may be the one that is spelled differently.
+    If more than 99 % of the values are of a type, and more than 20 of these differ, the others are misfits,
+    to be rejected with their rows; not with ``strict``, for the label, as a rare class may be spelled differently.
 
-    Call :meth:`look` with every block, then :meth:`settle` once, then :meth:`convert` with every
-    block again.
-
-    Parameters
-    ----------
-    decimal : str
-        ``.`` or ``,``.
-    strict : bool
-        Nothing is a misfit: for the label.
+    Call :meth:`look` with every block, :meth:`settle` once, then :meth:`convert` with every block again.
     """
 
     def __init__(self, *, decimal: str, strict: bool) -> None:

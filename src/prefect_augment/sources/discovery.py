@@ -1,8 +1,6 @@
-"""What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours.
+"""The files at a source's URI: one object, a folder, a glob, one of our datasets, or ``denoise`` output.
 
-Tables are objects of one of the registry's formats. Image files are listed one by one, archives of them as a whole.
-
-Denoised images as a source: the folder that ``denoise`` leaves, with the split that it has.
+Tables are objects of one registered format. Image files are listed one by one, archives as a whole.
 """
 
 from __future__ import annotations
@@ -68,36 +66,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The objects of a source, sorted by path.
+    """The objects of a source, sorted by path."""
 
-    Parameters
-    ----------
-    store : Store
-        Their folder.
-    entries : tuple of Entry
-        Paths are relative to the store's root.
-    format : str
-        One for all; ``folder`` lists image files and what lies beside them.
-    manifest : Manifest, optional
-        Where the source is a dataset that we published.
-    denoised : tuple of ShardInfo
-        Where it is what ``denoise`` left.
-    n_ignored : int
-        Objects in the folder that are of another format.
-    n_loops : int
-        Links to a folder that they lie in; not followed.
-    notes : tuple of str
-        How they were chosen, where the folder says so.
-    """
-
-    store: Store
-    entries: tuple[Entry, ...]
-    format: Format
-    manifest: Manifest | None = None
-    n_ignored: int = 0
-    n_loops: int = 0
-    notes: tuple[str, ...] = ()
-    denoised: tuple[ShardInfo, ...] = ()
+    store: Store  # their folder
+    entries: tuple[Entry, ...]  # paths relative to the store's root
+    format: Format  # one for all; folder for image files
+    manifest: Manifest | None = None  # of a dataset that we published
+    n_ignored: int = 0  # objects of other formats
+    n_loops: int = 0  # links to a folder above them; not followed
+    notes: tuple[str, ...] = ()  # how the files were chosen
+    denoised: tuple[ShardInfo, ...] = ()  # what denoise left
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -108,26 +86,11 @@ class Listing:
 
 
 def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Listing:
-    """Return what lies at ``uri``: one object, all below a folder, or what a glob matches.
+    """Return the objects at ``uri``: one object, all below a folder, or the matches of a glob.
 
-    Names that start with a dot (for tables, also an underscore) are passed over, as are other formats'
-    files in a folder. Where several formats lie together, ``auto`` takes what most files are. A folder
-    that carries our manifest is its newest version, read through the manifest alone; one that ``denoise``
-    left is read through its index.
-
-    Parameters
-    ----------
-    uri : str
-        Local path or fsspec URL.
-    wished : str
-        ``Source.format``.
-    options : dict, optional
-        fsspec storage options.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, or formats are mixed.
+    Hidden names (for tables, also ones with an underscore) and files of other formats are skipped; ``auto``
+    takes the format of most files. A folder with our manifest is read as its newest version, one left by
+    ``denoise`` through its index. Raises InputError if there is nothing, or formats are mixed.
     """
     found = _find(uri, options)
     store, paths = found.store, list(found.entries)
@@ -172,12 +135,9 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
 
 
 def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
-    """Return notes of files, each once, with where it was found first.
+    """Return distinct notes, each with the first file it was made on.
 
-    Parameters
-    ----------
-    notes : iterable of (str, str, int)
-        The note, a file that it is about (none: all of them), and of how many it is said.
+    ``notes`` are (note, file, number of files); an empty file stands for all.
     """
     of: dict[str, tuple[str, int]] = {}
     for note, path, n in notes:
@@ -420,9 +380,9 @@ def denoised_shards(store: Store) -> tuple[ShardInfo, ...] | None:
 
 
 def with_its_holdout(source: Source, shards: tuple[ShardInfo, ...]) -> Source:
-    """Return the source with the denoised hold-out as its hold-out, where it does not name another.
+    """Return the source with the denoised hold-out as its own, unless it names another.
 
-    The model that took the noise out has learnt from the other parts.
+    The denoising model was trained on the other parts.
     """
     parts = {shard.split for shard in shards}
     is_divided = "holdout" in parts and len(parts) > 1

@@ -1,9 +1,8 @@
-"""Hugging Face dataset folders as a source: which of their files are the records to read.
+"""Hugging Face dataset folders as a source: which of their files are the records.
 
-Three forms: what ``save_to_disk`` leaves (``state.json`` beside Arrow files, and a folder per split
-below ``dataset_dict.json``), a repository whose README says so (``configs: data_files:``), and one
-whose files are named by split (``data/train-00000-of-00002.parquet``). The train split is read; what
-else there is, is said and left. Whatever such a folder says of itself, only files in it are read.
+Three forms: ``save_to_disk`` output (``state.json`` beside Arrow files, a folder per split below
+``dataset_dict.json``), a README with ``configs: data_files:``, and files named by split
+(``data/train-00000-of-00002.parquet``). Only train is read, only from files in the folder; notes name the rest.
 """
 
 from __future__ import annotations
@@ -41,20 +40,10 @@ class Chosen:
 
 
 def choose_files(paths: Sequence[str], store: Store) -> Chosen | None:
-    """Return the files of a Hugging Face dataset folder that are the records; None where it is none.
+    """Return the files with the records of a Hugging Face dataset folder; None if it is not one.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        All files below the folder.
-    store : Store
-        The folder.
-
-    Raises
-    ------
-    InputError
-        If the folder names files that are not in it, or has splits or configurations of which none is
-        the obvious one.
+    Raises InputError if the folder names files that are not in it, or no split or configuration is the
+    obvious one.
     """
     if {STATE, INFO} <= set(paths):
         return Chosen(_saved(paths, store, ""))

@@ -1,10 +1,7 @@
-"""JSON lines as a source: one object per line in, typed records out, every guess said in a note.
+"""JSON lines as a source: one object per line in, typed records out, every guess reported in a note.
 
-The file is read twice, because the last line may be the one that tells a column's type: once to find
-the columns and their types, and once to build the records, batch by batch. Lines that do not fit are
-rejected with number and reason.
-
-Dates as text, for formats that tell numbers from text and have no dates of their own: ISO 8601 alone.
+The file is read twice, as the last line may decide a column's type: first for columns and types, then for
+records. Lines that do not fit are rejected with number and reason. Text dates are ISO 8601.
 """
 
 from __future__ import annotations
@@ -39,9 +36,9 @@ KINDS = (
 
 @dataclass(frozen=True)
 class DateKind:
-    """A kind of date that the texts of a column can be, and the Arrow type they take.
+    """A kind of date that all texts of a column can be, and its Arrow type.
 
-    ``fits_fine`` tells whether all of them fit the type of nanoseconds, which ends in 2262.
+    ``fits_fine`` tells whether all fit into nanoseconds, which end in 2262.
     """
 
     name: str
@@ -50,15 +47,7 @@ class DateKind:
 
 
 def date_kinds(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
-    """Return the kinds of dates that all values are.
-
-    Parameters
-    ----------
-    text : pyarrow.Array of string
-        Values of one batch, without nulls.
-    so_far : sequence of DateKind or None
-        What the batches before can be; None for the first.
-    """
+    """Return the kinds of dates that all values of a batch (without nulls) and of those before can be."""
     found = []
     for name, pattern, coarse, fine in KINDS:
         earlier = next((kind for kind in so_far or () if kind.name == name), None)
@@ -107,36 +96,17 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one file of JSON lines in batches, typed by what its columns hold.
+    """Yield the records of one file of JSON lines in batches, typed by the content of its columns.
 
-    - UTF-8; gzip is unpacked; blank lines are passed over.
-    - Columns are the keys of all objects in the order they come in; where an object lacks one, or has
-      ``null``, the value is missing.
+    - UTF-8; gzip is unpacked; blank lines are skipped.
+    - Columns are the keys of all objects in order of appearance; an absent key or ``null`` is missing.
     - Types: boolean, int64 (uint64 where needed), float64, text; nested values become Arrow lists and
       structs. Text that is an ISO 8601 date or time in every record becomes one.
-    - Where more than 99 % of a column's values are of one type, the lines of the others are rejected;
-      else they are read as text, as JSON spells them. The label is always read as text then: a rare
-      class may be the one that is spelled differently.
+    - If more than 99 % of a column's values are of one type, lines with others are rejected; else the column
+      is text, as JSON spells it. The label is always text then: a rare class may be spelled differently.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        Its path, for messages.
-    source : Source
-        The label, where it is known.
-
-    Yields
-    ------
-    SourceRecords
-        All of one schema; ``positions`` are line numbers, counted from 1; the first has the notes.
-
-    Raises
-    ------
-    InputError
-        If there is no record, hardly any line is a JSON object, or the file unpacks to far more than
-        its size.
+    ``positions`` are line numbers from 1; the first batch has the notes. Raises InputError if there is no
+    record, hardly any line is an object, or the file unpacks to far more than its size.
     """
     columns, n_rows, unusable = _scan(file, name)
     _refuse_unreadable(n_rows, unusable, name)

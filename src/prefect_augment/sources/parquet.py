@@ -1,10 +1,7 @@
-"""Parquet files of a source, read in batches of bounded size.
+"""Parquet files of a source, read in bounded batches after a check of their footers.
 
-Whether a Parquet file from outside is what its footer says, before its records fill the memory.
-
-A footer may lie: about rows, about where columns lie, about sizes. Sizes that are true protect no
-better, because text that repeats is stored once and comes out a thousand times: a file of 500 bytes
-can hold 2 GB. So its dictionaries are read, which are as small as the file, and counted.
+A footer may lie about rows, positions and sizes. True sizes protect no better: repeated text is stored once
+and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are read and counted.
 """
 
 from __future__ import annotations
@@ -49,29 +46,10 @@ BUFFER_BYTES = 1 << 20
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one Parquet file, with its types and schema metadata as they stand.
+    """Yield the records of one Parquet file, with its types and schema metadata.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        The file's path, for messages.
-    source : Source
-        Not used by this format: a Parquet file says itself how it is to be read.
-
-    Yields
-    ------
-    SourceRecords
-        ``positions`` count rows from 1. A Parquet file is read as a whole or not at all, so nothing
-        is rejected row by row.
-
-    Raises
-    ------
-    InputError
-        If the file is not whole, not Parquet, holds text that is not UTF-8, or is made to fill the memory.
-    SchemaError
-        If two columns have the same name.
+    ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is damaged,
+    has text that is not UTF-8, or is built to fill the memory; SchemaError for duplicate column names.
     """
     with unreadable_as("Parquet", name):
         # With a buffer, a column of a row group is read a piece at a time and not at once.
@@ -140,10 +118,7 @@ def refuse_duplicates(names: Sequence[str], where: str) -> None:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with plain text and bytes for views.
-
-    What other libraries write, Parquet has no form of its own for, and Arrow few functions.
-    """
+    """Return the schema with plain text and bytes for views, which Parquet lacks and Arrow hardly supports."""
     fields = [field.with_type(_plain_type(field.type)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
 
@@ -168,21 +143,9 @@ MAX_SCANNED_BYTES = 64 << 20
 
 
 def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None:
-    """Refuse a file whose footer cannot be true, or that unpacks to far more than its size.
+    """Raise InputError if the footer cannot be true, or the file unpacks to far more than its size.
 
-    Parameters
-    ----------
-    reader : pyarrow.parquet.ParquetFile
-        The file, open.
-    file : binary file
-        The same, seekable; read once more where columns have dictionaries.
-    name : str
-        Its path, for messages.
-
-    Raises
-    ------
-    InputError
-        Which of both it is.
+    ``file`` is read once more where columns have dictionaries.
     """
     n_bytes = size_of(file)
     try:
@@ -213,13 +176,7 @@ def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None
 
 
 def check_row_count(reader: pq.ParquetFile, n_rows: int, *, name: str) -> None:
-    """Refuse a file that had fewer rows than its footer says; to be called when all are read.
-
-    Raises
-    ------
-    InputError
-        If the counts differ.
-    """
+    """Raise InputError if a file, now read, had fewer rows than its footer says."""
     if reader.metadata.num_rows != n_rows:
         raise _lie(name, f"{reader.metadata.num_rows} rows, and {n_rows} are there")
 

@@ -1,9 +1,8 @@
-"""The sticky split: which records train (fit), choose (validation) and are kept for the last comparison.
+"""The sticky split of records into training, validation and hold-out.
 
-A :class:`Ledger` says for every record, or every group, the part it once got; it is inherited from
-version to version and nothing in it ever moves. :func:`assign` adds new records: each class's parts
-are filled up to their shares in the order of a salted hash, so that neither the order of rows nor
-the day they came on decides, and nobody can choose where a record lands.
+A :class:`Ledger` keeps the part of every record or group from version to version; entries never move.
+:func:`assign` fills each class's parts up to their shares in the order of a salted hash, so neither row
+order nor date decides, and nobody can choose where a record goes.
 """
 
 from __future__ import annotations
@@ -84,35 +83,15 @@ def assign(
     marked: Marks | None = None,
     groups: Sequence[str] | NDArray[Any] | Coded | None = None,
 ) -> Assignment:
-    """Return the part of every record and the ledger that remembers it.
+    """Return the part of every record and the extended ledger.
 
-    A record or group that the ledger knows keeps its part, also when its label was corrected. New
-    ones fill the deficit of their class: first the hold-out's, then validation's; the rest is fit. A class
-    with fewer than ``MIN_COMPARED`` records (with groups: or in fewer than three groups) puts nothing
-    new outside fit. The result depends on the records as a set, not on their order.
-
-    Parameters
-    ----------
-    keys : ndarray of keys or sequence of str, length n_records
-        Content keys.
-    labels : Coded or sequence of str, length n_records
-        Class names.
-    ledger : Ledger
-        The parent version's, or an empty one with a salt.
-    holdout_fraction : float in [0, 1)
-        Share of each class for the hold-out; 0 where the hold-out lies elsewhere.
-    validation_fraction : float in (0, 1)
-        Share of the rest for validation.
-    marked : ndarray of bool, shape (n_records,), optional
-        Hold-out records, where the source says it itself.
-    groups : Coded, ndarray of keys or sequence of str, length n_records, optional
-        Records of one group stay together. A group goes to the part whose shares it brings nearer to
-        their aim, each class counting by the share of its records.
-
-    Raises
-    ------
-    InputError
-        If the hold-out marks cut through a group.
+    Known records and groups keep their part, even with a corrected label. New ones fill their class's deficit:
+    the hold-out's, then validation's; the rest is training. ``holdout_fraction`` is a share of each class, 0
+    for a hold-out elsewhere; ``validation_fraction`` a share of the rest. A class with fewer than
+    ``MIN_COMPARED`` records (with groups: in fewer than three groups) adds to training only. ``marked`` is the
+    source's own hold-out. A group goes to the part whose shares it brings nearer to their target, each class
+    weighted by the share of its records. The order of records does not matter. Raises InputError if
+    ``marked`` splits a group.
     """
     shares = Shares(
         holdout_fraction, validation_fraction, marked is not None or holdout_fraction == 0.0

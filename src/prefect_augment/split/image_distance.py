@@ -1,8 +1,7 @@
-"""How far two images are apart, as near-duplicates see it, and which pairs of many are worth measuring.
+"""The distance of two images for near-duplicate detection, and which of many pairs are measured.
 
-Three steps, each for fewer pairs: rows of a
-perceptual hash put images into buckets, a coarse likeness finds the likeliest of each bucket by matrix
-products, and those are laid over one another and measured.
+Three steps, each with fewer pairs: bands of a perceptual hash put images into buckets, a coarse similarity
+finds the likeliest pairs of each by matrix products, and those are aligned and measured.
 """
 
 from __future__ import annotations
@@ -34,19 +33,9 @@ Rows = NDArray[np.int64]
 
 
 def distances(thumbs: Thumbs, i: Rows, others: Thumbs, j: Rows) -> NDArray[np.float64]:
-    """Return the distance of pairs of images.
+    """Return the distance of each pair, rows ``i`` of ``thumbs`` and ``j`` of ``others`` (n, 1024).
 
-    Parameters
-    ----------
-    thumbs, others : ndarray of int8, shapes (n, 1024) and (m, 1024)
-        Gray thumbnails of 32x32.
-    i, j : ndarray of int64, shape (n_pairs,)
-        Rows of the one and of the other.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_pairs,)
-        Share of contrast in which the two differ once the one is laid over the other, in [0, 2].
+    The share of contrast in which the two differ after alignment, in [0, 2].
     """
     found = [np.zeros(0)]
     for start in range(0, len(i), PAIRS_AT_ONCE):
@@ -63,13 +52,10 @@ def _images(thumbs: Thumbs) -> Float:
 
 
 def _aligned(a: Float, b: Float) -> NDArray[np.float64]:
-    """Share of contrast in which images differ after the best shift and a small rest of it.
+    """Return the share of contrast in which images differ after the best shift and a sub-cell remainder.
 
-    References
-    ----------
-    The rest, and a change of scale in either direction, are projected out along the images' own
-    derivatives: Simard, LeCun, Denker 1993, "Efficient pattern recognition using a new transformation
-    distance" (tangent distance).
+    The remainder, and a change of scale, are projected out along the images' derivatives (tangent distance:
+    Simard, LeCun, Denker 1993, "Efficient pattern recognition using a new transformation distance").
     """
     n, inner = len(a), SIDE - 2 * MARGIN
     dy, dx = _best_shift(a, b)
@@ -110,10 +96,7 @@ def _best_shift(a: Float, b: Float) -> tuple[Rows, Rows]:
 
 
 def _tangents(images: Float) -> list[Float]:
-    """What images change by when they are shifted or scaled a little, each as unit vectors (n, cells).
-
-    One cell of the border is used up.
-    """
+    """Return derivatives of the images by shift and scale as unit vectors (n, cells), one border cell less."""
     n, inner = len(images), images.shape[1] - 2
     across = images[:, 1:-1, 2:] - images[:, 1:-1, :-2]
     down = images[:, 2:, 1:-1] - images[:, :-2, 1:-1]
@@ -141,10 +124,10 @@ def _unit(rows: Float) -> Float:
 
 
 class Shape:
-    """Images at a quarter of the cells, to find the likeliest pairs among many by matrix products.
+    """Images at a quarter of the cells, to find the likeliest of many pairs by matrix products.
 
-    Of each image the directions that itself and its tangents span, orthogonal, 1 kB in all: any image
-    that lies within their span is the same one, moved or scaled a little.
+    Per image an orthogonal basis (1 kB) of itself and its tangents: an image in that span is the same one,
+    slightly shifted or scaled.
     """
 
     def __init__(self, thumbs: Thumbs) -> None:
@@ -221,15 +204,10 @@ class Best:
 
 
 def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
-    """Return two 64-bit difference hashes of each image as their rows of bits, shape (n, 16).
+    """Return two 64-bit difference hashes of each image as rows of bits, shape (n, 16).
 
-    A bit of the first eight says whether brightness rises between two neighbouring cells of a grid of
-    9x8, one of the others the same from top to bottom.
-
-    References
-    ----------
-    Krawetz 2013, "Kind of Like That" (dHash). Copies moved by a pixel of 16 share a row of bits whole
-    in 97 % of the cases, others in more.
+    The first eight rows compare horizontal neighbours of a 9x8 grid, the others vertical ones (dHash: Krawetz
+    2013, "Kind of Like That"). Copies shifted by a pixel of 16 share a row in 97 % of cases, others in more.
     """
     found = [np.zeros((0, 2 * BANDS), dtype=np.uint8)]
     for start in range(0, len(thumbs), BUCKET):  # bounds the memory
@@ -256,16 +234,9 @@ def _bands(thumbs: Thumbs) -> NDArray[np.uint8]:
 
 
 def buckets(bands: NDArray[np.uint8], usable: Rows, *, in_windows: bool = True) -> Iterator[Rows]:
-    """Yield sets of images that share a band of a hash, or several where one would not tell them apart.
+    """Yield sets of the images ``usable`` that share a hash band, or several where one separates too few.
 
-    Parameters
-    ----------
-    bands : ndarray of uint8, shape (n, 16)
-        From :func:`hash_bands`.
-    usable : ndarray of int64
-        Rows to divide.
-    in_windows : bool
-        A set of images of one hash that exceeds ``BUCKET`` comes in parts.
+    ``in_windows`` cuts a set of images of one hash larger than ``BUCKET`` into parts.
     """
     for first in range(2 * BANDS):
         for bucket in _divided(bands, usable, first, 0):

@@ -35,21 +35,17 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """What the ledger keeps of each image, so that a later version finds near-duplicates of it.
+    """The ledger's entry of each image, by which later versions find its near-duplicates."""
 
-    Parameters
-    ----------
-    clusters : ndarray of keys, shape (n_images,)
-        Name of the near-duplicate cluster: the content key of one of its first members.
-    levels : ndarray of int64, shape (n_images,)
-        How strictly the image was compared.
-    thumbs : ndarray of int8, shape (n_images, 1024), or bytes
-        Gray thumbnails of 32x32: 1 kB an image.
-    """
-
-    clusters: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=KEY))
-    levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    thumbs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
+    clusters: NDArray[Any] = field(
+        default_factory=lambda: np.zeros(0, dtype=KEY)
+    )  # content key of one of the first members
+    levels: Int = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )  # strictness of the comparison
+    thumbs: NDArray[np.int8] = field(
+        default_factory=lambda: np.zeros((0, 1024), dtype=np.int8)
+    )  # (n_images, 1024) int8, or bytes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clusters", as_keys(self.clusters))
@@ -61,37 +57,16 @@ class ImageRows:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """Parts once given, sorted by key and occurrence. Sequences are taken for arrays.
+    """Parts assigned so far, sorted by key and occurrence; arrays of shape (n,)."""
 
-    Parameters
-    ----------
-    salt : str
-        Fixed when the first version is made.
-    unit : str
-        What a key names: ``record``; ``group:<column>`` or ``pattern:<expression>``; or
-        ``near-duplicate``, where keys are images and their clusters stay together.
-    keys : ndarray of keys, shape (n,)
-        Content keys, or the groups' values as text.
-    occurrences : ndarray of int32, shape (n,)
-        Number of the record among those with its key; 0 for groups.
-    labels : Coded, length n
-        Class of the record; empty for groups, which may hold several.
-    parts : ndarray of int8, shape (n,)
-        Index into :data:`PARTS`.
-    has_own_holdout : bool
-        Whether the hold-out lies at a URI of its own, so that no record here may be in it.
-    images : ImageRows, optional
-        With the unit ``near-duplicate``, one row per key.
-    """
-
-    salt: str
-    unit: str = "record"
+    salt: str  # fixed in the first version
+    unit: str = "record"  # record, group:<column>, pattern:<expression> or near-duplicate
     keys: NDArray[Any] = ()  # type: ignore[assignment]
     occurrences: NDArray[np.int32] = ()  # type: ignore[assignment]
     labels: Coded = ()  # type: ignore[assignment]
     parts: NDArray[np.int8] = ()  # type: ignore[assignment]
-    has_own_holdout: bool = False
-    images: ImageRows | None = None
+    has_own_holdout: bool = False  # at another URI, so no record here may be in it
+    images: ImageRows | None = None  # one row per key, for near-duplicate
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", as_keys(self.keys))
@@ -134,16 +109,9 @@ class Ledger:
 
 
 class LedgerAside:
-    """A ledger by record on local disk, which comes piece after piece in its order.
+    """A ledger by record on local disk; its pieces come in order.
 
-    Parameters
-    ----------
-    like : Ledger
-        Whose salt and unit it has.
-    names : ndarray of str
-        What the labels of the pieces are codes of.
-    workspace : Workspace
-        Where it is put aside.
+    ``like`` gives salt and unit; ``names`` are what the pieces' label codes index.
     """
 
     images = None
@@ -214,24 +182,10 @@ def _digest(
 
 @dataclass(frozen=True)
 class Assignment:
-    """What :func:`assign` decided.
+    """The result of :func:`assign`."""
 
-    Parameters
-    ----------
-    parts : ndarray of int8, shape (n_records,)
-        Index into :data:`PARTS` of each record.
-    occurrences : ndarray of int64, shape (n_records,)
-        The ledger's occurrence number of each record; 0 with groups.
-    ledger : Ledger
-        The given one with the new records or groups added.
-    n_new : int
-        Records that the given ledger did not know.
-    n_kept_against_mark : int
-        Records that the ledger has on the other side than the hold-out column now says.
-    """
-
-    parts: NDArray[np.int8]
-    occurrences: Int
+    parts: NDArray[np.int8]  # (n_records,) index into PARTS
+    occurrences: Int  # (n_records,) as in the ledger; 0 with groups
     ledger: Ledger
-    n_new: int = 0
-    n_kept_against_mark: int = 0
+    n_new: int = 0  # records that the old ledger did not know
+    n_kept_against_mark: int = 0  # on the other side in the ledger than the hold-out column says

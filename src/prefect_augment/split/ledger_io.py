@@ -1,7 +1,7 @@
 """The split ledger as a Parquet object: one row per record or group, the rest in its metadata.
 
-For images a row also holds the near-duplicate cluster and a thumbnail, 1 kB before compression, so
-that a later version finds near-duplicates of images that its source no longer has.
+An image's row also has its near-duplicate cluster and a thumbnail (1 kB before compression), so later
+versions find near-duplicates of images that the source no longer has.
 """
 
 from __future__ import annotations
@@ -107,17 +107,8 @@ def _texts(keys: NDArray[Any]) -> pa.Array:
 def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str]) -> list[str]:
     """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
 
-    An image that the ledger does not know (one of a hold-out of its own) is a cluster of itself, and so
-    is every record where the split is not by near-duplicates.
-
-    Parameters
-    ----------
-    store : Store
-        The destination under which the facts' ledger lies.
-    info : DatasetInfo
-        Outcome of an ingest stage.
-    content_keys : sequence of str
-        Of the records asked for.
+    An image not in the ledger (of a separate hold-out), and every record of another kind of split, is its own
+    cluster.
     """
     ledger = read_ledger(store, info.ledger)
     if ledger.images is None:
@@ -145,10 +136,7 @@ def _asked(content_keys: Sequence[str]) -> NDArray[Any]:
 def read_ledger(store: Store, path: str) -> Ledger:
     """Return the ledger at ``path``.
 
-    Raises
-    ------
-    IntegrityError
-        If it is missing or not a ledger: without it, hold-out records could end up in training.
+    Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
     """
     try:
         with store.open(path) as raw:

@@ -1,8 +1,8 @@
-"""Near-duplicate images stay on one side of the split, in this version and in all that follow.
+"""The split that keeps near-duplicate images on one side, in this version and all later ones.
 
-New images form clusters among themselves; a cluster near images of an earlier version joins their part.
-One that is near both the training part and the hold-out is a *bridge*: on either side it would leak, so
-it is left out. What the ledger has of an image never changes.
+New images form clusters; a cluster near images of an earlier version joins their part. One near both the
+training part and the hold-out is a *bridge*: on either side it would leak, so it is left out. Ledger
+entries never change.
 """
 
 from __future__ import annotations
@@ -46,21 +46,11 @@ Thumbs = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class NearClusters:
-    """The near-duplicate cluster of each record.
+    """The near-duplicate cluster of each record; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    names : ndarray of keys, shape (n_records,)
-        The cluster: an earlier version's where the record joins one.
-    levels : ndarray of int64, shape (n_records,)
-        How strictly it was compared.
-    is_bridge : ndarray of bool, shape (n_records,)
-        Near both sides of the split.
-    """
-
-    names: NDArray[Any]
-    levels: NDArray[np.int64]
-    is_bridge: NDArray[np.bool_]
+    names: NDArray[Any]  # an earlier version's where the record joins one
+    levels: NDArray[np.int64]  # strictness of the comparison
+    is_bridge: NDArray[np.bool_]  # near both sides of the split
 
     def take(self, rows: NDArray[np.intp]) -> NearClusters:
         """Return the same of these records."""
@@ -92,20 +82,9 @@ def find_clusters(
 ) -> NearClusters:
     """Return the near-duplicate cluster of each record.
 
-    Parameters
-    ----------
-    keys : ndarray of keys or sequence of str, length n_records
-        Content keys; records with one key are one image.
-    thumbs : ndarray of int8, shape (n_thumbs, 1024)
-        Thumbnails.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    thumb_rows : ndarray of int64, shape (n_records,), optional
-        Each record's row of ``thumbs``; the records' own order where not given. Not looked at where
-        the ledger has the image, of which only the first record counts.
-    marked : ndarray of bool, shape (n_records,), optional
-        Hold-out records where the source says it itself: clusters then end at that border, which is the
-        user's, and nothing is a bridge. No key is on both sides.
+    Records with one key are one image. ``thumbs`` (n_thumbs, 1024) are indexed by ``thumb_rows`` (default: row
+    order), which only matter for the first record of an image not in the ledger. With ``marked``, the source's
+    own hold-out, clusters end at its border and nothing is a bridge; no key is on both sides.
     """
     keys = as_keys(keys)
     of_record = group_ids(keys)
@@ -177,10 +156,10 @@ def _without_bridges(
     levels: NDArray[np.int64],
     touches: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Take apart the clusters that touch both sides; what is near both is a bridge.
+    """Split the clusters that touch both sides; what is near both is a bridge.
 
-    An image near the hold-out joins it, and so does what is near that one, as far as the first image
-    near the training part: the bridge. What is left beyond it is not near the hold-out any more.
+    Images near the hold-out join it, transitively, up to the first image near the training part: the bridge.
+    What remains beyond it is no longer near the hold-out.
     """
     is_bridge = np.zeros(len(clusters), dtype=bool)
     clusters = clusters.copy()
@@ -240,16 +219,9 @@ def assign_clusters(
     thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
 ) -> Assignment:
-    """Return the part of every record, and the ledger with a row for every new image.
+    """Return the part of every record (without bridges), and the ledger with a row for every new image.
 
-    Parameters
-    ----------
-    keys, labels, clusters, thumbs, thumb_rows
-        Of the records, bridges left out; as :func:`find_clusters` takes them.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    holdout_fraction, val_fraction, marked
-        As :func:`prefect_augment.split.assignment.assign` takes them.
+    Parameters are those of :func:`find_clusters` and :func:`prefect_augment.split.assignment.assign`.
     """
     found = assign(
         keys,
@@ -331,10 +303,10 @@ def count_near(
     holdout_keys: NDArray[Any],
     holdout_thumbs: Thumbs,
 ) -> int:
-    """Return how many records have a near-duplicate, not an equal image, among hold-out records.
+    """Return how many records have a near-duplicate, but no equal image, in the hold-out.
 
-    Each is compared as strictly as within the source. Without ``levels`` (the source's groups decided
-    what stays together) that is found out here: of small pictures of one kind most would be near.
+    Without ``levels`` (the source's groups decided the split) the strictness is computed here: most small
+    pictures of one kind would be near.
     """
     if levels is None:
         levels = _levels(keys, thumbs)

@@ -1,7 +1,6 @@
-"""The split by record, a bin of keys at a time: what the ledger knows stays, and new records fill the shares.
+"""The split by record, one bin of keys at a time: known records keep their part, new ones fill the shares.
 
-What is known of all records are counts, and the hash up to which a class's records go to the hold-out and
-to validation.
+Held for all records at once: only counts, and per class the hash bounds of hold-out and validation.
 """
 
 from __future__ import annotations
@@ -58,52 +57,20 @@ class Shares:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the ledger says of the records of a bin.
+    """The ledger's entries for the records of a bin."""
 
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (n_records,)
-        Row of the ledger's part for this bin that each record is; -1 for new ones.
-    occurrences : ndarray of int64, shape (n_records,)
-        Number of each record among those with its key.
-    hashes : ndarray of keys, shape (n_new,)
-        Salted hashes of the new ones.
-    ledger : Ledger
-        The part of the ledger.
-    """
-
-    rows: Int
-    occurrences: Int
-    hashes: NDArray[Any]
-    ledger: Ledger
+    rows: Int  # (n_records,) row of the bin's ledger; -1 for new
+    occurrences: Int  # (n_records,) among records of one key
+    hashes: NDArray[Any]  # (n_new,) salted
+    ledger: Ledger  # of this bin
 
 
 class RecordSplit:
-    """The split by record, a bin of keys at a time.
+    """The split by record, one bin of keys at a time, in two passes.
 
-    First every bin is looked at and noted, then every bin's records get their parts: how many of a class
-    go to the hold-out and to validation is known when all have been noted, and which follows from the hash up to
-    which they go.
-
-    Parameters
-    ----------
-    ledger : Ledger
-        The parent version's; its labels have the names that those of the records have.
-    shares : Shares
-        The shares wanted.
-    has_marks : bool
-        Whether the source marks its hold-out.
-    workspace : Workspace
-        Where hashes are put aside.
-    n_bins : int
-        Bins of the keys, as :func:`prefect_augment.storage.external_sort.bin_of` cuts them.
-
-    Attributes
-    ----------
-    n_new, n_kept_against_mark : int
-        See :class:`Assignment`; of the bins assigned so far.
-    is_unchanged : bool
-        Whether all of these were known with their labels.
+    The first notes every bin, the second assigns parts: how many of a class go to hold-out and validation is
+    known after the first, and which ones follows from a bound on their hash. ``n_new``,
+    ``n_kept_against_mark`` and ``is_unchanged`` hold for the bins assigned so far.
     """
 
     def __init__(
@@ -261,10 +228,10 @@ def _match(
     ledger: Ledger,
     marked: Marks | None,
 ) -> Int:
-    """Row of the ledger that each record is, -1 for new ones.
+    """Return the ledger row of each record, -1 for new ones.
 
-    Equal records are interchangeable, so they take the rows of their key, label and side first; what
-    is left over (a corrected label, a moved mark) takes any row of its key.
+    Equal records are interchangeable: they take rows of their key, label and side first; the rest (a
+    corrected label, a moved mark) any row of their key.
     """
     if len(of_ledger) == 0:
         return np.full(len(of_record), -1, dtype=np.int64)

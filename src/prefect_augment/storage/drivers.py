@@ -15,15 +15,7 @@ _CHECKSUMS = {
 
 
 def options_of(uri: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options to open a file system with: what was given, and what every run needs.
-
-    Parameters
-    ----------
-    uri : str
-        Local path or fsspec URL.
-    given : dict
-        fsspec storage options, as from a Prefect block. What they say stands.
-    """
+    """Return the fsspec options to open ``uri`` with: the user's, then our defaults."""
     if uri.startswith("memory://"):
         return given
     # Listings are never cached and instances never shared: a stale listing hides another

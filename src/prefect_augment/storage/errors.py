@@ -1,9 +1,7 @@
-"""What an error of a store means, whichever driver raised it.
+"""Errors of any driver as storage errors whose messages say which object, why, and what to do.
 
-s3fs raises `OSError`s with botocore's error as their cause, adlfs the Azure SDK's own, gcsfs its `HttpError`.
-They are known here by their status, code and class name, so that no driver needs to be installed.
-
-What a person reads where a store fails: which object, why, and what can be done about it.
+s3fs raises `OSError`s caused by botocore's error, adlfs the Azure SDK's own, gcsfs its `HttpError`. They are
+recognised by status, code and class name, so no driver needs to be installed.
 """
 
 from __future__ import annotations
@@ -285,18 +283,10 @@ _ADVICE = {
 def as_storage_error(
     exc: Exception, *, verb: str, uri: str, path: str, has_answered: bool = False
 ) -> StorageError | None:
-    """Return the error to raise for an exception; None where it is none of a store.
+    """Return the storage error that an exception stands for; None if it is not a store's.
 
-    Parameters
-    ----------
-    exc : Exception
-        What a driver raised.
-    verb : {"read", "write", "list", "delete", "look at"}
-        What was tried.
-    uri, path : str
-        The store's root and the object below it.
-    has_answered : bool
-        Whether anybody has ever answered there. If not, nobody may ever: then it is no `TransientError`.
+    ``verb`` is what was tried (read, write, list, delete, look at), ``path`` the object below the root
+    ``uri``. If nothing there has ever answered (``has_answered``), the error is final: the address may be wrong.
     """
     where = f"{uri}/{path}".rstrip("/")
     if "://" not in uri or uri.startswith(("file://", "memory://")):

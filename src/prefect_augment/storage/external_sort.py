@@ -1,7 +1,7 @@
-"""Rows of fixed width put aside on local disk in bins, each small enough to be worked on in memory.
+"""Fixed-width rows on local disk, in bins small enough to be processed in memory.
 
-What has to be known of all records (keys, parts, places) is so brought together, sorted or brought into
-another order a bin at a time: no array is as long as there are records.
+What is known of each record (keys, parts, places) is joined or sorted bin by bin, so no array has one
+entry per record.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def bin_of_row(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
-    """Return the bin of each 16-byte key: an equal part of all keys, in their order.
-
-    Equal keys are in one bin, however many they are.
+    """Return the bin of each 16-byte key: equal ranges of the key space, in order; equal keys share a bin.
 
     Examples
     --------
@@ -73,19 +71,9 @@ def first_of_bin(number: int, n_bins: int) -> NDArray[Any]:
 
 
 class Binned:
-    """Rows put aside in bins; of each they come back in the order they came.
+    """Rows of a structured dtype in bins; each bin returns them in the order they were added.
 
-    A file holds them all: they wait in memory until there are some megabytes, and are then written bin
-    after bin.
-
-    Parameters
-    ----------
-    workspace : Workspace
-        Where the file is.
-    dtype : numpy dtype
-        Of a row: a structure of fields.
-    n_bins : int
-        How many bins.
+    One file holds all bins: rows wait in memory up to some megabytes and are then written bin by bin.
     """
 
     def __init__(self, workspace: Workspace, dtype: np.dtype[Any], n_bins: int = 1) -> None:
@@ -104,13 +92,7 @@ class Binned:
         return int(self.sizes.sum())
 
     def add(self, rows: NDArray[Any], bins: NDArray[np.int64] | None = None) -> None:
-        """Put rows aside, each into its bin; without bins into the first.
-
-        Raises
-        ------
-        StorageError
-            If the temporary folder is full.
-        """
+        """Add rows, each to its bin (default: the first); raises StorageError if the temporary folder is full."""
         if len(rows) == 0:
             return
         bins = np.zeros(len(rows), dtype=np.int64) if bins is None else bins

@@ -1,9 +1,7 @@
-"""Columns of many records without an object per record: keys as bytes, texts as codes.
+"""Columns of many records without an object per record: keys as bytes, texts as codes, ids as 64-bit hashes.
 
 Keys are numpy arrays: ``S16`` for content keys (16 bytes, shown as 32 hexadecimal digits), any other
-type for names that are compared as they stand. Sorting and grouping give the same result for both.
-
-Ids of many records in little memory.
+type for names compared as they are. Sorting and grouping agree for both.
 """
 
 from __future__ import annotations
@@ -46,13 +44,7 @@ Int = NDArray[np.int64]
 
 
 def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
-    """Return 16-byte keys out of text of 32 hexadecimal digits each, without nulls.
-
-    Raises
-    ------
-    ValueError
-        If a text is of another length.
-    """
+    """Return texts of 32 hexadecimal digits, without nulls, as 16-byte keys; raises ValueError otherwise."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     found = [np.zeros(0, dtype=KEY)]
     for chunk in chunks:
@@ -73,13 +65,7 @@ def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
 
 
 def hex_column(keys: Keys) -> pa.StringArray:
-    """Return 16-byte keys as text of 32 hexadecimal digits.
-
-    Examples
-    --------
-    >>> hex_column(np.array([bytes(range(16))], dtype="S16"))[0].as_py()
-    '000102030405060708090a0b0c0d0e0f'
-    """
+    """Return 16-byte keys as text of 32 hexadecimal digits."""
     digits = np.empty(32 * len(keys), dtype=np.uint8)
     for start in range(0, len(keys), HEX_AT_ONCE):
         text = np.ascontiguousarray(keys[start : start + HEX_AT_ONCE], dtype=KEY).tobytes().hex()
@@ -140,7 +126,7 @@ def group_ids(values: NDArray[Any]) -> Int:
 
 
 def ranks_within(ids: NDArray[Any]) -> Int:
-    """Return how many equal ones come before each.
+    """Return how many equal ids come before each.
 
     Examples
     --------
@@ -159,9 +145,9 @@ def ranks_within(ids: NDArray[Any]) -> Int:
 
 
 def pairs_of_equals(theirs: Int, ours: Int) -> Int:
-    """Return for each of ``ours`` the row of ``theirs`` that is equal and was not taken; -1 for none.
+    """Return for each of ``ours`` the row of an equal one in ``theirs``, -1 for none.
 
-    The first of ours takes the first of theirs, the second the second.
+    Each row is taken once: the first of ours takes the first of theirs, and so on.
     """
     found = np.full(len(ours), -1, dtype=np.int64)
     if len(theirs) == 0 or len(ours) == 0:
@@ -183,18 +169,10 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
 
 @dataclass(frozen=True)
 class Coded:
-    """Texts (or keys) as numbers: a record's is ``names[codes[i]]``.
+    """Texts (or keys) as numbers: record i has ``names[codes[i]]``."""
 
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (n_records,)
-        Greater for greater names.
-    names : ndarray, shape (n_names,)
-        Sorted, each once.
-    """
-
-    codes: NDArray[np.int32]
-    names: NDArray[Any]
+    codes: NDArray[np.int32]  # (n_records,) greater for greater names
+    names: NDArray[Any]  # (n_names,) sorted, distinct
 
     @classmethod
     def of(cls, values: Coded | Sequence[Any] | NDArray[Any]) -> Coded:
@@ -256,10 +234,7 @@ def shared_names(*columns: Coded) -> list[Coded]:
 
 
 def fold_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """Return eight bytes of each id, equal where the ids are and almost never elsewhere, shape (n_ids,).
-
-    Where ids of all records have to be in memory, texts would take ten times as much.
-    """
+    """Return a 64-bit hash of each id, shape (n_ids,): a tenth of the memory of their texts."""
     texts = ids.cast(pa.string()).to_pylist()
     if any(len(text) != 32 for text in texts):
         return np.frombuffer(

@@ -19,17 +19,7 @@ _BEGIN_BYTES = 4 << 20
 
 
 class RangeReader(io.BufferedIOBase):
-    """A binary reader of one object.
-
-    Parameters
-    ----------
-    n_bytes : int
-        The object's size.
-    fetch : callable
-        ``(start, end) -> bytes`` of the object, ``end`` exclusive.
-    close : callable
-        Called once, when the reader is closed.
-    """
+    """A binary reader of one object of ``n_bytes``, by ``fetch(start, end)`` with ``end`` exclusive."""
 
     def __init__(
         self, n_bytes: int, fetch: Callable[[int, int], bytes], close: Callable[[], object]
@@ -128,13 +118,7 @@ def local_temporary(full: str, data: bytes) -> Iterator[str]:
 
 
 class Draft:
-    """An object in the making: made by ``Store.draft``, becomes one by ``Store.put``.
-
-    Attributes
-    ----------
-    temporary : str
-        The local file; empty where it is in memory.
-    """
+    """An object being written: from ``Store.draft``, made visible by ``Store.put``."""
 
     def __init__(self, file: Any, temporary: str = "") -> None:
         self._file = file
@@ -152,9 +136,9 @@ class Draft:
         return len(data)
 
     def _begin(self) -> None:
-        """Let the disk begin, so that little is left to wait for at the end.
+        """Start writing pages to disk, so that the final sync is short.
 
-        On Linux this advice starts writing pages that are not written, and drops only those that are.
+        On Linux this advice starts writing dirty pages and drops only clean ones.
         """
         if hasattr(os, "posix_fadvise"):
             size = self._n_bytes - self._n_begun

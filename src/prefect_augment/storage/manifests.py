@@ -56,12 +56,7 @@ def latest_version(store: Store) -> int | None:
 def read_manifest(store: Store, version: int | None = None) -> Manifest:
     """Return the manifest of a version, the newest by default.
 
-    Raises
-    ------
-    IntegrityError
-        If there is no such version, or what is there is not a whole manifest of ours.
-    SchemaError
-        If a newer release of this package wrote it.
+    Raises IntegrityError for a missing version or damaged manifest, SchemaError for one of a newer release.
     """
     if version is None:
         version = latest_version(store)
@@ -139,28 +134,12 @@ def find_commit(store: Store, dataset_key: str) -> Commit | None:
 def commit(
     store: Store, build: Callable[[int, Manifest | None], Manifest], *, dataset_key: str
 ) -> Commit:
-    """Make a version visible, once.
+    """Make a version visible, once; ``created`` is False if a version with this ``dataset_key`` exists.
 
-    Parameters
-    ----------
-    store : Store
-        The destination.
-    build : callable
-        ``(version, parent) -> Manifest``. Called again with the next number and the new parent where
-        another run committed first; it raises `CommitConflictError` itself where what it publishes
-        does not follow from that parent. Everything the manifest names is written when it returns.
-    dataset_key : str
-        Names the inputs. A version that has it already is success.
-
-    Returns
-    -------
-    Commit
-        ``created`` is False where the version was there already.
-
-    Raises
-    ------
-    CommitConflictError
-        If other runs kept committing first. Nothing is lost: what was built stays in staging.
+    ``build(version, parent)`` returns the manifest after writing everything it names. If another run commits
+    first it is called again with the next number and the new parent; it raises CommitConflictError itself
+    if its content does not follow from that parent. After too many attempts CommitConflictError is raised
+    here; what was built stays in staging.
     """
     return commit_next(store, build, lambda: find_commit(store, dataset_key))
 
@@ -211,10 +190,10 @@ def committed(store: Store, manifest: Manifest, *, created: bool) -> Commit:
 
 
 def probe_exclusive(store: Store) -> bool:
-    """Tell whether the store honours "put only if absent", which keeps two committers apart.
+    """Tell whether the store honours "put only if absent", which separates two committers.
 
-    Some S3-compatible servers accept the condition and overwrite all the same. There, only one run at
-    a time may publish; a warning says so. A store that checks and then writes is not found out.
+    Some S3-compatible servers accept the condition and overwrite; then only one run at a time may publish,
+    and a warning says so. A store that checks and then writes is not detected.
     """
     probe = f"_staging/.probe-{uuid.uuid4().hex}"
     store.put_if_absent(probe, b"first", look_first=False)

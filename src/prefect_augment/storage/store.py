@@ -1,7 +1,7 @@
-"""One way to reach storage: whole objects below a root, on any fsspec file system.
+"""Storage as whole objects below a root, on any fsspec file system.
 
-A :class:`Store` knows how to put an object so that readers see all of it or nothing, and how to put
-one only where none is. What the objects mean (receipts, shards, manifests) is decided elsewhere.
+A :class:`Store` puts objects so that readers see all or nothing, and puts one only if absent. What they
+mean (receipts, shards, manifests) is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -47,20 +47,10 @@ def sha256_hex(data: bytes) -> str:
 
 
 def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = None) -> Store:
-    """Return the store whose root is ``uri``.
+    """Return the store whose root is ``uri``, a local path or fsspec URL.
 
-    Parameters
-    ----------
-    uri : str or path
-        A local path or an fsspec URL.
-    options : dict, optional
-        fsspec storage options, from a Prefect block. They may hold secrets, so they are never part
-        of a reference, an error message or a log line.
-
-    Raises
-    ------
-    ParameterError
-        If the URL's protocol is unknown, its driver is not installed, or it holds a password.
+    ``options`` may hold secrets and never enter a reference, message or log. Raises ParameterError if the
+    protocol is unknown, its driver is not installed, or the URL holds a password.
     """
     uri = os.fspath(uri)
     if found := _PASSWORD.search(uri):
@@ -93,8 +83,6 @@ def contains(outer: str, inner: str) -> bool:
 
     Examples
     --------
-    >>> contains("s3://lake/data", "s3://lake/data/out")
-    True
     >>> contains("s3://lake/data", "s3://lake/data-out")
     False
     """
@@ -121,9 +109,8 @@ def _is_in_memory(uri: str) -> bool:
 class Store:
     """Objects below one root.
 
-    Paths are relative to the root, with forward slashes; one that would leave the root is refused.
-    Every request to an object store is asked again after passing faults, as :mod:`prefect_augment.storage.retry`
-    says; what is left is a `TransientError`, and what cannot pass a `StorageError`.
+    Paths are relative to it, with forward slashes, and cannot leave it. Requests are retried after transient
+    faults (:mod:`.retry`); what remains is a `TransientError`, and a final fault a `StorageError`.
     """
 
     def __init__(self, *, uri: str, fs: Any, root: str) -> None:
@@ -156,12 +143,9 @@ class Store:
         return f"{self.root}/{path}" if path else self.root
 
     def info(self, path: str) -> dict[str, Any]:
-        """Return what the file system says of the object: ``size``, ``type``, its times and etag.
+        """Return the file system's entry of the object: ``size``, ``type``, times, etag.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
+        Raises FileNotFoundError if there is none.
         """
         full = self.full(path)
         return dict(self._do("look at", path, lambda: self.fs.info(full)))
@@ -186,13 +170,7 @@ class Store:
         return bool(self._do("look at", path, lambda: self.fs.exists(full)))
 
     def size(self, path: str) -> int:
-        """Return the object's size in bytes.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no object.
-        """
+        """Return the object's size in bytes; raises FileNotFoundError if there is none."""
         return int(self.info(path)["size"])
 
     def read(self, path: str) -> bytes:
@@ -206,9 +184,9 @@ class Store:
         return bytes(self.fs.cat_file(full, **({"max_concurrency": 1} if self._is_s3 else {})))
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a seekable binary reader of the object; ``FileNotFoundError`` if there is none.
+        """Return a seekable binary reader; raises FileNotFoundError if there is no object.
 
-        From an object store it fetches what is read, and reads on ahead of a reader that does not jump.
+        From an object store it fetches ranges, and reads ahead while access is sequential.
         """
         full = self.full(path)
         if _is_in_memory(self.uri):
@@ -258,10 +236,9 @@ class Store:
         return {full[cut:]: info for full, info in sorted(found.items()) if _is_object(full[cut:])}
 
     def put(self, path: str, data: bytes | Draft) -> None:
-        """Write the whole object at once: readers see the old bytes or the new ones.
+        """Write the whole object at once, consuming a draft: readers see the old bytes or the new ones.
 
-        A draft is used up by it. A large object goes to S3 in parts, which are dropped where that
-        fails, and which nobody sees where the process is killed.
+        Large objects go to S3 in parts, which are dropped on failure and invisible if the process is killed.
         """
         full = self.full(path)
         if isinstance(data, Draft):
@@ -278,10 +255,10 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self, folder: str) -> Iterator[Draft]:
-        """Yield a sink for an object below ``folder`` whose name is known only when its bytes are.
+        """Yield a sink for an object below ``folder`` that gets its name after its bytes.
 
-        Nothing is seen of it before it is :meth:`put`, and nothing is left of it without. Locally it
-        is a temporary file, elsewhere it is gathered in memory and put in one piece.
+        Nothing is visible before :meth:`put`, and nothing remains without it. A local store uses a temporary
+        file, others memory.
         """
         with self._errors("write", folder):
             if not self.is_local:
@@ -298,13 +275,11 @@ class Store:
                     os.unlink(temporary)
 
     def put_if_absent(self, path: str, data: bytes, *, look_first: bool = True) -> bool:
-        """Write the object only where there is none; return whether this call wrote it.
+        """Write the object only if there is none; return whether this call wrote it.
 
-        An object store that says no is asked what is there: the same bytes count as ours, since the answer
-        to our own successful write may have been lost.
-
-        ``look_first`` saves the upload where an object is seen already. It also narrows the window in
-        which a store that ignores the condition overwrites; a probe of the condition itself leaves it out.
+        When an object store refuses, equal bytes count as ours: the answer to our own write may have been lost.
+        ``look_first`` saves the upload if an object is visible, and narrows the window in which a store that
+        ignores the condition overwrites; a probe of the condition turns it off.
         """
         full = self.full(path)
         if self.is_local:
@@ -340,15 +315,9 @@ class Store:
             self._do("delete", path, lambda: self.fs.rm_file(full))
 
     def abort_unfinished(self, before: float) -> int:
-        """Drop uploads in parts that a killed process left below the root, and return how many.
+        """Abort multipart uploads begun ``before`` a store time (seconds since 1970); return how many.
 
-        Nobody sees them, but the store keeps their parts, and has them paid for. Only S3 shows them;
-        Azure and GCS drop them by themselves after a week.
-
-        Parameters
-        ----------
-        before : float
-            Uploads that began later, by the store's clock in seconds since 1970, are left.
+        Nobody sees them, but S3 keeps and bills their parts; Azure and GCS drop them after a week.
         """
         if not self._is_s3:
             return 0
@@ -365,12 +334,9 @@ class Store:
         return n_dropped
 
     def check_writable(self) -> None:
-        """Write, read, list and remove a small object, so that a run fails now and not after training.
+        """Write, read, list and remove a small object, so a run fails now and not after training.
 
-        Raises
-        ------
-        StorageError
-            If the location cannot be written, or what was written cannot be read, listed or removed.
+        Raises StorageError if any of that fails.
         """
         probe = f"_staging/.probe-{uuid.uuid4().hex}"
         self.put(probe, b"")

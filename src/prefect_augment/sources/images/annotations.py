@@ -1,7 +1,7 @@
-"""Labels of images from what lies beside them: WebDataset members, COCO, Pascal VOC, YOLO.
+"""Image labels from the files beside them: WebDataset members, COCO, Pascal VOC, YOLO.
 
-The use is classification, so an image has one class: that of its objects. Where they have several, it is
-the rarest of them in the data set (by images that hold it), and all boxes stay in ``objects``.
+For classification an image has one class: of its objects' classes the rarest in the data set, counted by
+images. All boxes stay in ``objects``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,9 @@ MISSING = "unlabelled: no annotation"
 
 
 def read_labels(members: Sequence[Member], source: Source) -> Labels:
-    """Return the labels of image files by the layout that is asked for or found.
+    """Return the labels of image files by the layout that ``source.format`` names, ``auto`` detects it.
 
-    Parameters
-    ----------
-    members : sequence of Member
-        All files that are not ignored.
-    source : Source
-        ``format`` names the layout; ``auto`` looks for one. ``label`` may name a field of WebDataset's
-        JSON members.
-
-    Raises
-    ------
-    InputError
-        If the layout that is asked for is not there.
+    ``source.label`` may name a field of WebDataset's JSON members. Raises InputError if the layout is absent.
     """
     found: Layout
     if source.format in READERS:

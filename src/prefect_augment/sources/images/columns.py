@@ -1,4 +1,4 @@
-"""Image columns of a table: which they are, in the one form that `datasets` decodes, and record keys.
+"""Image columns of a table, in the form that `datasets` decodes, and record keys.
 
 The form is ``struct<bytes: binary, path: string>``; the bytes are the source's own and never change.
 """
@@ -42,11 +42,7 @@ SNIFFED = 20
 
 
 def find_image_columns(table: pa.Table) -> list[str]:
-    """Return the columns that hold images.
-
-    They are structs of bytes and a path, as `datasets` writes them, and binary columns whose values
-    begin like image files.
-    """
+    """Return the image columns: structs of bytes and path, and binary columns that begin like image files."""
     return [name for name in table.column_names if _holds_images(table, name)]
 
 
@@ -110,14 +106,9 @@ def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
 
 
 def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
-    """Append the column that holds what the pattern's group finds in each image's path.
+    """Append the column with the pattern's group in each image's path, empty where it does not match.
 
-    It is empty where the pattern does not match.
-
-    Raises
-    ------
-    ParameterError
-        If there are no images, or there is a column of that name.
+    Raises ParameterError if there are no images, or a column of that name exists.
     """
     image = main_image(table.schema)
     if not image:

@@ -1,10 +1,8 @@
 """Image files as records: which files count, their class, and the table they make.
 
-The files come from a folder or an archive as :class:`Member` objects. One of four layouts gives the
-labels: class folders, annotations (:mod:`prefect_augment.sources.images.annotations`), or WebDataset members. No
-file is lost: each becomes a record, is rejected with a reason, or is passed over by a stated rule.
-
-Names of files: which are images, which are left out, which nobody meant to be there.
+Files come from a folder or archive as :class:`Member` objects; class folders, metadata, annotations
+(:mod:`.annotations`) or WebDataset members give the labels. Every file becomes a record, is rejected with a
+reason, or is skipped by a documented rule.
 """
 
 from __future__ import annotations
@@ -48,30 +46,14 @@ MASKS = "looks like masks"
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a folder or an archive.
+    """One file of a folder or an archive."""
 
-    Parameters
-    ----------
-    path : str
-        Relative, with forward slashes; valid Unicode.
-    position : int
-        Its number in the archive, or in the folder's listing, from 1.
-    data : bytes
-        Its content; empty where ``reason`` says why there is none, and where it is read later.
-    reason : str
-        Why it cannot be used, as far as the archive or the file system says it.
-    load : callable, optional
-        Reads the content where it is not here yet.
-    size : (int, int), optional
-        Width and height of the image in pixels, where they have been looked at.
-    """
-
-    path: str
-    position: int
-    data: bytes = b""
-    reason: str = ""
+    path: str  # relative, forward slashes, valid Unicode
+    position: int  # in the archive or listing, from 1
+    data: bytes = b""  # empty with a reason, or before load()
+    reason: str = ""  # why it cannot be read
     load: Callable[[], bytes] | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # width and height in pixels, if known
 
     def read(self) -> bytes:
         """Return the content."""
@@ -80,26 +62,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a layout says of the image files.
+    """The labels that a layout gives the image files."""
 
-    Parameters
-    ----------
-    of_path : dict
-        Path of an image to its class.
-    used : frozenset of str
-        Other files that the labels were read from: no records, and not lost either.
-    objects : dict, optional
-        Path to boxes (x, y, width, height in pixels) and their categories.
-    missing : str
-        Why an image that is not in ``of_path`` has no label.
-    notes : tuple of str
-        What was found.
-    """
-
-    of_path: dict[str, str]
-    used: frozenset[str] = frozenset()
-    objects: dict[str, dict[str, list[Any]]] | None = None
-    missing: str = "unlabelled: not in a class folder"
+    of_path: dict[str, str]  # image path -> class
+    used: frozenset[str] = frozenset()  # other files that the labels were read from
+    objects: dict[str, dict[str, list[Any]]] | None = (
+        None  # path -> boxes (x, y, width, height in pixels), categories
+    )
+    missing: str = "unlabelled: not in a class folder"  # why an image not in of_path has no label
     notes: tuple[str, ...] = field(default=())
 
 
@@ -109,12 +79,8 @@ class Labels:
 def class_folders(paths: Sequence[str]) -> Labels:
     """Return the class of each file: the first folder of its path, below a common outer one.
 
-    Folders within a class (patients, days) say nothing about the class.
-
-    Raises
-    ------
-    InputError
-        If the outer folders are splits (train, test …) with the classes below them.
+    Folders within a class (patients, days) are ignored. Raises InputError if the outer folders are splits
+    (train, test …).
     """
     images = [path.split("/") for path in paths if not is_other(path)]
     cut = _outer_depth(images)
@@ -177,26 +143,12 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which of a set of files are records, and what is said of the others.
+    """Which files are records, and notes on the others."""
 
-    Parameters
-    ----------
-    records : list of Member
-        In the order of their paths; what is in them may not have been read yet.
-    labels : Labels
-        Their classes.
-    label : str
-        The name of the label column.
-    rejected : tuple of Rejected
-        Files that should have been records, with the reason.
-    notes : tuple of str
-        What was found.
-    """
-
-    records: list[Member]
+    records: list[Member]  # sorted by path; maybe not read yet
     labels: Labels
-    label: str
-    rejected: tuple[Rejected, ...]
+    label: str  # name of the label column
+    rejected: tuple[Rejected, ...]  # with the reason
     notes: tuple[str, ...]
 
     def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
@@ -224,17 +176,7 @@ def choose_records(
     *,
     read_labels: Callable[[Sequence[Member], Source], Labels],
 ) -> Chosen:
-    """Return which of a set of files are records.
-
-    Parameters
-    ----------
-    members : sequence of Member
-        All files, ignored ones too.
-    source : Source
-        Its include and exclude patterns choose among the image files.
-    read_labels : callable
-        The layout: gets the files that are not ignored, and the source.
-    """
+    """Return which files are records; ``source`` filters image files, ``read_labels`` is the layout."""
     seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
     left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
     labels = read_labels([m for m in left if not m.reason], source)

@@ -1,6 +1,6 @@
-"""Labels of images from ``metadata.csv`` or ``metadata.jsonl`` beside them: the imagefolder of `datasets`.
+"""Image labels from ``metadata.csv`` or ``metadata.jsonl`` beside them: the imagefolder of `datasets`.
 
-Each line names a file, relative to the metadata's own folder, and says something of it.
+Each line names a file, relative to the metadata's folder, and its fields.
 """
 
 from __future__ import annotations
@@ -24,19 +24,10 @@ MISSING = "unlabelled: metadata says no label of it"
 
 
 def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
-    """Return the class of each image that metadata names; None where there is none, or it has no class.
+    """Return the class of each image that metadata name; None if there are none, or they have no class.
 
-    Parameters
-    ----------
-    members : sequence of Member
-        All files that are not ignored.
-    source : Source
-        ``label`` names the field; else it is the first of :data:`LABEL_FIELDS` that is there.
-
-    Raises
-    ------
-    InputError
-        If the folders with metadata are splits, or one of the files cannot be read.
+    ``source.label`` names the field, by default the first of :data:`LABEL_FIELDS`. Raises InputError if the
+    folders with metadata are splits, or a file cannot be read.
     """
     found = [m for m in members if m.path.rpartition("/")[2] in NAMES]
     rows = [(member, row) for member in found for row in _rows(member)]

@@ -1,7 +1,7 @@
-"""Image files and archives of a source, read into records.
+"""Image files and archives of a source as records.
 
-Files are read side by side, because an object store answers each in its own time; what they hold is
-kept encoded. Nothing is unpacked to disk.
+Files are read concurrently, for the latency of object stores; images stay encoded and nothing is unpacked
+to disk.
 """
 
 from __future__ import annotations
@@ -56,13 +56,7 @@ MAX_ANNOTATION_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Folder:
-    """Loose image files: which of them are records.
-
-    Parameters
-    ----------
-    chosen : Chosen
-        Positions count the listing's entries from 1.
-    """
+    """Loose image files: which of them are records. Positions count the listing's entries from 1."""
 
     chosen: Chosen
 
@@ -82,13 +76,7 @@ class Folder:
 
 
 def look_at_folder(listing: Listing, source: Source) -> Folder:
-    """Read what labels image files, and none of the images.
-
-    Raises
-    ------
-    SourceChangedError
-        If a file is not what was listed.
-    """
+    """Read the labels of image files, and none of the images; raises SourceChangedError if a file changed."""
     members = list(
         _in_order(
             lambda item: _look_at_one(listing, source, *item),
@@ -107,21 +95,7 @@ def read_folder(
 ) -> Iterator[SourceRecords]:
     """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1.
 
-    Parameters
-    ----------
-    listing : Listing
-        All files.
-    folder : Folder
-        What :func:`look_at_folder` found.
-    wanted_paths : collection of str, optional
-        Only these files, as the listing names them.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Raises
-    ------
-    SourceChangedError
-        If a file is not what was listed.
+    ``wanted_paths`` restricts to some files. Raises SourceChangedError if one is not what was listed.
     """
     chosen = folder.chosen
 
@@ -208,9 +182,9 @@ def _is_huge(entry: Entry, source: Source) -> bool:
 
 
 def _is_unchanged(listing: Listing, entry: Entry) -> bool:
-    """Look once more at a local file; on an object store a second request per file would cost too much.
+    """Check a local file again; on an object store a second request per file would cost too much.
 
-    There an object is replaced as a whole, and its size has been compared.
+    Objects there are replaced as a whole, and the size has been compared.
     """
     if not listing.store.is_local:
         return True
@@ -221,7 +195,7 @@ def _is_unchanged(listing: Listing, entry: Entry) -> bool:
 def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
     """Yield the records of one archive; ``positions`` are the numbers of its members.
 
-    What an archive says of labels may stand at its end, so images are put aside until then.
+    Labels may come at the archive's end, so images are spilled until then.
     """
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -1,7 +1,6 @@
-"""Whether bytes are an image that can be used: header first, then a full decode, and a thumbnail.
+"""Image validation: header first, then a full decode, and a thumbnail. Needs Pillow (extra ``images``).
 
-Needs Pillow (the ``images`` extra), imported on first use. The pixels themselves are not kept; what a
-model sees is :mod:`prefect_augment.encoding.images`' matter.
+Pixels are not kept; :mod:`prefect_augment.encoding.images` decodes them for models.
 """
 
 from __future__ import annotations
@@ -64,28 +63,15 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What was found about one image.
+    """Properties of one valid image."""
 
-    Parameters
-    ----------
-    mode, format : str
-        Pillow's names.
-    width, height : int
-        Of the upright image, pixels.
-    is_animated, is_rotated : bool
-        More than one frame; an EXIF orientation other than upright.
-    thumb : ndarray of int8, shape (THUMB_SIDE * THUMB_SIDE,)
-        Upright gray thumbnail, centred and scaled to a largest absolute value of 127; zeros where the
-        image is flat. Whole numbers, so that products of two are exact in any order of summing.
-    """
-
-    mode: str
+    mode: str  # Pillow's names
     format: str
-    width: int
+    width: int  # of the upright image, pixels
     height: int
     is_animated: bool
-    is_rotated: bool
-    thumb: NDArray[np.int8]
+    is_rotated: bool  # by its EXIF orientation
+    thumb: NDArray[np.int8]  # upright, gray, centred, max |x| 127; integers, so sums are exact
 
 
 def looks_like(data: bytes) -> bool:
@@ -98,17 +84,9 @@ def looks_like(data: bytes) -> bool:
 
 
 def header_of(data: bytes) -> ImageFile.ImageFile:
-    """Return the opened image; nothing but its header has been read.
+    """Open the image and read its header only; ``Image.open`` has a process-wide limit, ours follow later.
 
-    Pillow's own ``open`` warns or fails by a limit of its own, process-wide; the callers here look at
-    the size themselves before they decode.
-
-    Raises
-    ------
-    BadImageError
-        If no decoder knows the bytes.
-    MissingExtraError
-        If Pillow is not installed.
+    Raises BadImageError if no decoder knows the bytes, MissingExtraError without Pillow.
     """
     try:
         from PIL import Image
@@ -133,21 +111,10 @@ def header_of(data: bytes) -> ImageFile.ImageFile:
 
 
 def check_image(data: bytes, *, max_megapixels: float) -> ImageCheck:
-    """Return what was found about one image, decoded in full.
+    """Return the properties of an image after a full decode (of an animation, its first frame).
 
-    Of an animation the first frame is decoded: the one that is used.
-
-    Parameters
-    ----------
-    data : bytes
-        The file.
-    max_megapixels : float
-        Larger images are refused by their header, before anything is decoded.
-
-    Raises
-    ------
-    BadImageError
-        With the reason ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
+    Larger images than ``max_megapixels`` are refused by their header. Raises BadImageError with the reason
+    ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
     """
     if not data:
         raise BadImageError("empty")
