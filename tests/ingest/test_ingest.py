@@ -330,7 +330,7 @@ def test_a_glob_and_hidden_files(tmp_path: Path, store: Store) -> None:
     (tmp_path / "in" / "README.md").write_text("not data")
     whole = ingest(Source(uri=str(tmp_path / "in"), label="label"), store=store, seed=0)
     assert whole.n_records == 132
-    assert "1 files of other formats were passed over" in info_of(store, whole).notes
+    assert "1 files of other formats were skipped" in info_of(store, whole).notes
     one = ingest(
         Source(uri=str(tmp_path / "in" / "b*.parquet"), label="label"), store=store, seed=0
     )

@@ -25,7 +25,7 @@ OBJECTS = "objects"
 
 @dataclass(frozen=True)
 class MovedRecord:
-    """What belongs to one copy: ``objects``, and the bytes of each mask; None where it is its parent's."""
+    """The targets of one copy: ``objects`` and each mask's bytes; None where they are its parent's."""
 
     objects: dict[str, list[Any]] | None = None
     masks: Mapping[str, bytes] | None = None
@@ -40,7 +40,7 @@ class ImageTargets:
 
     @classmethod
     def of(cls, schema: pa.Schema, image: str) -> ImageTargets:
-        """Find them in a schema."""
+        """Return the target columns of a schema."""
         objects = schema.field(OBJECTS).type if OBJECTS in schema.names else None
         has_objects = (
             objects is not None
@@ -84,7 +84,7 @@ class ImageTargets:
         )
 
     def write(self, record: Mapping[str, Any], moved: Targets) -> MovedRecord:
-        """Return what belongs to the copy of a record."""
+        """Return the targets for the copy of a record."""
         objects = (record.get(OBJECTS) if self.has_objects else None) or None
         if objects is not None:
             objects = _moved_objects(objects, moved)
@@ -96,7 +96,7 @@ class ImageTargets:
     def replaced(
         self, table: pa.Table, moved: Sequence[MovedRecord | None], ids: Sequence[str]
     ) -> pa.Table:
-        """Return copies, whose columns are still their parents', with what was moved."""
+        """Return copies with their transformed targets in place of their parents'."""
         if self.has_objects and any(m for m in moved):
             at, field = table.column_names.index(OBJECTS), table.schema.field(OBJECTS)
             values = [
@@ -107,14 +107,14 @@ class ImageTargets:
         for name in self.masks:
             at, field = table.column_names.index(name), table.schema.field(name)
             rows = table[name].to_pylist()
-            found = [(m.masks or {}).get(name) if m else None for m in moved]
+            masks = [(m.masks or {}).get(name) if m else None for m in moved]
             data = [
                 new if new is not None else (row or {}).get("bytes")
-                for row, new in zip(rows, found, strict=True)
+                for row, new in zip(rows, masks, strict=True)
             ]
             paths = [
                 f"classic/{aug_id}-{name}.png" if new is not None else (row or {}).get("path")
-                for row, new, aug_id in zip(rows, found, ids, strict=True)
+                for row, new, aug_id in zip(rows, masks, ids, strict=True)
             ]
             table = table.set_column(at, field, image_array(data, paths, field.type))
         return table
@@ -127,11 +127,11 @@ def _points(objects: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
 
 
 def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str, list[Any]]:
-    """Return the objects that are left: each member's entries of these, and boxes and keypoints as they are now."""
+    """Return the remaining objects: all fields of those in ``moved``, boxes and keypoints updated."""
     places = moved.places.tolist()
-    found = {name: [values[i] for i in places] for name, values in objects.items() if values}
-    found = {name: found.get(name, []) for name in objects}
-    found["bbox"] = moved.boxes.tolist()
+    left = {name: [values[i] for i in places] for name, values in objects.items() if values}
+    left = {name: left.get(name, []) for name in objects}
+    left["bbox"] = moved.boxes.tolist()
     if objects.get("keypoints"):
         points = _points(objects)
         # A point that has left the image is one without a place, as COCO says it.
@@ -139,8 +139,8 @@ def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str
         now = np.where(seen > 0, np.concatenate([moved.keypoints, seen], axis=1), 0.0)
         ends = np.cumsum([len(of_object or []) // 3 for of_object in objects["keypoints"]])
         split = np.split(now, ends[:-1])
-        found["keypoints"] = [split[i].ravel().tolist() for i in places]
-    return found
+        left["keypoints"] = [split[i].ravel().tolist() for i in places]
+    return left
 
 
 MIN_VISIBILITY = 0.1  # share of a box's area that has to be left in the image
@@ -169,7 +169,7 @@ class Targets:
     )  # (n_keypoints,) whether still in the image
 
     def started(self, width: int, height: int) -> Targets:
-        """Return these with all keypoints there, and all boxes of which something lies in the image."""
+        """Return these with all keypoints inside, and only boxes that overlap the image."""
         starts, ends = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         has_area = (np.minimum(ends, [width, height]) > np.maximum(starts, 0)).all(axis=1)
         return replace(

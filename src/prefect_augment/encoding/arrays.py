@@ -26,8 +26,8 @@ __all__ = [
     "N_FEWER_FOLDS",
     "N_FOLDS",
     "SMALL_VALIDATION",
-    "Asked",
     "FilterOutcome",
+    "FilterRequest",
     "Labelled",
     "Limits",
     "Matrix",
@@ -46,9 +46,9 @@ Int = NDArray[np.int64]
 
 N_FOLDS = 5
 N_FEWER_FOLDS = 3  # where a budget does not allow five
-# Below so many validation records in the rarest judged class, validation alone decides by luck, and strategies are
-# compared by folds over fit + validation instead. Tables: the standard error of a recall is above 3 points.
-# Images, whose fits take many times longer: one record is 10 points of it.
+# With fewer validation records in the rarest compared class, chance decides, and strategies are compared by folds
+# over training + validation. Tables: the standard error of a recall exceeds 3 points. Images, which train
+# many times longer: one record is 10 points.
 SMALL_VALIDATION: dict[Modality, int] = {"table": 200, "image": 10}
 
 
@@ -77,7 +77,7 @@ class Records:
 
 
 class Shared(TypedDict):
-    """The fields of :class:`Records` but for the records themselves."""
+    """The fields of :class:`Records` without the records themselves."""
 
     y: Int
     strata: Int
@@ -111,7 +111,7 @@ def shared_fields(
     plan: BalancePlan,
     is_validation: NDArray[np.bool_] | None = None,
 ) -> Shared:
-    """Return what all kinds of data say alike, with classes and strata in the plan's order."""
+    """Return the fields that every modality shares, with classes and strata in the plan's order."""
     classes = tuple(dict.fromkeys(c.label for c in plan.classes))
     names = tuple(c.name for c in plan.classes)
     groups = None
@@ -135,7 +135,7 @@ def shared_fields(
     )
 
 
-# Every strategy of a run asks for the same records, one after the other or from several threads.
+# All strategies of a run read the same records, some from several threads.
 _recent: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
 _recent_lock = Lock()
 MAX_RECENT = 2
@@ -144,7 +144,7 @@ R = TypeVar("R", bound=Records)
 
 
 def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[], R]) -> R:
-    """Return the training records from memory where they were read lately, else read them."""
+    """Return the training records, read once for all strategies of a run."""
     key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)))
     with _recent_lock:
         if key not in _recent:
@@ -152,8 +152,8 @@ def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[]
         _recent.move_to_end(key)
         while len(_recent) > MAX_RECENT:
             _recent.popitem(last=False)
-        found: R = _recent[key]
-        return found
+        result: R = _recent[key]
+        return result
 
 
 def _codes(values: Sequence[str], names: Sequence[str]) -> Int:
@@ -215,7 +215,7 @@ def to_matrix(
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-# soft: for utility, where a record may stand for several classes.
+# soft: for utility, where a record may have several classes.
 Purpose = Literal["utility", "faithful", "soft"]
 
 
@@ -247,8 +247,8 @@ class FilterOutcome:
     notes: tuple[str, ...]  # what could not be checked, and why
 
 
-class Asked(TypedDict):
-    """What ``filter_records`` is asked, beside the records: the same for every kind of data."""
+class FilterRequest(TypedDict):
+    """Parameters of ``filter_records`` beside the records, for every modality."""
 
     strata: Sequence[str]
     stratum_class: Int
@@ -269,7 +269,7 @@ class Asked(TypedDict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a class may show; see :class:`prefect_augment.params.Quality`."""
+    """Limits that a class has to meet; see :class:`prefect_augment.params.Quality`."""
 
     false_alarm: float = 0.01
     max_fault_share: float = 0.1

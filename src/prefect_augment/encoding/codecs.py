@@ -73,8 +73,8 @@ class NumberCodec:
         """Whether the values are on no grid, so that hardly any occurs twice."""
         return self.decimals is None
 
-    def said_domain(self) -> str:
-        """Return which values there are, for messages."""
+    def domain_text(self) -> str:
+        """Describe the domain, for messages."""
         if math.isnan(self.minimum):
             return "it has none"
         # From the codec itself: dates and decimals come out as people write them.
@@ -114,7 +114,7 @@ class NumberCodec:
         return inside | (np.isnan(x) & (self.missing is not None))
 
     def outgrown_by(self, other: Codec) -> str:
-        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, NumberCodec) or other.kind != self.kind:
             return "is of another type"
         if other.missing != self.missing:
@@ -270,8 +270,8 @@ class CategoryCodec:
         """Never: levels are known one by one."""
         return False
 
-    def said_domain(self) -> str:
-        """Return which values there are, for messages."""
+    def domain_text(self) -> str:
+        """Describe the domain, for messages."""
         shown = ", ".join(repr(v) for v in self.levels[:20].to_pylist())
         return shown + (f" and {self.n_levels - 20} more" if self.n_levels > 20 else "")
 
@@ -296,7 +296,7 @@ class CategoryCodec:
         return known | (np.isnan(x) & (self.missing is not None))
 
     def outgrown_by(self, other: Codec) -> str:
-        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, CategoryCodec) or other.kind != self.kind:
             return "is of another type"
         if other.missing != self.missing:

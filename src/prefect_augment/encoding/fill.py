@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.values import plain, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
 
-__all__ = ["fit_fill", "made_column"]
+__all__ = ["fill_column", "fit_fill"]
 
 
 def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
     return {"rule": "null"}
 
 
-def made_column(
+def fill_column(
     field: pa.Field,
     rule: dict[str, Any],
     *,
@@ -70,22 +70,22 @@ def made_column(
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if rule["rule"] == "constant":
         value = values_from_json([rule["value"]], kind)
-        made = value.take(pa.array(np.zeros(n, dtype=np.int64)))
+        values = value.take(pa.array(np.zeros(n, dtype=np.int64)))
     elif rule["rule"] == "count":
-        made = _counted(field, kind, rule["first"], places)
+        values = _counted(field, kind, rule["first"], places)
     elif rule["rule"] == "text":
         if aug_ids is None:
             raise ParameterError(
                 f"column {field.name!r} is named after each record's aug_id; pass aug_ids."
             )
-        made = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
+        values = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
     else:
-        made = pa.nulls(n, field.type)
-    return made
+        values = pa.nulls(n, field.type)
+    return values
 
 
 def _counted(field: pa.Field, kind: pa.DataType, first: int, places: NDArray[np.int64]) -> pa.Array:
-    """Return ``first - place``, or say that the type has no such numbers."""
+    """Return ``first - place``; raises ParameterError beyond the type's range."""
     if not pa.types.is_integer(kind):
         return pa.array((first - places).astype(np.float64)).cast(kind)
     lowest = 0 if pa.types.is_unsigned_integer(kind) else -(2 ** (kind.bit_width - 1))

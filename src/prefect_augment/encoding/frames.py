@@ -48,7 +48,7 @@ class Layout:
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise SchemaError(
-                f"columns {twice} stand there more than once; give each a name of its own.",
+                f"columns {twice} occur more than once; give each its own name.",
                 columns=twice,
             )
         if kind == "arrow":
@@ -73,13 +73,13 @@ class Layout:
         fields, columns = [], []
         for j, name in enumerate(self.names):
             column = X.iloc[:, j] if self.kind == "pandas" else X[:, j]
-            made = (
+            values = (
                 _from_pandas(column, name) if self.kind == "pandas" else _from_numpy(column, name)
             )
             # A whole number, a truth value or a text of fixed width has no way to be missing.
             nullable = self.kind == "pandas" or self.dtypes[j].kind in "fO"
-            fields.append(pa.field(name, made.type, nullable=nullable))
-            columns.append(made)
+            fields.append(pa.field(name, values.type, nullable=nullable))
+            columns.append(values)
         return pa.table(columns, schema=pa.schema(fields))
 
     def from_arrow(self, table: pa.Table) -> Any:
@@ -90,8 +90,8 @@ class Layout:
         if self.kind == "polars":
             import polars as pl
 
-            made: Any = pl.from_arrow(table)
-            return made.cast(dict(zip(self.names, self.dtypes, strict=True)))
+            frame: Any = pl.from_arrow(table)
+            return frame.cast(dict(zip(self.names, self.dtypes, strict=True)))
         if self.kind == "pandas":
             import pandas as pd
 
@@ -116,21 +116,21 @@ class Layout:
 
     def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
         """Return ``X``, then its rows ``copies`` (indices) again, then the ``new`` ones."""
-        made = self.from_arrow(new)
+        rest = self.from_arrow(new)
         if self.kind == "list":
-            return [*X, *(X[i] for i in copies), *made]
+            return [*X, *(X[i] for i in copies), *rest]
         if self.kind == "numpy":
             X = np.asarray(X)
-            return np.concatenate([X, X[copies], made])
+            return np.concatenate([X, X[copies], rest])
         if self.kind == "arrow":
-            return pa.concat_tables([X, _taken(X, copies), made])
+            return pa.concat_tables([X, _taken(X, copies), rest])
         if self.kind == "polars":
             import polars as pl
 
-            return pl.concat([X, X[copies.tolist()], made])
+            return pl.concat([X, X[copies.tolist()], rest])
         import pandas as pd
 
-        return pd.concat([X, X.iloc[copies], made], ignore_index=True)
+        return pd.concat([X, X.iloc[copies], rest], ignore_index=True)
 
 
 def _as_matrix(X: Any) -> NDArray[Any]:
@@ -138,10 +138,10 @@ def _as_matrix(X: Any) -> NDArray[Any]:
 
     numpy would make one type of all columns, and turn numbers beside texts into texts.
     """
-    found = np.asarray(X)
-    if not isinstance(X, list | tuple) or found.dtype.kind in "biufc" or found.ndim != 2:
-        return found
-    cells = np.empty(found.shape, dtype=object)
+    matrix = np.asarray(X)
+    if not isinstance(X, list | tuple) or matrix.dtype.kind in "biufc" or matrix.ndim != 2:
+        return matrix
+    cells = np.empty(matrix.shape, dtype=object)
     for i, row in enumerate(X):
         cells[i, :] = row
     return cells
@@ -219,8 +219,8 @@ def _from_pandas(column: Any, name: str) -> pa.Array:
         return _inferred(column.tolist(), name)
     if _has_ranges(dtype):
         column = column.cat.rename_categories(list(map(str, dtype.categories)))
-    made = pa.array(column, from_pandas=True)
-    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+    values = pa.array(column, from_pandas=True)
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
 def _has_ranges(dtype: Any) -> bool:
@@ -256,9 +256,9 @@ def _as_series(column: pa.ChunkedArray, dtype: Any, missing: Any) -> Any:
 
 
 def _as_objects(column: pa.ChunkedArray, missing: Any) -> NDArray[Any]:
-    made = np.empty(len(column), dtype=object)
-    made[:] = [missing if value is None else value for value in column.to_pylist()]
-    return made
+    objects = np.empty(len(column), dtype=object)
+    objects[:] = [missing if value is None else value for value in column.to_pylist()]
+    return objects
 
 
 def _as_array(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -63,7 +63,11 @@ COMMON_SHARE = 0.1
 
 
 class ImageEncoder(StoredEncoder):
-    """The sizes, channels and schema that turn a dataset's image records into uint8 arrays and back."""
+    """The sizes, channels and schema that turn a dataset's image records into uint8 arrays and back.
+
+    ``size`` is the side of the arrays; decoded records have ``out_size`` (width, height). ``channels`` is 1 if
+    all images are gray (three equal channels count), ``out_channels`` if most have one channel; else 3.
+    """
 
     def __init__(
         self,
@@ -110,8 +114,8 @@ class ImageEncoder(StoredEncoder):
         source's columns (default: all but ``aug_id`` and ``content_key``).
         """
         _check_columns(table, [column, label, *by])
-        found = _survey(table.column(column), column)
-        out_size = found.common_size
+        survey = _survey(table.column(column), column)
+        out_size = survey.common_size
         if image_size:
             out_size = _scaled(out_size, image_size)
         kept = set(table.column_names) - set(IDS) if columns is None else {*columns, column, label}
@@ -122,15 +126,15 @@ class ImageEncoder(StoredEncoder):
             column=column,
             label=label,
             by=by,
-            size=model_size(found.common_size) if size is None else _checked_size(size),
-            channels=1 if found.all_gray else 3,
+            size=model_size(survey.common_size) if size is None else _checked_size(size),
+            channels=1 if survey.all_gray else 3,
             out_size=out_size,
-            out_channels=found.common_channels,
+            out_channels=survey.common_channels,
             dictionaries=dictionaries_of(table.select(schema.names), schema),
             strata=stratum_values(table, label, by),
         )
 
-    # --- what siblings need to know ---
+    # --- properties ---
 
     @property
     def strata(self) -> tuple[str, ...]:
@@ -181,13 +185,13 @@ class ImageEncoder(StoredEncoder):
                 f"(n, {self.size}, {self.size}, {self.channels})."
             )
         codes = stratum_codes(strata, self._strata)
-        kinds = [(self.out_size, self.out_channels)] if like is None else self._own(like)
+        forms = [(self.out_size, self.out_channels)] if like is None else self._own(like)
         encoded = [
-            encode_png(self.output(image, *kind))
-            for image, kind in zip(images, cycle(kinds), strict=False)
+            encode_png(self.output(image, *form))
+            for image, form in zip(images, cycle(forms), strict=False)
         ]
         paths = [f"synthetic/{aug_id}.png" for aug_id in aug_ids]
-        made = []
+        columns = []
         for field in self.schema:
             if field.name == self.column:
                 column = image_array(encoded, paths, field.type)
@@ -195,8 +199,8 @@ class ImageEncoder(StoredEncoder):
                 column = stratum_column(field, self._strata, codes)
             else:
                 column = pa.nulls(len(codes), field.type)
-            made.append(conform_column(field, column, self._dictionaries))
-        return pa.table(made, schema=self.schema)
+            columns.append(conform_column(field, column, self._dictionaries))
+        return pa.table(columns, schema=self.schema)
 
     def output(
         self,
@@ -212,12 +216,12 @@ class ImageEncoder(StoredEncoder):
 
     def _own(self, records: pa.Table) -> list[tuple[tuple[int, int], int]]:
         """Return the size and channels that each record's image is to have."""
-        found = []
+        own = []
         for data in image_bytes(records.column(self.column), name=self.column):
             pixels, size = read_image(data, max_pixels=None, at_least=1)
             channels = 1 if is_gray(pixels) else pixels.shape[2]
-            found.append((_scaled(size, max(self.out_size)), channels))
-        return found
+            own.append((_scaled(size, max(self.out_size)), channels))
+        return own
 
     def _values_outgrown_by(self, other: Self) -> str:
         if (other.size, other.channels) != (self.size, self.channels):

@@ -151,7 +151,7 @@ def _first_line(exc: BaseException) -> str:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright; None where it is, or where nobody can tell."""
+    """Return the transpose that makes the image upright; None if it is, or its EXIF is unreadable."""
     try:
         # TIFF is upright once it is loaded, and has lost the tag.
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -321,10 +321,10 @@ def decode_checked(data: bytes) -> Pixels:
     import simplejpeg
 
     try:
-        found: Pixels = simplejpeg.decode_jpeg(data, colorspace=space)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=space)
     except ValueError:  # cut off, as far as this decoder minds
         return decode_image(data, max_pixels=None)
-    return found
+    return pixels
 
 
 def encode_like(pixels: Pixels, data: bytes) -> bytes:
@@ -334,17 +334,17 @@ def encode_like(pixels: Pixels, data: bytes) -> bytes:
     import simplejpeg
 
     gray = pixels.shape[2] == 1
-    found: bytes = simplejpeg.encode_jpeg(
+    encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels),
         quality=QUALITY,
         colorspace="GRAY" if gray else "RGB",
         colorsubsampling="Gray" if gray else simplejpeg.decode_jpeg_header(data)[3],
     )
-    return found
+    return encoded
 
 
 def _plain_space(data: bytes) -> str:
-    """Return how a JPEG's pixels come out, empty where it is none that needs no further rule."""
+    """Return the colour space of a plain JPEG; empty for one that Pillow has to decode."""
     if not is_jpeg(data) or data.find(b"Exif\0\0", 0, _EXIF_WITHIN) >= 0:
         return ""
     import simplejpeg

@@ -228,7 +228,7 @@ def _hashed(tag: int, values: pa.Array, encode: Callable[[Any], bytes]) -> Bytes
 
 
 def _plain_decimal(value: Any) -> bytes:
-    """Digits without trailing zeros: scale is a type's matter, not a value's (1.50 and 1.5 are one number)."""
+    """Return the digits without trailing zeros: 1.50 and 1.5 are one number, whatever the type's scale."""
     text = format(value, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return b"0" if text in ("-0", "") else text.encode()
@@ -357,7 +357,7 @@ def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArra
 
 
 def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
+    """Return each record's content key, 16 bytes: the hash of its image's bytes, else of its values."""
     image = main_image(table.schema)
     if not image:
         return content_digests(table, exclude=[label])
@@ -366,12 +366,12 @@ def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
 
 
 def record_keys(table: pa.Table, *, label: str) -> list[str]:
-    """Return the same as text."""
+    """Return :func:`record_digests` as text."""
     return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
 
 
 def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return what tells apart records of one content key and label, to sort them by."""
+    """Return a sort key for records of one content key and label."""
     image = main_image(table.schema)
     if not image:
         return float_variants(table, exclude=[label])

@@ -28,7 +28,7 @@ class StoredEncoder(ABC):
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` makes the same encoder of."""
+        """Return the encoder as plain JSON for :meth:`from_config`."""
 
     @classmethod
     @abstractmethod
@@ -53,14 +53,14 @@ class StoredEncoder(ABC):
         twentieth of it; of images the sizes and colours. The text is the end of a sentence.
         """
         if type(other) is not type(self) or other.schema != self.schema:
-            return "the columns are others"
+            return "the columns differ"
         if (other.label, other.by, other.strata) != (self.label, self.by, self.strata):
-            return "the classes are others"
+            return "the classes differ"
         return self._values_outgrown_by(other)
 
     @abstractmethod
     def _values_outgrown_by(self, other: Self) -> str:
-        """Tell the same of what the columns hold."""
+        """Return how the values of ``other`` exceed this encoder's domain; else ""."""
 
     @cached_property
     def digest(self) -> str:

@@ -35,7 +35,7 @@ StratumValues = Mapping[str, Mapping[str, Any]]
 
 
 def table_strata(table: pa.Table, *, label: str, by: Sequence[str] = ()) -> list[str]:
-    """Return the stratum of each record of a table, see :func:`balancing.stratum_names`."""
+    """Return the stratum of each record of a table, see :func:`stratum_names`."""
     return stratum_names(_texts(table, label), {name: _texts(table, name) for name in by})
 
 
@@ -49,14 +49,14 @@ def stratum_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, 
     columns = [values_to_json(plain(table.column(name)), column=name) for name in (label, *by)]
     counts = Counter(zip(names, *columns, strict=True))
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], repr(item[0])))
-    found: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for (stratum, *values), _ in ordered:
-        found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
-    return {name: found[name] for name in class_order(found)}
+        known.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
+    return {name: known[name] for name in class_order(known)}
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema as it comes back from storage: Arrow renames what is inside a map."""
+    """Return the schema as it is read from storage: Arrow renames the fields inside a map."""
     return pa.ipc.read_schema(pa.BufferReader(schema.serialize()))
 
 
@@ -79,14 +79,14 @@ def stratum_column(field: pa.Field, known: StratumValues, codes: NDArray[np.int6
 
 def dictionaries_of(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
     """Return each dictionary column's values in the source's order, unused ones included, as pandas shows them."""
-    found = {}
+    values = {}
     for field in schema:
         if pa.types.is_dictionary(field.type):
             chunks = table.column(field.name).unify_dictionaries().chunks
-            found[field.name] = (
+            values[field.name] = (
                 chunks[0].dictionary if chunks else pa.array([], field.type.value_type)
             )
-    return found
+    return values
 
 
 def conform_column(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
-from prefect_augment.encoding.fill import fit_fill, made_column
+from prefect_augment.encoding.fill import fill_column, fit_fill
 from prefect_augment.encoding.serialization import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
@@ -73,19 +73,19 @@ class TableEncoder(StoredEncoder):
         fixes; columns not described (ids of staged records) are left out. Raises SchemaError if a column is
         missing or cannot be learnt, ParameterError if one that may not be null has no fill rule.
         """
-        kinds = {result.name: result.kind for result in columns}
-        _check_columns(table, [*kinds, label, *by])
-        fields = [f for f in table.schema if f.name in kinds or f.name == label]
+        kind_of = {result.name: result.kind for result in columns}
+        _check_columns(table, [*kind_of, label, *by])
+        fields = [f for f in table.schema if f.name in kind_of or f.name == label]
         schema = stored_schema(pa.schema(fields, table.schema.metadata))
         codecs: dict[str, Codec] = {}
         fills: dict[str, dict[str, Any]] = {}
         for field in schema:
             if field.name == label or field.name in by:
                 continue
-            kind = kinds[field.name]
+            kind = kind_of[field.name]
             if kind in LEARNT:
-                training = fit_number if kind == "numeric" else fit_category
-                codecs[field.name] = training(
+                fit_codec = fit_number if kind == "numeric" else fit_category
+                codecs[field.name] = fit_codec(
                     plain(table.column(field.name)), column=field.name, nullable=field.nullable
                 )
             else:
@@ -100,7 +100,7 @@ class TableEncoder(StoredEncoder):
             strata=stratum_values(table, label, by),
         )
 
-    # --- what siblings need to know ---
+    # --- properties ---
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,17 +164,17 @@ class TableEncoder(StoredEncoder):
         places = (
             ordinals * len(self._strata) + codes
         )  # distinct, and independent of how many are made
-        made: list[pa.Array] = []
+        values: list[pa.Array] = []
         fields = [f for f in self.schema if columns is None or f.name in columns]
         for field in fields:
             if field.name in self._codecs:
                 column = self._codecs[field.name].decode(X[:, self.names.index(field.name)])
             elif field.name in self._fills:
-                column = made_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
+                column = fill_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
             else:
                 column = stratum_column(field, self._strata, codes)
-            made.append(conform_column(field, column, self._dictionaries))
-        return pa.table(made, schema=pa.schema(fields, self.schema.metadata))
+            values.append(conform_column(field, column, self._dictionaries))
+        return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
 
     def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tell which rows of a matrix hold only values of their columns' domains, shape (n,).

@@ -85,11 +85,11 @@ def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.Da
     """Return whole numbers as values of the type; the inverse of :func:`to_integers`."""
     if pa.types.is_decimal(kind):
         with decimal.localcontext(prec=100):
-            made = [
+            values = [
                 None if gone else decimal.Decimal(int(v)).scaleb(-kind.scale)
                 for v, gone in zip(numbers.tolist(), missing.tolist(), strict=True)
             ]
-        return pa.array(made, type=kind)
+        return pa.array(values, type=kind)
     if pa.types.is_integer(kind):
         if numbers.dtype == object:
             numbers = numbers.astype(np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64)

@@ -382,7 +382,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                     f"columns params to drop {wish.name!r}, and rows come back as they were; leave "
                     "the column out of X, or take kind: opaque."
                 )
-        info = describe_columns(table, label=label, wishes=wishes)
+        info = describe_columns(table, label=label, overrides=wishes)
         self.encoder_ = TableEncoder.fit(table, columns=info, label=label)
         # The encoder orders classes by its own rule, numpy by another.
         place = np.array([self.encoder_.strata.index(name) for name in names])

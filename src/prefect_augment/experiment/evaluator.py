@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import (
-    Asked,
     FilterOutcome,
+    FilterRequest,
     Labelled,
     Limits,
     Records,
@@ -225,9 +225,9 @@ class Question:
 
 def filter_request(
     records: Records, plan: BalancePlan, quality: Quality, question: Question
-) -> Asked:
+) -> FilterRequest:
     """Return what the filter is asked, beside the records."""
-    return Asked(
+    return FilterRequest(
         strata=records.strata_names,
         stratum_class=records.class_of_stratum(plan),
         wanted=np.array(

@@ -39,7 +39,7 @@ class Roles:
     image: str  # empty in a table
     grouped_by: str  # empty where records are not grouped
     pattern: str  # extracts the group from image paths
-    marks: str  # the hold-out column, or empty
+    holdout_column: str  # the hold-out column, or empty
     published: tuple[str, ...]
     schema: pa.Schema  # of the published columns
 
@@ -51,7 +51,7 @@ class Roles:
 
 
 class _Columns:
-    """A source's columns one at a time, as codes: to look for the label among them."""
+    """A source's columns read one at a time, as codes, to find the label."""
 
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
@@ -76,8 +76,8 @@ def find_roles(
     column or parameters contradict one another.
     """
     schema = scan.schema
-    given = source.label or label or (manifest.label if manifest else "")
-    label = find_label(schema.empty_table() if given else _Columns(scan), given)
+    name = source.label or label or (manifest.label if manifest else "")
+    label = find_label(schema.empty_table() if name else _Columns(scan), name)
     require_columns(schema, [source.holdout_column], what="source.holdout_column")
     require_columns(schema, [source.group_column], what="source.group_column")
     if label in (source.holdout_column, source.group_column):
@@ -89,14 +89,16 @@ def find_roles(
             raise ParameterError(
                 f"column {name!r} holds {schema.field(name).type} and cannot be holdout_column or group_column."
             )
-    check_columns(schema, label=label, wishes=source.columns)
+    check_columns(schema, label=label, overrides=source.columns)
     check_label_type(schema.field(label).type, name=label)
     whole = schema.empty_table()
     if source.group_pattern:
         whole = with_group_column(whole, source.group_pattern)
     grouped_by = GROUP if source.group_pattern else source.group_column
     image = main_image(schema)
-    gone = {wish.name for wish in source.columns if wish.kind == "drop"} | {source.holdout_column}
+    gone = {override.name for override in source.columns if override.kind == "drop"} | {
+        source.holdout_column
+    }
     if grouped_by and grouped_by in gone:
         raise ParameterError(f"group column {grouped_by!r} cannot be dropped; the split needs it.")
     if image and image in gone:
@@ -120,8 +122,8 @@ def describe(
     summaries: dict[str, ColumnSummary], roles: Roles, source: Source
 ) -> tuple[ColumnInfo, ...]:
     """Describe the published columns; raises InputError if there is none to learn from."""
-    wishes = [wish for wish in source.columns if wish.kind != "drop"]
-    columns = describe_summaries(roles.schema, summaries, label=roles.label, wishes=wishes)
+    overrides = [override for override in source.columns if override.kind != "drop"]
+    columns = describe_summaries(roles.schema, summaries, label=roles.label, overrides=overrides)
     # A text classification set has one text and nothing else: copies can be made of it.
     learnable = any(c.kind in ("numeric", "category") or is_free_text(c) for c in columns)
     if not roles.image and not learnable:
@@ -134,7 +136,7 @@ def describe(
 
 
 def _of_images(columns: Sequence[ColumnInfo], image: str) -> tuple[ColumnInfo, ...]:
-    """Beside images, other columns are kept as they are: models and estimators see the pixels alone."""
+    """Mark columns beside images as kept: models and classifiers see pixels alone."""
     if not image:
         return tuple(columns)
     return tuple(
@@ -148,10 +150,10 @@ def _of_images(columns: Sequence[ColumnInfo], image: str) -> tuple[ColumnInfo, .
 def _without_group(
     columns: Sequence[ColumnInfo], source: Source, grouped_by: str
 ) -> tuple[ColumnInfo, ...]:
-    """A group is whose record it is, not what it is like: models do not learn it unless told to."""
-    wished = {wish.name for wish in source.columns}
+    """Mark the group column as an identifier, which models do not learn, unless an override says otherwise."""
+    overridden = {override.name for override in source.columns}
     changed = {"kind": "identifier", "note": "group column: says whose record it is"}
     return tuple(
-        c.model_copy(update=changed) if c.name == grouped_by and c.name not in wished else c
+        c.model_copy(update=changed) if c.name == grouped_by and c.name not in overridden else c
         for c in columns
     )

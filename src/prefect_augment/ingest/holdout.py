@@ -46,8 +46,8 @@ def read_holdout(
 
     Raises SchemaError if columns or types differ from the source's.
     """
-    found = scan(listing, source, workspace)
-    dropped = {wish.name for wish in source.columns if wish.kind == "drop"}
+    scanned = scan(listing, source, workspace)
+    dropped = {override.name for override in source.columns if override.kind == "drop"}
     where = f"the hold-out {listing.store.uri}"
     plain = plain_schema(roles.schema)
 
@@ -63,8 +63,8 @@ def read_holdout(
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
             raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
 
-    _check_schema(chosen(found.schema.empty_table()).schema, roles.schema, listing)
-    held = find_candidates(found, roles, source, conform=conform)
+    _check_schema(chosen(scanned.schema.empty_table()).schema, roles.schema, listing)
+    held = find_candidates(scanned, roles, source, conform=conform)
     logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 
@@ -85,25 +85,25 @@ def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
 
 
 def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
-    """Refuse columns or types that are not the source's; CSV types are our own reading and may be widened."""
+    """Refuse columns or types that differ from the source's; inferred CSV types may be widened."""
     where = f"the hold-out {listing.store.uri}"
     refuse_other_names(schema, where, like=like, where="the source")
     for field in like:
-        found = schema.field(field.name).type
-        same = found == field.type or (
-            listing.format in UNTYPED_FORMATS and wider_type(found, field.type) == field.type
+        actual = schema.field(field.name).type
+        same = actual == field.type or (
+            listing.format in UNTYPED_FORMATS and wider_type(actual, field.type) == field.type
         )
-        if not same and not _same_values(found, field.type):
+        if not same and not _same_values(actual, field.type):
             raise SchemaError(
-                f"column {field.name!r} is {found} in {where} and {field.type} in the source; convert one of them.",
+                f"column {field.name!r} is {actual} in {where} and {field.type} in the source; convert one of them.",
                 column=field.name,
                 expected=str(field.type),
-                found=str(found),
+                found=str(actual),
             )
 
 
 def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
-    """Dictionaries of one value type, whatever the width of their codes."""
+    """Tell whether two dictionary types differ only in the width of their codes."""
     t = pa.types
     return bool(
         t.is_dictionary(one)
@@ -126,7 +126,7 @@ def refuse_other_classes(
     ]
     if unknown:
         raise LabelError(
-            f"the hold-out {uri} has the class {unknown[0]!r}, which the source has not"
+            f"the hold-out {uri} has the class {unknown[0]!r}, which the source lacks"
             f"{did_you_mean(unknown[0], ours)}; the source's classes are: {', '.join(map(repr, ours[:40]))}.",
             classes=unknown,
         )
@@ -134,7 +134,7 @@ def refuse_other_classes(
     if missing:
         raise LabelError(
             f"the hold-out {uri} has no record of class {missing[0]!r}, of which the source has "
-            f"{counts[missing[0]]}; add some, so that the class can be judged, or use holdout_fraction.",
+            f"{counts[missing[0]]}; add some, so that the class can be compared, or use holdout_fraction.",
             classes=missing,
         )
 

@@ -34,12 +34,12 @@ from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = [
-    "Earlier",
-    "Inherited",
+    "Baseline",
     "NotReusableError",
-    "find_earlier",
-    "inherited",
-    "labels_said",
+    "ReusedRecords",
+    "baselines",
+    "find_reusable",
+    "labels_digest",
     "n_moved",
     "refuse_moved",
     "schema_text",
@@ -50,11 +50,11 @@ logger = logging.getLogger(__name__)
 
 
 class NotReusableError(Exception):
-    """Why all files have to be read; never leaves ingest."""
+    """Why all files have to be read; caught within ingest."""
 
 
 @dataclass(frozen=True)
-class Earlier:
+class ReusedRecords:
     """Staged records of an earlier ingest whose files have not changed."""
 
     info: DatasetInfo
@@ -64,9 +64,9 @@ class Earlier:
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:
-        """Its staged real shards, those of a hold-out of its own left out."""
-        given = self.info.extra["n_given"]
-        return self.info.shards[: len(self.info.shards) - given]
+        """Its staged real shards, without those of a separate hold-out."""
+        n_own_holdout = self.info.extra["n_given"]
+        return self.info.shards[: len(self.info.shards) - n_own_holdout]
 
     def indexes(self, store: Store) -> list[RecordIndex]:
         """Return the index of each batch; raises NotReusableError if one cannot be read."""
@@ -74,11 +74,11 @@ class Earlier:
             return [read_index(store, b.index, batch=b.batch) for b in self.info.batches]
         except (FileNotFoundError, pa.ArrowException, KeyError) as exc:
             raise NotReusableError(
-                f"what was staged of it is damaged ({type(exc).__name__})"
+                f"its staged records are damaged ({type(exc).__name__})"
             ) from exc
 
     def add_columns(self, store: Store, summaries: Mapping[str, ColumnSummary]) -> None:
-        """Take the earlier records' columns into summaries: counts as noted, values from staged shards."""
+        """Add the reused records to the summaries: stored counts, and values from staged shards."""
         for batch in self.info.batches:
             for name, counts in batch.columns.items():
                 summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
@@ -91,32 +91,32 @@ class Earlier:
                         summaries[name].add_values(table[name])
 
     def quarantined(self, store: Store) -> pa.Table | None:
-        """Return what was put into quarantine, that of a hold-out of its own left out."""
+        """Return the quarantined records, without those of a separate hold-out."""
         shards = self.info.quarantine[: self.info.extra["n_quarantine_shards"]]
         tables = [read_shard(store, shard.path) for shard in shards]
         return pa.concat_tables(tables) if tables else None
 
 
 def n_moved(index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]) -> int:
-    """Return how many staged records would stand elsewhere by what was decided."""
+    """Return how many staged records the new split would move."""
     moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
     return int((moved & (index.rows < 0)).sum())
 
 
 def refuse_moved(n: int) -> None:
-    """Raise :class:`NotReusableError` if any staged record would stand elsewhere."""
+    """Raise :class:`NotReusableError` if any staged record would move."""
     if n:
-        raise NotReusableError(f"{n} of its records would stand elsewhere")
+        raise NotReusableError(f"{n} of its records would move")
 
 
-def find_earlier(
+def find_reusable(
     store: Store,
     listing: Listing,
-    parent: Inherited,
+    parent: Baseline,
     *,
     request: str,
     folder: Folder | None,
-) -> Earlier | None:
+) -> ReusedRecords | None:
     """Return the batches that need not be read again; None if nothing was published.
 
     Raises NotReusableError, with the reason, if all files have to be read.
@@ -131,52 +131,52 @@ def find_earlier(
         elif listed[path][1:] != (file.n_bytes, file.etag):
             gone["have changed"] += 1
     if gone:
-        said = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
-        raise NotReusableError(f"of {len(parent.files)} known files {said}")
+        reasons = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
+        raise NotReusableError(f"of {len(parent.files)} known files {reasons}")
     if not parent.ingest:
         raise NotReusableError("the version does not say where its records were staged")
     try:
         info = read_result(store, parent.ingest, DatasetInfo)
     except IntegrityError as exc:
-        raise NotReusableError("what was staged of it is damaged") from exc
+        raise NotReusableError("its staged records are damaged") from exc
     if info is None:
-        raise NotReusableError("what was staged of it has been removed (gc)")
+        raise NotReusableError("its staged records were removed (gc)")
     if info.extra.get("request") != request:
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)
         if folder.has_boxes:
-            raise NotReusableError("annotations of objects are looked at as a whole")
+            raise NotReusableError("annotations of objects are read as a whole")
         if info.extra.get("labels") != folder.labels_digest(known):
-            raise NotReusableError("the labels of known files are others now")
-    earlier = Earlier(
+            raise NotReusableError("the labels of known files have changed")
+    reused = ReusedRecords(
         info,
         pa.ipc.read_schema(pa.BufferReader(base64.b64decode(info.extra["schema"]))),
         frozenset(listed[path][0] for path in listed if path not in parent.files),
         parent.files,
     )
-    _check_there(store, earlier)
-    return earlier
+    _check_there(store, reused)
+    return reused
 
 
-def _check_there(store: Store, earlier: Earlier) -> None:
+def _check_there(store: Store, reused: ReusedRecords) -> None:
     try:
-        for shard in (*earlier.shards, *earlier.info.quarantine):
+        for shard in (*reused.shards, *reused.info.quarantine):
             if store.size(shard.path) != shard.n_bytes:
                 raise NotReusableError(f"{shard.path} is not what was staged")
-        for batch in earlier.info.batches:
+        for batch in reused.info.batches:
             store.size(batch.index)
     except FileNotFoundError as exc:
-        raise NotReusableError("a part of what was staged of it is gone") from exc
+        raise NotReusableError("some of its staged records are gone") from exc
 
 
 def schema_text(schema: pa.Schema) -> str:
-    """Return a schema as text, to be kept in facts."""
+    """Return a schema as text, for the stored outcome."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
-def labels_said(folder: Folder | None, paths: list[str]) -> str:
-    """Return a hash of what loose files' classes are; empty for other sources."""
+def labels_digest(folder: Folder | None, paths: list[str]) -> str:
+    """Return a hash of loose files' classes; empty for other sources."""
     return "" if folder is None else folder.labels_digest({shown_path(path) for path in paths})
 
 
@@ -193,14 +193,12 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Inherited:
+class Baseline:
     """What a new version takes over from its parent."""
 
     ledger: Ledger  # the split so far
     version: int = 1  # the new version: batch of unknown files
-    files: dict[str, SourceFile] = field(
-        default_factory=dict
-    )  # path -> source file, as the parent knew it
+    files: dict[str, SourceFile] = field(default_factory=dict)  # path -> file in the parent
     ingest: str = ""  # path of the parent's ingest outcome, or empty
 
     def batches(self, listing: Listing) -> NDArray[np.int32]:
@@ -213,8 +211,8 @@ class Inherited:
         return numbers
 
 
-def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list[Inherited]:
-    """Return what the next version inherits and, if one is published, what that one inherited.
+def baselines(store: Store, listing: Listing, source: Source, seed: int) -> list[Baseline]:
+    """Return the baseline of the next version and, if one is published, that of the published one.
 
     The second finds the stage of the very run that published the newest version.
     """
@@ -222,19 +220,19 @@ def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list
     first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
     if listing.manifest is not None and listing.manifest.ledger is not None:
         first = read_ledger(listing.store, listing.manifest.ledger.path)
-    found = [Inherited(first)]
+    result = [Baseline(first)]
     newest = latest_version(store)
     if newest is not None:
         manifest = _of_a_run(store, newest)
         assert manifest is not None
         before = _of_a_run(store, manifest.parent)
         own = manifest.version
-        found = [
+        result = [
             _from(store, manifest, first, newest + 1),
-            Inherited(first, own) if before is None else _from(store, before, first, own),
+            Baseline(first, own) if before is None else _from(store, before, first, own),
         ]
-    _refuse_other_split(found[0].ledger, unit, source)
-    return found
+    _refuse_other_split(result[0].ledger, unit, source)
+    return result
 
 
 def _of_a_run(store: Store, version: int | None) -> Manifest | None:
@@ -244,18 +242,18 @@ def _of_a_run(store: Store, version: int | None) -> Manifest | None:
     parent of the oldest kept one is gone after ``gc --keep-last`` and ``erase``.
     """
     there = list_versions(store)
-    found = None
+    manifest = None
     while version in there:
-        found = read_manifest(store, version)
-        if not is_rollback(found):
+        manifest = read_manifest(store, version)
+        if not is_rollback(manifest):
             break
-        version = found.parent
-    return found
+        version = manifest.parent
+    return manifest
 
 
-def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Inherited:
+def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Baseline:
     ledger = first if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
-    return Inherited(ledger, version, _read_files(store, manifest), manifest.ingest)
+    return Baseline(ledger, version, _read_files(store, manifest), manifest.ingest)
 
 
 def write_files(store: Store, files: list[SourceFile], *, prefix: str) -> str:
@@ -295,7 +293,7 @@ def _unit(source: Source) -> str:
 
 
 def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
-    """Refuse to go on with a split of another kind: records that chose or judged would now train."""
+    """Refuse another kind of split: records of validation or hold-out would move to training."""
     # Whether a source holds images is known when it has been read: ingest looks again.
     if ledger.unit != unit and not (ledger.unit == NEAR_DUPLICATE and unit == "record"):
         kind, _, name = ledger.unit.partition(":")

@@ -53,7 +53,7 @@ class Quarantine:
         self._rows: list[tuple[str, int, str, str]] = []
 
     def add(self, file: int, position: int, reason: str, record: str, *, path: str = "") -> None:
-        """Put one record here."""
+        """Add one record."""
         self.by_file[file] += 1
         self._rows.append((path or self.paths[file], position, reason, record))
         if len(self._rows) >= ROWS_AT_ONCE:
@@ -85,21 +85,21 @@ class Quarantine:
     def __len__(self) -> int:
         return int(self.by_file.sum())
 
-    def table(self, *, prefix: str = "", earlier: pa.Table | None = None) -> pa.Table:
+    def table(self, *, prefix: str = "", previous: pa.Table | None = None) -> pa.Table:
         """Return file, position, reason and record of each, sorted by file and position.
 
-        ``prefix`` is put before file names; ``earlier`` is such a table of files read by earlier runs.
+        ``prefix`` is put before file names; ``previous`` is such a table of files read by earlier runs.
         """
         self._flush()
         tables = [SCHEMA.empty_table(), *self._tables]
-        found = pa.concat_tables(tables)
+        whole = pa.concat_tables(tables)
         if prefix:
-            named = pc.binary_join_element_wise(prefix, found["file"], "")
-            found = found.set_column(0, SCHEMA.field(0), named)
-        if earlier is not None:
-            found = pa.concat_tables([earlier.cast(SCHEMA), found])
+            named = pc.binary_join_element_wise(prefix, whole["file"], "")
+            whole = whole.set_column(0, SCHEMA.field(0), named)
+        if previous is not None:
+            whole = pa.concat_tables([previous.cast(SCHEMA), whole])
         keys = [("file", "ascending"), ("position", "ascending"), ("reason", "ascending")]
-        return found.sort_by(keys)
+        return whole.sort_by(keys)
 
     def _flush(self) -> None:
         if self._rows:
@@ -122,5 +122,5 @@ def _as_json(record: dict[str, Any]) -> str:
 def _plain_text(value: Any) -> str:
     if not isinstance(value, bytes):
         return str(value)
-    # An image is found again by its file; a bomb in the quarantine would be one more bomb.
+    # The file leads back to an image; a bomb in the quarantine would be one more bomb.
     return value.hex() if len(value) <= MAX_SHOWN_BYTES else f"{len(value)} bytes"

@@ -16,12 +16,12 @@ from prefect_augment.ingest.validate_images import Traits
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
-from prefect_augment.storage.external_sort import Binned, first_of_bin
+from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
 from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
-__all__ = ["IndexAside", "RecordIndex", "index_of", "merge", "read_index"]
+__all__ = ["IndexSpill", "RecordIndex", "index_of", "merge", "read_index"]
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
@@ -40,7 +40,7 @@ class RecordIndex:
     marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
     traits: NDArray[np.int32] | None  # index into kinds
-    kinds: list[Traits]
+    distinct_traits: list[Traits]
     thumb_rows: NDArray[np.int64] | None  # row of thumbs; -1 where the ledger has it
     thumbs: NDArray[np.int8] | None  # (n_thumbs, 1024) int8
     parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
@@ -63,7 +63,7 @@ class RecordIndex:
             None if self.marked is None else self.marked[rows],
             None if self.groups is None else self.groups.take(rows),
             None if self.traits is None else self.traits[rows],
-            self.kinds,
+            self.distinct_traits,
             None if self.thumb_rows is None else self.thumb_rows[rows],
             self.thumbs,
             self.parts[rows],
@@ -83,10 +83,10 @@ class RecordIndex:
         return self.take(np.arange(*ends))
 
 
-def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
+def index_of(candidates: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
     """Return the index of candidates, one bin of them (``rows``), before the split."""
     n = len(rows.keys)
-    images = found.images
+    images = candidates.images
     index = RecordIndex(
         rows.keys,
         rows.labels,
@@ -95,7 +95,7 @@ def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> Recor
         rows.marked,
         rows.groups,
         None if images is None else images.traits,
-        [] if images is None else images.kinds,
+        [] if images is None else images.distinct_traits,
         None if images is None else np.arange(n),
         None if images is None else images.thumbs,
         np.full(n, LEFT_OUT, dtype=np.int8),
@@ -109,18 +109,21 @@ def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> Recor
 
 
 def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
-    """Return the records of several batches in their common order; each comes in its own."""
+    """Merge the records of several batches, each sorted, into one order."""
     first, *rest = parts
     if not rest:
         return first
     labels = shared_names(*(p.labels for p in parts))
     groups = None if first.groups is None else shared_names(*(p.groups for p in parts if p.groups))
-    kinds: dict[Traits, int] = {}
+    distinct: dict[Traits, int] = {}
     traits, thumb_rows, thumbs, n_thumbs = [], [], [], 0
     for p in parts:
         if p.traits is None or p.thumb_rows is None or p.thumbs is None:
             continue
-        code = np.array([kinds.setdefault(kind, len(kinds)) for kind in p.kinds], dtype=np.int32)
+        code = np.array(
+            [distinct.setdefault(t, len(distinct)) for t in p.distinct_traits],
+            dtype=np.int32,
+        )
         traits.append(code[p.traits] if len(p.traits) else p.traits)
         thumb_rows.append(np.where(p.thumb_rows < 0, -1, p.thumb_rows + n_thumbs))
         thumbs.append(p.thumbs)
@@ -140,7 +143,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         if groups is None
         else Coded(np.concatenate([c.codes for c in groups]), groups[0].names),
         np.concatenate(traits) if traits else None,
-        list(kinds),
+        list(distinct),
         np.concatenate(thumb_rows) if traits else None,
         np.concatenate(thumbs) if traits else None,
         np.concatenate([p.parts for p in parts]),
@@ -148,7 +151,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         np.concatenate([p.files for p in parts]),
         np.concatenate([p.sizes for p in parts]),
     )
-    # Within a batch the order of its own stays; only there do variants count.
+    # A batch keeps its own order; only there do variants count.
     columns = [whole.keys, whole.labels.codes, whole.batch]
     columns += [] if whole.marked is None else [whole.marked]
     return whole.take(sort_order(*columns))
@@ -157,18 +160,18 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
 # --- as an object -----------------------------------------------------------------------------
 
 
-class IndexAside:
+class IndexSpill:
     """The indexes of the batches read, on local disk; their pieces come in order."""
 
     def __init__(self, workspace: Workspace, batches: Sequence[int]) -> None:
         self._batches = np.array(sorted(batches), dtype=np.int32)
         fields = [("key", KEY), ("thumb", np.int64), ("label", np.int32), ("group", np.int32)]
         fields += [("trait", np.int32), ("number", np.int32), ("part", np.int8), ("mark", np.bool_)]
-        self._rows = Binned(workspace, np.dtype(fields), len(batches))
+        self._rows = PartitionedRows(workspace, np.dtype(fields), len(batches))
         self._like: RecordIndex | None = None
 
     def append(self, index: RecordIndex) -> None:
-        """Take the next records; all pieces have one set of names."""
+        """Add the next records; all pieces share one set of names."""
         rows = np.zeros(len(index), dtype=self._rows.dtype)
         rows["key"], rows["label"] = index.keys, index.labels.codes
         rows["number"], rows["part"] = index.numbers, index.parts
@@ -232,7 +235,7 @@ def _table(some: RecordIndex) -> pa.Table:
     if some.groups is not None:
         columns["group"] = _strings(some.groups)
     if some.traits is not None and some.thumb_rows is not None and some.thumbs is not None:
-        columns["kind"] = _kinds(some.kinds).take(pa.array(some.traits))
+        columns["kind"] = _trait_structs(some.distinct_traits).take(pa.array(some.traits))
         # The ledger has the thumbnails of all others.
         thumbs = [
             some.thumbs[row].tobytes() if part == LEFT_OUT else None
@@ -247,13 +250,13 @@ def _strings(column: Coded) -> pa.Array:
     return pa.array(column.names.tolist(), pa.string()).take(codes)
 
 
-def _kinds(kinds: Sequence[Traits]) -> pa.Array:
+def _trait_structs(distinct: Sequence[Traits]) -> pa.Array:
     kind = pa.struct(
         [("mode", pa.string()), ("format", pa.string())]
         + [(name, pa.int32()) for name in TRAITS[2:4]]
         + [(name, pa.bool_()) for name in TRAITS[4:]]
     )
-    return pa.array([dict(zip(TRAITS, k, strict=True)) for k in kinds], kind)
+    return pa.array([dict(zip(TRAITS, k, strict=True)) for k in distinct], kind)
 
 
 def read_index(store: Store, path: str, *, batch: int) -> RecordIndex:
@@ -270,12 +273,12 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
     start = table["key"].offset * 16
     keys = raw[start : start + 16 * n].copy().view(KEY)
     traits = thumb_rows = thumbs = None
-    kinds: list[Traits] = []
+    distinct: list[Traits] = []
     if "kind" in has:
-        found: dict[Traits, int] = {}
+        known: dict[Traits, int] = {}
         rows = table["kind"].to_pylist()
-        codes = [found.setdefault(tuple(r[t] for t in TRAITS), len(found)) for r in rows]
-        traits, kinds = np.array(codes, dtype=np.int32), list(found)
+        codes = [known.setdefault(tuple(r[t] for t in TRAITS), len(known)) for r in rows]
+        traits, distinct = np.array(codes, dtype=np.int32), list(known)
         pixels = table["thumb"]
         there = pixels.is_valid().to_numpy(zero_copy_only=False)
         thumb_rows = np.where(there, np.cumsum(there) - 1, -1)
@@ -289,7 +292,7 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
         table["marked"].to_numpy(zero_copy_only=False) if "marked" in has else None,
         _coded(table["group"]) if "group" in has else None,
         traits,
-        kinds,
+        distinct,
         thumb_rows,
         thumbs,
         table["part"].to_numpy().astype(np.int8),

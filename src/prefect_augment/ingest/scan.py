@@ -36,7 +36,7 @@ from prefect_augment.sources.discovery import (
 )
 from prefect_augment.sources.images.scan import (
     Folder,
-    look_at_folder,
+    inspect_folder,
     read_folder,
 )
 from prefect_augment.sources.open import reader_of
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 Dictionaries = dict[int, dict[str, list[Any]]]
 
-FILE, POSITION = "\0file", "\0position"  # columns of what is put aside
+FILE, POSITION = "\0file", "\0position"  # columns of the spilled tables
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Scan:
 
     @property
     def n_records(self) -> int:
-        """Records that could be read."""
+        """Valid records."""
         return int(self.n_read.sum())
 
     def batches(self) -> Iterator[Batch]:
@@ -87,13 +87,13 @@ class Scan:
         tables = [plain.empty_table(), *(batch.table for batch in self.batches())]
         return pa.concat_tables(tables).cast(self.schema)
 
-    def said(self) -> list[str]:
-        """Return the notes, each once with the files that it is about, and those of the listing."""
+    def all_notes(self) -> list[str]:
+        """Return distinct notes with their files, and those of the listing."""
         of_files = notes_of_files((note, path, 1) for note, path in self.notes)
         return [*of_files, *listing_notes(self.listing)]
 
     def clear(self) -> None:
-        """Let go of what was put aside."""
+        """Drop the records."""
         for spill in self._spills:
             spill.clear()
 
@@ -119,13 +119,13 @@ def scan(
     """
     numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
     if listing.format == "folder":
-        folder = folder or look_at_folder(listing, source)
+        folder = folder or inspect_folder(listing, source)
     scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
     return scanner.run(wanted, known, has_lineage=has_lineage)
 
 
 class _Scanner:
-    """One scan at work."""
+    """One scan in progress."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class _Scanner:
 
     @contextmanager
     def _may_be_empty(self, index: int) -> Iterator[None]:
-        """One day without records stops no nightly run; a source that is empty as a whole is an error."""
+        """Accept a file without records, unless the source has only this one."""
         entry = self.listing.entries[index]
         try:
             yield
@@ -225,10 +225,10 @@ class _Scanner:
             if len(self.listing.entries) == 1 or not is_empty or self.files_read[index]:
                 raise
             self.files_read[index] = True
-            self.notes.append(("holds no records and is passed over", entry.path))
+            self.notes.append(("holds no records and is skipped", entry.path))
 
     def _take(self, records: SourceRecords, index: int) -> None:
-        """Put a batch of one object aside."""
+        """Add a batch of one file."""
         path = self.listing.entries[index].path
         if not self.files_read[index]:
             self.files_read[index] = True
@@ -245,7 +245,7 @@ class _Scanner:
         )
 
     def _read_folder(self, folder: Folder, wanted: Collection[str] | None) -> None:
-        """Put loose files aside: each is an object of its own, so that quarantine names it."""
+        """Add loose files, each an object of its own so that quarantine names it."""
         entries = self.listing.entries
         for i, entry in enumerate(entries):
             self.files_read[i] = wanted is None or entry.path in wanted
@@ -289,7 +289,7 @@ class _Scanner:
         self.spills[-1].append(table)
 
     def _note_categories(self, number: int, name: str, column: pa.ChunkedArray) -> None:
-        """Take note of the categories in the order they come: that of an ordered category says something."""
+        """Keep the categories in order of appearance, which matters for ordered ones."""
         known = self.dictionaries.setdefault(number, {}).setdefault(name, [])
         for chunk in column.chunks:
             values = chunk.dictionary.to_pylist()
@@ -299,7 +299,7 @@ class _Scanner:
 
     def _no_record(self) -> str:
         n_rejected = len(self.quarantine)
-        found = f"the source {self.listing.store.uri} holds no usable record in {len(self.listing.entries)} files"
+        message = f"the source {self.listing.store.uri} holds no usable record in {len(self.listing.entries)} files"
         rejected = f" ({n_rejected} rejected)." if n_rejected else "."
         notes = [note for note, path in self.notes if not path]
-        return found + rejected + "".join(f" {note}." for note in notes)
+        return message + rejected + "".join(f" {note}." for note in notes)

@@ -29,17 +29,17 @@ from prefect_augment.ingest.validate_images import ImageChecker, Images
 from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
-from prefect_augment.storage.external_sort import Binned, bin_of, n_bins_for
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
 from prefect_augment.storage.keys import KEY, Coded
 
-__all__ = ["Candidates", "Marks", "Names", "Rows", "find_candidates", "group_names"]
+__all__ = ["Candidates", "HoldoutColumn", "Names", "Rows", "find_candidates", "group_names"]
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
 IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})
 
 
-class Marks:
-    """Which records a hold-out column marks, read batch by batch."""
+class HoldoutColumn:
+    """The user's hold-out column, read batch by batch."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -116,39 +116,37 @@ class Candidates:
 
     scan: Scan
     roles: Roles
-    aside: Binned  # what rows() returns, binned by key
+    partitions: PartitionedRows  # what rows() returns, binned by key
     labels: Names
     groups: Names
     label_values: pa.Array  # distinct labels as the source has them
-    marks: Marks | None = None
+    holdout_column: HoldoutColumn | None = None
     images: Images | None = None
-    kept: list[NDArray[np.uint8]] = field(
-        default_factory=list
-    )  # per batch of the scan, a bit per record
+    kept: list[NDArray[np.uint8]] = field(default_factory=list)  # per batch, a bit per record
     conform: Conform | None = None  # brings a batch into other columns first
 
     @property
     def n_records(self) -> int:
         """How many records there are."""
-        return len(self.aside)
+        return len(self.partitions)
 
     @property
     def n_bins(self) -> int:
-        """How many bins they are in, by key."""
-        return self.aside.n_bins
+        """Number of bins, by key."""
+        return self.partitions.n_bins
 
     def rows(self, number: int = 0) -> Rows:
         """Return the records of a bin."""
-        found = self.aside.read(number)
+        rows = self.partitions.read(number)
         return Rows(
-            np.ascontiguousarray(found["key"]),
-            self.labels.coded(found["label"]),
-            found["row"],
-            found["file"],
-            found["variant"],
-            found["size"],
-            None if self.marks is None else found["mark"],
-            self.groups.coded(found["group"]) if self.roles.grouped_by else None,
+            np.ascontiguousarray(rows["key"]),
+            self.labels.coded(rows["label"]),
+            rows["row"],
+            rows["file"],
+            rows["variant"],
+            rows["size"],
+            None if self.holdout_column is None else rows["mark"],
+            self.groups.coded(rows["group"]) if self.roles.grouped_by else None,
         )
 
     @property
@@ -158,7 +156,7 @@ class Candidates:
 
     @cached_property
     def every(self) -> Rows:
-        """All records, which are in one bin: those of a hold-out of its own."""
+        """All records, in one bin: those of a separate hold-out."""
         return self.rows()
 
     def batches(self) -> Iterator[Batch]:
@@ -188,7 +186,7 @@ def find_candidates(
     Raises InputError if no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
-    found = _Found(roles, scan, n_bins_for(scan.n_records) if alone else 1)
+    collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1)
     checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
     with checker or _Nothing():
         n_done = 0
@@ -196,13 +194,13 @@ def find_candidates(
             n = len(batch.positions)
             batch = _conformed(batch, conform)
             needs_group = conform is None
-            found.add(_usable(batch, roles, scan, checker, needs_group=needs_group), n)
+            collector.add(_valid(batch, roles, scan, checker, needs_group=needs_group), n)
             n_done += n
             if on_progress is not None:
                 on_progress(n_done / max(1, scan.n_records), f"checked {n_done} records")
     if checker is not None and not may_be_empty:
         checker.refuse_none()
-    return found.candidates(None if checker is None else checker.images(), conform)
+    return collector.candidates(None if checker is None else checker.images(), conform)
 
 
 def _conformed(batch: Batch, conform: Conform | None) -> Batch:
@@ -219,7 +217,7 @@ class _Nothing:
         return None
 
 
-def _usable(
+def _valid(
     batch: Batch,
     roles: Roles,
     scan: Scan,
@@ -227,7 +225,7 @@ def _usable(
     *,
     needs_group: bool,
 ) -> tuple[Batch, NDArray[np.intp]]:
-    """Return the records of a batch that can be used, and which they are."""
+    """Return the valid records of a batch, and their row numbers."""
     rows = np.arange(len(batch.positions))
 
     def reject(unusable: NDArray[np.bool_], reason: Any, details: Sequence[str] = ()) -> None:
@@ -256,7 +254,7 @@ def _usable(
 
 
 class Names:
-    """Texts that come in batches, as codes in the order they were met."""
+    """Texts in batches, coded in order of appearance."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -266,8 +264,8 @@ class Names:
         """Return the codes of a batch."""
         encoded = texts.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        found = [self._index.setdefault(name, len(self._index)) for name in names]
-        codes: NDArray[np.int32] = np.array(found, dtype=np.int32)[encoded.indices.to_numpy()]
+        indices = [self._index.setdefault(name, len(self._index)) for name in names]
+        codes: NDArray[np.int32] = np.array(indices, dtype=np.int32)[encoded.indices.to_numpy()]
         n = np.bincount(codes, minlength=len(self._index))
         n[: len(self._n)] += self._n
         self._n = n
@@ -276,11 +274,11 @@ class Names:
 
     @cached_property
     def _ranks(self) -> Coded:
-        """The names in their order, and the place of each code's."""
+        """The names sorted, and the rank of each code."""
         return Coded.from_names(np.arange(len(self._index)), list(self._index))
 
     def coded(self, codes: NDArray[np.int32]) -> Coded:
-        """Return codes of names in their order."""
+        """Return codes of the sorted names."""
         return Coded(self._ranks.codes[codes], self._ranks.names)
 
     def counts(self) -> dict[str, int]:
@@ -288,8 +286,8 @@ class Names:
         return dict(sorted(zip(self._index, self._n.tolist(), strict=True)))
 
 
-class _Found:
-    """What is kept of each batch, put aside by key."""
+class _Collector:
+    """Collects what is kept of each batch, binned by key."""
 
     def __init__(self, roles: Roles, scan: Scan, n_bins: int) -> None:
         self.roles, self.scan = roles, scan
@@ -306,13 +304,13 @@ class _Found:
                 ("mark", np.bool_),
             ]
         )
-        self.aside = Binned(scan.workspace, dtype, n_bins)
+        self.partitions = PartitionedRows(scan.workspace, dtype, n_bins)
         self.labels, self.groups = Names(), Names()
         self.values: pa.Array | None = None
-        self.marks = Marks(roles.marks) if roles.marks else None
+        self.holdout_column = HoldoutColumn(roles.holdout_column) if roles.holdout_column else None
 
-    def add(self, usable: tuple[Batch, NDArray[np.intp]], n: int) -> None:
-        batch, rows = usable
+    def add(self, valid: tuple[Batch, NDArray[np.intp]], n: int) -> None:
+        batch, rows = valid
         keep = np.zeros(n, dtype=bool)
         keep[rows] = True
         self.kept.append(np.packbits(keep))
@@ -324,8 +322,8 @@ class _Found:
         if len(rows) == 0:
             return
         published = self.roles.published_table(table)
-        some = np.zeros(len(rows), dtype=self.aside.dtype)
-        some["row"] = len(self.aside) + np.arange(len(rows))
+        some = np.zeros(len(rows), dtype=self.partitions.dtype)
+        some["row"] = len(self.partitions) + np.arange(len(rows))
         some["key"] = record_digests(published, label=label)
         some["variant"] = record_variants(published, label=label)
         some["size"] = record_bytes(published)
@@ -334,20 +332,20 @@ class _Found:
         if self.roles.grouped_by:
             names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
             some["group"] = self.groups.add(names)
-        if self.marks is not None:
-            some["mark"] = self.marks.add(table[self.roles.marks])
-        self.aside.add(some, bin_of(some["key"], self.aside.n_bins))
+        if self.holdout_column is not None:
+            some["mark"] = self.holdout_column.add(table[self.roles.holdout_column])
+        self.partitions.add(some, bin_of(some["key"], self.partitions.n_bins))
 
     def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
         kind = plain_schema(self.scan.schema).field(self.roles.label).type
         return Candidates(
             self.scan,
             self.roles,
-            self.aside,
+            self.partitions,
             self.labels,
             self.groups,
             pa.array([], kind) if self.values is None else self.values,
-            self.marks,
+            self.holdout_column,
             images,
             self.kept,
             conform,

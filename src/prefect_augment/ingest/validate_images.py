@@ -45,11 +45,11 @@ class Images:
     column: str
     thumbs: NDArray[np.int8]  # (n_records, 1024) int8, as in ImageCheck
     traits: NDArray[np.int32]  # (n_records,) index into kinds
-    kinds: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
+    distinct_traits: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
 
-def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> ImageInfo:
-    """Return facts from how many images are of each kind, and what was ``found`` beyond this."""
+def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> ImageInfo:
+    """Summarise images from their traits' counts; ``extra`` are other fields of ImageInfo."""
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     formats: Counter[str] = Counter()
@@ -71,7 +71,7 @@ def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> Image
         n_channels=1 if modes.keys() <= GRAY else 3,
         n_animated=sum(n for t, n in counts.items() if t[4]),
         n_rotated=sum(n for t, n in counts.items() if t[5]),
-        **found,
+        **extra,
     )
 
 
@@ -86,7 +86,7 @@ class ImageChecker:
         self._limit = max_megapixels
         self._thumbs: list[NDArray[np.int8]] = []
         self._traits: list[NDArray[np.int32]] = []
-        self._kinds: dict[Traits, int] = {}
+        self._distinct: dict[Traits, int] = {}
         self._first_bad = ""
         self._n_bad = 0
 
@@ -107,22 +107,22 @@ class ImageChecker:
             batch = list(image_bytes(column.slice(start, BATCH)))
             parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
             done = [
-                found
+                check
                 for part in self._pool.map(_checked, parts, repeat(self._limit))
-                for found in part
+                for check in part
             ]
             good = []
-            for i, found in enumerate(done, start=start):
-                if isinstance(found, BadImageError):
-                    reasons[i], details[i] = found.reason, found.detail
+            for i, check in enumerate(done, start=start):
+                if isinstance(check, BadImageError):
+                    reasons[i], details[i] = check.reason, check.detail
                     self._n_bad += 1
-                    self._first_bad = self._first_bad or f"{found.reason} ({found.detail})"
+                    self._first_bad = self._first_bad or f"{check.reason} ({check.detail})"
                 else:
-                    good.append(found)
+                    good.append(check)
             if good:
-                self._thumbs.append(np.stack([found.thumb for found in good]))
-                kinds = [self._kinds.setdefault(_traits(f), len(self._kinds)) for f in good]
-                self._traits.append(np.array(kinds, dtype=np.int32))
+                self._thumbs.append(np.stack([check.thumb for check in good]))
+                codes = [self._distinct.setdefault(_traits(f), len(self._distinct)) for f in good]
+                self._traits.append(np.array(codes, dtype=np.int32))
         return reasons, details
 
     def refuse_none(self) -> None:
@@ -133,7 +133,7 @@ class ImageChecker:
             )
 
     def images(self) -> Images:
-        """Return what was found about the images that can be used."""
+        """Return thumbnails and traits of the valid images."""
         thumbs = np.zeros((sum(map(len, self._traits)), THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
         start = 0
         while self._thumbs:  # not all of them twice
@@ -141,17 +141,17 @@ class ImageChecker:
             thumbs[start : start + len(part)] = part
             start += len(part)
         traits = [np.zeros(0, dtype=np.int32), *self._traits]
-        return Images(self.column, thumbs, np.concatenate(traits), list(self._kinds))
+        return Images(self.column, thumbs, np.concatenate(traits), list(self._distinct))
 
 
-def _traits(found: ImageCheck) -> Traits:
+def _traits(check: ImageCheck) -> Traits:
     return (
-        found.mode,
-        found.format,
-        found.width,
-        found.height,
-        found.is_animated,
-        found.is_rotated,
+        check.mode,
+        check.format,
+        check.width,
+        check.height,
+        check.is_animated,
+        check.is_rotated,
     )
 
 
@@ -167,7 +167,7 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
 
 
 def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
-    """Say in sentences what was found about images, for people."""
+    """Describe the images in sentences, for people."""
     if info is None:
         return ()
     modes = ", ".join(f"{n} {mode}" for mode, n in info.modes.items())

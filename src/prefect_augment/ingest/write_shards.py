@@ -24,12 +24,12 @@ from prefect_augment.schema.base import ShardInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
-from prefect_augment.storage.external_sort import Binned, bin_of, bin_of_row, n_bins_for
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of, bin_of_row, n_bins_for
 from prefect_augment.storage.keys import KEY, hex_column, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
 from prefect_augment.storage.store import Store
 
-__all__ = ["Dealt", "Placer", "Places", "Placing", "deal_out", "write_staged"]
+__all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "deal_out", "write_staged"]
 
 # Bounds the memory: a shard is held a few times over while it is sorted and encoded.
 SHARD_BYTES = 32 << 20
@@ -52,12 +52,12 @@ PLACED = np.dtype(
 
 
 @dataclass(frozen=True)
-class Placing:
+class ShardLayout:
     """The shard of each candidate."""
 
     stems: tuple[tuple[str, str], ...]  # part and prefix of its shard names, per shard
     numbers: tuple[int, ...]  # batch, per shard
-    placed: Binned  # places, by row
+    placed: PartitionedRows  # places, by row
     first: NDArray[np.int32]  # (n_groups,) first shard of each part of each batch
 
     def places(self) -> Places:
@@ -68,8 +68,8 @@ class Placing:
 class Places:
     """Places of candidates in the order of their rows."""
 
-    def __init__(self, placing: Placing) -> None:
-        self._placing = placing
+    def __init__(self, layout: ShardLayout) -> None:
+        self._layout = layout
         self._number = 0
         self._held = np.zeros(0, dtype=PLACED)
 
@@ -80,11 +80,11 @@ class Places:
         """
         held = [self._held]
         while sum(map(len, held)) < n:
-            rows = self._placing.placed.read(self._number)
+            rows = self._layout.placed.read(self._number)
             self._number += 1
             rows = rows[np.argsort(rows["row"])]
             goes = rows["group"] >= 0
-            rows["shard"][goes] += self._placing.first[rows["group"][goes]]
+            rows["shard"][goes] += self._layout.first[rows["group"][goes]]
             held.append(rows)
         every = np.concatenate(held)
         self._held = every[n:].copy()
@@ -103,13 +103,13 @@ class _Group:
     number: int = 0
 
 
-class Placer:
+class ShardPlanner:
     """Cuts every part of every batch into shards of about equal bytes, with external sorts."""
 
     def __init__(self, n_records: int, workspace: Workspace) -> None:
         n_bins = n_bins_for(n_records)
-        self._waiting = Binned(workspace, WAITING, n_bins)
-        self._placed = Binned(workspace, PLACED, n_bins)
+        self._waiting = PartitionedRows(workspace, WAITING, n_bins)
+        self._placed = PartitionedRows(workspace, PLACED, n_bins)
         self._groups: dict[tuple[int, int], _Group] = {}
 
     def add(
@@ -122,7 +122,7 @@ class Placer:
         sizes: NDArray[np.int32],
         rows: NDArray[np.int64],
     ) -> None:
-        """Take candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
+        """Add candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
         waiting = np.zeros(len(rows), dtype=WAITING)
         waiting["id"], waiting["key"], waiting["row"], waiting["size"] = ids, keys, rows, sizes
         for p in np.unique(part).tolist():
@@ -134,7 +134,7 @@ class Placer:
         self._waiting.add(waiting, bin_of(waiting["id"], self._waiting.n_bins))
 
     def leave_out(self, rows: NDArray[np.int64], reasons: NDArray[np.int8]) -> None:
-        """Take candidates that go nowhere."""
+        """Add candidates without a shard."""
         placed = np.zeros(len(rows), dtype=PLACED)
         placed["row"], placed["reason"] = rows, reasons
         placed["group"] = placed["shard"] = NOWHERE
@@ -143,7 +143,7 @@ class Placer:
     def _put(self, placed: NDArray[Any]) -> None:
         self._placed.add(placed, bin_of_row(placed["row"]))
 
-    def placing(self, parts: Mapping[int, str]) -> Placing:
+    def layout(self, parts: Mapping[int, str]) -> ShardLayout:
         """Cut the shards; ``parts`` names each part, in the order of the shards."""
         by_number = {group.number: group for group in self._groups.values()}
         for number in range(self._waiting.n_bins):
@@ -163,11 +163,11 @@ class Placer:
                 first[group.number] = len(stems)
                 stems += [(name, f"{name}-b{batch:05d}-{i:05d}") for i in range(group.n_shards)]
                 numbers += [batch] * group.n_shards
-        return Placing(tuple(stems), tuple(numbers), self._placed, first)
+        return ShardLayout(tuple(stems), tuple(numbers), self._placed, first)
 
 
 def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
-    """Give the next records of a part of a batch, sorted by id, their places."""
+    """Return the places of the next records of a part of a batch, sorted by id."""
     after = group.done + np.cumsum(rows["size"], dtype=np.int64)
     n_shards = max(1, -(-group.n_bytes // SHARD_BYTES))
     which = np.minimum((after - 1) * n_shards // max(1, group.n_bytes), n_shards - 1)
@@ -186,19 +186,26 @@ def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
 
 
 OPEN_AT_ONCE = 128
-RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of what is put aside
+RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of the spilled tables
 
 
 class Dealt:
     """Candidates distributed to their shards, with summaries of their columns."""
 
     def __init__(
-        self, found: Candidates, placing: Placing, workspace: Workspace, *, describes: bool = True
+        self,
+        candidates: Candidates,
+        layout: ShardLayout,
+        workspace: Workspace,
+        *,
+        describes: bool = True,
     ) -> None:
-        self.found, self.placing, self.workspace = found, placing, workspace
-        label = found.roles.label
+        self.candidates, self.layout, self.workspace = candidates, layout, workspace
+        label = candidates.roles.label
         self.summaries = {
-            f.name: ColumnSummary(f.type, workspace) for f in found.roles.schema if f.name != label
+            f.name: ColumnSummary(f.type, workspace)
+            for f in candidates.roles.schema
+            if f.name != label
         }
         self.counts: dict[int, dict[str, ColumnCounts]] = defaultdict(dict)
         self._describes = describes
@@ -209,8 +216,8 @@ class Dealt:
 
         The first pass also summarises columns and puts candidates without a shard into quarantine.
         """
-        places = self.placing.places()
-        for batch in self.found.batches():
+        places = self.layout.places()
+        for batch in self.candidates.batches():
             place = places.next(batch.table.num_rows)
             shard = place["shard"]
             if first == 0:
@@ -218,7 +225,7 @@ class Dealt:
                 left_out = shard < 0
                 if left_out.any():
                     why = [REASONS[r] for r in place["reason"][left_out].tolist()]
-                    self.found.scan.quarantine.reject(batch, left_out, why)
+                    self.candidates.scan.quarantine.reject(batch, left_out, why)
             placed = batch.table
             for name, values in (
                 (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
@@ -235,8 +242,8 @@ class Dealt:
     def _look(self, table: pa.Table, shard: NDArray[np.int32]) -> None:
         if not self._describes:
             return
-        for number in {self.placing.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
-            of_number = np.array([n == number for n in self.placing.numbers], dtype=bool)
+        for number in {self.layout.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
+            of_number = np.array([n == number for n in self.layout.numbers], dtype=bool)
             keep = (shard >= 0) & of_number[np.maximum(shard, 0)]
             some = table if keep.all() else table.filter(pa.array(keep))
             for name, summary in self.summaries.items():
@@ -245,7 +252,7 @@ class Dealt:
                 self.counts[number][name] = counts if known is None else known.plus(counts)
 
     def shard(self, s: int) -> Spill:
-        """Return the records of a shard as they came, with their ranks, ids and content keys."""
+        """Return the records of a shard as spilled, with their ranks, ids and content keys."""
         if s and s % OPEN_AT_ONCE == 0:
             self.deal(s)
         return self._spills.pop(s)
@@ -266,23 +273,23 @@ def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def deal_out(
-    found: Candidates,
-    placing: Placing,
+    candidates: Candidates,
+    layout: ShardLayout,
     workspace: Workspace,
     *,
     describes: bool = True,
 ) -> Dealt:
     """Distribute candidates to their shards on local disk; nothing is put into the store yet."""
-    dealt = Dealt(found, placing, workspace, describes=describes)
+    dealt = Dealt(candidates, layout, workspace, describes=describes)
     dealt.deal()
     return dealt
 
 
 def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo, ...]:
-    """Put the shards under names that hold their content's hash, one at a time."""
-    placing, label = dealt.placing, dealt.found.roles.label
+    """Put the shards one at a time, named by their content's hash."""
+    layout, label = dealt.layout, dealt.candidates.roles.label
     info = []
-    for s, (part, stem) in enumerate(placing.stems):
+    for s, (part, stem) in enumerate(layout.stems):
         table = _staged(dealt, s)
         info.append(
             write_shard(
@@ -306,28 +313,28 @@ def _staged(dealt: Dealt, s: int) -> pa.Table:
 
     Columns are sorted one by one, so memory holds the shard once and one of its columns twice.
     """
-    schema = dealt.found.roles.schema
-    categories = dealt.found.scan.dictionaries.get(dealt.placing.numbers[s], {})
-    came = dealt.shard(s)
-    order = np.argsort(came.column(RANK).to_numpy())
-    ids, keys = (_as_keys(came.column(name))[order] for name in (ID, CONTENT))
+    schema = dealt.candidates.roles.schema
+    categories = dealt.candidates.scan.dictionaries.get(dealt.layout.numbers[s], {})
+    spill = dealt.shard(s)
+    order = np.argsort(spill.column(RANK).to_numpy())
+    ids, keys = (_as_keys(spill.column(name))[order] for name in (ID, CONTENT))
     rows = pa.array(order)
     columns = []
     for field in schema:
-        column = came.column(field.name).take(rows)
+        column = spill.column(field.name).take(rows)
         if pa.types.is_dictionary(field.type):
             column = _with_categories(column, field.type, categories.get(field.name, []))
         columns.append(_canonical(column.cast(field.type), field))
         del column
-    came.clear()
-    for name, made in (("aug_id", ids), ("content_key", keys)):
+    spill.clear()
+    for name, values in (("aug_id", ids), ("content_key", keys)):
         schema = schema.append(pa.field(name, pa.string()))
-        columns.append(hex_column(made))
+        columns.append(hex_column(values))
     return pa.table(columns, schema=schema)
 
 
 def _with_categories(column: pa.ChunkedArray, kind: pa.DictionaryType, known: list[Any]) -> Any:
-    """Give a category column its dictionary back."""
+    """Restore the dictionary of a category column."""
     values = pa.array(known, kind.value_type)
     codes = pc.index_in(column.combine_chunks(), value_set=values).cast(kind.index_type)
     return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)

@@ -56,7 +56,7 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
     InputError
         If nothing is there, or its files do not fit together.
     """
-    listing = list_source(source.uri, wished=source.format, options=source_options)
+    listing = list_source(source.uri, requested=source.format, options=source_options)
     with Workspace() as workspace:
         read = scan(listing, source, workspace)
         try:
@@ -72,8 +72,8 @@ def _usable(source: Source, listing: Listing, found: Candidates, workspace: Work
     names = [name for name in counts if name]
     n = found.n_records
     check_classes(_used(found.label_values, names), n, n, name=found.roles.label)
-    if found.marks is not None:
-        found.marks.check()
+    if found.holdout_column is not None:
+        found.holdout_column.check()
     summaries = _summaries(found.roles.schema, found.roles.label, workspace)
     for batch in found.batches():
         for name, summary in summaries.items():
@@ -97,7 +97,7 @@ def _usable(source: Source, listing: Listing, found: Candidates, workspace: Work
         columns=columns,
         counts=ordered,
         usable=True,
-        notes=[*notes, *found.scan.said(), *image_notes(image)],
+        notes=[*notes, *found.scan.all_notes(), *image_notes(image)],
         image=image,
     )
 
@@ -118,10 +118,10 @@ def _image_info(found: Candidates) -> ImageInfo | None:
         return None
     names = find_clusters(found.every.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
-    counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
+    counts = np.bincount(images.traits, minlength=len(images.distinct_traits)).tolist()
     return image_info(
         images.column,
-        dict(zip(images.kinds, counts, strict=True)),
+        dict(zip(images.distinct_traits, counts, strict=True)),
         n_clusters=int((sizes > 1).sum()),
         n_clustered=int(sizes[sizes > 1].sum()),
         largest_cluster=int(sizes.max()),
@@ -157,7 +157,7 @@ def _unusable(
         columns=describe_summaries(read.schema, summaries, label=label),
         counts=dict(counts.most_common(100)),
         usable=False,
-        notes=[trouble, *read.said()],
+        notes=[trouble, *read.all_notes()],
     )
 
 

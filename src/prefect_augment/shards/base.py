@@ -45,7 +45,7 @@ ADVICE = (
 
 
 class ShardReader(Protocol):
-    """One of our shards, open: its schema and its groups are known, no record is read."""
+    """An open shard: schema and groups are known, no record is read."""
 
     schema: pa.Schema
     group_rows: tuple[int, ...]  # records per group; a group is what is read at once, a few MiB
@@ -202,7 +202,7 @@ def write_shard(
 
 
 def put_once(store: Store, path: str, data: bytes | Draft) -> None:
-    """Put the object unless one of that name, which holds its digest, and size is there."""
+    """Put the object unless one of that name, which holds its digest, and size exists."""
     try:
         if store.size(path) == len(data):
             return
@@ -213,10 +213,10 @@ def put_once(store: Store, path: str, data: bytes | Draft) -> None:
 
 def _class_counts(column: pa.ChunkedArray) -> Counter[str]:
     """Records per class."""
-    found = column.value_counts()
-    names = label_names(found.field("values"))
+    counted = column.value_counts()
+    names = label_names(counted.field("values"))
     counts: Counter[str] = Counter()
-    for name, n in zip(names, found.field("counts").to_pylist(), strict=True):
+    for name, n in zip(names, counted.field("counts").to_pylist(), strict=True):
         counts[name] += n  # two values may have one name
     return counts
 
@@ -255,17 +255,17 @@ def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True
 
 
 def check_digest(store: Store, path: str, sha256: str) -> None:
-    """Read the object and compare its bytes with its digest; errors are those of :func:`read_shard`."""
+    """Check the object's bytes against its digest; raises what :func:`read_shard` does."""
     with _readable(store, path):
         _read_checked(store, path, sha256)
 
 
 def _read_checked(store: Store, path: str, sha256: str) -> bytes:
     data = store.read(path)
-    found = sha256_hex(data)
-    if found != sha256:
+    actual = sha256_hex(data)
+    if actual != sha256:
         raise IntegrityError(
-            f"{store.uri}/{path} has other bytes than were published (sha256 {found[:12]}…, "
+            f"{store.uri}/{path} has other bytes than were published (sha256 {actual[:12]}…, "
             f"expected {sha256[:12]}…); {ADVICE}.",
             path=path,
         )
@@ -318,7 +318,7 @@ class OpenShard:
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return columns of a group, and image columns as views of their images; none is copied in a local file."""
+        """Return columns of a group, and image columns as views of their images, not copied from a local file."""
         self._check([*columns, *images])
         with _readable(self._store, self._path):
             return self._reader.read_apart(columns, images, group=group)
@@ -346,7 +346,7 @@ class OpenShard:
 
 @contextmanager
 def _readable(store: Store, path: str) -> Iterator[None]:
-    """Say what is wrong with a shard that cannot be read, and what to do."""
+    """Turn the errors of an unreadable shard into ours, with advice."""
     where = f"{store.uri}/{path}"
     try:
         yield
@@ -364,8 +364,8 @@ def _readable(store: Store, path: str) -> Iterator[None]:
 
 @cache
 def _format(name: str) -> ShardFormat:
-    made: ShardFormat = load_shard_format(name)()
-    return made
+    shard_format: ShardFormat = load_shard_format(name)()
+    return shard_format
 
 
 def _of_ending(path: str) -> ShardFormat:

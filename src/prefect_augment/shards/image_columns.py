@@ -43,8 +43,8 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
-    """Return the bytes of each image, not copied; None where there is none."""
-    found: list[memoryview | None] = []
+    """Return a view of each image's bytes; None for null."""
+    images: list[memoryview | None] = []
     for chunk in pc.struct_field(column, "bytes").chunks:
         if len(chunk):
             _, where, data = chunk.buffers()
@@ -53,18 +53,18 @@ def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
             slices = [view[start:end] for start, end in itertools.pairwise(ends)]
             if chunk.null_count:
                 there = chunk.is_valid().to_pylist()
-                found += [
+                images += [
                     one if is_there else None for one, is_there in zip(slices, there, strict=True)
                 ]
             else:
-                found += slices
-    return found
+                images += slices
+    return images
 
 
 def main_image(schema: pa.Schema) -> str:
-    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
+    """Return the column with the images to learn: one named image, else the first; empty for none."""
     names = image_columns(schema)
-    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
+    named = [name for preferred in IMAGE_NAMES for name in names if name.lower() == preferred]
     return (named or names or [""])[0]
 
 
@@ -75,13 +75,13 @@ def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, byte
     """
     metadata = dict(schema.metadata or {})
     try:
-        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
-        given = dict((found.get("info") or {}).get("features") or {})
+        key = json.loads(metadata.get(FEATURES_KEY, b"{}"))
+        known = dict((key.get("info") or {}).get("features") or {})
     except (ValueError, AttributeError, TypeError):
-        found, given = {}, {}
+        key, known = {}, {}
     features: dict[str, Any] = {}
     for column in schema:
-        kept = given.get(column.name)
+        kept = known.get(column.name)
         if column.name in images:
             is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
             features[column.name] = kept if is_image else {"_type": "Image"}
@@ -91,13 +91,13 @@ def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, byte
             metadata.pop(FEATURES_KEY, None)
             return metadata
         features[column.name] = feature
-    info = {**(found.get("info") or {}), "features": features}
-    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
+    info = {**(key.get("info") or {}), "features": features}
+    metadata[FEATURES_KEY] = json.dumps({**key, "info": info}).encode()
     return metadata
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """The name that `datasets` has for an Arrow type; None where it has none."""
+    """Return the name that `datasets` has for an Arrow type, or None."""
     t = pa.types
     if t.is_struct(kind):
         members = {f.name: _feature(f.type) for f in kind}

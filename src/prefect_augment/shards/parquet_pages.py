@@ -51,15 +51,15 @@ class ImagePages:
         return _views(self._bytes, chunks[group], n_rows, level) if group < len(chunks) else None
 
     def _find(self, column: str) -> tuple[list[ColumnChunk], int]:
-        """A column's chunk in each group, and its highest definition level; no chunks where that is not clear."""
+        """Return a column's chunk in each group and its definition level; no chunks if that is ambiguous."""
         n_columns = len(self._schema.names)
         path = f"{column}.bytes"
-        found = [i for i in range(n_columns) if self._schema.column(i).path == path]
-        if len(found) != 1:  # a name with a dot may be that of another's part
+        leaves = [i for i in range(n_columns) if self._schema.column(i).path == path]
+        if len(leaves) != 1:  # a name with a dot may be that of another's part
             return [], 0
-        leaf = self._schema.column(found[0])
+        leaf = self._schema.column(leaves[0])
         try:
-            footer = read_footer(self._file, len(self._bytes), MAX_FOOTER_BYTES, column=found[0])
+            footer = read_footer(self._file, len(self._bytes), MAX_FOOTER_BYTES, column=leaves[0])
         except ValueError:
             footer = None
         chunks = [chunk for group in footer.groups for chunk in group.columns] if footer else []
@@ -118,7 +118,7 @@ def _append_values(
 
 @lru_cache
 def _levels_without_null(n_values: int, level: int) -> tuple[bytes, ...]:
-    """The ways in which so many equal levels are written: as one run, and few of them bit by bit."""
+    """Return the encodings of so many equal levels: as one run, and for few of them bit-packed."""
     head, run = n_values << 1, bytearray()
     while head > 127:
         run.append(head & 127 | 128)

@@ -91,8 +91,8 @@ def iter_shards(
     A shard's first table is one row group; dictionaries may differ between shards. Raises IntegrityError
     if a shard is missing or damaged.
     """
-    for result in shards:
-        with open_shard(store, result.path, mapped=False) as shard:
+    for info in shards:
+        with open_shard(store, info.path, mapped=False) as shard:
             n_groups, start = 1, 0
             while start < len(shard.group_rows):
                 groups = range(start, min(start + n_groups, len(shard.group_rows)))
@@ -121,7 +121,7 @@ SHARD_BYTES = 64 * 2**20
 
 
 def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardInfo, ...]:
-    """Write records that are no real ones into a stage's folder; return the shards."""
+    """Write synthetic or rejected records into a stage's folder; return the shards."""
     return write_shards(
         stage.store,
         table,

@@ -64,7 +64,7 @@ def write_stream(
     and errors. Otherwise shards are built by row groups, and their number follows from the record size in
     the first table, at least ``n_bytes`` in all; further cuts into tables change no byte.
     """
-    wishes = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
+    common = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
     rest = (table for table in tables if table.num_rows)
     first = next(rest, None)
     if first is None:
@@ -73,7 +73,7 @@ def write_stream(
         return write_shards(
             store,
             first,
-            **wishes,  # type: ignore[arg-type]
+            **common,  # type: ignore[arg-type]
             max_records=max_records,
             max_bytes=max_bytes,
             shard_format=shard_format,
@@ -105,14 +105,14 @@ def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _Rows:
-    """Tables that come one after the other, as groups of rows of any other size."""
+    """Tables in sequence, regrouped into any number of rows."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
         self._held: list[pa.Table] = []
 
     def groups(self, n_rows: int, size: int) -> Iterator[pa.Table]:
-        """Yield the next ``n_rows`` rows, ``size`` at a time, one chunk and one dictionary per column."""
+        """Yield the next ``n_rows`` rows, ``size`` at a time, with one chunk and one dictionary per column."""
         for start in range(0, n_rows, size):
             taken = list(self.next_rows(min(size, n_rows - start)))
             yield pa.concat_tables(taken).unify_dictionaries().combine_chunks()
@@ -131,7 +131,7 @@ class _Rows:
 def cut(
     tables: Iterable[pa.Table], sizes: Sequence[int]
 ) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-    """Yield for each size so many of the rows that come, as tables, to be read before the next."""
+    """Yield each size with that many of the next rows, as tables to be read before the next."""
     flow = _Rows(iter(tables))
     for size in sizes:
         yield size, flow.next_rows(size)
@@ -139,7 +139,7 @@ def cut(
 
 @contextmanager
 def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft, str]]:
-    """Give a draft with what is read from a file, block by block, and its sha256."""
+    """Yield a draft with a file's content, copied block by block, and its sha256."""
     with store.draft(folder) as draft:
         with HashedSink(draft) as sink:
             while block := file.read(1 << 20):
@@ -178,7 +178,7 @@ class Reordered:
         self._workspace.close()
 
     def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
-        """Take in records with the place that each is to have."""
+        """Add records and the place of each."""
         buckets = places // self._n_per_bucket
         table = table.unify_dictionaries().append_column(_PLACE, pa.array(places, pa.int64()))
         for bucket in np.unique(buckets).tolist():

@@ -107,7 +107,7 @@ def _bomb(name: str, n_bytes: int, what: str) -> InputError:
 
 
 def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
-    """The members, each with the bytes that were unpacked for it."""
+    """Yield the members, each with its unpacked bytes."""
     with zipfile.ZipFile(file) as archive:
         for i, info in enumerate(archive.infolist(), start=1):
             if info.is_dir():
@@ -151,7 +151,7 @@ class _BoundedInfo(tarfile.TarInfo):
 
 
 def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
-    """The members, each with its size: what is passed over is unpacked all the same."""
+    """Yield the members, each with its size: skipped ones are unpacked too."""
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=_BoundedInfo) as archive:
         for i, info in enumerate(archive, start=1):
             if info.isdir():
@@ -182,7 +182,7 @@ def _read(member: IO[bytes], n_bytes: int) -> tuple[bytes, bool]:
 
 
 def _plain(exc: Exception) -> str:
-    """One line without the member's name, so that equal troubles are counted together."""
+    """Return one line without the member's name, so that equal faults are counted together."""
     text = str(exc).splitlines()[0] if str(exc) else ""
     if isinstance(exc, RuntimeError) and "encrypted" in text:
         return "it is encrypted"
@@ -190,7 +190,7 @@ def _plain(exc: Exception) -> str:
 
 
 def _checked(name: str) -> tuple[str, str]:
-    """Return the member's path in our own spelling, and why it is not safe."""
+    """Return the member's normalised path, and why it is not safe."""
     path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     path = path.replace("\\", "/")
     if path.startswith("/") or re.match(r"[A-Za-z]:", path):
@@ -232,7 +232,7 @@ def size_of(file: IO[bytes]) -> int:
 
 
 def opened(file: IO[bytes]) -> IO[bytes]:
-    """Return a stream of the file's content from its beginning, unpacked where it is gzip."""
+    """Return a stream of the file's content from its start, unpacked if it is gzip."""
     file.seek(0)
     is_packed = file.read(len(GZIP)) == GZIP
     file.seek(0)

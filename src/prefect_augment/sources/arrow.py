@@ -55,14 +55,14 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:
-    """A batch in pieces of bounded size; somebody may have written all in one."""
+    """Yield a batch in pieces of bounded size."""
     n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, table.nbytes)))
     for start in range(0, max(1, table.num_rows), n_rows):
         yield table.slice(start, n_rows)
 
 
 def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
-    """The file's batches, each as a table; one without rows where there is none."""
+    """Yield the schema's empty table, then each batch."""
     magic = file.read(len(FILE_MAGIC))
     file.seek(0)
     if magic.startswith(FEATHER_1_MAGIC):
@@ -86,7 +86,7 @@ def _read_feather_1(file: IO[bytes]) -> pa.Table:
 
 
 def _checked(table: pa.Table, name: str) -> pa.Table:
-    """Refuse columns that could not be told apart or published."""
+    """Refuse duplicate columns and types that cannot be published."""
     refuse_duplicates(table.column_names, name)
     for field in plain_schema(table.schema):
         try:

@@ -29,7 +29,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SourceRecords:
-    """Records of one source object, all or a batch; ``positions[i]`` is where record i stood in it."""
+    """Records of one source object, all or a batch; ``positions[i]`` is the place of record i in it."""
 
     table: pa.Table
     positions: NDArray[np.int64]
@@ -64,14 +64,14 @@ class SourceReader(Protocol):
         ...
 
 
-def in_batches(found: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
-    """Return what a reader returned as batches."""
-    return iter((found,) if isinstance(found, SourceRecords) else found)
+def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
+    """Return a reader's result as batches."""
+    return iter((result,) if isinstance(result, SourceRecords) else result)
 
 
-def whole(found: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
-    """Return what a reader returned as one."""
-    batches = list(in_batches(found))
+def whole(result: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
+    """Return a reader's result as one batch."""
+    batches = list(in_batches(result))
     return SourceRecords(
         pa.concat_tables([b.table for b in batches]).unify_dictionaries(),
         np.concatenate([b.positions for b in batches]),

@@ -72,7 +72,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
 
 @contextmanager
 def unreadable_as(format_name: str, name: str) -> Iterator[None]:
-    """Turn what Arrow raises of a file into an :class:`InputError` that names it; a store's failures stay."""
+    """Turn Arrow's errors on a file into an :class:`InputError` that names it; a store's failures pass."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
@@ -87,7 +87,7 @@ def unreadable_as(format_name: str, name: str) -> Iterator[None]:
 
 
 def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Batches of about the bytes that are wished, row group by row group."""
+    """Yield batches of about ``BATCH_BYTES``, row group by row group."""
     for i in range(reader.metadata.num_row_groups):
         group = reader.metadata.row_group(i)
         if group.num_rows == 0:
@@ -101,13 +101,13 @@ def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _n_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of the records; a dictionary is there once and does not grow with them."""
+    """Return the bytes of the records, dictionaries excluded, as they do not grow with them."""
     columns = (c.indices if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     return sum(c.nbytes for c in columns)
 
 
 def refuse_duplicates(names: Sequence[str], where: str) -> None:
-    """Raise where two columns have the same name: one of them would be lost."""
+    """Refuse two columns of one name, of which one would be lost."""
     repeated = sorted(name for name, n in Counter(names).items() if n > 1)
     if repeated:
         raise SchemaError(
@@ -190,7 +190,7 @@ def _lie(name: str, what: str) -> InputError:
 
 
 def _untruth(column: ColumnChunk, group: RowGroup, *, n_bytes: int, is_flat: bool) -> str:
-    """Return what cannot be true of a column; empty where all can."""
+    """Return what is impossible in a column's footer; empty for nothing."""
     if column.n_values < 0 or (is_flat and column.n_values != group.n_rows):
         return f"{column.n_values} values for {group.n_rows} rows"
     if column.n_values == 0:
@@ -204,7 +204,7 @@ def _untruth(column: ColumnChunk, group: RowGroup, *, n_bytes: int, is_flat: boo
 def _scan_dictionaries(
     file: IO[bytes], footer: Footer, *, name: str, n_bytes: int, n_unpacked: int
 ) -> None:
-    """Count what text and binary columns unpack to, without unpacking them."""
+    """Count the unpacked bytes of text and binary columns, without unpacking them."""
     leaves = {
         column.path
         for group in footer.groups
@@ -224,20 +224,20 @@ def _scan_dictionaries(
 
 
 def _dictionaries(table: pa.Table) -> list[pa.DictionaryArray]:
-    """The dictionary arrays in a table, also those inside structs and lists."""
+    """Return the dictionary arrays of a table, also those inside structs and lists."""
     waiting = [chunk for column in table.columns for chunk in column.chunks]
-    found = []
+    dictionaries = []
     while waiting:
         array = waiting.pop()
         if pa.types.is_dictionary(array.type):
-            found.append(array)
+            dictionaries.append(array)
         elif pa.types.is_struct(array.type):
             waiting += array.flatten()
         elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
             waiting.append(array.flatten())
         elif pa.types.is_map(array.type):
             waiting += [array.keys, array.items]
-    return found
+    return dictionaries
 
 
 def _unpacked_bytes(array: pa.DictionaryArray) -> int:

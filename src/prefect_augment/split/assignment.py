@@ -27,7 +27,7 @@ from prefect_augment.split.ledger import (
 )
 from prefect_augment.split.record_split import (
     MIN_COMPARED,
-    Looked,
+    LedgerMatch,
     RecordSplit,
     Shares,
     grown_ledger,
@@ -54,7 +54,7 @@ __all__ = [
     "Assignment",
     "ImageRows",
     "Ledger",
-    "Looked",
+    "LedgerMatch",
     "RecordSplit",
     "Shares",
     "assign",
@@ -65,7 +65,7 @@ __all__ = [
 MIN_GROUPS = 3
 
 Int = NDArray[np.int64]
-Marks = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 
 
 def make_salt(seed: int) -> str:
@@ -80,7 +80,7 @@ def assign(
     ledger: Ledger,
     holdout_fraction: float,
     validation_fraction: float,
-    marked: Marks | None = None,
+    marked: Mask | None = None,
     groups: Sequence[str] | NDArray[Any] | Coded | None = None,
 ) -> Assignment:
     """Return the part of every record and the extended ledger.
@@ -105,43 +105,42 @@ def assign(
 
 
 def _assign_records(
-    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None
+    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None
 ) -> Assignment:
     labels, theirs = shared_names(labels, ledger.labels)
     with Workspace() as workspace:
         split = RecordSplit(
             replace(ledger, labels=theirs),
             shares,
-            has_marks=marked is not None,
             workspace=workspace,
         )
-        looked = split.look(keys, labels, marked)
-        split.note(looked, labels, marked)
-        parts, grown = split.assign(looked, keys, labels, marked)
+        entries = split.look_up(keys, labels, marked)
+        split.note(entries, labels, marked)
+        parts, grown = split.assign(entries, keys, labels, marked)
     if split.is_unchanged:
         grown = ledger
     else:
         grown = replace(grown, labels=grown.labels.only_used())
-    return Assignment(parts, looked.occurrences, grown, split.n_new, split.n_kept_against_mark)
+    return Assignment(parts, entries.occurrences, grown, split.n_new, split.n_kept_against_mark)
 
 
 # --- groups -----------------------------------------------------------------------------------
 
 
 def _assign_groups(
-    labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None, groups: Coded
+    labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None, groups: Coded
 ) -> Assignment:
     n_groups = len(groups.names)
     sizes = np.bincount(groups.codes, minlength=n_groups)
-    marks = _group_marks(groups, sizes, marked)
+    is_marked = _marked_groups(groups, sizes, marked)
     part_of = np.full(n_groups, -1, dtype=np.int8)
     rows = pairs_of_equals(*_ids_of_both(ledger.keys, groups.names))
     known = rows >= 0
     part_of[known] = ledger.parts[rows[known]]
     against = 0
-    if marks is not None:
-        against = int(sizes[known & ((part_of == HOLDOUT) != marks)].sum())
-        part_of[~known & marks] = HOLDOUT
+    if is_marked is not None:
+        against = int(sizes[known & ((part_of == HOLDOUT) != is_marked)].sum())
+        part_of[~known & is_marked] = HOLDOUT
     _place_groups(part_of, groups, labels, ledger.salt, shares)
 
     added = np.flatnonzero(~known)
@@ -164,8 +163,8 @@ def _ids_of_both(theirs: NDArray[Any], ours: NDArray[Any]) -> tuple[Int, Int]:
     return ids[: len(theirs)], ids[len(theirs) :]
 
 
-def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Marks | None:
-    """Which groups are marked as hold-out; a group on both sides is refused."""
+def _marked_groups(groups: Coded, sizes: NDArray[Any], marked: Mask | None) -> Mask | None:
+    """Return which groups are marked as hold-out; raises InputError for a group on both sides."""
     if marked is None:
         return None
     n_marked = np.bincount(groups.codes[marked], minlength=len(sizes))
@@ -182,7 +181,7 @@ def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Ma
 def _place_groups(
     part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: Shares
 ) -> None:
-    """Place the waiting groups in hash order, each where it brings the shares nearer to their aim."""
+    """Assign waiting groups in hash order, each where it brings the shares nearer to their target."""
     n_classes = len(labels.names)
     pairs, n = np.unique(
         groups.codes.astype(np.int64) * n_classes + labels.codes, return_counts=True
@@ -214,27 +213,27 @@ def _place_groups(
         inside = slice(starts[g], starts[g + 1])
         classes, counts = label[inside], n[inside]
         part = TRAINING
-        if compared[classes].all():  # a class that is not judged needs all its records in fit
-            if not shares.holdout_is_given and gain(classes, counts, HOLDOUT) > 0:
+        if compared[classes].all():  # a class that is not compared trains on all its records
+            if not shares.has_fixed_holdout and gain(classes, counts, HOLDOUT) > 0:
                 part = HOLDOUT
             elif gain(classes, counts, VALIDATION) > 0:
                 part = VALIDATION
         part_of[g] = part
         have[part, classes] += counts
-    # Few groups of a class can each be too much for validation: the one that comes nearest goes there all the
-    # same, where every class of it has others to stay.
+    # If every group of a class is too large for validation, the one that comes nearest still goes there,
+    # provided that all its classes keep records elsewhere.
     for k in np.flatnonzero(compared & (aims[:, 1] > 0)):
         if have[VALIDATION, k]:  # a group that went there for another class may have brought some
             continue
-        found = []
+        movable = []
         for g in group[label == k].tolist():
             inside = slice(starts[g], starts[g + 1])
             classes, counts = label[inside], n[inside]
             stay = (have[part_of[g], classes] > counts).all()
             if is_waiting[g] and compared[classes].all() and stay:
-                found.append((gain(classes, counts, VALIDATION), g))
-        if found:
-            _, g = max(found)
+                movable.append((gain(classes, counts, VALIDATION), g))
+        if movable:
+            _, g = max(movable)
             inside = slice(starts[g], starts[g + 1])
             have[part_of[g], label[inside]] -= n[inside]
             have[VALIDATION, label[inside]] += n[inside]

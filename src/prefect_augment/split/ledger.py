@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.storage.external_sort import Binned
+from prefect_augment.storage.external_sort import PartitionedRows
 from prefect_augment.storage.keys import KEY, Coded, as_keys
 from prefect_augment.storage.spill import Workspace
 
@@ -22,7 +22,7 @@ __all__ = [
     "Assignment",
     "ImageRows",
     "Ledger",
-    "LedgerAside",
+    "LedgerSpill",
 ]
 
 PARTS = ("training", "validation", "holdout")
@@ -37,15 +37,10 @@ Int = NDArray[np.int64]
 class ImageRows:
     """The ledger's entry of each image, by which later versions find its near-duplicates."""
 
-    clusters: NDArray[Any] = field(
-        default_factory=lambda: np.zeros(0, dtype=KEY)
-    )  # content key of one of the first members
-    levels: Int = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )  # strictness of the comparison
-    thumbs: NDArray[np.int8] = field(
-        default_factory=lambda: np.zeros((0, 1024), dtype=np.int8)
-    )  # (n_images, 1024) int8, or bytes
+    # (n_images,) content key of one of the cluster's first members, and strictness of its comparison
+    clusters: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=KEY))
+    levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    thumbs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clusters", as_keys(self.clusters))
@@ -61,10 +56,11 @@ class Ledger:
 
     salt: str  # fixed in the first version
     unit: str = "record"  # record, group:<column>, pattern:<expression> or near-duplicate
+    # Content keys, or the groups' values as text; number among records of one key, 0 for groups.
     keys: NDArray[Any] = ()  # type: ignore[assignment]
     occurrences: NDArray[np.int32] = ()  # type: ignore[assignment]
-    labels: Coded = ()  # type: ignore[assignment]
-    parts: NDArray[np.int8] = ()  # type: ignore[assignment]
+    labels: Coded = ()  # type: ignore[assignment]  # empty for groups, which may hold several
+    parts: NDArray[np.int8] = ()  # type: ignore[assignment]  # index into PARTS
     has_own_holdout: bool = False  # at another URI, so no record here may be in it
     images: ImageRows | None = None  # one row per key, for near-duplicate
 
@@ -82,7 +78,7 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """sha256 over the content: equal for equal ledgers, however they are stored."""
+        """sha256 of the content: equal for equal ledgers, however they are stored."""
         labels = self.labels.only_used()
         columns = [self.keys, labels.names, labels.codes, self.occurrences, self.parts]
         if self.images is not None:
@@ -103,12 +99,12 @@ class Ledger:
         )
 
     def blocks(self, size: int) -> Iterator[Ledger]:
-        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        """Yield the rows ``size`` at a time; one empty block for an empty ledger."""
         for start in range(0, max(1, len(self.keys)), size):
             yield self.take(slice(start, start + size))
 
 
-class LedgerAside:
+class LedgerSpill:
     """A ledger by record on local disk; its pieces come in order.
 
     ``like`` gives salt and unit; ``names`` are what the pieces' label codes index.
@@ -124,10 +120,10 @@ class LedgerAside:
         )
         self._is_used = np.zeros(len(names), dtype=bool)
         fields = [("key", KEY), ("label", np.int32), ("occurrence", np.int32), ("part", np.int8)]
-        self._rows = Binned(workspace, np.dtype(fields))
+        self._rows = PartitionedRows(workspace, np.dtype(fields))
 
     def append(self, piece: Ledger) -> None:
-        """Take the next rows; their labels are coded by the names given."""
+        """Add the next rows."""
         rows = np.zeros(len(piece.keys), dtype=self._rows.dtype)
         rows["key"], rows["label"] = piece.keys, piece.labels.codes
         rows["occurrence"], rows["part"] = piece.occurrences, piece.parts
@@ -135,7 +131,7 @@ class LedgerAside:
         self._rows.add(rows)
 
     def blocks(self, size: int) -> Iterator[Ledger]:
-        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        """Yield the rows ``size`` at a time; one empty block for an empty ledger."""
         if len(self._rows) == 0:
             yield self._like
         for rows in self._rows.blocks(0, size):
@@ -149,14 +145,14 @@ class LedgerAside:
 
     @property
     def digest(self) -> str:
-        """The one of :class:`Ledger`."""
+        """The digest that the equal :class:`Ledger` has."""
         codes = (np.cumsum(self._is_used) - 1).astype(np.int32)
 
         def column(name: str) -> tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]:
-            found = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
+            blocks = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
             if name == "label":
-                found = (codes[values] for values in found)
-            return self._rows.dtype[name], len(self._rows), found
+                blocks = (codes[values] for values in blocks)
+            return self._rows.dtype[name], len(self._rows), blocks
 
         names = self._names[self._is_used]
         columns = [column("key"), (names.dtype, len(names), [names])]
@@ -165,7 +161,7 @@ class LedgerAside:
 
 
 def _digest(
-    ledger: Ledger | LedgerAside,
+    ledger: Ledger | LedgerSpill,
     columns: Iterable[tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]],
 ) -> str:
     """Hash columns, each with its type, its length and its values in pieces."""

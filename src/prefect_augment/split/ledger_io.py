@@ -21,7 +21,7 @@ from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
-from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.split.ledger import LedgerSpill
 from prefect_augment.storage.keys import (
     KEY,
     Coded,
@@ -59,7 +59,7 @@ IMAGES = (
 )
 
 
-def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> str:
+def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> str:
     """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
     metadata = {
         "salt": ledger.salt,
@@ -113,8 +113,8 @@ def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str])
     ledger = read_ledger(store, info.ledger)
     if ledger.images is None:
         return list(content_keys)
-    asked = _asked(content_keys)
-    ids = group_ids(joined(ledger.keys, asked))
+    wanted = _as_keys(content_keys)
+    ids = group_ids(joined(ledger.keys, wanted))
     distinct, which = np.unique(ids[len(ledger.keys) :], return_inverse=True)
     rows = pairs_of_equals(ids[: len(ledger.keys)], distinct)[which]
     names = key_texts(ledger.images.clusters[rows])
@@ -124,13 +124,13 @@ def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str])
     ]
 
 
-def _asked(content_keys: Sequence[str]) -> NDArray[Any]:
-    """Return the keys as bytes; what is no content key is none of any image."""
-    found = np.zeros(len(content_keys), dtype=KEY)
+def _as_keys(content_keys: Sequence[str]) -> NDArray[Any]:
+    """Return the content keys as bytes; anything else as a key that no image has."""
+    keys = np.zeros(len(content_keys), dtype=KEY)
     is_key = [len(key) == 32 and not set(key) - HEX_DIGITS for key in content_keys]
     whole = [key for key, good in zip(content_keys, is_key, strict=True) if good]
-    found[is_key] = unhex(pa.array(whole, pa.string()))
-    return found
+    keys[is_key] = unhex(pa.array(whole, pa.string()))
+    return keys
 
 
 def read_ledger(store: Store, path: str) -> Ledger:
@@ -154,7 +154,7 @@ def read_ledger(store: Store, path: str) -> Ledger:
 
 
 def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
-    """Read a ledger block by block into compact columns."""
+    """Read a ledger block by block into coded columns."""
     schema = file.schema_arrow
     has_images = "cluster" in schema.names
     if has_images and schema.field("thumb").type.byte_width != THUMB_BYTES:
@@ -164,33 +164,33 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
         )
     is_text = metadata["unit"].startswith(("group:", "pattern:"))
     read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
-    found: dict[str, list[Any]] = {name: [] for name in schema.names}
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     label_names: dict[str, int] = {}
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
         labels = batch["label"].dictionary_encode()
         codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
-        found["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
-        found["key"].append(read(batch["key"]))
-        found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
+        columns["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
+        columns["key"].append(read(batch["key"]))
+        columns["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
         parts = pc.index_in(batch["part"], value_set=pa.array(PARTS))
         if parts.null_count:
             raise ValueError("a part is none of training, validation and holdout")
-        found["part"].append(parts.to_numpy().astype(np.int8))
+        columns["part"].append(parts.to_numpy().astype(np.int8))
         if has_images:
-            found["cluster"].append(unhex(batch["cluster"]))
-            found["level"].append(batch["level"].to_numpy())
+            columns["cluster"].append(unhex(batch["cluster"]))
+            columns["level"].append(batch["level"].to_numpy())
             data = batch["thumb"].buffers()[1]
             start = batch["thumb"].offset * THUMB_BYTES
             pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
-            found["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
-    if not found["key"]:
+            columns["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
+    if not columns["key"]:
         return Ledger(
             metadata["salt"],
             metadata["unit"],
             has_own_holdout=metadata["has_own_holdout"] == "true",
             images=ImageRows() if has_images else None,
         )
-    column = {name: np.concatenate(values) for name, values in found.items() if values}
+    column = {name: np.concatenate(values) for name, values in columns.items() if values}
     return Ledger(
         salt=metadata["salt"],
         unit=metadata["unit"],

@@ -97,12 +97,12 @@ def _components(n: int, i: Rows, j: Rows) -> Rows:
 
 
 def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
-    """Pairs within the first distance, thinned to a spanning forest of the nearest, with their steps."""
+    """Return the nearest pairs within the first distance as a spanning forest, with their steps."""
     n = len(thumbs)
     shape = Shape(thumbs)
     best = Best(n)
     with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
-        for bucket in buckets(hash_bands(thumbs), shape.usable):
+        for bucket in buckets(hash_bands(thumbs), shape.informative):
             likeness = shape.likeness(bucket, bucket)
             likeness = np.maximum(likeness, likeness.T)
             np.fill_diagonal(likeness, -np.inf)
@@ -114,8 +114,8 @@ def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
     i, j, steps = i[steps > 0], j[steps > 0], steps[steps > 0]
     weight = (len(DISTANCES) + 1 - steps).astype(np.float64)  # at least 1: zero would mean no edge
     forest = minimum_spanning_tree(coo_array((weight, (i, j)), shape=(n, n)).tocsr()).tocoo()
-    found = len(DISTANCES) + 1 - forest.data.astype(np.int64)
-    return forest.row.astype(np.int64), forest.col.astype(np.int64), found
+    kept = len(DISTANCES) + 1 - forest.data.astype(np.int64)
+    return forest.row.astype(np.int64), forest.col.astype(np.int64), kept
 
 
 # --- images of two sets -----------------------------------------------------------------------
@@ -138,13 +138,13 @@ def nearest_by_group(
     Both sets of thumbnails (n, 1024) are in an order that does not depend on the source's.
     """
     n = len(thumbs)
-    found = Neighbours(
+    nearest = Neighbours(
         np.zeros((n, n_groups), dtype=np.int64),
         np.full((n, n_groups), -1, dtype=np.int64),
         np.zeros(n, dtype=np.int64),
     )
     if n == 0 or len(others) == 0:
-        return found
+        return nearest
     every = np.concatenate([thumbs, others])
     shape, bands = Shape(every), hash_bands(every)
     del every
@@ -152,9 +152,9 @@ def nearest_by_group(
         for group in range(n_groups):
             best = Best(n)
             members = n + np.flatnonzero(groups == group)
-            usable = np.concatenate([np.arange(n), members])
-            usable = usable[np.isin(usable, shape.usable)]
-            for bucket in buckets(bands, usable, in_windows=False):
+            candidates = np.concatenate([np.arange(n), members])
+            candidates = candidates[np.isin(candidates, shape.informative)]
+            for bucket in buckets(bands, candidates, in_windows=False):
                 ours, theirs = bucket[bucket < n], bucket[bucket >= n]
                 for i, j in product(range(0, len(ours), BUCKET), range(0, len(theirs), BUCKET)):
                     some, those = ours[i : i + BUCKET], theirs[j : j + BUCKET]
@@ -163,16 +163,16 @@ def nearest_by_group(
             b = b - n
             strength = _strength(distances(thumbs, a, others, b))
             near = strength > 0
-            np.maximum.at(found.level, a[near], levels[b[near]])
-            _keep_nearest(found, a[near], b[near], strength[near], group)
-    return found
+            np.maximum.at(nearest.level, a[near], levels[b[near]])
+            _keep_nearest(nearest, a[near], b[near], strength[near], group)
+    return nearest
 
 
-def _keep_nearest(found: Neighbours, a: Rows, b: Rows, strength: Rows, group: int) -> None:
-    """Note the strongest pair of each image; of equals the first of the others."""
+def _keep_nearest(nearest: Neighbours, a: Rows, b: Rows, strength: Rows, group: int) -> None:
+    """Keep the strongest pair of each image; of equals the first of the others."""
     order = np.lexsort((-b, strength))  # the best one last: the last write wins
-    found.strength[a[order], group] = strength[order]
-    found.index[a[order], group] = b[order]
+    nearest.strength[a[order], group] = strength[order]
+    nearest.index[a[order], group] = b[order]
 
 
 def strengths(thumbs: Thumbs, others: Thumbs, *, upper: bool = False) -> tuple[Rows, Rows, Rows]:
@@ -193,6 +193,6 @@ def _strength(distance: NDArray[np.float64]) -> Rows:
 
 
 def _steps(distance: NDArray[np.float64]) -> Rows:
-    """How many of the distances each is below."""
+    """Return how many of ``DISTANCES`` each distance is below."""
     rising = np.asarray(DISTANCES[::-1])
     return len(DISTANCES) - np.searchsorted(rising, distance, side="right").astype(np.int64)

@@ -59,7 +59,7 @@ class NearClusters:
 
 @dataclass(frozen=True)
 class _Known:
-    """Images of the ledger."""
+    """The ledger's images."""
 
     thumbs: Thumbs
     parts: NDArray[np.int64]
@@ -112,7 +112,7 @@ def find_clusters(
 
 
 def _rows_of(keys: NDArray[Any], ledger: Ledger) -> NDArray[np.int64]:
-    """Row of the ledger of each key, -1 where it has none."""
+    """Return the ledger row of each key, -1 for none."""
     ids = group_ids(joined(ledger.keys, keys))
     return pairs_of_equals(ids[: len(ledger.keys)], ids[len(ledger.keys) :])
 
@@ -126,7 +126,7 @@ def _known(ledger: Ledger) -> _Known:
 def _placed(
     keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """Names, levels and bridges of new images, sorted by key."""
+    """Return cluster names, levels and bridges of new images, sorted by key."""
     near = nearest_by_group(thumbs, old.thumbs, groups=old.parts, levels=old.levels, n_groups=3)
     clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit)
     touches = near.strength > levels[:, None]
@@ -143,7 +143,7 @@ def _placed(
 
 
 def _joined(members: NDArray[np.intp], near: Neighbours, touches: NDArray[np.bool_]) -> int:
-    """The old image whose cluster the new ones join: the nearest; fit goes before validation."""
+    """Return the old image whose cluster new ones join: the nearest, training before validation."""
     part = next(p for p in (TRAINING, VALIDATION, HOLDOUT) if touches[members, p].any())
     strength = np.where(touches[members, part], near.strength[members, part], 0)
     nearest = near.index[members, part][strength == strength.max()]
@@ -195,7 +195,7 @@ def _near_matrix(thumbs: Thumbs, levels: NDArray[np.int64]) -> NDArray[np.bool_]
 def _reach(
     near: NDArray[np.bool_], seeds: NDArray[np.bool_], *, within: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """What can be reached from the seeds over near images, all of them ``within``."""
+    """Return what is connected to the seeds by near images ``within``."""
     reached = seeds & within
     while True:
         grown = reached | (near[:, reached].any(axis=1) & within)
@@ -223,7 +223,7 @@ def assign_clusters(
 
     Parameters are those of :func:`find_clusters` and :func:`prefect_augment.split.assignment.assign`.
     """
-    found = assign(
+    assignment = assign(
         keys,
         labels,
         ledger=_by_cluster(ledger),
@@ -238,8 +238,8 @@ def assign_clusters(
     new = new[order]
     first = new[np.concatenate([[True], keys[new][1:] != keys[new][:-1]])] if len(new) else new
     rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
-    grown = _grown(ledger, keys, first, found, clusters, thumbs, rows)
-    return replace(found, ledger=grown, n_new=int(is_new.sum()))
+    grown = _grown(ledger, keys, first, assignment, clusters, thumbs, rows)
+    return replace(assignment, ledger=grown, n_new=int(is_new.sum()))
 
 
 def _by_cluster(ledger: Ledger) -> Ledger:
@@ -266,7 +266,7 @@ def _grown(
     ledger: Ledger,
     keys: NDArray[Any],
     added: NDArray[np.int64],
-    found: Assignment,
+    assignment: Assignment,
     clusters: NearClusters,
     thumbs: Thumbs,
     thumb_rows: NDArray[np.int64],
@@ -286,7 +286,7 @@ def _grown(
         keys=every[order],
         occurrences=np.zeros(len(every), dtype=np.int32),
         labels=Coded.of([""] * len(every)),
-        parts=np.concatenate([known.parts, found.parts[added]])[order].astype(np.int8),
+        parts=np.concatenate([known.parts, assignment.parts[added]])[order].astype(np.int8),
         has_own_holdout=ledger.has_own_holdout,
         images=ImageRows(
             joined(known.clusters, clusters.names[added])[order],
@@ -323,7 +323,7 @@ def count_near(
 
 
 def _levels(keys: NDArray[Any], thumbs: Thumbs) -> NDArray[np.int64]:
-    """How strictly each image has to be compared, from its distance to the others of the source."""
+    """Return the strictness of each image, from its distance to the source's others."""
     distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
     _, levels = cluster_images(thumbs[first], limit=cluster_limit(len(distinct)))
     return levels[which.ravel()]

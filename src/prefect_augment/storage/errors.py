@@ -170,19 +170,19 @@ DRIVERS = frozenset(
 
 @dataclass(frozen=True)
 class Fault:
-    """What happened: the kind, and the store's own word for it (empty where it gave none)."""
+    """The kind of a fault, and the store's own code for it (empty if none)."""
 
     kind: Kind
     code: str = ""
 
     @property
     def may_pass(self) -> bool:
-        """Whether asking again may help."""
+        """Whether a retry may help."""
         return self.kind in ("transient", "unreachable")
 
 
 def fault_of(exc: BaseException) -> Fault:
-    """Return what an exception of a driver means."""
+    """Return the fault that a driver's exception stands for."""
     chain = list(_chain(exc))
     # What a store answered says more than what became of the answer on its way up.
     for part in chain:
@@ -214,7 +214,7 @@ def _chain(exc: BaseException, *, only_causes: bool = False) -> Iterator[BaseExc
 
 
 def _answer(exc: BaseException) -> tuple[str, int | None]:
-    """Return the code and the HTTP status that a store answered with, as far as this error tells."""
+    """Return the error code and HTTP status of the store's answer, where the exception has them."""
     response = getattr(exc, "response", None)
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))
@@ -223,8 +223,8 @@ def _answer(exc: BaseException) -> tuple[str, int | None]:
             return "", int(code)
         return code, status
     if type(exc).__module__.startswith("azure."):
-        given: Any = getattr(exc, "error_code", None)
-        return str(getattr(given, "value", given) or ""), getattr(exc, "status_code", None)
+        answer: Any = getattr(exc, "error_code", None)
+        return str(getattr(answer, "value", answer) or ""), getattr(exc, "status_code", None)
     for name in ("code", "status"):  # gcsfs, aiohttp
         value: Any = getattr(exc, name, None)
         if type(exc).__module__.split(".")[0] in DRIVERS and str(value).isdigit():
@@ -300,7 +300,7 @@ def as_storage_error(
     kind = TransientError if passes else StorageError
     bucket, key = _names(uri, path)
     return kind(
-        f"cannot {verb} {where}: {_said(fault, exc, verb, uri, bucket)}",
+        f"cannot {verb} {where}: {_why(fault, exc, verb, uri, bucket)}",
         path=path,
         bucket=bucket,
         key=key,
@@ -308,7 +308,7 @@ def as_storage_error(
     )
 
 
-def _said(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
+def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
     code = f" ({fault.code})" if fault.code else ""
     holder = "container" if _family(uri) == "az" else "bucket"
     if fault.kind == "denied":
@@ -353,7 +353,7 @@ def _said(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str
 
 
 def _words(exc: Exception) -> str:
-    """The first line of what the driver says; some print whole requests below it."""
+    """Return the first line of the driver's message; some print whole requests below it."""
     return (str(exc).strip() or type(exc).__name__).splitlines()[0][:200].rstrip(".")
 
 

@@ -19,8 +19,8 @@ __all__ = [
     "KEY",
     "Coded",
     "as_keys",
-    "fold_ids",
     "group_ids",
+    "hash_ids",
     "hex_column",
     "joined",
     "key_texts",
@@ -46,7 +46,7 @@ Int = NDArray[np.int64]
 def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
     """Return texts of 32 hexadecimal digits, without nulls, as 16-byte keys; raises ValueError otherwise."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    found = [np.zeros(0, dtype=KEY)]
+    keys = [np.zeros(0, dtype=KEY)]
     for chunk in chunks:
         chunk = chunk.cast(pa.binary())
         offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)[
@@ -60,8 +60,8 @@ def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
         values = (digits & 15) + 9 * (digits >> 6)
         both = values.reshape(-1, 2)
         packed = (both[:, 0] << 4) | both[:, 1]
-        found.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
-    return np.concatenate(found)
+        keys.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
+    return np.concatenate(keys)
 
 
 def hex_column(keys: Keys) -> pa.StringArray:
@@ -82,7 +82,7 @@ def key_texts(keys: Keys) -> list[str]:
 
 
 def as_keys(values: Any) -> Keys:
-    """Return an array of keys; arrays stay as they are, and nothing becomes an array without keys."""
+    """Return an array of keys; arrays stay as they are."""
     if isinstance(values, np.ndarray):
         return values
     values = list(values)
@@ -115,7 +115,7 @@ def sort_order(*columns: NDArray[Any]) -> Int:
 
 
 def group_ids(values: NDArray[Any]) -> Int:
-    """Return a number for each value: equal values have one, and greater ones a greater."""
+    """Return a number per value: equal for equal values, greater for greater ones."""
     ids = np.zeros(len(values), dtype=np.int64)
     if len(values) == 0:
         return ids
@@ -149,9 +149,9 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
 
     Each row is taken once: the first of ours takes the first of theirs, and so on.
     """
-    found = np.full(len(ours), -1, dtype=np.int64)
+    matches = np.full(len(ours), -1, dtype=np.int64)
     if len(theirs) == 0 or len(ours) == 0:
-        return found
+        return matches
     ids = group_ids(np.concatenate([theirs, ours]))
     n = len(theirs)
     there, here = ranks_within(ids[:n]), ranks_within(ids[n:])
@@ -160,8 +160,8 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
     order = np.argsort(there)
     place = np.minimum(np.searchsorted(there[order], here), n - 1)
     equal = there[order[place]] == here
-    found[equal] = order[place[equal]]
-    return found
+    matches[equal] = order[place[equal]]
+    return matches
 
 
 # --- texts ------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Coded:
 
     @classmethod
     def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> Coded:
-        """Return codes of names in any order brought into theirs."""
+        """Return codes of names in any order as codes of the sorted names."""
         order = sorted(range(len(names)), key=names.__getitem__)
         rank = np.zeros(len(names), dtype=np.int32)
         rank[order] = np.arange(len(names))
@@ -204,7 +204,7 @@ class Coded:
         return iter(self.names[self.codes].tolist())
 
     def take(self, rows: NDArray[Any] | slice) -> Coded:
-        """Return these records' texts; names that they have not stay."""
+        """Return these records' texts; all names stay."""
         return Coded(self.codes[rows], self.names)
 
     def only_used(self) -> Coded:
@@ -226,14 +226,14 @@ def shared_names(*columns: Coded) -> list[Coded]:
     index = {name: i for i, name in enumerate(names)}
     every = np.empty(len(names), dtype=object)
     every[:] = names
-    found = []
+    recoded = []
     for c in columns:
         rank = np.array([index[name] for name in c.names.tolist()], dtype=np.int32)
-        found.append(Coded(rank[c.codes] if len(c.codes) else c.codes.astype(np.int32), every))
-    return found
+        recoded.append(Coded(rank[c.codes] if len(c.codes) else c.codes.astype(np.int32), every))
+    return recoded
 
 
-def fold_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
+def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
     """Return a 64-bit hash of each id, shape (n_ids,): a tenth of the memory of their texts."""
     texts = ids.cast(pa.string()).to_pylist()
     if any(len(text) != 32 for text in texts):
@@ -241,8 +241,8 @@ def fold_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
             b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts), np.uint64
         )
     words = np.frombuffer("".join(texts).encode(), dtype=np.uint64).reshape(-1, 4)
-    folded = np.zeros(len(texts), dtype=np.uint64)
+    hashes = np.zeros(len(texts), dtype=np.uint64)
     for i in range(4):
-        folded = (folded ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
-        folded ^= folded >> np.uint64(29)
-    return folded
+        hashes = (hashes ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes

@@ -21,7 +21,7 @@ __all__ = ["FOLDER", "drop_lease", "lease", "modified_at", "store_time"]
 
 FOLDER = "_staging/lease"
 
-# What a killed run left stands in nobody's way for longer. Writing shards and a manifest may take
+# A killed run's lease expires after this time. Writing shards and a manifest may take
 # hours; a removal renews its lease every few minutes.
 _SECONDS = {"writing": 24 * 3600.0, "removing": 3600.0}
 _RENEW_SECONDS = 300.0
@@ -54,7 +54,7 @@ def lease(
 
 
 def drop_lease(store: Store, kind: Literal["writing", "removing"], name: str) -> None:
-    """Remove the lease that a job left which was killed after all it had to do."""
+    """Remove the lease of a job that was killed after its work was done."""
     store.delete(_path(kind, name))
 
 
@@ -63,7 +63,7 @@ def _path(kind: str, name: str) -> str:
 
 
 def _give_way(store: Store, kind: str, own: str) -> None:
-    """Raise where another lease is younger than its kind may get."""
+    """Raise TransientError if a conflicting lease has not expired."""
     now = modified_at(store.info(own))
     for path in store.list(FOLDER):
         theirs = path.rsplit("/", 1)[-1].partition("-")[0]
@@ -94,7 +94,7 @@ def store_time(store: Store) -> float | None:
 
 
 def modified_at(info: Mapping[str, Any]) -> float | None:
-    """Return when an object was last written, in seconds since 1970, from what fsspec says of it."""
+    """Return when an object was last written, seconds since 1970, from fsspec's info."""
     # Local, GCS; S3; Azure; GCS as it comes; memory.
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)

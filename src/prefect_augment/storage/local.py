@@ -72,7 +72,7 @@ class RangeReader(io.BufferedIOBase):
         return self.read(size)
 
     def _more(self, start: int, size: int) -> bytes:
-        """Fetch from ``start``, hold what was fetched, and return the first ``size`` bytes of it."""
+        """Fetch from ``start``, keep the bytes, and return the first ``size`` of them."""
         goes_on = start == self._start + len(self._held)
         self._ahead = min(2 * self._ahead, _MOST_BYTES) if goes_on else _FIRST_BYTES
         end = min(start + max(size, self._ahead), self._n_bytes)
@@ -83,7 +83,7 @@ class RangeReader(io.BufferedIOBase):
         return held[:size]
 
     def close(self) -> None:
-        """Let go of the object."""
+        """Release the object."""
         if not self.closed:
             self._held = b""
             self._close()
@@ -91,7 +91,7 @@ class RangeReader(io.BufferedIOBase):
 
 
 def local_create(full: str, data: bytes) -> bool:
-    """Put a local file where there is none; return whether this call did."""
+    """Create a local file if there is none; return whether this call did."""
     with local_temporary(full, data) as temporary:
         try:
             os.link(temporary, full)  # the one local operation that is exclusive and atomic
@@ -102,7 +102,7 @@ def local_create(full: str, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def local_temporary(full: str, data: bytes) -> Iterator[str]:
-    """Write ``data`` beside its final place, synced, so that only a rename or link is left to do."""
+    """Write ``data`` beside its final place, synced, so that only a rename or link remains."""
     folder, name = os.path.split(full)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}-{name[:40]}")
@@ -126,7 +126,7 @@ class Draft:
         self._n_bytes = self._n_begun = self._n_synced = 0
 
     def write(self, data: Any) -> int:
-        """Append bytes, or what has a buffer of them; return how many. Pieces of about 1 MiB are best."""
+        """Append bytes or a buffer and return their number; pieces of about 1 MiB are best."""
         left = memoryview(data)
         while left:
             left = left[self._file.write(left) :]
@@ -146,7 +146,7 @@ class Draft:
         self._n_begun = self._n_bytes
 
     def sync(self) -> None:
-        """Wait until the disk has what was written."""
+        """Wait until the written bytes are on disk."""
         if self.temporary and self._n_synced < self._n_bytes:
             os.fsync(self._file.fileno())
             self._n_synced = self._n_bytes
@@ -155,12 +155,12 @@ class Draft:
         return self._n_bytes
 
     def become(self, full: str) -> bool:
-        """Be the local file ``full`` from now on, synced; False where the draft is in memory."""
+        """Become the local file ``full``, synced; False for a draft in memory."""
         if self.temporary:
             self.sync()
             os.replace(self.temporary, full)
         return bool(self.temporary)
 
     def getvalue(self) -> bytes:
-        """Return what was written, of a draft in memory."""
+        """Return the bytes of a draft in memory."""
         return bytes(self._file.getvalue())

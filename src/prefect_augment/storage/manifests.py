@@ -43,8 +43,10 @@ def manifest_path(version: int) -> str:
 
 def list_versions(store: Store) -> tuple[int, ...]:
     """Return the published versions, oldest first; empty where there is no dataset."""
-    found = (re.fullmatch(r"_manifests/v(\d{8})\.json", path) for path in store.list("_manifests"))
-    return tuple(sorted(int(match[1]) for match in found if match))
+    matches = (
+        re.fullmatch(r"_manifests/v(\d{8})\.json", path) for path in store.list("_manifests")
+    )
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def latest_version(store: Store) -> int | None:
@@ -149,11 +151,11 @@ def commit_next(
     build: Callable[[int, Manifest | None], Manifest],
     find: Callable[[], Commit | None],
 ) -> Commit:
-    """Make a version visible as :func:`commit` does, where ``find`` says whether that has been done."""
+    """Make a version visible as :func:`commit` does; ``find`` returns the version if it exists."""
     for _ in range(_MAX_ATTEMPTS):
-        found = find()
-        if found is not None:
-            return found
+        existing = find()
+        if existing is not None:
+            return existing
         latest = max(_versions_now(store), default=None)
         parent = None if latest is None else read_manifest(store, latest)
         manifest = build((latest or 0) + 1, parent).sealed()
@@ -171,7 +173,7 @@ def commit_next(
 
 
 def _versions_now(store: Store) -> tuple[int, ...]:
-    """Return the published versions, also those that a listing from before does not show yet."""
+    """Return the published versions, including those that a stale listing lacks."""
     versions = list(list_versions(store))
     while store.exists(manifest_path((versions[-1] if versions else 0) + 1)):
         versions.append((versions[-1] if versions else 0) + 1)

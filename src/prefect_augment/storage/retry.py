@@ -86,13 +86,13 @@ def call(
 
 
 def _number(name: str, default: float, *, least: float) -> float:
-    given = os.environ.get(name, "").strip()
-    if not given:
+    text = os.environ.get(name, "").strip()
+    if not text:
         return default
     try:
-        number = float(given)
+        number = float(text)
     except ValueError:
         number = float("nan")
     if not least <= number < 1e6:
-        raise ParameterError(f"{name} is {given!r}; give a number of at least {least:g}.")
+        raise ParameterError(f"{name} is {text!r}; give a number of at least {least:g}.")
     return number

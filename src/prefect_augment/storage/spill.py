@@ -106,7 +106,7 @@ class Workspace:
 
 
 class Spill:
-    """Tables of one schema, put aside; made by :meth:`Workspace.spill`."""
+    """Tables of one schema, in memory or on disk; created by :meth:`Workspace.spill`."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -155,14 +155,14 @@ class Spill:
                 yield pa.Table.from_batches([reader.get_batch(number)])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return one column of all of it; of the file nothing else is read."""
+        """Return one column of all tables; of the file nothing else is read."""
         self._finish()
         held = [table.select([name]) for table in self._tables]
         options = pa.ipc.IpcReadOptions(included_fields=[self._names.index(name)])
         return pa.concat_tables([*held, *self._read(options)]).column(0)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._finish()
         self._tables = []
         self._workspace.left += self._held
@@ -182,7 +182,7 @@ class Spill:
 
 @contextmanager
 def disk_space() -> Iterator[None]:
-    """Say what to do where the temporary folder takes no more."""
+    """Turn the errors of a full temporary folder into StorageErrors with advice."""
     try:
         yield
     except OSError as exc:
@@ -190,7 +190,7 @@ def disk_space() -> Iterator[None]:
             raise
         what, advice = _TROUBLES[exc.errno]
         raise StorageError(
-            f"{what} in the temporary folder {tempfile.gettempdir()}, where records are put aside; {advice}, or name "
+            f"{what} in the temporary folder {tempfile.gettempdir()}, where records are kept; {advice}, or name "
             "another one in the environment variable TMPDIR, and run again: the run continues where it was."
         ) from exc
 

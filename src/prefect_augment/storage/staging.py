@@ -38,11 +38,11 @@ class Stage:
 
     def run(self, kind: type[F], build: Callable[[], F]) -> F:
         """Return the stage's outcome; build it where there is none yet."""
-        found = self.outcome(kind)
-        return found if found is not None else self.finish(build())
+        existing = self.outcome(kind)
+        return existing if existing is not None else self.finish(build())
 
     def finish(self, outcome: F) -> F:
-        """Leave the outcome, or take the one that another worker left first."""
+        """Write the outcome, or return the one that another worker wrote first."""
         return self._put(self.outcome_path, outcome)
 
     def info_of(
@@ -89,8 +89,8 @@ class Stage:
     def item(self, name: str, kind: type[F], build: Callable[[], F]) -> F:
         """Return item ``name``'s receipt; build the item where there is none yet."""
         path = f"{self.prefix}/{name}.json"
-        found = read_result(self.store, path, kind)
-        return found if found is not None else self._put(path, build())
+        existing = read_result(self.store, path, kind)
+        return existing if existing is not None else self._put(path, build())
 
     def _put(self, path: str, result: F) -> F:
         if self.store.put_if_absent(path, result.to_json()):

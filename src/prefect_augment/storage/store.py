@@ -53,10 +53,10 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     protocol is unknown, its driver is not installed, or the URL holds a password.
     """
     uri = os.fspath(uri)
-    if found := _PASSWORD.search(uri):
+    if password := _PASSWORD.search(uri):
         raise ParameterError(
-            f"the URL {uri[: found.start()]}://… holds a password, which manifests, logs and reports would show; save "
-            "a Prefect storage block with the credentials, name it in storage_block, and leave them out of the URL."
+            f"the URL {uri[: password.start()]}://… holds a password, which manifests, logs and reports would show; "
+            "save a Prefect storage block with the credentials, name it in storage_block, and drop them from the URL."
         )
     if not uri:
         raise ParameterError(
@@ -215,25 +215,27 @@ class Store:
         """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
         full = self.full(prefix)
         try:
-            found = self._do("list", prefix, lambda: self.fs.find(full))
+            paths = self._do("list", prefix, lambda: self.fs.find(full))
         except FileNotFoundError:
             return []
         cut = len(self.root) + 1
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
         return sorted(
             p[cut:]
-            for p in found
+            for p in paths
             if _is_object(p[cut:]) and not p.rsplit("/", 1)[-1].startswith(".tmp-")
         )
 
     def infos(self) -> dict[str, dict[str, Any]]:
-        """Return what the file system says of each object, by relative path, from one listing."""
+        """Return the file system's entry of each object, by relative path, from one listing."""
         try:
-            found = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
+            entries = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
         except FileNotFoundError:
             return {}
         cut = len(self.root) + 1
-        return {full[cut:]: info for full, info in sorted(found.items()) if _is_object(full[cut:])}
+        return {
+            full[cut:]: info for full, info in sorted(entries.items()) if _is_object(full[cut:])
+        }
 
     def put(self, path: str, data: bytes | Draft) -> None:
         """Write the whole object at once, consuming a draft: readers see the old bytes or the new ones.
@@ -347,7 +349,7 @@ class Store:
             self.delete(probe)
 
     def _do(self, verb: str, path: str, request: Callable[[], T]) -> T:
-        """Return what a request to the file system returns, asking again as often as it may help."""
+        """Return the result of a request to the file system, retried as :meth:`_worth` says."""
         with self._errors(verb, path):
             done = retries.call(
                 request,
@@ -392,12 +394,12 @@ class Store:
             raise error from exc
 
     def _in_words(self, exc: Exception, path: str) -> Exception:
-        """What a store says of a refusal: its answer to a HEAD request has no room for it, to a read it has."""
+        """Return the error of a read in place of a refused HEAD request, whose answer has no body."""
         if not self._is_s3 or fault_of(exc).code not in ("401", "403"):
             return exc
         try:
             self.fs.cat_file(self.full(path), start=0, end=1)
-        except Exception as said:  # noqa: BLE001 - whatever it is, the refusal stands
-            if fault_of(said).kind in ("credentials", "denied", "skew"):
-                return said
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, the refusal stands
+            if fault_of(refusal).kind in ("credentials", "denied", "skew"):
+                return refusal
         return exc

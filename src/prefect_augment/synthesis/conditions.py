@@ -77,7 +77,7 @@ def given_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, An
     if np.isnan(x[0]) or not codec.in_domain(x)[0] or codec.decode(x) != array:
         raise ParameterError(
             f"given asks for {value!r} in column {name!r}, which is none of its values: "
-            f"{codec.said_domain()}.",
+            f"{codec.domain_text()}.",
             column=name,
         )
     return float(x[0]), written

@@ -19,7 +19,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_rows
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.schema.base import BalancePlan
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.subsample import sample_rows
 
 __all__ = ["SHARE", "Standing", "drawn_for", "share_sums", "stand", "standing_rows"]
@@ -75,7 +75,7 @@ def stand(
     seed : int
         Of the ensemble.
     """
-    folded = fold_ids(pa.array(data.keys[training], pa.string()))
+    folded = hash_ids(pa.array(data.keys[training], pa.string()))
     taught = training[sample_rows(data.strata[training], folded, most=MOST_TAUGHT, seed=seed)]
     n_classes = len(data.classes)
     teacher = fit_teacher(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.convnet import (
     ImageClassifier,
     balanced_draws,
@@ -61,7 +61,7 @@ def filter_images(
     *,
     steps: int,
     device: str = "cpu",
-    **asked: Unpack[Asked],
+    **asked: Unpack[FilterRequest],
 ) -> FilterOutcome:
     """Judge candidate images, and keep what is wanted of those that pass.
 

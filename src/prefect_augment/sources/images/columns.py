@@ -47,7 +47,7 @@ def find_image_columns(table: pa.Table) -> list[str]:
 
 
 def as_image_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return the table with these columns as ``struct<bytes, path>``, and metadata that says so."""
+    """Return the table with these columns as ``struct<bytes, path>``, and metadata to match."""
     if not names:
         return table
     for name in names:
@@ -96,7 +96,7 @@ def _as_images(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """Yield the bytes of each image; none where there are none."""
+    """Yield the bytes of each image; empty for none."""
     for chunk in column.chunks:
         for value in pc.struct_field(chunk, "bytes"):
             yield value.as_py() or b""
@@ -122,10 +122,7 @@ def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
         )
     search = re.compile(pattern).search
     paths: Sequence[str | None] = pc.struct_field(table[image], "path").to_pylist()
-    found = [search(path or "") for path in paths]
-    groups = [(match.group(1) or "") if match else "" for match in found]
+    matches = [search(path or "") for path in paths]
+    groups = [(match.group(1) or "") if match else "" for match in matches]
     table = table.append_column(GROUP, pa.array(groups, pa.string()))
     return table.replace_schema_metadata(image_metadata(table.schema, image_columns(table.schema)))
-
-
-# --- keys -------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ __all__ = [
     "is_ignored",
     "is_image_name",
     "is_other",
+    "match_segments",
     "matches",
     "wanted",
 ]
@@ -91,7 +92,7 @@ def class_folders(paths: Sequence[str]) -> Labels:
     if is_split and min(len(parts) for parts in inside) > cut + 2:
         raise InputError(
             f"the folders {', '.join(map(repr, sorted(tops)))} look like splits with the classes below them; give one "
-            "of them as source.uri and the one to be judged on as source.holdout_uri.",
+            "of them as source.uri and the one to test on as source.holdout_uri.",
             folders=sorted(tops),
         )
     of_path = {}
@@ -103,7 +104,7 @@ def class_folders(paths: Sequence[str]) -> Labels:
 
 
 def _outer_depth(paths: Sequence[list[str]]) -> int:
-    """How many outer folders hold all of the classes, as an archive's own name often does."""
+    """Return how many outer folders hold all classes, as an archive's own name often does."""
     depth = 0
     while True:
         below = [parts[depth:] for parts in paths if len(parts) > depth + 1]
@@ -115,7 +116,7 @@ def _outer_depth(paths: Sequence[list[str]]) -> int:
 
 
 def _mask_notes(paths: Iterable[str], of_path: dict[str, str]) -> tuple[str, ...]:
-    """Say where every image has a twin of the same stem and another ending: masks, most likely."""
+    """Warn if every image has a file of the same stem and another ending: masks, most likely."""
     stems: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for path in paths:
         if path in of_path and is_image_name(path):
@@ -182,13 +183,13 @@ def choose_records(
     labels = read_labels([m for m in left if not m.reason], source)
     records: list[Member] = []
     rejected: list[Rejected] = []
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for member in left:
         if member.path in labels.used:
             continue
         is_labelled = member.path in labels.of_path
         if not member.reason and not is_labelled and not is_image_name(member.path):
-            passed_over[ending_of(member.path) or "no ending"] += 1
+            skipped[ending_of(member.path) or "no ending"] += 1
             continue
         reason = member.reason
         if not reason and is_other(member.path):
@@ -204,19 +205,13 @@ def choose_records(
         notes.append(
             f"{len(seen) - len(left)} image files were left out by source.include or source.exclude"
         )
-    if passed_over:
-        kinds = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
-        notes.append(
-            f"{sum(passed_over.values())} files that are no images were passed over: {kinds}"
-        )
+    if skipped:
+        endings = ", ".join(f"{n} {ending}" for ending, n in skipped.most_common(5))
+        notes.append(f"{sum(skipped.values())} files that are no images were skipped: {endings}")
     return Chosen(records, labels, source.label or "label", tuple(rejected), tuple(notes))
 
 
-# --- columns ----------------------------------------------------------------------------------
-
-
-# --- schema metadata --------------------------------------------------------------------------
-
+# --- names ------------------------------------------------------------------------------------
 
 _IMAGES = "jpg jpeg jpe jfif png gif bmp tif tiff webp jp2 avif ppm pgm pbm pnm"
 # Kinds of files that are found beside images; others without an image's ending are tried as images.
@@ -231,7 +226,7 @@ IGNORED_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"
 
 
 def is_ignored(path: str) -> bool:
-    """Tell whether a path is hidden, or something that a file manager or archiver left."""
+    """Tell whether a path is hidden, or written by a file manager or archiver."""
     return any(
         (segment.startswith(".") and segment != "..") or segment.lower() in IGNORED_NAMES
         for segment in path.split("/")
@@ -250,26 +245,25 @@ def is_image_name(path: str) -> bool:
 
 
 def is_other(path: str) -> bool:
-    """Tell whether the name ends like something that is no image."""
+    """Tell whether the name has a known ending that is not an image's."""
     return ending_of(path) in OTHER_ENDINGS
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Glob, whatever the case: against the name, or by segments where the pattern has a slash."""
+    """Match a glob, ignoring case: the name, or path segments if the pattern has a slash."""
     path, pattern = path.lower(), pattern.lower()
     if "/" not in pattern:
         return fnmatchcase(path.rpartition("/")[2], pattern)
-    return _match_segments(path.split("/"), pattern.split("/"))
+    return match_segments(path.split("/"), pattern.split("/"))
 
 
-def _match_segments(path: list[str], pattern: list[str]) -> bool:
+def match_segments(path: list[str], pattern: list[str]) -> bool:
+    """Match a glob by segments: ``*`` stays within one, ``**`` spans any number."""
     if not pattern:
         return not path
     if pattern[0] == "**":
-        return any(_match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return (
-        bool(path) and fnmatchcase(path[0], pattern[0]) and _match_segments(path[1:], pattern[1:])
-    )
+        return any(match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and match_segments(path[1:], pattern[1:])
 
 
 def wanted(path: str, source: Source) -> bool:

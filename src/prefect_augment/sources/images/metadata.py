@@ -29,13 +29,13 @@ def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
     ``source.label`` names the field, by default the first of :data:`LABEL_FIELDS`. Raises InputError if the
     folders with metadata are splits, or a file cannot be read.
     """
-    found = [m for m in members if m.path.rpartition("/")[2] in NAMES]
-    rows = [(member, row) for member in found for row in _rows(member)]
+    files = [m for m in members if m.path.rpartition("/")[2] in NAMES]
+    rows = [(member, row) for member in files for row in _rows(member)]
     fields = {name for _, row in rows for name in row}
     field = next((name for name in (source.label, *LABEL_FIELDS) if name in fields), "")
     if not field:
         return None
-    _refuse_splits(found)
+    _refuse_splits(files)
     there = {member.path for member in members}
     of_path: dict[str, str] = {}
     n_gone = 0
@@ -50,24 +50,24 @@ def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
     gone = f"{n_gone} lines of metadata name files that are not there"
     return Labels(
         of_path,
-        frozenset(member.path for member in found),
+        frozenset(member.path for member in files),
         missing=MISSING,
-        notes=(f"labels are the field {field!r} of {found[0].path}", *([gone] if n_gone else [])),
+        notes=(f"labels are the field {field!r} of {files[0].path}", *([gone] if n_gone else [])),
     )
 
 
-def _refuse_splits(found: Sequence[Member]) -> None:
-    folders = sorted({member.path.rpartition("/")[0].rpartition("/")[2] for member in found})
+def _refuse_splits(files: Sequence[Member]) -> None:
+    folders = sorted({member.path.rpartition("/")[0].rpartition("/")[2] for member in files})
     if len(folders) > 1 and {folder.lower() for folder in folders} <= SPLIT_NAMES:
         raise InputError(
             f"the folders {', '.join(map(repr, folders))} look like splits with metadata in each; give one of them as "
-            "source.uri and the one to be judged on as source.holdout_uri.",
+            "source.uri and the one to test on as source.holdout_uri.",
             folders=folders,
         )
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:
-    """The lines that name a file; what is no line is passed over, and its image has no label then."""
+    """Return the lines that name a file; others are skipped, and their image has no label."""
     text = member.data.decode("utf-8-sig", "replace")
     rows: list[Any] = []
     try:

@@ -40,7 +40,7 @@ from prefect_augment.storage.store import sha256_hex
 __all__ = [
     "Folder",
     "by_folder",
-    "look_at_folder",
+    "inspect_folder",
     "read_archive_records",
     "read_folder",
     "shown_path",
@@ -66,7 +66,7 @@ class Folder:
         return self.chosen.labels.objects is not None
 
     def labels_digest(self, paths: Collection[str]) -> str:
-        """Return a hash of the classes of these files, as far as they are records."""
+        """Return a hash of the classes of those files that are records."""
         digest = blake2b(digest_size=16)
         for member in self.chosen.records:
             if member.path in paths:
@@ -75,11 +75,11 @@ class Folder:
         return digest.hexdigest()
 
 
-def look_at_folder(listing: Listing, source: Source) -> Folder:
+def inspect_folder(listing: Listing, source: Source) -> Folder:
     """Read the labels of image files, and none of the images; raises SourceChangedError if a file changed."""
     members = list(
         _in_order(
-            lambda item: _look_at_one(listing, source, *item),
+            lambda item: _inspect_one(listing, source, *item),
             enumerate(listing.entries, start=1),
         )
     )
@@ -107,16 +107,16 @@ def read_folder(
     kept: list[Member] = []
     data: list[bytes] = []
     size = n_read = 0
-    for found in _in_order(lambda m: _loaded(listing, m), records):
+    for member in _in_order(lambda m: _loaded(listing, m), records):
         n_read += 1
         if on_progress is not None and n_read % 500 == 0:
             on_progress(n_read / len(records), f"read {n_read} files")
-        if found.reason:
-            rejected.append(Rejected(found.position, found.reason, found.path))
+        if member.reason:
+            rejected.append(Rejected(member.position, member.reason, member.path))
             continue
-        kept.append(found)
-        data.append(found.data)
-        size += len(found.data)
+        kept.append(member)
+        data.append(member.data)
+        size += len(member.data)
         if size > BATCH_BYTES:
             yield chosen.batch(kept, data)
             kept, data, size = [], [], 0
@@ -124,7 +124,7 @@ def read_folder(
 
 
 def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[Member]:
-    """Do the work in threads, a few ahead, and give the results in order."""
+    """Run ``work`` in threads, a few items ahead, and yield the results in order."""
     waiting = iter(items)
     with ThreadPoolExecutor(READERS) as pool:
         ahead = deque(pool.submit(work, i) for i in islice(waiting, 4 * READERS))
@@ -133,8 +133,8 @@ def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[M
             ahead.extend(pool.submit(work, i) for i in islice(waiting, 1))
 
 
-def _look_at_one(listing: Listing, source: Source, position: int, entry: Entry) -> Member:
-    """Read a file that may hold labels; of others see whether they can be used at all."""
+def _inspect_one(listing: Listing, source: Source, position: int, entry: Entry) -> Member:
+    """Read a file that may hold labels; check others by name and size."""
     path = shown_path(entry.path)
     if entry.etag == BROKEN_LINK:
         return Member(path, position, reason=f"unreadable: {BROKEN_LINK}")
@@ -203,7 +203,7 @@ def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Itera
     with Workspace() as workspace:
         images = workspace.spill()
         chosen = choose_records(
-            list(_put_aside(walk, images, source)), source, read_labels=read_labels
+            list(_spilled(walk, images, source)), source, read_labels=read_labels
         )
         records = {m.position: m for m in chosen.records}
         for table in images:
@@ -218,8 +218,8 @@ def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Itera
         yield replace(last, rejected=chosen.rejected, notes=chosen.notes)
 
 
-def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
-    """Yield the members without their content, which goes to the spill; annotations keep theirs."""
+def _spilled(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
+    """Yield the members without their content, which is spilled; annotations keep theirs."""
     positions: list[int] = []
     data: list[bytes] = []
     size = 0
@@ -251,7 +251,7 @@ def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterato
 
 
 def _size_of(data: bytes, source: Source) -> tuple[int, int] | None:
-    """Width and height, which boxes in shares of the image need."""
+    """Return width and height, which boxes in relative coordinates need."""
     if source.format not in ("auto", "yolo") or not looks_like(data):
         return None
     try:
@@ -262,7 +262,7 @@ def _size_of(data: bytes, source: Source) -> tuple[int, int] | None:
 
 
 def by_folder(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
-    """Return one fact per folder of loose files: a hundred thousand of them are no reading."""
+    """Return one entry per folder of loose files, as there may be a hundred thousand files."""
     folders: dict[str, list[SourceFile]] = {}
     for file in files:
         folder = str(PurePosixPath(file.path).parent)

@@ -53,7 +53,7 @@ DECODE_ERRORS = (
 
 
 class BadImageError(Exception):
-    """Bytes that cannot be used as an image; ``reason`` is one of few, ``detail`` says more."""
+    """Invalid image bytes; ``reason`` is one of few, ``detail`` says more."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -75,7 +75,7 @@ class ImageCheck:
 
 
 def looks_like(data: bytes) -> bool:
-    """Tell whether bytes begin like an image file; for columns that may hold anything."""
+    """Tell whether bytes begin like an image file, for columns that may hold anything."""
     return (
         data.startswith(SIGNATURES)
         or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
@@ -150,14 +150,14 @@ def _decode(image: ImageFile.ImageFile) -> int:
         raise BadImageError("truncated" if cut else "undecodable", text) from exc
     try:
         # A tag that cannot be read is no orientation; the pixels are whole all the same.
-        found = image.getexif().get(ORIENTATION, UPRIGHT)
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
     except DECODE_ERRORS:
         return UPRIGHT
-    return found if found in range(1, 9) else UPRIGHT
+    return orientation if orientation in range(1, 9) else UPRIGHT
 
 
 def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
-    """The upright gray thumbnail, centred and scaled to whole numbers."""
+    """Return the upright gray thumbnail, centred and scaled to integers."""
     from PIL import Image
 
     small = _gray(image).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
@@ -171,7 +171,7 @@ def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """Brightness alone; what is transparent counts as white."""
+    """Return brightness alone; transparent counts as white."""
     from PIL import Image
 
     if image.mode == "L":
@@ -186,7 +186,7 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def _upright(orientation: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What brings an array with this EXIF orientation upright."""
+    """Return the function that turns an array with this EXIF orientation upright."""
     steps: dict[int, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
