@@ -156,17 +156,12 @@ def _none(columns: int) -> Float:
 class Targets:
     """Boxes, keypoints and masks of one image."""
 
-    boxes: Float = field(
-        default_factory=lambda: _none(4)
-    )  # (n_boxes, 4): left, top, width, height in pixels (COCO)
+    boxes: Float = field(default_factory=lambda: _none(4))  # (n_boxes, 4): as in COCO, pixels
     keypoints: Float = field(default_factory=lambda: _none(2))  # (n_keypoints, 2): x, y in pixels
     masks: tuple[NDArray[np.uint8], ...] = ()  # (height, width) each
-    places: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # (n_boxes,) indices into the boxes read
-    inside: NDArray[np.bool_] = field(
-        default_factory=lambda: np.zeros(0, np.bool_)
-    )  # (n_keypoints,) whether still in the image
+    # (n_boxes,) indices into the boxes read; (n_keypoints,) whether still in the image
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def started(self, width: int, height: int) -> Targets:
         """Return these with all keypoints inside, and only boxes that overlap the image."""

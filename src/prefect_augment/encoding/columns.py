@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.encoding.record_ids import plain_array, value_hashes
-from prefect_augment.encoding.values import value_type
+from prefect_augment.encoding.values import is_text, value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnOverride
 from prefect_augment.schema.base import ColumnInfo, ColumnKind
@@ -299,12 +299,6 @@ def _is_named_like_id(name: str) -> bool:
     """Tell ``customer_id``, ``CustomerID`` and ``UUID`` from ``width`` and ``paid``."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     return any(word.lower() in ID_TOKENS for word in words)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether values are text."""
-    t = pa.types
-    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
 
 
 def _is_number_like(kind: pa.DataType) -> bool:

@@ -7,7 +7,8 @@ integer width they came in; an ``aug_id`` identifies one record. Neither depends
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -24,10 +25,8 @@ from prefect_augment.storage.keys import KEY, Coded, hex_column, key_texts
 __all__ = [
     "aug_ids",
     "content_digests",
-    "content_keys",
     "derived_ids",
     "float_variants",
-    "occurrence_numbers",
     "plain_array",
     "real_ids",
     "record_digests",
@@ -50,24 +49,12 @@ NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 Bytes = NDArray[np.uint8]
 
 
-def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.StringArray:
-    """Return each record's content key, 32 hexadecimal digits: blake2b-128 over its feature values.
+def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[Any]:
+    """Return each record's content key, 16 bytes: blake2b-128 over its feature values, shape (n_records,).
 
     NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the key,
     their order is not. ``exclude`` names columns that are not features: the label, lineage.
-
-    Examples
-    --------
-    >>> one = pa.table({"a": [1, None], "b": ["x", "y"]})
-    >>> other = pa.table({"b": pa.array(["x", "y"]).dictionary_encode(), "a": [1.0, float("nan")]})
-    >>> content_keys(one) == content_keys(other)
-    True
     """
-    return hex_column(content_digests(table, exclude=exclude))
-
-
-def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[Any]:
-    """Return content keys as 16 bytes each, shape (n_records,); see :func:`content_keys`."""
     names = sorted(name for name in table.column_names if name not in exclude)
     header = np.frombuffer(
         blake2b(json.dumps(names).encode(), digest_size=16).digest(), dtype=np.uint8
@@ -119,9 +106,7 @@ def _tokens(column: pa.ChunkedArray) -> Bytes:
 def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the values as one array without dictionary, run-end, view or extension wrapping."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(
-        values, pa.ChunkedArray
-    ):  # combine_chunks keeps chunks where 32-bit offsets overflow
+    if isinstance(values, pa.ChunkedArray):  # where 32-bit offsets overflow
         values = pa.concat_arrays([chunk.cast(_wide(chunk.type)) for chunk in values.chunks])
     return plain(values)
 
@@ -256,31 +241,6 @@ def _canonical(value: Any) -> Any:
 # --- ids --------------------------------------------------------------------------------------
 
 
-def occurrence_numbers(
-    *columns: Sequence[Any] | pa.Array, order: NDArray[Any] | None = None
-) -> NDArray[np.int64]:
-    """Return for each record how many equal ones (in all ``columns``) come before it.
-
-    Records with smaller ``order`` come first; by default the order of the rows.
-
-    Examples
-    --------
-    >>> occurrence_numbers(["a", "b", "a", "a"])
-    array([0, 0, 1, 2])
-    """
-    rows = list(zip(*(_listed(c) for c in columns), strict=True))
-    numbers = np.zeros(len(rows), dtype=np.int64)
-    seen: dict[tuple[Any, ...], int] = {}
-    places: Iterable[int] = (
-        range(len(rows)) if order is None else np.argsort(order, kind="stable").tolist()
-    )
-    for i in places:
-        number = seen.get(rows[i], 0)
-        numbers[i] = number
-        seen[rows[i]] = number + 1
-    return numbers
-
-
 def _listed(column: Sequence[Any] | pa.Array) -> Sequence[Any]:
     return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
 
@@ -302,18 +262,17 @@ def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray
     return state
 
 
-def aug_ids(
-    keys: Sequence[str] | pa.Array,
-    labels: Sequence[str] | pa.Array,
-    occurrences: NDArray[np.int64] | None = None,
-) -> pa.StringArray:
+def aug_ids(keys: Sequence[str], labels: Sequence[str]) -> pa.StringArray:
     """Return the ``aug_id`` of real records: a hash of content key, label and occurrence number.
 
-    Without ``occurrences``, equal records are numbered in row order.
+    Equal records are numbered in row order.
     """
-    if occurrences is None:
-        occurrences = occurrence_numbers(keys, labels)
-    return derived_ids("real", _listed(keys), _listed(labels), occurrences.tolist())
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for record in zip(keys, labels, strict=True):
+        numbers.append(seen[record])
+        seen[record] += 1
+    return derived_ids("real", keys, labels, numbers)
 
 
 def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:

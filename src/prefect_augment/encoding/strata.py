@@ -111,9 +111,8 @@ def conform_column(
     return column if column.type == field.type else column.cast(field.type)
 
 
-NULL_TEXT = (
-    "null"  # how a null of a ``by`` column is written; a real text "null" falls into the same cell
-)
+# How a null of a ``by`` column is written; a real text "null" falls into the same cell.
+NULL_TEXT = "null"
 
 
 def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]]) -> list[str]:
@@ -139,9 +138,8 @@ def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return the class, and the value of each ``by`` column as text: the inverse of :func:`stratum_names`."""
     if not by:
         return name, {}
-    label, *cells = name.split(
-        " | "
-    )  # a bar inside a class or value has a backslash before it, not a blank
+    # A bar inside a class or value has a backslash before it, not a blank.
+    label, *cells = name.split(" | ")
     pairs = zip(by, cells, strict=True)
     return _unescape(label), {column: _unescape(cell)[len(column) + 1 :] for column, cell in pairs}
 

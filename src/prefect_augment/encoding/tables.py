@@ -161,9 +161,7 @@ class TableEncoder(StoredEncoder):
         """
         codes = stratum_codes(strata, self._strata)
         ordinals = _positions(strata) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
-        places = (
-            ordinals * len(self._strata) + codes
-        )  # distinct, and independent of how many are made
+        places = ordinals * len(self._strata) + codes  # distinct, and independent of n
         values: list[pa.Array] = []
         fields = [f for f in self.schema if columns is None or f.name in columns]
         for field in fields:
@@ -222,9 +220,7 @@ class TableEncoder(StoredEncoder):
             )
         schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
         types = {field.name: value_type(field.type) for field in schema}
-        order = [
-            name for name in schema.names if name in config["learnt"]
-        ]  # JSON objects have no order
+        order = [name for name in schema.names if name in config["learnt"]]  # JSON has no order
         return cls(
             schema=schema,
             label=config["label"],

@@ -16,6 +16,7 @@ from prefect_augment.errors import SchemaError
 __all__ = [
     "from_integers",
     "is_integer_like",
+    "is_text",
     "plain",
     "to_integers",
     "value_type",
@@ -109,7 +110,7 @@ def values_to_json(values: pa.Array, *, column: str) -> list[Any]:
         ]
     if pa.types.is_floating(kind):
         return [None if v is None else float(v).hex() for v in values.to_pylist()]
-    if _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+    if is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return values.to_pylist()  # type: ignore[no-any-return]
     if _is_binary(kind):
         return [None if v is None else base64.b64encode(v).decode() for v in values.to_pylist()]
@@ -135,7 +136,8 @@ def values_from_json(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether values are text."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )

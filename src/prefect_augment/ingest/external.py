@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import by_columns
-from prefect_augment.encoding.columns import did_you_mean, listing
+from prefect_augment.encoding.columns import did_you_mean, is_text, listing
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.values import plain
@@ -380,7 +380,7 @@ def _converted(values: pa.Array, kind: pa.DataType) -> Read:
         pass
     if t.is_floating(kind) and t.is_integer(values.type):
         return Read(values.cast(kind, safe=False))  # beyond 2**53: the nearest float
-    if t.is_integer(kind) and _is_text(values.type):
+    if t.is_integer(kind) and is_text(values.type):
         numbers = _each(values, pa.float64(), float)
         whole = _rounded(numbers.values, kind)
         return Read(whole.values, {**whole.unfit, **numbers.unfit}, whole.n_rounded)
@@ -414,7 +414,7 @@ def _each(values: pa.Array, kind: pa.DataType, convert: Any) -> Read:
         try:
             # An empty cell of a CSV file is no value.
             text = value.as_py()
-            if isinstance(text, str) and not text.strip() and not _is_text(kind):
+            if isinstance(text, str) and not text.strip() and not is_text(kind):
                 values_by_code.append(None)
             elif convert is not None:
                 values_by_code.append(convert(text))
@@ -469,12 +469,6 @@ def _normalised(text: str) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
 
 
 def _without(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:

@@ -26,7 +26,7 @@ from prefect_augment.ingest.incremental import (
     baselines,
     find_reusable,
 )
-from prefect_augment.ingest.outcome import Ingested, make_info
+from prefect_augment.ingest.outcome import Ingested
 from prefect_augment.ingest.scan import Progress, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.write_index import SplitResult, write_index
@@ -171,20 +171,18 @@ def _ingest(
         split = _split(job, parent, stage, candidates, held, batches, reused)
         give_back()
         job.report(0.8, "write")
-        return make_info(
-            Ingested(
-                source=job.source,
-                stage=stage,
-                workspace=workspace,
-                candidates=candidates,
-                held=held,
-                split=split,
-                batches=batches,
-                reused=reused,
-                request=_request(job),
-                notes=notes,
-            )
-        )
+        return Ingested(
+            source=job.source,
+            stage=stage,
+            workspace=workspace,
+            candidates=candidates,
+            held=held,
+            split=split,
+            batches=batches,
+            reused=reused,
+            request=_request(job),
+            notes=notes,
+        ).write()
 
 
 def _split(

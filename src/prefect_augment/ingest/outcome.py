@@ -18,6 +18,7 @@ from prefect_augment.ingest.incremental import (
     write_files,
 )
 from prefect_augment.ingest.quarantine import by_reason
+from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import image_notes
 from prefect_augment.ingest.write_index import SplitResult, place_holdout
@@ -33,7 +34,7 @@ from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import sha256_hex
 
-__all__ = ["Ingested", "make_info"]
+__all__ = ["Ingested"]
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
@@ -54,25 +55,18 @@ class Ingested:
     request: str
     notes: tuple[str, ...]
 
+    @property
+    def scan(self) -> Scan:
+        """The records of the source."""
+        return self.candidates.scan
 
-def make_info(job: Ingested) -> DatasetInfo:
-    """Write the stage's objects and return its outcome."""
-    return _Writing(job).run()
-
-
-class _Writing:
-    def __init__(self, job: Ingested) -> None:
-        self.job = job
-        self.stage, self.candidates, self.held = job.stage, job.candidates, job.held
-        self.split, self.reused = job.split, job.reused
-        self.scan = job.candidates.scan
-
-    def run(self) -> DatasetInfo:
-        job, split, roles = self.job, self.split, self.candidates.roles
-        dealt = deal_out(self.candidates, split.layout, job.workspace)
+    def write(self) -> DatasetInfo:
+        """Write the stage's objects and return its outcome."""
+        split, roles = self.split, self.candidates.roles
+        dealt = deal_out(self.candidates, split.layout, self.workspace)
         if self.reused is not None:
             self.reused.add_columns(self.stage.store, dealt.summaries)
-        columns = describe(dealt.summaries, roles, job.source)
+        columns = describe(dealt.summaries, roles, self.source)
         shards = [*write_staged(self.stage.store, dealt, prefix=self.stage.prefix)]
         shards += self.reused.shards if self.reused else ()
         # By part, then by batch and number, which the names begin with.
@@ -100,7 +94,7 @@ class _Writing:
             n_quarantined=ours.num_rows + theirs.num_rows,
             quarantine=(*put, *self._put_quarantine(theirs, "quarantine-holdout")),
             sources=by_folder(files) if self.scan.folder is not None else tuple(files),
-            holdout_uri=job.source.holdout_uri,
+            holdout_uri=self.source.holdout_uri,
             holdout_digest=sha256_hex("".join(s.sha256 for s in own_holdout).encode())
             if own_holdout
             else "",
@@ -110,7 +104,7 @@ class _Writing:
             modality="image" if roles.image else "table",
             image=split.image,
             notes=(
-                *job.notes,
+                *self.notes,
                 *notes,
                 *image_notes(split.image),
             ),
@@ -121,7 +115,7 @@ class _Writing:
                 "n_quarantine_shards": len(put),
                 "n_given": len(own_holdout),
                 "schema": schema_text(self.scan.schema),
-                "request": job.request,
+                "request": self.request,
                 "labels": labels_digest(
                     self.scan.folder, [e.path for e in self.scan.listing.entries]
                 ),
@@ -138,7 +132,7 @@ class _Writing:
         if held is None:
             return ()
         layout = place_holdout(held)
-        dealt = deal_out(held, layout, self.job.workspace, describes=False)
+        dealt = deal_out(held, layout, self.workspace, describes=False)
         return write_staged(self.stage.store, dealt, prefix=f"{self.stage.prefix}/given")
 
     # --- what was done ---
@@ -147,7 +141,7 @@ class _Writing:
         """Describe each batch so that a later run can reuse it."""
         reused = {b.batch: b for b in self.reused.info.batches} if self.reused else {}
         numbers = {
-            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.job.batches, strict=True)
+            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.batches, strict=True)
         }
         infos = []
         for number in sorted({*self.split.indexes, *reused}):
@@ -190,7 +184,7 @@ class _Writing:
                     etag=etag,
                     n_records=int(self.split.n_used[i]),
                     n_quarantined=int(scan.quarantine.by_file[i]),
-                    batch=int(self.job.batches[i]),
+                    batch=int(self.batches[i]),
                 )
             )
         return files

@@ -202,8 +202,6 @@ class IndexSpill:
             name=f"{prefix}/index-b{batch:05d}",
             split="index",
             origin="real",
-            label="",
-            classes=(),
         ).path
 
     def _index(self, rows: NDArray[Any]) -> RecordIndex:

@@ -23,7 +23,6 @@ RESERVED = frozenset(
     [*LINEAGE.names, "content_key", "aug_stratum", "aug_ordinal", "aug_score", "aug_reason"]
 )
 
-
 #: Formats without types of their own: what we read into them may give way (see :func:`one_schema`).
 UNTYPED_FORMATS = frozenset({"csv", "jsonl"})
 

@@ -300,7 +300,6 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo,
                 split=part,
                 origin="real",
                 label=label,
-                classes=(),
             )
         )
         del table

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
@@ -171,8 +170,8 @@ def write_shard(
     name: str,
     split: str,
     origin: Origin,
-    label: str,
-    classes: Sequence[str],
+    label: str = "",
+    classes: Sequence[str] = (),
 ) -> ShardInfo:
     """Put one shard as ``{name}-{sha12}`` with the format's ending; ``groups`` as in :meth:`ShardFormat.write`."""
     counts: Counter[str] = Counter()
@@ -335,12 +334,7 @@ class OpenShard:
     def __enter__(self) -> OpenShard:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

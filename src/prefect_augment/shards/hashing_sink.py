@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from queue import Queue
 from threading import Thread
-from types import TracebackType
 from typing import Any
 
 from prefect_augment.storage.store import Draft
@@ -46,12 +45,7 @@ class HashedSink:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._pieces.put(None)
         try:
             if error is None:

@@ -23,16 +23,11 @@ __all__ = [
 
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
 OBJECTS_TYPE = pa.struct(
     [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
 )
 
-
 FEATURES_KEY = b"huggingface"
-
-
 # Of several image columns, the one named so is the picture; others are masks and the like.
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 

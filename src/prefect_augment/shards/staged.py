@@ -115,8 +115,6 @@ def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 SHARD_RECORDS = 100_000
-
-
 SHARD_BYTES = 64 * 2**20
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -167,12 +166,7 @@ class Reordered:
     def __enter__(self) -> Reordered:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         with suppress(StorageError):  # of a full disk, which has been said
             self._close()
         self._workspace.close()

@@ -249,9 +249,7 @@ class _Column:
     high: int = 0
     nested: pa.DataType | None = None
     is_mixed_nested: bool = False
-    dates: list[DateKind] | None = (
-        None  # kinds of dates that all texts so far can be; None: not looked yet
-    )
+    dates: list[DateKind] | None = None  # types of dates that all texts can be; None at first
 
     def add(self, values: Sequence[Any]) -> None:
         """Count the values of one batch, without absent ones."""

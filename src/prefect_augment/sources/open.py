@@ -18,7 +18,7 @@ from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.sources.base import SourceRecords, in_batches
 from prefect_augment.sources.discovery import PART, Listing
-from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
+from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet
 
@@ -50,7 +50,7 @@ def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:
     ahead: list[SourceRecords] = []
     for batch in batches:
         ahead.append(batch)
-        binary = [f.name for f in batch.table.schema if _is_binary(f.type)]
+        binary = [f.name for f in batch.table.schema if is_binary(f.type)]
         seen = all(any(b.table[n].null_count < len(b.table[n]) for b in ahead) for n in binary)
         if seen or sum(b.table.nbytes for b in ahead) > MAX_AHEAD:
             break
@@ -62,11 +62,6 @@ def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:
         yield replace(batch, table=as_image_columns(batch.table, names))
     for batch in batches:
         yield replace(batch, table=as_image_columns(batch.table, names))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    t = pa.types
-    return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
 
 
 def _read_archive(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:

@@ -76,8 +76,6 @@ def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> 
         name=f"{prefix}/ledger",
         split="ledger",
         origin="real",
-        label="",
-        classes=(),
     ).path
 
 

@@ -158,9 +158,8 @@ class RecordSplit:
         for part, cut in ((VALIDATION, self._cuts[1]), (HOLDOUT, self._cuts[0])):
             parts[new[_is_below(entries.hashes, cut[of_new])]] = part
         if marked is not None:
-            parts[new[marked[new]]] = (
-                HOLDOUT  # the user's split is respected whatever the class's size
-            )
+            # The user's split is respected whatever the class's size.
+            parts[new[marked[new]]] = HOLDOUT
             self.n_kept_against_mark += int(np.count_nonzero((parts == HOLDOUT) != marked))
         corrected = entries.ledger.labels.codes.copy()
         corrected[entries.rows[known]] = labels.codes[known]

@@ -28,6 +28,7 @@ __all__ = [
     "find_image_columns",
     "image_bytes",
     "image_columns",
+    "is_binary",
     "main_image",
     "with_group_column",
 ]
@@ -61,7 +62,7 @@ def _holds_images(table: pa.Table, name: str) -> bool:
     kind = table.schema.field(name).type
     if _is_image_struct(kind):
         return True
-    if not _is_binary(kind):
+    if not is_binary(kind):
         return False
     values = table.column(name).drop_null().slice(0, SNIFFED).to_pylist()
     return bool(values) and all(looks_like(value) for value in values)
@@ -72,10 +73,11 @@ def _is_image_struct(kind: pa.DataType) -> bool:
         return False
     path = kind.field("path").type
     texts = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
-    return _is_binary(kind.field("bytes").type) and texts
+    return is_binary(kind.field("bytes").type) and texts
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether values are bytes."""
     t = pa.types
     return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
 

@@ -235,9 +235,8 @@ def _spilled(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[
         if member.reason or not member.data or ending_of(member.path) in ANNOTATIONS:
             yield member
             if not member.data and not member.reason and not is_ignored(member.path):
-                positions.append(
-                    member.position
-                )  # an empty file is a record too, and rejected as one
+                # An empty file is a record too, and rejected as one.
+                positions.append(member.position)
                 data.append(b"")
             continue
         positions.append(member.position)
