@@ -1,4 +1,4 @@
-"""Columns that no model learns: constants, all-null ones, identifiers, and what stays untouched."""
+"""Columns that no model learns: constants, all-null ones, identifiers, and opaque ones."""
 
 from __future__ import annotations
 

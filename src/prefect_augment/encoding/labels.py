@@ -1,4 +1,4 @@
-"""The label column: which one it is, its classes, and whether it can be a label at all."""
+"""The label column: detection, classes, and checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every encoder offers for storage: JSON bytes, equal for equal encoders, and their digest."""
+"""The storage form of every encoder: JSON bytes, equal for equal encoders, and their digest."""
 
 from __future__ import annotations
 

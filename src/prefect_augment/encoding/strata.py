@@ -1,4 +1,4 @@
-"""What encoders of every kind of data share: strata, and columns in the source's exact types."""
+"""Strata, and columns in the source's exact types; shared by the encoders of tables and images."""
 
 from __future__ import annotations
 

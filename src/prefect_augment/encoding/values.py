@@ -1,4 +1,4 @@
-"""Arrow values as plain arrays, whole numbers and JSON, and back, without losing a bit."""
+"""Arrow values as plain arrays, integers and JSON, and back without loss."""
 
 from __future__ import annotations
 

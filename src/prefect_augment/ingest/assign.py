@@ -98,6 +98,7 @@ class Decision:
         counts = Counter(candidates.label_counts)
         for index in self.reused:
             counts.update(index.labels.counts())
+        # Checks on the classes of all records.
         names, theirs = self._names([*counts])
         self._label_names = names
         n = sum(counts.values())
@@ -115,6 +116,7 @@ class Decision:
                 workspace=candidates.scan.workspace,
                 n_bins=candidates.n_bins,
             )
+        # A bin at a time: overlaps with the hold-out, and class counts for the split.
         left, outside = Counter[str](), Counter[str]()
         overlaps: dict[str, int] = {}
         for number in range(candidates.n_bins):

@@ -1,4 +1,4 @@
-"""What the columns of a source are for, and what was found about them."""
+"""The roles of a source's columns, and their descriptions."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def find_roles(
     schema = scan.schema
     name = source.label or label or (manifest.label if manifest else "")
     label = find_label(schema.empty_table() if name else _Columns(scan), name)
+    # Refuse contradictions before records are validated.
     require_columns(schema, [source.holdout_column], what="source.holdout_column")
     require_columns(schema, [source.group_column], what="source.group_column")
     if label in (source.holdout_column, source.group_column):
@@ -103,6 +104,7 @@ def find_roles(
         raise ParameterError(f"group column {grouped_by!r} cannot be dropped; the split needs it.")
     if image and image in gone:
         raise ParameterError(f"column {image!r} holds the images and cannot be dropped.")
+    # Everything but dropped columns is published, in the source's order.
     published = select_columns(whole, [n for n in whole.column_names if n not in gone])
     return Roles(
         label,

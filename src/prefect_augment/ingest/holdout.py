@@ -1,4 +1,4 @@
-"""A hold-out that the user brings at a URI of its own."""
+"""A separate hold-out, at ``source.holdout_uri``."""
 
 from __future__ import annotations
 

@@ -123,6 +123,7 @@ def find_reusable(
     """
     if not parent.files:
         return None
+    # Known files have to be there, unchanged.
     listed = {shown_path(path): (path, n, etag) for path, n, etag in listing.identity}
     gone = Counter[str]()
     for path, file in parent.files.items():
@@ -133,6 +134,7 @@ def find_reusable(
     if gone:
         reasons = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
         raise NotReusableError(f"of {len(parent.files)} known files {reasons}")
+    # Their staged outcome has to exist, and from the same parameters.
     if not parent.ingest:
         raise NotReusableError("the version does not say where its records were staged")
     try:

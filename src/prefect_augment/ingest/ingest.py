@@ -67,37 +67,15 @@ def ingest(
 ) -> DatasetRef:
     """Read a labelled source, split it by the sticky ledger, and stage its records.
 
-    A source whose listing has not changed since an earlier run is not read again, also when that run's
-    result has been published since. If files were only added since the newest version, and its staged
-    records still exist, only the new files are read; the staged result is the same as from reading
-    everything. The notes say how many files were read.
+    An unchanged listing is not read again, also when that run's result has been published since. If files
+    were only added since the newest version, and its staged records still exist, only the new files are
+    read; the staged result is the same as from reading everything. The notes say how many files were read.
 
-    Parameters
-    ----------
-    source : Source
-        Where the records are, which column holds the class, how they are split.
-    store : Store
-        The destination; the ledger of its newest version is continued.
-    seed : int
-        Fixes the salt of the first version's split.
-    source_options : dict, optional
-        fsspec storage options of source and hold-out.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and the current step.
-
-    Returns
-    -------
-    DatasetRef
-        ``n_records`` and ``class_counts`` count the source's records; those of a hold-out URI are in
-        ``part_counts`` only.
-
-    Raises
-    ------
-    InputError
-        If the source is empty, changed while it was read, lies inside the destination, or overlaps its
-        hold-out. ``SchemaError`` and ``LabelError`` are subclasses.
-    ParameterError
-        If a parameter names a missing column, or parameters contradict one another.
+    ``seed`` fixes the salt of the first version's split, ``source_options`` are the fsspec storage options
+    of source and hold-out, ``on_progress`` gets a fraction in [0, 1] and the current step. ``n_records`` and
+    ``class_counts`` count the source's records, without those of a hold-out URI. Raises InputError if the
+    source is empty, changed while it was read, lies inside the destination, or overlaps its hold-out;
+    ParameterError if a parameter names a missing column, or parameters contradict one another.
     """
     report = on_progress or (lambda fraction, text: None)
     listing = list_source(source.uri, requested=source.format, options=source_options)

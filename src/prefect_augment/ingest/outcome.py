@@ -1,4 +1,4 @@
-"""What an ingest leaves: staged shards, quarantine, ledger, and the facts that say it all."""
+"""The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import image_notes
 from prefect_augment.ingest.write_index import SplitResult, place_holdout
-from prefect_augment.ingest.write_shards import Dealt, deal_out, write_staged
+from prefect_augment.ingest.write_shards import Dealt, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema.base import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
@@ -42,7 +42,7 @@ QUARANTINE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Ingested:
-    """An ingest whose split is made."""
+    """An ingest whose split is made, to be written."""
 
     source: Source
     stage: Stage
@@ -63,7 +63,7 @@ class Ingested:
     def write(self) -> DatasetInfo:
         """Write the stage's objects and return its outcome."""
         split, roles = self.split, self.candidates.roles
-        dealt = deal_out(self.candidates, split.layout, self.workspace)
+        dealt = Dealt(self.candidates, split.layout, self.workspace)
         if self.reused is not None:
             self.reused.add_columns(self.stage.store, dealt.summaries)
         columns = describe(dealt.summaries, roles, self.source)
@@ -75,6 +75,7 @@ class Ingested:
         every = (*shards, *own_holdout)
         counts = {part: _sum_counts([s for s in every if s.split == part]) for part in PARTS}
         compared = tuple(k for k in split.classes if all(counts[part].get(k) for part in PARTS))
+        # The batches, files and quarantine that a later run reads.
         batches = self._batches(dealt)
         files = self._files()
         ours, theirs, put = self._quarantine()
@@ -132,7 +133,7 @@ class Ingested:
         if held is None:
             return ()
         layout = place_holdout(held)
-        dealt = deal_out(held, layout, self.workspace, describes=False)
+        dealt = Dealt(held, layout, self.workspace, describes=False)
         return write_staged(self.stage.store, dealt, prefix=f"{self.stage.prefix}/given")
 
     # --- what was done ---

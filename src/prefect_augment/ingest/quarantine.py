@@ -1,4 +1,4 @@
-"""What is not used of a source: where each record stood, why it is left out, and what it was."""
+"""Quarantine: the rejected records of a source, with file, position, reason and content."""
 
 from __future__ import annotations
 

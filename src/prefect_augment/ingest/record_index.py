@@ -1,9 +1,9 @@
-"""What the split needs to know of every record: a row each, in arrays, and as a staged object per batch."""
+"""The record index: what the split needs of every record, in arrays and as a staged object per batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
-from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order
+from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
@@ -55,22 +55,9 @@ class RecordIndex:
         """Return some of the records, in the order of ``rows``; the same where these are all."""
         if len(rows) == len(self) and bool((np.diff(rows) == 1).all()):
             return self
-        return RecordIndex(
-            self.keys[rows],
-            self.labels.take(rows),
-            self.batch[rows],
-            self.rows[rows],
-            None if self.marked is None else self.marked[rows],
-            None if self.groups is None else self.groups.take(rows),
-            None if self.traits is None else self.traits[rows],
-            self.distinct_traits,
-            None if self.thumb_rows is None else self.thumb_rows[rows],
-            self.thumbs,
-            self.parts[rows],
-            self.numbers[rows],
-            self.files[rows],
-            self.sizes[rows],
-        )
+        whole = ("distinct_traits", "thumbs")
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in whole}
+        return replace(self, **{name: taken(values, rows) for name, values in columns.items()})
 
     def of_bin(self, number: int, n_bins: int) -> RecordIndex:
         """Return the records whose keys are in a bin; see :func:`prefect_augment.storage.external_sort.bin_of`."""
@@ -113,6 +100,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
     first, *rest = parts
     if not rest:
         return first
+    # One set of names, traits and thumbnails for all parts.
     labels = shared_names(*(p.labels for p in parts))
     groups = None if first.groups is None else shared_names(*(p.groups for p in parts if p.groups))
     distinct: dict[Traits, int] = {}

@@ -1,4 +1,4 @@
-"""One schema for all files of a source."""
+"""The common schema of all files of a source."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ are decoded here, once, for ingest, profile and a hold-out alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +31,7 @@ from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
-from prefect_augment.storage.keys import KEY, Coded
+from prefect_augment.storage.keys import KEY, Coded, taken
 
 __all__ = ["Candidates", "HoldoutColumn", "Names", "Rows", "find_candidates", "group_names"]
 
@@ -98,16 +99,7 @@ class Rows:
 
     def take(self, rows: NDArray[Any]) -> Rows:
         """Return some of them."""
-        return Rows(
-            self.keys[rows],
-            self.labels.take(rows),
-            self.rows[rows],
-            self.files[rows],
-            self.variants[rows],
-            self.sizes[rows],
-            None if self.marked is None else self.marked[rows],
-            None if self.groups is None else self.groups.take(rows),
-        )
+        return Rows(*(taken(getattr(self, f.name), rows) for f in fields(self)))
 
 
 @dataclass
@@ -188,7 +180,7 @@ def find_candidates(
     alone = in_bins and not roles.image and not roles.grouped_by
     collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1)
     checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
-    with checker or _Nothing():
+    with checker or nullcontext():
         n_done = 0
         for batch in scan.batches():
             n = len(batch.positions)
@@ -207,14 +199,6 @@ def _conformed(batch: Batch, conform: Conform | None) -> Batch:
     if conform is None:
         return batch
     return Batch(conform(batch.table), batch.file_index, batch.positions)
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *of: Any) -> None:
-        return None
 
 
 def _valid(

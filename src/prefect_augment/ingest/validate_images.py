@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
@@ -144,15 +145,7 @@ class ImageChecker:
         return Images(self.column, thumbs, np.concatenate(traits), list(self._distinct))
 
 
-def _traits(check: ImageCheck) -> Traits:
-    return (
-        check.mode,
-        check.format,
-        check.width,
-        check.height,
-        check.is_animated,
-        check.is_rotated,
-    )
+_traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")
 
 
 def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:

@@ -64,6 +64,7 @@ def write_index(
     class_counts: Counter[str] = Counter()
     n_used = np.zeros(len(batches), dtype=np.int64)
     n_twins = n_elsewhere = 0
+    # A bin of keys at a time: count its records and spill their index and places.
     for number, piece in enumerate(decision.pieces()):
         index = piece.index
         n_elsewhere += n_moved(index, piece.parts, piece.numbers)
@@ -84,7 +85,7 @@ def write_index(
         )
         planner.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
         del piece, index
-    refuse_moved(n_elsewhere)
+    refuse_moved(n_elsewhere)  # before anything is written
     ledger = decision.ledger
     return SplitResult(
         layout=planner.layout(dict(enumerate(PARTS))),

@@ -29,7 +29,7 @@ from prefect_augment.storage.keys import KEY, hex_column, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
 from prefect_augment.storage.store import Store
 
-__all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "deal_out", "write_staged"]
+__all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "write_staged"]
 
 # Bounds the memory: a shard is held a few times over while it is sorted and encoded.
 SHARD_BYTES = 32 << 20
@@ -190,7 +190,7 @@ RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of the spilled tabl
 
 
 class Dealt:
-    """Candidates distributed to their shards, with summaries of their columns."""
+    """Candidates distributed to their shards on local disk, with summaries of their columns."""
 
     def __init__(
         self,
@@ -210,6 +210,7 @@ class Dealt:
         self.counts: dict[int, dict[str, ColumnCounts]] = defaultdict(dict)
         self._describes = describes
         self._spills: dict[int, Spill] = {}
+        self.deal()
 
     def deal(self, first: int = 0) -> None:
         """Fill the shards from ``first`` on, as many as may be open at once.
@@ -270,19 +271,6 @@ def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
         raw = np.frombuffer(chunk.buffers()[1], dtype=KEY)
         chunks.append(raw[chunk.offset : chunk.offset + len(chunk)])
     return np.concatenate(chunks)
-
-
-def deal_out(
-    candidates: Candidates,
-    layout: ShardLayout,
-    workspace: Workspace,
-    *,
-    describes: bool = True,
-) -> Dealt:
-    """Distribute candidates to their shards on local disk; nothing is put into the store yet."""
-    dealt = Dealt(candidates, layout, workspace, describes=describes)
-    dealt.deal()
-    return dealt
 
 
 def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo, ...]:

@@ -1,4 +1,4 @@
-"""A sink that hashes what is written to it, in a thread beside the writing."""
+"""A sink that hashes its bytes in a thread while they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns of images: how an Arrow table holds them, and which of them is the record."""
+"""Image columns: their Arrow form, their metadata, and the main one."""
 
 from __future__ import annotations
 

@@ -60,10 +60,12 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         raise EmptyFileError(
             f"{name} is empty; expected a header and at least one record.", path=name
         )
+    # Layout, from the first rows.
     separator = _find_separator(text, source.separator)
     skip_blanks = _has_blanks_after(text, separator)
     header, has_header = _header(text, separator, skip_blanks, source, name)
     with Workspace() as workspace:
+        # Rows as text, then types, then records.
         blocks = _Blocks(workspace, header)
         with text.open() as file_lines:
             lines = _Lines(file_lines)

@@ -1,4 +1,4 @@
-"""Types of text columns: what a CSV column holds, and the rows that do not hold it."""
+"""Type inference for the text columns of CSV files, and the rows that do not fit."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     """
     objects = _find(uri, options)
     store, paths = objects.store, list(objects.entries)
+    # A folder of ours is read by its manifest or index.
     if not objects.is_exact:
         manifest = _manifest_of(store)
         if manifest is not None:
@@ -120,6 +121,7 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     )
     if not matching:
         raise InputError(_nothing(uri, requested, paths), uri=uri)
+    # One format for all.
     formats = Counter(requested if requested in FORMATS else _format(p) or "" for p in matching)
     if len(formats) > 1:
         held = [f"{formats[kind]} {FORMATS[kind].title}" for kind in FORMATS if formats[kind]]

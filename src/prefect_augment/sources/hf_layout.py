@@ -169,7 +169,7 @@ def _configs(card: bytes) -> list[dict[str, Any]]:
     try:
         front = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        return []  # somebody's page about the data: nothing to go by
+        return []  # a page that is no dataset card
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list):
         return []

@@ -1,4 +1,4 @@
-"""What reads one object of a source: the registry's readers, and those of archives and of our own shards."""
+"""The reader of one source object: the registry's readers, archives, and our own shards."""
 
 from __future__ import annotations
 

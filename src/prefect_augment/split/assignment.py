@@ -183,6 +183,7 @@ def _place_groups(
 ) -> None:
     """Assign waiting groups in hash order, each where it brings the shares nearer to their target."""
     n_classes = len(labels.names)
+    # Records of each (group, class), sorted by group.
     pairs, n = np.unique(
         groups.codes.astype(np.int64) * n_classes + labels.codes, return_counts=True
     )
@@ -205,6 +206,7 @@ def _place_groups(
             total += (abs(missing) - abs(missing - n_of)) / int(n_records[k])
         return total
 
+    # Waiting groups in hash order: hold-out first, then validation, else training.
     starts = np.searchsorted(group, np.arange(len(part_of) + 1))
     is_waiting = part_of < 0
     waiting = np.flatnonzero(is_waiting)

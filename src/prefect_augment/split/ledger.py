@@ -1,4 +1,4 @@
-"""The split ledger: the part that every record, group or image once got, and what a split decided."""
+"""The split ledger: the part of every record, group or image, and the result of a split."""
 
 from __future__ import annotations
 

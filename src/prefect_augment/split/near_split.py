@@ -87,6 +87,7 @@ def find_clusters(
     own hold-out, clusters end at its border and nothing is a bridge; no key is on both sides.
     """
     keys = as_keys(keys)
+    # One row per image; known images keep their cluster.
     of_record = group_ids(keys)
     n = int(of_record.max(initial=-1)) + 1
     first = np.zeros(n, dtype=np.int64)
@@ -101,6 +102,7 @@ def find_clusters(
     names = distinct.astype(np.promote_types(distinct.dtype, old.clusters.dtype))
     names[seen], levels[seen] = old.clusters[in_ledger[seen]], old.levels[in_ledger[seen]]
 
+    # New images, per side of the source's own border if there is one.
     for side in (None,) if marked is None else (False, True):
         there = ~seen if marked is None else ~seen & (marked[first] == side)
         others = old if marked is None else old.only((old.parts == HOLDOUT) == side)

@@ -178,6 +178,7 @@ class RecordSplit:
 
     def _find_cuts(self) -> NDArray[Any]:
         """Return the hash bounds below which a class's records go to hold-out and validation."""
+        # How many waiting records of each class go to hold-out, and to hold-out or validation, (2, n_classes).
         n = self._n_classes
         ends = np.zeros((2, n), dtype=np.int64)
         for k in range(n):
@@ -189,6 +190,7 @@ class RecordSplit:
                 ends[1, k] = ends[0, k] + max(
                     0, wanted_validation - int(self._known[VALIDATION, k])
                 )
+        # Their bound is the hash at that rank; bins are in hash order.
         cuts = np.zeros((2, n, 2), dtype=np.uint64)
         before = np.zeros(n, dtype=np.int64)
         for number in range(self.n_bins):

@@ -1,4 +1,4 @@
-"""What the drivers of object stores (s3fs, adlfs, gcsfs) need to be told, so that they fit one contract."""
+"""Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), which bring them under one contract."""
 
 from __future__ import annotations
 

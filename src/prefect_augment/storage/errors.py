@@ -22,7 +22,7 @@ Kind = Literal[
     "absent",  # no such object
     "exists",  # a condition was not met: there is an object
     "transient",  # may pass
-    "unreachable",  # nobody answers at the endpoint; may pass, too
+    "unreachable",  # no answer from the endpoint; may be transient, too
     "denied",
     "credentials",
     "bucket",
@@ -33,72 +33,37 @@ Kind = Literal[
     "other",
 ]
 
+# fmt: off
 _CODES: dict[Kind, frozenset[str]] = {
     "absent": frozenset({"NoSuchKey", "BlobNotFound", "NotFound"}),
     "exists": frozenset({"PreconditionFailed", "BlobAlreadyExists", "ConditionNotMet"}),
     "bucket": frozenset({"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}),
     "skew": frozenset({"RequestTimeTooSkewed", "RequestExpired"}),
-    "region": frozenset(
-        {
-            "AuthorizationHeaderMalformed",
-            "IllegalLocationConstraintException",
-            "PermanentRedirect",
-            "TemporaryRedirect",
-        }
-    ),
-    "credentials": frozenset(
-        {
-            "AuthenticationFailed",
-            "AuthFailure",
-            "ExpiredToken",
-            "ExpiredTokenException",
-            "InvalidAccessKeyId",
-            "InvalidAuthenticationInfo",
-            "InvalidClientTokenId",
-            "InvalidToken",
-            "MissingAuthenticationToken",
-            "NoAuthenticationInformation",
-            "SignatureDoesNotMatch",
-            "TokenRefreshRequired",
-            "UnrecognizedClientException",
-        }
-    ),
-    "denied": frozenset(
-        {
-            "AccessDenied",
-            "AccountProblem",
-            "AllAccessDisabled",
-            "AuthorizationFailure",
-            "AuthorizationPermissionMismatch",
-            "Forbidden",
-            "InsufficientAccountPermissions",
-        }
-    ),
+    "region": frozenset({
+        "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect",
+        "TemporaryRedirect"
+    }),
+    "credentials": frozenset({
+        "AuthenticationFailed", "AuthFailure", "ExpiredToken", "ExpiredTokenException",
+        "InvalidAccessKeyId", "InvalidAuthenticationInfo", "InvalidClientTokenId", "InvalidToken",
+        "MissingAuthenticationToken", "NoAuthenticationInformation", "SignatureDoesNotMatch",
+        "TokenRefreshRequired", "UnrecognizedClientException"
+    }),
+    "denied": frozenset({
+        "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationFailure",
+        "AuthorizationPermissionMismatch", "Forbidden", "InsufficientAccountPermissions"
+    }),
     # ConditionalRequestConflict (409) is S3's word for two conditional writes at one time: ask again, and
     # the second answer says who was first. A damaged body is sent again, too. NoSuchUpload is what s3fs hears
     # when it takes back an upload whose last answer was lost: it was finished, or it begins anew.
-    "transient": frozenset(
-        {
-            "BadDigest",
-            "BandwidthLimitExceeded",
-            "ConditionalRequestConflict",
-            "IncompleteBody",
-            "InternalError",
-            "NoSuchUpload",
-            "OperationAborted",
-            "OperationTimedOut",
-            "RequestLimitExceeded",
-            "RequestTimeout",
-            "ServerBusy",
-            "ServiceUnavailable",
-            "SlowDown",
-            "Throttling",
-            "ThrottlingException",
-            "TooManyRequests",
-            "XAmzContentSHA256Mismatch",
-        }
-    ),
+    "transient": frozenset({
+        "BadDigest", "BandwidthLimitExceeded", "ConditionalRequestConflict", "IncompleteBody",
+        "InternalError", "NoSuchUpload", "OperationAborted", "OperationTimedOut",
+        "RequestLimitExceeded", "RequestTimeout", "ServerBusy", "ServiceUnavailable", "SlowDown",
+        "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch"
+    }),
 }
+# fmt: on
 _KIND_OF_CODE = {code: kind for kind, codes in _CODES.items() for code in codes}
 _KIND_OF_STATUS: dict[int, Kind] = {
     301: "region",
@@ -109,60 +74,38 @@ _KIND_OF_STATUS: dict[int, Kind] = {
     412: "exists",
     **dict.fromkeys((408, 429, 500, 502, 503, 504), "transient"),
 }
+# fmt: off
 # By name, since the drivers may not be installed. A class counts through its parents, too.
 _KIND_OF_CLASS: tuple[tuple[Kind, frozenset[str]], ...] = (
     (
         "credentials",
-        frozenset(
-            {
-                "ClientAuthenticationError",
-                "CredentialRetrievalError",
-                "CredentialUnavailableError",
-                "DefaultCredentialsError",
-                "NoCredentialsError",
-                "PartialCredentialsError",
-                "ProfileNotFound",
-                "RefreshError",
-                "TokenRetrievalError",
-                "SSOTokenLoadError",
-                "UnauthorizedSSOTokenError",
-            }
-        ),
+        frozenset({
+            "ClientAuthenticationError", "CredentialRetrievalError", "CredentialUnavailableError",
+            "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
+            "ProfileNotFound", "RefreshError", "TokenRetrievalError", "SSOTokenLoadError",
+            "UnauthorizedSSOTokenError"
+        }),
     ),
     ("certificate", frozenset({"ClientConnectorCertificateError", "SSLError"})),
     ("changed", frozenset({"FileExpired"})),
     (
         "unreachable",
-        frozenset(
-            {
-                "ClientConnectorError",
-                "ConnectTimeoutError",
-                "EndpointConnectionError",
-                "ServiceRequestError",
-            }
-        ),
+        frozenset({
+            "ClientConnectorError", "ConnectTimeoutError", "EndpointConnectionError",
+            "ServiceRequestError"
+        }),
     ),
     (
         "transient",
-        frozenset(
-            {
-                "ChecksumError",
-                "ChunkedEncodingError",
-                "ClientConnectionError",
-                "ClientPayloadError",
-                "FSTimeoutError",
-                "HTTPClientError",
-                "IncompleteRead",
-                "IncompleteReadError",
-                "ProxyError",
-                "ResponseParserError",
-                "ServiceResponseError",
-                "Timeout",
-                "TransportError",
-            }
-        ),
+        frozenset({
+            "ChecksumError", "ChunkedEncodingError", "ClientConnectionError",
+            "ClientPayloadError", "FSTimeoutError", "HTTPClientError", "IncompleteRead",
+            "IncompleteReadError", "ProxyError", "ResponseParserError", "ServiceResponseError",
+            "Timeout", "TransportError"
+        }),
     ),
 )
+# fmt: on
 DRIVERS = frozenset(
     {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
 )
@@ -344,7 +287,7 @@ def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
         return "it was replaced while it was read; run again once the source stands still."
     if fault.kind == "unreachable":
         return (
-            f"nobody answers at the endpoint{code}: {_words(exc)}; check endpoint_url and the network, then run "
+            f"no answer from the endpoint{code}: {_words(exc)}; check endpoint_url and the network, then run "
             "again."
         )
     if fault.kind == "transient":

@@ -28,6 +28,7 @@ __all__ = [
     "ranks_within",
     "shared_names",
     "sort_order",
+    "taken",
     "unhex",
 ]
 
@@ -57,7 +58,7 @@ def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
         if chunk.null_count or (np.diff(offsets) != 32).any():
             raise ValueError("a key is not 32 hexadecimal digits")
         digits = np.frombuffer(chunk.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
-        values = (digits & 15) + 9 * (digits >> 6)
+        values = (digits & 15) + 9 * (digits >> 6)  # of an ASCII digit or letter
         both = values.reshape(-1, 2)
         packed = (both[:, 0] << 4) | both[:, 1]
         keys.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
@@ -216,6 +217,13 @@ class Coded:
         """Return records per name, names without any left out."""
         n = np.bincount(self.codes, minlength=len(self.names)).tolist()
         return {name: k for name, k in zip(self.names.tolist(), n, strict=True) if k}
+
+
+def taken(values: Any, rows: NDArray[Any]) -> Any:
+    """Return some rows of an array or coded texts; None stays."""
+    if values is None:
+        return None
+    return values.take(rows) if isinstance(values, Coded) else values[rows]
 
 
 def shared_names(*columns: Coded) -> list[Coded]:

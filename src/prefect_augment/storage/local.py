@@ -1,4 +1,4 @@
-"""Files behind :class:`~prefect_augment.storage.store.Store`: a reader by ranges, drafts, and whole local writes."""
+"""Files behind :class:`~prefect_augment.storage.store.Store`: range reader, drafts, atomic local writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests in a destination: which versions are there, and making the next one visible."""
+"""Manifests in a destination: the versions that exist, and the commit of the next one."""
 
 from __future__ import annotations
 
