@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.params import Source
 
-__all__ = ["BATCH_BYTES", "Rejected", "SourceReader", "SourceRecords", "in_batches", "whole"]
+__all__ = ["BATCH_BYTES", "Rejected", "SourceReader", "SourceRecords", "in_batches"]
 
 #: About so many bytes of Arrow data in a batch of records.
 BATCH_BYTES = 8 << 20
@@ -67,14 +67,3 @@ class SourceReader(Protocol):
 def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
     """Return a reader's result as batches."""
     return iter((result,) if isinstance(result, SourceRecords) else result)
-
-
-def whole(result: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
-    """Return a reader's result as one batch."""
-    batches = list(in_batches(result))
-    return SourceRecords(
-        pa.concat_tables([b.table for b in batches]).unify_dictionaries(),
-        np.concatenate([b.positions for b in batches]),
-        tuple(r for b in batches for r in b.rejected),
-        tuple(note for b in batches for note in b.notes),
-    )
