@@ -278,7 +278,7 @@ def test_identifiers_that_leave_no_number_free_are_told() -> None:
 
 def test_columns_of_one_name_and_columns_named_by_numbers() -> None:
     twice = pd.DataFrame(np.ones((N, 2)), columns=["a", "a"])
-    with pytest.raises(SchemaError, match=r"\['a'\] stand there more than once"):
+    with pytest.raises(SchemaError, match=r"\['a'\] occur more than once"):
         GenerativeSampler().fit_resample(twice, LABELS)
     alike = pd.DataFrame(np.ones((N, 2)), columns=[1, "1"])
     with pytest.raises(SchemaError, match="more than once"):

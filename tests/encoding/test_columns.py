@@ -19,10 +19,10 @@ rng = np.random.default_rng(0)
 LABEL = ["yes", "no"] * (N // 2)
 
 
-def result(values: Any, name: str = "c", wishes: tuple[ColumnOverride, ...] = ()) -> Any:
-    return describe_columns(pa.table({name: values, "label": LABEL}), label="label", wishes=wishes)[
-        0
-    ]
+def result(values: Any, name: str = "c", overrides: tuple[ColumnOverride, ...] = ()) -> Any:
+    return describe_columns(
+        pa.table({name: values, "label": LABEL}), label="label", overrides=overrides
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_values_that_cannot_be_compared_have_no_number_of_unique_ones() -> None:
 
 
 def test_an_override_decides_the_kind() -> None:
-    found = result(list(range(N)), wishes=(ColumnOverride(name="c", kind="numeric"),))
-    assert (found.kind, found.note) == ("numeric", "as wished in source.columns")
+    found = result(list(range(N)), overrides=(ColumnOverride(name="c", kind="numeric"),))
+    assert (found.kind, found.note) == ("numeric", "set in source.columns")
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("overrides", "says"),
     [
         ([ColumnOverride(name="cc", kind="numeric")], "did you mean 'c'"),
         ([ColumnOverride(name="label", kind="category")], "label's kind is fixed"),
@@ -109,11 +109,11 @@ def test_an_override_decides_the_kind() -> None:
     ],
 )
 def test_an_override_that_cannot_be_granted_is_refused(
-    wishes: list[ColumnOverride], says: str
+    overrides: list[ColumnOverride], says: str
 ) -> None:
     table = pa.table({"c": ["a", "b"], "l": [[1], [2]], "label": ["x", "y"]})
     with pytest.raises(ParameterError, match=says):
-        describe_columns(table, label="label", wishes=wishes)
+        describe_columns(table, label="label", overrides=overrides)
 
 
 def test_a_parameter_that_names_no_column_is_refused() -> None:

@@ -12,13 +12,17 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.encoding.record_ids import (
     aug_ids,
-    content_keys,
+    content_digests,
     derived_ids,
     float_variants,
-    occurrence_numbers,
 )
+from prefect_augment.storage.keys import hex_column
 
 NAN = float("nan")
+
+
+def content_keys(table: pa.Table, exclude: tuple[str, ...] | list[str] = ()) -> pa.StringArray:
+    return hex_column(content_digests(table, exclude=exclude))
 
 
 def keys(**columns: object) -> list[str]:
@@ -144,11 +148,6 @@ def test_twins_get_distinct_ids_that_do_not_depend_on_their_place() -> None:
     ids = aug_ids(["k", "k", "k", "j"], ["a", "a", "b", "a"]).to_pylist()
     assert len(set(ids)) == 4
     assert set(aug_ids(["j", "k", "k", "k"], ["a", "b", "a", "a"]).to_pylist()) == set(ids)
-
-
-def test_occurrence_numbers_follow_the_order_given() -> None:
-    numbers = occurrence_numbers(["a", "a", "b", "a"], order=np.array([9, 1, 0, 5]))
-    assert numbers.tolist() == [2, 0, 0, 1]
 
 
 def test_derived_ids_differ_between_origins_parents_and_ordinals() -> None:

@@ -304,7 +304,7 @@ def test_a_holdout_with_a_class_of_its_own(tmp_path: Path) -> None:
         tmp_path,
         source,
         LabelError,
-        r"has the class 'B', which the source has not \(did you mean 'b'\?\)",
+        r"has the class 'B', which the source lacks \(did you mean 'b'\?\)",
     )
 
 

@@ -32,7 +32,7 @@ from prefect_augment.storage.store import open_store
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (spill, "IN_MEMORY", 0),
-        (binned, "PILED", 16),
+        (binned, "MAX_HELD", 16),
         (binned, "BIN_ROWS", 37),
         (binned, "BUFFERED", 700),
         (parquet_source, "MAX_ROWS", 13),

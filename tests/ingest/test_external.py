@@ -111,7 +111,7 @@ def test_each_record_that_cannot_be_compared_is_counted_with_its_reason(
         "column 'site' holds 'moon', which no real record has": 1,
     }
     assert found.table["load"].to_pylist() == [1.5, None, 8.0]
-    assert any("5 of 8 given records could not be judged" in note for note in found.info.notes)
+    assert any("5 of 8 external records are invalid" in note for note in found.info.notes)
 
 
 def test_interpolated_whole_numbers_are_rounded_and_it_is_said(

@@ -86,7 +86,7 @@ def test_a_messy_folder_stages_every_readable_file_unchanged_and_loses_none(
     assert info.n_quarantined == len(messy.quarantined)
     assert table.num_rows == len(messy.readable)
     assert any("2 links that lead back" in note for note in info.notes)
-    assert any("1 files that are no images were passed over: 1 .md" in n for n in info.notes)
+    assert any("1 files that are no images were skipped: 1 .md" in n for n in info.notes)
 
 
 def test_every_file_of_a_messy_folder_is_counted_once(
@@ -295,7 +295,7 @@ def test_an_image_folder_that_holds_a_table_too_is_still_images(
     folder = write(tmp_path / "in", {**class_files, "metadata.csv": b"a,b\n1,2\n"})
     info, table, _ = staged(store, Source(uri=str(folder)))
     assert table.num_rows == 30
-    assert any("passed over: 1 .csv" in note for note in info.notes)
+    assert any("skipped: 1 .csv" in note for note in info.notes)
 
 
 # --- archives ---------------------------------------------------------------------------------

@@ -265,7 +265,7 @@ def test_a_narrower_type_of_new_files_is_brought_into_the_known_one(
     [
         ("replace", "of 2 known files 1 have changed"),
         ("remove", "of 2 known files 1 are gone"),
-        ("stage", "has been removed"),
+        ("stage", "were removed"),
         ("wish", "read with other parameters"),
     ],
 )

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from prefect_augment.encoding.record_ids import content_keys
+from prefect_augment.encoding.record_ids import content_digests
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnOverride, Source
 from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.split.assignment import HOLDOUT
 from prefect_augment.split.ledger_io import read_ledger
+from prefect_augment.storage.keys import hex_column
 from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 
@@ -100,7 +101,7 @@ def test_shards_are_sorted_and_keyed_by_content(tmp_path: Path, store: Store) ->
     assert training["aug_id"].to_pylist() == sorted(training["aug_id"].to_pylist())
     assert (
         training["content_key"].to_pylist()
-        == content_keys(training, exclude=["label", *ADDED]).to_pylist()
+        == hex_column(content_digests(training, exclude=["label", *ADDED])).to_pylist()
     )
 
 
@@ -330,7 +331,7 @@ def test_a_glob_and_hidden_files(tmp_path: Path, store: Store) -> None:
     (tmp_path / "in" / "README.md").write_text("not data")
     whole = ingest(Source(uri=str(tmp_path / "in"), label="label"), store=store, seed=0)
     assert whole.n_records == 132
-    assert "1 files of other formats were passed over" in info_of(store, whole).notes
+    assert "1 files of other formats were skipped" in info_of(store, whole).notes
     one = ingest(
         Source(uri=str(tmp_path / "in" / "b*.parquet"), label="label"), store=store, seed=0
     )
@@ -401,7 +402,7 @@ def test_generated_tables_come_back_whole(data: st.DataObject) -> None:
     table = pa.table(columns)
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    place = f"memory://generated-{content_keys(table)[0].as_py()}-{n}"
+    place = f"memory://generated-{hex_column(content_digests(table))[0].as_py()}-{n}"
     open_store(f"{place}/in").put("in.parquet", sink.getvalue())
     store = open_store(f"{place}/out")
     info = info_of(store, ingest(Source(uri=f"{place}/in", label="label"), store=store, seed=0))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
+from support.sources import whole
 
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
@@ -26,7 +27,6 @@ from prefect_augment.shards.parquet import (
     with_lineage,
     write_shards,
 )
-from prefect_augment.sources.base import whole
 from prefect_augment.sources.parquet import read_batches
 from prefect_augment.storage.store import Draft, Store, open_store, sha256_hex
 

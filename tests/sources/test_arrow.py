@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
 from hypothesis import given, strategies as st
+from support.sources import whole
 
 from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.sources import archives as packed, arrow
-from prefect_augment.sources.base import SourceRecords, whole
+from prefect_augment.sources.base import SourceRecords
 
 
 def read(data: bytes) -> SourceRecords:

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
+from support.sources import whole
 
 from prefect_augment.errors import InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
-from prefect_augment.sources.base import SourceRecords, whole
+from prefect_augment.sources.base import SourceRecords
 from prefect_augment.sources.csv import read_batches
 
 

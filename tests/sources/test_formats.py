@@ -133,7 +133,7 @@ def test_formats_are_not_mixed_and_all_are_named(tmp_path: Path) -> None:
     for name, write in WRITERS.items():
         (tmp_path / name).write_bytes(write(make_table()))
     with pytest.raises(InputError, match="holds 2 JSON lines and 2 Arrow files"):
-        list_source(str(tmp_path), wished="auto", options=None)
+        list_source(str(tmp_path), requested="auto", options=None)
 
 
 def test_every_format_can_be_asked_for_and_has_a_reader() -> None:
@@ -339,5 +339,5 @@ def test_our_own_published_dataset_is_still_read_by_its_manifest(
 ) -> None:
     """Its card lists files as Hugging Face does; the manifest says more."""
     publish_two(open_store(str(tmp_path / "ours")))
-    listing = list_source(str(tmp_path / "ours"), wished="auto", options=None)
+    listing = list_source(str(tmp_path / "ours"), requested="auto", options=None)
     assert isinstance(listing.manifest, Manifest)

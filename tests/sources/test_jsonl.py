@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.json
 import pytest
 from hypothesis import given, strategies as st
+from support.sources import whole
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.report.redaction import redactor
 from prefect_augment.sources import jsonl
-from prefect_augment.sources.base import SourceRecords, whole
+from prefect_augment.sources.base import SourceRecords
 
 SOURCE = Source(label="label")
 

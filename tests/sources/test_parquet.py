@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.sources import whole
 
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
@@ -19,7 +20,6 @@ from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
 from prefect_augment.shards.row_groups import row_groups
 from prefect_augment.sources import archives as packed
-from prefect_augment.sources.base import whole
 from prefect_augment.sources.parquet import read_batches
 
 N = 2000

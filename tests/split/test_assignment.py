@@ -24,7 +24,7 @@ from prefect_augment.split.assignment import (
     assign,
     make_salt,
 )
-from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.split.ledger import LedgerSpill
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, Coded, shared_names
 from prefect_augment.storage.spill import Workspace
@@ -287,21 +287,20 @@ def test_a_split_in_bins_is_the_split_of_all_at_once(is_marked: bool) -> None:
             split = RecordSplit(
                 replace(ledger, labels=theirs),
                 Shares(0.2, 0.2, is_marked),
-                has_marks=is_marked,
                 workspace=workspace,
                 n_bins=6,
             )
             bins = [np.flatnonzero(bin_of(keys[:n], 6) == number) for number in range(6)]
             some = [(r, keys[r], shared.take(r), None if mark is None else mark[r]) for r in bins]
             for number, (_, k, names, m) in enumerate(some):
-                split.note(split.look(k, names, m, number), names, m, number)
-            aside = LedgerAside(ledger, shared.names, workspace)
+                split.note(split.look_up(k, names, m, number), names, m, number)
+            aside = LedgerSpill(ledger, shared.names, workspace)
             for number, (r, k, names, m) in enumerate(some):
-                looked = split.look(k, names, m, number)
-                parts, grown = split.assign(looked, k, names, m)
+                entries = split.look_up(k, names, m, number)
+                parts, grown = split.assign(entries, k, names, m)
                 aside.append(grown)
                 assert parts.tolist() == whole.parts[r].tolist()
-                assert looked.occurrences.tolist() == whole.occurrences[r].tolist()
+                assert entries.occurrences.tolist() == whole.occurrences[r].tolist()
             assert aside.digest == whole.ledger.digest
             assert (split.n_new, split.n_kept_against_mark) == (
                 whole.n_new,

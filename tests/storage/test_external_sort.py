@@ -11,7 +11,13 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.errors import StorageError
 from prefect_augment.storage import external_sort as binned
-from prefect_augment.storage.external_sort import Binned, Pile, bin_of, first_of_bin, n_bins_for
+from prefect_augment.storage.external_sort import (
+    DistinctCounter,
+    PartitionedRows,
+    bin_of,
+    first_of_bin,
+    n_bins_for,
+)
 from prefect_augment.storage.keys import KEY, sort_order
 from prefect_augment.storage.spill import Workspace
 
@@ -33,7 +39,7 @@ def test_rows_come_back_in_the_order_they_came(
     monkeypatch.setattr(binned, "BUFFERED", buffered)
     every = rows(500)
     with Workspace() as workspace:
-        aside = Binned(workspace, ROW, 7)
+        aside = PartitionedRows(workspace, ROW, 7)
         for some in np.array_split(every, 23):
             aside.add(some, bin_of(some["key"], 7))
         assert aside.sizes.sum() == len(aside) == 500
@@ -88,7 +94,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(binned, "BUFFERED", 0)
     with Workspace() as workspace:
-        aside = Binned(workspace, ROW)
+        aside = PartitionedRows(workspace, ROW)
         aside.add(rows(10))
         assert [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not list(tmp_path.iterdir())
@@ -102,18 +108,18 @@ def test_a_full_temporary_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     with Workspace() as workspace:
         workspace.path = lambda: str(full)  # type: ignore[method-assign]
         with pytest.raises(StorageError, match="no space left in the temporary folder"):
-            Binned(workspace, ROW).add(rows(100_000))
+            PartitionedRows(workspace, ROW).add(rows(100_000))
 
 
 def test_different_numbers_are_counted_exactly_also_on_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(binned, "PILED", 50)
+    monkeypatch.setattr(binned, "MAX_HELD", 50)
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 400, 60).astype(np.uint64) for _ in range(20)]
     with Workspace() as workspace:
-        pile = Pile(workspace)
+        counter = DistinctCounter(workspace)
         for batch in batches:
-            pile.add(batch)
-        assert pile.n_distinct() == len(np.unique(np.concatenate(batches)))
-        assert Pile(workspace).n_distinct() == 0
+            counter.add(batch)
+        assert counter.n_distinct() == len(np.unique(np.concatenate(batches)))
+        assert DistinctCounter(workspace).n_distinct() == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -368,12 +369,23 @@ def test_attempts_end_at_the_policy_and_at_what_the_error_is_worth(
     assert flaky.n_calls == n_calls
 
 
-def test_waits_double_up_to_a_bound_and_are_spread_from_zero() -> None:
-    policy = RetryPolicy(backoff_seconds=0.5, max_seconds=2.0)
-    for attempt, longest in [(1, 0.5), (2, 1.0), (3, 2.0), (9, 2.0)]:
-        waits = [policy.wait_seconds(attempt) for _ in range(400)]
-        assert 0 <= min(waits) < 0.1 * longest
-        assert 0.9 * longest < max(waits) <= longest
+def test_waits_double_up_to_a_bound_and_are_spread_from_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    policy = RetryPolicy(attempts=5, backoff_seconds=0.5, max_seconds=2.0)
+
+    def fail() -> None:
+        raise OSError
+
+    for _ in range(400):
+        with pytest.raises(OSError):  # noqa: PT011 - whatever it says
+            call(fail, policy=policy, attempts=lambda exc: 5, what="read")
+    for k, longest in enumerate((0.5, 1.0, 2.0, 2.0)):
+        of_attempt = waits[k::4]
+        assert 0 <= min(of_attempt) < 0.1 * longest
+        assert 0.9 * longest < max(of_attempt) <= longest
 
 
 def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesM
 from prefect_augment.registry import load_model_class, model_kinds
 from prefect_augment.schema.base import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
 from prefect_augment.synthesis.train import train
@@ -73,7 +73,7 @@ def test_records_that_come_in_parts_are_chosen_as_all_at_once(
     names = np.array(table["label"].to_pylist())
     strata = np.unique(names, return_inverse=True)[1]
     for most in (1, 7, 50, 300):
-        chosen = sample_rows(strata, fold_ids(table["aug_id"]), most=most, seed=3)
+        chosen = sample_rows(strata, hash_ids(table["aug_id"]), most=most, seed=3)
         expected = {table["aug_id"][int(i)].as_py() for i in chosen}
         # Shards of 100 records: the choice is made in five steps.
         assert set(read(store, dataset, most, seed=3)[0]["aug_id"].to_pylist()) == expected

@@ -66,7 +66,7 @@ def stage_parts(
             label=label,
             label_type="string",
             schema_digest="s",
-            columns=describe_columns(everything, label=label, wishes=()),
+            columns=describe_columns(everything, label=label, overrides=()),
             shards=tuple(shards),
             part_counts=counts,
             compared=("ill", "rare", "well"),

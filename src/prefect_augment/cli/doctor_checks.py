@@ -323,7 +323,7 @@ def check_source(
     """
     name = f"source {uri}"
     try:
-        listing = list_source(uri, wished=wished, options=options)
+        listing = list_source(uri, requested=wished, options=options)
         with listing.store.open(listing.entries[0].path) as file:
             file.read(1024)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Records to numbers and back, and what names a record."""
+"""Records as numbers and back, and the identities of records."""

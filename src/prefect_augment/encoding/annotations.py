@@ -1,10 +1,7 @@
-"""Boxes, masks and keypoints of staged images: read for one record, moved with it, written for its copies.
+"""Boxes, masks and keypoints of staged images: read, transformed with the image, written for its copies.
 
-``objects`` is a struct of lists, one entry per box (``bbox``: left, top, width, height in pixels; ``category`` and
-whatever else stands there goes with it; ``keypoints``: x, y and visibility in turns, as COCO has them). Every
-image column beside the first is a mask of it.
-
-What belongs to an image and moves with it: boxes, masks, keypoints.
+``objects`` is a struct of lists, one entry per box: ``bbox`` (left, top, width, height in pixels), ``category``,
+``keypoints`` (x, y, visibility, as in COCO) and any other fields. Image columns after the first are masks.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ OBJECTS = "objects"
 
 @dataclass(frozen=True)
 class MovedRecord:
-    """What belongs to one copy: ``objects``, and the bytes of each mask; None where it is its parent's."""
+    """The targets of one copy: ``objects`` and each mask's bytes; None where they are its parent's."""
 
     objects: dict[str, list[Any]] | None = None
     masks: Mapping[str, bytes] | None = None
@@ -36,20 +33,14 @@ class MovedRecord:
 
 @dataclass(frozen=True)
 class ImageTargets:
-    """Which columns of records move with the image.
-
-    Attributes
-    ----------
-    has_objects : bool
-    masks : tuple of str
-    """
+    """The columns of records that are transformed with the image."""
 
     has_objects: bool
     masks: tuple[str, ...]
 
     @classmethod
     def of(cls, schema: pa.Schema, image: str) -> ImageTargets:
-        """Find them in a schema."""
+        """Return the target columns of a schema."""
         objects = schema.field(OBJECTS).type if OBJECTS in schema.names else None
         has_objects = (
             objects is not None
@@ -69,19 +60,9 @@ class ImageTargets:
         return self.has_objects or bool(self.masks)
 
     def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> Targets:
-        """Return what belongs to an image.
+        """Return the targets of one record (columns as Python values) whose image has this (height, width).
 
-        Parameters
-        ----------
-        record : mapping of str to object
-            Its columns as Python values.
-        shape : sequence of int
-            The image's height and width.
-
-        Raises
-        ------
-        SchemaError
-            If a mask has another size than the image.
+        Raises SchemaError if a mask has another size than the image.
         """
         objects = (record.get(OBJECTS) if self.has_objects else None) or {}
         masks = []
@@ -103,7 +84,7 @@ class ImageTargets:
         )
 
     def write(self, record: Mapping[str, Any], moved: Targets) -> MovedRecord:
-        """Return what belongs to the copy of a record."""
+        """Return the targets for the copy of a record."""
         objects = (record.get(OBJECTS) if self.has_objects else None) or None
         if objects is not None:
             objects = _moved_objects(objects, moved)
@@ -115,7 +96,7 @@ class ImageTargets:
     def replaced(
         self, table: pa.Table, moved: Sequence[MovedRecord | None], ids: Sequence[str]
     ) -> pa.Table:
-        """Return copies, whose columns are still their parents', with what was moved."""
+        """Return copies with their transformed targets in place of their parents'."""
         if self.has_objects and any(m for m in moved):
             at, field = table.column_names.index(OBJECTS), table.schema.field(OBJECTS)
             values = [
@@ -126,14 +107,14 @@ class ImageTargets:
         for name in self.masks:
             at, field = table.column_names.index(name), table.schema.field(name)
             rows = table[name].to_pylist()
-            found = [(m.masks or {}).get(name) if m else None for m in moved]
+            masks = [(m.masks or {}).get(name) if m else None for m in moved]
             data = [
                 new if new is not None else (row or {}).get("bytes")
-                for row, new in zip(rows, found, strict=True)
+                for row, new in zip(rows, masks, strict=True)
             ]
             paths = [
                 f"classic/{aug_id}-{name}.png" if new is not None else (row or {}).get("path")
-                for row, new, aug_id in zip(rows, found, ids, strict=True)
+                for row, new, aug_id in zip(rows, masks, ids, strict=True)
             ]
             table = table.set_column(at, field, image_array(data, paths, field.type))
         return table
@@ -146,11 +127,11 @@ def _points(objects: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
 
 
 def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str, list[Any]]:
-    """Return the objects that are left: each member's entries of these, and boxes and keypoints as they are now."""
+    """Return the remaining objects: all fields of those in ``moved``, boxes and keypoints updated."""
     places = moved.places.tolist()
-    found = {name: [values[i] for i in places] for name, values in objects.items() if values}
-    found = {name: found.get(name, []) for name in objects}
-    found["bbox"] = moved.boxes.tolist()
+    left = {name: [values[i] for i in places] for name, values in objects.items() if values}
+    left = {name: left.get(name, []) for name in objects}
+    left["bbox"] = moved.boxes.tolist()
     if objects.get("keypoints"):
         points = _points(objects)
         # A point that has left the image is one without a place, as COCO says it.
@@ -158,8 +139,8 @@ def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str
         now = np.where(seen > 0, np.concatenate([moved.keypoints, seen], axis=1), 0.0)
         ends = np.cumsum([len(of_object or []) // 3 for of_object in objects["keypoints"]])
         split = np.split(now, ends[:-1])
-        found["keypoints"] = [split[i].ravel().tolist() for i in places]
-    return found
+        left["keypoints"] = [split[i].ravel().tolist() for i in places]
+    return left
 
 
 MIN_VISIBILITY = 0.1  # share of a box's area that has to be left in the image
@@ -173,29 +154,17 @@ def _none(columns: int) -> Float:
 
 @dataclass(frozen=True)
 class Targets:
-    """What an image shows where.
+    """Boxes, keypoints and masks of one image."""
 
-    Attributes
-    ----------
-    boxes : ndarray of float32, shape (n_boxes, 4)
-        Left, top, width and height in pixels (COCO).
-    keypoints : ndarray of float32, shape (n_keypoints, 2)
-        x and y in pixels.
-    masks : tuple of ndarray of uint8, shape (height, width)
-    places : ndarray of int64, shape (n_boxes,)
-        Which of the boxes that were given these are.
-    inside : ndarray of bool, shape (n_keypoints,)
-        Which keypoints are still in the image.
-    """
-
-    boxes: Float = field(default_factory=lambda: _none(4))
-    keypoints: Float = field(default_factory=lambda: _none(2))
-    masks: tuple[NDArray[np.uint8], ...] = ()
+    boxes: Float = field(default_factory=lambda: _none(4))  # (n_boxes, 4): as in COCO, pixels
+    keypoints: Float = field(default_factory=lambda: _none(2))  # (n_keypoints, 2): x, y in pixels
+    masks: tuple[NDArray[np.uint8], ...] = ()  # (height, width) each
+    # (n_boxes,) indices into the boxes read; (n_keypoints,) whether still in the image
     places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def started(self, width: int, height: int) -> Targets:
-        """Return these with all keypoints there, and all boxes of which something lies in the image."""
+        """Return these with all keypoints inside, and only boxes that overlap the image."""
         starts, ends = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         has_area = (np.minimum(ends, [width, height]) > np.maximum(starts, 0)).all(axis=1)
         return replace(
@@ -208,18 +177,10 @@ class Targets:
     def moved(
         self, matrix: NDArray[np.float64], width: int, height: int, *, min_visibility: float
     ) -> Targets:
-        """Return boxes and keypoints under an affine map of pixel centres; masks as they are.
+        """Return boxes and keypoints under an affine map (2, 3) of pixel centres, old to new; masks as they are.
 
-        A box becomes the smallest upright one about its four corners, cut to the image.
-
-        Parameters
-        ----------
-        matrix : ndarray of float64, shape (2, 3)
-            From old to new coordinates of pixel centres.
-        width, height : int
-            Of the new image.
-        min_visibility : float in [0, 1]
-            Boxes of which a smaller share of the area stays in the image are left out.
+        A box becomes the upright hull of its four corners, cut to the new image (width, height). Boxes that keep
+        less than ``min_visibility`` of their area, a share in [0, 1], are dropped.
         """
         linear, offset = matrix[:, :2], matrix[:, 2]
         x, y, w, h = self.boxes.astype(np.float64).T

@@ -1,9 +1,4 @@
-"""Staged records as arrays, and what is the same about them for every kind of data.
-
-Staged records of tables in matrix form: what models, gates and estimators work on.
-
-What travels to the gate and back: records with their strata, what is asked, what became of each.
-"""
+"""Staged records as arrays, of tables and images alike, and the filter's input and outcome."""
 
 from __future__ import annotations
 
@@ -31,8 +26,8 @@ __all__ = [
     "N_FEWER_FOLDS",
     "N_FOLDS",
     "SMALL_VALIDATION",
-    "Asked",
     "FilterOutcome",
+    "FilterRequest",
     "Labelled",
     "Limits",
     "Matrix",
@@ -51,38 +46,22 @@ Int = NDArray[np.int64]
 
 N_FOLDS = 5
 N_FEWER_FOLDS = 3  # where a budget does not allow five
-# Below so many validation records in the rarest judged class, validation alone decides by luck, and strategies are
-# compared by folds over fit + validation instead. Tables: the standard error of a recall is above 3 points.
-# Images, whose fits take many times longer: one record is 10 points of it.
+# With fewer validation records in the rarest compared class, chance decides, and strategies are compared by folds
+# over training + validation. Tables: the standard error of a recall exceeds 3 points. Images, which train
+# many times longer: one record is 10 points.
 SMALL_VALIDATION: dict[Modality, int] = {"table": 200, "image": 10}
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records as arrays.
-
-    Attributes
-    ----------
-    X : ndarray, shape (n, ...)
-        The records themselves, in the array form of their kind.
-    y, strata : ndarray of int64, shape (n,)
-        Indices into ``classes`` and ``strata_names``; a class or stratum not named there is -1.
-    keys : ndarray of str, shape (n,)
-        ``aug_id``: an order of the records that does not depend on the source's.
-    content : ndarray of str, shape (n,)
-        ``content_key``; twins share it.
-    groups : ndarray of int64, shape (n,), or None
-        Records of one group stay together in folds and resamples.
-    is_validation : ndarray of bool, shape (n,)
-        Which records belong to validation.
-    """
+    """Records as arrays: ``X`` of shape (n, ...), everything else of shape (n,)."""
 
     X: NDArray[Any]
-    y: Int
-    strata: Int
-    keys: NDArray[np.str_]
-    content: NDArray[np.str_]
-    groups: Int | None
+    y: Int  # index into classes; -1 for another class
+    strata: Int  # index into strata_names; -1 for another stratum
+    keys: NDArray[np.str_]  # aug_id: an order that does not depend on the source's
+    content: NDArray[np.str_]  # content_key; duplicates share it
+    groups: Int | None  # records of one group stay together in folds and resamples
     is_validation: NDArray[np.bool_]
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
@@ -98,7 +77,7 @@ class Records:
 
 
 class Shared(TypedDict):
-    """The fields of :class:`Records` but for the records themselves."""
+    """The fields of :class:`Records` without the records themselves."""
 
     y: Int
     strata: Int
@@ -132,7 +111,7 @@ def shared_fields(
     plan: BalancePlan,
     is_validation: NDArray[np.bool_] | None = None,
 ) -> Shared:
-    """Return what all kinds of data say alike, with classes and strata in the plan's order."""
+    """Return the fields that every modality shares, with classes and strata in the plan's order."""
     classes = tuple(dict.fromkeys(c.label for c in plan.classes))
     names = tuple(c.name for c in plan.classes)
     groups = None
@@ -156,7 +135,7 @@ def shared_fields(
     )
 
 
-# Every strategy of a run asks for the same records, one after the other or from several threads.
+# All strategies of a run read the same records, some from several threads.
 _recent: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
 _recent_lock = Lock()
 MAX_RECENT = 2
@@ -165,7 +144,7 @@ R = TypeVar("R", bound=Records)
 
 
 def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[], R]) -> R:
-    """Return the training records from memory where they were read lately, else read them."""
+    """Return the training records, read once for all strategies of a run."""
     key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)))
     with _recent_lock:
         if key not in _recent:
@@ -173,8 +152,8 @@ def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[]
         _recent.move_to_end(key)
         while len(_recent) > MAX_RECENT:
             _recent.popitem(last=False)
-        found: R = _recent[key]
-        return found
+        result: R = _recent[key]
+        return result
 
 
 def _codes(values: Sequence[str], names: Sequence[str]) -> Int:
@@ -190,10 +169,7 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
 
 @dataclass(frozen=True)
 class Matrix(Records):
-    """Records in matrix form: ``X`` is float64 of shape (n, n_columns).
-
-    It holds the learnt columns; NaN is null; category columns hold level codes.
-    """
+    """Records in matrix form: ``X`` is float64 (n, n_columns) of the learnt columns, NaN for null."""
 
     encoder: TableEncoder
 
@@ -209,10 +185,7 @@ class Matrix(Records):
 
 
 def training_matrix(store: Store, info: DatasetInfo, plan: BalancePlan) -> Matrix:
-    """Return training and validation in matrix form, sorted by key.
-
-    The encoder is fitted on these records alone; the hold-out is not read.
-    """
+    """Return training and validation in matrix form, sorted by key; only they fit the encoder."""
 
     def read() -> Matrix:
         table, is_validation = training_table(store, info)
@@ -242,7 +215,7 @@ def to_matrix(
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-# soft: for utility, where a record may stand for several classes.
+# soft: for utility, where a record may have several classes.
 Purpose = Literal["utility", "faithful", "soft"]
 
 
@@ -250,12 +223,8 @@ Purpose = Literal["utility", "faithful", "soft"]
 class Labelled:
     """Records as an array with the stratum of each.
 
-    Attributes
-    ----------
-    X : ndarray, shape (n_records, ...)
-        A table's matrix form, float64 of shape (n_records, n_columns), with NaN for null and level
-        codes in category columns; or images, uint8 of shape (n_records, height, width, channels).
-    stratum : ndarray of int64, shape (n_records,)
+    ``X`` is a table's matrix, float64 (n, n_columns), NaN for null and level codes for categories; or
+    images, uint8 (n, height, width, channels). ``stratum`` is int64 (n,).
     """
 
     X: NDArray[Any]
@@ -267,37 +236,19 @@ class Labelled:
 
 @dataclass(frozen=True)
 class FilterOutcome:
-    """What became of each candidate, in the order given.
+    """The filter's decision on each candidate, in input order; arrays of shape (n_candidates,)."""
 
-    Attributes
-    ----------
-    passed : ndarray of bool, shape (n_candidates,)
-        Passed every check.
-    kept : ndarray of bool, shape (n_candidates,)
-        Passed, and among those wanted.
-    reason : ndarray of str, shape (n_candidates,)
-        Empty where kept, else one of :data:`~prefect_augment.evaluation.quality.record_filter.REASONS`.
-    score : ndarray of float64, shape (n_candidates,)
-        Probability of the wanted class by the utility filter; 0 for soft labels, which need none.
-    strata : tuple of ClassFilter
-        Counts, reasons and metrics of each stratum that was asked for or has candidates.
-    feature_space : str
-        Where distances were measured.
-    notes : tuple of str
-        What could not be checked, and why.
-    """
-
-    passed: Bool
-    kept: Bool
-    reason: NDArray[np.str_]
-    score: Float
+    passed: Bool  # every check
+    kept: Bool  # passed, and within the number requested
+    reason: NDArray[np.str_]  # empty where kept, else one of record_filter.REASONS
+    score: Float  # probability of the wanted class; 0 for soft labels, which need none
     strata: tuple[ClassFilter, ...]
-    feature_space: str
-    notes: tuple[str, ...]
+    feature_space: str  # where distances were measured
+    notes: tuple[str, ...]  # what could not be checked, and why
 
 
-class Asked(TypedDict):
-    """What ``filter_records`` is asked, beside the records: the same for every kind of data."""
+class FilterRequest(TypedDict):
+    """Parameters of ``filter_records`` beside the records, for every modality."""
 
     strata: Sequence[str]
     stratum_class: Int
@@ -318,7 +269,7 @@ class Asked(TypedDict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a class may show; see :class:`prefect_augment.params.Quality`."""
+    """Limits that a class has to meet; see :class:`prefect_augment.params.Quality`."""
 
     false_alarm: float = 0.01
     max_fault_share: float = 0.1

@@ -1,8 +1,7 @@
-"""One column between Arrow and float64: what is learnt of it, and how it comes back as it was.
+"""Codecs: one Arrow column as float64 (NaN for missing) and back into the same type.
 
-A codec is fitted on one column, turns values into float64 (NaN for missing) and back into the same
-Arrow type, snapped to what was seen: the range, the grid of a number (whole numbers, decimals,
-multiples of 50, full hours), the known levels of a category. Everything it knows is plain JSON.
+Decoding snaps to the domain that was seen: the range, the grid of a number (whole numbers, decimals,
+multiples of 50, full hours), the levels of a category. A codec is stored as plain JSON.
 """
 
 from __future__ import annotations
@@ -50,11 +49,10 @@ Floats = NDArray[np.float64]
 class NumberCodec:
     """A numeric column: floats, integers, decimals, dates, times, timestamps, durations.
 
-    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]; the
-    matrix holds the value itself (a date its day number, a timestamp its ticks since 1970 UTC), or
-    ``k`` where the numbers exceed 2**53 (``offset``), which float64 could not tell apart (and
-    of more than 2**53 steps it holds the nearest it can, so that the last digits are lost). A float
-    column without a grid is continuous in [minimum, maximum].
+    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]. The matrix
+    holds the value (a date as its day, a timestamp as ticks since 1970 UTC), or ``k`` where numbers
+    exceed 2**53 (``offset``); above 2**53 steps the last digits are lost. A float column without a grid
+    is continuous in [minimum, maximum].
     """
 
     kind: pa.DataType
@@ -75,8 +73,8 @@ class NumberCodec:
         """Whether the values are on no grid, so that hardly any occurs twice."""
         return self.decimals is None
 
-    def said_domain(self) -> str:
-        """Return which values there are, for messages."""
+    def domain_text(self) -> str:
+        """Describe the domain, for messages."""
         if math.isnan(self.minimum):
             return "it has none"
         # From the codec itself: dates and decimals come out as people write them.
@@ -116,7 +114,7 @@ class NumberCodec:
         return inside | (np.isnan(x) & (self.missing is not None))
 
     def outgrown_by(self, other: Codec) -> str:
-        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, NumberCodec) or other.kind != self.kind:
             return "is of another type"
         if other.missing != self.missing:
@@ -169,21 +167,9 @@ class NumberCodec:
 
 
 def fit_number(values: pa.Array, *, column: str, nullable: bool) -> NumberCodec:
-    """Return the codec of a numeric column.
+    """Return the codec of a numeric column; ``values`` come from :func:`values.plain`.
 
-    Parameters
-    ----------
-    values : pyarrow.Array
-        From :func:`prefect_augment.encoding.values.plain`.
-    column : str
-        For messages.
-    nullable : bool
-        Whether the column's field allows null.
-
-    Raises
-    ------
-    SchemaError
-        If the type is not a number; names the column.
+    Raises SchemaError, with the column's name, if the type is not a number.
     """
     kind = values.type
     if pa.types.is_floating(kind):
@@ -263,7 +249,7 @@ def _grid(numbers: NDArray[Any]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class CategoryCodec:
-    """A category column: text, booleans, or any other type that was declared one.
+    """A category column: text, booleans, or any other type declared one.
 
     ``levels`` are the values seen, in their natural order; the matrix holds their index.
     """
@@ -284,8 +270,8 @@ class CategoryCodec:
         """Never: levels are known one by one."""
         return False
 
-    def said_domain(self) -> str:
-        """Return which values there are, for messages."""
+    def domain_text(self) -> str:
+        """Describe the domain, for messages."""
         shown = ", ".join(repr(v) for v in self.levels[:20].to_pylist())
         return shown + (f" and {self.n_levels - 20} more" if self.n_levels > 20 else "")
 
@@ -310,7 +296,7 @@ class CategoryCodec:
         return known | (np.isnan(x) & (self.missing is not None))
 
     def outgrown_by(self, other: Codec) -> str:
-        """Return what ``other``, fitted on more records, has that this has not; empty for nothing."""
+        """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, CategoryCodec) or other.kind != self.kind:
             return "is of another type"
         if other.missing != self.missing:
@@ -329,13 +315,7 @@ class CategoryCodec:
 
 
 def fit_category(values: pa.Array, *, column: str, nullable: bool) -> CategoryCodec:
-    """Return the codec of a category column; arguments as of :func:`fit_number`.
-
-    Raises
-    ------
-    SchemaError
-        If values of the type cannot be levels; names the column.
-    """
+    """Return the codec of a category column; raises SchemaError if its values cannot be levels."""
     values_to_json(values[:0], column=column)  # refuses a type without levels by name
     clean = _without_nan(values)
     missing: Missing | None = None

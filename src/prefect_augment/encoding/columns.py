@@ -1,7 +1,7 @@
-"""What the columns of a table are: numbers, categories, identifiers, or nothing to learn from.
+"""Kinds of a table's columns: numeric, category, identifier, or not learnt.
 
-Kinds are found only where that is unambiguous; a :class:`~prefect_augment.params.ColumnOverride` decides
-the rest. Nothing here changes a value. The label is :mod:`prefect_augment.encoding.labels`' matter.
+A kind is detected only where it is unambiguous; a :class:`~prefect_augment.params.ColumnOverride` decides
+the rest. No value is changed here. :mod:`prefect_augment.encoding.labels` handles the label.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.encoding.record_ids import plain_array, value_hashes
-from prefect_augment.encoding.values import value_type
+from prefect_augment.encoding.values import is_text, value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnOverride
 from prefect_augment.schema.base import ColumnInfo, ColumnKind
-from prefect_augment.storage.external_sort import Pile
+from prefect_augment.storage.external_sort import DistinctCounter
 from prefect_augment.storage.spill import Workspace
 
 __all__ = [
@@ -51,39 +51,23 @@ ID_TOKENS = frozenset(
 
 
 def describe_columns(
-    table: pa.Table, *, label: str, wishes: Sequence[ColumnOverride] = ()
+    table: pa.Table, *, label: str, overrides: Sequence[ColumnOverride] = ()
 ) -> tuple[ColumnInfo, ...]:
-    """Return what was found about each column but the label, in the table's order.
+    """Describe each column but the label, in the table's order.
 
-    Kinds, the first that fits:
+    Kinds, first match:
 
     - ``empty``: only nulls (NaN counts as null);
-    - ``opaque``: nested or binary values, and text of which hardly any two values are equal; kept in
-      real records, null in synthetic ones;
+    - ``opaque``: nested or binary values, and text with hardly any two values equal; kept in real
+      records, null in synthetic ones;
     - ``constant``: one value and no nulls;
-    - ``identifier``: text without blanks or integers, no two equal, the integers either contiguous
-      or in a column named like an id; synthetic records get a fresh one;
+    - ``identifier``: text without blanks or integers, all distinct, the integers contiguous or in a
+      column named like an id; synthetic records get fresh ones;
     - ``category``: text, booleans, dictionaries;
     - ``numeric``: numbers, decimals, dates, timestamps, times, durations.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records.
-    label : str
-        The label column; left out.
-    params : sequence of ColumnOverride
-        What the user says; goes before what is found.
-
-    Returns
-    -------
-    tuple of ColumnInfo
-        ``n_unique`` counts values other than null; -1 where values cannot be compared (nested).
-
-    Raises
-    ------
-    ParameterError
-        If a wish names no column, or asks for numbers where there are none.
+    Overrides take precedence; one that names no column, or numbers where there are none, raises
+    ParameterError. ``n_unique`` counts values other than null, -1 where they cannot be compared.
     """
     with Workspace() as workspace:
         summaries = {
@@ -93,7 +77,7 @@ def describe_columns(
         }
         for name, summary in summaries.items():
             summary.add(table.column(name))
-        return describe_summaries(table.schema, summaries, wishes=wishes, label=label)
+        return describe_summaries(table.schema, summaries, overrides=overrides, label=label)
 
 
 def describe_summaries(
@@ -101,12 +85,12 @@ def describe_summaries(
     summaries: Mapping[str, ColumnSummary],
     *,
     label: str,
-    wishes: Sequence[ColumnOverride] = (),
+    overrides: Sequence[ColumnOverride] = (),
 ) -> tuple[ColumnInfo, ...]:
     """Return the same as :func:`describe_columns` of columns that were summarised batch by batch."""
-    wished = check_columns(schema, label=label, wishes=wishes)
+    by_name = check_columns(schema, label=label, overrides=overrides)
     return tuple(
-        _describe(name, schema.field(name).type, summaries[name], wished.get(name))
+        _describe(name, schema.field(name).type, summaries[name], by_name.get(name))
         for name in schema.names
         if name != label
     )
@@ -114,7 +98,7 @@ def describe_summaries(
 
 @dataclass(frozen=True)
 class ColumnCounts:
-    """What can be added up of a column over batches of records."""
+    """Counts of a column's values that add up over batches."""
 
     n_records: int = 0
     n_null: int = 0  # NaN too
@@ -126,8 +110,8 @@ class ColumnCounts:
     def plus(self, other: ColumnCounts) -> ColumnCounts:
         """Return the counts of both."""
         bounds = [
-            pick([v for v in found if v is not None], default=None)
-            for pick, found in ((min, (self.low, other.low)), (max, (self.high, other.high)))
+            pick([v for v in values if v is not None], default=None)
+            for pick, values in ((min, (self.low, other.low)), (max, (self.high, other.high)))
         ]
         return ColumnCounts(
             self.n_records + other.n_records,
@@ -139,11 +123,11 @@ class ColumnCounts:
 
 
 class ColumnSummary:
-    """What is known of a column's values, from batches of them; different values are counted exactly."""
+    """Counts and the exact number of distinct values of a column, batch by batch."""
 
     def __init__(self, kind: pa.DataType, workspace: Workspace) -> None:
         self.counts = ColumnCounts()
-        self._values = Pile(workspace)
+        self._values = DistinctCounter(workspace)
         self.is_comparable = is_comparable(value_type(kind))
         self._n_unique: int | None = None
 
@@ -154,25 +138,25 @@ class ColumnSummary:
 
     @property
     def n_unique(self) -> int:
-        """Different values; -1 where they cannot be compared."""
+        """Distinct values; -1 where they cannot be compared."""
         if self._n_unique is None:
             self._n_unique = self._values.n_distinct()
         return self._n_unique if self.is_comparable else -1
 
     def add(self, column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
-        """Take note of a batch and return its counts."""
+        """Add a batch and return its counts."""
         counts = _counts(column)
         self.counts = self.counts.plus(counts)
         self.add_values(column)
         return counts
 
     def add_values(self, column: pa.ChunkedArray | pa.Array) -> None:
-        """Take note of which values there are, and count nothing."""
+        """Add a batch's distinct values, without its counts."""
         if self.is_comparable and len(column):
             self._values.add(value_hashes(column))
 
     def add_counts(self, counts: ColumnCounts) -> None:
-        """Take note of counts made before."""
+        """Add the counts of values added elsewhere."""
         self.counts = self.counts.plus(counts)
 
 
@@ -196,51 +180,52 @@ def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
 
 
 def check_columns(
-    schema: pa.Schema, *, label: str, wishes: Sequence[ColumnOverride]
+    schema: pa.Schema, *, label: str, overrides: Sequence[ColumnOverride]
 ) -> dict[str, ColumnOverride]:
-    """Return the params by column name; refuse those that name no column, twice the same, or the label."""
-    wished: dict[str, ColumnOverride] = {}
-    for wish in wishes:
-        if wish.name not in schema.names:
+    """Return the overrides by column; refuse one that names no column, the label, or a column twice."""
+    by_name: dict[str, ColumnOverride] = {}
+    for override in overrides:
+        if override.name not in schema.names:
             raise ParameterError(
-                f"source.columns names {wish.name!r}, which is not a column"
-                f"{did_you_mean(wish.name, schema.names)}.",
-                column=wish.name,
+                f"source.columns names {override.name!r}, which is not a column"
+                f"{did_you_mean(override.name, schema.names)}.",
+                column=override.name,
             )
-        if wish.name == label:
+        if override.name == label:
             raise ParameterError(
                 f"source.columns names the label {label!r}; the label's kind is fixed.",
                 column=label,
             )
-        if wish.name in wished:
+        if override.name in by_name:
             raise ParameterError(
-                f"source.columns names {wish.name!r} twice; keep one entry.", column=wish.name
+                f"source.columns names {override.name!r} twice; keep one entry.",
+                column=override.name,
             )
-        kind = schema.field(wish.name).type
-        if wish.kind == "numeric" and not _is_number_like(value_type_of(kind)):
+        kind = schema.field(override.name).type
+        if override.kind == "numeric" and not _is_number_like(value_type_of(kind)):
             raise ParameterError(
-                f"column {wish.name!r} holds {kind}, which cannot be numeric; "
+                f"column {override.name!r} holds {kind}, which cannot be numeric; "
                 "convert it in the source, or take kind: category.",
-                column=wish.name,
+                column=override.name,
             )
-        if wish.kind == "category" and not is_comparable(value_type_of(kind)):
+        if override.kind == "category" and not is_comparable(value_type_of(kind)):
             raise ParameterError(
-                f"column {wish.name!r} holds {kind}, which cannot be a category; take kind: opaque.",
-                column=wish.name,
+                f"column {override.name!r} holds {kind}, which cannot be a category; take kind: opaque.",
+                column=override.name,
             )
-        wished[wish.name] = wish
-    return wished
+        by_name[override.name] = override
+    return by_name
 
 
 def _describe(
-    name: str, arrow_type: pa.DataType, found: ColumnSummary, wish: ColumnOverride | None
+    name: str, arrow_type: pa.DataType, summary: ColumnSummary, override: ColumnOverride | None
 ) -> ColumnInfo:
-    kind, note = _kind(name, arrow_type, found)
-    if wish is not None and wish.kind != "drop":
-        kind, note = wish.kind, "as wished in source.columns"
-    if found.counts.n_infinite:
+    kind, note = _kind(name, arrow_type, summary)
+    if override is not None and override.kind != "drop":
+        kind, note = override.kind, "set in source.columns"
+    if summary.counts.n_infinite:
         infinite = (
-            f"{found.counts.n_infinite} infinite values: kept in real records, read as missing by models and "
+            f"{summary.counts.n_infinite} infinite values: kept in real records, read as missing by models and "
             "estimators"
         )
         note = f"{note}; {infinite}" if note else infinite
@@ -248,8 +233,8 @@ def _describe(
         name=name,
         arrow_type=str(arrow_type),
         kind=kind,
-        n_null=found.counts.n_null,
-        n_unique=found.n_unique,
+        n_null=summary.counts.n_null,
+        n_unique=summary.n_unique,
         note=note,
     )
 
@@ -261,48 +246,51 @@ def count_values(values: pa.Array) -> int:
     return int(pc.count_distinct(values).as_py()) if len(values) else 0
 
 
-def _kind(name: str, arrow_type: pa.DataType, found: ColumnSummary) -> tuple[ColumnKind, str]:
+def _kind(name: str, arrow_type: pa.DataType, summary: ColumnSummary) -> tuple[ColumnKind, str]:
     """The kind of one column and why."""
     values = value_type(arrow_type)
-    if found.n_values == 0:
+    if summary.n_values == 0:
         return "empty", "no value in any record"
-    if found.n_unique < 0:
+    if summary.n_unique < 0:
         return (
             "opaque",
             f"{arrow_type} is kept untouched in real records and null in synthetic ones",
         )
-    if found.n_unique == 1 and found.n_values == found.counts.n_records:
+    if summary.n_unique == 1 and summary.n_values == summary.counts.n_records:
         return "constant", "one value in every record"
     if is_text(values):
-        return _text_kind(found)
+        return _text_kind(summary)
     if pa.types.is_integer(values) and not pa.types.is_dictionary(arrow_type):
-        why = _integer_identifier(name, found)
+        why = _integer_identifier(name, summary)
         return ("identifier", why) if why else ("numeric", "")
     if pa.types.is_boolean(values) or pa.types.is_dictionary(arrow_type):
         return "category", ""
     return "numeric", ""
 
 
-def _text_kind(found: ColumnSummary) -> tuple[ColumnKind, str]:
+def _text_kind(summary: ColumnSummary) -> tuple[ColumnKind, str]:
     """Tell categories, identifiers and free text apart."""
-    if found.n_unique == found.n_values >= MIN_UNIQUE_RECORDS and not found.counts.n_with_blanks:
+    if (
+        summary.n_unique == summary.n_values >= MIN_UNIQUE_RECORDS
+        and not summary.counts.n_with_blanks
+    ):
         return "identifier", "a text of its own in every record"
-    if found.n_unique > MIN_FREE_TEXT_VALUES and 2 * found.n_unique > found.n_values:
+    if summary.n_unique > MIN_FREE_TEXT_VALUES and 2 * summary.n_unique > summary.n_values:
         return (
             "opaque",
-            f"free text ({found.n_unique} different values): kept in real records, null in synthetic ones",
+            f"free text ({summary.n_unique} different values): kept in real records, null in synthetic ones",
         )
     return "category", ""
 
 
-def _integer_identifier(name: str, found: ColumnSummary) -> str:
+def _integer_identifier(name: str, summary: ColumnSummary) -> str:
     """Why an integer column is an identifier; empty if it is not one."""
-    counts = found.counts
-    if found.n_unique < counts.n_records or counts.n_records < MIN_UNIQUE_RECORDS:
+    counts = summary.counts
+    if summary.n_unique < counts.n_records or counts.n_records < MIN_UNIQUE_RECORDS:
         return ""
     assert counts.low is not None
     assert counts.high is not None
-    if counts.high - counts.low == found.n_unique - 1:
+    if counts.high - counts.low == summary.n_unique - 1:
         return f"row number: every integer from '{counts.low}' to '{counts.high}' once"
     return "named like an identifier, no two values equal" if _is_named_like_id(name) else ""
 
@@ -311,12 +299,6 @@ def _is_named_like_id(name: str) -> bool:
     """Tell ``customer_id``, ``CustomerID`` and ``UUID`` from ``width`` and ``paid``."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     return any(word.lower() in ID_TOKENS for word in words)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether values are text."""
-    t = pa.types
-    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
 
 
 def _is_number_like(kind: pa.DataType) -> bool:
@@ -351,9 +333,9 @@ def value_type_of(kind: pa.DataType) -> pa.DataType:
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """Return ``" (did you mean 'income'?)"`` for the nearest of ``names``, or nothing."""
-    folded = {other.strip().casefold(): other for other in reversed(names)}
-    nearest = difflib.get_close_matches(name.strip().casefold(), list(folded), n=1, cutoff=0.6)
-    return f" (did you mean {folded[nearest[0]]!r}?)" if nearest else ""
+    by_lower = {other.strip().casefold(): other for other in reversed(names)}
+    nearest = difflib.get_close_matches(name.strip().casefold(), list(by_lower), n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[nearest[0]]!r}?)" if nearest else ""
 
 
 def listing(names: Sequence[str], limit: int = 40) -> str:
@@ -363,7 +345,7 @@ def listing(names: Sequence[str], limit: int = 40) -> str:
 
 
 def require_columns(schema: pa.Schema, names: Sequence[str], *, what: str) -> None:
-    """Refuse a parameter that names a column which is not there."""
+    """Refuse a parameter that names a missing column."""
     for name in names:
         if name and name not in schema.names:
             raise SchemaError(

@@ -1,4 +1,4 @@
-"""Columns that no model learns: constants, all-null ones, identifiers, and what stays untouched."""
+"""Columns that no model learns: constants, all-null ones, identifiers, and opaque ones."""
 
 from __future__ import annotations
 
@@ -13,34 +13,17 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.values import plain, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
 
-__all__ = ["fit_fill", "made_column"]
+__all__ = ["fill_column", "fit_fill"]
 
 
 def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, Any]:
-    """Return the rule by which a column without a codec gets values, as JSON.
+    """Return, as JSON, the rule that fills a column without a codec (constant, empty, identifier, opaque).
 
-    Parameters
-    ----------
-    field : pyarrow.Field
-        The column's name, type and nullability.
-    column : pyarrow.ChunkedArray
-        Its values in the training records.
-    kind : str
-        constant, empty, identifier or opaque.
-
-    Returns
-    -------
-    dict
-        ``constant``: its value repeated. ``empty`` and ``opaque``: null. ``identifier``: null where
-        the type is no number and may be null, else fresh. Signed and float ones count down from
-        ``min(0, smallest) - 1``; unsigned ones from the type's largest value, which no row number
-        comes near (the next free number would be one that validation or hold-out records have); text is
-        ``synthetic-`` and the first 16 digits of the record's ``aug_id``.
-
-    Raises
-    ------
-    ParameterError
-        If the column may not be null and there is no other rule for it; names the column.
+    Constants are repeated; ``empty`` and ``opaque`` columns become null, as do nullable identifiers that are
+    no numbers. Other identifiers are fresh: signed and float ones count down from ``min(0, smallest) - 1``,
+    unsigned ones from the type's maximum (the next free number would collide with validation or hold-out
+    records), text is ``synthetic-`` and 16 digits of the ``aug_id``. Raises ParameterError if the column
+    may not be null and no rule fits.
     """
     values = plain(column)
     if kind == "constant" and values.null_count < len(values):
@@ -72,46 +55,37 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
     return {"rule": "null"}
 
 
-def made_column(
+def fill_column(
     field: pa.Field,
     rule: dict[str, Any],
     *,
     places: NDArray[np.int64],
     aug_ids: Sequence[str] | None,
 ) -> pa.Array:
-    """Return the column's values for new records, a dictionary's plain.
+    """Return the column's values for new records by a rule of :func:`fit_fill`, dictionaries decoded.
 
-    Parameters
-    ----------
-    field : pyarrow.Field
-        The column.
-    rule : dict
-        From :func:`fit_fill`.
-    places : ndarray of int64, shape (n,)
-        A number per record that no other record has; counts identifiers.
-    aug_ids : sequence of str, length n, optional
-        Needed by text identifiers.
+    ``places`` holds a number per record that no other record has; text identifiers need ``aug_ids``.
     """
     n = len(places)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if rule["rule"] == "constant":
         value = values_from_json([rule["value"]], kind)
-        made = value.take(pa.array(np.zeros(n, dtype=np.int64)))
+        values = value.take(pa.array(np.zeros(n, dtype=np.int64)))
     elif rule["rule"] == "count":
-        made = _counted(field, kind, rule["first"], places)
+        values = _counted(field, kind, rule["first"], places)
     elif rule["rule"] == "text":
         if aug_ids is None:
             raise ParameterError(
                 f"column {field.name!r} is named after each record's aug_id; pass aug_ids."
             )
-        made = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
+        values = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
     else:
-        made = pa.nulls(n, field.type)
-    return made
+        values = pa.nulls(n, field.type)
+    return values
 
 
 def _counted(field: pa.Field, kind: pa.DataType, first: int, places: NDArray[np.int64]) -> pa.Array:
-    """Return ``first - place``, or say that the type has no such numbers."""
+    """Return ``first - place``; raises ParameterError beyond the type's range."""
     if not pa.types.is_integer(kind):
         return pa.array((first - places).astype(np.float64)).cast(kind)
     lowest = 0 if pa.types.is_unsigned_integer(kind) else -(2 ** (kind.bit_width - 1))

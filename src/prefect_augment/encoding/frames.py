@@ -1,7 +1,6 @@
-"""Records as people hold them (numpy, pandas, polars, Arrow, lists) to Arrow tables and back.
+"""Records of numpy, pandas, polars, Arrow or lists as Arrow tables, and back in the same form.
 
-What comes back is of the same kind, with the same column names, order and dtypes. pandas and polars
-are never imported unless an object of theirs is given.
+pandas and polars are imported only when one of their objects comes in.
 """
 
 from __future__ import annotations
@@ -25,41 +24,19 @@ Kind = Literal["numpy", "list", "pandas", "polars", "arrow"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How records are held: enough to hold others the same way.
-
-    Attributes
-    ----------
-    kind : str
-        numpy, list (of lists), pandas, polars or arrow.
-    names : tuple of str
-        Columns of the Arrow table; ``x0``, ``x1`` … where they have no name.
-    columns : Any
-        The columns as they are called: pandas' index of columns, else ``names``.
-    dtypes : tuple
-        One per column, in the kind's own terms.
-    missing : tuple
-        Per column of Python objects: how a missing value is written.
-    """
+    """The container of some records, to return others in the same one."""
 
     kind: Kind
-    names: tuple[str, ...]
-    columns: Any
-    dtypes: tuple[Any, ...]
-    missing: tuple[Any, ...]
+    names: tuple[str, ...]  # of the Arrow columns; x0, x1 … for arrays
+    columns: Any  # pandas' index of columns, else names
+    dtypes: tuple[Any, ...]  # per column, as the container writes them
+    missing: tuple[Any, ...]  # per column of Python objects: how it writes a missing value
 
     @classmethod
     def of(cls, X: Any) -> Layout:
-        """Return how ``X`` is held.
+        """Return the layout of ``X``: a list of lists, a 2-D array, or a pandas, polars or Arrow frame.
 
-        Parameters
-        ----------
-        X : array-like or frame, shape (n_records, n_columns)
-            A list of lists, a two-dimensional array, or a frame of pandas, polars or Arrow.
-
-        Raises
-        ------
-        SchemaError
-            If two columns have the same name, or it is a lazy frame.
+        Raises SchemaError for duplicate column names or a lazy frame.
         """
         kind = kind_of(X)
         if kind in ("numpy", "list"):
@@ -71,7 +48,7 @@ class Layout:
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise SchemaError(
-                f"columns {twice} stand there more than once; give each a name of its own.",
+                f"columns {twice} occur more than once; give each its own name.",
                 columns=twice,
             )
         if kind == "arrow":
@@ -86,13 +63,7 @@ class Layout:
         return cls(kind, names, X.columns, dtypes, missing)
 
     def to_arrow(self, X: Any) -> pa.Table:
-        """Return records of this layout as an Arrow table.
-
-        Raises
-        ------
-        SchemaError
-            If a column holds values of several types; names it.
-        """
+        """Return records of this layout as an Arrow table; raises SchemaError for a column of mixed types."""
         if self.kind == "arrow":
             return X
         if self.kind == "polars":
@@ -102,35 +73,25 @@ class Layout:
         fields, columns = [], []
         for j, name in enumerate(self.names):
             column = X.iloc[:, j] if self.kind == "pandas" else X[:, j]
-            made = (
+            values = (
                 _from_pandas(column, name) if self.kind == "pandas" else _from_numpy(column, name)
             )
             # A whole number, a truth value or a text of fixed width has no way to be missing.
             nullable = self.kind == "pandas" or self.dtypes[j].kind in "fO"
-            fields.append(pa.field(name, made.type, nullable=nullable))
-            columns.append(made)
+            fields.append(pa.field(name, values.type, nullable=nullable))
+            columns.append(values)
         return pa.table(columns, schema=pa.schema(fields))
 
     def from_arrow(self, table: pa.Table) -> Any:
-        """Return records of an Arrow table, as made by :meth:`to_arrow`, in this layout.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Has the layout's columns, of the types that :meth:`to_arrow` gave them.
-
-        Returns
-        -------
-        As the layout says; pandas' index counts from 0.
-        """
+        """Return an Arrow table with the types of :meth:`to_arrow` in this layout; pandas' index counts from 0."""
         table = table.select(list(self.names))
         if self.kind == "arrow":
             return table.cast(pa.schema(list(self.dtypes)))
         if self.kind == "polars":
             import polars as pl
 
-            made: Any = pl.from_arrow(table)
-            return made.cast(dict(zip(self.names, self.dtypes, strict=True)))
+            frame: Any = pl.from_arrow(table)
+            return frame.cast(dict(zip(self.names, self.dtypes, strict=True)))
         if self.kind == "pandas":
             import pandas as pd
 
@@ -154,42 +115,33 @@ class Layout:
         return X.astype(self.dtypes[0].kind) if has_width else X
 
     def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
-        """Return ``X``, then some of its rows again, then new ones.
-
-        Parameters
-        ----------
-        X : of this layout
-        copies : ndarray of int64, shape (n_copies,)
-            Rows to repeat.
-        new : pyarrow.Table
-            See :meth:`from_arrow`.
-        """
-        made = self.from_arrow(new)
+        """Return ``X``, then its rows ``copies`` (indices) again, then the ``new`` ones."""
+        rest = self.from_arrow(new)
         if self.kind == "list":
-            return [*X, *(X[i] for i in copies), *made]
+            return [*X, *(X[i] for i in copies), *rest]
         if self.kind == "numpy":
             X = np.asarray(X)
-            return np.concatenate([X, X[copies], made])
+            return np.concatenate([X, X[copies], rest])
         if self.kind == "arrow":
-            return pa.concat_tables([X, _taken(X, copies), made])
+            return pa.concat_tables([X, _taken(X, copies), rest])
         if self.kind == "polars":
             import polars as pl
 
-            return pl.concat([X, X[copies.tolist()], made])
+            return pl.concat([X, X[copies.tolist()], rest])
         import pandas as pd
 
-        return pd.concat([X, X.iloc[copies], made], ignore_index=True)
+        return pd.concat([X, X.iloc[copies], rest], ignore_index=True)
 
 
 def _as_matrix(X: Any) -> NDArray[Any]:
-    """Return an array; of lists with anything but numbers in them one of Python objects.
+    """Return an array; lists that hold more than numbers become an array of Python objects.
 
-    numpy would make one type of all columns: numbers beside texts become texts.
+    numpy would make one type of all columns, and turn numbers beside texts into texts.
     """
-    found = np.asarray(X)
-    if not isinstance(X, list | tuple) or found.dtype.kind in "biufc" or found.ndim != 2:
-        return found
-    cells = np.empty(found.shape, dtype=object)
+    matrix = np.asarray(X)
+    if not isinstance(X, list | tuple) or matrix.dtype.kind in "biufc" or matrix.ndim != 2:
+        return matrix
+    cells = np.empty(matrix.shape, dtype=object)
     for i, row in enumerate(X):
         cells[i, :] = row
     return cells
@@ -222,13 +174,7 @@ def _taken(values: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def kind_of(X: Any) -> Kind:
-    """Return how records are held.
-
-    Raises
-    ------
-    SchemaError
-        If it is a lazy frame.
-    """
+    """Return the kind of container that holds the records; raises SchemaError for a lazy frame."""
     package = type(X).__module__.partition(".")[0]
     if package == "polars":
         if not hasattr(X, "to_arrow"):
@@ -273,8 +219,8 @@ def _from_pandas(column: Any, name: str) -> pa.Array:
         return _inferred(column.tolist(), name)
     if _has_ranges(dtype):
         column = column.cat.rename_categories(list(map(str, dtype.categories)))
-    made = pa.array(column, from_pandas=True)
-    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+    values = pa.array(column, from_pandas=True)
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
 def _has_ranges(dtype: Any) -> bool:
@@ -310,9 +256,9 @@ def _as_series(column: pa.ChunkedArray, dtype: Any, missing: Any) -> Any:
 
 
 def _as_objects(column: pa.ChunkedArray, missing: Any) -> NDArray[Any]:
-    made = np.empty(len(column), dtype=object)
-    made[:] = [missing if value is None else value for value in column.to_pylist()]
-    return made
+    objects = np.empty(len(column), dtype=object)
+    objects[:] = [missing if value is None else value for value in column.to_pylist()]
+    return objects
 
 
 def _as_array(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -1,9 +1,7 @@
-"""Image records as arrays and back: one fitted encoder, shared by models, gates and estimators.
+"""Image records as arrays and back: one fitted encoder, shared by models, filters and estimators.
 
-How files become pixels is said in :mod:`~prefect_augment.encoding.pixels`. The encoder adds one
-size and one number of channels for all: every image is scaled with its aspect kept into a square of
-the model's resolution, and what that leaves free is filled by reflection. Going back, the filling is
-cut off, and the record gets the dataset's most common size, as a PNG, in the source's own columns.
+Each image (see :mod:`.pixels`) is scaled, aspect kept, into a square of the model's resolution; reflection
+fills the rest. Decoding crops the filling and writes a PNG of the dataset's most common size.
 """
 
 from __future__ import annotations
@@ -65,20 +63,10 @@ COMMON_SHARE = 0.1
 
 
 class ImageEncoder(StoredEncoder):
-    """What is known of a dataset's images, to turn records into uint8 arrays and back.
+    """The sizes, channels and schema that turn a dataset's image records into uint8 arrays and back.
 
-    Attributes
-    ----------
-    size : int
-        Side of the square arrays, in pixels: the model's resolution.
-    channels : int
-        1 where all images are gray (three equal channels count), else 3.
-    out_size : tuple of int
-        Width and height of records that go out.
-    out_channels : int
-        1 where most of the source's images have one channel, else 3.
-
-    Made by :meth:`fit` or :meth:`from_config`.
+    ``size`` is the side of the arrays; decoded records have ``out_size`` (width, height). ``channels`` is 1 if
+    all images are gray (three equal channels count), ``out_channels`` if most have one channel; else 3.
     """
 
     def __init__(
@@ -118,38 +106,16 @@ class ImageEncoder(StoredEncoder):
         image_size: int = 0,
         columns: Collection[str] | None = None,
     ) -> ImageEncoder:
-        """Return the encoder of these records.
+        """Return the encoder of these records; every image is decoded once.
 
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Records; every image is decoded once.
-        column : str
-            The image column.
-        label : str
-            The label column.
-        by : sequence of str
-            Further columns that make up the strata.
-        size : int, optional
-            The model's resolution, a multiple of 4 from 8 on; see :func:`model_size` where not given.
-        image_size : int
-            Longer side of records that go out; 0 for the dataset's most common size (the median
-            width and height where no size is shared by a tenth of the images).
-        columns : collection of str, optional
-            The source's columns; all but ``aug_id`` and ``content_key`` where not given.
-
-        Raises
-        ------
-        SchemaError
-            If a column is missing or is no image column.
-        ParameterError
-            If a size cannot be used, or there is no image.
-        UndecodableError
-            If an image cannot be decoded; ingest has set such records aside.
+        ``size`` is the model's resolution, a multiple of 4 from 8 on (default: :func:`model_size`).
+        ``image_size`` is the longer side of decoded records; 0 takes the dataset's most common size, or the
+        median width and height where no size is shared by a tenth of the images. ``columns`` are the
+        source's columns (default: all but ``aug_id`` and ``content_key``).
         """
         _check_columns(table, [column, label, *by])
-        found = _survey(table.column(column), column)
-        out_size = found.common_size
+        survey = _survey(table.column(column), column)
+        out_size = survey.common_size
         if image_size:
             out_size = _scaled(out_size, image_size)
         kept = set(table.column_names) - set(IDS) if columns is None else {*columns, column, label}
@@ -160,15 +126,15 @@ class ImageEncoder(StoredEncoder):
             column=column,
             label=label,
             by=by,
-            size=model_size(found.common_size) if size is None else _checked_size(size),
-            channels=1 if found.all_gray else 3,
+            size=model_size(survey.common_size) if size is None else _checked_size(size),
+            channels=1 if survey.all_gray else 3,
             out_size=out_size,
-            out_channels=found.common_channels,
+            out_channels=survey.common_channels,
             dictionaries=dictionaries_of(table.select(schema.names), schema),
             strata=stratum_values(table, label, by),
         )
 
-    # --- what siblings need to know ---
+    # --- properties ---
 
     @property
     def strata(self) -> tuple[str, ...]:
@@ -190,23 +156,9 @@ class ImageEncoder(StoredEncoder):
     # --- records to arrays and back ---
 
     def encode(self, table: pa.Table) -> NDArray[np.uint8]:
-        """Return the array form of records.
+        """Return the records' images as uint8, shape (n_records, size, size, channels).
 
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Has at least the image column.
-
-        Returns
-        -------
-        ndarray of uint8, shape (n_records, size, size, channels)
-
-        Raises
-        ------
-        SchemaError
-            If the image column is missing or is none.
-        UndecodableError
-            If an image cannot be decoded; names the record's place.
+        Raises UndecodableError, with the record's position, if an image cannot be decoded.
         """
         _check_columns(table, [self.column])
         column = table.column(self.column)
@@ -220,30 +172,12 @@ class ImageEncoder(StoredEncoder):
         aug_ids: Sequence[str],
         like: pa.Table | None = None,
     ) -> pa.Table:
-        """Return records with the source's exact schema.
+        """Return images (n, size, size, channels) as records with the source's exact schema.
 
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (n, size, size, channels)
-            From a model.
-        strata : sequence of str, length n
-            Each record's stratum; gives the label and the ``by`` columns.
-        aug_ids : sequence of str, length n
-            Their paths are ``synthetic/<aug_id>.png``.
-        like : pyarrow.Table, optional
-            The records that they were made from, all of them in turn where there are fewer than n: each
-            goes out in the shape and colours of its own, with the longer edge of ``out_size``.
-
-        Returns
-        -------
-        pyarrow.Table
-            Images as PNG of ``out_size`` and ``out_channels``; columns that are neither image, label
-            nor ``by`` are null.
-
-        Raises
-        ------
-        ParameterError
-            If the shape is another, a stratum unknown, or another column may not be null.
+        ``strata`` give the label and the ``by`` columns; paths are ``synthetic/<aug_id>.png``; other columns
+        are null. With ``like``, the records they derive from (repeated in turn up to n), each image takes the
+        shape and colours of its own, with the longer side of ``out_size``. Raises ParameterError for another
+        shape, an unknown stratum, or another column that may not be null.
         """
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, self.channels):
             raise ParameterError(
@@ -251,13 +185,13 @@ class ImageEncoder(StoredEncoder):
                 f"(n, {self.size}, {self.size}, {self.channels})."
             )
         codes = stratum_codes(strata, self._strata)
-        kinds = [(self.out_size, self.out_channels)] if like is None else self._own(like)
+        forms = [(self.out_size, self.out_channels)] if like is None else self._own(like)
         encoded = [
-            encode_png(self.output(image, *kind))
-            for image, kind in zip(images, cycle(kinds), strict=False)
+            encode_png(self.output(image, *form))
+            for image, form in zip(images, cycle(forms), strict=False)
         ]
         paths = [f"synthetic/{aug_id}.png" for aug_id in aug_ids]
-        made = []
+        columns = []
         for field in self.schema:
             if field.name == self.column:
                 column = image_array(encoded, paths, field.type)
@@ -265,8 +199,8 @@ class ImageEncoder(StoredEncoder):
                 column = stratum_column(field, self._strata, codes)
             else:
                 column = pa.nulls(len(codes), field.type)
-            made.append(conform_column(field, column, self._dictionaries))
-        return pa.table(made, schema=self.schema)
+            columns.append(conform_column(field, column, self._dictionaries))
+        return pa.table(columns, schema=self.schema)
 
     def output(
         self,
@@ -282,12 +216,12 @@ class ImageEncoder(StoredEncoder):
 
     def _own(self, records: pa.Table) -> list[tuple[tuple[int, int], int]]:
         """Return the size and channels that each record's image is to have."""
-        found = []
+        own = []
         for data in image_bytes(records.column(self.column), name=self.column):
             pixels, size = read_image(data, max_pixels=None, at_least=1)
             channels = 1 if is_gray(pixels) else pixels.shape[2]
-            found.append((_scaled(size, max(self.out_size)), channels))
-        return found
+            own.append((_scaled(size, max(self.out_size)), channels))
+        return own
 
     def _values_outgrown_by(self, other: Self) -> str:
         if (other.size, other.channels) != (self.size, self.channels):
@@ -348,27 +282,9 @@ class ImageEncoder(StoredEncoder):
 def encode_column(
     column: pa.ChunkedArray | pa.Array, *, size: int, channels: int, name: str = "image"
 ) -> NDArray[np.uint8]:
-    """Return the images of a column as squares.
+    """Return the images of a column as uint8 squares, shape (n, size, size, channels).
 
-    Parameters
-    ----------
-    column : pyarrow array
-        ``struct<bytes: binary, path: string>`` or binary.
-    size, channels : int
-        Of every image, see :func:`pixels.fit_square`.
-    name : str
-        The column's, for messages.
-
-    Returns
-    -------
-    ndarray of uint8, shape (n, size, size, channels)
-
-    Raises
-    ------
-    SchemaError
-        If it is no image column.
-    UndecodableError
-        If an image cannot be decoded; names its place.
+    The column is ``struct<bytes: binary, path: string>`` or binary; ``name`` is used in messages.
     """
     images = np.empty((len(column), size, size, channels), dtype=np.uint8)
     for i, data in enumerate(image_bytes(column, name=name)):
@@ -386,13 +302,7 @@ def encode_column(
 def image_array(
     encoded: Sequence[bytes | None], paths: Sequence[str | None], kind: pa.DataType
 ) -> pa.Array:
-    """Return encoded images as a column of this type; further fields of a struct are null.
-
-    Raises
-    ------
-    SchemaError
-        If it is no type of an image column.
-    """
+    """Return encoded images as a column of this type; other fields of a struct are null."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         known = {"bytes": list(encoded), "path": list(paths)}
         fields = [kind.field(i) for i in range(kind.num_fields)]
@@ -409,7 +319,7 @@ def image_array(
 def model_size(common_size: tuple[int, int]) -> int:
     """Return the resolution of models for images of this width and height.
 
-    The longer side where that is at most 32, up to the next multiple of 4 from 8 on; else 32.
+    The longer side up to 32, rounded up to a multiple of 4 from 8 on; else 32.
     """
     longer = max(common_size)
     if longer > DEFAULT_SIZE:

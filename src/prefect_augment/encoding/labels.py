@@ -1,4 +1,4 @@
-"""The label column: which one it is, its classes, and whether it can be a label at all."""
+"""The label column: detection, classes, and checks."""
 
 from __future__ import annotations
 
@@ -38,38 +38,28 @@ MIN_RECORDS_PER_CLASS = 5
 LABEL_NAMES = ("label", "target", "class", "y", "labels", "category", "outcome", "diagnosis")
 
 
-def find_label(table: pa.Table, given: str = "") -> str:
-    """Return the name of the label column.
+def find_label(table: pa.Table, requested: str = "") -> str:
+    """Return the label column: ``given``, else the one column named label, target, class, y and the like.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records.
-    given : str
-        The user's name of it; empty to look for one column named label, target, class, y …
-
-    Raises
-    ------
-    LabelError
-        If the given column is not there, or no single column can be it.
+    Raises LabelError if the given column is missing, or no single column qualifies.
     """
     names: list[str] = table.column_names
-    if given:
-        if given in names:
-            return given
+    if requested:
+        if requested in names:
+            return requested
         raise LabelError(
-            f"label column {given!r} is not in the source{did_you_mean(given, names)}; "
+            f"label column {requested!r} is not in the source{did_you_mean(requested, names)}; "
             f"its columns are: {listing(names)}.",
-            label=given,
+            label=requested,
             columns=names,
         )
     named = [name for name in names if name.strip().casefold() in LABEL_NAMES]
-    usable = [name for name in named if _can_be_label(table.column(name))]
-    if len(usable) == 1:
-        return usable[0]
-    candidates = usable or [name for name in names if _has_few_values(table.column(name))]
+    valid = [name for name in named if _can_be_label(table.column(name))]
+    if len(valid) == 1:
+        return valid[0]
+    candidates = valid or [name for name in names if _has_few_values(table.column(name))]
     raise LabelError(
-        f"no label column is given, and {'several' if usable else 'none'} of the columns is named like one; "
+        f"no label column is given, and {'several' if valid else 'none'} of the columns is named like one; "
         f"say which it is with label (--label). Columns with few values: {listing(candidates) or 'none'}.",
         label="",
         columns=names,
@@ -112,13 +102,7 @@ def missing_labels(column: pa.ChunkedArray | pa.Array) -> pa.BooleanArray:
 
 
 def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
-    """Return the classes in the order of their values: numbers by size, false before true, else as text.
-
-    Examples
-    --------
-    >>> class_names(pa.array([10, 9, 10]))
-    ('9', '10')
-    """
+    """Return the classes in the order of their values: numbers by size, false before true, else as text."""
     distinct = plain_array(column).unique().drop_null()
     if not is_text(distinct.type) and not pa.types.is_null(distinct.type):
         order = distinct.cast(pa.int8()) if pa.types.is_boolean(distinct.type) else distinct
@@ -128,20 +112,10 @@ def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
 
 
 def check_label(column: pa.ChunkedArray | pa.Array, *, name: str) -> None:
-    """Refuse a label that cannot be one; nulls and blanks are passed over.
+    """Raise LabelError if a column cannot be the label; nulls and blanks are ignored.
 
-    Parameters
-    ----------
-    column : pyarrow array
-        The label of every record.
-    name : str
-        The column's name, for messages.
-
-    Raises
-    ------
-    LabelError
-        If it is nested, binary or a date; has no value or only one; looks like an identifier or a
-        continuous value; or has classes that differ only by case, blanks or Unicode form.
+    It cannot if it is nested, binary or a date, has fewer than two values, looks like an identifier or
+    a continuous value, or has classes that differ only by case, blanks or Unicode form.
     """
     check_label_type(column.type, name=name)
     values = plain_array(column)
@@ -153,9 +127,9 @@ def check_classes(distinct: pa.Array, n_values: int, n_records: int, *, name: st
     """Refuse a label by its different values and how many records have one; see :func:`check_label`."""
     names = class_names(distinct)
     if len(names) < 2:
-        found = f"only the class {names[0]!r}" if names else "no value"
+        held = f"only the class {names[0]!r}" if names else "no value"
         raise LabelError(
-            f"label column {name!r} has {found} in {n_records} records; expected at least two classes.",
+            f"label column {name!r} has {held} in {n_records} records; expected at least two classes.",
             label=name,
             classes=names,
         )
@@ -210,8 +184,8 @@ def _refuse_variants(names: Sequence[str], name: str) -> None:
     """Refuse ``Yes`` beside ``yes ``: one class by mistake in two spellings would be balanced as two."""
     spellings: defaultdict[str, list[str]] = defaultdict(list)
     for spelled in names:
-        folded = unicodedata.normalize("NFKC", spelled).casefold()
-        spellings[" ".join(folded.split())].append(spelled)
+        normal = unicodedata.normalize("NFKC", spelled).casefold()
+        spellings[" ".join(normal.split())].append(spelled)
     pairs = [group for group in spellings.values() if len(group) > 1]
     if pairs:
         shown = "; ".join(" and ".join(repr(s) for s in group) for group in pairs[:5])

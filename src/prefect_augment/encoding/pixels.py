@@ -1,13 +1,7 @@
-"""Encoded images as pixels, by stated rules, and pixels as encoded images.
+"""Encoded images as pixels and back. Needs the extra ``images``.
 
-Decoding, in this order: the first frame of an animation; upright, as the EXIF orientation says;
-palettes as the colours they stand for; transparency laid on white; CMYK, YCbCr, LAB and HSV as RGB;
-deep pixels as 8 bit (:func:`_to_8_bit`). Gray and 1-bit images have one channel, all others three.
-
-JPEGs of records that ingest has let pass, by libjpeg-turbo alone: three to six times faster than through Pillow.
-
-Pixels are the same as :mod:`.pixels` gives them; whatever is not plain (EXIF, CMYK, other formats) goes there.
-Needs the extra ``images``.
+Decoding takes the first frame, applies the EXIF orientation, resolves palettes, lays transparency on white,
+turns CMYK, YCbCr, LAB and HSV into RGB and deep pixels into 8 bit; gray has one channel, colours three.
 """
 
 from __future__ import annotations
@@ -91,27 +85,12 @@ _SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 def decode_image(data: bytes, *, max_pixels: int | None = MAX_PIXELS, at_least: int = 0) -> Pixels:
-    """Pixels of an encoded image, by the rules at the top of this module.
+    """Return the pixels of an encoded image, uint8 (height, width, 1 or 3).
 
-    Parameters
-    ----------
-    data : bytes
-        A file of one of :data:`FORMATS`, found out from its first bytes and not from a name.
-    max_pixels : int, optional
-        More are refused before they are decoded; None refuses none, for what ingest has let pass.
-    at_least : int
-        A JPEG may be decoded at half, a quarter or an eighth of its size where both sides stay at
-        least so many pixels long: up to eight times faster. 0 keeps the size.
-
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, channels)
-        One channel or three.
-
-    Raises
-    ------
-    UndecodableError
-        If the bytes are empty, no image, too large, cut off or damaged.
+    The format, one of :data:`FORMATS`, is detected from the first bytes. Images of more than ``max_pixels``
+    are refused undecoded; None accepts all. A JPEG may be decoded at 1/2, 1/4 or 1/8 scale while both
+    sides stay at least ``at_least`` pixels, up to eight times faster; 0 keeps the size.
+    Raises UndecodableError if the bytes are empty, no image, too large, truncated or damaged.
     """
     return read_image(data, max_pixels=max_pixels, at_least=at_least)[0]
 
@@ -145,10 +124,7 @@ def _readable_errors() -> Iterator[None]:
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """The image with nothing but its header read.
-
-    Without ``Image.open``, whose own limit of pixels holds for the whole process.
-    """
+    """Open the image and read its header only; ``Image.open`` has a process-wide limit of pixels."""
     if not data:
         raise _undecodable("empty file", "it has 0 bytes")
     Image.init()
@@ -175,7 +151,7 @@ def _first_line(exc: BaseException) -> str:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright; None where it is, or where nobody can tell."""
+    """Return the transpose that makes the image upright; None if it is, or its EXIF is unreadable."""
     try:
         # TIFF is upright once it is loaded, and has lost the tag.
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -217,11 +193,10 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: NDArray[np.generic]) -> Pixels:
-    """Deep pixels by range.
+    """Scale deep pixels to 8 bit by their range.
 
-    Whole numbers from 0 on count as 8, 12 or 16 bit, the first that holds the largest (scanners
-    store 12 bit in 16), and floats within [0, 1] as shares; what fits none of these is stretched
-    from its smallest to its largest value. Not-a-number is black.
+    Non-negative integers count as 8, 12 or 16 bit, the first that holds the largest (scanners store 12 bit
+    in 16); floats within [0, 1] as shares; anything else is stretched from minimum to maximum. NaN is black.
     """
     x = values.astype(np.float64)
     finite = np.isfinite(x)
@@ -283,20 +258,9 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def content_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Where an image lies within the square that it is fitted into.
+    """Return where an image lies in its square of side ``size``: left, top, width, height.
 
-    Parameters
-    ----------
-    width, height : int
-        Of the image.
-    size : int
-        Side of the square.
-
-    Returns
-    -------
-    tuple of int
-        Left, top, width, height. The longer side fills the square, but for an image that lacks at
-        most 3 pixels: that one keeps its pixels as they are.
+    The longer side fills the square; an image that lacks at most 3 pixels is not scaled.
     """
     longer = max(width, height)
     if not size - 4 < longer <= size:
@@ -324,19 +288,9 @@ def _to_image(pixels: Pixels) -> Image.Image:
 
 
 def image_bytes(column: pa.ChunkedArray | pa.Array, *, name: str = "image") -> Iterator[bytes]:
-    """Yield the encoded images of a column, one after the other; empty where there is none.
+    """Yield the encoded images of a column, empty bytes for none.
 
-    Parameters
-    ----------
-    column : pyarrow array
-        ``struct<bytes: binary, path: string>`` as `datasets` writes it, or binary.
-    name : str
-        The column's, for messages.
-
-    Raises
-    ------
-    SchemaError
-        If it is neither.
+    The column is ``struct<bytes: binary, path: string>``, as `datasets` writes it, or binary.
     """
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         kind = chunk.type
@@ -357,16 +311,9 @@ _EXIF_WITHIN = 65_536  # bytes: a segment holds no more, and EXIF comes first
 
 
 def decode_checked(data: bytes) -> Pixels:
-    """Return the pixels of an encoded image that has been decoded before.
+    """Return the pixels of an image that ingest has accepted: the same as :func:`decode_image`.
 
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, channels)
-
-    Raises
-    ------
-    UndecodableError
-        If it cannot be decoded any more.
+    Plain JPEGs go through libjpeg-turbo, three to six times faster than Pillow; the rest through Pillow.
     """
     space = _plain_space(data)
     if not space:
@@ -374,37 +321,30 @@ def decode_checked(data: bytes) -> Pixels:
     import simplejpeg
 
     try:
-        found: Pixels = simplejpeg.decode_jpeg(data, colorspace=space)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=space)
     except ValueError:  # cut off, as far as this decoder minds
         return decode_image(data, max_pixels=None)
-    return found
+    return pixels
 
 
 def encode_like(pixels: Pixels, data: bytes) -> bytes:
-    """Return pixels as a JPEG of quality 95, its colours as fine as those of the JPEG that they were made from.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width, channels)
-    data : bytes
-        A JPEG.
-    """
+    """Return pixels as a JPEG of quality 95 with the chroma subsampling of the JPEG ``data``."""
     if not _plain_space(data):
         return encode_jpeg(pixels, quality=QUALITY)
     import simplejpeg
 
     gray = pixels.shape[2] == 1
-    found: bytes = simplejpeg.encode_jpeg(
+    encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels),
         quality=QUALITY,
         colorspace="GRAY" if gray else "RGB",
         colorsubsampling="Gray" if gray else simplejpeg.decode_jpeg_header(data)[3],
     )
-    return found
+    return encoded
 
 
 def _plain_space(data: bytes) -> str:
-    """Return how a JPEG's pixels come out, empty where it is none that needs no further rule."""
+    """Return the colour space of a plain JPEG; empty for one that Pillow has to decode."""
     if not is_jpeg(data) or data.find(b"Exif\0\0", 0, _EXIF_WITHIN) >= 0:
         return ""
     import simplejpeg

@@ -1,13 +1,14 @@
-"""Names of records: content keys from feature values, and the ``aug_id`` of every kind of record.
+"""Identities of records: content keys from feature values, and the ``aug_id`` of every kind of record.
 
-A content key says "these feature values", whatever file, chunk, column order, dictionary encoding or
-integer width they came in. An ``aug_id`` says "this record". Neither depends on the order of rows.
+A content key identifies feature values, whatever file, chunk, column order, dictionary encoding or
+integer width they came in; an ``aug_id`` identifies one record. Neither depends on row order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -24,10 +25,8 @@ from prefect_augment.storage.keys import KEY, Coded, hex_column, key_texts
 __all__ = [
     "aug_ids",
     "content_digests",
-    "content_keys",
     "derived_ids",
     "float_variants",
-    "occurrence_numbers",
     "plain_array",
     "real_ids",
     "record_digests",
@@ -50,36 +49,12 @@ NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 Bytes = NDArray[np.uint8]
 
 
-def content_keys(table: pa.Table, *, exclude: Collection[str] = ()) -> pa.StringArray:
-    """Return each record's content key: blake2b-128 over its canonical feature values.
-
-    NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the
-    key, their order is not.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Records; column names are unique.
-    exclude : collection of str
-        Columns that are not features: the label, lineage.
-
-    Returns
-    -------
-    pyarrow.StringArray, shape (n_records,)
-        32 hexadecimal digits each.
-
-    Examples
-    --------
-    >>> one = pa.table({"a": [1, None], "b": ["x", "y"]})
-    >>> other = pa.table({"b": pa.array(["x", "y"]).dictionary_encode(), "a": [1.0, float("nan")]})
-    >>> content_keys(one) == content_keys(other)
-    True
-    """
-    return hex_column(content_digests(table, exclude=exclude))
-
-
 def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[Any]:
-    """Return content keys as 16 bytes each, shape (n_records,); see :func:`content_keys`."""
+    """Return each record's content key, 16 bytes: blake2b-128 over its feature values, shape (n_records,).
+
+    NaN counts as null, -0.0 as 0.0, 1 as 1.0, a date as its midnight. Column names are part of the key,
+    their order is not. ``exclude`` names columns that are not features: the label, lineage.
+    """
     names = sorted(name for name in table.column_names if name not in exclude)
     header = np.frombuffer(
         blake2b(json.dumps(names).encode(), digest_size=16).digest(), dtype=np.uint8
@@ -105,9 +80,9 @@ def _hash_rows(matrix: Bytes) -> list[bytes]:
 
 
 def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
-    """Return a 64-bit number for each value that is neither null nor NaN, equal for equal values.
+    """Return a 64-bit hash per value that is neither null nor NaN, equal for equal values.
 
-    Numbers, dates and times that differ have different numbers; of texts two in 10**19 pairs may not.
+    Exact for numbers, dates and times; two texts collide once in about 10**19 pairs.
     """
     tokens = _tokens(column)
     tokens = tokens[tokens[:, 0] != NULL]
@@ -131,9 +106,7 @@ def _tokens(column: pa.ChunkedArray) -> Bytes:
 def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the values as one array without dictionary, run-end, view or extension wrapping."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(
-        values, pa.ChunkedArray
-    ):  # combine_chunks keeps chunks where 32-bit offsets overflow
+    if isinstance(values, pa.ChunkedArray):  # where 32-bit offsets overflow
         values = pa.concat_arrays([chunk.cast(_wide(chunk.type)) for chunk in values.chunks])
     return plain(values)
 
@@ -240,7 +213,7 @@ def _hashed(tag: int, values: pa.Array, encode: Callable[[Any], bytes]) -> Bytes
 
 
 def _plain_decimal(value: Any) -> bytes:
-    """Digits without trailing zeros: scale is a type's matter, not a value's (1.50 and 1.5 are one number)."""
+    """Return the digits without trailing zeros: 1.50 and 1.5 are one number, whatever the type's scale."""
     text = format(value, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return b"0" if text in ("-0", "") else text.encode()
@@ -268,45 +241,15 @@ def _canonical(value: Any) -> Any:
 # --- ids --------------------------------------------------------------------------------------
 
 
-def occurrence_numbers(
-    *columns: Sequence[Any] | pa.Array, order: NDArray[Any] | None = None
-) -> NDArray[np.int64]:
-    """Return for each record how many equal ones come before it.
-
-    Parameters
-    ----------
-    *columns : sequences of n_records values
-        What makes records equal: all of them together.
-    order : ndarray, shape (n_records,), optional
-        Records with smaller values come first; the order of the rows otherwise.
-
-    Examples
-    --------
-    >>> occurrence_numbers(["a", "b", "a", "a"])
-    array([0, 0, 1, 2])
-    """
-    rows = list(zip(*(_listed(c) for c in columns), strict=True))
-    numbers = np.zeros(len(rows), dtype=np.int64)
-    seen: dict[tuple[Any, ...], int] = {}
-    places: Iterable[int] = (
-        range(len(rows)) if order is None else np.argsort(order, kind="stable").tolist()
-    )
-    for i in places:
-        number = seen.get(rows[i], 0)
-        numbers[i] = number
-        seen[rows[i]] = number + 1
-    return numbers
-
-
 def _listed(column: Sequence[Any] | pa.Array) -> Sequence[Any]:
     return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
 
 
 def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[np.uint64]:
-    """Return a number per record that tells apart what content keys do not: NaN from null, -0.0 from 0.0.
+    """Return a number per record that separates what content keys equate: NaN and null, -0.0 and 0.0.
 
-    Records with one content key are sorted by it before they are numbered; otherwise which of them
-    gets which ``aug_id`` would depend on the order of the rows.
+    Equal content keys are sorted by it before they are numbered; without it each one's ``aug_id`` would
+    depend on the order of the rows.
     """
     state = np.zeros(table.num_rows, dtype=np.uint64)
     for name in sorted(n for n in table.column_names if n not in exclude):
@@ -319,37 +262,21 @@ def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray
     return state
 
 
-def aug_ids(
-    keys: Sequence[str] | pa.Array,
-    labels: Sequence[str] | pa.Array,
-    occurrences: NDArray[np.int64] | None = None,
-) -> pa.StringArray:
+def aug_ids(keys: Sequence[str], labels: Sequence[str]) -> pa.StringArray:
     """Return the ``aug_id`` of real records: a hash of content key, label and occurrence number.
 
-    Parameters
-    ----------
-    keys, labels : sequences of str, length n_records
-        Content keys and class names.
-    occurrences : ndarray of int64, shape (n_records,), optional
-        Number of each record among those with its key and label; by position where not given.
+    Equal records are numbered in row order.
     """
-    if occurrences is None:
-        occurrences = occurrence_numbers(keys, labels)
-    return derived_ids("real", _listed(keys), _listed(labels), occurrences.tolist())
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for record in zip(keys, labels, strict=True):
+        numbers.append(seen[record])
+        seen[record] += 1
+    return derived_ids("real", keys, labels, numbers)
 
 
 def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the ids of :func:`aug_ids` as 16 bytes each, a chunk of texts alive at a time.
-
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    occurrences : ndarray of int64, shape (n_records,)
-        Number of each record among those with its key and label.
-    """
+    """Return the ids of :func:`aug_ids` as 16 bytes each, holding one chunk of texts at a time."""
     names = np.array([json.dumps(name) for name in labels.names.tolist()], dtype=object)
     ids = np.zeros(len(keys), dtype=KEY)
     for start in range(0, len(keys), ROWS_AT_ONCE):
@@ -368,26 +295,11 @@ def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) 
 
 
 def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArray:
-    """Return ids of records that came from others: copies, classic and synthetic ones.
+    """Return ids, 32 hexadecimal digits, of records derived from others.
 
-    Parameters
-    ----------
-    origin : str
-        ``copy``, ``classic`` or ``synthetic``. It is hashed in, so an id never equals one of another
-        origin, real ones included.
-    *parts : sequence, or one str or int for all records
-        What names the record among those of its origin: the parent's id or the model's digest, the
-        stratum, the seed or ordinal. At least one is a sequence.
-
-    Returns
-    -------
-    pyarrow.StringArray, shape (n_records,)
-        32 hexadecimal digits each.
-
-    Examples
-    --------
-    >>> derived_ids("copy", ["a"], 0) == derived_ids("classic", ["a"], 0)
-    False
+    ``origin`` (``copy``, ``classic``, ``synthetic``) is hashed in, so ids of two origins never meet.
+    ``parts`` name the record within its origin: the parent's id or the model's digest, the stratum, the
+    seed or ordinal. A scalar part holds for all records; at least one part is a sequence.
     """
     lists = [p if isinstance(p, str | int) else _listed(p) for p in parts]
     n_records = max(len(p) for p in lists if not isinstance(p, str | int))
@@ -404,7 +316,7 @@ def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArra
 
 
 def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return the content key of each record, 16 bytes: of an image the hash of its bytes, else of its values."""
+    """Return each record's content key, 16 bytes: the hash of its image's bytes, else of its values."""
     image = main_image(table.schema)
     if not image:
         return content_digests(table, exclude=[label])
@@ -413,12 +325,12 @@ def record_digests(table: pa.Table, *, label: str) -> NDArray[Any]:
 
 
 def record_keys(table: pa.Table, *, label: str) -> list[str]:
-    """Return the same as text."""
+    """Return :func:`record_digests` as text."""
     return hex_column(record_digests(table, label=label)).to_pylist()  # type: ignore[no-any-return]
 
 
 def record_variants(table: pa.Table, *, label: str) -> NDArray[Any]:
-    """Return what tells apart records of one content key and label, to sort them by."""
+    """Return a sort key for records of one content key and label."""
     image = main_image(table.schema)
     if not image:
         return float_variants(table, exclude=[label])

@@ -1,4 +1,4 @@
-"""What every encoder offers for storage: JSON bytes, equal for equal encoders, and their digest."""
+"""The storage form of every encoder: JSON bytes, equal for equal encoders, and their digest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoredEncoder(ABC):
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` makes the same encoder of."""
+        """Return the encoder as plain JSON for :meth:`from_config`."""
 
     @classmethod
     @abstractmethod
@@ -47,29 +47,20 @@ class StoredEncoder(ABC):
         return conform_column(field, values, self._dictionaries)
 
     def outgrown_by(self, other: StoredEncoder) -> str:
-        """Tell whether this encoder still serves records that another one was fitted on.
+        """Return how records of ``other``, fitted on these and more, exceed this encoder's domain; else "".
 
-        Parameters
-        ----------
-        other : StoredEncoder
-            Fitted on this one's records and more.
-
-        Returns
-        -------
-        str
-            What has changed, as the end of a sentence; empty where the domain holds: the same columns
-            and strata; in a table the same levels and grids, and no number beyond the range that was
-            seen by more than a twentieth of it; of images the same sizes and colours.
+        The domain is the columns and strata; of a table the levels and grids, and each number's range plus a
+        twentieth of it; of images the sizes and colours. The text is the end of a sentence.
         """
         if type(other) is not type(self) or other.schema != self.schema:
-            return "the columns are others"
+            return "the columns differ"
         if (other.label, other.by, other.strata) != (self.label, self.by, self.strata):
-            return "the classes are others"
+            return "the classes differ"
         return self._values_outgrown_by(other)
 
     @abstractmethod
     def _values_outgrown_by(self, other: Self) -> str:
-        """Tell the same of what the columns hold."""
+        """Return how the values of ``other`` exceed this encoder's domain; else ""."""
 
     @cached_property
     def digest(self) -> str:

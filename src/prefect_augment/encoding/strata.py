@@ -1,4 +1,4 @@
-"""What encoders of every kind of data share: strata, and columns in the source's exact types."""
+"""Strata, and columns in the source's exact types; shared by the encoders of tables and images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ StratumValues = Mapping[str, Mapping[str, Any]]
 
 
 def table_strata(table: pa.Table, *, label: str, by: Sequence[str] = ()) -> list[str]:
-    """Return the stratum of each record of a table, see :func:`balancing.stratum_names`."""
+    """Return the stratum of each record of a table, see :func:`stratum_names`."""
     return stratum_names(_texts(table, label), {name: _texts(table, name) for name in by})
 
 
@@ -49,25 +49,19 @@ def stratum_values(table: pa.Table, label: str, by: Sequence[str]) -> dict[str, 
     columns = [values_to_json(plain(table.column(name)), column=name) for name in (label, *by)]
     counts = Counter(zip(names, *columns, strict=True))
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], repr(item[0])))
-    found: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for (stratum, *values), _ in ordered:
-        found.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
-    return {name: found[name] for name in class_order(found)}
+        known.setdefault(stratum, dict(zip((label, *by), values, strict=True)))
+    return {name: known[name] for name in class_order(known)}
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema as it comes back from storage: Arrow renames what is inside a map."""
+    """Return the schema as it is read from storage: Arrow renames the fields inside a map."""
     return pa.ipc.read_schema(pa.BufferReader(schema.serialize()))
 
 
 def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int64]:
-    """Return the place of each record's stratum among the known ones.
-
-    Raises
-    ------
-    ParameterError
-        If a stratum is unknown; names it.
-    """
+    """Return the index of each record's stratum among the known; raises ParameterError for an unknown one."""
     index = {name: k for k, name in enumerate(known)}
     unknown = sorted(set(strata) - set(index))
     if unknown:
@@ -84,30 +78,21 @@ def stratum_column(field: pa.Field, known: StratumValues, codes: NDArray[np.int6
 
 
 def dictionaries_of(table: pa.Table, schema: pa.Schema) -> dict[str, pa.Array]:
-    """Return each dictionary column's values, unused ones included: pandas shows them all.
-
-    Their order is the source's, which is what pandas shows and sorts by.
-    """
-    found = {}
+    """Return each dictionary column's values in the source's order, unused ones included, as pandas shows them."""
+    values = {}
     for field in schema:
         if pa.types.is_dictionary(field.type):
             chunks = table.column(field.name).unify_dictionaries().chunks
-            found[field.name] = (
+            values[field.name] = (
                 chunks[0].dictionary if chunks else pa.array([], field.type.value_type)
             )
-    return found
+    return values
 
 
 def conform_column(
     field: pa.Field, column: pa.Array, dictionaries: Mapping[str, pa.Array]
 ) -> pa.Array:
-    """Return the column in its field's own type; refuse a null that the field forbids.
-
-    Raises
-    ------
-    ParameterError
-        If a value is missing in a column that may not be null.
-    """
+    """Return the column in its field's type; raises ParameterError for a null that the field forbids."""
     if column.null_count and not field.nullable:
         raise ParameterError(
             f"column {field.name!r} may not be null, and a record has no value for it; "
@@ -126,27 +111,15 @@ def conform_column(
     return column if column.type == field.type else column.cast(field.type)
 
 
-NULL_TEXT = (
-    "null"  # how a null of a ``by`` column is written; a real text "null" falls into the same cell
-)
+# How a null of a ``by`` column is written; a real text "null" falls into the same cell.
+NULL_TEXT = "null"
 
 
 def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]]) -> list[str]:
-    r"""Return the stratum of each record.
+    r"""Return each record's stratum: its class, or ``"class | column=value | …"`` with ``by`` columns.
 
-    Parameters
-    ----------
-    labels : sequence of str, length n_records
-        Class names.
-    by : mapping of str to sequence of str or None, each of length n_records
-        Values of the columns to balance within, as text; None is written as :data:`NULL_TEXT`.
-
-    Returns
-    -------
-    list of str, length n_records
-        The class itself without ``by``, else ``"class | column=value | …"`` with the columns in
-        the order given. There, ``|`` and ``\`` of a class or value are escaped with ``\``, so that
-        two strata never share a name.
+    ``|`` and ``\`` in a class or value are escaped with ``\``, so two strata never share a name; None is
+    written as :data:`NULL_TEXT`.
 
     Examples
     --------
@@ -162,25 +135,11 @@ def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]])
 
 
 def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return the class and the cell of a stratum: the inverse of :func:`stratum_names`.
-
-    Parameters
-    ----------
-    name : str
-        A stratum's name.
-    by : sequence of str
-        The columns it was named with.
-
-    Returns
-    -------
-    tuple of str and dict
-        The class, and per column of ``by`` its value as text.
-    """
+    """Return the class, and the value of each ``by`` column as text: the inverse of :func:`stratum_names`."""
     if not by:
         return name, {}
-    label, *cells = name.split(
-        " | "
-    )  # a bar inside a class or value has a backslash before it, not a blank
+    # A bar inside a class or value has a backslash before it, not a blank.
+    label, *cells = name.split(" | ")
     pairs = zip(by, cells, strict=True)
     return _unescape(label), {column: _unescape(cell)[len(column) + 1 :] for column, cell in pairs}
 

@@ -1,8 +1,7 @@
-"""Tables as matrices and back: one fitted encoder, shared by models, gates and estimators.
+"""Tables as matrices and back: one fitted encoder, shared by models, filters and estimators.
 
-The encoder is fitted on some records (for a model: the training records only) and remembers the source's
-schema, what each column is, and the classes. ``encode`` gives the matrix form, ``decode`` a table
-with the source's columns, order, types and schema metadata, every value from its column's domain.
+Fitted on some records (for a model: the training part), it keeps the source's schema, each column's
+codec and the classes. ``decode`` restores columns, order, types and schema metadata.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
-from prefect_augment.encoding.fill import fit_fill, made_column
+from prefect_augment.encoding.fill import fill_column, fit_fill
 from prefect_augment.encoding.serialization import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
@@ -39,14 +38,10 @@ LEARNT = ("numeric", "category")
 
 
 class TableEncoder(StoredEncoder):
-    """What is known of a table's columns, to turn records into float64 and back.
+    """The codecs and schema that turn a table's records into float64 and back.
 
-    Numeric columns are encoded as their value in float64 (dates as days, timestamps as ticks since
-    1970 UTC, durations as ticks, decimals as numbers), or as the number of grid steps above the
-    smallest value where numbers exceed 2**53; infinite values become NaN, as nulls do. Category
-    columns are encoded as the index of the level, null and unseen values as NaN.
-
-    Made by :meth:`fit` or :meth:`from_config`.
+    Numbers are encoded as :class:`~.codecs.NumberCodec` says, infinite values and nulls as NaN; categories
+    as the index of the level, null and unseen values as NaN.
     """
 
     def __init__(
@@ -74,39 +69,23 @@ class TableEncoder(StoredEncoder):
     ) -> TableEncoder:
         """Return the encoder of these records.
 
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Records; columns that are neither the label nor in ``columns`` (ids of staged records)
-            are left out.
-        columns : sequence of ColumnInfo
-            What each column is. Those of kind numeric and category are learnt, but for the ``by``
-            columns, which the stratum fixes.
-        label : str
-            The label column.
-        by : sequence of str
-            Further columns that make up the strata.
-
-        Raises
-        ------
-        SchemaError
-            If a column is missing, or is of a type that cannot be learnt.
-        ParameterError
-            If a column that may not be null has no rule for new records.
+        Of ``columns``, numeric and category ones are learnt, except the ``by`` columns, which the stratum
+        fixes; columns not described (ids of staged records) are left out. Raises SchemaError if a column is
+        missing or cannot be learnt, ParameterError if one that may not be null has no fill rule.
         """
-        kinds = {result.name: result.kind for result in columns}
-        _check_columns(table, [*kinds, label, *by])
-        fields = [f for f in table.schema if f.name in kinds or f.name == label]
+        kind_of = {result.name: result.kind for result in columns}
+        _check_columns(table, [*kind_of, label, *by])
+        fields = [f for f in table.schema if f.name in kind_of or f.name == label]
         schema = stored_schema(pa.schema(fields, table.schema.metadata))
         codecs: dict[str, Codec] = {}
         fills: dict[str, dict[str, Any]] = {}
         for field in schema:
             if field.name == label or field.name in by:
                 continue
-            kind = kinds[field.name]
+            kind = kind_of[field.name]
             if kind in LEARNT:
-                training = fit_number if kind == "numeric" else fit_category
-                codecs[field.name] = training(
+                fit_codec = fit_number if kind == "numeric" else fit_category
+                codecs[field.name] = fit_codec(
                     plain(table.column(field.name)), column=field.name, nullable=field.nullable
                 )
             else:
@@ -121,7 +100,7 @@ class TableEncoder(StoredEncoder):
             strata=stratum_values(table, label, by),
         )
 
-    # --- what siblings need to know ---
+    # --- properties ---
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,22 +133,9 @@ class TableEncoder(StoredEncoder):
     # --- records to matrix and back ---
 
     def encode(self, table: pa.Table) -> NDArray[np.float64]:
-        """Return the matrix form of records.
+        """Return the records in matrix form, float64 of shape (n_records, n_columns).
 
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Has at least the learnt columns, in any order.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_records, n_columns)
-            NaN where a value is null, NaN, infinite, or a level that was not seen.
-
-        Raises
-        ------
-        SchemaError
-            If a learnt column is missing or has another type.
+        NaN marks a value that is null, NaN, infinite, or a level not seen in fitting.
         """
         _check_columns(table, self.names)
         X = np.empty((table.num_rows, len(self._codecs)), dtype=np.float64)
@@ -186,57 +152,32 @@ class TableEncoder(StoredEncoder):
         aug_ids: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """Return records with the source's exact schema.
+        """Return a matrix (n, n_columns) as records with the source's exact schema.
 
-        Parameters
-        ----------
-        X : ndarray of float64, shape (n, n_columns)
-            The matrix form; values are snapped to their column's domain.
-        strata : sequence of str, length n
-            Each record's stratum; gives the label and the ``by`` columns.
-        ordinals : ndarray of int64, shape (n,), optional
-            Place of each record within its stratum, for integer identifiers: a record's identifier
-            is the same however many are made. By position where not given.
-        aug_ids : sequence of str, length n, optional
-            For text identifiers that may not be null.
-        columns : sequence of str, optional
-            Only these, in the source's order.
-
-        Raises
-        ------
-        ParameterError
-            If a stratum is unknown, or a missing value meets a column that may not be null.
+        Values are snapped to their column's domain; ``strata`` give the label and the ``by`` columns.
+        Integer identifiers follow ``ordinals``, each record's number within its stratum (default: row order), so
+        they do not depend on n; text identifiers follow ``aug_ids``. ``columns`` restricts the output.
+        Raises ParameterError for an unknown stratum or a missing value in a column that may not be null.
         """
         codes = stratum_codes(strata, self._strata)
         ordinals = _positions(strata) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
-        places = (
-            ordinals * len(self._strata) + codes
-        )  # distinct, and independent of how many are made
-        made: list[pa.Array] = []
+        places = ordinals * len(self._strata) + codes  # distinct, and independent of n
+        values: list[pa.Array] = []
         fields = [f for f in self.schema if columns is None or f.name in columns]
         for field in fields:
             if field.name in self._codecs:
                 column = self._codecs[field.name].decode(X[:, self.names.index(field.name)])
             elif field.name in self._fills:
-                column = made_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
+                column = fill_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
             else:
                 column = stratum_column(field, self._strata, codes)
-            made.append(conform_column(field, column, self._dictionaries))
-        return pa.table(made, schema=pa.schema(fields, self.schema.metadata))
+            values.append(conform_column(field, column, self._dictionaries))
+        return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
 
     def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which records hold only values of their columns' domains.
+        """Tell which rows of a matrix hold only values of their columns' domains, shape (n,).
 
-        Parameters
-        ----------
-        X : ndarray of float64, shape (n, n_columns)
-            The matrix form.
-
-        Returns
-        -------
-        ndarray of bool, shape (n,)
-            False where a number is out of the range that was seen, a level is unknown, or a value
-            is missing in a column that had none missing.
+        False where a number is out of range, a level unknown, or a value missing in a column without nulls.
         """
         valid = np.ones(len(X), dtype=bool)
         for j, codec in enumerate(self._codecs.values()):
@@ -279,9 +220,7 @@ class TableEncoder(StoredEncoder):
             )
         schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
         types = {field.name: value_type(field.type) for field in schema}
-        order = [
-            name for name in schema.names if name in config["learnt"]
-        ]  # JSON objects have no order
+        order = [name for name in schema.names if name in config["learnt"]]  # JSON has no order
         return cls(
             schema=schema,
             label=config["label"],

@@ -1,4 +1,4 @@
-"""Arrow values as plain arrays, whole numbers and JSON, and back, without losing a bit."""
+"""Arrow values as plain arrays, integers and JSON, and back without loss."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from prefect_augment.errors import SchemaError
 __all__ = [
     "from_integers",
     "is_integer_like",
+    "is_text",
     "plain",
     "to_integers",
     "value_type",
@@ -85,11 +86,11 @@ def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.Da
     """Return whole numbers as values of the type; the inverse of :func:`to_integers`."""
     if pa.types.is_decimal(kind):
         with decimal.localcontext(prec=100):
-            made = [
+            values = [
                 None if gone else decimal.Decimal(int(v)).scaleb(-kind.scale)
                 for v, gone in zip(numbers.tolist(), missing.tolist(), strict=True)
             ]
-        return pa.array(made, type=kind)
+        return pa.array(values, type=kind)
     if pa.types.is_integer(kind):
         if numbers.dtype == object:
             numbers = numbers.astype(np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64)
@@ -99,13 +100,7 @@ def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.Da
 
 
 def values_to_json(values: pa.Array, *, column: str) -> list[Any]:
-    """Return an array as plain JSON values, exactly; null is None.
-
-    Raises
-    ------
-    SchemaError
-        If the type has no such form; names the column.
-    """
+    """Return an array as plain JSON values, exactly; raises SchemaError for a type without such a form."""
     kind = values.type
     if is_integer_like(kind):
         numbers = to_integers(values).tolist()
@@ -115,7 +110,7 @@ def values_to_json(values: pa.Array, *, column: str) -> list[Any]:
         ]
     if pa.types.is_floating(kind):
         return [None if v is None else float(v).hex() for v in values.to_pylist()]
-    if _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+    if is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return values.to_pylist()  # type: ignore[no-any-return]
     if _is_binary(kind):
         return [None if v is None else base64.b64encode(v).decode() for v in values.to_pylist()]
@@ -141,7 +136,8 @@ def values_from_json(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether values are text."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )

@@ -378,7 +378,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                     f"columns drops {override.name!r}, but rows are returned with all columns; leave "
                     "the column out of X, or set kind: opaque."
                 )
-        columns = describe_columns(table, label=label, wishes=overrides)
+        columns = describe_columns(table, label=label, overrides=overrides)
         self.encoder_ = TableEncoder.fit(table, columns=columns, label=label)
         # The encoder orders classes by its own rule, numpy by another.
         position = np.array([self.encoder_.strata.index(name) for name in names])

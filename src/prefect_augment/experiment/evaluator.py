@@ -17,8 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import (
-    Asked,
     FilterOutcome,
+    FilterRequest,
     Labelled,
     Limits,
     Records,
@@ -216,9 +216,9 @@ class FilterQuery:
 
 def filter_request(
     records: Records, plan: BalancePlan, quality: Quality, query: FilterQuery
-) -> Asked:
+) -> FilterRequest:
     """The filter's arguments beside the records."""
-    return Asked(
+    return FilterRequest(
         strata=records.strata_names,
         stratum_class=records.class_of_stratum(plan),
         wanted=np.array([round(c.n_synthetic * query.share) for c in plan.classes], dtype=np.int64),

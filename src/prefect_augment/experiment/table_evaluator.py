@@ -49,7 +49,7 @@ from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema.base import DatasetInfo, Strategy
 from prefect_augment.schema.experiment import Experiment
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.effort import effective_budget
@@ -258,7 +258,7 @@ def _draw_synthetic(
     most = getattr(load_model_class(evaluator.params.model), "max_training_records", 0) or len(
         training
     )
-    keys = fold_ids(pa.array(data.keys[training], pa.string()))
+    keys = hash_ids(pa.array(data.keys[training], pa.string()))
     learnt = training[sample_rows(data.strata[training], keys, most=most, seed=seed)]
     trained = fit_model(
         TableData(data.X[learnt], data.strata[learnt]),

@@ -1,8 +1,7 @@
-"""What becomes of every record: left out, or in which part, and under which id.
+"""The split of all records: left out, or assigned to a part, with their ids.
 
-All of it is decided in an order that does not depend on the source's, a bin of keys at a time: how large the
-parts of each class are is known when all bins have been looked at. What stays together by group or as
-near-duplicates is decided for all records at once, on arrays.
+The order does not depend on the source's. Bins of keys are visited twice, as each class's part sizes are
+known after the first pass; groups and near-duplicates are split in one pass over arrays of all records.
 """
 
 from __future__ import annotations
@@ -25,8 +24,15 @@ from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import Traits, image_info
 from prefect_augment.params import Source
 from prefect_augment.schema.base import ImageInfo
-from prefect_augment.split.assignment import Assignment, Ledger, Looked, RecordSplit, Shares, assign
-from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.split.assignment import (
+    Assignment,
+    Ledger,
+    LedgerMatch,
+    RecordSplit,
+    Shares,
+    assign,
+)
+from prefect_augment.split.ledger import LedgerSpill
 from prefect_augment.split.near_split import (
     NearClusters,
     assign_clusters,
@@ -39,111 +45,66 @@ from prefect_augment.storage.spill import give_back
 
 __all__ = ["REASONS", "Decision", "Piece", "numbers_within"]
 
-#: Why records are left out that could be used by themselves.
+#: Why valid records are left out.
 REASONS = ("", "in hold-out", "bridge")
 HELD, TWINS = REASONS[1], "twins"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What was decided on the records of a bin.
-
-    Parameters
-    ----------
-    index : RecordIndex
-        The records.
-    parts : ndarray of int8, shape (n_records,)
-        Index into :data:`~prefect_augment.split.assignment.PARTS`, or
-        :data:`~prefect_augment.ingest.record_index.LEFT_OUT`.
-    numbers : ndarray of int32, shape (n_records,)
-        Number of each record among those of its key and class.
-    ids : ndarray of keys, shape (n_records,)
-        ``aug_id``; of new records only.
-    reasons : ndarray of int8, shape (n_records,)
-        Why a record is left out: index into :data:`REASONS`; 0 where it is not.
-    """
+    """The split of one bin; arrays of shape (n_records,)."""
 
     index: RecordIndex
-    parts: NDArray[np.int8]
-    numbers: NDArray[np.int32]
-    ids: NDArray[Any]
-    reasons: NDArray[np.int8]
+    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
+    numbers: NDArray[np.int32]  # among records of one key and class
+    ids: NDArray[Any]  # aug_id; of new records only
+    reasons: NDArray[np.int8]  # index into REASONS; 0 where not left out
 
 
 class Decision:
-    """The decision on all records.
+    """The split of all records: one pass on construction, then :meth:`pieces` yields it bin by bin.
 
-    All of them are looked at once, and then :meth:`pieces` gives what was decided, a bin of keys at a time.
-
-    Parameters
-    ----------
-    found : Candidates
-        Those that were read.
-    earlier : sequence of RecordIndex
-        Those of earlier batches.
-    held : Candidates, optional
-        A hold-out of its own.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    source : Source
-        How records are split.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-
-    Attributes
-    ----------
-    ledger : Ledger or LedgerAside
-        The grown one, after the last piece.
-    n_new, n_kept_against_mark : int
-        See :class:`prefect_augment.split.assignment.Assignment`; after the last piece.
-    classes : tuple of str
-        Names of the classes in the order of their values.
-    is_grouped : bool
-        Whether records stay together, by group or as near-duplicates.
-    image : ImageInfo, optional
-        What was found about the images; after the last piece.
-
-    Raises
-    ------
-    InputError
-        If what the user says of the hold-out does not fit the records.
+    ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``ledger`` the
+    parent version's or an empty one. ``ledger``, ``n_new``, ``n_kept_against_mark`` and ``image`` are final
+    after the last piece. Raises InputError if the requested hold-out does not suit the records.
     """
 
     def __init__(
         self,
-        found: Candidates,
-        earlier: Sequence[RecordIndex],
+        candidates: Candidates,
+        reused: Sequence[RecordIndex],
         held: Candidates | None,
         *,
         ledger: Ledger,
         source: Source,
         batches: NDArray[np.int32],
     ) -> None:
-        self.found, self.earlier, self.held, self.source = found, earlier, held, source
+        self.candidates, self.reused, self.held, self.source = candidates, reused, held, source
         self.batches = batches
-        self.ledger: Ledger | LedgerAside = ledger
-        self.is_grouped = bool(found.roles.grouped_by or found.roles.image)
+        self.ledger: Ledger | LedgerSpill = ledger
+        self.is_grouped = bool(candidates.roles.grouped_by or candidates.roles.image)
         self.n_new = self.n_kept_against_mark = 0
         self.image: ImageInfo | None = None
         self._parent = ledger
         self._split: RecordSplit | None = None
-        self._last: tuple[int, _Bin, Looked | None] | None = None
-        self._look()
+        self._last: tuple[int, _Bin, LedgerMatch | None] | None = None
+        self._scan_all()
 
-    # --- first: look at all records ---
+    # --- first pass: all records ---
 
-    def _look(self) -> None:
-        found = self.found
-        n_marked = sum(int(i.marked.sum()) for i in self.earlier if i.marked is not None)
-        counts = Counter(found.label_counts)
-        for index in self.earlier:
+    def _scan_all(self) -> None:
+        candidates = self.candidates
+        n_marked = sum(int(i.marked.sum()) for i in self.reused if i.marked is not None)
+        counts = Counter(candidates.label_counts)
+        for index in self.reused:
             counts.update(index.labels.counts())
+        # Checks on the classes of all records.
         names, theirs = self._names([*counts])
         self._label_names = names
         n = sum(counts.values())
         self._check_label(counts)
-        if found.marks is not None:
-            found.marks.check(n=sum(map(len, self.earlier)), n_marked=n_marked)
+        if candidates.holdout_column is not None:
+            candidates.holdout_column.check(n=sum(map(len, self.reused)), n_marked=n_marked)
         if self.held is not None:
             uri = self.held.scan.listing.store.uri
             values = self._label_values(counts)
@@ -152,22 +113,22 @@ class Decision:
             self._split = RecordSplit(
                 replace(self._parent, labels=theirs),
                 self._shares(),
-                has_marks=found.marks is not None,
-                workspace=found.scan.workspace,
-                n_bins=found.n_bins,
+                workspace=candidates.scan.workspace,
+                n_bins=candidates.n_bins,
             )
+        # A bin at a time: overlaps with the hold-out, and class counts for the split.
         left, outside = Counter[str](), Counter[str]()
         overlaps: dict[str, int] = {}
-        for number in range(found.n_bins):
-            some, looked = self._bin(number)
+        for number in range(candidates.n_bins):
+            some, entries = self._bin(number)
             for reason, m in some.overlaps.items():
                 overlaps[reason] = overlaps.get(reason, 0) + m
             kept = some.left()
             left.update(kept.labels.counts())
             outside.update(some.outside)
-            if self._split is not None and looked is not None:
-                self._split.note(looked, kept.labels, kept.marked, number)
-            del some, looked, kept
+            if self._split is not None and entries is not None:
+                self._split.note(entries, kept.labels, kept.marked, number)
+            del some, entries, kept
             give_back()
         self._refuse_overlap(overlaps, n)
         if overlaps.get(HELD):
@@ -180,40 +141,40 @@ class Decision:
         self.classes = tuple(name for name in values if name in left)
 
     def _names(self, names: list[str]) -> tuple[NDArray[Any], Coded]:
-        """Return all class names, those of the ledger too, and its labels coded by them."""
+        """Return all class names, the ledger's too, and the ledger's labels coded by them."""
         ours = Coded.of(sorted(names))
         ours, theirs = shared_names(ours, self._parent.labels)
         return ours.names, theirs
 
-    def _bin(self, number: int) -> tuple[_Bin, Looked | None]:
-        """Return the records of a bin and what the ledger says of them."""
+    def _bin(self, number: int) -> tuple[_Bin, LedgerMatch | None]:
+        """Return the records of a bin and the ledger's entries for them."""
         if self._last is not None and self._last[0] == number:
             return self._last[1:]
         self._last = None
-        found = self.found
-        index = index_of(found, found.rows(number), self.batches)
-        if found.images is not None:
-            found.images = None  # the index has them, and there is no other
-        parts = [i.of_bin(number, found.n_bins) for i in self.earlier]
+        candidates = self.candidates
+        index = index_of(candidates, candidates.rows(number), self.batches)
+        if candidates.images is not None:
+            candidates.images = None  # the index has them, and there is no other
+        parts = [i.of_bin(number, candidates.n_bins) for i in self.reused]
         index = merge([*parts, index])
         index = replace(index, labels=shared_names(index.labels, self._none())[0])
         some = _Bin(index, self.held, self.source, self._parent)
-        some.settle(number, found.n_bins)
-        looked = None
+        some.exclude(number, candidates.n_bins)
+        entries = None
         if self._split is not None:
             left = some.left()
-            looked = self._split.look(left.keys, left.labels, left.marked, number)
-        if found.n_bins == 1:
-            self._last = number, some, looked
-        return some, looked
+            entries = self._split.look_up(left.keys, left.labels, left.marked, number)
+        if candidates.n_bins == 1:
+            self._last = number, some, entries
+        return some, entries
 
     def _none(self) -> Coded:
         return Coded(np.zeros(0, dtype=np.int32), self._label_names)
 
     def _label_values(self, counts: Mapping[str, int]) -> pa.Array:
-        """The different labels of the records in their own type, also of those of earlier batches."""
+        """Return the distinct labels in their own type, including those of earlier batches."""
         names = [n for n in counts if n and counts[n]]
-        values = self.found.label_values
+        values = self.candidates.label_values
         texts = label_text(values).to_pylist()
         values = values.filter(pa.array([text in names for text in texts], pa.bool_()))
         others = sorted(set(names).difference(texts))
@@ -223,62 +184,62 @@ class Decision:
 
     def _check_label(self, counts: Mapping[str, int]) -> None:
         n = sum(counts.values())
-        check_classes(self._label_values(counts), n, n, name=self.found.roles.label)
+        check_classes(self._label_values(counts), n, n, name=self.candidates.roles.label)
 
     def _refuse_overlap(self, overlaps: Mapping[str, int], total: int) -> None:
-        """Refuse records on both sides, where the user wants that."""
+        """Refuse records on both sides of the split if ``on_overlap`` is "error"."""
         if self.source.on_overlap != "error":
             return
         if n := overlaps.get(HELD):
             raise InputError(
                 f"{n} of the source's {total} records are also in the hold-out {self.source.holdout_uri} (equal values "
-                "and label, or the same group): the comparison would judge what was trained on. Take them out, or set "
+                "and label, or the same group): the comparison would score training records. Take them out, or set "
                 "source.on_overlap to 'drop' to quarantine them.",
                 n_overlap=n,
             )
         if n := overlaps.get(TWINS):
             raise InputError(
                 f"{n} images that {self.source.holdout_column!r} marks as training are byte for byte "
-                "also marked as hold-out: the comparison would judge what was trained on. Take them out, or set "
+                "also marked as hold-out: the comparison would score training records. Take them out, or set "
                 "source.on_overlap to 'drop' to quarantine them.",
                 n_overlap=n,
             )
 
     def _shares(self) -> Shares:
-        is_given = self.held is not None
-        fraction = 0.0 if is_given else self.source.holdout_fraction
-        is_given = is_given or fraction == 0.0 or self.found.marks is not None
-        return Shares(fraction, self.source.validation_fraction, is_given)
+        is_fixed = self.held is not None
+        fraction = 0.0 if is_fixed else self.source.holdout_fraction
+        is_fixed = is_fixed or fraction == 0.0 or self.candidates.holdout_column is not None
+        return Shares(fraction, self.source.validation_fraction, is_fixed)
 
-    # --- then: say what becomes of them ---
+    # --- second pass: assign parts ---
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what was decided, sorted by key; once."""
-        aside = None
+        """Yield the split of each bin, sorted by key; once."""
+        spill = None
         if self._split is not None:
-            aside = LedgerAside(self._parent, self._label_names, self.found.scan.workspace)
-        for number in range(self.found.n_bins):
-            some, looked = self._bin(number)
+            spill = LedgerSpill(self._parent, self._label_names, self.candidates.scan.workspace)
+        for number in range(self.candidates.n_bins):
+            some, entries = self._bin(number)
             left = some.left()
-            if self._split is not None and looked is not None and aside is not None:
-                parts, grown = self._split.assign(looked, left.keys, left.labels, left.marked)
-                aside.append(grown)
-                occurrences = looked.occurrences
+            if self._split is not None and entries is not None and spill is not None:
+                parts, grown = self._split.assign(entries, left.keys, left.labels, left.marked)
+                spill.append(grown)
+                occurrences = entries.occurrences
             else:
                 assignment = self._together(some, left)
                 parts, occurrences = assignment.parts, assignment.occurrences
             yield _piece(some, left, parts, occurrences)
-            del some, looked, left, parts, occurrences
+            del some, entries, left, parts, occurrences
             self._last = None
             give_back()
-        if self._split is not None and aside is not None:
-            self.ledger = aside
+        if self._split is not None and spill is not None:
+            self.ledger = spill
             self.n_new = self._split.n_new
             self.n_kept_against_mark = self._split.n_kept_against_mark
 
     def _together(self, some: _Bin, left: RecordIndex) -> Assignment:
-        """Split records that stay together, by group or as near-duplicates: all of them are one bin."""
-        wishes: dict[str, Any] = {
+        """Split groups or near-duplicates; all records are one bin."""
+        shares: dict[str, Any] = {
             "ledger": self._parent,
             "holdout_fraction": 0.0 if self.held is not None else self.source.holdout_fraction,
             "validation_fraction": self.source.validation_fraction,
@@ -291,13 +252,13 @@ class Decision:
                 some.clusters,
                 left.thumbs,
                 thumb_rows=left.thumb_rows,
-                **wishes,
+                **shares,
             )
         else:
-            assignment = assign(left.keys, left.labels, groups=left.groups, **wishes)
+            assignment = assign(left.keys, left.labels, groups=left.groups, **shares)
         self.ledger, self.n_new = assignment.ledger, assignment.n_new
         self.n_kept_against_mark = assignment.n_kept_against_mark
-        self.image = some.image_info(self.found.roles.image, left)
+        self.image = some.image_info(self.candidates.roles.image, left)
         return assignment
 
 
@@ -318,32 +279,32 @@ def _piece(
 
 
 class _Bin:
-    """Records of one bin of keys, and which of them are left out."""
+    """The records of one bin of keys, and which of them are left out."""
 
     def __init__(
         self, index: RecordIndex, held: Candidates | None, source: Source, ledger: Ledger
     ) -> None:
         self.index, self.held, self.source, self.ledger = index, held, source, ledger
         self.reasons = np.zeros(len(index), dtype=np.int8)
-        self.rows = np.arange(len(index))  # those that are not left out
+        self.rows = np.arange(len(index))  # not left out
         self.overlaps: dict[str, int] = {}
-        self.outside: dict[str, int] = {}  # class counts of those that are not in the hold-out
+        self.outside: dict[str, int] = {}  # class counts outside the hold-out
         self.clusters: NearClusters | None = None
 
     def left(self) -> RecordIndex:
         """Return the records that are not left out."""
         return self.index.take(self.rows)
 
-    def settle(self, number: int, n_bins: int) -> None:
-        """Leave out what is on both sides."""
-        self._settle_overlap(number, n_bins)
-        self._settle_twins()
+    def exclude(self, number: int, n_bins: int) -> None:
+        """Leave out records on both sides of the split."""
+        self._exclude_overlap(number, n_bins)
+        self._exclude_twins()
         self.outside = self.left().labels.counts()
-        # Where records on both sides are an error, it is said before the long search.
+        # Fail on an overlap before the long search.
         if self.source.on_overlap != "error" or not any(self.overlaps.values()):
             self._find_clusters()
 
-    def _settle_overlap(self, number: int, n_bins: int) -> None:
+    def _exclude_overlap(self, number: int, n_bins: int) -> None:
         if self.held is None:
             return
         index, held = self.index, self.held.every
@@ -353,8 +314,8 @@ class _Bin:
         self.overlaps[HELD] = int(overlap.sum())
         self._leave_out(overlap, HELD)
 
-    def _settle_twins(self) -> None:
-        """An image on both sides of the user's own marks is in the hold-out, as one at its URI would be."""
+    def _exclude_twins(self) -> None:
+        """Leave out training copies of images that the user's column marks as hold-out."""
         index = self.index
         if index.marked is None or index.traits is None or index.groups is not None:
             return
@@ -363,12 +324,12 @@ class _Bin:
         self._leave_out(overlap, HELD)
 
     def _leave_out(self, unusable: NDArray[np.bool_], reason: str) -> None:
-        """Leave records out; ``unusable`` is about all of them."""
+        """Leave out the records where ``unusable``, over the whole bin, is true."""
         self.reasons[self.rows[unusable[self.rows]]] = REASONS.index(reason)
         self.rows = self.rows[~unusable[self.rows]]
 
     def _find_clusters(self) -> None:
-        """Find near-duplicate images, where no group says what belongs together."""
+        """Cluster near-duplicate images, unless groups decide what stays together."""
         if self.index.traits is None or self.index.groups is not None:
             return
         left = self.left()
@@ -388,33 +349,33 @@ class _Bin:
     # --- images ---
 
     def image_info(self, column: str, left: RecordIndex) -> ImageInfo | None:
-        """Return what was found about the images."""
+        """Describe the images."""
         if left.traits is None or left.thumb_rows is None or left.thumbs is None:
             return None
-        found = {}
+        extra = {}
         if self.clusters is not None:
             sizes = np.unique(self.clusters.names, return_counts=True)[1]
-            found = {
+            extra = {
                 "n_clusters": int((sizes > 1).sum()),
                 "n_clustered": int(sizes[sizes > 1].sum()),
                 "largest_cluster": int(sizes.max(initial=0)),
             }
         if self.held is not None and self.held.images is not None:
-            found["n_near_holdout"] = count_near(
+            extra["n_near_holdout"] = count_near(
                 left.keys,
                 self._thumbs_of(left),
                 None if self.clusters is None else self.clusters.levels,
                 self.held.every.keys,
                 self.held.images.thumbs,
             )
-        counts = np.bincount(left.traits, minlength=len(left.kinds)).tolist()
-        kinds: Mapping[Traits, int] = {
-            kind: n for kind, n in zip(left.kinds, counts, strict=True) if n
+        counts = np.bincount(left.traits, minlength=len(left.distinct_traits)).tolist()
+        counts_by_trait: Mapping[Traits, int] = {
+            trait: n for trait, n in zip(left.distinct_traits, counts, strict=True) if n
         }
-        return image_info(column, kinds, **found)
+        return image_info(column, counts_by_trait, **extra)
 
     def _thumbs_of(self, left: RecordIndex) -> NDArray[np.int8]:
-        """Thumbnails of all records; the ledger has those of earlier batches."""
+        """Return the thumbnails of all records; those of earlier batches are in the ledger."""
         assert left.thumbs is not None
         assert left.thumb_rows is not None
         known = left.thumb_rows < 0

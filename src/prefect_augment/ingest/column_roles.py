@@ -1,4 +1,4 @@
-"""What the columns of a source are for, and what was found about them."""
+"""The roles of a source's columns, and their descriptions."""
 
 from __future__ import annotations
 
@@ -33,31 +33,15 @@ KEPT = "kept in real records, null in synthetic ones"
 
 @dataclass(frozen=True)
 class Roles:
-    """What the columns of a source are for.
-
-    Parameters
-    ----------
-    label, image : str
-        The columns of class and picture; no image in a table.
-    grouped_by : str
-        Where a record's group stands; empty where records are not grouped.
-    pattern : str
-        What makes the group column of images' paths, where it does.
-    marks : str
-        The column that says the hold-out; empty where none does.
-    published : tuple of str
-        The columns that are published, in their order.
-    schema : pyarrow.Schema
-        Of these.
-    """
+    """The role of each source column; ``published`` lists the columns that records go out with, in order."""
 
     label: str
-    image: str
-    grouped_by: str
-    pattern: str
-    marks: str
+    image: str  # empty in a table
+    grouped_by: str  # empty where records are not grouped
+    pattern: str  # extracts the group from image paths
+    holdout_column: str  # the hold-out column, or empty
     published: tuple[str, ...]
-    schema: pa.Schema
+    schema: pa.Schema  # of the published columns
 
     def published_table(self, table: pa.Table) -> pa.Table:
         """Return the published columns of a batch, categories as plain values."""
@@ -67,7 +51,7 @@ class Roles:
 
 
 class _Columns:
-    """A source's columns one at a time, as codes: to look for the label among them."""
+    """A source's columns read one at a time, as codes, to find the label."""
 
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
@@ -86,18 +70,15 @@ class _Columns:
 def find_roles(
     scan: Scan, source: Source, *, manifest: Manifest | None = None, label: str = ""
 ) -> Roles:
-    """Return what the columns are for; ``label`` as it was found before, where it was.
+    """Return the columns' roles; ``label`` names the label column if an earlier run detected it.
 
-    Raises
-    ------
-    LabelError
-        If there is no label column, or it cannot be a label.
-    ParameterError
-        If a parameter names a column that is not there, or parameters contradict one another.
+    Raises LabelError if there is no usable label column, ParameterError if a parameter names a missing
+    column or parameters contradict one another.
     """
     schema = scan.schema
-    given = source.label or label or (manifest.label if manifest else "")
-    label = find_label(schema.empty_table() if given else _Columns(scan), given)
+    name = source.label or label or (manifest.label if manifest else "")
+    label = find_label(schema.empty_table() if name else _Columns(scan), name)
+    # Refuse contradictions before records are validated.
     require_columns(schema, [source.holdout_column], what="source.holdout_column")
     require_columns(schema, [source.group_column], what="source.group_column")
     if label in (source.holdout_column, source.group_column):
@@ -109,18 +90,21 @@ def find_roles(
             raise ParameterError(
                 f"column {name!r} holds {schema.field(name).type} and cannot be holdout_column or group_column."
             )
-    check_columns(schema, label=label, wishes=source.columns)
+    check_columns(schema, label=label, overrides=source.columns)
     check_label_type(schema.field(label).type, name=label)
     whole = schema.empty_table()
     if source.group_pattern:
         whole = with_group_column(whole, source.group_pattern)
     grouped_by = GROUP if source.group_pattern else source.group_column
     image = main_image(schema)
-    gone = {wish.name for wish in source.columns if wish.kind == "drop"} | {source.holdout_column}
+    gone = {override.name for override in source.columns if override.kind == "drop"} | {
+        source.holdout_column
+    }
     if grouped_by and grouped_by in gone:
         raise ParameterError(f"group column {grouped_by!r} cannot be dropped; the split needs it.")
     if image and image in gone:
         raise ParameterError(f"column {image!r} holds the images and cannot be dropped.")
+    # Everything but dropped columns is published, in the source's order.
     published = select_columns(whole, [n for n in whole.column_names if n not in gone])
     return Roles(
         label,
@@ -139,15 +123,9 @@ def find_roles(
 def describe(
     summaries: dict[str, ColumnSummary], roles: Roles, source: Source
 ) -> tuple[ColumnInfo, ...]:
-    """Return what was found about the published columns.
-
-    Raises
-    ------
-    InputError
-        If there is no column to learn from.
-    """
-    wishes = [wish for wish in source.columns if wish.kind != "drop"]
-    columns = describe_summaries(roles.schema, summaries, label=roles.label, wishes=wishes)
+    """Describe the published columns; raises InputError if there is none to learn from."""
+    overrides = [override for override in source.columns if override.kind != "drop"]
+    columns = describe_summaries(roles.schema, summaries, label=roles.label, overrides=overrides)
     # A text classification set has one text and nothing else: copies can be made of it.
     learnable = any(c.kind in ("numeric", "category") or is_free_text(c) for c in columns)
     if not roles.image and not learnable:
@@ -160,7 +138,7 @@ def describe(
 
 
 def _of_images(columns: Sequence[ColumnInfo], image: str) -> tuple[ColumnInfo, ...]:
-    """Beside images, other columns are kept as they are: models and estimators see the pixels alone."""
+    """Mark columns beside images as kept: models and classifiers see pixels alone."""
     if not image:
         return tuple(columns)
     return tuple(
@@ -174,10 +152,10 @@ def _of_images(columns: Sequence[ColumnInfo], image: str) -> tuple[ColumnInfo, .
 def _without_group(
     columns: Sequence[ColumnInfo], source: Source, grouped_by: str
 ) -> tuple[ColumnInfo, ...]:
-    """A group is whose record it is, not what it is like: models do not learn it unless told to."""
-    wished = {wish.name for wish in source.columns}
+    """Mark the group column as an identifier, which models do not learn, unless an override says otherwise."""
+    overridden = {override.name for override in source.columns}
     changed = {"kind": "identifier", "note": "group column: says whose record it is"}
     return tuple(
-        c.model_copy(update=changed) if c.name == grouped_by and c.name not in wished else c
+        c.model_copy(update=changed) if c.name == grouped_by and c.name not in overridden else c
         for c in columns
     )

@@ -1,14 +1,8 @@
-"""Records that another tool made, staged as candidates so that they are judged like our own.
+"""Synthetic records of another tool, staged as candidates and filtered like our own.
 
-They come in any format that a source may have. Columns are found by name and read as the real ones'
-types; what cannot be judged goes to quarantine with file, position and reason, and the records that came
-are the staged ones plus those.
-
-Values that another tool wrote, read as the real column's type: which fit, and why others do not.
-
-Tools lose types: whole numbers come as floats, everything comes as text out of a CSV file. What loses
-nothing is taken; whole numbers that were interpolated are rounded, and counted; what is no value of the
-column at all is said, so that its record can be set aside.
+Any source format works. Columns are matched by name and read as the real column's type: lossless casts are
+taken, fractions in integer columns rounded and counted. A record with any other value goes to quarantine
+with file, position and reason.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import by_columns
-from prefect_augment.encoding.columns import did_you_mean, listing
+from prefect_augment.encoding.columns import did_you_mean, is_text, listing
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.values import plain
@@ -48,7 +42,7 @@ __all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_externa
 logger = logging.getLogger(__name__)
 
 STAGE = "import"
-# What one row of a source needs of a table; without the others it cannot be compared.
+# A table's records must have these columns.
 LEARNT = ("numeric", "category")
 MAX_REASONS = 5  # in a sentence
 
@@ -64,35 +58,12 @@ def import_candidates(
 ) -> DatasetRef:
     """Stage records that another tool made as candidates.
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        The real records; columns, types and classes are taken from them.
-    uri : str
-        File, folder, glob or URL: whatever a source may be.
-    plan : BalancePlan
-        Names the strata.
-    store : Store
-        Where they are staged.
-    options : dict, optional
-        fsspec storage options of ``uri``.
-    max_megapixels : float
-        Larger images go to quarantine.
-
-    Returns
-    -------
-    DatasetRef
-        ``n_quarantined`` counts what could not be judged; the facts' notes say why.
-
-    Raises
-    ------
-    SchemaError
-        If the label or a column that models learn is missing.
-    InputError
-        If there is no record, or none that can be judged.
+    Columns, types and classes come from ``dataset``, strata from ``plan``; ``uri`` is whatever a source may
+    be, ``options`` its fsspec storage options. ``n_quarantined`` counts invalid records; the notes say why.
+    Raises SchemaError if the label or a learnt column is missing, InputError if no record is valid.
     """
     info = load_info(dataset, store)
-    files = list_source(uri, wished="auto", options=options)
+    files = list_source(uri, requested="auto", options=options)
     if files.manifest is not None:
         raise InputError(
             f"{uri} is a dataset that this tool has published; give the files of its synthetic records "
@@ -115,20 +86,20 @@ def import_candidates(
     return stage.reference(done, done.part_counts["candidates"])
 
 
-def plan_of_external(plan: BalancePlan, given: DatasetRef) -> BalancePlan:
-    """Return the plan that wants all given records: what the gate may keep, and the report shows."""
+def plan_of_external(plan: BalancePlan, external: DatasetRef) -> BalancePlan:
+    """Return the plan that requests all external records: the filter's limit, and the report's target."""
     classes = []
     for entry in plan.classes:
-        n = given.class_counts.get(entry.name, 0)
+        n = external.class_counts.get(entry.name, 0)
         wanted = {"n_synthetic": n, "n_classic": 0, "target": entry.n_real + n}
         classes.append(entry.model_copy(update=wanted))
-    rule = "the real records and those that were given"
+    rule = "the real and the external records"
     return plan.model_copy(update={"classes": tuple(classes), "rule": rule})
 
 
 @dataclass
 class _Reader:
-    """One import at work."""
+    """One import in progress."""
 
     info: DatasetInfo
     plan: BalancePlan
@@ -141,56 +112,58 @@ class _Reader:
         info = self.info
         source = Source(uri=self.uri, label=info.label, max_megapixels=self.max_megapixels)
         with Workspace() as workspace:
-            found = scan(files, source, workspace, has_lineage=True)
-            n_read = found.n_records + len(found.quarantine)
-            table, notes, quarantine = self._judgeable(found)
+            scanned = scan(files, source, workspace, has_lineage=True)
+            n_read = scanned.n_records + len(scanned.quarantine)
+            table, notes, quarantine = self._valid_records(scanned)
         if not table.num_rows:
             raise InputError(
-                f"none of the {n_read:,} records of {self.uri} can be judged: "
+                f"none of the {n_read:,} records of {self.uri} is valid: "
                 f"{_reasons(by_reason(quarantine))}.",
                 uri=self.uri,
             )
         if quarantine.num_rows:
             notes.append(
-                f"{quarantine.num_rows:,} of {n_read:,} given records could not be judged: "
-                f"{_reasons(by_reason(quarantine))}. They lie in {stage.prefix} with file, position and reason"
+                f"{quarantine.num_rows:,} of {n_read:,} external records are invalid: "
+                f"{_reasons(by_reason(quarantine))}. They are in {stage.prefix} with file, position and reason"
             )
         strata = table_strata(table, label=info.label, by=by_columns(self.plan))
         table = self._with_lineage(table, strata)
         shards = write_candidates(stage, table, "candidates", info.label)
-        put = write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
+        quarantined = (
+            write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
+        )
         return stage.info_of(
             info,
             shards,
             part="candidates",
             part_counts={"candidates": dict(Counter(strata))},
             n_quarantined=quarantine.num_rows,
-            quarantine=put,
+            quarantine=quarantined,
             notes=tuple(notes),
         )
 
-    def _judgeable(self, found: Scan) -> tuple[pa.Table, list[str], pa.Table]:
-        """Return the records with the real ones' columns and types, what to say, and the others."""
+    def _valid_records(self, scanned: Scan) -> tuple[pa.Table, list[str], pa.Table]:
+        """Return the valid records with the real columns and types, the notes, and the quarantined ones."""
         real = read_shards(self.store, [], like=self.info.shards)
         kept = [n for n in real.column_names if n not in ("aug_id", "content_key")]
         real = select_columns(real, kept)
-        notes, rounded = found.said(), Counter[str]()
-        self._check_columns(found.schema.names, real.schema, notes)
+        notes, rounded = scanned.all_notes(), Counter[str]()
+        self._check_columns(scanned.schema.names, real.schema, notes)
         levels = self._levels()
         tables = []
-        for batch in found.batches():
+        for batch in scanned.batches():
             batch = self._named_as_real(batch)
-            batch = self._labelled(batch, found.quarantine)
-            batch = self._decodable(batch, found.quarantine)
-            made = self._typed(batch, real.schema, levels, found.quarantine, rounded)
-            tables.append(self._of_known_strata(made, found.quarantine))
-        n = found.n_records
+            batch = self._labelled(batch, scanned.quarantine)
+            batch = self._decodable(batch, scanned.quarantine)
+            typed = self._typed(batch, real.schema, levels, scanned.quarantine, rounded)
+            tables.append(self._of_known_strata(typed, scanned.quarantine))
+        n = scanned.n_records
         notes += [
-            f"column {name!r} holds whole numbers in the real records: {times:,} of {n:,} given values were rounded"
+            f"column {name!r} holds whole numbers in the real records: {times:,} of {n:,} external values were rounded"
             for name, times in rounded.items()
         ]
         table = pa.concat_tables([real.schema.empty_table(), *tables]).unify_dictionaries()
-        return table, notes, found.quarantine.table()
+        return table, notes, scanned.quarantine.table()
 
     # --- columns ---
 
@@ -199,7 +172,7 @@ class _Reader:
         return self.info.image.column if self.info.image else ""
 
     def _needed(self) -> list[str]:
-        """Columns without which a record cannot be judged."""
+        """Return the columns that every record must have."""
         own = [] if self._image else [c.name for c in self.info.columns if c.kind in LEARNT]
         return [*dict.fromkeys([*own, self.info.label, *by_columns(self.plan)])]
 
@@ -216,10 +189,10 @@ class _Reader:
             )
         extra = [n for n in names if n not in real.names and n not in LINEAGE.names]
         if extra and not self._image:
-            notes.append(f"columns that the real records have not were left out: {listing(extra)}")
+            notes.append(f"columns that the real records lack were left out: {listing(extra)}")
 
     def _named_as_real(self, batch: Batch) -> Batch:
-        """Find the image column, whatever it is called."""
+        """Rename the image column to the real one's name."""
         if not self._image:
             return batch
         names = find_image_columns(batch.table)
@@ -239,7 +212,7 @@ class _Reader:
     # --- records ---
 
     def _labelled(self, batch: Batch, quarantine: Quarantine) -> Batch:
-        """Set aside what has no class of the real records, or says itself that it is real."""
+        """Reject records without a known class, and those marked as real."""
         names = tuple(dict.fromkeys(c.label for c in self.plan.classes))
         label = batch.table[self.info.label]
         codes = class_codes(label, names)
@@ -255,8 +228,8 @@ class _Reader:
         table = batch.table.set_column(place, self.info.label, real)
         batch = Batch(table, batch.file_index, batch.positions)
         if "aug_origin" in table.column_names:
-            origins = plain(table["aug_origin"]).cast(pa.string()).to_pylist()
-            is_real = np.array([origin == "real" for origin in origins], dtype=bool)
+            values = plain(table["aug_origin"]).cast(pa.string()).to_pylist()
+            is_real = np.array([value == "real" for value in values], dtype=bool)
             batch = quarantine.reject(batch, is_real, "aug_origin says that it is a real record")
         return batch
 
@@ -273,7 +246,7 @@ class _Reader:
         )
 
     def _levels(self) -> dict[str, pa.Array]:
-        """Return the values that categories have in training and validation: no other can be learnt or judged."""
+        """Return the categories of training and validation: no others can be learnt or scored."""
         names = [c.name for c in self.info.columns if c.kind == "category"]
         if self._image or not names:
             return {}
@@ -288,7 +261,7 @@ class _Reader:
         quarantine: Quarantine,
         rounded: Counter[str],
     ) -> Batch:
-        """Read every column as the real one's type."""
+        """Convert every column to the real one's type."""
         needed, n = set(self._needed()), batch.table.num_rows
         columns: dict[str, pa.Array] = {}
         why: dict[int, str] = {}
@@ -314,7 +287,7 @@ class _Reader:
         return Batch(table, kept.file_index, kept.positions)
 
     def _of_known_strata(self, batch: Batch, quarantine: Quarantine) -> pa.Table:
-        """Set aside combinations with the ``balance.by`` columns that no real record has."""
+        """Reject combinations with the ``balance.by`` columns that no real record has."""
         by = by_columns(self.plan)
         if not by or not batch.table.num_rows:
             return batch.table
@@ -367,50 +340,30 @@ TRUE, FALSE = frozenset({"true", "1", "1.0"}), frozenset({"false", "0", "0.0"})
 
 @dataclass(frozen=True)
 class Read:
-    """A column as it was read.
+    """A column converted to another type."""
 
-    Attributes
-    ----------
-    values : pyarrow.Array
-        Of the wanted type; null where a value does not fit.
-    unfit : dict of int to str
-        Why, by row.
-    n_rounded : int
-        Fractions in a column of whole numbers.
-    """
-
-    values: pa.Array
-    unfit: dict[int, str] = field(default_factory=dict)
-    n_rounded: int = 0
+    values: pa.Array  # null where a value cannot be converted
+    unfit: dict[int, str] = field(default_factory=dict)  # row -> reason
+    n_rounded: int = 0  # fractions in an integer column
 
 
 def read_as(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, levels: pa.Array | None) -> Read:
-    """Return a column in another type.
-
-    Parameters
-    ----------
-    column : pyarrow array
-        As it was read.
-    kind : pyarrow.DataType
-        The real column's, without dictionary.
-    levels : pyarrow.Array, optional
-        Of a category: the values that real records have.
-    """
+    """Return a column in another type; ``levels`` are the values that real records of a category have."""
     values = plain(column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    found = _converted(values, kind)
-    if levels is None or not len(found.values):
-        return found
+    read = _converted(values, kind)
+    if levels is None or not len(read.values):
+        return read
     strange = pc.and_(
-        pc.is_valid(found.values), pc.invert(pc.is_in(found.values, value_set=levels))
+        pc.is_valid(read.values), pc.invert(pc.is_in(read.values, value_set=levels))
     ).to_numpy(zero_copy_only=False)
     if not strange.any():
-        return found
+        return read
     why = {
-        int(i): f"{_shown(found.values[int(i)].as_py())}, which no real record has"
+        int(i): f"{_shown(read.values[int(i)].as_py())}, which no real record has"
         for i in np.flatnonzero(strange)
     }
-    return Read(_without(found.values, strange), {**found.unfit, **why}, found.n_rounded)
+    return Read(_without(read.values, strange), {**read.unfit, **why}, read.n_rounded)
 
 
 def _converted(values: pa.Array, kind: pa.DataType) -> Read:
@@ -426,8 +379,8 @@ def _converted(values: pa.Array, kind: pa.DataType) -> Read:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
     if t.is_floating(kind) and t.is_integer(values.type):
-        return Read(values.cast(kind, safe=False))  # beyond 2**53: what a float can say of it
-    if t.is_integer(kind) and _is_text(values.type):
+        return Read(values.cast(kind, safe=False))  # beyond 2**53: the nearest float
+    if t.is_integer(kind) and is_text(values.type):
         numbers = _each(values, pa.float64(), float)
         whole = _rounded(numbers.values, kind)
         return Read(whole.values, {**whole.unfit, **numbers.unfit}, whole.n_rounded)
@@ -437,7 +390,7 @@ def _converted(values: pa.Array, kind: pa.DataType) -> Read:
 
 
 def _rounded(values: pa.Array, kind: pa.DataType) -> Read:
-    """Numbers as whole ones."""
+    """Round numbers to integers."""
     x = values.to_numpy(zero_copy_only=False).astype(np.float64)
     missing = np.isnan(x)
     whole = np.rint(x)
@@ -447,32 +400,32 @@ def _rounded(values: pa.Array, kind: pa.DataType) -> Read:
         beyond = ~missing & ~((whole >= low) & (whole < 2.0**bits))
     lost = missing | beyond
     n_rounded = int((~lost & (whole != x)).sum())
-    made = pa.array(np.where(lost, 0, whole).astype(np.int64), mask=lost).cast(kind)
+    rounded = pa.array(np.where(lost, 0, whole).astype(np.int64), mask=lost).cast(kind)
     unfit = {int(i): f"{x[i]:g}, which is no {kind}" for i in np.flatnonzero(beyond)}
-    return Read(made, unfit, n_rounded)
+    return Read(rounded, unfit, n_rounded)
 
 
 def _each(values: pa.Array, kind: pa.DataType, convert: Any) -> Read:
-    """Convert each different value by itself."""
+    """Convert each distinct value by itself."""
     coded = values.dictionary_encode()
-    made: list[Any] = []
+    values_by_code: list[Any] = []
     wrong: dict[int, str] = {}
     for code, value in enumerate(coded.dictionary):
         try:
             # An empty cell of a CSV file is no value.
             text = value.as_py()
-            if isinstance(text, str) and not text.strip() and not _is_text(kind):
-                made.append(None)
+            if isinstance(text, str) and not text.strip() and not is_text(kind):
+                values_by_code.append(None)
             elif convert is not None:
-                made.append(convert(text))
+                values_by_code.append(convert(text))
             else:
-                made.append(pa.array([text], values.type).cast(kind)[0].as_py())
+                values_by_code.append(pa.array([text], values.type).cast(kind)[0].as_py())
         except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            made.append(None)
+            values_by_code.append(None)
             wrong[code] = f"{_shown(value.as_py())}, which is no {kind}"
     codes = coded.indices.to_numpy(zero_copy_only=False)
     unfit = {int(i): wrong[int(codes[i])] for i in np.flatnonzero(np.isin(codes, list(wrong)))}
-    return Read(pa.array(made, kind).take(coded.indices), unfit)
+    return Read(pa.array(values_by_code, kind).take(coded.indices), unfit)
 
 
 def _as_bool(value: Any) -> bool | None:
@@ -485,39 +438,29 @@ def _as_bool(value: Any) -> bool | None:
 
 
 def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the class of each label, however it is spelled as a value: 1, 1.0, "1" and " 1" are one.
+    """Return the index of each label in ``classes``, however it is written: 1, 1.0, "1" and " 1" are one.
 
-    Parameters
-    ----------
-    column : pyarrow array
-        Labels of any type.
-    classes : tuple of str
-        The real classes' names.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Places in ``classes``; -1 for an unknown one, -2 for none.
+    -1 stands for an unknown class, -2 for a missing label.
     """
     values = plain(column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     coded = values.dictionary_encode()
     index = {name: k for k, name in enumerate(classes)}
     # "1.0" is the class "1" only where no other class is spelled so.
-    known = {_folded(name): k for name, k in index.items()}
-    found = []
+    known = {_normalised(name): k for name, k in index.items()}
+    codes_by_value = []
     for value in coded.dictionary.to_pylist():
         text = str(value)
         blank = value is None or value != value or not text.strip()
-        found.append(-2 if blank else index.get(text, known.get(_folded(text), -1)))
+        codes_by_value.append(-2 if blank else index.get(text, known.get(_normalised(text), -1)))
     codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.float64)
     missing = np.isnan(codes)
-    places = np.array([*found, -2], dtype=np.int64)
-    return places[np.where(missing, len(found), codes).astype(np.int64)]
+    places = np.array([*codes_by_value, -2], dtype=np.int64)
+    return places[np.where(missing, len(codes_by_value), codes).astype(np.int64)]
 
 
-def _folded(text: str) -> str:
-    """A spelling that types do not change; a label's case says something and stays."""
+def _normalised(text: str) -> str:
+    """Return a label as types print it: 1.0 as 1, True as true; other text keeps its case."""
     text = text.strip()
     if text in ("True", "False"):
         return text.casefold()
@@ -526,12 +469,6 @@ def _folded(text: str) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
 
 
 def _without(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:

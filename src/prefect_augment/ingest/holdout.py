@@ -1,4 +1,4 @@
-"""A hold-out that the user brings at a URI of its own."""
+"""A separate hold-out, at ``source.holdout_uri``."""
 
 from __future__ import annotations
 
@@ -44,24 +44,10 @@ def read_holdout(
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
-    Parameters
-    ----------
-    listing : Listing
-        What lies there.
-    source : Source
-        How text is read, and which columns are dropped.
-    workspace : Workspace
-        Where records are put aside.
-    roles : Roles
-        The source's columns.
-
-    Raises
-    ------
-    SchemaError
-        If columns or types are not the source's.
+    Raises SchemaError if columns or types differ from the source's.
     """
-    found = scan(listing, source, workspace)
-    dropped = {wish.name for wish in source.columns if wish.kind == "drop"}
+    scanned = scan(listing, source, workspace)
+    dropped = {override.name for override in source.columns if override.kind == "drop"}
     where = f"the hold-out {listing.store.uri}"
     plain = plain_schema(roles.schema)
 
@@ -77,16 +63,16 @@ def read_holdout(
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
             raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
 
-    _check_schema(chosen(found.schema.empty_table()).schema, roles.schema, listing)
-    held = find_candidates(found, roles, source, conform=conform)
+    _check_schema(chosen(scanned.schema.empty_table()).schema, roles.schema, listing)
+    held = find_candidates(scanned, roles, source, conform=conform)
     logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 
 
 def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
-    """Bring what an image hold-out has beside image and label to what the source has.
+    """Give an image hold-out the source's columns beside image and label.
 
-    Boxes or a group that only one of the two has change nothing about how a picture is judged.
+    Boxes or groups that only one of the two has do not affect how images are scored.
     """
     image = main_image(like)
     if not image or image not in image_columns(table.schema):
@@ -99,25 +85,25 @@ def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
 
 
 def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
-    """Refuse columns or types that are not the source's; CSV types are our own reading and may be widened."""
+    """Refuse columns or types that differ from the source's; inferred CSV types may be widened."""
     where = f"the hold-out {listing.store.uri}"
     refuse_other_names(schema, where, like=like, where="the source")
     for field in like:
-        found = schema.field(field.name).type
-        same = found == field.type or (
-            listing.format in UNTYPED_FORMATS and wider_type(found, field.type) == field.type
+        actual = schema.field(field.name).type
+        same = actual == field.type or (
+            listing.format in UNTYPED_FORMATS and wider_type(actual, field.type) == field.type
         )
-        if not same and not _same_values(found, field.type):
+        if not same and not _same_values(actual, field.type):
             raise SchemaError(
-                f"column {field.name!r} is {found} in {where} and {field.type} in the source; convert one of them.",
+                f"column {field.name!r} is {actual} in {where} and {field.type} in the source; convert one of them.",
                 column=field.name,
                 expected=str(field.type),
-                found=str(found),
+                found=str(actual),
             )
 
 
 def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
-    """Dictionaries of one value type, whatever the width of their codes."""
+    """Tell whether two dictionary types differ only in the width of their codes."""
     t = pa.types
     return bool(
         t.is_dictionary(one)
@@ -129,14 +115,9 @@ def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
 def refuse_other_classes(
     held: Candidates, counts: Mapping[str, int], label_values: pa.Array, uri: str
 ) -> None:
-    """Refuse a hold-out whose classes are not the source's.
+    """Raise LabelError unless the hold-out has the source's classes.
 
-    A class of the source with fewer than ``MIN_COMPARED`` records may be missing; it is not judged.
-
-    Raises
-    ------
-    LabelError
-        If there is a class that the source has not, or lacks one that it has.
+    A class with fewer than ``MIN_COMPARED`` source records may be missing; it is not scored.
     """
     theirs = {name for name in held.label_counts if name}
     ours = [name for name in class_names(label_values) if name in counts]
@@ -145,7 +126,7 @@ def refuse_other_classes(
     ]
     if unknown:
         raise LabelError(
-            f"the hold-out {uri} has the class {unknown[0]!r}, which the source has not"
+            f"the hold-out {uri} has the class {unknown[0]!r}, which the source lacks"
             f"{did_you_mean(unknown[0], ours)}; the source's classes are: {', '.join(map(repr, ours[:40]))}.",
             classes=unknown,
         )
@@ -153,7 +134,7 @@ def refuse_other_classes(
     if missing:
         raise LabelError(
             f"the hold-out {uri} has no record of class {missing[0]!r}, of which the source has "
-            f"{counts[missing[0]]}; add some, so that the class can be judged, or use holdout_fraction.",
+            f"{counts[missing[0]]}; add some, so that the class can be compared, or use holdout_fraction.",
             classes=missing,
         )
 

@@ -1,13 +1,8 @@
-"""Earlier batches of a source that only grew: their staged records stand, and their files are not read.
+"""Incremental ingest: the split a version continues, and the source files whose staged records are reused.
 
-What the split needs of them comes from their index. It is decided anew for all records together, so what
-comes out is what reading everything would give; where that would change a staged record, everything is
-read after all.
-
-What a run takes over from the version before: the split, and which source files it knows already.
-
-Every source file belongs to a batch: the version whose ingest first saw it as it is. A published version
-lists its source's files with their batches, so that this outlives staging.
+A file belongs to the batch (version) whose ingest first saw it as it is; published versions list files with batches,
+so this outlives staging. Old files contribute their index, and the split is made anew for all records: the result
+is that of reading everything. If that would change a staged record, everything is read.
 """
 
 from __future__ import annotations
@@ -39,12 +34,12 @@ from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = [
-    "Earlier",
-    "Inherited",
+    "Baseline",
     "NotReusableError",
-    "find_earlier",
-    "inherited",
-    "labels_said",
+    "ReusedRecords",
+    "baselines",
+    "find_reusable",
+    "labels_digest",
     "n_moved",
     "refuse_moved",
     "schema_text",
@@ -55,53 +50,35 @@ logger = logging.getLogger(__name__)
 
 
 class NotReusableError(Exception):
-    """Why all files have to be read; never leaves ingest."""
+    """Why all files have to be read; caught within ingest."""
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What an earlier ingest staged of files that are as they were.
-
-    Parameters
-    ----------
-    info : DatasetInfo
-        Its outcome.
-    schema : pyarrow.Schema
-        The one of the source's files.
-    wanted : frozenset of str
-        Files that are new, as the listing names them.
-    files : dict
-        Path -> source file, as it was.
-    """
+class ReusedRecords:
+    """Staged records of an earlier ingest whose files have not changed."""
 
     info: DatasetInfo
-    schema: pa.Schema
-    wanted: frozenset[str]
-    files: dict[str, SourceFile]
+    schema: pa.Schema  # of the source's files
+    wanted: frozenset[str]  # new files, by their names in the listing
+    files: dict[str, SourceFile]  # path -> source file, as it was
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:
-        """Its staged real shards, those of a hold-out of its own left out."""
-        given = self.info.extra["n_given"]
-        return self.info.shards[: len(self.info.shards) - given]
+        """Its staged real shards, without those of a separate hold-out."""
+        n_own_holdout = self.info.extra["n_given"]
+        return self.info.shards[: len(self.info.shards) - n_own_holdout]
 
     def indexes(self, store: Store) -> list[RecordIndex]:
-        """Return the index of each batch.
-
-        Raises
-        ------
-        NotReusableError
-            If one cannot be read.
-        """
+        """Return the index of each batch; raises NotReusableError if one cannot be read."""
         try:
             return [read_index(store, b.index, batch=b.batch) for b in self.info.batches]
         except (FileNotFoundError, pa.ArrowException, KeyError) as exc:
             raise NotReusableError(
-                f"what was staged of it is damaged ({type(exc).__name__})"
+                f"its staged records are damaged ({type(exc).__name__})"
             ) from exc
 
     def add_columns(self, store: Store, summaries: Mapping[str, ColumnSummary]) -> None:
-        """Take the earlier records' columns into summaries: counts as noted, values from staged shards."""
+        """Add the reused records to the summaries: stored counts, and values from staged shards."""
         for batch in self.info.batches:
             for name, counts in batch.columns.items():
                 summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
@@ -114,41 +91,39 @@ class Earlier:
                         summaries[name].add_values(table[name])
 
     def quarantined(self, store: Store) -> pa.Table | None:
-        """Return what was put into quarantine, that of a hold-out of its own left out."""
+        """Return the quarantined records, without those of a separate hold-out."""
         shards = self.info.quarantine[: self.info.extra["n_quarantine_shards"]]
         tables = [read_shard(store, shard.path) for shard in shards]
         return pa.concat_tables(tables) if tables else None
 
 
 def n_moved(index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]) -> int:
-    """Return how many staged records would stand elsewhere by what was decided."""
+    """Return how many staged records the new split would move."""
     moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
     return int((moved & (index.rows < 0)).sum())
 
 
 def refuse_moved(n: int) -> None:
-    """Raise :class:`NotReusableError` if any staged record would stand elsewhere."""
+    """Raise :class:`NotReusableError` if any staged record would move."""
     if n:
-        raise NotReusableError(f"{n} of its records would stand elsewhere")
+        raise NotReusableError(f"{n} of its records would move")
 
 
-def find_earlier(
+def find_reusable(
     store: Store,
     listing: Listing,
-    parent: Inherited,
+    parent: Baseline,
     *,
     request: str,
     folder: Folder | None,
-) -> Earlier | None:
-    """Return the earlier batches that need not be read again; None where nothing was published.
+) -> ReusedRecords | None:
+    """Return the batches that need not be read again; None if nothing was published.
 
-    Raises
-    ------
-    NotReusableError
-        If all files have to be read, with the reason.
+    Raises NotReusableError, with the reason, if all files have to be read.
     """
     if not parent.files:
         return None
+    # Known files have to be there, unchanged.
     listed = {shown_path(path): (path, n, etag) for path, n, etag in listing.identity}
     gone = Counter[str]()
     for path, file in parent.files.items():
@@ -157,52 +132,53 @@ def find_earlier(
         elif listed[path][1:] != (file.n_bytes, file.etag):
             gone["have changed"] += 1
     if gone:
-        said = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
-        raise NotReusableError(f"of {len(parent.files)} known files {said}")
+        reasons = " and ".join(f"{n} {what}" for what, n in sorted(gone.items()))
+        raise NotReusableError(f"of {len(parent.files)} known files {reasons}")
+    # Their staged outcome has to exist, and from the same parameters.
     if not parent.ingest:
         raise NotReusableError("the version does not say where its records were staged")
     try:
         info = read_result(store, parent.ingest, DatasetInfo)
     except IntegrityError as exc:
-        raise NotReusableError("what was staged of it is damaged") from exc
+        raise NotReusableError("its staged records are damaged") from exc
     if info is None:
-        raise NotReusableError("what was staged of it has been removed (gc)")
+        raise NotReusableError("its staged records were removed (gc)")
     if info.extra.get("request") != request:
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)
         if folder.has_boxes:
-            raise NotReusableError("annotations of objects are looked at as a whole")
+            raise NotReusableError("annotations of objects are read as a whole")
         if info.extra.get("labels") != folder.labels_digest(known):
-            raise NotReusableError("the labels of known files are others now")
-    earlier = Earlier(
+            raise NotReusableError("the labels of known files have changed")
+    reused = ReusedRecords(
         info,
         pa.ipc.read_schema(pa.BufferReader(base64.b64decode(info.extra["schema"]))),
         frozenset(listed[path][0] for path in listed if path not in parent.files),
         parent.files,
     )
-    _check_there(store, earlier)
-    return earlier
+    _check_there(store, reused)
+    return reused
 
 
-def _check_there(store: Store, earlier: Earlier) -> None:
+def _check_there(store: Store, reused: ReusedRecords) -> None:
     try:
-        for shard in (*earlier.shards, *earlier.info.quarantine):
+        for shard in (*reused.shards, *reused.info.quarantine):
             if store.size(shard.path) != shard.n_bytes:
                 raise NotReusableError(f"{shard.path} is not what was staged")
-        for batch in earlier.info.batches:
+        for batch in reused.info.batches:
             store.size(batch.index)
     except FileNotFoundError as exc:
-        raise NotReusableError("a part of what was staged of it is gone") from exc
+        raise NotReusableError("some of its staged records are gone") from exc
 
 
 def schema_text(schema: pa.Schema) -> str:
-    """Return a schema as text, to be kept in facts."""
+    """Return a schema as text, for the stored outcome."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
-def labels_said(folder: Folder | None, paths: list[str]) -> str:
-    """Return a hash of what loose files' classes are; empty for other sources."""
+def labels_digest(folder: Folder | None, paths: list[str]) -> str:
+    """Return a hash of loose files' classes; empty for other sources."""
     return "" if folder is None else folder.labels_digest({shown_path(path) for path in paths})
 
 
@@ -219,25 +195,13 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Inherited:
-    """What a version takes over.
+class Baseline:
+    """What a new version takes over from its parent."""
 
-    Parameters
-    ----------
-    ledger : Ledger
-        The split so far.
-    version : int
-        The version that is to be made: the batch of files that are not known.
-    files : dict
-        Path -> source file, as the parent knew it.
-    ingest : str
-        Path of the outcome of the parent's ingest; empty where there is none.
-    """
-
-    ledger: Ledger
-    version: int = 1
-    files: dict[str, SourceFile] = field(default_factory=dict)
-    ingest: str = ""
+    ledger: Ledger  # the split so far
+    version: int = 1  # the new version: batch of unknown files
+    files: dict[str, SourceFile] = field(default_factory=dict)  # path -> file in the parent
+    ingest: str = ""  # path of the parent's ingest outcome, or empty
 
     def batches(self, listing: Listing) -> NDArray[np.int32]:
         """Return the batch of every listed file, shape (n_files,)."""
@@ -249,8 +213,8 @@ class Inherited:
         return numbers
 
 
-def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list[Inherited]:
-    """Return what to inherit and, where a version is published, what that version inherited.
+def baselines(store: Store, listing: Listing, source: Source, seed: int) -> list[Baseline]:
+    """Return the baseline of the next version and, if one is published, that of the published one.
 
     The second finds the stage of the very run that published the newest version.
     """
@@ -258,40 +222,40 @@ def inherited(store: Store, listing: Listing, source: Source, seed: int) -> list
     first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
     if listing.manifest is not None and listing.manifest.ledger is not None:
         first = read_ledger(listing.store, listing.manifest.ledger.path)
-    found = [Inherited(first)]
+    result = [Baseline(first)]
     newest = latest_version(store)
     if newest is not None:
         manifest = _of_a_run(store, newest)
         assert manifest is not None
         before = _of_a_run(store, manifest.parent)
         own = manifest.version
-        found = [
+        result = [
             _from(store, manifest, first, newest + 1),
-            Inherited(first, own) if before is None else _from(store, before, first, own),
+            Baseline(first, own) if before is None else _from(store, before, first, own),
         ]
-    _refuse_other_split(found[0].ledger, unit, source)
-    return found
+    _refuse_other_split(result[0].ledger, unit, source)
+    return result
 
 
 def _of_a_run(store: Store, version: int | None) -> Manifest | None:
-    """Return a version, or where it is one of a rollback, the newest before it that a run published.
+    """Return a version; of a rollback, the newest before it that a run published.
 
-    What a rollback goes back from is still what the source was read as. None where there is no such
-    version: the parent of the oldest that is kept is gone after ``gc --keep-last`` and ``erase``.
+    The source was last read for the version that a rollback undoes. None if no such version exists: the
+    parent of the oldest kept one is gone after ``gc --keep-last`` and ``erase``.
     """
     there = list_versions(store)
-    found = None
+    manifest = None
     while version in there:
-        found = read_manifest(store, version)
-        if not is_rollback(found):
+        manifest = read_manifest(store, version)
+        if not is_rollback(manifest):
             break
-        version = found.parent
-    return found
+        version = manifest.parent
+    return manifest
 
 
-def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Inherited:
+def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Baseline:
     ledger = first if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
-    return Inherited(ledger, version, _read_files(store, manifest), manifest.ingest)
+    return Baseline(ledger, version, _read_files(store, manifest), manifest.ingest)
 
 
 def write_files(store: Store, files: list[SourceFile], *, prefix: str) -> str:
@@ -331,7 +295,7 @@ def _unit(source: Source) -> str:
 
 
 def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
-    """Refuse to go on with a split of another kind: records that chose or judged would now train."""
+    """Refuse another kind of split: records of validation or hold-out would move to training."""
     # Whether a source holds images is known when it has been read: ingest looks again.
     if ledger.unit != unit and not (ledger.unit == NEAR_DUPLICATE and unit == "record"):
         kind, _, name = ledger.unit.partition(":")

@@ -1,11 +1,8 @@
-"""Ingest: a labelled source in, validated and split records out.
+"""Ingest: a labelled source in, validated and split records out; nothing is written outside ``_staging``.
 
-What cannot be used goes to quarantine with file, position and reason, and the run goes on. Records
-in are records out plus quarantined ones. Nothing outside ``_staging`` is written.
-
-A source is read file by file and put aside on local disk, and so is what the split needs to know of each
-record; only where groups or near-duplicates stay together are there arrays of all records. Of a source
-that grew by files, only the new ones are read.
+Invalid records go to quarantine with file, position and reason: records in = records out + quarantined.
+Files are read one by one onto local disk, with what the split needs of each record; only groups and near-duplicates
+take arrays of all records. If only files were added to a source, only those are read.
 """
 
 from __future__ import annotations
@@ -23,21 +20,21 @@ from prefect_augment.ingest.assign import Decision
 from prefect_augment.ingest.column_roles import Roles, find_roles
 from prefect_augment.ingest.holdout import read_holdout
 from prefect_augment.ingest.incremental import (
-    Earlier,
-    Inherited,
+    Baseline,
     NotReusableError,
-    find_earlier,
-    inherited,
+    ReusedRecords,
+    baselines,
+    find_reusable,
 )
-from prefect_augment.ingest.outcome import Ingested, make_info
+from prefect_augment.ingest.outcome import Ingested
 from prefect_augment.ingest.scan import Progress, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
-from prefect_augment.ingest.write_index import Settled, settle
+from prefect_augment.ingest.write_index import SplitResult, write_index
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
-from prefect_augment.sources.images.scan import Folder, look_at_folder
+from prefect_augment.sources.images.scan import Folder, inspect_folder
 from prefect_augment.split.assignment import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
@@ -51,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Job:
-    """One ingest: where from, where to, and what it goes on from."""
+    """One ingest: its source, destination and progress callback."""
 
     source: Source
     listing: Listing
@@ -70,51 +67,31 @@ def ingest(
 ) -> DatasetRef:
     """Read a labelled source, split it by the sticky ledger, and stage its records.
 
-    A source that has not changed since an earlier run (by its listing) is not read again, also when
-    that run's result has been published since. Of one that only grew by files since the newest version
-    the new files are read, where that version's staged records are still there; what is staged is the
-    same as if everything were read. The facts' notes say how many files were read.
+    An unchanged listing is not read again, also when that run's result has been published since. If files
+    were only added since the newest version, and its staged records still exist, only the new files are
+    read; the staged result is the same as from reading everything. The notes say how many files were read.
 
-    Parameters
-    ----------
-    source : Source
-        Where the records are, which column holds the class, how they are split.
-    store : Store
-        The destination; its newest version's ledger is inherited.
-    seed : int
-        Fixes the salt of the first version's split.
-    source_options : dict, optional
-        fsspec storage options of source and hold-out.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Returns
-    -------
-    DatasetRef
-        ``n_records`` and ``class_counts`` count the source's records; those of a hold-out URI are in
-        the facts' ``part_counts`` only.
-
-    Raises
-    ------
-    InputError
-        If the source cannot be used: nothing there, changed while read, inside the destination,
-        overlapping its hold-out. ``SchemaError`` and ``LabelError`` are kinds of it.
-    ParameterError
-        If a parameter names a column that is not there, or parameters contradict one another.
+    ``seed`` fixes the salt of the first version's split, ``source_options`` are the fsspec storage options
+    of source and hold-out, ``on_progress`` gets a fraction in [0, 1] and the current step. ``n_records`` and
+    ``class_counts`` count the source's records, without those of a hold-out URI. Raises InputError if the
+    source is empty, changed while it was read, lies inside the destination, or overlaps its hold-out;
+    ParameterError if a parameter names a missing column, or parameters contradict one another.
     """
     report = on_progress or (lambda fraction, text: None)
-    listing = list_source(source.uri, wished=source.format, options=source_options)
+    listing = list_source(source.uri, requested=source.format, options=source_options)
     _refuse_nesting(source.uri, store, listing, what="source")
     source = with_its_holdout(source, listing.denoised)
     holdout_listing = None
     if source.holdout_uri:
         # How image files get their labels says nothing of a hold-out that comes as Parquet.
-        wished = "auto" if source.format in LAYOUTS else source.format
-        holdout_listing = list_source(source.holdout_uri, wished=wished, options=source_options)
+        holdout_format = "auto" if source.format in LAYOUTS else source.format
+        holdout_listing = list_source(
+            source.holdout_uri, requested=holdout_format, options=source_options
+        )
         _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
 
     job = _Job(source, listing, holdout_listing, store, report)
-    parents = inherited(store, listing, source, seed)
+    parents = baselines(store, listing, source, seed)
     for parent in parents:
         stage = Stage(store, "ingest", _key(job, parent))
         info = stage.outcome(DatasetInfo)
@@ -133,20 +110,20 @@ def ingest(
     return _reference(stage, stage.finish(info))
 
 
-def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetInfo:
-    """Read the new files where that is enough, else all."""
+def _new_or_all(job: _Job, parent: Baseline, stage: Stage) -> DatasetInfo:
+    """Read only new files where possible, else all."""
     folder = None
     if job.listing.format == "folder":
-        folder = look_at_folder(job.listing, job.source)
+        folder = inspect_folder(job.listing, job.source)
     n_files = len(job.listing.entries)
     try:
-        earlier = find_earlier(job.store, job.listing, parent, request=_request(job), folder=folder)
-        if earlier is not None:
+        reused = find_reusable(job.store, job.listing, parent, request=_request(job), folder=folder)
+        if reused is not None:
             note = (
-                f"{len(earlier.wanted)} of {n_files} source files are new and were read; the staged records of the "
+                f"{len(reused.wanted)} of {n_files} source files are new and were read; the staged records of the "
                 "others were used again"
             )
-            return _ingest(job, parent, stage, folder, earlier, (note,))
+            return _ingest(job, parent, stage, folder, reused, (note,))
     except NotReusableError as exc:
         note = f"all {n_files} source files were read, known ones too: {exc}"
         return _ingest(job, parent, stage, folder, None, (note,))
@@ -155,58 +132,56 @@ def _new_or_all(job: _Job, parent: Inherited, stage: Stage) -> DatasetInfo:
 
 def _ingest(
     job: _Job,
-    parent: Inherited,
+    parent: Baseline,
     stage: Stage,
     folder: Folder | None,
-    earlier: Earlier | None,
+    reused: ReusedRecords | None,
     notes: tuple[str, ...],
 ) -> DatasetInfo:
     batches = parent.batches(job.listing)
     with returned_at_once(), Workspace() as workspace:
-        found = _read(job, workspace, batches, folder, earlier)
+        candidates = _read(job, workspace, batches, folder, reused)
         held = None
         if job.holdout is not None:
-            held = read_holdout(job.holdout, job.source, workspace, roles=found.roles)
+            held = read_holdout(job.holdout, job.source, workspace, roles=candidates.roles)
         give_back()
         job.report(0.7, "split")
-        settled = _settled(job, parent, stage, found, held, batches, earlier)
+        split = _split(job, parent, stage, candidates, held, batches, reused)
         give_back()
         job.report(0.8, "write")
-        return make_info(
-            Ingested(
-                source=job.source,
-                stage=stage,
-                workspace=workspace,
-                found=found,
-                held=held,
-                settled=settled,
-                batches=batches,
-                earlier=earlier,
-                request=_request(job),
-                notes=notes,
-            )
-        )
+        return Ingested(
+            source=job.source,
+            stage=stage,
+            workspace=workspace,
+            candidates=candidates,
+            held=held,
+            split=split,
+            batches=batches,
+            reused=reused,
+            request=_request(job),
+            notes=notes,
+        ).write()
 
 
-def _settled(
+def _split(
     job: _Job,
-    parent: Inherited,
+    parent: Baseline,
     stage: Stage,
-    found: Candidates,
+    candidates: Candidates,
     held: Candidates | None,
     batches: NDArray[np.int32],
-    earlier: Earlier | None,
-) -> Settled:
-    """Decide on all records; what it takes is gone with this call."""
+    reused: ReusedRecords | None,
+) -> SplitResult:
+    """Split all records and write the indexes; the memory is released on return."""
     decision = Decision(
-        found,
-        [] if earlier is None else earlier.indexes(job.store),
+        candidates,
+        [] if reused is None else reused.indexes(job.store),
         held,
-        ledger=_of_kind(parent.ledger, found.roles),
+        ledger=_of_kind(parent.ledger, candidates.roles),
         source=job.source,
         batches=batches,
     )
-    return settle(decision, found, held, batches=batches, stage=stage)
+    return write_index(decision, candidates, held, batches=batches, stage=stage)
 
 
 def _read(
@@ -214,39 +189,39 @@ def _read(
     workspace: Workspace,
     batches: NDArray[np.int32],
     folder: Folder | None,
-    earlier: Earlier | None,
+    reused: ReusedRecords | None,
 ) -> Candidates:
-    """Read the files and find the records that can be used."""
+    """Read the files and validate the records."""
     read = scan(
         job.listing,
         job.source,
         workspace,
         batches=batches,
-        wanted=None if earlier is None else earlier.wanted,
-        known=None if earlier is None else earlier.schema,
+        wanted=None if reused is None else reused.wanted,
+        known=None if reused is None else reused.schema,
         folder=folder,
         on_progress=lambda f, text: job.report(0.4 * f, text),
     )
-    if earlier is not None and not read.schema.equals(earlier.schema, check_metadata=True):
+    if reused is not None and not read.schema.equals(reused.schema, check_metadata=True):
         raise NotReusableError("the new files make the type of a column wider")
     roles = find_roles(
         read,
         job.source,
         manifest=job.listing.manifest,
-        label="" if earlier is None else earlier.info.label,
+        label="" if reused is None else reused.info.label,
     )
     return find_candidates(
         read,
         roles,
         job.source,
-        may_be_empty=earlier is not None,
+        may_be_empty=reused is not None,
         in_bins=True,
         on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
     )
 
 
 def _of_kind(ledger: Ledger, roles: Roles) -> Ledger:
-    """Return the ledger for what the source turned out to hold; refuse to go on with another kind."""
+    """Return the ledger with the unit for these roles; refuse a change of unit."""
     unit = NEAR_DUPLICATE if roles.image and not roles.grouped_by else ledger.unit
     if len(ledger.keys) == 0:
         return replace(ledger, unit=unit)
@@ -260,7 +235,7 @@ def _of_kind(ledger: Ledger, roles: Roles) -> Ledger:
 
 
 def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> None:
-    """Refuse a source and a destination one of which would swallow the other's objects."""
+    """Refuse a source and destination of which one contains the other."""
     uri = listing.store.uri if any(sign in uri for sign in MAGIC) else uri
     if listing.manifest is not None and contains(uri, store.uri) and contains(store.uri, uri):
         return  # our own dataset, balanced again in place: read through its manifest alone
@@ -277,14 +252,14 @@ def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> N
 
 
 def _request(job: _Job, *inputs: Any) -> str:
-    """Return the key of all that staged records depend on; without inputs, of all but the source's files."""
+    """Return the key of everything that staged records depend on; without inputs, except the source's files."""
     holdout = None if job.holdout is None else job.holdout.identity
-    found = [job.listing.format, job.listing.manifest is not None, holdout]
+    fixed = [job.listing.format, job.listing.manifest is not None, holdout]
     # The seed matters through the salt alone, and that is in the ledger.
-    return step_key("ingest", {"source": job.source}, inputs=[*found, *inputs])
+    return step_key("ingest", {"source": job.source}, inputs=[*fixed, *inputs])
 
 
-def _key(job: _Job, parent: Inherited) -> str:
+def _key(job: _Job, parent: Baseline) -> str:
     batches = parent.batches(job.listing).tolist()
     return _request(job, job.listing.identity, batches, parent.ledger.digest)
 

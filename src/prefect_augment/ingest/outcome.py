@@ -1,4 +1,4 @@
-"""What an ingest leaves: staged shards, quarantine, ledger, and the facts that say it all."""
+"""The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.ingest.column_roles import describe
-from prefect_augment.ingest.incremental import Earlier, labels_said, schema_text, write_files
+from prefect_augment.ingest.incremental import (
+    ReusedRecords,
+    labels_digest,
+    schema_text,
+    write_files,
+)
 from prefect_augment.ingest.quarantine import by_reason
+from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import image_notes
-from prefect_augment.ingest.write_index import Settled, place_holdout
-from prefect_augment.ingest.write_shards import Dealt, deal_out, write_staged
+from prefect_augment.ingest.write_index import SplitResult, place_holdout
+from prefect_augment.ingest.write_shards import Dealt, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema.base import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
@@ -28,7 +34,7 @@ from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import sha256_hex
 
-__all__ = ["Ingested", "make_info"]
+__all__ = ["Ingested"]
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
@@ -36,70 +42,40 @@ QUARANTINE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Ingested:
-    """An ingest after everything has been decided.
-
-    Parameters
-    ----------
-    source : Source
-        The params.
-    stage : Stage
-        Where objects go.
-    workspace : Workspace
-        Where shards wait.
-    found : Candidates
-        The records that were read.
-    held : Candidates, optional
-        A hold-out of its own.
-    settled : Settled
-        What becomes of all records.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    earlier : Earlier, optional
-        Staged records that are used again.
-    params : str
-        Hash of what staged records depend on beside the files.
-    notes : tuple of str
-        What was found before.
-    """
+    """An ingest whose split is made, to be written."""
 
     source: Source
     stage: Stage
     workspace: Workspace
-    found: Candidates
-    held: Candidates | None
-    settled: Settled
-    batches: NDArray[np.int32]
-    earlier: Earlier | None
+    candidates: Candidates
+    held: Candidates | None  # a hold-out with a source of its own
+    split: SplitResult
+    batches: NDArray[np.int32]  # (n_files,) batch of each file
+    reused: ReusedRecords | None  # reused staged records
     request: str
     notes: tuple[str, ...]
 
+    @property
+    def scan(self) -> Scan:
+        """The records of the source."""
+        return self.candidates.scan
 
-def make_info(job: Ingested) -> DatasetInfo:
-    """Write the stage's objects and return its outcome."""
-    return _Writing(job).run()
-
-
-class _Writing:
-    def __init__(self, job: Ingested) -> None:
-        self.job = job
-        self.stage, self.found, self.held = job.stage, job.found, job.held
-        self.settled, self.earlier = job.settled, job.earlier
-        self.scan = job.found.scan
-
-    def run(self) -> DatasetInfo:
-        job, settled, roles = self.job, self.settled, self.found.roles
-        dealt = deal_out(self.found, settled.placing, job.workspace)
-        if self.earlier is not None:
-            self.earlier.add_columns(self.stage.store, dealt.summaries)
-        columns = describe(dealt.summaries, roles, job.source)
+    def write(self) -> DatasetInfo:
+        """Write the stage's objects and return its outcome."""
+        split, roles = self.split, self.candidates.roles
+        dealt = Dealt(self.candidates, split.layout, self.workspace)
+        if self.reused is not None:
+            self.reused.add_columns(self.stage.store, dealt.summaries)
+        columns = describe(dealt.summaries, roles, self.source)
         shards = [*write_staged(self.stage.store, dealt, prefix=self.stage.prefix)]
-        shards += self.earlier.shards if self.earlier else ()
+        shards += self.reused.shards if self.reused else ()
         # By part, then by batch and number, which the names begin with.
         shards.sort(key=lambda s: (PARTS.index(s.split), s.path.rpartition("/")[2]))
-        given = self._write_holdout()
-        every = (*shards, *given)
+        own_holdout = self._write_holdout()
+        every = (*shards, *own_holdout)
         counts = {part: _sum_counts([s for s in every if s.split == part]) for part in PARTS}
-        compared = tuple(k for k in settled.classes if all(counts[part].get(k) for part in PARTS))
+        compared = tuple(k for k in split.classes if all(counts[part].get(k) for part in PARTS))
+        # The batches, files and quarantine that a later run reads.
         batches = self._batches(dealt)
         files = self._files()
         ours, theirs, put = self._quarantine()
@@ -119,27 +95,29 @@ class _Writing:
             n_quarantined=ours.num_rows + theirs.num_rows,
             quarantine=(*put, *self._put_quarantine(theirs, "quarantine-holdout")),
             sources=by_folder(files) if self.scan.folder is not None else tuple(files),
-            holdout_uri=job.source.holdout_uri,
-            holdout_digest=sha256_hex("".join(s.sha256 for s in given).encode()) if given else "",
-            ledger=settled.ledger,
+            holdout_uri=self.source.holdout_uri,
+            holdout_digest=sha256_hex("".join(s.sha256 for s in own_holdout).encode())
+            if own_holdout
+            else "",
+            ledger=split.ledger,
             group_column=roles.grouped_by,
-            n_twins=settled.n_twins,
+            n_twins=split.n_twins,
             modality="image" if roles.image else "table",
-            image=settled.image,
+            image=split.image,
             notes=(
-                *job.notes,
+                *self.notes,
                 *notes,
-                *image_notes(settled.image),
+                *image_notes(split.image),
             ),
             extra={
-                "ledger_digest": settled.ledger_digest,
-                "n_new": settled.n_new,
+                "ledger_digest": split.ledger_digest,
+                "n_new": split.n_new,
                 "n_quarantined_holdout": theirs.num_rows,
                 "n_quarantine_shards": len(put),
-                "n_given": len(given),
+                "n_given": len(own_holdout),
                 "schema": schema_text(self.scan.schema),
-                "request": job.request,
-                "labels": labels_said(
+                "request": self.request,
+                "labels": labels_digest(
                     self.scan.folder, [e.path for e in self.scan.listing.entries]
                 ),
             },
@@ -150,28 +128,28 @@ class _Writing:
     # --- records ---
 
     def _write_holdout(self) -> tuple[ShardInfo, ...]:
-        """Stage a hold-out of its own, for the judge."""
+        """Stage a separate hold-out."""
         held = self.held
         if held is None:
             return ()
-        placing = place_holdout(held)
-        dealt = deal_out(held, placing, self.job.workspace, describes=False)
+        layout = place_holdout(held)
+        dealt = Dealt(held, layout, self.workspace, describes=False)
         return write_staged(self.stage.store, dealt, prefix=f"{self.stage.prefix}/given")
 
     # --- what was done ---
 
     def _batches(self, dealt: Dealt) -> tuple[BatchInfo, ...]:
-        """Say of each batch what a later run needs to leave it alone."""
-        earlier = {b.batch: b for b in self.earlier.info.batches} if self.earlier else {}
+        """Describe each batch so that a later run can reuse it."""
+        reused = {b.batch: b for b in self.reused.info.batches} if self.reused else {}
         numbers = {
-            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.job.batches, strict=True)
+            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.batches, strict=True)
         }
-        found = []
-        for number in sorted({*self.settled.indexes, *earlier}):
-            if number in earlier:
-                found.append(earlier[number])
+        infos = []
+        for number in sorted({*self.split.indexes, *reused}):
+            if number in reused:
+                infos.append(reused[number])
                 continue
-            path, n_records = self.settled.indexes[number]
+            path, n_records = self.split.indexes[number]
             notes = Counter(
                 note for note, path in self.scan.notes if path and numbers[path] == number
             )
@@ -180,7 +158,7 @@ class _Writing:
                 for note, path in reversed(self.scan.notes)
                 if path and numbers[path] == number
             }
-            found.append(
+            infos.append(
                 BatchInfo(
                     batch=number,
                     index=path,
@@ -189,32 +167,32 @@ class _Writing:
                     notes=tuple((note, first[note], n) for note, n in notes.items()),
                 )
             )
-        return tuple(found)
+        return tuple(infos)
 
     def _files(self) -> list[SourceFile]:
         scan = self.scan
-        earlier = self.earlier.files if self.earlier else {}
+        reused = self.reused.files if self.reused else {}
         files = []
         for i, (path, n_bytes, etag) in enumerate(scan.listing.identity):
             shown = shown_path(path)
-            if not scan.files_read[i] and shown in earlier:
-                files.append(earlier[shown])
+            if not scan.files_read[i] and shown in reused:
+                files.append(reused[shown])
                 continue
             files.append(
                 SourceFile(
                     path=shown,
                     n_bytes=n_bytes,
                     etag=etag,
-                    n_records=int(self.settled.n_used[i]),
+                    n_records=int(self.split.n_used[i]),
                     n_quarantined=int(scan.quarantine.by_file[i]),
-                    batch=int(self.job.batches[i]),
+                    batch=int(self.batches[i]),
                 )
             )
         return files
 
     def _quarantine(self) -> tuple[pa.Table, pa.Table, tuple[ShardInfo, ...]]:
-        earlier = self.earlier.quarantined(self.stage.store) if self.earlier else None
-        ours = self.scan.quarantine.table(earlier=earlier)
+        reused = self.reused.quarantined(self.stage.store) if self.reused else None
+        ours = self.scan.quarantine.table(previous=reused)
         theirs = ours.slice(0, 0)
         if self.held is not None:
             theirs = self.held.scan.quarantine.table(prefix="hold-out ")
@@ -241,26 +219,26 @@ class _Writing:
         compared: Sequence[str],
         reasons: Counter[str],
     ) -> tuple[str, ...]:
-        listing, settled = self.scan.listing, self.settled
+        listing, split = self.scan.listing, self.split
         notes = [note for note, path in self.scan.notes if not path]
-        notes += notes_of_files(said for batch in batches for said in batch.notes)
+        notes += notes_of_files(note for batch in batches for note in batch.notes)
         notes += listing_notes(listing)
         if self.held is not None:
             of_held = dict.fromkeys(note for note, _ in self.held.scan.notes)
             notes += [f"hold-out: {note}" for note in of_held]
         notes += [f"quarantined {n} records: {reason}" for reason, n in reasons.most_common()]
         notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
-        for name, n in settled.class_counts.items():
+        for name, n in split.class_counts.items():
             if name not in compared:
-                notes.append(_why_not_compared(name, n, counts, grouped=settled.is_grouped))
+                notes.append(_why_not_compared(name, n, counts, grouped=split.is_grouped))
         if not compared:
             notes.append(
-                f"no class has the {MIN_COMPARED} records that stand in all parts, so no strategy can be judged"
+                f"no class has the {MIN_COMPARED} records needed in all parts, so strategies cannot be compared"
             )
-        if settled.n_kept_against_mark:
+        if split.n_kept_against_mark:
             notes.append(
-                f"{settled.n_kept_against_mark} records keep the part of an earlier version, although the "
-                "hold-out column now says otherwise"
+                f"{split.n_kept_against_mark} records keep the part of an earlier version, although the "
+                "hold-out column now differs"
             )
         return tuple(notes)
 
@@ -277,13 +255,10 @@ def _why_not_compared(
 ) -> str:
     where = ", ".join(f"{counts[part].get(name, 0)} in {part}" for part in PARTS)
     if n < MIN_COMPARED:
-        return (
-            f"class {name!r} has {n} records, fewer than the {MIN_COMPARED} needed to stand in all parts: "
-            "it is not judged"
-        )
+        return f"class {name!r} has {n} records, fewer than the {MIN_COMPARED} needed in all parts: it is not compared"
     why = (
         "its groups are too few or too large"
         if grouped
-        else "the split that was given leaves a part without it"
+        else "the source's own split leaves a part without it"
     )
-    return f"class {name!r} is not judged: {why} ({where})"
+    return f"class {name!r} is not compared: {why} ({where})"

@@ -1,4 +1,4 @@
-"""What is not used of a source: where each record stood, why it is left out, and what it was."""
+"""Quarantine: the rejected records of a source, with file, position, reason and content."""
 
 from __future__ import annotations
 
@@ -30,21 +30,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Batch:
-    """Some records of a source.
+    """Some records of a source."""
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Their columns, categories as plain values.
-    file_index : ndarray of int32, shape (n_records,)
-        Which of the source's files each came from.
-    positions : ndarray of int64, shape (n_records,)
-        Its row or line there, from 1.
-    """
-
-    table: pa.Table
-    file_index: NDArray[np.int32]
-    positions: NDArray[np.int64]
+    table: pa.Table  # category columns as plain values
+    file_index: NDArray[np.int32]  # (n_records,) index of the source file
+    positions: NDArray[np.int64]  # (n_records,) row or line in it, from 1
 
     def filter(self, keep: NDArray[np.bool_]) -> Batch:
         """Return some of the records."""
@@ -54,18 +44,7 @@ class Batch:
 
 
 class Quarantine:
-    """Records that are not used.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Names of the source's files.
-
-    Attributes
-    ----------
-    by_file : ndarray of int64, shape (n_files,)
-        How many of each file.
-    """
+    """Rejected records, with file, position and reason."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -74,7 +53,7 @@ class Quarantine:
         self._rows: list[tuple[str, int, str, str]] = []
 
     def add(self, file: int, position: int, reason: str, record: str, *, path: str = "") -> None:
-        """Put one record here."""
+        """Add one record."""
         self.by_file[file] += 1
         self._rows.append((path or self.paths[file], position, reason, record))
         if len(self._rows) >= ROWS_AT_ONCE:
@@ -88,18 +67,9 @@ class Quarantine:
         *,
         details: Sequence[str] = (),
     ) -> Batch:
-        """Put some records of a batch here and return the others.
+        """Add the records where ``unusable`` is true and return the others.
 
-        Parameters
-        ----------
-        batch : Batch
-            The records.
-        unusable : ndarray of bool, shape (n_records,)
-            Which of them cannot be used.
-        reason : str or sequence of str
-            One for all, or one for each of these.
-        details : sequence of str, optional
-            What more there is to say of each; kept with the record.
+        ``reason`` holds for all rejected ones, or has one entry each, as do the ``details`` kept with them.
         """
         rows = np.flatnonzero(unusable)
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -115,26 +85,21 @@ class Quarantine:
     def __len__(self) -> int:
         return int(self.by_file.sum())
 
-    def table(self, *, prefix: str = "", earlier: pa.Table | None = None) -> pa.Table:
+    def table(self, *, prefix: str = "", previous: pa.Table | None = None) -> pa.Table:
         """Return file, position, reason and record of each, sorted by file and position.
 
-        Parameters
-        ----------
-        prefix : str
-            Put before the files' names.
-        earlier : pyarrow.Table, optional
-            Such records of files that were read before.
+        ``prefix`` is put before file names; ``previous`` is such a table of files read by earlier runs.
         """
         self._flush()
         tables = [SCHEMA.empty_table(), *self._tables]
-        found = pa.concat_tables(tables)
+        whole = pa.concat_tables(tables)
         if prefix:
-            named = pc.binary_join_element_wise(prefix, found["file"], "")
-            found = found.set_column(0, SCHEMA.field(0), named)
-        if earlier is not None:
-            found = pa.concat_tables([earlier.cast(SCHEMA), found])
+            named = pc.binary_join_element_wise(prefix, whole["file"], "")
+            whole = whole.set_column(0, SCHEMA.field(0), named)
+        if previous is not None:
+            whole = pa.concat_tables([previous.cast(SCHEMA), whole])
         keys = [("file", "ascending"), ("position", "ascending"), ("reason", "ascending")]
-        return found.sort_by(keys)
+        return whole.sort_by(keys)
 
     def _flush(self) -> None:
         if self._rows:
@@ -157,5 +122,5 @@ def _as_json(record: dict[str, Any]) -> str:
 def _plain_text(value: Any) -> str:
     if not isinstance(value, bytes):
         return str(value)
-    # An image is found again by its file; a bomb in the quarantine would be one more bomb.
+    # The file leads back to an image; a bomb in the quarantine would be one more bomb.
     return value.hex() if len(value) <= MAX_SHOWN_BYTES else f"{len(value)} bytes"

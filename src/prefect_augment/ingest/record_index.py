@@ -1,9 +1,9 @@
-"""What the split needs to know of every record: a row each, in arrays, and as a staged object per batch."""
+"""The record index: what the split needs of every record, in arrays and as a staged object per batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from prefect_augment.ingest.validate_images import Traits
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
-from prefect_augment.storage.external_sort import Binned, first_of_bin
-from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order
+from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
+from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
-__all__ = ["IndexAside", "RecordIndex", "index_of", "merge", "read_index"]
+__all__ = ["IndexSpill", "RecordIndex", "index_of", "merge", "read_index"]
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
@@ -31,51 +31,22 @@ LEFT_OUT = -1  # as a part: in quarantine
 
 @dataclass
 class RecordIndex:
-    """Records in an order of their own: by key, label, batch, mark and variant.
+    """Records sorted by key, label, batch, mark and variant; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    batch : ndarray of int32, shape (n_records,)
-        Number of the batch.
-    rows : ndarray of int64, shape (n_records,)
-        Which candidate it is; -1 for records of earlier batches.
-    marked : ndarray of bool, shape (n_records,), or None
-        Hold-out records, where a column of the source says it.
-    groups : Coded, length n_records, or None
-        Groups, where records are grouped.
-    traits : ndarray of int32, shape (n_records,), or None
-        Which of ``kinds`` each image is.
-    kinds : list of tuple
-        See :class:`prefect_augment.ingest.validate_images.Images`.
-    thumb_rows : ndarray of int64, shape (n_records,), or None
-        Row of ``thumbs``; -1 where the ledger has the thumbnail.
-    thumbs : ndarray of int8, shape (n_thumbs, 1024), or None
-        Thumbnails.
-    parts, numbers : ndarray of int8 and int32, shape (n_records,)
-        What was decided: index into :data:`~prefect_augment.split.assignment.PARTS` or :data:`LEFT_OUT`, and
-        the number among records of one key and label. Of new records nothing has been decided.
-    files, sizes : ndarray of int32, shape (n_records,)
-        File of each record and about how many bytes it has; 0 for records of earlier batches.
-    """
-
-    keys: NDArray[Any]
+    keys: NDArray[Any]  # content keys
     labels: Coded
     batch: NDArray[np.int32]
-    rows: NDArray[np.int64]
-    marked: NDArray[np.bool_] | None
+    rows: NDArray[np.int64]  # number of the candidate; -1 in earlier batches
+    marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
-    traits: NDArray[np.int32] | None
-    kinds: list[Traits]
-    thumb_rows: NDArray[np.int64] | None
-    thumbs: NDArray[np.int8] | None
-    parts: NDArray[np.int8]
-    numbers: NDArray[np.int32]
+    traits: NDArray[np.int32] | None  # index into kinds
+    distinct_traits: list[Traits]
+    thumb_rows: NDArray[np.int64] | None  # row of thumbs; -1 where the ledger has it
+    thumbs: NDArray[np.int8] | None  # (n_thumbs, 1024) int8
+    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
+    numbers: NDArray[np.int32]  # among records of one key and label
     files: NDArray[np.int32]
-    sizes: NDArray[np.int32]
+    sizes: NDArray[np.int32]  # approximate bytes; 0 in earlier batches
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -84,22 +55,9 @@ class RecordIndex:
         """Return some of the records, in the order of ``rows``; the same where these are all."""
         if len(rows) == len(self) and bool((np.diff(rows) == 1).all()):
             return self
-        return RecordIndex(
-            self.keys[rows],
-            self.labels.take(rows),
-            self.batch[rows],
-            self.rows[rows],
-            None if self.marked is None else self.marked[rows],
-            None if self.groups is None else self.groups.take(rows),
-            None if self.traits is None else self.traits[rows],
-            self.kinds,
-            None if self.thumb_rows is None else self.thumb_rows[rows],
-            self.thumbs,
-            self.parts[rows],
-            self.numbers[rows],
-            self.files[rows],
-            self.sizes[rows],
-        )
+        whole = ("distinct_traits", "thumbs")
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in whole}
+        return replace(self, **{name: taken(values, rows) for name, values in columns.items()})
 
     def of_bin(self, number: int, n_bins: int) -> RecordIndex:
         """Return the records whose keys are in a bin; see :func:`prefect_augment.storage.external_sort.bin_of`."""
@@ -112,20 +70,10 @@ class RecordIndex:
         return self.take(np.arange(*ends))
 
 
-def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
-    """Return the index of candidates, nothing decided.
-
-    Parameters
-    ----------
-    found : Candidates
-        All of them.
-    rows : Rows
-        Those of a bin.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    """
+def index_of(candidates: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
+    """Return the index of candidates, one bin of them (``rows``), before the split."""
     n = len(rows.keys)
-    images = found.images
+    images = candidates.images
     index = RecordIndex(
         rows.keys,
         rows.labels,
@@ -134,7 +82,7 @@ def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> Recor
         rows.marked,
         rows.groups,
         None if images is None else images.traits,
-        [] if images is None else images.kinds,
+        [] if images is None else images.distinct_traits,
         None if images is None else np.arange(n),
         None if images is None else images.thumbs,
         np.full(n, LEFT_OUT, dtype=np.int8),
@@ -148,18 +96,22 @@ def index_of(found: Candidates, rows: Rows, batches: NDArray[np.int32]) -> Recor
 
 
 def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
-    """Return the records of several batches in their common order; each comes in its own."""
+    """Merge the records of several batches, each sorted, into one order."""
     first, *rest = parts
     if not rest:
         return first
+    # One set of names, traits and thumbnails for all parts.
     labels = shared_names(*(p.labels for p in parts))
     groups = None if first.groups is None else shared_names(*(p.groups for p in parts if p.groups))
-    kinds: dict[Traits, int] = {}
+    distinct: dict[Traits, int] = {}
     traits, thumb_rows, thumbs, n_thumbs = [], [], [], 0
     for p in parts:
         if p.traits is None or p.thumb_rows is None or p.thumbs is None:
             continue
-        code = np.array([kinds.setdefault(kind, len(kinds)) for kind in p.kinds], dtype=np.int32)
+        code = np.array(
+            [distinct.setdefault(t, len(distinct)) for t in p.distinct_traits],
+            dtype=np.int32,
+        )
         traits.append(code[p.traits] if len(p.traits) else p.traits)
         thumb_rows.append(np.where(p.thumb_rows < 0, -1, p.thumb_rows + n_thumbs))
         thumbs.append(p.thumbs)
@@ -179,7 +131,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         if groups is None
         else Coded(np.concatenate([c.codes for c in groups]), groups[0].names),
         np.concatenate(traits) if traits else None,
-        list(kinds),
+        list(distinct),
         np.concatenate(thumb_rows) if traits else None,
         np.concatenate(thumbs) if traits else None,
         np.concatenate([p.parts for p in parts]),
@@ -187,7 +139,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         np.concatenate([p.files for p in parts]),
         np.concatenate([p.sizes for p in parts]),
     )
-    # Within a batch the order of its own stays; only there do variants count.
+    # A batch keeps its own order; only there do variants count.
     columns = [whole.keys, whole.labels.codes, whole.batch]
     columns += [] if whole.marked is None else [whole.marked]
     return whole.take(sort_order(*columns))
@@ -196,26 +148,18 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
 # --- as an object -----------------------------------------------------------------------------
 
 
-class IndexAside:
-    """The indexes of the batches that were read, on local disk, which come piece after piece in their order.
-
-    Parameters
-    ----------
-    workspace : Workspace
-        Where they are put aside.
-    batches : sequence of int
-        Numbers of the batches.
-    """
+class IndexSpill:
+    """The indexes of the batches read, on local disk; their pieces come in order."""
 
     def __init__(self, workspace: Workspace, batches: Sequence[int]) -> None:
         self._batches = np.array(sorted(batches), dtype=np.int32)
         fields = [("key", KEY), ("thumb", np.int64), ("label", np.int32), ("group", np.int32)]
         fields += [("trait", np.int32), ("number", np.int32), ("part", np.int8), ("mark", np.bool_)]
-        self._rows = Binned(workspace, np.dtype(fields), len(batches))
+        self._rows = PartitionedRows(workspace, np.dtype(fields), len(batches))
         self._like: RecordIndex | None = None
 
     def append(self, index: RecordIndex) -> None:
-        """Take the next records; all pieces have one set of names."""
+        """Add the next records; all pieces share one set of names."""
         rows = np.zeros(len(index), dtype=self._rows.dtype)
         rows["key"], rows["label"] = index.keys, index.labels.codes
         rows["number"], rows["part"] = index.numbers, index.parts
@@ -246,8 +190,6 @@ class IndexAside:
             name=f"{prefix}/index-b{batch:05d}",
             split="index",
             origin="real",
-            label="",
-            classes=(),
         ).path
 
     def _index(self, rows: NDArray[Any]) -> RecordIndex:
@@ -279,7 +221,7 @@ def _table(some: RecordIndex) -> pa.Table:
     if some.groups is not None:
         columns["group"] = _strings(some.groups)
     if some.traits is not None and some.thumb_rows is not None and some.thumbs is not None:
-        columns["kind"] = _kinds(some.kinds).take(pa.array(some.traits))
+        columns["kind"] = _trait_structs(some.distinct_traits).take(pa.array(some.traits))
         # The ledger has the thumbnails of all others.
         thumbs = [
             some.thumbs[row].tobytes() if part == LEFT_OUT else None
@@ -294,23 +236,17 @@ def _strings(column: Coded) -> pa.Array:
     return pa.array(column.names.tolist(), pa.string()).take(codes)
 
 
-def _kinds(kinds: Sequence[Traits]) -> pa.Array:
+def _trait_structs(distinct: Sequence[Traits]) -> pa.Array:
     kind = pa.struct(
         [("mode", pa.string()), ("format", pa.string())]
         + [(name, pa.int32()) for name in TRAITS[2:4]]
         + [(name, pa.bool_()) for name in TRAITS[4:]]
     )
-    return pa.array([dict(zip(TRAITS, k, strict=True)) for k in kinds], kind)
+    return pa.array([dict(zip(TRAITS, k, strict=True)) for k in distinct], kind)
 
 
 def read_index(store: Store, path: str, *, batch: int) -> RecordIndex:
-    """Return a staged index.
-
-    Raises
-    ------
-    FileNotFoundError, pyarrow.ArrowException, KeyError
-        If it is not there, or not whole.
-    """
+    """Return a staged index; raises FileNotFoundError, ArrowException or KeyError if missing or damaged."""
     with store.open(path) as file:
         reader = pq.ParquetFile(file)
         return merge([_read(b, batch) for b in reader.iter_batches(ROWS_AT_ONCE)])
@@ -323,12 +259,12 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
     start = table["key"].offset * 16
     keys = raw[start : start + 16 * n].copy().view(KEY)
     traits = thumb_rows = thumbs = None
-    kinds: list[Traits] = []
+    distinct: list[Traits] = []
     if "kind" in has:
-        found: dict[Traits, int] = {}
+        known: dict[Traits, int] = {}
         rows = table["kind"].to_pylist()
-        codes = [found.setdefault(tuple(r[t] for t in TRAITS), len(found)) for r in rows]
-        traits, kinds = np.array(codes, dtype=np.int32), list(found)
+        codes = [known.setdefault(tuple(r[t] for t in TRAITS), len(known)) for r in rows]
+        traits, distinct = np.array(codes, dtype=np.int32), list(known)
         pixels = table["thumb"]
         there = pixels.is_valid().to_numpy(zero_copy_only=False)
         thumb_rows = np.where(there, np.cumsum(there) - 1, -1)
@@ -342,7 +278,7 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
         table["marked"].to_numpy(zero_copy_only=False) if "marked" in has else None,
         _coded(table["group"]) if "group" in has else None,
         traits,
-        kinds,
+        distinct,
         thumb_rows,
         thumbs,
         table["part"].to_numpy().astype(np.int8),

@@ -1,8 +1,7 @@
-"""The source's records, read once and put aside in batches, with where each came from.
+"""Reading a source once, into batches on local disk, with the origin of each record; for ingest and profile.
 
-Shared by ingest, which writes what it finds, and profile, which only says it. A format is a reader
-(:class:`prefect_augment.sources.base.SourceReader`) in the registry's ``FORMATS``, and its endings in
-:mod:`prefect_augment.sources.discovery`.
+A format is a :class:`prefect_augment.sources.base.SourceReader` in the registry's ``FORMATS``; its file
+endings are in :mod:`prefect_augment.sources.discovery`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from prefect_augment.sources.discovery import (
 )
 from prefect_augment.sources.images.scan import (
     Folder,
-    look_at_folder,
+    inspect_folder,
     read_folder,
 )
 from prefect_augment.sources.open import reader_of
@@ -50,49 +49,27 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 Dictionaries = dict[int, dict[str, list[Any]]]
 
-FILE, POSITION = "\0file", "\0position"  # columns of what is put aside
+FILE, POSITION = "\0file", "\0position"  # columns of the spilled tables
 
 
 @dataclass
 class Scan:
-    """All records of a source, or those of its new files, put aside.
+    """All records of a source, or those of its new files, on local disk."""
 
-    Parameters
-    ----------
-    listing : Listing
-        All files.
-    workspace : Workspace
-        Where the records are put aside.
-    schema : pyarrow.Schema
-        The one of all files, categories as dictionaries.
-    quarantine : Quarantine
-        What could not be read; later steps put more there.
-    n_read : ndarray of int64, shape (n_files,)
-        Records of each file that could be read.
-    files_read : ndarray of bool, shape (n_files,)
-        Which files that was.
-    dictionaries : dict
-        Batch number -> category column -> its values in the order they were met.
-    notes : list of (str, str)
-        What was found on the way, and in which file; no file for all of them.
-    folder : Folder, optional
-        Of loose image files.
-    """
-
-    listing: Listing
+    listing: Listing  # all files
     workspace: Workspace
-    schema: pa.Schema
+    schema: pa.Schema  # of all files, categories as dictionaries
     quarantine: Quarantine
-    n_read: NDArray[np.int64]
-    files_read: NDArray[np.bool_]
-    dictionaries: Dictionaries
-    notes: list[tuple[str, str]]
-    folder: Folder | None = None
+    n_read: NDArray[np.int64]  # (n_files,) valid records
+    files_read: NDArray[np.bool_]  # (n_files,) which files were read
+    dictionaries: Dictionaries  # batch -> category column -> values in order of appearance
+    notes: list[tuple[str, str]]  # (note, file), file empty for all
+    folder: Folder | None = None  # of loose image files
     _spills: list[Spill] = field(default_factory=list)
 
     @property
     def n_records(self) -> int:
-        """Records that could be read."""
+        """Valid records."""
         return int(self.n_read.sum())
 
     def batches(self) -> Iterator[Batch]:
@@ -110,13 +87,13 @@ class Scan:
         tables = [plain.empty_table(), *(batch.table for batch in self.batches())]
         return pa.concat_tables(tables).cast(self.schema)
 
-    def said(self) -> list[str]:
-        """Return the notes, each once with the files that it is about, and those of the listing."""
+    def all_notes(self) -> list[str]:
+        """Return distinct notes with their files, and those of the listing."""
         of_files = notes_of_files((note, path, 1) for note, path in self.notes)
         return [*of_files, *listing_notes(self.listing)]
 
     def clear(self) -> None:
-        """Let go of what was put aside."""
+        """Drop the records."""
         for spill in self._spills:
             spill.clear()
 
@@ -133,47 +110,22 @@ def scan(
     on_progress: Progress | None = None,
     has_lineage: bool = False,
 ) -> Scan:
-    """Read a source's files, each once, and put the records aside.
+    """Read a source's files, each once, and keep the records on local disk.
 
-    Parameters
-    ----------
-    listing : Listing
-        What there is.
-    source : Source
-        How it is read.
-    workspace : Workspace
-        Where records are put aside.
-    batches : ndarray of int32, shape (n_files,), optional
-        Number of the batch of each file; the schema is that of the lowest one's first file.
-    wanted : collection of str, optional
-        Only these files.
-    known : pyarrow.Schema, optional
-        Of the files that are not read.
-    folder : Folder, optional
-        Of loose image files, where it has been looked at.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-    has_lineage : bool
-        Columns may be named like lineage columns.
-
-    Raises
-    ------
-    SourceChangedError
-        If an object is not what was listed when its reading ends.
-    SchemaError
-        If the objects' columns differ, or one is named like a lineage column.
-    InputError
-        If there is no record.
+    ``batches`` has each file's batch; the schema is that of the first file of the lowest one. ``wanted``
+    restricts to some files, ``known`` is the schema of the others. ``folder`` describes loose image
+    files; with ``has_lineage`` columns may be named like lineage columns. Raises SourceChangedError if
+    a file changed since it was listed, SchemaError if columns differ, InputError for no records.
     """
     numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
     if listing.format == "folder":
-        folder = folder or look_at_folder(listing, source)
+        folder = folder or inspect_folder(listing, source)
     scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
     return scanner.run(wanted, known, has_lineage=has_lineage)
 
 
 class _Scanner:
-    """One scan at work."""
+    """One scan in progress."""
 
     def __init__(
         self,
@@ -264,7 +216,7 @@ class _Scanner:
 
     @contextmanager
     def _may_be_empty(self, index: int) -> Iterator[None]:
-        """One day without records stops no nightly run; a source that is empty as a whole is an error."""
+        """Accept a file without records, unless the source has only this one."""
         entry = self.listing.entries[index]
         try:
             yield
@@ -273,10 +225,10 @@ class _Scanner:
             if len(self.listing.entries) == 1 or not is_empty or self.files_read[index]:
                 raise
             self.files_read[index] = True
-            self.notes.append(("holds no records and is passed over", entry.path))
+            self.notes.append(("holds no records and is skipped", entry.path))
 
     def _take(self, records: SourceRecords, index: int) -> None:
-        """Put a batch of one object aside."""
+        """Add a batch of one file."""
         path = self.listing.entries[index].path
         if not self.files_read[index]:
             self.files_read[index] = True
@@ -293,7 +245,7 @@ class _Scanner:
         )
 
     def _read_folder(self, folder: Folder, wanted: Collection[str] | None) -> None:
-        """Put loose files aside: each is an object of its own, so that quarantine names it."""
+        """Add loose files, each an object of its own so that quarantine names it."""
         entries = self.listing.entries
         for i, entry in enumerate(entries):
             self.files_read[i] = wanted is None or entry.path in wanted
@@ -337,7 +289,7 @@ class _Scanner:
         self.spills[-1].append(table)
 
     def _note_categories(self, number: int, name: str, column: pa.ChunkedArray) -> None:
-        """Take note of the categories in the order they come: that of an ordered category says something."""
+        """Keep the categories in order of appearance, which matters for ordered ones."""
         known = self.dictionaries.setdefault(number, {}).setdefault(name, [])
         for chunk in column.chunks:
             values = chunk.dictionary.to_pylist()
@@ -347,7 +299,7 @@ class _Scanner:
 
     def _no_record(self) -> str:
         n_rejected = len(self.quarantine)
-        found = f"the source {self.listing.store.uri} holds no usable record in {len(self.listing.entries)} files"
+        message = f"the source {self.listing.store.uri} holds no usable record in {len(self.listing.entries)} files"
         rejected = f" ({n_rejected} rejected)." if n_rejected else "."
         notes = [note for note, path in self.notes if not path]
-        return found + rejected + "".join(f" {note}." for note in notes)
+        return message + rejected + "".join(f" {note}." for note in notes)

@@ -1,4 +1,4 @@
-"""One schema for all files of a source."""
+"""The common schema of all files of a source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ __all__ = [
 RESERVED = frozenset(
     [*LINEAGE.names, "content_key", "aug_stratum", "aug_ordinal", "aug_score", "aug_reason"]
 )
-
 
 #: Formats without types of their own: what we read into them may give way (see :func:`one_schema`).
 UNTYPED_FORMATS = frozenset({"csv", "jsonl"})
@@ -48,10 +47,10 @@ def refuse_lineage_names(schema: pa.Schema, path: str) -> None:
 
 
 def one_schema(schemas: Sequence[pa.Schema], paths: Sequence[str], *, widen: bool) -> pa.Schema:
-    """Return the first one's columns, in its order; refuse other names or types.
+    """Return the first schema's columns, in its order; refuse other names or types.
 
-    With ``widen`` (CSV and the like, whose types are our own reading) types give way: null to anything, whole
-    numbers to numbers, dates to timestamps.
+    With ``widen`` (text formats, whose types we infer) types promote: null to anything, integers to
+    floats, dates to timestamps.
     """
     first = schemas[0]
     if all(schema == first for schema in schemas):
@@ -60,9 +59,9 @@ def one_schema(schemas: Sequence[pa.Schema], paths: Sequence[str], *, widen: boo
         refuse_other_names(schema, path, like=first, where=paths[0])
     fields = []
     for field_ in first:
-        found = [schema.field(field_.name) for schema in schemas]
-        kind = _common_type([f.type for f in found], field_.name, paths, widen=widen)
-        fields.append(field_.with_type(kind).with_nullable(any(f.nullable for f in found)))
+        same_named = [schema.field(field_.name) for schema in schemas]
+        kind = _common_type([f.type for f in same_named], field_.name, paths, widen=widen)
+        fields.append(field_.with_type(kind).with_nullable(any(f.nullable for f in same_named)))
     return pa.schema(fields, metadata=first.metadata)
 
 
@@ -84,10 +83,10 @@ def refuse_other_names(schema: pa.Schema, path: str, *, like: pa.Schema, where: 
 
 
 def _common_type(
-    kinds: Sequence[pa.DataType], name: str, paths: Sequence[str], *, widen: bool
+    types: Sequence[pa.DataType], name: str, paths: Sequence[str], *, widen: bool
 ) -> pa.DataType:
-    common = kinds[0]
-    for kind, path in zip(kinds[1:], paths[1:], strict=True):
+    common = types[0]
+    for kind, path in zip(types[1:], paths[1:], strict=True):
         if kind == common:
             continue
         wider = wider_type(common, kind) if widen else _same_dictionary(common, kind)
@@ -105,7 +104,7 @@ def _common_type(
 
 
 def _same_dictionary(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Dictionaries whose codes differ in width only."""
+    """Return the wider of two dictionary types that differ only in their codes, else None."""
     t = pa.types
     if not (t.is_dictionary(one) and t.is_dictionary(other)):
         return None
@@ -115,7 +114,7 @@ def _same_dictionary(one: pa.DataType, other: pa.DataType) -> pa.DataType | None
 
 
 def wider_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds both as a CSV file would spell them, or None."""
+    """Return the type that holds both in the spelling of a CSV file, or None."""
     t = pa.types
     for a, b in ((one, other), (other, one)):
         if t.is_null(a) or (t.is_int64(a) and t.is_float64(b)):

@@ -1,15 +1,14 @@
-"""Which records of a source can be used, and what the split needs to know of them.
+"""Validation of a source's records, and what the split needs to know of each.
 
-The records are gone through in batches: of each only its key, class, group and the like are kept, put
-aside by key. Images are decoded here, once, for ingest, profile and a hold-out alike.
-
-Hold-out records that a column of the source marks.
+Batches are read one by one; key, class, group and the like go to local disk, binned by key. Images
+are decoded here, once, for ingest, profile and a hold-out alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -31,23 +30,17 @@ from prefect_augment.ingest.validate_images import ImageChecker, Images
 from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
-from prefect_augment.storage.external_sort import Binned, bin_of, n_bins_for
-from prefect_augment.storage.keys import KEY, Coded
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
+from prefect_augment.storage.keys import KEY, Coded, taken
 
-__all__ = ["Candidates", "Marks", "Names", "Rows", "find_candidates", "group_names"]
+__all__ = ["Candidates", "HoldoutColumn", "Names", "Rows", "find_candidates", "group_names"]
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
 IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})
 
 
-class Marks:
-    """Which records a hold-out column marks, from batches of it.
-
-    Parameters
-    ----------
-    name : str
-        The column's.
-    """
+class HoldoutColumn:
+    """The user's hold-out column, read batch by batch."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,17 +60,9 @@ class Marks:
         return marked
 
     def check(self, *, n: int = 0, n_marked: int = 0) -> None:
-        """Refuse marks that say nothing.
+        """Raise InputError if the column has a value that is neither yes nor no, or one value for all records.
 
-        Parameters
-        ----------
-        n, n_marked : int
-            Further records, and how many of them are marked.
-
-        Raises
-        ------
-        InputError
-            If the column holds a value that is neither yes nor no, or puts all records on one side.
+        ``n`` and ``n_marked`` count other records and the marked ones among them.
         """
         if self._unknown:
             unknown = sorted(self._unknown)
@@ -101,108 +86,59 @@ Conform = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class Rows:
-    """What the split needs to know of some records, in the order they were read.
+    """What the split needs to know of some records, in the order they were read; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    keys : ndarray of keys, shape (n_records,)
-        Content keys.
-    labels : Coded, length n_records
-        Class names.
-    rows, files : ndarray of int64 and int32, shape (n_records,)
-        Which candidates they are, and the file of each.
-    variants : ndarray, shape (n_records,)
-        What tells apart records of one key and class.
-    sizes : ndarray of int32, shape (n_records,)
-        About so many bytes each.
-    marked : ndarray of bool, shape (n_records,), or None
-        Hold-out records, where a column of the source says it.
-    groups : Coded or None
-        Groups as text, where records are grouped.
-    """
-
-    keys: NDArray[Any]
+    keys: NDArray[Any]  # content keys
     labels: Coded
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # numbers of the candidates
     files: NDArray[np.int32]
-    variants: NDArray[Any]
-    sizes: NDArray[np.int32]
-    marked: NDArray[np.bool_] | None
+    variants: NDArray[Any]  # sorts records of one key and class
+    sizes: NDArray[np.int32]  # approximate bytes
+    marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
 
     def take(self, rows: NDArray[Any]) -> Rows:
         """Return some of them."""
-        return Rows(
-            self.keys[rows],
-            self.labels.take(rows),
-            self.rows[rows],
-            self.files[rows],
-            self.variants[rows],
-            self.sizes[rows],
-            None if self.marked is None else self.marked[rows],
-            None if self.groups is None else self.groups.take(rows),
-        )
+        return Rows(*(taken(getattr(self, f.name), rows) for f in fields(self)))
 
 
 @dataclass
 class Candidates:
-    """The records of a scan that can be used, in the order they were read.
-
-    Parameters
-    ----------
-    scan : Scan
-        Where they are put aside.
-    roles : Roles
-        What their columns are for.
-    aside : Binned
-        What :meth:`rows` returns, by key.
-    labels, groups : Names
-        Class names and groups.
-    label_values : pyarrow.Array
-        The different labels as the source has them.
-    marks : Marks, optional
-        Hold-out records, where a column of the source says it.
-    images : Images, optional
-        What was found about the images.
-    kept : list of ndarray of uint8
-        Which records of each batch of the scan these are, a bit each.
-    conform : callable, optional
-        Brings a batch's table into other columns first.
-    """
+    """The valid records of a scan, in the order they were read."""
 
     scan: Scan
     roles: Roles
-    aside: Binned
+    partitions: PartitionedRows  # what rows() returns, binned by key
     labels: Names
     groups: Names
-    label_values: pa.Array
-    marks: Marks | None = None
+    label_values: pa.Array  # distinct labels as the source has them
+    holdout_column: HoldoutColumn | None = None
     images: Images | None = None
-    kept: list[NDArray[np.uint8]] = field(default_factory=list)
-    conform: Conform | None = None
+    kept: list[NDArray[np.uint8]] = field(default_factory=list)  # per batch, a bit per record
+    conform: Conform | None = None  # brings a batch into other columns first
 
     @property
     def n_records(self) -> int:
         """How many records there are."""
-        return len(self.aside)
+        return len(self.partitions)
 
     @property
     def n_bins(self) -> int:
-        """How many bins they are in, by key."""
-        return self.aside.n_bins
+        """Number of bins, by key."""
+        return self.partitions.n_bins
 
     def rows(self, number: int = 0) -> Rows:
         """Return the records of a bin."""
-        found = self.aside.read(number)
+        rows = self.partitions.read(number)
         return Rows(
-            np.ascontiguousarray(found["key"]),
-            self.labels.coded(found["label"]),
-            found["row"],
-            found["file"],
-            found["variant"],
-            found["size"],
-            None if self.marks is None else found["mark"],
-            self.groups.coded(found["group"]) if self.roles.grouped_by else None,
+            np.ascontiguousarray(rows["key"]),
+            self.labels.coded(rows["label"]),
+            rows["row"],
+            rows["file"],
+            rows["variant"],
+            rows["size"],
+            None if self.holdout_column is None else rows["mark"],
+            self.groups.coded(rows["group"]) if self.roles.grouped_by else None,
         )
 
     @property
@@ -212,7 +148,7 @@ class Candidates:
 
     @cached_property
     def every(self) -> Rows:
-        """All records, which are in one bin: those of a hold-out of its own."""
+        """All records, in one bin: those of a separate hold-out."""
         return self.rows()
 
     def batches(self) -> Iterator[Batch]:
@@ -234,49 +170,29 @@ def find_candidates(
     in_bins: bool = False,
     on_progress: Progress | None = None,
 ) -> Candidates:
-    """Go through the records, put what cannot be used into quarantine, and return the others.
+    """Validate the records of a scan, reject the invalid ones into its quarantine, and return the others.
 
-    Parameters
-    ----------
-    scan : Scan
-        The records; its quarantine takes more.
-    roles : Roles
-        What the columns are for.
-    source : Source
-        ``max_megapixels`` bounds what is decoded.
-    conform : callable, optional
-        Brings a batch's table into other columns first: those of a hold-out, whose groups may be unknown.
-    may_be_empty : bool
-        Whether there are other records, so that none of these has to be usable.
-    in_bins : bool
-        Whether the split decides on records of one key at a time. Where it looks at groups or
-        near-duplicates, all are in one bin.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Raises
-    ------
-    InputError
-        If no image can be used.
-    MissingExtraError
-        If Pillow is not installed.
+    ``conform`` first brings each batch into other columns (a hold-out's into the source's).
+    ``may_be_empty`` says that other records exist, so none of these has to be valid. With ``in_bins`` the
+    split decides on one key at a time; groups and near-duplicates need all records in one bin.
+    Raises InputError if no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
-    found = _Found(roles, scan, n_bins_for(scan.n_records) if alone else 1)
+    collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1)
     checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
-    with checker or _Nothing():
+    with checker or nullcontext():
         n_done = 0
         for batch in scan.batches():
             n = len(batch.positions)
             batch = _conformed(batch, conform)
             needs_group = conform is None
-            found.add(_usable(batch, roles, scan, checker, needs_group=needs_group), n)
+            collector.add(_valid(batch, roles, scan, checker, needs_group=needs_group), n)
             n_done += n
             if on_progress is not None:
                 on_progress(n_done / max(1, scan.n_records), f"checked {n_done} records")
     if checker is not None and not may_be_empty:
         checker.refuse_none()
-    return found.candidates(None if checker is None else checker.images(), conform)
+    return collector.candidates(None if checker is None else checker.images(), conform)
 
 
 def _conformed(batch: Batch, conform: Conform | None) -> Batch:
@@ -285,15 +201,7 @@ def _conformed(batch: Batch, conform: Conform | None) -> Batch:
     return Batch(conform(batch.table), batch.file_index, batch.positions)
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *of: Any) -> None:
-        return None
-
-
-def _usable(
+def _valid(
     batch: Batch,
     roles: Roles,
     scan: Scan,
@@ -301,7 +209,7 @@ def _usable(
     *,
     needs_group: bool,
 ) -> tuple[Batch, NDArray[np.intp]]:
-    """Return the records of a batch that can be used, and which they are."""
+    """Return the valid records of a batch, and their row numbers."""
     rows = np.arange(len(batch.positions))
 
     def reject(unusable: NDArray[np.bool_], reason: Any, details: Sequence[str] = ()) -> None:
@@ -330,7 +238,7 @@ def _usable(
 
 
 class Names:
-    """Texts that come in batches, as codes in the order they were met."""
+    """Texts in batches, coded in order of appearance."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -340,8 +248,8 @@ class Names:
         """Return the codes of a batch."""
         encoded = texts.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        found = [self._index.setdefault(name, len(self._index)) for name in names]
-        codes: NDArray[np.int32] = np.array(found, dtype=np.int32)[encoded.indices.to_numpy()]
+        indices = [self._index.setdefault(name, len(self._index)) for name in names]
+        codes: NDArray[np.int32] = np.array(indices, dtype=np.int32)[encoded.indices.to_numpy()]
         n = np.bincount(codes, minlength=len(self._index))
         n[: len(self._n)] += self._n
         self._n = n
@@ -350,11 +258,11 @@ class Names:
 
     @cached_property
     def _ranks(self) -> Coded:
-        """The names in their order, and the place of each code's."""
+        """The names sorted, and the rank of each code."""
         return Coded.from_names(np.arange(len(self._index)), list(self._index))
 
     def coded(self, codes: NDArray[np.int32]) -> Coded:
-        """Return codes of names in their order."""
+        """Return codes of the sorted names."""
         return Coded(self._ranks.codes[codes], self._ranks.names)
 
     def counts(self) -> dict[str, int]:
@@ -362,8 +270,8 @@ class Names:
         return dict(sorted(zip(self._index, self._n.tolist(), strict=True)))
 
 
-class _Found:
-    """What is kept of each batch, put aside by key."""
+class _Collector:
+    """Collects what is kept of each batch, binned by key."""
 
     def __init__(self, roles: Roles, scan: Scan, n_bins: int) -> None:
         self.roles, self.scan = roles, scan
@@ -380,13 +288,13 @@ class _Found:
                 ("mark", np.bool_),
             ]
         )
-        self.aside = Binned(scan.workspace, dtype, n_bins)
+        self.partitions = PartitionedRows(scan.workspace, dtype, n_bins)
         self.labels, self.groups = Names(), Names()
         self.values: pa.Array | None = None
-        self.marks = Marks(roles.marks) if roles.marks else None
+        self.holdout_column = HoldoutColumn(roles.holdout_column) if roles.holdout_column else None
 
-    def add(self, usable: tuple[Batch, NDArray[np.intp]], n: int) -> None:
-        batch, rows = usable
+    def add(self, valid: tuple[Batch, NDArray[np.intp]], n: int) -> None:
+        batch, rows = valid
         keep = np.zeros(n, dtype=bool)
         keep[rows] = True
         self.kept.append(np.packbits(keep))
@@ -398,8 +306,8 @@ class _Found:
         if len(rows) == 0:
             return
         published = self.roles.published_table(table)
-        some = np.zeros(len(rows), dtype=self.aside.dtype)
-        some["row"] = len(self.aside) + np.arange(len(rows))
+        some = np.zeros(len(rows), dtype=self.partitions.dtype)
+        some["row"] = len(self.partitions) + np.arange(len(rows))
         some["key"] = record_digests(published, label=label)
         some["variant"] = record_variants(published, label=label)
         some["size"] = record_bytes(published)
@@ -408,20 +316,20 @@ class _Found:
         if self.roles.grouped_by:
             names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
             some["group"] = self.groups.add(names)
-        if self.marks is not None:
-            some["mark"] = self.marks.add(table[self.roles.marks])
-        self.aside.add(some, bin_of(some["key"], self.aside.n_bins))
+        if self.holdout_column is not None:
+            some["mark"] = self.holdout_column.add(table[self.roles.holdout_column])
+        self.partitions.add(some, bin_of(some["key"], self.partitions.n_bins))
 
     def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
         kind = plain_schema(self.scan.schema).field(self.roles.label).type
         return Candidates(
             self.scan,
             self.roles,
-            self.aside,
+            self.partitions,
             self.labels,
             self.groups,
             pa.array([], kind) if self.values is None else self.values,
-            self.marks,
+            self.holdout_column,
             images,
             self.kept,
             conform,

@@ -1,4 +1,4 @@
-"""Records whose image can be decoded, and what the images are like; others go to quarantine.
+"""Image validation: which images decode, and their sizes and formats; others go to quarantine.
 
 Each image is decoded once, in threads, a few at a time.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
@@ -40,28 +41,16 @@ SHOWN_SIZES = 20
 
 @dataclass(frozen=True)
 class Images:
-    """What was found about the images of records.
-
-    Parameters
-    ----------
-    column : str
-        Where they are.
-    thumbs : ndarray of int8, shape (n_records, 1024)
-        As :class:`prefect_augment.sources.images.validation.ImageCheck` has them.
-    traits : ndarray of int32, shape (n_records,)
-        Which of ``kinds`` each is.
-    kinds : list of tuple
-        ``(mode, format, width, height, is_animated, is_rotated)``.
-    """
+    """Thumbnails and traits of the valid images."""
 
     column: str
-    thumbs: NDArray[np.int8]
-    traits: NDArray[np.int32]
-    kinds: list[Traits]
+    thumbs: NDArray[np.int8]  # (n_records, 1024) int8, as in ImageCheck
+    traits: NDArray[np.int32]  # (n_records,) index into kinds
+    distinct_traits: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
 
-def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> ImageInfo:
-    """Return facts from how many images are of each kind, and what was ``found`` beyond this."""
+def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> ImageInfo:
+    """Summarise images from their traits' counts; ``extra`` are other fields of ImageInfo."""
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     formats: Counter[str] = Counter()
@@ -83,19 +72,14 @@ def image_info(column: str, counts: Mapping[Traits, int], **found: int) -> Image
         n_channels=1 if modes.keys() <= GRAY else 3,
         n_animated=sum(n for t, n in counts.items() if t[4]),
         n_rotated=sum(n for t, n in counts.items() if t[5]),
-        **found,
+        **extra,
     )
 
 
 class ImageChecker:
-    """Decodes images once, batch by batch; a context manager, as it has threads.
+    """Decodes images once, batch by batch, in threads (hence a context manager).
 
-    Parameters
-    ----------
-    column : str
-        Where the images are.
-    max_megapixels : float
-        Larger images are refused by their header.
+    Images over ``max_megapixels`` are refused by their header.
     """
 
     def __init__(self, column: str, max_megapixels: float) -> None:
@@ -103,7 +87,7 @@ class ImageChecker:
         self._limit = max_megapixels
         self._thumbs: list[NDArray[np.int8]] = []
         self._traits: list[NDArray[np.int32]] = []
-        self._kinds: dict[Traits, int] = {}
+        self._distinct: dict[Traits, int] = {}
         self._first_bad = ""
         self._n_bad = 0
 
@@ -114,12 +98,9 @@ class ImageChecker:
         self._pool.shutdown()
 
     def check(self, column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
-        """Decode a batch of images, and keep what was found about those that can be used.
+        """Decode a batch, keep what describes the valid images, and return a reason and detail per record.
 
-        Returns
-        -------
-        reasons, details : list of str, length n_records
-            Why an image cannot be used; empty where it can.
+        Both are empty for a valid image.
         """
         n = len(column)
         reasons, details = [""] * n, [""] * n
@@ -127,39 +108,33 @@ class ImageChecker:
             batch = list(image_bytes(column.slice(start, BATCH)))
             parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
             done = [
-                found
+                check
                 for part in self._pool.map(_checked, parts, repeat(self._limit))
-                for found in part
+                for check in part
             ]
             good = []
-            for i, found in enumerate(done, start=start):
-                if isinstance(found, BadImageError):
-                    reasons[i], details[i] = found.reason, found.detail
+            for i, check in enumerate(done, start=start):
+                if isinstance(check, BadImageError):
+                    reasons[i], details[i] = check.reason, check.detail
                     self._n_bad += 1
-                    self._first_bad = self._first_bad or f"{found.reason} ({found.detail})"
+                    self._first_bad = self._first_bad or f"{check.reason} ({check.detail})"
                 else:
-                    good.append(found)
+                    good.append(check)
             if good:
-                self._thumbs.append(np.stack([found.thumb for found in good]))
-                kinds = [self._kinds.setdefault(_traits(f), len(self._kinds)) for f in good]
-                self._traits.append(np.array(kinds, dtype=np.int32))
+                self._thumbs.append(np.stack([check.thumb for check in good]))
+                codes = [self._distinct.setdefault(_traits(f), len(self._distinct)) for f in good]
+                self._traits.append(np.array(codes, dtype=np.int32))
         return reasons, details
 
     def refuse_none(self) -> None:
-        """Refuse a source none of whose images can be used.
-
-        Raises
-        ------
-        InputError
-            Where that is so.
-        """
+        """Raise InputError if no image of the source is valid."""
         if self._n_bad and not self._thumbs:
             raise InputError(
                 f"none of the source's {self._n_bad} images can be used; the first is {self._first_bad}."
             )
 
     def images(self) -> Images:
-        """Return what was found about the images that can be used."""
+        """Return thumbnails and traits of the valid images."""
         thumbs = np.zeros((sum(map(len, self._traits)), THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
         start = 0
         while self._thumbs:  # not all of them twice
@@ -167,18 +142,10 @@ class ImageChecker:
             thumbs[start : start + len(part)] = part
             start += len(part)
         traits = [np.zeros(0, dtype=np.int32), *self._traits]
-        return Images(self.column, thumbs, np.concatenate(traits), list(self._kinds))
+        return Images(self.column, thumbs, np.concatenate(traits), list(self._distinct))
 
 
-def _traits(found: ImageCheck) -> Traits:
-    return (
-        found.mode,
-        found.format,
-        found.width,
-        found.height,
-        found.is_animated,
-        found.is_rotated,
-    )
+_traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")
 
 
 def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:
@@ -193,7 +160,7 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
 
 
 def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
-    """Say in sentences what was found about images, for people."""
+    """Describe the images in sentences, for people."""
     if info is None:
         return ()
     modes = ", ".join(f"{n} {mode}" for mode, n in info.modes.items())

@@ -1,6 +1,6 @@
-"""What stays of the decision on all records: where each that was read goes, and objects for later runs.
+"""The outcome of the split, written per bin of keys: each record's shard, the ledger, and the record indexes.
 
-All of it goes to local disk a bin of keys at a time, and comes back in the order in which it is needed.
+Everything goes through local disk and comes back in the order in which it is needed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.record_ids import real_ids
 from prefect_augment.ingest.assign import Decision, numbers_within
 from prefect_augment.ingest.incremental import n_moved, refuse_moved
-from prefect_augment.ingest.record_index import IndexAside
+from prefect_augment.ingest.record_index import IndexSpill
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.ingest.write_shards import Placer, Placing
+from prefect_augment.ingest.write_shards import ShardLayout, ShardPlanner
 from prefect_augment.schema.base import ImageInfo
 from prefect_augment.split.assignment import HOLDOUT, PARTS
 from prefect_augment.split.ledger_io import write_ledger
@@ -24,85 +24,47 @@ from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, group_ids, joined, sort_order
 from prefect_augment.storage.staging import Stage
 
-__all__ = ["Settled", "place_holdout", "settle"]
+__all__ = ["SplitResult", "place_holdout", "write_index"]
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What was decided, as far as records that were read go, and in sums.
+class SplitResult:
+    """The split of the records that were read, and its totals."""
 
-    Parameters
-    ----------
-    placing : Placing
-        The shard of each candidate, or why it goes nowhere.
-    indexes : dict
-        Batch number -> path of its index and number of its records; batches that were read.
-    n_used : ndarray of int64, shape (n_files,)
-        Records of each file that are in a part.
-    class_counts : dict
-        Class -> records in a part, those of earlier batches too.
-    classes : tuple of str
-        In the order of their values.
-    n_twins : int
-        Records whose key occurs more than once.
-    ledger, ledger_digest : str
-        Path and content of the split's ledger.
-    n_new, n_kept_against_mark : int
-        See :class:`prefect_augment.split.assignment.Assignment`.
-    is_grouped : bool
-        Whether records stay together.
-    image : ImageInfo, optional
-        What was found about the images.
-    """
-
-    placing: Placing
-    indexes: dict[int, tuple[str, int]]
-    n_used: NDArray[np.int64]
-    class_counts: dict[str, int]
+    layout: ShardLayout
+    indexes: dict[int, tuple[str, int]]  # batch -> path of its index, number of its records
+    n_used: NDArray[np.int64]  # (n_files,) records in a part
+    class_counts: dict[str, int]  # records in a part, those of earlier batches too
     classes: tuple[str, ...]
-    n_twins: int
+    n_twins: int  # records whose key occurs more than once
     ledger: str
     ledger_digest: str
     n_new: int
     n_kept_against_mark: int
-    is_grouped: bool
+    is_grouped: bool  # whether any records stay together
     image: ImageInfo | None
 
 
-def settle(
+def write_index(
     decision: Decision,
-    found: Candidates,
+    candidates: Candidates,
     held: Candidates | None,
     *,
     batches: NDArray[np.int32],
     stage: Stage,
-) -> Settled:
-    """Put ledger and indexes into the stage, and return what is needed to write the records.
+) -> SplitResult:
+    """Write ledger and indexes into the stage, and return what writing the records needs.
 
-    Parameters
-    ----------
-    decision : Decision
-        On all records.
-    found : Candidates
-        The records that were read.
-    held : Candidates, optional
-        A hold-out of its own.
-    batches : ndarray of int32, shape (n_files,)
-        Batch of each file.
-    stage : Stage
-        Where objects go.
-
-    Raises
-    ------
-    NotReusableError
-        If a staged record would go elsewhere than it is; nothing has been put then.
+    ``held`` is a hold-out with a source of its own; ``batches`` has the batch of each file. Raises
+    NotReusableError, before anything is written, if a staged record would move.
     """
-    workspace = found.scan.workspace
-    indexes = IndexAside(workspace, np.unique(batches).tolist())
-    placer = Placer(found.n_records, workspace)
+    workspace = candidates.scan.workspace
+    indexes = IndexSpill(workspace, np.unique(batches).tolist())
+    planner = ShardPlanner(candidates.n_records, workspace)
     class_counts: Counter[str] = Counter()
     n_used = np.zeros(len(batches), dtype=np.int64)
     n_twins = n_elsewhere = 0
+    # A bin of keys at a time: count its records and spill their index and places.
     for number, piece in enumerate(decision.pieces()):
         index = piece.index
         n_elsewhere += n_moved(index, piece.parts, piece.numbers)
@@ -110,10 +72,10 @@ def settle(
         is_used, is_new = piece.parts >= 0, index.rows >= 0
         indexes.append(index)
         class_counts.update(index.labels.take(is_used).counts())
-        n_twins += _n_twins(index.keys[is_used], _held_keys(held, number, found.n_bins))
+        n_twins += _n_twins(index.keys[is_used], _held_keys(held, number, candidates.n_bins))
         there = is_used & is_new
         n_used += np.bincount(index.files[there], minlength=len(batches))
-        placer.add(
+        planner.add(
             part=piece.parts[there],
             batch=index.batch[there],
             ids=piece.ids[there],
@@ -121,12 +83,12 @@ def settle(
             sizes=index.sizes[there],
             rows=index.rows[there],
         )
-        placer.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
+        planner.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
         del piece, index
-    refuse_moved(n_elsewhere)
+    refuse_moved(n_elsewhere)  # before anything is written
     ledger = decision.ledger
-    return Settled(
-        placing=placer.placing(dict(enumerate(PARTS))),
+    return SplitResult(
+        layout=planner.layout(dict(enumerate(PARTS))),
         indexes={
             number: (indexes.write(stage.store, prefix=stage.prefix, batch=number), n)
             for number, n in indexes.counts().items()
@@ -145,27 +107,27 @@ def settle(
 
 
 def _n_twins(keys: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> int:
-    """Records whose key occurs more than once, with those of a hold-out of its own."""
+    """Count records whose key occurs more than once, including a separate hold-out's."""
     n = np.bincount(group_ids(joined(keys, theirs)))
     return int(n[n > 1].sum())
 
 
 def _held_keys(held: Candidates | None, number: int, n_bins: int) -> NDArray[np.bytes_]:
-    """Return the keys of a bin in a hold-out of its own."""
+    """Return the keys of a bin in a separate hold-out."""
     keys = np.zeros(0, dtype=KEY) if held is None else held.every.keys
-    found: NDArray[np.bytes_] = keys[bin_of(keys, n_bins) == number]
-    return found
+    in_bin: NDArray[np.bytes_] = keys[bin_of(keys, n_bins) == number]
+    return in_bin
 
 
-def place_holdout(held: Candidates) -> Placing:
-    """Return where the records of a hold-out of its own go."""
+def place_holdout(held: Candidates) -> ShardLayout:
+    """Return the shard layout of a separate hold-out."""
     every = held.every
     order = sort_order(every.keys, every.labels.codes, every.variants)
     numbers = np.zeros(len(order), dtype=np.int64)
     numbers[order] = numbers_within(every.keys[order], every.labels.take(order))
     n = len(order)
-    placer = Placer(n, held.scan.workspace)
-    placer.add(
+    planner = ShardPlanner(n, held.scan.workspace)
+    planner.add(
         part=np.full(n, HOLDOUT, dtype=np.int8),
         batch=np.ones(n, dtype=np.int32),
         ids=real_ids(every.keys, every.labels, numbers),
@@ -173,4 +135,4 @@ def place_holdout(held: Candidates) -> Placing:
         sizes=every.sizes,
         rows=every.rows,
     )
-    return placer.placing({HOLDOUT: PARTS[HOLDOUT]})
+    return planner.layout({HOLDOUT: PARTS[HOLDOUT]})

@@ -1,12 +1,8 @@
-"""Which shard every candidate goes to: each part of each batch in the order of its ids, cut into shards.
+"""Staged real records, one shard at a time: each part of each batch sorted by ``aug_id`` and cut into shards.
 
-Ids come by key and are wanted by id; places come by id and are wanted by row. Both times they are brought
-into order on local disk, so that no array is as long as there are records.
-
-Staged real records: a shard at a time, sorted by ``aug_id`` within a part and a batch.
-
-The records are gone through once more and dealt out to their shards, which wait on local disk; then each
-is sorted, encoded and put. A shard's bytes depend on its records alone.
+External sorts bring ids from key to id order and places from id to row order, so no array has one entry
+per record. Records are then dealt to their shards on local disk, sorted, encoded and put; a shard's bytes
+depend on its records alone.
 """
 
 from __future__ import annotations
@@ -28,12 +24,12 @@ from prefect_augment.schema.base import ShardInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
-from prefect_augment.storage.external_sort import Binned, bin_of, bin_of_row, n_bins_for
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of, bin_of_row, n_bins_for
 from prefect_augment.storage.keys import KEY, hex_column, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
 from prefect_augment.storage.store import Store
 
-__all__ = ["Dealt", "Placer", "Places", "Placing", "deal_out", "write_staged"]
+__all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "write_staged"]
 
 # Bounds the memory: a shard is held a few times over while it is sorted and encoded.
 SHARD_BYTES = 32 << 20
@@ -56,25 +52,13 @@ PLACED = np.dtype(
 
 
 @dataclass(frozen=True)
-class Placing:
-    """Where each candidate goes.
+class ShardLayout:
+    """The shard of each candidate."""
 
-    Parameters
-    ----------
-    stems : tuple of (str, str)
-        Part and the beginning of its shards' names, per shard.
-    numbers : tuple of int
-        Number of the batch, per shard.
-    placed : Binned
-        The places, by row.
-    first : ndarray of int32, shape (n_groups,)
-        First shard of each part of each batch.
-    """
-
-    stems: tuple[tuple[str, str], ...]
-    numbers: tuple[int, ...]
-    placed: Binned
-    first: NDArray[np.int32]
+    stems: tuple[tuple[str, str], ...]  # part and prefix of its shard names, per shard
+    numbers: tuple[int, ...]  # batch, per shard
+    placed: PartitionedRows  # places, by row
+    first: NDArray[np.int32]  # (n_groups,) first shard of each part of each batch
 
     def places(self) -> Places:
         """Return the places from the first row on."""
@@ -84,23 +68,23 @@ class Placing:
 class Places:
     """Places of candidates in the order of their rows."""
 
-    def __init__(self, placing: Placing) -> None:
-        self._placing = placing
+    def __init__(self, layout: ShardLayout) -> None:
+        self._layout = layout
         self._number = 0
         self._held = np.zeros(0, dtype=PLACED)
 
     def next(self, n: int) -> NDArray[Any]:
         """Return the places of the next ``n`` candidates.
 
-        ``shard`` is -1 for none, and ``reason`` then says why; ``rank`` is the place in the shard.
+        ``rank`` is the position in the shard; ``shard`` is -1 for a candidate left out, for which ``reason`` says why.
         """
         held = [self._held]
         while sum(map(len, held)) < n:
-            rows = self._placing.placed.read(self._number)
+            rows = self._layout.placed.read(self._number)
             self._number += 1
             rows = rows[np.argsort(rows["row"])]
             goes = rows["group"] >= 0
-            rows["shard"][goes] += self._placing.first[rows["group"][goes]]
+            rows["shard"][goes] += self._layout.first[rows["group"][goes]]
             held.append(rows)
         every = np.concatenate(held)
         self._held = every[n:].copy()
@@ -119,21 +103,13 @@ class _Group:
     number: int = 0
 
 
-class Placer:
-    """Cuts every part of every batch into shards of about equal bytes.
-
-    Parameters
-    ----------
-    n_records : int
-        How many candidates there are.
-    workspace : Workspace
-        Where they are brought into order.
-    """
+class ShardPlanner:
+    """Cuts every part of every batch into shards of about equal bytes, with external sorts."""
 
     def __init__(self, n_records: int, workspace: Workspace) -> None:
         n_bins = n_bins_for(n_records)
-        self._waiting = Binned(workspace, WAITING, n_bins)
-        self._placed = Binned(workspace, PLACED, n_bins)
+        self._waiting = PartitionedRows(workspace, WAITING, n_bins)
+        self._placed = PartitionedRows(workspace, PLACED, n_bins)
         self._groups: dict[tuple[int, int], _Group] = {}
 
     def add(
@@ -146,7 +122,7 @@ class Placer:
         sizes: NDArray[np.int32],
         rows: NDArray[np.int64],
     ) -> None:
-        """Take candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
+        """Add candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
         waiting = np.zeros(len(rows), dtype=WAITING)
         waiting["id"], waiting["key"], waiting["row"], waiting["size"] = ids, keys, rows, sizes
         for p in np.unique(part).tolist():
@@ -158,7 +134,7 @@ class Placer:
         self._waiting.add(waiting, bin_of(waiting["id"], self._waiting.n_bins))
 
     def leave_out(self, rows: NDArray[np.int64], reasons: NDArray[np.int8]) -> None:
-        """Take candidates that go nowhere."""
+        """Add candidates without a shard."""
         placed = np.zeros(len(rows), dtype=PLACED)
         placed["row"], placed["reason"] = rows, reasons
         placed["group"] = placed["shard"] = NOWHERE
@@ -167,14 +143,8 @@ class Placer:
     def _put(self, placed: NDArray[Any]) -> None:
         self._placed.add(placed, bin_of_row(placed["row"]))
 
-    def placing(self, parts: Mapping[int, str]) -> Placing:
-        """Cut the shards.
-
-        Parameters
-        ----------
-        parts : mapping of int to str
-            Name of each part, in the order of the shards.
-        """
+    def layout(self, parts: Mapping[int, str]) -> ShardLayout:
+        """Cut the shards; ``parts`` names each part, in the order of the shards."""
         by_number = {group.number: group for group in self._groups.values()}
         for number in range(self._waiting.n_bins):
             rows = self._waiting.read(number)
@@ -193,11 +163,11 @@ class Placer:
                 first[group.number] = len(stems)
                 stems += [(name, f"{name}-b{batch:05d}-{i:05d}") for i in range(group.n_shards)]
                 numbers += [batch] * group.n_shards
-        return Placing(tuple(stems), tuple(numbers), self._placed, first)
+        return ShardLayout(tuple(stems), tuple(numbers), self._placed, first)
 
 
 def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
-    """Give the next records of a part of a batch, sorted by id, their places."""
+    """Return the places of the next records of a part of a batch, sorted by id."""
     after = group.done + np.cumsum(rows["size"], dtype=np.int64)
     n_shards = max(1, -(-group.n_bytes // SHARD_BYTES))
     which = np.minimum((after - 1) * n_shards // max(1, group.n_bytes), n_shards - 1)
@@ -216,39 +186,39 @@ def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
 
 
 OPEN_AT_ONCE = 128
-RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of what is put aside
+RANK, ID, CONTENT = "\0rank", "\0id", "\0content"  # columns of the spilled tables
 
 
 class Dealt:
-    """Candidates dealt out to their shards, and what their columns hold.
-
-    Attributes
-    ----------
-    counts : dict
-        Batch number -> column -> counts.
-    summaries : dict
-        Column -> summary.
-    """
+    """Candidates distributed to their shards on local disk, with summaries of their columns."""
 
     def __init__(
-        self, found: Candidates, placing: Placing, workspace: Workspace, *, describes: bool = True
+        self,
+        candidates: Candidates,
+        layout: ShardLayout,
+        workspace: Workspace,
+        *,
+        describes: bool = True,
     ) -> None:
-        self.found, self.placing, self.workspace = found, placing, workspace
-        label = found.roles.label
+        self.candidates, self.layout, self.workspace = candidates, layout, workspace
+        label = candidates.roles.label
         self.summaries = {
-            f.name: ColumnSummary(f.type, workspace) for f in found.roles.schema if f.name != label
+            f.name: ColumnSummary(f.type, workspace)
+            for f in candidates.roles.schema
+            if f.name != label
         }
         self.counts: dict[int, dict[str, ColumnCounts]] = defaultdict(dict)
         self._describes = describes
         self._spills: dict[int, Spill] = {}
+        self.deal()
 
     def deal(self, first: int = 0) -> None:
-        """Deal out to the shards from ``first`` on, as many as may be open at once.
+        """Fill the shards from ``first`` on, as many as may be open at once.
 
-        The first time, take note of the columns and put what goes nowhere into quarantine.
+        The first pass also summarises columns and puts candidates without a shard into quarantine.
         """
-        places = self.placing.places()
-        for batch in self.found.batches():
+        places = self.layout.places()
+        for batch in self.candidates.batches():
             place = places.next(batch.table.num_rows)
             shard = place["shard"]
             if first == 0:
@@ -256,7 +226,7 @@ class Dealt:
                 left_out = shard < 0
                 if left_out.any():
                     why = [REASONS[r] for r in place["reason"][left_out].tolist()]
-                    self.found.scan.quarantine.reject(batch, left_out, why)
+                    self.candidates.scan.quarantine.reject(batch, left_out, why)
             placed = batch.table
             for name, values in (
                 (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
@@ -273,8 +243,8 @@ class Dealt:
     def _look(self, table: pa.Table, shard: NDArray[np.int32]) -> None:
         if not self._describes:
             return
-        for number in {self.placing.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
-            of_number = np.array([n == number for n in self.placing.numbers], dtype=bool)
+        for number in {self.layout.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
+            of_number = np.array([n == number for n in self.layout.numbers], dtype=bool)
             keep = (shard >= 0) & of_number[np.maximum(shard, 0)]
             some = table if keep.all() else table.filter(pa.array(keep))
             for name, summary in self.summaries.items():
@@ -283,7 +253,7 @@ class Dealt:
                 self.counts[number][name] = counts if known is None else known.plus(counts)
 
     def shard(self, s: int) -> Spill:
-        """Return the records of a shard as they came, with their ranks, ids and content keys."""
+        """Return the records of a shard as spilled, with their ranks, ids and content keys."""
         if s and s % OPEN_AT_ONCE == 0:
             self.deal(s)
         return self._spills.pop(s)
@@ -303,36 +273,11 @@ def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
     return np.concatenate(chunks)
 
 
-def deal_out(
-    found: Candidates,
-    placing: Placing,
-    workspace: Workspace,
-    *,
-    describes: bool = True,
-) -> Dealt:
-    """Deal candidates out to their shards; nothing is put into the store yet.
-
-    Parameters
-    ----------
-    found : Candidates
-        The records; their scan's quarantine takes what goes nowhere.
-    placing : Placing
-        Where each goes, or why it goes nowhere.
-    workspace : Workspace
-        Where shards wait.
-    describes : bool
-        Whether columns are summarised.
-    """
-    dealt = Dealt(found, placing, workspace, describes=describes)
-    dealt.deal()
-    return dealt
-
-
 def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo, ...]:
-    """Put the shards under names that hold their content's hash, one at a time."""
-    placing, label = dealt.placing, dealt.found.roles.label
+    """Put the shards one at a time, named by their content's hash."""
+    layout, label = dealt.layout, dealt.candidates.roles.label
     info = []
-    for s, (part, stem) in enumerate(placing.stems):
+    for s, (part, stem) in enumerate(layout.stems):
         table = _staged(dealt, s)
         info.append(
             write_shard(
@@ -343,7 +288,6 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo,
                 split=part,
                 origin="real",
                 label=label,
-                classes=(),
             )
         )
         del table
@@ -354,40 +298,39 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo,
 def _staged(dealt: Dealt, s: int) -> pa.Table:
     """Return a shard's records as they are staged.
 
-    Column after column is read and brought into order: a shard is in memory once, and one column of it twice.
+    Columns are sorted one by one, so memory holds the shard once and one of its columns twice.
     """
-    schema = dealt.found.roles.schema
-    categories = dealt.found.scan.dictionaries.get(dealt.placing.numbers[s], {})
-    came = dealt.shard(s)
-    order = np.argsort(came.column(RANK).to_numpy())
-    ids, keys = (_as_keys(came.column(name))[order] for name in (ID, CONTENT))
+    schema = dealt.candidates.roles.schema
+    categories = dealt.candidates.scan.dictionaries.get(dealt.layout.numbers[s], {})
+    spill = dealt.shard(s)
+    order = np.argsort(spill.column(RANK).to_numpy())
+    ids, keys = (_as_keys(spill.column(name))[order] for name in (ID, CONTENT))
     rows = pa.array(order)
     columns = []
     for field in schema:
-        column = came.column(field.name).take(rows)
+        column = spill.column(field.name).take(rows)
         if pa.types.is_dictionary(field.type):
             column = _with_categories(column, field.type, categories.get(field.name, []))
         columns.append(_canonical(column.cast(field.type), field))
         del column
-    came.clear()
-    for name, made in (("aug_id", ids), ("content_key", keys)):
+    spill.clear()
+    for name, values in (("aug_id", ids), ("content_key", keys)):
         schema = schema.append(pa.field(name, pa.string()))
-        columns.append(hex_column(made))
+        columns.append(hex_column(values))
     return pa.table(columns, schema=schema)
 
 
 def _with_categories(column: pa.ChunkedArray, kind: pa.DictionaryType, known: list[Any]) -> Any:
-    """Give a category column its dictionary back."""
+    """Restore the dictionary of a category column."""
     values = pa.array(known, kind.value_type)
     codes = pc.index_in(column.combine_chunks(), value_set=values).cast(kind.index_type)
     return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)
 
 
 def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
-    """Return the column as one chunk in buffers of its own, whatever it was cut out of.
+    """Return the column as one chunk in buffers of its own.
 
-    The encoder measures buffers to cut row groups; a slice, or a bitmap without a null in it, would
-    show in the bytes.
+    The encoder cuts row groups by buffer size, so a slice, or a bitmap without nulls, would change the bytes.
     """
     table = pa.table([column], schema=pa.schema([field])).combine_chunks()
     sink = pa.BufferOutputStream()

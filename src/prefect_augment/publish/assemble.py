@@ -34,7 +34,7 @@ from prefect_augment.schema.base import (
 )
 from prefect_augment.schema.report import Release
 from prefect_augment.shards.parquet import with_lineage
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
@@ -210,7 +210,7 @@ def _refuse_twice(sources: Sequence[Source]) -> None:
         for piece in source.pieces:
             for records in piece.records():
                 ids = records.lineage["aug_id"]
-                rows = np.flatnonzero(np.isin(fold_ids(ids), alike))
+                rows = np.flatnonzero(np.isin(hash_ids(ids), alike))
                 found.update(ids.take(pa.array(rows)).to_pylist())
     n_twice = sum(n - 1 for n in found.values())
     if n_twice:

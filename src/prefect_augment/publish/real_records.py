@@ -23,8 +23,8 @@ from prefect_augment.schema.base import Origin, ShardInfo
 from prefect_augment.shards.parquet import label_names, select_columns
 from prefect_augment.shards.staged import iter_shards, read_shards
 from prefect_augment.shards.stream_writer import Reordered
-from prefect_augment.storage.external_sort import Binned, bin_of_number
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of_number
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
@@ -102,14 +102,14 @@ class Source(Protocol):
 
 
 class Ids:
-    """Eight bytes of each id, put aside; see :func:`~prefect_augment.storage.keys.fold_ids`."""
+    """Eight bytes of each id, put aside; see :func:`~prefect_augment.storage.keys.hash_ids`."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._aside = Binned(workspace, np.dtype(np.uint64), N_ID_BINS)
+        self._aside = PartitionedRows(workspace, np.dtype(np.uint64), N_ID_BINS)
 
     def add(self, ids: pa.StringArray | pa.ChunkedArray) -> None:
         """Put ids aside."""
-        folded = fold_ids(ids)
+        folded = hash_ids(ids)
         self._aside.add(folded, bin_of_number(folded, N_ID_BINS))
 
     @staticmethod

@@ -19,7 +19,7 @@ from prefect_augment.schema.manifest import Manifest, PublishedFile
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
 from prefect_augment.split.ledger_io import part_codes
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "copy_report"]
@@ -59,7 +59,7 @@ def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
             for batch in table.to_batches(max_chunksize=BATCH_RECORDS):
                 batch = batch.set_column(columns.index("part"), "part", part_codes(batch["part"]))
                 texts = [column.cast(pa.string()) for column in batch.columns]
-                folded.append(fold_ids(pc.binary_join_element_wise(*texts, "/")))
+                folded.append(hash_ids(pc.binary_join_element_wise(*texts, "/")))
         return ledger.schema.names, np.concatenate(folded)
 
 

@@ -39,7 +39,7 @@ def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> 
     Problems with the label or the parameters, which ingest would refuse, are notes here, so that
     the rest can be seen. InputError if there are no records, or the files do not fit together.
     """
-    listing = list_source(source.uri, wished=source.format, options=source_options)
+    listing = list_source(source.uri, requested=source.format, options=source_options)
     with Workspace() as workspace:
         source_scan = scan(listing, source, workspace)
         try:
@@ -57,8 +57,8 @@ def _valid_profile(
     names = [name for name in counts if name]
     n = candidates.n_records
     check_classes(_used(candidates.label_values, names), n, n, name=candidates.roles.label)
-    if candidates.marks is not None:
-        candidates.marks.check()
+    if candidates.holdout_column is not None:
+        candidates.holdout_column.check()
     summaries = _summaries(candidates.roles.schema, candidates.roles.label, workspace)
     for batch in candidates.batches():
         for name, summary in summaries.items():
@@ -84,7 +84,7 @@ def _valid_profile(
         columns=columns,
         counts=ordered,
         is_valid=True,
-        notes=[*notes, *candidates.scan.said(), *image_notes(image)],
+        notes=[*notes, *candidates.scan.all_notes(), *image_notes(image)],
         image=image,
     )
 
@@ -105,10 +105,10 @@ def _image_info(candidates: Candidates) -> ImageInfo | None:
         return None
     names = find_clusters(candidates.every.keys, images.thumbs, ledger=Ledger("")).names
     sizes = np.unique(names, return_counts=True)[1]
-    counts = np.bincount(images.traits, minlength=len(images.kinds)).tolist()
+    counts = np.bincount(images.traits, minlength=len(images.distinct_traits)).tolist()
     return image_info(
         images.column,
-        dict(zip(images.kinds, counts, strict=True)),
+        dict(zip(images.distinct_traits, counts, strict=True)),
         n_clusters=int((sizes > 1).sum()),
         n_clustered=int(sizes[sizes > 1].sum()),
         largest_cluster=int(sizes.max()),
@@ -144,7 +144,7 @@ def _invalid_profile(
         columns=describe_summaries(source_scan.schema, summaries, label=label),
         counts=dict(counts.most_common(100)),
         is_valid=False,
-        notes=[problem, *source_scan.said()],
+        notes=[problem, *source_scan.all_notes()],
     )
 
 

@@ -1,1 +1,1 @@
-"""One file format each, behind one contract."""
+"""Shard formats behind one contract."""

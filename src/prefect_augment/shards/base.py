@@ -1,7 +1,6 @@
-"""Shards of every format: put once under a name that holds their content's hash, read by their ending.
+"""Shards of every format: put once, named by their content's hash, read by their ending.
 
-The formats themselves are one file each (:class:`~prefect_augment.shards.base.ShardFormat`), found
-through the registry.
+Each :class:`ShardFormat` is one module, found through the registry.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
@@ -46,7 +44,7 @@ ADVICE = (
 
 
 class ShardReader(Protocol):
-    """One of our shards, open: its schema and its groups are known, no record is read."""
+    """An open shard: schema and groups are known, no record is read."""
 
     schema: pa.Schema
     group_rows: tuple[int, ...]  # records per group; a group is what is read at once, a few MiB
@@ -56,26 +54,25 @@ class ShardReader(Protocol):
     ) -> pa.Table:
         """Return records of all groups or of some, in the order they were written in.
 
-        Raises what Arrow and the file raise; :mod:`prefect_augment.shards.base` says it in our words.
+        Raises what Arrow and the file raise; :func:`read_shard` translates it.
         """
         ...
 
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return these columns of a group, and of these image columns the images; None where there is none.
+        """Return ``columns`` of a group as a table, and of each image column its images, None for null.
 
-        Images are views: of the file itself where it is mapped or in memory, so that none is copied that
-        is not used. They stay when the file is closed. Raises what :meth:`read` raises.
+        Images are views of the file (mapped or in memory), valid after it is closed. Raises what :meth:`read` does.
         """
         ...
 
 
 class ShardFormat(Protocol):
-    """How records become one object. One class in one file, and a line in the registry.
+    """How records become one object: one class in one module, and a line in the registry.
 
-    Equal tables give equal bytes, and what is read is the table that was encoded: columns, order,
-    types, values and schema metadata.
+    Equal tables give equal bytes, and reading returns the encoded table: columns, order, types, values
+    and schema metadata.
     """
 
     ending: str  # of the objects' names, with the dot
@@ -88,19 +85,19 @@ class ShardFormat(Protocol):
         Parameters
         ----------
         groups : iterable of pyarrow.Table
-            The records in order, at least one table; what is in one is read together later. One
-            dictionary per column; chunks as they come, which change no byte.
+            The records in order, at least one table; each is a unit of reading. One dictionary per column;
+            chunks change no byte.
         sink : binary file
-            Written from its start to its end; what is written is not changed afterwards.
+            Written sequentially.
         label : str
-            The column that holds the class; empty where there is none.
+            The class column; empty for none.
         classes : sequence of str
-            All classes of the version in their order, for formats that number them.
+            All classes of the version in order, for formats that number them.
 
         Raises
         ------
         SchemaError
-            If the format has no form for a column.
+            If the format cannot hold a column.
         """
         ...
 
@@ -133,44 +130,13 @@ def write_shards(
     shard_format: str = "parquet",
     classes: Sequence[str] = (),
 ) -> tuple[ShardInfo, ...]:
-    """Put the records as immutable objects named by their content.
+    """Put the records as immutable objects ``{prefix}/{stem}-{i:05d}-{sha12}``, in their order.
 
-    A shard is written to a temporary file, or to memory where the store is not local, and gets its
-    name when it is whole: an exception inside a stream to the final key would commit half of it on an
-    object store.
-
-    Parameters
-    ----------
-    store : Store
-        Where to.
-    table : pyarrow.Table
-        The records in the order they are to stand in; none gives no shard.
-    prefix, stem : str
-        The objects are ``{prefix}/{stem}-{i:05d}-{sha12}.parquet``, or as the format ends.
-    split, origin : str
-        What all of these records are, for the facts.
-    label : str
-        Column that holds the class; empty where there is none (quarantine, ledgers).
-    max_records : int
-        At most so many records in a shard.
-    max_bytes : int
-        About so many bytes of Arrow data in a shard; less once compressed.
-    shard_format : str
-        A name of :data:`~prefect_augment.registry.SHARD_FORMATS`.
-    classes : sequence of str
-        All classes of the version in their order, for formats that number them.
-
-    Returns
-    -------
-    tuple of ShardInfo
-        In the order of the records; ``path`` is relative to the store's root.
-
-    Raises
-    ------
-    SchemaError
-        If the format has no form for a column's type; names the columns.
-    StorageError
-        If the store cannot be written.
+    A shard holds at most ``max_records`` and about ``max_bytes`` of Arrow data. It is written to a temporary
+    file, or to memory for a remote store, and named when complete: a failing stream to the final key would
+    commit half of it on an object store. ``label`` is empty where records have no class (quarantine,
+    ledgers); ``classes`` are for formats that number them. Raises SchemaError if the format cannot hold a
+    column.
     """
     kind = _format(shard_format)
     table = table.unify_dictionaries()
@@ -204,13 +170,10 @@ def write_shard(
     name: str,
     split: str,
     origin: Origin,
-    label: str,
-    classes: Sequence[str],
+    label: str = "",
+    classes: Sequence[str] = (),
 ) -> ShardInfo:
-    """Put the records of one shard as ``{name}-{sha12}`` with the format's ending.
-
-    ``groups`` are those of :meth:`ShardFormat.write`; the rest is as for :func:`write_shards`.
-    """
+    """Put one shard as ``{name}-{sha12}`` with the format's ending; ``groups`` as in :meth:`ShardFormat.write`."""
     counts: Counter[str] = Counter()
     sizes: list[int] = []
 
@@ -238,7 +201,7 @@ def write_shard(
 
 
 def put_once(store: Store, path: str, data: bytes | Draft) -> None:
-    """Put the object unless one of that name, which holds its digest, and size is there."""
+    """Put the object unless one of that name, which holds its digest, and size exists."""
     try:
         if store.size(path) == len(data):
             return
@@ -249,10 +212,10 @@ def put_once(store: Store, path: str, data: bytes | Draft) -> None:
 
 def _class_counts(column: pa.ChunkedArray) -> Counter[str]:
     """Records per class."""
-    found = column.value_counts()
-    names = label_names(found.field("values"))
+    counted = column.value_counts()
+    names = label_names(counted.field("values"))
     counts: Counter[str] = Counter()
-    for name, n in zip(names, found.field("counts").to_pylist(), strict=True):
+    for name, n in zip(names, counted.field("counts").to_pylist(), strict=True):
         counts[name] += n  # two values may have one name
     return counts
 
@@ -263,35 +226,20 @@ def _class_counts(column: pa.ChunkedArray) -> Counter[str]:
 def read_shard(
     store: Store, path: str, columns: Sequence[str] | None = None, *, sha256: str = ""
 ) -> pa.Table:
-    """Records of one of our own shards.
+    """Return the records of one of our shards, with ``columns`` in this order.
 
-    Parameters
-    ----------
-    store : Store
-        Where from.
-    path : str
-        Relative to the store's root; its ending names the format.
-    columns : sequence of str, optional
-        Only these, in this order.
-    sha256 : str, optional
-        The digest to check the object's bytes against; reads all of them.
-
-    Raises
-    ------
-    IntegrityError
-        If the object is missing, not whole, or not what its digest says.
-    SchemaError
-        If it has no such column.
+    ``sha256`` is checked against all bytes of the object. Raises IntegrityError if the object is missing,
+    truncated or altered, SchemaError for an unknown column.
     """
     with open_shard(store, path, sha256=sha256) as shard:
         return shard.read(columns)
 
 
 def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True) -> OpenShard:
-    """Return a shard to read parts of; parameters and errors are those of :func:`read_shard`.
+    """Return a shard to read parts of; parameters and errors as in :func:`read_shard`.
 
-    A local one is mapped, which costs no copy; what has been read of it counts as this process's memory
-    until it is closed, so who reads one after the other in pieces is better off with ``mapped=False``.
+    A local file is mapped without a copy, but pages read count as this process's memory until it is closed;
+    sequential readers should pass ``mapped=False``.
     """
     with _readable(store, path):
         if sha256:
@@ -306,17 +254,17 @@ def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True
 
 
 def check_digest(store: Store, path: str, sha256: str) -> None:
-    """Read the object and compare its bytes with its digest; errors are those of :func:`read_shard`."""
+    """Check the object's bytes against its digest; raises what :func:`read_shard` does."""
     with _readable(store, path):
         _read_checked(store, path, sha256)
 
 
 def _read_checked(store: Store, path: str, sha256: str) -> bytes:
     data = store.read(path)
-    found = sha256_hex(data)
-    if found != sha256:
+    actual = sha256_hex(data)
+    if actual != sha256:
         raise IntegrityError(
-            f"{store.uri}/{path} has other bytes than were published (sha256 {found[:12]}…, "
+            f"{store.uri}/{path} has other bytes than were published (sha256 {actual[:12]}…, "
             f"expected {sha256[:12]}…); {ADVICE}.",
             path=path,
         )
@@ -324,13 +272,7 @@ def _read_checked(store: Store, path: str, sha256: str) -> bytes:
 
 
 def check_count(store: Store, shard: ShardInfo, n_records: int) -> None:
-    """Refuse a shard that does not hold as many records as the dataset says.
-
-    Raises
-    ------
-    IntegrityError
-        If the counts differ.
-    """
+    """Raise IntegrityError if a shard does not hold as many records as the dataset says."""
     if n_records != shard.n_records:
         raise IntegrityError(
             f"{store.uri}/{shard.path} holds {n_records} records, and the dataset says {shard.n_records}; {ADVICE}.",
@@ -339,10 +281,7 @@ def check_count(store: Store, shard: ShardInfo, n_records: int) -> None:
 
 
 def _file(store: Store, path: str, mapped: bool) -> Any:
-    """The open file. Local ones are mapped: pages of the cache are used as they are, not copied.
-
-    Shards are never changed in their place, so that a map does not lose what it shows.
-    """
+    """Open the file; local ones are mapped, as shards are never changed in place."""
     if not store.is_local:
         return store.open(path)
     return pa.memory_map(store.full(path)) if mapped else pa.OSFile(store.full(path))
@@ -378,7 +317,7 @@ class OpenShard:
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return columns of a group, and image columns as views of their images; none is copied in a local file."""
+        """Return columns of a group, and image columns as views of their images, not copied from a local file."""
         self._check([*columns, *images])
         with _readable(self._store, self._path):
             return self._reader.read_apart(columns, images, group=group)
@@ -395,18 +334,13 @@ class OpenShard:
     def __enter__(self) -> OpenShard:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 @contextmanager
 def _readable(store: Store, path: str) -> Iterator[None]:
-    """Say what is wrong with a shard that cannot be read, and what to do."""
+    """Turn the errors of an unreadable shard into ours, with advice."""
     where = f"{store.uri}/{path}"
     try:
         yield
@@ -424,8 +358,8 @@ def _readable(store: Store, path: str) -> Iterator[None]:
 
 @cache
 def _format(name: str) -> ShardFormat:
-    made: ShardFormat = load_shard_format(name)()
-    return made
+    shard_format: ShardFormat = load_shard_format(name)()
+    return shard_format
 
 
 def _of_ending(path: str) -> ShardFormat:

@@ -1,11 +1,10 @@
-"""A sink that hashes what is written to it, in a thread beside the writing."""
+"""A sink that hashes its bytes in a thread while they are written."""
 
 from __future__ import annotations
 
 import hashlib
 from queue import Queue
 from threading import Thread
-from types import TracebackType
 from typing import Any
 
 from prefect_augment.storage.store import Draft
@@ -17,13 +16,7 @@ WAITING = 16
 
 
 class HashedSink:
-    """A binary file over a draft; a context manager that ends with all of it hashed and synced.
-
-    Attributes
-    ----------
-    sha256 : str
-        Of all that was written, 64 hexadecimal digits; known when the context has ended.
-    """
+    """A binary file over a draft; when the context ends, ``sha256`` is known and the data synced."""
 
     closed = False  # Arrow asks
 
@@ -52,12 +45,7 @@ class HashedSink:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._pieces.put(None)
         try:
             if error is None:

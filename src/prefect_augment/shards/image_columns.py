@@ -1,4 +1,4 @@
-"""Columns of images: how an Arrow table holds them, and which of them is the record."""
+"""Image columns: their Arrow form, their metadata, and the main one."""
 
 from __future__ import annotations
 
@@ -23,16 +23,11 @@ __all__ = [
 
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
 OBJECTS_TYPE = pa.struct(
     [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
 )
 
-
 FEATURES_KEY = b"huggingface"
-
-
 # Of several image columns, the one named so is the picture; others are masks and the like.
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 
@@ -43,8 +38,8 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
-    """Return the bytes of each image, not copied; None where there is none."""
-    found: list[memoryview | None] = []
+    """Return a view of each image's bytes; None for null."""
+    images: list[memoryview | None] = []
     for chunk in pc.struct_field(column, "bytes").chunks:
         if len(chunk):
             _, where, data = chunk.buffers()
@@ -53,36 +48,35 @@ def image_slices(column: pa.ChunkedArray) -> list[memoryview | None]:
             slices = [view[start:end] for start, end in itertools.pairwise(ends)]
             if chunk.null_count:
                 there = chunk.is_valid().to_pylist()
-                found += [
+                images += [
                     one if is_there else None for one, is_there in zip(slices, there, strict=True)
                 ]
             else:
-                found += slices
-    return found
+                images += slices
+    return images
 
 
 def main_image(schema: pa.Schema) -> str:
-    """Return the column whose images are learnt: one named image, else the first; empty if there is none."""
+    """Return the column with the images to learn: one named image, else the first; empty for none."""
     names = image_columns(schema)
-    named = [name for wished in IMAGE_NAMES for name in names if name.lower() == wished]
+    named = [name for preferred in IMAGE_NAMES for name in names if name.lower() == preferred]
     return (named or names or [""])[0]
 
 
 def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, bytes]:
     """Return the schema's metadata with a ``huggingface`` key by which `datasets` decodes the images.
 
-    What the source's own key says of other columns stays; a column whose type has no name there makes
-    the key impossible, and it is left out.
+    The source's own key is kept for other columns; a column of a type without a name there rules it out.
     """
     metadata = dict(schema.metadata or {})
     try:
-        found = json.loads(metadata.get(FEATURES_KEY, b"{}"))
-        given = dict((found.get("info") or {}).get("features") or {})
+        key = json.loads(metadata.get(FEATURES_KEY, b"{}"))
+        known = dict((key.get("info") or {}).get("features") or {})
     except (ValueError, AttributeError, TypeError):
-        found, given = {}, {}
+        key, known = {}, {}
     features: dict[str, Any] = {}
     for column in schema:
-        kept = given.get(column.name)
+        kept = known.get(column.name)
         if column.name in images:
             is_image = isinstance(kept, dict) and kept.get("_type") == "Image"
             features[column.name] = kept if is_image else {"_type": "Image"}
@@ -92,13 +86,13 @@ def image_metadata(schema: pa.Schema, images: Sequence[str]) -> dict[bytes, byte
             metadata.pop(FEATURES_KEY, None)
             return metadata
         features[column.name] = feature
-    info = {**(found.get("info") or {}), "features": features}
-    metadata[FEATURES_KEY] = json.dumps({**found, "info": info}).encode()
+    info = {**(key.get("info") or {}), "features": features}
+    metadata[FEATURES_KEY] = json.dumps({**key, "info": info}).encode()
     return metadata
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """The name that `datasets` has for an Arrow type; None where it has none."""
+    """Return the name that `datasets` has for an Arrow type, or None."""
     t = pa.types
     if t.is_struct(kind):
         members = {f.name: _feature(f.type) for f in kind}

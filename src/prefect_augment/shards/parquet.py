@@ -1,9 +1,7 @@
-"""Parquet shards: whole objects in and out, with the source's schema kept to the letter.
+"""Parquet shards, with the source's schema kept to the letter.
 
-Offers the reader of source files, the format of our own shards, and the two operations on columns
-that keep schema metadata true (:func:`select_columns`, :func:`with_lineage`). Shards of every format
-are put and read by :mod:`prefect_augment.shards.base`; what they mean, and where they go, is
-decided by the stages.
+:func:`select_columns` and :func:`with_lineage` change columns and keep the schema metadata true; shards of
+every format are put and read by :mod:`prefect_augment.shards.base`.
 """
 
 from __future__ import annotations
@@ -71,9 +69,9 @@ _TAKEN_AT_ONCE = 512 << 20
 
 
 def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return the table with these columns only, and what the schema metadata says of the others removed.
+    """Return the table with these columns only, and the others removed from the schema metadata.
 
-    Where nothing is removed the metadata stays byte for byte.
+    If nothing is removed the metadata stay byte for byte.
     """
     gone = set(table.column_names) - set(names)
     selected = table.select(list(names))
@@ -83,8 +81,8 @@ def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
     return selected.replace_schema_metadata(
         _edit_metadata(
             selected.schema.metadata,
-            pandas=lambda found: _trim_pandas(found, keep),
-            features=lambda found: {k: v for k, v in found.items() if keep(k)},
+            pandas=lambda content: _trim_pandas(content, keep),
+            features=lambda key: {k: v for k, v in key.items() if keep(k)},
         )
     )
 
@@ -106,7 +104,7 @@ def take_rows(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
 def _take_block(
     batches: Sequence[pa.RecordBatch], ends: NDArray[np.int64], rows: NDArray[Any]
 ) -> pa.Table:
-    """Take from each batch what is wanted of it, then bring the rows into their order."""
+    """Take rows batch by batch, then restore their order."""
     source = np.searchsorted(ends, rows, side="right")
     pieces, places = [], []
     for i in np.unique(source):
@@ -128,31 +126,12 @@ def with_lineage(
     model: Any = None,
     seed: Any = None,
 ) -> pa.Table:
-    """Append the lineage columns, and extend the schema metadata by exactly these.
+    """Return the table with the :data:`LINEAGE` columns, and the schema metadata extended by these.
 
-    Parameters
-    ----------
-    table : pyarrow.Table, n_records rows
-        The user's columns only.
-    origin : str
-        One for all records.
-    aug_id, parent, model, seed : array-like of length n_records, optional
-        Text, text, text and int64; None is null throughout.
-    weight : ndarray of float32, shape (n_records,), optional
-        Ones where not given.
-
-    Returns
-    -------
-    pyarrow.Table
-        The columns as they came, then :data:`LINEAGE`. The source's ``pandas`` key keeps every word
-        and gets an entry per lineage column (a source without the key gets one that names only
-        these); a ``huggingface`` key with features gets their types, because `datasets` would
-        otherwise guess them apart from the rest.
-
-    Raises
-    ------
-    SchemaError
-        If the table has a column named like a lineage column.
+    ``aug_id``, ``parent``, ``model`` and ``seed`` have one entry per record, None for null throughout; weights
+    default to 1. The source's ``pandas`` key keeps its content and gets an entry per lineage column (without
+    one, a key for these alone); a ``huggingface`` key with features gets their types, which `datasets` would
+    else guess per file. Raises SchemaError if the table has a lineage column.
     """
     taken = sorted(set(table.column_names) & set(LINEAGE.names))
     if taken:
@@ -174,7 +153,7 @@ def with_lineage(
     metadata = _edit_metadata(
         table.schema.metadata,
         pandas=_extend_pandas,
-        features=lambda found: {**found, **_lineage_features()},
+        features=lambda features: {**features, **_lineage_features()},
     )
     metadata.setdefault(b"pandas", _new_pandas())
     return table.replace_schema_metadata(metadata)
@@ -198,7 +177,7 @@ def _edit_metadata(
     edited = dict(metadata or {})
     for key, edit in (
         (b"pandas", pandas),
-        (b"huggingface", lambda found: _edit_features(found, features)),
+        (b"huggingface", lambda content: _edit_features(content, features)),
     ):
         if key in edited:
             try:
@@ -210,27 +189,27 @@ def _edit_metadata(
 
 
 def _edit_features(
-    found: dict[str, Any], edit: Callable[[dict[str, Any]], dict[str, Any]]
+    content: dict[str, Any], edit: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    info = found["info"]
+    info = content["info"]
     if info.get("features") is None:
-        return found
-    return {**found, "info": {**info, "features": edit(info["features"])}}
+        return content
+    return {**content, "info": {**info, "features": edit(info["features"])}}
 
 
-def _trim_pandas(found: dict[str, Any], keep: Callable[[Any], bool]) -> dict[str, Any]:
-    """Leave out the columns that are gone, also where they were the index."""
-    index = [i for i in found["index_columns"] if isinstance(i, dict) or keep(i)]
-    columns = [c for c in found["columns"] if keep(c.get("field_name", c["name"]))]
-    return {**found, "index_columns": index, "columns": columns}
+def _trim_pandas(content: dict[str, Any], keep: Callable[[Any], bool]) -> dict[str, Any]:
+    """Remove dropped columns, also from the index."""
+    index = [i for i in content["index_columns"] if isinstance(i, dict) or keep(i)]
+    columns = [c for c in content["columns"] if keep(c.get("field_name", c["name"]))]
+    return {**content, "index_columns": index, "columns": columns}
 
 
-def _extend_pandas(found: dict[str, Any]) -> dict[str, Any]:
-    return {**found, "columns": [*found["columns"], *_lineage_columns()]}
+def _extend_pandas(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content, "columns": [*content["columns"], *_lineage_columns()]}
 
 
 def _new_pandas() -> bytes:
-    """A pandas key for a source that has none: the lineage columns only, the others as pandas guesses."""
+    """Return a pandas key with the lineage columns only; pandas infers the others."""
     return json.dumps(
         {
             "index_columns": [],
@@ -259,14 +238,9 @@ def _lineage_features() -> dict[str, Any]:
 
 
 def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
-    """Return the columns of ``like`` out of ``table``, with that schema, its metadata and its categories.
+    """Return the columns of ``like`` from ``table``, with that schema, its metadata and its categories.
 
-    Every difference of type is an error, because a cast could change values.
-
-    Raises
-    ------
-    SchemaError
-        If a column is missing or has another type; names ``where``.
+    A cast could change values, so another type raises SchemaError, as does a missing column.
     """
     missing = [name for name in like.column_names if name not in table.column_names]
     if missing:
@@ -274,10 +248,10 @@ def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
             f"{where} lacks the columns {', '.join(map(repr, missing))} of the source."
         )
     for field in like.schema:
-        found = table.schema.field(field.name).type
-        if _plain(found) != _plain(field.type):
+        actual = table.schema.field(field.name).type
+        if _plain(actual) != _plain(field.type):
             raise SchemaError(
-                f"column {field.name!r} is {found} in {where} and {field.type} in the source; "
+                f"column {field.name!r} is {actual} in {where} and {field.type} in the source; "
                 "it has to come back as it was."
             )
     columns = [_same_categories(table[name], like[name]) for name in like.column_names]
@@ -285,7 +259,7 @@ def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values: two dictionaries may count in integers of different width."""
+    """Return the type of the values, as dictionaries may differ in the width of their codes."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -352,13 +326,13 @@ class _ParquetReader:
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return a group's columns, and its images: views of the file, or else of what Arrow makes of it."""
+        """Return a group's columns, and its images: views of the file, or of Arrow's copy."""
         views: dict[str, list[memoryview | None]] = {}
         for name in images:
             n_rows = self.group_rows[group]
-            found = self._pages.views(name, group, n_rows) if self._pages else None
-            if found is not None:
-                views[name] = found
+            images_of = self._pages.views(name, group, n_rows) if self._pages else None
+            if images_of is not None:
+                views[name] = images_of
         others = [name for name in images if name not in views]
         table = self.read([*columns, *others], groups=[group])
         views |= {name: image_slices(table[name]) for name in others}
@@ -366,19 +340,9 @@ class _ParquetReader:
 
 
 def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
-    """Write a Parquet file.
+    """Write one row group per table of ``groups``, which share one dictionary per column.
 
-    Parameters
-    ----------
-    groups : iterable of pyarrow.Table
-        One row group each, at least one; one dictionary per column in all of them.
-    sink : binary file
-        Written from start to end.
-
-    Raises
-    ------
-    SchemaError
-        If Parquet has no form for a column's type; names the columns.
+    Raises SchemaError, with the columns, for types that Parquet cannot hold.
     """
     # Arrow's buffer makes pages into few large pieces, each copied while no other thread has to wait.
     stream = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), WRITTEN_AT_ONCE)
@@ -393,9 +357,9 @@ def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
                 file.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
         stream.detach()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as exc:
-        kinds = ", ".join(f"{f.name!r} ({f.type})" for f in first.schema if not _writable(f.type))
+        types = ", ".join(f"{f.name!r} ({f.type})" for f in first.schema if not _writable(f.type))
         raise SchemaError(
-            f"Parquet cannot hold {kinds or 'these columns'}: {exc}; cast them in the source, or leave them out "
+            f"Parquet cannot hold {types or 'these columns'}: {exc}; cast them in the source, or leave them out "
             "with a columns entry of kind drop."
         ) from exc
     finally:
@@ -405,14 +369,14 @@ def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
 
 
 def _options(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are written: images as they are, since no second compression makes them smaller."""
+    """Return the writer's options: images are stored as they are, as compression gains nothing."""
     images = image_columns(schema)
     if not images:
         return {"compression": "zstd"}
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
-    found = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    leaves = [found.column(i).path for i in range(len(found))]
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = [columns.column(i).path for i in range(len(columns))]
     pictures = {f"{name}.bytes" for name in images}
     unique = {"aug_id", *(f"{name}.path" for name in images)}  # a dictionary would hold them all
     rest = [leaf for leaf in leaves if leaf not in pictures]
@@ -420,8 +384,7 @@ def _options(schema: pa.Schema) -> dict[str, Any]:
         "compression": {leaf: "NONE" if leaf in pictures else "zstd" for leaf in leaves},
         "use_dictionary": [leaf for leaf in rest if leaf not in unique],
         "write_statistics": rest,
-        # Pages that are looked at after few rows, and so stay in the processor's cache while they are
-        # made, hashed and written.
+        # Small pages stay in the processor's cache while they are built, hashed and written.
         "data_page_size": IMAGE_PAGE_BYTES,
         "write_batch_size": IMAGE_BATCH_ROWS,
     }

@@ -1,9 +1,7 @@
-"""The footer of a Parquet file, and the headers of its pages, as their bytes say it.
+"""The footer and page headers of a Parquet file, parsed from their bytes (Thrift compact protocol).
 
-Arrow reads footers too, but a made-up one ends the whole process when a column's facts are looked at
-(an uncaught error in its C++), which no test of the facts can come before. So what is asked of a
-column's facts is read here: Thrift's compact protocol, bounds first. Only the fields that are wanted
-are made; to pass the others over takes less than half of the time.
+Arrow aborts the process on a forged footer when a column's metadata are read (an uncaught C++ error), so no
+check through Arrow can come first. Only the needed fields are built; skipping the others halves the time.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range
 BOOLEANS, INTEGERS = frozenset((TRUE, FALSE)), frozenset((I16, I32, I64))
 WIDTHS = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}  # in lists a truth value is a byte
 
-# Fields that are wanted, by their numbers in the format; of a struct, or of each in a list, which of its
-# fields; of one in a list, which one and these.
+# Fields to read, by their numbers in the format: None for a plain field, a mapping for a struct or each struct of
+# a list, (index, mapping) for one item of a list.
 Wanted = Mapping[int, Any]
 _COLUMN: Wanted = dict.fromkeys((1, 3, 4, 5, 6, 7, 9, 11))
 _PAGE: Wanted = {2: None, 3: None, 5: dict.fromkeys((1, 2, 3))}
@@ -48,7 +46,7 @@ class ColumnChunk:
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What stands before a data page of version 1; sizes in bytes, encodings by their numbers in the format."""
+    """The header of a data page of version 1; sizes in bytes, encodings by their numbers in the format."""
 
     n_bytes: int  # of the header itself
     unpacked_bytes: int
@@ -68,7 +66,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a footer says."""
+    """The row groups of a file."""
 
     n_rows: int
     groups: tuple[RowGroup, ...]
@@ -77,14 +75,9 @@ class Footer:
 def read_footer(
     file: IO[bytes], n_bytes: int, max_bytes: int, *, column: int | None = None
 ) -> Footer | None:
-    """Return the footer of a file of ``n_bytes``; None where it is larger than ``max_bytes``.
+    """Return the footer of a file of ``n_bytes``; None if it is larger than ``max_bytes``.
 
-    With ``column`` of each group this one alone, which takes a third of the time.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
+    With ``column``, only this one of each group, in a third of the time. Raises ValueError for no footer.
     """
     file.seek(max(0, n_bytes - TAIL_BYTES))
     tail = file.read(TAIL_BYTES)
@@ -97,25 +90,19 @@ def read_footer(
     chunk = {3: _COLUMN}
     group = {1: chunk if column is None else (column, chunk), 3: None}
     try:
-        found = _Compact(file.read(length)).struct({3: None, 4: group})
-        return Footer(int(found[3]), tuple(_group(group) for group in found.get(4, [])))
+        fields = _ThriftReader(file.read(length)).struct({3: None, 4: group})
+        return Footer(int(fields[3]), tuple(_group(group) for group in fields.get(4, [])))
     except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
         raise ValueError("a footer that cannot be read") from exc
 
 
 def read_page_header(data: bytes) -> PageHeader:
-    """Return the header that these bytes begin with.
-
-    Raises
-    ------
-    ValueError
-        If it is none, or that of a page of another kind.
-    """
-    compact = _Compact(data)
+    """Return the header that these bytes begin with; raises ValueError for none, or another kind of page."""
+    reader = _ThriftReader(data)
     try:
-        found = compact.struct(_PAGE)
-        numbers = (found[2], found[3], *(found[5][i] for i in (1, 2, 3)))
-        return PageHeader(compact.at, *map(int, numbers))
+        fields = reader.struct(_PAGE)
+        numbers = (fields[2], fields[3], *(fields[5][i] for i in (1, 2, 3)))
+        return PageHeader(reader.at, *map(int, numbers))
     except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
         raise ValueError("a page's header that cannot be read") from exc
 
@@ -140,7 +127,7 @@ def _column(fields: dict[int, Any]) -> ColumnChunk:
     )
 
 
-class _Compact:
+class _ThriftReader:
     """Thrift's compact protocol: structs become dicts by field number, lists lists, text bytes."""
 
     def __init__(self, data: bytes) -> None:
@@ -148,16 +135,16 @@ class _Compact:
         self.at = 0
 
     def struct(self, wanted: Wanted) -> dict[int, Any]:
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             kind = head & 15
             number = number + (head >> 4) if head >> 4 else self._signed()
             if number in wanted:
-                found[number] = self._value(kind, wanted[number])
+                fields[number] = self._value(kind, wanted[number])
             elif kind not in BOOLEANS:
                 self.at = _end(self._data, self.at, kind)
-        return found
+        return fields
 
     def _value(self, kind: int, wanted: Any) -> Any:
         if kind in INTEGERS:
@@ -176,13 +163,13 @@ class _Compact:
             raise ValueError("a footer with a list of lists, which no field of it is")
         if not isinstance(wanted, tuple):
             return [self._value(kind, wanted) for _ in range(n)]
-        found = []
+        values = []
         for i in range(n):
             if i == wanted[0]:
-                found.append(self._value(kind, wanted[1]))
+                values.append(self._value(kind, wanted[1]))
             else:
                 self.at = _end(self._data, self.at, kind)
-        return found
+        return values
 
     def _byte(self) -> int:
         self.at += 1
@@ -195,30 +182,30 @@ class _Compact:
         return self._data[self.at - n : self.at]
 
     def _unsigned(self) -> int:
-        found, self.at = _number(self._data, self.at)
-        return found
+        number, self.at = _number(self._data, self.at)
+        return number
 
     def _signed(self) -> int:
-        found = self._unsigned()
-        return (found >> 1) ^ -(found & 1)
+        number = self._unsigned()
+        return (number >> 1) ^ -(number & 1)
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number of variable length that starts here, and where it ends."""
+    """Return the variable-length number at this position, and its end."""
     byte = data[at]
-    found, shift = byte & 127, 7
+    number, shift = byte & 127, 7
     while byte > 127:
         if shift > 63:
             raise ValueError("a footer with a number beyond 64 bits")
         at += 1
         byte = data[at]
-        found |= (byte & 127) << shift
+        number |= (byte & 127) << shift
         shift += 7
-    return found, at + 1
+    return number, at + 1
 
 
 def _list_head(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return the type of a list's values, how many there are, and where the first starts."""
+    """Return the type of a list's values, their number, and the position of the first."""
     head = data[at]
     n, at = (head >> 4, at + 1) if head < 240 else _number(data, at + 1)
     if n > len(data) - at:  # every item has a byte at least
@@ -227,7 +214,7 @@ def _list_head(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _end(data: bytes, at: int, kind: int, depth: int = 0) -> int:
-    """Return where a field of this type that starts here ends; makes nothing, and so is faster."""
+    """Return the end of a field of this type; faster than reading, as nothing is built."""
     if kind in INTEGERS:
         while data[at] > 127:
             at += 1

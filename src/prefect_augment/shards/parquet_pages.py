@@ -1,10 +1,8 @@
-"""Images of a Parquet file that is mapped or in memory: views of where their bytes lie, without a copy.
+"""Images of a mapped or in-memory Parquet file as views of their bytes, without a copy.
 
-Images are stored as they are (:func:`~prefect_augment.shards.parquet.write_parquet`): a page is its
-definition levels, which say what is null, and then of each value its length, 4 bytes, and the value.
-Arrow copies them into a column of its own, which costs as much as all else of an epoch. Only what that
-writer makes is understood here; of all else, and of what does not add up, nothing is said: then Arrow
-reads it, or says what is wrong.
+A page written by :func:`~prefect_augment.shards.parquet.write_parquet` is its definition levels (null or not), then
+4 bytes of length and the value per image. Arrow's copy costs as much as the rest of an epoch. Any other
+layout, or inconsistent sizes, gives None: Arrow then reads the column, or reports the fault.
 """
 
 from __future__ import annotations
@@ -32,15 +30,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class ImagePages:
-    """The images of a file, by the footer's account of where their pages are.
-
-    Parameters
-    ----------
-    file : pyarrow.NativeFile
-        Mapped, or in memory.
-    schema : pyarrow.parquet.ParquetSchema
-        Its schema.
-    """
+    """The images of a file, located by its footer."""
 
     def __init__(self, file: pa.NativeFile, schema: pq.ParquetSchema) -> None:
         file.seek(0)
@@ -52,8 +42,8 @@ class ImagePages:
     def views(self, column: str, group: int, n_rows: int) -> list[memoryview | None] | None:
         """Return the images of a group as views of the file's bytes.
 
-        None where one is null, where the column is compressed, has a dictionary or pages of another
-        version, where it, a page or an image goes beyond its bounds, and where there are not ``n_rows``.
+        None if one is null, the column is compressed, has a dictionary or another page version, a page or image
+        exceeds its bounds, or there are not ``n_rows``.
         """
         if column not in self._columns:
             self._columns[column] = self._find(column)
@@ -61,15 +51,15 @@ class ImagePages:
         return _views(self._bytes, chunks[group], n_rows, level) if group < len(chunks) else None
 
     def _find(self, column: str) -> tuple[list[ColumnChunk], int]:
-        """A column's chunk in each group, and its highest definition level; no chunks where that is not clear."""
+        """Return a column's chunk in each group and its definition level; no chunks if that is ambiguous."""
         n_columns = len(self._schema.names)
         path = f"{column}.bytes"
-        found = [i for i in range(n_columns) if self._schema.column(i).path == path]
-        if len(found) != 1:  # a name with a dot may be that of another's part
+        leaves = [i for i in range(n_columns) if self._schema.column(i).path == path]
+        if len(leaves) != 1:  # a name with a dot may be that of another's part
             return [], 0
-        leaf = self._schema.column(found[0])
+        leaf = self._schema.column(leaves[0])
         try:
-            footer = read_footer(self._file, len(self._bytes), MAX_FOOTER_BYTES, column=found[0])
+            footer = read_footer(self._file, len(self._bytes), MAX_FOOTER_BYTES, column=leaves[0])
         except ValueError:
             footer = None
         chunks = [chunk for group in footer.groups for chunk in group.columns] if footer else []
@@ -128,7 +118,7 @@ def _append_values(
 
 @lru_cache
 def _levels_without_null(n_values: int, level: int) -> tuple[bytes, ...]:
-    """The ways in which so many equal levels are written: as one run, and few of them bit by bit."""
+    """Return the encodings of so many equal levels: as one run, and for few of them bit-packed."""
     head, run = n_values << 1, bytearray()
     while head > 127:
         run.append(head & 127 | 128)

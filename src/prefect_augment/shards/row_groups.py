@@ -1,7 +1,4 @@
-"""Groups of records: what is read together of a shard, a few MiB.
-
-How large records are, so that shards can be cut to size without having them in memory.
-"""
+"""Row groups: a few MiB of a shard that are read together, cut by the size of their records."""
 
 from __future__ import annotations
 
@@ -20,18 +17,18 @@ ROW_GROUP_BYTES = 3 << 20
 
 
 def rows_per_group(n_records: int, n_bytes: float) -> int:
-    """Return how many records of so many bytes of Arrow data a row group holds."""
+    """Return the number of records per row group, given their bytes of Arrow data."""
     return max(1, int(ROW_GROUP_BYTES * n_records / max(1, n_bytes)))
 
 
 def row_groups(table: pa.Table, n_rows: int) -> Iterator[pa.Table]:
-    """Yield the table in groups of so many rows, the last one smaller; of no row where it has none."""
+    """Yield the table in groups of ``n_rows``; one empty group for an empty table."""
     for start in range(0, max(1, table.num_rows), n_rows):
         yield table.slice(start, n_rows)
 
 
 def record_bytes(table: pa.Table) -> NDArray[np.int32]:
-    """Return about how many bytes of Arrow data each record is, however the table is chunked."""
+    """Return the approximate bytes of Arrow data per record, independent of chunks."""
     total = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:
         total += _bytes(table[field.name].combine_chunks())

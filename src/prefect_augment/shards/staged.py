@@ -1,7 +1,6 @@
-"""Staged records back in memory: what stages read of the stages before them.
+"""Staged records back in memory: what a step reads of the steps before it.
 
-:func:`iter_shards` gives them a few megabytes at a time; :func:`read_part` and :func:`read_shards`
-give all at once, to those who compute on all at once.
+:func:`iter_shards` yields a few megabytes at a time; :func:`read_part` and :func:`read_shards` return all.
 """
 
 from __future__ import annotations
@@ -22,13 +21,7 @@ __all__ = ["iter_shards", "load_info", "read_part", "read_shards", "write_candid
 
 
 def load_info(ref: DatasetRef, store: Store) -> DatasetInfo:
-    """Return everything known about staged records.
-
-    Raises
-    ------
-    IntegrityError
-        If the stage's outcome is gone, or is not the one that ``ref`` was made from.
-    """
+    """Return the info of staged records; raises IntegrityError if it is gone or not the one ``ref`` names."""
     info = read_result(store, ref.path, DatasetInfo)
     where = f"{store.uri}/{ref.path}"
     if info is None:
@@ -47,28 +40,9 @@ def load_info(ref: DatasetRef, store: Store) -> DatasetInfo:
 def read_part(
     store: Store, info: DatasetInfo, parts: Sequence[str], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Records of some parts of staged data.
+    """Return the records of some parts (training, validation, holdout, candidates …) in shard order.
 
-    Parameters
-    ----------
-    store : Store
-        The root that the facts' shards lie under.
-    info : DatasetInfo
-        Outcome of an ingest, sampling or augmentation stage.
-    parts : sequence of str
-        Values of ``ShardInfo.split``: training, validation, holdout, candidates …
-    columns : sequence of str, optional
-        Only these, in this order.
-
-    Returns
-    -------
-    pyarrow.Table
-        Records in the order of the facts' shards; without rows where the parts are empty.
-
-    Raises
-    ------
-    IntegrityError
-        If a shard is missing or damaged.
+    The table is empty if the parts are; raises IntegrityError if a shard is missing or damaged.
     """
     wanted = [s for s in info.shards if s.split in parts]
     return read_shards(store, wanted, columns, like=info.shards)
@@ -82,25 +56,10 @@ def read_shards(
     like: Sequence[ShardInfo] = (),
     verify: bool = False,
 ) -> pa.Table:
-    """Records of these shards, one after the other, with one dictionary per category column.
+    """Return the records of these shards in order, with one dictionary per category column.
 
-    Parameters
-    ----------
-    store : Store
-        The root that the shards lie under.
-    shards : sequence of ShardInfo
-        Which; none gives a table without rows, with the columns of the first of ``like``.
-    columns : sequence of str, optional
-        Only these, in this order.
-    like : sequence of ShardInfo
-        Where the columns are taken from when ``shards`` is empty.
-    verify : bool
-        Check every object's sha256 first.
-
-    Raises
-    ------
-    IntegrityError
-        If a shard is missing or damaged, or there is none to take the columns from.
+    Without shards the result is an empty table with the columns of the first of ``like``. ``verify``
+    checks every object's sha256. Raises IntegrityError if a shard is missing or damaged.
     """
     if not shards:
         if not like:
@@ -127,22 +86,13 @@ def iter_shards(
     max_bytes: int = BATCH_BYTES,
     max_records: int = BATCH_RECORDS,
 ) -> Iterator[pa.Table]:
-    """Yield the records of these shards in order, some groups of rows at a time.
+    """Yield the records of these shards in order, as tables of about ``max_bytes`` and ``max_records``.
 
-    Parameters
-    ----------
-    store, shards, columns
-        As for :func:`read_shards`; tables of different shards may have different dictionaries.
-    max_bytes, max_records : int
-        About so much is in a table at most; a shard's first one is one group of rows.
-
-    Raises
-    ------
-    IntegrityError
-        If a shard is missing or damaged.
+    A shard's first table is one row group; dictionaries may differ between shards. Raises IntegrityError
+    if a shard is missing or damaged.
     """
-    for result in shards:
-        with open_shard(store, result.path, mapped=False) as shard:
+    for info in shards:
+        with open_shard(store, info.path, mapped=False) as shard:
             n_groups, start = 1, 0
             while start < len(shard.group_rows):
                 groups = range(start, min(start + n_groups, len(shard.group_rows)))
@@ -165,13 +115,11 @@ def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 SHARD_RECORDS = 100_000
-
-
 SHARD_BYTES = 64 * 2**20
 
 
 def write_candidates(stage: Stage, table: pa.Table, stem: str, label: str) -> tuple[ShardInfo, ...]:
-    """Write records that are no real ones into a stage's folder; return the shards."""
+    """Write synthetic or rejected records into a stage's folder; return the shards."""
     return write_shards(
         stage.store,
         table,

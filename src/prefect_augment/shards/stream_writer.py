@@ -1,7 +1,7 @@
-"""Records that are too many for memory: written shard by shard as they come, and brought into order on disk.
+"""Records too many for memory: written shard by shard as they come, and sorted on disk.
 
-:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables that come one
-after the other; :class:`Reordered` puts records into another order by way of local files.
+:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables one after the other;
+:class:`Reordered` reorders records through local files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -60,29 +59,11 @@ def write_stream(
 ) -> tuple[ShardInfo, ...]:
     """Put records that come table by table as immutable objects named by their content.
 
-    Where the first table holds all records this is :func:`write_shards`. Else each shard is built a
-    group of rows at a time; how many shards there are follows from the bytes of the first table's
-    records.
-
-    Parameters
-    ----------
-    store : Store
-        Where to.
-    tables : iterable of pyarrow.Table
-        Of one schema; how the records are cut into tables changes no byte, but for the first.
-    n_records : int
-        How many records come.
-    n_bytes : int
-        What is known beforehand of their size: they are taken for at least as large.
-    prefix, stem, split, origin, label, max_records, max_bytes, shard_format, classes
-        As for :func:`write_shards`, which raises the same errors.
-
-    Returns
-    -------
-    tuple of ShardInfo
-        In the order of the records.
+    If the first table holds all ``n_records`` this is :func:`write_shards`, which documents the other parameters
+    and errors. Otherwise shards are built by row groups, and their number follows from the record size in
+    the first table, at least ``n_bytes`` in all; further cuts into tables change no byte.
     """
-    wishes = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
+    common = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
     rest = (table for table in tables if table.num_rows)
     first = next(rest, None)
     if first is None:
@@ -91,7 +72,7 @@ def write_stream(
         return write_shards(
             store,
             first,
-            **wishes,  # type: ignore[arg-type]
+            **common,  # type: ignore[arg-type]
             max_records=max_records,
             max_bytes=max_bytes,
             shard_format=shard_format,
@@ -123,14 +104,14 @@ def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _Rows:
-    """Tables that come one after the other, as groups of rows of any other size."""
+    """Tables in sequence, regrouped into any number of rows."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
         self._held: list[pa.Table] = []
 
     def groups(self, n_rows: int, size: int) -> Iterator[pa.Table]:
-        """Yield the next ``n_rows`` rows, ``size`` at a time, one chunk and one dictionary per column."""
+        """Yield the next ``n_rows`` rows, ``size`` at a time, with one chunk and one dictionary per column."""
         for start in range(0, n_rows, size):
             taken = list(self.next_rows(min(size, n_rows - start)))
             yield pa.concat_tables(taken).unify_dictionaries().combine_chunks()
@@ -149,7 +130,7 @@ class _Rows:
 def cut(
     tables: Iterable[pa.Table], sizes: Sequence[int]
 ) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-    """Yield for each size so many of the rows that come, as tables, to be read before the next."""
+    """Yield each size with that many of the next rows, as tables to be read before the next."""
     flow = _Rows(iter(tables))
     for size in sizes:
         yield size, flow.next_rows(size)
@@ -157,7 +138,7 @@ def cut(
 
 @contextmanager
 def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft, str]]:
-    """Give a draft with what is read from a file, block by block, and its sha256."""
+    """Yield a draft with a file's content, copied block by block, and its sha256."""
     with store.draft(folder) as draft:
         with HashedSink(draft) as sink:
             while block := file.read(1 << 20):
@@ -169,14 +150,9 @@ def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft,
 
 
 class Reordered:
-    """Records that come in one order and go in another, by way of local files; a context manager.
+    """Brings records into another order through local files; a context manager.
 
-    Parameters
-    ----------
-    n_records : int
-        How many there will be; their places are 0 … n_records - 1, each taken once.
-    n_bytes : int
-        About how many bytes of Arrow data they are.
+    Places are 0 … ``n_records`` - 1, each taken once; ``n_bytes`` is their approximate size in Arrow.
     """
 
     def __init__(self, n_records: int, n_bytes: int) -> None:
@@ -190,18 +166,13 @@ class Reordered:
     def __enter__(self) -> Reordered:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         with suppress(StorageError):  # of a full disk, which has been said
             self._close()
         self._workspace.close()
 
     def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
-        """Take in records with the place that each is to have."""
+        """Add records and the place of each."""
         buckets = places // self._n_per_bucket
         table = table.unify_dictionaries().append_column(_PLACE, pa.array(places, pa.int64()))
         for bucket in np.unique(buckets).tolist():

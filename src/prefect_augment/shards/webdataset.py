@@ -1,15 +1,9 @@
-"""WebDataset shards: one tar per shard, with the images as files that any loader of tars reads.
+"""WebDataset shards: one tar per shard, with the images as files that any tar loader reads.
 
-A record is ``<aug_id>.cls`` (the number of its class), ``<aug_id>.jpg`` or what else its bytes are,
-and ``<aug_id>.json`` (all other columns; a field that is null is left out). Further image columns are
-``<aug_id>.<column>.png``. The first member, ``__columns__``, is Parquet: every column but the images'
-bytes, and where these lie in the tar. Readers of tars pass it over; we read the records through it,
-so that they come back with their types, and a column of text costs a few kilobytes.
-
-The members of a tar shard: what a record becomes, and how many of them are made at once.
-
-Making a tar by :mod:`tarfile` costs more than the disk; here headers are filled in for all records of
-a piece together, and sizes and places are known before a byte is written.
+A record is ``<aug_id>.cls`` (class number), ``<aug_id>.jpg`` or another image ending, and ``<aug_id>.json`` (other
+columns without nulls); more images are ``<aug_id>.<column>.png``. The first member, ``__columns__``, is Parquet: all
+columns, with the images' positions in the tar. We read through it, which restores types; other readers skip it.
+Headers are built for many records at once, as :mod:`tarfile` is slower than the disk.
 """
 
 from __future__ import annotations
@@ -82,7 +76,7 @@ class WebDatasetShards:
 
 
 def is_published_tar(file: Any) -> bool:
-    """Tell whether a tar is one of our shards; the file is read from its start again afterwards."""
+    """Tell whether a tar is one of our shards; the file is then back at its start."""
     file.seek(0)
     start = bytes(file.read(len(INDEX) + 1))
     file.seek(0)
@@ -93,10 +87,10 @@ def is_published_tar(file: Any) -> bool:
 
 
 def _index(table: pa.Table, places: Mapping[str, pa.StructArray]) -> pa.Table:
-    """The table with places instead of images, its metadata untouched."""
-    for name, found in places.items():
+    """Return the table with image positions instead of images, its metadata untouched."""
+    for name, place in places.items():
         column = table.column_names.index(name)
-        table = table.set_column(column, table.schema.field(name).with_type(PLACE_TYPE), found)
+        table = table.set_column(column, table.schema.field(name).with_type(PLACE_TYPE), place)
     return table
 
 
@@ -128,20 +122,20 @@ class _WebDatasetReader:
         self.group_rows = tuple(int(n) for n in np.diff(self._groups))
 
     def _read_places(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Offset and size of the images of each column, the size -1 where there is none."""
+        """Return offset and size of each column's images, size -1 for null."""
         columns = self._index.read(columns=self._images, use_threads=False)
-        found = {}
+        places = {}
         for name in self._images:
             parts = [pc.struct_field(columns[name], part) for part in ("offset", "size")]
             there = pc.and_(parts[0].is_valid(), parts[1].is_valid()).to_numpy()
             offsets, sizes = (pc.fill_null(p, 0).to_numpy().astype(np.int64) for p in parts)
             if min(part.min(initial=0) for part in (offsets, sizes, offsets + sizes)) < 0:
                 raise pa.ArrowInvalid("its index names places outside of it")
-            found[name] = offsets, np.where(there, sizes, -1)
-        return found
+            places[name] = offsets, np.where(there, sizes, -1)
+        return places
 
     def _bounds(self) -> NDArray[np.int64]:
-        """Where groups begin and end: at most so many bytes of images lie in one, or a single record."""
+        """Return the group bounds: each group has at most ``ROW_GROUP_BYTES`` of images, or one record."""
         total = np.zeros(self._index.metadata.num_rows, dtype=np.int64)
         for _, sizes in self._places.values():
             total += np.maximum(sizes, 0)
@@ -177,11 +171,11 @@ class _WebDatasetReader:
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
         """Return a group's columns, and its images as views of the tar."""
-        found = {name: self._images_of(name, group) for name in images}
-        return self.read(columns, groups=[group]), found
+        views = {name: self._images_of(name, group) for name in images}
+        return self.read(columns, groups=[group]), views
 
     def _images_of(self, column: str, group: int) -> list[memoryview | None]:
-        """The images of a group, read in one go: its members lie together."""
+        """Return the images of a group, read at once, as its members are adjacent."""
         rows = slice(self._groups[group], self._groups[group + 1])
         offsets, sizes = (part[rows] for part in self._places[column])
         there = sizes >= 0
@@ -199,7 +193,7 @@ class _WebDatasetReader:
 
 
 def _image_array(images: Sequence[memoryview | None], places: pa.ChunkedArray) -> pa.Array:
-    """The images as a column of them."""
+    """Return the images as an Arrow column."""
     bounds = np.cumsum([0, *(0 if image is None else len(image) for image in images)])
     if bounds[-1] > np.iinfo(np.int32).max:
         raise pa.ArrowInvalid("its index names more bytes than Arrow counts in one chunk")
@@ -209,7 +203,7 @@ def _image_array(images: Sequence[memoryview | None], places: pa.ChunkedArray) -
         if image is not None:
             view[low:high] = image
     there = [image is not None for image in images]
-    found = pa.Array.from_buffers(
+    data_column = pa.Array.from_buffers(
         pa.binary(),
         len(images),
         [
@@ -220,12 +214,12 @@ def _image_array(images: Sequence[memoryview | None], places: pa.ChunkedArray) -
     )
     paths = one_chunk(pc.struct_field(places, "path"))
     return pa.StructArray.from_arrays(
-        [found, paths], fields=list(IMAGE_TYPE), mask=one_chunk(places.is_null())
+        [data_column, paths], fields=list(IMAGE_TYPE), mask=one_chunk(places.is_null())
     )
 
 
 def _read(file: Any, n_bytes: int) -> memoryview:
-    """The next bytes; not copied where the file is mapped."""
+    """Read the next bytes; a view where the file is mapped."""
     read = getattr(file, "read_buffer", file.read)
     data = memoryview(read(n_bytes)).cast("B")
     if len(data) < n_bytes:
@@ -254,9 +248,9 @@ SIGNATURES = (
 
 
 class TarMembers:
-    """The members of all records: where each is to stand is known before one is made.
+    """The tar members of all records, whose positions are known before any is written.
 
-    A record's members are its class, its images in the order of their columns, and its JSON.
+    A record's members are its class, its images in column order, and its JSON.
     """
 
     def __init__(
@@ -283,8 +277,8 @@ class TarMembers:
 
     @property
     def places(self) -> dict[str, pa.StructArray]:
-        """Where the bytes of each image column's images will be, counted from the first member."""
-        found = {}
+        """The position of each image's bytes, from the first member on."""
+        places = {}
         for j, name in enumerate(self._images.column_names, 1):
             column = self._images[name]
             none = self._sizes[:, j] < 0
@@ -293,13 +287,13 @@ class TarMembers:
                 pa.array(self._sizes[:, j], pa.int64(), mask=none),
                 one_chunk(pc.struct_field(column, "path")),
             ]
-            found[name] = pa.StructArray.from_arrays(
+            places[name] = pa.StructArray.from_arrays(
                 parts, fields=list(PLACE_TYPE), mask=one_chunk(column.is_null())
             )
-        return found
+        return places
 
     def pieces(self) -> Iterator[bytearray]:
-        """Yield the members, a few MiB at once."""
+        """Yield the members, a few MiB at a time."""
         turn = self._ends * BLOCK // PIECE_BYTES
         bounds = [0, *(np.flatnonzero(np.diff(turn)) + 1).tolist(), len(turn)]
         for start, stop in itertools.pairwise(bounds):
@@ -337,12 +331,9 @@ class TarMembers:
 
 
 def tar_headers(names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the headers of members, with nothing in them that another day or machine would write differently.
+    """Return the headers of members, shape (n_members, 512), equal on every day and machine.
 
-    Returns
-    -------
-    ndarray of uint8, shape (n_members, 512)
-        As :mod:`tarfile` makes them, one by one, in the format ustar.
+    They are what :mod:`tarfile` writes in the format ustar.
     """
     plain = tarfile.TarInfo("")
     plain.mode = 0o644
@@ -363,32 +354,32 @@ def tar_headers(names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.ui
 
 
 def _octal(numbers: NDArray[np.int64], n_digits: int) -> NDArray[np.uint8]:
-    """The numbers in octal digits, shape (n, n_digits)."""
+    """Return numbers as octal digits, shape (n, n_digits)."""
     shifts = 3 * np.arange(n_digits - 1, -1, -1)
     return ((numbers[:, None] >> shifts & 7) + ord("0")).astype(np.uint8)
 
 
 def whole_member(name: str, data: Any) -> bytes:
-    """Return one member: header, data, and what fills the last block."""
+    """Return one member: header, data and padding."""
     header = tar_headers([name], np.array([len(data)]))
     return header.tobytes() + bytes(data) + bytes(-len(data) % BLOCK)
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """Return the column in one chunk."""
-    found = column.combine_chunks()
-    return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
+    """Return the column as one chunk."""
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
 def _sizes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Bytes of each image, -1 where there is none."""
+    """Return the bytes of each image, -1 for null."""
     sizes = pc.binary_length(pc.struct_field(column, "bytes"))
-    found: NDArray[np.int64] = pc.fill_null(sizes, -1).to_numpy().astype(np.int64)
-    return found
+    n_bytes: NDArray[np.int64] = pc.fill_null(sizes, -1).to_numpy().astype(np.int64)
+    return n_bytes
 
 
 def _suffixes(images: Sequence[str], main: str) -> dict[str, str]:
-    """What stands before the ending: nothing for the picture itself, the column's name for others."""
+    """Return what precedes the ending: nothing for the main image, the column's name for others."""
     suffixes: dict[str, str] = {main: ""}
     for name in images:
         if name != main:
@@ -402,14 +393,14 @@ def _suffixes(images: Sequence[str], main: str) -> dict[str, str]:
 
 
 def _ending(data: bytes) -> str:
-    """The ending of an image's own kind: loaders choose the decoder by it."""
+    """Return the ending of an image's format, by which loaders choose the decoder."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((ending for start, ending in SIGNATURES if data.startswith(start)), "img")
 
 
 def _json_lines(table: pa.Table) -> list[bytes]:
-    """Each record as JSON: a column at a time, since most of the work is the same for all records."""
+    """Return each record as JSON, built column by column, which is faster."""
     fields = [_json_fields(name, table[name]) for name in table.column_names]
     there = [field for field in fields if field is not None]
     return [
@@ -418,25 +409,25 @@ def _json_lines(table: pa.Table) -> list[bytes]:
 
 
 def _json_fields(name: str, column: pa.ChunkedArray) -> list[str] | None:
-    """``"name": value`` of each record, empty where JSON cannot say it; None where it never can."""
+    """Return ``"name": value`` per record, empty where JSON has no form; None if it never has."""
     if column.null_count == len(column):
         return None
     start = f"{_JSON.encode(name)}: "
-    made: dict[Any, str] = {}
+    encoded: dict[Any, str] = {}
     fields = []
     for value in column.to_pylist():
-        field = made.get(value) if isinstance(value, str) else None
+        field = encoded.get(value) if isinstance(value, str) else None
         if field is None:
-            said = _plain(value)
-            field = "" if said is None else start + _JSON.encode(said)
+            plain = _plain(value)
+            field = "" if plain is None else start + _JSON.encode(plain)
             if isinstance(value, str):
-                made[value] = field
+                encoded[value] = field
         fields.append(field)
     return fields
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can say of a value: None for a number that is none, and for bytes."""
+    """Return a value in JSON types; None for NaN, infinities and bytes."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

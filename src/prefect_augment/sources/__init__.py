@@ -1,1 +1,1 @@
-"""Readers of what users have."""
+"""Readers of the users' formats."""

@@ -1,12 +1,7 @@
-"""Files out of a zip or tar, in memory only: nothing is ever extracted to disk.
+"""Files of a zip or tar, read in memory only; nothing is extracted to disk.
 
-Names that would leave a folder, links and devices are not read; sizes are bounded before and while
-data are unpacked, so that a small archive cannot fill the memory.
-
-How much a file of a source may unpack to: a small one must not fill the memory.
-
-Text and tables shrink far better than images, so the bound is looser than that of archives
-(:mod:`prefect_augment.sources.archives`), and far below what a bomb is made for.
+Names that leave the folder, links and devices are not read; sizes are bounded before and while unpacking, so
+that a small file cannot fill the memory. The bound for text and tables is looser, as they compress better.
 """
 
 from __future__ import annotations
@@ -68,23 +63,10 @@ def too_large(n_bytes: int, max_megapixels: float) -> bool:
 def read_archive(
     file: IO[bytes], *, name: str, n_bytes: int, max_megapixels: float
 ) -> Iterator[Member]:
-    """Yield the files in a zip or tar, those that cannot be used with the reason.
+    """Yield the files of a zip or tar (by the ending of ``name``), unreadable ones with the reason.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        The archive's path, for messages and by its ending.
-    n_bytes : int
-        Its size; bounds what it may unpack to.
-    max_megapixels : float
-        Larger members than such an image could be are not unpacked.
-
-    Raises
-    ------
-    InputError
-        If it is no archive, unpacks to far more than images would, or has too many members.
+    Its size ``n_bytes`` bounds the unpacked total, ``max_megapixels`` each member. Raises InputError if it is no
+    archive, unpacks to far more than images would, or has too many members.
     """
     walk = _zip_members if name.lower().endswith(".zip") else _tar_members
     limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
@@ -125,7 +107,7 @@ def _bomb(name: str, n_bytes: int, what: str) -> InputError:
 
 
 def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
-    """The members, each with the bytes that were unpacked for it."""
+    """Yield the members, each with its unpacked bytes."""
     with zipfile.ZipFile(file) as archive:
         for i, info in enumerate(archive.infolist(), start=1):
             if info.is_dir():
@@ -169,7 +151,7 @@ class _BoundedInfo(tarfile.TarInfo):
 
 
 def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
-    """The members, each with its size: what is passed over is unpacked all the same."""
+    """Yield the members, each with its size: skipped ones are unpacked too."""
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=_BoundedInfo) as archive:
         for i, info in enumerate(archive, start=1):
             if info.isdir():
@@ -200,7 +182,7 @@ def _read(member: IO[bytes], n_bytes: int) -> tuple[bytes, bool]:
 
 
 def _plain(exc: Exception) -> str:
-    """One line without the member's name, so that equal troubles are counted together."""
+    """Return one line without the member's name, so that equal faults are counted together."""
     text = str(exc).splitlines()[0] if str(exc) else ""
     if isinstance(exc, RuntimeError) and "encrypted" in text:
         return "it is encrypted"
@@ -208,7 +190,7 @@ def _plain(exc: Exception) -> str:
 
 
 def _checked(name: str) -> tuple[str, str]:
-    """Return the member's path in our own spelling, and why it is not safe."""
+    """Return the member's normalised path, and why it is not safe."""
     path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     path = path.replace("\\", "/")
     if path.startswith("/") or re.match(r"[A-Za-z]:", path):
@@ -232,13 +214,7 @@ def most_bytes(n_bytes: int) -> int:
 
 
 def refuse_bomb(name: str, n_bytes: int, n_unpacked: int) -> None:
-    """Raise where a file has unpacked to more than an honest one would.
-
-    Raises
-    ------
-    InputError
-        If ``n_unpacked`` is more than :func:`most_bytes`.
-    """
+    """Raise InputError if a file has unpacked to more than :func:`most_bytes`."""
     if n_unpacked > most_bytes(n_bytes):
         raise InputError(
             f"{name} ({n_bytes:,} bytes) unpacks to more than {most_bytes(n_bytes):,} bytes, as decompression bombs "
@@ -256,7 +232,7 @@ def size_of(file: IO[bytes]) -> int:
 
 
 def opened(file: IO[bytes]) -> IO[bytes]:
-    """Return a stream of the file's content from its beginning, unpacked where it is gzip."""
+    """Return a stream of the file's content from its start, unpacked if it is gzip."""
     file.seek(0)
     is_packed = file.read(len(GZIP)) == GZIP
     file.seek(0)

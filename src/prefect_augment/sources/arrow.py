@@ -1,7 +1,6 @@
 """Arrow IPC as a source: files and streams, Feather of both versions, what `datasets` keeps on disk.
 
-A file says itself how it is to be read, so nothing is guessed. What it says is not believed: every
-value is validated before anything looks at it, because Arrow follows offsets without a check.
+Nothing is guessed. Every value is validated before use, as Arrow follows offsets without a check.
 """
 
 from __future__ import annotations
@@ -36,29 +35,11 @@ FEATHER_1_MAGIC = b"FEA1"
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one Arrow file or stream, its types and schema metadata as they stand, in small batches.
+    """Yield the records of one Arrow file or stream in small batches, with its types and schema metadata.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        The file's path, for messages.
-    source : Source
-        Not used by this format.
-
-    Yields
-    ------
-    SourceRecords
-        At least one, maybe empty. ``positions`` count rows from 1. A file is read as a whole or not at all.
-
-    Raises
-    ------
-    InputError
-        If the file is not whole, not Arrow, holds values that cannot be, or unpacks to far more than
-        its size.
-    SchemaError
-        If two columns have the same name, or one is of a type that Parquet cannot hold.
+    ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is
+    damaged or unpacks to far more than its size, SchemaError for duplicate columns or types that Parquet
+    cannot hold.
     """
     n_bytes = size_of(file)
     n_rows = n_unpacked = 0
@@ -74,14 +55,14 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:
-    """A batch in pieces of bounded size; somebody may have written all in one."""
+    """Yield a batch in pieces of bounded size."""
     n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, table.nbytes)))
     for start in range(0, max(1, table.num_rows), n_rows):
         yield table.slice(start, n_rows)
 
 
 def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
-    """The file's batches, each as a table; one without rows where there is none."""
+    """Yield the schema's empty table, then each batch."""
     magic = file.read(len(FILE_MAGIC))
     file.seek(0)
     if magic.startswith(FEATHER_1_MAGIC):
@@ -105,7 +86,7 @@ def _read_feather_1(file: IO[bytes]) -> pa.Table:
 
 
 def _checked(table: pa.Table, name: str) -> pa.Table:
-    """Refuse columns that could not be told apart or published."""
+    """Refuse duplicate columns and types that cannot be published."""
     refuse_duplicates(table.column_names, name)
     for field in plain_schema(table.schema):
         try:

@@ -1,8 +1,4 @@
-"""The contracts of formats.
-
-Of a source: bytes in, records out, and what could not be read said (:class:`SourceReader`). Of our
-own shards: records in, one object out, and the same records back (:class:`ShardFormat`).
-"""
+"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.params import Source
 
-__all__ = ["BATCH_BYTES", "Rejected", "SourceReader", "SourceRecords", "in_batches", "whole"]
+__all__ = ["BATCH_BYTES", "Rejected", "SourceReader", "SourceRecords", "in_batches"]
 
 #: About so many bytes of Arrow data in a batch of records.
 BATCH_BYTES = 8 << 20
@@ -24,10 +20,7 @@ BATCH_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Rejected:
-    """One record that cannot be used.
-
-    ``position`` counts from 1: the line of a text file, the row of a table.
-    """
+    """One invalid record; ``position`` is the line of a text file or row of a table, from 1."""
 
     position: int
     reason: str
@@ -36,7 +29,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SourceRecords:
-    """Records of one source object, all or a batch; ``positions[i]`` is where record i stood in it."""
+    """Records of one source object, all or a batch; ``positions[i]`` is the place of record i in it."""
 
     table: pa.Table
     positions: NDArray[np.int64]
@@ -55,34 +48,22 @@ class SourceReader(Protocol):
         Parameters
         ----------
         file : binary file
-            Seekable; open as long as batches are asked for.
+            Seekable; open while batches are read.
         name : str
             The object's path, for messages.
         source : Source
-            How the user wants it to be read.
+            The user's reading options.
 
         Returns
         -------
         iterable of SourceRecords, or SourceRecords
-            At least one batch, also of an object without records: it says the columns. Each about
-            ``BATCH_BYTES`` of Arrow data, whatever the object says of its own size. All have one
-            schema; the dictionaries of category columns may differ. Rejected records and notes come
-            with any of them, each once.
+            At least one batch, which gives the columns of an empty object. Each has about ``BATCH_BYTES`` of
+            Arrow data, whatever the object claims. One schema for all; dictionaries of category columns
+            may differ. Each rejected record and note comes once, with any batch.
         """
         ...
 
 
-def in_batches(found: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
-    """Return what a reader returned as batches."""
-    return iter((found,) if isinstance(found, SourceRecords) else found)
-
-
-def whole(found: SourceRecords | Iterable[SourceRecords]) -> SourceRecords:
-    """Return what a reader returned as one."""
-    batches = list(in_batches(found))
-    return SourceRecords(
-        pa.concat_tables([b.table for b in batches]).unify_dictionaries(),
-        np.concatenate([b.positions for b in batches]),
-        tuple(r for b in batches for r in b.rejected),
-        tuple(note for b in batches for note in b.notes),
-    )
+def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
+    """Return a reader's result as batches."""
+    return iter((result,) if isinstance(result, SourceRecords) else result)

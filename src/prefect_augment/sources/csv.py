@@ -1,10 +1,7 @@
-"""CSV, TSV and their relatives as a source: text in, typed records out, every guess said in a note.
+"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note.
 
-Encoding, separator, decimal mark and header are found by looking at the bytes, or taken from
-:class:`~prefect_augment.params.Source`. Lines that do not fit are rejected with number and reason.
-What the columns hold is decided by :mod:`prefect_augment.sources.csv_types`.
-
-Text of a source's object, decoded piece by piece as often as it is asked for.
+Encoding, separator, decimal mark and header are detected from the bytes, or taken from
+:class:`~prefect_augment.params.Source`; :mod:`.csv_types` infers column types.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from prefect_augment.errors import EmptyFileError, InputError, ParameterError, S
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import UNPACK_ERRORS, refuse_bomb, size_of
 from prefect_augment.sources.base import Rejected, SourceRecords
-from prefect_augment.sources.csv_types import ColumnTyper, count_marks, is_number
+from prefect_augment.sources.csv_types import ColumnTyper, count_decimals, is_number
 from prefect_augment.storage.spill import Workspace
 
 __all__ = ["Text", "read_batches"]
@@ -45,46 +42,30 @@ MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one CSV file, typed by what its columns hold.
+    """Yield the records of one CSV file, typed by the content of its columns.
 
-    - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else
-      cp1252; gzip is unpacked.
-    - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as
-      the first; quoted fields may hold separators and line breaks.
+    - Encoding: by byte order mark, else UTF-8, else UTF-16 where every other byte is zero, else cp1252;
+      gzip is unpacked.
+    - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as the
+      first; quoted fields may hold separators and line breaks.
     - Header: the first line, unless it holds numbers where the columns below hold numbers.
-    - Empty fields are null. Types: see :class:`prefect_augment.sources.csv_types.ColumnTyper`; they are
-      settled when all lines have been seen, which are put aside as text until then.
+    - Empty fields are null. :class:`.csv_types.ColumnTyper` infers types when all lines have been seen; until
+      then they are spilled as text.
 
-    Parameters
-    ----------
-    file : binary file
-        The whole object.
-    name : str
-        Its path, for messages.
-    source : Source
-        Encoding, separator and decimal mark where they are given, and the label.
-
-    Yields
-    ------
-    SourceRecords
-        ``positions`` are line numbers, counted from 1.
-
-    Raises
-    ------
-    InputError
-        If the file is empty, has only a header, is not text, or hardly any line fits.
-    SchemaError
-        If two columns have the same name.
+    Lines that do not parse are rejected with their number, from 1. Raises InputError if the file is empty,
+    has only a header, is not text, or hardly any line parses; SchemaError for duplicate column names.
     """
     text = Text(file, name, source.encoding)
     if text.is_blank:
         raise EmptyFileError(
             f"{name} is empty; expected a header and at least one record.", path=name
         )
+    # Layout, from the first rows.
     separator = _find_separator(text, source.separator)
     skip_blanks = _has_blanks_after(text, separator)
     header, has_header = _header(text, separator, skip_blanks, source, name)
     with Workspace() as workspace:
+        # Rows as text, then types, then records.
         blocks = _Blocks(workspace, header)
         with text.open() as file_lines:
             lines = _Lines(file_lines)
@@ -96,19 +77,19 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
             blocks.read(reader, lines, name)
         names, notes = blocks.without_blank_column()
         typers, mark = blocks.typers(names, source, separator)
-        found = (
+        layout = (
             f"read as {text.encoding}, separator {SEPARATOR_NAMES.get(separator, repr(separator))}"
         )
-        found += ", decimal comma" if mark == "," else ""
-        found += "" if has_header else ", no header line: columns are named column_1, column_2 …"
-        found += ", blanks after separators left out" if skip_blanks else ""
-        said = (found, *notes, *_said(names, typers))
+        layout += ", decimal comma" if mark == "," else ""
+        layout += "" if has_header else ", no header line: columns are named column_1, column_2 …"
+        layout += ", blanks after separators left out" if skip_blanks else ""
+        file_notes = (layout, *notes, *_missing_notes(names, typers))
         for batch in blocks.typed(names, typers, separator):
-            yield replace(batch, notes=said)
-            said = ()
+            yield replace(batch, notes=file_notes)
+            file_notes = ()
 
 
-def _said(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
+def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
     return [
         f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
         for name, typer in zip(names, typers, strict=True)
@@ -119,19 +100,19 @@ def _said(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
 # --- layout -----------------------------------------------------------------------------------
 
 
-def _find_separator(text: Text, wished: str) -> str:
-    if wished != "auto":
-        separator = "\t" if wished in ("\\t", "tab") else wished
+def _find_separator(text: Text, requested: str) -> str:
+    if requested != "auto":
+        separator = "\t" if requested in ("\\t", "tab") else requested
         if len(separator) != 1 or separator in '"\r\n':
             raise ParameterError(
-                f"separator {wished!r} cannot be used; give one character, or \\t."
+                f"separator {requested!r} cannot be used; give one character, or \\t."
             )
         return separator
-    return max(SEPARATORS, key=lambda s: (_fit(text, s), -SEPARATORS.index(s)))
+    return max(SEPARATORS, key=lambda s: (_regularity(text, s), -SEPARATORS.index(s)))
 
 
-def _fit(text: Text, separator: str) -> tuple[float, int]:
-    """How well a separator cuts the first rows alike: share of rows like the first, number of fields."""
+def _regularity(text: Text, separator: str) -> tuple[float, int]:
+    """Return how well a separator cuts the first rows: share of rows as wide as the first, number of fields."""
     rows = _sample(text, separator)
     width = len(rows[0]) if rows else 0
     if width < 2:
@@ -159,7 +140,7 @@ def _has_blanks_after(text: Text, separator: str) -> bool:
 def _header(
     text: Text, separator: str, skip_blanks: bool, source: Source, name: str
 ) -> tuple[list[str], bool]:
-    """Return the columns' names and whether they stand in the first line."""
+    """Return the column names and whether the first line holds them."""
     rows = _sample(text, separator, skip_blanks=skip_blanks)
     first, below = [field.strip() for field in rows[0]], rows[1:]
     if source.label not in first and _is_data(first, below):
@@ -194,7 +175,7 @@ def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
 
 
 class _Lines:
-    """Lines of a text, remembering the ones since the last row: what a rejected row looked like."""
+    """Lines of a text, keeping those since the last row as the raw text of a rejected one."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -212,7 +193,7 @@ class _Lines:
 
 
 class _Blocks:
-    """The rows of a file as blocks of text columns, put aside until their types are known."""
+    """The rows of a file as blocks of text columns, spilled until their types are known."""
 
     def __init__(self, workspace: Workspace, header: Sequence[str]) -> None:
         self._header = list(header)
@@ -265,7 +246,7 @@ class _Blocks:
         self._positions.append(np.asarray(positions, dtype=np.int64))
 
     def without_blank_column(self) -> tuple[list[str], tuple[str, ...]]:
-        """Leave out the empty column that a separator at the end of every line makes."""
+        """Drop the empty column that a separator at the end of every line makes."""
         last = len(self._header) - 1
         if (
             last == 0
@@ -278,31 +259,31 @@ class _Blocks:
     def typers(
         self, names: Sequence[str], source: Source, separator: str
     ) -> tuple[list[ColumnTyper], str]:
-        """Return what makes values of each column's texts, and the decimal mark."""
+        """Return a typer per column, and the decimal mark."""
         mark = source.decimal if source.decimal != "auto" else self._mark(len(names), separator)
         typers = [ColumnTyper(decimal=mark, strict=name == source.label) for name in names]
         for block in self._texts:
             for j, typer in enumerate(typers):
                 typer.look(block.column(j).combine_chunks())
         for typer in typers:
-            typer.settle()
+            typer.decide()
         return typers, mark
 
     def _mark(self, n_columns: int, separator: str) -> str:
-        """The decimal mark that more values have: a comma only where it does not separate fields."""
+        """Return the more frequent decimal mark: a comma only where it does not separate fields."""
         if separator == ",":
             return "."
         n_comma = n_point = 0
         for block in self._texts:
             for j in range(n_columns):
-                comma, point = count_marks(block.column(j).combine_chunks())
+                comma, point = count_decimals(block.column(j).combine_chunks())
                 n_comma, n_point = n_comma + comma, n_point + point
         return "," if n_comma > n_point else "."
 
     def typed(
         self, names: Sequence[str], typers: Sequence[ColumnTyper], separator: str
     ) -> Iterator[SourceRecords]:
-        """Yield the blocks with their types, what does not fit rejected."""
+        """Yield the blocks with their types; misfits are rejected."""
         for k, block in enumerate(self._texts):
             positions = self._positions[k]
             texts = [block.column(j).combine_chunks() for j in range(len(names))]
@@ -331,7 +312,7 @@ class _Blocks:
 
 
 def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected:
-    """Reject a row with a stray quote; refuse the file if a quote never closes, as it hides all that follows."""
+    """Reject a row with a stray quote; refuse the file if a quote never closes and hides the rest."""
     message = str(exc)
     if "unexpected end of data" in message or "field larger" in message:
         raise InputError(
@@ -370,46 +351,26 @@ BOMS = (
 
 
 class Text:
-    """The text of a file whose encoding is given or found by looking at all of its bytes.
+    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable; gzip is unpacked.
-    name : str
-        Its path, for messages.
-    wished : str
-        The encoding, or ``auto``.
-
-    Attributes
-    ----------
-    encoding : str
-        Its name.
-    is_blank : bool
-        Whether there is nothing but blanks.
-
-    Raises
-    ------
-    InputError
-        If it is not text of that encoding, or damaged gzip.
-    ParameterError
-        If there is no such encoding.
+    The encoding ``auto`` is detected from all bytes. Raises InputError if the file is not text of its encoding
+    or damaged gzip, ParameterError for an unknown encoding.
     """
 
-    def __init__(self, file: IO[bytes], name: str, wished: str) -> None:
+    def __init__(self, file: IO[bytes], name: str, requested: str) -> None:
         self._file = file
         self._name = name
         self._n_bytes = size_of(file)
         self._is_gzip = file.read(2) == b"\x1f\x8b"
-        encodings = [wished]
-        if wished == "auto":
+        encodings = [requested]
+        if requested == "auto":
             encodings = _likely_encodings(next(self._pieces(), b""))
         for encoding in encodings:
             try:
                 decoder = codecs.getincrementaldecoder(encoding)()
             except LookupError as exc:
                 raise ParameterError(
-                    f"encoding {wished!r} is unknown; use e.g. utf-8, cp1252 or utf-16."
+                    f"encoding {requested!r} is unknown; use e.g. utf-8, cp1252 or utf-16."
                 ) from exc
             try:
                 self.is_blank = self._look(decoder)
@@ -463,14 +424,14 @@ class Text:
 
     @contextmanager
     def open(self) -> Iterator[Iterator[str]]:
-        """Return the lines, with their ends as they stand."""
+        """Yield the lines, with their line ends."""
         with self._bytes() as raw:
             buffered = io.BufferedReader(_Raw(raw), PIECE_BYTES)
             yield io.TextIOWrapper(buffered, self._codec, newline="")
 
 
 class _Raw(io.RawIOBase):
-    """What a buffer reads from; it leaves the file open."""
+    """The stream under a buffer; closing it leaves the file open."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._inner = file

@@ -1,4 +1,4 @@
-"""Types of text columns: what a CSV column holds, and the rows that do not hold it."""
+"""Type inference for the text columns of CSV files, and the rows that do not fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ColumnTyper", "count_marks", "is_number"]
+__all__ = ["ColumnTyper", "count_decimals", "is_number"]
 
 # A column is of a type if more than this share of its values is; the rows of the rest are rejected.
 MIN_PARSED = 0.99
@@ -25,10 +25,10 @@ COMMA_NUMBER = r"^[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?$"
 POINT_NUMBER = r"^[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?$"
 INFINITE = r"^[+-]?(inf|infinity)$"
 DATE = r"^\d{4}-\d{2}-\d{2}$"
-CLOCK = r"\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
-TIMESTAMP = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{CLOCK}$"
+TIME = r"\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
+TIMESTAMP = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{TIME}$"
 NANO = r"\.\d{7,9}"
-ZONED = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{CLOCK}(Z|[+-]\d{{2}}:?\d{{2}})$"
+ZONED = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{TIME}(Z|[+-]\d{{2}}:?\d{{2}})$"
 
 
 def is_number(text: str) -> bool:
@@ -39,7 +39,7 @@ def is_number(text: str) -> bool:
     )
 
 
-def count_marks(column: pa.Array) -> tuple[int, int]:
+def count_decimals(column: pa.Array) -> tuple[int, int]:
     """Return how many values are numbers with a comma, and with a point."""
     return _count(column, COMMA_NUMBER), _count(column, POINT_NUMBER)
 
@@ -51,25 +51,15 @@ def _count(column: pa.Array, pattern: str) -> int:
 class ColumnTyper:
     """Finds the narrowest type that all values of a text column have, block by block.
 
-    Types, in this order: boolean (``true``/``false`` in any case), int64, float64, date, timestamp
-    (ISO 8601; microseconds, or nanoseconds where digits ask for them; UTC where all have a zone),
-    else text. Numbers with a leading zero (``007``) and integers beyond 64 bits stay text, as they
-    are codes. Where all other values are of a type, ``NA``, ``N/A``, ``NaN``, ``null``, ``None``,
-    ``?`` and ``-`` count as missing; in text they stay what they are.
+    Types, in this order: boolean (``true``/``false`` in any case), int64, float64, date, timestamp (ISO 8601;
+    microseconds, or nanoseconds where digits need them; UTC where all have a zone), else text. Numbers with a
+    leading zero (``007``) and integers beyond 64 bits are codes and stay text. Where all other values are of
+    a type, ``NA``, ``N/A``, ``NaN``, ``null``, ``None``, ``?`` and ``-`` are missing; in text they are text.
 
-    Where more than 99 % of a column's values are of a type, and more than 20 of these differ, the
-    others are misfits, to be rejected with their rows. The label is never treated so: a rare class
-    may be the one that is spelled differently.
+    If more than 99 % of the values are of a type, and more than 20 of these differ, the others are misfits,
+    to be rejected with their rows; not with ``strict``, for the label, as a rare class may be spelled differently.
 
-    Call :meth:`look` with every block, then :meth:`settle` once, then :meth:`convert` with every
-    block again.
-
-    Parameters
-    ----------
-    decimal : str
-        ``.`` or ``,``.
-    strict : bool
-        Nothing is a misfit: for the label.
+    Call :meth:`look` with every block, :meth:`decide` once, then :meth:`convert` with every block again.
     """
 
     def __init__(self, *, decimal: str, strict: bool) -> None:
@@ -77,14 +67,14 @@ class ColumnTyper:
         self._strict = strict
         self._n_values = 0
         self._has_leading_zero = False
-        self._seen = {kind.name: _Seen() for kind in KINDS}
+        self._seen = {kind.name: _Seen() for kind in TEXT_TYPES}
         self._kind: _Kind | None = None
         self._unit = "us"
         self.n_missing_words = 0
         self.type: pa.DataType = pa.string()
 
     def look(self, text: pa.Array) -> None:
-        """Take note of a block."""
+        """Count the values of a block per type."""
         trimmed, n_values, n_words = _trimmed(text)
         self._n_values += n_values
         self.n_missing_words += n_words
@@ -96,20 +86,20 @@ class ColumnTyper:
             return
         if self._decimal == ",":
             trimmed = _with_point(trimmed)
-        for kind in KINDS:
-            n_training = self._seen[kind.name].add(trimmed, kind)
-            if kind.name == "whole number" and n_training == left:
+        for kind in TEXT_TYPES:
+            n_matching = self._seen[kind.name].add(trimmed, kind)
+            if kind.name == "whole number" and n_matching == left:
                 self._seen[NUMBER_KIND.name].add(trimmed, NUMBER_KIND)
-            if n_training == left:  # then no value is of a kind that comes after
+            if n_matching == left:  # then no value is of a kind that comes after
                 return
 
-    def settle(self) -> None:
+    def decide(self) -> None:
         """Decide on the type."""
         n_words, n_values = self.n_missing_words, self._n_values - self.n_missing_words
         if self._n_values == 0:
             self.type = pa.null()
         elif n_values and not self._has_leading_zero:
-            for kind in KINDS:
+            for kind in TEXT_TYPES:
                 seen = self._seen[kind.name]
                 if not self._is(kind, seen, n_values):
                     continue
@@ -123,11 +113,11 @@ class ColumnTyper:
         self.n_missing_words = n_words if self._kind is not None else 0
 
     def _is(self, kind: _Kind, seen: _Seen, n_values: int) -> bool:
-        if seen.n_training == n_values:
+        if seen.n_matching == n_values:
             return True
-        if self._strict or seen.n_training <= MIN_PARSED * n_values:
+        if self._strict or seen.n_matching <= MIN_PARSED * n_values:
             return False
-        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_training == n_values:
+        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_matching == n_values:
             return False  # the misfits are decimals: the column holds numbers
         return len(seen.distinct) > MIN_DISTINCT
 
@@ -152,22 +142,22 @@ class ColumnTyper:
 
 
 class _Seen:
-    """What was seen of one kind in a column."""
+    """The values of a column that match one type."""
 
     def __init__(self) -> None:
-        self.n_training = 0
+        self.n_matching = 0
         self.distinct: set[str] = set()  # no more than are needed
         self.fails = False
         self.is_nano = False
         self.fails_as_nano = False
 
     def add(self, trimmed: pa.Array, kind: _Kind) -> int:
-        """Take note of a block and return how many of its values fit."""
+        """Count a block and return how many of its values match."""
         fits = _fits(trimmed, kind)
-        n_training = int(pc.sum(fits).as_py() or 0)
-        if n_training == 0:
+        n_matching = int(pc.sum(fits).as_py() or 0)
+        if n_matching == 0:
             return 0
-        self.n_training += n_training
+        self.n_matching += n_matching
         fitting = pc.if_else(fits, trimmed, None)
         if len(self.distinct) <= MIN_DISTINCT:
             self.distinct.update(
@@ -178,11 +168,11 @@ class _Seen:
         if kind.has_unit:
             self.is_nano |= _count(fitting, NANO) > 0
             self.fails_as_nano |= not _converts(fitting, kind, "ns")
-        return n_training
+        return n_matching
 
 
 def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
-    """Return the values without blanks around them, null where nothing or a word for it is left."""
+    """Return the values without blanks around them, null for missing ones; the number of values and words."""
     trimmed = pc.utf8_trim_whitespace(text)
     trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
     n_values = len(trimmed) - trimmed.null_count
@@ -192,7 +182,7 @@ def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
 
 
 def _fits(trimmed: pa.Array, kind: _Kind) -> pa.Array:
-    """Which values are of the kind; null where there is none. 2024-02-30 looks like a date and is none."""
+    """Return which values are of the type, null for none; 2024-02-30 looks like a date and is not."""
     fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
     if not kind.is_date or not pc.any(fits, min_count=0).as_py():
         return fits
@@ -218,7 +208,7 @@ def _converts(values: pa.Array, kind: _Kind, unit: str) -> bool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A type that text may hold: which texts look like it, and how they become it."""
+    """A type that text may hold: the pattern of its texts, and the conversion."""
 
     name: str
     pattern: str
@@ -229,7 +219,7 @@ class _Kind:
 
 
 def _with_point(trimmed: pa.Array) -> pa.Array:
-    """Give comma numbers a point; anything else stays as it is and will not parse as a number."""
+    """Replace the comma of comma numbers by a point; other values stay and will not parse."""
     is_comma = pc.match_substring_regex(trimmed, COMMA_NUMBER)
     return pc.if_else(is_comma, pc.replace_substring(trimmed, ",", "."), trimmed)
 
@@ -244,7 +234,7 @@ NUMBER_KIND = _Kind(
     lambda t, unit: _plain_number(t).cast(pa.float64()),
     lambda unit: pa.float64(),
 )
-KINDS = (
+TEXT_TYPES = (
     _Kind(
         "truth value",
         r"^(true|false)$",

@@ -1,8 +1,6 @@
-"""What lies at a source's URI: one object, a folder, what a glob matches, or a dataset of ours.
+"""The files at a source's URI: one object, a folder, a glob, one of our datasets, or ``denoise`` output.
 
-Tables are objects of one of the registry's formats. Image files are listed one by one, archives of them as a whole.
-
-Denoised images as a source: the folder that ``denoise`` leaves, with the split that it has.
+Tables are objects of one registered format. Image files are listed one by one, archives as a whole.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +22,7 @@ from prefect_augment.schema.base import INDEX, LatentInfo, ShardInfo
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
 from prefect_augment.sources.hf_layout import choose_files
-from prefect_augment.sources.images.files import is_ignored, is_image_name
+from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.storage.manifests import latest_version, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
@@ -45,7 +42,7 @@ __all__ = [
 ]
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
-# Params that say how image files get their labels, and not in what they come.
+# Values of source.format that say how image files get their labels.
 LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
 
 ENDINGS: dict[str, Format] = {
@@ -68,70 +65,36 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The objects of a source, sorted by path.
+    """The objects of a source, sorted by path."""
 
-    Parameters
-    ----------
-    store : Store
-        Their folder.
-    entries : tuple of Entry
-        Paths are relative to the store's root.
-    format : str
-        One for all; ``folder`` lists image files and what lies beside them.
-    manifest : Manifest, optional
-        Where the source is a dataset that we published.
-    denoised : tuple of ShardInfo
-        Where it is what ``denoise`` left.
-    n_ignored : int
-        Objects in the folder that are of another format.
-    n_loops : int
-        Links to a folder that they lie in; not followed.
-    notes : tuple of str
-        How they were chosen, where the folder says so.
-    """
-
-    store: Store
-    entries: tuple[Entry, ...]
-    format: Format
-    manifest: Manifest | None = None
-    n_ignored: int = 0
-    n_loops: int = 0
-    notes: tuple[str, ...] = ()
-    denoised: tuple[ShardInfo, ...] = ()
+    store: Store  # their folder
+    entries: tuple[Entry, ...]  # paths relative to the store's root
+    format: Format  # one for all; folder for image files
+    manifest: Manifest | None = None  # of a dataset that we published
+    n_ignored: int = 0  # objects of other formats
+    n_loops: int = 0  # links to a folder above them; not followed
+    notes: tuple[str, ...] = ()  # how the files were chosen
+    denoised: tuple[ShardInfo, ...] = ()  # what denoise left
 
     @property
     def identity(self) -> list[list[Any]]:
-        """What names the content without reading it: paths, sizes, etags (digests where we wrote it)."""
+        """What identifies the content without reading it: paths, sizes, etags (digests for our own files)."""
         ours = self.manifest.shards if self.manifest else self.denoised
         sha256 = {s.path: s.sha256 for s in ours}
         return [[e.path, e.n_bytes, sha256.get(e.path, e.etag)] for e in self.entries]
 
 
-def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Listing:
-    """Return what lies at ``uri``: one object, all below a folder, or what a glob matches.
+def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> Listing:
+    """Return the objects at ``uri``: one object, all below a folder, or the matches of a glob.
 
-    Names that start with a dot (for tables, also an underscore) are passed over, as are other formats'
-    files in a folder. Where several formats lie together, ``auto`` takes what most files are. A folder
-    that carries our manifest is its newest version, read through the manifest alone; one that ``denoise``
-    left is read through its index.
-
-    Parameters
-    ----------
-    uri : str
-        Local path or fsspec URL.
-    wished : str
-        ``Source.format``.
-    options : dict, optional
-        fsspec storage options.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, or formats are mixed.
+    Hidden names (for tables, also ones with an underscore) and files of other formats are skipped; ``auto``
+    takes the format of most files. A folder with our manifest is read as its newest version, one left by
+    ``denoise`` through its index. Raises InputError if there is nothing, or formats are mixed.
     """
-    found = _find(uri, options)
-    store, paths = found.store, list(found.entries)
-    if not found.is_exact:
+    objects = _find(uri, options)
+    store, paths = objects.store, list(objects.entries)
+    # A folder of ours is read by its manifest or index.
+    if not objects.is_exact:
         manifest = _manifest_of(store)
         if manifest is not None:
             ours = sorted(s.path for s in manifest.shards if s.origin == "real")
@@ -142,23 +105,24 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
             entries = tuple(entry_of(store, shard.path) for shard in denoised)
             return Listing(store, entries, "parquet", denoised=denoised)
     notes: tuple[str, ...] = ()
-    chosen = None if found.is_exact or found.is_glob else choose_files(paths, store)
+    chosen = None if objects.is_exact or objects.is_glob else choose_files(paths, store)
     if chosen is not None:
         paths, notes = list(chosen.paths), chosen.notes
-    source_format = _chosen_format(paths, wished, is_exact=found.is_exact)
+    source_format = _chosen_format(paths, requested, is_exact=objects.is_exact)
     if source_format == "folder":
-        return _image_files(found)
-    if not found.is_exact:
+        return _image_files(objects)
+    if not objects.is_exact:
         hidden = "." if source_format == "archive" else "._"
         paths = [p for p in paths if not any(segment[0] in hidden for segment in p.split("/"))]
-    usable = (
+    matching = (
         paths
-        if found.is_exact and wished in FORMATS
-        else [p for p in paths if _has_format(p, wished, source_format)]
+        if objects.is_exact and requested in FORMATS
+        else [p for p in paths if _has_format(p, requested, source_format)]
     )
-    if not usable:
-        raise InputError(_nothing(uri, wished, paths), uri=uri)
-    formats = Counter(wished if wished in FORMATS else _format(p) or "" for p in usable)
+    if not matching:
+        raise InputError(_nothing(uri, requested, paths), uri=uri)
+    # One format for all.
+    formats = Counter(requested if requested in FORMATS else _format(p) or "" for p in matching)
     if len(formats) > 1:
         held = [f"{formats[kind]} {FORMATS[kind].title}" for kind in FORMATS if formats[kind]]
         raise InputError(
@@ -166,18 +130,15 @@ def list_source(uri: str, *, wished: str, options: dict[str, Any] | None) -> Lis
             "Say which with source.format, or give a glob such as *.parquet.",
             uri=uri,
         )
-    entries = tuple(entry_of(store, p) for p in sorted(usable))
+    entries = tuple(entry_of(store, p) for p in sorted(matching))
     one = cast(Format, next(iter(formats)))
-    return Listing(store, entries, one, None, len(paths) - len(usable), notes=notes)
+    return Listing(store, entries, one, None, len(paths) - len(matching), notes=notes)
 
 
 def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
-    """Return notes of files, each once, with where it was found first.
+    """Return distinct notes, each with the first file it was made on.
 
-    Parameters
-    ----------
-    notes : iterable of (str, str, int)
-        The note, a file that it is about (none: all of them), and of how many it is said.
+    ``notes`` are (note, file, number of files); an empty file stands for all.
     """
     of: dict[str, tuple[str, int]] = {}
     for note, path, n in notes:
@@ -190,14 +151,14 @@ def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
 
 
 def listing_notes(listing: Listing) -> list[str]:
-    """Return what there is to say of a listing itself."""
+    """Return the notes on a listing itself."""
     notes = [*listing.notes]
     if listing.n_loops:
         notes.append(
             f"{listing.n_loops} links that lead back into a folder above them were not followed"
         )
     if listing.n_ignored:
-        notes.append(f"{listing.n_ignored} files of other formats were passed over")
+        notes.append(f"{listing.n_ignored} files of other formats were skipped")
     if listing.manifest is not None:
         notes.append(
             f"the source is version {listing.manifest.version} of a dataset published by this tool: only its real "
@@ -210,13 +171,13 @@ def listing_notes(listing: Listing) -> list[str]:
     return notes
 
 
-def _chosen_format(paths: list[str], wished: str, *, is_exact: bool) -> str:
-    """``table``, ``archive`` or ``folder``: what is wished, or what most files are."""
-    if wished in FORMATS:
+def _chosen_format(paths: list[str], requested: str, *, is_exact: bool) -> str:
+    """Return ``table``, ``archive`` or ``folder``: the requested one, or that of most files."""
+    if requested in FORMATS:
         return "table"
     shown = [p for p in paths if is_exact or not is_ignored(p)]
     count = Counter(_family(p) for p in shown)
-    if wished in LAYOUTS:
+    if requested in LAYOUTS:
         return "archive" if count["archive"] > count["image"] else "folder"
     best = max(("table", "archive", "image"), key=lambda kind: count[kind])
     return "folder" if best == "image" else best
@@ -229,41 +190,41 @@ def _family(path: str) -> str:
     return "archive" if kind == "archive" else "table"
 
 
-def _has_format(path: str, wished: str, family: str) -> bool:
+def _has_format(path: str, requested: str, family: str) -> bool:
     if family == "archive":
         return _format(path) == "archive"
-    return _family(path) == "table" and wished in ("auto", _format(path))
+    return _family(path) == "table" and requested in ("auto", _format(path))
 
 
-def _nothing(uri: str, wished: str, paths: list[str]) -> str:
+def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     endings = [entry.endings[0] for entry in FORMATS.values()]
-    wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if wished == "auto" else wished
-    images = ", and no images," if wished == "auto" else ""
-    found = f"{len(paths)} other files" if paths else "nothing"
-    advice = ", or say source.format." if paths and wished == "auto" else "."
-    return f"no {wanted} file{images} at {uri}: found {found}. Check the location{advice}"
+    wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if requested == "auto" else requested
+    images = ", and no images," if requested == "auto" else ""
+    other = f"{len(paths)} other files" if paths else "nothing"
+    advice = ", or say source.format." if paths and requested == "auto" else "."
+    return f"no {wanted} file{images} at {uri}: found {other}. Check the location{advice}"
 
 
-def _image_files(found: _Found) -> Listing:
-    """List image files and what may label them; names of ours and of file managers are left out."""
-    entries = [e for e in found.entries.values() if found.is_exact or not is_ignored(e.path)]
+def _image_files(objects: _Objects) -> Listing:
+    """List image files and possible annotations, without hidden files."""
+    entries = [e for e in objects.entries.values() if objects.is_exact or not is_ignored(e.path)]
     if not any(is_image_name(e.path) for e in entries):
         raise InputError(
-            f"no image file at {found.store.uri}: found {len(entries) or 'no'} other files. Check the location; a "
+            f"no image file at {objects.store.uri}: found {len(entries) or 'no'} other files. Check the location; a "
             "folder of images has a folder per class, or annotations beside the images.",
-            uri=found.store.uri,
+            uri=objects.store.uri,
         )
     return Listing(
-        found.store,
+        objects.store,
         tuple(sorted(entries, key=lambda e: e.path)),
         "folder",
-        n_loops=found.n_loops,
+        n_loops=objects.n_loops,
     )
 
 
 @dataclass(frozen=True)
-class _Found:
-    """All that lies at a URI, before any format is looked at."""
+class _Objects:
+    """All objects at a URI, of any format."""
 
     store: Store
     entries: dict[str, Entry]
@@ -272,46 +233,51 @@ class _Found:
     n_loops: int = 0
 
 
-def _find(uri: str, options: dict[str, Any] | None) -> _Found:
+def _find(uri: str, options: dict[str, Any] | None) -> _Objects:
     """Return everything that ``uri`` names, and whether it names one object."""
     store = open_store(uri, options=options)
     if store.is_object(""):
         folder, name = _parent(store)
-        return _Found(folder, {name: entry_of(folder, name)}, is_exact=True)
+        return _Objects(folder, {name: entry_of(folder, name)}, is_exact=True)
     if not any(sign in uri for sign in MAGIC) or store.is_folder(""):
         return _walk(store)
     fixed, pattern = _cut_at_magic(store.uri)
-    found = _walk(open_store(fixed, options=options))
-    matching = {path: e for path, e in found.entries.items() if _matches(path, pattern)}
-    return _Found(found.store, matching, is_glob=True, n_loops=found.n_loops)
+    objects = _walk(open_store(fixed, options=options))
+    segments = pattern.split("/")
+    matching = {
+        path: entry
+        for path, entry in objects.entries.items()
+        if match_segments(path.split("/"), segments)
+    }
+    return _Objects(objects.store, matching, is_glob=True, n_loops=objects.n_loops)
 
 
-def _walk(store: Store) -> _Found:
-    """Everything below a root, in one pass and in the order of the paths."""
+def _walk(store: Store) -> _Objects:
+    """List everything below a root in one pass, sorted by path."""
     if store.is_local:
         loops: list[str] = []
         entries = {e.path: e for e in _walk_folder(store.root, "", frozenset(), loops)}
-        return _Found(store, dict(sorted(entries.items())), n_loops=len(loops))
+        return _Objects(store, dict(sorted(entries.items())), n_loops=len(loops))
     entries = {
         path: Entry(path, int(info["size"]), _etag(store, path, info))
         for path, info in store.infos().items()
     }
-    return _Found(store, entries)
+    return _Objects(store, entries)
 
 
 def _walk_folder(
     folder: str, prefix: str, above: frozenset[tuple[int, int]], loops: list[str]
 ) -> Iterator[Entry]:
-    """Files below a local folder. Links are followed, except into a folder that they lie in."""
+    """Yield the files below a local folder; links are followed, except into a folder above them."""
     try:
         status = Path(folder).stat()
-        found = sorted(os.scandir(folder), key=lambda item: item.name)
+        items = sorted(os.scandir(folder), key=lambda item: item.name)
     except (FileNotFoundError, NotADirectoryError):
         return
     except PermissionError as exc:
         raise StorageError(f"no permission to list {folder}; grant it or leave it out.") from exc
     above = above | {(status.st_dev, status.st_ino)}
-    for item in found:
+    for item in items:
         path = f"{prefix}{item.name}"
         try:
             status = item.stat()
@@ -348,23 +314,8 @@ def _cut_at_magic(uri: str) -> tuple[str, str]:
     )
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """Glob by segments: ``*`` stays within one, ``**`` spans any number."""
-    return _match_segments(path.split("/"), pattern.split("/"))
-
-
-def _match_segments(path: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not path
-    if pattern[0] == "**":
-        return any(_match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return (
-        bool(path) and fnmatchcase(path[0], pattern[0]) and _match_segments(path[1:], pattern[1:])
-    )
-
-
 def _manifest_of(store: Store) -> Manifest | None:
-    """The newest manifest, where the folder is a dataset that we published."""
+    """Return the newest manifest of a folder that we published, else None."""
     if not store.exists("_manifests") or latest_version(store) is None:
         return None
     return read_manifest(store)
@@ -407,7 +358,7 @@ PART = "aug_split"  # the column that says which part a record is of
 
 
 def denoised_shards(store: Store) -> tuple[ShardInfo, ...] | None:
-    """Return the shards of real records, where the folder is what ``denoise`` left; else None."""
+    """Return the real shards that ``denoise`` wrote to the folder; None for any other folder."""
     if not store.exists(INDEX):
         return None
     try:
@@ -420,9 +371,9 @@ def denoised_shards(store: Store) -> tuple[ShardInfo, ...] | None:
 
 
 def with_its_holdout(source: Source, shards: tuple[ShardInfo, ...]) -> Source:
-    """Return the source with the denoised hold-out as its hold-out, where it does not name another.
+    """Return the source with the denoised hold-out as its own, unless it names another.
 
-    The model that took the noise out has learnt from the other parts.
+    The denoising model was trained on the other parts.
     """
     parts = {shard.split for shard in shards}
     is_divided = "holdout" in parts and len(parts) > 1

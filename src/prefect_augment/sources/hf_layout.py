@@ -1,9 +1,8 @@
-"""Hugging Face dataset folders as a source: which of their files are the records to read.
+"""Hugging Face dataset folders as a source: which of their files are the records.
 
-Three forms: what ``save_to_disk`` leaves (``state.json`` beside Arrow files, and a folder per split
-below ``dataset_dict.json``), a repository whose README says so (``configs: data_files:``), and one
-whose files are named by split (``data/train-00000-of-00002.parquet``). The train split is read; what
-else there is, is said and left. Whatever such a folder says of itself, only files in it are read.
+Three forms: ``save_to_disk`` output (``state.json`` beside Arrow files, a folder per split below
+``dataset_dict.json``), a README with ``configs: data_files:``, and files named by split
+(``data/train-00000-of-00002.parquet``). Only train is read, only from files in the folder; notes name the rest.
 """
 
 from __future__ import annotations
@@ -34,27 +33,17 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files to read, and what to say about it."""
+    """The files to read, and notes on the choice."""
 
     paths: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def choose_files(paths: Sequence[str], store: Store) -> Chosen | None:
-    """Return the files of a Hugging Face dataset folder that are the records; None where it is none.
+    """Return the files with the records of a Hugging Face dataset folder; None if it is not one.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        All files below the folder.
-    store : Store
-        The folder.
-
-    Raises
-    ------
-    InputError
-        If the folder names files that are not in it, or has splits or configurations of which none is
-        the obvious one.
+    Raises InputError if the folder names files that are not in it, or no split or configuration is the
+    obvious one.
     """
     if {STATE, INFO} <= set(paths):
         return Chosen(_saved(paths, store, ""))
@@ -79,7 +68,7 @@ def _of_splits(splits: Mapping[str, Sequence[str]], store: Store) -> Chosen:
     others = [name for name in names if name != split]
     if others:
         note += (
-            f", {_listed(others)} not; to be judged on one of them give it as source.holdout_uri, e.g. "
+            f", {_listed(others)} not; to test on one of them give it as source.holdout_uri, e.g. "
             f"{store.uri}/{_example(splits[others[0]])}"
         )
     return Chosen(tuple(sorted(splits[split])), (note,))
@@ -90,7 +79,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _example(paths: Sequence[str]) -> str:
-    """A glob for the files of a split, or its folder where it has one for itself."""
+    """Return a glob for the files of a split, or the folder that holds only it."""
     folder, _, name = paths[0].rpartition("/")
     if name.endswith(".arrow"):
         return folder
@@ -102,8 +91,8 @@ def _example(paths: Sequence[str]) -> str:
 
 
 def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ...]]:
-    found = _read_json(store, DICT).get("splits")
-    splits = [str(name) for name in found] if isinstance(found, list) else []
+    listed = _read_json(store, DICT).get("splits")
+    splits = [str(name) for name in listed] if isinstance(listed, list) else []
     if not splits:
         raise InputError(f"{store.uri}/{DICT} names no splits; save the dataset again.", path=DICT)
     for name in splits:
@@ -136,12 +125,12 @@ def _refuse_outside(store: Store, where: str, name: str, is_there: bool) -> None
 
 def _read_json(store: Store, path: str) -> dict[str, Any]:
     try:
-        found = json.loads(_read_small(store, path))
+        value = json.loads(_read_small(store, path))
     except (ValueError, RecursionError) as exc:
         raise InputError(
             f"{store.uri}/{path} is not readable JSON ({exc}); save the dataset again.", path=path
         ) from exc
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _read_small(store: Store, path: str) -> bytes:
@@ -152,7 +141,7 @@ def _read_small(store: Store, path: str) -> bytes:
 
 
 def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
-    """Splits as the README's front matter lists them; none where it lists no tables."""
+    """Return the splits that the README's front matter lists; none if it lists no tables."""
     if CARD not in paths:
         return {}
     configs = _configs(_read_small(store, CARD))
@@ -169,22 +158,22 @@ def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
             )
         splits.setdefault(split, []).extend(p for p in matching if p not in splits.get(split, []))
     endings = tuple(ending for entry in FORMATS.values() for ending in entry.endings)
-    if not all(p.lower().endswith(endings) for found in splits.values() for p in found):
+    if not all(p.lower().endswith(endings) for files in splits.values() for p in files):
         return {}  # images and archives, which are read by what they are
     return splits
 
 
 def _configs(card: bytes) -> list[dict[str, Any]]:
-    """Configurations in the front matter that name their files."""
+    """Return the front matter's configurations that name their files."""
     match = re.match(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)\r?\n---", card, re.DOTALL)
     try:
         front = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        return []  # somebody's page about the data: nothing to go by
-    found = front.get("configs") if isinstance(front, dict) else None
-    if not isinstance(found, list):
+        return []  # a page that is no dataset card
+    configs = front.get("configs") if isinstance(front, dict) else None
+    if not isinstance(configs, list):
         return []
-    return [c for c in found if isinstance(c, dict) and c.get("data_files")]
+    return [c for c in configs if isinstance(c, dict) and c.get("data_files")]
 
 
 def _chosen_config(configs: Sequence[dict[str, Any]], store: Store) -> dict[str, Any]:
@@ -202,11 +191,11 @@ def _chosen_config(configs: Sequence[dict[str, Any]], store: Store) -> dict[str,
     )
 
 
-def _data_files(found: Any) -> list[tuple[str, list[str]]]:
+def _data_files(listed: Any) -> list[tuple[str, list[str]]]:
     """Return split and patterns of each entry, whichever of its forms ``data_files`` has."""
-    if isinstance(found, dict):
-        found = [{"split": split, "path": path} for split, path in found.items()]
-    entries = found if isinstance(found, list) else [found]
+    if isinstance(listed, dict):
+        listed = [{"split": split, "path": path} for split, path in listed.items()]
+    entries = listed if isinstance(listed, list) else [listed]
     splits = []
     for entry in entries:
         split, path = TRAIN, entry
@@ -225,7 +214,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def _named_splits(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Splits by the files' names, where all tables in one folder are named so and there is more than one."""
+    """Return the splits in file names, if all tables of one folder are named so and there are several."""
     splits: dict[str, list[str]] = {}
     folders = set()
     for path in paths:

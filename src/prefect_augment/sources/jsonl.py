@@ -1,10 +1,7 @@
-"""JSON lines as a source: one object per line in, typed records out, every guess said in a note.
+"""JSON lines as a source: one object per line in, typed records out, every guess reported in a note.
 
-The file is read twice, because the last line may be the one that tells a column's type: once to find
-the columns and their types, and once to build the records, batch by batch. Lines that do not fit are
-rejected with number and reason.
-
-Dates as text, for formats that tell numbers from text and have no dates of their own: ISO 8601 alone.
+The file is read twice, as the last line may decide a column's type: first for columns and types, then for
+records. Lines that do not fit are rejected with number and reason. Text dates are ISO 8601.
 """
 
 from __future__ import annotations
@@ -26,11 +23,11 @@ from prefect_augment.sources.archives import UNPACK_ERRORS, opened, refuse_bomb,
 from prefect_augment.sources.base import Rejected, SourceRecords
 from prefect_augment.sources.csv_types import DATE, MIN_DISTINCT, MIN_PARSED, TIMESTAMP, ZONED
 
-__all__ = ["DateKind", "date_kinds", "read_batches", "to_dates"]
+__all__ = ["DateKind", "date_types", "read_batches", "to_dates"]
 
 NANOSECONDS = r"\.\d{7,9}"
 # Name, pattern, and the type for seconds of up to six digits and of up to nine.
-KINDS = (
+DATE_TYPES = (
     ("date", DATE, pa.date32(), pa.date32()),
     ("point in time", TIMESTAMP, pa.timestamp("us"), pa.timestamp("ns")),
     ("point in time with zone", ZONED, pa.timestamp("us", "UTC"), pa.timestamp("ns", "UTC")),
@@ -39,9 +36,9 @@ KINDS = (
 
 @dataclass(frozen=True)
 class DateKind:
-    """A kind of date that the texts of a column can be, and the Arrow type they take.
+    """A kind of date that all texts of a column can be, and its Arrow type.
 
-    ``fits_fine`` tells whether all of them fit the type of nanoseconds, which ends in 2262.
+    ``fits_fine`` tells whether all fit into nanoseconds, which end in 2262.
     """
 
     name: str
@@ -49,33 +46,25 @@ class DateKind:
     fits_fine: bool = True
 
 
-def date_kinds(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
-    """Return the kinds of dates that all values are.
-
-    Parameters
-    ----------
-    text : pyarrow.Array of string
-        Values of one batch, without nulls.
-    so_far : sequence of DateKind or None
-        What the batches before can be; None for the first.
-    """
-    found = []
-    for name, pattern, coarse, fine in KINDS:
-        earlier = next((kind for kind in so_far or () if kind.name == name), None)
-        if so_far is not None and earlier is None:
+def date_types(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
+    """Return the kinds of dates that all values of a batch (without nulls) and of those before can be."""
+    result = []
+    for name, pattern, coarse, fine in DATE_TYPES:
+        previous = next((kind for kind in so_far or () if kind.name == name), None)
+        if so_far is not None and previous is None:
             continue
         if not pc.all(pc.match_substring_regex(text, pattern)).as_py():
             continue
         is_fine = pc.any(pc.match_substring_regex(text, NANOSECONDS)).as_py()
-        is_fine = is_fine or (earlier is not None and earlier.arrow_type == fine != coarse)
-        fits_fine = (earlier is None or earlier.fits_fine) and _converts(text, fine)
+        is_fine = is_fine or (previous is not None and previous.arrow_type == fine != coarse)
+        fits_fine = (previous is None or previous.fits_fine) and _converts(text, fine)
         if fits_fine if is_fine else _converts(text, coarse):
-            found.append(DateKind(name, fine if is_fine else coarse, fits_fine))
-    return found
+            result.append(DateKind(name, fine if is_fine else coarse, fits_fine))
+    return result
 
 
 def _converts(text: pa.Array, arrow_type: pa.DataType) -> bool:
-    """Whether all that look like a date are one: 2024-02-30 is not, nor fits 1600 in nanoseconds."""
+    """Tell whether all texts are valid dates: 2024-02-30 is not, nor 1600 in nanoseconds."""
     try:
         to_dates(text, arrow_type)
     except pa.ArrowInvalid:
@@ -84,7 +73,7 @@ def _converts(text: pa.Array, arrow_type: pa.DataType) -> bool:
 
 
 def to_dates(text: pa.Array, arrow_type: pa.DataType) -> pa.Array:
-    """Return text that :func:`date_kinds` found to be dates as such."""
+    """Return text of a type of :func:`date_types` as dates."""
     return text.cast(arrow_type)
 
 
@@ -107,39 +96,20 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one file of JSON lines in batches, typed by what its columns hold.
+    """Yield the records of one file of JSON lines in batches, typed by the content of its columns.
 
-    - UTF-8; gzip is unpacked; blank lines are passed over.
-    - Columns are the keys of all objects in the order they come in; where an object lacks one, or has
-      ``null``, the value is missing.
+    - UTF-8; gzip is unpacked; blank lines are skipped.
+    - Columns are the keys of all objects in order of appearance; an absent key or ``null`` is missing.
     - Types: boolean, int64 (uint64 where needed), float64, text; nested values become Arrow lists and
       structs. Text that is an ISO 8601 date or time in every record becomes one.
-    - Where more than 99 % of a column's values are of one type, the lines of the others are rejected;
-      else they are read as text, as JSON spells them. The label is always read as text then: a rare
-      class may be the one that is spelled differently.
+    - If more than 99 % of a column's values are of one type, lines with others are rejected; else the column
+      is text, as JSON spells it. The label is always text then: a rare class may be spelled differently.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        Its path, for messages.
-    source : Source
-        The label, where it is known.
-
-    Yields
-    ------
-    SourceRecords
-        All of one schema; ``positions`` are line numbers, counted from 1; the first has the notes.
-
-    Raises
-    ------
-    InputError
-        If there is no record, hardly any line is a JSON object, or the file unpacks to far more than
-        its size.
+    ``positions`` are line numbers from 1; the first batch has the notes. Raises InputError if there is no
+    record, hardly any line is an object, or the file unpacks to far more than its size.
     """
-    columns, n_rows, unusable = _scan(file, name)
-    _refuse_unreadable(n_rows, unusable, name)
+    columns, n_rows, invalid = _scan(file, name)
+    _refuse_unreadable(n_rows, invalid, name)
     types = {key: column.decide(key, source.label) for key, column in columns.items()}
     notes = tuple(note for key, kind in types.items() for note in [kind.note] if note)
     n_short = sum(n_rows - column.n_seen for column in columns.values())
@@ -166,7 +136,7 @@ class _Line:
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
-    """All lines but blank ones, parsed."""
+    """Yield all lines but blank ones, parsed."""
     n_bytes = size_of(file)
     stream = opened(file)
     number = total = 0
@@ -196,9 +166,9 @@ def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
 
 def _parsed(number: int, raw: bytes) -> _Line:
     try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
         if _SURROGATE.search(raw):
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
         return _Line(number, raw, reason="not UTF-8, or half a character")
     except RecursionError:
@@ -207,23 +177,23 @@ def _parsed(number: int, raw: bytes) -> _Line:
         return _Line(number, raw, reason=f"not JSON: {exc.msg} at character {exc.pos + 1}")
     except ValueError as exc:  # a key that comes twice, a number of thousands of digits
         return _Line(number, raw, reason=str(exc).split(";")[0])
-    if not isinstance(found, dict):
-        return _Line(number, raw, reason=f"not an object but {_KINDS_SAID[type(found)]}")
-    return _Line(number, raw, found)
+    if not isinstance(value, dict):
+        return _Line(number, raw, reason=f"not an object but {_TYPE_NAMES[type(value)]}")
+    return _Line(number, raw, value)
 
 
-_KINDS_SAID = {
+_TYPE_NAMES = {
     list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number",
     type(None): "null",
 }  # fmt: skip
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0][:60]!r} comes more than once")
-    return found
+    return record
 
 
 def _batches(lines: Iterator[_Line]) -> Iterator[list[_Line]]:
@@ -259,10 +229,10 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
 
 @dataclass(frozen=True)
 class _Type:
-    """What a column becomes: the Arrow type, the JSON kinds that fit it, and what to say."""
+    """A column's Arrow type, the JSON types that fit it, and a note."""
 
     arrow: pa.DataType
-    kinds: frozenset[str]
+    json_types: frozenset[str]
     note: str = ""
     is_spelled: bool = False  # values as JSON spells them
     is_date: bool = False
@@ -271,7 +241,7 @@ class _Type:
 
 @dataclass
 class _Column:
-    """What a column has held so far."""
+    """Counts of a column's values."""
 
     counts: Counter[str] = field(default_factory=Counter)
     n_seen: int = 0
@@ -279,28 +249,26 @@ class _Column:
     high: int = 0
     nested: pa.DataType | None = None
     is_mixed_nested: bool = False
-    dates: list[DateKind] | None = (
-        None  # kinds of dates that all texts so far can be; None: not looked yet
-    )
+    dates: list[DateKind] | None = None  # types of dates that all texts can be; None at first
 
     def add(self, values: Sequence[Any]) -> None:
-        """Count the values of one batch; those that are absent are left out by the caller."""
+        """Count the values of one batch, without absent ones."""
         self.n_seen += len(values)
-        kinds = [_kind(value) for value in values]
-        self.counts.update(kind for kind in kinds if kind)
-        whole = [v for v, kind in zip(values, kinds, strict=True) if kind == "int"]
+        types = [_kind(value) for value in values]
+        self.counts.update(kind for kind in types if kind)
+        whole = [v for v, kind in zip(values, types, strict=True) if kind == "int"]
         self.low, self.high = min([self.low, *whole]), max([self.high, *whole])
-        texts = [v for v, kind in zip(values, kinds, strict=True) if kind == "text"]
+        texts = [v for v, kind in zip(values, types, strict=True) if kind == "text"]
         if texts and self.dates != []:
-            self.dates = date_kinds(pa.array(texts, pa.string()), self.dates)
-        self._add_nested([v for v, kind in zip(values, kinds, strict=True) if kind == "nested"])
+            self.dates = date_types(pa.array(texts, pa.string()), self.dates)
+        self._add_nested([v for v, kind in zip(values, types, strict=True) if kind == "nested"])
 
     def _add_nested(self, values: Sequence[Any]) -> None:
         if not values or self.is_mixed_nested:
             return
         try:
-            found = pa.infer_type(values)
-            self.nested = found if self.nested is None else _common(self.nested, found)
+            kind = pa.infer_type(values)
+            self.nested = kind if self.nested is None else _common(self.nested, kind)
         except (pa.ArrowException, OverflowError):
             self.is_mixed_nested = True
 
@@ -319,7 +287,7 @@ class _Column:
         return _spelled(f"column {name!r} holds {held} and is read as text")
 
     def _plain(self, name: str, main: str) -> _Type:
-        """The type of a column whose values are all of a kind, or nearly."""
+        """Return the type of a column whose values are all, or nearly all, of one JSON type."""
         if main == "bool":
             return _Type(pa.bool_(), frozenset({"bool"}), words="a truth value")
         if main == "text":
@@ -358,7 +326,7 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _kind(value: Any) -> str:
-    """The JSON kind of a value; empty for null."""
+    """Return the JSON type of a value; empty for null."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -371,7 +339,7 @@ def _kind(value: Any) -> str:
 
 
 def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rejected]]:
-    """Return what the columns hold, the number of objects, and the lines that are none."""
+    """Return the columns' counts, the number of objects, and the other lines."""
     columns: dict[str, _Column] = {}
     rejected: list[Rejected] = []
     n_rows = 0
@@ -390,21 +358,19 @@ def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rej
 def _build(
     lines: Sequence[_Line], types: dict[str, _Type], notes: tuple[str, ...]
 ) -> SourceRecords:
-    """The records of some lines, and those of them that do not fit."""
+    """Return the records of some lines, with the misfits rejected."""
     rejected: list[Rejected] = []
-    usable: list[_Line] = []
+    valid: list[_Line] = []
     for line in lines:
         reason = line.reason or _misfit(line.record, types)
         if reason:
             rejected.append(line.rejected(reason))
         else:
-            usable.append(line)
-    arrays = [
-        _array([line.record.get(key) for line in usable], kind) for key, kind in types.items()
-    ]
+            valid.append(line)
+    arrays = [_array([line.record.get(key) for line in valid], kind) for key, kind in types.items()]
     return SourceRecords(
         table=pa.table(arrays, names=list(types)),
-        positions=np.array([line.number for line in usable], dtype=np.int64),
+        positions=np.array([line.number for line in valid], dtype=np.int64),
         rejected=tuple(rejected),
         notes=notes,
     )
@@ -413,7 +379,7 @@ def _build(
 def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:
     for key, value in record.items():
         kind = types[key]
-        if value is not None and _kind(value) not in kind.kinds:
+        if value is not None and _kind(value) not in kind.json_types:
             text = value if isinstance(value, str) else _spell(value)
             return (
                 # In quotes, as every value of a record, which a report may have to hide.

@@ -1,4 +1,4 @@
-"""What reads one object of a source: the registry's readers, and those of archives and of our own shards."""
+"""The reader of one source object: the registry's readers, archives, and our own shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.sources.base import SourceRecords, in_batches
 from prefect_augment.sources.discovery import PART, Listing
-from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
+from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet
 
@@ -30,7 +30,7 @@ _PUBLISHED_TAR = "a shard of a dataset published by this tool: only its real rec
 
 
 def reader_of(listing: Listing) -> Callable[..., SourceRecords | Iterable[SourceRecords]]:
-    """Return what reads one object of the source."""
+    """Return the reader of the source's objects."""
     if listing.manifest is not None:
         return _read_published
     if listing.denoised:
@@ -46,11 +46,11 @@ def reader_of(listing: Listing) -> Callable[..., SourceRecords | Iterable[Source
 
 
 def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:
-    """Give image columns their one form; which they are is said by a file's first values."""
+    """Give image columns their one form; a file's first values tell which they are."""
     ahead: list[SourceRecords] = []
     for batch in batches:
         ahead.append(batch)
-        binary = [f.name for f in batch.table.schema if _is_binary(f.type)]
+        binary = [f.name for f in batch.table.schema if is_binary(f.type)]
         seen = all(any(b.table[n].null_count < len(b.table[n]) for b in ahead) for n in binary)
         if seen or sum(b.table.nbytes for b in ahead) > MAX_AHEAD:
             break
@@ -64,13 +64,8 @@ def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:
         yield replace(batch, table=as_image_columns(batch.table, names))
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    t = pa.types
-    return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
-
-
 def _read_archive(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Records of an archive; of a shard of ours outside its dataset, the real ones."""
+    """Yield the records of an archive; of a stray shard of ours, the real ones."""
     if not webdataset.is_published_tar(file):
         yield from read_archive_records(file, name=name, source=source)
         return
@@ -81,12 +76,12 @@ def _read_archive(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sou
 
 
 def _read_published(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Real records of a shard of ours, of either format."""
+    """Yield the real records of a shard of ours, of either format."""
     if not webdataset.is_published_tar(file):
-        found = _with_images(read_parquet(file, name=name, source=source))
+        batches = _with_images(read_parquet(file, name=name, source=source))
     else:
-        found = _read_published_tar(file, name)
-    for batch in found:
+        batches = _read_published_tar(file, name)
+    for batch in batches:
         yield _only_real(batch)
 
 
@@ -107,14 +102,14 @@ def _read_published_tar(file: IO[bytes], name: str) -> Iterator[SourceRecords]:
 
 
 def _read_denoised(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Real records of what ``denoise`` left; their part only where it says the hold-out."""
+    """Yield the real records of ``denoise`` output; the part column stays only as the hold-out column."""
     for batch in _read_published(file, name=name, source=source):
         names = [n for n in batch.table.column_names if n != PART or n == source.holdout_column]
         yield replace(batch, table=select_columns(batch.table, names))
 
 
 def _only_real(records: SourceRecords) -> SourceRecords:
-    """Real records of a dataset of ours, as its source had them."""
+    """Return the real records of our dataset, as its source had them."""
     table = records.table
     is_real = pc.equal(table["aug_origin"], "real")
     names = [name for name in table.column_names if name not in LINEAGE.names]

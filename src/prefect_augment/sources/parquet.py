@@ -1,10 +1,7 @@
-"""Parquet files of a source, read in batches of bounded size.
+"""Parquet files of a source, read in bounded batches after a check of their footers.
 
-Whether a Parquet file from outside is what its footer says, before its records fill the memory.
-
-A footer may lie: about rows, about where columns lie, about sizes. Sizes that are true protect no
-better, because text that repeats is stored once and comes out a thousand times: a file of 500 bytes
-can hold 2 GB. So its dictionaries are read, which are as small as the file, and counted.
+A footer may lie about rows, positions and sizes. True sizes protect no better: repeated text is stored once
+and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are read and counted.
 """
 
 from __future__ import annotations
@@ -49,29 +46,10 @@ BUFFER_BYTES = 1 << 20
 
 
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one Parquet file, with its types and schema metadata as they stand.
+    """Yield the records of one Parquet file, with its types and schema metadata.
 
-    Parameters
-    ----------
-    file : binary file
-        Seekable.
-    name : str
-        The file's path, for messages.
-    source : Source
-        Not used by this format: a Parquet file says itself how it is to be read.
-
-    Yields
-    ------
-    SourceRecords
-        ``positions`` count rows from 1. A Parquet file is read as a whole or not at all, so nothing
-        is rejected row by row.
-
-    Raises
-    ------
-    InputError
-        If the file is not whole, not Parquet, holds text that is not UTF-8, or is made to fill the memory.
-    SchemaError
-        If two columns have the same name.
+    ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is damaged,
+    has text that is not UTF-8, or is built to fill the memory; SchemaError for duplicate column names.
     """
     with unreadable_as("Parquet", name):
         # With a buffer, a column of a row group is read a piece at a time and not at once.
@@ -94,7 +72,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
 
 @contextmanager
 def unreadable_as(format_name: str, name: str) -> Iterator[None]:
-    """Turn what Arrow raises of a file into an :class:`InputError` that names it; a store's failures stay."""
+    """Turn Arrow's errors on a file into an :class:`InputError` that names it; a store's failures pass."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
@@ -109,7 +87,7 @@ def unreadable_as(format_name: str, name: str) -> Iterator[None]:
 
 
 def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Batches of about the bytes that are wished, row group by row group."""
+    """Yield batches of about ``BATCH_BYTES``, row group by row group."""
     for i in range(reader.metadata.num_row_groups):
         group = reader.metadata.row_group(i)
         if group.num_rows == 0:
@@ -123,13 +101,13 @@ def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _n_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes of the records; a dictionary is there once and does not grow with them."""
+    """Return the bytes of the records, dictionaries excluded, as they do not grow with them."""
     columns = (c.indices if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     return sum(c.nbytes for c in columns)
 
 
 def refuse_duplicates(names: Sequence[str], where: str) -> None:
-    """Raise where two columns have the same name: one of them would be lost."""
+    """Refuse two columns of one name, of which one would be lost."""
     repeated = sorted(name for name, n in Counter(names).items() if n > 1)
     if repeated:
         raise SchemaError(
@@ -140,10 +118,7 @@ def refuse_duplicates(names: Sequence[str], where: str) -> None:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with plain text and bytes for views.
-
-    What other libraries write, Parquet has no form of its own for, and Arrow few functions.
-    """
+    """Return the schema with plain text and bytes for views, which Parquet lacks and Arrow hardly supports."""
     fields = [field.with_type(_plain_type(field.type)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
 
@@ -168,21 +143,9 @@ MAX_SCANNED_BYTES = 64 << 20
 
 
 def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None:
-    """Refuse a file whose footer cannot be true, or that unpacks to far more than its size.
+    """Raise InputError if the footer cannot be true, or the file unpacks to far more than its size.
 
-    Parameters
-    ----------
-    reader : pyarrow.parquet.ParquetFile
-        The file, open.
-    file : binary file
-        The same, seekable; read once more where columns have dictionaries.
-    name : str
-        Its path, for messages.
-
-    Raises
-    ------
-    InputError
-        Which of both it is.
+    ``file`` is read once more where columns have dictionaries.
     """
     n_bytes = size_of(file)
     try:
@@ -213,13 +176,7 @@ def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None
 
 
 def check_row_count(reader: pq.ParquetFile, n_rows: int, *, name: str) -> None:
-    """Refuse a file that had fewer rows than its footer says; to be called when all are read.
-
-    Raises
-    ------
-    InputError
-        If the counts differ.
-    """
+    """Raise InputError if a file, now read, had fewer rows than its footer says."""
     if reader.metadata.num_rows != n_rows:
         raise _lie(name, f"{reader.metadata.num_rows} rows, and {n_rows} are there")
 
@@ -233,7 +190,7 @@ def _lie(name: str, what: str) -> InputError:
 
 
 def _untruth(column: ColumnChunk, group: RowGroup, *, n_bytes: int, is_flat: bool) -> str:
-    """Return what cannot be true of a column; empty where all can."""
+    """Return what is impossible in a column's footer; empty for nothing."""
     if column.n_values < 0 or (is_flat and column.n_values != group.n_rows):
         return f"{column.n_values} values for {group.n_rows} rows"
     if column.n_values == 0:
@@ -247,7 +204,7 @@ def _untruth(column: ColumnChunk, group: RowGroup, *, n_bytes: int, is_flat: boo
 def _scan_dictionaries(
     file: IO[bytes], footer: Footer, *, name: str, n_bytes: int, n_unpacked: int
 ) -> None:
-    """Count what text and binary columns unpack to, without unpacking them."""
+    """Count the unpacked bytes of text and binary columns, without unpacking them."""
     leaves = {
         column.path
         for group in footer.groups
@@ -267,20 +224,20 @@ def _scan_dictionaries(
 
 
 def _dictionaries(table: pa.Table) -> list[pa.DictionaryArray]:
-    """The dictionary arrays in a table, also those inside structs and lists."""
+    """Return the dictionary arrays of a table, also those inside structs and lists."""
     waiting = [chunk for column in table.columns for chunk in column.chunks]
-    found = []
+    dictionaries = []
     while waiting:
         array = waiting.pop()
         if pa.types.is_dictionary(array.type):
-            found.append(array)
+            dictionaries.append(array)
         elif pa.types.is_struct(array.type):
             waiting += array.flatten()
         elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
             waiting.append(array.flatten())
         elif pa.types.is_map(array.type):
             waiting += [array.keys, array.items]
-    return found
+    return dictionaries
 
 
 def _unpacked_bytes(array: pa.DictionaryArray) -> int:

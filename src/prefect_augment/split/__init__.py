@@ -1,1 +1,1 @@
-"""Which records train, validate and confirm."""
+"""The split into training, validation and hold-out."""

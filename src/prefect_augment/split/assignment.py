@@ -1,9 +1,8 @@
-"""The sticky split: which records train (fit), choose (validation) and are kept for the last comparison.
+"""The sticky split of records into training, validation and hold-out.
 
-A :class:`Ledger` says for every record, or every group, the part it once got; it is inherited from
-version to version and nothing in it ever moves. :func:`assign` adds new records: each class's parts
-are filled up to their shares in the order of a salted hash, so that neither the order of rows nor
-the day they came on decides, and nobody can choose where a record lands.
+A :class:`Ledger` keeps the part of every record or group from version to version; entries never move.
+:func:`assign` fills each class's parts up to their shares in the order of a salted hash, so neither row
+order nor date decides, and nobody can choose where a record goes.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from prefect_augment.split.ledger import (
 )
 from prefect_augment.split.record_split import (
     MIN_COMPARED,
-    Looked,
+    LedgerMatch,
     RecordSplit,
     Shares,
     grown_ledger,
@@ -55,7 +54,7 @@ __all__ = [
     "Assignment",
     "ImageRows",
     "Ledger",
-    "Looked",
+    "LedgerMatch",
     "RecordSplit",
     "Shares",
     "assign",
@@ -66,7 +65,7 @@ __all__ = [
 MIN_GROUPS = 3
 
 Int = NDArray[np.int64]
-Marks = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 
 
 def make_salt(seed: int) -> str:
@@ -81,38 +80,18 @@ def assign(
     ledger: Ledger,
     holdout_fraction: float,
     validation_fraction: float,
-    marked: Marks | None = None,
+    marked: Mask | None = None,
     groups: Sequence[str] | NDArray[Any] | Coded | None = None,
 ) -> Assignment:
-    """Return the part of every record and the ledger that remembers it.
+    """Return the part of every record and the extended ledger.
 
-    A record or group that the ledger knows keeps its part, also when its label was corrected. New
-    ones fill the deficit of their class: first the hold-out's, then validation's; the rest is fit. A class
-    with fewer than ``MIN_COMPARED`` records (with groups: or in fewer than three groups) puts nothing
-    new outside fit. The result depends on the records as a set, not on their order.
-
-    Parameters
-    ----------
-    keys : ndarray of keys or sequence of str, length n_records
-        Content keys.
-    labels : Coded or sequence of str, length n_records
-        Class names.
-    ledger : Ledger
-        The parent version's, or an empty one with a salt.
-    holdout_fraction : float in [0, 1)
-        Share of each class for the hold-out; 0 where the hold-out lies elsewhere.
-    validation_fraction : float in (0, 1)
-        Share of the rest for validation.
-    marked : ndarray of bool, shape (n_records,), optional
-        Hold-out records, where the source says it itself.
-    groups : Coded, ndarray of keys or sequence of str, length n_records, optional
-        Records of one group stay together. A group goes to the part whose shares it brings nearer to
-        their aim, each class counting by the share of its records.
-
-    Raises
-    ------
-    InputError
-        If the hold-out marks cut through a group.
+    Known records and groups keep their part, even with a corrected label. New ones fill their class's deficit:
+    the hold-out's, then validation's; the rest is training. ``holdout_fraction`` is a share of each class, 0
+    for a hold-out elsewhere; ``validation_fraction`` a share of the rest. A class with fewer than
+    ``MIN_COMPARED`` records (with groups: in fewer than three groups) adds to training only. ``marked`` is the
+    source's own hold-out. A group goes to the part whose shares it brings nearer to their target, each class
+    weighted by the share of its records. The order of records does not matter. Raises InputError if
+    ``marked`` splits a group.
     """
     shares = Shares(
         holdout_fraction, validation_fraction, marked is not None or holdout_fraction == 0.0
@@ -126,43 +105,42 @@ def assign(
 
 
 def _assign_records(
-    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None
+    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None
 ) -> Assignment:
     labels, theirs = shared_names(labels, ledger.labels)
     with Workspace() as workspace:
         split = RecordSplit(
             replace(ledger, labels=theirs),
             shares,
-            has_marks=marked is not None,
             workspace=workspace,
         )
-        looked = split.look(keys, labels, marked)
-        split.note(looked, labels, marked)
-        parts, grown = split.assign(looked, keys, labels, marked)
+        entries = split.look_up(keys, labels, marked)
+        split.note(entries, labels, marked)
+        parts, grown = split.assign(entries, keys, labels, marked)
     if split.is_unchanged:
         grown = ledger
     else:
         grown = replace(grown, labels=grown.labels.only_used())
-    return Assignment(parts, looked.occurrences, grown, split.n_new, split.n_kept_against_mark)
+    return Assignment(parts, entries.occurrences, grown, split.n_new, split.n_kept_against_mark)
 
 
 # --- groups -----------------------------------------------------------------------------------
 
 
 def _assign_groups(
-    labels: Coded, ledger: Ledger, shares: Shares, marked: Marks | None, groups: Coded
+    labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None, groups: Coded
 ) -> Assignment:
     n_groups = len(groups.names)
     sizes = np.bincount(groups.codes, minlength=n_groups)
-    marks = _group_marks(groups, sizes, marked)
+    is_marked = _marked_groups(groups, sizes, marked)
     part_of = np.full(n_groups, -1, dtype=np.int8)
     rows = pairs_of_equals(*_ids_of_both(ledger.keys, groups.names))
     known = rows >= 0
     part_of[known] = ledger.parts[rows[known]]
     against = 0
-    if marks is not None:
-        against = int(sizes[known & ((part_of == HOLDOUT) != marks)].sum())
-        part_of[~known & marks] = HOLDOUT
+    if is_marked is not None:
+        against = int(sizes[known & ((part_of == HOLDOUT) != is_marked)].sum())
+        part_of[~known & is_marked] = HOLDOUT
     _place_groups(part_of, groups, labels, ledger.salt, shares)
 
     added = np.flatnonzero(~known)
@@ -185,8 +163,8 @@ def _ids_of_both(theirs: NDArray[Any], ours: NDArray[Any]) -> tuple[Int, Int]:
     return ids[: len(theirs)], ids[len(theirs) :]
 
 
-def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Marks | None:
-    """Which groups are marked as hold-out; a group on both sides is refused."""
+def _marked_groups(groups: Coded, sizes: NDArray[Any], marked: Mask | None) -> Mask | None:
+    """Return which groups are marked as hold-out; raises InputError for a group on both sides."""
     if marked is None:
         return None
     n_marked = np.bincount(groups.codes[marked], minlength=len(sizes))
@@ -203,8 +181,9 @@ def _group_marks(groups: Coded, sizes: NDArray[Any], marked: Marks | None) -> Ma
 def _place_groups(
     part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: Shares
 ) -> None:
-    """Place the waiting groups in hash order, each where it brings the shares nearer to their aim."""
+    """Assign waiting groups in hash order, each where it brings the shares nearer to their target."""
     n_classes = len(labels.names)
+    # Records of each (group, class), sorted by group.
     pairs, n = np.unique(
         groups.codes.astype(np.int64) * n_classes + labels.codes, return_counts=True
     )
@@ -227,6 +206,7 @@ def _place_groups(
             total += (abs(missing) - abs(missing - n_of)) / int(n_records[k])
         return total
 
+    # Waiting groups in hash order: hold-out first, then validation, else training.
     starts = np.searchsorted(group, np.arange(len(part_of) + 1))
     is_waiting = part_of < 0
     waiting = np.flatnonzero(is_waiting)
@@ -235,27 +215,27 @@ def _place_groups(
         inside = slice(starts[g], starts[g + 1])
         classes, counts = label[inside], n[inside]
         part = TRAINING
-        if compared[classes].all():  # a class that is not judged needs all its records in fit
-            if not shares.holdout_is_given and gain(classes, counts, HOLDOUT) > 0:
+        if compared[classes].all():  # a class that is not compared trains on all its records
+            if not shares.has_fixed_holdout and gain(classes, counts, HOLDOUT) > 0:
                 part = HOLDOUT
             elif gain(classes, counts, VALIDATION) > 0:
                 part = VALIDATION
         part_of[g] = part
         have[part, classes] += counts
-    # Few groups of a class can each be too much for validation: the one that comes nearest goes there all the
-    # same, where every class of it has others to stay.
+    # If every group of a class is too large for validation, the one that comes nearest still goes there,
+    # provided that all its classes keep records elsewhere.
     for k in np.flatnonzero(compared & (aims[:, 1] > 0)):
         if have[VALIDATION, k]:  # a group that went there for another class may have brought some
             continue
-        found = []
+        movable = []
         for g in group[label == k].tolist():
             inside = slice(starts[g], starts[g + 1])
             classes, counts = label[inside], n[inside]
             stay = (have[part_of[g], classes] > counts).all()
             if is_waiting[g] and compared[classes].all() and stay:
-                found.append((gain(classes, counts, VALIDATION), g))
-        if found:
-            _, g = max(found)
+                movable.append((gain(classes, counts, VALIDATION), g))
+        if movable:
+            _, g = max(movable)
             inside = slice(starts[g], starts[g + 1])
             have[part_of[g], label[inside]] -= n[inside]
             have[VALIDATION, label[inside]] += n[inside]

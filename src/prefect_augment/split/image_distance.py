@@ -1,8 +1,7 @@
-"""How far two images are apart, as near-duplicates see it, and which pairs of many are worth measuring.
+"""The distance of two images for near-duplicate detection, and which of many pairs are measured.
 
-Three steps, each for fewer pairs: rows of a
-perceptual hash put images into buckets, a coarse likeness finds the likeliest of each bucket by matrix
-products, and those are laid over one another and measured.
+Three steps, each with fewer pairs: bands of a perceptual hash put images into buckets, a coarse similarity
+finds the likeliest pairs of each by matrix products, and those are aligned and measured.
 """
 
 from __future__ import annotations
@@ -34,25 +33,15 @@ Rows = NDArray[np.int64]
 
 
 def distances(thumbs: Thumbs, i: Rows, others: Thumbs, j: Rows) -> NDArray[np.float64]:
-    """Return the distance of pairs of images.
+    """Return the distance of each pair, rows ``i`` of ``thumbs`` and ``j`` of ``others`` (n, 1024).
 
-    Parameters
-    ----------
-    thumbs, others : ndarray of int8, shapes (n, 1024) and (m, 1024)
-        Gray thumbnails of 32x32.
-    i, j : ndarray of int64, shape (n_pairs,)
-        Rows of the one and of the other.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_pairs,)
-        Share of contrast in which the two differ once the one is laid over the other, in [0, 2].
+    The share of contrast in which the two differ after alignment, in [0, 2].
     """
-    found = [np.zeros(0)]
+    parts = [np.zeros(0)]
     for start in range(0, len(i), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)
-        found.append(_aligned(_images(thumbs[i[some]]), _images(others[j[some]])))
-    return np.concatenate(found)
+        parts.append(_aligned(_images(thumbs[i[some]]), _images(others[j[some]])))
+    return np.concatenate(parts)
 
 
 def _images(thumbs: Thumbs) -> Float:
@@ -63,13 +52,10 @@ def _images(thumbs: Thumbs) -> Float:
 
 
 def _aligned(a: Float, b: Float) -> NDArray[np.float64]:
-    """Share of contrast in which images differ after the best shift and a small rest of it.
+    """Return the share of contrast in which images differ after the best shift and a sub-cell remainder.
 
-    References
-    ----------
-    The rest, and a change of scale in either direction, are projected out along the images' own
-    derivatives: Simard, LeCun, Denker 1993, "Efficient pattern recognition using a new transformation
-    distance" (tangent distance).
+    The remainder, and a change of scale, are projected out along the images' derivatives (tangent distance:
+    Simard, LeCun, Denker 1993, "Efficient pattern recognition using a new transformation distance").
     """
     n, inner = len(a), SIDE - 2 * MARGIN
     dy, dx = _best_shift(a, b)
@@ -91,7 +77,7 @@ def _aligned(a: Float, b: Float) -> NDArray[np.float64]:
 
 
 def _best_shift(a: Float, b: Float) -> tuple[Rows, Rows]:
-    """The whole shift of ``a`` at which every second cell of the window correlates best."""
+    """Return the integer shift of ``a`` at which every second cell of the window correlates best."""
     n, low, high = len(a), MARGIN, SIDE - MARGIN
     fixed = _unit(b[:, low:high:2, low:high:2].reshape(n, -1))
     best = np.full(n, -np.inf, dtype=np.float32)
@@ -102,18 +88,15 @@ def _best_shift(a: Float, b: Float) -> tuple[Rows, Rows]:
             moved = a[:, low + dy : high + dy : 2, low + dx : high + dx : 2].reshape(n, -1)
             moved = moved - moved.mean(axis=1, keepdims=True)
             norm = np.sqrt(np.einsum("ij,ij->i", moved, moved))
-            found = np.einsum("ij,ij->i", moved, fixed) / np.maximum(norm, MIN_NORM)
-            better = found > best
-            best[better] = found[better]
+            correlation = np.einsum("ij,ij->i", moved, fixed) / np.maximum(norm, MIN_NORM)
+            better = correlation > best
+            best[better] = correlation[better]
             shift[:, better] = [[dy], [dx]]
     return shift[0], shift[1]
 
 
 def _tangents(images: Float) -> list[Float]:
-    """What images change by when they are shifted or scaled a little, each as unit vectors (n, cells).
-
-    One cell of the border is used up.
-    """
+    """Return derivatives of the images by shift and scale as unit vectors (n, cells), one border cell less."""
     n, inner = len(images), images.shape[1] - 2
     across = images[:, 1:-1, 2:] - images[:, 1:-1, :-2]
     down = images[:, 2:, 1:-1] - images[:, :-2, 1:-1]
@@ -123,7 +106,7 @@ def _tangents(images: Float) -> list[Float]:
 
 
 def _smooth(images: Float) -> Float:
-    """Binomial (1, 2, 1) in both directions; the border is repeated."""
+    """Smooth with the binomial (1, 2, 1) in both directions; the border is repeated."""
     wide = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
     down = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
     both: Float = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
@@ -131,7 +114,7 @@ def _smooth(images: Float) -> Float:
 
 
 def _unit(rows: Float) -> Float:
-    """Each row centred and of length 1; zeros where it does not vary."""
+    """Return each row centred and of length 1; zeros where it is constant."""
     centred = rows - rows.mean(axis=-1, keepdims=True)
     norm = np.sqrt((centred * centred).sum(axis=-1, keepdims=True))
     return np.where(norm > MIN_NORM, centred / np.maximum(norm, MIN_NORM), np.float32(0))
@@ -141,15 +124,17 @@ def _unit(rows: Float) -> Float:
 
 
 class Shape:
-    """Images at a quarter of the cells, to find the likeliest pairs among many by matrix products.
+    """Images at a quarter of the cells, to find the likeliest of many pairs by matrix products.
 
-    Of each image the directions that itself and its tangents span, orthogonal, 1 kB in all: any image
-    that lies within their span is the same one, moved or scaled a little.
+    Per image an orthogonal basis (1 kB) of itself and its tangents: an image in that span is the same one,
+    slightly shifted or scaled.
     """
 
     def __init__(self, thumbs: Thumbs) -> None:
         n, half = len(thumbs), SIDE // 2
-        self.usable: Rows = np.flatnonzero(thumbs.any(axis=1)) if n else np.zeros(0, dtype=np.int64)
+        self.informative: Rows = (
+            np.flatnonzero(thumbs.any(axis=1)) if n else np.zeros(0, dtype=np.int64)
+        )
         self._axes = np.zeros((n, N_AXES, (half - 2) ** 2), dtype=np.int8)
         self._scale = np.zeros((n, N_AXES, 1), dtype=np.float32)
         for start in range(0, n, BUCKET):  # bounds the memory
@@ -162,11 +147,11 @@ class Shape:
             self._scale[some] = peak / 127
 
     def likeness(self, rows: Rows, others: Rows) -> Float:
-        """Share of the contrast of each image that each of the others explains."""
+        """Return the share of each image's contrast that each of the others explains, (n_rows, n_others)."""
         return self._explained(rows, self, others)
 
     def is_like(self, others: Shape) -> NDArray[np.bool_]:
-        """Tell of all pairs whether they are worth measuring."""
+        """Tell for all pairs whether they are worth measuring."""
         every = (np.arange(len(x._axes)) for x in (self, others))
         return self._explained(next(every), others, next(every)) > 1 - COARSE_LIMIT
 
@@ -183,7 +168,7 @@ class Shape:
 
 
 def _axes(images: Float) -> list[Float]:
-    """Each image and its tangents as orthogonal unit vectors (n, cells); one cell of border is used up."""
+    """Return each image and its tangents as orthogonal unit vectors (n, cells), one border cell less."""
     axes = [_unit(images[:, 1:-1, 1:-1].reshape(len(images), -1))]
     for tangent in _tangents(images):
         for axis in axes:
@@ -193,48 +178,43 @@ def _axes(images: Float) -> list[Float]:
 
 
 class Best:
-    """The likeliest candidates of each image so far."""
+    """The likeliest candidates of each image."""
 
     def __init__(self, n: int) -> None:
         self.likeness = np.full((n, N_MEASURED), -np.inf, dtype=np.float32)
         self.index = np.full((n, N_MEASURED), -1, dtype=np.int64)
 
     def keep(self, rows: Rows, others: Rows, likeness: Float) -> None:
-        """Take note of all pairs of two subsets; a pair may come again from another bucket."""
+        """Update with all pairs of two subsets; a pair may recur in another bucket."""
         k = min(N_MEASURED, len(others))
         top = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
-        found = np.concatenate(
+        scores = np.concatenate(
             [self.likeness[rows], np.take_along_axis(likeness, top, axis=1)], axis=1
         )
         which = np.concatenate([self.index[rows], others[top]], axis=1)
         by_index = np.argsort(which, axis=1, kind="stable")
-        found, which = (np.take_along_axis(x, by_index, axis=1) for x in (found, which))
-        found[:, 1:][which[:, 1:] == which[:, :-1]] = -np.inf
-        best = np.argsort(-found, axis=1, kind="stable")[:, :N_MEASURED]
-        self.likeness[rows] = np.take_along_axis(found, best, axis=1)
+        scores, which = (np.take_along_axis(x, by_index, axis=1) for x in (scores, which))
+        scores[:, 1:][which[:, 1:] == which[:, :-1]] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :N_MEASURED]
+        self.likeness[rows] = np.take_along_axis(scores, best, axis=1)
         self.index[rows] = np.take_along_axis(which, best, axis=1)
 
     def pairs(self) -> tuple[Rows, Rows]:
-        """Every image with each of its candidates."""
+        """Return the pairs of every image with its candidates."""
         rows, places = np.nonzero(self.likeness > 1 - COARSE_LIMIT)
         return rows, self.index[rows, places]
 
 
 def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
-    """Return two 64-bit difference hashes of each image as their rows of bits, shape (n, 16).
+    """Return two 64-bit difference hashes of each image as rows of bits, shape (n, 16).
 
-    A bit of the first eight says whether brightness rises between two neighbouring cells of a grid of
-    9x8, one of the others the same from top to bottom.
-
-    References
-    ----------
-    Krawetz 2013, "Kind of Like That" (dHash). Copies moved by a pixel of 16 share a row of bits whole
-    in 97 % of the cases, others in more.
+    The first eight rows compare horizontal neighbours of a 9x8 grid, the others vertical ones (dHash: Krawetz
+    2013, "Kind of Like That"). Copies shifted by a pixel of 16 share a row in 97 % of cases, others in more.
     """
-    found = [np.zeros((0, 2 * BANDS), dtype=np.uint8)]
+    bands = [np.zeros((0, 2 * BANDS), dtype=np.uint8)]
     for start in range(0, len(thumbs), BUCKET):  # bounds the memory
-        found.append(_bands(thumbs[start : start + BUCKET]))
-    return np.concatenate(found)
+        bands.append(_bands(thumbs[start : start + BUCKET]))
+    return np.concatenate(bands)
 
 
 def _bands(thumbs: Thumbs) -> NDArray[np.uint8]:
@@ -255,20 +235,13 @@ def _bands(thumbs: Thumbs) -> NDArray[np.uint8]:
     return np.concatenate(bits, axis=1)
 
 
-def buckets(bands: NDArray[np.uint8], usable: Rows, *, in_windows: bool = True) -> Iterator[Rows]:
-    """Yield sets of images that share a band of a hash, or several where one would not tell them apart.
+def buckets(bands: NDArray[np.uint8], rows: Rows, *, in_windows: bool = True) -> Iterator[Rows]:
+    """Yield sets of the images ``usable`` that share a hash band, or several where one separates too few.
 
-    Parameters
-    ----------
-    bands : ndarray of uint8, shape (n, 16)
-        From :func:`hash_bands`.
-    usable : ndarray of int64
-        Rows to divide.
-    in_windows : bool
-        A set of images of one hash that exceeds ``BUCKET`` comes in parts.
+    ``in_windows`` cuts a set of images of one hash larger than ``BUCKET`` into parts.
     """
     for first in range(2 * BANDS):
-        for bucket in _divided(bands, usable, first, 0):
+        for bucket in _divided(bands, rows, first, 0):
             # More than that have one hash: windows that overlap by half keep chains together.
             step = BUCKET // 2 if in_windows and len(bucket) > BUCKET else len(bucket)
             for start in range(0, max(1, len(bucket) - step), step):

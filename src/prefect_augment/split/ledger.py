@@ -1,4 +1,4 @@
-"""The split ledger: the part that every record, group or image once got, and what a split decided."""
+"""The split ledger: the part of every record, group or image, and the result of a split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.storage.external_sort import Binned
+from prefect_augment.storage.external_sort import PartitionedRows
 from prefect_augment.storage.keys import KEY, Coded, as_keys
 from prefect_augment.storage.spill import Workspace
 
@@ -22,7 +22,7 @@ __all__ = [
     "Assignment",
     "ImageRows",
     "Ledger",
-    "LedgerAside",
+    "LedgerSpill",
 ]
 
 PARTS = ("training", "validation", "holdout")
@@ -35,18 +35,9 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """What the ledger keeps of each image, so that a later version finds near-duplicates of it.
+    """The ledger's entry of each image, by which later versions find its near-duplicates."""
 
-    Parameters
-    ----------
-    clusters : ndarray of keys, shape (n_images,)
-        Name of the near-duplicate cluster: the content key of one of its first members.
-    levels : ndarray of int64, shape (n_images,)
-        How strictly the image was compared.
-    thumbs : ndarray of int8, shape (n_images, 1024), or bytes
-        Gray thumbnails of 32x32: 1 kB an image.
-    """
-
+    # (n_images,) content key of one of the cluster's first members, and strictness of its comparison
     clusters: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=KEY))
     levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     thumbs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
@@ -61,37 +52,17 @@ class ImageRows:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """Parts once given, sorted by key and occurrence. Sequences are taken for arrays.
+    """Parts assigned so far, sorted by key and occurrence; arrays of shape (n,)."""
 
-    Parameters
-    ----------
-    salt : str
-        Fixed when the first version is made.
-    unit : str
-        What a key names: ``record``; ``group:<column>`` or ``pattern:<expression>``; or
-        ``near-duplicate``, where keys are images and their clusters stay together.
-    keys : ndarray of keys, shape (n,)
-        Content keys, or the groups' values as text.
-    occurrences : ndarray of int32, shape (n,)
-        Number of the record among those with its key; 0 for groups.
-    labels : Coded, length n
-        Class of the record; empty for groups, which may hold several.
-    parts : ndarray of int8, shape (n,)
-        Index into :data:`PARTS`.
-    has_own_holdout : bool
-        Whether the hold-out lies at a URI of its own, so that no record here may be in it.
-    images : ImageRows, optional
-        With the unit ``near-duplicate``, one row per key.
-    """
-
-    salt: str
-    unit: str = "record"
+    salt: str  # fixed in the first version
+    unit: str = "record"  # record, group:<column>, pattern:<expression> or near-duplicate
+    # Content keys, or the groups' values as text; number among records of one key, 0 for groups.
     keys: NDArray[Any] = ()  # type: ignore[assignment]
     occurrences: NDArray[np.int32] = ()  # type: ignore[assignment]
-    labels: Coded = ()  # type: ignore[assignment]
-    parts: NDArray[np.int8] = ()  # type: ignore[assignment]
-    has_own_holdout: bool = False
-    images: ImageRows | None = None
+    labels: Coded = ()  # type: ignore[assignment]  # empty for groups, which may hold several
+    parts: NDArray[np.int8] = ()  # type: ignore[assignment]  # index into PARTS
+    has_own_holdout: bool = False  # at another URI, so no record here may be in it
+    images: ImageRows | None = None  # one row per key, for near-duplicate
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", as_keys(self.keys))
@@ -107,7 +78,7 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """sha256 over the content: equal for equal ledgers, however they are stored."""
+        """sha256 of the content: equal for equal ledgers, however they are stored."""
         labels = self.labels.only_used()
         columns = [self.keys, labels.names, labels.codes, self.occurrences, self.parts]
         if self.images is not None:
@@ -128,22 +99,15 @@ class Ledger:
         )
 
     def blocks(self, size: int) -> Iterator[Ledger]:
-        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        """Yield the rows ``size`` at a time; one empty block for an empty ledger."""
         for start in range(0, max(1, len(self.keys)), size):
             yield self.take(slice(start, start + size))
 
 
-class LedgerAside:
-    """A ledger by record on local disk, which comes piece after piece in its order.
+class LedgerSpill:
+    """A ledger by record on local disk; its pieces come in order.
 
-    Parameters
-    ----------
-    like : Ledger
-        Whose salt and unit it has.
-    names : ndarray of str
-        What the labels of the pieces are codes of.
-    workspace : Workspace
-        Where it is put aside.
+    ``like`` gives salt and unit; ``names`` are what the pieces' label codes index.
     """
 
     images = None
@@ -156,10 +120,10 @@ class LedgerAside:
         )
         self._is_used = np.zeros(len(names), dtype=bool)
         fields = [("key", KEY), ("label", np.int32), ("occurrence", np.int32), ("part", np.int8)]
-        self._rows = Binned(workspace, np.dtype(fields))
+        self._rows = PartitionedRows(workspace, np.dtype(fields))
 
     def append(self, piece: Ledger) -> None:
-        """Take the next rows; their labels are coded by the names given."""
+        """Add the next rows."""
         rows = np.zeros(len(piece.keys), dtype=self._rows.dtype)
         rows["key"], rows["label"] = piece.keys, piece.labels.codes
         rows["occurrence"], rows["part"] = piece.occurrences, piece.parts
@@ -167,7 +131,7 @@ class LedgerAside:
         self._rows.add(rows)
 
     def blocks(self, size: int) -> Iterator[Ledger]:
-        """Yield the rows ``size`` at a time; one block without any where there are none."""
+        """Yield the rows ``size`` at a time; one empty block for an empty ledger."""
         if len(self._rows) == 0:
             yield self._like
         for rows in self._rows.blocks(0, size):
@@ -181,14 +145,14 @@ class LedgerAside:
 
     @property
     def digest(self) -> str:
-        """The one of :class:`Ledger`."""
+        """The digest that the equal :class:`Ledger` has."""
         codes = (np.cumsum(self._is_used) - 1).astype(np.int32)
 
         def column(name: str) -> tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]:
-            found = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
+            blocks = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
             if name == "label":
-                found = (codes[values] for values in found)
-            return self._rows.dtype[name], len(self._rows), found
+                blocks = (codes[values] for values in blocks)
+            return self._rows.dtype[name], len(self._rows), blocks
 
         names = self._names[self._is_used]
         columns = [column("key"), (names.dtype, len(names), [names])]
@@ -197,7 +161,7 @@ class LedgerAside:
 
 
 def _digest(
-    ledger: Ledger | LedgerAside,
+    ledger: Ledger | LedgerSpill,
     columns: Iterable[tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]],
 ) -> str:
     """Hash columns, each with its type, its length and its values in pieces."""
@@ -214,24 +178,10 @@ def _digest(
 
 @dataclass(frozen=True)
 class Assignment:
-    """What :func:`assign` decided.
+    """The result of :func:`assign`."""
 
-    Parameters
-    ----------
-    parts : ndarray of int8, shape (n_records,)
-        Index into :data:`PARTS` of each record.
-    occurrences : ndarray of int64, shape (n_records,)
-        The ledger's occurrence number of each record; 0 with groups.
-    ledger : Ledger
-        The given one with the new records or groups added.
-    n_new : int
-        Records that the given ledger did not know.
-    n_kept_against_mark : int
-        Records that the ledger has on the other side than the hold-out column now says.
-    """
-
-    parts: NDArray[np.int8]
-    occurrences: Int
+    parts: NDArray[np.int8]  # (n_records,) index into PARTS
+    occurrences: Int  # (n_records,) as in the ledger; 0 with groups
     ledger: Ledger
-    n_new: int = 0
-    n_kept_against_mark: int = 0
+    n_new: int = 0  # records that the old ledger did not know
+    n_kept_against_mark: int = 0  # on the other side in the ledger than the hold-out column says

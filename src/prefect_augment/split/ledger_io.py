@@ -1,7 +1,7 @@
 """The split ledger as a Parquet object: one row per record or group, the rest in its metadata.
 
-For images a row also holds the near-duplicate cluster and a thumbnail, 1 kB before compression, so
-that a later version finds near-duplicates of images that its source no longer has.
+An image's row also has its near-duplicate cluster and a thumbnail (1 kB before compression), so later
+versions find near-duplicates of images that the source no longer has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
-from prefect_augment.split.ledger import LedgerAside
+from prefect_augment.split.ledger import LedgerSpill
 from prefect_augment.storage.keys import (
     KEY,
     Coded,
@@ -62,7 +62,7 @@ IMAGES = (
 _STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, in the same order
 
 
-def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> str:
+def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> str:
     """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
     metadata = {
         "salt": ledger.salt,
@@ -79,8 +79,6 @@ def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> 
         name=f"{prefix}/ledger",
         split="ledger",
         origin="real",
-        label="",
-        classes=(),
     ).path
 
 
@@ -110,23 +108,14 @@ def _texts(keys: NDArray[Any]) -> pa.Array:
 def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str]) -> list[str]:
     """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
 
-    An image that the ledger does not know (one of a hold-out of its own) is a cluster of itself, and so
-    is every record where the split is not by near-duplicates.
-
-    Parameters
-    ----------
-    store : Store
-        The destination under which the facts' ledger lies.
-    info : DatasetInfo
-        Outcome of an ingest stage.
-    content_keys : sequence of str
-        Of the records asked for.
+    An image not in the ledger (of a separate hold-out), and every record of another kind of split, is its own
+    cluster.
     """
     ledger = read_ledger(store, info.ledger)
     if ledger.images is None:
         return list(content_keys)
-    asked = _asked(content_keys)
-    ids = group_ids(joined(ledger.keys, asked))
+    wanted = _as_keys(content_keys)
+    ids = group_ids(joined(ledger.keys, wanted))
     distinct, which = np.unique(ids[len(ledger.keys) :], return_inverse=True)
     rows = pairs_of_equals(ids[: len(ledger.keys)], distinct)[which]
     names = key_texts(ledger.images.clusters[rows])
@@ -136,22 +125,19 @@ def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str])
     ]
 
 
-def _asked(content_keys: Sequence[str]) -> NDArray[Any]:
-    """Return the keys as bytes; what is no content key is none of any image."""
-    found = np.zeros(len(content_keys), dtype=KEY)
+def _as_keys(content_keys: Sequence[str]) -> NDArray[Any]:
+    """Return the content keys as bytes; anything else as a key that no image has."""
+    keys = np.zeros(len(content_keys), dtype=KEY)
     is_key = [len(key) == 32 and not set(key) - HEX_DIGITS for key in content_keys]
     whole = [key for key, good in zip(content_keys, is_key, strict=True) if good]
-    found[is_key] = unhex(pa.array(whole, pa.string()))
-    return found
+    keys[is_key] = unhex(pa.array(whole, pa.string()))
+    return keys
 
 
 def read_ledger(store: Store, path: str) -> Ledger:
     """Return the ledger at ``path``.
 
-    Raises
-    ------
-    IntegrityError
-        If it is missing or not a ledger: without it, hold-out records could end up in training.
+    Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
     """
     try:
         with store.open(path) as raw:
@@ -177,7 +163,7 @@ def part_codes(parts: pa.Array) -> pa.Int8Array:
 
 
 def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
-    """Read a ledger block by block into compact columns."""
+    """Read a ledger block by block into coded columns."""
     schema = file.schema_arrow
     has_images = "cluster" in schema.names
     if has_images and schema.field("thumb").type.byte_width != THUMB_BYTES:
@@ -187,30 +173,30 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
         )
     is_text = metadata["unit"].startswith(("group:", "pattern:"))
     read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
-    found: dict[str, list[Any]] = {name: [] for name in schema.names}
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     label_names: dict[str, int] = {}
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
         labels = batch["label"].dictionary_encode()
         codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
-        found["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
-        found["key"].append(read(batch["key"]))
-        found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
-        found["part"].append(part_codes(batch["part"]).to_numpy())
+        columns["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
+        columns["key"].append(read(batch["key"]))
+        columns["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
+        columns["part"].append(part_codes(batch["part"]).to_numpy())
         if has_images:
-            found["cluster"].append(unhex(batch["cluster"]))
-            found["level"].append(batch["level"].to_numpy())
+            columns["cluster"].append(unhex(batch["cluster"]))
+            columns["level"].append(batch["level"].to_numpy())
             data = batch["thumb"].buffers()[1]
             start = batch["thumb"].offset * THUMB_BYTES
             pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
-            found["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
-    if not found["key"]:
+            columns["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
+    if not columns["key"]:
         return Ledger(
             metadata["salt"],
             metadata["unit"],
             has_own_holdout=metadata["has_own_holdout"] == "true",
             images=ImageRows() if has_images else None,
         )
-    column = {name: np.concatenate(values) for name, values in found.items() if values}
+    column = {name: np.concatenate(values) for name, values in columns.items() if values}
     return Ledger(
         salt=metadata["salt"],
         unit=metadata["unit"],

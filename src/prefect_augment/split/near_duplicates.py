@@ -1,18 +1,16 @@
-"""Near-duplicate images: perceptual hash for candidates, pixels for the decision, clusters for the split.
+"""Near-duplicate images: candidate pairs by perceptual hash, distances by pixels, clusters for the split.
 
-How far two images are apart is the share of their contrast that differs once the one is laid over the
-other: ``1 - correlation`` of their 32x32 gray thumbnails, smoothed, after the best shift of up to two
-cells and the small rest of a shift or a change of scale. So a copy that was encoded again, resized,
-made brighter or moved by a pixel is about 0 from its original.
+The distance is the share of contrast that differs: ``1 - correlation`` of smoothed 32x32 gray thumbnails
+after the best shift of up to two cells and a small remainder of shift or scale. Copies re-encoded,
+resized, brightened or shifted by a pixel are at about 0.
 
-What is near depends on the place. A cluster has to be *alone*: its threshold is the largest at which
-everything outside is at least four times as far (twice in the units of pixels), 0.05 at most. Between
-different images the nearest one is hardly ever that much nearer than the next: among 1,797 digits of
-16x16 pixels two pairs are, where a fixed threshold of 0.05 has half of them in clusters. A cluster is
-also made stricter where it would hold more than a twentieth of all images (frames of one camera).
+A cluster has to be isolated: its threshold, at most 0.05, is the largest at which everything outside is at
+least four times as far (twice in units of pixels). Different images hardly ever meet that: two pairs of
+1,797 digits of 16x16 pixels, of which a fixed 0.05 would cluster half. A cluster of more than a twentieth
+of all images (frames of one camera) gets a stricter threshold.
 
-Each pair is computed by itself, and images come in the order of their keys, so the result depends
-neither on the order of the source nor on the number of threads.
+Pairs are computed independently and images sorted by key, so neither the source's order nor the number
+of threads changes the result.
 """
 
 from __future__ import annotations
@@ -68,24 +66,11 @@ def cluster_limit(n_images: int) -> int:
 
 
 def cluster_images(thumbs: Thumbs, *, levels: Rows | None = None, limit: int) -> tuple[Rows, Rows]:
-    """Return the cluster of every image, and how strict it is.
+    """Return the cluster (n,) of every image and its strictness level (n,), 0 to :data:`MAX_LEVEL`.
 
-    Parameters
-    ----------
-    thumbs : ndarray of int8, shape (n, 1024)
-        Of different images, in an order that does not depend on the source's (by content key).
-    levels : ndarray of int64, shape (n,), optional
-        The strictness to begin with; 0 where not given.
-    limit : int
-        Images that a cluster may have.
-
-    Returns
-    -------
-    clusters : ndarray of int64, shape (n,)
-        Number of the cluster; an image without near-duplicates has one of its own.
-    levels : ndarray of int64, shape (n,)
-        0 to :data:`MAX_LEVEL`: a pair is near when its strength exceeds the level of both. That of a
-        lone image says how near its neighbourhood is, and so what may join it later.
+    ``thumbs`` (n, 1024) are of different images, sorted by content key. Clusters have at most ``limit``
+    images and start at ``levels`` (default 0). A pair is near when its strength exceeds the levels of both; a
+    single image's level says how dense its neighbourhood is, and so what may join it later.
     """
     n = len(thumbs)
     strict = np.zeros(n, dtype=np.int64) if levels is None else levels.copy()
@@ -112,12 +97,12 @@ def _components(n: int, i: Rows, j: Rows) -> Rows:
 
 
 def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
-    """Pairs within the first distance, thinned to a spanning forest of the nearest, with their steps."""
+    """Return the nearest pairs within the first distance as a spanning forest, with their steps."""
     n = len(thumbs)
     shape = Shape(thumbs)
     best = Best(n)
     with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
-        for bucket in buckets(hash_bands(thumbs), shape.usable):
+        for bucket in buckets(hash_bands(thumbs), shape.informative):
             likeness = shape.likeness(bucket, bucket)
             likeness = np.maximum(likeness, likeness.T)
             np.fill_diagonal(likeness, -np.inf)
@@ -129,8 +114,8 @@ def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
     i, j, steps = i[steps > 0], j[steps > 0], steps[steps > 0]
     weight = (len(DISTANCES) + 1 - steps).astype(np.float64)  # at least 1: zero would mean no edge
     forest = minimum_spanning_tree(coo_array((weight, (i, j)), shape=(n, n)).tocsr()).tocoo()
-    found = len(DISTANCES) + 1 - forest.data.astype(np.int64)
-    return forest.row.astype(np.int64), forest.col.astype(np.int64), found
+    kept = len(DISTANCES) + 1 - forest.data.astype(np.int64)
+    return forest.row.astype(np.int64), forest.col.astype(np.int64), kept
 
 
 # --- images of two sets -----------------------------------------------------------------------
@@ -138,45 +123,28 @@ def _forest(thumbs: Thumbs) -> tuple[Rows, Rows, Rows]:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Near-duplicates of images in another set, by group of that set.
+    """Nearest near-duplicates of images in another set, by group of that set."""
 
-    Parameters
-    ----------
-    strength : ndarray of int64, shape (n, n_groups)
-        Strength of the nearest one in each group; 0 where none is near.
-    index : ndarray of int64, shape (n, n_groups)
-        Which one it is; the first of equally strong ones, -1 where none is near.
-    level : ndarray of int64, shape (n,)
-        The strictest level among the others that are near: the place of the image is as crowded.
-    """
-
-    strength: Rows
-    index: Rows
-    level: Rows
+    strength: Rows  # (n, n_groups) of the nearest; 0 for none near
+    index: Rows  # (n, n_groups) the first of equally strong ones; -1 for none
+    level: Rows  # (n,) strictest level among the near others
 
 
 def nearest_by_group(
     thumbs: Thumbs, others: Thumbs, *, groups: Rows, levels: Rows, n_groups: int
 ) -> Neighbours:
-    """Return for each image its nearest near-duplicates among ``others``.
+    """Return for each image its nearest near-duplicates among ``others``, with ``groups`` and ``levels`` (n_others,).
 
-    Parameters
-    ----------
-    thumbs, others : ndarray of int8, shapes (n, 1024) and (n_others, 1024)
-        Both in an order that does not depend on the source's.
-    groups, levels : ndarray of int64, shape (n_others,)
-        Group and strictness of the others.
-    n_groups : int
-        How many groups there are.
+    Both sets of thumbnails (n, 1024) are in an order that does not depend on the source's.
     """
     n = len(thumbs)
-    found = Neighbours(
+    nearest = Neighbours(
         np.zeros((n, n_groups), dtype=np.int64),
         np.full((n, n_groups), -1, dtype=np.int64),
         np.zeros(n, dtype=np.int64),
     )
     if n == 0 or len(others) == 0:
-        return found
+        return nearest
     every = np.concatenate([thumbs, others])
     shape, bands = Shape(every), hash_bands(every)
     del every
@@ -184,9 +152,9 @@ def nearest_by_group(
         for group in range(n_groups):
             best = Best(n)
             members = n + np.flatnonzero(groups == group)
-            usable = np.concatenate([np.arange(n), members])
-            usable = usable[np.isin(usable, shape.usable)]
-            for bucket in buckets(bands, usable, in_windows=False):
+            candidates = np.concatenate([np.arange(n), members])
+            candidates = candidates[np.isin(candidates, shape.informative)]
+            for bucket in buckets(bands, candidates, in_windows=False):
                 ours, theirs = bucket[bucket < n], bucket[bucket >= n]
                 for i, j in product(range(0, len(ours), BUCKET), range(0, len(theirs), BUCKET)):
                     some, those = ours[i : i + BUCKET], theirs[j : j + BUCKET]
@@ -195,33 +163,22 @@ def nearest_by_group(
             b = b - n
             strength = _strength(distances(thumbs, a, others, b))
             near = strength > 0
-            np.maximum.at(found.level, a[near], levels[b[near]])
-            _keep_nearest(found, a[near], b[near], strength[near], group)
-    return found
+            np.maximum.at(nearest.level, a[near], levels[b[near]])
+            _keep_nearest(nearest, a[near], b[near], strength[near], group)
+    return nearest
 
 
-def _keep_nearest(found: Neighbours, a: Rows, b: Rows, strength: Rows, group: int) -> None:
-    """Note the strongest pair of each image; of equals the first of the others."""
+def _keep_nearest(nearest: Neighbours, a: Rows, b: Rows, strength: Rows, group: int) -> None:
+    """Keep the strongest pair of each image; of equals the first of the others."""
     order = np.lexsort((-b, strength))  # the best one last: the last write wins
-    found.strength[a[order], group] = strength[order]
-    found.index[a[order], group] = b[order]
+    nearest.strength[a[order], group] = strength[order]
+    nearest.index[a[order], group] = b[order]
 
 
 def strengths(thumbs: Thumbs, others: Thumbs, *, upper: bool = False) -> tuple[Rows, Rows, Rows]:
-    """Return the near pairs of two sets and how strong each is.
+    """Return the near pairs of two small sets, compared all with all: rows, other rows, strength.
 
-    Parameters
-    ----------
-    thumbs, others : ndarray of int8, shapes (n, 1024) and (m, 1024)
-        Compared all with all, so few.
-    upper : bool
-        Both are the same set: each pair once, none with itself.
-
-    Returns
-    -------
-    tuple of ndarray of int64
-        Rows of the one, rows of the other, and the strength of the pair: a pair is near at the levels
-        below it.
+    A pair is near at the levels below its strength. With ``upper`` both are one set, each pair comes once.
     """
     with threadpool_limits(limits=1, user_api="blas"):
         like = Shape(thumbs).is_like(Shape(others))
@@ -236,6 +193,6 @@ def _strength(distance: NDArray[np.float64]) -> Rows:
 
 
 def _steps(distance: NDArray[np.float64]) -> Rows:
-    """How many of the distances each is below."""
+    """Return how many of ``DISTANCES`` each distance is below."""
     rising = np.asarray(DISTANCES[::-1])
     return len(DISTANCES) - np.searchsorted(rising, distance, side="right").astype(np.int64)

@@ -1,8 +1,8 @@
-"""Near-duplicate images stay on one side of the split, in this version and in all that follow.
+"""The split that keeps near-duplicate images on one side, in this version and all later ones.
 
-New images form clusters among themselves; a cluster near images of an earlier version joins their part.
-One that is near both the training part and the hold-out is a *bridge*: on either side it would leak, so
-it is left out. What the ledger has of an image never changes.
+New images form clusters; a cluster near images of an earlier version joins their part. One near both the
+training part and the hold-out is a *bridge*: on either side it would leak, so it is left out. Ledger
+entries never change.
 """
 
 from __future__ import annotations
@@ -46,21 +46,11 @@ Thumbs = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class NearClusters:
-    """The near-duplicate cluster of each record.
+    """The near-duplicate cluster of each record; arrays of shape (n_records,)."""
 
-    Parameters
-    ----------
-    names : ndarray of keys, shape (n_records,)
-        The cluster: an earlier version's where the record joins one.
-    levels : ndarray of int64, shape (n_records,)
-        How strictly it was compared.
-    is_bridge : ndarray of bool, shape (n_records,)
-        Near both sides of the split.
-    """
-
-    names: NDArray[Any]
-    levels: NDArray[np.int64]
-    is_bridge: NDArray[np.bool_]
+    names: NDArray[Any]  # an earlier version's where the record joins one
+    levels: NDArray[np.int64]  # strictness of the comparison
+    is_bridge: NDArray[np.bool_]  # near both sides of the split
 
     def take(self, rows: NDArray[np.intp]) -> NearClusters:
         """Return the same of these records."""
@@ -69,7 +59,7 @@ class NearClusters:
 
 @dataclass(frozen=True)
 class _Known:
-    """Images of the ledger."""
+    """The ledger's images."""
 
     thumbs: Thumbs
     parts: NDArray[np.int64]
@@ -92,22 +82,12 @@ def find_clusters(
 ) -> NearClusters:
     """Return the near-duplicate cluster of each record.
 
-    Parameters
-    ----------
-    keys : ndarray of keys or sequence of str, length n_records
-        Content keys; records with one key are one image.
-    thumbs : ndarray of int8, shape (n_thumbs, 1024)
-        Thumbnails.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    thumb_rows : ndarray of int64, shape (n_records,), optional
-        Each record's row of ``thumbs``; the records' own order where not given. Not looked at where
-        the ledger has the image, of which only the first record counts.
-    marked : ndarray of bool, shape (n_records,), optional
-        Hold-out records where the source says it itself: clusters then end at that border, which is the
-        user's, and nothing is a bridge. No key is on both sides.
+    Records with one key are one image. ``thumbs`` (n_thumbs, 1024) are indexed by ``thumb_rows`` (default: row
+    order), which only matter for the first record of an image not in the ledger. With ``marked``, the source's
+    own hold-out, clusters end at its border and nothing is a bridge; no key is on both sides.
     """
     keys = as_keys(keys)
+    # One row per image; known images keep their cluster.
     of_record = group_ids(keys)
     n = int(of_record.max(initial=-1)) + 1
     first = np.zeros(n, dtype=np.int64)
@@ -122,6 +102,7 @@ def find_clusters(
     names = distinct.astype(np.promote_types(distinct.dtype, old.clusters.dtype))
     names[seen], levels[seen] = old.clusters[in_ledger[seen]], old.levels[in_ledger[seen]]
 
+    # New images, per side of the source's own border if there is one.
     for side in (None,) if marked is None else (False, True):
         there = ~seen if marked is None else ~seen & (marked[first] == side)
         others = old if marked is None else old.only((old.parts == HOLDOUT) == side)
@@ -133,7 +114,7 @@ def find_clusters(
 
 
 def _rows_of(keys: NDArray[Any], ledger: Ledger) -> NDArray[np.int64]:
-    """Row of the ledger of each key, -1 where it has none."""
+    """Return the ledger row of each key, -1 for none."""
     ids = group_ids(joined(ledger.keys, keys))
     return pairs_of_equals(ids[: len(ledger.keys)], ids[len(ledger.keys) :])
 
@@ -147,7 +128,7 @@ def _known(ledger: Ledger) -> _Known:
 def _placed(
     keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """Names, levels and bridges of new images, sorted by key."""
+    """Return cluster names, levels and bridges of new images, sorted by key."""
     near = nearest_by_group(thumbs, old.thumbs, groups=old.parts, levels=old.levels, n_groups=3)
     clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit)
     touches = near.strength > levels[:, None]
@@ -164,7 +145,7 @@ def _placed(
 
 
 def _joined(members: NDArray[np.intp], near: Neighbours, touches: NDArray[np.bool_]) -> int:
-    """The old image whose cluster the new ones join: the nearest; fit goes before validation."""
+    """Return the old image whose cluster new ones join: the nearest, training before validation."""
     part = next(p for p in (TRAINING, VALIDATION, HOLDOUT) if touches[members, p].any())
     strength = np.where(touches[members, part], near.strength[members, part], 0)
     nearest = near.index[members, part][strength == strength.max()]
@@ -177,10 +158,10 @@ def _without_bridges(
     levels: NDArray[np.int64],
     touches: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Take apart the clusters that touch both sides; what is near both is a bridge.
+    """Split the clusters that touch both sides; what is near both is a bridge.
 
-    An image near the hold-out joins it, and so does what is near that one, as far as the first image
-    near the training part: the bridge. What is left beyond it is not near the hold-out any more.
+    Images near the hold-out join it, transitively, up to the first image near the training part: the bridge.
+    What remains beyond it is no longer near the hold-out.
     """
     is_bridge = np.zeros(len(clusters), dtype=bool)
     clusters = clusters.copy()
@@ -216,7 +197,7 @@ def _near_matrix(thumbs: Thumbs, levels: NDArray[np.int64]) -> NDArray[np.bool_]
 def _reach(
     near: NDArray[np.bool_], seeds: NDArray[np.bool_], *, within: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """What can be reached from the seeds over near images, all of them ``within``."""
+    """Return what is connected to the seeds by near images ``within``."""
     reached = seeds & within
     while True:
         grown = reached | (near[:, reached].any(axis=1) & within)
@@ -240,18 +221,11 @@ def assign_clusters(
     thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
 ) -> Assignment:
-    """Return the part of every record, and the ledger with a row for every new image.
+    """Return the part of every record (without bridges), and the ledger with a row for every new image.
 
-    Parameters
-    ----------
-    keys, labels, clusters, thumbs, thumb_rows
-        Of the records, bridges left out; as :func:`find_clusters` takes them.
-    ledger : Ledger
-        The parent version's, or an empty one.
-    holdout_fraction, val_fraction, marked
-        As :func:`prefect_augment.split.assignment.assign` takes them.
+    Parameters are those of :func:`find_clusters` and :func:`prefect_augment.split.assignment.assign`.
     """
-    found = assign(
+    assignment = assign(
         keys,
         labels,
         ledger=_by_cluster(ledger),
@@ -266,8 +240,8 @@ def assign_clusters(
     new = new[order]
     first = new[np.concatenate([[True], keys[new][1:] != keys[new][:-1]])] if len(new) else new
     rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
-    grown = _grown(ledger, keys, first, found, clusters, thumbs, rows)
-    return replace(found, ledger=grown, n_new=int(is_new.sum()))
+    grown = _grown(ledger, keys, first, assignment, clusters, thumbs, rows)
+    return replace(assignment, ledger=grown, n_new=int(is_new.sum()))
 
 
 def _by_cluster(ledger: Ledger) -> Ledger:
@@ -294,7 +268,7 @@ def _grown(
     ledger: Ledger,
     keys: NDArray[Any],
     added: NDArray[np.int64],
-    found: Assignment,
+    assignment: Assignment,
     clusters: NearClusters,
     thumbs: Thumbs,
     thumb_rows: NDArray[np.int64],
@@ -314,7 +288,7 @@ def _grown(
         keys=every[order],
         occurrences=np.zeros(len(every), dtype=np.int32),
         labels=Coded.of([""] * len(every)),
-        parts=np.concatenate([known.parts, found.parts[added]])[order].astype(np.int8),
+        parts=np.concatenate([known.parts, assignment.parts[added]])[order].astype(np.int8),
         has_own_holdout=ledger.has_own_holdout,
         images=ImageRows(
             joined(known.clusters, clusters.names[added])[order],
@@ -331,10 +305,10 @@ def count_near(
     holdout_keys: NDArray[Any],
     holdout_thumbs: Thumbs,
 ) -> int:
-    """Return how many records have a near-duplicate, not an equal image, among hold-out records.
+    """Return how many records have a near-duplicate, but no equal image, in the hold-out.
 
-    Each is compared as strictly as within the source. Without ``levels`` (the source's groups decided
-    what stays together) that is found out here: of small pictures of one kind most would be near.
+    Without ``levels`` (the source's groups decided the split) the strictness is computed here: most small
+    pictures of one kind would be near.
     """
     if levels is None:
         levels = _levels(keys, thumbs)
@@ -351,7 +325,7 @@ def count_near(
 
 
 def _levels(keys: NDArray[Any], thumbs: Thumbs) -> NDArray[np.int64]:
-    """How strictly each image has to be compared, from its distance to the others of the source."""
+    """Return the strictness of each image, from its distance to the source's others."""
     distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
     _, levels = cluster_images(thumbs[first], limit=cluster_limit(len(distinct)))
     return levels[which.ravel()]

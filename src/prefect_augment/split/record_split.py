@@ -1,7 +1,6 @@
-"""The split by record, a bin of keys at a time: what the ledger knows stays, and new records fill the shares.
+"""The split by record, one bin of keys at a time: known records keep their part, new ones fill the shares.
 
-What is known of all records are counts, and the hash up to which a class's records go to the hold-out and
-to validation.
+Held for all records at once: only counts, and per class the hash bounds of hold-out and validation.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.split.ledger import HOLDOUT, PARTS, TRAINING, VALIDATION, Ledger
-from prefect_augment.storage.external_sort import Binned, bin_of, first_of_bin
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of, first_of_bin
 from prefect_augment.storage.keys import (
     KEY,
     Coded,
@@ -27,29 +26,28 @@ from prefect_augment.storage.keys import (
 )
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["MIN_COMPARED", "Looked", "RecordSplit", "Shares", "grown_ledger", "salted"]
+__all__ = ["MIN_COMPARED", "LedgerMatch", "RecordSplit", "Shares", "grown_ledger", "salted"]
 
-#: Records that a class needs before any of them leaves fit. With the default shares ten give two in
-#: the hold-out and two in validation; of fewer, a part would hold a single record or none, whose recall is 0
-#: or 1 and judges nothing, while training would miss it.
+#: Records that a class needs before any of them leaves training. By default ten give two in the hold-out and two
+#: in validation; with fewer, a part would hold at most one record, whose recall of 0 or 1 says nothing.
 MIN_COMPARED = 10
 HASHED_AT_ONCE = 65_536  # texts alive at a time
 
 Int = NDArray[np.int64]
-Marks = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares wanted, and whether the hold-out is somebody else's matter."""
+    """Target shares of hold-out and validation, and whether the hold-out is fixed by the source."""
 
     holdout: float
     validation: float
-    holdout_is_given: bool = field(default=False)
+    has_fixed_holdout: bool = field(default=False)
 
     def wanted(self, n_records: int, n_marked: int) -> tuple[int, int]:
-        """Records of a judged class wanted in hold-out and validation."""
-        if self.holdout_is_given:
+        """Return the target numbers of hold-out and validation records of a compared class."""
+        if self.has_fixed_holdout:
             n_holdout = n_marked
         else:
             n_holdout = max(1, round(self.holdout * n_records))
@@ -57,53 +55,21 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What the ledger says of the records of a bin.
+class LedgerMatch:
+    """The ledger's entries for the records of a bin."""
 
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (n_records,)
-        Row of the ledger's part for this bin that each record is; -1 for new ones.
-    occurrences : ndarray of int64, shape (n_records,)
-        Number of each record among those with its key.
-    hashes : ndarray of keys, shape (n_new,)
-        Salted hashes of the new ones.
-    ledger : Ledger
-        The part of the ledger.
-    """
-
-    rows: Int
-    occurrences: Int
-    hashes: NDArray[Any]
-    ledger: Ledger
+    rows: Int  # (n_records,) row of the bin's ledger; -1 for new
+    occurrences: Int  # (n_records,) among records of one key
+    hashes: NDArray[Any]  # (n_new,) salted
+    ledger: Ledger  # of this bin
 
 
 class RecordSplit:
-    """The split by record, a bin of keys at a time.
+    """The split by record, one bin of keys at a time, in two passes.
 
-    First every bin is looked at and noted, then every bin's records get their parts: how many of a class
-    go to the hold-out and to validation is known when all have been noted, and which follows from the hash up to
-    which they go.
-
-    Parameters
-    ----------
-    ledger : Ledger
-        The parent version's; its labels have the names that those of the records have.
-    shares : Shares
-        The shares wanted.
-    has_marks : bool
-        Whether the source marks its hold-out.
-    workspace : Workspace
-        Where hashes are put aside.
-    n_bins : int
-        Bins of the keys, as :func:`prefect_augment.storage.external_sort.bin_of` cuts them.
-
-    Attributes
-    ----------
-    n_new, n_kept_against_mark : int
-        See :class:`Assignment`; of the bins assigned so far.
-    is_unchanged : bool
-        Whether all of these were known with their labels.
+    The first notes every bin, the second assigns parts: how many of a class go to hold-out and validation is
+    known after the first, and which ones follows from a bound on their hash. ``n_new``,
+    ``n_kept_against_mark`` and ``is_unchanged`` hold for the bins assigned so far.
     """
 
     def __init__(
@@ -111,7 +77,6 @@ class RecordSplit:
         ledger: Ledger,
         shares: Shares,
         *,
-        has_marks: bool,
         workspace: Workspace,
         n_bins: int = 1,
     ) -> None:
@@ -127,17 +92,17 @@ class RecordSplit:
             self._bounds[1:1] = np.searchsorted(ledger.keys, firsts).tolist()
         # Hashes of the records that wait for a part, by hash.
         fields = np.dtype([("hash", KEY), ("label", np.int32)])
-        self._waiting = Binned(workspace, fields, n_bins)
+        self._waiting = PartitionedRows(workspace, fields, n_bins)
         self._n_waiting = np.zeros((n_bins, n), dtype=np.int64)
         # Those of all new records by key: to make them takes longer than to write and read them.
-        self._hashes = Binned(workspace, np.dtype([("hash", KEY)]), n_bins)
+        self._hashes = PartitionedRows(workspace, np.dtype([("hash", KEY)]), n_bins)
         self._is_noted = np.zeros(n_bins, dtype=bool)
         self._cuts: NDArray[Any] | None = None
 
-    def look(
-        self, keys: NDArray[Any], labels: Coded, marked: Marks | None, number: int = 0
-    ) -> Looked:
-        """Find the records of a bin in the ledger, and number and hash those that are not there."""
+    def look_up(
+        self, keys: NDArray[Any], labels: Coded, marked: Mask | None, number: int = 0
+    ) -> LedgerMatch:
+        """Find the records of a bin in the ledger; number and hash the others."""
         ledger = self.ledger.take(slice(self._bounds[number], self._bounds[number + 1]))
         ids = group_ids(joined(ledger.keys, keys))
         of_ledger, of_record = ids[: len(ledger.keys)], ids[len(ledger.keys) :]
@@ -155,63 +120,65 @@ class RecordSplit:
             hashes = np.ascontiguousarray(self._hashes.read(number)["hash"])
         else:
             hashes = salted(self.ledger.salt, keys[new], occurrences[new])
-        return Looked(rows, occurrences, hashes, ledger)
+        return LedgerMatch(rows, occurrences, hashes, ledger)
 
-    def note(self, looked: Looked, labels: Coded, marked: Marks | None, number: int = 0) -> None:
-        """Take the records of a bin into the counts."""
+    def note(
+        self, entries: LedgerMatch, labels: Coded, marked: Mask | None, number: int = 0
+    ) -> None:
+        """Count the records of a bin."""
         if self.n_bins > 1:
-            hashes = np.zeros(len(looked.hashes), dtype=self._hashes.dtype)
-            hashes["hash"] = looked.hashes
+            hashes = np.zeros(len(entries.hashes), dtype=self._hashes.dtype)
+            hashes["hash"] = entries.hashes
             self._hashes.add(hashes, np.full(len(hashes), number))
             self._is_noted[number] = True
-        known = looked.rows >= 0
-        parts = looked.ledger.parts[looked.rows[known]]
+        known = entries.rows >= 0
+        parts = entries.ledger.parts[entries.rows[known]]
         of_known, of_new = labels.codes[known], labels.codes[~known]
         np.add.at(self._known, (parts, of_known), 1)
         self._n_new += np.bincount(of_new, minlength=self._n_classes)
         waits = np.ones(len(of_new), dtype=bool) if marked is None else ~marked[~known]
         self._n_marked += np.bincount(of_new[~waits], minlength=self._n_classes)
         rows = np.zeros(int(waits.sum()), dtype=self._waiting.dtype)
-        rows["hash"], rows["label"] = looked.hashes[waits], of_new[waits]
+        rows["hash"], rows["label"] = entries.hashes[waits], of_new[waits]
         bins = bin_of(rows["hash"], self.n_bins)
         np.add.at(self._n_waiting, (bins, rows["label"]), 1)
         self._waiting.add(rows, bins)
 
     def assign(
-        self, looked: Looked, keys: NDArray[Any], labels: Coded, marked: Marks | None
+        self, entries: LedgerMatch, keys: NDArray[Any], labels: Coded, marked: Mask | None
     ) -> tuple[NDArray[np.int8], Ledger]:
-        """Return the parts of the records of a bin, and its part of the grown ledger."""
+        """Return the parts of a bin's records, and its rows of the grown ledger."""
         if self._cuts is None:
             self._cuts = self._find_cuts()
-        known = looked.rows >= 0
+        known = entries.rows >= 0
         new = np.flatnonzero(~known)
         parts = np.full(len(keys), TRAINING, dtype=np.int8)
-        parts[known] = looked.ledger.parts[looked.rows[known]]
+        parts[known] = entries.ledger.parts[entries.rows[known]]
         of_new = labels.codes[new]
         for part, cut in ((VALIDATION, self._cuts[1]), (HOLDOUT, self._cuts[0])):
-            parts[new[_is_below(looked.hashes, cut[of_new])]] = part
+            parts[new[_is_below(entries.hashes, cut[of_new])]] = part
         if marked is not None:
-            parts[new[marked[new]]] = (
-                HOLDOUT  # the user's split is respected whatever the class's size
-            )
+            # The user's split is respected whatever the class's size.
+            parts[new[marked[new]]] = HOLDOUT
             self.n_kept_against_mark += int(np.count_nonzero((parts == HOLDOUT) != marked))
-        corrected = looked.ledger.labels.codes.copy()
-        corrected[looked.rows[known]] = labels.codes[known]
+        corrected = entries.ledger.labels.codes.copy()
+        corrected[entries.rows[known]] = labels.codes[known]
         self.n_new += len(new)
-        if len(new) or (corrected != looked.ledger.labels.codes).any():
+        if len(new) or (corrected != entries.ledger.labels.codes).any():
             self.is_unchanged = False
         codes = np.concatenate([corrected, of_new])
         grown = grown_ledger(
-            looked.ledger,
+            entries.ledger,
             keys[new],
-            looked.occurrences[new],
+            entries.occurrences[new],
             Coded(codes, labels.names),
             parts[new],
         )
         return parts, grown
 
     def _find_cuts(self) -> NDArray[Any]:
-        """Return the hashes below which a class's records go to the hold-out, and to validation."""
+        """Return the hash bounds below which a class's records go to hold-out and validation."""
+        # How many waiting records of each class go to hold-out, and to hold-out or validation, (2, n_classes).
         n = self._n_classes
         ends = np.zeros((2, n), dtype=np.int64)
         for k in range(n):
@@ -223,6 +190,7 @@ class RecordSplit:
                 ends[1, k] = ends[0, k] + max(
                     0, wanted_validation - int(self._known[VALIDATION, k])
                 )
+        # Their bound is the hash at that rank; bins are in hash order.
         cuts = np.zeros((2, n, 2), dtype=np.uint64)
         before = np.zeros(n, dtype=np.int64)
         for number in range(self.n_bins):
@@ -231,10 +199,10 @@ class RecordSplit:
             if here.any():
                 rows = self._waiting.read(number)
                 for k in np.flatnonzero(here.any(axis=0)).tolist():
-                    found = _numbers(rows["hash"][rows["label"] == k])
-                    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+                    hashes = _numbers(rows["hash"][rows["label"] == k])
+                    hashes = hashes[np.lexsort((hashes[:, 1], hashes[:, 0]))]
                     for i in np.flatnonzero(here[:, k]).tolist():
-                        cuts[i, k] = found[ends[i, k] - before[k]]
+                        cuts[i, k] = hashes[ends[i, k] - before[k]]
             before = after
         cuts[ends >= before] = np.iinfo(np.uint64).max  # all of them
         self._waiting.clear()
@@ -242,14 +210,14 @@ class RecordSplit:
 
 
 def _numbers(hashes: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return hashes as two numbers each, which compare as the bytes do."""
+    """Return each hash as two numbers that compare as its bytes do."""
     return np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _is_below(hashes: NDArray[Any], cuts: NDArray[np.uint64]) -> Marks:
+def _is_below(hashes: NDArray[Any], cuts: NDArray[np.uint64]) -> Mask:
     numbers = _numbers(hashes)
     high, low = numbers[:, 0], numbers[:, 1]
-    is_below: Marks = (high < cuts[:, 0]) | ((high == cuts[:, 0]) & (low < cuts[:, 1]))
+    is_below: Mask = (high < cuts[:, 0]) | ((high == cuts[:, 0]) & (low < cuts[:, 1]))
     return is_below
 
 
@@ -259,12 +227,12 @@ def _match(
     of_ledger: Int,
     their_labels: NDArray[np.int32],
     ledger: Ledger,
-    marked: Marks | None,
+    marked: Mask | None,
 ) -> Int:
-    """Row of the ledger that each record is, -1 for new ones.
+    """Return the ledger row of each record, -1 for new ones.
 
-    Equal records are interchangeable, so they take the rows of their key, label and side first; what
-    is left over (a corrected label, a moved mark) takes any row of its key.
+    Equal records are interchangeable: they take rows of their key, label and side first; the rest (a
+    corrected label, a moved mark) any row of their key.
     """
     if len(of_ledger) == 0:
         return np.full(len(of_record), -1, dtype=np.int64)
@@ -294,9 +262,9 @@ def _next_occurrences(
     labels: NDArray[np.int32],
     of_ledger: Int,
     occurrences: NDArray[np.int32],
-    marked: Marks | None,
+    marked: Mask | None,
 ) -> Int:
-    """Numbers of new records, counting on from the ledger's; equal keys by label, then mark."""
+    """Number new records from the ledger's on; equal keys by label, then mark."""
     following = np.zeros(int(max(new.max(initial=0), of_ledger.max(initial=0))) + 1, dtype=np.int64)
     np.maximum.at(following, of_ledger, occurrences.astype(np.int64) + 1)
     mark = np.zeros(len(new), dtype=bool) if marked is None else marked
@@ -307,17 +275,17 @@ def _next_occurrences(
 
 
 def salted(salt: str, keys: NDArray[Any], occurrences: Int) -> NDArray[Any]:
-    """Salted hashes of (key, occurrence) pairs."""
+    """Return salted hashes of (key, occurrence) pairs."""
     prefix = hashlib.blake2b(salt.encode(), digest_size=16)
     digests = np.zeros(len(keys), dtype=KEY)
     for start in range(0, len(keys), HASHED_AT_ONCE):
         some = slice(start, start + HASHED_AT_ONCE)
-        found = []
+        hashed = []
         for key, occurrence in zip(key_texts(keys[some]), occurrences[some].tolist(), strict=True):
             hasher = prefix.copy()
             hasher.update(f"{occurrence} {key}".encode())
-            found.append(hasher.digest())
-        digests[some] = found
+            hashed.append(hasher.digest())
+        digests[some] = hashed
     return digests
 
 
@@ -328,7 +296,7 @@ def grown_ledger(
     labels: Coded,
     parts: NDArray[np.int8],
 ) -> Ledger:
-    """Return the ledger with new rows in their place; ``labels`` are those of old and new rows."""
+    """Return the ledger with new rows in order; ``labels`` are those of old and new rows."""
     every = joined(ledger.keys, keys)
     numbers = np.concatenate([ledger.occurrences, occurrences]).astype(np.int32)
     order = sort_order(every, numbers)

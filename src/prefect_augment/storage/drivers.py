@@ -1,4 +1,4 @@
-"""What the drivers of object stores (s3fs, adlfs, gcsfs) need to be told, so that they fit one contract."""
+"""Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), which bring them under one contract."""
 
 from __future__ import annotations
 
@@ -14,32 +14,24 @@ _CHECKSUMS = {
 }
 
 
-def options_of(uri: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options to open a file system with: what was given, and what every run needs.
-
-    Parameters
-    ----------
-    uri : str
-        Local path or fsspec URL.
-    given : dict
-        fsspec storage options, as from a Prefect block. What they say stands.
-    """
+def options_of(uri: str, requested: dict[str, Any]) -> dict[str, Any]:
+    """Return the fsspec options to open ``uri`` with: the user's, then our defaults."""
     if uri.startswith("memory://"):
-        return given
+        return requested
     # Listings are never cached and instances never shared: a stale listing hides another
     # writer's manifest, and a shared instance may hold another run's credentials.
-    options = {"use_listings_cache": False, "skip_instance_cache": True, **given}
+    options = {"use_listings_cache": False, "skip_instance_cache": True, **requested}
     if uri.startswith(("s3://", "s3a://")):
-        options["config_kwargs"] = {**_s3_config(given), **given.get("config_kwargs", {})}
+        options["config_kwargs"] = {**_s3_config(requested), **requested.get("config_kwargs", {})}
     return options
 
 
-def _s3_config(given: dict[str, Any]) -> dict[str, Any]:
+def _s3_config(requested: dict[str, Any]) -> dict[str, Any]:
     """Return botocore's settings: no retries of its own, and checksums that other makers' stores take."""
     config: dict[str, Any] = {"retries": {"total_max_attempts": 1}}
     endpoint = (
-        given.get("endpoint_url")
-        or given.get("client_kwargs", {}).get("endpoint_url")
+        requested.get("endpoint_url")
+        or requested.get("client_kwargs", {}).get("endpoint_url")
         or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
     )
     if endpoint:

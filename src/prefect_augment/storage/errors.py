@@ -1,9 +1,7 @@
-"""What an error of a store means, whichever driver raised it.
+"""Errors of any driver as storage errors whose messages say which object, why, and what to do.
 
-s3fs raises `OSError`s with botocore's error as their cause, adlfs the Azure SDK's own, gcsfs its `HttpError`.
-They are known here by their status, code and class name, so that no driver needs to be installed.
-
-What a person reads where a store fails: which object, why, and what can be done about it.
+s3fs raises `OSError`s caused by botocore's error, adlfs the Azure SDK's own, gcsfs its `HttpError`. They are
+recognised by status, code and class name, so no driver needs to be installed.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ Kind = Literal[
     "absent",  # no such object
     "exists",  # a condition was not met: there is an object
     "transient",  # may pass
-    "unreachable",  # nobody answers at the endpoint; may pass, too
+    "unreachable",  # no answer from the endpoint; may be transient, too
     "denied",
     "credentials",
     "bucket",
@@ -35,72 +33,37 @@ Kind = Literal[
     "other",
 ]
 
+# fmt: off
 _CODES: dict[Kind, frozenset[str]] = {
     "absent": frozenset({"NoSuchKey", "BlobNotFound", "NotFound"}),
     "exists": frozenset({"PreconditionFailed", "BlobAlreadyExists", "ConditionNotMet"}),
     "bucket": frozenset({"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}),
     "skew": frozenset({"RequestTimeTooSkewed", "RequestExpired"}),
-    "region": frozenset(
-        {
-            "AuthorizationHeaderMalformed",
-            "IllegalLocationConstraintException",
-            "PermanentRedirect",
-            "TemporaryRedirect",
-        }
-    ),
-    "credentials": frozenset(
-        {
-            "AuthenticationFailed",
-            "AuthFailure",
-            "ExpiredToken",
-            "ExpiredTokenException",
-            "InvalidAccessKeyId",
-            "InvalidAuthenticationInfo",
-            "InvalidClientTokenId",
-            "InvalidToken",
-            "MissingAuthenticationToken",
-            "NoAuthenticationInformation",
-            "SignatureDoesNotMatch",
-            "TokenRefreshRequired",
-            "UnrecognizedClientException",
-        }
-    ),
-    "denied": frozenset(
-        {
-            "AccessDenied",
-            "AccountProblem",
-            "AllAccessDisabled",
-            "AuthorizationFailure",
-            "AuthorizationPermissionMismatch",
-            "Forbidden",
-            "InsufficientAccountPermissions",
-        }
-    ),
+    "region": frozenset({
+        "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect",
+        "TemporaryRedirect"
+    }),
+    "credentials": frozenset({
+        "AuthenticationFailed", "AuthFailure", "ExpiredToken", "ExpiredTokenException",
+        "InvalidAccessKeyId", "InvalidAuthenticationInfo", "InvalidClientTokenId", "InvalidToken",
+        "MissingAuthenticationToken", "NoAuthenticationInformation", "SignatureDoesNotMatch",
+        "TokenRefreshRequired", "UnrecognizedClientException"
+    }),
+    "denied": frozenset({
+        "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationFailure",
+        "AuthorizationPermissionMismatch", "Forbidden", "InsufficientAccountPermissions"
+    }),
     # ConditionalRequestConflict (409) is S3's word for two conditional writes at one time: ask again, and
     # the second answer says who was first. A damaged body is sent again, too. NoSuchUpload is what s3fs hears
     # when it takes back an upload whose last answer was lost: it was finished, or it begins anew.
-    "transient": frozenset(
-        {
-            "BadDigest",
-            "BandwidthLimitExceeded",
-            "ConditionalRequestConflict",
-            "IncompleteBody",
-            "InternalError",
-            "NoSuchUpload",
-            "OperationAborted",
-            "OperationTimedOut",
-            "RequestLimitExceeded",
-            "RequestTimeout",
-            "ServerBusy",
-            "ServiceUnavailable",
-            "SlowDown",
-            "Throttling",
-            "ThrottlingException",
-            "TooManyRequests",
-            "XAmzContentSHA256Mismatch",
-        }
-    ),
+    "transient": frozenset({
+        "BadDigest", "BandwidthLimitExceeded", "ConditionalRequestConflict", "IncompleteBody",
+        "InternalError", "NoSuchUpload", "OperationAborted", "OperationTimedOut",
+        "RequestLimitExceeded", "RequestTimeout", "ServerBusy", "ServiceUnavailable", "SlowDown",
+        "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch"
+    }),
 }
+# fmt: on
 _KIND_OF_CODE = {code: kind for kind, codes in _CODES.items() for code in codes}
 _KIND_OF_STATUS: dict[int, Kind] = {
     301: "region",
@@ -111,60 +74,38 @@ _KIND_OF_STATUS: dict[int, Kind] = {
     412: "exists",
     **dict.fromkeys((408, 429, 500, 502, 503, 504), "transient"),
 }
+# fmt: off
 # By name, since the drivers may not be installed. A class counts through its parents, too.
 _KIND_OF_CLASS: tuple[tuple[Kind, frozenset[str]], ...] = (
     (
         "credentials",
-        frozenset(
-            {
-                "ClientAuthenticationError",
-                "CredentialRetrievalError",
-                "CredentialUnavailableError",
-                "DefaultCredentialsError",
-                "NoCredentialsError",
-                "PartialCredentialsError",
-                "ProfileNotFound",
-                "RefreshError",
-                "TokenRetrievalError",
-                "SSOTokenLoadError",
-                "UnauthorizedSSOTokenError",
-            }
-        ),
+        frozenset({
+            "ClientAuthenticationError", "CredentialRetrievalError", "CredentialUnavailableError",
+            "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
+            "ProfileNotFound", "RefreshError", "TokenRetrievalError", "SSOTokenLoadError",
+            "UnauthorizedSSOTokenError"
+        }),
     ),
     ("certificate", frozenset({"ClientConnectorCertificateError", "SSLError"})),
     ("changed", frozenset({"FileExpired"})),
     (
         "unreachable",
-        frozenset(
-            {
-                "ClientConnectorError",
-                "ConnectTimeoutError",
-                "EndpointConnectionError",
-                "ServiceRequestError",
-            }
-        ),
+        frozenset({
+            "ClientConnectorError", "ConnectTimeoutError", "EndpointConnectionError",
+            "ServiceRequestError"
+        }),
     ),
     (
         "transient",
-        frozenset(
-            {
-                "ChecksumError",
-                "ChunkedEncodingError",
-                "ClientConnectionError",
-                "ClientPayloadError",
-                "FSTimeoutError",
-                "HTTPClientError",
-                "IncompleteRead",
-                "IncompleteReadError",
-                "ProxyError",
-                "ResponseParserError",
-                "ServiceResponseError",
-                "Timeout",
-                "TransportError",
-            }
-        ),
+        frozenset({
+            "ChecksumError", "ChunkedEncodingError", "ClientConnectionError",
+            "ClientPayloadError", "FSTimeoutError", "HTTPClientError", "IncompleteRead",
+            "IncompleteReadError", "ProxyError", "ResponseParserError", "ServiceResponseError",
+            "Timeout", "TransportError"
+        }),
     ),
 )
+# fmt: on
 DRIVERS = frozenset(
     {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
 )
@@ -172,19 +113,19 @@ DRIVERS = frozenset(
 
 @dataclass(frozen=True)
 class Fault:
-    """What happened: the kind, and the store's own word for it (empty where it gave none)."""
+    """The kind of a fault, and the store's own code for it (empty if none)."""
 
     kind: Kind
     code: str = ""
 
     @property
     def may_pass(self) -> bool:
-        """Whether asking again may help."""
+        """Whether a retry may help."""
         return self.kind in ("transient", "unreachable")
 
 
 def fault_of(exc: BaseException) -> Fault:
-    """Return what an exception of a driver means."""
+    """Return the fault that a driver's exception stands for."""
     chain = list(_chain(exc))
     # What a store answered says more than what became of the answer on its way up.
     for part in chain:
@@ -216,7 +157,7 @@ def _chain(exc: BaseException, *, only_causes: bool = False) -> Iterator[BaseExc
 
 
 def _answer(exc: BaseException) -> tuple[str, int | None]:
-    """Return the code and the HTTP status that a store answered with, as far as this error tells."""
+    """Return the error code and HTTP status of the store's answer, where the exception has them."""
     response = getattr(exc, "response", None)
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))
@@ -225,8 +166,8 @@ def _answer(exc: BaseException) -> tuple[str, int | None]:
             return "", int(code)
         return code, status
     if type(exc).__module__.startswith("azure."):
-        given: Any = getattr(exc, "error_code", None)
-        return str(getattr(given, "value", given) or ""), getattr(exc, "status_code", None)
+        answer: Any = getattr(exc, "error_code", None)
+        return str(getattr(answer, "value", answer) or ""), getattr(exc, "status_code", None)
     for name in ("code", "status"):  # gcsfs, aiohttp
         value: Any = getattr(exc, name, None)
         if type(exc).__module__.split(".")[0] in DRIVERS and str(value).isdigit():
@@ -285,18 +226,10 @@ _ADVICE = {
 def as_storage_error(
     exc: Exception, *, verb: str, uri: str, path: str, has_answered: bool = False
 ) -> StorageError | None:
-    """Return the error to raise for an exception; None where it is none of a store.
+    """Return the storage error that an exception stands for; None if it is not a store's.
 
-    Parameters
-    ----------
-    exc : Exception
-        What a driver raised.
-    verb : {"read", "write", "list", "delete", "look at"}
-        What was tried.
-    uri, path : str
-        The store's root and the object below it.
-    has_answered : bool
-        Whether anybody has ever answered there. If not, nobody may ever: then it is no `TransientError`.
+    ``verb`` is what was tried (read, write, list, delete, look at), ``path`` the object below the root
+    ``uri``. If nothing there has ever answered (``has_answered``), the error is final: the address may be wrong.
     """
     where = f"{uri}/{path}".rstrip("/")
     if "://" not in uri or uri.startswith(("file://", "memory://")):
@@ -310,7 +243,7 @@ def as_storage_error(
     kind = TransientError if passes else StorageError
     bucket, key = _names(uri, path)
     return kind(
-        f"cannot {verb} {where}: {_said(fault, exc, verb, uri, bucket)}",
+        f"cannot {verb} {where}: {_why(fault, exc, verb, uri, bucket)}",
         path=path,
         bucket=bucket,
         key=key,
@@ -318,7 +251,7 @@ def as_storage_error(
     )
 
 
-def _said(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
+def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
     code = f" ({fault.code})" if fault.code else ""
     holder = "container" if _family(uri) == "az" else "bucket"
     if fault.kind == "denied":
@@ -354,7 +287,7 @@ def _said(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str
         return "it was replaced while it was read; run again once the source stands still."
     if fault.kind == "unreachable":
         return (
-            f"nobody answers at the endpoint{code}: {_words(exc)}; check endpoint_url and the network, then run "
+            f"no answer from the endpoint{code}: {_words(exc)}; check endpoint_url and the network, then run "
             "again."
         )
     if fault.kind == "transient":
@@ -363,7 +296,7 @@ def _said(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str
 
 
 def _words(exc: Exception) -> str:
-    """The first line of what the driver says; some print whole requests below it."""
+    """Return the first line of the driver's message; some print whole requests below it."""
     return (str(exc).strip() or type(exc).__name__).splitlines()[0][:200].rstrip(".")
 
 

@@ -1,7 +1,7 @@
-"""Rows of fixed width put aside on local disk in bins, each small enough to be worked on in memory.
+"""Fixed-width rows on local disk, in bins small enough to be processed in memory.
 
-What has to be known of all records (keys, parts, places) is so brought together, sorted or brought into
-another order a bin at a time: no array is as long as there are records.
+What is known of each record (keys, parts, places) is joined or sorted bin by bin, so no array has one
+entry per record.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from prefect_augment.storage.spill import Workspace, disk_space
 
 __all__ = [
     "BIN_ROWS",
-    "Binned",
-    "Pile",
+    "DistinctCounter",
+    "PartitionedRows",
     "bin_of",
     "bin_of_number",
     "bin_of_row",
@@ -30,12 +30,12 @@ __all__ = [
 #: About so many rows are in a bin; what is computed on them takes some hundred bytes each.
 BIN_ROWS = 1 << 17
 BUFFERED = 2 << 20  # bytes of rows that wait for being written together
-PILED = 1 << 18  # numbers of a pile in memory
-N_PILES = 64
+MAX_HELD = 1 << 18  # distinct values in memory
+N_PARTITIONS = 64
 
 
 def n_bins_for(n_rows: int) -> int:
-    """Return how many bins so many rows are put into."""
+    """Return the number of bins for so many rows."""
     return max(1, -(-n_rows // BIN_ROWS))
 
 
@@ -45,9 +45,7 @@ def bin_of_row(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
-    """Return the bin of each 16-byte key: an equal part of all keys, in their order.
-
-    Equal keys are in one bin, however many they are.
+    """Return the bin of each 16-byte key: equal ranges of the key space, in order; equal keys share a bin.
 
     Examples
     --------
@@ -61,7 +59,7 @@ def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
 
 
 def bin_of_number(numbers: NDArray[np.uint64], n_bins: int) -> NDArray[np.int64]:
-    """Return a bin for each number, equal ones in one; bins are about equal however the numbers lie."""
+    """Return a bin per number, the same for equal ones; mixing makes the bins about equal."""
     mixed = (numbers * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     return ((mixed * np.uint64(n_bins)) >> np.uint64(32)).astype(np.int64)
 
@@ -72,20 +70,10 @@ def first_of_bin(number: int, n_bins: int) -> NDArray[Any]:
     return np.array([min(first, 2**32 - 1).to_bytes(4, "big") + bytes(12)], dtype=KEY)
 
 
-class Binned:
-    """Rows put aside in bins; of each they come back in the order they came.
+class PartitionedRows:
+    """Rows of a structured dtype in bins; each bin returns them in the order they were added.
 
-    A file holds them all: they wait in memory until there are some megabytes, and are then written bin
-    after bin.
-
-    Parameters
-    ----------
-    workspace : Workspace
-        Where the file is.
-    dtype : numpy dtype
-        Of a row: a structure of fields.
-    n_bins : int
-        How many bins.
+    One file holds all bins: rows wait in memory up to some megabytes and are then written bin by bin.
     """
 
     def __init__(self, workspace: Workspace, dtype: np.dtype[Any], n_bins: int = 1) -> None:
@@ -104,13 +92,7 @@ class Binned:
         return int(self.sizes.sum())
 
     def add(self, rows: NDArray[Any], bins: NDArray[np.int64] | None = None) -> None:
-        """Put rows aside, each into its bin; without bins into the first.
-
-        Raises
-        ------
-        StorageError
-            If the temporary folder is full.
-        """
+        """Add rows, each to its bin (default: the first); raises StorageError if the temporary folder is full."""
         if len(rows) == 0:
             return
         bins = np.zeros(len(rows), dtype=np.int64) if bins is None else bins
@@ -122,7 +104,7 @@ class Binned:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits in memory."""
+        """Write the buffered rows."""
         if not self._rows:
             return
         rows, bins = np.concatenate(self._rows), np.concatenate(self._bins)
@@ -142,12 +124,12 @@ class Binned:
 
     def read(self, number: int = 0) -> NDArray[Any]:
         """Return the rows of a bin."""
-        found = np.zeros(int(self.sizes[number]), dtype=self.dtype)
+        result = np.zeros(int(self.sizes[number]), dtype=self.dtype)
         start = 0
-        for rows in self._parts(number, len(found)):
-            found[start : start + len(rows)] = rows
+        for rows in self._parts(number, len(result)):
+            result[start : start + len(rows)] = rows
             start += len(rows)
-        return found
+        return result
 
     def blocks(self, number: int, size: int) -> Iterator[NDArray[Any]]:
         """Yield the rows of a bin, ``size`` at a time; nothing where there are none."""
@@ -164,7 +146,7 @@ class Binned:
             yield np.concatenate(held)
 
     def _parts(self, number: int, most: int) -> Iterator[NDArray[Any]]:
-        """Yield the rows as they were written, no more than ``most`` at a time, then those that wait."""
+        """Yield the written rows of a bin, at most ``most`` at a time, then the buffered ones."""
         if self._path:
             with Path(self._path).open("rb") as file:
                 for start, n in self._pieces[number]:
@@ -175,7 +157,7 @@ class Binned:
             yield rows if self.n_bins == 1 else rows[bins == number]
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._rows, self._bins, self._n_bytes = [], [], 0
         self._pieces = [[] for _ in range(self.n_bins)]
         self.sizes = np.zeros(self.n_bins, dtype=np.int64)
@@ -185,48 +167,48 @@ class Binned:
             self._path = ""
 
 
-class Pile:
-    """Numbers put aside, to be counted once; on disk where they are many."""
+class DistinctCounter:
+    """Counts distinct 64-bit numbers, on disk where there are many."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._aside: Binned | None = None
+        self._on_disk: PartitionedRows | None = None
         self._held: list[NDArray[np.uint64]] = []
         self._n_held = 0
 
     def add(self, numbers: NDArray[np.uint64]) -> None:
-        """Put numbers aside."""
+        """Add numbers."""
         self._held.append(_distinct(numbers))
         self._n_held += len(self._held[-1])
-        if self._n_held <= PILED:
+        if self._n_held <= MAX_HELD:
             return
         self._held = [_distinct(np.concatenate(self._held))]
         self._n_held = len(self._held[0])
-        if self._n_held > PILED // 2:
+        if self._n_held > MAX_HELD // 2:
             self._write()
 
     def _write(self) -> None:
-        if self._aside is None:
-            self._aside = Binned(self._workspace, np.dtype(np.uint64), N_PILES)
+        if self._on_disk is None:
+            self._on_disk = PartitionedRows(self._workspace, np.dtype(np.uint64), N_PARTITIONS)
         for numbers in self._held:
-            self._aside.add(numbers, bin_of_number(numbers, N_PILES))
-        self._aside.flush()
+            self._on_disk.add(numbers, bin_of_number(numbers, N_PARTITIONS))
+        self._on_disk.flush()
         self._held, self._n_held = [], 0
 
     def n_distinct(self) -> int:
-        """Return how many different numbers there are; nothing is added after that."""
-        if self._aside is None:
+        """Return the number of distinct values; nothing may be added afterwards."""
+        if self._on_disk is None:
             numbers = np.concatenate([np.zeros(0, dtype=np.uint64), *self._held])
             self._held = []
             return len(_distinct(numbers))
         self._write()
-        n = sum(len(_distinct(self._aside.read(number))) for number in range(N_PILES))
-        self._aside.clear()
+        n = sum(len(_distinct(self._on_disk.read(number))) for number in range(N_PARTITIONS))
+        self._on_disk.clear()
         return n
 
 
 def _distinct(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the different numbers, sorted: several times faster than ``np.unique``, which hashes them."""
+    """Return the distinct numbers, sorted: several times faster than ``np.unique``, which hashes them."""
     ordered = np.sort(numbers)
     is_first = np.ones(len(ordered), dtype=bool)
     is_first[1:] = ordered[1:] != ordered[:-1]

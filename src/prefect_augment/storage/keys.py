@@ -1,9 +1,7 @@
-"""Columns of many records without an object per record: keys as bytes, texts as codes.
+"""Columns of many records without an object per record: keys as bytes, texts as codes, ids as 64-bit hashes.
 
 Keys are numpy arrays: ``S16`` for content keys (16 bytes, shown as 32 hexadecimal digits), any other
-type for names that are compared as they stand. Sorting and grouping give the same result for both.
-
-Ids of many records in little memory.
+type for names compared as they are. Sorting and grouping agree for both.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ __all__ = [
     "KEY",
     "Coded",
     "as_keys",
-    "fold_ids",
     "group_ids",
+    "hash_ids",
     "hex_column",
     "joined",
     "key_texts",
@@ -30,6 +28,7 @@ __all__ = [
     "ranks_within",
     "shared_names",
     "sort_order",
+    "taken",
     "unhex",
 ]
 
@@ -46,15 +45,9 @@ Int = NDArray[np.int64]
 
 
 def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
-    """Return 16-byte keys out of text of 32 hexadecimal digits each, without nulls.
-
-    Raises
-    ------
-    ValueError
-        If a text is of another length.
-    """
+    """Return texts of 32 hexadecimal digits, without nulls, as 16-byte keys; raises ValueError otherwise."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    found = [np.zeros(0, dtype=KEY)]
+    keys = [np.zeros(0, dtype=KEY)]
     for chunk in chunks:
         chunk = chunk.cast(pa.binary())
         offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)[
@@ -65,21 +58,15 @@ def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
         if chunk.null_count or (np.diff(offsets) != 32).any():
             raise ValueError("a key is not 32 hexadecimal digits")
         digits = np.frombuffer(chunk.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
-        values = (digits & 15) + 9 * (digits >> 6)
+        values = (digits & 15) + 9 * (digits >> 6)  # of an ASCII digit or letter
         both = values.reshape(-1, 2)
         packed = (both[:, 0] << 4) | both[:, 1]
-        found.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
-    return np.concatenate(found)
+        keys.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
+    return np.concatenate(keys)
 
 
 def hex_column(keys: Keys) -> pa.StringArray:
-    """Return 16-byte keys as text of 32 hexadecimal digits.
-
-    Examples
-    --------
-    >>> hex_column(np.array([bytes(range(16))], dtype="S16"))[0].as_py()
-    '000102030405060708090a0b0c0d0e0f'
-    """
+    """Return 16-byte keys as text of 32 hexadecimal digits."""
     digits = np.empty(32 * len(keys), dtype=np.uint8)
     for start in range(0, len(keys), HEX_AT_ONCE):
         text = np.ascontiguousarray(keys[start : start + HEX_AT_ONCE], dtype=KEY).tobytes().hex()
@@ -96,7 +83,7 @@ def key_texts(keys: Keys) -> list[str]:
 
 
 def as_keys(values: Any) -> Keys:
-    """Return an array of keys; arrays stay as they are, and nothing becomes an array without keys."""
+    """Return an array of keys; arrays stay as they are."""
     if isinstance(values, np.ndarray):
         return values
     values = list(values)
@@ -129,7 +116,7 @@ def sort_order(*columns: NDArray[Any]) -> Int:
 
 
 def group_ids(values: NDArray[Any]) -> Int:
-    """Return a number for each value: equal values have one, and greater ones a greater."""
+    """Return a number per value: equal for equal values, greater for greater ones."""
     ids = np.zeros(len(values), dtype=np.int64)
     if len(values) == 0:
         return ids
@@ -140,7 +127,7 @@ def group_ids(values: NDArray[Any]) -> Int:
 
 
 def ranks_within(ids: NDArray[Any]) -> Int:
-    """Return how many equal ones come before each.
+    """Return how many equal ids come before each.
 
     Examples
     --------
@@ -159,13 +146,13 @@ def ranks_within(ids: NDArray[Any]) -> Int:
 
 
 def pairs_of_equals(theirs: Int, ours: Int) -> Int:
-    """Return for each of ``ours`` the row of ``theirs`` that is equal and was not taken; -1 for none.
+    """Return for each of ``ours`` the row of an equal one in ``theirs``, -1 for none.
 
-    The first of ours takes the first of theirs, the second the second.
+    Each row is taken once: the first of ours takes the first of theirs, and so on.
     """
-    found = np.full(len(ours), -1, dtype=np.int64)
+    matches = np.full(len(ours), -1, dtype=np.int64)
     if len(theirs) == 0 or len(ours) == 0:
-        return found
+        return matches
     ids = group_ids(np.concatenate([theirs, ours]))
     n = len(theirs)
     there, here = ranks_within(ids[:n]), ranks_within(ids[n:])
@@ -174,8 +161,8 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
     order = np.argsort(there)
     place = np.minimum(np.searchsorted(there[order], here), n - 1)
     equal = there[order[place]] == here
-    found[equal] = order[place[equal]]
-    return found
+    matches[equal] = order[place[equal]]
+    return matches
 
 
 # --- texts ------------------------------------------------------------------------------------
@@ -183,18 +170,10 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
 
 @dataclass(frozen=True)
 class Coded:
-    """Texts (or keys) as numbers: a record's is ``names[codes[i]]``.
+    """Texts (or keys) as numbers: record i has ``names[codes[i]]``."""
 
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (n_records,)
-        Greater for greater names.
-    names : ndarray, shape (n_names,)
-        Sorted, each once.
-    """
-
-    codes: NDArray[np.int32]
-    names: NDArray[Any]
+    codes: NDArray[np.int32]  # (n_records,) greater for greater names
+    names: NDArray[Any]  # (n_names,) sorted, distinct
 
     @classmethod
     def of(cls, values: Coded | Sequence[Any] | NDArray[Any]) -> Coded:
@@ -211,7 +190,7 @@ class Coded:
 
     @classmethod
     def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> Coded:
-        """Return codes of names in any order brought into theirs."""
+        """Return codes of names in any order as codes of the sorted names."""
         order = sorted(range(len(names)), key=names.__getitem__)
         rank = np.zeros(len(names), dtype=np.int32)
         rank[order] = np.arange(len(names))
@@ -226,7 +205,7 @@ class Coded:
         return iter(self.names[self.codes].tolist())
 
     def take(self, rows: NDArray[Any] | slice) -> Coded:
-        """Return these records' texts; names that they have not stay."""
+        """Return these records' texts; all names stay."""
         return Coded(self.codes[rows], self.names)
 
     def only_used(self) -> Coded:
@@ -240,6 +219,13 @@ class Coded:
         return {name: k for name, k in zip(self.names.tolist(), n, strict=True) if k}
 
 
+def taken(values: Any, rows: NDArray[Any]) -> Any:
+    """Return some rows of an array or coded texts; None stays."""
+    if values is None:
+        return None
+    return values.take(rows) if isinstance(values, Coded) else values[rows]
+
+
 def shared_names(*columns: Coded) -> list[Coded]:
     """Return columns of texts with one set of names."""
     if all(c.names is columns[0].names for c in columns):
@@ -248,26 +234,23 @@ def shared_names(*columns: Coded) -> list[Coded]:
     index = {name: i for i, name in enumerate(names)}
     every = np.empty(len(names), dtype=object)
     every[:] = names
-    found = []
+    recoded = []
     for c in columns:
         rank = np.array([index[name] for name in c.names.tolist()], dtype=np.int32)
-        found.append(Coded(rank[c.codes] if len(c.codes) else c.codes.astype(np.int32), every))
-    return found
+        recoded.append(Coded(rank[c.codes] if len(c.codes) else c.codes.astype(np.int32), every))
+    return recoded
 
 
-def fold_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """Return eight bytes of each id, equal where the ids are and almost never elsewhere, shape (n_ids,).
-
-    Where ids of all records have to be in memory, texts would take ten times as much.
-    """
+def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Return a 64-bit hash of each id, shape (n_ids,): a tenth of the memory of their texts."""
     texts = ids.cast(pa.string()).to_pylist()
     if any(len(text) != 32 for text in texts):
         return np.frombuffer(
             b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts), np.uint64
         )
     words = np.frombuffer("".join(texts).encode(), dtype=np.uint64).reshape(-1, 4)
-    folded = np.zeros(len(texts), dtype=np.uint64)
+    hashes = np.zeros(len(texts), dtype=np.uint64)
     for i in range(4):
-        folded = (folded ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
-        folded ^= folded >> np.uint64(29)
-    return folded
+        hashes = (hashes ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes

@@ -1,9 +1,8 @@
-"""Leases: how runs that publish and runs that remove keep out of each other's way.
+"""Leases: how runs that publish and runs that remove avoid each other on stores without locks.
 
-A run that publishes relies on objects that may have been there before: shards of an older version, or
-what a killed run left. One that removes must not take them away in between. Stores have no locks, so
-each puts an object of its own first and then looks for those of the other kind: of two that meet, at
-least one sees the other and gives way. Ages are told by the store's own clock alone.
+A publishing run relies on objects of older versions and killed runs, which a removing one must not delete meanwhile.
+Each puts a lease and then looks for the other kind's: of two that meet, at least one sees the other and backs off.
+Ages are measured by the store's own clock.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["FOLDER", "drop_lease", "lease", "modified_at", "store_time"]
 
 FOLDER = "_staging/lease"
 
-# What a killed run left stands in nobody's way for longer. Writing shards and a manifest may take
+# A killed run's lease expires after this time. Writing shards and a manifest may take
 # hours; a removal renews its lease every few minutes.
 _SECONDS = {"writing": 24 * 3600.0, "removing": 3600.0}
 _RENEW_SECONDS = 300.0
@@ -32,21 +31,10 @@ _RENEW_SECONDS = 300.0
 def lease(
     store: Store, kind: Literal["writing", "removing"], name: str
 ) -> Iterator[Callable[[], None]]:
-    """Hold a lease; gives a function to call now and then, which renews it.
+    """Hold a lease; yields a function that renews it.
 
-    Parameters
-    ----------
-    store : Store
-        The destination.
-    kind : {"writing", "removing"}
-        Writers share the destination with writers. One that removes has it for itself.
-    name : str
-        Of the job, part of the object's name: the same job takes over what it left when it was killed.
-
-    Raises
-    ------
-    TransientError
-        If somebody is at work whom this would disturb.
+    Writers share the destination with writers; a remover has it alone. ``name`` is the job's: the same job
+    takes over the lease it held when it was killed. Raises TransientError if another run is in the way.
     """
     path = _path(kind, name)
     renewed = time.monotonic()
@@ -66,7 +54,7 @@ def lease(
 
 
 def drop_lease(store: Store, kind: Literal["writing", "removing"], name: str) -> None:
-    """Remove the lease that a job left which was killed after all it had to do."""
+    """Remove the lease of a job that was killed after its work was done."""
     store.delete(_path(kind, name))
 
 
@@ -75,7 +63,7 @@ def _path(kind: str, name: str) -> str:
 
 
 def _give_way(store: Store, kind: str, own: str) -> None:
-    """Raise where another lease is younger than its kind may get."""
+    """Raise TransientError if a conflicting lease has not expired."""
     now = modified_at(store.info(own))
     for path in store.list(FOLDER):
         theirs = path.rsplit("/", 1)[-1].partition("-")[0]
@@ -96,10 +84,7 @@ def _give_way(store: Store, kind: str, own: str) -> None:
 
 
 def store_time(store: Store) -> float | None:
-    """Return the time that the store gives to an object written now, in seconds since 1970.
-
-    None where it gives none.
-    """
+    """Return the time the store gives to an object written now, seconds since 1970; None if it gives none."""
     probe = f"_staging/.probe-{uuid.uuid4().hex}"
     store.put(probe, b"")
     try:
@@ -109,7 +94,7 @@ def store_time(store: Store) -> float | None:
 
 
 def modified_at(info: Mapping[str, Any]) -> float | None:
-    """Return when an object was last written, in seconds since 1970, from what fsspec says of it."""
+    """Return when an object was last written, seconds since 1970, from fsspec's info."""
     # Local, GCS; S3; Azure; GCS as it comes; memory.
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)

@@ -1,4 +1,4 @@
-"""Files behind :class:`~prefect_augment.storage.store.Store`: a reader by ranges, drafts, and whole local writes."""
+"""Files behind :class:`~prefect_augment.storage.store.Store`: range reader, drafts, atomic local writes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,7 @@ _BEGIN_BYTES = 4 << 20
 
 
 class RangeReader(io.BufferedIOBase):
-    """A binary reader of one object.
-
-    Parameters
-    ----------
-    n_bytes : int
-        The object's size.
-    fetch : callable
-        ``(start, end) -> bytes`` of the object, ``end`` exclusive.
-    close : callable
-        Called once, when the reader is closed.
-    """
+    """A binary reader of one object of ``n_bytes``, by ``fetch(start, end)`` with ``end`` exclusive."""
 
     def __init__(
         self, n_bytes: int, fetch: Callable[[int, int], bytes], close: Callable[[], object]
@@ -82,7 +72,7 @@ class RangeReader(io.BufferedIOBase):
         return self.read(size)
 
     def _more(self, start: int, size: int) -> bytes:
-        """Fetch from ``start``, hold what was fetched, and return the first ``size`` bytes of it."""
+        """Fetch from ``start``, keep the bytes, and return the first ``size`` of them."""
         goes_on = start == self._start + len(self._held)
         self._ahead = min(2 * self._ahead, _MOST_BYTES) if goes_on else _FIRST_BYTES
         end = min(start + max(size, self._ahead), self._n_bytes)
@@ -93,7 +83,7 @@ class RangeReader(io.BufferedIOBase):
         return held[:size]
 
     def close(self) -> None:
-        """Let go of the object."""
+        """Release the object."""
         if not self.closed:
             self._held = b""
             self._close()
@@ -101,7 +91,7 @@ class RangeReader(io.BufferedIOBase):
 
 
 def local_create(full: str, data: bytes) -> bool:
-    """Put a local file where there is none; return whether this call did."""
+    """Create a local file if there is none; return whether this call did."""
     with local_temporary(full, data) as temporary:
         try:
             os.link(temporary, full)  # the one local operation that is exclusive and atomic
@@ -112,7 +102,7 @@ def local_create(full: str, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def local_temporary(full: str, data: bytes) -> Iterator[str]:
-    """Write ``data`` beside its final place, synced, so that only a rename or link is left to do."""
+    """Write ``data`` beside its final place, synced, so that only a rename or link remains."""
     folder, name = os.path.split(full)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}-{name[:40]}")
@@ -128,13 +118,7 @@ def local_temporary(full: str, data: bytes) -> Iterator[str]:
 
 
 class Draft:
-    """An object in the making: made by ``Store.draft``, becomes one by ``Store.put``.
-
-    Attributes
-    ----------
-    temporary : str
-        The local file; empty where it is in memory.
-    """
+    """An object being written: from ``Store.draft``, made visible by ``Store.put``."""
 
     def __init__(self, file: Any, temporary: str = "") -> None:
         self._file = file
@@ -142,7 +126,7 @@ class Draft:
         self._n_bytes = self._n_begun = self._n_synced = 0
 
     def write(self, data: Any) -> int:
-        """Append bytes, or what has a buffer of them; return how many. Pieces of about 1 MiB are best."""
+        """Append bytes or a buffer and return their number; pieces of about 1 MiB are best."""
         left = memoryview(data)
         while left:
             left = left[self._file.write(left) :]
@@ -152,9 +136,9 @@ class Draft:
         return len(data)
 
     def _begin(self) -> None:
-        """Let the disk begin, so that little is left to wait for at the end.
+        """Start writing pages to disk, so that the final sync is short.
 
-        On Linux this advice starts writing pages that are not written, and drops only those that are.
+        On Linux this advice starts writing dirty pages and drops only clean ones.
         """
         if hasattr(os, "posix_fadvise"):
             size = self._n_bytes - self._n_begun
@@ -162,7 +146,7 @@ class Draft:
         self._n_begun = self._n_bytes
 
     def sync(self) -> None:
-        """Wait until the disk has what was written."""
+        """Wait until the written bytes are on disk."""
         if self.temporary and self._n_synced < self._n_bytes:
             os.fsync(self._file.fileno())
             self._n_synced = self._n_bytes
@@ -171,12 +155,12 @@ class Draft:
         return self._n_bytes
 
     def become(self, full: str) -> bool:
-        """Be the local file ``full`` from now on, synced; False where the draft is in memory."""
+        """Become the local file ``full``, synced; False for a draft in memory."""
         if self.temporary:
             self.sync()
             os.replace(self.temporary, full)
         return bool(self.temporary)
 
     def getvalue(self) -> bytes:
-        """Return what was written, of a draft in memory."""
+        """Return the bytes of a draft in memory."""
         return bytes(self._file.getvalue())

@@ -1,4 +1,4 @@
-"""Manifests in a destination: which versions are there, and making the next one visible."""
+"""Manifests in a destination: the versions that exist, and the commit of the next one."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def manifest_path(version: int) -> str:
 
 def list_versions(store: Store) -> tuple[int, ...]:
     """Return the published versions, oldest first; empty where there is no dataset."""
-    found = (re.fullmatch(r"_manifests/v(\d{8})\.json", path) for path in store.list("_manifests"))
-    return tuple(sorted(int(match[1]) for match in found if match))
+    matches = (
+        re.fullmatch(r"_manifests/v(\d{8})\.json", path) for path in store.list("_manifests")
+    )
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def latest_version(store: Store) -> int | None:
@@ -56,12 +58,7 @@ def latest_version(store: Store) -> int | None:
 def read_manifest(store: Store, version: int | None = None) -> Manifest:
     """Return the manifest of a version, the newest by default.
 
-    Raises
-    ------
-    IntegrityError
-        If there is no such version, or what is there is not a whole manifest of ours.
-    SchemaError
-        If a newer release of this package wrote it.
+    Raises IntegrityError for a missing version or damaged manifest, SchemaError for one of a newer release.
     """
     if version is None:
         version = latest_version(store)
@@ -139,28 +136,12 @@ def find_commit(store: Store, dataset_key: str) -> Commit | None:
 def commit(
     store: Store, build: Callable[[int, Manifest | None], Manifest], *, dataset_key: str
 ) -> Commit:
-    """Make a version visible, once.
+    """Make a version visible, once; ``created`` is False if a version with this ``dataset_key`` exists.
 
-    Parameters
-    ----------
-    store : Store
-        The destination.
-    build : callable
-        ``(version, parent) -> Manifest``. Called again with the next number and the new parent where
-        another run committed first; it raises `CommitConflictError` itself where what it publishes
-        does not follow from that parent. Everything the manifest names is written when it returns.
-    dataset_key : str
-        Names the inputs. A version that has it already is success.
-
-    Returns
-    -------
-    Commit
-        ``created`` is False where the version was there already.
-
-    Raises
-    ------
-    CommitConflictError
-        If other runs kept committing first. Nothing is lost: what was built stays in staging.
+    ``build(version, parent)`` returns the manifest after writing everything it names. If another run commits
+    first it is called again with the next number and the new parent; it raises CommitConflictError itself
+    if its content does not follow from that parent. After too many attempts CommitConflictError is raised
+    here; what was built stays in staging.
     """
     return commit_next(store, build, lambda: find_commit(store, dataset_key))
 
@@ -170,11 +151,11 @@ def commit_next(
     build: Callable[[int, Manifest | None], Manifest],
     find: Callable[[], Commit | None],
 ) -> Commit:
-    """Make a version visible as :func:`commit` does, where ``find`` says whether that has been done."""
+    """Make a version visible as :func:`commit` does; ``find`` returns the version if it exists."""
     for _ in range(_MAX_ATTEMPTS):
-        found = find()
-        if found is not None:
-            return found
+        existing = find()
+        if existing is not None:
+            return existing
         latest = max(_versions_now(store), default=None)
         parent = None if latest is None else read_manifest(store, latest)
         manifest = build((latest or 0) + 1, parent).sealed()
@@ -192,7 +173,7 @@ def commit_next(
 
 
 def _versions_now(store: Store) -> tuple[int, ...]:
-    """Return the published versions, also those that a listing from before does not show yet."""
+    """Return the published versions, including those that a stale listing lacks."""
     versions = list(list_versions(store))
     while store.exists(manifest_path((versions[-1] if versions else 0) + 1)):
         versions.append((versions[-1] if versions else 0) + 1)
@@ -211,10 +192,10 @@ def committed(store: Store, manifest: Manifest, *, created: bool) -> Commit:
 
 
 def probe_exclusive(store: Store) -> bool:
-    """Tell whether the store honours "put only if absent", which keeps two committers apart.
+    """Tell whether the store honours "put only if absent", which separates two committers.
 
-    Some S3-compatible servers accept the condition and overwrite all the same. There, only one run at
-    a time may publish; a warning says so. A store that checks and then writes is not found out.
+    Some S3-compatible servers accept the condition and overwrite; then only one run at a time may publish,
+    and a warning says so. A store that checks and then writes is not detected.
     """
     probe = f"_staging/.probe-{uuid.uuid4().hex}"
     store.put_if_absent(probe, b"first", look_first=False)

@@ -1,6 +1,6 @@
-"""How often a store is asked again, and how long is waited in between: one policy for every driver.
+"""How often a request to a store is repeated and how long it waits: one policy for every driver.
 
-The drivers' own retries are turned off where they can be (``storage.py``), so that attempts do not multiply.
+The drivers' own retries are off where possible (:mod:`.drivers`), so attempts do not multiply.
 """
 
 from __future__ import annotations
@@ -26,15 +26,8 @@ T = TypeVar("T")
 class RetryPolicy:
     """Bounded attempts with exponential back-off and full jitter.
 
-    Parameters
-    ----------
-    attempts : int
-        In all, the first one included.
-    backoff_seconds : float
-        The longest wait before the second attempt; it doubles with each. What is waited is uniform
-        between 0 and that, so that many runs which a store sends away do not come back together.
-    max_seconds : float
-        No wait is longer.
+    The wait before the second attempt is uniform in [0, ``backoff_seconds``]; the bound doubles with each
+    attempt, up to ``max_seconds``. The jitter spreads out runs that a store rejects together.
 
     References
     ----------
@@ -47,14 +40,9 @@ class RetryPolicy:
 
     @classmethod
     def from_environment(cls) -> RetryPolicy:
-        """Return the policy, with what the environment says instead of its defaults.
+        """Return the policy with ``PREFECT_AUGMENT_STORAGE_ATTEMPTS`` and ``…_BACKOFF_SECONDS`` applied.
 
-        ``PREFECT_AUGMENT_STORAGE_ATTEMPTS`` and ``PREFECT_AUGMENT_STORAGE_BACKOFF_SECONDS``.
-
-        Raises
-        ------
-        ParameterError
-            If one of them is not a number that makes sense.
+        Raises ParameterError for a value that is no valid number.
         """
         attempts = _number("PREFECT_AUGMENT_STORAGE_ATTEMPTS", cls.attempts, least=1)
         backoff = _number("PREFECT_AUGMENT_STORAGE_BACKOFF_SECONDS", cls.backoff_seconds, least=0)
@@ -71,18 +59,9 @@ def call(
     attempts: Callable[[Exception], int],
     what: str,
 ) -> T:
-    """Return what ``function`` returns, asking again after passing faults; raise its last exception.
+    """Return what ``function`` returns, retrying transient faults; raise its last exception.
 
-    Parameters
-    ----------
-    function : callable
-        Without arguments; it must bear being called again after it failed.
-    policy : RetryPolicy
-        How long to wait.
-    attempts : callable
-        How many attempts an exception is worth: 1 where it is final.
-    what : str
-        For the log, without secrets.
+    ``attempts`` says how many attempts an exception is worth, 1 if it is final; ``what`` is for the log.
     """
 
     def is_worth_it(state: RetryCallState) -> bool:
@@ -107,13 +86,13 @@ def call(
 
 
 def _number(name: str, default: float, *, least: float) -> float:
-    given = os.environ.get(name, "").strip()
-    if not given:
+    text = os.environ.get(name, "").strip()
+    if not text:
         return default
     try:
-        number = float(given)
+        number = float(text)
     except ValueError:
         number = float("nan")
     if not least <= number < 1e6:
-        raise ParameterError(f"{name} is {given!r}; give a number of at least {least:g}.")
+        raise ParameterError(f"{name} is {text!r}; give a number of at least {least:g}.")
     return number

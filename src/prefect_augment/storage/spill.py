@@ -1,6 +1,6 @@
-"""Records put aside while they are worked on: in memory as far as a budget goes, then in local files.
+"""Tables kept while they are processed: in memory up to a budget, then in local files.
 
-What is put aside is read again in the order it came, a table at a time, as often as one likes.
+They are read again in the order they were appended, any number of times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -26,10 +25,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def give_back() -> None:
-    """Give memory that is not used any more back to the system.
+    """Return freed memory to the system.
 
-    Arrow's pools keep what was freed for the next request, and so does the C library with arrays of up to
-    32 MiB: between steps that need other sizes this adds up.
+    Arrow's pools, and the C library for arrays up to 32 MiB, keep it for the next request, which adds up
+    between steps that need other sizes.
     """
     pa.default_memory_pool().release_unused()
     if _trim is not None:
@@ -38,10 +37,10 @@ def give_back() -> None:
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Have the GNU C library return every array of a megabyte and more when it is let go of.
+    """Make the GNU C library return every array of a megabyte or more when it is freed.
 
-    By itself it keeps those of up to 32 MiB for the next request, and between small ones that stay they add
-    up. For work on batches; a loop that makes the same large array again and again would be slower.
+    By default it keeps those up to 32 MiB, which adds up in batch processing; a loop that allocates the same
+    large array again and again would be slower.
     """
     if _mallopt is not None:
         _mallopt(M_MMAP_THRESHOLD, 1 << 20)
@@ -66,14 +65,9 @@ _trim, _mallopt = _c_library("malloc_trim"), _c_library("mallopt")
 
 
 class Workspace:
-    """A local temporary folder, made when it is needed, and the memory that its spills share.
+    """A local temporary folder and the memory its spills share; a context manager that deletes both.
 
-    A context manager: the folder and all that was put aside are gone at its end.
-
-    Parameters
-    ----------
-    in_memory : int, optional
-        Bytes that are kept in memory before anything is written.
+    ``in_memory`` is the number of bytes kept in memory before anything is written.
     """
 
     def __init__(self, in_memory: int | None = None) -> None:
@@ -101,17 +95,12 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 class Spill:
-    """Tables of one schema, put aside; made by :meth:`Workspace.spill`."""
+    """Tables of one schema, in memory or on disk; created by :meth:`Workspace.spill`."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -124,13 +113,7 @@ class Spill:
         self.n_rows = 0
 
     def append(self, table: pa.Table) -> None:
-        """Put a table aside; its dictionaries must not change from one to the next.
-
-        Raises
-        ------
-        StorageError
-            If the temporary folder is full.
-        """
+        """Append a table with the same dictionaries as those before; raises StorageError if the disk is full."""
         if table.num_rows == 0:
             return
         self.n_rows += table.num_rows
@@ -166,14 +149,14 @@ class Spill:
                 yield pa.Table.from_batches([reader.get_batch(number)])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return one column of all of it; of the file nothing else is read."""
+        """Return one column of all tables; of the file nothing else is read."""
         self._finish()
         held = [table.select([name]) for table in self._tables]
         options = pa.ipc.IpcReadOptions(included_fields=[self._names.index(name)])
         return pa.concat_tables([*held, *self._read(options)]).column(0)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._finish()
         self._tables = []
         self._workspace.left += self._held
@@ -193,7 +176,7 @@ class Spill:
 
 @contextmanager
 def disk_space() -> Iterator[None]:
-    """Say what to do where the temporary folder takes no more."""
+    """Turn the errors of a full temporary folder into StorageErrors with advice."""
     try:
         yield
     except OSError as exc:
@@ -201,7 +184,7 @@ def disk_space() -> Iterator[None]:
             raise
         what, advice = _TROUBLES[exc.errno]
         raise StorageError(
-            f"{what} in the temporary folder {tempfile.gettempdir()}, where records are put aside; {advice}, or name "
+            f"{what} in the temporary folder {tempfile.gettempdir()}, where records are kept; {advice}, or name "
             "another one in the environment variable TMPDIR, and run again: the run continues where it was."
         ) from exc
 

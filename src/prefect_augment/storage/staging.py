@@ -1,9 +1,8 @@
-"""Stages and their receipts: the only memory of a run.
+"""Stages and their receipts, the only memory of a run.
 
-A stage is named by everything that changes its bytes
-(:func:`~prefect_augment.params.keys.step_key`). Its items leave receipts, its outcome leaves one
-more, all put only where none is, so that a rerun, a second worker and a run after a crash find what is
-done and do the rest.
+A stage is named by everything that changes its bytes (:func:`~prefect_augment.params.keys.step_key`). Items
+and outcome leave receipts, put only if absent, so a rerun, a second worker or a restart after a crash
+finds what is done and does the rest.
 """
 
 from __future__ import annotations
@@ -39,28 +38,19 @@ class Stage:
 
     def run(self, kind: type[F], build: Callable[[], F]) -> F:
         """Return the stage's outcome; build it where there is none yet."""
-        found = self.outcome(kind)
-        return found if found is not None else self.finish(build())
+        existing = self.outcome(kind)
+        return existing if existing is not None else self.finish(build())
 
     def finish(self, outcome: F) -> F:
-        """Leave the outcome, or take the one that another worker left first."""
+        """Write the outcome, or return the one that another worker wrote first."""
         return self._put(self.outcome_path, outcome)
 
     def info_of(
         self, source: DatasetInfo, shards: Sequence[ShardInfo], *, part: str, **more: Any
     ) -> DatasetInfo:
-        """Return the facts of staged records that were made like others: columns and classes are those.
+        """Return the info of staged records derived from ``source``, with its columns and classes.
 
-        Parameters
-        ----------
-        source : DatasetInfo
-            Of the records that they were made like.
-        shards : sequence of ShardInfo
-            Of what was made.
-        part : str
-            What it is called in ``part_counts``.
-        **more
-            Other fields of :class:`~prefect_augment.schema.base.DatasetInfo`.
+        ``part`` is their name in ``part_counts``; ``more`` are other fields of DatasetInfo.
         """
         class_counts: Counter[str] = Counter()
         for shard in shards:
@@ -99,8 +89,8 @@ class Stage:
     def item(self, name: str, kind: type[F], build: Callable[[], F]) -> F:
         """Return item ``name``'s receipt; build the item where there is none yet."""
         path = f"{self.prefix}/{name}.json"
-        found = read_result(self.store, path, kind)
-        return found if found is not None else self._put(path, build())
+        existing = read_result(self.store, path, kind)
+        return existing if existing is not None else self._put(path, build())
 
     def _put(self, path: str, result: F) -> F:
         if self.store.put_if_absent(path, result.to_json()):
@@ -114,13 +104,7 @@ class Stage:
 
 
 def read_result(store: Store, path: str, kind: type[F]) -> F | None:
-    """Return the fact at ``path``, or None if there is none.
-
-    Raises
-    ------
-    IntegrityError
-        If what is there is not a whole fact of that kind.
-    """
+    """Return the result at ``path``, None if there is none; raises IntegrityError if it is damaged."""
     try:
         data = store.read(path)
     except FileNotFoundError:

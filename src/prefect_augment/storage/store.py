@@ -1,7 +1,7 @@
-"""One way to reach storage: whole objects below a root, on any fsspec file system.
+"""Storage as whole objects below a root, on any fsspec file system.
 
-A :class:`Store` knows how to put an object so that readers see all of it or nothing, and how to put
-one only where none is. What the objects mean (receipts, shards, manifests) is decided elsewhere.
+A :class:`Store` puts objects so that readers see all or nothing, and puts one only if absent. What they
+mean (receipts, shards, manifests) is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -47,26 +47,16 @@ def sha256_hex(data: bytes) -> str:
 
 
 def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = None) -> Store:
-    """Return the store whose root is ``uri``.
+    """Return the store whose root is ``uri``, a local path or fsspec URL.
 
-    Parameters
-    ----------
-    uri : str or path
-        A local path or an fsspec URL.
-    options : dict, optional
-        fsspec storage options, from a Prefect block. They may hold secrets, so they are never part
-        of a reference, an error message or a log line.
-
-    Raises
-    ------
-    ParameterError
-        If the URL's protocol is unknown, its driver is not installed, or it holds a password.
+    ``options`` may hold secrets and never enter a reference, message or log. Raises ParameterError if the
+    protocol is unknown, its driver is not installed, or the URL holds a password.
     """
     uri = os.fspath(uri)
-    if found := _PASSWORD.search(uri):
+    if password := _PASSWORD.search(uri):
         raise ParameterError(
-            f"the URL {uri[: found.start()]}://… holds a password, which manifests, logs and reports would show; save "
-            "a Prefect storage block with the credentials, name it in storage_block, and leave them out of the URL."
+            f"the URL {uri[: password.start()]}://… holds a password, which manifests, logs and reports would show; "
+            "save a Prefect storage block with the credentials, name it in storage_block, and drop them from the URL."
         )
     if not uri:
         raise ParameterError(
@@ -93,8 +83,6 @@ def contains(outer: str, inner: str) -> bool:
 
     Examples
     --------
-    >>> contains("s3://lake/data", "s3://lake/data/out")
-    True
     >>> contains("s3://lake/data", "s3://lake/data-out")
     False
     """
@@ -121,9 +109,8 @@ def _is_in_memory(uri: str) -> bool:
 class Store:
     """Objects below one root.
 
-    Paths are relative to the root, with forward slashes; one that would leave the root is refused.
-    Every request to an object store is asked again after passing faults, as :mod:`prefect_augment.storage.retry`
-    says; what is left is a `TransientError`, and what cannot pass a `StorageError`.
+    Paths are relative to it, with forward slashes, and cannot leave it. Requests are retried after transient
+    faults (:mod:`.retry`); what remains is a `TransientError`, and a final fault a `StorageError`.
     """
 
     def __init__(self, *, uri: str, fs: Any, root: str) -> None:
@@ -156,12 +143,9 @@ class Store:
         return f"{self.root}/{path}" if path else self.root
 
     def info(self, path: str) -> dict[str, Any]:
-        """Return what the file system says of the object: ``size``, ``type``, its times and etag.
+        """Return the file system's entry of the object: ``size``, ``type``, times, etag.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
+        Raises FileNotFoundError if there is none.
         """
         full = self.full(path)
         return dict(self._do("look at", path, lambda: self.fs.info(full)))
@@ -186,13 +170,7 @@ class Store:
         return bool(self._do("look at", path, lambda: self.fs.exists(full)))
 
     def size(self, path: str) -> int:
-        """Return the object's size in bytes.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no object.
-        """
+        """Return the object's size in bytes; raises FileNotFoundError if there is none."""
         return int(self.info(path)["size"])
 
     def read(self, path: str) -> bytes:
@@ -206,9 +184,9 @@ class Store:
         return bytes(self.fs.cat_file(full, **({"max_concurrency": 1} if self._is_s3 else {})))
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a seekable binary reader of the object; ``FileNotFoundError`` if there is none.
+        """Return a seekable binary reader; raises FileNotFoundError if there is no object.
 
-        From an object store it fetches what is read, and reads on ahead of a reader that does not jump.
+        From an object store it fetches ranges, and reads ahead while access is sequential.
         """
         full = self.full(path)
         if _is_in_memory(self.uri):
@@ -237,31 +215,32 @@ class Store:
         """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
         full = self.full(prefix)
         try:
-            found = self._do("list", prefix, lambda: self.fs.find(full))
+            paths = self._do("list", prefix, lambda: self.fs.find(full))
         except FileNotFoundError:
             return []
         cut = len(self.root) + 1
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
         return sorted(
             p[cut:]
-            for p in found
+            for p in paths
             if _is_object(p[cut:]) and not p.rsplit("/", 1)[-1].startswith(".tmp-")
         )
 
     def infos(self) -> dict[str, dict[str, Any]]:
-        """Return what the file system says of each object, by relative path, from one listing."""
+        """Return the file system's entry of each object, by relative path, from one listing."""
         try:
-            found = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
+            entries = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
         except FileNotFoundError:
             return {}
         cut = len(self.root) + 1
-        return {full[cut:]: info for full, info in sorted(found.items()) if _is_object(full[cut:])}
+        return {
+            full[cut:]: info for full, info in sorted(entries.items()) if _is_object(full[cut:])
+        }
 
     def put(self, path: str, data: bytes | Draft) -> None:
-        """Write the whole object at once: readers see the old bytes or the new ones.
+        """Write the whole object at once, consuming a draft: readers see the old bytes or the new ones.
 
-        A draft is used up by it. A large object goes to S3 in parts, which are dropped where that
-        fails, and which nobody sees where the process is killed.
+        Large objects go to S3 in parts, which are dropped on failure and invisible if the process is killed.
         """
         full = self.full(path)
         if isinstance(data, Draft):
@@ -278,10 +257,10 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self, folder: str) -> Iterator[Draft]:
-        """Yield a sink for an object below ``folder`` whose name is known only when its bytes are.
+        """Yield a sink for an object below ``folder`` that gets its name after its bytes.
 
-        Nothing is seen of it before it is :meth:`put`, and nothing is left of it without. Locally it
-        is a temporary file, elsewhere it is gathered in memory and put in one piece.
+        Nothing is visible before :meth:`put`, and nothing remains without it. A local store uses a temporary
+        file, others memory.
         """
         with self._errors("write", folder):
             if not self.is_local:
@@ -298,13 +277,11 @@ class Store:
                     os.unlink(temporary)
 
     def put_if_absent(self, path: str, data: bytes, *, look_first: bool = True) -> bool:
-        """Write the object only where there is none; return whether this call wrote it.
+        """Write the object only if there is none; return whether this call wrote it.
 
-        An object store that says no is asked what is there: the same bytes count as ours, since the answer
-        to our own successful write may have been lost.
-
-        ``look_first`` saves the upload where an object is seen already. It also narrows the window in
-        which a store that ignores the condition overwrites; a probe of the condition itself leaves it out.
+        When an object store refuses, equal bytes count as ours: the answer to our own write may have been lost.
+        ``look_first`` saves the upload if an object is visible, and narrows the window in which a store that
+        ignores the condition overwrites; a probe of the condition turns it off.
         """
         full = self.full(path)
         if self.is_local:
@@ -340,15 +317,9 @@ class Store:
             self._do("delete", path, lambda: self.fs.rm_file(full))
 
     def abort_unfinished(self, before: float) -> int:
-        """Drop uploads in parts that a killed process left below the root, and return how many.
+        """Abort multipart uploads begun ``before`` a store time (seconds since 1970); return how many.
 
-        Nobody sees them, but the store keeps their parts, and has them paid for. Only S3 shows them;
-        Azure and GCS drop them by themselves after a week.
-
-        Parameters
-        ----------
-        before : float
-            Uploads that began later, by the store's clock in seconds since 1970, are left.
+        Nobody sees them, but S3 keeps and bills their parts; Azure and GCS drop them after a week.
         """
         if not self._is_s3:
             return 0
@@ -365,12 +336,9 @@ class Store:
         return n_dropped
 
     def check_writable(self) -> None:
-        """Write, read, list and remove a small object, so that a run fails now and not after training.
+        """Write, read, list and remove a small object, so a run fails now and not after training.
 
-        Raises
-        ------
-        StorageError
-            If the location cannot be written, or what was written cannot be read, listed or removed.
+        Raises StorageError if any of that fails.
         """
         probe = f"_staging/.probe-{uuid.uuid4().hex}"
         self.put(probe, b"")
@@ -381,7 +349,7 @@ class Store:
             self.delete(probe)
 
     def _do(self, verb: str, path: str, request: Callable[[], T]) -> T:
-        """Return what a request to the file system returns, asking again as often as it may help."""
+        """Return the result of a request to the file system, retried as :meth:`_worth` says."""
         with self._errors(verb, path):
             done = retries.call(
                 request,
@@ -426,12 +394,12 @@ class Store:
             raise error from exc
 
     def _in_words(self, exc: Exception, path: str) -> Exception:
-        """What a store says of a refusal: its answer to a HEAD request has no room for it, to a read it has."""
+        """Return the error of a read in place of a refused HEAD request, whose answer has no body."""
         if not self._is_s3 or fault_of(exc).code not in ("401", "403"):
             return exc
         try:
             self.fs.cat_file(self.full(path), start=0, end=1)
-        except Exception as said:  # noqa: BLE001 - whatever it is, the refusal stands
-            if fault_of(said).kind in ("credentials", "denied", "skew"):
-                return said
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, the refusal stands
+            if fault_of(refusal).kind in ("credentials", "denied", "skew"):
+                return refusal
         return exc

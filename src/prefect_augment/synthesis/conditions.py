@@ -65,7 +65,7 @@ def condition_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float
     if np.isnan(x[0]) or not codec.in_domain(x)[0] or codec.decode(x) != array:
         raise ParameterError(
             f"the value {value!r} is requested in column {name!r}, but is none of its values: "
-            f"{codec.said_domain()}.",
+            f"{codec.domain_text()}.",
             column=name,
         )
     return float(x[0]), written

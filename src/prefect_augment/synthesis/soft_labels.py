@@ -20,7 +20,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_label_rows
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.schema.base import BalancePlan
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.subsample import sample_rows
 
 __all__ = ["SHARE", "Expansion", "drawn_for", "expand", "expanded_rows", "share_sums"]
@@ -52,7 +52,7 @@ def expand(
     The ensemble learns from the rows ``training`` of the real records ``data``. ``strata`` (n,) are
     what the records were drawn for. A record never leaves its cell of ``balance.by``.
     """
-    hashes = fold_ids(pa.array(data.keys[training], pa.string()))
+    hashes = hash_ids(pa.array(data.keys[training], pa.string()))
     learnt = training[sample_rows(data.strata[training], hashes, most=MAX_LEARNT, seed=seed)]
     n_classes = len(data.classes)
     teacher = fit_teacher(

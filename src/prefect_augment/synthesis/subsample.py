@@ -16,7 +16,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.schema.base import DatasetInfo
 from prefect_augment.shards.staged import iter_shards, read_part
-from prefect_augment.storage.keys import fold_ids
+from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.store import Store
 
 __all__ = ["n_training_records", "read_training_records", "sample_rows", "sample_sizes"]
@@ -76,7 +76,7 @@ def _choose(
     for table in iter_shards(store, shards, columns):
         names = table_strata(table, label=info.label, by=by)
         codes = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
-        choice.add(codes, fold_ids(table["aug_id"]))
+        choice.add(codes, hash_ids(table["aug_id"]))
         for name in numbers:
             smallest = pc.min(table[name]).as_py()
             if smallest is not None and smallest < lowest.get(name, (0, 0))[0]:

@@ -190,7 +190,7 @@ def test_an_endpoint_where_nobody_answers_is_said_after_three_attempts(
         options = {"connection_string": at}
     with caplog.at_level("INFO", logger="prefect_augment"):
         said = refused(open_store(f"{scheme}://lake-nowhere/x", options=options), "write")
-    assert "nobody answers at the endpoint" in said
+    assert "no answer from the endpoint" in said
     assert f"127.0.0.1:{port}" in said
     assert caplog.text.count("trying again") == 2
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import Asked, FilterOutcome, Labelled
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_estimator
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc
@@ -23,7 +23,7 @@ def filter_table(
     *,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
-    **options: Unpack[Asked],
+    **options: Unpack[FilterRequest],
 ) -> FilterOutcome:
     """Filter candidates of a table, see :func:`~.record_filter.filter_records`.
 

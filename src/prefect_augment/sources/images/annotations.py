@@ -1,7 +1,7 @@
-"""Labels of images from what lies beside them: WebDataset members, COCO, Pascal VOC, YOLO.
+"""Image labels from the files beside them: WebDataset members, COCO, Pascal VOC, YOLO.
 
-The use is classification, so an image has one class: that of its objects. Where they have several, it is
-the rarest of them in the data set (by images that hold it), and all boxes stay in ``objects``.
+For classification an image has one class: of its objects' classes the rarest in the data set, counted by
+images. All boxes stay in ``objects``.
 """
 
 from __future__ import annotations
@@ -35,34 +35,23 @@ MISSING = "unlabelled: no annotation"
 
 
 def read_labels(members: Sequence[Member], source: Source) -> Labels:
-    """Return the labels of image files by the layout that is asked for or found.
+    """Return the labels of image files by the layout that ``source.format`` names, ``auto`` detects it.
 
-    Parameters
-    ----------
-    members : sequence of Member
-        All files that are not ignored.
-    source : Source
-        ``format`` names the layout; ``auto`` looks for one. ``label`` may name a field of WebDataset's
-        JSON members.
-
-    Raises
-    ------
-    InputError
-        If the layout that is asked for is not there.
+    ``source.label`` may name a field of WebDataset's JSON members. Raises InputError if the layout is absent.
     """
-    found: Layout
+    layout: Layout
     if source.format in READERS:
-        found = source.format  # type: ignore[assignment]
+        layout = source.format  # type: ignore[assignment]
     else:
         labels = metadata_labels(members, source)
         if labels is not None:
             return labels
-        found = _find_layout(members)
-    return READERS[found](members, source)
+        layout = _find_layout(members)
+    return READERS[layout](members, source)
 
 
 def _find_layout(members: Sequence[Member]) -> Layout:
-    """The layout that most images have their label by; class folders where none."""
+    """Return the layout that labels most images; class folders for none."""
     images = [m.path for m in members if is_image_name(m.path)]
     keys = {_key(path) for path in images}
     stems = {_stem(path) for path in images}
@@ -103,19 +92,19 @@ LABEL_FIELDS = ("label", "cls", "class", "category", "target", "label_name", "cl
 
 
 def _webdataset(members: Sequence[Member], source: Source) -> Labels:
-    """Class from ``<key>.cls`` or ``<key>.json`` beside ``<key>.jpg``."""
+    """Return the classes in ``<key>.cls`` or ``<key>.json`` beside ``<key>.jpg``."""
     images = {m.path: _key(m.path) for m in members if is_image_name(m.path)}
     keys = set(images.values())
     of_key: dict[str, str] = {}
     used = set()
-    made = set()
+    not_real = set()
     for member in members:
         key, ending = _key(member.path), ending_of(member.path)
         if ending not in (".cls", ".json", ".txt") or key not in keys:
             continue
         used.add(member.path)
-        if ending == ".json" and _is_made(member.data):
-            made.add(key)
+        if ending == ".json" and _is_not_real(member.data):
+            not_real.add(key)
         label = _text(member.data).strip() if ending == ".cls" else ""
         if ending == ".json":
             label = _json_label(member.data, source.label)
@@ -126,37 +115,37 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
             "no image has a .cls or .json member with a label beside it; say source.label where the JSON's field has a "
             f"name other than {', '.join(LABEL_FIELDS)}, or source.format=folder for class folders."
         )
-    used |= {path for path, key in images.items() if key in made}
-    of_path = {path: of_key[key] for path, key in images.items() if key in of_key.keys() - made}
-    notes = (f"{len(made)} records that were made and are not real (aug_origin) were left out",)
+    used |= {path for path, key in images.items() if key in not_real}
+    of_path = {path: of_key[key] for path, key in images.items() if key in of_key.keys() - not_real}
+    notes = (f"{len(not_real)} records that were made and are not real (aug_origin) were left out",)
     return Labels(
         of_path,
         frozenset(used),
         missing="unlabelled: no .cls or .json with a label",
-        notes=notes if made else (),
+        notes=notes if not_real else (),
     )
 
 
-def _is_made(data: bytes) -> bool:
-    """Tell whether a .json of ours says that its record is a copy, classic or synthetic."""
+def _is_not_real(data: bytes) -> bool:
+    """Tell whether one of our .json files marks its record as a copy, classic or synthetic."""
     if b"aug_origin" not in data:
         return False
     try:
-        found = json.loads(data)
+        record = json.loads(data)
     except ValueError:
         return False
-    return isinstance(found, dict) and found.get("aug_origin", "real") != "real"
+    return isinstance(record, dict) and record.get("aug_origin", "real") != "real"
 
 
 def _json_label(data: bytes, field: str) -> str:
     try:
-        found = json.loads(data)
+        record = json.loads(data)
     except ValueError:
         return ""
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         return ""
     for name in (field, *LABEL_FIELDS):
-        value = found.get(name)
+        value = record.get(name)
         if isinstance(value, bool | int | str) and str(value).strip():
             return str(value).strip()
     return ""
@@ -172,7 +161,7 @@ def _text(data: bytes) -> str:
 def _from_boxes(
     boxes: Mapping[str, Sequence[Box]], used: set[str], *, what: str, notes: Sequence[str] = ()
 ) -> Labels:
-    """Return labels by the rule of the rarest class; an image without objects has none."""
+    """Return labels by the rarest class; an image without objects has none."""
     n_images = Counter(name for of_image in boxes.values() for name in {c for c, _ in of_image})
     of_path = {
         path: min({c for c, _ in of_image}, key=lambda name: (n_images[name], name))
@@ -180,9 +169,9 @@ def _from_boxes(
         if of_image
     }
     n_several = sum(len({c for c, _ in of_image}) > 1 for of_image in boxes.values())
-    said = [f"labels come from {what}", *notes]
+    all_notes = [f"labels come from {what}", *notes]
     if n_several:
-        said.append(
+        all_notes.append(
             f"{n_several} images hold objects of several classes: their label is the rarest of these in the data set, "
             "and all boxes are in the column objects"
         )
@@ -194,11 +183,13 @@ def _from_boxes(
         }
         for path, of_image in boxes.items()
     }
-    return Labels(of_path, frozenset(used), objects if has_boxes else None, MISSING, tuple(said))
+    return Labels(
+        of_path, frozenset(used), objects if has_boxes else None, MISSING, tuple(all_notes)
+    )
 
 
 def _by_name(members: Sequence[Member]) -> Callable[[str], str | None]:
-    """Find an image by its path, the end of its path, or its name where only one has it."""
+    """Return a function that finds an image by its path, the end of its path, or its unique name."""
     images = [m.path for m in members if is_image_name(m.path)]
     exact = set(images)
     named: defaultdict[str, list[str]] = defaultdict(list)
@@ -234,12 +225,12 @@ def _is_coco(member: Member) -> bool:
 
 def _coco(member: Member) -> dict[str, Any] | None:
     try:
-        found = json.loads(member.data)
+        value = json.loads(member.data)
     except ValueError:
         return None
     lists = ("images", "annotations", "categories")
-    if isinstance(found, dict) and all(isinstance(found.get(name), list) for name in lists):
-        return found
+    if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in lists):
+        return value
     return None
 
 
@@ -249,15 +240,15 @@ def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
     used: set[str] = set()
     n_lost = 0
     for member in members:
-        found = _coco(member) if ending_of(member.path) == ".json" else None
-        if found is None:
+        coco = _coco(member) if ending_of(member.path) == ".json" else None
+        if coco is None:
             continue
         used.add(member.path)
         try:
-            names = {c["id"]: str(c["name"]) for c in found["categories"]}
-            paths = {i["id"]: find(str(i["file_name"])) for i in found["images"]}
+            names = {c["id"]: str(c["name"]) for c in coco["categories"]}
+            paths = {i["id"]: find(str(i["file_name"])) for i in coco["images"]}
             n_lost += sum(path is None for path in paths.values())
-            for annotation in found["annotations"]:
+            for annotation in coco["annotations"]:
                 path = paths.get(annotation["image_id"])
                 if path is not None:
                     box = [float(v) for v in annotation.get("bbox") or ()]
@@ -293,11 +284,11 @@ def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
         if ending_of(member.path) != ".xml":
             continue
         used.add(member.path)
-        found = _voc_boxes(member.data)
-        if found is None:
+        annotation = _voc_boxes(member.data)
+        if annotation is None:
             n_broken += 1
             continue
-        name, of_image = found
+        name, of_image = annotation
         same = stems.get(_stem(member.path), [])
         path = find(name) or (same[0] if len(same) == 1 else None)
         if path is None:
@@ -312,7 +303,7 @@ def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
 
 
 def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
-    """File name and boxes of one annotation; None where it is not one."""
+    """Return file name and boxes of one annotation; None for another file."""
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         return None  # entities can be made to grow without end; VOC has none
     try:
@@ -341,7 +332,7 @@ NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "prede
 
 
 def _yolo_lines(data: bytes) -> list[list[float]] | None:
-    """Numbers of each line; None where the file is no YOLO labels, empty where nothing is in the image."""
+    """Return the numbers of each line; None for a file that is not YOLO, empty for an image without objects."""
     lines = [line for line in data.splitlines() if line.strip()]
     if not all(YOLO_LINE.match(line) for line in lines):
         return None
@@ -381,7 +372,7 @@ def _yolo_labels(members: Sequence[Member], source: Source) -> Labels:
 
 
 def _label_paths(image: str) -> list[str]:
-    """Where the labels of an image may be: beside it, or under ``labels`` instead of ``images``."""
+    """Return where an image's labels may be: beside it, or under ``labels`` instead of ``images``."""
     stem = image.rpartition(".")[0] + ".txt"
     segments = stem.split("/")
     swapped = [
@@ -393,7 +384,7 @@ def _label_paths(image: str) -> list[str]:
 
 
 def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
-    """Class names by number, and the files that say them."""
+    """Return class names by number, and the files that define them."""
     for member in sorted(members, key=lambda m: (m.path.count("/"), m.path)):
         name = member.path.rpartition("/")[2].lower()
         if name in NAME_FILES:
@@ -402,10 +393,10 @@ def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
         if ending_of(name) not in (".yaml", ".yml"):
             continue
         try:
-            found = yaml.safe_load(member.data)
+            value = yaml.safe_load(member.data)
         except (yaml.YAMLError, UnicodeDecodeError):
             continue
-        names = found.get("names") if isinstance(found, dict) else None
+        names = value.get("names") if isinstance(value, dict) else None
         if isinstance(names, list):
             return dict(enumerate(map(str, names))), {member.path}
         if isinstance(names, dict) and all(str(k).isdigit() for k in names):
@@ -414,7 +405,7 @@ def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
 
 
 def _yolo_boxes(lines: list[list[float]], names: Mapping[int, str], image: Member) -> list[Box]:
-    """Boxes in pixels; without any where the image's size cannot be read (it is then rejected)."""
+    """Return boxes in pixels; none where the image's size cannot be read (it is then rejected)."""
     try:
         width, height = image.size or header_of(image.read()).size
     except BadImageError:

@@ -1,4 +1,4 @@
-"""Image columns of a table: which they are, in the one form that `datasets` decodes, and record keys.
+"""Image columns of a table, in the form that `datasets` decodes, and record keys.
 
 The form is ``struct<bytes: binary, path: string>``; the bytes are the source's own and never change.
 """
@@ -28,6 +28,7 @@ __all__ = [
     "find_image_columns",
     "image_bytes",
     "image_columns",
+    "is_binary",
     "main_image",
     "with_group_column",
 ]
@@ -42,16 +43,12 @@ SNIFFED = 20
 
 
 def find_image_columns(table: pa.Table) -> list[str]:
-    """Return the columns that hold images.
-
-    They are structs of bytes and a path, as `datasets` writes them, and binary columns whose values
-    begin like image files.
-    """
+    """Return the image columns: structs of bytes and path, and binary columns that begin like image files."""
     return [name for name in table.column_names if _holds_images(table, name)]
 
 
 def as_image_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return the table with these columns as ``struct<bytes, path>``, and metadata that says so."""
+    """Return the table with these columns as ``struct<bytes, path>``, and metadata to match."""
     if not names:
         return table
     for name in names:
@@ -65,7 +62,7 @@ def _holds_images(table: pa.Table, name: str) -> bool:
     kind = table.schema.field(name).type
     if _is_image_struct(kind):
         return True
-    if not _is_binary(kind):
+    if not is_binary(kind):
         return False
     values = table.column(name).drop_null().slice(0, SNIFFED).to_pylist()
     return bool(values) and all(looks_like(value) for value in values)
@@ -76,10 +73,11 @@ def _is_image_struct(kind: pa.DataType) -> bool:
         return False
     path = kind.field("path").type
     texts = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
-    return _is_binary(kind.field("bytes").type) and texts
+    return is_binary(kind.field("bytes").type) and texts
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether values are bytes."""
     t = pa.types
     return bool(t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
 
@@ -100,7 +98,7 @@ def _as_images(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """Yield the bytes of each image; none where there are none."""
+    """Yield the bytes of each image; empty for none."""
     for chunk in column.chunks:
         for value in pc.struct_field(chunk, "bytes"):
             yield value.as_py() or b""
@@ -110,14 +108,9 @@ def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
 
 
 def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
-    """Append the column that holds what the pattern's group finds in each image's path.
+    """Append the column with the pattern's group in each image's path, empty where it does not match.
 
-    It is empty where the pattern does not match.
-
-    Raises
-    ------
-    ParameterError
-        If there are no images, or there is a column of that name.
+    Raises ParameterError if there are no images, or a column of that name exists.
     """
     image = main_image(table.schema)
     if not image:
@@ -131,10 +124,7 @@ def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
         )
     search = re.compile(pattern).search
     paths: Sequence[str | None] = pc.struct_field(table[image], "path").to_pylist()
-    found = [search(path or "") for path in paths]
-    groups = [(match.group(1) or "") if match else "" for match in found]
+    matches = [search(path or "") for path in paths]
+    groups = [(match.group(1) or "") if match else "" for match in matches]
     table = table.append_column(GROUP, pa.array(groups, pa.string()))
     return table.replace_schema_metadata(image_metadata(table.schema, image_columns(table.schema)))
-
-
-# --- keys -------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
 """Image files as records: which files count, their class, and the table they make.
 
-The files come from a folder or an archive as :class:`Member` objects. One of four layouts gives the
-labels: class folders, annotations (:mod:`prefect_augment.sources.images.annotations`), or WebDataset members. No
-file is lost: each becomes a record, is rejected with a reason, or is passed over by a stated rule.
-
-Names of files: which are images, which are left out, which nobody meant to be there.
+Files come from a folder or archive as :class:`Member` objects; class folders, metadata, annotations
+(:mod:`.annotations`) or WebDataset members give the labels. Every file becomes a record, is rejected with a
+reason, or is skipped by a documented rule.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ __all__ = [
     "is_ignored",
     "is_image_name",
     "is_other",
+    "match_segments",
     "matches",
     "wanted",
 ]
@@ -48,30 +47,14 @@ MASKS = "looks like masks"
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a folder or an archive.
+    """One file of a folder or an archive."""
 
-    Parameters
-    ----------
-    path : str
-        Relative, with forward slashes; valid Unicode.
-    position : int
-        Its number in the archive, or in the folder's listing, from 1.
-    data : bytes
-        Its content; empty where ``reason`` says why there is none, and where it is read later.
-    reason : str
-        Why it cannot be used, as far as the archive or the file system says it.
-    load : callable, optional
-        Reads the content where it is not here yet.
-    size : (int, int), optional
-        Width and height of the image in pixels, where they have been looked at.
-    """
-
-    path: str
-    position: int
-    data: bytes = b""
-    reason: str = ""
+    path: str  # relative, forward slashes, valid Unicode
+    position: int  # in the archive or listing, from 1
+    data: bytes = b""  # empty with a reason, or before load()
+    reason: str = ""  # why it cannot be read
     load: Callable[[], bytes] | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # width and height in pixels, if known
 
     def read(self) -> bytes:
         """Return the content."""
@@ -80,26 +63,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a layout says of the image files.
+    """The labels that a layout gives the image files."""
 
-    Parameters
-    ----------
-    of_path : dict
-        Path of an image to its class.
-    used : frozenset of str
-        Other files that the labels were read from: no records, and not lost either.
-    objects : dict, optional
-        Path to boxes (x, y, width, height in pixels) and their categories.
-    missing : str
-        Why an image that is not in ``of_path`` has no label.
-    notes : tuple of str
-        What was found.
-    """
-
-    of_path: dict[str, str]
-    used: frozenset[str] = frozenset()
-    objects: dict[str, dict[str, list[Any]]] | None = None
-    missing: str = "unlabelled: not in a class folder"
+    of_path: dict[str, str]  # image path -> class
+    used: frozenset[str] = frozenset()  # other files that the labels were read from
+    objects: dict[str, dict[str, list[Any]]] | None = (
+        None  # path -> boxes (x, y, width, height in pixels), categories
+    )
+    missing: str = "unlabelled: not in a class folder"  # why an image not in of_path has no label
     notes: tuple[str, ...] = field(default=())
 
 
@@ -109,12 +80,8 @@ class Labels:
 def class_folders(paths: Sequence[str]) -> Labels:
     """Return the class of each file: the first folder of its path, below a common outer one.
 
-    Folders within a class (patients, days) say nothing about the class.
-
-    Raises
-    ------
-    InputError
-        If the outer folders are splits (train, test …) with the classes below them.
+    Folders within a class (patients, days) are ignored. Raises InputError if the outer folders are splits
+    (train, test …).
     """
     images = [path.split("/") for path in paths if not is_other(path)]
     cut = _outer_depth(images)
@@ -125,7 +92,7 @@ def class_folders(paths: Sequence[str]) -> Labels:
     if is_split and min(len(parts) for parts in inside) > cut + 2:
         raise InputError(
             f"the folders {', '.join(map(repr, sorted(tops)))} look like splits with the classes below them; give one "
-            "of them as source.uri and the one to be judged on as source.holdout_uri.",
+            "of them as source.uri and the one to test on as source.holdout_uri.",
             folders=sorted(tops),
         )
     of_path = {}
@@ -137,7 +104,7 @@ def class_folders(paths: Sequence[str]) -> Labels:
 
 
 def _outer_depth(paths: Sequence[list[str]]) -> int:
-    """How many outer folders hold all of the classes, as an archive's own name often does."""
+    """Return how many outer folders hold all classes, as an archive's own name often does."""
     depth = 0
     while True:
         below = [parts[depth:] for parts in paths if len(parts) > depth + 1]
@@ -149,7 +116,7 @@ def _outer_depth(paths: Sequence[list[str]]) -> int:
 
 
 def _mask_notes(paths: Iterable[str], of_path: dict[str, str]) -> tuple[str, ...]:
-    """Say where every image has a twin of the same stem and another ending: masks, most likely."""
+    """Warn if every image has a file of the same stem and another ending: masks, most likely."""
     stems: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for path in paths:
         if path in of_path and is_image_name(path):
@@ -177,26 +144,12 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which of a set of files are records, and what is said of the others.
+    """Which files are records, and notes on the others."""
 
-    Parameters
-    ----------
-    records : list of Member
-        In the order of their paths; what is in them may not have been read yet.
-    labels : Labels
-        Their classes.
-    label : str
-        The name of the label column.
-    rejected : tuple of Rejected
-        Files that should have been records, with the reason.
-    notes : tuple of str
-        What was found.
-    """
-
-    records: list[Member]
+    records: list[Member]  # sorted by path; maybe not read yet
     labels: Labels
-    label: str
-    rejected: tuple[Rejected, ...]
+    label: str  # name of the label column
+    rejected: tuple[Rejected, ...]  # with the reason
     notes: tuple[str, ...]
 
     def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
@@ -224,29 +177,19 @@ def choose_records(
     *,
     read_labels: Callable[[Sequence[Member], Source], Labels],
 ) -> Chosen:
-    """Return which of a set of files are records.
-
-    Parameters
-    ----------
-    members : sequence of Member
-        All files, ignored ones too.
-    source : Source
-        Its include and exclude patterns choose among the image files.
-    read_labels : callable
-        The layout: gets the files that are not ignored, and the source.
-    """
+    """Return which files are records; ``source`` filters image files, ``read_labels`` is the layout."""
     seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
     left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
     labels = read_labels([m for m in left if not m.reason], source)
     records: list[Member] = []
     rejected: list[Rejected] = []
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for member in left:
         if member.path in labels.used:
             continue
         is_labelled = member.path in labels.of_path
         if not member.reason and not is_labelled and not is_image_name(member.path):
-            passed_over[ending_of(member.path) or "no ending"] += 1
+            skipped[ending_of(member.path) or "no ending"] += 1
             continue
         reason = member.reason
         if not reason and is_other(member.path):
@@ -262,19 +205,13 @@ def choose_records(
         notes.append(
             f"{len(seen) - len(left)} image files were left out by source.include or source.exclude"
         )
-    if passed_over:
-        kinds = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
-        notes.append(
-            f"{sum(passed_over.values())} files that are no images were passed over: {kinds}"
-        )
+    if skipped:
+        endings = ", ".join(f"{n} {ending}" for ending, n in skipped.most_common(5))
+        notes.append(f"{sum(skipped.values())} files that are no images were skipped: {endings}")
     return Chosen(records, labels, source.label or "label", tuple(rejected), tuple(notes))
 
 
-# --- columns ----------------------------------------------------------------------------------
-
-
-# --- schema metadata --------------------------------------------------------------------------
-
+# --- names ------------------------------------------------------------------------------------
 
 _IMAGES = "jpg jpeg jpe jfif png gif bmp tif tiff webp jp2 avif ppm pgm pbm pnm"
 # Kinds of files that are found beside images; others without an image's ending are tried as images.
@@ -289,7 +226,7 @@ IGNORED_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"
 
 
 def is_ignored(path: str) -> bool:
-    """Tell whether a path is hidden, or something that a file manager or archiver left."""
+    """Tell whether a path is hidden, or written by a file manager or archiver."""
     return any(
         (segment.startswith(".") and segment != "..") or segment.lower() in IGNORED_NAMES
         for segment in path.split("/")
@@ -308,26 +245,25 @@ def is_image_name(path: str) -> bool:
 
 
 def is_other(path: str) -> bool:
-    """Tell whether the name ends like something that is no image."""
+    """Tell whether the name has a known ending that is not an image's."""
     return ending_of(path) in OTHER_ENDINGS
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Glob, whatever the case: against the name, or by segments where the pattern has a slash."""
+    """Match a glob, ignoring case: the name, or path segments if the pattern has a slash."""
     path, pattern = path.lower(), pattern.lower()
     if "/" not in pattern:
         return fnmatchcase(path.rpartition("/")[2], pattern)
-    return _match_segments(path.split("/"), pattern.split("/"))
+    return match_segments(path.split("/"), pattern.split("/"))
 
 
-def _match_segments(path: list[str], pattern: list[str]) -> bool:
+def match_segments(path: list[str], pattern: list[str]) -> bool:
+    """Match a glob by segments: ``*`` stays within one, ``**`` spans any number."""
     if not pattern:
         return not path
     if pattern[0] == "**":
-        return any(_match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return (
-        bool(path) and fnmatchcase(path[0], pattern[0]) and _match_segments(path[1:], pattern[1:])
-    )
+        return any(match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and match_segments(path[1:], pattern[1:])
 
 
 def wanted(path: str, source: Source) -> bool:

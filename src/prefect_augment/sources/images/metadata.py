@@ -1,6 +1,6 @@
-"""Labels of images from ``metadata.csv`` or ``metadata.jsonl`` beside them: the imagefolder of `datasets`.
+"""Image labels from ``metadata.csv`` or ``metadata.jsonl`` beside them: the imagefolder of `datasets`.
 
-Each line names a file, relative to the metadata's own folder, and says something of it.
+Each line names a file, relative to the metadata's folder, and its fields.
 """
 
 from __future__ import annotations
@@ -24,27 +24,18 @@ MISSING = "unlabelled: metadata says no label of it"
 
 
 def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
-    """Return the class of each image that metadata names; None where there is none, or it has no class.
+    """Return the class of each image that metadata name; None if there are none, or they have no class.
 
-    Parameters
-    ----------
-    members : sequence of Member
-        All files that are not ignored.
-    source : Source
-        ``label`` names the field; else it is the first of :data:`LABEL_FIELDS` that is there.
-
-    Raises
-    ------
-    InputError
-        If the folders with metadata are splits, or one of the files cannot be read.
+    ``source.label`` names the field, by default the first of :data:`LABEL_FIELDS`. Raises InputError if the
+    folders with metadata are splits, or a file cannot be read.
     """
-    found = [m for m in members if m.path.rpartition("/")[2] in NAMES]
-    rows = [(member, row) for member in found for row in _rows(member)]
+    files = [m for m in members if m.path.rpartition("/")[2] in NAMES]
+    rows = [(member, row) for member in files for row in _rows(member)]
     fields = {name for _, row in rows for name in row}
     field = next((name for name in (source.label, *LABEL_FIELDS) if name in fields), "")
     if not field:
         return None
-    _refuse_splits(found)
+    _refuse_splits(files)
     there = {member.path for member in members}
     of_path: dict[str, str] = {}
     n_gone = 0
@@ -59,24 +50,24 @@ def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
     gone = f"{n_gone} lines of metadata name files that are not there"
     return Labels(
         of_path,
-        frozenset(member.path for member in found),
+        frozenset(member.path for member in files),
         missing=MISSING,
-        notes=(f"labels are the field {field!r} of {found[0].path}", *([gone] if n_gone else [])),
+        notes=(f"labels are the field {field!r} of {files[0].path}", *([gone] if n_gone else [])),
     )
 
 
-def _refuse_splits(found: Sequence[Member]) -> None:
-    folders = sorted({member.path.rpartition("/")[0].rpartition("/")[2] for member in found})
+def _refuse_splits(files: Sequence[Member]) -> None:
+    folders = sorted({member.path.rpartition("/")[0].rpartition("/")[2] for member in files})
     if len(folders) > 1 and {folder.lower() for folder in folders} <= SPLIT_NAMES:
         raise InputError(
             f"the folders {', '.join(map(repr, folders))} look like splits with metadata in each; give one of them as "
-            "source.uri and the one to be judged on as source.holdout_uri.",
+            "source.uri and the one to test on as source.holdout_uri.",
             folders=folders,
         )
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:
-    """The lines that name a file; what is no line is passed over, and its image has no label then."""
+    """Return the lines that name a file; others are skipped, and their image has no label."""
     text = member.data.decode("utf-8-sig", "replace")
     rows: list[Any] = []
     try:

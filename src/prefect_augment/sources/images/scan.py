@@ -1,7 +1,7 @@
-"""Image files and archives of a source, read into records.
+"""Image files and archives of a source as records.
 
-Files are read side by side, because an object store answers each in its own time; what they hold is
-kept encoded. Nothing is unpacked to disk.
+Files are read concurrently, for the latency of object stores; images stay encoded and nothing is unpacked
+to disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from prefect_augment.storage.store import sha256_hex
 __all__ = [
     "Folder",
     "by_folder",
-    "look_at_folder",
+    "inspect_folder",
     "read_archive_records",
     "read_folder",
     "shown_path",
@@ -56,13 +56,7 @@ MAX_ANNOTATION_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Folder:
-    """Loose image files: which of them are records.
-
-    Parameters
-    ----------
-    chosen : Chosen
-        Positions count the listing's entries from 1.
-    """
+    """Loose image files: which of them are records. Positions count the listing's entries from 1."""
 
     chosen: Chosen
 
@@ -72,7 +66,7 @@ class Folder:
         return self.chosen.labels.objects is not None
 
     def labels_digest(self, paths: Collection[str]) -> str:
-        """Return a hash of the classes of these files, as far as they are records."""
+        """Return a hash of the classes of those files that are records."""
         digest = blake2b(digest_size=16)
         for member in self.chosen.records:
             if member.path in paths:
@@ -81,17 +75,11 @@ class Folder:
         return digest.hexdigest()
 
 
-def look_at_folder(listing: Listing, source: Source) -> Folder:
-    """Read what labels image files, and none of the images.
-
-    Raises
-    ------
-    SourceChangedError
-        If a file is not what was listed.
-    """
+def inspect_folder(listing: Listing, source: Source) -> Folder:
+    """Read the labels of image files, and none of the images; raises SourceChangedError if a file changed."""
     members = list(
         _in_order(
-            lambda item: _look_at_one(listing, source, *item),
+            lambda item: _inspect_one(listing, source, *item),
             enumerate(listing.entries, start=1),
         )
     )
@@ -107,21 +95,7 @@ def read_folder(
 ) -> Iterator[SourceRecords]:
     """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1.
 
-    Parameters
-    ----------
-    listing : Listing
-        All files.
-    folder : Folder
-        What :func:`look_at_folder` found.
-    wanted_paths : collection of str, optional
-        Only these files, as the listing names them.
-    on_progress : callable, optional
-        Called with a fraction in [0, 1] and what is being done.
-
-    Raises
-    ------
-    SourceChangedError
-        If a file is not what was listed.
+    ``wanted_paths`` restricts to some files. Raises SourceChangedError if one is not what was listed.
     """
     chosen = folder.chosen
 
@@ -133,16 +107,16 @@ def read_folder(
     kept: list[Member] = []
     data: list[bytes] = []
     size = n_read = 0
-    for found in _in_order(lambda m: _loaded(listing, m), records):
+    for member in _in_order(lambda m: _loaded(listing, m), records):
         n_read += 1
         if on_progress is not None and n_read % 500 == 0:
             on_progress(n_read / len(records), f"read {n_read} files")
-        if found.reason:
-            rejected.append(Rejected(found.position, found.reason, found.path))
+        if member.reason:
+            rejected.append(Rejected(member.position, member.reason, member.path))
             continue
-        kept.append(found)
-        data.append(found.data)
-        size += len(found.data)
+        kept.append(member)
+        data.append(member.data)
+        size += len(member.data)
         if size > BATCH_BYTES:
             yield chosen.batch(kept, data)
             kept, data, size = [], [], 0
@@ -150,7 +124,7 @@ def read_folder(
 
 
 def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[Member]:
-    """Do the work in threads, a few ahead, and give the results in order."""
+    """Run ``work`` in threads, a few items ahead, and yield the results in order."""
     waiting = iter(items)
     with ThreadPoolExecutor(READERS) as pool:
         ahead = deque(pool.submit(work, i) for i in islice(waiting, 4 * READERS))
@@ -159,8 +133,8 @@ def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[M
             ahead.extend(pool.submit(work, i) for i in islice(waiting, 1))
 
 
-def _look_at_one(listing: Listing, source: Source, position: int, entry: Entry) -> Member:
-    """Read a file that may hold labels; of others see whether they can be used at all."""
+def _inspect_one(listing: Listing, source: Source, position: int, entry: Entry) -> Member:
+    """Read a file that may hold labels; check others by name and size."""
     path = shown_path(entry.path)
     if entry.etag == BROKEN_LINK:
         return Member(path, position, reason=f"unreadable: {BROKEN_LINK}")
@@ -208,9 +182,9 @@ def _is_huge(entry: Entry, source: Source) -> bool:
 
 
 def _is_unchanged(listing: Listing, entry: Entry) -> bool:
-    """Look once more at a local file; on an object store a second request per file would cost too much.
+    """Check a local file again; on an object store a second request per file would cost too much.
 
-    There an object is replaced as a whole, and its size has been compared.
+    Objects there are replaced as a whole, and the size has been compared.
     """
     if not listing.store.is_local:
         return True
@@ -221,7 +195,7 @@ def _is_unchanged(listing: Listing, entry: Entry) -> bool:
 def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
     """Yield the records of one archive; ``positions`` are the numbers of its members.
 
-    What an archive says of labels may stand at its end, so images are put aside until then.
+    Labels may come at the archive's end, so images are spilled until then.
     """
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -229,7 +203,7 @@ def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Itera
     with Workspace() as workspace:
         images = workspace.spill()
         chosen = choose_records(
-            list(_put_aside(walk, images, source)), source, read_labels=read_labels
+            list(_spilled(walk, images, source)), source, read_labels=read_labels
         )
         records = {m.position: m for m in chosen.records}
         for table in images:
@@ -244,8 +218,8 @@ def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Itera
         yield replace(last, rejected=chosen.rejected, notes=chosen.notes)
 
 
-def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
-    """Yield the members without their content, which goes to the spill; annotations keep theirs."""
+def _spilled(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
+    """Yield the members without their content, which is spilled; annotations keep theirs."""
     positions: list[int] = []
     data: list[bytes] = []
     size = 0
@@ -261,9 +235,8 @@ def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterato
         if member.reason or not member.data or ending_of(member.path) in ANNOTATIONS:
             yield member
             if not member.data and not member.reason and not is_ignored(member.path):
-                positions.append(
-                    member.position
-                )  # an empty file is a record too, and rejected as one
+                # An empty file is a record too, and rejected as one.
+                positions.append(member.position)
                 data.append(b"")
             continue
         positions.append(member.position)
@@ -277,7 +250,7 @@ def _put_aside(walk: Iterator[Member], images: Spill, source: Source) -> Iterato
 
 
 def _size_of(data: bytes, source: Source) -> tuple[int, int] | None:
-    """Width and height, which boxes in shares of the image need."""
+    """Return width and height, which boxes in relative coordinates need."""
     if source.format not in ("auto", "yolo") or not looks_like(data):
         return None
     try:
@@ -288,7 +261,7 @@ def _size_of(data: bytes, source: Source) -> tuple[int, int] | None:
 
 
 def by_folder(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
-    """Return one fact per folder of loose files: a hundred thousand of them are no reading."""
+    """Return one entry per folder of loose files, as there may be a hundred thousand files."""
     folders: dict[str, list[SourceFile]] = {}
     for file in files:
         folder = str(PurePosixPath(file.path).parent)

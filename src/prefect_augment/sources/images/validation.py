@@ -1,7 +1,6 @@
-"""Whether bytes are an image that can be used: header first, then a full decode, and a thumbnail.
+"""Image validation: header first, then a full decode, and a thumbnail. Needs Pillow (extra ``images``).
 
-Needs Pillow (the ``images`` extra), imported on first use. The pixels themselves are not kept; what a
-model sees is :mod:`prefect_augment.encoding.images`' matter.
+Pixels are not kept; :mod:`prefect_augment.encoding.images` decodes them for models.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ DECODE_ERRORS = (
 
 
 class BadImageError(Exception):
-    """Bytes that cannot be used as an image; ``reason`` is one of few, ``detail`` says more."""
+    """Invalid image bytes; ``reason`` is one of few, ``detail`` says more."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -64,32 +63,19 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What was found about one image.
+    """Properties of one valid image."""
 
-    Parameters
-    ----------
-    mode, format : str
-        Pillow's names.
-    width, height : int
-        Of the upright image, pixels.
-    is_animated, is_rotated : bool
-        More than one frame; an EXIF orientation other than upright.
-    thumb : ndarray of int8, shape (THUMB_SIDE * THUMB_SIDE,)
-        Upright gray thumbnail, centred and scaled to a largest absolute value of 127; zeros where the
-        image is flat. Whole numbers, so that products of two are exact in any order of summing.
-    """
-
-    mode: str
+    mode: str  # Pillow's names
     format: str
-    width: int
+    width: int  # of the upright image, pixels
     height: int
     is_animated: bool
-    is_rotated: bool
-    thumb: NDArray[np.int8]
+    is_rotated: bool  # by its EXIF orientation
+    thumb: NDArray[np.int8]  # upright, gray, centred, max |x| 127; integers, so sums are exact
 
 
 def looks_like(data: bytes) -> bool:
-    """Tell whether bytes begin like an image file; for columns that may hold anything."""
+    """Tell whether bytes begin like an image file, for columns that may hold anything."""
     return (
         data.startswith(SIGNATURES)
         or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
@@ -98,17 +84,9 @@ def looks_like(data: bytes) -> bool:
 
 
 def header_of(data: bytes) -> ImageFile.ImageFile:
-    """Return the opened image; nothing but its header has been read.
+    """Open the image and read its header only; ``Image.open`` has a process-wide limit, ours follow later.
 
-    Pillow's own ``open`` warns or fails by a limit of its own, process-wide; the callers here look at
-    the size themselves before they decode.
-
-    Raises
-    ------
-    BadImageError
-        If no decoder knows the bytes.
-    MissingExtraError
-        If Pillow is not installed.
+    Raises BadImageError if no decoder knows the bytes, MissingExtraError without Pillow.
     """
     try:
         from PIL import Image
@@ -133,21 +111,10 @@ def header_of(data: bytes) -> ImageFile.ImageFile:
 
 
 def check_image(data: bytes, *, max_megapixels: float) -> ImageCheck:
-    """Return what was found about one image, decoded in full.
+    """Return the properties of an image after a full decode (of an animation, its first frame).
 
-    Of an animation the first frame is decoded: the one that is used.
-
-    Parameters
-    ----------
-    data : bytes
-        The file.
-    max_megapixels : float
-        Larger images are refused by their header, before anything is decoded.
-
-    Raises
-    ------
-    BadImageError
-        With the reason ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
+    Larger images than ``max_megapixels`` are refused by their header. Raises BadImageError with the reason
+    ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
     """
     if not data:
         raise BadImageError("empty")
@@ -183,14 +150,14 @@ def _decode(image: ImageFile.ImageFile) -> int:
         raise BadImageError("truncated" if cut else "undecodable", text) from exc
     try:
         # A tag that cannot be read is no orientation; the pixels are whole all the same.
-        found = image.getexif().get(ORIENTATION, UPRIGHT)
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
     except DECODE_ERRORS:
         return UPRIGHT
-    return found if found in range(1, 9) else UPRIGHT
+    return orientation if orientation in range(1, 9) else UPRIGHT
 
 
 def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
-    """The upright gray thumbnail, centred and scaled to whole numbers."""
+    """Return the upright gray thumbnail, centred and scaled to integers."""
     from PIL import Image
 
     small = _gray(image).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
@@ -204,7 +171,7 @@ def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """Brightness alone; what is transparent counts as white."""
+    """Return brightness alone; transparent counts as white."""
     from PIL import Image
 
     if image.mode == "L":
@@ -219,7 +186,7 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def _upright(orientation: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What brings an array with this EXIF orientation upright."""
+    """Return the function that turns an array with this EXIF orientation upright."""
     steps: dict[int, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
