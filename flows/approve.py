@@ -34,8 +34,8 @@ def approve(
     """
     started = time.monotonic()
     with running(destination):
-        found, decision = run(decide_proposal, destination, proposal, answer)
+        pending, decision = run(decide_proposal, destination, proposal, answer)
         logger.info("%s", decision.sentence)
         if decision.decision == "reject":
-            return not_published(found, decision, started=started)
-        return publish_proposal(found, decision, started=started)
+            return not_published(pending, decision, started=started)
+        return publish_proposal(pending, decision, started=started)

@@ -1,4 +1,4 @@
-"""Latents: what a trained model says of records, or makes of them: vectors, scores, reconstructions."""
+"""Latents: a trained model's vectors, scores and reconstructions of records."""
 
 from __future__ import annotations
 
@@ -55,14 +55,13 @@ def open_version(destination: Destination, version: int = 0) -> DatasetRef:
     **TASK_OPTIONS,
 )
 def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
-    """Stage the training and validation records of some classes, for a model that is to know no others.
+    """Stage the training and validation records of some classes, to train a model on these alone.
 
     Parameters
     ----------
     dataset : DatasetRef
         Ingested records.
     classes : sequence of str
-        Their names.
 
     Returns
     -------
@@ -90,26 +89,26 @@ def use_latents(
     *,
     output: Output | None = None,
 ) -> LatentRef:
-    """Put a trained model to use on staged records, and show the result on the run's page.
+    """Apply a trained model to staged records, and show the result on the run's page.
 
     Parameters
     ----------
     use : {"embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "shifts", "classes"}
-        What is made; :mod:`prefect_augment.latents.uses` says what each needs.
+        See :mod:`prefect_augment.latents.uses`.
     dataset : DatasetRef
         Ingested records, candidates, or a published version, with the columns that the model learnt.
     model : ModelRef
         A model with the ability that the use needs.
     params : Params, optional
         ``Anomalies``, ``Reconstruction``, ``Denoising``, ``Interpolation``, ``AttributeShift`` or
-        ``Classification``; their defaults where not given.
+        ``Classification``, with their defaults if None.
     output : Output, optional
-        Which parts, and where to; beside the dataset by default.
+        Beside the dataset by default.
 
     Returns
     -------
     LatentRef
-        Parquet, read by ``open_latents``, and what sums it up.
+        A summary, and Parquet for ``open_latents``.
     """
     output = output or Output()
     network = load_model_class(model.kind, modality=dataset.modality).trained_in_steps

@@ -89,8 +89,6 @@ from .tasks.approve import (
 )
 from .tasks.augment import (
     augment_records as augment_records,
-)
-from .tasks.check_policy import (
     check_image_policy as check_image_policy,
 )
 from .tasks.compare import (

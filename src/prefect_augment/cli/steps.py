@@ -239,7 +239,7 @@ def check_policy(
     lay_over(given, "classic", image=image, policy=policy.read_text() if policy else "")
     lay_seed(given, seed)
     with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.check_policy import check_policy as flow
+        from prefect_augment.flows.augment import check_policy as flow
 
         result = flow(**flow.validate_parameters(given))
     from prefect_augment.cli.formatting import show_policy
