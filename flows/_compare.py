@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.score import published_strategy
 from prefect_augment.experiment.search import best_settings, decided, finalists, go_on, rung
