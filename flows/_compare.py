@@ -22,12 +22,7 @@ from prefect_augment.plan.schedule import (
 from prefect_augment.plan.search_space import PILOT_EFFORT, pilot_groups, settings
 from prefect_augment.plan.strategies import candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
-from prefect_augment.schema.base import (
-    ModelRef,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.schema.base import ModelRef, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment, Rung, SearchResult
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings

@@ -21,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 @flow(name="approve", flow_run_name="{answer.decision} {destination.uri}", persist_result=False)
 def approve(
-    destination: Destination = Destination(),
-    proposal: str = "",
-    answer: Answer = Answer(),
+    destination: Destination = Destination(), proposal: str = "", answer: Answer = Answer()
 ) -> RunResult:
     """Decide on a version that a run left as a proposal; an approved one is published at once.
 

@@ -180,11 +180,7 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     **TASK_OPTIONS,
 )
 def confirm_choice(
-    experiment: Experiment,
-    choice: Choice,
-    scores: Sequence[StrategyScore],
-    *,
-    workers: int = 1,
+    experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], *, workers: int = 1
 ) -> Verdict:
     """Compare the choice, the best baseline and the data as they are on the hold-out, which is read once.
 

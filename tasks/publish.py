@@ -69,10 +69,7 @@ def write_report(
     **TASK_OPTIONS,
 )
 def publish_dataset(
-    release: Release,
-    report: ReportRef | None = None,
-    *,
-    approval: ApprovalDecision | None = None,
+    release: Release, report: ReportRef | None = None, *, approval: ApprovalDecision | None = None
 ) -> Commit:
     """Write the version's shards, then its manifest: readers see all of it or nothing.
 

@@ -11,13 +11,7 @@ from prefect_augment.schema.base import ModelRef
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_root,
-    progress,
-    run_log,
-)
+from prefect_augment.tasks._runtime import TASK_OPTIONS, named, open_root, progress, run_log
 
 __all__ = ["train_model"]
 

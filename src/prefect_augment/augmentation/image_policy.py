@@ -35,14 +35,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import canonical_json
 
-__all__ = [
-    "ENTRY_POINTS",
-    "PRESETS",
-    "ImagePolicy",
-    "Operation",
-    "Targets",
-    "record_seed",
-]
+__all__ = ["ENTRY_POINTS", "PRESETS", "ImagePolicy", "Operation", "Targets", "record_seed"]
 
 ALGORITHM_VERSION = 2
 ENTRY_POINTS = "prefect_augment.policies"

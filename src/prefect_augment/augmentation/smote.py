@@ -31,12 +31,7 @@ from prefect_augment.augmentation.smote_neighbours import (
 )
 from prefect_augment.errors import EmptyClassError
 
-__all__ = [
-    "SmoteRecords",
-    "random_oversample_indices",
-    "smote",
-    "smote_memory_bytes",
-]
+__all__ = ["SmoteRecords", "random_oversample_indices", "smote", "smote_memory_bytes"]
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

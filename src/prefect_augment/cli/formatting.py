@@ -77,11 +77,7 @@ def show_run(console: Console, result: RunResult) -> None:
 
 
 def show_demo(
-    console: Console,
-    results: Mapping[str, RunResult],
-    places: Mapping[str, str],
-    *,
-    seconds: float,
+    console: Console, results: Mapping[str, RunResult], places: Mapping[str, str], *, seconds: float
 ) -> None:
     """Print the end of a demo: per part what was published, what was found, how to look at it."""
     console.print(f"[bold]The demo is done[/], in {seconds:.0f} s:", highlight=False)

@@ -154,9 +154,7 @@ def anomalies(
 
 
 @_command
-def reconstruct(
-    as_class: AsClass = "",
-) -> Options:
+def reconstruct(as_class: AsClass = "") -> Options:
     """Write every record beside what the model makes of its vector, with the error per column."""
     return {"reconstruction": {"as_class": as_class}}
 

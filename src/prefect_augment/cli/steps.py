@@ -248,10 +248,7 @@ def check_policy(
 
 
 def profile(
-    source: Source,
-    label: Label = "",
-    params: ParamsFile = None,
-    as_json: Json = False,
+    source: Source, label: Label = "", params: ParamsFile = None, as_json: Json = False
 ) -> None:
     """Say what was found in a source: columns, types, classes, sizes, troubles. Writes nothing."""
     from prefect_augment.params import Source

@@ -42,11 +42,7 @@ class ImageView:
         return (self.encoder.column,)
 
     def decode(
-        self,
-        X: Images,
-        codes: NDArray[np.int64],
-        ids: Sequence[str],
-        like: pa.Table | None = None,
+        self, X: Images, codes: NDArray[np.int64], ids: Sequence[str], like: pa.Table | None = None
     ) -> pa.Table:
         """Return decoded records as PNG."""
         names = [self.encoder.strata[k] for k in codes.tolist()]

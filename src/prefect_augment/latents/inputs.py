@@ -50,7 +50,7 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
         )
     if not any(info.part_counts.get("training", {}).get(name) for name in wanted):
         raise EmptyClassError(
-            f"{', '.join(map(repr, wanted))} have no training record to learn from; name a larger class.",
+            f"{', '.join(map(repr, wanted))} have no training record to learn from; name a larger class."
         )
     # Set by anomalies.train_on, or by an own flow.
     chosen = {"anomalies": Anomalies(train_on=sorted(wanted))}

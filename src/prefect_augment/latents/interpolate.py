@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import Job, Progress, Strata
-from prefect_augment.latents.embed import (
-    column_values,
-    finite,
-    vector_means,
-    vectors,
-    vectors_by,
-)
+from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import Interpolation
 from prefect_augment.schema.base import LatentRef

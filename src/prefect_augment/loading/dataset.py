@@ -285,11 +285,7 @@ class Dataset:
         )
 
     def apply_thresholds(
-        self,
-        probabilities: ArrayLike,
-        estimator: str = "",
-        *,
-        classes: Sequence[Any] | None = None,
+        self, probabilities: ArrayLike, estimator: str = "", *, classes: Sequence[Any] | None = None
     ) -> NDArray[np.float64]:
         """Return class probabilities times the recipe's multipliers, so that the largest is the prediction.
 

@@ -139,10 +139,7 @@ class Classic(Params):
         "changed ones are another class's to it, warn, refuse, or do not look.",
     )
     max_label_damage: float = Field(
-        default=0.2,
-        ge=0.0,
-        le=1.0,
-        description="So many (lower end of the interval) are too many.",
+        default=0.2, ge=0.0, le=1.0, description="So many (lower end of the interval) are too many."
     )
     min_visibility: float = Field(
         default=0.1,

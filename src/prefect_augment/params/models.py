@@ -387,10 +387,7 @@ class DiffusionModel(ImageParams):
         description="Channels of the network's first level; time grows with its square.",
     )
     sampler_steps: int = Field(
-        default=6,
-        ge=1,
-        le=100,
-        description="Steps per image, two evaluations of the network each.",
+        default=6, ge=1, le=100, description="Steps per image, two evaluations of the network each."
     )
     sampler: Literal["midpoint", "heun"] = Field(
         default="midpoint", description="Rule of a step; heun is EDM's."

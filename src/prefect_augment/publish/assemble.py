@@ -16,22 +16,9 @@ import pyarrow as pa
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.params import Publish
 from prefect_augment.plan.weights import shard_weights
-from prefect_augment.publish.real_records import (
-    Copies,
-    Ids,
-    Piece,
-    Real,
-    RecordReader,
-    Source,
-)
+from prefect_augment.publish.real_records import Copies, Ids, Piece, Real, RecordReader, Source
 from prefect_augment.publish.synthetic_records import classic_records, synthetic_records
-from prefect_augment.schema.base import (
-    BalancePlan,
-    DatasetInfo,
-    Origin,
-    Recipe,
-    Split,
-)
+from prefect_augment.schema.base import BalancePlan, DatasetInfo, Origin, Recipe, Split
 from prefect_augment.schema.report import Release
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.storage.keys import fold_ids

@@ -28,15 +28,7 @@ from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.store import Store
 
-__all__ = [
-    "Copies",
-    "Ids",
-    "Piece",
-    "Real",
-    "RecordReader",
-    "Records",
-    "Source",
-]
+__all__ = ["Copies", "Ids", "Piece", "Real", "RecordReader", "Records", "Source"]
 
 # Ingest appends these to the source's columns; aug_id becomes a lineage column, content_key is dropped.
 STAGED_COLUMNS = ("aug_id", "content_key")

@@ -186,11 +186,7 @@ def _small(
 
 
 def _first_of_each(
-    strata: NDArray[np.int32],
-    rows: Int,
-    wanted: Mapping[str, int],
-    what: str,
-    notes: list[str],
+    strata: NDArray[np.int32], rows: Int, wanted: Mapping[str, int], what: str, notes: list[str]
 ) -> Int:
     """Take the first ``wanted`` rows of each stratum; notes name those with fewer."""
     taken = [np.zeros(0, dtype=np.int64)]
