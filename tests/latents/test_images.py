@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prefect_augment.latents.denoise import denoise
+from prefect_augment.latents.reconstruct import denoise
 from sklearn.linear_model import LogisticRegression
 from support.steps import experiment_of
 
