@@ -82,19 +82,19 @@ def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecisio
     receipts and finds the answer here.
     """
     run_id = _run_id()
-    earlier_decision = read_decision(store, proposal.id)
-    if earlier_decision is not None:
-        decided_here = bool(run_id) and earlier_decision.run == run_id
-        if decided_here or earlier_decision.decision == "approve" or not approval.ask_again:
-            logger.info("This version was decided on before. %s", earlier_decision.sentence)
-            return earlier_decision
+    previous_decision = read_decision(store, proposal.id)
+    if previous_decision is not None:
+        decided_here = bool(run_id) and previous_decision.run == run_id
+        if decided_here or previous_decision.decision == "approve" or not approval.ask_again:
+            logger.info("This version was decided on before. %s", previous_decision.sentence)
+            return previous_decision
     if why_not_suspended():
-        again = " --again" if earlier_decision is not None else ""
+        again = " --again" if previous_decision is not None else ""
         command = f"prefect-augment approve {store.uri} {proposal.id}{again}"
         logger.info("The version waits for approval: %s", command)
         return None
     answer = _ask(proposal, store, timeout_seconds=approval.timeout_hours * 3600)
-    answer = answer.model_copy(update={"again": earlier_decision is not None})
+    answer = answer.model_copy(update={"again": previous_decision is not None})
     decision = decide(store, proposal, answer, run=run_id)
     logger.info("%s", decision.sentence)
     return decision

@@ -118,9 +118,9 @@ def show_training(console: Console, result: TrainResult) -> None:
     """Print the trained model, its records and its location."""
     model = result.model
     word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
-    effort = f"{model.steps:,} steps on " if model.steps else ""
+    steps = f"{model.steps:,} steps on " if model.steps else ""
     console.print(
-        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_training:,} training records of "
+        f"[bold]{word}[/] model {escape(model.kind)}: {steps}{model.n_training:,} training records of "
         f"{result.n_records:,}.",
         highlight=False,
     )

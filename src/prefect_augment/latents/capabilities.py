@@ -46,7 +46,7 @@ def able_model(
             f"{_choose(ability, modality or 'table')}."
         )
     if isinstance(model, AutoModel):
-        able = _able_kinds(ability, modality or "table")
+        able = _capable(ability, modality or "table")
         if not able:
             raise ParameterError(
                 f"there is {_no_model(ability, modality or 'table')}.{_missing(modality or 'table')}"
@@ -67,7 +67,7 @@ def check_able(model: Any, kind: str, ability: Ability, *, modality: Modality) -
 
 
 def _choose(ability: Ability, modality: Modality) -> str:
-    able = _able_kinds(ability, modality)
+    able = _capable(ability, modality)
     if not able:
         return f"there is {_no_model(ability, modality)}.{_missing(modality)}".removesuffix(".")
     return f"choose {' or '.join(able)}"
@@ -88,7 +88,7 @@ def _missing(modality: Modality) -> str:
     return ""
 
 
-def _able_kinds(ability: Ability, modality: Modality) -> list[str]:
+def _capable(ability: Ability, modality: Modality) -> list[str]:
     """Return the capable kinds of those whose packages are installed, in the registry's order."""
     candidates = {kind: _params_of(kind) for kind in MODELS}
     return [

@@ -160,17 +160,17 @@ def draw_rows(one: Pass, place: int, weights: Float, rng: np.random.Generator) -
     ``rng`` has to be the same for every reader of the group: two may share it.
     """
     begin = int(one.ends[place - 1]) if place else 0
-    n_given = int(one.ends[place]) - begin
+    n_drawn = int(one.ends[place]) - begin
     if one.begin is None:
-        return np.arange(n_given)
-    if n_given == 0:
+        return np.arange(n_drawn)
+    if n_drawn == 0:
         return np.zeros(0, dtype=np.int64)
     rows = rng.permutation(np.flatnonzero(weights > 0))
     ends = one.begin[place] + np.cumsum(weights[rows]) * one.scale
     row_ends = np.floor(ends + one.offset).astype(np.int64)
     # A group ends at the sum of its weights, so that readers agree to the last record.
-    row_ends = np.clip(row_ends, begin, begin + n_given)
-    row_ends[-1] = begin + n_given
+    row_ends = np.clip(row_ends, begin, begin + n_drawn)
+    row_ends[-1] = begin + n_drawn
     return np.repeat(rows, np.diff(row_ends, prepend=begin))
 
 

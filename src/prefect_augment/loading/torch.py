@@ -135,7 +135,7 @@ class TorchDataset(IterableDataset):
         # Epoch and progress of training; shared, so that persistent workers see changes.
         self._progress = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
 
-    # --- where training is ---
+    # --- progress of training ---
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch, from 0: each has its own order and draws, the same in every run.
@@ -296,7 +296,7 @@ class TorchDataset(IterableDataset):
         return {**self.__dict__, "_place": self._current_place()}
 
 
-# --- what is asked for ------------------------------------------------------------------------
+# --- requested content ------------------------------------------------------------------------
 
 
 def _check_numbers(

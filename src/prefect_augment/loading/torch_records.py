@@ -59,16 +59,16 @@ class RowMaker:
         decode: bool,
         transform: Callable[[Any], Any] | None,
     ) -> None:
-        kinds = {name: schema.field(name).type for name in features}
+        types = {name: schema.field(name).type for name in features}
         self.features = features
         self.label = label
         self.classes = classes
         self.channels = channels
         self.decode = decode
         self.transform = transform
-        self.images = [name for name, kind in kinds.items() if kind == IMAGE_TYPE]
-        self.numbers = [name for name, kind in kinds.items() if _is_number(kind)]
-        self.texts = [name for name, kind in kinds.items() if _is_text(kind)]
+        self.images = [name for name, kind in types.items() if kind == IMAGE_TYPE]
+        self.numbers = [name for name, kind in types.items() if _is_number(kind)]
+        self.texts = [name for name, kind in types.items() if _is_text(kind)]
         self.main = main_image(schema)
         self._code = _codes_of_values(schema.field(label).type, classes)
         if self.images and decode:

@@ -50,7 +50,7 @@ class Balance(Params):
         return 1.0 if self.max_synthetic_per_real < 0 else self.max_synthetic_per_real
 
     @model_validator(mode="after")
-    def _count_is_given(self) -> Balance:
+    def _count_is_set(self) -> Balance:
         if self.target == "count" and self.count < 1:
             raise ValueError(
                 "target is 'count' but count is 0; say how many records each class should have."
