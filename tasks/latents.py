@@ -21,6 +21,7 @@ from prefect_augment.tasks._runtime import (
     named,
     open_block_store,
     open_destination,
+    open_root,
     progress,
     run_log,
 )
@@ -69,8 +70,7 @@ def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
         Records with the ids and parts that they have in ``dataset``.
     """
     with run_log():
-        store = open_block_store(dataset.root, dataset.block)
-        ref = inputs.select_classes(dataset, classes=classes, store=store)
+        ref = inputs.select_classes(dataset, classes=classes, store=open_root(dataset))
         return ref.model_copy(update={"block": dataset.block})
 
 
@@ -113,7 +113,7 @@ def use_latents(
     output = output or Output()
     network = load_model_class(model.kind, modality=dataset.modality).trained_in_steps
     with run_log(), progress(use, dataset.root) as report, gpu_slot(network=network):
-        store = open_block_store(dataset.root, dataset.block)
+        store = open_root(dataset)
         out = open_block_store(output.uri, output.storage_block) if output.uri else None
         ref = uses.use_latents(
             use, dataset, model, store, params=params, output=output, out=out, on_progress=report

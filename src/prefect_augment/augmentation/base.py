@@ -15,7 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.smote import SmoteRecords, random_oversample_indices, smote
-from prefect_augment.augmentation.smote_neighbours import start_weights, stratum_seed
+from prefect_augment.augmentation.smote_neighbours import (
+    Codes,
+    Floats,
+    start_weights,
+    stratum_seed,
+)
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
 from prefect_augment.augmentation.write_images import make_image_copies
 from prefect_augment.encoding.arrays import Matrix, training_matrix
@@ -160,10 +165,6 @@ def _to_table(
     ):
         table = table.append_column(name, column)
     return table.sort_by("aug_id")
-
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 
 def make_records(

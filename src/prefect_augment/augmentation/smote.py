@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from prefect_augment.augmentation.smote_neighbours import (
     DISTANCES_MIB,
     MIB,
+    Codes,
     Drawn,
+    Floats,
     Searchable,
     draw,
     started,
@@ -32,9 +34,6 @@ from prefect_augment.augmentation.smote_neighbours import (
 from prefect_augment.errors import EmptyClassError
 
 __all__ = ["SmoteRecords", "random_oversample_indices", "smote", "smote_memory_bytes"]
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from prefect_augment.errors import ParameterError
 __all__ = [
     "DISTANCES_MIB",
     "MIB",
+    "Codes",
     "Drawn",
+    "Floats",
     "Searchable",
     "draw",
     "start_weights",

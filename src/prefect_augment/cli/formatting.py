@@ -265,30 +265,18 @@ def _show_classes(console: Console, result: RunResult) -> None:
     train = result.counts.get("train", {})
     recipe = result.recipe
     for entry in result.plan.classes:
-        added = {"synthetic": entry.n_synthetic, "classic": entry.n_classic}
-        weighted = ""
+        synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, ""
         if recipe is not None:
-            added = {
-                "synthetic": recipe.synthetic.get(entry.name, 0),
-                "classic": recipe.classic.get(entry.name, 0),
-            }
+            synthetic = recipe.synthetic.get(entry.name, 0)
+            classic = recipe.classic.get(entry.name, 0)
             n = entry.n_real + recipe.counted(entry.name)
             weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
-        after = (
-            sum(train.get(entry.label, {}).values())
-            if train and not entry.by
-            else entry.n_real + sum(added.values())
-        )
+        after = entry.n_real + synthetic + classic
+        if train and not entry.by:
+            after = sum(train.get(entry.label, {}).values())
         name = escape(entry.name) + ("" if entry.compared else " (not compared)")
-        table.add_row(
-            name,
-            f"{entry.n_real:,}",
-            f"{entry.target:,}",
-            f"{added['synthetic']:,}",
-            f"{added['classic']:,}",
-            f"{after:,}",
-            weighted,
-        )
+        counts = (entry.n_real, entry.target, synthetic, classic, after)
+        table.add_row(name, *(f"{n:,}" for n in counts), weighted)
     console.print(table)
     for warning in result.plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]")

@@ -22,7 +22,7 @@ from prefect_augment.params.keys import step_key
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import Commit, Result
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema.manifest import Manifest, class_counts
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage.leases import lease
@@ -260,18 +260,13 @@ def _heading(version: int) -> str:
 
 
 def _manifest(version: int, parent: Manifest, intent: _Intent, rewritten: Rewritten) -> Manifest:
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for shard in rewritten.shards:
-        for name, n in shard.class_counts.items():
-            origins = counts.setdefault(shard.split, {}).setdefault(name, {})
-            origins[shard.origin] = origins.get(shard.origin, 0) + n
     return parent.model_copy(
         update={
             "version": version,
             "parent": parent.version,
             "dataset_key": intent.dataset_key,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "class_counts": counts,
+            "class_counts": class_counts(rewritten.shards),
             "shards": rewritten.shards,
             "ledger": rewritten.ledger,
             "ingest": "",

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from prefect_augment.errors import AugmentError
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema.base import Result, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema.manifest import Manifest, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage.manifests import manifest_path, read_manifest
@@ -219,17 +219,7 @@ def _check_ids(findings: _Findings, *, has_real: bool) -> None:
 
 def _check_counts(manifest: Manifest, findings: _Findings) -> None:
     """Compare the manifest's counts with the sums over its shards."""
-    summed: Counter[tuple[str, str, str]] = Counter()
-    for shard in manifest.shards:
-        for name, n in shard.class_counts.items():
-            summed[shard.split, name, shard.origin] += n
-    recorded = {
-        (split, name, origin): n
-        for split, classes in manifest.class_counts.items()
-        for name, origins in classes.items()
-        for origin, n in origins.items()
-    }
-    if recorded != dict(summed):
+    if manifest.class_counts != class_counts(manifest.shards):
         message = "the counts per class and origin are not the sums over the shards."
         findings.add(manifest_path(manifest.version), "manifest", message)
 

@@ -36,7 +36,12 @@ from prefect_augment.schema.base import (
     ShardInfo,
     class_order,
 )
-from prefect_augment.schema.manifest import Manifest, PublishedModel, software_versions
+from prefect_augment.schema.manifest import (
+    Manifest,
+    PublishedModel,
+    class_counts,
+    software_versions,
+)
 from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
@@ -79,28 +84,13 @@ def publish(
     if settings.export:
         check_export(store, settings.export)
     check_shard_format(settings.format, modality=info.modality)
-    key = release.key
-    published = find_commit(store, key)
+    published = find_commit(store, release.key)
     if published is None:
         check_destination(store, info)
-        # The lease keeps garbage collection away from shards that no manifest names yet.
-        with lease(store, "writing", f"publish-{key}"), returned_at_once():
-            if not store.is_local:
-                probe_exclusive(store)
-            report_progress(0.0, "putting records together")
-            with Workspace() as workspace:
-                assembled = assemble(release, info, store, workspace)
-            shards = _write_portions(store, assembled.portions, info, settings, report_progress)
-            fields = _fields(release, assembled, shards, info, store)
-            fields |= {"approval": approval}
-            if report is not None:
-                fields["notes"] += report.notes
-            report_progress(0.9, "writing the manifest")
-            build = partial(_manifest, store=store, info=info, report=report, fields=fields)
-            published = commit(store, build, dataset_key=key)
+        published = _write_version(release, report, info, store, approval, report_progress)
     else:
         # The lease of a run killed right after its commit would block removals for a day.
-        drop_lease(store, "writing", f"publish-{key}")
+        drop_lease(store, "writing", f"publish-{release.key}")
     refresh_card(store)
     if settings.export:
         report_progress(0.95, f"exporting to {settings.export}")
@@ -125,6 +115,32 @@ def publish(
             published.version,
         )
     return published
+
+
+def _write_version(
+    release: Release,
+    report: ReportRef | None,
+    info: DatasetInfo,
+    store: Store,
+    approval: ApprovalDecision | None,
+    report_progress: Callable[[float, str], None],
+) -> Commit:
+    """Write the version's shards and commit its manifest."""
+    settings = release.experiment.params.publish
+    # The lease keeps garbage collection away from shards that no manifest names yet.
+    with lease(store, "writing", f"publish-{release.key}"), returned_at_once():
+        if not store.is_local:
+            probe_exclusive(store)
+        report_progress(0.0, "putting records together")
+        with Workspace() as workspace:
+            assembled = assemble(release, info, store, workspace)
+        shards = _write_portions(store, assembled.portions, info, settings, report_progress)
+        fields = _fields(release, assembled, shards, info, store) | {"approval": approval}
+        if report is not None:
+            fields["notes"] += report.notes
+        report_progress(0.9, "writing the manifest")
+        build = partial(_manifest, store=store, info=info, report=report, fields=fields)
+        return commit(store, build, dataset_key=release.key)
 
 
 def _manifest(
@@ -173,7 +189,7 @@ def _fields(
     publishes_real = "real" in experiment.params.publish.origins
     return {
         "dataset_key": release.key,
-        "class_counts": _class_counts(shards),
+        "class_counts": class_counts(shards),
         "shards": shards,
         "plan": experiment.plan.classes,
         "recipe": release.recipe,
@@ -274,17 +290,6 @@ def _privacy(store: Store, release: Release) -> tuple[str, ...]:
         return ()
     privacy = found_privacy(store, release.dataset, release.experiment.candidates)
     return (privacy.sentence,) if privacy else ()
-
-
-def _class_counts(shards: Sequence[ShardInfo]) -> dict[str, dict[str, dict[str, int]]]:
-    """Return split -> class -> origin -> records."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for shard in shards:
-        classes = counts.setdefault(shard.split, {})
-        for name, n in shard.class_counts.items():
-            origins = classes.setdefault(name, {})
-            origins[shard.origin] = origins.get(shard.origin, 0) + n
-    return counts
 
 
 def _model(model: ModelRef) -> PublishedModel:

@@ -11,6 +11,7 @@ import json
 import platform
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -32,6 +33,7 @@ __all__ = [
     "Manifest",
     "PublishedFile",
     "PublishedModel",
+    "class_counts",
     "content_digest",
     "software_versions",
 ]
@@ -187,6 +189,17 @@ class Manifest(Result):
     def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
         """Return the shards of one split, in reading order."""
         return tuple(s for s in self.shards if s.split == split)
+
+
+def class_counts(shards: Iterable[ShardInfo]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return split -> class -> origin -> records."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for shard in shards:
+        classes = counts.setdefault(shard.split, {})
+        for name, n in shard.class_counts.items():
+            origins = classes.setdefault(name, {})
+            origins[shard.origin] = origins.get(shard.origin, 0) + n
+    return counts
 
 
 def content_digest(fields: dict[str, Any]) -> str:
