@@ -159,26 +159,21 @@ Files = Iterator[tuple[str, bytes]]
 
 
 def _coco(split: str, images: Sequence[_Image], names: Sequence[str]) -> Files:
-    images: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i, image in enumerate(images, start=1):
         width, height = image.size
-        images.append(
-            {"id": i, "file_name": f"images/{image.name}", "width": width, "height": height}
-        )
+        file_name = f"images/{image.name}"
+        entries.append({"id": i, "file_name": file_name, "width": width, "height": height})
         for name, box in image.boxes:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": names.index(name) + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": i,
+                "category_id": names.index(name) + 1,
+            }
+            annotations.append(entry | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    whole = {"images": images, "annotations": annotations, "categories": categories}
+    whole = {"images": entries, "annotations": annotations, "categories": categories}
     yield f"{split}/annotations.json", json.dumps(whole).encode()
 
 
