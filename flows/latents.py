@@ -71,7 +71,9 @@ _AFTER = {
 def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
     """Return the flow of a use: its own params, if any, between those that all take."""
     of = USES[use]
-    own = {of.section: (of.params, (of.params.__doc__ or "").strip())} if of.params else {}
+    own: dict[str, tuple[Any, str]] = {}
+    if of.params:  # the form drops a description that equals the class's own
+        own[of.section] = (of.params, f"{(of.params.__doc__ or '').strip()} Optional.")
     sections: dict[str, tuple[Any, str]] = {**_BEFORE, **own, **_AFTER}
     signature = Signature(
         [
